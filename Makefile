@@ -1,0 +1,45 @@
+# alignkit: `make quickstart` trains the first policy, `make test` is what CI runs.
+
+PYTHON ?= python3
+# Overrides of the recipe, e.g. make quickstart ARGS="stages.align.algorithm=rejection_sampling"
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+# Only what an installation depends on: an editable install follows the code by itself.
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: quickstart test slow lint fix clean
+
+quickstart: .venv/.installed
+	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+slow: .venv/.installed-test
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: .venv/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# Stamp files: an installation is done once, and again when its inputs change.
+.venv/.installed: $(INPUTS) | $(BIN)/python
+	$(PIP) -e .
+	touch $@
+
+.venv/.installed-test: $(INPUTS) | $(BIN)/python
+	$(PIP) -e ".[test]"
+	touch $@ .venv/.installed

@@ -1,0 +1,66 @@
+"""alignkit: align language models with human and AI feedback, from YAML recipes and plugins.
+
+A plugin imports this one name. Nothing here loads torch before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "algorithm": (
+        "Algorithm Batch DATASET Field Loss Needs Options Outputs POLICY Pairs Per Phase REWARD ROLLOUTS SelectContext "
+        "StageDefaults Term per_group per_pair per_response per_token"
+    ),
+    "data": "Format Group Message Pair Response",
+    "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
+    "hookspecs": "hookimpl",
+    "recipe": "DataRef RewardRef StageRef",
+    "reward": "Combine Combined Context Judge Models Reward Verdict",
+    "step": "Artifact Step StepContext",
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
+__all__ = [*sorted(_HOME), "functional"]
+
+if TYPE_CHECKING:
+    from alignkit import functional as functional
+    from alignkit.algorithm import (
+        DATASET,
+        POLICY,
+        REWARD,
+        ROLLOUTS,
+        Algorithm,
+        Batch,
+        Field,
+        Loss,
+        Needs,
+        Options,
+        Outputs,
+        Pairs,
+        Per,
+        Phase,
+        SelectContext,
+        StageDefaults,
+        Term,
+        per_group,
+        per_pair,
+        per_response,
+        per_token,
+    )
+    from alignkit.data import Format, Group, Message, Pair, Response
+    from alignkit.errors import AlignkitError, BadRow, DataError, PluginError, RecipeError, RemoteError, RunFailed
+    from alignkit.hookspecs import hookimpl
+    from alignkit.recipe import DataRef, RewardRef, StageRef
+    from alignkit.reward import Combine, Combined, Context, Judge, Models, Reward, Verdict
+    from alignkit.step import Artifact, Step, StepContext
+
+
+def __getattr__(name: str) -> Any:
+    if name == "functional":
+        return importlib.import_module("alignkit.functional")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"alignkit.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'alignkit' has no attribute '{name}'")

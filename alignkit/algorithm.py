@@ -1,0 +1,269 @@
+"""The interface of an algorithm: choose groups (`select`), compute the learning signal (`signal`), give the `loss`.
+
+Shapes in this file: R responses, T response tokens (padded), P pairs, G groups.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from pydantic import Field as Field
+
+from alignkit.data import Group
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Options(BaseModel):
+    """Base of every plugin's options: unknown keys are refused, fields carry a description and a range."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class Source(enum.Enum):
+    """Where an algorithm's groups come from."""
+
+    DATASET = "dataset"
+    ROLLOUTS = "rollouts"
+
+
+class Trains(enum.Enum):
+    """What an algorithm trains: the policy's language head, or a scalar reward head."""
+
+    POLICY = "policy"
+    REWARD = "reward"
+
+
+DATASET, ROLLOUTS = Source.DATASET, Source.ROLLOUTS
+POLICY, REWARD = Trains.POLICY, Trains.REWARD
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the engine computes for `signal` and `loss`; nothing else is computed.
+
+    old_logprobs: of the policy that wrote the rollouts, by the training path. values: a value role is trained.
+    entropy: of the policy at each response token. min_samples: least responses in a group.
+    pairs: groups without a pair are an error (dataset) or left out and counted (rollouts).
+    """
+
+    old_logprobs: bool = False
+    reference_logprobs: bool = False
+    values: bool = False
+    entropy: bool = False
+    min_samples: int = 1
+    pairs: bool = False
+
+
+@dataclass(frozen=True)
+class StageDefaults:
+    """Stage-level settings that suit an algorithm, used where the recipe is silent. None: the general default."""
+
+    learning_rate: float | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    weight_decay: float | None = None
+    warmup_ratio: float | None = None
+    lr_scheduler_type: str | None = None
+    max_grad_norm: float | None = None
+    adam_epsilon: float | None = None
+    iterations: int | None = None
+    prompts_per_iteration: int | None = None
+    samples_per_prompt: int | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Part of an iteration: learn from `groups` for `epochs` passes at `lr_scale` times the stage's learning rate."""
+
+    groups: Sequence[Group]
+    epochs: int | None = None
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of a batch as indices into its responses: `better`, `worse`, `p`, `margin`, `group`, each [P].
+
+    levels: the margin's level where the data names one instead of giving a number (`margin` is 0 there).
+    """
+
+    better: Tensor
+    worse: Tensor
+    p: Tensor
+    margin: Tensor
+    group: Tensor
+    levels: tuple[str | None, ...] = ()
+
+    def __len__(self) -> int:
+        return int(self.better.shape[0])
+
+    def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The better and the worse responses' entries of `x` [R, ...]: two tensors [P, ...]."""
+        return x[self.better], x[self.worse]
+
+
+@dataclass
+class Batch:
+    """Response tokens only; prompts, padding of the model's input, packing and devices are the engine's business.
+
+    tokens: [R, T] int64. mask: [R, T] bool, true where a token is the response's and counts.
+    `x[r, t]` always belongs to the prediction of `tokens[r, t]`: there are no shifted copies.
+    group: [R] index of each response's group in `groups`. pairs: see `Pairs`.
+    old_logprobs, reference_logprobs, old_values: [R, T] measured before the first update, or None.
+    rewards: [R] what gradient methods see (whitened where the combination says so). scores: [R] the un-whitened
+    combination. truncated: [R] bool. signals: what `signal` returned, sliced to these responses.
+    """
+
+    groups: Sequence[Group]
+    tokens: Tensor
+    mask: Tensor
+    group: Tensor
+    pairs: Pairs
+    truncated: Tensor
+    old_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    old_values: Tensor | None = None
+    rewards: Tensor | None = None
+    scores: Tensor | None = None
+    signals: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A signal by name."""
+        return self.signals[name]
+
+
+@dataclass
+class Outputs:
+    """What the trained roles gave for a batch, with gradients: logprobs, entropy, values [R, T]; scores [R]."""
+
+    logprobs: Tensor | None = None
+    entropy: Tensor | None = None
+    values: Tensor | None = None
+    scores: Tensor | None = None
+
+
+class Per(enum.Enum):
+    """What one entry of a term counts as when it is averaged over the global batch."""
+
+    TOKEN = "token"
+    PAIR = "pair"
+    RESPONSE = "response"
+    GROUP = "group"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named part of a loss: values [R, T] per token, [P] per pair, [R] per response or [G] per group."""
+
+    values: Tensor
+    per: Per
+    coefficient: float = 1.0
+
+
+def per_token(values: Tensor, coefficient: float = 1.0) -> Term:
+    """Average over all counted tokens of the global batch. values: [R, T]; entries where the mask is false are cut."""
+    return Term(values, Per.TOKEN, coefficient)
+
+
+def per_pair(values: Tensor, coefficient: float = 1.0) -> Term:
+    """Average over all pairs of the global batch. values: [P]."""
+    return Term(values, Per.PAIR, coefficient)
+
+
+def per_response(values: Tensor, coefficient: float = 1.0) -> Term:
+    """Average over all responses with a counted token in the global batch. values: [R]."""
+    return Term(values, Per.RESPONSE, coefficient)
+
+
+def per_group(values: Tensor, coefficient: float = 1.0) -> Term:
+    """Average over all groups of the global batch. values: [G]."""
+    return Term(values, Per.GROUP, coefficient)
+
+
+class Loss(dict[str, Term]):
+    """Named terms; each is averaged over the whole global batch, then multiplied by its coefficient and summed."""
+
+    def __init__(self, **terms: Term):
+        super().__init__(terms)
+
+
+class SelectContext:
+    """What `select` may look at beside its groups.
+
+    iteration: counts from 1 (0 for a dataset). seed: of the stage. earlier(): the scored rollouts of the stage's
+    earlier iterations, oldest first, as lists of groups; with `carry_from` also those of earlier stages.
+    log(name=value): metrics of this iteration.
+    """
+
+    def __init__(
+        self,
+        iteration: int,
+        seed: int,
+        earlier: Callable[[], list[list[Group]]],
+        log: Callable[..., None],
+        rng: Any,
+    ):
+        self.iteration = iteration
+        self.seed = seed
+        self.earlier = earlier
+        self.log = log
+        self.rng = rng  # numpy Generator of this stage and iteration
+
+
+class Algorithm:
+    """Base class of an alignment algorithm: subclass, give `Options` and `loss`, override what differs.
+
+    An instance belongs to one stage. `state` is small, JSON, and checkpointed.
+    """
+
+    Options: ClassVar[type[Options]] = Options
+    defaults: ClassVar[StageDefaults] = StageDefaults()
+    source: ClassVar[Source] = DATASET
+    trains: ClassVar[Trains] = POLICY
+    needs: ClassVar[Needs] = Needs()
+
+    def __init__(self, options: Any):
+        self.options = options
+        self.state: dict[str, Any] = {}
+        self.metrics: dict[str, float] = {}  # what `signal` wants logged for this iteration
+
+    def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group] | list[Phase]:
+        """Choose, pair or relabel groups before anything is tokenised. Default: as they are."""
+        return groups
+
+    def keep(self, group: Group) -> bool:
+        """Whether a scored group has something to teach; rejected ones are counted and left out."""
+        return True
+
+    def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
+        """Tensors [R, T] or [R] computed once per iteration over all rollouts: advantages, returns, targets."""
+        return {}
+
+    def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
+        """Statistics over the whole global batch, without a gradient, kept in `self.state` for `loss`."""
+        return {}
+
+    def weights(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Weights of terms whose denominator is not one per token, pair, response or group.
+
+        Keys are names of loss terms; shapes as the term's values. The term's average is
+        sum(values * weights) / sum(weights over the global batch).
+        """
+        return {}
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        """The loss of a micro-batch, unreduced."""
+        raise NotImplementedError(f"{type(self).__name__} gives no loss")
+
+    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        """Metrics of a micro-batch as unreduced terms, averaged as a loss term is; no gradient."""
+        return {}

@@ -1,0 +1,214 @@
+"""Attention over packed rows: several groups side by side in one row, each prompt computed once for its responses.
+
+A model loaded with `attn_implementation="alignkit"` asks the current `Layout` how its tokens may see each other, so
+padding never exists and a response's tokens see their prompt and themselves. Transformers builds no mask of its own
+for an implementation it does not know, which is what makes this exact for any model that uses its attention
+interface. `Decoding` is the same for sampling: one new token a row against a preallocated cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+NAME = "alignkit"
+
+
+class Layout(Protocol):
+    """How the tokens of a forward pass see each other."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+        """q: [rows, heads, tokens, size], k and v with their own number of heads -> [rows, heads, tokens, size]."""
+        ...
+
+
+@dataclass(frozen=True)
+class How:
+    """What a layer wants: scale of the products, sliding window in tokens, soft cap of the products."""
+
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+
+
+_layout: ContextVar[Layout] = ContextVar("alignkit_layout")
+
+
+@contextmanager
+def using(layout: Layout) -> Iterator[None]:
+    """Forward passes inside see their tokens by `layout`."""
+    token = _layout.set(layout)
+    try:
+        yield
+    finally:
+        _layout.reset(token)
+
+
+def _interface(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    how = How(scaling, sliding_window, softcap)
+    out = _layout.get().attend(module.layer_idx, query, key, value, how)  # type: ignore[arg-type]
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, _interface)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One group in a packed row: where it starts, its prompt's length and its responses' lengths, in tokens."""
+
+    start: int
+    prompt: int
+    responses: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.prompt + sum(self.responses)
+
+    def positions(self) -> Tensor:
+        """Position of each token in its own sequence, [length]: every response continues the prompt."""
+        parts = [torch.arange(self.prompt)]
+        parts += [torch.arange(self.prompt, self.prompt + n) for n in self.responses]
+        return torch.cat(parts)
+
+    def owners(self) -> Tensor:
+        """-1 for the prompt's tokens, else the response's index, [length]."""
+        counts = torch.tensor([self.prompt, *self.responses])
+        return torch.repeat_interleave(torch.arange(-1, len(self.responses)), counts)
+
+
+@dataclass
+class Packed:
+    """Segments in one row of tokens; nothing sees another segment, responses see their prompt and themselves.
+
+    `keep`: store each layer's keys and values (sampling starts from them), [heads, tokens, size] each.
+    """
+
+    segments: Sequence[Segment]
+    keep: bool = False
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+
+    @property
+    def position_ids(self) -> Tensor:
+        """[1, tokens]."""
+        return torch.cat([segment.positions() for segment in self.segments])[None]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+        if self.keep:
+            self.kept[layer] = (k[0].detach(), v[0].detach())
+        parts = []
+        for index, segment in enumerate(self.segments):
+            cut = slice(segment.start, segment.start + segment.length)
+            mask = self._mask(index, segment, how.window, q.device)
+            parts.append(attention(q[:, :, cut], k[:, :, cut], v[:, :, cut], mask, how))
+        return torch.cat(parts, dim=2)
+
+    def _mask(self, index: int, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
+        """[length, length] true where a query may see a key; None: plain causal order says it all."""
+        longest = segment.prompt + max(segment.responses, default=0)
+        if window is not None and window >= longest:
+            window = None
+        if len(segment.responses) <= 1 and window is None:
+            return None
+        if (index, window) not in self._masks:
+            owner, position = segment.owners(), segment.positions()
+            sees = (owner[None] == owner[:, None]) | (owner[None] == -1)
+            sees &= position[None] <= position[:, None]
+            if window is not None:
+                sees &= position[:, None] - position[None] < window
+            self._masks[index, window] = sees.to(device)
+        return self._masks[index, window]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: How) -> Tensor:
+    """Scaled dot-product attention, [rows, heads, tokens, size]; mask true where a query sees a key, None: causal."""
+    if how.softcap is None:
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=how.scaling, enable_gqa=grouped
+        )
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) * (how.scaling if how.scaling is not None else q.shape[-1] ** -0.5)
+    scores = torch.tanh(scores / how.softcap) * how.softcap
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.softmax(scores.float(), dim=-1).to(q.dtype) @ v
+
+
+class Decoding:
+    """One new token a row. Rows keep their prompt right-aligned before column `prompts`, so all rows write the same
+    column and the only mask is the empty space left of short prompts.
+    """
+
+    def __init__(self, prefill: Packed, owners: Sequence[int], new_tokens: int):
+        """prefill: has kept the prompts' keys and values. owners[row]: the row's segment in it."""
+        lengths = [prefill.segments[owner].prompt for owner in owners]
+        self.prompts = max(lengths)
+        self.column = self.prompts
+        self.starts = torch.tensor([self.prompts - n for n in lengths])
+        self.cache: dict[int, tuple[Tensor, Tensor]] = {}
+        for layer, kept in prefill.kept.items():
+            heads, _, size = kept[0].shape
+            pair = []
+            for source in kept:
+                rows = source.new_zeros(len(owners), heads, self.prompts + new_tokens, size)
+                for row, owner in enumerate(owners):
+                    segment = prefill.segments[owner]
+                    cut = source[:, segment.start : segment.start + segment.prompt]
+                    rows[row, :, self.prompts - segment.prompt : self.prompts] = cut
+                pair.append(rows)
+            self.cache[layer] = (pair[0], pair[1])
+        self._sees: dict[int | None, Tensor] = {}
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+        keys, values = self.cache[layer]
+        keys[:, :, self.column] = k[:, :, 0]
+        values[:, :, self.column] = v[:, :, 0]
+        seen = slice(0, self.column + 1)
+        keys, values = keys[:, :, seen], values[:, :, seen]
+        mask = self._mask(how.window, q.device)
+        rows, heads, _, size = q.shape
+        # The query heads that share a key head stand as its queries: no copy of the keys, one product a key head.
+        q = q.view(rows, k.shape[1], heads // k.shape[1], size)
+        return attention(q, keys, values, mask, how).reshape(rows, heads, 1, size)
+
+    def _mask(self, window: int | None, device: torch.device) -> Tensor:
+        """[rows, 1, 1, column + 1]."""
+        if window not in self._sees:
+            columns = torch.arange(self.column + 1)[None]
+            sees = columns >= self.starts[:, None]
+            if window is not None:
+                sees &= columns > self.column - window
+            self._sees[window] = sees[:, None, None].to(device)
+        return self._sees[window]
+
+    def advance(self) -> None:
+        """The token of this column is complete in all layers."""
+        self.column += 1
+        self._sees.clear()
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Forget all rows but these: finished sequences leave."""
+        self.starts = self.starts[rows.cpu()]
+        self.cache = {layer: (k[rows], v[rows]) for layer, (k, v) in self.cache.items()}
+        self._sees.clear()

@@ -1,0 +1,386 @@
+"""From groups to tokens: the chat template, masks, packed rows, and the batches that algorithms see.
+
+Treatment of what does not fit, counted in `Encoder.counts` and logged, never silent:
+
+| case | treatment |
+|---|---|
+| prompt that leaves no room for a response token | the group is left out (`no_room`) |
+| response longer than the room | cut on the right, no end of turn: the model is not taught to stop there (`cut`) |
+| the same for scoring | cut, then the end of turn, as a reward model was trained (`cut`) |
+| pair whose responses are equal once cut | the pair is left out (`equal_pairs`) |
+| empty response | the end of turn alone |
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignkit.algorithm import Batch, Pairs
+from alignkit.attention import Packed, Segment
+from alignkit.data import Group, Message, Pair, Response, resolved_pairs
+from alignkit.errors import DataError
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A response in tokens. mask: true where a token counts. truncated: it ends without an end of turn."""
+
+    tokens: Ids
+    mask: tuple[bool, ...]
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A group in tokens. pairs: those whose responses differ in tokens; indices are into rows."""
+
+    group: Group
+    prompt: Ids
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens in a packed row: the prompt counts once."""
+        return len(self.prompt) + sum(len(row.tokens) for row in self.rows)
+
+
+class Encoder:
+    """The one place where text becomes tokens, so that training, sampling and scoring agree."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.counts: Counter[str] = Counter()
+
+    # Pieces of text
+
+    def text(self, text: str) -> Ids:
+        """Tokens of plain text; special tokens that occur in it are ordinary text, so data cannot end a turn."""
+        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def templated(self, text: str) -> Ids:
+        """Tokens of what the chat template wrote."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def render(self, messages: Sequence[Message], generation: bool) -> str:
+        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        text: str = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation)
+        return text
+
+    @cached_property
+    def bos(self) -> Ids:
+        """What the tokenizer puts before a text of its own accord."""
+        empty = self.tokenizer("")["input_ids"]
+        return tuple(empty[:1]) if empty and empty[0] == self.tokenizer.bos_token_id else ()
+
+    @cached_property
+    def end_of_turn(self) -> Ids:
+        """What ends an assistant's turn: the template's first special token after its words, else the EOS token."""
+        question: list[Message] = [{"role": "user", "content": "q"}]
+        answer: Message = {"role": "assistant", "content": "answer"}
+        before, whole = self.render(question, True), self.render([*question, answer], False)
+        eos = self.tokenizer.eos_token_id
+        start = whole.rfind("answer") + len("answer")
+        if before and whole.startswith(before.rstrip()):
+            ids = self.templated(whole[start:])
+            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
+            for index, token in enumerate(ids):
+                if token in special:
+                    return ids[: index + 1]
+        return (eos,)
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a response."""
+        return frozenset({self.end_of_turn[-1], self.tokenizer.eos_token_id})
+
+    # Groups
+
+    def prompt(self, messages: Sequence[Message]) -> Ids:
+        """A prompt in tokens, up to where the assistant begins to write; empty for raw text."""
+        if not messages:
+            return self.bos
+        ids = self.templated(self.render(messages, True))
+        return ids if ids[: len(self.bos)] == self.bos else self.bos + ids
+
+    def encode(self, group: Group, max_length: int, *, turns: str = "all", scoring: bool = False) -> Encoded | None:
+        """A group in tokens, each sequence at most `max_length`; None when its prompt leaves no room.
+
+        turns: which assistant turns of a demonstration count, `all` or `last`. scoring: every response ends with an
+        end of turn.
+        """
+        prompt = self.prompt(group.prompt)
+        room = max_length - len(prompt)
+        if room < 1 + (len(self.end_of_turn) if scoring else 0):
+            self.counts["no_room"] += 1
+            return None
+        rows = tuple(self._row(group, response, room, turns, scoring) for response in group.responses)
+        return Encoded(group, prompt, rows, self._pairs(group, rows))
+
+    def _row(self, group: Group, response: Response, room: int, turns: str, scoring: bool) -> Row:
+        tokens, mask, truncated = self._response(group, response, turns)
+        if scoring and truncated:
+            tokens, mask = tokens + self.end_of_turn, mask + (True,) * len(self.end_of_turn)
+            truncated = False
+        if len(tokens) > room:
+            self.counts["cut"] += 1
+            end = self.end_of_turn if scoring else ()
+            tokens = tokens[: room - len(end)] + end
+            mask = mask[: room - len(end)] + (True,) * len(end)
+            truncated = not scoring
+        return Row(tokens, mask, truncated)
+
+    def _response(self, group: Group, response: Response, turns: str) -> tuple[Ids, tuple[bool, ...], bool]:
+        if response.tokens is not None:
+            written = response.written or (True,) * len(response.tokens)
+            return response.tokens, written, response.truncated
+        if response.messages is not None:
+            return self._turns(group, response.messages, turns)
+        if not group.prompt:
+            tokens = (*self.text(response.text), self.tokenizer.eos_token_id)
+            # Without a token before it the first one is nobody's prediction.
+            return tokens, (bool(self.bos), *(True for _ in tokens[1:])), False
+        tokens = self.text(response.text) + (() if response.truncated else self.end_of_turn)
+        return tokens, (True,) * len(tokens), response.truncated
+
+    def _turns(self, group: Group, messages: Sequence[Message], turns: str) -> tuple[Ids, tuple[bool, ...], bool]:
+        """Several turns: the assistant's words and ends of turn count, what the template and others wrote does not."""
+        tokens: list[int] = []
+        mask: list[bool] = []
+        history = list(group.prompt)
+        last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
+        pending: list[Message] = []
+        for index, message in enumerate(messages[: last + 1]):
+            if message["role"] != "assistant":
+                pending.append(message)
+                continue
+            if pending:
+                between = self.templated(self._between(group, history, pending))
+                tokens += between
+                mask += [False] * len(between)
+                history, pending = [*history, *pending], []
+            words = self.text(message["content"]) + self.end_of_turn
+            counts = message.get("train", True) and (turns == "all" or index == last)
+            tokens += words
+            mask += [counts] * len(words)
+            history = [*history, message]
+        return tuple(tokens), tuple(mask), False
+
+    def _between(self, group: Group, history: Sequence[Message], new: Sequence[Message]) -> str:
+        """What the template writes between an assistant's end of turn and its next words."""
+        whole = self.render([*history, *new], True)
+        end = self.tokenizer.decode(list(self.end_of_turn))
+        before = self.render(history[:-1], True)
+        place = whole.find(end, len(before) if whole.startswith(before) else 0)
+        words = history[-1]["content"].strip()
+        if place < 0 or words not in whole[:place]:
+            raise DataError(
+                f"group {group.id}: the chat template does not keep the assistant's words and '{end}' after them, so "
+                "it is not known which tokens to learn; name another one under model.chat_template"
+            )
+        return whole[place + len(end) :]
+
+    def _pairs(self, group: Group, rows: Sequence[Row]) -> tuple[Pair, ...]:
+        pairs = resolved_pairs(group)
+        found = tuple(pair for pair in pairs if rows[pair.better].tokens != rows[pair.worse].tokens)
+        self.counts["equal_pairs"] += len(pairs) - len(found)
+        return found
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """A response's words without its end of turn."""
+        ids = list(tokens)
+        while ids and ids[-1] in self.end_ids:
+            ids.pop()
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+
+# Packed rows
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Encoded groups in one row of tokens.
+
+    tokens: [N]. before: for every counted response token the place of its predecessor, [n]. place: (response, token)
+    of each, [n, 2]. targets: the tokens themselves, [n]. last: place of every response's last token, [R].
+    """
+
+    layout: Packed
+    tokens: Tensor
+    before: Tensor
+    place: Tensor
+    targets: Tensor
+    last: Tensor
+
+
+def pack(groups: Sequence[Encoded]) -> PackedRow:
+    """Lay groups side by side; each prompt stands once before its responses."""
+    tokens: list[int] = []
+    segments: list[Segment] = []
+    before: list[int] = []
+    place: list[tuple[int, int]] = []
+    targets: list[int] = []
+    last: list[int] = []
+    response = 0
+    for group in groups:
+        start, prompt = len(tokens), len(group.prompt)
+        segments.append(Segment(start, prompt, tuple(len(row.tokens) for row in group.rows)))
+        tokens += group.prompt
+        for row in group.rows:
+            first = len(tokens)
+            tokens += row.tokens
+            last.append(len(tokens) - 1)
+            for t, counts in enumerate(row.mask):
+                if counts:
+                    before.append(first + t - 1 if t else start + prompt - 1)
+                    place.append((response, t))
+                    targets.append(row.tokens[t])
+            response += 1
+    ids = torch.tensor(tokens, dtype=torch.int64)
+    return PackedRow(
+        layout=Packed(segments),
+        tokens=ids,
+        before=torch.tensor(before, dtype=torch.int64),
+        place=torch.tensor(place, dtype=torch.int64).reshape(-1, 2),
+        targets=torch.tensor(targets, dtype=torch.int64),
+        last=torch.tensor(last, dtype=torch.int64),
+    )
+
+
+def spread(values: Tensor, row: PackedRow, shape: tuple[int, int]) -> Tensor:
+    """Values of counted tokens [n] as [R, T], zero elsewhere; differentiable."""
+    place = row.place.to(values.device)
+    return values.new_zeros(shape).index_put((place[:, 0], place[:, 1]), values)
+
+
+def micro_batches(groups: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
+    """Indices of groups in order, cut where the tokens would exceed the budget; bundles stay together."""
+    unit: list[list[int]] = []
+    keys: dict[str, int] = {}
+    for index, group in enumerate(groups):
+        bundle = group.group.bundle
+        if bundle is not None and bundle in keys:
+            unit[keys[bundle]].append(index)
+            continue
+        if bundle is not None:
+            keys[bundle] = len(unit)
+        unit.append([index])
+    current: list[int] = []
+    used = 0
+    for indices in unit:
+        length = sum(groups[index].length for index in indices)
+        if current and used + length > budget:
+            yield current
+            current, used = [], 0
+        current += indices
+        used += length
+    if current:
+        yield current
+
+
+# What algorithms see
+
+
+@dataclass
+class Examples:
+    """Encoded groups with what was measured for their responses: each column has an entry per response, in order.
+
+    Token columns hold [tokens] tensors, response columns numbers.
+    """
+
+    groups: list[Encoded]
+    token_columns: dict[str, list[Tensor]] = field(default_factory=dict)
+    columns: dict[str, list[float]] = field(default_factory=dict)
+    signal_names: tuple[str, ...] = ()
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """Index of each group's first response."""
+        return [0, *np.cumsum([len(group.rows) for group in self.groups]).tolist()]
+
+    def rows_of(self, indices: Sequence[int]) -> list[int]:
+        return [row for i in indices for row in range(self.offsets[i], self.offsets[i + 1])]
+
+    def take(self, indices: Sequence[int]) -> Examples:
+        """The same of some groups."""
+        rows = self.rows_of(indices)
+        return Examples(
+            [self.groups[i] for i in indices],
+            {name: [column[r] for r in rows] for name, column in self.token_columns.items()},
+            {name: [column[r] for r in rows] for name, column in self.columns.items()},
+            self.signal_names,
+        )
+
+    def add_signals(self, signals: Mapping[str, Tensor]) -> None:
+        """Keep what `signal` returned: [R, T] or [R] over all responses."""
+        for name, tensor in signals.items():
+            if tensor.dim() == 2:
+                lengths = [len(row.tokens) for group in self.groups for row in group.rows]
+                self.token_columns[name] = [tensor[r, :n].detach() for r, n in enumerate(lengths)]
+            else:
+                self.columns[name] = tensor.detach().tolist()
+        self.signal_names = (*self.signal_names, *signals)
+
+    def batch(self, device: torch.device | str = "cpu") -> Batch:
+        """The arrays that algorithms see."""
+        rows = [row for group in self.groups for row in group.rows]
+        count, longest = len(rows), max((len(row.tokens) for row in rows), default=0)
+        tokens = torch.zeros(count, longest, dtype=torch.int64)
+        mask = torch.zeros(count, longest, dtype=torch.bool)
+        for r, row in enumerate(rows):
+            tokens[r, : len(row.tokens)] = torch.tensor(row.tokens, dtype=torch.int64)
+            mask[r, : len(row.tokens)] = torch.tensor(row.mask, dtype=torch.bool)
+        owner = torch.tensor([g for g, group in enumerate(self.groups) for _ in group.rows], dtype=torch.int64)
+        names = {"old_logprobs", "reference_logprobs", "old_values", "rewards", "scores"}
+        arrays = {name: self._array(name, count, longest).to(device) for name in self.columns | self.token_columns}
+        return Batch(
+            groups=[group.group for group in self.groups],
+            tokens=tokens.to(device),
+            mask=mask.to(device),
+            group=owner.to(device),
+            pairs=self._pairs(device),
+            truncated=torch.tensor([row.truncated for row in rows], dtype=torch.bool, device=device),
+            signals={name: arrays[name] for name in self.signal_names},
+            **{name: arrays[name] for name in names & arrays.keys()},
+        )
+
+    def _array(self, name: str, count: int, longest: int) -> Tensor:
+        if name in self.columns:
+            return torch.tensor(self.columns[name], dtype=torch.float32)
+        out = torch.zeros(count, longest)
+        for r, values in enumerate(self.token_columns[name]):
+            out[r, : len(values)] = values
+        return out
+
+    def _pairs(self, device: torch.device | str) -> Pairs:
+        found = [(pair, g) for g, group in enumerate(self.groups) for pair in group.pairs]
+        better = [self.offsets[g] + pair.better for pair, g in found]
+        worse = [self.offsets[g] + pair.worse for pair, g in found]
+        margins = [float(pair.margin) if isinstance(pair.margin, int | float) else 0.0 for pair, _ in found]
+        return Pairs(
+            better=torch.tensor(better, dtype=torch.int64, device=device),
+            worse=torch.tensor(worse, dtype=torch.int64, device=device),
+            p=torch.tensor([pair.p for pair, _ in found], dtype=torch.float32, device=device),
+            margin=torch.tensor(margins, dtype=torch.float32, device=device),
+            group=torch.tensor([g for _, g in found], dtype=torch.int64, device=device),
+            levels=tuple(pair.margin if isinstance(pair.margin, str) else None for pair, _ in found),
+        )
+
+
+def encode_all(
+    encoder: Encoder, groups: Sequence[Group], max_length: int, *, turns: str = "all", scoring: bool = False
+) -> list[Encoded]:
+    """All groups that fit."""
+    found = (encoder.encode(group, max_length, turns=turns, scoring=scoring) for group in groups)
+    return [encoded for encoded in found if encoded is not None]

@@ -1,0 +1,443 @@
+"""One base model, many roles: policy, reference, value and reward models are adapters (and heads) on it.
+
+A role is a name. Its adapter is peft's LoRA; which one a layer adds is read from one shared switch, so changing the
+role costs nothing and moves no `requires_grad` flag. With `lora: none` each role has its own copy of the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from alignkit import attention
+from alignkit import functional as functional
+from alignkit.attention import Packed, Segment
+from alignkit.checkpoint import replace_folder
+from alignkit.errors import RunFailed
+
+if TYPE_CHECKING:
+    from alignkit.recipe import ModelSpec
+
+Head = Literal["language", "scalar"]
+BASE = "base"
+# Activations a packed forward and backward may take, so that a step's memory does not depend on the batch size.
+ACTIVATION_BYTES = 1.5 * 2**30
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ m['content'] + '\n\n' }}"
+    "{% elif m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\n\n' }}"
+    "{% else %}{{ 'Assistant: ' + m['content'] + eos_token + '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+)
+
+
+@dataclass
+class Switch:
+    """The adapter that every LoRA layer of a model adds now; None: the base alone."""
+
+    adapter: str | None = None
+
+
+@dataclass
+class Role:
+    """A network that scores tokens: a model, the adapter it runs with (None: none), and a scalar head if it has one.
+
+    head: [1, hidden] fp32. adapter name and role name are the same.
+    """
+
+    name: str
+    model: Any
+    adapter: str | None
+    head: nn.Parameter | None = None
+
+
+class Policy:
+    """The base model with its tokenizer and roles."""
+
+    def __init__(self, spec: ModelSpec, source: str, *, revision: str | None = None, seed: int = 0):
+        """source: a transformers folder or hub id. seed: of fresh adapters and heads."""
+        self.spec, self.source, self.seed = spec, source, seed
+        self.device = _device(spec.device)
+        self.dtype = _dtype(spec, self.device)
+        self.tokenizer = _tokenizer(spec, source, revision)
+        self.base_name = source
+        self.revision = revision
+        model = _base(spec, source, revision, self.dtype, self.device)
+        # The value head and reward heads read the last hidden state; the language head is applied where needed.
+        self.hidden_size = int(model.config.get_text_config().hidden_size)
+        self.switch = Switch()
+        self.lora = spec.lora
+        self.model = model
+        self.packs = True
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        model.eval()  # for ever: dropout would make old and new log-probabilities differ
+        self.roles: dict[str, Role] = {BASE: Role(BASE, model, None)}
+        self.packs = self._packing_is_exact()
+
+    # Roles
+
+    def add_role(
+        self, name: str, *, start: str | Path | None = None, head: Head = "language", fresh_head: bool = False
+    ) -> Role:
+        """A new role `name`, started from another role or a saved adapter folder; None: from the base.
+
+        head: `scalar` adds one, copied from the start where that has one (unless `fresh_head`), else drawn with
+        deviation 1/sqrt(hidden + 1) as Stiennon et al. 2020 do. Raises RunFailed when the folder does not fit.
+        """
+        if self.lora is None:
+            role = self._add_copy(name, start)
+        else:
+            role = self._add_adapter(name, start)
+        if head == "scalar":
+            role.head = self._start_head(start, fresh_head)
+        self.roles[name] = role
+        return role
+
+    def drop_role(self, name: str) -> None:
+        """Forget a role and free its memory."""
+        role = self.roles.pop(name)
+        if role.adapter is not None:
+            for module in _lora_layers(self.model):
+                for store in (module.lora_A, module.lora_B):
+                    if role.adapter in store:
+                        del store[role.adapter]
+            self.model.peft_config.pop(role.adapter, None)
+
+    def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
+        """Trainable parameters of a role by a name that is stable across processes."""
+        role = self.roles[name]
+        if role.adapter is None:
+            found = {key: p for key, p in role.model.named_parameters() if role.model is not self.model}
+        else:
+            suffix = f".{role.adapter}.weight"
+            found = {key: p for key, p in self.model.named_parameters() if key.endswith(suffix)}
+        if role.head is not None:
+            found["score.weight"] = role.head
+        return dict(sorted(found.items()))
+
+    def make_trainable(self, name: str) -> dict[str, nn.Parameter]:
+        """Turn gradients on for one role's parameters and give them."""
+        parameters = self.parameters_of(name)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        return parameters
+
+    def freeze(self, name: str) -> None:
+        for parameter in self.parameters_of(name).values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    # Forward passes over packed rows
+
+    def hidden(self, name: str, packed: Packed, tokens: Tensor) -> Tensor:
+        """Last hidden states [tokens, hidden] of a packed row of tokens [tokens]."""
+        if not self.packs:
+            return self._hidden_separately(name, packed, tokens)
+        with attention.using(packed), self.acting_as(name) as model:
+            out = _backbone(model)(
+                input_ids=tokens[None].to(self.device),
+                position_ids=packed.position_ids.to(self.device),
+                use_cache=False,
+            )
+        return out.last_hidden_state[0]
+
+    def _hidden_separately(self, name: str, packed: Packed, tokens: Tensor) -> Tensor:
+        """The same for models whose attention cannot be told who sees whom: one sequence at a time."""
+        parts: list[Tensor] = []
+        with self.acting_as(name) as model:
+            for segment in packed.segments:
+                prompt = tokens[segment.start : segment.start + segment.prompt]
+                offset = segment.start + segment.prompt
+                for index, length in enumerate(segment.responses or (0,)):
+                    row = torch.cat([prompt, tokens[offset : offset + length]])[None].to(self.device)
+                    states = _backbone(model)(input_ids=row, use_cache=False).last_hidden_state[0]
+                    parts.append(states if index == 0 else states[segment.prompt :])
+                    offset += length
+        return torch.cat(parts)
+
+    def logprobs(
+        self, name: str, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """log P(token) and, if asked, entropy, in nats, [n] fp32, from the hidden states [n, hidden] before them."""
+        model = self.roles[name].model
+        config = model.config.get_text_config()
+        head = model.get_output_embeddings()
+        return functional.logprobs_from_hidden(
+            hidden,
+            head.weight,
+            tokens.to(self.device),
+            bias=getattr(head, "bias", None),
+            temperature=temperature,
+            softcap=getattr(config, "final_logit_softcapping", None),
+            scale=float(getattr(config, "logit_scale", None) or 1.0),
+            entropy=entropy,
+        )
+
+    def next_logits(self, name: str, hidden: Tensor) -> Tensor:
+        """Scores of every next token, [n, vocabulary] fp32."""
+        model = self.roles[name].model
+        config = model.config.get_text_config()
+        head = model.get_output_embeddings()
+        logits = F.linear(hidden, head.weight, getattr(head, "bias", None)).float()
+        logits = logits * float(getattr(config, "logit_scale", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def scalars(self, name: str, hidden: Tensor) -> Tensor:
+        """The scalar head's output, [n] fp32."""
+        head = self.roles[name].head
+        if head is None:
+            raise RunFailed(f"'{name}' has no scalar head: it is not a reward model")
+        return F.linear(hidden.float(), head)[:, 0]
+
+    @contextmanager
+    def acting_as(self, name: str) -> Iterator[Any]:
+        """The model as a role; the switch goes back afterwards."""
+        role = self.roles[name]
+        before, self.switch.adapter = self.switch.adapter, role.adapter
+        try:
+            yield role.model
+        finally:
+            self.switch.adapter = before
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens in a packed row with gradients; fixed by the model's shape alone, so that a resumed run packs alike."""
+        config = self.model.config.get_text_config()
+        inner = getattr(config, "intermediate_size", None) or 4 * self.hidden_size
+        width = 24 * self.hidden_size + 8 * inner
+        size = 4 if self.dtype == torch.float32 else 2
+        per_token = config.num_hidden_layers * width * size
+        return int(min(16384, max(512, ACTIVATION_BYTES // per_token)))
+
+    # Disk
+
+    def save(self, name: str, folder: Path) -> None:
+        """The role as a plain peft adapter, or a model folder with `lora: none`, tokenizer included; atomic."""
+        role = self.roles[name]
+        with replace_folder(folder) as new:
+            if self.lora is None:
+                self._save_model(role, new)
+            else:
+                self._save_adapter(role, new)
+            self.tokenizer.save_pretrained(new)
+
+    def _save_adapter(self, role: Role, folder: Path) -> None:
+        from peft import get_peft_model_state_dict
+
+        config = copy.deepcopy(self.model.peft_config[role.adapter])
+        config.inference_mode = True
+        config.base_model_name_or_path, config.revision = self.base_name, self.revision
+        config.target_modules = sorted(config.target_modules)
+        state = get_peft_model_state_dict(self._peft, adapter_name=role.adapter, save_embedding_layers=False)
+        state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        if role.head is not None:
+            config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+            state["base_model.model.score.weight"] = role.head.detach().cpu().contiguous()
+        save_file(dict(sorted(state.items())), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(folder)
+
+    def _save_model(self, role: Role, folder: Path) -> None:
+        if role.head is None:
+            role.model.save_pretrained(folder)
+            return
+        from transformers import AutoModelForSequenceClassification
+
+        config = copy.deepcopy(role.model.config)
+        config.num_labels = 1
+        config.pad_token_id = self.tokenizer.pad_token_id
+        scorer = AutoModelForSequenceClassification.from_config(config, dtype=self.dtype)
+        getattr(scorer, scorer.base_model_prefix).load_state_dict(_backbone(role.model).state_dict())
+        scorer.score.weight.data.copy_(role.head)
+        scorer.save_pretrained(folder)
+
+    # Inside
+
+    def _add_adapter(self, name: str, start: str | Path | None) -> Role:
+        from peft import LoraConfig, get_peft_model
+
+        assert self.lora is not None
+        adapter = name.replace(".", "_")
+        options = self.lora.model_dump()
+        config = LoraConfig(task_type="CAUSAL_LM", **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            if not hasattr(self, "_peft"):
+                self._peft = get_peft_model(self.model, config, adapter_name=adapter)
+                self.model.peft_config = self._peft.peft_config
+                self._take_over()
+            else:
+                self._peft.add_adapter(adapter, config)
+                self._take_over()
+        role = Role(name, self.model, adapter)
+        if isinstance(start, Path):
+            self._load_adapter(adapter, start)
+        elif start is not None and self.roles[start].adapter is not None:
+            self._copy_adapter(self.roles[start].adapter, adapter)
+        for module in _lora_layers(self.model):
+            for store in (module.lora_A, module.lora_B):
+                store[adapter].requires_grad_(False)
+        return role
+
+    def _take_over(self) -> None:
+        for module in _lora_layers(self.model):
+            if not hasattr(module, "alignkit_switch"):
+                module.alignkit_switch = self.switch
+                module.forward = MethodType(_lora_forward, module)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+
+    def _load_adapter(self, adapter: str, folder: Path) -> None:
+        from peft import set_peft_model_state_dict
+
+        state = load_file(folder / "adapter_model.safetensors")
+        state.pop("base_model.model.score.weight", None)
+        result = set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
+        missing = [key for key in result.missing_keys if f".{adapter}." in key]
+        if missing or result.unexpected_keys:
+            wrong = (missing or result.unexpected_keys)[0]
+            raise RunFailed(f"{folder}: this adapter does not fit the recipe's model and lora settings (see {wrong})")
+
+    def _copy_adapter(self, source: str | None, target: str) -> None:
+        for module in _lora_layers(self.model):
+            for store in (module.lora_A, module.lora_B):
+                store[target].load_state_dict(store[source].state_dict())
+
+    def _add_copy(self, name: str, start: str | Path | None) -> Role:
+        if isinstance(start, Path):
+            return Role(name, _base(self.spec, str(start), None, self.dtype, self.device).eval(), None)
+        model = copy.deepcopy(self.roles[start or BASE].model)
+        return Role(name, model, None)
+
+    def _start_head(self, start: str | Path | None, fresh: bool) -> nn.Parameter:
+        if not fresh and isinstance(start, str) and (head := self.roles[start].head) is not None:
+            return nn.Parameter(head.detach().clone(), requires_grad=False)
+        if not fresh and isinstance(start, Path):
+            for file in sorted(start.glob("*.safetensors")):
+                for key, value in load_file(file).items():
+                    if key.endswith("score.weight"):
+                        return nn.Parameter(value.float().to(self.device), requires_grad=False)
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        weight = torch.randn(1, self.hidden_size, generator=generator) / (self.hidden_size + 1) ** 0.5
+        return nn.Parameter(weight.to(self.device), requires_grad=False)
+
+    @torch.no_grad()
+    def _packing_is_exact(self) -> bool:
+        """Compare a packed row with separate rows once; models that ignore the layout run one sequence at a time."""
+        ids = torch.arange(24) % (self.model.config.get_text_config().vocab_size - 1) + 1
+        packed = Packed([Segment(0, 5, (6, 3)), Segment(14, 4, (6,))])
+        try:
+            together = self.hidden(BASE, packed, ids)
+        except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
+            together = None
+        self.model.set_attn_implementation("sdpa")
+        apart = self._hidden_separately(BASE, packed, ids)
+        if together is None or together.shape != apart.shape:
+            return False
+        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
+        if (together - apart).norm() > tolerance * apart.norm():
+            return False
+        self.model.set_attn_implementation(attention.NAME)
+        return True
+
+
+def write_template(tokenizer: Any, name: str | None) -> None:
+    """Give a tokenizer without a chat template the one that `model.chat_template` names, else the plain one."""
+    if name is not None and name != "plain" and Path(name).is_file():
+        tokenizer.chat_template = Path(name).read_text(encoding="utf-8")
+    elif name == "plain" or (name is None and not tokenizer.chat_template):
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    elif name is not None:
+        raise RunFailed(f"model.chat_template: '{name}' is neither 'plain' nor a Jinja file")
+
+
+def _lora_layers(model: nn.Module) -> list[Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The layer plus the switched adapter's low-rank part, in the layer's own dtype (weights are kept in fp32)."""
+    result: Tensor = self.base_layer(x, *args, **kwargs)
+    adapter = self.alignkit_switch.adapter
+    if adapter is None:
+        return result
+    down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+    low = F.linear(x, down.to(x.dtype))
+    return result + F.linear(low, (up * self.scaling[adapter]).to(x.dtype))
+
+
+def _backbone(model: Any) -> Any:
+    return getattr(model, model.base_model_prefix)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
+    """`auto`: bf16 where the hardware multiplies it natively and the base is frozen, else fp32."""
+    if spec.dtype != "auto":
+        return getattr(torch, spec.dtype)  # type: ignore[no-any-return]
+    if spec.lora is None:
+        return torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def _base(spec: ModelSpec, source: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantization: Any = None
+    if spec.quantization in ("nf4", "fp4"):
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_compute_dtype=dtype
+        )
+    elif spec.quantization == "int8":
+        quantization = BitsAndBytesConfig(load_in_8bit=True)
+    return AutoModelForCausalLM.from_pretrained(
+        source,
+        revision=revision,
+        dtype=dtype,
+        attn_implementation=attention.NAME,
+        quantization_config=quantization,
+        trust_remote_code=spec.trust_remote_code,
+        use_safetensors=True,
+        device_map={"": device},
+    )
+
+
+def _tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=spec.trust_remote_code)
+    write_template(tokenizer, spec.chat_template)
+    return tokenizer
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """Copy a saved role, atomically."""
+    with replace_folder(target) as new:
+        shutil.copytree(source, new, dirs_exist_ok=True)
+
+
+def describe(policy: Policy, names: Sequence[str]) -> str:
+    """What a role is, for the log: `policy=align (from sft), reference=sft`."""
+    return json.dumps({name: policy.roles[name].adapter or BASE for name in names})

@@ -1,0 +1,125 @@
+"""Rewards score responses, combinations join the scores, judges compare in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from alignkit.algorithm import Options
+from alignkit.data import Group, Message
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+class Models(Protocol):
+    """What the engine offers to rewards, judges and steps. A role is `base`, or a stage's name (`sft`, `sft@2`)."""
+
+    def scores(self, stage: str, groups: Sequence[Group]) -> list[float]:
+        """Scores of all responses, in order, by a reward-model stage (raw scalar head output)."""
+        ...
+
+    def next_token_logprobs(
+        self, role: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""
+    ) -> Tensor:
+        """log P(first token of each answer | templated prompt + prefill), float32 [prompts, answers], in nats.
+
+        Not renormalised: the sum of the exponentials is the mass the model puts on the answers.
+        """
+        ...
+
+    def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
+        """Responses to prompts; `sampling` takes the recipe's `rollout` keys."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a reward, judge or step is given before it works.
+
+    models: the engine. cache: a folder that lasts across runs of this recipe. folder: the recipe's folder,
+    relative paths start there. seed: of the stage.
+    """
+
+    models: Models
+    cache: Path
+    folder: Path
+    seed: int
+
+
+class Reward:
+    """Maps groups to named scores; pure, so that scores can be cached."""
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    def prepare(self, context: Context) -> None:
+        """Called once before the first `score`, and before long work starts: load, check, fail early."""
+        self.context = context
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        """For each component, one number per response of all groups, in order; None: could not be scored.
+
+        A single component is named after the reward itself: return `{"": [...]}`.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Combined:
+    """reward: [R] for gradient methods. plain: [R] un-whitened, for curves, selection and evaluation."""
+
+    reward: Tensor
+    plain: Tensor
+    metrics: Mapping[str, float]
+
+
+class Combine:
+    """Joins several rewards into one number per response, once an iteration over the global batch."""
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    def parts(self) -> Mapping[str, Any]:
+        """Child name -> reward reference (a RewardRef field's value)."""
+        raise NotImplementedError
+
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Combined:
+        """components: child name -> [R] float64, NaN where a score is missing (those responses are dropped)."""
+        raise NotImplementedError
+
+
+class Judge:
+    """A model asked in words which response is better."""
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    def prepare(self, context: Context) -> None:
+        self.context = context
+
+    def compare(self, items: Sequence[tuple[Sequence[Message], str, str]]) -> list[Verdict]:
+        """P(first is better) for (prompt, first, second) triples, both orders asked and averaged."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """p_first: P(first is better) after averaging both orders, None when unusable (with the reason).
+
+    p_orders: P(first is better) when shown first and when shown second. mass: probability on the two answers.
+    """
+
+    p_first: float | None
+    p_orders: tuple[float, float] | None = None
+    mass: float = 1.0
+    reason: str = ""

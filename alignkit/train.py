@@ -1,0 +1,326 @@
+"""The only training loop: every algorithm's groups, signal and loss pass through here.
+
+A step takes a global batch of groups, cuts it into packed micro-batches by token budget, and averages each loss term
+over the whole global batch, so results do not depend on how it was cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.algorithm import REWARD, Algorithm, Batch, Outputs, Per, Term
+from alignkit.batch import Encoded, Examples, PackedRow, micro_batches, pack, spread
+from alignkit.errors import RunFailed
+from alignkit.policy import Policy
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Settings
+
+NON_FINITE_IN_A_ROW = 5
+
+
+@dataclass
+class Mix:
+    """A second stream of data mixed into every step (InstructGPT's ptx): next(n) gives n encoded groups."""
+
+    next: Callable[[int], list[Encoded]]
+    weight: float
+    batch_size: int
+
+
+@dataclass
+class Learner:
+    """What a stage trains and how: the policy (or reward) role, a value role if needed, one optimiser for both."""
+
+    policy: Policy
+    algorithm: Algorithm
+    settings: Settings
+    role: str
+    value_role: str | None = None
+    temperature: float = 1.0
+    mix: Mix | None = None
+    steps: int = 0
+    skipped: int = 0
+    optimizer: torch.optim.AdamW = field(init=False)
+    parameters: dict[str, nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = {f"{self.role}:{k}": p for k, p in self.policy.make_trainable(self.role).items()}
+        if self.value_role is not None:
+            values = self.policy.make_trainable(self.value_role)
+            self.parameters |= {f"{self.value_role}:{k}": p for k, p in values.items()}
+        self.optimizer = torch.optim.AdamW(
+            list(self.parameters.values()),
+            lr=self.settings.learning_rate,
+            betas=(self.settings.adam_beta1, self.settings.adam_beta2),
+            eps=self.settings.adam_epsilon,
+            weight_decay=self.settings.weight_decay,
+        )
+
+    # One optimiser step
+
+    def step(self, examples: Examples, lr_factor: float) -> dict[str, float]:
+        """Learn from one global batch; gives the metrics. Raises RunFailed after too many non-finite steps."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * lr_factor
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = self._accumulate(examples)
+        if self.mix is not None:
+            metrics["mix/nll"] = self._accumulate_mix(self.mix)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        self.steps += 1
+        metrics |= {"grad_norm": float(norm), "learning_rate": self.settings.learning_rate * lr_factor}
+        if math.isfinite(metrics["grad_norm"]) and math.isfinite(metrics["loss"]):
+            self.optimizer.step()
+            self.skipped = 0
+        else:
+            self._skip(examples)
+            metrics["skipped"] = 1.0
+        return metrics
+
+    def _skip(self, examples: Examples) -> None:
+        self.skipped += 1
+        if self.skipped >= NON_FINITE_IN_A_ROW:
+            ids = ", ".join(encoded.group.id for encoded in examples.groups)
+            raise RunFailed(
+                f"{self.skipped} steps in a row had a loss or gradient that is not finite; the last batch was {ids}"
+            )
+
+    def _accumulate(self, examples: Examples) -> dict[str, float]:
+        """Gradients of the global batch; gives loss terms and the algorithm's own metrics."""
+        parts = [examples.take(i) for i in micro_batches(examples.groups, self.policy.token_budget)]
+        batches = [part.batch(self.policy.device) for part in parts]
+        self._before_step(parts, batches)
+        totals = self._denominators(batches)
+        sums: dict[str, float] = {}
+        metrics = Averages()
+        for part, batch in zip(parts, batches, strict=True):
+            out = self._forward(part)
+            terms = self.algorithm.loss(batch, out)
+            weights = self.algorithm.weights(batch)
+            loss = torch.zeros((), device=self.policy.device)
+            for name, term in terms.items():
+                value = _weighted(term, batch, weights.get(name)) / totals[name if name in weights else term.per]
+                loss = loss + term.coefficient * value
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            sums["loss"] = sums.get("loss", 0.0) + float(loss.detach())
+            if loss.requires_grad:
+                loss.backward()
+            with torch.no_grad():
+                metrics.add(self.algorithm.report(batch, out), batch)
+        return {**sums, **metrics.means()}
+
+    def _before_step(self, parts: Sequence[Examples], batches: Sequence[Batch]) -> None:
+        if type(self.algorithm).before_step is Algorithm.before_step:
+            return
+        with torch.no_grad():
+            whole = join(parts)
+            outs = [self._forward(part) for part in parts]
+            state = self.algorithm.before_step(whole.batch(self.policy.device), join_outputs(outs, batches))
+        self.algorithm.state |= dict(state)
+
+    def _denominators(self, batches: Sequence[Batch]) -> dict[str | Per, float]:
+        totals: dict[str | Per, float] = {}
+        for batch in batches:
+            for per in Per:
+                totals[per] = totals.get(per, 0.0) + float(_count(per, batch).sum())
+            for name, weights in self.algorithm.weights(batch).items():
+                totals[name] = totals.get(name, 0.0) + float(weights.sum())
+        # A batch without a counted token, pair or group has loss 0 and no gradient.
+        return {key: total or 1.0 for key, total in totals.items()}
+
+    def _accumulate_mix(self, mix: Mix) -> float:
+        """Gradients of the second stream's token-mean cross-entropy, times its weight."""
+        groups = mix.next(mix.batch_size)
+        total = sum(sum(row.mask) for encoded in groups for row in encoded.rows) or 1
+        nll = 0.0
+        for indices in micro_batches(groups, self.policy.token_budget):
+            row = pack([groups[i] for i in indices])
+            if not len(row.targets):
+                continue
+            hidden = self.policy.hidden(self.role, row.layout, row.tokens)
+            logprobs, _ = self.policy.logprobs(self.role, hidden[row.before], row.targets)
+            loss = -logprobs.sum() / total
+            (mix.weight * loss).backward()
+            nll += float(loss.detach())
+        return nll
+
+    def _forward(self, examples: Examples) -> Outputs:
+        """What the loss needs from the trained roles, [R, T] or [R], with gradients."""
+        row = pack(examples.groups)
+        rows = [r for encoded in examples.groups for r in encoded.rows]
+        shape = (len(rows), max((len(r.tokens) for r in rows), default=0))
+        needs = self.algorithm.needs
+        hidden = self.policy.hidden(self.role, row.layout, row.tokens)
+        if self.algorithm.trains is REWARD:
+            return Outputs(scores=self.policy.scalars(self.role, hidden[row.last]))
+        logprobs, entropy = self.policy.logprobs(
+            self.role, hidden[row.before], row.targets, temperature=self.temperature, entropy=needs.entropy
+        )
+        out = Outputs(logprobs=spread(logprobs, row, shape))
+        if entropy is not None:
+            out.entropy = spread(entropy, row, shape)
+        if self.value_role is not None:
+            hidden = self.policy.hidden(self.value_role, row.layout, row.tokens)
+            out.values = spread(self.policy.scalars(self.value_role, hidden[row.before]), row, shape)
+        return out
+
+    # Without gradients
+
+    @torch.no_grad()
+    def evaluate(self, examples: Examples) -> dict[str, float]:
+        """Loss terms and metrics over examples, as averages over all of them."""
+        parts = [examples.take(i) for i in micro_batches(examples.groups, 4 * self.policy.token_budget)]
+        averages = Averages()
+        for part in parts:
+            batch = part.batch(self.policy.device)
+            out = self._forward(part)
+            weights = self.algorithm.weights(batch)
+            for name, term in self.algorithm.loss(batch, out).items():
+                averages.add({name: term}, batch, weights)
+                averages.add({"loss": term}, batch, {"loss": weights[name]} if name in weights else {})
+            averages.add(self.algorithm.report(batch, out), batch)
+        return averages.means()
+
+    # State
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain state that a resumed run needs."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"weight/{name}"] = parameter
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+        return tensors, {"steps": self.steps, "skipped": self.skipped, "algorithm": self.algorithm.state}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """The inverse of `state`. Raises RunFailed when a part is missing."""
+        for name, parameter in self.parameters.items():
+            if f"weight/{name}" not in tensors:
+                raise RunFailed(f"the checkpoint has no weights for {name}; delete the stage's folder to start afresh")
+            parameter.data.copy_(tensors[f"weight/{name}"])
+            keys = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
+            if keys:
+                self.optimizer.state[parameter] = {key.split("/")[1]: tensors[key].clone() for key in keys}
+            elif state["steps"]:
+                raise RunFailed(f"the checkpoint has no optimiser state for {name}")
+        self.steps, self.skipped = state["steps"], state["skipped"]
+        self.algorithm.state = dict(state["algorithm"])
+
+
+class Averages:
+    """Weighted means of unreduced terms over several micro-batches; entries that are not a number do not count."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+
+    def add(self, terms: Mapping[str, Term], batch: Batch, weights: Mapping[str, Tensor] | None = None) -> None:
+        for name, term in terms.items():
+            weight = (weights or {}).get(name, _count(term.per, batch))
+            counted = (weight > 0) & ~term.values.isnan()
+            values = torch.where(counted, term.values, 0.0) * term.coefficient
+            weight = torch.where(counted, weight, 0.0)
+            self.sums[name] = self.sums.get(name, 0.0) + float((values * weight).sum())
+            self.counts[name] = self.counts.get(name, 0.0) + float(weight.sum())
+
+    def means(self) -> dict[str, float]:
+        return {name: self.sums[name] / self.counts[name] for name in self.sums if self.counts[name]}
+
+
+def _count(per: Per, batch: Batch) -> Tensor:
+    """1 where an entry of this kind counts, else 0."""
+    if per is Per.TOKEN:
+        return batch.mask.float()
+    if per is Per.RESPONSE:
+        return batch.mask.any(dim=1).float()
+    if per is Per.PAIR:
+        return torch.ones(len(batch.pairs), device=batch.mask.device)
+    return torch.ones(len(batch.groups), device=batch.mask.device)
+
+
+def _weighted(term: Term, batch: Batch, weights: Tensor | None) -> Tensor:
+    weights = _count(term.per, batch) if weights is None else weights
+    if weights.shape != term.values.shape:
+        raise RunFailed(f"a loss term per {term.per.value} has shape {tuple(term.values.shape)}, not {tuple(weights.shape)}")
+    return (torch.where(weights > 0, term.values, 0.0) * weights).sum()
+
+
+def join(parts: Sequence[Examples]) -> Examples:
+    """Several examples as one."""
+    first = parts[0]
+    return Examples(
+        [group for part in parts for group in part.groups],
+        {name: [x for part in parts for x in part.token_columns[name]] for name in first.token_columns},
+        {name: [x for part in parts for x in part.columns[name]] for name in first.columns},
+        first.signal_names,
+    )
+
+
+def join_outputs(outs: Sequence[Outputs], batches: Sequence[Batch]) -> Outputs:
+    """Outputs of several micro-batches as one, padded to the longest response."""
+    longest = max(batch.tokens.shape[1] for batch in batches)
+
+    def cat(name: str) -> Tensor | None:
+        found = [getattr(out, name) for out in outs]
+        if found[0] is None:
+            return None
+        if found[0].dim() == 1:
+            return torch.cat(found)
+        return torch.cat([nn.functional.pad(x, (0, longest - x.shape[1])) for x in found])
+
+    return Outputs(logprobs=cat("logprobs"), entropy=cat("entropy"), values=cat("values"), scores=cat("scores"))
+
+
+# Measuring without gradients
+
+
+@torch.no_grad()
+def measure(
+    policy: Policy, role: str, groups: Sequence[Encoded], what: str, *, temperature: float = 1.0
+) -> list[Tensor]:
+    """`logprobs` (nats) or `values` of a role for every response, fp32 [tokens] each, zero where a token counts not;
+    or `scores`, [] each, from the last token.
+    """
+    found: list[Tensor] = []
+    for indices in micro_batches(groups, 4 * policy.token_budget):
+        part = [groups[i] for i in indices]
+        row = pack(part)
+        lengths = [len(r.tokens) for encoded in part for r in encoded.rows]
+        if not lengths:
+            continue
+        hidden = policy.hidden(role, row.layout, row.tokens)
+        if what == "scores":
+            found += list(policy.scalars(role, hidden[row.last]).cpu())
+            continue
+        found += _split(_measured(policy, role, hidden, row, what, temperature), row, lengths)
+    return found
+
+
+def _measured(policy: Policy, role: str, hidden: Tensor, row: PackedRow, what: str, temperature: float) -> Tensor:
+    if what == "values":
+        return policy.scalars(role, hidden[row.before])
+    return policy.logprobs(role, hidden[row.before], row.targets, temperature=temperature)[0]
+
+
+def _split(values: Tensor, row: PackedRow, lengths: Sequence[int]) -> list[Tensor]:
+    table = spread(values, row, (len(lengths), max(lengths))).cpu()
+    return [table[r, :n].clone() for r, n in enumerate(lengths)]
+
+
+def schedule(kind: str, progress: float, warmup: float) -> float:
+    """Factor on the learning rate after a share `progress` of the stage; warm-up rises from 0 over `warmup`."""
+    if warmup and progress < warmup:
+        return progress / warmup
+    left = (1 - progress) / (1 - warmup) if warmup < 1 else 0.0
+    if kind == "linear":
+        return max(0.0, left)
+    if kind == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (1 - max(0.0, left))))
+    return 1.0

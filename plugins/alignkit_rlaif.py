@@ -1,0 +1,400 @@
+"""RLAIF: a judge labels pairs of responses, or rewards responses directly (Lee et al. 2023, arXiv:2309.00267).
+
+The step `judge` turns groups, or prompts and a policy, into pairs whose `p` is the judge's P(better is better): soft
+labels for a reward model or DPO (section 2.2.1). The reward `rlaif` is the win rate against the other responses of a
+group, or against a fixed policy's response. Differs from the paper: its direct reward is a rating of 1 to 10
+(section 2.2.2); comparing within the group asks the same question as the labels do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from alignkit import (
+    Artifact,
+    Context,
+    DataRef,
+    Field,
+    Group,
+    Judge,
+    Message,
+    Options,
+    Pair,
+    PluginError,
+    Response,
+    Reward,
+    RunFailed,
+    StageRef,
+    Step,
+    StepContext,
+    Verdict,
+    hookimpl,
+)
+from alignkit.recipe import JudgeRef
+
+Item = tuple[Sequence[Message], str, str]  # prompt, first, second
+Place = tuple[int, int, int]  # group, first response, second response
+
+
+def words(response: Response) -> str:
+    """What the judge reads of a response: its text, or its turns one after the other."""
+    if response.messages is None:
+        return response.text
+    return "\n\n".join(turn.get("content", "") for turn in response.messages if turn.get("role") == "assistant")
+
+
+def build_judge(component: Any, context: Context) -> Judge:
+    """The judge that a JudgeRef option names, ready to be asked."""
+    judge: Judge = component.claim.thing(component.options)
+    judge.prepare(context)
+    return judge
+
+
+def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
+    """The judge's verdicts, checked: one for each item, with probabilities or without any."""
+    given = judge.compare(items) if items else []
+    name = type(judge).__name__
+    if len(given) != len(items):
+        raise PluginError(f"judge {name} gave {len(given)} verdicts for {len(items)} comparisons")
+    for verdict in given:
+        for p in (verdict.p_first, *(verdict.p_orders or ())):
+            if p is not None and not 0.0 <= p <= 1.0:  # also true of NaN
+                raise PluginError(f"judge {name} gave {p} where a probability belongs")
+    return given
+
+
+# --- the step -----------------------------------------------------------------------------------------------------
+
+
+class JudgePairs(Step):
+    """Labels every pair of responses of every group."""
+
+    class Options(Options):
+        judge: JudgeRef = Field(description="who compares")
+        data: DataRef | None = Field(None, description="groups of at least two responses; or `prompts` and `policy`")
+        prompts: DataRef | None = Field(None, description="prompts to sample responses to")
+        policy: StageRef | None = Field(None, description="who writes the responses: `base` or a stage")
+        samples_per_prompt: int = Field(2, ge=2, le=16, description="responses to each prompt, all pairs are judged")
+        max_new_tokens: int = Field(128, ge=1, description="length of a sampled response, in tokens")
+        temperature: float = Field(1.0, gt=0, description="of the sampled responses")
+        soft: bool = Field(True, description="pairs carry the judge's probability; otherwise hard labels")
+        min_confidence: float = Field(0.0, ge=0, le=0.5, description="pairs with |p - 0.5| below this are dropped")
+        drop_inconsistent: bool = Field(False, description="drop pairs where the order decided who won")
+
+        @model_validator(mode="after")
+        def _one_source(self) -> Any:
+            if (self.data is None) == (self.prompts is None) or (self.prompts is None) != (self.policy is None):
+                raise ValueError("give either `data`, or `prompts` together with `policy`")
+            return self
+
+    options: Options
+
+    def run(self, context: StepContext) -> Artifact:
+        judge = build_judge(self.options.judge, context)  # before anything is sampled: a missing key shows now
+        groups = self._groups(context)
+        places, identical = pairs_to_judge(groups)
+        rows = [list(item) for item in items_at(groups, places)]
+
+        def judged(chunk: Sequence[Any]) -> list[dict[str, Any]]:
+            return [dataclasses.asdict(verdict) for verdict in ask(judge, [tuple(row) for row in chunk])]
+
+        verdicts = [restored(row) for row in context.map("judge", rows, judged)]
+        tally = Tally(groups, places, verdicts, identical)
+        labelled = self._label(groups, places, verdicts, tally)
+        summary = tally.summary()
+        if not labelled:
+            raise RunFailed(f"judge: no pair of {tally.n} got a label: {json.dumps(summary['unusable'])}")
+        return Artifact(groups=labelled, summary=summary, text=report(summary))
+
+    def _groups(self, context: StepContext) -> list[Group]:
+        """The groups whose responses are compared: read, or sampled."""
+        options = self.options
+        if options.data is not None:
+            return context.load(options.data)
+        prompts = context.load(options.prompts)
+
+        def sampled(chunk: Sequence[Any]) -> list[list[dict[str, Any]]]:
+            # A stream of its own for each chunk: otherwise the n-th prompts of all chunks share their random numbers.
+            seed = (context.seed + zlib.crc32(json.dumps(chunk).encode())) % 2**31
+            groups = context.models.sample(
+                options.policy or "base",
+                [messages for _, messages in chunk],
+                seed=seed,
+                samples_per_prompt=options.samples_per_prompt,
+                max_new_tokens=options.max_new_tokens,
+                temperature=options.temperature,
+            )
+            return [[{"text": words(r), "truncated": r.truncated} for r in group.responses] for group in groups]
+
+        rows = [[i, list(group.prompt)] for i, group in enumerate(prompts)]  # the index keeps equal prompts apart
+        said = context.map("sample", rows, sampled)
+        return [
+            dataclasses.replace(group, pairs=None, responses=tuple(Response(**r, source=options.policy) for r in texts))
+            for group, texts in zip(prompts, said, strict=True)
+        ]
+
+    def _label(
+        self, groups: Sequence[Group], places: Sequence[Place], verdicts: Sequence[Verdict], tally: Tally
+    ) -> list[Group]:
+        """Groups with the judge's pairs; groups without one are left out."""
+        pairs: dict[int, list[Pair]] = {}
+        for (g, i, j), verdict, swayed in zip(places, verdicts, tally.inconsistent, strict=True):
+            if verdict.p_first is None:
+                continue
+            if self.options.drop_inconsistent and swayed:
+                tally.dropped["inconsistent"] += 1
+            elif self._unsure(verdict.p_first):
+                tally.dropped["unsure"] += 1
+            else:
+                pairs.setdefault(g, []).append(oriented(i, j, verdict.p_first, self.options.soft))
+        tally.labelled = sum(map(len, pairs.values()))
+        return [dataclasses.replace(groups[g], pairs=tuple(pairs[g])) for g in sorted(pairs)]
+
+    def _unsure(self, p: float) -> bool:
+        """Below the asked-for confidence; without soft labels a tie cannot be told as a label either."""
+        return abs(p - 0.5) < self.options.min_confidence or (not self.options.soft and p == 0.5)
+
+
+def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], int]:
+    """All pairs i < j of every group, and how many were left out because both responses say the same."""
+    places, identical = [], 0
+    for g, group in enumerate(groups):
+        said = [words(response) for response in group.responses]
+        for i, j in itertools.combinations(range(len(said)), 2):
+            if said[i] == said[j]:
+                identical += 1
+            else:
+                places.append((g, i, j))
+    return places, identical
+
+
+def items_at(groups: Sequence[Group], places: Sequence[Place]) -> list[Item]:
+    """What a judge is asked about those pairs."""
+    return [
+        (list(groups[g].prompt), words(groups[g].responses[i]), words(groups[g].responses[j])) for g, i, j in places
+    ]
+
+
+def restored(row: Mapping[str, Any]) -> Verdict:
+    """A verdict from its JSON form."""
+    orders = row["p_orders"]
+    return Verdict(row["p_first"], tuple(orders) if orders else None, row["mass"], row["reason"])
+
+
+def oriented(i: int, j: int, p: float, soft: bool) -> Pair:
+    """The pair of responses i and j where the judge gives P(i better) = p: the likelier one is `better`."""
+    better, worse, p_better = (i, j, p) if p >= 0.5 else (j, i, 1.0 - p)
+    return Pair(better, worse, p=p_better if soft else 1.0)
+
+
+@dataclass
+class Tally:
+    """What is known about all pairs that were judged; `inconsistent` has a flag for each verdict."""
+
+    groups: Sequence[Group]
+    places: Sequence[Place]
+    verdicts: Sequence[Verdict]
+    identical: int
+
+    def __post_init__(self) -> None:
+        self.labelled = 0
+        self.dropped: Counter[str] = Counter()
+        self.inconsistent = inconsistent(self.verdicts)
+
+    @property
+    def n(self) -> int:
+        """Pairs there were."""
+        return len(self.places) + self.identical
+
+    def summary(self) -> dict[str, Any]:
+        """Small JSON; figures that nothing is known for are None."""
+        usable = [verdict for verdict in self.verdicts if verdict.p_first is not None]
+        orders = [verdict.p_orders for verdict in usable if verdict.p_orders]
+        unusable = Counter(v.reason.partition(":")[0] or "no reason given" for v in self.verdicts if v.p_first is None)
+        if self.identical:
+            unusable["identical responses"] += self.identical
+        examples = {v.reason.partition(":")[0]: v.reason for v in self.verdicts if ":" in v.reason}
+        return {
+            "n": self.n,
+            "labelled": self.labelled,
+            "dropped": dict(self.dropped),
+            "unusable": dict(unusable.most_common()),
+            "examples": examples,
+            "position_bias": mean(
+                float(swayed) for swayed, v in zip(self.inconsistent, self.verdicts, strict=True) if v.p_orders
+            ),
+            "p_first_position": mean((first + 1.0 - second) / 2 for first, second in orders),
+            "mass": mean(verdict.mass for verdict in usable),
+            "agreement": self.agreement(),
+        }
+
+    def agreement(self) -> dict[str, Any] | None:
+        """How often the judge prefers what people prefer, ties of either left out, with a Wilson 95 % interval."""
+        from scipy.stats import binomtest
+
+        same = [
+            (verdict.p_first > 0.5) == preferred
+            for (g, i, j), verdict in zip(self.places, self.verdicts, strict=True)
+            if verdict.p_first not in (None, 0.5) and (preferred := people_prefer(self.groups[g], i, j)) is not None
+        ]
+        if not same:
+            return None
+        interval = binomtest(sum(same), len(same)).proportion_ci(0.95, method="wilson")
+        return {"rate": sum(same) / len(same), "n": len(same), "low": float(interval.low), "high": float(interval.high)}
+
+
+def inconsistent(verdicts: Sequence[Verdict]) -> list[bool]:
+    """For each verdict, whether the same position was preferred in both orders; false where the orders are unknown."""
+    import torch
+
+    from alignkit import functional as F
+
+    orders = [verdict.p_orders or (0.5, 0.5) for verdict in verdicts]
+    ab = torch.tensor([[first, 1 - first] for first, _ in orders], dtype=torch.float64).reshape(-1, 2).log()
+    ba = torch.tensor([[1 - second, second] for _, second in orders], dtype=torch.float64).reshape(-1, 2).log()
+    swayed: list[bool] = F.position_inconsistent(ab, ba).tolist()
+    return swayed
+
+
+def people_prefer(group: Group, i: int, j: int) -> bool | None:
+    """Whether the data prefers response i to j, by its pairs or else its ranks (1 is best); None: it does not say."""
+    if group.pairs is not None:
+        for pair in group.pairs:
+            if {pair.better, pair.worse} == {i, j} and pair.p != 0.5:
+                return (pair.better == i) == (pair.p > 0.5)
+        return None
+    first, second = group.responses[i].rank, group.responses[j].rank
+    if first is None or second is None or first == second:
+        return None
+    return first < second
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """The average; None of nothing."""
+    known = list(values)
+    return math.fsum(known) / len(known) if known else None
+
+
+def report(summary: Mapping[str, Any]) -> str:
+    """The step's figures in words."""
+
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{100 * share:.1f} %"
+
+    lines = [f"{summary['labelled']} of {summary['n']} pairs labelled"]
+    lines += [f"  dropped, {why}: {count}" for why, count in summary["dropped"].items()]
+    lines += [f"  unusable, {summary['examples'].get(why, why)}: {count}" for why, count in summary["unusable"].items()]
+    lines.append(f"same position preferred in both orders: {percent(summary['position_bias'])} of pairs")
+    lines.append(f"mean P(first position): {percent(summary['p_first_position'])} (50 % without position bias)")
+    lines.append(f"mean probability on the two answers: {percent(summary['mass'])}")
+    if found := summary["agreement"]:
+        interval = f"95 % interval {percent(found['low'])} to {percent(found['high'])}, {found['n']} pairs"
+        lines.append(f"agreement with the data's labels: {percent(found['rate'])} ({interval})")
+    return "\n".join(lines)
+
+
+# --- the reward ---------------------------------------------------------------------------------------------------
+
+
+class RLAIF(Reward):
+    """Mean P(better than the opponents) minus 0.5, in [-0.5, 0.5]; opponents without a verdict do not count."""
+
+    class Options(Options):
+        judge: JudgeRef = Field(description="who compares")
+        opponent: Literal["group", "baseline"] = Field(
+            "group", description="each other response of the group, or one response of the baseline to the same prompt"
+        )
+        baseline: StageRef = Field("base", description="with `opponent: baseline`: whose likeliest response it is")
+        max_new_tokens: int = Field(128, ge=1, description="length of the baseline's response, in tokens")
+
+    options: Options
+
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        self._judge = build_judge(self.options.judge, context)
+        self._baselines: dict[str, str] = {}  # prompt as JSON -> the baseline's response
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        scores = self._in_group(groups) if self.options.opponent == "group" else self._against_baseline(groups)
+        return {"": scores}
+
+    def _in_group(self, groups: Sequence[Group]) -> list[float | None]:
+        if any(len(group.responses) == 1 for group in groups):
+            raise RunFailed(
+                "reward rlaif compares the responses of a group, but there is one response to a prompt: "
+                "raise rollout.samples_per_prompt, or use `opponent: baseline`"
+            )
+        won: list[list[list[float]]] = [[[] for _ in group.responses] for group in groups]
+        places, _ = pairs_to_judge(groups)
+        for (g, i, j), p in zip(places, self._p_first(groups, places), strict=True):
+            if p is not None:
+                won[g][i].append(p)
+                won[g][j].append(1.0 - p)
+        for g, i, j in twins(groups):  # the same words: 0.5 by symmetry, nobody has to be asked
+            won[g][i].append(0.5)
+            won[g][j].append(0.5)
+        return [centred(mean(games)) for group in won for games in group]
+
+    def _p_first(self, groups: Sequence[Group], places: Sequence[Place]) -> list[float | None]:
+        return [verdict.p_first for verdict in ask(self._judge, items_at(groups, places))]
+
+    def _against_baseline(self, groups: Sequence[Group]) -> list[float | None]:
+        opponents = self._baseline_responses(groups)
+        items = [
+            (group.prompt, words(response), opponent)
+            for group, opponent in zip(groups, opponents, strict=True)
+            for response in group.responses
+        ]
+        return [centred(verdict.p_first) for verdict in ask(self._judge, items)]
+
+    def _baseline_responses(self, groups: Sequence[Group]) -> list[str]:
+        """The baseline's likeliest response (temperature 0) to each group's prompt; each prompt is sampled once."""
+        keys = [json.dumps(group.prompt) for group in groups]
+        new = {key: group.prompt for key, group in zip(keys, groups, strict=True) if key not in self._baselines}
+        if new:
+            sampled = self.context.models.sample(
+                self.options.baseline,
+                list(new.values()),
+                seed=self.context.seed,
+                samples_per_prompt=1,
+                max_new_tokens=self.options.max_new_tokens,
+                temperature=0.0,
+            )
+            for key, group in zip(new, sampled, strict=True):
+                self._baselines[key] = words(group.responses[0])
+        return [self._baselines[key] for key in keys]
+
+
+def twins(groups: Sequence[Group]) -> list[Place]:
+    """The pairs i < j of a group whose responses say the same."""
+    return [
+        (g, i, j)
+        for g, group in enumerate(groups)
+        for i, j in itertools.combinations(range(len(group.responses)), 2)
+        if words(group.responses[i]) == words(group.responses[j])
+    ]
+
+
+def centred(p: float | None) -> float | None:
+    """A win rate around 0; a missing one stays missing."""
+    return None if p is None else p - 0.5
+
+
+@hookimpl
+def register_steps(register: Any) -> None:
+    register("judge_pairs", JudgePairs, summary="label pairs of responses by a judge (RLAIF)")
+
+
+@hookimpl
+def register_rewards(register: Any) -> None:
+    register("rlaif", RLAIF, summary="a judge's win rate against the group or a baseline")
