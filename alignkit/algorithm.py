@@ -240,6 +240,10 @@ class Algorithm:
         """Choose, pair or relabel groups before anything is tokenised. Default: as they are."""
         return groups
 
+    def turns(self) -> str:
+        """Which assistant turns of a demonstration count: `all` or `last`."""
+        return "all"
+
     def keep(self, group: Group) -> bool:
         """Whether a scored group has something to teach; rejected ones are counted and left out."""
         return True

@@ -32,18 +32,16 @@ import importlib
 import json
 import math
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, TypedDict
-
-from pydantic import BaseModel, ConfigDict
+from typing import IO, TYPE_CHECKING, Any, ClassVar, TypedDict, cast
 
 from alignkit.errors import BadRow, DataError
 
 if TYPE_CHECKING:
+    from alignkit.algorithm import Options
     from alignkit.recipe import DataSource, DataSpec
 
 ROLES = ("system", "user", "assistant")
@@ -172,9 +170,12 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
         values["responses"] = tuple(_response_from_row(r) for r in values.get("responses", ()))
         if values.get("pairs") is not None:
             values["pairs"] = tuple(_pair_from_row(p) for p in values["pairs"])
-        return Group(**values)
+        group = Group(**values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise BadRow(f"not a group written by alignkit ({type(error).__name__}: {error})") from error
+    for pair in group.pairs or ():
+        _check_indices(pair, len(group.responses))
+    return group
 
 
 def _changed(thing: Any, **encode: Callable[[Any], Any]) -> dict[str, Any]:
@@ -243,23 +244,22 @@ def _pair_from_row(row: Any) -> Pair:
 def _stored_message(row: Any) -> Message:
     if not isinstance(row["role"], str) or not isinstance(row["content"], str):
         raise TypeError("role and content of a message must be text")
-    return Message(**row)
+    return cast(Message, dict(row))
 
 
 def write_groups(path: Path | str, groups: Iterable[Group]) -> None:
     """Writes one line a group; the file appears under its name only when it is whole and on the disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("wb") as file:
             _write_lines(file, groups, packed=path.suffix == ".gz")
             file.flush()
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's files are for the owner alone
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
@@ -298,10 +298,13 @@ def read_groups(path: Path | str) -> list[Group]:
 # Formats
 
 
-class NoOptions(BaseModel):
-    """Options of a format that has none: every key is refused. Formats with some subclass `alignkit.Options`."""
+class _NoOptions:
+    """`alignkit.Options` as it is, looked up when asked for: its module imports this one."""
 
-    model_config = ConfigDict(extra="forbid")
+    def __get__(self, instance: Format | None, owner: type[Format]) -> type[Options]:
+        from alignkit.algorithm import Options
+
+        return Options
 
 
 class Format:
@@ -312,14 +315,17 @@ class Format:
     without being named.
     """
 
-    Options: ClassVar[type[BaseModel]] = NoOptions
+    if TYPE_CHECKING:
+        Options: ClassVar[type[Options]]
+    else:
+        Options = _NoOptions()  # a format with options has its own subclass of `alignkit.Options` here
     summary: ClassVar[str] = ""
     wants: ClassVar[str] = ""
     needs_prompt: ClassVar[bool] = True
     plain_text: ClassVar[bool] = False
 
     def __init__(self, options: Any = None):
-        self.options = self.Options() if options is None else options
+        self.options: Any = self.Options() if options is None else options
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -388,8 +394,8 @@ class Format:
 
         Plain text is the turn of the user, or of the assistant where `user` is false.
         """
-        if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[]"):  # a cell of a csv file
-            value = _maybe_json(value)
+        if isinstance(value, str):
+            value = _messages_in_cell(value)
         if isinstance(value, str):
             return (Message(role="user" if user else "assistant", content=value),)
         turns = [value] if isinstance(value, Mapping) else value
@@ -473,9 +479,8 @@ def _to_number(value: Any, what: str, also: str = "") -> float | None:
             value = float(value)
         except ValueError:
             raise BadRow(f"{what} must be a number{also}, not {value!r}") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
-        raise BadRow(f"{what} must be a number{also}, not {value!r}")
-    return value
+    _check_number(value, what, also)
+    return float(value)
 
 
 def _finite(value: float) -> bool:
@@ -485,11 +490,16 @@ def _finite(value: float) -> bool:
         return False
 
 
-def _maybe_json(text: str) -> Any:
+def _messages_in_cell(text: str) -> Any:
+    """The list of messages that a cell of a table holds as JSON; any other text stays what it is."""
+    if not text.lstrip().startswith("["):
+        return text
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    are_messages = bool(value) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in value)
+    return value if are_messages else text
 
 
 _KINDS = {
@@ -513,7 +523,7 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
     for response in group.responses:
         _check_response(response)
     if needs_prompt and not (group.prompt and group.prompt[-1]["content"].strip()):
-        raise BadRow("the prompt is empty")
+        raise BadRow("the last turn of the prompt is empty" if group.prompt else "there is no prompt")
     if group.prompt and group.prompt[-1]["role"] == "assistant":
         raise BadRow("the prompt ends with the assistant's turn")
     if group.pairs is not None:
@@ -549,8 +559,8 @@ def _check_response(response: Response) -> None:
         raise BadRow("no assistant turn is learned: each is empty or has train: false")
     if response.label is not None and not isinstance(response.label, bool):
         raise BadRow(f"label must be true or false, not {response.label!r}")
-    if response.rank is not None and _to_number(response.rank, "rank") is None:
-        raise BadRow("rank must be a number")
+    if response.rank is not None:
+        _check_number(response.rank, "rank")
 
 
 def _learned(message: Message) -> bool:
@@ -572,23 +582,33 @@ def _check_pairs(group: Group) -> None:
 
 
 def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:
-    for index in (pair.better, pair.worse):
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(responses):
-            raise BadRow(f"a pair names response {index!r}, but there are {len(responses)} (counted from 0)")
-    if pair.better == pair.worse:
-        raise BadRow(f"a pair compares response {pair.better} with itself")
+    _check_indices(pair, len(responses))
     better, worse = _said(responses[pair.better]), _said(responses[pair.worse])
     if not better and not worse:
         raise BadRow("both responses are empty")
     if better == worse:
         raise BadRow("the better and the worse response are equal")
-    p = _to_number(pair.p, "p")
-    if p is None or not 0 <= p <= 1:
+    _check_number(pair.p, "p")
+    if not 0 <= pair.p <= 1:
         raise BadRow(f"p must be between 0 and 1, not {pair.p!r}")
-    if isinstance(pair.margin, str) and pair.margin not in LEVELS:
-        raise BadRow(f"margin must be a number or one of {', '.join(LEVELS)}, not {pair.margin!r}")
-    if not isinstance(pair.margin, str) and (_to_number(pair.margin, "margin") or 0) < 0:
+    if pair.margin is None or pair.margin in LEVELS:
+        return
+    _check_number(pair.margin, "margin", f", or one of {', '.join(LEVELS)}")
+    if isinstance(pair.margin, float | int) and pair.margin < 0:
         raise BadRow(f"margin must not be negative: {pair.margin!r}")
+
+
+def _check_indices(pair: Pair, count: int) -> None:
+    for index in (pair.better, pair.worse):
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+            raise BadRow(f"a pair names response {index!r}, but there are {count} (counted from 0)")
+    if pair.better == pair.worse:
+        raise BadRow(f"a pair compares response {pair.better} with itself")
+
+
+def _check_number(value: Any, what: str, also: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+        raise BadRow(f"{what} must be a number{also}, not {value!r}")
 
 
 def _check_ranks(responses: Sequence[Response]) -> None:
@@ -654,9 +674,7 @@ def load(
         parts.append(groups)
     if fatal:
         raise _bad_rows(fatal)
-    held = _held_out([(groups, source.validation or 0.0) for groups, source in zip(parts, spec.sources, strict=True)], seed)
-    validation = [group for groups in parts for group in groups if _prompt_key(group) in held]
-    parts = [[group for group in groups if _prompt_key(group) not in held] for groups in parts]
+    parts, validation = _split(parts, [source.validation or 0.0 for source in spec.sources], seed)
     weights = [1.0 if source.weight is None else source.weight for source in spec.sources]
     return Loaded(_mix(parts, weights, seed), validation, skipped)
 
@@ -783,7 +801,7 @@ def _renamed(row: Any, columns: Mapping[str, str]) -> Any:
 
 
 def _detected(row: Any, formats: Mapping[str, type[Format]], name: str) -> Format:
-    matching = {known: cls for known, cls in formats.items() if cls.matches(row)}
+    matching = {known: cls for known, cls in formats.items() if _fits(cls, row)}
     if len(matching) == 1:
         return next(iter(matching.values()))()
     has = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else f"{_kind(row)}"
@@ -793,6 +811,13 @@ def _detected(row: Any, formats: Mapping[str, type[Format]], name: str) -> Forma
         f"{name}: no format fits its first row ({has}). "
         f"Name the format, or rename columns with `columns: {{expected: actual}}`:\n{_told(formats)}"
     )
+
+
+def _fits(format_class: type[Format], row: Any) -> bool:
+    try:
+        return format_class.matches(row)
+    except Exception:  # a plugin that trips over a foreign row does not want it
+        return False
 
 
 def _told(formats: Mapping[str, type[Format]]) -> str:
@@ -814,18 +839,25 @@ def _place(key: str, seed: int, purpose: str) -> float:
     return int(_digest([purpose, seed, key])[:13], 16) / 16**13
 
 
-def _held_out(parts: Sequence[tuple[Sequence[Group], float]], seed: int) -> set[str]:
-    """Keys of the prompts that go to validation."""
+def _split(parts: Sequence[list[Group]], shares: Sequence[float], seed: int) -> tuple[list[list[Group]], list[Group]]:
+    """Takes the validation groups out of the sources. A prompt that one source holds out is held out of all."""
+    if not any(shares):
+        return list(parts), []
+    keyed = [[(_prompt_key(group), group) for group in groups] for groups in parts]
     held: set[str] = set()
-    for groups, share in parts:
-        if share <= 0:
-            continue
-        order = sorted((_place(key, seed, "validation"), key) for key in {_prompt_key(group) for group in groups})
-        chosen = [key for place, key in order if place < share]
-        if len(order) > 1:  # a few prompts may all fall on one side; both sides were asked for
-            chosen = chosen[: len(order) - 1] or [order[0][1]]
-        held.update(chosen)
-    return held
+    for groups, share in zip(keyed, shares, strict=True):
+        held |= _held_out({key for key, _ in groups}, share, seed)
+    training = [[group for key, group in groups if key not in held] for groups in keyed]
+    return training, [group for groups in keyed for key, group in groups if key in held]
+
+
+def _held_out(keys: set[str], share: float, seed: int) -> set[str]:
+    """The prompts that go to validation: about a `share` of them, and at least one on each side."""
+    if share <= 0 or len(keys) < 2:
+        return set()
+    order = sorted((_place(key, seed, "validation"), key) for key in keys)
+    chosen = [key for place, key in order if place < share]
+    return set(chosen[: len(order) - 1] or [order[0][1]])
 
 
 def _mix(parts: Sequence[Sequence[Group]], weights: Sequence[float], seed: int) -> list[Group]:
@@ -937,7 +969,8 @@ def _parse(line: str | bytes) -> Any:
     try:
         return _DECODER.decode(text.strip())
     except json.JSONDecodeError as error:
-        raise BadRow(f"not valid JSON: {error.msg} at column {error.pos + 1}") from error
+        line_number = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise BadRow(f"not valid JSON: {error.msg} at {line_number}column {error.colno}") from error
     except ValueError as error:
         raise BadRow(f"not valid JSON: {error}") from error
     except RecursionError as error:
@@ -952,7 +985,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     lines = [line for _, line in _text_lines(path)]
     bad = next(((number, line) for number, line in enumerate(lines, 1) if isinstance(line, BadRow)), None)
     if bad:
-        raise DataError(f"{path}: line {bad[0]}: {bad[1]}")
+        raise DataError(f"{path}:{bad[0]}: {bad[1]}")
     text = "\n".join(map(str, lines)).strip()
     if text.startswith("["):
         yield from enumerate(_elements(text), 1)

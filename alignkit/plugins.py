@@ -77,7 +77,7 @@ class Broken:
 
     def would_give(self, name: str) -> bool:
         """Whether it likely provides `name`: it is called so, or its source registers it."""
-        if self.plugin.replace("-", "_") == name.replace("-", "_"):
+        if _bare(self.plugin) == _bare(name):
             return True
         if self.source_path is None:
             return False
@@ -94,6 +94,11 @@ class Unresolved(PluginError):
     def __init__(self, message: str, help: str = "", broken: bool = False):
         self.message, self.help, self.broken = message, help, broken
         super().__init__(f"{message}\n  {help}" if help else message)
+
+
+def _bare(name: str) -> str:
+    """`alignkit_ppo`, `alignkit-ppo` and `ppo` are one name to a person."""
+    return name.replace("-", "_").removeprefix("alignkit_")
 
 
 def singular(kind: str) -> str:
@@ -173,6 +178,15 @@ class _Found:
     load: Callable[[], Any]
     requires: Callable[[], Iterable[str]] = tuple
     locate: Callable[[], Path | None] = lambda: None
+
+    @property
+    def origin(self) -> str:
+        return f"{self.distribution} {self.version}".strip()
+
+    def is_called(self, name: str) -> bool:
+        """Whether a person means this plugin by `name` or `package:name`."""
+        package, _, plain = name.rpartition(":")
+        return _bare(plain) == _bare(self.name) and package in ("", self.distribution)
 
     def broken(self, reason: str) -> Broken:
         path = None
@@ -386,16 +400,15 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _enabled(found: list[_Found], disabled: Sequence[str]) -> list[_Found]:
-    """Leave out what is switched off by name or `package:name`; a name that fits nothing asked for is an error."""
-    names = {name for plugin in found for name in (plugin.name, f"{plugin.distribution}:{plugin.name}")}
+    """Leave out what is switched off, by name or `package:name`; to ask so for what isn't there is an error."""
     for name in disabled:
-        if name not in names:
+        if not any(plugin.is_called(name) for plugin in found):
             known = sorted({plugin.name for plugin in found})
             hint = did_you_mean(name, known) or f"(installed: {', '.join(known) or 'none'})"
             raise PluginError(f"cannot switch off plugin '{name}': there is none; {hint}")
-    environment = os.environ.get("ALIGNKIT_DISABLE_PLUGINS", "")
-    off = {*disabled, *(name.strip() for name in environment.split(","))}
-    return [plugin for plugin in found if not {plugin.name, f"{plugin.distribution}:{plugin.name}"} & off]
+    environment = os.environ.get("ALIGNKIT_DISABLE_PLUGINS", "").split(",")
+    off = [*disabled, *(name.strip() for name in environment if name.strip())]
+    return [plugin for plugin in found if not any(plugin.is_called(name) for name in off)]
 
 
 _current: Plugins | None = None
@@ -412,8 +425,9 @@ def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = ())
             result._load(plugin)
             continue
         # The manager would keep the first and drop the second in silence.
-        who = " and ".join(f"{other.distribution} {other.version}".strip() for other in found if other.name == plugin.name)
-        broken = plugin.broken(f"two plugins are called '{plugin.name}' ({who}); remove one, or --no-plugin PACKAGE:NAME")
+        who = " and ".join(other.origin for other in found if other.name == plugin.name)
+        reason = f"two plugins are called '{plugin.name}' ({who}); remove one, or --no-plugin PACKAGE:NAME"
+        broken = plugin.broken(reason)
         if _strict():
             raise PluginError(str(broken))
         result.broken.append(broken)

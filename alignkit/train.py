@@ -178,15 +178,17 @@ class Learner:
         """Loss terms and metrics over examples, as averages over all of them."""
         parts = [examples.take(i) for i in micro_batches(examples.groups, 4 * self.policy.token_budget)]
         averages = Averages()
+        coefficients: dict[str, float] = {}
         for part in parts:
             batch = part.batch(self.policy.device)
             out = self._forward(part)
-            weights = self.algorithm.weights(batch)
-            for name, term in self.algorithm.loss(batch, out).items():
-                averages.add({name: term}, batch, weights)
-                averages.add({"loss": term}, batch, {"loss": weights[name]} if name in weights else {})
+            terms = self.algorithm.loss(batch, out)
+            coefficients = {name: term.coefficient for name, term in terms.items()}
+            averages.add(terms, batch, self.algorithm.weights(batch))
             averages.add(self.algorithm.report(batch, out), batch)
-        return averages.means()
+        means = averages.means()
+        means["loss"] = sum(coefficient * means.get(name, 0.0) for name, coefficient in coefficients.items())
+        return means
 
     # State
 
@@ -225,7 +227,7 @@ class Averages:
         for name, term in terms.items():
             weight = (weights or {}).get(name, _count(term.per, batch))
             counted = (weight > 0) & ~term.values.isnan()
-            values = torch.where(counted, term.values, 0.0) * term.coefficient
+            values = torch.where(counted, term.values, 0.0)
             weight = torch.where(counted, weight, 0.0)
             self.sums[name] = self.sums.get(name, 0.0) + float((values * weight).sum())
             self.counts[name] = self.counts.get(name, 0.0) + float(weight.sum())
@@ -314,11 +316,12 @@ def _split(values: Tensor, row: PackedRow, lengths: Sequence[int]) -> list[Tenso
     return [table[r, :n].clone() for r, n in enumerate(lengths)]
 
 
-def schedule(kind: str, progress: float, warmup: float) -> float:
-    """Factor on the learning rate after a share `progress` of the stage; warm-up rises from 0 over `warmup`."""
-    if warmup and progress < warmup:
-        return progress / warmup
-    left = (1 - progress) / (1 - warmup) if warmup < 1 else 0.0
+def schedule(kind: str, step: int, total: int, warmup_ratio: float) -> float:
+    """Factor on the learning rate at step `step` (from 0) of `total`; the first `warmup_ratio` of them rise to 1."""
+    warmup = math.ceil(warmup_ratio * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    left = 1 - (step - warmup) / max(1, total - warmup)
     if kind == "linear":
         return max(0.0, left)
     if kind == "cosine":

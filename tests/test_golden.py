@@ -52,10 +52,10 @@ class Case:
         return torch.tensor(self.inputs[name], dtype=torch.long)
 
     def same(self, key: str, result: Any) -> None:
-        """Exact: integers, booleans, text, null."""
+        """Exactly equal: booleans, text, null."""
         self.left.discard(key)
         result = result.tolist() if isinstance(result, Tensor) else result
-        assert result == [bool(x) for x in self.expected[key]] if result_is_boolean(result) else self.expected[key], key
+        assert result == self.expected[key], key
 
     def close(self, key: str, result: Any, tolerance: dict[str, float] | None = None) -> None:
         self.left.discard(key)
@@ -92,10 +92,6 @@ class Case:
         if not torch.allclose(wrong, truth, rtol=1e-3, atol=1e-4):
             result = torch.as_tensor(result, dtype=torch.float64).detach()
             assert not torch.allclose(result, wrong, rtol=1e-4, atol=1e-5), f"{key}: the usual mistake"
-
-
-def result_is_boolean(result: Any) -> bool:
-    return isinstance(result, list) and all(isinstance(x, bool) for x in result)
 
 
 def identity_head(case: Case, logits: Tensor, tokens: Tensor, **options: Any) -> list[tuple[Tensor, Tensor]]:

@@ -1,0 +1,154 @@
+"""What rewards, judges and steps may ask of the models: scores, next-token probabilities, samples, by role.
+
+A role is asked for by reference: `base`, a stage (`sft`), a kept version (`sft@2`), or an adapter folder. It is
+loaded onto the shared base when first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from alignkit.attention import Packed, Segment
+from alignkit.batch import Encoder
+from alignkit.data import Group, Message
+from alignkit.errors import RunFailed
+from alignkit.policy import BASE, Head, Policy
+from alignkit.rollout import Sampling, sample
+from alignkit.train import measure
+
+if TYPE_CHECKING:
+    from alignkit.recipe import RewardSpec
+
+
+class Engine:
+    """The models of a run; implements `alignkit.Models`."""
+
+    def __init__(self, policy: Policy, artifact: Callable[[str], Path], max_length: int = 1024):
+        """artifact: from a reference to a saved adapter or model folder."""
+        self.policy, self.artifact, self.max_length = policy, artifact, max_length
+        self.encoder = Encoder(policy.tokenizer)
+        self._foreign: dict[Path, ForeignScorer] = {}
+
+    def role(self, reference: str, head: Head = "language") -> str:
+        """The name of the role a reference stands for, loaded."""
+        name = "base" if reference == BASE else reference.replace("/", "|")
+        if name not in self.policy.roles:
+            self.policy.add_role(name, start=self.artifact(reference), head=head)
+        return name
+
+    def forget(self, reference: str) -> None:
+        """Drop a role so that it is read afresh from disk."""
+        name = reference.replace("/", "|")
+        if name != BASE and name in self.policy.roles:
+            self.policy.drop_role(name)
+
+    def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
+        """Raw scores of all responses in order; None where prompt and response do not fit."""
+        folder = self.artifact(stage)
+        if not _same_base(folder, self.policy):
+            if folder not in self._foreign:
+                self._foreign[folder] = ForeignScorer(folder, self.policy)
+            return self._foreign[folder].scores(groups)
+        role = self.role(stage, head="scalar")
+        encoded = [self.encoder.encode(group, self.max_length, scoring=True) for group in groups]
+        fits = [e for e in encoded if e is not None]
+        values = iter(measure(self.policy, role, fits, "scores"))
+        return [
+            None if e is None else float(next(values))
+            for e, group in zip(encoded, groups, strict=True)
+            for _ in group.responses
+        ]
+
+    @torch.no_grad()
+    def next_token_logprobs(
+        self, role: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""
+    ) -> Tensor:
+        """See `alignkit.Models`. Raises RunFailed when two answers begin with the same token."""
+        name = self.role(role)
+        first = [self.encoder.text(answer)[0] for answer in answers]
+        if len(set(first)) < len(first):
+            raise RunFailed(f"the answers {list(answers)} begin with the same token; choose others")
+        rows = [self.encoder.prompt(prompt) + self.encoder.text(prefill) for prompt in prompts]
+        found: list[Tensor] = []
+        budget = 4 * self.policy.token_budget
+        start = 0
+        while start < len(rows):
+            segments: list[Segment] = []
+            tokens: list[int] = []
+            while start < len(rows) and (not tokens or len(tokens) + len(rows[start]) <= budget):
+                segments.append(Segment(len(tokens), len(rows[start]), ()))
+                tokens += rows[start]
+                start += 1
+            hidden = self.policy.hidden(name, Packed(segments), torch.tensor(tokens))
+            ends = [segment.start + segment.prompt - 1 for segment in segments]
+            logprobs = torch.log_softmax(self.policy.next_logits(name, hidden[ends]), dim=-1)
+            found.append(logprobs[:, first].cpu())
+        return torch.cat(found) if found else torch.zeros(0, len(answers))
+
+    def sample(
+        self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any
+    ) -> list[Group]:
+        """See `alignkit.Models`; prompts that leave no room come back without responses."""
+        wanted = Sampling(**{key: tuple(v) if key == "stop" else v for key, v in sampling.items()})
+        groups = [Group(tuple(prompt)) for prompt in prompts]
+        return sample(self.policy, self.role(role), self.encoder, groups, wanted, seed=seed)
+
+    def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
+        """Whether a prompt leaves room for `new_tokens`."""
+        return len(self.encoder.prompt(group.prompt)) + new_tokens <= max_length
+
+
+class ForeignScorer:
+    """A reward model with its own base, tokenizer and template: it scores text, one sequence at a time."""
+
+    def __init__(self, folder: Path, policy: Policy):
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=policy.dtype, use_safetensors=True, num_labels=1
+        )
+        self.model.to(policy.device).eval()
+        self.encoder = Encoder(AutoTokenizer.from_pretrained(folder))
+
+    @torch.no_grad()
+    def scores(self, groups: Sequence[Group]) -> list[float | None]:
+        limit = getattr(self.model.config, "max_position_embeddings", 2048)
+        found: list[float | None] = []
+        for group in groups:
+            # The words, not the policy's tokens: the two vocabularies differ.
+            words = tuple(r.__class__(text=r.text, messages=r.messages) for r in group.responses)
+            encoded = self.encoder.encode(Group(group.prompt, words, id=group.id), limit, scoring=True)
+            if encoded is None:
+                found += [None] * len(words)
+                continue
+            for row in encoded.rows:
+                ids = torch.tensor([encoded.prompt + row.tokens], device=self.model.device)
+                found.append(float(self.model(input_ids=ids).logits[0, 0]))
+        return found
+
+
+def _same_base(folder: Path, policy: Policy) -> bool:
+    """Whether a reward model's folder is an adapter for the run's own base (or the run keeps whole models)."""
+    import json
+
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return policy.lora is None
+    named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if named != policy.base_name:
+        raise RunFailed(f"{folder} is an adapter for the base model '{named}', not for '{policy.base_name}'")
+    return True
+
+
+def reward_stages(spec: RewardSpec) -> list[str]:
+    """Names of the reward-model stages in a reward expression, in order."""
+    own = [spec.name] if spec.kind == "stage" else []
+    return own + [name for child in spec.children.values() for name in reward_stages(child)]
+
+
+

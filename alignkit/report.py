@@ -1,0 +1,117 @@
+"""What a person sees while a run works, and the metrics file that keeps everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+SHOWN = ("loss", "reward", "kl", "accuracy", "tokens_per_second")
+PLAIN_SECONDS = 10.0
+
+
+class Reporter:
+    """Progress on stderr: a live bar in a terminal, plain lines in a pipe. Results go to stdout."""
+
+    def __init__(self) -> None:
+        self.err = Console(stderr=True, highlight=False)
+        self.out = Console(highlight=False)
+        self.live = self.err.is_terminal
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._total = 0
+        self._started = self._last = 0.0
+        self._first = 0
+
+    def say(self, text: str) -> None:
+        """One line to the user."""
+        self.err.print(text, markup=False, soft_wrap=True)
+
+    def start(self, stage: str, total: int, done: int = 0) -> None:
+        """A stage of `total` steps begins, or continues after `done`."""
+        self.stop()
+        self._stage, self._total, self._first = stage, total, done
+        self._started, self._last = time.monotonic(), 0.0
+        if self.live:
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[facts]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.err,
+                transient=False,
+            )
+            self._task = self._progress.add_task(stage, total=total, completed=done, facts="")
+            self._progress.start()
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Step `done` of the stage is complete."""
+        facts = " ".join(f"{name} {_short(metrics[name])}" for name in SHOWN if name in metrics)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, facts=facts)
+            return
+        now = time.monotonic()
+        if now - self._last < PLAIN_SECONDS and done < self._total:
+            return
+        self._last = now
+        pace = (now - self._started) / max(1, done - self._first)
+        self.say(f"{self._stage} {done}/{self._total} {facts} left {_clock(pace * (self._total - done))}")
+
+    def note(self, text: str) -> None:
+        """What is being done inside a step, shown beside the bar only."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, facts=text)
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = self._task = None
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A result, on stdout."""
+        table = Table(title=title, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*[str(cell) for cell in row])
+        self.out.print(table)
+
+
+class Metrics:
+    """A stage's metrics.jsonl: one JSON object a step, each step once even when a run was killed and resumed."""
+
+    def __init__(self, path: Path, size: int = 0):
+        """size: bytes that the last checkpoint had seen; what was written after it is written again."""
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.truncate(size)
+
+    def write(self, **values: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values, sort_keys=False) + "\n")
+
+    def sync(self) -> int:
+        """Make it durable; gives its size in bytes."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        return self.path.stat().st_size
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

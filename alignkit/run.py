@@ -1,0 +1,429 @@
+"""A run: the recipe's stages in order, each reused, continued or started, in one folder that a person can read."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import BaseModel
+
+import alignkit
+from alignkit.checkpoint import digest, file_digest, write_json, write_text
+from alignkit.data import Loaded, load, write_groups
+from alignkit.engine import Engine
+from alignkit.errors import AlignkitError, RecipeError, RunFailed
+from alignkit.plugins import plugins
+from alignkit.policy import Policy
+from alignkit.recipe import Component, DataSource, DataSpec, Recipe, RewardSpec, Stage
+from alignkit.report import Metrics, Reporter
+from alignkit.reward import Context
+from alignkit.scoring import Scorer
+from alignkit.seeds import number
+from alignkit.stages import StageRun, run_training
+from alignkit.step import Artifact, StepContext
+
+MAP_CHUNK = 16
+
+
+class Stopped(AlignkitError):
+    """The run was asked to stop and can be continued."""
+
+    exit_code = 75
+
+
+def run_recipe(recipe: Recipe, out: Path | None, overrides: Sequence[str] = ()) -> None:
+    """Run a recipe into `out` (default `runs/NAME`). Raises AlignkitError with the exit code to end with."""
+    folder = out or Path("runs") / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunFailed(f"another run is working in {folder}; choose another folder with --out") from None
+    with lock:
+        run = Run(recipe, folder)
+        error: BaseException | None = None
+        try:
+            with run.stoppable():
+                run.execute()
+        except BaseException as found:
+            error = found
+            if isinstance(found, KeyboardInterrupt | AlignkitError) and not isinstance(found, RecipeError):
+                run.reporter.stop()
+                run.reporter.say(f"to continue: {resume_command()}")
+            raise
+        finally:
+            run.reporter.stop()
+            plugins().notify("run_finished", run=run, error=error)
+
+
+def resume_command() -> str:
+    """The command that continues this run: the same one."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    if words[0] in ("__main__.py", "-m"):
+        words[:1] = ["python", "-m", "alignkit"]
+    return " ".join(words)
+
+
+class Run:
+    """One run of a recipe in a folder; what event hooks see."""
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        self.recipe, self.folder = recipe, folder
+        self.reporter = Reporter()
+        self.stop_reason: str | None = None
+        self.hashes: dict[str, str] = {}
+        self._policy: Policy | None = None
+        self._engine: Engine | None = None
+        self._texts: list[str] = []
+
+    # Stopping
+
+    def request_stop(self, reason: str) -> None:
+        """Stop at the next step, leaving a run that can be continued."""
+        self.stop_reason = reason
+
+    def should_stop(self) -> None:
+        if self.stop_reason is not None:
+            raise Stopped(f"stopped: {self.stop_reason}")
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """SIGTERM asks the run to stop."""
+        before = signal.signal(signal.SIGTERM, lambda *_: self.request_stop("SIGTERM"))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    # Stages
+
+    def execute(self) -> None:
+        began = time.monotonic()
+        plugins().notify("run_started", run=self)
+        text = yaml.safe_dump(self.recipe.resolved, sort_keys=False, allow_unicode=True)
+        write_text(self.folder / "recipe.resolved.yaml", text)
+        times = []
+        for stage in self.recipe.stages.values():
+            self.should_stop()
+            started = time.monotonic()
+            self.notify(stage.name)("stage_started")
+            reused = self._stage(stage)
+            self.notify(stage.name)("stage_finished", reused=reused)
+            times.append((stage.name, "reused" if reused else _duration(time.monotonic() - started)))
+            self._join_metrics()
+        for text in self._texts:
+            self.reporter.out.print(text, markup=False, highlight=False)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        parts = ", ".join(f"{name} {took}" for name, took in times)
+        self.reporter.say(f"done in {_duration(time.monotonic() - began)} ({parts}); peak memory {peak:.1f} GiB")
+        self.reporter.say(f"results are in {self.folder}")
+
+    def _stage(self, stage: Stage) -> bool:
+        """Run one stage, or take it as it is; gives whether it was reused."""
+        folder = self.folder / stage.name
+        self.hashes[stage.name] = self._hash(stage)
+        known = _stage_json(folder)
+        if known.get("hash") == self.hashes[stage.name] and known.get("complete"):
+            self.reporter.say(f"{stage.name}: unchanged, reused")
+            self._texts += [known["text"]] if known.get("text") else []
+            return True
+        if known and known.get("hash") != self.hashes[stage.name]:
+            self.reporter.say(f"{stage.name}: something it depends on has changed, started afresh")
+            previous = self.folder / f".{stage.name}.previous"
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
+        folder.mkdir(exist_ok=True)
+        write_json(folder / "stage.json", {"hash": self.hashes[stage.name], "complete": False})
+        began = time.monotonic()
+        summary, artifact = self._work(stage, folder)
+        if self._engine is not None:
+            self._engine.forget(stage.name)
+        record = {
+            "hash": self.hashes[stage.name],
+            "complete": True,
+            "name": stage.name,
+            "plugin": stage.component.name,
+            "seconds": round(time.monotonic() - began, 1),
+            "summary": summary,
+            "policy": artifact.policy,
+            "text": artifact.text,
+            "versions": _versions(),
+        }
+        write_json(folder / "stage.json", record)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        self._texts += [artifact.text] if artifact.text else []
+        facts = {key: value for key, value in summary.items() if not isinstance(value, dict | list)}
+        self.reporter.say(f"{stage.name}: done in {_duration(time.monotonic() - began)} {facts}")
+        return False
+
+    def _work(self, stage: Stage, folder: Path) -> tuple[dict[str, Any], Artifact]:
+        if stage.kind == "algorithm":
+            return run_training(self._stage_run(stage, folder)), Artifact()
+        step = stage.component.claim.thing(stage.component.options)
+        self.reporter.say(f"{stage.name}: {stage.component.name}")
+        artifact: Artifact = step.run(self._step_context(stage, folder))
+        if artifact.groups is not None:
+            write_groups(folder / "data.jsonl", artifact.groups)
+        return dict(artifact.summary or {}), artifact
+
+    def _stage_run(self, stage: Stage, folder: Path) -> StageRun:
+        settings = stage.settings
+        assert settings is not None
+        seed = self.seed_of(stage)
+        return StageRun(
+            stage=stage,
+            engine=self.engine,
+            folder=folder,
+            seed=seed,
+            load=lambda spec: self.load(spec, seed),
+            context=lambda: self._context(seed),
+            earlier_stage=lambda name: self.folder / name,
+            reporter=self.reporter,
+            notify=self.notify(stage.name),
+            should_stop=self.should_stop,
+        )
+
+    def _context(self, seed: int) -> Context:
+        return Context(self.engine, self._cache(), self.recipe.folder, seed)
+
+    def _cache(self) -> Path:
+        cache = self.folder / "cache"
+        cache.mkdir(exist_ok=True)
+        return cache
+
+    def _step_context(self, stage: Stage, folder: Path) -> StepContext:
+        seed = self.seed_of(stage)
+        metrics = Metrics(folder / "metrics.jsonl")
+
+        def log(**values: Any) -> None:
+            metrics.write(stage=stage.name, **values)
+
+        def scorer(spec: RewardSpec) -> Scorer:
+            return Scorer(spec, self._context(seed))
+
+        return StepContext(
+            models=self.engine,
+            cache=self._cache(),
+            folder=self.recipe.folder,
+            seed=seed,
+            out=folder,
+            load=lambda spec: self.load(spec, seed).groups,
+            scorer=scorer,
+            map=lambda name, rows, f: self._map(folder / "map" / f"{name}.jsonl", rows, f),
+            log=log,
+            say=self.reporter.say,
+        )
+
+    def _map(
+        self, path: Path, rows: Sequence[Any], f: Callable[[Sequence[Any]], Iterable[Any]]
+    ) -> list[Any]:
+        """f over rows in chunks; finished chunks are kept by content, so a killed run does not pay twice."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known: dict[str, Any] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError):  # a killed run may leave half of the last line
+                    record = json.loads(line)
+                    known[record["key"]] = record["results"]
+        results: list[Any] = []
+        with path.open("a", encoding="utf-8") as file:
+            for start in range(0, len(rows), MAP_CHUNK):
+                self.should_stop()
+                chunk = rows[start : start + MAP_CHUNK]
+                key = digest([start, _plain(chunk)])
+                if key not in known:
+                    # Through JSON and back, so that a fresh result and a kept one are the same.
+                    known[key] = json.loads(json.dumps(list(f(chunk))))
+                    file.write("\n" + json.dumps({"key": key, "results": known[key]}))
+                    file.flush()
+                    os.fsync(file.fileno())
+                results += known[key]
+        return results
+
+    # What stages are given
+
+    def seed_of(self, stage: Stage) -> int:
+        own = stage.settings.seed if stage.settings is not None else getattr(stage.component.options, "seed", None)
+        return int(own if own is not None else self.recipe.seed)
+
+    def notify(self, stage: str) -> Callable[..., None]:
+        """The event hooks, with the run and the stage filled in."""
+
+        def call(hook: str, **values: Any) -> None:
+            plugins().notify(hook, run=self, stage=stage, **values)
+
+        return call
+
+    def load(self, spec: DataSpec, seed: int) -> Loaded:
+        formats = {claim.name: claim.thing for claim in plugins().registry.claims("formats")}
+        loaded = load(spec, formats=formats, seed=seed, stage_data=lambda name: self.folder / name / "data.jsonl")
+        if loaded.skipped:
+            self.reporter.say(f"{len(loaded.skipped)} bad rows skipped, the first: {loaded.skipped[0]}")
+        return loaded
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            self._engine = Engine(self.policy, self.artifact)
+        return self._engine
+
+    @property
+    def policy(self) -> Policy:
+        """The base model, loaded when first needed."""
+        if self._policy is None:
+            model = self.recipe.model
+            self.reporter.say(f"loading {model.base}")
+            self._policy = Policy(model, self.source(), revision=model.revision, seed=number(self.recipe.seed, "init"))
+            policy = self._policy
+            how = "packed rows" if policy.packs else "one sequence at a time: this model's attention cannot be packed"
+            self.reporter.say(f"base {model.base}: {str(policy.dtype)[6:]} on {policy.device.type}, {how}")
+        return self._policy
+
+    def source(self) -> str:
+        """Where the base model is: a folder made by a model source, a local folder, or a hub id."""
+        base = self.recipe.model.base
+        if Path(base).is_dir():
+            return base
+        if base in plugins().registry.names("models"):
+            cache = cache_folder()
+            cache.mkdir(parents=True, exist_ok=True)
+            return str(plugins().registry.get("models", base).thing(cache))
+        return base
+
+    def artifact(self, reference: str) -> Path:
+        """The folder of a saved role. Raises RunFailed when it is not there."""
+        name, _, version = reference.partition("@")
+        if name in self.recipe.stages:
+            chosen = _stage_json(self.folder / name).get("policy")
+            if chosen:
+                return self.artifact(str(chosen))
+            folder = self.folder / name / "kept" / version if version else self.folder / name / "adapter"
+        else:
+            folder = self.recipe.folder / reference
+        if not folder.is_dir():
+            kept = sorted(p.name for p in (self.folder / name / "kept").glob("*") if p.name.isdigit())
+            hint = f"; kept versions: {', '.join(kept)}" if version and kept else ""
+            raise RunFailed(f"'{reference}' is not there ({folder}){hint}; keep_epochs: true keeps every version")
+        return folder
+
+    # Reuse
+
+    def _hash(self, stage: Stage) -> str:
+        """Everything the stage's result depends on."""
+        upstream = {name: self.hashes[name] for name in stage.upstream}
+        model = self.recipe.model.model_dump()
+        return digest(
+            {
+                "component": _fingerprint(stage.component, self.recipe.folder),
+                "settings": _fingerprint(stage.settings, self.recipe.folder),
+                "upstream": upstream,
+                "model": model,
+                "base": _model_digest(self.source()),
+                "seed": self.seed_of(stage),
+                "versions": _versions(),
+            }
+        )
+
+    def _join_metrics(self) -> None:
+        """The run's metrics.jsonl: those of its stages, in order."""
+        parts = []
+        for name in self.recipe.stages:
+            path = self.folder / name / "metrics.jsonl"
+            if path.exists():
+                parts.append(path.read_text(encoding="utf-8"))
+        write_text(self.folder / "metrics.jsonl", "".join(parts))
+
+
+def cache_folder() -> Path:
+    """Where base models are kept: `ALIGNKIT_CACHE`, else the user's cache folder."""
+    own = os.environ.get("ALIGNKIT_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alignkit"
+
+
+def _stage_json(folder: Path) -> dict[str, Any]:
+    path = folder / "stage.json"
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "peft")
+    return {"alignkit": alignkit.__version__, **{name: importlib.metadata.version(name) for name in names}}
+
+
+def _model_digest(source: str) -> Any:
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
+    return {file.name: file_digest(file) for file in files}
+
+
+def _fingerprint(value: Any, folder: Path) -> Any:
+    """Plain data that changes when what it stands for changes: files by content, plugins by version and source."""
+    if isinstance(value, Component):
+        source = getattr(value.claim, "source_path", None)
+        return {
+            "name": value.name,
+            "version": value.claim.version,
+            "source": file_digest(Path(source)) if source and Path(source).is_file() else None,
+            "options": _fingerprint(value.options, folder),
+            "files": _files_named(value.options, folder),
+        }
+    if isinstance(value, BaseModel):
+        return {name: _fingerprint(getattr(value, name), folder) for name in type(value).model_fields}
+    if isinstance(value, DataSource | DataSpec | RewardSpec):
+        pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {name: _fingerprint(item, folder) for name, item in pairs}
+    if isinstance(value, Path):
+        return file_digest(value) if value.is_file() else str(value)
+    if isinstance(value, Mapping):
+        return {key: _fingerprint(item, folder) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_fingerprint(item, folder) for item in value]
+    return value
+
+
+def _files_named(options: Any, folder: Path) -> dict[str, str]:
+    """Digests of files that options name by a relative path: Python rewards, templates."""
+    found = {}
+    for name in type(options).model_fields if isinstance(options, BaseModel) else ():
+        value = getattr(options, name)
+        if isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
+            path = folder / value
+            if path.is_file():
+                found[name] = file_digest(path)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}m{int(rest):02d}s" if minutes else f"{rest:.1f}s"
+
+

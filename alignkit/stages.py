@@ -1,0 +1,558 @@
+"""How a training stage runs: from a data set (`run_dataset`), or in iterations of roll out, score, learn (`run_rollouts`)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignkit import seeds
+from alignkit.algorithm import REWARD, Algorithm, Phase, SelectContext
+from alignkit.batch import Encoded, Examples, encode_all
+from alignkit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from alignkit.data import Group, prompts_of, read_groups, write_groups
+from alignkit.engine import Engine, reward_stages
+from alignkit.errors import AlignkitError, DataError, RunFailed
+from alignkit.policy import BASE
+from alignkit.recipe import DataSpec, Settings, Stage
+from alignkit.report import Metrics, Reporter
+from alignkit.reward import Combined, Context
+from alignkit.rollout import Sampling, sample
+from alignkit.scoring import PLAIN, Scorer
+from alignkit.train import Learner, Mix, measure, schedule
+
+# KL at the first iteration, nats per response, above which policy and reference cannot be the same adapter.
+SAME_ADAPTER = 1e-2
+DATASET_CHECKPOINTS = 10
+
+
+@dataclass
+class StageRun:
+    """What a training stage works with."""
+
+    stage: Stage
+    engine: Engine
+    folder: Path
+    seed: int
+    load: Callable[[DataSpec], Any]
+    context: Callable[[], Context]
+    earlier_stage: Callable[[str], Path]
+    reporter: Reporter
+    notify: Callable[..., None]
+    should_stop: Callable[[], None]
+
+    @property
+    def settings(self) -> Settings:
+        assert self.stage.settings is not None
+        return self.stage.settings
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+
+def run_training(run: StageRun) -> dict[str, Any]:
+    """Run a training stage to its end, from its last checkpoint if there is one; gives the summary for stage.json."""
+    algorithm: Algorithm = run.stage.component.claim.thing(run.stage.component.options)
+    from alignkit.algorithm import ROLLOUTS
+
+    work = Rollouts(run, algorithm) if algorithm.source is ROLLOUTS else Dataset(run, algorithm)
+    try:
+        return work.run()
+    finally:
+        work.close()
+
+
+class Training:
+    """What both kinds of training stage share: roles, learner, checkpoints, metrics."""
+
+    def __init__(self, run: StageRun, algorithm: Algorithm):
+        self.run_, self.algorithm = run, algorithm
+        self.settings, self.engine, self.policy = run.settings, run.engine, run.engine.policy
+        self.summary: dict[str, Any] = {}
+        self.role = f"{run.name}~new"
+        self.value_role: str | None = None
+        head = "scalar" if algorithm.trains is REWARD else "language"
+        self.policy.seed = seeds.number(run.seed, run.name, "init")
+        source = self.settings.from_ or BASE
+        start = self.engine.role(source)
+        self.policy.add_role(self.role, start=start, head=head, fresh_head=True)  # type: ignore[arg-type]
+        self.reference = self.engine.role(self.settings.reference or source)
+        if algorithm.needs.values:
+            self._add_value_role()
+        self.learner = Learner(
+            self.policy, algorithm, self.settings, self.role, self.value_role, self._temperature(), self._mix()
+        )
+        checkpoint = load_checkpoint(run.folder / "checkpoints", run.reporter.say)
+        self.done: dict[str, Any] = {}
+        if checkpoint is not None:
+            self.learner.restore(checkpoint.tensors, checkpoint.state["learner"])
+            self.done = checkpoint.state
+            threads = torch.get_num_threads()
+            if checkpoint.state["threads"] != threads:
+                run.reporter.say(
+                    f"{run.name}: the checkpoint was written with {checkpoint.state['threads']} threads, now there are "
+                    f"{threads}: the result may differ in the last bits (OMP_NUM_THREADS sets it)"
+                )
+            run.reporter.say(f"{run.name}: continuing after {self.done['position']}")
+        self.metrics = Metrics(run.folder / "metrics.jsonl", int(self.done.get("metrics_bytes", 0)))
+
+    def _temperature(self) -> float:
+        return 1.0
+
+    def _add_value_role(self) -> None:
+        """InstructGPT starts the value function from a reward model; without one it starts at zero."""
+        self.value_role = f"{self.run_.name}~value"
+        models = reward_stages(self.settings.reward) if self.settings.reward is not None else []
+        source = self.settings.value_from or (models[0] if models else None)
+        if source is not None:
+            self.policy.add_role(self.value_role, start=self.engine.role(source, head="scalar"), head="scalar")
+        else:
+            role = self.policy.add_role(self.value_role, start=self.role, head="scalar", fresh_head=True)
+            assert role.head is not None
+            role.head.data.zero_()
+        self.summary["value_from"] = source or "zero head"
+
+    def _mix(self) -> Mix | None:
+        mix = self.settings.mix
+        if mix is None or mix.weight == 0:
+            return None
+        encoded = self._encode(self.run_.load(mix.data).groups)
+        if not encoded:
+            raise DataError(f"{self.run_.name}.mix.data has no usable row")
+        size = mix.batch_size or self.settings.batch_size or 1
+
+        def draw(count: int) -> list[Encoded]:
+            # Epochs over the second stream follow from the number of steps alone, so that a resumed run agrees.
+            first = self.learner.steps * size
+            picks = []
+            for place in range(first, first + count):
+                epoch, at = divmod(place, len(encoded))
+                order = seeds.stream(self.run_.seed, self.run_.name, "mix", epoch).permutation(len(encoded))
+                picks.append(encoded[int(order[at])])
+            return picks
+
+        return Mix(draw, mix.weight, size)
+
+    def _encode(self, groups: Sequence[Group], what: str = "row") -> list[Encoded]:
+        """Encode and report what did not fit."""
+        encoder = self.engine.encoder
+        encoder.counts.clear()
+        found = encode_all(
+            encoder,
+            groups,
+            self.settings.max_length or 1024,
+            turns=self.algorithm.turns(),
+            scoring=self.algorithm.trains is REWARD,
+        )
+        counts = {name: count for name, count in encoder.counts.items() if count}
+        if counts:
+            self.summary["encoding"] = {**self.summary.get("encoding", {}), **counts}
+        return found
+
+    def _require(self, encoded: Sequence[Encoded]) -> list[Encoded]:
+        """Groups the algorithm can learn from. Raises DataError when none is left."""
+        needs = self.algorithm.needs
+        kept = [e for e in encoded if len(e.rows) >= needs.min_samples and (e.pairs or not needs.pairs)]
+        if len(kept) < len(encoded):
+            self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(encoded) - len(kept)
+        return kept
+
+    def checkpoint(self, number: int, position: str, **more: Any) -> None:
+        tensors, state = self.learner.state()
+        everything = {
+            "learner": state,
+            "position": position,
+            "threads": torch.get_num_threads(),
+            "metrics_bytes": self.metrics.sync(),
+            "summary": self.summary,
+            **more,
+        }
+        path = save_checkpoint(self.run_.folder / "checkpoints", number, Checkpoint(tensors, everything))
+        self.done = everything
+        self.run_.notify("checkpoint_saved", path=str(path))
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        self.metrics.write(stage=self.run_.name, step=step, **metrics)
+        self.run_.notify("metrics_logged", step=step, metrics=metrics)
+
+    def finish(self) -> dict[str, Any]:
+        self.metrics.sync()
+        if not self.run_.adapter.exists():
+            self.policy.save(self.role, self.run_.adapter)
+        return self.summary
+
+    def close(self) -> None:
+        self.policy.drop_role(self.role)
+        if self.value_role is not None:
+            self.policy.drop_role(self.value_role)
+        self.run_.reporter.stop()
+
+    def run(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class Dataset(Training):
+    """Epochs over a fixed data set; with validation data the checkpoint with the lowest loss is the one kept."""
+
+    def run(self) -> dict[str, Any]:
+        loaded = self.run_.load(self.settings.data)
+        if loaded.skipped:
+            self.summary["bad_rows"] = len(loaded.skipped)
+        train = self._examples(loaded.groups)
+        validation = self._validation(loaded)
+        size, epochs = self.settings.batch_size or 1, self.settings.epochs or 1
+        per_epoch = math.ceil(len(train.groups) / size)
+        total = min(per_epoch * epochs, self.settings.max_steps or per_epoch * epochs)
+        every = self.settings.checkpoint_every or max(1, math.ceil(total / DATASET_CHECKPOINTS))
+        self.summary |= {"groups": len(train.groups), "steps": total}
+        best = self.done.get("best", math.inf)
+        run = self.run_
+        if self.done:
+            self.summary = self.done["summary"]
+        run.reporter.start(run.name, total, self.learner.steps)
+        while self.learner.steps < total:
+            step = self.learner.steps
+            try:
+                run.should_stop()
+            except AlignkitError:
+                self.checkpoint(step, f"step {step} of {total}", best=best)
+                raise
+            epoch, at = divmod(step, per_epoch)
+            order = seeds.stream(run.seed, run.name, "shuffle", epoch).permutation(len(train.groups))
+            began = time.monotonic()
+            part = train.take(order[at * size : (at + 1) * size].tolist())
+            factor = schedule(
+                self.settings.lr_scheduler_type or "linear", step, total, self.settings.warmup_ratio or 0.0
+            )
+            metrics = self.learner.step(part, factor)
+            metrics["tokens_per_second"] = sum(e.length for e in part.groups) / (time.monotonic() - began)
+            metrics["epoch"] = (step + 1) / per_epoch
+            self.log(step + 1, metrics)
+            run.reporter.advance(step + 1, metrics)
+            if at + 1 == per_epoch or step + 1 == total:
+                best = self._end_epoch(epoch + 1, validation, best)
+                self.checkpoint(step + 1, f"step {step + 1} of {total}", best=best)
+            elif (step + 1) % every == 0:
+                self.checkpoint(step + 1, f"step {step + 1} of {total}", best=best)
+        return self.finish()
+
+    def _examples(self, groups: Sequence[Group]) -> Examples:
+        rng = seeds.stream(self.run_.seed, self.run_.name, "select")
+        context = SelectContext(0, self.run_.seed, lambda: [], lambda **m: self.summary.update(m), rng)
+        chosen = self.algorithm.select(groups, context)
+        flat: list[Group] = []
+        for item in chosen:
+            flat += list(item.groups) if isinstance(item, Phase) else [item]
+        kept = self._require(self._encode(flat))
+        if not kept:
+            raise DataError(
+                f"stage '{self.run_.name}': none of {len(groups)} rows gives {self.run_.stage.component.name} anything to "
+                f"learn from (it needs {_needs(self.algorithm)}; {self.summary.get('encoding', {})})"
+            )
+        examples = Examples(kept)
+        if self.algorithm.needs.reference_logprobs:
+            columns = measure(self.policy, self.reference, kept, "logprobs")
+            examples.token_columns["reference_logprobs"] = columns
+        return examples
+
+    def _validation(self, loaded: Any) -> Examples | None:
+        groups = list(loaded.validation)
+        if self.settings.validation is not None:
+            groups += self.run_.load(self.settings.validation).groups
+        return self._examples(groups) if groups else None
+
+    def _end_epoch(self, epoch: int, validation: Examples | None, best: float) -> float:
+        run = self.run_
+        if self.settings.keep_epochs:
+            self.policy.save(self.role, run.folder / "kept" / str(epoch))
+        if validation is None:
+            return best
+        found = self.learner.evaluate(validation)
+        self.log(self.learner.steps, {f"validation/{name}": value for name, value in found.items()})
+        facts = {name: round(value, 4) for name, value in found.items()}
+        run.reporter.say(f"{run.name}: validation after epoch {epoch}: {facts}")
+        if found["loss"] < best:
+            self.policy.save(self.role, run.adapter)
+            self.summary["best_epoch"] = epoch
+            self.summary["validation"] = found
+            return found["loss"]
+        return best
+
+    def finish(self) -> dict[str, Any]:
+        if "best_epoch" not in self.summary:
+            self.policy.save(self.role, self.run_.adapter)
+        return super().finish()
+
+
+def _needs(algorithm: Algorithm) -> str:
+    needs = []
+    if algorithm.needs.pairs:
+        needs.append("pairs of a better and a worse response")
+    if algorithm.needs.min_samples > 1:
+        needs.append(f"{algorithm.needs.min_samples} responses a prompt")
+    return ", ".join(needs) or "a response with a token that counts"
+
+
+class Rollouts(Training):
+    """Iterations: roll out, score, combine, select, measure, signal, learn."""
+
+    def __init__(self, run: StageRun, algorithm: Algorithm):
+        rollout = run.settings.rollout
+        if rollout.samples_per_prompt < algorithm.needs.min_samples:
+            raise RunFailed(
+                f"stage '{run.name}': {run.stage.component.name} needs at least {algorithm.needs.min_samples} samples a "
+                f"prompt; set rollout.samples_per_prompt"
+            )
+        self.sampling = Sampling(
+            rollout.samples_per_prompt,
+            rollout.max_new_tokens,
+            rollout.min_new_tokens,
+            rollout.temperature,
+            rollout.top_p,
+            rollout.top_k,
+            tuple(rollout.stop),
+        )
+        super().__init__(run, algorithm)
+        self.scorer = Scorer(run.settings.reward, run.context())
+
+    def _temperature(self) -> float:
+        return self.sampling.temperature
+
+    def run(self) -> dict[str, Any]:
+        run, iterations = self.run_, self.settings.iterations or 1
+        prompts = self._prompts()
+        self._forget_after(int(self.done.get("iteration", 0)))
+        if self.done:
+            self.summary = self.done["summary"]
+        self.summary |= {"prompts": len(prompts), "iterations": iterations}
+        first = int(self.done.get("iteration", 0))
+        run.reporter.start(run.name, iterations, first)
+        for iteration in range(first + 1, iterations + 1):
+            run.should_stop()
+            metrics = self._iteration(iteration, iterations, prompts)
+            self.log(iteration, metrics)
+            run.reporter.advance(iteration, metrics)
+            if self.settings.keep_epochs:
+                self.policy.save(self.role, run.folder / "kept" / str(iteration))
+            every = self.settings.checkpoint_every or 1
+            if iteration % every == 0 or iteration == iterations:
+                self.checkpoint(iteration, f"iteration {iteration} of {iterations}", iteration=iteration)
+        self.policy.save(self.role, run.adapter)
+        return self.finish()
+
+    # The parts of an iteration, in order
+
+    def _iteration(self, iteration: int, iterations: int, prompts: Sequence[Group]) -> dict[str, Any]:
+        began = time.monotonic()
+        groups = self._roll_out(iteration, prompts)
+        rolled = time.monotonic()
+        new_tokens = sum(len(r.tokens or ()) for g in groups for r in g.responses)
+        groups, combined = self._score(groups)
+        metrics = self._rollout_metrics(groups, combined)
+        scored = time.monotonic()
+        write_groups(self._rollout_file(iteration), groups)
+        self.run_.notify("rollouts_scored", iteration=iteration, groups=groups)
+        examples = self._measure(groups, combined, metrics)
+        factor = schedule(self.settings.lr_scheduler_type or "linear", iteration - 1, iterations, 0.0)
+        for number, phase in enumerate(self._phases(iteration, groups, metrics)):
+            self._learn(iteration, number, phase, examples, factor, metrics)
+        ended = time.monotonic()
+        metrics |= {
+            "tokens_per_second": new_tokens / (rolled - began),
+            "seconds": ended - began,
+            "seconds/rollout": rolled - began,
+            "seconds/score": scored - rolled,
+            "seconds/learn": ended - scored,
+            **{f"state/{key}": value for key, value in self.algorithm.state.items() if isinstance(value, int | float)},
+        }
+        return metrics
+
+    def _prompts(self) -> list[Group]:
+        loaded = self.run_.load(self.settings.prompts)
+        groups = prompts_of(loaded.groups)
+        longest, new = self.settings.max_length or 1024, self.sampling.max_new_tokens
+        fitting = [group for group in groups if self.engine.fits(group, longest, new)]
+        if len(fitting) < len(groups):
+            self.summary["prompts_without_room"] = len(groups) - len(fitting)
+            self.run_.reporter.say(
+                f"{self.run_.name}: {len(groups) - len(fitting)} of {len(groups)} prompts leave no room for "
+                f"{new} new tokens in max_length {longest} and are left out"
+            )
+        if not fitting:
+            raise DataError(f"stage '{self.run_.name}': no prompt leaves room for {new} tokens in max_length {longest}")
+        return fitting
+
+    def _roll_out(self, iteration: int, prompts: Sequence[Group]) -> list[Group]:
+        wanted = self.settings.prompts_per_iteration or len(prompts)
+        picks = []
+        for place in range((iteration - 1) * wanted, iteration * wanted):
+            epoch, at = divmod(place, len(prompts))
+            order = seeds.stream(self.run_.seed, self.run_.name, "prompts", epoch).permutation(len(prompts))
+            picks.append(prompts[int(order[at])])
+        self.run_.reporter.note("rolling out")
+        return sample(
+            self.policy,
+            self.role,
+            self.engine.encoder,
+            picks,
+            self.sampling,
+            seed=self.run_.seed,
+            place=(self.run_.name, "rollout", iteration),
+            progress=lambda tokens: self.run_.should_stop(),
+        )
+
+    def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Combined]:
+        """Scores in the responses, and the combination; responses without a score are left out and counted."""
+        self.run_.reporter.note("scoring")
+        scored = self.scorer.score(groups)
+        kept = []
+        for group in scored:
+            responses = tuple(r for r in group.responses if r.scores[PLAIN] is not None)
+            if responses:
+                kept.append(replace(group, responses=responses))
+        if not kept:
+            raise RunFailed(f"stage '{self.run_.name}': no response could be scored")
+        return kept, self.scorer.combine(kept)
+
+    def _rollout_metrics(self, groups: Sequence[Group], combined: Combined) -> dict[str, Any]:
+        responses = [response for group in groups for response in group.responses]
+        count = len(responses)
+        metrics: dict[str, Any] = {"reward": float(combined.plain.mean()), "reward_std": float(combined.plain.std())}
+        for name in responses[0].scores:
+            values = [r.scores[name] for r in responses if r.scores.get(name) is not None]
+            if name != PLAIN and values:
+                metrics[f"score/{name}"] = sum(values) / len(values)  # type: ignore[arg-type]
+        metrics |= {f"reward/{name}": value for name, value in combined.metrics.items()}
+        metrics["response_tokens"] = sum(len(r.tokens or ()) for r in responses) / count
+        metrics["truncated"] = sum(r.truncated for r in responses) / count
+        return metrics
+
+    def _measure(self, groups: Sequence[Group], combined: Combined, metrics: dict[str, Any]) -> Examples:
+        """Encode the rollouts and measure what the algorithm needs, before the first update."""
+        self.run_.reporter.note("measuring")
+        encoded = self._encode(groups)
+        if len(encoded) != len(groups):
+            raise RunFailed("a rollout did not fit max_length although its prompt did")
+        examples = Examples(encoded)
+        examples.columns["rewards"] = combined.reward.tolist()
+        examples.columns["scores"] = combined.plain.tolist()
+        old = measure(self.policy, self.role, encoded, "logprobs", temperature=self.sampling.temperature)
+        reference = measure(self.policy, self.reference, encoded, "logprobs", temperature=self.sampling.temperature)
+        examples.token_columns |= {"old_logprobs": old, "reference_logprobs": reference}
+        if self.value_role is not None:
+            examples.token_columns["old_values"] = measure(self.policy, self.value_role, encoded, "values")
+        kl = [float((a - b).sum()) for a, b in zip(old, reference, strict=True)]
+        metrics["kl"] = sum(kl) / len(kl)
+        metrics["sampler_gap"] = _sampler_gap(groups, old)
+        self._check_reference(metrics["kl"])
+        examples.add_signals(self.algorithm.signal(examples.batch()))
+        metrics |= self.algorithm.metrics
+        return examples
+
+    def _check_reference(self, kl: float) -> None:
+        """The most repeated bug of the field: a reference that is not where the policy started."""
+        same = (self.settings.reference or self.settings.from_ or BASE) == (self.settings.from_ or BASE)
+        if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
+            raise RunFailed(f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats")
+
+    def _phases(self, iteration: int, groups: Sequence[Group], metrics: dict[str, Any]) -> list[Phase]:
+        rng = seeds.stream(self.run_.seed, self.run_.name, "select", iteration)
+        context = SelectContext(
+            iteration, self.run_.seed, lambda: list(self._earlier(iteration)), lambda **m: metrics.update(m), rng
+        )
+        kept = [group for group in groups if self.algorithm.keep(group)]
+        if len(kept) < len(groups):
+            metrics["groups_without_signal"] = len(groups) - len(kept)
+        chosen = self.algorithm.select(kept, context)
+        phases = [item for item in chosen if isinstance(item, Phase)]
+        return phases or [Phase([item for item in chosen if isinstance(item, Group)])]
+
+    def _earlier(self, iteration: int) -> Iterator[list[Group]]:
+        """Scored rollouts of earlier stages named in `carry_from`, then of this stage's earlier iterations."""
+        for stage in self.settings.carry_from:
+            for path in sorted((self.run_.earlier_stage(stage) / "rollouts").glob("*.jsonl")):
+                yield read_groups(path)
+        for number in range(1, iteration):
+            yield read_groups(self._rollout_file(number))
+
+    def _learn(
+        self, iteration: int, number: int, phase: Phase, rollouts: Examples, factor: float, metrics: dict[str, Any]
+    ) -> None:
+        """Epochs of shuffled minibatches, cut by group so that pairs and group baselines stay whole."""
+        examples = self._require_examples(self._selected(phase, rollouts))
+        if not examples.groups:
+            metrics["empty_selection"] = 1.0
+            return
+        size = self.settings.batch_size or len(examples.groups)
+        averages: dict[str, list[float]] = {}
+        for epoch in range(phase.epochs or self.settings.epochs or 1):
+            place = (self.run_.name, "minibatch", iteration, number, epoch)
+            order = seeds.stream(self.run_.seed, *place).permutation(len(examples.groups)).tolist()
+            for start in range(0, len(order), size):
+                self.run_.should_stop()
+                self.run_.reporter.note(f"learning, epoch {epoch + 1}")
+                found = self.learner.step(examples.take(order[start : start + size]), factor * phase.lr_scale)
+                for name, value in found.items():
+                    averages.setdefault(name, []).append(value)
+        metrics |= {name: sum(values) / len(values) for name, values in averages.items()}
+
+    def _selected(self, phase: Phase, rollouts: Examples) -> Examples:
+        """The phase's groups with what was measured; groups that `select` made anew are encoded and bare."""
+        if [g.id for g in phase.groups] == [e.group.id for e in rollouts.groups] and all(
+            g is e.group for g, e in zip(phase.groups, rollouts.groups, strict=True)
+        ):
+            return rollouts
+        places = {id(e.group): i for i, e in enumerate(rollouts.groups)}
+        if all(id(group) in places for group in phase.groups):
+            return rollouts.take([places[id(group)] for group in phase.groups])
+        encoded = self._encode(phase.groups)
+        examples = Examples(encoded)
+        needs = self.algorithm.needs
+        temperature = self.sampling.temperature
+        if needs.reference_logprobs:
+            found = measure(self.policy, self.reference, encoded, "logprobs", temperature=temperature)
+            examples.token_columns["reference_logprobs"] = found
+        if needs.old_logprobs:
+            found = measure(self.policy, self.role, encoded, "logprobs", temperature=temperature)
+            examples.token_columns["old_logprobs"] = found
+        return examples
+
+    def _require_examples(self, examples: Examples) -> Examples:
+        needs = self.algorithm.needs
+        kept = [
+            i
+            for i, e in enumerate(examples.groups)
+            if len(e.rows) >= needs.min_samples and (e.pairs or not needs.pairs) and any(any(r.mask) for r in e.rows)
+        ]
+        return examples if len(kept) == len(examples.groups) else examples.take(kept)
+
+    # Disk
+
+    def _rollout_file(self, iteration: int) -> Path:
+        return self.run_.folder / "rollouts" / f"{iteration:04d}.jsonl"
+
+    def _forget_after(self, iteration: int) -> None:
+        """Rollouts of an iteration that was not completed are written again."""
+        for path in (self.run_.folder / "rollouts").glob("*.jsonl"):
+            if int(path.stem) > iteration:
+                path.unlink()
+
+
+def _sampler_gap(groups: Sequence[Group], measured: Sequence[torch.Tensor]) -> float:
+    """Mean absolute difference of the sampler's and the training path's log-probabilities, nats per token."""
+    sampled = [response.logprobs or () for group in groups for response in group.responses]
+    gaps = [
+        (torch.tensor(s) - m).abs().sum() for s, m in zip(sampled, measured, strict=True) if s and len(s) == len(m)
+    ]
+    tokens = sum(len(s) for s in sampled) or 1
+    return float(sum(gaps, torch.zeros(()))) / tokens

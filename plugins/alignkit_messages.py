@@ -1,0 +1,39 @@
+"""Conversations as demonstrations: OpenAI's `messages` and ShareGPT's `conversations`.
+
+What comes before the first assistant turn is the prompt. A single answer becomes the response's text; several turns
+stay messages, whose `train` flags (if any) are kept for the algorithm, which decides what is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from alignkit import BadRow, Format, Group, hookimpl
+
+
+class Messages(Format):
+    """One conversation a row; `label` says whether its answer is a good one."""
+
+    summary = "conversations: messages [{role, content}] or conversations [{from, value}]; optional label"
+    wants = "messages [{role, content}] or conversations [{from, value}]; optional label (true or false)"
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        if not cls.lacks(row, "chosen", "rejected", "completion"):
+            return False
+        return cls.has(row, "messages") or cls.has(row, "conversations")
+
+    def read(self, row: Any) -> Group:
+        name = "messages" if self.has(row, "messages") else "conversations"
+        if not isinstance(row, Mapping) or row.get(name) is None:
+            raise BadRow("column 'messages' is missing (or 'conversations')")
+        if isinstance(row[name], str) and not row[name].lstrip().startswith("["):
+            raise BadRow(f"column '{name}' must be a list of messages, not text")
+        prompt, response = self.demonstration(self.conversation(row[name], name), label=self.flag(row, "label"))
+        return Group(prompt, (response,), meta=self.rest(row, name, "label"))
+
+
+@hookimpl
+def register_formats(register: Any) -> None:
+    register("messages", Messages, summary=Messages.summary)

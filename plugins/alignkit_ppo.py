@@ -1,0 +1,125 @@
+"""PPO: proximal policy optimisation with a per-token KL penalty (Schulman et al. 2017; InstructGPT 2022 eq. (2)).
+
+Per-token rewards are -beta KL to the reference with the score on the last token (Ziegler et al. 2019), advantages
+by GAE with a value role of its own, policy and value losses clipped. InstructGPT's ptx is the stage's `mix`.
+Differs from InstructGPT: the score is not normalised by demonstrations here; learning rate and clip suit LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from alignkit import (
+    ROLLOUTS,
+    Algorithm,
+    Batch,
+    Field,
+    Loss,
+    Needs,
+    Outputs,
+    StageDefaults,
+    Term,
+    hookimpl,
+    per_token,
+)
+from alignkit import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PPO(Algorithm):
+    """Raise the reward at a price per nat of KL."""
+
+    source = ROLLOUTS
+    needs = Needs(old_logprobs=True, reference_logprobs=True, values=True, entropy=True)
+    defaults = StageDefaults(
+        learning_rate=1e-4,
+        epochs=2,
+        batch_size=16,
+        adam_epsilon=1e-5,
+        lr_scheduler_type="linear",
+        samples_per_prompt=2,
+    )
+
+    class Options(Algorithm.Options):
+        kl_beta: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in reward units")
+        kl_target: float | None = Field(None, gt=0, description="nats per response; adapts kl_beta (Ziegler 2019)")
+        kl_horizon: float = Field(10_000, gt=0, description="responses over which kl_beta adapts")
+        gamma: float = Field(1.0, gt=0, le=1, description="discount")
+        lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda")
+        clip: float = Field(0.2, gt=0, description="policy ratio may move so far in one iteration")
+        clip_high: float | None = Field(None, gt=0, description="the same upwards, where it differs")
+        clip_value: float | None = Field(0.2, gt=0, description="values may move so far; none: not clipped")
+        dual_clip: float | None = Field(None, gt=1, description="bound on the loss at negative advantages")
+        value_coefficient: float = Field(0.1, ge=0)
+        entropy_coefficient: float = Field(0.0, ge=0)
+        whiten_advantages: bool = True
+        score_clip: float | None = Field(None, gt=0)
+        missing_eos_penalty: float | None = Field(None, ge=0, description="taken off the score of a cut-off response")
+        aggregation: Literal["token", "response"] = Field("token", description="what the policy loss is a mean of")
+
+    def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
+        """Advantages and returns, [R, T], with the KL price of this iteration, which adapts afterwards."""
+        o, mask = self.options, rollouts.mask
+        assert rollouts.rewards is not None and rollouts.old_values is not None
+        assert rollouts.old_logprobs is not None and rollouts.reference_logprobs is not None
+        beta = self.state.get("kl_beta", o.kl_beta)
+        scores = F.missing_eos_penalty(rollouts.rewards, ~rollouts.truncated, o.missing_eos_penalty)
+        rewards = F.shape_rewards(
+            scores, rollouts.old_logprobs, rollouts.reference_logprobs, mask, beta, score_clip=o.score_clip
+        )
+        advantages, returns = F.gae(rewards, rollouts.old_values, mask, o.gamma, o.lam)
+        kl = F.sum_tokens(F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, mask), mask)
+        self.metrics = {
+            "kl_beta": beta,
+            "return": float(F.masked_mean(returns, mask)),
+            "value_explained": _explained(rollouts.old_values[mask], returns[mask]),
+        }
+        if o.kl_target is not None:
+            self.state["kl_beta"] = F.adaptive_kl(beta, float(kl.mean()), o.kl_target, o.kl_horizon, len(kl))
+        whitened = F.masked_whiten(advantages, mask) if o.whiten_advantages else advantages
+        return {"advantages": whitened, "returns": returns}
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        o, mask = self.options, batch.mask
+        assert out.logprobs is not None and out.values is not None and out.entropy is not None
+        assert batch.old_logprobs is not None and batch.old_values is not None
+        policy = F.ppo_policy_loss(
+            out.logprobs, batch.old_logprobs, batch["advantages"], o.clip, o.clip_high or o.clip, o.dual_clip, mask=mask
+        )
+        value = F.ppo_value_loss(out.values, batch.old_values, batch["returns"], o.clip_value, mask=mask)
+        return Loss(
+            policy=per_token(policy),
+            value=per_token(value, o.value_coefficient),
+            negative_entropy=per_token(-out.entropy, o.entropy_coefficient),
+        )
+
+    def weights(self, batch: Batch) -> Mapping[str, Tensor]:
+        """With `aggregation: response` a response's tokens share the weight 1."""
+        if self.options.aggregation == "token":
+            return {}
+        mask = batch.mask.float()
+        return {"policy": mask / mask.sum(dim=1, keepdim=True).clamp(min=1)}
+
+    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        """Over counted tokens: share whose gradient the clip removes, KL moved in this iteration (k3), the ratio."""
+        assert out.logprobs is not None and batch.old_logprobs is not None
+        o, mask = self.options, batch.mask
+        ratio = F.ratio(out.logprobs, batch.old_logprobs, mask)
+        advantages = batch["advantages"]
+        clipped = ratio.clamp(1 - o.clip, 1 + (o.clip_high or o.clip)) * advantages < ratio * advantages
+        moved = F.kl_k3(batch.old_logprobs, out.logprobs, mask)
+        return {"clip_fraction": per_token(clipped.float()), "moved": per_token(moved), "ratio": per_token(ratio)}
+
+
+def _explained(values: Tensor, returns: Tensor) -> float:
+    """Share of the returns' variance that the values explain."""
+    variance = float(returns.var()) if len(returns) > 1 else 0.0
+    return 1 - float((returns - values).var()) / variance if variance else 0.0
+
+
+@hookimpl
+def register_algorithms(register):  # type: ignore[no-untyped-def]
+    register("ppo", PPO, summary="policy gradient with clipped updates, a value role and a KL price per token")

@@ -1,0 +1,87 @@
+"""Rejection sampling: fine-tune on the best of K samples by reward (Llama 2 2023, section 3.2.3; RAFT, Dong 2023).
+
+Later iterations learn the best samples of earlier ones again (Llama 2 found that learning from the last iteration's
+samples alone forgets): a prompt's earlier sample stands while no later one is better. Differs from Llama 2: every model size samples for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from alignkit import (
+    ROLLOUTS,
+    Algorithm,
+    Batch,
+    Field,
+    Group,
+    Loss,
+    Needs,
+    Outputs,
+    Response,
+    SelectContext,
+    StageDefaults,
+    hookimpl,
+    per_token,
+)
+
+
+class RejectionSampling(Algorithm):
+    """Sample K, keep the best, learn it as a demonstration."""
+
+    source = ROLLOUTS
+    needs = Needs(min_samples=2)
+    defaults = StageDefaults(
+        learning_rate=2e-4, epochs=2, batch_size=16, lr_scheduler_type="constant", samples_per_prompt=4
+    )
+
+    class Options(Algorithm.Options):
+        carry_over: float = Field(
+            1.0, ge=0, description="samples of earlier iterations per new one, the best first; 0: none are carried"
+        )
+
+    def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
+        fresh = {_key(group): _best(group) for group in groups}
+        best = dict(fresh)
+        if self.options.carry_over:
+            for past in context.earlier():
+                for group in past:
+                    _carry(best, _best(group))
+        limit = int(self.options.carry_over * len(fresh))
+        others = sorted((best[key] for key in best.keys() - fresh.keys()), key=lambda g: (-_reward(g.responses[0]), g.id))
+        chosen = [best[key] for key in fresh] + others[:limit]
+        rewards = [_reward(group.responses[0]) for group in chosen]
+        carried = sum(bool(group.meta.get("carried")) for group in chosen)
+        context.log(best_reward=sum(rewards) / max(1, len(rewards)), carried_over=carried)
+        return chosen
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        return Loss(nll=per_token(-out.logprobs))
+
+
+def _carry(best: dict[str, Group], earlier: Group) -> None:
+    """An earlier sample stays unless a later one of its prompt is better: the earlier wins ties."""
+    key = _key(earlier)
+    if key not in best or _reward(earlier.responses[0]) >= _reward(best[key].responses[0]):
+        best[key] = replace(earlier, meta={**earlier.meta, "carried": True})
+
+
+def _key(group: Group) -> str:
+    return "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in group.prompt)
+
+
+def _reward(response: Response) -> float:
+    reward = response.scores["reward"]
+    assert reward is not None  # responses without a score never reach an algorithm
+    return reward
+
+
+def _best(group: Group) -> Group:
+    """The group with its best response alone; the first of equals."""
+    return replace(group, responses=(max(group.responses, key=_reward),), pairs=None)
+
+
+@hookimpl
+def register_algorithms(register):  # type: ignore[no-untyped-def]
+    register("rejection_sampling", RejectionSampling, summary="fine-tune on the best of K samples by reward")

@@ -1,0 +1,47 @@
+"""SFT: cross-entropy on the assistant's tokens (InstructGPT 2022, section 3.5; Llama 2 2023, section 3.1), and `lm`,
+the same on raw text.
+
+Differs from the papers: nothing. The mean is over the counted tokens of the whole optimiser batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from alignkit import Algorithm, Batch, Field, Loss, Outputs, StageDefaults, Term, hookimpl, per_token
+
+
+class SFT(Algorithm):
+    """Learn demonstrations."""
+
+    defaults = StageDefaults(learning_rate=2e-4, epochs=2, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
+
+    class Options(Algorithm.Options):
+        turns: Literal["all", "last"] = Field("all", description="assistant turns that are learned")
+
+    def turns(self) -> str:
+        return str(self.options.turns)
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        return Loss(nll=per_token(-out.logprobs))
+
+    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        return {}
+
+
+class LM(Algorithm):
+    """Learn raw text, every token of it."""
+
+    defaults = StageDefaults(learning_rate=2e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        return Loss(nll=per_token(-out.logprobs))
+
+
+@hookimpl
+def register_algorithms(register):  # type: ignore[no-untyped-def]
+    register("sft", SFT, summary="learn demonstrations: cross-entropy on the assistant's tokens")
+    register("lm", LM, summary="learn raw text")

@@ -1,0 +1,76 @@
+"""Raw text for language modelling: rows {text: ...}, or plain text files cut into documents at blank lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from alignkit import Field, Format, Group, Options, Response, hookimpl
+
+Piece = tuple[int, str]  # the number of its first line, and its text
+
+
+class TextOptions(Options):
+    """How a plain text file becomes documents; rows of other files are documents as they are."""
+
+    paragraphs: bool = Field(False, description="each paragraph is a document, however short")
+    max_chars: int = Field(2000, ge=1, description="about how many characters a document of a .txt file has")
+
+
+class Text(Format):
+    """Text without a prompt."""
+
+    Options = TextOptions
+    summary = "raw text: rows with text, or plain text files cut at blank lines"
+    wants = "text (one text, no prompt)"
+    needs_prompt = False
+    plain_text = True
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        other = cls.lacks(row, "prompt", "messages", "conversations", "chosen", "completion", "instruction")
+        return other and isinstance(row.get("text"), str)
+
+    def read(self, row: Any) -> Group:
+        if isinstance(row, str):
+            row = {"text": row}
+        text = self.text(row if isinstance(row, dict) else {}, "text")
+        return Group((), (Response(text=text),), meta=self.rest(row, "text"))
+
+    def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+        pieces = paragraphs(lines, self.options.max_chars)
+        return pieces if self.options.paragraphs else joined(pieces, self.options.max_chars)
+
+
+def paragraphs(lines: Iterable[tuple[int, str]], most: int) -> Iterator[Piece]:
+    """Paragraphs between blank lines; one that is too long is cut at its line ends."""
+    start, held, size = 0, list[str](), 0
+    for number, line in lines:
+        blank = not line.strip()
+        if held and (blank or size + len(line) > most):
+            yield start, "\n".join(held)
+            held, size = [], 0
+        if not blank:
+            start = start if held else number
+            held.append(line)
+            size += len(line) + 1
+    if held:
+        yield start, "\n".join(held)
+
+
+def joined(pieces: Iterable[Piece], most: int) -> Iterator[Piece]:
+    """Neighbouring paragraphs put together as long as they stay within `most` characters."""
+    start, text = 0, ""
+    for number, piece in pieces:
+        if text and len(text) + 2 + len(piece) > most:
+            yield start, text
+            text = ""
+        start = start if text else number
+        text = f"{text}\n\n{piece}" if text else piece
+    if text:
+        yield start, text
+
+
+@hookimpl
+def register_formats(register: Any) -> None:
+    register("text", Text, summary=Text.summary)

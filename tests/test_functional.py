@@ -1,0 +1,271 @@
+"""What the known answers cannot show: the chunked head, garbage under masks, extreme values, errors, edge shapes."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignkit import functional as F
+
+ROWS, WIDTH, VOCABULARY = 11, 5, 17
+
+
+def head_inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden, head, bias = (
+        (2 * torch.randn(*shape, dtype=torch.float64, generator=generator)).to(dtype).requires_grad_()
+        for shape in ((ROWS, WIDTH), (VOCABULARY, WIDTH), (VOCABULARY,))
+    )
+    return hidden, head, bias, torch.randint(VOCABULARY, (ROWS,), generator=generator)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, ROWS, 128])
+@pytest.mark.parametrize(("softcap", "scale", "temperature"), [(None, 1.0, 1.0), (3.0, 0.5, 0.7)])
+def test_head_in_chunks_equals_whole_logits(
+    chunk: int, softcap: float | None, scale: float, temperature: float
+) -> None:
+    hidden, head, bias, tokens = head_inputs()
+    logits = scale * (hidden @ head.T + bias)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    expected = F.token_logprobs(logits, tokens, temperature), F.token_entropy(logits, temperature)
+    found = F.logprobs_from_hidden(
+        hidden,
+        head,
+        tokens,
+        bias=bias,
+        temperature=temperature,
+        softcap=softcap,
+        scale=scale,
+        entropy=True,
+        chunk=chunk,
+    )
+    weights = torch.linspace(-1, 1, ROWS, dtype=torch.float64)
+    gradients = []
+    for logprobs, entropy in (expected, found):
+        assert entropy is not None
+        gradients.append(torch.autograd.grad((weights * (logprobs + 0.3 * entropy**2)).sum(), (hidden, head, bias)))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_head_frozen_or_without_grad() -> None:
+    hidden, head, _, tokens = head_inputs()
+    logprobs, entropy = F.logprobs_from_hidden(hidden, head.detach(), tokens, chunk=4)
+    assert entropy is None
+    assert torch.autograd.grad(logprobs.sum(), hidden)[0].abs().sum() > 0
+    trained, _ = F.logprobs_from_hidden(hidden.detach(), head, tokens, chunk=4)
+    assert torch.autograd.grad(trained.sum(), head)[0].abs().sum() > 0
+    with torch.no_grad():
+        plain, _ = F.logprobs_from_hidden(hidden, head, tokens, chunk=4)
+    assert not plain.requires_grad
+    torch.testing.assert_close(plain, logprobs.detach())
+
+
+def test_head_never_holds_all_logits() -> None:
+    hidden, head, _, tokens = head_inputs()
+    given = {x.untyped_storage().data_ptr() for x in (hidden, head, tokens)}
+    held = 0
+
+    def record(saved: Tensor) -> Tensor:
+        nonlocal held
+        held += saved.numel() * (saved.untyped_storage().data_ptr() not in given)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda saved: saved):
+        F.logprobs_from_hidden(hidden, head, tokens, chunk=4, entropy=True)
+    assert held < 2 * ROWS
+
+
+def test_head_of_no_rows_has_a_backward() -> None:
+    hidden, head, _, tokens = head_inputs()
+    logprobs, _ = F.logprobs_from_hidden(hidden[:0], head, tokens[:0])
+    assert logprobs.shape == (0,)
+    logprobs.sum().backward()
+    assert head.grad is not None and not head.grad.any()
+
+
+def test_half_precision_is_widened_before_the_softmax() -> None:
+    hidden, head, _, tokens = head_inputs(torch.bfloat16)
+    logprobs, _ = F.logprobs_from_hidden(hidden, head, tokens)
+    logits = torch.nn.functional.linear(hidden, head)
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs, F.token_logprobs(logits.float(), tokens), rtol=0, atol=0)
+    assert F.token_logprobs(logits, tokens).dtype == F.masked_mean(logits, logits > 0).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_entropy_with_forbidden_tokens(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[0.0, 0.0, -math.inf], [700.0, -700.0, 0.0]], dtype=dtype, requires_grad=True)
+    entropy = F.token_entropy(logits)
+    torch.testing.assert_close(entropy, torch.tensor([math.log(2), 0.0], dtype=dtype))
+    (gradient,) = torch.autograd.grad(entropy.sum(), logits)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+
+
+GARBAGE = [1e30, -1e30, math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masked_garbage_leaves_no_trace(garbage: float, dtype: torch.dtype) -> None:
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
+    clean = torch.tensor([[-0.5, -1.0, 0.0], [0.0, 0.0, 0.0]], dtype=dtype)
+    dirty = torch.where(mask.bool(), clean, garbage)
+
+    def losses(x: Tensor, other: Tensor) -> list[Tensor]:
+        return [
+            F.ppo_policy_loss(x, 0.9 * other, other + 1.0, 0.2, 0.2, 3.0, mask=mask).sum(),
+            F.ppo_value_loss(x, 0.9 * other, -other, 0.2, mask=mask).sum(),
+            *(estimator(x, 2 * other, mask).sum() for estimator in F.KL_ESTIMATORS.values()),
+            *(F.aggregate(x, mask, mode) for mode in ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum")),
+            F.sequence_log_ratio(x, 2 * other, mask).sum(),
+            F.segment_advantage(x, mask, 0.1, 0.9).sum(),
+        ]
+
+    for number, (expected, found) in enumerate(zip(*gradients_of(losses, clean, dirty), strict=True)):
+        torch.testing.assert_close(found, expected, msg=lambda text, n=number: f"loss {n}: {text}")
+    scores = torch.tensor([1.0, garbage], dtype=dtype)
+    expected, found = (
+        [F.shape_rewards(scores, x, 2 * x, mask, 0.1), F.masked_whiten(x, mask), *F.gae(x, x, mask, 1.0, 0.9)]
+        for x in (clean, dirty)
+    )
+    torch.testing.assert_close(found, expected)
+    assert all(x.isfinite().all() for x in found)
+
+
+def gradients_of(losses, *inputs: Tensor) -> list[list[Tensor]]:  # type: ignore[no-untyped-def]
+    rows = []
+    for values in inputs:
+        x = values.clone().requires_grad_()
+        found = losses(x, values)
+        rows.append([y for loss in found for y in (loss.detach(), torch.autograd.grad(loss, x, retain_graph=True)[0])])
+    return rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [100.0, 1000.0])
+def test_hopelessly_different_policies_stay_finite(gap: float, dtype: torch.dtype) -> None:
+    logprobs = torch.tensor([[0.0, -gap, 0.0]], dtype=dtype, requires_grad=True)
+    old = torch.tensor([[-gap, 0.0, -gap]], dtype=dtype)
+    advantages = torch.tensor([[1.0, 1.0, 0.0]], dtype=dtype)
+    loss = F.ppo_policy_loss(logprobs, old, advantages, 0.2, 0.2).sum()
+    torch.testing.assert_close(loss.detach(), torch.tensor(-1.2, dtype=dtype))
+    assert torch.autograd.grad(loss, logprobs)[0].abs().max() < 1e-30
+    assert F.kl_k3(old, logprobs.detach()).isfinite().all()
+
+
+def test_extreme_preferences_stay_finite() -> None:
+    gap = torch.tensor([-200.0, 200.0])
+    for losses in (F.pairwise_loss(gap, torch.zeros(2)), F.preference_loss(gap), F.cpl_loss(gap, torch.zeros(2))):
+        torch.testing.assert_close(losses, torch.tensor([200.0, 0.0]))
+    z = torch.tensor([-1e4, 1e4, 0.0], requires_grad=True)
+    for losses in (F.preference_loss(z, 0.1), F.robust_loss(z, 0.1), F.hinge_loss(z), F.pairwise_loss(z, -z, p=0.5)):
+        assert losses.isfinite().all()
+        assert torch.autograd.grad(losses.sum(), z)[0].isfinite().all()
+    certain = torch.tensor([0.0, -1e-9, -1e4], requires_grad=True)
+    assert F.log_odds(certain).isfinite().all()
+    assert torch.autograd.grad(F.log_odds(certain).sum(), certain)[0].isfinite().all()
+
+
+def test_gae_ignores_how_a_row_is_padded() -> None:
+    rewards, values = torch.randn(2, 6, dtype=torch.float64).unbind()
+    spread = [0, 2, 3, 7, 8, 10]
+    mask = torch.zeros(1, 12)
+    mask[0, spread] = 1
+    sparse = torch.full((2, 12), 1e30, dtype=torch.float64)
+    sparse[:, spread] = torch.stack([rewards, values])
+    ones, end = torch.ones(1, 6), torch.tensor([0.5], dtype=torch.float64)
+    dense = F.gae(rewards[None], values[None], ones, 0.9, 0.8, bootstrap=end)
+    found = F.gae(sparse[:1], sparse[1:], mask, 0.9, 0.8, bootstrap=end)
+    torch.testing.assert_close(tuple(x[:, spread] for x in found), dense)
+
+
+def test_whitening_of_equal_values_is_exactly_zero_in_float32() -> None:
+    white = F.whiten(torch.full((1000,), 0.1))
+    assert not white.any()
+    assert not F.whiten(torch.tensor([3.0])).any()
+
+
+def test_no_gradient_reaches_what_is_constant() -> None:
+    logprobs, old, advantages = (torch.randn(2, 3, requires_grad=True) for _ in range(3))
+    loss = F.ppo_policy_loss(logprobs, old, advantages, 0.2, 0.2).sum()
+    found = torch.autograd.grad(loss, (logprobs, old, advantages), allow_unused=True)
+    assert found[0] is not None and found[1] is None and found[2] is None
+    mask = torch.ones(2, 3)
+    assert not F.shape_rewards(old[:, 0], logprobs, old, mask, 0.1).requires_grad
+    assert not any(x.requires_grad for x in F.gae(logprobs, old, mask, 1.0, 1.0))
+    assert not F.masked_whiten(logprobs, mask).requires_grad
+
+
+def test_kwise_weights_sum_to_one_per_group() -> None:
+    group = torch.tensor([5, 2, 5, 5, 9])
+    weights = F.kwise_weights(group)
+    torch.testing.assert_close(weights, torch.tensor([1 / 3, 1.0, 1 / 3, 1 / 3, 1.0]))
+    assert F.kwise_weights(group, torch.tensor([3, 2, 3, 3, 2])).tolist() == weights.tolist()
+
+
+def test_group_advantages_follow_ids_not_order() -> None:
+    rewards, group = torch.tensor([1.0, 5.0, 3.0, 7.0, 2.0]), torch.tensor([8, 1, 8, 1, 4])
+    assert F.centred_advantages(rewards, group).tolist() == [-1.0, -1.0, 1.0, 1.0, 0.0]
+    assert F.rloo_advantages(rewards, group).tolist() == [-2.0, -2.0, 2.0, 2.0, 0.0]
+    assert F.group_has_spread(rewards, group).tolist() == [True, True, True, True, False]
+
+
+def test_equal_rewards_teach_exactly_nothing() -> None:
+    rewards, group = torch.full((7,), 0.1), torch.zeros(7)
+    assert not F.grpo_advantages(rewards, group, eps=0.0).nan_to_num(0.0).any()
+    assert not F.grpo_advantages(rewards, group, eps=1e-9).any()
+
+
+def test_best_of_with_missing_rewards() -> None:
+    index, reward = F.best_of([[None, -math.inf, 2.0], [None, None], [None, -math.inf], []])
+    assert index.tolist() == [2, -1, 1, -1]
+    assert reward[0] == 2.0 and reward[1].isnan() and reward[2] == -math.inf and reward[3].isnan()
+    iteration, index, reward = F.carry_over_best([[[None], [1.0, 4.0]], [[0.5], [4.0, 4.0]]])
+    assert iteration.tolist() == [[-1, 0], [1, 0]]
+    assert index.tolist() == [[-1, 1], [0, 1]]
+    assert reward[1].tolist() == [0.5, 4.0]
+
+
+def test_best_of_n_distribution_shares_ties() -> None:
+    base, rewards = torch.tensor([0.2, 0.3, 0.4, 0.1]), torch.tensor([1.0, 0.0, 1.0, 2.0])
+    policy = F.best_of_n_distribution(base, rewards, 3)
+    torch.testing.assert_close(policy.sum(), torch.tensor(1.0))
+    torch.testing.assert_close(policy[2], 2 * policy[0])
+    torch.testing.assert_close(policy[1], torch.tensor(0.3**3))
+
+
+def test_llama2_threshold_is_a_probability() -> None:
+    helpful, safety = torch.tensor([9.0, 9.0, 9.0, 50.0]), torch.tensor([-1.8, -1.6, 3.0, 3.0])
+    score, uses_safety = F.llama2_combine(helpful, safety, torch.tensor([False, False, True, False]))
+    assert uses_safety.tolist() == [True, False, True, False]
+    torch.testing.assert_close(score, torch.tensor([-1.8, 9.0, 3.0, math.log(1e6 - 1)]))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "named"),
+    [
+        (lambda x: F.gae(x, x[:, :1], x, 1.0, 1.0), "values"),
+        (lambda x: F.gae(x, x, x, 1.0, 1.0, bootstrap=x[:1, 0]), "bootstrap"),
+        (lambda x: F.ppo_policy_loss(x, x, x[:, 0], 0.2, 0.2), "advantages"),
+        (lambda x: F.shape_rewards(x, x, x, x, 0.1), "mask_rows"),
+        (lambda x: F.pairwise_loss(x[:, 0], x), "worse"),
+        (lambda x: F.masked_mean(x, x[0]), "mask"),
+        (lambda x: F.token_logprobs(x, x.long()), "logits"),
+        (lambda x: F.token_logprobs(x, x[:, 0].long(), temperature=0.0), "temperature"),
+        (lambda x: F.aggregate(x, x, "mean"), "mean"),
+        (lambda x: F.shape_rewards(x[:, 0], x, x, x, 0.1, estimator="k4"), "k4"),
+        (lambda x: F.missing_eos_penalty(x[0], x[0] > 0, penalty=1.0, replace=-1.0), "both"),
+        (lambda x: F.robust_loss(x, 0.5), "0.5"),
+        (lambda x: F.llama2_margin("much better"), "much better"),
+        (lambda x: F.llama2_margin("better", "huge"), "huge"),
+        (lambda x: F.expected_best_of_n(x, 4), "best of 4"),
+        (lambda x: F.adaptive_kl(0.1, 1.0, 0.0, 100, 1), "target"),
+        (lambda x: F.reward_normaliser(x[:0]), "demonstrations"),
+    ],
+)
+def test_errors_name_what_is_wrong(mistake, named: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=named):
+        mistake(torch.ones(2, 3))

@@ -1,0 +1,98 @@
+"""What is installed is what is in the repository: entry points, plugins, recipes, types."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import alignkit
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PLUGINS = sorted(path.stem for path in (ROOT / "plugins").glob("*.py"))
+RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
+
+
+def run(code: str, **environment: str) -> str:
+    command = [sys.executable, "-c", code]
+    # Not in the checkout, whose folders would otherwise be importable.
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd="/", env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_plugin_file_has_its_entry_point_and_back() -> None:
+    declared = PROJECT["project"]["entry-points"]["alignkit"]
+    assert declared == {name: name for name in PLUGINS}
+
+
+def test_entry_points_are_installed() -> None:
+    """Fails after a line was added to pyproject.toml until the package is installed again."""
+    installed = {point.name for point in entry_points(group="alignkit") if point.dist and point.dist.name == "alignkit"}
+    assert installed == set(PLUGINS)
+
+
+def test_plugins_import_without_torch() -> None:
+    code = (
+        "import json, sys, importlib.metadata as m; "
+        "[p.load() for p in m.entry_points(group='alignkit') if p.dist.name == 'alignkit']; "
+        "print(json.dumps([n for n in ('torch', 'transformers', 'peft', 'trl', 'datasets') if n in sys.modules]))"
+    )
+    assert json.loads(run(code)) == []
+
+
+def test_constraints_are_pins_of_all_dependencies() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(line.count("==") == 1 and "@" not in line and "/" not in line and "+" not in line for line in lines)
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    wanted = [name for names in (PROJECT["project"]["dependencies"], *extras) for name in names]
+    names = {name.split(">")[0].split("[")[0].lower() for name in wanted}
+    assert names - pinned == set()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_wheel_carries_everything_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert wheel.name == f"alignkit-{alignkit.__version__}-py3-none-any.whl"
+    assert {f"{name}.py" for name in PLUGINS} <= names
+    assert {f"alignkit/{path.name}" for path in (ROOT / "alignkit").glob("*.py")} | {"alignkit/py.typed"} <= names
+    assert {f"alignkit_recipes/{path.as_posix()}" for path in RECIPES} <= names
+    info = f"alignkit-{alignkit.__version__}.dist-info"
+    assert f"{info}/licenses/LICENSE" in names
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"alignkit", "alignkit_recipes", info, *(f"{name}.py" for name in PLUGINS)}
+    assert not [name for name in names if "__pycache__" in name]
+
+
+@pytest.mark.slow
+def test_wheel_works_where_the_checkout_is_not(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    subprocess.run([*command, str(wheel)], check=True, capture_output=True)
+    code = (
+        "import json, alignkit, importlib.metadata as m; "
+        "(d,) = m.distributions(name='alignkit', path=[__import__('os').environ['PYTHONPATH']]); "
+        "print(json.dumps([alignkit.__file__] + [p.load().__file__ for p in d.entry_points if p.group == 'alignkit']))"
+    )
+    files = json.loads(run(code, PYTHONPATH=str(target)))
+    assert len(files) == 1 + len(PLUGINS)
+    assert all(Path(file).is_relative_to(target) for file in files)
