@@ -69,6 +69,10 @@ class Document:
         key, value = self.places[present]
         return (key if at_key or present != keys else value).problem(message, help)
 
+    def overridden(self, keys: Keys) -> bool:
+        """Whether an override wrote this value."""
+        return keys in self.places and not self.places[keys][1].line
+
     def folder(self, keys: Keys) -> Path:
         """The folder where relative paths written here start: that of the file in which they stand."""
         mark = self.places[keys][1] if keys in self.places else None

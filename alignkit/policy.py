@@ -111,10 +111,9 @@ class Policy:
         role = self.roles.pop(name)
         if role.adapter is not None:
             for module in _lora_layers(self.model):
-                for store in (module.lora_A, module.lora_B):
-                    if role.adapter in store:
-                        del store[role.adapter]
-            self.model.peft_config.pop(role.adapter, None)
+                for store in (module.lora_A, module.lora_B, module.lora_dropout, module.scaling, module.r):
+                    store.pop(role.adapter, None) if isinstance(store, dict) else store.pop(role.adapter)
+            del self.model.peft_config[role.adapter]
 
     def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
         """Trainable parameters of a role by a name that is stable across processes."""
@@ -280,6 +279,8 @@ class Policy:
                 self.model.peft_config = self._peft.peft_config
                 self._take_over()
             else:
+                # peft's own notion of the active adapter is not used, but it must name one that exists.
+                self._peft.base_model.active_adapter = adapter
                 self._peft.add_adapter(adapter, config)
                 self._take_over()
         role = Role(name, self.model, adapter)
@@ -403,8 +404,10 @@ def _dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
 
 
 def _base(spec: ModelSpec, source: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+    import transformers
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    transformers.utils.logging.disable_progress_bar()
     quantization: Any = None
     if spec.quantization in ("nf4", "fp4"):
         quantization = BitsAndBytesConfig(

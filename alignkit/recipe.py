@@ -115,12 +115,6 @@ class ModelSpec(Options):
     trust_remote_code: bool = False
     device: str = "auto"
 
-    @model_validator(mode="after")
-    def _trainable(self) -> ModelSpec:
-        if self.quantization != "none" and self.lora is None:
-            raise ValueError(f"{self.quantization} weights cannot be trained: use lora, or 'quantization: none'")
-        return self
-
 
 class Rollout(Options):
     """How responses are sampled."""
@@ -458,6 +452,8 @@ class _Builder:
             else:
                 message, help = _wrong_value(_path_text(full) or "recipe", errors)
                 self.wrong(full, message, help=help or self._describe(model, place))
+        if () not in places:
+            self.raw_references(model, raw, keys, places)
 
     @staticmethod
     def _place(item: Mapping[str, Any], raw: Any) -> Keys:
@@ -555,6 +551,15 @@ class _Builder:
                 changes[name] = new
         return options.model_copy(update=changes) if changes else options
 
+    def raw_references(self, model: type[BaseModel], raw: Any, keys: Keys, failed: Iterable[Keys]) -> None:
+        """Check the references in options of which other parts are wrong, so that all is told at once."""
+        wrong = {place[0] for place in failed if place}
+        for name, info in model.model_fields.items():
+            key = info.alias or name
+            if isinstance(raw, dict) and key in raw and key not in wrong:
+                annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+                self._follow(annotation, raw[key], (*keys, key))
+
     def _follow(self, annotation: Any, value: Any, keys: Keys) -> Any:
         if value is None:
             return None
@@ -566,6 +571,9 @@ class _Builder:
             return self._follow(_fitting(args, value), value, keys)
         if isinstance(value, Options):
             return self.references(value, keys)
+        if isinstance(annotation, type) and issubclass(annotation, Options):
+            self.raw_references(annotation, value, keys, ())
+            return value
         if isinstance(value, Mapping) and len(args) == 2:
             new = {key: self._follow(args[1], item, (*keys, key)) for key, item in value.items()}
             return new if any(new[key] is not value[key] for key in new) else value
@@ -961,6 +969,11 @@ class _Builder:
         spec = self.validate(ModelSpec, raw, keys)
         if spec is None:
             return None
+        if spec.quantization != "none" and spec.lora is None:
+            message = f"{spec.quantization} weights cannot be trained: use lora, or 'quantization: none'"
+            # Laid at the override, where one of the two was made by an override.
+            culprit = "lora" if self.document.overridden((*keys, "lora")) else "quantization"
+            self.wrong((*keys, culprit), message)
         base = self._base(spec.base, (*keys, "base"))
         return spec.model_copy(update={"base": base})
 
@@ -1011,19 +1024,25 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
 
 
+def _belongs(value: Any, plain: Any) -> bool:
+    """Whether a value, or the plain data that an options object would be made from, is of a type."""
+    if plain is Any or not isinstance(plain, type):
+        return False
+    return isinstance(value, plain) or (isinstance(value, dict) and issubclass(plain, Options))
+
+
 def _fitting(arms: Sequence[Any], value: Any) -> Any:
     """The arm of a union that a validated value belongs to; plain types first, `Any` references last."""
     for arm in arms:
         if get_origin(arm) is Literal and value in get_args(arm):
             return arm
         plain = get_origin(arm) or arm
-        if isinstance(plain, type) and get_origin(arm) is not Annotated and isinstance(value, plain):
+        if get_origin(arm) is not Annotated and _belongs(value, plain):
             return arm
     marked = [arm for arm in arms if get_origin(arm) is Annotated]
     for arm in marked:
         plain = get_args(arm)[0]
-        plain = get_origin(plain) or plain
-        if isinstance(plain, type) and isinstance(value, plain):
+        if _belongs(value, get_origin(plain) or plain):
             return arm
     return marked[-1] if marked else None
 

@@ -226,6 +226,7 @@ class Tally:
         examples = {v.reason.partition(":")[0]: v.reason for v in self.verdicts if ":" in v.reason}
         return {
             "n": self.n,
+            "groups_without_pairs": sum(len(group.responses) < 2 for group in self.groups),
             "labelled": self.labelled,
             "dropped": dict(self.dropped),
             "unusable": dict(unusable.most_common()),
@@ -292,6 +293,8 @@ def report(summary: Mapping[str, Any]) -> str:
         return "-" if share is None else f"{100 * share:.1f} %"
 
     lines = [f"{summary['labelled']} of {summary['n']} pairs labelled"]
+    if lone := summary["groups_without_pairs"]:
+        lines.append(f"  left out, fewer than two responses: {lone} prompts")
     lines += [f"  dropped, {why}: {count}" for why, count in summary["dropped"].items()]
     lines += [f"  unusable, {summary['examples'].get(why, why)}: {count}" for why, count in summary["unusable"].items()]
     lines.append(f"same position preferred in both orders: {percent(summary['position_bias'])} of pairs")
@@ -322,7 +325,7 @@ class RLAIF(Reward):
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         self._judge = build_judge(self.options.judge, context)
-        self._baselines: dict[str, str] = {}  # prompt as JSON -> the baseline's response
+        self._baselines: dict[str, str | None] = {}  # prompt as JSON -> the baseline's response
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         scores = self._in_group(groups) if self.options.opponent == "group" else self._against_baseline(groups)
@@ -350,15 +353,19 @@ class RLAIF(Reward):
 
     def _against_baseline(self, groups: Sequence[Group]) -> list[float | None]:
         opponents = self._baseline_responses(groups)
-        items = [
+        games = [
             (group.prompt, words(response), opponent)
             for group, opponent in zip(groups, opponents, strict=True)
             for response in group.responses
         ]
-        return [centred(verdict.p_first) for verdict in ask(self._judge, items)]
+        verdicts = iter(ask(self._judge, [(prompt, said, other) for prompt, said, other in games if other is not None]))
+        return [None if other is None else centred(next(verdicts).p_first) for _, _, other in games]
 
-    def _baseline_responses(self, groups: Sequence[Group]) -> list[str]:
-        """The baseline's likeliest response (temperature 0) to each group's prompt; each prompt is sampled once."""
+    def _baseline_responses(self, groups: Sequence[Group]) -> list[str | None]:
+        """The baseline's likeliest response (temperature 0) to each group's prompt; each prompt is sampled once.
+
+        None: the prompt leaves no room for a response.
+        """
         keys = [json.dumps(group.prompt) for group in groups]
         new = {key: group.prompt for key, group in zip(keys, groups, strict=True) if key not in self._baselines}
         if new:
@@ -371,7 +378,7 @@ class RLAIF(Reward):
                 temperature=0.0,
             )
             for key, group in zip(new, sampled, strict=True):
-                self._baselines[key] = words(group.responses[0])
+                self._baselines[key] = words(group.responses[0]) if group.responses else None
         return [self._baselines[key] for key in keys]
 
 

@@ -58,6 +58,7 @@ class BiasedModels:
 
     def __init__(self, bias: float = 0.0, mass: float = 0.9):
         self.bias, self.mass = bias, mass
+        self.full = False  # prompts leave no room for a response
         self.asked: list[Any] = []
         self.seeds: list[int] = []
 
@@ -70,6 +71,8 @@ class BiasedModels:
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
         self.seeds.append(seed)
+        if self.full:
+            return [Group(tuple(prompt)) for prompt in prompts]
         n = sampling["samples_per_prompt"]
         return [Group(tuple(prompt), tuple(Response(f"{role} says {k}") for k in range(n))) for prompt in prompts]
 
@@ -661,7 +664,7 @@ def test_a_group_of_four_has_six_pairs_and_agreement_with_its_ranks(tmp_path: Pa
 
 
 def test_unusable_verdicts_are_counted_and_never_labelled(tmp_path: Path) -> None:
-    data = [group("a", "b"), group("c", "d"), group("e", "e"), group("f", "g")]
+    data = [group("a", "b"), group("c", "d"), group("e", "e"), group("f", "g"), group("alone"), group()]
     judge = scripted(
         Verdict(None, reason="HTTP 400: too long"), Verdict(0.8, (0.9, 0.7)), Verdict(None, reason="HTTP 400: odd")
     )
@@ -669,6 +672,7 @@ def test_unusable_verdicts_are_counted_and_never_labelled(tmp_path: Path) -> Non
     assert [g.pairs for g in artifact.groups] == [(Pair(0, 1, p=0.8),)]
     assert artifact.summary["unusable"] == {"HTTP 400": 2, "identical responses": 1}
     assert (artifact.summary["n"], artifact.summary["labelled"]) == (4, 1)
+    assert artifact.summary["groups_without_pairs"] == 2
     assert "HTTP 400: " in artifact.text
 
 
@@ -778,6 +782,8 @@ def test_reward_against_a_baseline(tmp_path: Path) -> None:
     assert scores[0] > 0 > scores[1] and scores[2] == pytest.approx(0.0, abs=1e-6)
     made.score([group("d 1")])
     assert len(models.seeds) == 1  # the same prompt is not sampled again
+    models.full = True
+    assert made.score([group("a 1", prompt="long"), group("d 1")])[""] == [None, pytest.approx(scores[0])]
 
 
 def test_step_uses_the_functional_mathematics() -> None:

@@ -1,0 +1,236 @@
+"""YAML files become plain data that knows where it was written, or problems with exact places."""
+
+from pathlib import Path
+
+import pytest
+
+from alignkit.document import MAX_BYTES, Document, load_document
+from alignkit.errors import Problem, RecipeError
+
+
+def write(folder: Path, text: str | bytes, name: str = "r.yaml") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def data(folder: Path, text: str, *overrides: str) -> dict:
+    return load_document(write(folder, text), overrides).data
+
+
+def problems(folder: Path, text: str | bytes, *overrides: str) -> list[Problem]:
+    with pytest.raises(RecipeError) as caught:
+        load_document(write(folder, text), overrides)
+    return caught.value.problems
+
+
+def place(problem: Problem) -> tuple[int, int, int]:
+    return problem.line, problem.column, problem.length
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1E3", 1000.0),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-.inf", float("-inf")),
+        ("017", 17),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("-3", -3),
+        ("1_000", "1_000"),
+        ("12:30:45", "12:30:45"),
+        ("2024-01-02", "2024-01-02"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("No", "No"),
+        ("true", True),
+        ("False", False),
+        ("~", None),
+        ("", None),
+        ("null", None),
+        ("'1'", "1"),
+        ("0b1", "0b1"),
+        ("1.2.3", "1.2.3"),
+        ("=", "="),
+    ],
+)
+def test_scalars_follow_yaml_1_2(tmp_path: Path, text: str, value: object) -> None:
+    got = data(tmp_path, f"a: {text}\n")["a"]
+    assert got == value and type(got) is type(value)
+
+
+def test_places_of_keys_and_values(tmp_path: Path) -> None:
+    document = load_document(write(tmp_path, "model:\n  base: tiny  # small\nlist: [1, two]\n"))
+    key, value = document.places[("model", "base")]
+    assert (key.line, key.column, key.length, key.source) == (2, 3, 4, "  base: tiny  # small")
+    assert (value.line, value.column, value.length) == (2, 9, 4)
+    assert document.places[("list", 1)][1].column == 11
+
+
+def test_crlf_and_bom_and_wide_characters_keep_lines_right(tmp_path: Path) -> None:
+    document = load_document(write(tmp_path, "\ufeffa: 'ü'\r\nb: 2\r\n"))
+    assert document.data == {"a": "ü", "b": 2}
+    assert (document.places[("b",)][1].line, document.places[("b",)][1].source) == (2, "b: 2")
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "where"),
+    [
+        ("a: 1\nb:\n  c: 2\n  c: 3\n", "the key 'c' is given twice (first in line 3)", (4, 3, 1)),
+        ("a: 1\n2: b\n", "a key must be text: write '2' in quotes", (2, 1, 1)),
+        ("a: 1\ntrue: b\n", "a key must be text: write 'true' in quotes", (2, 1, 4)),
+        ("a: {[1]: 2}\n", "a key must be text, not a list or mapping", (1, 5, 3)),
+        ("? {a: 1}\n: 2\n", "a key must be text, not a list or mapping", (1, 3, 6)),
+        ("a: !!python/object:os.system x\n", "the tag '!!python/object:os.system' is not allowed", (1, 4, 27)),
+        ("a: !mine {b: 1}\n", "the tag '!mine' is not allowed", (1, 4, 12)),
+        ("a: !!int x\n", "cannot be read as '!!int'", (1, 4, 7)),
+        ("b: &x {c: 1}\na: {<<: *x}\n", "merge keys ('<<') are not supported", (2, 5, 2)),
+        ('a: "\\ud800"\n', "not valid text", (1, 4, 8)),
+        ("a: b: c\n", "mapping values are not allowed", (1, 5, 1)),
+        ("a:\n\t- b\n", "found character '\\t'", (2, 1, 1)),
+        ("a: [1, 2\n\n\n", "expected ',' or ']'", (1, 9, 1)),
+        ("a: 'open\n", "found unexpected end of stream", (1, 9, 1)),
+        ("a: \x1b[31m\n", "special characters are not allowed", (1, 4, 1)),
+        ("a: *nowhere\n", "found undefined alias", (1, 4, 1)),
+        ("a: 1\n---\nb: 2\n", "but found another document", (2, 1, 1)),
+        ("- a\n", "a recipe is a mapping", (1, 1, 3)),
+        (b"a: 1\nb: \xff\n", "not valid UTF-8: byte 0xff", (2, 4, 1)),
+        ("", "the file is empty", (0, 0, 1)),
+        ("# nothing\n", "the file is empty", (0, 0, 1)),
+    ],
+)
+def test_unusable_yaml(tmp_path: Path, text: str | bytes, message: str, where: tuple[int, int, int]) -> None:
+    (problem,) = problems(tmp_path, text)
+    assert message in problem.message
+    assert place(problem) == where
+    assert problem.file == str(tmp_path / "r.yaml")
+
+
+def test_carets_stand_under_the_text(tmp_path: Path) -> None:
+    lines = str(problems(tmp_path, "a: 1\na: 2\n")[0]).splitlines()
+    assert lines[1].endswith("r.yaml:2:1")
+    assert lines[2:4] == ["2 | a: 2", "    ^"]
+
+
+def test_every_problem_of_a_file_is_told(tmp_path: Path) -> None:
+    assert len(problems(tmp_path, "a: 1\na: 2\n3: 4\nb: !x 1\n", "nothing", "~zz")) == 5
+
+
+@pytest.mark.parametrize("nested", ["[" * 65 + "]" * 65, "[" * 3000, "- " * 3000])
+def test_deep_nesting(tmp_path: Path, nested: str) -> None:
+    (problem,) = problems(tmp_path, f"a:\n  {nested}\n")
+    assert "nested deeper than 64 levels" in problem.message and problem.line == 2
+
+
+def test_deepest_allowed_nesting(tmp_path: Path) -> None:
+    assert data(tmp_path, "a: " + "[" * 62 + "]" * 62)
+
+
+def test_alias_bomb(tmp_path: Path) -> None:
+    rows = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    rows += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    (problem,) = problems(tmp_path, "\n".join(rows))
+    assert "more than 20000 values" in problem.message
+
+
+def test_alias_inside_its_own_anchor(tmp_path: Path) -> None:
+    assert "inside its own anchor" in problems(tmp_path, "a: &a [*a]\n")[0].message
+
+
+def test_aliases_are_copies(tmp_path: Path) -> None:
+    assert data(tmp_path, "a: &x {b: 1}\nc: *x\n", "c.b=2") == {"a": {"b": 1}, "c": {"b": 2}}
+
+
+def test_too_large_missing_and_folder(tmp_path: Path) -> None:
+    assert "larger than 1 MiB" in problems(tmp_path, b"#" * (MAX_BYTES + 1))[0].message
+    for path, reason in ((tmp_path / "none.yaml", "no such file"), (tmp_path, "is a directory")):
+        with pytest.raises(RecipeError, match=reason):
+            load_document(path)
+
+
+# overrides
+
+
+def test_override_sets_and_deletes(tmp_path: Path) -> None:
+    text = "model: {base: tiny, lora: {r: 8}}\nlist: [{x: 1}, 2]\nempty:\n"
+    got = data(
+        tmp_path, text, "model.lora=none", "model.quantization=nf4", "new.deep.key=1e-5", "~model.base", "list.0.x=3",
+        "list.1=[a, b]", "empty.k=", "text=a=b",
+    )  # fmt: skip
+    assert got == {
+        "model": {"lora": "none", "quantization": "nf4"},
+        "list": [{"x": 3}, ["a", "b"]],
+        "empty": {"k": None},
+        "new": {"deep": {"key": 1e-5}},
+        "text": "a=b",
+    }
+
+
+def test_override_into_a_scalar_component(tmp_path: Path) -> None:
+    text = "algorithm: ppo\n"
+    assert data(tmp_path, text, "algorithm.ppo.x=1", "algorithm.ppo.y=2") == {"algorithm": {"ppo": {"x": 1, "y": 2}}}
+    assert data(tmp_path, text, "algorithm=dpo") == {"algorithm": "dpo"}
+    (problem,) = problems(tmp_path, text, "algorithm.dpo.x=1")
+    assert problem.message == "'algorithm' is 'ppo', so it has no key 'dpo'"
+    assert problem.file == "override 'algorithm.dpo.x=1'"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("a", "written key.path=value"),
+        ("=1", "written key.path=value"),
+        ("a..b=1", "written key.path=value"),
+        ("~stges", "no 'stges' to delete"),
+        ("a=[1", "not valid YAML"),
+        ("a={b: 1, b: 2}", "the key 'b' is given twice (in the override)"),
+        ("list.7=1", "is a list of 1"),
+        ("list.x.y=1", "is a list of 1"),
+        ("extends=x", "cannot be overridden"),
+    ],
+)
+def test_wrong_overrides_are_named(tmp_path: Path, override: str, message: str) -> None:
+    (problem,) = problems(tmp_path, "stages: 1\nlist: [1]\n", override)
+    assert message in problem.message
+    assert str(problem).splitlines()[1] == f"  --> override '{override}'"
+
+
+def test_a_wrong_delete_suggests(tmp_path: Path) -> None:
+    assert problems(tmp_path, "stages: 1\n", "~stges")[0].help == "did you mean 'stages'?"
+
+
+# extends
+
+
+def load_extending(folder: Path, base: str, over: str) -> Document:
+    (folder / "sub").mkdir(exist_ok=True)
+    write(folder / "sub", base, "base.yaml")
+    return load_document(write(folder, "extends: sub/base.yaml\n" + over))
+
+
+def test_extends_merges_deeply_and_remembers_files(tmp_path: Path) -> None:
+    document = load_extending(tmp_path, "m: {a: 1, b: {c: 2, d: 3}}\nl: [1, 2]\n", "m: {b: {c: 9}}\nl: [3]\n")
+    assert document.data == {"m": {"a": 1, "b": {"c": 9, "d": 3}}, "l": [3]}
+    assert document.places[("m", "b", "d")][1].file.endswith("base.yaml")
+    assert document.places[("m", "b", "c")][1].file.endswith("r.yaml")
+    assert document.folder(("m", "a")) == tmp_path / "sub"
+    assert document.folder(("m", "b", "c")) == tmp_path
+
+
+def test_a_component_is_replaced_by_another_and_merged_with_its_own(tmp_path: Path) -> None:
+    base = "algorithm: {ppo: {a: 1}}\n"
+    assert load_extending(tmp_path, base, "algorithm: {dpo: {b: 2}}").data == {"algorithm": {"dpo": {"b": 2}}}
+    assert load_extending(tmp_path, base, "algorithm: {ppo: {b: 2}}").data == {"algorithm": {"ppo": {"a": 1, "b": 2}}}
+
+
+def test_extends_problems(tmp_path: Path) -> None:
+    write(tmp_path, "extends: r.yaml\n", "b.yaml")
+    (problem,) = problems(tmp_path, "extends: b.yaml\n")
+    assert "in a circle: r.yaml -> b.yaml -> r.yaml" in problem.message
+    assert problem.file.endswith("b.yaml") and place(problem) == (1, 10, 6)
+    (problem,) = problems(tmp_path, "a: 1\nextends: nope.yaml\n")
+    assert "no such file" in problem.message and place(problem) == (2, 10, 9)
+    assert "names one file" in problems(tmp_path, "extends: [a]\n")[0].message
