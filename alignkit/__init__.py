@@ -6,6 +6,7 @@ A plugin imports this one name. Nothing here loads torch before it is used.
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -58,9 +59,18 @@ if TYPE_CHECKING:
     from alignkit.step import Artifact, Step, StepContext
 
 
+class _Lazy(ModuleType):
+    """Stands for a module that is imported when something in it is asked for: `import` alone loads no torch."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # who inspects modules (pluggy, inspect) wants nothing from this one
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 def __getattr__(name: str) -> Any:
     if name == "functional":
-        return importlib.import_module("alignkit.functional")
+        return _Lazy("alignkit.functional")
     if name in _HOME:
         return getattr(importlib.import_module(f"alignkit.{_HOME[name]}"), name)
     raise AttributeError(f"module 'alignkit' has no attribute '{name}'")

@@ -159,14 +159,14 @@ def group_to_json(group: Group) -> str:
 
 def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
     """The group of a line, or of the object already read from it; `BadRow` when it is not one."""
-    row = line if isinstance(line, Mapping) else _parse(line)
+    row = _parse(line) if isinstance(line, str | bytes) else line
     if not isinstance(row, Mapping) or "alignkit" not in row:
         raise BadRow("not a group written by alignkit (no key 'alignkit')")
     if row["alignkit"] != _VERSION:
         raise BadRow(f"a group of version {row['alignkit']!r}; this alignkit reads version {_VERSION}")
     values = _known(row, Group, "group", extra=("alignkit",))
     try:
-        values["prompt"] = tuple(_stored_message(m) for m in values.get("prompt", ()))
+        values["prompt"] = tuple(_stored_message(m) for m in values["prompt"])
         values["responses"] = tuple(_response_from_row(r) for r in values.get("responses", ()))
         if values.get("pairs") is not None:
             values["pairs"] = tuple(_pair_from_row(p) for p in values["pairs"])
@@ -704,9 +704,9 @@ def _read_source(
     reader = _Reader(source, formats)
     groups: list[Group] = []
     bad: list[SkippedRow] = []
-    if source.limit == 0:
-        return groups, bad
     name = _name(source)
+    if source.split and not source.hub:
+        raise DataError(f"{name}: 'split' names a part of a hub data set; this one has none (name another file)")
     for number, row in reader.rows(stage_data):
         try:
             groups.append(reader.group(_raised(row)))
@@ -751,7 +751,7 @@ class _Reader:
         source = self.source
         if source.path is None and not source.stage:
             return _dataset_rows(str(source.hub), split=source.split or "train")
-        path = Path(stage_data(source.stage) if source.stage else source.path)
+        path = stage_data(source.stage) if source.stage else Path(str(source.path))
         if _suffix(path) == ".txt":
             return self._text_rows(path)
         return _file_rows(path)
@@ -1009,8 +1009,11 @@ def _elements(text: str) -> Iterator[Any]:
         except json.JSONDecodeError as error:
             yield BadRow(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}")
             return
-        except (ValueError, RecursionError) as error:
-            yield BadRow(f"not valid JSON: {str(error) or 'nested too deeply'}")
+        except ValueError as error:
+            yield BadRow(f"not valid JSON: {error}")
+            return
+        except RecursionError:
+            yield BadRow("nested too deeply")
             return
         yield value
         position = _after_space(text, position)

@@ -64,6 +64,17 @@ class Engine:
             for _ in group.responses
         ]
 
+    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
+        """See `alignkit.Models`."""
+        encoded = [self.encoder.encode(group, self.max_length) for group in groups]
+        fits = [e for e in encoded if e is not None]
+        values = iter(measure(self.policy, self.role(role), fits, "logprobs", temperature=temperature))
+        return [
+            torch.zeros(0) if e is None else next(values)
+            for e, group in zip(encoded, groups, strict=True)
+            for _ in group.responses
+        ]
+
     @torch.no_grad()
     def next_token_logprobs(
         self, role: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""

@@ -357,10 +357,14 @@ def _strict() -> bool:
 def _entry_points() -> list[_Found]:
     """Installed plugins by metadata alone; nothing is imported. Sorted: the order never depends on the disk."""
     found = []
+    known: dict[int, tuple[str, str]] = {}  # one distribution may hold many plugins, and parsing metadata is slow
     for point in importlib.metadata.entry_points(group=GROUP):
         dist = point.dist
-        name, version = (dist.metadata["Name"], dist.version) if dist else ("", "")
-        found.append(_Found(point.name, name, version, point.load, _requirements(dist), _locator(point.module)))
+        if id(dist) not in known:
+            known[id(dist)] = (dist.metadata["Name"], dist.version) if dist else ("", "")
+        name, version = known[id(dist)]
+        requires = _requirements(dist) if name != GROUP else tuple
+        found.append(_Found(point.name, name, version, point.load, requires, _locator(point.module)))
     return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
 
 

@@ -850,6 +850,7 @@ class _Builder:
             self.upstream[name] = []
             entry = self.claims[name]
             if entry is None:
+                self._settings_alone(raw, ("stages", name))
                 continue
             kind, claim = entry
             read = self._algorithm if kind == "algorithm" else self._step
@@ -857,6 +858,14 @@ class _Builder:
             if stage is not None:
                 result[name] = stage
         return result
+
+    def _settings_alone(self, raw: Any, keys: Keys) -> None:
+        """Check what can be checked of a training stage whose algorithm is unknown, so that all is told at once."""
+        if isinstance(raw, dict) and raw.get("algorithm") is not None and raw.get("step") is None:
+            given = {key: value for key, value in raw.items() if key not in ("algorithm", "step") and value is not None}
+            settings = self.validate(Settings, given, keys)
+            if settings is not None:
+                self.references(settings, keys)
 
     def _step(self, name: str, claim: Claim, raw: dict[str, Any], keys: Keys) -> Stage | None:
         named = raw["step"]

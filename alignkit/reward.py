@@ -22,6 +22,13 @@ class Models(Protocol):
         """Scores of all responses, in order, by a reward-model stage (raw scalar head output)."""
         ...
 
+    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
+        """Log-probabilities of all responses in order by the training path: float32 [tokens] each, in nats.
+
+        Shorter than the response where it was cut to fit, [0] where its prompt leaves no room.
+        """
+        ...
+
     def next_token_logprobs(
         self, role: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""
     ) -> Tensor:

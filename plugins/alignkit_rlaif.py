@@ -113,7 +113,7 @@ class JudgePairs(Step):
         labelled = self._label(groups, places, verdicts, tally)
         summary = tally.summary()
         if not labelled:
-            raise RunFailed(f"judge: no pair of {tally.n} got a label: {json.dumps(summary['unusable'])}")
+            raise RunFailed(f"judge_pairs: no pair got a label\n{report(summary)}")
         return Artifact(groups=labelled, summary=summary, text=report(summary))
 
     def _groups(self, context: StepContext) -> list[Group]:

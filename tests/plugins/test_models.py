@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import alignkit_smollm2
@@ -92,6 +92,7 @@ def test_tiny_special_tokens(tokenizer: Any) -> None:
 
 @settings(deadline=None)
 @given(text=st.text())
+@example(text="Hello , world ! don 't \n\n <|im_end|><|pad|> \x00")
 def test_tiny_text_survives_a_round_trip(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 

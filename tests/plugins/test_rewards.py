@@ -1,6 +1,7 @@
 """Rewards without a model, and their weighted sum."""
 
 import math
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -191,6 +192,8 @@ def test_python_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
         file.write_text(f"def f(completions): return [{number}] * len(completions)")
         found.append(Python(Python.Options(path=file, function="f")))
     assert [thing.score(GROUPS[1:])[""] for thing in found] == [[1.0], [2.0]]
+    # Pickling looks a function up by its module's name.
+    assert [sys.modules[thing._call.__module__].f is thing._call for thing in found if thing._call] == [True] * 2
 
 
 def test_python_is_not_called_for_nothing(python: Callable[..., Python]) -> None:

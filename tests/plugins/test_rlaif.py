@@ -696,7 +696,7 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
 
 
 def test_nothing_labelled_is_a_failure_with_reasons(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="HTTP 400"):
+    with pytest.raises(RunFailed, match="HTTP 400: x: 1"):
         run_step(tmp_path, scripted(Verdict(None, reason="HTTP 400: x")), [group("a", "b")])
 
 

@@ -1,0 +1,401 @@
+"""The step that compares policies: against scripted models, with numbers worked out apart from the step."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from scipy import stats
+
+import alignkit_evaluate as evaluate
+import alignkit_llama2 as llama2
+from alignkit import Group, Response, RunFailed, StepContext
+from alignkit.data import read_groups
+from alignkit.recipe import RewardSpec
+from alignkit.scoring import Scorer
+
+HELPFUL = RewardSpec("stage", "helpful")
+SAFETY = RewardSpec("stage", "safety")
+
+# Rewards and lengths of three policies at six prompts; differences vary less than prompts do, and so pair well.
+BASE = [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+GAIN = [0.5, 0.7, 0.2, 0.9, -0.1, 0.6]
+SCORES = {"base": BASE, "sft": [b + 1 for b in BASE], "align": [b + 1 + g for b, g in zip(BASE, GAIN, strict=True)]}
+LENGTHS = {"base": [5] * 6, "sft": [4, 6, 5, 4, 6, 5], "align": [5, 9, 4, 7, 3, 8]}
+
+
+def prompts(count: int = 6, **meta: Any) -> list[Group]:
+    return [Group(({"role": "user", "content": f"question {i}"},), id=str(i), meta=meta) for i in range(count)]
+
+
+class Scripted:
+    """Models whose answer k of a policy to prompt i scores SCORES[policy][i] and has LENGTHS[policy][i] tokens."""
+
+    def __init__(self, scores: Any = SCORES, lengths: Any = LENGTHS, texts: str = "{policy} says {i}"):
+        self.scripted, self.lengths, self.texts = scores, lengths, texts
+        self.full: set[tuple[str, int]] = set()  # (policy, prompt): no room for an answer
+        self.sampled: list[dict[str, Any]] = []
+        self.measured: list[tuple[str, float]] = []
+        self.per_token = {"base": -3.0, "sft": -2.5, "align": -2.0}  # nats of log-probability
+        self.safety = 5.0
+        self.cut = 0
+
+    def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        self.sampled.append({"role": role, **sampling})
+        groups = []
+        for prompt in prompts:
+            i = int(prompt[-1]["content"].split()[-1])
+            n = 0 if (role, i) in self.full else sampling["samples_per_prompt"]
+            answers = tuple(self._answer(role, i, k) for k in range(n))
+            groups.append(Group(tuple(prompt), answers))  # as the engine does: no id, no meta
+        return groups
+
+    def _answer(self, role: str, i: int, k: int) -> Response:
+        text = self.texts.format(policy=role, i=i)
+        return Response(text, tokens=(k,) * self.lengths[role][i], truncated=i == 0, source="other")
+
+    def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
+        if stage == "safety":
+            return [self.safety for group in groups for _ in group.responses]
+        values: list[float | None] = []
+        for group in groups:
+            i = int(group.prompt[-1]["content"].split()[-1])
+            for r in group.responses:
+                value = self.scripted[r.source][i]
+                # Sample k lies 10 k off, half up and half down, so that a prompt's mean is the scripted value.
+                values.append(None if value is None else value + (10 if r.tokens[0] % 2 else -10) * (r.tokens[0] > 1))
+        return values
+
+    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[torch.Tensor]:
+        self.measured.append((role, temperature))
+        tokens = [r.tokens or () for group in groups for r in group.responses]
+        values = [torch.full((len(t),), self.per_token[role]) for t in tokens]
+        return [v[: len(v) - self.cut] if n == 0 else v for n, v in enumerate(values)]
+
+
+def context(models: Any, folder: Path, groups: Sequence[Group] | None = None, seed: int = 7) -> StepContext:
+    def scorer(spec: RewardSpec) -> Scorer:
+        return Scorer(spec, made)
+
+    made = StepContext(
+        models=models,
+        cache=folder / "cache",
+        folder=folder,
+        seed=seed,
+        out=folder / "out",
+        load=lambda spec: list(prompts() if groups is None else groups),
+        scorer=scorer,
+        map=lambda name, rows, f: list(f(rows)),
+        log=lambda **values: None,
+        say=lambda text: None,
+    )
+    return made
+
+
+def step(**options: Any) -> evaluate.Evaluate:
+    options = {"policies": ["base", "sft", "align"], "rewards": [HELPFUL], "prompts": "x", **options}
+    return evaluate.Evaluate(evaluate.Evaluate.Options(**options))
+
+
+def summary(folder: Path, models: Any = None, groups: Sequence[Group] | None = None, **options: Any) -> dict[str, Any]:
+    artifact = step(**options).run(context(models or Scripted(), folder, groups))
+    return dict(artifact.summary or {})
+
+
+def combined() -> RewardSpec:
+    options = llama2.Llama2.Options(helpful="helpful", safety="safety")
+    component: Any = SimpleNamespace(claim=SimpleNamespace(thing=llama2.Llama2), options=options)
+    return RewardSpec("combine", "llama2", component, {"helpful": HELPFUL, "safety": SAFETY})
+
+
+def hand_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and t interval by the textbook's formula."""
+    n = len(values)
+    middle = sum(values) / n
+    deviation = math.sqrt(sum((v - middle) ** 2 for v in values) / (n - 1))
+    half = stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n)
+    return middle, middle - half, middle + half
+
+
+def triple(found: Any) -> tuple[float, float, float]:
+    return found["mean"], found["low"], found["high"]
+
+
+# --- numbers
+
+
+def test_means_and_paired_differences(tmp_path: Path) -> None:
+    found = summary(tmp_path)
+    assert triple(found["policies"]["align"]["rewards"]["helpful"]) == pytest.approx(hand_interval(SCORES["align"]))
+    against = found["against"]["align"]["helpful"]
+    test = stats.ttest_rel(SCORES["align"], SCORES["sft"])
+    interval = test.confidence_interval(0.95)
+    expected = (sum(GAIN) / 6, interval.low, interval.high)
+    assert triple(against["difference"]) == pytest.approx(expected)
+    assert triple(against["difference"]) == pytest.approx(hand_interval(GAIN))
+    # Paired: unpaired, the spread of the prompts would hide the gain.
+    unpaired = stats.ttest_ind(SCORES["align"], SCORES["sft"]).confidence_interval(0.95)
+    assert unpaired.low < 0 < against["difference"]["low"]
+
+
+def test_win_rate_has_wilsons_interval_and_counts_ties_apart(tmp_path: Path) -> None:
+    scores = {**SCORES, "align": [2.0, 4.0, 5.0, 7.0, 8.0, 12.0]}  # against sft: + + = = - +
+    found = summary(tmp_path, Scripted(scores))["against"]["align"]["helpful"]
+    assert (found["wins"], found["losses"], found["ties"]) == (3, 1, 2)
+    z, p, n = stats.norm.ppf(0.975), 0.75, 4
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    assert triple(found["win_rate"]) == pytest.approx((p, centre - half, centre + half))
+
+
+def test_the_difference_at_equal_length(tmp_path: Path) -> None:
+    longer = [a - b for a, b in zip(LENGTHS["align"], LENGTHS["sft"], strict=True)]
+    found = summary(tmp_path)["against"]["align"]["helpful"]["at_equal_length"]
+    n, mx, my = 6, sum(longer) / 6, sum(GAIN) / 6
+    sxx = sum((x - mx) ** 2 for x in longer)
+    slope = sum((x - mx) * (y - my) for x, y in zip(longer, GAIN, strict=True)) / sxx
+    intercept = my - slope * mx
+    rest = sum((y - intercept - slope * x) ** 2 for x, y in zip(longer, GAIN, strict=True)) / (n - 2)
+    half = stats.t.ppf(0.975, n - 2) * math.sqrt(rest * (1 / n + mx**2 / sxx))
+    assert triple(found) == pytest.approx((intercept, intercept - half, intercept + half))
+    assert found["per_token"] == pytest.approx(slope)
+    assert not found["extrapolated"]
+
+
+def test_a_reward_that_is_length_leaves_nothing(tmp_path: Path) -> None:
+    scores = {policy: [0.25 * n for n in lengths] for policy, lengths in LENGTHS.items()}
+    found = summary(tmp_path, Scripted(scores))["against"]["align"]["helpful"]
+    assert found["difference"]["mean"] == pytest.approx(0.25)
+    assert found["at_equal_length"]["mean"] == pytest.approx(0.0, abs=1e-12)
+    assert found["at_equal_length"]["per_token"] == pytest.approx(0.25)
+
+
+def test_no_length_effect_where_length_does_not_vary_or_prompts_are_few() -> None:
+    assert evaluate.at_equal_length([1.0, 2.0, 3.0, 4.0], [2, 2, 2, 2]) is None
+    assert evaluate.at_equal_length([1.0, 2.0], [1, 2]) is None
+    far = evaluate.at_equal_length([1.0, 2.0, 2.5], [3, 4, 5])
+    assert far is not None and far["extrapolated"]
+    same = evaluate.at_equal_length([0.1] * 4, [1, -2, 0, 3])
+    assert same is not None and (*triple(same), same["per_token"]) == (0.1, 0.1, 0.1, 0.0)
+
+
+def test_kl_is_policy_minus_reference_per_response(tmp_path: Path) -> None:
+    models = Scripted()
+    found = summary(tmp_path, models, temperature=0.7)["policies"]
+    assert found["align"]["kl"]["mean"] == pytest.approx(0.5 * sum(LENGTHS["align"]) / 6)  # 0.5 nats a token
+    assert triple(found["align"]["kl"]) == pytest.approx(hand_interval([0.5 * n for n in LENGTHS["align"]]))
+    assert found["base"]["kl"]["mean"] == pytest.approx(-0.5 * 5)
+    assert triple(found["sft"]["kl"]) == (0, 0, 0)
+    assert models.measured == [("base", 0.7), ("sft", 0.7), ("align", 0.7), ("sft", 0.7)]
+
+
+def test_kl_leaves_out_what_the_models_could_not_read_whole(tmp_path: Path) -> None:
+    models = Scripted()
+    models.cut = 2
+    found = summary(tmp_path, models)["policies"]["align"]["kl"]
+    assert (found["unmeasured"], found["n"]) == (1, 5)
+    assert found["mean"] == pytest.approx(0.5 * sum(LENGTHS["align"][1:]) / 5)
+
+
+def test_reference_may_be_no_policy_of_the_comparison(tmp_path: Path) -> None:
+    found = summary(tmp_path, policies=["sft", "align"], reference="base")
+    assert (found["baseline"], found["reference"]) == ("sft", "base")
+    assert found["policies"]["sft"]["kl"]["mean"] == pytest.approx(0.5 * 5)
+
+
+@pytest.mark.parametrize(("baseline", "expected"), [(None, "sft"), ("base", "base"), ("align", "align")])
+def test_baseline(tmp_path: Path, baseline: str | None, expected: str) -> None:
+    found = summary(tmp_path, baseline=baseline)
+    assert found["baseline"] == found["reference"] == expected
+    assert set(found["against"]) == {"base", "sft", "align"} - {expected}
+    sign = {"sft": 1.0, "base": 2.0}.get(expected)
+    if sign:
+        other = sum(SCORES[expected]) / 6
+        gain = found["against"]["align"]["helpful"]["difference"]["mean"]
+        assert gain == pytest.approx(sum(SCORES["align"]) / 6 - other)
+
+
+def test_a_single_policy_is_compared_with_nobody(tmp_path: Path) -> None:
+    artifact = step(policies=["align"]).run(context(Scripted(), tmp_path))
+    found = dict(artifact.summary or {})
+    assert (found["baseline"], found["against"], found["policies"]["align"]["kl"]) == (None, {}, None)
+    assert "against" not in artifact.text and "KL" not in artifact.text
+
+
+def test_samples_of_a_prompt_are_averaged_first(tmp_path: Path) -> None:
+    # Samples 2 and 3 are 10 below and above: means stay, and more samples are no more prompts.
+    found = summary(tmp_path, samples_per_prompt=4)
+    align = found["policies"]["align"]["rewards"]["helpful"]
+    assert align["n"] == 6
+    assert triple(align) == pytest.approx(hand_interval(SCORES["align"]))
+    assert found["against"]["align"]["helpful"]["difference"]["n"] == 6
+
+
+def test_lengths_and_shares_cut_off(tmp_path: Path) -> None:
+    found = summary(tmp_path)["policies"]["align"]
+    assert triple(found["length"]) == pytest.approx(hand_interval(LENGTHS["align"]))
+    assert found["truncated"] == pytest.approx(1 / 6)
+
+
+# --- what is missing
+
+
+def test_a_missing_score_is_left_out_in_pairs_and_counted(tmp_path: Path) -> None:
+    scores = {**SCORES, "align": [None, *SCORES["align"][1:]], "sft": [*SCORES["sft"][:5], None]}
+    found = summary(tmp_path, Scripted(scores))
+    align, sft = (found["policies"][p]["rewards"]["helpful"] for p in ("align", "sft"))
+    assert (align["n"], align["unscored"], sft["n"], sft["unscored"]) == (5, 1, 5, 1)
+    against = found["against"]["align"]["helpful"]
+    assert triple(against["difference"]) == pytest.approx(hand_interval(GAIN[1:5]))
+    assert (against["unpaired"], against["difference"]["n"]) == (2, 4)
+    artifact = step().run(context(Scripted(scores), tmp_path))
+    assert "without a score" in artifact.text
+
+
+def test_nothing_scored(tmp_path: Path) -> None:
+    artifact = step().run(context(Scripted({**SCORES, "align": [None] * 6}), tmp_path))
+    found = dict(artifact.summary or {})["against"]["align"]["helpful"]
+    assert found["difference"] == {"mean": None, "low": None, "high": None, "n": 0}
+    assert found["win_rate"] is None and found["at_equal_length"] is None
+    assert "align against sft: no prompt has a score" in artifact.text
+
+
+def test_a_prompt_without_room_is_left_out_for_all(tmp_path: Path) -> None:
+    models = Scripted()
+    models.full = {("base", 2)}
+    found = summary(tmp_path, models)
+    assert (found["prompts"], found["left_out"]) == (5, 1)
+    assert all(policy["length"]["n"] == 5 for policy in found["policies"].values())
+    assert found["against"]["align"]["helpful"]["difference"]["mean"] == pytest.approx((sum(GAIN) - GAIN[2]) / 5)
+    models.full = {("base", i) for i in range(6)}
+    with pytest.raises(RunFailed, match="none of 6 prompts"):
+        summary(tmp_path, models)
+
+
+def test_one_prompt_gives_no_interval(tmp_path: Path) -> None:
+    artifact = step(limit=1).run(context(Scripted(), tmp_path))
+    found = dict(artifact.summary or {})["against"]["align"]["helpful"]
+    assert found["difference"] == {"mean": pytest.approx(0.5), "low": None, "high": None, "n": 1}
+    assert "no clear difference" in artifact.text
+
+
+# --- sampling and scoring
+
+
+def test_all_policies_get_the_same_prompts_and_streams(tmp_path: Path) -> None:
+    models = Scripted()
+    twice = [*prompts(3), *prompts(3)]  # equal prompts are not independent
+    found = summary(tmp_path, models, twice, max_new_tokens=9, samples_per_prompt=2, temperature=0.5, limit=2)
+    assert found["prompts"] == 2
+    common = {"seed": 7, "samples_per_prompt": 2, "max_new_tokens": 9, "temperature": 0.5}
+    assert models.sampled == [{"role": role, **common} for role in ("base", "sft", "align")]
+
+
+@pytest.mark.parametrize("safety_prompt", [False, True])
+def test_a_combination_shows_its_parts_and_sees_the_prompts_columns(tmp_path: Path, safety_prompt: bool) -> None:
+    artifact = step(rewards=[combined()]).run(context(Scripted(), tmp_path, prompts(safety=safety_prompt)))
+    found = dict(artifact.summary or {})
+    assert found["rewards"] == ["llama2/helpful", "llama2/safety", "llama2"]
+    assert found["headline"] == "llama2"
+    # On a safety prompt the safety model decides, and it says 5 of everything.
+    expected = 5.0 if safety_prompt else sum(SCORES["align"]) / 6
+    assert found["policies"]["align"]["rewards"]["llama2"]["mean"] == pytest.approx(expected)
+    assert found["policies"]["align"]["rewards"]["llama2/safety"]["mean"] == 5.0
+
+
+def test_parts_that_are_rewards_themselves_are_shown_once(tmp_path: Path) -> None:
+    found = summary(tmp_path, rewards=[HELPFUL, combined()])
+    assert found["rewards"] == ["helpful", "llama2/safety", "llama2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policies": ["sft", "sft"]}, "policies: sft more than once"),
+        ({"rewards": ["helpful", {"helpful": {}}]}, "rewards: helpful more than once"),
+        ({"rewards": [{"folder": "a/x"}, {"folder": "b/x"}]}, "rewards: x more than once"),
+        ({"baseline": "best"}, "baseline 'best' must be one of the policies"),
+        ({"policies": []}, "at least 1"),
+        ({"temperature": 0}, "greater than 0"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        step(**options)
+
+
+# --- what is left behind
+
+
+def test_files(tmp_path: Path) -> None:
+    artifact = step(rewards=[HELPFUL, combined()]).run(context(Scripted(), tmp_path))
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found == artifact.summary  # so the summary is JSON, too
+    assert "NaN" not in json.dumps(found)
+    samples = read_groups(tmp_path / "out" / "samples.jsonl")
+    assert [g.prompt for g in samples] == [g.prompt for g in prompts()]
+    first = samples[1].responses[2]
+    assert (first.source, first.text) == ("align", "align says 1")
+    assert first.scores == {"helpful": pytest.approx(3.7), "llama2/safety": 5.0, "llama2": pytest.approx(3.7)}
+    figure = json.loads((tmp_path / "out" / "figure.json").read_text())
+    assert (figure["baseline"], figure["rewards"]) == ("sft", ["helpful", "llama2/safety"])
+    versions = {v["policy"]: v["rewards"]["helpful"] for v in figure["versions"]}
+    assert list(versions) == ["base", "sft", "align"]
+    assert triple(versions["align"]) == pytest.approx(hand_interval(SCORES["align"]))
+    assert versions["align"]["win_rate"]["mean"] == pytest.approx(5 / 6)
+    assert versions["sft"]["win_rate"] is None
+
+
+def test_text(tmp_path: Path) -> None:
+    text = step(next="alignkit chat runs/x", show=2).run(context(Scripted(), tmp_path)).text
+    lines = text.splitlines()
+    assert max(len(line) for line in lines if " against " not in line) <= evaluate.WIDTH  # verdicts are not wrapped
+    assert "mean and 95% interval over 6 prompts" in text
+    assert "against sft, prompt by prompt" in text
+    assert text.count("prompt: question") == 2
+    beside = next(line for line in lines if "sft says 1" in line)
+    assert "base says 1" in beside and "align says 1" in beside
+    low, high = hand_interval(GAIN)[1:]
+    verdict = next(line for line in lines if line.startswith("align against sft: "))
+    assert f"helpful +0.47 [{low:.2f}, {high:.2f}] (at equal length +0.4" in verdict
+    assert "wins 83% [44, 97], KL 3.0 nats" in verdict and "no clear" not in verdict
+    assert lines[-1] == "next: alignkit chat runs/x"
+
+
+def test_answers_cannot_act_on_the_terminal_or_as_markup(tmp_path: Path) -> None:
+    models = Scripted(texts="\x1b[31mred[/red] [bold]x\x07{i}" + "long " * 100)
+    text = step(show=1).run(context(models, tmp_path)).text
+    assert "\x1b" not in text and "\x07" not in text
+    assert "[/red] [bold]x" in text.replace("\n", " ")
+    assert text.count("long") < 3 * 70
+
+
+def test_many_policies_are_shown_in_several_tables(tmp_path: Path) -> None:
+    names = ["base", "a", "b", "c", "d", "e"]
+    models = Scripted(dict.fromkeys(names, BASE), dict.fromkeys(names, [3] * 6))
+    models.per_token = dict.fromkeys(names, -1.0)
+    text = step(policies=names, show=1).run(context(models, tmp_path)).text
+    assert text.count("cut off") == 2
+    assert "a against d: helpful +0.00 [0.00, 0.00], every prompt a tie, KL 0.00 nats; no clear difference" in text
+
+
+WIDTHS = [(0.21, 0.63, 2), (-5, 5, 1), (-50, 50, 0), (0, 2e-5, 6), (1, 1, 2)]
+
+
+@pytest.mark.parametrize(("low", "high", "digits"), WIDTHS)
+def test_digits_follow_the_interval(low: float, high: float, digits: int) -> None:
+    assert evaluate.decimals({"low": low, "high": high}) == digits
+
+
+def test_the_plugin_is_light_to_import() -> None:
+    code = "import sys, alignkit_evaluate, alignkit_choose; print(sys.modules.keys() & {'torch', 'scipy', 'rich'})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

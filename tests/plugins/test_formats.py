@@ -1,0 +1,418 @@
+"""Each format: what it reads, what it refuses and why, and that no row is claimed by two of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit.data import group_to_json
+
+FORMATS: dict[str, type[Format]] = {}
+for plugin in ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "groups"):
+    importlib.import_module(f"alignkit_{plugin}").register_formats(
+        lambda name, thing, summary="": FORMATS.__setitem__(name, thing)
+    )
+
+
+def read(name: str, row: Any, **options: Any) -> Group:
+    """The checked group of a row that the format also claims."""
+    cls = FORMATS[name]
+    reader = cls(cls.Options(**options))
+    group = reader.read(row)
+    reader.check(group)
+    return group
+
+
+def refused(name: str, row: Any) -> str:
+    with pytest.raises(BadRow) as error:
+        read(name, row)
+    return str(error.value)
+
+
+def turns(*said: str) -> tuple[Message, ...]:
+    """Turns from 'u: words', 'a: words', 's: words'."""
+    roles = {"u": "user", "a": "assistant", "s": "system"}
+    return tuple(Message(role=roles[text[0]], content=text[3:]) for text in said)
+
+
+def openai(*said: str) -> list[dict[str, Any]]:
+    return [dict(turn) for turn in turns(*said)]
+
+
+def sharegpt(*said: str) -> list[dict[str, Any]]:
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    return [{"from": names[turn["role"]], "value": turn["content"]} for turn in turns(*said)]
+
+
+def texts(group: Group) -> list[str]:
+    return [response.text for response in group.responses]
+
+
+ROWS: Sequence[tuple[str, Any]] = [
+    ("hh_rlhf", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}),
+    ("hh_rlhf", {"text": ["\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"], "score": [1.0, 0.0]}),
+    ("hh_rlhf", "\n\nHuman: q\n\nAssistant: a"),
+    ("preference", {"prompt": "q", "chosen": "a", "rejected": "b"}),
+    ("preference", {"prompt": openai("u: q"), "chosen": openai("a: a"), "rejected": openai("a: b")}),
+    ("preference", {"chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b")}),
+    ("preference", {"chosen": "The sky is blue.", "rejected": "The sky is green.", "prompt": None}),
+    ("preference", {"conversations": sharegpt("u: q"), "chosen": sharegpt("a: a")[0], "rejected": sharegpt("a: b")[0]}),
+    ("prompt_only", {"prompt": "q"}),
+    ("prompt_only", {"prompt": openai("u: q"), "safety": True}),
+    ("prompt_only", "just a question"),
+    ("prompt_completion", {"prompt": "q", "completion": "a"}),
+    ("prompt_completion", {"prompt": "q", "completion": "a", "label": True}),
+    ("messages", {"messages": openai("u: q", "a: a")}),
+    ("messages", {"prompt": "q", "prompt_id": 1, "messages": openai("u: q", "a: a")}),
+    ("messages", {"conversations": sharegpt("u: q", "a: a"), "id": "x"}),
+    ("alpaca", {"instruction": "i", "input": "", "output": "o"}),
+    ("alpaca", {"instruction": "i", "output": "o", "text": "all of it"}),
+    ("dolly", {"instruction": "i", "context": "c", "response": "r", "category": "qa"}),
+    ("rankings", {"prompt": "q", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}),
+    ("rankings", {"prompt": "q", "responses": ["a", "b"], "ranks": [2, 1]}),
+    ("text", {"text": "once upon a time", "url": "x"}),
+    ("groups", {"alignkit": 1, "prompt": openai("u: q"), "responses": [{"text": "a", "rank": 1}]}),
+]
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_each_row_is_claimed_by_one_format_and_read_by_it(name: str, row: Any) -> None:
+    assert [known for known, cls in FORMATS.items() if cls.matches(row)] == [name]
+    read(name, row)
+
+
+@pytest.mark.parametrize("row", [None, 3, True, [], {}, {"x": 1}, {"prompt": None}, [1, 2]])
+def test_other_rows_are_claimed_by_none_and_refused_by_all(row: Any) -> None:
+    for cls in FORMATS.values():
+        assert not cls.matches(row)
+        with pytest.raises(BadRow):
+            cls().read(row)
+
+
+def test_every_format_says_what_it_is() -> None:
+    assert set(FORMATS) == {name for name, _ in ROWS}
+    assert all(cls.summary and cls.wants for cls in FORMATS.values())
+
+
+# hh_rlhf
+
+
+def hh(chosen: str, rejected: str) -> dict[str, str]:
+    return {"chosen": chosen, "rejected": rejected}
+
+
+Q = "\n\nHuman: q\n\nAssistant:"
+
+
+def test_hh_a_transcript_becomes_turns_and_a_pair() -> None:
+    context = "\n\nHuman: one\n\nAssistant: two\n\nHuman: three\n\nmore\n\nAssistant:"
+    group = read("hh_rlhf", {**hh(context + " good", context + " bad "), "source": "x"})
+    assert group.prompt == turns("u: one", "a: two", "u: three\n\nmore")
+    assert texts(group) == ["good", "bad"] and group.pairs == (Pair(0, 1),) and group.meta == {"source": "x"}
+
+
+def test_hh_a_tag_inside_a_turn_is_words() -> None:
+    context = "\n\nHuman: who says Assistant: here?\nHuman: me\n\nAssistant: Human: you do\n\nHuman: ok\n\nAssistant:"
+    group = read("hh_rlhf", hh(context + " a  Human: b", context + " c"))
+    assert [turn["content"] for turn in group.prompt] == ["who says Assistant: here?\nHuman: me", "Human: you do", "ok"]
+    assert texts(group) == ["a  Human: b", "c"]
+
+
+def test_hh_one_speaker_twice_in_a_row_is_one_turn() -> None:
+    context = "\n\nHuman: a\n\nHuman: b\n\nAssistant: c\n\nAssistant: d\n\nHuman: e\n\nAssistant: f\n\nAssistant:"
+    group = read("hh_rlhf", hh(context + " x", context + " y"))
+    assert group.prompt == turns("u: a\n\nb", "a: c\n\nd", "u: e")
+    assert texts(group) == ["f\n\nx", "f\n\ny"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (hh("\n\nHuman: q\n\nAssistant: a", "\n\nHuman: r\n\nAssistant: a"), "differ before their last turn"),
+        (hh(Q + " x\n\nAssistant: a", Q + " b"), "differ before their last turn"),
+        (hh(Q + " a\n\nHuman: bye", Q + " b\n\nHuman: bye"), "does not end with the assistant's turn"),
+        (hh(Q + " same", Q + " same "), "equal"),
+        (hh(Q, Q + " "), "both responses are empty"),
+        (hh("\n\nAssistant: a", "\n\nAssistant: b"), "no prompt"),
+        (hh("\n\nHuman:\n\nAssistant: a", "\n\nHuman:\n\nAssistant: b"), "last turn of the prompt is empty"),
+        (hh("hello Human: q", "hello"), "does not start with"),
+        ({"chosen": Q + " a"}, "'rejected' is missing"),
+        ({"chosen": Q + " a", "rejected": None}, "'rejected' is null"),
+        ({"chosen": Q + " a", "rejected": 4}, "must be text, not a number"),
+        ({"text": [Q + " a", Q + " b"], "score": [1.0, 1.0]}, "tied"),
+        ({"text": [Q + " a", Q + " b"], "score": [1.0]}, "lists of two"),
+        ({"text": [Q + " a", Q + " b"], "score": ["high", 1]}, "must be a number"),
+        ({"text": [Q + " a", Q + " b"], "score": [None, 1]}, "a score is missing"),
+        ({"text": [Q + " a", 5], "score": [0, 1]}, "must be a transcript"),
+        ("\n\nHuman: q", "no assistant turn"),
+        ("\n\nHuman: q\n\nAssistant:", "the response is empty"),
+        ("\n\nHuman: q\n\nAssistant: a\n\nHuman: r", "last turn must be the assistant's"),
+    ],
+)
+def test_hh_bad_rows(row: Any, reason: str) -> None:
+    assert reason in refused("hh_rlhf", row)
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_hh_one_empty_answer_is_the_end_of_turn_alone(empty: int) -> None:
+    sides = [Q + " a", Q + " a"]
+    sides[empty] = Q
+    assert texts(read("hh_rlhf", hh(*sides)))[empty] == ""
+
+
+def test_hh_scores_decide_the_order_and_the_margin() -> None:
+    tagged = "## Human:\nWhy?\n\n[removed]\n\n## Assistant:\n"
+    group = read("hh_rlhf", {"text": [tagged + "worse", tagged + " better"], "score": [-0.5, 1.0]})
+    assert group.prompt == turns("u: Why?\n\n[removed]") and texts(group) == ["better", "worse"]
+    assert group.pairs == (Pair(0, 1, margin=1.5),)
+
+
+def test_hh_a_single_transcript_is_a_demonstration() -> None:
+    group = read("hh_rlhf", Q + " a\n\nHuman: r\n\nAssistant: b")
+    assert group.prompt == turns("u: q")
+    assert group.responses == (Response(messages=turns("a: a", "u: r", "a: b")),) and group.pairs is None
+    assert read("hh_rlhf", {"text": Q + " a"}).responses == (Response(text="a"),)
+
+
+# preference, prompt_only, prompt_completion
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": openai("u: q"), "chosen": openai("a: a"), "rejected": openai("a: b")},
+        {"prompt": openai("u: q"), "chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b")},
+        {"prompt": "q", "chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b")},
+        {"chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b")},
+        {"conversations": sharegpt("u: q"), "chosen": sharegpt("a: a")[0], "rejected": sharegpt("a: b")[0]},
+        {"prompt": '[{"role": "user", "content": "q"}]', "chosen": "a", "rejected": "b", "margin": "", "p": ""},
+    ],
+)
+def test_preferences_of_every_shape_are_the_same_group(row: Any) -> None:
+    group = read("preference", row)
+    assert group == Group(turns("u: q"), (Response(text="a"), Response(text="b")), (Pair(0, 1),))
+
+
+def test_preference_finds_the_prompt_that_both_sides_share() -> None:
+    group = read("preference", {"chosen": "The sky is blue.", "rejected": "The sky is green."})
+    assert group.prompt == turns("u: The sky is") and texts(group) == [" blue.", " green."]
+    both = openai("s: be kind", "u: q", "a: which?", "u: this")
+    longer = read("preference", {"chosen": both + openai("a: a", "u: r", "a: b"), "rejected": both + openai("a: c")})
+    assert len(longer.prompt) == 4
+    assert longer.responses == (Response(messages=turns("a: a", "u: r", "a: b")), Response(text="c"))
+
+
+def test_preference_of_conversations_that_part_at_the_users_turn_compares_all_from_the_first_answer() -> None:
+    row = {"chosen": openai("u: q", "a: a", "u: r", "a: b"), "rejected": openai("u: q", "a: a", "u: s", "a: c")}
+    group = read("preference", row)
+    assert group.prompt == turns("u: q")
+    assert [r.messages for r in group.responses] == [turns("a: a", "u: r", "a: b"), turns("a: a", "u: s", "a: c")]
+
+
+def test_an_answer_that_is_json_stays_text() -> None:
+    group = read("preference", {"prompt": "[1, 2]", "chosen": '[{"a": 1}]', "rejected": "[]"})
+    assert group.prompt == turns("u: [1, 2]") and texts(group) == ['[{"a": 1}]', "[]"]
+
+
+def test_preference_margins_and_soft_labels() -> None:
+    base = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert read("preference", {**base, "margin": "slightly"}).pairs == (Pair(0, 1, margin="slightly"),)
+    assert read("preference", {**base, "margin": 2, "p": 0.7, "n": 3}).pairs == (Pair(0, 1, p=0.7, margin=2.0),)
+    assert read("preference", {**base, "margin": "0.5"}).pairs == (Pair(0, 1, margin=0.5),)  # a cell of a table
+    assert read("preference", {**base, "margin": None, "n": 3}).meta == {"n": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"margin": "enormous"}, "margin' must be a number, or one of significantly"),
+        ({"margin": True}, "must be a number"),
+        ({"margin": -1}, "must not be negative"),
+        ({"margin": [1]}, "must be a number"),
+        ({"margin": 10**400}, "must be a number"),
+        ({"p": 1.5}, "between 0 and 1"),
+        ({"p": "sure"}, "'p' must be a number"),
+        ({"rejected": None}, "'rejected' is null"),
+        ({"rejected": "a "}, "equal"),
+        ({"chosen": "", "rejected": " "}, "both responses are empty"),
+        ({"chosen": True}, "must be text or a list of messages, not true or false"),
+        ({"prompt": ""}, "empty"),
+        ({"prompt": [*openai("s: only this"), {"role": "tool", "content": "x"}]}, "unknown role 'tool'"),
+        ({"chosen": openai("u: r")}, "last turn must be the assistant's"),
+        ({"chosen": openai("u: r", "a: a")}, "must be the assistant's, not the user's"),
+        ({"prompt": None}, "share no beginning"),
+        (
+            {"prompt": None, "chosen": openai("u: x", "a: a"), "rejected": openai("u: y", "a: a")},
+            "share no first turns",
+        ),
+    ],
+)
+def test_preference_bad_rows(change: dict[str, Any], reason: str) -> None:
+    assert reason in refused("preference", {"prompt": "q", "chosen": "a", "rejected": "b", **change})
+
+
+def test_prompt_only_keeps_other_columns_as_meta() -> None:
+    group = read("prompt_only", {"prompt": openai("s: be brief", "u: q"), "safety": True, "answer": 7})
+    assert group == Group(turns("s: be brief", "u: q"), meta={"safety": True, "answer": 7})
+    assert read("prompt_only", "q") == Group(turns("u: q"))
+
+
+def test_prompt_completion() -> None:
+    row = {"prompt": openai("u: q"), "completion": openai("a: a"), "label": False}
+    assert read("prompt_completion", row) == Group(turns("u: q"), (Response(text="a", label=False),))
+    assert read("prompt_completion", {"prompt": "q", "completion": "a", "label": "True"}).responses[0].label is True
+    assert "label' must be true or false, not 1" in refused("prompt_completion", {**row, "label": 1})
+    assert "response is empty" in refused("prompt_completion", {"prompt": "q", "completion": "\n"})
+
+
+# messages
+
+
+def test_messages_of_several_turns() -> None:
+    conversation = openai("s: be kind", "u: q", "a: a", "u: r", "a: b")
+    conversation[2]["train"] = False
+    group = read("messages", {"messages": conversation, "label": True, "lang": "en"})
+    assert group.prompt == turns("s: be kind", "u: q") and group.meta == {"lang": "en"}
+    answer = (Message(role="assistant", content="a", train=False), *turns("u: r", "a: b"))
+    assert group.responses == (Response(messages=answer, label=True),)
+
+
+def test_messages_of_one_answer_and_sharegpt_are_the_same() -> None:
+    wanted = Group(turns("u: q"), (Response(text="a"),))
+    assert read("messages", {"messages": openai("u: q", "a: a")}) == wanted
+    assert read("messages", {"conversations": sharegpt("u: q", "a: a")}) == wanted
+    assert read("messages", {"messages": '[{"role": "user", "content": "q"}, {"from": "gpt", "value": "a"}]'}) == wanted
+
+
+def test_messages_join_their_text_parts() -> None:
+    parts = [{"type": "text", "text": "on"}, {"type": "text", "value": "e"}, "!"]
+    row = {"messages": [{"role": "user", "content": parts}, *openai("a: a")]}
+    assert read("messages", row).prompt == turns("u: one!")
+    parts[0] = {"type": "image", "text": "x"}
+    assert "messages[0] has a part that is not text" in refused("messages", row)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "reason"),
+    [
+        ([*sharegpt("u: q"), {"from": "function_call", "value": "x"}], "unknown role 'function_call'; known are human"),
+        (openai("u: q"), "no assistant turn"),
+        (openai("u: q", "a: a", "u: r"), "last turn must be the assistant's"),
+        (openai("a: a"), "no prompt"),
+        (openai("u: q", "a: "), "the response is empty"),
+        (openai("u: q", "a: ", "u: r", "a:  "), "no assistant turn is learned"),
+        ([*openai("u: q"), {"role": "assistant", "content": "a", "train": False}], "no assistant turn is learned"),
+        ([*openai("u: q"), {"role": "assistant", "content": "a", "train": "yes"}], "train must be true or false"),
+        ([*openai("u: q"), {"role": "assistant", "content": None, "tool_calls": [{}]}], "tool call"),
+        ([*openai("u: q"), {"role": "assistant"}], "content is null"),
+        ([*openai("u: q"), {"content": "a"}], "unknown role None"),
+        ([*openai("u: q"), {"role": ["user"], "content": "a"}], "unknown role ['user']"),
+        ([], "no assistant turn"),
+        ("hello", "must be a list of messages, not text"),
+    ],
+)
+def test_messages_bad_rows(conversation: Any, reason: str) -> None:
+    assert reason in refused("messages", {"messages": conversation})
+
+
+# alpaca, dolly
+
+
+def test_alpaca_and_dolly_join_the_instruction_and_what_it_is_about() -> None:
+    row = {"instruction": "Add {{name}}.", "input": " 1 and 2\n", "output": "3", "system": "be brief"}
+    assert read("alpaca", row) == Group(turns("s: be brief", "u: Add {{name}}.\n\n1 and 2"), (Response(text="3"),))
+    assert read("alpaca", {"instruction": "i", "output": "o", "input": None}).prompt == turns("u: i")
+    row = {"instruction": "i", "context": "c", "response": "r", "category": "qa"}
+    assert read("dolly", row) == Group(turns("u: i\n\nc"), (Response(text="r"),), meta={"category": "qa"})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"output": ""}, "response is empty"), ({"output": True}, "not true or false"), ({"instruction": ""}, "empty")],
+)
+def test_alpaca_bad_rows(change: dict[str, Any], reason: str) -> None:
+    assert reason in refused("alpaca", {"instruction": "i", "input": "", "output": "o", **change})
+
+
+# rankings
+
+
+def test_rankings_of_both_shapes() -> None:
+    one = {"prompt": "q", "responses": [{"text": "a", "rank": 1, "source": "x"}, {"text": "b", "rank": 2}]}
+    group = read("rankings", one)
+    assert group.responses == (Response(text="a", rank=1, source="x"), Response(text="b", rank=2))
+    two = read("rankings", {"prompt": openai("u: q"), "responses": ["a", "b", ""], "ranks": [2, 1, 2], "topic": "t"})
+    assert [r.rank for r in two.responses] == [2, 1, 2] and two.meta == {"topic": "t"} and two.pairs is None
+
+
+def test_rankings_by_pairs() -> None:
+    pairs = [[2, 0], {"better": 2, "worse": 1, "p": 0.6, "margin": "slightly"}]
+    group = read("rankings", {"prompt": "q", "responses": ["a", "b", "c"], "pairs": pairs})
+    assert group.pairs == (Pair(2, 0), Pair(2, 1, 0.6, "slightly"))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"responses": ["a"]}, "2 to 64 responses, not 1"),
+        ({"responses": ["a"] * 65}, "not 65"),
+        ({"responses": "a"}, "no list"),
+        ({"ranks": [1]}, "ranks must be a list of 2"),
+        ({"ranks": [1, None]}, "responses without a rank (counted from 0): 1"),
+        ({"ranks": [1, "x"]}, "must be a number"),
+        ({"ranks": [1, True]}, "must be a number"),
+        ({"ranks": [3, 3]}, "all ranks are tied"),
+        ({"ranks": None}, "no ranks and no pairs"),
+        ({"responses": ["", " "]}, "all responses are empty"),
+        ({"responses": ["a", 5]}, "must be text or {text, rank}"),
+        ({"responses": ["a", {"rank": 2}]}, "'text' is missing"),
+        ({"pairs": [[0, 5]]}, "names response 5, but there are 2"),
+        ({"pairs": [[0, "1"]]}, "names response '1'"),
+        ({"pairs": [[1, 1]]}, "with itself"),
+        ({"pairs": [[1]]}, "a pair must be"),
+        ({"pairs": []}, "pairs must be a list"),
+        ({"pairs": [{"better": 0, "worse": 1, "p": -1}]}, "between 0 and 1"),
+        ({"prompt": " "}, "empty"),
+    ],
+)
+def test_rankings_bad_rows(change: dict[str, Any], reason: str) -> None:
+    assert reason in refused("rankings", {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2], **change})
+
+
+# text
+
+
+STORY = ["one", "still one", "", "", "two", " ", "three is longer", "and has two lines"]
+
+
+def documents(**options: Any) -> list[tuple[int, Any]]:
+    cls = FORMATS["text"]
+    return list(cls(cls.Options(**options)).rows_of_text(enumerate(STORY, 1)))
+
+
+def test_text_files_are_cut_at_blank_lines() -> None:
+    assert documents(paragraphs=True) == [(1, "one\nstill one"), (5, "two"), (7, "three is longer\nand has two lines")]
+    assert documents(max_chars=40) == [(1, "one\nstill one\n\ntwo"), (7, "three is longer\nand has two lines")]
+    assert documents() == [(1, "one\nstill one\n\ntwo\n\nthree is longer\nand has two lines")]
+    assert [text for _, text in documents(max_chars=16)][-2:] == ["three is longer", "and has two lines"]
+
+
+def test_text_rows_have_no_prompt_and_must_not_be_blank() -> None:
+    assert read("text", {"text": " a ", "url": "u"}) == Group((), (Response(text=" a "),), meta={"url": "u"})
+    assert read("text", "a") == Group((), (Response(text="a"),))
+    assert "response is empty" in refused("text", {"text": "  "})
+
+
+# groups
+
+
+def test_groups_keep_all_that_was_sampled() -> None:
+    sampled = Group(turns("u: q"), (Response(tokens=(1,), logprobs=(-0.5,), truncated=True), Response()), id="x")
+    assert read("groups", json.loads(group_to_json(sampled))) == sampled
+    assert "version" in refused("groups", {"alignkit": 9})

@@ -1,0 +1,166 @@
+"""The command line: exit codes, where output goes, and what it does not import."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from alignkit import cli
+from alignkit import plugins as plugins_module
+from alignkit.errors import DataError, OutOfResource, RunFailed
+
+HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy")
+
+PLUGIN = """
+from alignkit import Algorithm, Step, hookimpl
+
+class Plain(Algorithm):
+    def loss(self, batch, out): ...
+
+class Noop(Step): ...
+
+@hookimpl
+def register_algorithms(register):
+    register("fake_plain", Plain, summary="plain")
+
+@hookimpl
+def register_steps(register):
+    register("fake_noop", Noop)
+"""
+RECIPE = """\
+model: {base: org/model}
+stages:
+  first: {algorithm: fake_plain, data: d.jsonl}
+  second: {step: fake_noop}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A valid recipe's arguments."""
+    monkeypatch.setattr(plugins_module, "_current", None)
+    (tmp_path / "fake.py").write_text(PLUGIN)
+    (tmp_path / "d.jsonl").write_text("")
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    return [str(tmp_path / "small.yaml"), "--plugin", str(tmp_path / "fake.py")]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Replaces the run; the list receives its arguments."""
+    calls: list[tuple] = []
+    fake = types.ModuleType("alignkit.run")
+    fake.run_recipe = lambda *args: calls.append(args)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "alignkit.run", fake)
+    return calls
+
+
+def test_validate_prints_the_stages(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["validate", *recipe]) == 0
+    assert capsys.readouterr().out == "ok: small: stages first -> second\n"
+
+
+def test_validate_tells_all_mistakes_on_stderr(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["validate", *recipe, "stages.first.epochs=0", "stages.first.lr=1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("error: ") == 2 and "Traceback" not in err
+    assert "--> override 'stages.first.epochs=0'" in err
+
+
+def test_run_validates_first(recipe: list[str], runs: list[tuple]) -> None:
+    assert cli.main(["run", *recipe, "model.base="]) == 2
+    assert runs == []
+
+
+def test_run_passes_on(recipe: list[str], runs: list[tuple], tmp_path: Path) -> None:
+    assert cli.main(["run", *recipe, "stages.first.epochs=2", "--out", str(tmp_path / "o")]) == 0
+    ((checked, out, overrides),) = runs
+    assert (checked.stages["first"].settings.epochs, out, overrides) == (2, tmp_path / "o", ["stages.first.epochs=2"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RunFailed("x"), 1),
+        (DataError("x"), 4),
+        (OutOfResource("x"), 5),
+        (OSError(28, "No space left on device"), 5),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("x"), 1),
+        (SystemExit(75), 75),
+    ],
+)
+def test_exit_codes(
+    recipe: list[str],
+    runs: list[tuple],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["alignkit.run"], "run_recipe", fail)
+    monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
+    try:
+        got = cli.main(["run", *recipe])
+    except SystemExit as caught:
+        got = caught.code
+    assert got == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_shows_where(
+    recipe: list[str],
+    runs: list[tuple],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys.modules["alignkit.run"], "run_recipe", lambda *args: 1 / 0)
+    monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
+    assert cli.main(["run", *recipe]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_broken_plugin_file_is_an_error(
+    recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fake.py").write_text("import no_such_module_at_all")
+    assert cli.main(["validate", *recipe]) == 3
+    assert "plugin 'fake.py'" in capsys.readouterr().err
+    assert cli.main(["plugins", *recipe[1:]]) == 0
+    assert "broken: plugin 'fake.py'" in capsys.readouterr().out
+
+
+def test_plugins_lists(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins", *recipe[1:]]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["algorithm", "fake_plain", "plain", "fake.py"] in rows
+
+
+def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["vlidate"]) == 2
+    assert "'validate'" in capsys.readouterr().err
+    assert cli.main(["validate"]) == 2
+    assert cli.main(["validate", "no-such-recipe"]) == 2
+    assert "no such recipe: no-such-recipe" in capsys.readouterr().err
+    assert cli.main(["validate", "x.yaml", "--no-plugin", "nothing-like-it"]) == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("alignkit 0.")
+
+
+@pytest.mark.parametrize("command", ["--help", "validate", "plugins", "bad"])
+def test_nothing_heavy_is_imported(recipe: list[str], command: str) -> None:
+    arguments = {"--help": ["--help"], "validate": ["validate", *recipe], "plugins": ["plugins", *recipe[1:]]}
+    argv = arguments.get(command, ["run", *recipe, "stages.first.epochs=0"])
+    code = f"import sys; from alignkit.cli import main; rc = main({argv!r})\n"
+    code += f"print(rc, [m for m in {HEAVY} if m in sys.modules], 'alignkit.plugins' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = f"{2 if command == 'bad' else 0} [] {command != '--help'}"
+    assert result.stdout.splitlines()[-1] == expected

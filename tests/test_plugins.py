@@ -1,0 +1,271 @@
+"""Plugins are found, the broken ones are isolated with a reason, and a name resolves to one thing or an error."""
+
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from alignkit import plugins as module
+from alignkit.errors import PluginError
+from alignkit.plugins import Claim, Plugins, Registry, load_plugins
+
+GOOD = """
+from alignkit import Algorithm, hookimpl
+
+class Mine(Algorithm):
+    def loss(self, batch, out): ...
+
+@hookimpl
+def register_algorithms(register):
+    register("{name}", Mine, summary="it")
+"""
+
+MakeDistribution = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(module, "_current", None)
+    for name in ("ALIGNKIT_STRICT", "ALIGNKIT_DISABLE_PLUGINS"):
+        monkeypatch.delenv(name, raising=False)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("fake_"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeDistribution:
+    """Makes an installed distribution with one plugin module."""
+
+    def make(name: str, source: str, point: str = "", version: str = "1.2", requires: str = "") -> Path:
+        folder = tmp_path / name
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        code = f"fake_{name.replace('-', '_')}"
+        (folder / f"{code}.py").write_text(textwrap.dedent(source))
+        extra = f"Requires-Dist: {requires}\n" if requires else ""
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{extra}")
+        (info / "entry_points.txt").write_text(f"[alignkit]\n{point or name} = {code}\n")
+        monkeypatch.syspath_prepend(str(folder))
+        return folder
+
+    return make
+
+
+def reason(loaded: Plugins, plugin: str) -> str:
+    """Why a plugin is broken; exactly one record."""
+    (broken,) = [broken for broken in loaded.broken if broken.plugin == plugin]
+    return str(broken)
+
+
+def test_a_good_plugin_is_found(distribution: MakeDistribution) -> None:
+    folder = distribution("x-good", GOOD.format(name="mine"))
+    claim = load_plugins().registry.get("algorithm", "mine")
+    assert (claim.name, claim.summary, claim.plugin, claim.distribution, claim.version) == (
+        "mine", "it", "x-good", "x-good", "1.2",
+    )  # fmt: skip
+    assert claim.source_path == folder / "fake_x_good.py"
+    assert claim.thing.__name__ == "Mine"
+
+
+BROKEN = {
+    "import": ("import no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+    "syntax": ("def (", "SyntaxError"),
+    "exit": ("import sys; sys.exit(3)", "SystemExit: 3"),
+    "base-exception": ("class E(BaseException): pass\nraise E('odd')", "E: odd"),
+    "argument": (
+        "from alignkit import hookimpl\n@hookimpl\ndef register_algorithms(register, nope): ...",
+        "hook 'register_algorithms'",
+    ),
+    "misspelt": ("from alignkit import hookimpl\n@hookimpl\ndef register_algoritms(register): ...", "unknown hook"),
+    "raises": (
+        GOOD.format(name="half") + "    raise RuntimeError('boom')\n",
+        "RuntimeError: boom",
+    ),
+    "wrapper": (
+        "from alignkit import hookimpl\n@hookimpl(wrapper=True)\ndef register_steps(register):\n    return (yield)",
+        "register_steps cannot be a wrapper",
+    ),
+    "no-loss": (
+        "from alignkit import Algorithm, hookimpl\nclass A(Algorithm): ...\n"
+        "@hookimpl\ndef register_algorithms(register): register('a', A)",
+        "algorithm 'a' gives no loss",
+    ),
+    "wrong-base": (
+        "from alignkit import hookimpl\n@hookimpl\ndef register_rewards(register): register('a', dict)",
+        "reward 'a' must be a subclass of alignkit.Reward, not <class 'dict'>",
+    ),
+    "instance": (
+        "from alignkit import Step, hookimpl\n@hookimpl\ndef register_steps(register): register('a', Step(None))",
+        "(pass the class, not an instance)",
+    ),
+    "not-format": (
+        "from alignkit import Step, hookimpl\n@hookimpl\ndef register_formats(register): register('a', Step)",
+        "must be a subclass of alignkit.Format",
+    ),
+    "not-callable": (
+        "from alignkit import hookimpl\n@hookimpl\ndef register_models(register): register('a', 3)",
+        "model 'a' must be callable, not 3",
+    ),
+    "options": (
+        "from alignkit import Judge, hookimpl\nclass J(Judge):\n    class Options: ...\n"
+        "@hookimpl\ndef register_judges(register): register('a', J)",
+        "its Options must be a subclass of alignkit.Options",
+    ),
+    "source": (
+        GOOD.format(name="a").replace("    def loss", "    source = 'rollouts'\n    def loss"),
+        "source must be alignkit's Source, not 'rollouts'",
+    ),
+    "twice": (GOOD.format(name="a") + "    register('a', Mine)\n", "registers algorithm 'a' twice"),
+    "name": (GOOD.format(name="a:b"), "algorithm name 'a:b' is not made of"),
+    "reserved": (
+        "from alignkit import Reward, hookimpl\nclass R(Reward): ...\n"
+        "@hookimpl\ndef register_rewards(register): register('folder', R)",
+        "reward name 'folder' is reserved",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_plugin_breaks_only_itself(distribution: MakeDistribution, kind: str) -> None:
+    source, message = BROKEN[kind]
+    distribution(f"x-{kind}", source)
+    distribution("x-good", GOOD.format(name="mine"))
+    loaded = load_plugins()
+    text = reason(loaded, f"x-{kind}")
+    assert text.startswith(f"plugin 'x-{kind}' (x-{kind} 1.2) failed to load: ")
+    assert message in text
+    assert not loaded.manager.has_plugin(f"x-{kind}")
+    assert not loaded.registry.has("algorithm", "half")
+    assert loaded.registry.get("algorithm", "mine").distribution == "x-good"
+    assert not [broken for broken in loaded.broken if broken.plugin == "x-good"]
+
+
+def test_a_plugin_for_another_alignkit_is_refused(distribution: MakeDistribution) -> None:
+    distribution("x-old", GOOD.format(name="old"), requires="alignkit<0.0.1")
+    distribution("x-fits", GOOD.format(name="fits"), requires="alignkit>=0.0.1")
+    loaded = load_plugins()
+    assert "needs alignkit<0.0.1, this is" in reason(loaded, "x-old")
+    assert loaded.registry.has("algorithm", "fits")
+
+
+def test_strict_raises(distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution("x-bad", "import no_such_module_at_all")
+    monkeypatch.setenv("ALIGNKIT_STRICT", "1")
+    with pytest.raises(PluginError, match=r"plugin '.*failed to load"):
+        load_plugins()
+
+
+def test_a_keyboard_interrupt_is_not_swallowed(distribution: MakeDistribution) -> None:
+    distribution("x-interrupt", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        load_plugins()
+
+
+def test_the_same_plugin_name_from_two_distributions(distribution: MakeDistribution) -> None:
+    distribution("x-one", GOOD.format(name="one"), point="same")
+    distribution("x-two", GOOD.format(name="two"), point="same")
+    loaded = load_plugins()
+    found = [str(broken) for broken in loaded.broken if broken.plugin == "same"]
+    assert len(found) == 2 and all("x-one 1.2 and x-two 1.2" in text for text in found)
+    assert not loaded.registry.has("algorithm", "one") and not loaded.registry.has("algorithm", "two")
+    chosen = load_plugins(disabled=["x-two:same"])
+    assert chosen.registry.has("algorithm", "one") and not chosen.registry.has("algorithm", "two")
+
+
+def test_two_claims_on_a_name_name_both_and_can_be_told_apart(distribution: MakeDistribution) -> None:
+    distribution("x-one", GOOD.format(name="same"))
+    distribution("x-two", GOOD.format(name="same"))
+    registry = load_plugins().registry
+    with pytest.raises(PluginError) as caught:
+        registry.get("algorithm", "same")
+    assert str(caught.value) == (
+        "algorithm 'same' is claimed by x-one 1.2 and x-two 1.2\n"
+        "  write 'x-one:same' or 'x-two:same', or switch one off with --no-plugin"
+    )
+    assert registry.get("algorithm", "x-two:same").distribution == "x-two"
+
+
+def test_switching_off(distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution("x-one", GOOD.format(name="one"), point="alignkit_one")
+    distribution("x-two", GOOD.format(name="two"))
+    assert not load_plugins(disabled=["one"]).registry.has("algorithm", "one")  # the prefix may be left out
+    monkeypatch.setenv("ALIGNKIT_DISABLE_PLUGINS", "alignkit_one, x-two,not-installed")
+    loaded = load_plugins()
+    assert not loaded.registry.has("algorithm", "one") and not loaded.registry.has("algorithm", "two")
+    with pytest.raises(PluginError, match=r"no.*'x-tow'.*did you mean 'x-two'"):
+        load_plugins(disabled=["x-tow"])
+
+
+def test_files_as_plugins(tmp_path: Path) -> None:
+    good, bad = tmp_path / "json.py", tmp_path / "bad.py"
+    good.write_text(GOOD.format(name="filed"))
+    bad.write_text("import no_such_module_at_all")
+    loaded = load_plugins([good, bad, tmp_path / "missing.py"])
+    claim = loaded.registry.get("algorithm", "filed")
+    assert (claim.distribution, claim.source_path) == ("json.py", good)
+    assert "no_such_module_at_all" in reason(loaded, "bad.py")
+    assert "no such file" in reason(loaded, "missing.py")
+    import json
+
+    assert json.dumps(1) == "1"  # not hidden by the plugin file
+
+
+def test_unknown_names() -> None:
+    registry = Registry()
+    registry.add("algorithm", Claim("dpo", object))
+    registry.add("algorithms", Claim("ppo", object))
+    with pytest.raises(PluginError, match=r"no algorithm 'pppo'\n  did you mean 'ppo'\? \(installed: dpo, ppo\)"):
+        registry.get("algorithm", "pppo")
+    assert PluginError.exit_code == 3
+
+
+def test_a_broken_plugin_is_named_when_its_thing_is_asked_for(distribution: MakeDistribution) -> None:
+    distribution("x-pack", "import no_such_module_at_all\n" + GOOD.format(name="wanted"))
+    with pytest.raises(PluginError, match=r"(?s)'wanted' cannot be used: plugin 'x-pack'.*no_such_module_at_all"):
+        load_plugins().registry.get("algorithm", "wanted")
+
+
+def test_rewards_and_combinations_share_names() -> None:
+    registry = Registry()
+    registry.add("rewards", Claim("a", object, distribution="one"))
+    registry.add("combines", Claim("a", object, distribution="two"))
+    with pytest.raises(PluginError, match="claimed by one and two"):
+        registry.get("reward", "a")
+
+
+def test_plugins_are_loaded_once(distribution: MakeDistribution) -> None:
+    distribution("x-good", GOOD.format(name="mine"))
+    assert module.plugins() is module.plugins()
+    replaced = load_plugins(disabled=["x-good"])
+    assert module.plugins() is replaced
+
+
+OBSERVER = """
+from alignkit import hookimpl
+seen = []
+@hookimpl
+def stage_started(stage):
+    seen.append(stage)
+@hookimpl
+def stage_finished(stage):
+    raise ValueError("disk on fire")
+@hookimpl
+def run_finished(error):
+    raise ValueError("too late")
+"""
+
+
+def test_observers(distribution: MakeDistribution, capsys: pytest.CaptureFixture[str]) -> None:
+    distribution("x-watch", OBSERVER)
+    loaded = load_plugins()
+    loaded.notify("stage_started", run=None, stage="sft")
+    assert sys.modules["fake_x_watch"].seen == ["sft"]
+    with pytest.raises(PluginError, match="plugin 'x-watch' failed in stage_finished: ValueError: disk on fire"):
+        loaded.notify("stage_finished", run=None, stage="sft", reused=False)
+    loaded.notify("run_finished", run=None, error=None)
+    assert "too late" in capsys.readouterr().err

@@ -1,0 +1,437 @@
+"""Recipes: what a valid one becomes, and that every mistake is told at once, at its place, with what to do."""
+
+# ruff: noqa: E501  (one line for one mistake: its text, message, place and help)
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import REWARD, ROLLOUTS, Algorithm, Combine, Field, Judge, Needs, Options, Reward, StageDefaults, Step
+from alignkit.errors import Problem, RecipeError
+from alignkit.plugins import Broken, Claim, Registry
+from alignkit.recipe import (
+    DataRef,
+    DataSpec,
+    JudgeRef,
+    Recipe,
+    RewardRef,
+    RewardSpec,
+    StageRef,
+    find_recipe,
+    load_recipe,
+)
+
+
+class Plain(Algorithm):
+    class Options(Algorithm.Options):
+        beta: float = Field(0.1, gt=0, description="pull towards the reference")
+        loss_type: str | None = None
+
+    defaults = StageDefaults(learning_rate=1e-3, epochs=3)
+
+
+class Scores(Algorithm):
+    trains = REWARD
+
+
+class Online(Algorithm):
+    source = ROLLOUTS
+    needs = Needs(min_samples=2)
+    defaults = StageDefaults(samples_per_prompt=4, max_new_tokens=64)
+
+
+class Critic(Online):
+    needs = Needs(values=True)
+
+
+class Length(Reward):
+    class Options(Reward.Options):
+        target: int | None = Field(None, ge=1)
+
+
+class Part(Options):
+    reward: RewardRef
+    weight: float = 1.0
+
+
+class Sum(Combine):
+    class Options(Combine.Options):
+        main: RewardRef
+        more: list[Part] = Field(default_factory=list)
+
+    def parts(self) -> dict[str, Any]:
+        return {"main": self.options.main} | {f"more{i}": part.reward for i, part in enumerate(self.options.more)}
+
+
+class Asks(Judge):
+    class Options(Judge.Options):
+        role: StageRef = "base"
+
+
+class Compare(Step):
+    class Options(Step.Options):
+        policies: list[StageRef] = Field(default_factory=list)
+        rewards: dict[str, RewardRef] = Field(default_factory=dict)
+        data: DataRef | None = None
+        judge: JudgeRef | None = None
+        strict: bool = False
+        opponent: StageRef | None = None
+
+
+class Preference:
+    class Options(Options):
+        chosen: str = "chosen"
+
+
+@pytest.fixture
+def registry() -> Registry:
+    result = Registry()
+    things: dict[str, dict[str, Any]] = {
+        "algorithm": {"plain": Plain, "scores": Scores, "online": Online, "critic": Critic},
+        "reward": {"length": Length, "sum": Sum},
+        "judge": {"asks": Asks},
+        "step": {"compare": Compare},
+        "format": {"pref": Preference},
+        "model": {"tiny": lambda cache: cache},
+    }
+    for kind, table in things.items():
+        for name, thing in table.items():
+            result.add(kind, Claim(name, thing, plugin="p", distribution="dist", version="1"))
+    return result
+
+
+class Bench:
+    """Writes recipes beside two data files and reads them."""
+
+    def __init__(self, folder: Path, registry: Registry):
+        self.folder, self.registry = folder, registry
+        for name in ("d.jsonl", "p.jsonl"):
+            (folder / name).write_text("")
+
+    def load(self, text: str, *overrides: str) -> Recipe:
+        path = self.folder / "r.yaml"
+        path.write_text(text)
+        return load_recipe(path, overrides, self.registry)
+
+    def stages(self, text: str, *overrides: str) -> Recipe:
+        return self.load("model: {base: tiny}\nstages:\n" + text, *overrides)
+
+    def problems(self, text: str, *overrides: str) -> list[Problem]:
+        with pytest.raises(RecipeError) as caught:
+            self.stages(text, *overrides)
+        assert caught.value.exit_code == 2
+        return caught.value.problems
+
+    def problem(self, text: str, *overrides: str) -> Problem:
+        (problem,) = self.problems(text, *overrides)
+        return problem
+
+
+@pytest.fixture
+def bench(tmp_path: Path, registry: Registry) -> Bench:
+    return Bench(tmp_path, registry)
+
+
+FIRST = "  first: {algorithm: plain, data: d.jsonl}\n"  # line 3
+HELPFUL = "  helpful: {algorithm: scores, from: first, data: d.jsonl}\n"  # line 4
+ALIGN = "  align:\n    algorithm: online\n    from: first\n    prompts: p.jsonl\n    reward: helpful\n"  # lines 5-9
+ALL = FIRST + HELPFUL + ALIGN
+
+
+# what a recipe becomes
+
+
+def test_defaults_come_from_the_algorithm_then_from_alignkit(bench: Bench) -> None:
+    recipe = bench.stages(ALL, "stages.first.epochs=2", "stages.align.rollout.temperature=0.7")
+    first, align = recipe.stages["first"].settings, recipe.stages["align"].settings
+    assert first is not None and align is not None
+    assert (first.learning_rate, first.epochs, first.batch_size, first.lr_scheduler_type) == (1e-3, 2, 16, "linear")
+    assert (align.learning_rate, align.epochs, align.iterations, align.prompts_per_iteration) == (2e-4, 1, 10, 32)
+    rollout = align.rollout
+    assert (rollout.samples_per_prompt, rollout.max_new_tokens, rollout.temperature) == (4, 64, 0.7)
+
+
+def test_null_is_silence(bench: Bench) -> None:
+    settings = bench.stages(FIRST, "stages.first.learning_rate=null").stages["first"].settings
+    assert settings is not None and settings.learning_rate == 1e-3
+
+
+def test_the_model(bench: Bench) -> None:
+    recipe = bench.stages(FIRST)
+    assert recipe.model.lora is not None and recipe.model.lora.r == 16
+    assert recipe.name == "r" and recipe.seed == 0 and recipe.folder == bench.folder
+    assert bench.stages(FIRST, "model.lora=none").model.lora is None
+    assert bench.stages(FIRST, "model.quantization=nf4").model.quantization == "nf4"
+    (bench.folder / "m").mkdir()
+    assert bench.stages(FIRST, "model.base=m").model.base == str(bench.folder / "m")
+    assert bench.stages(FIRST, "model.base=org/name").model.base == "org/name"
+    assert bench.stages(FIRST, "name=x").resolved["name"] == "x"
+
+
+def test_rewards_become_specs(bench: Bench) -> None:
+    (bench.folder / "rm").mkdir()
+    override = (
+        "stages.align.reward={sum: {main: helpful, more: [{reward: {length: {target: 3}}}, {reward: {folder: rm}}]}}"
+    )
+    stage = bench.stages(ALL, override).stages["align"]
+    assert stage.settings is not None
+    spec = stage.settings.reward
+    assert isinstance(spec, RewardSpec) and (spec.kind, spec.name) == ("combine", "sum")
+    assert {name: (child.kind, child.name) for name, child in spec.children.items()} == {
+        "main": ("stage", "helpful"),
+        "more0": ("reward", "length"),
+        "more1": ("folder", str(bench.folder / "rm")),
+    }
+    assert spec.component is not None and spec.children["more0"].component is not None
+    assert spec.component.options.more[0].reward is spec.children["more0"]  # type: ignore[attr-defined]
+    assert stage.upstream == ("first", "helpful")
+
+
+def test_data_becomes_a_spec(bench: Bench) -> None:
+    text = "  made: {step: compare}\n  first:\n    algorithm: plain\n    data: "
+    text += "[d.jsonl, {path: p.jsonl, limit: 3, weight: 2}, {pref: {path: d.jsonl, chosen: c, columns: {a: b}}}, "
+    text += "{pref: d.jsonl}, {hub: org/set, split: train}, made, {stage: made, limit: 1}]\n"
+    stage = bench.stages(text).stages["first"]
+    assert stage.settings is not None and isinstance(stage.settings.data, DataSpec)
+    a, b, c, d, e, f, g = stage.settings.data.sources
+    assert a.path == bench.folder / "d.jsonl" and a.format is None and a.on_bad_row == "error"
+    assert (b.limit, b.weight) == (3, 2.0)
+    assert c.format is not None and c.format.options.chosen == "c" and c.columns == {"a": "b"}  # type: ignore[attr-defined]
+    assert d.format is not None and d.path == bench.folder / "d.jsonl"
+    assert (e.hub, e.split, e.path) == ("org/set", "train", None)
+    assert (f.stage, g.stage, g.limit) == ("made", "made", 1)
+    assert stage.upstream == ("made",)
+
+
+def test_paths_of_a_base_file_start_there(bench: Bench) -> None:
+    (bench.folder / "sub").mkdir()
+    (bench.folder / "sub/own.jsonl").write_text("")
+    (bench.folder / "sub/base.yaml").write_text("model: {base: tiny}\nstages: {a: {algorithm: plain, data: own.jsonl}}")
+    recipe = bench.load("extends: sub/base.yaml\nstages: {b: {algorithm: plain, data: d.jsonl}}\n")
+    paths = [stage.settings.data.sources[0].path for stage in recipe.stages.values() if stage.settings]
+    assert paths == [bench.folder / "sub/own.jsonl", bench.folder / "d.jsonl"]
+
+
+def test_steps_take_options_beside_or_inside(bench: Bench) -> None:
+    beside = "  s: {step: compare, policies: [base, first], judge: {asks: {role: align}}, rewards: {x: helpful}}\n"
+    inside = "  t: {step: {compare: {opponent: first}}}\n"
+    recipe = bench.stages(beside + inside + ALL)
+    assert list(recipe.stages) == ["first", "t", "helpful", "align", "s"]  # sorted so that it can run
+    options = recipe.stages["s"].component.options
+    assert options.policies == ["base", "first"]  # type: ignore[attr-defined]
+    assert options.judge.options.role == "align"  # type: ignore[attr-defined]
+    assert options.rewards["x"].kind == "stage"  # type: ignore[attr-defined]
+    assert recipe.stages["s"].upstream == ("first", "helpful", "align")
+    assert recipe.stages["t"].upstream == ("first",) and recipe.stages["t"].settings is None
+
+
+def test_from_an_adapter_folder(bench: Bench) -> None:
+    (bench.folder / "ad").mkdir()
+    text = "  first: {algorithm: plain, data: d.jsonl, from: ad}\n"
+    assert "neither an adapter" in bench.problem(text).message
+    (bench.folder / "ad/adapter_config.json").write_text("{}")
+    settings = bench.stages(text).stages["first"].settings
+    assert settings is not None and settings.from_ == str(bench.folder / "ad")
+
+
+def test_versions(bench: Bench) -> None:
+    text = "  next: {algorithm: plain, data: d.jsonl, from: first@2}\n"
+    assert "keeps only its last version" in bench.problem(FIRST + text).message
+    keep = "stages.first.keep_epochs=true"
+    assert bench.stages(FIRST + text, keep).stages["next"].upstream == ("first",)
+    assert "has only 3 epochs" in bench.problem(FIRST + text, keep, "stages.next.from=first@4").message
+    assert "counted from 1" in bench.problem(FIRST + text, keep, "stages.next.from=first@0").message
+    assert "no versions" in bench.problem(FIRST + text, keep, "stages.next.from=base@1").message
+
+
+# mistakes
+
+CASES = {
+    "unknown stage key": (FIRST[:-2] + ", epochz: 1}\n", "unknown key 'epochz'", (3, 44, 6), "did you mean 'epochs'?"),
+    "other tool's key": (FIRST[:-2] + ", num_train_epochs: 1}\n", "unknown key 'num_train_epochs'", (3, 44, 16), "write 'epochs'"),
+    "option at stage level": (FIRST[:-2] + ", beta: 1}\n", "unknown key 'beta'", (3, 44, 4), "algorithm: {plain: {beta: ...}}"),
+    "model key in a stage": (FIRST[:-2] + ", lora_alpha: 1}\n", "unknown key 'lora_alpha'", (3, 44, 10), "'model: lora:'"),
+    "stage key in options": ("  s: {algorithm: {plain: {epochs: 1}}, data: d.jsonl}\n", "unknown key 'epochs'", (3, 27, 6), "belongs in the stage"),
+    "unknown option": ("  s: {algorithm: {plain: {betta: 1}}, data: d.jsonl}\n", "unknown key 'betta'", (3, 27, 5), "'beta'"),
+    "out of range": ("  s: {algorithm: {plain: {beta: 0}}, data: d.jsonl}\n", "expected a number above 0, got 0", (3, 33, 1), "pull towards"),
+    "text for a number": (FIRST[:-2] + ", batch_size: 1_000}\n", "stages.first.batch_size: expected a whole number, got '1_000'", (3, 56, 5), "write 1000"),
+    "boolean for a number": (FIRST[:-2] + ", epochs: true}\n", "expected a whole number, got true", (3, 52, 4), ""),
+    "fraction": (FIRST[:-2] + ", epochs: 1.5}\n", "expected a whole number, got 1.5", (3, 52, 3), ""),
+    "yes is no boolean": (FIRST[:-2] + ", keep_epochs: yes}\n", "expected true or false, got 'yes'", (3, 57, 3), "write true"),
+    "infinite": (FIRST[:-2] + ", learning_rate: .inf}\n", "expected a finite number", (3, 59, 4), ""),
+    "choice": (FIRST[:-2] + ", lr_scheduler_type: cosin}\n", "expected 'constant', 'linear' or 'cosine', got 'cosin'", (3, 63, 5), "did you mean 'cosine'?"),
+    "unknown algorithm": ("  s: {algorithm: plane, data: d.jsonl}\n", "no algorithm 'plane'", (3, 18, 5), "did you mean 'plain'?"),
+    "unknown algorithm as key": ("  s: {algorithm: {plane: {}}, data: d.jsonl}\n", "no algorithm 'plane'", (3, 19, 5), "'plain'"),
+    "two algorithms": ("  s: {algorithm: {plain: {}, online: {}}, data: d.jsonl}\n", "got 2 names", (3, 18, 23), ""),
+    "options not a mapping": ("  s: {algorithm: {plain: 3}, data: d.jsonl}\n", "expected a mapping of options, got 3", (3, 26, 1), ""),
+    "neither": ("  s: {algoritm: plain}\n", "names neither an algorithm nor a step", (3, 3, 1), "did you mean 'algorithm'?"),
+    "both": ("  s: {algorithm: plain, step: compare}\n", "has both 'algorithm' and 'step'", (3, 3, 1), ""),
+    "stage not a mapping": ("  s: plain\n", "expected a mapping, got 'plain'", (3, 6, 5), ""),
+    "no data": ("  s: {algorithm: plain}\n", "'stages.s.data' is missing: plain needs it", (3, 3, 1), ""),
+    "rollout without need": (FIRST[:-2] + ", rollout: {}}\n", "plain takes no 'rollout'", (3, 44, 7), "samples nothing"),
+    "missing file": ("  s: {algorithm: plain, data: e.jsonl}\n", "no such file or stage: e.jsonl", (3, 31, 7), "jsonl'?"),
+    "missing path": ("  s: {algorithm: plain, data: {path: x/y.jsonl}}\n", "no such file: x/y.jsonl", (3, 38, 9), "looked in"),
+    "no origin": ("  s: {algorithm: plain, data: {limit: 3}}\n", "expected one of 'path', 'hub' and 'stage'", (3, 25, 4), ""),
+    "two origins": ("  s: {algorithm: plain, data: {path: d.jsonl, hub: a/b}}\n", "got both path and hub", (3, 31, 25), ""),
+    "data key": ("  s: {algorithm: plain, data: {path: d.jsonl, limt: 1}}\n", "unknown key 'limt'", (3, 47, 4), "'limit'"),
+    "data range": ("  s: {algorithm: plain, data: {path: d.jsonl, validation: 1}}\n", "expected a number below 1", (3, 59, 1), ""),
+    "unknown format": ("  s: {algorithm: plain, data: {prf: {path: d.jsonl}}}\n", "no format 'prf'", (3, 32, 3), "'pref'"),
+    "data of no step": (FIRST + "  s: {algorithm: plain, data: first}\n", "'first' makes no data: only steps do", (4, 31, 5), ""),
+    "empty data": ("  s: {algorithm: plain, data: []}\n", "expected at least one source", (3, 31, 2), ""),
+    "unknown from": (FIRST[:-2] + ", from: frist}\n" + FIRST.replace("first", "other"), "neither a stage nor a folder", (3, 50, 5), "'first'"),
+    "itself": (FIRST[:-2] + ", from: first}\n", "stage 'first' refers to itself", (3, 50, 5), ""),
+    "unknown reference": (FIRST[:-2] + ", reference: bse}\n", "no stage 'bse'", (3, 55, 3), "did you mean 'base'?"),
+    "ref in a list": (FIRST + "  s: {step: compare, policies: [base, frst]}\n", "no stage 'frst'", (4, 39, 4), "'first'"),
+    "ref not text": ("  s: {step: compare, policies: [3]}\n", "expected text, got 3", (3, 33, 1), ""),
+    "reward of a policy": (FIRST + "  s: {step: compare, rewards: {x: first}}\n", "stage 'first' gives no reward", (4, 35, 5), ""),
+    "unknown reward": (FIRST + "  s: {step: compare, rewards: {x: lenght}}\n", "no reward 'lenght'", (4, 35, 6), "'length'"),
+    "reward option": ("  s: {step: compare, rewards: {x: {length: {target: 0}}}}\n", "expected at least 1, got 0", (3, 53, 1), ""),
+    "missing nested": ("  s: {step: compare, rewards: {x: {sum: {}}}}\n", "'stages.s.rewards.x.sum.main' is missing", (3, 36, 3), ""),
+    "missing folder": ("  s: {step: compare, rewards: {x: {folder: no}}}\n", "no such folder: no", (3, 44, 2), ""),
+    "judge option": ("  s: {step: compare, judge: {asks: {role: q}}}\n", "no stage 'q'", (3, 43, 1), ""),
+    "step key": ("  s: {step: compare, policy: [base]}\n", "unknown key 'policy'", (3, 22, 6), "did you mean 'policies'?"),
+    "beside a full step": ("  s: {step: {compare: {}}, strict: true}\n", "unknown key 'strict'", (3, 28, 6), "beside 'step: compare'"),
+    "reward's name": ("  length: {algorithm: plain, data: d.jsonl}\n", "has the name of an installed reward", (3, 3, 6), "rename"),
+    "base": ("  base: {algorithm: plain, data: d.jsonl}\n", "cannot be called 'base'", (3, 3, 4), ""),
+    "bad name": ("  a/b: {algorithm: plain, data: d.jsonl}\n", "it becomes a folder", (3, 3, 3), ""),
+    "rollout range": (ALL + "    rollout: {samples_per_prompt: 0}\n", "expected at least 1, got 0", (10, 35, 1), ""),
+    "too few samples": (ALL + "    rollout: {samples_per_prompt: 1}\n", "needs at least 2 responses", (10, 35, 1), ""),
+    "data for rollouts": (ALL + "    data: d.jsonl\n", "online takes no 'data'", (10, 5, 4), "'mix: {data: ...}'"),
+    "value without need": (ALL + "    value_from: helpful\n", "online trains no value role", (10, 5, 10), ""),
+    "from a reward model": (ALL.replace("    from: first", "    from: helpful"), "'helpful' is a reward model", (7, 11, 7), ""),
+    "mix without weight": (ALL + "    mix: {data: d.jsonl}\n", "'stages.align.mix.weight' is missing", (10, 5, 3), ""),
+    "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "wait for each other: helpful -> align -> helpful", (4, 3, 7), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_is_told_at_its_place(bench: Bench, name: str) -> None:
+    text, message, where, help = CASES[name]
+    problem = bench.problem(text)
+    assert message in problem.message
+    assert (problem.line, problem.column, problem.length) == where
+    assert help in problem.help
+
+
+def test_rollouts_need_prompts_and_reward(bench: Bench) -> None:
+    messages = [problem.message for problem in bench.problems("  s: {algorithm: online}\n")]
+    assert messages == [f"'stages.s.{key}' is missing: online needs it" for key in ("prompts", "reward")]
+
+
+def test_all_mistakes_at_once_in_the_order_of_the_file(bench: Bench) -> None:
+    text = """\
+seed: x
+model: {bas: tiny, lora: {lora_dropout: 0.1, r: 0}}
+stages:
+  first: {algorithm: {plain: {beta: -1}}, data: none.jsonl, lr: 1}
+  s: {step: compare, policies: [nobody], strict: 3, rewards: {x: {sum: {main: lenth, more: [{weight: a}]}}}}
+  t: {step: nothing}
+extra: 1
+"""
+    with pytest.raises(RecipeError) as caught:
+        bench.load(text)
+    assert [(problem.line, problem.message) for problem in caught.value.problems] == [
+        (1, "seed: expected a whole number, got 'x'"),
+        (2, "'model.base' is missing"),
+        (2, "unknown key 'bas'"),
+        (
+            2,
+            "model.lora.lora_dropout: alignkit trains without dropout so that old and new log-probabilities agree",
+        ),
+        (2, "model.lora.r: expected at least 1, got 0"),
+        (4, "stages.first.algorithm.plain.beta: expected a number above 0, got -1"),
+        (4, "no such file or stage: none.jsonl"),
+        (4, "unknown key 'lr'"),
+        (5, "no stage 'nobody'"),
+        (5, "stages.s.strict: expected true or false, got 3"),
+        (5, "no reward 'lenth'"),
+        (5, "'stages.s.rewards.x.sum.more.0.reward' is missing"),
+        (5, "stages.s.rewards.x.sum.more.0.weight: expected a number, got 'a'"),
+        (6, "no step 'nothing'"),
+        (7, "unknown key 'extra'"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message", "origin"),
+    [
+        (["stages.first.epochs=0"], "expected at least 1, got 0", "stages.first.epochs=0"),
+        (["stages.first.epoks=1"], "unknown key 'epoks'", "stages.first.epoks=1"),
+        (["stages.first.algorithm.plain.beta=x"], "expected a number, got 'x'", "stages.first.algorithm.plain.beta=x"),
+        (["stages.first.data=gone"], "no such file or stage: gone", "stages.first.data=gone"),
+        (["model.lora=none", "model.quantization=nf4"], "nf4 weights cannot be trained", "model.lora=none"),
+        (["model.quantization=nf5"], "got 'nf5'", "model.quantization=nf5"),
+        (["mdoel.base=tiny"], "unknown key 'mdoel'", "mdoel.base=tiny"),
+    ],
+)
+def test_mistakes_of_overrides_name_them(bench: Bench, overrides: list[str], message: str, origin: str) -> None:
+    problem = bench.problem(FIRST, *overrides)
+    assert message in problem.message
+    assert f"--> override '{origin}'" in str(problem)
+
+
+def test_a_stage_of_an_unknown_algorithm_is_checked_all_the_same(bench: Bench) -> None:
+    problems = bench.problems(FIRST + "  s: {algorithm: plane, data: d.jsonl, from: frist, epochs: 0}\n")
+    assert [problem.message.split(":")[0] for problem in problems] == [
+        "no algorithm 'plane'",
+        "'frist' is neither a stage nor a folder",
+        "stages.s.epochs",
+    ]
+
+
+def test_a_swap_is_one_line(bench: Bench) -> None:
+    assert bench.stages(ALL, "stages.align.algorithm=critic").stages["align"].component.name == "critic"
+
+
+def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
+    registry.add("algorithm", Claim("plain", Plain, distribution="other", version="2"))
+    assert "claimed by dist 1 and other 2" in bench.problem(FIRST).message
+    text = FIRST.replace("plain", "other:plain")
+    assert bench.stages(text).stages["first"].component.claim.distribution == "other"
+    registry.broken.append(Broken("x-gone", "x-gone", "3", "ImportError: no torch", None))
+    with pytest.raises(
+        RecipeError, match=r"plugin 'x-gone' \(x-gone 3\) failed to load: ImportError: no torch"
+    ) as caught:
+        bench.stages(FIRST.replace("plain", "x-gone"))
+    assert caught.value.exit_code == 3
+
+
+def test_a_misspelt_model_plugin(bench: Bench) -> None:
+    problem = bench.problem(FIRST, "model.base=tinny")
+    assert (problem.message, problem.help.startswith("did you mean 'tiny'?")) == ("no model 'tinny'", True)
+    assert "no such folder" in bench.problem(FIRST, "model.base=./x").message
+
+
+def test_requires(bench: Bench) -> None:
+    assert bench.stages(FIRST, "requires=[pydantic>=2]")
+    (wrong, missing, odd) = bench.problems(FIRST, "requires=['pydantic<1', 'no-such-thing-xyz', '>>']")
+    assert "installed is" in wrong.message and "not installed" in missing.message and "no requirement" in odd.message
+
+
+def test_a_recipe_needs_a_model_and_stages(bench: Bench) -> None:
+    with pytest.raises(RecipeError) as caught:
+        bench.load("seed: 1\n")
+    assert [problem.message for problem in caught.value.problems] == ["'model' is missing", "'stages' is missing"]
+    with pytest.raises(RecipeError, match="at least 1"):
+        bench.load("model: {base: tiny}\nstages: {}\n")
+    with pytest.raises(RecipeError, match="expected a mapping"):
+        bench.load("model: tiny\nstages: []\n")
+
+
+def test_a_combination_that_cannot_name_its_parts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sum, "parts", lambda self: 1 / 0)
+    problem = bench.problem(ALL, "stages.align.reward={sum: {main: helpful}}")
+    assert "combination 'sum' cannot name its rewards: ZeroDivisionError" in problem.message
+
+
+def test_find_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("")
+    assert find_recipe("mine.yaml") == Path("mine.yaml")
+    with pytest.raises(RecipeError, match=r"no such recipe: mine.yml\n  help: did you mean 'mine.yaml'"):
+        find_recipe("mine.yml")
+    with pytest.raises(RecipeError, match="this is a folder"):
+        find_recipe(str(tmp_path))
