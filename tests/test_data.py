@@ -548,7 +548,7 @@ def test_a_hub_data_set_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) 
             asked.append((name, where))
             return [{"prompt": "q"}, {"prompt": ""}]
 
-    monkeypatch.setitem(sys.modules, "datasets", Datasets)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)
     loaded = load(Source(hub="org/name", on_bad_row="skip"))
     load(Source(hub="org/name", split="test[:10]", limit=1))
     assert asked == [("org/name", {"split": "train"}), ("org/name", {"split": "test[:10]"})]

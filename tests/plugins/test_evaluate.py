@@ -294,10 +294,11 @@ def test_one_prompt_gives_no_interval(tmp_path: Path) -> None:
 def test_all_policies_get_the_same_prompts_and_streams(tmp_path: Path) -> None:
     models = Scripted()
     twice = [*prompts(3), *prompts(3)]  # equal prompts are not independent
-    found = summary(tmp_path, models, twice, max_new_tokens=9, samples_per_prompt=2, temperature=0.5, limit=2)
-    assert found["prompts"] == 2
+    found = summary(tmp_path, models, twice, max_new_tokens=9, samples_per_prompt=2, temperature=0.5, limit=4)
+    assert found["prompts"] == 3
+    assert summary(tmp_path, models, limit=2)["prompts"] == 2
     common = {"seed": 7, "samples_per_prompt": 2, "max_new_tokens": 9, "temperature": 0.5}
-    assert models.sampled == [{"role": role, **common} for role in ("base", "sft", "align")]
+    assert models.sampled[:3] == [{"role": role, **common} for role in ("base", "sft", "align")]
 
 
 @pytest.mark.parametrize("safety_prompt", [False, True])
@@ -366,7 +367,9 @@ def test_text(tmp_path: Path) -> None:
     assert "base says 1" in beside and "align says 1" in beside
     low, high = hand_interval(GAIN)[1:]
     verdict = next(line for line in lines if line.startswith("align against sft: "))
-    assert f"helpful +0.47 [{low:.2f}, {high:.2f}] (at equal length +0.4" in verdict
+    longer = [a - b for a, b in zip(LENGTHS["align"], LENGTHS["sft"], strict=True)]
+    equal = stats.linregress(longer, GAIN).intercept
+    assert f"helpful +0.47 [{low:.2f}, {high:.2f}] (at equal length +{equal:.2f} [" in verdict
     assert "wins 83% [44, 97], KL 3.0 nats" in verdict and "no clear" not in verdict
     assert lines[-1] == "next: alignkit chat runs/x"
 
