@@ -141,18 +141,23 @@ class Packed:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: How) -> Tensor:
     """Scaled dot-product attention, [rows, heads, tokens, size]; mask true where a query sees a key, None: causal."""
-    if how.softcap is None:
-        grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=how.scaling, enable_gqa=grouped
-        )
+    if how.softcap is not None:  # the fused kernel knows none
+        return _capped_attention(q, k, v, mask, how)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=how.scaling, enable_gqa=grouped
+    )
+
+
+def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: How) -> Tensor:
+    """The same by two products with the softmax in fp32, the scores held within +-softcap by tanh (Gemma 2)."""
+    assert how.softcap is not None
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    scores = q @ k.transpose(-1, -2) * (how.scaling if how.scaling is not None else q.shape[-1] ** -0.5)
-    scores = torch.tanh(scores / how.softcap) * how.softcap
+    scale = how.scaling if how.scaling is not None else q.shape[-1] ** -0.5
+    scores = torch.tanh((q @ k.transpose(-1, -2)).float() * scale / how.softcap) * how.softcap
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.softmax(scores.float(), dim=-1).to(q.dtype) @ v
+    return torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1).to(q.dtype) @ v
 
 
 class Decoding:

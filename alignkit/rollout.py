@@ -71,9 +71,10 @@ def sample(
         for k in range(sampling.samples_per_prompt)
     ]
     # Longest prompts first: rows of one wave have like lengths, so little of the cache is empty.
+    write = _wave if policy.packs else _wave_unpacked
     waves = sorted(waiting, key=lambda s: (-len(prompts[s.prompt]), s.prompt, s.sample))
     for start in range(0, len(waves), ROWS):
-        _wave(policy, role, encoder, prompts, waves[start : start + ROWS], sampling, progress)
+        write(policy, role, encoder, prompts, waves[start : start + ROWS], sampling, progress)
     responses: list[list[Response]] = [[] for _ in groups]
     for sequence in waiting:
         responses[sequence.prompt].append(_response(encoder, sequence, role))
@@ -118,12 +119,7 @@ def _wave(
     active = list(range(len(sequences)))
     for step in range(sampling.max_new_tokens):
         rows = [sequences[i] for i in active]
-        chosen, logprobs = choose(logits, [s.draws[step] for s in rows], sampling, step, encoder.end_ids)
-        for sequence, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
-            if not sequence.done:
-                sequence.tokens.append(token)
-                sequence.logprobs.append(logprob)
-                sequence.done = token in encoder.end_ids or _stopped(encoder, sequence, sampling)
+        chosen = _write(encoder, rows, logits, sampling, step)
         progress(len(active))
         left = [i for i, sequence in enumerate(rows) if not sequence.done]
         if not left or step + 1 == sampling.max_new_tokens:
@@ -141,6 +137,42 @@ def _wave(
             ).last_hidden_state
         decoding.advance()
         logits = policy.next_logits(role, states[:, 0])
+
+
+def _write(encoder: Encoder, rows: Sequence[Draft], logits: Tensor, sampling: Sampling, step: int) -> Tensor:
+    """Choose and append the next token of every row; gives the tokens, [rows]."""
+    chosen, logprobs = choose(logits, [row.draws[step] for row in rows], sampling, step, encoder.end_ids)
+    for sequence, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
+        if not sequence.done:
+            sequence.tokens.append(token)
+            sequence.logprobs.append(logprob)
+            sequence.done = token in encoder.end_ids or _stopped(encoder, sequence, sampling)
+    return chosen
+
+
+def _wave_unpacked(
+    policy: Policy,
+    role: str,
+    encoder: Encoder,
+    prompts: Sequence[Ids],
+    sequences: list[Draft],
+    sampling: Sampling,
+    progress: Callable[[int], None],
+) -> None:
+    """The same for models whose attention cannot be packed: a prompt's samples together, with the model's own cache."""
+    for prompt in sorted({sequence.prompt for sequence in sequences}):
+        rows = [sequence for sequence in sequences if sequence.prompt == prompt]
+        tokens = torch.tensor([prompts[prompt]] * len(rows), device=policy.device)
+        cache = None
+        for step in range(sampling.max_new_tokens):
+            with policy.acting_as(role) as model:
+                out = getattr(model, model.base_model_prefix)(input_ids=tokens, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            logits = policy.next_logits(role, out.last_hidden_state[:, -1])
+            tokens = _write(encoder, rows, logits, sampling, step)[:, None]
+            progress(len(rows))
+            if all(row.done for row in rows):
+                break
 
 
 def _stopped(encoder: Encoder, sequence: Draft, sampling: Sampling) -> bool:

@@ -126,7 +126,7 @@ class Run:
             times.append((stage.name, "reused" if reused else _duration(time.monotonic() - started)))
             self._join_metrics()
         for text in self._texts:
-            self.reporter.out.print(text, markup=False, highlight=False)
+            self.reporter.out.print(text, markup=False, highlight=False, soft_wrap=True)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         parts = ", ".join(f"{name} {took}" for name, took in times)
         self.reporter.say(f"done in {_duration(time.monotonic() - began)} ({parts}); peak memory {peak:.1f} GiB")
@@ -289,7 +289,8 @@ class Run:
             self.reporter.say(f"loading {model.base}")
             self._policy = Policy(model, self.source(), revision=model.revision, seed=number(self.recipe.seed, "init"))
             policy = self._policy
-            how = "packed rows" if policy.packs else "one sequence at a time: this model's attention cannot be packed"
+            fault = policy.unpacked_because
+            how = f"one sequence at a time: its attention cannot be packed ({fault})" if fault else "packed rows"
             self.reporter.say(f"base {model.base}: {str(policy.dtype)[6:]} on {policy.device.type}, {how}")
         return self._policy
 

@@ -528,11 +528,12 @@ class Rollouts(Training):
         return examples
 
     def _require_examples(self, examples: Examples) -> Examples:
+        """Those with something to learn from; `min_samples` is a demand on rollouts, not on what `select` kept."""
         needs = self.algorithm.needs
         kept = [
             i
             for i, e in enumerate(examples.groups)
-            if len(e.rows) >= needs.min_samples and (e.pairs or not needs.pairs) and any(any(r.mask) for r in e.rows)
+            if (e.pairs or not needs.pairs) and any(any(row.mask) for row in e.rows)
         ]
         return examples if len(kept) == len(examples.groups) else examples.take(kept)
 
