@@ -26,6 +26,9 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
+_Options = Options
+
+
 class Source(enum.Enum):
     """Where an algorithm's groups come from."""
 
@@ -225,7 +228,9 @@ class Algorithm:
     An instance belongs to one stage. `state` is small, JSON, and checkpointed.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    class Options(_Options):
+        """No options."""
+
     defaults: ClassVar[StageDefaults] = StageDefaults()
     source: ClassVar[Source] = DATASET
     trains: ClassVar[Trains] = POLICY

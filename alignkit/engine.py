@@ -101,13 +101,18 @@ class Engine:
             found.append(logprobs[:, first].cpu())
         return torch.cat(found) if found else torch.zeros(0, len(answers))
 
-    def sample(
-        self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any
-    ) -> list[Group]:
-        """See `alignkit.Models`; prompts that leave no room come back without responses."""
-        wanted = Sampling(**{key: tuple(v) if key == "stop" else v for key, v in sampling.items()})
+    def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
+        """See `alignkit.Models`. Prompts that leave no room for `max_new_tokens` come back without responses."""
+        wanted = Sampling(**sampling)
         groups = [Group(tuple(prompt)) for prompt in prompts]
-        return sample(self.policy, self.role(role), self.encoder, groups, wanted, seed=seed)
+        fits = [self.fits(group, self.max_length, wanted.max_new_tokens) for group in groups]
+        # The streams are named by the place among all prompts, so that leaving one out changes no other sample.
+        places = [place for place, fit in enumerate(fits) if fit]
+        found = sample(
+            self.policy, self.role(role), self.encoder, [groups[p] for p in places], wanted, seed=seed, places=places
+        )
+        answered = dict(zip(places, found, strict=True))
+        return [answered.get(place, group) for place, group in enumerate(groups)]
 
     def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
         """Whether a prompt leaves room for `new_tokens`."""

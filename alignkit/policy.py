@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import logging
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,8 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from alignkit import attention
-from alignkit import functional as functional
+from alignkit import attention, functional
 from alignkit.attention import Packed, Segment
 from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 Head = Literal["language", "scalar"]
 BASE = "base"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Activations a packed forward and backward may take, so that a step's memory does not depend on the batch size.
 ACTIVATION_BYTES = 1.5 * 2**30
 PLAIN_TEMPLATE = (
@@ -349,8 +351,8 @@ class Policy:
         fault = ""
         try:
             together = self.hidden(BASE, packed, ids)
-        except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
-            fault = f"{type(error).__name__}: {error}"
+        except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as raised:
+            fault = f"{type(raised).__name__}: {raised}"
         self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         if fault:
             return fault
@@ -409,7 +411,7 @@ def _device(name: str) -> torch.device:
 def _dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
     """`auto`: bf16 where the hardware multiplies it natively and the base is frozen, else fp32."""
     if spec.dtype != "auto":
-        return getattr(torch, spec.dtype)  # type: ignore[no-any-return]
+        return DTYPES[spec.dtype]
     if spec.lora is None:
         return torch.float32
     if device.type == "cuda":
@@ -418,10 +420,9 @@ def _dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
 
 
 def _base(spec: ModelSpec, source: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> Any:
-    import transformers
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    transformers.utils.logging.disable_progress_bar()
+    _quiet()
     quantization: Any = None
     if spec.quantization in ("nf4", "fp4"):
         quantization = BitsAndBytesConfig(
@@ -439,6 +440,15 @@ def _base(spec: ModelSpec, source: str, revision: str | None, dtype: torch.dtype
         use_safetensors=True,
         device_map={"": device},
     )
+
+
+def _quiet() -> None:
+    """What these libraries say at every start is about choices that are not the user's."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 def _tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from alignkit.algorithm import Options
+from alignkit.algorithm import Options as _Options
 from alignkit.data import Group, Message
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Models(Protocol):
     """What the engine offers to rewards, judges and steps. A role is `base`, or a stage's name (`sft`, `sft@2`)."""
 
-    def scores(self, stage: str, groups: Sequence[Group]) -> list[float]:
-        """Scores of all responses, in order, by a reward-model stage (raw scalar head output)."""
+    def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
+        """Raw scalar-head scores of all responses, in order; None where prompt and response do not fit."""
         ...
 
     def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
@@ -60,7 +60,8 @@ class Context:
 class Reward:
     """Maps groups to named scores; pure, so that scores can be cached."""
 
-    Options: ClassVar[type[Options]] = Options
+    class Options(_Options):
+        """No options."""
 
     def __init__(self, options: Any):
         self.options = options
@@ -89,7 +90,8 @@ class Combined:
 class Combine:
     """Joins several rewards into one number per response, once an iteration over the global batch."""
 
-    Options: ClassVar[type[Options]] = Options
+    class Options(_Options):
+        """No options."""
 
     def __init__(self, options: Any):
         self.options = options
@@ -106,7 +108,8 @@ class Combine:
 class Judge:
     """A model asked in words which response is better."""
 
-    Options: ClassVar[type[Options]] = Options
+    class Options(_Options):
+        """No options."""
 
     def __init__(self, options: Any):
         self.options = options

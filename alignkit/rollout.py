@@ -32,7 +32,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
 
 
 @dataclass
@@ -57,16 +57,19 @@ def sample(
     *,
     seed: int,
     place: tuple[str | int, ...] = (),
+    places: Sequence[int] | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> list[Group]:
     """Responses of a role to the groups' prompts, `samples_per_prompt` each; their own responses are replaced.
 
-    seed, place: name the random streams together with the prompt's place in `groups` and the sample's number.
+    seed, place: name the random streams together with the prompt's number (its place in `groups`, or `places`) and
+    the sample's.
     progress: called with the number of new tokens after every step. Prompts must fit the model.
     """
     prompts = [encoder.prompt(group.prompt) for group in groups]
+    numbers = places if places is not None else range(len(groups))
     waiting = [
-        Draft(p, k, seeds.stream(seed, *place, p, k).random(sampling.max_new_tokens), [], [])
+        Draft(p, k, seeds.stream(seed, *place, numbers[p], k).random(sampling.max_new_tokens), [], [])
         for p in range(len(groups))
         for k in range(sampling.samples_per_prompt)
     ]
@@ -106,7 +109,8 @@ def _wave(
 ) -> None:
     """Write one wave of sequences to their ends."""
     wanted = sorted({sequence.prompt for sequence in sequences})
-    segments, tokens = [], []
+    segments: list[Segment] = []
+    tokens: list[int] = []
     for prompt in wanted:
         segments.append(Segment(len(tokens), len(prompts[prompt]), ()))
         tokens += prompts[prompt]

@@ -1,4 +1,4 @@
-"""How a training stage runs: from a data set (`run_dataset`), or in iterations of roll out, score, learn (`run_rollouts`)."""
+"""How a training stage runs: over a data set (`Dataset`), or in iterations of roll out, score, learn (`Rollouts`)."""
 
 from __future__ import annotations
 
@@ -105,6 +105,12 @@ class Training:
                 )
             run.reporter.say(f"{run.name}: continuing after {self.done['position']}")
         self.metrics = Metrics(run.folder / "metrics.jsonl", int(self.done.get("metrics_bytes", 0)))
+        facts = [f"starts from {source}"]
+        if algorithm.needs.reference_logprobs:
+            facts.append(f"reference is {self.settings.reference or source}")
+        if self.value_role is not None:
+            facts.append(f"value starts from {self.summary['value_from']}")
+        run.reporter.say(f"{run.name}: {run.stage.component.name}, {', '.join(facts)}")
 
     def _temperature(self) -> float:
         return 1.0
@@ -231,9 +237,7 @@ class Dataset(Training):
             order = seeds.stream(run.seed, run.name, "shuffle", epoch).permutation(len(train.groups))
             began = time.monotonic()
             part = train.take(order[at * size : (at + 1) * size].tolist())
-            factor = schedule(
-                self.settings.lr_scheduler_type or "linear", step, total, self.settings.warmup_ratio or 0.0
-            )
+            factor = schedule(self.settings.lr_scheduler_type, step, total, self.settings.warmup_ratio)
             metrics = self.learner.step(part, factor)
             metrics["tokens_per_second"] = sum(e.length for e in part.groups) / (time.monotonic() - began)
             metrics["epoch"] = (step + 1) / per_epoch
@@ -308,20 +312,7 @@ class Rollouts(Training):
 
     def __init__(self, run: StageRun, algorithm: Algorithm):
         rollout = run.settings.rollout
-        if rollout.samples_per_prompt < algorithm.needs.min_samples:
-            raise RunFailed(
-                f"stage '{run.name}': {run.stage.component.name} needs at least {algorithm.needs.min_samples} samples a "
-                f"prompt; set rollout.samples_per_prompt"
-            )
-        self.sampling = Sampling(
-            rollout.samples_per_prompt,
-            rollout.max_new_tokens,
-            rollout.min_new_tokens,
-            rollout.temperature,
-            rollout.top_p,
-            rollout.top_k,
-            tuple(rollout.stop),
-        )
+        self.sampling = Sampling(**rollout.model_dump())
         super().__init__(run, algorithm)
         self.scorer = Scorer(run.settings.reward, run.context())
 
@@ -363,7 +354,7 @@ class Rollouts(Training):
         write_groups(self._rollout_file(iteration), groups)
         self.run_.notify("rollouts_scored", iteration=iteration, groups=groups)
         examples = self._measure(groups, combined, metrics)
-        factor = schedule(self.settings.lr_scheduler_type or "linear", iteration - 1, iterations, 0.0)
+        factor = schedule(self.settings.lr_scheduler_type, iteration - 1, iterations, 0.0)
         for number, phase in enumerate(self._phases(iteration, groups, metrics)):
             self._learn(iteration, number, phase, examples, factor, metrics)
         ended = time.monotonic()

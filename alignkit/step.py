@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from alignkit.algorithm import Options
+from alignkit.algorithm import Options as _Options
 from alignkit.data import Group
 from alignkit.reward import Context
 
@@ -49,7 +49,8 @@ class StepContext(Context):
 class Step:
     """Base class of a step. Its Options' fields stand at stage level in the recipe."""
 
-    Options: ClassVar[type[Options]] = Options
+    class Options(_Options):
+        """No options."""
 
     def __init__(self, options: Any):
         self.options = options
