@@ -165,6 +165,3 @@ def reward_stages(spec: RewardSpec) -> list[str]:
     """Names of the reward-model stages in a reward expression, in order."""
     own = [spec.name] if spec.kind == "stage" else []
     return own + [name for child in spec.children.values() for name in reward_stages(child)]
-
-
-

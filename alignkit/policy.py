@@ -222,7 +222,7 @@ class Policy:
 
     @property
     def token_budget(self) -> int:
-        """Tokens in a packed row with gradients; fixed by the model's shape alone, so that a resumed run packs alike."""
+        """Tokens in a packed row with gradients; fixed by the model's shape, so that a resumed run packs alike."""
         config = self.model.config.get_text_config()
         inner = getattr(config, "intermediate_size", None) or 4 * self.hidden_size
         width = 24 * self.hidden_size + 8 * inner

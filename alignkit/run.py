@@ -228,9 +228,7 @@ class Run:
             say=self.reporter.say,
         )
 
-    def _map(
-        self, path: Path, rows: Sequence[Any], f: Callable[[Sequence[Any]], Iterable[Any]]
-    ) -> list[Any]:
+    def _map(self, path: Path, rows: Sequence[Any], f: Callable[[Sequence[Any]], Iterable[Any]]) -> list[Any]:
         """f over rows in chunks; finished chunks are kept by content, so a killed run does not pay twice."""
         path.parent.mkdir(parents=True, exist_ok=True)
         known: dict[str, Any] = {}
@@ -426,5 +424,3 @@ def _plain(value: Any) -> Any:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(seconds, 60)
     return f"{int(minutes)}m{int(rest):02d}s" if minutes else f"{rest:.1f}s"
-
-

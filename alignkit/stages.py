@@ -81,6 +81,7 @@ class Training:
         self.summary: dict[str, Any] = {}
         self.role = f"{run.name}~new"
         self.value_role: str | None = None
+        self.value_source: str | None = None
         head = "scalar" if algorithm.trains is REWARD else "language"
         self.policy.seed = seeds.number(run.seed, run.name, "init")
         source = self.settings.from_ or BASE
@@ -108,8 +109,8 @@ class Training:
         facts = [f"starts from {source}"]
         if algorithm.needs.reference_logprobs:
             facts.append(f"reference is {self.settings.reference or source}")
-        if self.value_role is not None:
-            facts.append(f"value starts from {self.summary['value_from']}")
+        if self.value_source is not None:
+            facts.append(f"value starts from {self.value_source}")
         run.reporter.say(f"{run.name}: {run.stage.component.name}, {', '.join(facts)}")
 
     def _temperature(self) -> float:
@@ -126,7 +127,8 @@ class Training:
             role = self.policy.add_role(self.value_role, start=self.role, head="scalar", fresh_head=True)
             assert role.head is not None
             role.head.data.zero_()
-        self.summary["value_from"] = source or "zero head"
+        self.value_source = source or "zero head"
+        self.summary["value_from"] = self.value_source
 
     def _mix(self) -> Mix | None:
         mix = self.settings.mix
@@ -259,9 +261,10 @@ class Dataset(Training):
             flat += list(item.groups) if isinstance(item, Phase) else [item]
         kept = self._require(self._encode(flat))
         if not kept:
+            name, counts = self.run_.stage.component.name, self.summary.get("encoding", {})
             raise DataError(
-                f"stage '{self.run_.name}': none of {len(groups)} rows gives {self.run_.stage.component.name} anything to "
-                f"learn from (it needs {_needs(self.algorithm)}; {self.summary.get('encoding', {})})"
+                f"stage '{self.run_.name}': none of {len(groups)} rows gives {name} anything to learn from "
+                f"(it needs {_needs(self.algorithm)}; {counts})"
             )
         examples = Examples(kept)
         if self.algorithm.needs.reference_logprobs:
@@ -543,8 +546,6 @@ class Rollouts(Training):
 def _sampler_gap(groups: Sequence[Group], measured: Sequence[torch.Tensor]) -> float:
     """Mean absolute difference of the sampler's and the training path's log-probabilities, nats per token."""
     sampled = [response.logprobs or () for group in groups for response in group.responses]
-    gaps = [
-        (torch.tensor(s) - m).abs().sum() for s, m in zip(sampled, measured, strict=True) if s and len(s) == len(m)
-    ]
+    gaps = [(torch.tensor(s) - m).abs().sum() for s, m in zip(sampled, measured, strict=True) if s and len(s) == len(m)]
     tokens = sum(len(s) for s in sampled) or 1
     return float(sum(gaps, torch.zeros(()))) / tokens

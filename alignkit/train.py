@@ -73,16 +73,25 @@ class Learner:
         metrics = self._accumulate(examples)
         if self.mix is not None:
             metrics["mix/nll"] = self._accumulate_mix(self.mix)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        metrics |= self._clip()
         self.steps += 1
-        metrics |= {"grad_norm": float(norm), "learning_rate": self.settings.learning_rate * lr_factor}
-        if math.isfinite(metrics["grad_norm"]) and math.isfinite(metrics["loss"]):
+        metrics["learning_rate"] = self.settings.learning_rate * lr_factor
+        if all(math.isfinite(metrics[name]) for name in metrics if name.endswith("grad_norm") or name == "loss"):
             self.optimizer.step()
             self.skipped = 0
         else:
             self._skip(examples)
             metrics["skipped"] = 1.0
         return metrics
+
+    def _clip(self) -> dict[str, float]:
+        """Clip each role's gradient on its own, so that a surprised value role does not slow the policy down."""
+        norms = {}
+        for name, role in (("grad_norm", self.role), ("value_grad_norm", self.value_role)):
+            own = [p for key, p in self.parameters.items() if role is not None and key.startswith(f"{role}:")]
+            if own:
+                norms[name] = float(torch.nn.utils.clip_grad_norm_(own, self.settings.max_grad_norm))
+        return norms
 
     def _skip(self, examples: Examples) -> None:
         self.skipped += 1
@@ -250,7 +259,8 @@ def _count(per: Per, batch: Batch) -> Tensor:
 def _weighted(term: Term, batch: Batch, weights: Tensor | None) -> Tensor:
     weights = _count(term.per, batch) if weights is None else weights
     if weights.shape != term.values.shape:
-        raise RunFailed(f"a loss term per {term.per.value} has shape {tuple(term.values.shape)}, not {tuple(weights.shape)}")
+        shapes = f"{tuple(term.values.shape)}, not {tuple(weights.shape)}"
+        raise RunFailed(f"a loss term per {term.per.value} has shape {shapes}")
     return (torch.where(weights > 0, term.values, 0.0) * weights).sum()
 
 

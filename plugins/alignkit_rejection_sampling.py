@@ -1,7 +1,8 @@
 """Rejection sampling: fine-tune on the best of K samples by reward (Llama 2 2023, section 3.2.3; RAFT, Dong 2023).
 
 Later iterations learn the best samples of earlier ones again (Llama 2 found that learning from the last iteration's
-samples alone forgets): a prompt's earlier sample stands while no later one is better. Differs from Llama 2: every model size samples for itself.
+samples alone forgets): a prompt's earlier sample stands while no later one is better. Differs
+from Llama 2: every model size samples for itself.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class RejectionSampling(Algorithm):
                 for group in past:
                     _carry(best, _best(group))
         limit = int(self.options.carry_over * len(fresh))
-        others = sorted((best[key] for key in best.keys() - fresh.keys()), key=lambda g: (-_reward(g.responses[0]), g.id))
+        past_prompts = [best[key] for key in best if key not in fresh]
+        others = sorted(past_prompts, key=lambda group: -_reward(group.responses[0]))
         chosen = [best[key] for key in fresh] + others[:limit]
         rewards = [_reward(group.responses[0]) for group in chosen]
         carried = sum(bool(group.meta.get("carried")) for group in chosen)
