@@ -16,18 +16,21 @@ _WHERE = {
         "Algorithm Batch DATASET Field Loss Needs Options Outputs POLICY Pairs Per Phase REWARD ROLLOUTS SelectContext "
         "StageDefaults Term per_group per_pair per_response per_token"
     ),
-    "data": "Format Group Message Pair Response",
+    "data": "Group Message Pair Response",
     "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
+    "formats": "Format",
     "hookspecs": "hookimpl",
-    "recipe": "DataRef RewardRef StageRef",
+    "recipe": "DataRef JudgeRef RewardRef StageRef",
     "reward": "Combine Combined Context Judge Models Reward Verdict",
     "step": "Artifact Step StepContext",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
-__all__ = [*sorted(_HOME), "functional"]
+_MODULES = ("functional", "statistics")
+__all__ = [*sorted(_HOME), *_MODULES]
 
 if TYPE_CHECKING:
     from alignkit import functional as functional
+    from alignkit import statistics as statistics
     from alignkit.algorithm import (
         DATASET,
         POLICY,
@@ -51,10 +54,11 @@ if TYPE_CHECKING:
         per_response,
         per_token,
     )
-    from alignkit.data import Format, Group, Message, Pair, Response
+    from alignkit.data import Group, Message, Pair, Response
     from alignkit.errors import AlignkitError, BadRow, DataError, PluginError, RecipeError, RemoteError, RunFailed
+    from alignkit.formats import Format
     from alignkit.hookspecs import hookimpl
-    from alignkit.recipe import DataRef, RewardRef, StageRef
+    from alignkit.recipe import DataRef, JudgeRef, RewardRef, StageRef
     from alignkit.reward import Combine, Combined, Context, Judge, Models, Reward, Verdict
     from alignkit.step import Artifact, Step, StepContext
 
@@ -69,8 +73,8 @@ class _Lazy(ModuleType):
 
 
 def __getattr__(name: str) -> Any:
-    if name == "functional":
-        return _Lazy("alignkit.functional")
+    if name in _MODULES:
+        return _Lazy(f"alignkit.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"alignkit.{_HOME[name]}"), name)
     raise AttributeError(f"module 'alignkit' has no attribute '{name}'")

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Field
 
-from alignkit.data import Group
-
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+    from alignkit.data import Group
 
 
 class Options(BaseModel):

@@ -14,35 +14,47 @@ import torch
 from torch import Tensor
 
 from alignkit.attention import Packed, Segment
-from alignkit.batch import Encoder
+from alignkit.batch import Encoded, Encoder, Ids
 from alignkit.data import Group, Message
 from alignkit.errors import RunFailed
-from alignkit.policy import BASE, Head, Policy
+from alignkit.policy import BASE, Head, Policy, has_score
 from alignkit.rollout import Sampling, sample
 from alignkit.train import measure
 
 if TYPE_CHECKING:
     from alignkit.recipe import RewardSpec
 
+REMEMBERED = 10_000  # groups whose scores are kept, per reward model
+
 
 class Engine:
     """The models of a run; implements `alignkit.Models`."""
 
-    def __init__(self, policy: Policy, artifact: Callable[[str], Path], max_length: int = 1024):
-        """artifact: from a reference to a saved adapter or model folder."""
-        self.policy, self.artifact, self.max_length = policy, artifact, max_length
+    def __init__(
+        self,
+        policy: Policy,
+        artifact: Callable[[str], Path],
+        max_length: int = 1024,
+        should_stop: Callable[[], None] = lambda: None,
+    ):
+        """artifact: from a reference to a saved adapter or model folder. should_stop: raises to end long sampling."""
+        self.policy, self.artifact, self.max_length, self.should_stop = policy, artifact, max_length, should_stop
         self.encoder = Encoder(policy.tokenizer)
         self._foreign: dict[Path, ForeignScorer] = {}
+        self._scored: dict[str, dict[tuple[Ids, ...], list[float]]] = {}
 
-    def role(self, reference: str, head: Head = "language") -> str:
-        """The name of the role a reference stands for, loaded."""
+    def role(self, reference: str) -> str:
+        """The name of the role a reference stands for, loaded, with its scalar head if it has one."""
         name = "base" if reference == BASE else reference.replace("/", "|")
         if name not in self.policy.roles:
-            self.policy.add_role(name, start=self.artifact(reference), head=head)
+            folder = self.artifact(reference)
+            head: Head = "scalar" if has_score(folder) else "language"
+            self.policy.add_role(name, start=folder, head=head)
         return name
 
     def forget(self, reference: str) -> None:
         """Drop a role so that it is read afresh from disk."""
+        self._scored.pop(reference, None)
         name = reference.replace("/", "|")
         if name != BASE and name in self.policy.roles:
             self.policy.drop_role(name)
@@ -54,15 +66,24 @@ class Engine:
             if folder not in self._foreign:
                 self._foreign[folder] = ForeignScorer(folder, self.policy)
             return self._foreign[folder].scores(groups)
-        role = self.role(stage, head="scalar")
+        role = self.role(stage)
         encoded = [self.encoder.encode(group, self.max_length, scoring=True) for group in groups]
-        fits = [e for e in encoded if e is not None]
-        values = iter(measure(self.policy, role, fits, "scores"))
-        return [
-            None if e is None else float(next(values))
-            for e, group in zip(encoded, groups, strict=True)
-            for _ in group.responses
-        ]
+        # Several rewards of one evaluation may ask for the same scores: a sequence is scored once.
+        known = self._scored.setdefault(stage, {})
+        new = {_key(e): e for e in encoded if e is not None and e.rows}
+        new = {key: e for key, e in new.items() if key not in known}
+        values = iter(measure(self.policy, role, list(new.values()), "scores"))
+        for key, e in new.items():
+            known[key] = [float(next(values)) for _ in e.rows]
+        found: list[float | None] = []
+        for whole, group in zip(encoded, groups, strict=True):
+            if whole is None:
+                found += [None] * len(group.responses)
+            elif whole.rows:
+                found += known[_key(whole)]
+        if len(known) > REMEMBERED:
+            known.clear()
+        return found
 
     def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
         """See `alignkit.Models`."""
@@ -109,7 +130,14 @@ class Engine:
         # The streams are named by the place among all prompts, so that leaving one out changes no other sample.
         places = [place for place, fit in enumerate(fits) if fit]
         found = sample(
-            self.policy, self.role(role), self.encoder, [groups[p] for p in places], wanted, seed=seed, places=places
+            self.policy,
+            self.role(role),
+            self.encoder,
+            [groups[p] for p in places],
+            wanted,
+            seed=seed,
+            places=places,
+            progress=lambda tokens: self.should_stop(),
         )
         answered = dict(zip(places, found, strict=True))
         return [answered.get(place, group) for place, group in enumerate(groups)]
@@ -146,6 +174,10 @@ class ForeignScorer:
                 ids = torch.tensor([encoded.prompt + row.tokens], device=self.model.device)
                 found.append(float(self.model(input_ids=ids).logits[0, 0]))
         return found
+
+
+def _key(encoded: Encoded) -> tuple[Ids, ...]:
+    return (encoded.prompt, *(row.tokens for row in encoded.rows))
 
 
 def _same_base(folder: Path, policy: Policy) -> bool:

@@ -20,6 +20,7 @@ import pluggy
 from alignkit import __version__, hookspecs
 from alignkit.algorithm import Algorithm, Needs, Options, Source, StageDefaults, Trains
 from alignkit.errors import AlignkitError, PluginError, did_you_mean
+from alignkit.formats import Format
 from alignkit.reward import Combine, Judge, Reward
 from alignkit.step import Step
 
@@ -290,9 +291,7 @@ def _check_name(kind: str, name: Any) -> None:
 def _base(hook: str) -> type | None:
     """What a registered class must derive from; None: any callable."""
     if hook == "register_formats":
-        import alignkit.data
-
-        return getattr(alignkit.data, "Format", None)
+        return Format
     return {
         "register_algorithms": Algorithm,
         "register_rewards": Reward,

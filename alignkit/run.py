@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,12 @@ from pydantic import BaseModel
 
 import alignkit
 from alignkit.checkpoint import digest, file_digest, write_json, write_text
-from alignkit.data import Loaded, load, write_groups
+from alignkit.data import write_groups
 from alignkit.engine import Engine
-from alignkit.errors import AlignkitError, RecipeError, RunFailed
+from alignkit.errors import AlignkitError, OutOfResource, RecipeError, RunFailed
 from alignkit.plugins import plugins
 from alignkit.policy import Policy
+from alignkit.readers import Loaded, load
 from alignkit.recipe import Component, DataSource, DataSpec, Recipe, RewardSpec, Stage
 from alignkit.report import Metrics, Reporter
 from alignkit.reward import Context
@@ -50,10 +54,10 @@ def run_recipe(recipe: Recipe, out: Path | None, overrides: Sequence[str] = ()) 
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         raise RunFailed(f"another run is working in {folder}; choose another folder with --out") from None
-    with lock:
+    with held:
         run = Run(recipe, folder)
         error: BaseException | None = None
         try:
@@ -61,6 +65,8 @@ def run_recipe(recipe: Recipe, out: Path | None, overrides: Sequence[str] = ()) 
                 run.execute()
         except BaseException as found:
             error = found
+            if (resource_fault := _resource_fault(found)) is not None:
+                raise resource_fault from found
             if isinstance(found, KeyboardInterrupt | AlignkitError) and not isinstance(found, RecipeError):
                 run.reporter.stop()
                 run.reporter.say(f"to continue: {resume_command()}")
@@ -75,7 +81,7 @@ def resume_command() -> str:
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     if words[0] in ("__main__.py", "-m"):
         words[:1] = ["python", "-m", "alignkit"]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 class Run:
@@ -276,7 +282,7 @@ class Run:
     @property
     def engine(self) -> Engine:
         if self._engine is None:
-            self._engine = Engine(self.policy, self.artifact)
+            self._engine = Engine(self.policy, self.artifact, should_stop=self.should_stop)
         return self._engine
 
     @property
@@ -284,6 +290,9 @@ class Run:
         """The base model, loaded when first needed."""
         if self._policy is None:
             model = self.recipe.model
+            template = self.recipe.folder / (model.chat_template or "")
+            if template.is_file():
+                model = model.model_copy(update={"chat_template": str(template)})
             self.reporter.say(f"loading {model.base}")
             self._policy = Policy(model, self.source(), revision=model.revision, seed=number(self.recipe.seed, "init"))
             policy = self._policy
@@ -302,6 +311,11 @@ class Run:
             cache.mkdir(parents=True, exist_ok=True)
             return str(plugins().registry.get("models", base).thing(cache))
         return base
+
+    @cached_property
+    def base_digest(self) -> Any:
+        """What identifies the base model's weights, tokenizer and template."""
+        return _model_digest(self.source())
 
     def artifact(self, reference: str) -> Path:
         """The folder of a saved role. Raises RunFailed when it is not there."""
@@ -331,7 +345,8 @@ class Run:
                 "settings": _fingerprint(stage.settings, self.recipe.folder),
                 "upstream": upstream,
                 "model": model,
-                "base": _model_digest(self.source()),
+                "template": _files_named(self.recipe.model, self.recipe.folder),
+                "base": self.base_digest,
                 "seed": self.seed_of(stage),
                 "versions": _versions(),
             }
@@ -393,7 +408,8 @@ def _fingerprint(value: Any, folder: Path) -> Any:
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
         return {name: _fingerprint(item, folder) for name, item in pairs}
     if isinstance(value, Path):
-        return file_digest(value) if value.is_file() else str(value)
+        path = folder / value
+        return file_digest(path) if path.is_file() else str(value)
     if isinstance(value, Mapping):
         return {key: _fingerprint(item, folder) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -419,6 +435,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def _resource_fault(error: BaseException) -> OutOfResource | None:
+    """Memory or disk that ran out, told by what libraries raise for it."""
+    text = str(error).lower()
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfResource(f"the disk is full: {error}")
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate" in text)
+    ):
+        return OutOfResource(f"memory ran out; a smaller max_length or batch of samples needs less ({error})")
+    return None
 
 
 def _duration(seconds: float) -> str:

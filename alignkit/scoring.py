@@ -56,11 +56,6 @@ class Scorer:
         responses = [response for group in groups for response in group.responses]
         return self._combined(groups, {name: [r.scores.get(name) for r in responses] for name in names})
 
-    def fingerprint(self) -> list[Any]:
-        """What the scores depend on beside the recipe: sources of Python rewards, say."""
-        own = [self.thing.fingerprint()] if hasattr(self.thing, "fingerprint") else []
-        return own + [child.fingerprint() for child in self.children.values()]
-
     def _component_names(self, prefix: str = "") -> list[str]:
         if not self.children:
             return [prefix + self.name]

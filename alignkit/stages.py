@@ -81,15 +81,13 @@ class Training:
         self.summary: dict[str, Any] = {}
         self.role = f"{run.name}~new"
         self.value_role: str | None = None
-        self.value_source: str | None = None
         head = "scalar" if algorithm.trains is REWARD else "language"
         self.policy.seed = seeds.number(run.seed, run.name, "init")
         source = self.settings.from_ or BASE
         start = self.engine.role(source)
         self.policy.add_role(self.role, start=start, head=head, fresh_head=True)  # type: ignore[arg-type]
         self.reference = self.engine.role(self.settings.reference or source)
-        if algorithm.needs.values:
-            self._add_value_role()
+        value_source = self._add_value_role() if algorithm.needs.values else None
         self.learner = Learner(
             self.policy, algorithm, self.settings, self.role, self.value_role, self._temperature(), self._mix()
         )
@@ -109,32 +107,35 @@ class Training:
         facts = [f"starts from {source}"]
         if algorithm.needs.reference_logprobs:
             facts.append(f"reference is {self.settings.reference or source}")
-        if self.value_source is not None:
-            facts.append(f"value starts from {self.value_source}")
+        if value_source is not None:
+            facts.append(f"value starts from {value_source}")
         run.reporter.say(f"{run.name}: {run.stage.component.name}, {', '.join(facts)}")
 
     def _temperature(self) -> float:
         return 1.0
 
-    def _add_value_role(self) -> None:
-        """InstructGPT starts the value function from a reward model; without one it starts at zero."""
+    def _add_value_role(self) -> str:
+        """InstructGPT starts the value function from a reward model; without one it starts at zero. Gives which."""
         self.value_role = f"{self.run_.name}~value"
         models = reward_stages(self.settings.reward) if self.settings.reward is not None else []
         source = self.settings.value_from or (models[0] if models else None)
         if source is not None:
-            self.policy.add_role(self.value_role, start=self.engine.role(source, head="scalar"), head="scalar")
+            self.policy.add_role(self.value_role, start=self.engine.role(source), head="scalar")
         else:
             role = self.policy.add_role(self.value_role, start=self.role, head="scalar", fresh_head=True)
             assert role.head is not None
             role.head.data.zero_()
-        self.value_source = source or "zero head"
-        self.summary["value_from"] = self.value_source
+        return source or "a zero head"
 
     def _mix(self) -> Mix | None:
         mix = self.settings.mix
         if mix is None or mix.weight == 0:
             return None
-        encoded = self._encode(self.run_.load(mix.data).groups)
+        groups = self.run_.load(mix.data).groups
+        if any(bool(group.prompt) != (mix.objective == "sft") for group in groups):
+            wanted = "raw text, without prompts" if mix.objective == "text" else "demonstrations, with prompts"
+            raise DataError(f"{self.run_.name}.mix: objective '{mix.objective}' wants {wanted}")
+        encoded = self._encode(groups)
         if not encoded:
             raise DataError(f"{self.run_.name}.mix.data has no usable row")
         size = mix.batch_size or self.settings.batch_size or 1
@@ -357,7 +358,7 @@ class Rollouts(Training):
         write_groups(self._rollout_file(iteration), groups)
         self.run_.notify("rollouts_scored", iteration=iteration, groups=groups)
         examples = self._measure(groups, combined, metrics)
-        factor = schedule(self.settings.lr_scheduler_type, iteration - 1, iterations, 0.0)
+        factor = schedule(self.settings.lr_scheduler_type, iteration - 1, iterations, self.settings.warmup_ratio)
         for number, phase in enumerate(self._phases(iteration, groups, metrics)):
             self._learn(iteration, number, phase, examples, factor, metrics)
         ended = time.monotonic()

@@ -119,8 +119,9 @@ class Learner:
                 loss = loss + term.coefficient * value
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
             sums["loss"] = sums.get("loss", 0.0) + float(loss.detach())
-            if loss.requires_grad:
-                loss.backward()
+            if not loss.requires_grad:
+                raise RunFailed(f"the loss of {type(self.algorithm).__name__} depends on nothing that is trained")
+            loss.backward()
             with torch.no_grad():
                 metrics.add(self.algorithm.report(batch, out), batch)
         return {**sums, **metrics.means()}

@@ -7,21 +7,18 @@ while people's preference still grew (Ouyang et al. 2022, arXiv:2203.02155, sect
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
 import alignkit
-from alignkit import Artifact, DataRef, Field, Group, RewardRef, RunFailed, StageRef, Step, hookimpl
+from alignkit import Artifact, DataRef, Field, Group, RewardRef, RunFailed, StageRef, Step, hookimpl, statistics
 
 if TYPE_CHECKING:
     from alignkit import StepContext
     from alignkit.hookspecs import Register
-
-CONFIDENCE = 0.95
 
 
 class Choose(Step):
@@ -53,16 +50,16 @@ class Choose(Step):
             raise RunFailed(f"choose: none of {found} prompts has an answer with a score from every policy")
         policies = self.options.policies
         columns = {policy: [row[number] for row in rows] for number, policy in enumerate(policies)}
-        means = {policy: estimate(values) for policy, values in columns.items()}
-        chosen = max(policies, key=lambda policy: means[policy]["mean"])  # max: the first of equal ones
+        means = {policy: statistics.estimate(values) for policy, values in columns.items()}
+        chosen = max(policies, key=lambda policy: statistics.mean(columns[policy]))  # max: the first of equal ones
         summary = {
             "policy": chosen,
             "prompts": len(rows),
             "left_out": found - len(rows),
-            "confidence": CONFIDENCE,
+            "confidence": statistics.CONFIDENCE,
             "means": means,
-            "lead": {  # paired: prompts differ more than policies do
-                policy: estimate([best - other for best, other in zip(columns[chosen], values, strict=True)])
+            "lead": {
+                policy: statistics.paired_difference(columns[chosen], values)
                 for policy, values in columns.items()
                 if policy != chosen
             },
@@ -106,19 +103,8 @@ class Choose(Step):
             scores = [s for r in group.responses if r.source == policy and (s := r.scores[PLAIN]) is not None]
             if not scores:
                 return None
-            row.append(math.fsum(scores) / len(scores))
+            row.append(statistics.mean(scores))
         return row
-
-
-def estimate(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over prompts with its t interval; low and high are None for a single prompt."""
-    from scipy import stats
-
-    n, mean = len(values), math.fsum(values) / len(values)
-    low, high = (None, None) if n < 2 else (mean, mean)
-    if min(values) < max(values):  # scipy gives NaN where nothing varies
-        low, high = map(float, stats.t.interval(CONFIDENCE, n - 1, loc=mean, scale=stats.sem(values)))
-    return {"mean": mean, "low": low, "high": high, "n": n}
 
 
 def report(summary: Mapping[str, Any]) -> str:

@@ -19,7 +19,19 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 
 import alignkit
-from alignkit import Artifact, DataRef, Field, Group, Response, RewardRef, RunFailed, StageRef, Step, hookimpl
+from alignkit import (
+    Artifact,
+    DataRef,
+    Field,
+    Group,
+    Response,
+    RewardRef,
+    RunFailed,
+    StageRef,
+    Step,
+    hookimpl,
+    statistics,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,12 +39,9 @@ if TYPE_CHECKING:
     from alignkit import StepContext
     from alignkit.hookspecs import Register
 
-CONFIDENCE = 0.95
 WIDTH = 110  # of the printed tables, in characters
 ABREAST = 4  # policies beside each other in one table
 CUT = 300  # characters of a sample that are shown
-
-Estimate = dict[str, Any]  # mean, low, high, n; low and high are None where n is too small for an interval
 
 
 class Evaluate(Step):
@@ -178,23 +187,26 @@ class Evaluate(Step):
         rewards = {}
         for name in names:
             means = [place.score for place in places(groups, policy, name) if place is not None]
-            rewards[name] = {**estimate(means), "unscored": sum(response.scores[name] is None for response in said)}
-        lengths = [mean([length(r) for r in answers_of(group, policy)]) for group in groups]
+            rewards[name] = {
+                **statistics.estimate(means),
+                "unscored": sum(response.scores[name] is None for response in said),
+            }
+        lengths = [statistics.mean([length(r) for r in answers_of(group, policy)]) for group in groups]
         return {
             "rewards": rewards,
-            "length": estimate(lengths),
+            "length": statistics.estimate(lengths),
             "truncated": sum(response.truncated for response in said) / len(said),
             "kl": self._kl(groups, policy, context) if self.reference is not None else None,
         }
 
-    def _kl(self, groups: Sequence[Group], policy: str, context: StepContext) -> Estimate:
+    def _kl(self, groups: Sequence[Group], policy: str, context: StepContext) -> dict[str, Any]:
         """KL(policy || reference) in nats per response: mean of log p - log q over the policy's own samples, both at
         the sampling temperature because the samples are drawn at it (k1 of Schulman 2020, "Approximating KL
         divergence": unbiased, may be negative by chance). `unmeasured`: responses that the models could not read
         whole.
         """
         if policy == self.reference:
-            return {**estimate([0.0] * len(groups)), "unmeasured": 0}
+            return {**statistics.estimate([0.0] * len(groups)), "unmeasured": 0}
         own = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
         context.say(f"evaluate: KL of {policy} to {self.reference}")
         temperature = self.options.temperature
@@ -210,8 +222,8 @@ class Evaluate(Step):
                     ratios.append(float((ours.double() - theirs.double()).sum()))
                 else:
                     unmeasured += 1
-            means += [mean(ratios)] if ratios else []
-        return {**estimate(means), "unmeasured": unmeasured}
+            means += [statistics.mean(ratios)] if ratios else []
+        return {**statistics.estimate(means), "unmeasured": unmeasured}
 
     # Words
 
@@ -286,15 +298,17 @@ def places(groups: Sequence[Group], policy: str, name: str) -> list[Place | None
     found: list[Place | None] = []
     for group in groups:
         scored = [(score, length(r)) for r in answers_of(group, policy) if (score := r.scores[name]) is not None]
-        found.append(Place(mean([s for s, _ in scored]), mean([n for _, n in scored])) if scored else None)
+        found.append(
+            Place(statistics.mean([s for s, _ in scored]), statistics.mean([n for _, n in scored])) if scored else None
+        )
     return found
 
 
 def against(groups: Sequence[Group], policy: str, baseline: str | None, name: str) -> dict[str, Any]:
     """A policy compared with the baseline by one reward, over the prompts where both have a score.
 
-    unpaired: prompts where one lacks it. at_equal_length: see `at_equal_length`. win_rate: of the prompts that one of
-    the two won, ties are counted apart (a sign test's view: the interval needs independent wins and losses).
+    unpaired: prompts where one lacks it. at_equal_length: see `alignkit.statistics`. win_rate: of the prompts that one
+    of the two won, ties are counted apart (a sign test's view: the interval needs independent wins and losses).
     """
     assert baseline is not None
     both = zip(places(groups, policy, name), places(groups, baseline, name), strict=True)
@@ -302,71 +316,16 @@ def against(groups: Sequence[Group], policy: str, baseline: str | None, name: st
     differences = [ours.score - theirs.score for ours, theirs in pairs]
     wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     return {
-        "difference": estimate(differences),
-        "at_equal_length": at_equal_length(differences, [ours.length - theirs.length for ours, theirs in pairs]),
-        "win_rate": share(wins, wins + losses),
+        "difference": statistics.estimate(differences),
+        "at_equal_length": statistics.at_equal_length(
+            differences, [ours.length - theirs.length for ours, theirs in pairs]
+        ),
+        "win_rate": statistics.share(wins, wins + losses),
         "wins": wins,
         "losses": losses,
         "ties": len(pairs) - wins - losses,
         "unpaired": len(groups) - len(pairs),
     }
-
-
-def mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean of independent values with its t interval; on paired differences this is the paired t test's."""
-    from scipy import stats
-
-    n = len(values)
-    if n == 0:
-        return {"mean": None, "low": None, "high": None, "n": 0}
-    middle, low, high = mean(values), None, None
-    if min(values) == max(values):  # scipy gives NaN where nothing varies
-        middle = values[0]
-        low, high = (middle, middle) if n > 1 else (None, None)
-    else:
-        low, high = map(float, stats.t.interval(CONFIDENCE, n - 1, loc=middle, scale=stats.sem(values)))
-    return {"mean": middle, "low": low, "high": high, "n": n}
-
-
-def at_equal_length(differences: Sequence[float], longer: Sequence[float]) -> Estimate | None:
-    """The difference in reward that is left where answers are equally long: the intercept of the least-squares line
-    of the paired differences in reward on those in length (tokens), with its t interval.
-
-    None when length does not vary, or too few prompts for a line with an interval. `extrapolated`: all answers are
-    longer, or all are shorter, so that equal length lies outside the data.
-    """
-    from scipy import stats
-
-    n = len(differences)
-    if n < 3 or min(longer) == max(longer):
-        return None
-    slope, intercept, error = 0.0, differences[0], 0.0
-    if min(differences) < max(differences):  # scipy gives NaN where nothing varies
-        line = stats.linregress(longer, differences)
-        slope, intercept, error = float(line.slope), float(line.intercept), float(line.intercept_stderr)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 2)) * error
-    return {
-        "mean": intercept,
-        "low": intercept - half,
-        "high": intercept + half,
-        "n": n,
-        "per_token": slope,
-        "extrapolated": not min(longer) <= 0 <= max(longer),
-    }
-
-
-def share(hits: int, n: int) -> Estimate | None:
-    """A proportion with Wilson's interval; None without a trial."""
-    from scipy import stats
-
-    if n == 0:
-        return None
-    interval = stats.binomtest(hits, n).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
-    return {"mean": hits / n, "low": float(interval.low), "high": float(interval.high), "n": n}
 
 
 def figure(summary: Mapping[str, Any], singles: Sequence[str]) -> dict[str, Any]:
@@ -392,7 +351,7 @@ def figure(summary: Mapping[str, Any], singles: Sequence[str]) -> dict[str, Any]
 # --- words
 
 
-def shown(found: Estimate | None, *, sign: bool = False, percent: bool = False) -> str:
+def shown(found: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False) -> str:
     """`0.42 [0.21, 0.63]`: with as many digits as the interval deserves."""
     if found is None or found["mean"] is None:
         return "-"
@@ -402,7 +361,7 @@ def shown(found: Estimate | None, *, sign: bool = False, percent: bool = False) 
     return middle if low is None else f"{middle} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
 
 
-def decimals(found: Estimate) -> int:
+def decimals(found: Mapping[str, Any]) -> int:
     """Decimals that show two digits of half the interval's width."""
     if found["low"] is None or found["low"] == found["high"]:
         return 2
@@ -441,7 +400,7 @@ def tables(summary: Mapping[str, Any]) -> Iterator[RenderableType]:
 def policy_table(summary: Mapping[str, Any], names: Sequence[str]) -> RenderableType:
     left_out = f", {summary['left_out']} left out for lack of room" if summary["left_out"] else ""
     found = [summary["policies"][name] for name in names]
-    table = new_table(f"mean and {CONFIDENCE:.0%} interval over {summary['prompts']} prompts{left_out}")
+    table = new_table(f"mean and {statistics.CONFIDENCE:.0%} interval over {summary['prompts']} prompts{left_out}")
     for name in ("", *names):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
     for reward in summary["rewards"]:

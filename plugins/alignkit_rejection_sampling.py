@@ -43,11 +43,12 @@ class RejectionSampling(Algorithm):
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         fresh = {_key(group): _best(group) for group in groups}
-        best = dict(fresh)
-        if self.options.carry_over:
-            for past in context.earlier():
-                for group in past:
-                    _carry(best, _best(group))
+        best: dict[str, Group] = {}
+        for past in context.earlier() if self.options.carry_over else ():
+            for group in past:
+                _offer(best, replace(_best(group), meta={**group.meta, "carried": True}))
+        for group in fresh.values():
+            _offer(best, group)
         limit = int(self.options.carry_over * len(fresh))
         past_prompts = [best[key] for key in best if key not in fresh]
         others = sorted(past_prompts, key=lambda group: -_reward(group.responses[0]))
@@ -62,11 +63,11 @@ class RejectionSampling(Algorithm):
         return Loss(nll=per_token(-out.logprobs))
 
 
-def _carry(best: dict[str, Group], earlier: Group) -> None:
-    """An earlier sample stays unless a later one of its prompt is better: the earlier wins ties."""
-    key = _key(earlier)
-    if key not in best or _reward(earlier.responses[0]) >= _reward(best[key].responses[0]):
-        best[key] = replace(earlier, meta={**earlier.meta, "carried": True})
+def _offer(best: dict[str, Group], group: Group) -> None:
+    """Keep a prompt's best sample; of equals the earlier one."""
+    key = _key(group)
+    if key not in best or _reward(group.responses[0]) > _reward(best[key].responses[0]):
+        best[key] = group
 
 
 def _key(group: Group) -> str:

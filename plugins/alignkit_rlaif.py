@@ -27,6 +27,7 @@ from alignkit import (
     Field,
     Group,
     Judge,
+    JudgeRef,
     Message,
     Options,
     Pair,
@@ -39,8 +40,8 @@ from alignkit import (
     StepContext,
     Verdict,
     hookimpl,
+    statistics,
 )
-from alignkit.recipe import JudgeRef
 
 Item = tuple[Sequence[Message], str, str]  # prompt, first, second
 Place = tuple[int, int, int]  # group, first response, second response
@@ -241,17 +242,15 @@ class Tally:
 
     def agreement(self) -> dict[str, Any] | None:
         """How often the judge prefers what people prefer, ties of either left out, with a Wilson 95 % interval."""
-        from scipy.stats import binomtest
-
         same = [
             (verdict.p_first > 0.5) == preferred
             for (g, i, j), verdict in zip(self.places, self.verdicts, strict=True)
             if verdict.p_first not in (None, 0.5) and (preferred := people_prefer(self.groups[g], i, j)) is not None
         ]
-        if not same:
+        found = statistics.share(sum(same), len(same))
+        if found is None:
             return None
-        interval = binomtest(sum(same), len(same)).proportion_ci(0.95, method="wilson")
-        return {"rate": sum(same) / len(same), "n": len(same), "low": float(interval.low), "high": float(interval.high)}
+        return {"rate": found["mean"], "n": found["n"], "low": found["low"], "high": found["high"]}
 
 
 def inconsistent(verdicts: Sequence[Verdict]) -> list[bool]:

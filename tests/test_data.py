@@ -17,9 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import data
-from alignkit.data import Format, Group, Message, Pair, Response, SkippedRow
+from alignkit import data, files, readers
+from alignkit.data import Group, Message, Pair, Response
 from alignkit.errors import BadRow, DataError
+from alignkit.files import SkippedRow
+from alignkit.formats import Format
 
 PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "groups")
 SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
@@ -69,8 +71,8 @@ def named(name: str, **options: Any) -> Chosen:
     return Chosen(Claim(FORMATS[name]), FORMATS[name].Options(**options))
 
 
-def load(*sources: Source, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> data.Loaded:
-    return data.load(Spec(sources), formats=formats, seed=seed, stage_data=stage_data)  # type: ignore[arg-type]
+def load(*sources: Source, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> readers.Loaded:
+    return readers.load(Spec(sources), formats=formats, seed=seed, stage_data=stage_data)  # type: ignore[arg-type]
 
 
 def bad_rows(path: Path, **settings: Any) -> list[tuple[int, str]]:
@@ -78,7 +80,7 @@ def bad_rows(path: Path, **settings: Any) -> list[tuple[int, str]]:
     skipped = load(Source(path, on_bad_row="skip", **settings)).skipped
     with pytest.raises(DataError) as error:
         load(Source(path, **settings))
-    for row in skipped[: data.SHOWN]:
+    for row in skipped[: files.SHOWN]:
         assert f"{path}:{row.row}: {row.reason}" in str(error.value)
     return [(row.row, row.reason) for row in skipped]
 

@@ -18,7 +18,7 @@ from scipy import stats
 
 import alignkit_evaluate as evaluate
 import alignkit_llama2 as llama2
-from alignkit import Group, Response, RunFailed, StepContext
+from alignkit import Group, Response, RunFailed, StepContext, statistics
 from alignkit.data import read_groups
 from alignkit.recipe import RewardSpec
 from alignkit.scoring import Scorer
@@ -180,11 +180,11 @@ def test_a_reward_that_is_length_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_no_length_effect_where_length_does_not_vary_or_prompts_are_few() -> None:
-    assert evaluate.at_equal_length([1.0, 2.0, 3.0, 4.0], [2, 2, 2, 2]) is None
-    assert evaluate.at_equal_length([1.0, 2.0], [1, 2]) is None
-    far = evaluate.at_equal_length([1.0, 2.0, 2.5], [3, 4, 5])
+    assert statistics.at_equal_length([1.0, 2.0, 3.0, 4.0], [2, 2, 2, 2]) is None
+    assert statistics.at_equal_length([1.0, 2.0], [1, 2]) is None
+    far = statistics.at_equal_length([1.0, 2.0, 2.5], [3, 4, 5])
     assert far is not None and far["extrapolated"]
-    same = evaluate.at_equal_length([0.1] * 4, [1, -2, 0, 3])
+    same = statistics.at_equal_length([0.1] * 4, [1, -2, 0, 3])
     assert same is not None and (*triple(same), same["per_token"]) == (0.1, 0.1, 0.1, 0.0)
 
 

@@ -36,6 +36,7 @@ from alignkit import (
     Verdict,
 )
 from alignkit import functional as F
+from alignkit.remote import retry_after
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
 FENCED = re.compile(r"\[begin (\w{16})\]\n(.*?)\n\[end \1\]", re.DOTALL)
@@ -428,9 +429,9 @@ def test_retry_after_is_honoured(remote: Any, server: Server, kind: str) -> None
 
 
 def test_retry_after_is_read_or_ignored() -> None:
-    assert judges.retry_after("7") == 7.0
-    assert judges.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert [judges.retry_after(value) for value in (None, "", "soon", "-3", "nan", "1e9")] == [None] * 6
+    assert retry_after("7") == 7.0
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert [retry_after(value) for value in (None, "", "soon", "-3", "nan", "1e9")] == [None] * 6
 
 
 def test_a_pause_beyond_the_deadline_is_not_slept(remote: Any, server: Server) -> None:

@@ -1,0 +1,374 @@
+"""What a recipe's options refer to: stages, plugins with their options, data, rewards, folders and files."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from alignkit.algorithm import Options, Trains
+from alignkit.complaints import Checker, Model, allowed_keys, path_text, shown
+from alignkit.document import Document, Keys
+from alignkit.errors import did_you_mean
+from alignkit.plugins import Claim, Registry, Unresolved
+from alignkit.recipe import Component, DataKeys, DataSource, DataSpec, Ref, RewardSpec
+from alignkit.reward import Combine
+
+
+class References(Checker):
+    """Replaces what options refer to by what it stands for, and notes which stages a stage needs."""
+
+    def __init__(self, document: Document, registry: Registry):
+        super().__init__(document)
+        self.registry = registry
+        self.plugin_problems = 0
+        self.claims: dict[str, tuple[Literal["algorithm", "step"], Claim] | None] = {}  # of every declared stage
+        self.stage = ""  # the stage being read
+        self.upstream: dict[str, list[str]] = {}
+        self.versions: list[tuple[Keys, str]] = []  # `stage@k` references, judged when all stages are read
+
+    # components
+
+    def resolve(
+        self, kind: str, name: str, keys: Keys, *, at_key: bool = False, also: Iterable[str] = ()
+    ) -> Claim | None:
+        """The claim on a name; `also`: names of other things that could stand here."""
+        try:
+            return self.registry.get(kind, name)
+        except Unresolved as error:
+            self.plugin_problems += error.broken
+            help = (did_you_mean(name, [*also, *self.registry.names(kind)]) if also else "") or error.help
+            self.wrong(keys, error.message, at_key=at_key, help=help)
+            return None
+
+    def split(self, kind: str, raw: Any, keys: Keys) -> tuple[str, Any, Keys] | None:
+        """`name` or `name: {options}` -> name, options and the path of the options."""
+        if isinstance(raw, str):
+            return raw, {}, (*keys, raw)
+        if isinstance(raw, dict) and len(raw) == 1:
+            ((name, options),) = raw.items()
+            if options is None:
+                options = {}
+            return name, options, (*keys, name)
+        got = f"{len(raw)} names" if isinstance(raw, dict) else shown(raw)
+        message = f"{path_text(keys)}: expected the name of a {kind}, or one 'name: {{options}}', got {got}"
+        self.wrong(keys, message)
+        return None
+
+    def component(self, kind: str, raw: Any, keys: Keys, claim: Claim | None = None) -> Component | None:
+        parts = self.split(kind, raw, keys)
+        if parts is None:
+            return None
+        name, options, path = parts
+        claim = claim or self.resolve(kind, name, path if isinstance(raw, dict) else keys, at_key=isinstance(raw, dict))
+        if claim is None:
+            return None
+        return self.with_options(kind, name, claim, options, path)
+
+    def with_options(
+        self, kind: str, name: str, claim: Claim, raw: Any, keys: Keys, model: type[Options] | None = None
+    ) -> Component | None:
+        if not isinstance(raw, dict):
+            self.wrong(keys, f"{path_text(keys)}: expected a mapping of options, got {shown(raw)}")
+            return None
+        before = len(self.problems)
+        options: Options | None = self.validate(model or options_of(claim), raw, keys)
+        if options is None:
+            return None
+        options = self.references(options, keys)
+        return None if len(self.problems) > before else Component(kind, name, claim, options)
+
+    # references
+
+    def references(self, options: Model, keys: Keys) -> Model:
+        """A copy of validated options with every marked reference checked and replaced by what it stands for."""
+        changes = {}
+        for name, info in type(options).model_fields.items():
+            value = getattr(options, name)
+            annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+            new = self._follow(annotation, value, (*keys, info.alias or name))
+            if new is not value:
+                changes[name] = new
+        return options.model_copy(update=changes) if changes else options
+
+    def raw_references(self, model: type[BaseModel], raw: Any, keys: Keys, failed: Iterable[Keys]) -> None:
+        """Check the references in options of which other parts are wrong, so that all is told at once."""
+        wrong = {place[0] for place in failed if place}
+        for name, info in model.model_fields.items():
+            key = info.alias or name
+            if isinstance(raw, dict) and key in raw and key not in wrong:
+                annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+                self._follow(annotation, raw[key], (*keys, key))
+
+    def _follow(self, annotation: Any, value: Any, keys: Keys) -> Any:
+        if value is None:
+            return None
+        origin, args = get_origin(annotation), get_args(annotation)
+        if origin is Annotated:
+            ref = next((item for item in args[1:] if isinstance(item, Ref)), None)
+            return self._resolve_ref(ref, value, keys) if ref else self._follow(args[0], value, keys)
+        if origin in (Union, UnionType):
+            return self._follow(_fitting(args, value), value, keys)
+        if isinstance(value, Options):
+            return self.references(value, keys)
+        if isinstance(annotation, type) and issubclass(annotation, Options):
+            self.raw_references(annotation, value, keys, ())
+            return value
+        if isinstance(value, Mapping) and len(args) == 2:
+            new = {key: self._follow(args[1], item, (*keys, key)) for key, item in value.items()}
+            return new if any(new[key] is not value[key] for key in new) else value
+        if isinstance(value, (list, tuple)) and args:
+            kinds = args if isinstance(value, tuple) and args[-1] is not Ellipsis else [args[0]] * len(value)
+            items = [self._follow(kind, v, (*keys, i)) for i, (kind, v) in enumerate(zip(kinds, value, strict=False))]
+            return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=False)) else value
+        return value
+
+    def _resolve_ref(self, ref: Ref, value: Any, keys: Keys) -> Any:
+        if ref.kind == "data":
+            return self.data(value, keys)
+        if ref.kind == "reward":
+            return self.reward(value, keys)
+        if ref.kind == "judge":
+            return self.component("judge", value, keys)
+        if ref.kind == "from":
+            return self.start(value, keys)
+        return value if self.stage_ref(value, keys) else None
+
+    def stage_ref(self, value: Any, keys: Keys) -> bool:
+        """Check `base`, `stage` or `stage@k`, and note that the present stage needs it."""
+        if not isinstance(value, str):
+            self.wrong(keys, f"{path_text(keys)}: expected a stage's name, got {shown(value)}")
+            return False
+        name, at, version = value.partition("@")
+        if name == "base":
+            if at:
+                self.wrong(keys, "'base' is the untouched model: it has no versions")
+            return not at
+        if name not in self.claims:
+            known = [*self.claims, "base"]
+            self.wrong(keys, f"no stage '{name}'", help=did_you_mean(name, known) or f"stages: {', '.join(known)}")
+            return False
+        if name == self.stage:
+            self.wrong(keys, f"stage '{name}' refers to itself")
+            return False
+        if at and not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+            self.wrong(keys, f"'{value}': after '@' stands an epoch or iteration, counted from 1")
+            return False
+        if at:
+            self.versions.append((keys, value))
+        self.depend(name)
+        return True
+
+    def depend(self, name: str) -> None:
+        needed = self.upstream.setdefault(self.stage, [])
+        if name not in needed:
+            needed.append(name)
+
+    def start(self, value: str, keys: Keys) -> str | None:
+        """`from`: a stage, or a folder that holds an adapter (or a model)."""
+        if value.partition("@")[0] in (*self.claims, "base"):
+            return value if self.stage_ref(value, keys) else None
+        folder = self.locate(value, keys)
+        if folder.is_dir():
+            if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+                self.wrong(keys, f"'{value}' holds neither an adapter (adapter_config.json) nor a model (config.json)")
+            return str(folder)
+        known = [*self.claims, "base"]
+        help = did_you_mean(value, known) or f"stages: {', '.join(known)}"
+        self.wrong(keys, f"'{value}' is neither a stage nor a folder", help=help)
+        return None
+
+    def locate(self, text: str, keys: Keys) -> Path:
+        path = Path(text).expanduser()
+        return path if path.is_absolute() else (self.document.folder(keys) / path).resolve()
+
+    def trains_reward(self, name: str) -> bool | None:
+        """Whether a stage trains a reward model; None where its algorithm is unknown."""
+        entry = self.claims.get(name.partition("@")[0])
+        if entry is None:
+            return None
+        kind, claim = entry
+        return kind == "algorithm" and claim.thing.trains is Trains.REWARD
+
+    # data
+
+    def data(self, raw: Any, keys: Keys) -> DataSpec | None:
+        if isinstance(raw, list):
+            if not raw:
+                self.wrong(keys, f"{path_text(keys)}: expected at least one source, got an empty list")
+            sources = [self.source(item, (*keys, i)) for i, item in enumerate(raw)]
+        else:
+            sources = [self.source(raw, keys)]
+        good = [source for source in sources if source is not None]
+        return DataSpec(tuple(good)) if good and len(good) == len(sources) else None
+
+    def source(self, raw: Any, keys: Keys) -> DataSource | None:
+        if isinstance(raw, str):
+            if raw in self.claims:
+                return DataSource(stage=raw) if self.data_stage(raw, keys) else None
+            path = self.file(raw, keys, also=self.claims)
+            return DataSource(path=path) if path else None
+        if not isinstance(raw, dict):
+            message = f"{path_text(keys)}: expected a path, a stage or a mapping with one of them, got {shown(raw)}"
+            self.wrong(keys, message)
+            return None
+        named = self._named_format(raw)
+        return self._formatted(named, raw[named], (*keys, named)) if named else self._source(raw, keys, None, "")
+
+    @staticmethod
+    def _named_format(raw: dict[str, Any]) -> str:
+        """The format's name in `{format: {...}}`, or an empty string."""
+        keys = list(raw)
+        common = allowed_keys(DataKeys)
+        if len(keys) != 1 or keys[0] in common:
+            return ""
+        inner = raw[keys[0]]
+        return keys[0] if isinstance(inner, dict) or not difflib.get_close_matches(keys[0], common, 1, 0.8) else ""
+
+    def _formatted(self, name: str, raw: Any, keys: Keys) -> DataSource | None:
+        claim = self.resolve("format", name, keys, at_key=True)
+        if isinstance(raw, str):  # `{hh_rlhf: file.jsonl}`
+            return self._source({"path": raw}, keys, claim, name, short=True) if claim else None
+        if not isinstance(raw, dict):
+            self.wrong(keys, f"{path_text(keys)}: expected a path or a mapping, got {shown(raw)}")
+            return None
+        return self._source(raw, keys, claim, name) if claim else None
+
+    def _source(
+        self, raw: dict[str, Any], keys: Keys, claim: Claim | None, name: str, short: bool = False
+    ) -> DataSource | None:
+        model = options_of(claim) if claim else Options
+        common, own = allowed_keys(DataKeys), allowed_keys(model)
+        before = len(self.problems)
+        for key in [key for key in raw if key not in common and key not in own]:
+            self.unknown((*keys, key), [*common, *own])
+        values = self.validate(DataKeys, {key: value for key, value in raw.items() if key in common}, keys)
+        component = None
+        if claim:
+            options = {key: value for key, value in raw.items() if key in own}
+            component = self.with_options("format", name, claim, options, keys, model)
+        if values is None:
+            return None
+        path, stage = self._origin(values, keys, keys if short else (*keys, "path"))
+        if len(self.problems) > before:
+            return None
+        shared = values.model_dump(exclude={"path", "stage"})
+        return DataSource(format=component, path=path, stage=stage, **shared)
+
+    def _origin(self, values: DataKeys, keys: Keys, path_keys: Keys) -> tuple[Path | None, str | None]:
+        given = [name for name in ("path", "hub", "stage") if getattr(values, name) is not None]
+        if len(given) != 1:
+            got = f"both {' and '.join(given)}" if given else "none of them"
+            message = f"{path_text(keys)}: expected one of 'path', 'hub' and 'stage', got {got}"
+            self.wrong(keys, message, at_key=not given)
+            return None, None
+        if values.stage is not None:
+            self.data_stage(values.stage, (*keys, "stage"))
+        return self.file(values.path, path_keys) if values.path is not None else None, values.stage
+
+    def data_stage(self, name: str, keys: Keys) -> bool:
+        """Data made by another stage: only steps make data."""
+        if not self.stage_ref(name, keys):
+            return False
+        entry = self.claims.get(name)
+        if name == "base" or "@" in name or (entry and entry[0] != "step"):
+            self.wrong(keys, f"'{name}' makes no data: only steps do")
+            return False
+        return True
+
+    def file(self, text: str, keys: Keys, also: Iterable[str] = ()) -> Path | None:
+        path = self.locate(text, keys)
+        if path.exists():
+            return path
+        near = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+        guess = did_you_mean(path.name, [*near, *also])
+        what = f"no such file: {text}" if not also else f"no such file or stage: {text}"
+        self.wrong(keys, what, help=guess or f"looked in {path.parent}")
+        return None
+
+    # rewards
+
+    def reward(self, raw: Any, keys: Keys) -> RewardSpec | None:
+        if isinstance(raw, RewardSpec):  # already replaced in a combination's options
+            return raw
+        if isinstance(raw, str) and raw.partition("@")[0] in self.claims:
+            return self.reward_stage(raw, keys)
+        if isinstance(raw, dict) and list(raw) == ["folder"]:
+            return self.reward_folder(raw["folder"], (*keys, "folder"))
+        parts = self.split("reward", raw, keys)
+        if parts is None:
+            return None
+        name, options, path = parts
+        at_key = isinstance(raw, dict)
+        if name in self.claims:
+            self.wrong(path, f"'{name}' is a stage: it takes no options here", at_key=True, help=f"write just '{name}'")
+            return None
+        claim = self.resolve("reward", name, path if at_key else keys, at_key=at_key, also=self.claims)
+        component = self.with_options("reward", name, claim, options, path) if claim else None
+        return self._combined(component, path) if component else None
+
+    def reward_stage(self, name: str, keys: Keys) -> RewardSpec | None:
+        if not self.stage_ref(name, keys):
+            return None
+        trains = self.trains_reward(name)
+        if trains is False:
+            help = "a reward is a stage whose algorithm trains a reward model, a reward plugin, or {folder: PATH}"
+            self.wrong(keys, f"stage '{name.partition('@')[0]}' gives no reward: it trains no reward model", help=help)
+            return None
+        return RewardSpec("stage", name) if trains else None
+
+    def reward_folder(self, raw: Any, keys: Keys) -> RewardSpec | None:
+        if not isinstance(raw, str):
+            self.wrong(keys, f"{path_text(keys)}: expected a path, got {shown(raw)}")
+            return None
+        path = self.locate(raw, keys)
+        if not path.is_dir():
+            self.wrong(keys, f"no such folder: {raw}", help=f"looked in {path.parent}")
+            return None
+        return RewardSpec("folder", str(path))
+
+    def _combined(self, component: Component, keys: Keys) -> RewardSpec | None:
+        if not issubclass(component.claim.thing, Combine):
+            return RewardSpec("reward", component.name, component)
+        try:
+            parts = dict(component.claim.thing(component.options).parts())
+        except Exception as error:
+            self.wrong(keys, f"combination '{component.name}' cannot name its rewards: {type(error).__name__}: {error}")
+            return None
+        # `parts` may give values that no RewardRef field held; they are read as if they stood in the options.
+        children = {name: self.reward(value, (*keys, name)) for name, value in parts.items()}
+        good = {name: child for name, child in children.items() if child is not None}
+        return RewardSpec("combine", component.name, component, good) if len(good) == len(children) else None
+
+
+def options_of(claim: Claim) -> type[Options]:
+    options: type[Options] = getattr(claim.thing, "Options", Options)
+    return options
+
+
+def _belongs(value: Any, plain: Any) -> bool:
+    """Whether a value, or the plain data that an options object would be made from, is of a type."""
+    if plain is Any or not isinstance(plain, type):
+        return False
+    return isinstance(value, plain) or (isinstance(value, dict) and issubclass(plain, Options))
+
+
+def _fitting(arms: Sequence[Any], value: Any) -> Any:
+    """The arm of a union that a validated value belongs to; plain types first, `Any` references last."""
+    for arm in arms:
+        if get_origin(arm) is Literal and value in get_args(arm):
+            return arm
+        plain = get_origin(arm) or arm
+        if get_origin(arm) is not Annotated and _belongs(value, plain):
+            return arm
+    marked = [arm for arm in arms if get_origin(arm) is Annotated]
+    for arm in marked:
+        plain = get_args(arm)[0]
+        if _belongs(value, get_origin(plain) or plain):
+            return arm
+    return marked[-1] if marked else None

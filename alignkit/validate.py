@@ -1,0 +1,311 @@
+"""A document becomes a Recipe, checked before anything is loaded, with all mistakes told at once."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults, Trains
+from alignkit.complaints import allowed_keys, path_text, shown
+from alignkit.document import Document, Keys
+from alignkit.errors import RecipeError, did_you_mean
+from alignkit.plugins import Claim, Registry
+from alignkit.recipe import ModelSpec, Recipe, Rollout, Settings, Stage, TopKeys
+from alignkit.references import References, options_of
+
+# What stage-level keys mean to algorithms that read a data set; the reason is the error's help.
+_ONLY_ROLLOUTS = {
+    "prompts": "it learns from 'data' and samples nothing",
+    "reward": "it learns from 'data': nothing is sampled that could be scored",
+    "rollout": "it learns from 'data' and samples nothing",
+    "iterations": "it passes over its data 'epochs' times",
+    "prompts_per_iteration": "it learns from 'data' and has no prompts",
+    "carry_from": "it learns from 'data' and has no rollouts",
+}
+_ONLY_DATASET = {
+    "data": "it learns from its own responses to 'prompts'; a second stream is 'mix: {data: ...}'",
+    "max_steps": "iterations sets the length",
+    "validation": "progress is measured by its reward; use a step to evaluate",
+}
+
+
+def validate(document: Document, registry: Registry) -> Recipe:
+    """The recipe of a document; raises RecipeError with every problem found."""
+    builder = Builder(document, registry)
+    recipe = builder.recipe()
+    if builder.problems or recipe is None:
+        error = RecipeError(sorted(builder.problems, key=lambda problem: (problem.file, problem.line, problem.column)))
+        if builder.plugin_problems == len(builder.problems):
+            error.exit_code = 3  # nothing is wrong but a plugin
+        raise error
+    return recipe
+
+
+class Builder(References):
+    """Reads a document into a Recipe; a part that has a problem is None."""
+
+    def recipe(self) -> Recipe | None:
+        top = self.validate(TopKeys, self.document.data, ())
+        raw_stages = self.document.data.get("stages")
+        stages: dict[str, Stage] = {}
+        names: list[str] = []
+        if isinstance(raw_stages, dict):
+            self.declare(raw_stages)
+            stages = self.stages(raw_stages)
+            self.check_versions(stages)
+            names = self.order(list(raw_stages))
+        model = self.model(self.document.data["model"]) if "model" in self.document.data else None
+        if top is not None:
+            self.requires(top.requires)
+        if self.problems or top is None or model is None:
+            return None
+        return Recipe(
+            name=top.name or re.sub(r"[^A-Za-z0-9._-]", "-", self.document.path.stem),
+            path=self.document.path,
+            folder=self.document.path.parent.resolve(),
+            seed=top.seed,
+            description=top.description,
+            model=model,
+            stages={name: stages[name] for name in names},
+            resolved=self.document.data,
+        )
+
+    # stages
+
+    def declare(self, stages: Mapping[str, Any]) -> None:
+        """First pass: which stages there are and what each is, so that references can be judged."""
+        for name, raw in stages.items():
+            self.claims[name] = None
+            keys: Keys = ("stages", name)
+            self._check_stage_name(name, keys)
+            if not isinstance(raw, dict):
+                self.wrong(keys, f"stage '{name}': expected a mapping, got {shown(raw)}")
+                continue
+            self.claims[name] = self._stage_claim(name, raw, keys)
+
+    def _check_stage_name(self, name: str, keys: Keys) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            message = f"stage name '{name}': expected letters, digits, '_' and '-' (it becomes a folder)"
+            self.wrong(keys, message, at_key=True)
+        elif name in ("base", "none", "folder"):
+            self.wrong(keys, f"a stage cannot be called '{name}': the word means something else", at_key=True)
+        elif self.registry.has("reward", name):
+            message = f"stage '{name}' has the name of an installed reward"
+            help = f"'reward: {name}' would be ambiguous; rename the stage"
+            self.wrong(keys, message, at_key=True, help=help)
+
+    def _stage_claim(
+        self, name: str, raw: dict[str, Any], keys: Keys
+    ) -> tuple[Literal["algorithm", "step"], Claim] | None:
+        kinds: tuple[Literal["algorithm", "step"], ...] = ("algorithm", "step")
+        given = [kind for kind in kinds if raw.get(kind) is not None]
+        if len(given) != 1:
+            got = "has both 'algorithm' and 'step'" if given else "names neither an algorithm nor a step"
+            guess = next((did_you_mean(key, ["algorithm", "step"]) for key in raw), "") if not given else ""
+            self.wrong(keys, f"stage '{name}' {got}", at_key=True, help=guess or "a stage is one or the other")
+            return None
+        kind = given[0]
+        parts = self.split(kind, raw[kind], (*keys, kind))
+        if parts is None:
+            return None
+        at_key = isinstance(raw[kind], dict)
+        claim = self.resolve(kind, parts[0], parts[2] if at_key else (*keys, kind), at_key=at_key)
+        return (kind, claim) if claim else None
+
+    def stages(self, stages: Mapping[str, Any]) -> dict[str, Stage]:
+        """Second pass: options, settings and references of each stage."""
+        result = {}
+        for name, raw in stages.items():
+            self.stage = name
+            self.upstream[name] = []
+            entry = self.claims[name]
+            if entry is None:
+                self._settings_alone(raw, ("stages", name))
+                continue
+            kind, claim = entry
+            read = self._algorithm if kind == "algorithm" else self._step
+            stage = read(name, claim, raw, ("stages", name))
+            if stage is not None:
+                result[name] = stage
+        return result
+
+    def _settings_alone(self, raw: Any, keys: Keys) -> None:
+        """Check what can be checked of a training stage whose algorithm is unknown, so that all is told at once."""
+        if isinstance(raw, dict) and raw.get("algorithm") is not None and raw.get("step") is None:
+            given = {key: value for key, value in raw.items() if key not in ("algorithm", "step") and value is not None}
+            settings = self.validate(Settings, given, keys)
+            if settings is not None:
+                self.references(settings, keys)
+
+    def _step(self, name: str, claim: Claim, raw: dict[str, Any], keys: Keys) -> Stage | None:
+        named = raw["step"]
+        beside = {key: value for key, value in raw.items() if key not in ("step", "algorithm")}
+        if isinstance(named, dict):
+            for key in beside:
+                self.unknown((*keys, key), (), f"options stand beside 'step: {next(iter(named))}', or all inside it")
+            component = self.component("step", named, (*keys, "step"), claim)
+        else:
+            component = self.with_options("step", named, claim, beside, keys)
+        return Stage(name, "step", component, None, tuple(self.upstream[name])) if component else None
+
+    def _algorithm(self, name: str, claim: Claim, raw: dict[str, Any], keys: Keys) -> Stage | None:
+        before = len(self.problems)
+        component = self.component("algorithm", raw["algorithm"], (*keys, "algorithm"), claim)
+        given = {key: value for key, value in raw.items() if key not in ("step", "algorithm") and value is not None}
+        self._check_keys(claim, given, keys)
+        wanted = set(allowed_keys(options_of(claim)))
+
+        def hint(key: str) -> str:
+            option = claim.name if key in wanted else ""
+            return f"'{key}' is an option of {option}: 'algorithm: {{{option}: {{{key}: ...}}}}'" if option else ""
+
+        settings = self.validate(Settings, _filled(given, claim.thing.defaults), keys, hint=hint)
+        if settings is not None:
+            settings = self.references(settings, keys)
+            self._check_settings(claim, settings, given, keys)
+        if component is None or settings is None or len(self.problems) > before:
+            return None
+        return Stage(name, "algorithm", component, settings, tuple(self.upstream[name]))
+
+    def _check_keys(self, claim: Claim, given: Mapping[str, Any], keys: Keys) -> None:
+        """Which keys a stage needs and refuses follows from where its algorithm's groups come from."""
+        rollouts = claim.thing.source is ROLLOUTS
+        for key, reason in (_ONLY_DATASET if rollouts else _ONLY_ROLLOUTS).items():
+            if key in given:
+                self.wrong((*keys, key), f"{claim.name} takes no '{key}'", at_key=True, help=reason)
+        for key in ("prompts", "reward") if rollouts else ("data",):
+            if key not in given:
+                self.wrong((*keys, key), f"'{path_text((*keys, key))}' is missing: {claim.name} needs it", at_key=True)
+        if claim.thing.trains is Trains.REWARD and "mix" in given:
+            help = "a reward model has no language head to train on it"
+            self.wrong((*keys, "mix"), f"{claim.name} takes no 'mix'", at_key=True, help=help)
+
+    def _check_settings(self, claim: Claim, settings: Settings, given: Mapping[str, Any], keys: Keys) -> None:
+        if settings.value_from and self.trains_reward(settings.value_from) is False:
+            self.wrong((*keys, "value_from"), f"'{settings.value_from}' trains no reward model")
+        policy = claim.thing.trains is Trains.POLICY
+        for key, ref in (("from", settings.from_), ("reference", settings.reference)):
+            if policy and ref and self.trains_reward(ref):
+                self.wrong((*keys, key), f"'{ref}' is a reward model: {claim.name} needs a policy here")
+        needs = claim.thing.needs
+        if not isinstance(needs, Needs):  # a property: depends on the options
+            return
+        if settings.value_from and not needs.values:
+            self.wrong((*keys, "value_from"), f"{claim.name} trains no value role", at_key=True)
+        samples = settings.rollout.samples_per_prompt or 1
+        if claim.thing.source is ROLLOUTS and samples < needs.min_samples:
+            message = f"{claim.name} needs at least {needs.min_samples} responses to each prompt, not {samples}"
+            self.wrong((*keys, "rollout", "samples_per_prompt"), message, help="rollout: {samples_per_prompt: ...}")
+
+    def check_versions(self, stages: Mapping[str, Stage]) -> None:
+        """`stage@k` needs a stage that keeps its versions, and at least k of them."""
+        for keys, ref in self.versions:
+            name, _, version = ref.partition("@")
+            stage = stages.get(name)
+            if stage is None:
+                continue
+            if stage.settings is None:
+                self.wrong(keys, f"'{ref}': stage '{name}' is a step and has no versions")
+                continue
+            rollouts = stage.component.claim.thing.source is ROLLOUTS
+            count = stage.settings.iterations if rollouts else stage.settings.epochs
+            if not stage.settings.keep_epochs:
+                message = f"'{ref}': stage '{name}' keeps only its last version"
+                self.wrong(keys, message, help=f"write 'keep_epochs: true' in stage '{name}'")
+            elif int(version) > count:
+                self.wrong(keys, f"'{ref}': stage '{name}' has only {count} {'iterations' if rollouts else 'epochs'}")
+
+    def order(self, names: Sequence[str]) -> list[str]:
+        """Stages in an order in which they can run, the declared one where possible; a cycle is a problem."""
+        done: list[str] = []
+        waiting = list(names)
+        while waiting:
+            ready = next((n for n in waiting if all(up in done for up in self.upstream.get(n, ()))), None)
+            if ready is None:
+                cycle = self._cycle(waiting, done)
+                text = " -> ".join([*cycle, cycle[0]])
+                self.wrong(("stages", cycle[0]), f"stages wait for each other: {text}", at_key=True)
+                return list(names)
+            waiting.remove(ready)
+            done.append(ready)
+        return done
+
+    def _cycle(self, waiting: list[str], done: list[str]) -> list[str]:
+        path = [waiting[0]]
+        while True:
+            following = next(up for up in self.upstream[path[-1]] if up not in done)
+            if following in path:
+                return path[path.index(following) :]
+            path.append(following)
+
+    # the rest
+
+    def model(self, raw: Any) -> ModelSpec | None:
+        keys: Keys = ("model",)
+        if isinstance(raw, str):
+            self.wrong(keys, "model: expected a mapping", help=f"write 'model: {{base: {raw}}}'")
+            return None
+        spec = self.validate(ModelSpec, raw, keys)
+        if spec is None:
+            return None
+        if spec.quantization != "none" and spec.lora is None:
+            message = f"{spec.quantization} weights cannot be trained: use lora, or 'quantization: none'"
+            # Laid at the override, where one of the two was made by an override.
+            culprit = "lora" if self.document.overridden((*keys, "lora")) else "quantization"
+            self.wrong((*keys, culprit), message)
+        base = self._base(spec.base, (*keys, "base"))
+        return spec.model_copy(update={"base": base})
+
+    def _base(self, base: str, keys: Keys) -> str:
+        """A model plugin's name and a hub id stay as they are; a folder becomes absolute."""
+        if self.registry.has("model", base):
+            self.resolve("model", base, keys)  # two claims are an error
+            return base
+        path = self.locate(base, keys)
+        if path.is_dir():
+            return str(path)
+        if base.startswith((".", "/", "~")):
+            self.wrong(keys, f"no such folder: {base}", help=f"looked for {path}")
+        elif "/" not in base:
+            near = difflib.get_close_matches(base, self.registry.names("model"), 1, 0.85)
+            culprits = [broken for broken in self.registry.broken if broken.would_give(base)]
+            if near or culprits:  # hub ids without a namespace are few; a misspelt plugin is likelier
+                self.resolve("model", base, keys)
+        return base
+
+    def requires(self, items: Sequence[str]) -> None:
+        from packaging.requirements import InvalidRequirement, Requirement
+
+        for index, text in enumerate(items):
+            keys: Keys = ("requires", index)
+            try:
+                requirement = Requirement(text)
+                installed = importlib.metadata.version(requirement.name)
+            except InvalidRequirement:
+                self.wrong(keys, f"'{text}' is no requirement", help="like 'alignkit-x>=0.2'")
+            except importlib.metadata.PackageNotFoundError:
+                self.wrong(keys, f"the recipe requires {text}, which is not installed", help=f"pip install '{text}'")
+            else:
+                if not requirement.specifier.contains(installed, prereleases=True):
+                    message = f"the recipe requires {text}, installed is {installed}"
+                    self.wrong(keys, message, help=f"pip install '{text}'")
+
+
+def _filled(given: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:
+    """A stage's keys with the algorithm's own defaults where the recipe is silent."""
+    raw = dict(given)
+    rollout = raw.get("rollout", {})
+    if isinstance(rollout, dict):
+        rollout = {key: value for key, value in rollout.items() if value is not None}
+    for key, value in vars(defaults).items():
+        if value is None:
+            continue
+        if key not in Rollout.model_fields:
+            raw.setdefault(key, value)
+        elif isinstance(rollout, dict):
+            rollout.setdefault(key, value)
+    raw["rollout"] = rollout
+    return raw

@@ -1,0 +1,61 @@
+"""REINFORCE with a baseline (Williams 1992; leave-one-out: Ahmadian et al. 2024, arXiv:2402.14740, section 3.2).
+
+A whole response is one action. Its return is the score minus `beta` times the KL to the reference, and a baseline
+that does not depend on the response is taken off. Differs from Williams: the KL price. There is no importance ratio,
+so an iteration should be one step: leave `batch_size` at `prompts_per_iteration` or above, and `epochs` at 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from alignkit import ROLLOUTS, Algorithm, Batch, Field, Loss, Needs, Outputs, StageDefaults, hookimpl, per_response
+from alignkit import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alignkit.hookspecs import Register
+
+
+class Reinforce(Algorithm):
+    """Raise the probability of responses that did better than expected, lower the others'."""
+
+    source = ROLLOUTS
+    defaults = StageDefaults(
+        learning_rate=1e-4, epochs=1, batch_size=64, lr_scheduler_type="constant", samples_per_prompt=4
+    )
+
+    class Options(Algorithm.Options):
+        beta: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in reward units")
+        baseline: Literal["leave_one_out", "running_mean"] = Field(
+            "leave_one_out", description="mean return of the prompt's other responses, or of earlier iterations"
+        )
+        decay: float = Field(0.9, ge=0, lt=1, description="running_mean: weight of what is known already")
+
+    @property
+    def needs(self) -> Needs:
+        """Leaving one out takes at least two."""
+        least = 2 if self.options.baseline == "leave_one_out" else 1
+        return Needs(old_logprobs=True, reference_logprobs=True, min_samples=least)
+
+    def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
+        """Advantages, [R]."""
+        kl = F.sum_tokens(F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask), rollouts.mask)
+        returns = rollouts.rewards - self.options.beta * kl  # [R]
+        self.metrics = {"return": float(returns.mean())}
+        if self.options.baseline == "leave_one_out":
+            return {"advantages": F.rloo_advantages(returns, rollouts.group)}
+        mean, decay = self.metrics["return"], self.options.decay
+        known = self.state.get("baseline", mean)  # `state` is in every checkpoint, so a resumed run agrees
+        self.state["baseline"] = decay * known + (1 - decay) * mean
+        return {"advantages": returns - known}
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        return Loss(policy=per_response(-batch["advantages"] * F.sum_tokens(out.logprobs, batch.mask)))
+
+
+@hookimpl
+def register_algorithms(register: Register) -> None:
+    register("reinforce", Reinforce, summary="policy gradient on whole responses, with a baseline")

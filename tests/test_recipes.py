@@ -1,0 +1,276 @@
+"""The shipped recipes, run whole on the tiny model: what they leave on disk, what is reused, and the one-line swap."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from alignkit import cli
+from alignkit.algorithm import ROLLOUTS
+from alignkit.plugins import load_plugins
+from alignkit.recipe import load_recipe
+from alignkit.run import cache_folder
+
+RECIPES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
+ON_POLICY = [claim.name for claim in load_plugins().registry.claims("algorithm") if claim.thing.source is ROLLOUTS]
+TINY = ["model.base=tiny", "model.dtype=float32", "model.lora={r: 2, lora_alpha: 4}"]
+WEIGHTS = "adapter/adapter_model.safetensors"
+# What the sizes below do not fit: values that are lists, and epochs that other stages name.
+OWN: dict[str, list[str]] = {
+    "instructgpt": [
+        "stages.sft.data={path: data/demos.jsonl, limit: 16}",
+        "stages.preferred.data={path: data/rankings.jsonl, limit: 8}",
+        "stages.preferred.validation={path: data/rankings_heldout.jsonl, limit: 4}",
+        "stages.chosen.limit=4",
+        "stages.align.iterations=2",
+    ],
+    "rlaif": ["stages.labels.prompts.limit=12", "stages.labels.judge.local_judge.min_mass=0"],
+}
+SMALL = {
+    "dataset": {"max_length": 160, "max_steps": 2, "batch_size": 4},
+    "rollouts": {
+        "iterations": 1,
+        "prompts_per_iteration": 4,
+        "rollout.max_new_tokens": 8,
+        "rollout.samples_per_prompt": 2,
+    },
+    "step": {"max_new_tokens": 8, "limit": 4},
+}
+
+
+class Done(NamedTuple):
+    """A finished run: its folder, and what it printed."""
+
+    folder: Path
+    err: str
+    out: str
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def lines(self, name: str) -> list[Any]:
+        return [json.loads(line) for line in (self.folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def run(name: str, folder: Path, *overrides: str) -> Done:
+    """Run a shipped recipe in this process; fails unless it ends with 0."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(["run", str(RECIPES[name]), *overrides, "--out", str(folder)])
+    assert code == 0, err.getvalue()
+    return Done(folder, err.getvalue(), out.getvalue())
+
+
+def small(name: str) -> list[str]:
+    """Overrides that make a recipe run on the tiny model in seconds."""
+    overrides = [*TINY, *OWN.get(name, [])]
+    taken = {text.partition("=")[0] for text in overrides}
+    for stage in load_recipe(RECIPES[name], overrides).stages.values():
+        rollouts = stage.kind == "algorithm" and stage.component.claim.thing.source is ROLLOUTS
+        kind = "step" if stage.kind == "step" else "rollouts" if rollouts else "dataset"
+        for key, value in SMALL[kind].items():
+            unlimited = key == "limit" and not hasattr(stage.component.options, key)
+            shortened = key == "max_steps" and f"stages.{stage.name}.data" in taken
+            if f"stages.{stage.name}.{key}" not in taken and not unlimited and not shortened:
+                overrides.append(f"stages.{stage.name}.{key}={value}")
+    return overrides
+
+
+def check_artifacts(name: str, done: Done, overrides: list[str], weights: str = WEIGHTS) -> None:
+    """Every stage left what its kind leaves."""
+    recipe = load_recipe(RECIPES[name], overrides)
+    assert (done.folder / "recipe.resolved.yaml").is_file()
+    assert {row["stage"] for row in done.lines("metrics.jsonl")} <= set(recipe.stages)
+    for stage in recipe.stages.values():
+        folder = done.folder / stage.name
+        assert done.json(f"{stage.name}/stage.json")["complete"], stage.name
+        assert not (folder / "checkpoints").exists()
+        if stage.kind == "algorithm":
+            assert (folder / weights).is_file(), stage.name
+            check_metrics(done, stage)
+        elif stage.component.name == "evaluate":
+            evaluation = done.json(f"{stage.name}/evaluation.json")
+            assert list(evaluation["policies"]) == stage.component.options.policies
+            assert set(done.json(f"{stage.name}/figure.json")) > set()
+            assert (folder / "samples.jsonl").is_file()
+            assert "prompt: " in done.out
+
+
+def check_metrics(done: Done, stage: Any) -> None:
+    rows = done.lines(f"{stage.name}/metrics.jsonl")
+    assert rows
+    trained = [row for row in rows if "grad_norm" in row]
+    assert trained and all(row["grad_norm"] > 0 for row in trained), stage.name
+    if stage.component.claim.thing.source is not ROLLOUTS:
+        assert all("loss" in row or any(key.startswith("validation/") for key in row) for row in rows)
+        return
+    iterations = stage.settings.iterations
+    assert [row["step"] for row in rows] == list(range(1, iterations + 1))
+    assert all({"reward", "kl", "tokens_per_second"} <= row.keys() for row in rows)
+    parts = {*stage.settings.reward.children, "reward"} or {stage.settings.reward.name}
+    files = sorted((done.folder / stage.name / "rollouts").iterdir())
+    assert [file.name for file in files] == [f"{number:04d}.jsonl" for number in range(1, iterations + 1)]
+    for file in files:
+        for group in done.lines(f"{stage.name}/rollouts/{file.name}"):
+            assert len(group["responses"]) == stage.settings.rollout.samples_per_prompt
+            assert all(parts <= response["scores"].keys() for response in group["responses"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tiny model in a folder of the test run's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.mktemp("models")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return run("smoke", tmp_path_factory.mktemp("smoke"))
+
+
+@pytest.fixture
+def copy(smoke: Done, tmp_path: Path) -> Path:
+    """The finished smoke run, to be changed."""
+    return Path(shutil.copytree(smoke.folder, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("base", ["as it is", "tiny"])
+def test_every_recipe_is_valid(name: str, base: str, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [] if base == "as it is" else [f"model.base={base}"]
+    assert cli.main(["validate", str(RECIPES[name]), *overrides]) == 0
+    assert capsys.readouterr().out.startswith(f"ok: {name}: stages ")
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"quickstart"}))
+def test_every_recipe_says_what_it_is(name: str) -> None:
+    text = RECIPES[name].read_text(encoding="utf-8")
+    header = text.partition("\nname: ")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    for word in ("# What: ", "# Source: ", "# Data: ", "# Time: ", f"alignkit run recipes/{name}.yaml"):
+        assert word in header, word
+
+
+def test_smoke_runs_whole(smoke: Done) -> None:
+    check_artifacts("smoke", smoke, [])
+    assert "done in" in smoke.err
+
+
+def test_a_second_run_reuses_everything_and_says_so(smoke: Done, copy: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.name == "adapter_model.safetensors"}
+    again = run("smoke", copy)
+    stages = list(load_recipe(RECIPES["smoke"]).stages)
+    assert [f"{name}: unchanged, reused" in again.err for name in stages] == [True] * len(stages)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert again.out == smoke.out  # the report is shown again
+    assert again.lines("metrics.jsonl") == smoke.lines("metrics.jsonl")
+
+
+def test_a_changed_option_reruns_its_stage_and_those_after_it(smoke: Done, copy: Path) -> None:
+    again = run("smoke", copy, "stages.best.rollout.max_new_tokens=12")
+    for name in ("sft", "helpful", "safety"):
+        assert f"{name}: unchanged, reused" in again.err
+    for name in ("best", "align", "report"):
+        assert f"{name}: something it depends on has changed, started afresh" in again.err
+    assert (copy / "helpful" / WEIGHTS).read_bytes() == (smoke.folder / "helpful" / WEIGHTS).read_bytes()
+    assert (copy / "best" / WEIGHTS).read_bytes() != (smoke.folder / "best" / WEIGHTS).read_bytes()
+
+
+def test_a_reward_model_s_option_leaves_what_does_not_need_it(copy: Path) -> None:
+    again = run("smoke", copy, "stages.safety.learning_rate=1e-3")
+    reused = {name for name in load_recipe(RECIPES["smoke"]).stages if f"{name}: unchanged, reused" in again.err}
+    assert reused == {"sft", "helpful"}
+
+
+def test_the_same_recipe_gives_the_same_bytes(smoke: Done, tmp_path: Path) -> None:
+    again = run("smoke", tmp_path / "again")
+    for name in ("sft", "helpful", "safety", "best", "align"):
+        assert (again.folder / name / WEIGHTS).read_bytes() == (smoke.folder / name / WEIGHTS).read_bytes(), name
+    assert again.json("report/evaluation.json") == smoke.json("report/evaluation.json")
+
+
+@pytest.mark.parametrize("algorithm", ON_POLICY)
+def test_one_override_swaps_the_algorithm(copy: Path, algorithm: str) -> None:
+    override = f"stages.align.algorithm={algorithm}"
+    done = run("smoke", copy, override)
+    reused = [name for name in ("sft", "helpful", "safety", "best") if f"{name}: unchanged, reused" in done.err]
+    assert len(reused) == 4
+    check_artifacts("smoke", done, [override])
+
+
+def test_all_weights(tmp_path: Path) -> None:
+    overrides = ["model.lora=none"]
+    done = run("smoke", tmp_path, *overrides)
+    check_artifacts("smoke", done, overrides, "adapter/model.safetensors")
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+def test_gradients_pass_through_a_quantized_base(quantization: str) -> None:
+    """bitsandbytes has layouts without a backward, into which a forward without gradients changes."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    from alignkit.plugins import plugins
+    from alignkit.policy import Policy
+    from alignkit.recipe import ModelSpec
+
+    source = plugins().registry.get("model", "tiny").thing(cache_folder())
+    spec = ModelSpec.model_validate({"base": "tiny", "quantization": quantization})
+    policy = Policy(spec, str(source))
+    layer = policy.model.model.layers[1].mlp.down_proj
+    x = torch.randn(1, 7, layer.in_features, dtype=policy.dtype)
+    with torch.no_grad():
+        layer(x)
+    x.requires_grad_(True)
+    y = layer(x)
+    y.sum().backward()
+    if quantization == "int8":
+        assert isinstance(layer, Linear8bitLt)
+        weight = layer.state.CB.float() * layer.state.SCB[:, None] / 127
+    else:
+        assert isinstance(layer, Linear4bit)
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.float(), weight.sum(0).expand(1, 7, -1), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantized_base(tmp_path: Path, quantization: str) -> None:
+    overrides = [f"model.quantization={quantization}"]
+    done = run("smoke", tmp_path, *overrides)
+    check_artifacts("smoke", done, overrides)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "smoke"])
+def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
+    overrides = small(name)
+    done = run(name, tmp_path, *overrides)
+    check_artifacts(name, done, overrides)
+    if name == "llama2":
+        assert [row["carried_over"] for row in done.lines("rs3/metrics.jsonl")][0] > 0
+        assert list(done.json("report/evaluation.json")["policies"]) == ["sft", "rs1", "rs2", "rs3", "align"]
+        assert {"helpful", "safety", "llama2"} == set(done.json("report/evaluation.json")["rewards"])
+    if name == "instructgpt":
+        assert sorted(path.name for path in (tmp_path / "sft" / "kept").iterdir()) == ["1", "2"]
+        assert done.json("chosen/stage.json")["policy"] in ("sft@1", "sft@2")
+        assert all("mix/nll" in row for row in done.lines("align/metrics.jsonl"))
+    if name == "rlaif":
+        assert "same position preferred in both orders" in done.out
+        assert all(0.5 <= group["pairs"][0]["p"] <= 1 for group in done.lines("labels/data.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ON_POLICY)
+@pytest.mark.parametrize("name", ["quickstart", "llama2", "instructgpt"])
+def test_the_swap_works_in_every_recipe(name: str, algorithm: str, tmp_path: Path) -> None:
+    overrides = [*small(name), f"stages.align.algorithm={algorithm}"]
+    check_artifacts(name, run(name, tmp_path, *overrides), overrides)

@@ -1,0 +1,342 @@
+"""Stopped anywhere, a run continues and ends with the same bytes: kill -9, SIGTERM, damaged checkpoints, two at once.
+
+The killed runs are processes of their own; what continues them runs in this one, which saves the imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+
+from alignkit import cli
+from alignkit.checkpoint import MANIFEST, file_digest, load_checkpoint
+
+DATA = Path(__file__).parent.parent / "recipes" / "data"
+SFT_STEPS, ITERATIONS = 12, 4
+RECIPE = f"""\
+model: {{base: tiny, dtype: float32, lora: {{r: 4, lora_alpha: 8}}}}
+stages:
+  sft:
+    algorithm: sft
+    data: {{path: {DATA}/demos.jsonl, limit: 24}}
+    validation: {{path: {DATA}/demos_validation.jsonl, limit: 4}}
+    epochs: 2
+    batch_size: 4
+    max_length: 256
+    checkpoint_every: 2
+  align:
+    algorithm: {{ppo: {{kl_target: 0.05, kl_horizon: 20}}}} # adapts: the state must be kept, too
+    from: sft
+    prompts: {{path: {DATA}/prompts.jsonl, limit: 12}}
+    reward: {{length: {{unit: characters, target: 5}}}}
+    rollout: {{samples_per_prompt: 2, max_new_tokens: 12}}
+    iterations: {ITERATIONS}
+    prompts_per_iteration: 6
+    batch_size: 4
+    mix: {{data: {DATA}/text.txt, weight: 0.1, batch_size: 1}}
+"""
+# A plugin that dies, or asks the run to stop, at a named place: HOOK:STAGE:COUNT in the environment.
+# `half` means: in the middle of writing that stage's COUNTth checkpoint.
+SABOTEUR = """
+import os, signal, time
+from alignkit import hookimpl
+
+how, _, place = os.environ.get("SABOTAGE", "").partition("=")
+seen = {}
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at(hook, run, stage):
+    seen[hook, stage] = count = seen.get((hook, stage), 0) + 1
+    if how == "slow":
+        time.sleep(float(place))
+    elif place == f"{hook}:{stage}:{count}":
+        die() if how == "kill" else run.request_stop("a test")
+    elif place == f"half:{stage}:{count + 1}" and hook == "checkpoint_saved":
+        import safetensors.torch as st
+
+        def half(tensors, path, *more):
+            path.write_bytes(st.save(tensors)[:5000])
+            die()
+
+        st.save_file = half
+
+@hookimpl
+def stage_started(run, stage): at("stage_started", run, stage)
+@hookimpl
+def rollouts_scored(run, stage, iteration, groups): at("rollouts_scored", run, stage)
+@hookimpl
+def metrics_logged(run, stage, step, metrics): at("metrics_logged", run, stage)
+@hookimpl
+def checkpoint_saved(run, stage, path): at("checkpoint_saved", run, stage)
+@hookimpl
+def stage_finished(run, stage, reused): at("stage_finished", run, stage)
+"""
+
+
+class Place:
+    """Where the runs of this module happen: a recipe, the saboteur, and the adapter of an undisturbed run."""
+
+    def __init__(self, folder: Path):
+        self.recipe, self.plugin, self.undisturbed = folder / "small.yaml", folder / "saboteur.py", folder / "whole"
+        self.recipe.write_text(RECIPE)
+        self.plugin.write_text(SABOTEUR)
+
+    def arguments(self, out: Path) -> list[str]:
+        return ["run", str(self.recipe), "--plugin", str(self.plugin), "--out", str(out)]
+
+    def here(self, out: Path, sabotage: str = "") -> tuple[int, str]:
+        """Run in this process; gives the exit code and what was said."""
+        err = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
+            patch.setenv("SABOTAGE", sabotage)
+            with contextlib.redirect_stdout(io.StringIO()):
+                code = cli.main(self.arguments(out))
+        return code, err.getvalue()
+
+    def process(self, out: Path, sabotage: str) -> subprocess.Popen[str]:
+        """Start a process of its own, with as many threads as this one."""
+        environment = {**os.environ, "SABOTAGE": sabotage, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "alignkit", *self.arguments(out)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def check(self, out: Path) -> None:
+        """The run in `out` is the undisturbed one."""
+        for stage in ("sft", "align"):
+            for name in ("adapter_model.safetensors", "adapter_config.json"):
+                file = f"{stage}/adapter/{name}"
+                assert (out / file).read_bytes() == (self.undisturbed / file).read_bytes(), file
+        assert untimed(out / "metrics.jsonl") == untimed(self.undisturbed / "metrics.jsonl")
+        assert [step for stage, step in steps(out) if stage == "align"] == list(range(1, ITERATIONS + 1))
+        for number in range(1, ITERATIONS + 1):
+            file = f"align/rollouts/{number:04d}.jsonl"
+            assert (out / file).read_bytes() == (self.undisturbed / file).read_bytes(), file
+        leftovers = [path for path in out.rglob("*") if path.name.endswith((".new", ".old", ".tmp"))]
+        assert leftovers == []
+
+
+def untimed(path: Path) -> list[dict[str, object]]:
+    """Metrics without what depends on the clock."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per"))} for row in rows]
+
+
+def steps(out: Path) -> list[tuple[str, int]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(row["stage"], row["step"]) for row in rows]
+
+
+def wait_for(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """The recipe's place, with the undisturbed run in it. One thread: so have the processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.mktemp("models")))
+        found = Place(tmp_path_factory.mktemp("resume"))
+        code, err = found.here(found.undisturbed)
+        assert code == 0, err
+        yield found
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def stopped_once(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was asked to stop after the third iteration of PPO: it has two checkpoints, 2 and 3."""
+    out = tmp_path_factory.mktemp("stopped")
+    code, err = place.here(out, "stop=metrics_logged:align:3")
+    assert code == 75 and "stopped: a test" in err, err
+    return out
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "copy"))
+
+
+def test_the_undisturbed_run_is_what_the_tests_need(place: Place) -> None:
+    done = steps(place.undisturbed)
+    assert sorted(step for stage, step in done if stage == "sft") == sorted([*range(1, SFT_STEPS + 1), 6, 12])
+    rows = [row for row in untimed(place.undisturbed / "metrics.jsonl") if row["stage"] == "align"]
+    assert len({row["kl_beta"] for row in rows}) > 1 and all("mix/nll" in row for row in rows)
+
+
+KILLS = [
+    pytest.param("kill=metrics_logged:sft:7", "sft: continuing after step 6 of 12", id="in sft"),
+    pytest.param("kill=half:sft:3", "sft: continuing after step 4 of 12", id="while sft saves"),
+    pytest.param("kill=rollouts_scored:align:3", "align: continuing after iteration 2 of 4", id="before ppo learns"),
+    pytest.param("kill=half:align:3", "align: continuing after iteration 2 of 4", id="while ppo saves"),
+    pytest.param(
+        "kill=metrics_logged:align:1", "align: ppo", id="before ppo's first checkpoint", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        "kill=checkpoint_saved:align:4",
+        "align: continuing after iteration 4 of 4",
+        id="after ppo's last checkpoint",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        "kill=checkpoint_saved:sft:7",
+        "sft: continuing after step 12 of 12",
+        id="after sft's last checkpoint",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param("kill=stage_finished:sft:1", "sft: unchanged, reused", id="between stages", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("sabotage", "said"), KILLS)
+def test_kill_9_at_a_place(place: Place, tmp_path: Path, sabotage: str, said: str) -> None:
+    process = place.process(tmp_path, sabotage)
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == -signal.SIGKILL, err
+    code, err = place.here(tmp_path)
+    assert code == 0 and said in err, err
+    place.check(tmp_path)
+
+
+def test_kill_9_from_outside_and_again(place: Place, tmp_path: Path) -> None:
+    process = place.process(tmp_path, "slow=0.3")
+    wait_for((tmp_path / "align" / "rollouts" / "0002.jsonl").exists, process)
+    process.kill()
+    process.communicate()
+    code, err = place.here(tmp_path, "stop=rollouts_scored:align:1")  # and once more, before it has got anywhere
+    assert code == 75 and "align: continuing after iteration" in err
+    code, err = place.here(tmp_path)
+    assert code == 0 and "sft: unchanged, reused" in err and "align: continuing after iteration" in err
+    place.check(tmp_path)
+
+
+def test_sigterm_ends_with_75_and_the_command(place: Place, tmp_path: Path) -> None:
+    process = place.process(tmp_path, "slow=0.3")
+    wait_for((tmp_path / "sft" / "checkpoints" / "000002").exists, process)
+    process.terminate()
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, err
+    assert "stopped: SIGTERM" in err and "Traceback" not in err
+    (command,) = [line for line in err.splitlines() if line.startswith("to continue: ")]
+    assert command.endswith(" ".join(place.arguments(tmp_path)))
+    code, err = place.here(tmp_path)
+    assert code == 0 and "sft: continuing after step" in err
+    place.check(tmp_path)
+
+
+@pytest.mark.parametrize("event", ["stage_started:align:1", "metrics_logged:sft:5", "rollouts_scored:align:2"])
+def test_a_stop_in_any_phase_continues(place: Place, tmp_path: Path, event: str) -> None:
+    code, err = place.here(tmp_path, f"stop={event}")
+    assert code == 75 and "to continue: " in err, err
+    code, err = place.here(tmp_path)
+    assert code == 0, err
+    place.check(tmp_path)
+
+
+def flip(file: Path) -> None:
+    """Change one byte in the middle."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(bytes(data))
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink], ids=["flipped", "truncated", "missing"])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", MANIFEST])
+def test_a_damaged_checkpoint_falls_back(
+    place: Place, stopped: Path, damage: Callable[[Path], None], name: str
+) -> None:
+    damage(stopped / "align" / "checkpoints" / "000003" / name)
+    code, err = place.here(stopped)
+    assert code == 0, err
+    assert "000003 is damaged" in err and name in err and "falling back to the one before" in err
+    assert "align: continuing after iteration 2 of 4" in err
+    place.check(stopped)
+
+
+def test_a_damaged_checkpoint_is_not_kept_in_place_of_a_whole_one(place: Place, stopped: Path) -> None:
+    flip(stopped / "align" / "checkpoints" / "000003" / "tensors.safetensors")
+    code, _ = place.here(stopped, "stop=checkpoint_saved:align:1")  # 3 again
+    assert code == 75
+    heard: list[str] = []
+    found = load_checkpoint(stopped / "align" / "checkpoints", heard.append)
+    assert found is not None and found.state["iteration"] == 3 and heard == []
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error(place: Place, stopped: Path) -> None:
+    for folder in (stopped / "align" / "checkpoints").iterdir():
+        truncate(folder / "tensors.safetensors")
+    code, err = place.here(stopped)
+    assert code == 1 and "all checkpoints in" in err and "delete the folder to start this stage afresh" in err
+    shutil.rmtree(stopped / "align" / "checkpoints")
+    code, err = place.here(stopped)
+    assert code == 0, err
+    place.check(stopped)
+
+
+@pytest.mark.parametrize("lacking", ["optimizer/", "optimizer/exp_avg_sq/", "weight/"])
+def test_a_missing_part_is_an_error_and_no_fresh_start(place: Place, stopped: Path, lacking: str) -> None:
+    folder = stopped / "align" / "checkpoints" / "000003"
+    tensors = load_file(folder / "tensors.safetensors")
+    save_file({k: v for k, v in tensors.items() if not k.startswith(lacking)}, folder / "tensors.safetensors")
+    sums = json.loads((folder / MANIFEST).read_text())
+    sums["tensors.safetensors"] = file_digest(folder / "tensors.safetensors")
+    (folder / MANIFEST).write_text(json.dumps(sums))
+    code, err = place.here(stopped)
+    assert code == 1, err
+    assert ("no weights for" if lacking == "weight/" else "no optimiser state for") in err
+
+
+def test_two_runs_in_one_folder_are_refused(place: Place, stopped: Path) -> None:
+    with FileLock(stopped / ".lock"):
+        code, err = place.here(stopped)
+    assert code == 1 and "another run is working in" in err and "--out" in err
+    code, err = place.here(stopped)
+    assert code == 0, err
+    place.check(stopped)
+
+
+def test_another_number_of_threads_is_said(place: Place, stopped: Path) -> None:
+    torch.set_num_threads(2)
+    try:
+        code, err = place.here(stopped)
+    finally:
+        torch.set_num_threads(1)
+    assert code == 0 and "was written with 1 threads, now there are 2" in err, err
+
+
+@pytest.mark.slow
+def test_killed_at_random_again_and_again(place: Place, tmp_path: Path) -> None:
+    for delay in (0.0, 0.7, 1.9, 0.3, 2.6):
+        process = place.process(tmp_path, "slow=0.2")
+        wait_for(lambda: (tmp_path / "sft").exists() or process.poll() is not None, process)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+    code, err = place.here(tmp_path)
+    assert code == 0, err
+    place.check(tmp_path)

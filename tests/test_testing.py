@@ -1,0 +1,248 @@
+"""The conformance kit: every first-party algorithm passes, and each kind of broken one is told what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit import ROLLOUTS, Algorithm, Batch, Field, Group, Loss, Needs, Outputs, Response, per_pair, per_response
+from alignkit import functional as F
+from alignkit.algorithm import Term, per_token
+from alignkit.testing import Unfit, check_algorithm, example_groups
+from alignkit_dpo import DPO
+from alignkit_ppo import PPO
+from alignkit_rejection_sampling import RejectionSampling
+from alignkit_reward_model import RewardModel
+from alignkit_sft import LM, SFT
+
+TEXTS = [Group((), (Response(text=text),), id=text[:5]) for text in ("A river ran by.", "No.", "Bread is baked here.")]
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (SFT, {}),
+        (SFT, {"turns": "last"}),
+        (LM, {}),
+        (RewardModel, {}),
+        (RewardModel, {"margin": "data"}),
+        (RewardModel, {"margin": "llama2-large", "center_coefficient": 0.0}),
+        (PPO, {}),
+        (PPO, {"aggregation": "response", "kl_target": 3.0, "entropy_coefficient": 0.1, "dual_clip": 3.0}),
+        (PPO, {"whiten_advantages": False, "gamma": 0.9, "missing_eos_penalty": 1.0, "clip_value": None}),
+        (RejectionSampling, {}),
+        (DPO, {}),
+        (DPO, {"beta": 0.5, "label_smoothing": 0.2}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else ",".join(value) or "default",
+)
+def test_first_party_algorithms_conform(cls: type[Algorithm], options: dict[str, Any]) -> None:
+    check_algorithm(cls, options, groups=TEXTS if cls is LM else None)
+
+
+class OnPairs(Algorithm):
+    needs = Needs(min_samples=2, pairs=True)
+
+
+class IgnoresMask(OnPairs):
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        better, worse = batch.pairs.take(out.logprobs.sum(dim=1))
+        return Loss(dpo=per_pair(-torch.nn.functional.logsigmoid(0.01 * (better - worse))))
+
+
+class MeanOfMicroBatch(Algorithm):
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        mean = F.masked_mean(-out.logprobs, batch.mask)
+        return Loss(nll=per_response(mean.expand(len(batch.tokens))))
+
+
+class WhitensInTheLoss(OnPairs):
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        better, worse = batch.pairs.take(F.sum_tokens(out.logprobs, batch.mask))
+        gap = better - worse
+        return Loss(gap=per_pair(-gap / (1 + gap.detach().abs().max())))
+
+
+class RootOfZero(Algorithm):
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        return Loss(root=per_token((out.logprobs - out.logprobs.detach()).abs().sqrt()))
+
+
+class Dropout(Algorithm):
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        return Loss(nll=per_token(-out.logprobs * torch.rand_like(out.logprobs)))
+
+
+class Remembers(Algorithm):
+    seen = 0
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        self.seen += 1
+        return Loss(nll=per_token(-out.logprobs * self.seen))
+
+
+class Detached(Algorithm):
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        return Loss(nll=per_token(-out.logprobs.detach()))
+
+
+class ByPlace(Algorithm):
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        even = torch.arange(len(batch.tokens)) % 2 == 0
+        return Loss(nll=per_response(F.sum_tokens(-out.logprobs, batch.mask) * even))
+
+
+class ByGroupSize(Algorithm):
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        size = torch.bincount(batch.group)[batch.group]
+        return Loss(nll=per_response(F.sum_tokens(-out.logprobs, batch.mask) / size))
+
+
+class WrongShape(Algorithm):
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        return Loss(nll=per_token(F.sum_tokens(-out.logprobs, batch.mask)))
+
+
+class TensorInState(Algorithm):
+    def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
+        assert out.logprobs is not None
+        return {"mean": out.logprobs.mean()}
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        return Loss(nll=per_token(-out.logprobs))
+
+
+class Bare(SFT):
+    class Options(SFT.Options):
+        strength: float = 1.0
+        loud: bool = False
+        share: float | None = Field(None, gt=0)
+
+
+class ReportsIgnoringMask(SFT):
+    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        assert out.logprobs is not None
+        return {"length": per_response((out.logprobs != 0).float().sum(dim=1))}
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (IgnoresMask, r"^IgnoresMask: garbage where the mask is false changes gradient by .* must use batch.mask"),
+        (MeanOfMicroBatch, "cutting the batch into micro-batches changes gradient by .* unreduced entries"),
+        (WhitensInTheLoss, "cutting the batch into micro-batches changes gradient by .* belong in `before_step`"),
+        (RootOfZero, "the gradient is not finite: look for sqrt"),
+        (Dropout, "a second look at the same batch changes gradient by .* random numbers"),
+        (Remembers, "a second look at the same batch changes gradient by .* belongs in `state`"),
+        (Detached, "the gradient is zero everywhere: nothing is learned"),
+        (ByPlace, "the order of groups and responses changes gradient by .* batch.group"),
+        (ByGroupSize, "responses that share a prompt groups of their own changes gradient by .*separable=False"),
+        (WrongShape, r"a loss term per token has shape"),
+        (TensorInState, r"state\['mean'\] after `before_step` is not JSON: Object of type Tensor"),
+        (Bare, "^Bare: options without a description, a range or choices: strength$"),
+        (ReportsIgnoringMask, r"garbage where the mask is false changes 'length' by"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_broken_algorithms_are_told_what_is_wrong(cls: type[Algorithm], message: str) -> None:
+    with pytest.raises(Unfit, match=message):
+        check_algorithm(cls)
+
+
+def test_responses_may_be_meant_to_bear_on_each_other() -> None:
+    check_algorithm(ByGroupSize, separable=False)
+
+
+# signals
+
+
+class Online(Algorithm):
+    source = ROLLOUTS
+    needs = Needs(min_samples=2)
+
+    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
+        assert rollouts.rewards is not None
+        return {"advantage": F.rloo_advantages(rollouts.rewards, rollouts.group)}
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        return Loss(policy=per_token(-out.logprobs * batch["advantage"][:, None]))
+
+
+class WrongSignal(Online):
+    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
+        assert rollouts.rewards is not None
+        return {"advantage": rollouts.rewards[:, None]}
+
+
+class LogOfRewards(Online):
+    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
+        assert rollouts.rewards is not None
+        return {"advantage": rollouts.rewards.log()}
+
+
+class SignalIgnoresMask(Online):
+    needs = Needs(old_logprobs=True, min_samples=2)
+
+    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
+        assert rollouts.old_logprobs is not None
+        return {"advantage": rollouts.old_logprobs.sum(dim=1)}
+
+
+class SignalByPlace(Online):
+    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
+        assert rollouts.rewards is not None
+        return {"advantage": rollouts.rewards.cumsum(0)}
+
+
+class SignalState(Online):
+    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
+        self.state["seen"] = {1: "x"}
+        return super().signal(rollouts)
+
+
+class SelectsNothing(Online):
+    def select(self, groups: Any, context: Any) -> list[Group]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (WrongSignal, r"signal 'advantage' is \(12, 1\), not \[R, T\] = \(12, \d+\) or \[R\] = \(12,\)"),
+        (LogOfRewards, "signal 'advantage' is not finite everywhere"),
+        (SignalIgnoresMask, "garbage where the mask is false changes signal 'advantage' by"),
+        (SignalByPlace, "the order of groups and responses changes signal 'advantage' by"),
+        (SignalState, r"state\['seen'\] after `signal` does not come back from JSON as it was"),
+        (SelectsNothing, "leave none of the example groups to learn from"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_broken_signals_are_told_what_is_wrong(cls: type[Algorithm], message: str) -> None:
+    with pytest.raises(Unfit, match=message):
+        check_algorithm(cls)
+
+
+def test_an_algorithm_with_a_group_baseline_conforms() -> None:
+    check_algorithm(Online)
+
+
+def test_example_groups_hold_every_kind_of_preference() -> None:
+    groups = example_groups(5)
+    assert [len(group.responses) for group in groups] == [5] * 4
+    assert {pair.margin for group in groups for pair in group.pairs or ()} == {"slightly", 1.5, 2.0}
+    assert all(r.rank is not None and r.scores["reward"] is not None for g in groups for r in g.responses)
