@@ -15,7 +15,7 @@ quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: .venv/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)

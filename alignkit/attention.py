@@ -118,11 +118,13 @@ class Packed:
         dtype = q.dtype
         if q.device.type == "cpu" and dtype == torch.bfloat16:
             q, k, v = q.float(), k.float(), v.float()  # the fused kernel is twice as fast in fp32 there
+        # Split, not sliced: the backward of each slice would write a gradient as long as the whole row.
+        lengths = [segment.length for segment in self.segments]
+        qs, ks, vs = (x.split(lengths, dim=2) for x in (q, k, v))
         parts = []
         for index, segment in enumerate(self.segments):
-            cut = slice(segment.start, segment.start + segment.length)
             mask = self._mask(index, segment, how.window, q.device)
-            parts.append(attention(q[:, :, cut], k[:, :, cut], v[:, :, cut], mask, how))
+            parts.append(attention(qs[index], ks[index], vs[index], mask, how))
         return torch.cat(parts, dim=2).to(dtype)
 
     def _mask(self, index: int, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:

@@ -80,21 +80,33 @@ class Policy:
         self.tokenizer = _tokenizer(spec, source, revision)
         self.base_name = source
         self.revision = revision
-        model = _base(spec, source, revision, self.dtype, self.device)
-        # The value head and reward heads read the last hidden state; the language head is applied where needed.
-        self.hidden_size = int(model.config.get_text_config().hidden_size)
         self.switch = Switch()
         self.lora = spec.lora
+        self.roles: dict[str, Role] = {}
+        self.packs = True
+        try:
+            self._adopt(_base(spec, source, revision, self.dtype, self.device, attention.NAME))
+            self.unpacked_because = self._packing_fault()
+        except KeyError as error:  # a table of attention classes of the model's own
+            if error.args != (attention.NAME,):
+                raise
+            self.unpacked_because = "it does not use transformers' attention interface"
+        self.packs = not self.unpacked_because
+        if self.packs:
+            self.model.set_attn_implementation(attention.NAME)
+        else:
+            # Loaded afresh: asked for our attention, some models build no causal mask and cannot be told otherwise.
+            self._adopt(_base(spec, source, revision, self.dtype, self.device, None))
+        # The value head and reward heads read the last hidden state; the language head is applied where needed.
+        self.hidden_size = int(self.model.config.get_text_config().hidden_size)
+
+    def _adopt(self, model: Any) -> None:
+        """Take a model as the base."""
         self.model = model
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         model.eval()  # for ever: dropout would make old and new log-probabilities differ
-        self.roles: dict[str, Role] = {BASE: Role(BASE, model, None)}
-        self.packs = True
-        self.unpacked_because = self._packing_fault()
-        self.packs = not self.unpacked_because
-        if self.packs:
-            model.set_attn_implementation(attention.NAME)
+        self.roles[BASE] = Role(BASE, model, None)
 
     # Roles
 
@@ -329,7 +341,8 @@ class Policy:
 
     def _add_copy(self, name: str, start: str | Path | None) -> Role:
         if isinstance(start, Path):
-            return Role(name, _base(self.spec, str(start), None, self.dtype, self.device).eval(), None)
+            own = attention.NAME if self.packs else None
+            return Role(name, _base(self.spec, str(start), None, self.dtype, self.device, own).eval(), None)
         model = copy.deepcopy(self.roles[start or BASE].model)
         return Role(name, model, None)
 
@@ -357,7 +370,10 @@ class Policy:
         rows = [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
         fault = ""
         try:
-            together = self.hidden(BASE, Packed([Segment(0, 5, (6, 3)), Segment(14, 4, (6,))]), ids)
+            tree = Packed([Segment(0, 5, (6, 3)), Segment(14, 4, (6,))], keep=True)
+            together = self.hidden(BASE, tree, ids)
+            if len(tree.kept) < self.model.config.get_text_config().num_hidden_layers:
+                return f"only {len(tree.kept)} of its layers use transformers' attention interface"
             alone = [self.hidden(BASE, part, row) for part, row in zip(parts, rows, strict=True)]
         except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError) as raised:
             fault = f"{type(raised).__name__}: {raised}"
@@ -435,7 +451,15 @@ def _dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def _base(spec: ModelSpec, source: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+def _base(
+    spec: ModelSpec,
+    source: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention_name: str | None,
+) -> Any:
+    """attention_name: None for the model's own."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     _quiet()
@@ -450,7 +474,7 @@ def _base(spec: ModelSpec, source: str, revision: str | None, dtype: torch.dtype
         source,
         revision=revision,
         dtype=dtype,
-        attn_implementation=attention.NAME,
+        attn_implementation=attention_name,
         quantization_config=quantization,
         trust_remote_code=spec.trust_remote_code,
         use_safetensors=True,

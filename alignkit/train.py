@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from alignkit.recipe import Settings
 
 NON_FINITE_IN_A_ROW = 5
+ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass
@@ -62,6 +63,11 @@ class Learner:
             eps=self.settings.adam_epsilon,
             weight_decay=self.settings.weight_decay,
         )
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a micro-batch: policy and value role keep their activations side by side."""
+        return self.policy.token_budget // (2 if self.value_role is not None else 1)
 
     # One optimiser step
 
@@ -103,7 +109,7 @@ class Learner:
 
     def _accumulate(self, examples: Examples) -> dict[str, float]:
         """Gradients of the global batch; gives loss terms and the algorithm's own metrics."""
-        parts = [examples.take(i) for i in micro_batches(examples.groups, self.policy.token_budget)]
+        parts = [examples.take(i) for i in micro_batches(examples.groups, self.token_budget)]
         batches = [part.batch(self.policy.device) for part in parts]
         self._before_step(parts, batches)
         totals = self._denominators(batches)
@@ -218,10 +224,12 @@ class Learner:
                 raise RunFailed(f"the checkpoint has no weights for {name}; delete the stage's folder to start afresh")
             parameter.data.copy_(tensors[f"weight/{name}"])
             keys = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
-            if keys:
-                self.optimizer.state[parameter] = {key.split("/")[1]: tensors[key].clone() for key in keys}
-            elif state["steps"]:
-                raise RunFailed(f"the checkpoint has no optimiser state for {name}")
+            kept = {key.split("/")[1]: tensors[key].clone() for key in keys}
+            if kept.keys() == ADAM_STATE:
+                self.optimizer.state[parameter] = kept
+            elif kept or state["steps"]:
+                lacking = ", ".join(sorted(ADAM_STATE - kept.keys()))
+                raise RunFailed(f"the checkpoint has no optimiser state for {name} ({lacking})")
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.algorithm.state = dict(state["algorithm"])
 

@@ -1,0 +1,380 @@
+"""Packed rows, decoding and sampling against transformers' own attention and `generate`, one sequence at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignkit import Group, attention, rollout
+from alignkit import functional as F
+from alignkit.attention import Decoding, Packed, Segment
+from alignkit.batch import Encoded, Encoder, Row, pack
+from alignkit.policy import BASE, Policy
+from alignkit.recipe import ModelSpec
+from alignkit.rollout import Sampling, choose, sample
+
+VOCABULARY = 97
+LLAMA: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,  # tied, a random model repeats the token it reads
+}
+# Windows are shorter than the sequences below, so that they matter.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "Llama": LLAMA,
+    "Qwen2": LLAMA,
+    "Gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 2.0},
+    "Mistral": {**LLAMA, "sliding_window": 5},
+    "GPT2": {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "tie_word_embeddings": False,
+    },  # absolute positions, and dropout by default
+}
+# ALiBi is added by code of its own: the layout never reaches it.
+UNPACKED = {"Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False}}
+# Prompt and response lengths: siblings, none, one token, longer than every window.
+RAGGED = [(7, (5, 1, 9)), (3, (4,)), (6, ()), (1, (8, 2))]
+
+
+def make(folder: Path, name: str) -> Path:
+    """A random model with the tokens t0 ... t96, t1 being the end; a prompt is what its messages say."""
+    import transformers
+
+    options = {**ARCHITECTURES, **UNPACKED}[name]
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=1, pad_token_id=0, **options
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.ndim > 1:
+                    weight.normal_(0.0, 0.2)  # the usual 0.02 leaves attention without effect at this size
+    model.save_pretrained(folder)
+    words_of_numbers().save_pretrained(folder)
+    return folder
+
+
+def words_of_numbers() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="t0",
+        eos_token="t1",
+        chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load(folder: Path) -> Policy:
+    policy = Policy(ModelSpec(base=str(folder), dtype="float32", lora=None, device="cpu"), str(folder))
+    policy.tokenizer = words_of_numbers()  # transformers chooses some tokenizers by the model's type, not by the file
+    return policy
+
+
+def plain(policy: Policy) -> Any:
+    """The same model with transformers' eager attention and nothing of ours."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(policy.source, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    found = load(make(tmp_path_factory.mktemp(request.param), request.param))
+    assert found.packs, found.unpacked_because
+    return found
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return load(make(tmp_path_factory.mktemp("llama"), "Llama"))
+
+
+@pytest.fixture(scope="module", params=list(UNPACKED))
+def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return load(make(tmp_path_factory.mktemp(request.param), request.param))
+
+
+def tokens(count: int, seed: int) -> tuple[int, ...]:
+    return tuple(torch.randint(2, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+def ragged() -> list[Encoded]:
+    found = []
+    for g, (prompt, lengths) in enumerate(RAGGED):
+        rows = [tokens(n, 100 * g + r) for r, n in enumerate(lengths)]
+        group = Group((), id=str(g))
+        found.append(Encoded(group, tokens(prompt, 1000 + g), tuple(Row(row, (True,) * len(row)) for row in rows)))
+    return found
+
+
+@torch.no_grad()
+def logprobs_alone(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    row = torch.tensor([[*prompt, *response]])
+    return F.token_logprobs(model(input_ids=row).logits[0, :-1], row[0, 1:])[len(prompt) - 1 :]
+
+
+def check_logprobs(policy: Policy) -> None:
+    groups = ragged()
+    row = pack(groups)
+    with torch.no_grad():
+        hidden = policy.hidden(BASE, row.layout, row.tokens)
+        found, _ = policy.logprobs(BASE, hidden[row.before], row.targets)
+    model = plain(policy)
+    wanted = torch.cat([logprobs_alone(model, g.prompt, r.tokens) for g in groups for r in g.rows])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_packed_tree_is_separate_rows(policy: Policy) -> None:
+    check_logprobs(policy)
+
+
+def test_packed_hidden_states_at_prompts_and_responses(policy: Policy) -> None:
+    groups = ragged()
+    row = pack(groups)
+    with torch.no_grad():
+        found = policy.hidden(BASE, row.layout, row.tokens)
+        model = getattr(model := plain(policy), model.base_model_prefix)
+        parts = []
+        for group in groups:
+            prompt = list(group.prompt)
+            parts.append(model(input_ids=torch.tensor([prompt])).last_hidden_state[0])
+            for response in group.rows:
+                whole = model(input_ids=torch.tensor([prompt + list(response.tokens)])).last_hidden_state[0]
+                parts.append(whole[len(prompt) :])
+    torch.testing.assert_close(found, torch.cat(parts), atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_a_packed_tree(policy: Policy) -> None:
+    groups = ragged()
+    role = policy.add_role("trained")
+    try:
+        parameters = policy.make_trainable("trained")
+        row = pack(groups)
+        hidden = policy.hidden("trained", row.layout, row.tokens)
+        weights = torch.linspace(-1, 1, len(row.targets))
+        (policy.logprobs("trained", hidden[row.before], row.targets)[0] * weights).sum().backward()
+        model = plain(policy)
+        at = 0
+        for group in groups:
+            for response in group.rows:
+                ids = torch.tensor([[*group.prompt, *response.tokens]])
+                logprobs = F.token_logprobs(model(input_ids=ids).logits[0, :-1], ids[0, 1:])[len(group.prompt) - 1 :]
+                (logprobs * weights[at : at + len(logprobs)]).sum().backward()
+                at += len(logprobs)
+        wanted = {name: p.grad for name, p in model.named_parameters()}
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(parameter.grad, wanted[name], atol=1e-4, rtol=1e-4, msg=name)
+    finally:
+        assert role.model is not policy.model
+        policy.drop_role("trained")
+
+
+@torch.no_grad()
+def test_decoding_is_the_full_forward(policy: Policy) -> None:
+    """Rows of different prompts, one of which leaves half-way."""
+    model = plain(policy)
+    prompts = [tokens(7, 1), tokens(2, 2), tokens(4, 3)]
+    starts = [0, 7, 9]
+    prefill = Packed([Segment(s, len(p), ()) for s, p in zip(starts, prompts, strict=True)], keep=True)
+    policy.hidden(BASE, prefill, torch.tensor([t for p in prompts for t in p]))
+    owners = [0, 1, 1, 2]
+    decoding = Decoding(prefill, owners, 10)
+    rows = [(*prompts[owner], *tokens(8, 10 + n)) for n, owner in enumerate(owners)]
+    lengths = [len(prompts[owner]) for owner in owners]
+    for step in range(8):
+        if step == 4:
+            decoding.keep_rows(torch.tensor([0, 2, 3]))
+            rows, lengths = [rows[0], *rows[2:]], [lengths[0], *lengths[2:]]
+        new = torch.tensor([[row[n + step]] for row, n in zip(rows, lengths, strict=True)])
+        positions = torch.tensor([[n + step] for n in lengths])
+        with attention.using(decoding), policy.acting_as(BASE) as ours:
+            backbone = getattr(ours, ours.base_model_prefix)
+            states = backbone(input_ids=new, position_ids=positions, use_cache=False).last_hidden_state
+        decoding.advance()
+        found = policy.next_logits(BASE, states[:, 0])
+        for row, n, logits in zip(rows, lengths, found, strict=True):
+            wanted = model(input_ids=torch.tensor([row[: n + step + 1]])).logits[0, -1]
+            torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
+
+
+# Sampling
+
+
+def questions(count: int) -> list[Group]:
+    """Prompts of 1 to 9 tokens."""
+    texts = [" ".join(f"t{t}" for t in tokens(1 + n % 9, 50 + n)) for n in range(count)]
+    return [Group(({"role": "user", "content": text},), id=str(n)) for n, text in enumerate(texts)]
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many rows stayed each time that finished sequences left."""
+    seen: list[int] = []
+    original = Decoding.keep_rows
+
+    def spy(self: Decoding, rows: Tensor) -> None:
+        seen.append(len(rows))
+        original(self, rows)
+
+    monkeypatch.setattr(Decoding, "keep_rows", spy)
+    yield seen
+
+
+def encoder_with_ends(policy: Policy, ends: Sequence[int]) -> Encoder:
+    encoder = Encoder(policy.tokenizer)
+    encoder.__dict__["end_ids"] = frozenset(ends)
+    return encoder
+
+
+def check_greedy(policy: Policy, count: int = 20, length: int = 12) -> None:
+    groups = questions(count)
+    model = plain(policy)
+    ends = list(range(1, VOCABULARY, 9))  # a ninth of all tokens end a response: rows finish at different steps
+    wanted = []
+    for group in groups:
+        ids = torch.tensor([policy.tokenizer(group.prompt[0]["content"])["input_ids"]])
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=length,
+            eos_token_id=ends,
+            pad_token_id=0,
+        )
+        wanted.append(tuple(out[0, ids.shape[1] :].tolist()))
+    assert len({len(row) for row in wanted}) > 2
+    encoder = encoder_with_ends(policy, ends)
+    found = sample(policy, BASE, encoder, groups, Sampling(1, length, temperature=0.0), seed=0)
+    assert [group.responses[0].tokens for group in found] == wanted
+    assert [group.responses[0].truncated for group in found] == [row[-1] not in ends for row in wanted]
+
+
+def test_greedy_sampling_is_generate(policy: Policy, copies: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    check_greedy(policy)
+    assert len(copies) > 1
+    monkeypatch.setattr(rollout, "ROWS", 6)  # several waves
+    check_greedy(policy)
+
+
+def test_sampled_logprobs_are_those_of_the_training_path(policy: Policy) -> None:
+    groups = questions(6)
+    encoder = Encoder(policy.tokenizer)
+    found = sample(policy, BASE, encoder, groups, Sampling(3, 8, temperature=0.7), seed=1)
+    encoded = [e for g in found if (e := encoder.encode(g, 64)) is not None]
+    row = pack(encoded)
+    with torch.no_grad():
+        hidden = policy.hidden(BASE, row.layout, row.tokens)
+        again, _ = policy.logprobs(BASE, hidden[row.before], row.targets, temperature=0.7)
+    sampled = [x for g in found for r in g.responses for x in r.logprobs or ()]
+    torch.testing.assert_close(torch.tensor(sampled), again, atol=1e-4, rtol=0)
+
+
+def test_a_sample_does_not_depend_on_its_company(llama: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, encoder = questions(10), encoder_with_ends(llama, range(1, 12))
+    sampling = Sampling(4, 10)
+
+    def draw(groups: Sequence[Group], sampling: Sampling, seed: int = 5, place: str = "a") -> list[list[Any]]:
+        found = sample(llama, BASE, encoder, groups, sampling, seed=seed, place=(place,))
+        return [[response.tokens for response in group.responses] for group in found]
+
+    all_of_them = draw(groups, sampling)
+    assert draw(groups[:3], sampling) == all_of_them[:3]
+    assert draw(groups, replace(sampling, samples_per_prompt=2)) == [rows[:2] for rows in all_of_them]
+    monkeypatch.setattr(rollout, "ROWS", 3)
+    assert draw(groups, sampling) == all_of_them
+    # Siblings, seeds and places differ.
+    assert all(len(set(rows)) == len(rows) for rows in all_of_them)
+    assert draw(groups, sampling, seed=6) != all_of_them
+    assert draw(groups, sampling, place="b") != all_of_them
+
+
+def test_no_end_before_min_new_tokens(llama: Policy) -> None:
+    ends = set(range(1, 90))
+    encoder = encoder_with_ends(llama, sorted(ends))
+    groups = questions(5)
+    for temperature in (0.0, 1.0):
+        sampling = Sampling(4, 6, min_new_tokens=3, temperature=temperature)
+        found = sample(llama, BASE, encoder, groups, sampling, seed=0)
+        rows = [response.tokens or () for group in found for response in group.responses]
+        assert all(not ends & set(row[:3]) and not ends & set(row[:-1]) for row in rows)
+        assert 4 in {len(row) for row in rows}
+        assert all(len(row) > 3 for row in rows)
+
+
+def test_a_stop_string_ends_a_response_and_stays(llama: Policy) -> None:
+    encoder, groups = Encoder(llama.tokenizer), questions(8)
+    free = sample(llama, BASE, encoder, groups, Sampling(2, 12), seed=2)
+    stops = (" ".join(free[0].responses[0].text.split()[4:6]), free[1].responses[1].text.split()[7])
+    found = sample(llama, BASE, encoder, groups, Sampling(2, 12, stop=stops), seed=2)
+    cut = 0
+    for before, after in zip(free, found, strict=True):
+        for long, short in zip(before.responses, after.responses, strict=True):
+            words = (long.tokens or ())[: len(short.tokens or ())]
+            assert short.tokens == words
+            assert not any(stop in encoder.decode(words[:-1]) for stop in stops)
+            if len(words) < len(long.tokens or ()):
+                assert any(stop in short.text for stop in stops)
+                assert short.truncated
+                cut += 1
+    assert cut >= 2
+
+
+def frequencies(logits: Tensor, sampling: Sampling, draws: int = 20_000) -> tuple[Tensor, Tensor]:
+    """Shares of the tokens chosen over evenly spread draws, and their log-probabilities (0: never chosen)."""
+    u = ((torch.arange(draws) + 0.5) / draws).tolist()
+    chosen, logprobs = choose(logits.expand(draws, -1), u, sampling, 0, frozenset({0}))
+    found = torch.zeros(logits.shape[-1]).index_put((chosen,), logprobs)
+    return torch.bincount(chosen, minlength=logits.shape[-1]) / draws, found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_choose_draws_from_the_filtered_policy(temperature: float) -> None:
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0))
+    full = torch.softmax(logits[0] / temperature, -1)
+    order = full.argsort(descending=True)
+
+    def kept(count: int) -> Tensor:
+        return torch.where(torch.isin(torch.arange(12), order[:count]), full, 0.0)
+
+    nucleus = int((full[order].cumsum(0) < 0.6).sum()) + 1
+    without_end = full.clone()
+    without_end[0] = 0.0
+    for sampling, allowed in (
+        (Sampling(temperature=temperature), full),
+        (Sampling(temperature=temperature, top_k=3), kept(3)),
+        (Sampling(temperature=temperature, top_k=50), full),
+        (Sampling(temperature=temperature, top_p=0.6), kept(nucleus)),
+        (Sampling(temperature=temperature, top_p=1e-6), kept(1)),
+        (Sampling(temperature=temperature, min_new_tokens=1), without_end),
+    ):
+        shares, logprobs = frequencies(logits, sampling)
+        torch.testing.assert_close(shares, allowed / allowed.sum(), atol=2e-4, rtol=0)
+        assert not bool(((shares > 0) & (allowed == 0)).any())
+        # What is reported is the unfiltered policy's, which old log-probabilities are compared with.
+        torch.testing.assert_close(logprobs, torch.where(shares > 0, full.log(), 0.0))
+
+
+# Models that cannot be packed
+
+
+def test_attention_that_ignores_the_layout_falls_back(unpacked: Policy) -> None:
+    assert not unpacked.packs
+    assert unpacked.unpacked_because
+    check_logprobs(unpacked)
+    check_greedy(unpacked, count=8)
