@@ -66,11 +66,13 @@ class Encoder:
 
     def text(self, text: str) -> Ids:
         """Tokens of plain text; special tokens that occur in it are ordinary text, so data cannot end a turn."""
-        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return tuple(
+            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        )
 
     def templated(self, text: str) -> Ids:
         """Tokens of what the chat template wrote."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def render(self, messages: Sequence[Message], generation: bool) -> str:
         plain = [{"role": m["role"], "content": m["content"]} for m in messages]

@@ -59,6 +59,10 @@ class Engine:
         if name != BASE and name in self.policy.roles:
             self.policy.drop_role(name)
 
+    def forget_scores(self) -> None:
+        """Score everything afresh: what is remembered changes how the rest is packed, and so the last bits."""
+        self._scored.clear()
+
     def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
         """Raw scores of all responses in order; None where prompt and response do not fit."""
         folder = self.artifact(stage)

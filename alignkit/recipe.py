@@ -168,7 +168,9 @@ class Settings(Options):
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_length: int = Field(default=1024, ge=2, description="longest prompt with response, in tokens")
     seed: int | None = Field(default=None, ge=0)
-    checkpoint_every: int | None = Field(default=None, ge=1, description="steps (of a data set) or iterations (of rollouts) between checkpoints")
+    checkpoint_every: int | None = Field(
+        default=None, ge=1, description="steps (of a data set) or iterations (of rollouts) between checkpoints"
+    )
     keep_epochs: bool = Field(default=False, description="keep the adapter of every epoch or iteration k as NAME@k")
     carry_from: list[StageRef] = Field(default_factory=list, description="earlier stages whose rollouts count too")
 

@@ -29,6 +29,11 @@ from alignkit.train import Learner, Mix, measure, schedule
 # KL at the first iteration, nats per response, above which policy and reference cannot be the same adapter.
 SAME_ADAPTER = 1e-2
 DATASET_CHECKPOINTS = 10
+ENCODING_FACTS = {
+    "no_room": "left out: the prompt leaves no room in max_length",
+    "cut": "responses cut at max_length",
+    "equal_pairs": "pairs left out: equal in tokens",
+}
 
 
 @dataclass
@@ -166,6 +171,8 @@ class Training:
         counts = {name: count for name, count in encoder.counts.items() if count}
         if counts:
             self.summary["encoding"] = {**self.summary.get("encoding", {}), **counts}
+            facts = ", ".join(f"{count} {ENCODING_FACTS[name]}" for name, count in counts.items())
+            self.run_.reporter.say(f"{self.run_.name}: of {len(groups)} groups: {facts}")
         return found
 
     def _require(self, encoded: Sequence[Encoded]) -> list[Encoded]:
@@ -349,6 +356,7 @@ class Rollouts(Training):
 
     def _iteration(self, iteration: int, iterations: int, prompts: Sequence[Group]) -> dict[str, Any]:
         began = time.monotonic()
+        self.engine.forget_scores()
         groups = self._roll_out(iteration, prompts)
         rolled = time.monotonic()
         new_tokens = sum(len(r.tokens or ()) for g in groups for r in g.responses)

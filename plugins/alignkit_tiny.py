@@ -85,7 +85,10 @@ def _digest() -> str:
 
 
 def _save(folder: Path) -> None:
+    import transformers
+
     tokenizer = _tokenizer()
+    transformers.utils.logging.disable_progress_bar()  # 100 kB need no bar
     _model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     folder.chmod(0o755)  # mkdtemp's is the owner's alone

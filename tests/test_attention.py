@@ -39,8 +39,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },  # absolute positions, and dropout by default
 }
-# ALiBi is added by code of its own: the layout never reaches it.
-UNPACKED = {"Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False}}
+# Attention of their own: Bloom's ignores what was asked for (ALiBi is added in it), GPT-J's refuses to load with it.
+UNPACKED: dict[str, dict[str, Any]] = {
+    "Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False},
+    "GPTJ": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+}
 # Prompt and response lengths: siblings, none, one token, longer than every window.
 RAGGED = [(7, (5, 1, 9)), (3, (4,)), (6, ()), (1, (8, 2))]
 

@@ -27,9 +27,7 @@ LETTERS = {1: "abcdef", 3: "abc"}  # by the length of an answer: 6 and 27 answer
 PAD, END, QUESTION = "<pad>", "<end>", "<q>"
 WITHIN = 0.02  # total variation
 QUIET = {"checkpoint_every": 10_000}  # a checkpoint would cost more than a step here
-TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] + '<end>' if m['role'] == 'assistant' else '<q>' }}{% endfor %}"
-)
+TEMPLATE = "{% for m in messages %}{{ m['content'] + '<end>' if m['role'] == 'assistant' else '<q>' }}{% endfor %}"
 
 
 def answers(length: int) -> list[str]:
@@ -112,7 +110,11 @@ def total_variation(p: Tensor, q: Tensor) -> float:
 
 def train(folder: Path, base: Path, stage: Mapping[str, Any]) -> Path:
     """Run a recipe of one stage; gives the folder of the trained model."""
-    recipe = {"name": "optimum", "model": {"base": str(base), "dtype": "float32", "lora": "none"}, "stages": {"it": stage}}
+    recipe = {
+        "name": "optimum",
+        "model": {"base": str(base), "dtype": "float32", "lora": "none"},
+        "stages": {"it": stage},
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
     run_recipe(load_recipe(folder / "recipe.yaml"), folder / "run")
     return folder / "run" / "it" / "adapter"
@@ -140,9 +142,15 @@ def fixed(length: int, samples: int) -> dict[str, Any]:
 def test_ppo_reaches_the_optimum(tmp_path: Path, bases: dict[int, Path], length: int, iterations: int) -> None:
     beta = 0.5
     stage = {
-        "algorithm": {"ppo": {
-            "kl_beta": beta, "lam": 1.0, "whiten_advantages": False, "clip_value": None, "value_coefficient": 1.0,
-        }},
+        "algorithm": {
+            "ppo": {
+                "kl_beta": beta,
+                "lam": 1.0,
+                "whiten_advantages": False,
+                "clip_value": None,
+                "value_coefficient": 1.0,
+            }
+        },
         "prompts": write_prompts(tmp_path, 4),
         "reward": write_reward(tmp_path, length),
         "rollout": fixed(length, 256),
