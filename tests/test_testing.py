@@ -148,7 +148,7 @@ class ReportsIgnoringMask(SFT):
         (RootOfZero, "the gradient is not finite: look for sqrt"),
         (Dropout, "a second look at the same batch changes gradient by .* random numbers"),
         (Remembers, "a second look at the same batch changes gradient by .* belongs in `state`"),
-        (Detached, "the gradient is zero everywhere: nothing is learned"),
+        (Detached, "depends on nothing that is trained"),
         (ByPlace, "the order of groups and responses changes gradient by .* batch.group"),
         (ByGroupSize, "responses that share a prompt groups of their own changes gradient by .*separable=False"),
         (WrongShape, r"a loss term per token has shape"),
