@@ -16,7 +16,7 @@ _WHERE = {
         "Algorithm Batch DATASET Field Loss Needs Options Outputs POLICY Pairs Per Phase REWARD ROLLOUTS SelectContext "
         "StageDefaults Term per_group per_pair per_response per_token"
     ),
-    "data": "Group Message Pair Response",
+    "data": "Group Message Pair Response resolved_pairs",
     "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
     "formats": "Format",
     "hookspecs": "hookimpl",
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         per_response,
         per_token,
     )
-    from alignkit.data import Group, Message, Pair, Response
+    from alignkit.data import Group, Message, Pair, Response, resolved_pairs
     from alignkit.errors import AlignkitError, BadRow, DataError, PluginError, RecipeError, RemoteError, RunFailed
     from alignkit.formats import Format
     from alignkit.hookspecs import hookimpl

@@ -131,7 +131,7 @@ class Encoder:
 
     def _row(self, group: Group, response: Response, room: int, turns: str, scoring: bool) -> Row:
         tokens, mask, truncated = self._response(group, response, turns)
-        if scoring and truncated:
+        if scoring and (not tokens or tokens[-1] not in self.end_ids):
             tokens, mask = tokens + self.end_of_turn, mask + (True,) * len(self.end_of_turn)
             truncated = False
         if len(tokens) > room:

@@ -66,7 +66,7 @@ class Engine:
     def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
         """Raw scores of all responses in order; None where prompt and response do not fit."""
         folder = self.artifact(stage)
-        if not _same_base(folder, self.policy):
+        if Path(stage).is_absolute() and not _same_base(folder, self.policy):
             if folder not in self._foreign:
                 self._foreign[folder] = ForeignScorer(folder, self.policy)
             return self._foreign[folder].scores(groups)
@@ -190,7 +190,7 @@ def _same_base(folder: Path, policy: Policy) -> bool:
 
     config = folder / "adapter_config.json"
     if not config.is_file():
-        return policy.lora is None
+        return False
     named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if named != policy.base_name:
         raise RunFailed(f"{folder} is an adapter for the base model '{named}', not for '{policy.base_name}'")

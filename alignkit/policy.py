@@ -97,6 +97,7 @@ class Policy:
         else:
             # Loaded afresh: asked for our attention, some models build no causal mask and cannot be told otherwise.
             self._adopt(_base(spec, source, revision, self.dtype, self.device, None))
+        self._check_head()
         # The value head and reward heads read the last hidden state; the language head is applied where needed.
         self.hidden_size = int(self.model.config.get_text_config().hidden_size)
 
@@ -202,7 +203,7 @@ class Policy:
             bias=getattr(head, "bias", None),
             temperature=temperature,
             softcap=getattr(config, "final_logit_softcapping", None),
-            scale=float(getattr(config, "logit_scale", None) or 1.0),
+            scale=_logit_scale(config),
             entropy=entropy,
         )
 
@@ -212,7 +213,7 @@ class Policy:
         config = model.config.get_text_config()
         head = model.get_output_embeddings()
         logits = F.linear(hidden, head.weight, getattr(head, "bias", None)).float()
-        logits = logits * float(getattr(config, "logit_scale", None) or 1.0)
+        logits = logits * _logit_scale(config)
         cap = getattr(config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 
@@ -278,7 +279,9 @@ class Policy:
 
         config = copy.deepcopy(role.model.config)
         config.num_labels = 1
-        config.pad_token_id = self.tokenizer.pad_token_id
+        # Transformers reads the score before the first padding: an end of turn must not count as that.
+        pad = self.tokenizer.pad_token_id
+        config.pad_token_id = None if pad == self.tokenizer.eos_token_id else pad
         scorer = AutoModelForSequenceClassification.from_config(config, dtype=self.dtype)
         getattr(scorer, scorer.base_model_prefix).load_state_dict(_backbone(role.model).state_dict())
         scorer.score.weight.data.copy_(role.head)
@@ -290,7 +293,8 @@ class Policy:
         from peft import LoraConfig, get_peft_model
 
         assert self.lora is not None
-        adapter = name.replace(".", "_")
+        # A prefix, because names such as `train` are attributes of the modules that hold the adapters.
+        adapter = "role_" + name.replace(".", "_")
         options = self.lora.model_dump()
         config = LoraConfig(task_type="CAUSAL_LM", **options)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -305,6 +309,7 @@ class Policy:
                 self._peft.base_model.active_adapter = adapter
                 self._peft.add_adapter(adapter, config)
                 self._take_over()
+        self._refuse_heads()
         role = Role(name, self.model, adapter)
         if isinstance(start, Path):
             self._load_adapter(adapter, start)
@@ -323,9 +328,30 @@ class Policy:
                 module.alignkit_switch = self.switch
                 module.forward = MethodType(_lora_forward, module)
 
+    def _refuse_heads(self) -> None:
+        from peft.tuners.lora import LoraLayer
+
+        if isinstance(self.model.get_output_embeddings(), LoraLayer):
+            raise RunFailed("model.lora.target_modules: the language head cannot have an adapter; leave it out")
+
+    def _check_fit(self, adapter: str, folder: Path) -> None:
+        """An adapter trained at another scale or on another base would load and mean something else."""
+        saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        own = self.model.peft_config[adapter]
+        wanted = {"r": own.r, "lora_alpha": own.lora_alpha, "use_rslora": own.use_rslora, "use_dora": False}
+        wanted |= {"rank_pattern": {}, "alpha_pattern": {}}
+        for key, value in wanted.items():
+            found = saved.get(key, value) or type(value)()
+            if found != value:
+                raise RunFailed(f"{folder}: its adapter has {key} {found}, the recipe's model.lora {value}")
+        base = saved.get("base_model_name_or_path")
+        if base != self.base_name:
+            raise RunFailed(f"{folder} is an adapter for the base model '{base}', not for '{self.base_name}'")
+
     def _load_adapter(self, adapter: str, folder: Path) -> None:
         from peft import set_peft_model_state_dict
 
+        self._check_fit(adapter, folder)
         state = load_file(folder / "adapter_model.safetensors")
         state.pop("base_model.model.score.weight", None)
         result = set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
@@ -349,14 +375,26 @@ class Policy:
     def _start_head(self, start: str | Path | None, fresh: bool) -> nn.Parameter:
         if not fresh and isinstance(start, str) and (head := self.roles[start].head) is not None:
             return nn.Parameter(head.detach().clone(), requires_grad=False)
-        if not fresh and isinstance(start, Path):
+        if not fresh and isinstance(start, Path) and has_score(start):
             for file in sorted(start.glob("*.safetensors")):
                 for key, value in load_file(file).items():
                     if key.endswith("score.weight"):
                         return nn.Parameter(value.float().to(self.device), requires_grad=False)
+            raise RunFailed(f"{start} is a reward model without a score head")
         generator = torch.Generator().manual_seed(self.seed + 1)
         weight = torch.randn(1, self.hidden_size, generator=generator) / (self.hidden_size + 1) ** 0.5
         return nn.Parameter(weight.to(self.device), requires_grad=False)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """The language head is applied outside the model: make sure that nothing the model does there is missed."""
+        row = (torch.arange(1, 9, device=self.device) % self.model.config.get_text_config().vocab_size)[None]
+        with attention.using(Packed([Segment(0, 8, ())])):
+            theirs = self.model(input_ids=row).logits[0].float()
+            ours = self.next_logits(BASE, _backbone(self.model)(input_ids=row).last_hidden_state[0])
+        if (ours - theirs).norm() > (1e-3 if self.dtype == torch.float32 else 0.05) * theirs.norm():
+            kind = type(self.model).__name__
+            raise RunFailed(f"{kind} computes its logits in a way that alignkit does not know; please report it")
 
     @torch.no_grad()
     def _packing_fault(self) -> str:
@@ -428,6 +466,11 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
     low = F.linear(x, down.to(x.dtype))
     return result + F.linear(low, (up * self.scaling[adapter]).to(x.dtype))
+
+
+def _logit_scale(config: Any) -> float:
+    """What a model multiplies its logits by, under the names that models have for it."""
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
 def _backbone(model: Any) -> Any:

@@ -88,12 +88,11 @@ def sample(
 
 
 def _response(encoder: Encoder, sequence: Draft, role: str) -> Response:
-    ended = bool(sequence.tokens) and sequence.tokens[-1] in encoder.end_ids
     return Response(
         text=encoder.decode(sequence.tokens),
         tokens=tuple(sequence.tokens),
         logprobs=tuple(sequence.logprobs),
-        truncated=not ended,
+        truncated=not sequence.done,
         source=role,
     )
 

@@ -149,9 +149,7 @@ class Run:
             return True
         if known and known.get("hash") != self.hashes[stage.name]:
             self.reporter.say(f"{stage.name}: something it depends on has changed, started afresh")
-            previous = self.folder / f".{stage.name}.previous"
-            shutil.rmtree(previous, ignore_errors=True)
-            folder.rename(previous)
+            self._set_aside(folder, self.folder / f".{stage.name}.previous", bool(known.get("complete")))
         folder.mkdir(exist_ok=True)
         write_json(folder / "stage.json", {"hash": self.hashes[stage.name], "complete": False})
         began = time.monotonic()
@@ -175,6 +173,14 @@ class Run:
         facts = {key: value for key, value in summary.items() if not isinstance(value, dict | list)}
         self.reporter.say(f"{stage.name}: done in {_duration(time.monotonic() - began)} {facts}")
         return False
+
+    def _set_aside(self, folder: Path, previous: Path, complete: bool) -> None:
+        """Keep one earlier result of a stage; a finished one is never given up for an unfinished one."""
+        if not complete and _stage_json(previous).get("complete"):
+            shutil.rmtree(folder)
+            return
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
 
     def _work(self, stage: Stage, folder: Path) -> tuple[dict[str, Any], Artifact]:
         if stage.kind == "algorithm":
@@ -282,7 +288,8 @@ class Run:
     @property
     def engine(self) -> Engine:
         if self._engine is None:
-            self._engine = Engine(self.policy, self.artifact, should_stop=self.should_stop)
+            lengths = [stage.settings.max_length for stage in self.recipe.stages.values() if stage.settings is not None]
+            self._engine = Engine(self.policy, self.artifact, max([1024, *lengths]), self.should_stop)
         return self._engine
 
     @property
@@ -345,6 +352,7 @@ class Run:
                 "settings": _fingerprint(stage.settings, self.recipe.folder),
                 "upstream": upstream,
                 "model": model,
+                "from": _model_digest(stage.settings.from_) if stage.settings and stage.settings.from_ else None,
                 "template": _files_named(self.recipe.model, self.recipe.folder),
                 "base": self.base_digest,
                 "seed": self.seed_of(stage),
@@ -406,7 +414,10 @@ def _fingerprint(value: Any, folder: Path) -> Any:
         return {name: _fingerprint(getattr(value, name), folder) for name in type(value).model_fields}
     if isinstance(value, DataSource | DataSpec | RewardSpec):
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: _fingerprint(item, folder) for name, item in pairs}
+        found = {name: _fingerprint(item, folder) for name, item in pairs}
+        if isinstance(value, RewardSpec) and value.kind == "folder":
+            found["files"] = _model_digest(value.name)
+        return found
     if isinstance(value, Path):
         path = folder / value
         return file_digest(path) if path.is_file() else str(value)

@@ -27,6 +27,8 @@ class Scorer:
         self.spec, self.context = spec, context
         self.name = name or spec.name
         self.children = {child: Scorer(below, context, child) for child, below in spec.children.items()}
+        if PLAIN in self.children:
+            raise RunFailed(f"a part of a combination cannot be called '{PLAIN}': the combination is; rename the stage")
         self.thing: Any = None
         if spec.component is not None:
             self.thing = spec.component.claim.thing(spec.component.options)

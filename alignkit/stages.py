@@ -90,7 +90,7 @@ class Training:
         self.policy.seed = seeds.number(run.seed, run.name, "init")
         source = self.settings.from_ or BASE
         start = self.engine.role(source)
-        self.policy.add_role(self.role, start=start, head=head, fresh_head=True)  # type: ignore[arg-type]
+        self.policy.add_role(self.role, start=start, head=head)  # type: ignore[arg-type]
         self.reference = self.engine.role(self.settings.reference or source)
         value_source = self._add_value_role() if algorithm.needs.values else None
         self.learner = Learner(
@@ -137,8 +137,10 @@ class Training:
         if mix is None or mix.weight == 0:
             return None
         groups = self.run_.load(mix.data).groups
-        if any(bool(group.prompt) != (mix.objective == "sft") for group in groups):
-            wanted = "raw text, without prompts" if mix.objective == "text" else "demonstrations, with prompts"
+        if any(bool(g.prompt) != (mix.objective == "sft") or len(g.responses) != 1 for g in groups):
+            wanted = (
+                "raw text, without prompts" if mix.objective == "text" else "demonstrations: prompts with one response"
+            )
             raise DataError(f"{self.run_.name}.mix: objective '{mix.objective}' wants {wanted}")
         encoded = self._encode(groups)
         if not encoded:
@@ -170,7 +172,10 @@ class Training:
         )
         counts = {name: count for name, count in encoder.counts.items() if count}
         if counts:
-            self.summary["encoding"] = {**self.summary.get("encoding", {}), **counts}
+            before = self.summary.get("encoding", {})
+            self.summary["encoding"] = {
+                name: before.get(name, 0) + counts.get(name, 0) for name in {**before, **counts}
+            }
             facts = ", ".join(f"{count} {ENCODING_FACTS[name]}" for name, count in counts.items())
             self.run_.reporter.say(f"{self.run_.name}: of {len(groups)} groups: {facts}")
         return found
@@ -328,7 +333,9 @@ class Rollouts(Training):
         self.scorer = Scorer(run.settings.reward, run.context())
 
     def _temperature(self) -> float:
-        return self.sampling.temperature
+        """Ratios and KL are those of the policy as it sampled; demonstrations are learned at temperature 1."""
+        needs = self.algorithm.needs
+        return self.sampling.temperature if needs.old_logprobs or needs.reference_logprobs else 1.0
 
     def run(self) -> dict[str, Any]:
         run, iterations = self.run_, self.settings.iterations or 1
@@ -425,12 +432,19 @@ class Rollouts(Training):
                 kept.append(replace(group, responses=responses))
         if not kept:
             raise RunFailed(f"stage '{self.run_.name}': no response could be scored")
+        self.unscored = sum(len(g.responses) for g in scored) - sum(len(g.responses) for g in kept)
+        if self.unscored:
+            self.run_.reporter.say(f"{self.run_.name}: {self.unscored} responses could not be scored and are left out")
         return kept, self.scorer.combine(kept)
 
     def _rollout_metrics(self, groups: Sequence[Group], combined: Combined) -> dict[str, Any]:
         responses = [response for group in groups for response in group.responses]
         count = len(responses)
-        metrics: dict[str, Any] = {"reward": float(combined.plain.mean()), "reward_std": float(combined.plain.std())}
+        metrics: dict[str, Any] = {
+            "reward": float(combined.plain.mean()),
+            "reward_std": float(combined.plain.std(correction=0)),
+            "unscored": self.unscored,
+        }
         for name in responses[0].scores:
             values = [r.scores[name] for r in responses if r.scores.get(name) is not None]
             if name != PLAIN and values:
@@ -483,7 +497,10 @@ class Rollouts(Training):
     def _earlier(self, iteration: int) -> Iterator[list[Group]]:
         """Scored rollouts of earlier stages named in `carry_from`, then of this stage's earlier iterations."""
         for stage in self.settings.carry_from:
-            for path in sorted((self.run_.earlier_stage(stage) / "rollouts").glob("*.jsonl")):
+            paths = sorted((self.run_.earlier_stage(stage) / "rollouts").glob("*.jsonl"))
+            if not paths:
+                raise RunFailed(f"stage '{self.run_.name}': carry_from names '{stage}', which has no rollouts")
+            for path in paths:
                 yield read_groups(path)
         for number in range(1, iteration):
             yield read_groups(self._rollout_file(number))

@@ -215,7 +215,9 @@ class Learner:
             tensors[f"weight/{name}"] = parameter
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
-        return tensors, {"steps": self.steps, "skipped": self.skipped, "algorithm": self.algorithm.state}
+        with_state = [name for name, parameter in self.parameters.items() if parameter in self.optimizer.state]
+        plain = {"steps": self.steps, "skipped": self.skipped, "algorithm": self.algorithm.state}
+        return tensors, {**plain, "with_optimizer_state": with_state}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """The inverse of `state`. Raises RunFailed when a part is missing."""
@@ -227,7 +229,7 @@ class Learner:
             kept = {key.split("/")[1]: tensors[key].clone() for key in keys}
             if kept.keys() == ADAM_STATE:
                 self.optimizer.state[parameter] = kept
-            elif kept or state["steps"]:
+            elif kept or name in state["with_optimizer_state"]:
                 lacking = ", ".join(sorted(ADAM_STATE - kept.keys()))
                 raise RunFailed(f"the checkpoint has no optimiser state for {name} ({lacking})")
         self.steps, self.skipped = state["steps"], state["skipped"]

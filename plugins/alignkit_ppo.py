@@ -66,10 +66,11 @@ class PPO(Algorithm):
         assert rollouts.rewards is not None and rollouts.old_values is not None
         assert rollouts.old_logprobs is not None and rollouts.reference_logprobs is not None
         beta = self.state.get("kl_beta", o.kl_beta)
-        scores = F.missing_eos_penalty(rollouts.rewards, ~rollouts.truncated, o.missing_eos_penalty)
-        rewards = F.shape_rewards(
-            scores, rollouts.old_logprobs, rollouts.reference_logprobs, mask, beta, score_clip=o.score_clip
-        )
+        scores = rollouts.rewards
+        if o.score_clip is not None:  # first, or it would swallow the penalty
+            scores = scores.clamp(-o.score_clip, o.score_clip)
+        scores = F.missing_eos_penalty(scores, ~rollouts.truncated, o.missing_eos_penalty)
+        rewards = F.shape_rewards(scores, rollouts.old_logprobs, rollouts.reference_logprobs, mask, beta)
         advantages, returns = F.gae(rewards, rollouts.old_values, mask, o.gamma, o.lam)
         kl = F.sum_tokens(F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, mask), mask)
         self.metrics = {

@@ -42,7 +42,9 @@ class RejectionSampling(Algorithm):
         )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        fresh = {_key(group): _best(group) for group in groups}
+        fresh: dict[str, Group] = {}
+        for group in groups:  # a prompt may stand in an iteration twice
+            _offer(fresh, _best(group))
         best: dict[str, Group] = {}
         for past in context.earlier() if self.options.carry_over else ():
             for group in past:

@@ -7,21 +7,25 @@ et al. 2023. Differs from the papers: tied responses give no pair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from alignkit import (
     REWARD,
     Algorithm,
     Batch,
+    DataError,
     Field,
+    Group,
     Loss,
     Needs,
     Outputs,
+    SelectContext,
     StageDefaults,
     Term,
     hookimpl,
     per_pair,
+    resolved_pairs,
 )
 from alignkit import functional as F
 
@@ -42,6 +46,20 @@ class RewardModel(Algorithm):
             "none", description="a pair's margin: by its level in one of Llama 2's tables, or the data's own number"
         )
         center_coefficient: float = Field(0.01, ge=0, description="pull of the scores' free level towards 0")
+
+    def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
+        """Raises DataError when margins are asked for and no pair has one of that kind; counts pairs without."""
+        kind = self.options.margin
+        if kind == "none":
+            return groups
+        margins = [pair.margin for group in groups for pair in resolved_pairs(group)]
+        wanted = (int, float) if kind == "data" else str
+        without = sum(not isinstance(margin, wanted) for margin in margins)
+        if without == len(margins):
+            what = "a number" if kind == "data" else "the name of a level"
+            raise DataError(f"margin: {kind} needs pairs whose margin is {what}, and no pair has one")
+        context.log(pairs_without_margin=without)
+        return groups
 
     def weights(self, batch: Batch) -> Mapping[str, Tensor]:
         weights = F.kwise_weights(batch.pairs.group)

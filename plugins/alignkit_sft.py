@@ -6,10 +6,22 @@ Differs from the papers: nothing. The mean is over the counted tokens of the who
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Literal
 
-from alignkit import Algorithm, Batch, Field, Loss, Outputs, StageDefaults, Term, hookimpl, per_token
+from alignkit import (
+    Algorithm,
+    Batch,
+    DataError,
+    Field,
+    Group,
+    Loss,
+    Outputs,
+    SelectContext,
+    StageDefaults,
+    hookimpl,
+    per_token,
+)
 
 
 class SFT(Algorithm):
@@ -23,12 +35,19 @@ class SFT(Algorithm):
     def turns(self) -> str:
         return str(self.options.turns)
 
+    def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
+        """Raises DataError for comparisons, whose worse responses would be learned as well."""
+        for group in groups:
+            if len(group.responses) != 1 or group.responses[0].label is False:
+                raise DataError(
+                    f"row {group.id} has {len(group.responses)} responses or a thumbs down; sft learns every response as a "
+                    "demonstration. Comparisons are for reward_model or dpo"
+                )
+        return groups
+
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs))
-
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        return {}
 
 
 class LM(Algorithm):

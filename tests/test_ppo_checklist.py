@@ -1,0 +1,848 @@
+"""Forty things that PPO implementations get wrong, each with a test or a sentence why it cannot go wrong here.
+
+Everything runs on the tiny random model through the parts that recipes use; `ITEMS` is the list.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from alignkit import Batch, Group, Outputs, Response, RunFailed
+from alignkit import functional as F
+from alignkit.algorithm import Pairs
+from alignkit.batch import Encoded, Encoder, Examples, Row, pack
+from alignkit.data import write_groups
+from alignkit.plugins import plugins
+from alignkit.policy import BASE, Policy
+from alignkit.recipe import ModelSpec, load_recipe
+from alignkit.rollout import Sampling, sample
+from alignkit.run import Run
+from alignkit.stages import Rollouts
+from alignkit.train import Averages, Learner, measure, schedule
+
+ITEMS = {
+    1: "test_positions_do_not_depend_on_neighbours",
+    2: "test_masks_come_from_lengths_not_from_ids",
+    3: "test_the_end_of_turn_counts_and_nothing_follows_it",
+    4: "test_scores_see_the_whole_response_with_its_end",
+    5: "test_missing_eos_penalty",
+    6: "test_a_cut_off_response_is_terminal",
+    7: "test_a_value_is_read_before_its_token",
+    8: "test_reference_and_base_stay_bit_identical",
+    9: "test_the_score_sits_on_the_last_token",
+    10: "test_kl_is_priced_in_the_reward_and_only_there",
+    11: "test_first_minibatch_is_on_policy",
+    12: "test_temperature_divides_policy_old_and_reference_alike",
+    13: "test_sampling_filters_are_off_and_harmless",
+    14: "test_dropout_is_off",
+    15: "test_values_start_at_zero_or_at_the_reward_model",
+    16: "test_value_gradient_does_not_reach_the_policy",
+    17: "test_a_saved_reward_model_scores_the_same_in_plain_transformers",
+    18: "PPO whitens no rewards; Llama 2's combination whitens the batch once, tested in plugins/test_llama2.py.",
+    19: "test_advantages_are_whitened_over_all_rollouts",
+    20: "PPO has a value role and no group baseline; group methods are plugins of their own.",
+    21: "test_number_of_optimiser_steps",
+    22: "test_every_sample_once_an_epoch",
+    23: "test_micro_batches_do_not_change_the_gradient",
+    24: "test_policy_clip",
+    25: "test_value_clip",
+    26: "test_metrics_do_not_see_padding",
+    27: "test_kl_is_a_sum_over_tokens_and_adapts_once",
+    28: "test_a_mismatch_is_seen",
+    29: "test_adam_settings",
+    30: "test_learning_rate_falls_per_iteration",
+    31: "test_each_roles_gradient_is_clipped_after_accumulation",
+    32: "test_a_foreign_reward_model_reads_words",
+    33: "test_what_is_scored_ends_its_turn",
+    34: "test_kl_is_zero_at_first_and_then_not",
+    35: "test_long_prompts_are_left_out",
+    36: "test_a_response_of_one_end_token",
+    37: "test_ptx_is_a_token_mean_of_its_own",
+    38: "test_random_streams_differ_by_place",
+    39: "There is no gradient checkpointing, training never asks for a cache, and sampling keeps one of its own.",
+    40: "test_bf16_logits_are_widened_before_the_softmax",
+}
+
+TEXT = "tell me how to bake some bread for my old friend and the people in this house today please"
+WORDS = TEXT.split()
+
+
+def test_every_item_has_a_test_or_a_reason() -> None:
+    assert list(ITEMS) == list(range(1, 41))
+    for text in ITEMS.values():
+        if text.startswith("test_"):
+            assert callable(globals()[text])
+        else:
+            assert text.endswith(".") and len(text.split()) > 8
+
+
+# A small run, and parts of one
+
+
+def prompts(count: int) -> list[Group]:
+    texts = [" ".join(WORDS[n : n + 2 + n % 5]) for n in range(count)]
+    return [Group(({"role": "user", "content": text},), id=str(n)) for n, text in enumerate(texts)]
+
+
+def ppo_stage(**more: Any) -> dict[str, Any]:
+    stage = {
+        "algorithm": {"ppo": {"kl_beta": 0.1}},
+        "prompts": {"path": "prompts.jsonl"},
+        "reward": {"length": {"unit": "characters"}},
+        "rollout": {"samples_per_prompt": 3, "max_new_tokens": 7, "temperature": 0.7},
+        "iterations": 2,
+        "prompts_per_iteration": 5,
+        "batch_size": 2,
+        "epochs": 2,
+        "learning_rate": 1e-3,
+    }
+    return {**stage, **more}
+
+
+def make_run(folder: Path, recipe_stages: dict[str, Any], **model: Any) -> Run:
+    write_groups(folder / "prompts.jsonl", prompts(8))
+    write_groups(folder / "demos.jsonl", [replace(g, responses=(Response(text="bread is good"),)) for g in prompts(8)])
+    recipe = {
+        "name": "checklist",
+        "model": {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}, **model},
+        "stages": recipe_stages,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
+    out = folder / "run"
+    out.mkdir()
+    return Run(load_recipe(folder / "recipe.yaml"), out)
+
+
+SFT = {"algorithm": "sft", "data": {"path": "demos.jsonl"}, "batch_size": 4, "epochs": 2, "learning_rate": 0.01}
+
+
+@dataclass
+class Watched:
+    """What one run of `sft -> ppo` did."""
+
+    folder: Path
+    run: Run
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    frozen: dict[str, Tensor] = field(default_factory=dict)  # base and SFT weights before PPO's first step
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    folder = tmp_path_factory.mktemp("watched")
+    found = Watched(folder, make_run(folder, {"sft": SFT, "align": ppo_stage(**{"from": "sft"})}))
+    original = Learner.step
+
+    def step(self: Learner, examples: Examples, lr_factor: float) -> dict[str, float]:
+        if self.value_role is None:
+            return original(self, examples, lr_factor)
+        if not found.frozen:
+            found.frozen = {name: p.clone() for name, p in fixed_weights(self.policy, self).items()}
+        before = {name: p.clone() for name, p in self.parameters.items()}
+        batch = examples.batch()
+        metrics = original(self, examples, lr_factor)
+        found.steps.append(
+            {
+                "ids": [e.group.id for e in examples.groups],
+                "rows": len(batch.tokens),
+                "factor": lr_factor,
+                "metrics": metrics,
+                "advantage": float(F.masked_mean(batch["advantages"], batch.mask)),
+                "moved": any(not torch.equal(p, before[name]) for name, p in self.parameters.items()),
+                "fixed": {name: p.clone() for name, p in fixed_weights(self.policy, self).items()},
+                "training": self.policy.model.training,
+            }
+        )
+        return metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        found.run.execute()
+    lines = (folder / "run" / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found.metrics = [json.loads(line) for line in lines]
+    return found
+
+
+def fixed_weights(policy: Policy, learner: Learner) -> dict[str, Tensor]:
+    own = {id(p) for p in learner.parameters.values()}
+    return {name: p for name, p in policy.model.named_parameters() if id(p) not in own}
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Rollouts]:
+    with started(tmp_path, ppo_stage()) as found:
+        yield found
+
+
+@contextmanager
+def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Rollouts]:
+    """A PPO stage from the base, before its first iteration."""
+    run = make_run(folder, {"align": stage}, **model)
+    (folder / "run" / "align").mkdir()
+    recipe_stage = run.recipe.stages["align"]
+    component = recipe_stage.component
+    found = Rollouts(run._stage_run(recipe_stage, folder / "run" / "align"), component.claim.thing(component.options))
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def rolled_out(work: Rollouts, count: int = 5) -> Examples:
+    """Scored and measured rollouts."""
+    groups, combined = work._score(work._roll_out(1, prompts(count)))
+    return work._measure(groups, combined, {})
+
+
+def move(work: Rollouts) -> None:
+    """Policy and value role away from where they started, as after some steps."""
+    work.learner.steps = 1
+    disturb(work.policy, work.role)
+    disturb(work.policy, work.value_role or "", 0.1)
+
+
+def disturb(policy: Policy, role: str, size: float = 0.05) -> None:
+    """Move a role away from where it started."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in policy.parameters_of(role).values():
+        parameter.data += size * torch.randn(parameter.shape, generator=generator)
+
+
+def written(prompt: Sequence[int], *rows: Sequence[int], name: str = "g") -> Encoded:
+    return Encoded(Group((), id=name), tuple(prompt), tuple(Row(tuple(row), (True,) * len(row)) for row in rows))
+
+
+def algorithm(name: str = "ppo", **options: Any) -> Any:
+    thing = plugins().registry.get("algorithms", name).thing
+    return thing(thing.Options(**options))
+
+
+def by_hand(mask: Tensor, **columns: Tensor) -> Batch:
+    """A batch without a model: one group, all responses ended."""
+    none = torch.zeros(0, dtype=torch.int64)
+    count = len(mask)
+    known: dict[str, Any] = {
+        "truncated": torch.zeros(count, dtype=torch.bool),
+        "old_logprobs": torch.zeros(mask.shape),
+        "reference_logprobs": torch.zeros(mask.shape),
+        "old_values": torch.zeros(mask.shape),
+        "rewards": torch.zeros(count),
+    }
+    return Batch(
+        groups=[Group(())],
+        tokens=torch.zeros(mask.shape, dtype=torch.int64),
+        mask=mask,
+        group=torch.zeros(count, dtype=torch.int64),
+        pairs=Pairs(none, none, torch.zeros(0), torch.zeros(0), none),
+        **{**known, **columns},
+    )
+
+
+MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
+NOISE = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+
+
+# 1-7: which token is where
+
+
+def test_positions_do_not_depend_on_neighbours(work: Rollouts) -> None:
+    policy = work.policy
+    disturb(policy, work.role)
+    prompt, rows = tuple(range(20, 26)), [tuple(range(30, 34)), (40,), tuple(range(50, 59))]
+    other = [written((60, 61, 62), (70, 71), name="a"), written(tuple(range(80, 95)), (9, 10, 11), name="b")]
+    for what, role in (("logprobs", work.role), ("values", work.value_role or "")):
+        if what == "values":
+            disturb(policy, role, 0.2)
+        alone = [measure(policy, role, [written(prompt, row)], what)[0] for row in rows]
+        siblings = measure(policy, role, [written(prompt, *rows)], what)
+        packed = measure(policy, role, [other[0], written(prompt, *rows), other[1]], what)[1:4]
+        for a, s, p in zip(alone, siblings, packed, strict=True):
+            torch.testing.assert_close(s, a, atol=1e-5, rtol=0)
+            torch.testing.assert_close(p, a, atol=1e-5, rtol=0)
+
+
+def test_masks_come_from_lengths_not_from_ids(work: Rollouts) -> None:
+    """Padding and end ids inside a response are tokens like others; shorter rows have none after their end."""
+    tokenizer = work.policy.tokenizer
+    row = (tokenizer.pad_token_id, 30, tokenizer.eos_token_id, 31, tokenizer.pad_token_id)
+    batch = Examples([written((5, 6), row, (40, 41))]).batch()
+    assert batch.mask.tolist() == [[True] * 5, [True, True, False, False, False]]
+    assert batch.tokens[0].tolist() == list(row)
+    assert len(pack([written((5, 6), row, (40, 41))]).targets) == 7
+
+
+def test_the_end_of_turn_counts_and_nothing_follows_it(work: Rollouts) -> None:
+    """Also with several end ids."""
+    encoder = Encoder(work.policy.tokenizer)
+    ends = set(range(1, 80))
+    encoder.__dict__["end_ids"] = frozenset(ends)
+    found = sample(work.policy, work.role, encoder, prompts(6), Sampling(4, 7), seed=0)
+    responses = [r for g in found for r in g.responses]
+    encoded = [encoder.encode(g, 200) for g in found]
+    rows = [row for e in encoded if e is not None for row in e.rows]
+    for response, row in zip(responses, rows, strict=True):
+        assert row.tokens == response.tokens and all(row.mask)
+        assert not ends & set(row.tokens[:-1])
+        assert row.truncated == response.truncated == (row.tokens[-1] not in ends)
+    assert len({len(row.tokens) for row in rows}) > 3 and {row.truncated for row in rows} == {True, False}
+
+
+def test_scores_see_the_whole_response_with_its_end(tmp_path: Path) -> None:
+    """The reward here is the number of tokens, the end of turn included."""
+    with started(tmp_path, ppo_stage(reward="length")) as work:
+        work.engine.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
+        examples = rolled_out(work)
+        assert examples.columns["scores"] == [len(row.tokens) for e in examples.groups for row in e.rows]
+        assert len(set(examples.columns["scores"])) > 3
+
+
+def test_missing_eos_penalty() -> None:
+    """Taken from the score of cut-off responses only; an end at the very last place is an end."""
+    truncated = torch.tensor([False, False, True])
+    batch = by_hand(MASK, truncated=truncated, rewards=torch.tensor([1.0, 2.0, 3.0]))
+    ppo = algorithm(kl_beta=0.0, missing_eos_penalty=5.0, whiten_advantages=False)
+    assert ppo.signal(batch)["returns"].amin(1).tolist() == [pytest.approx(0.95**3), 0.0, -2.0]
+    assert algorithm(kl_beta=0.0).signal(batch)["returns"][2, 2] == 3.0
+    tokens = tuple(range(30, 34))
+    encoder = Encoder(plugins_tokenizer())
+    ended = Group(prompts(1)[0].prompt, (Response(text="", tokens=(*tokens, encoder.end_of_turn[-1])),))
+    encoded = encoder.encode(ended, 200)
+    assert encoded is not None and not encoded.rows[0].truncated
+
+
+def plugins_tokenizer() -> Any:
+    from alignkit_tiny import _tokenizer
+
+    return _tokenizer()
+
+
+def test_a_cut_off_response_is_terminal() -> None:
+    """V after the end is 0, whatever stands in the padding."""
+    values = torch.where(MASK, 0.5, 1e6)
+    for truncated in (torch.zeros(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)):
+        batch = by_hand(MASK, truncated=truncated, rewards=torch.tensor([1.0, 2.0, 3.0]), old_values=values)
+        signal = algorithm(kl_beta=0.0, lam=0.0, whiten_advantages=False).signal(batch)
+        assert signal["returns"].tolist() == [[0.5, 0.5, 0.5, 1], [2, 0, 0, 0], [0.5, 0.5, 3, 0]]
+
+
+def test_a_value_is_read_before_its_token(work: Rollouts) -> None:
+    policy, role = work.policy, work.value_role or ""
+    disturb(policy, role, 0.2)
+    prompt, row = (20, 21, 22), (30, 31, 32, 33)
+    values = measure(policy, role, [written(prompt, row)], "values")[0]
+    layout = pack([written(prompt, row)])
+    with torch.no_grad():
+        everywhere = policy.scalars(role, policy.hidden(role, layout.layout, layout.tokens))
+    torch.testing.assert_close(values, everywhere[2:6])
+    changed = measure(policy, role, [written(prompt, (30, 31, 99, 33))], "values")[0]
+    assert torch.equal(changed[:3], values[:3]) and changed[3] != values[3]
+
+
+# 8-13: KL, ratio, temperature
+
+
+def test_reference_and_base_stay_bit_identical(watched: Watched) -> None:
+    watched.run.engine.role("sft")
+    assert set(watched.run.policy.parameters_of("sft")) < set(watched.frozen)
+    assert any("base_layer" in name for name in watched.frozen)
+    for name, weight in watched.frozen.items():
+        assert torch.equal(watched.steps[-1]["fixed"][name], weight), name
+
+
+def test_the_score_sits_on_the_last_token() -> None:
+    batch = by_hand(MASK, rewards=torch.tensor([1.0, 2.0, 3.0]))
+    returns = algorithm(kl_beta=0.0, lam=0.0, whiten_advantages=False).signal(batch)["returns"]
+    assert returns.tolist() == [[0, 0, 0, 1], [2, 0, 0, 0], [0, 0, 3, 0]]
+
+
+def test_kl_is_priced_in_the_reward_and_only_there() -> None:
+    """k1 with a minus in the reward (gamma 1, lambda 0: the reward itself); no loss term knows the reference."""
+    old, reference = NOISE - 2, NOISE.flip(0) - 2
+    batch = by_hand(MASK, old_logprobs=old, reference_logprobs=reference)
+    ppo = algorithm(kl_beta=0.3, lam=0.0, whiten_advantages=False)
+    batch.signals = dict(ppo.signal(batch))
+    wanted = torch.where(MASK, -0.3 * (old - reference), 0.0)
+    torch.testing.assert_close(batch["advantages"], wanted)
+    out = Outputs(logprobs=old + 0.1, values=NOISE, entropy=NOISE.abs())
+    terms = ppo.loss(batch, out)
+    assert set(terms) == {"policy", "value", "negative_entropy"}
+    moved = replace(batch, reference_logprobs=reference + 1)
+    for name, term in ppo.loss(moved, out).items():
+        assert torch.equal(term.values, terms[name].values)
+
+
+def test_first_minibatch_is_on_policy(work: Rollouts, watched: Watched) -> None:
+    """Temperature 0.7: ratio 1 at every token, nothing clipped, and the loss is minus the mean advantage."""
+    move(work)
+    examples = rolled_out(work)
+    batch = examples.batch()
+    logprobs = work.learner._forward(examples).logprobs
+    assert logprobs is not None and batch.old_logprobs is not None
+    assert float((F.ratio(logprobs.detach(), batch.old_logprobs, batch.mask) - 1).abs().max()) < 1e-5
+    first = watched.steps[0]
+    assert first["metrics"]["ratio"] == pytest.approx(1, abs=1e-5)
+    assert first["metrics"]["clip_fraction"] == 0
+    assert first["metrics"]["policy"] == pytest.approx(-first["advantage"], abs=1e-5)
+    assert watched.steps[-1]["metrics"]["ratio"] != pytest.approx(1, abs=1e-5)
+    assert watched.metrics[0]["sampler_gap"] < 1e-4
+
+
+def test_temperature_divides_policy_old_and_reference_alike(work: Rollouts) -> None:
+    move(work)
+    examples = rolled_out(work)
+    row = pack(examples.groups)
+    lengths = [len(r.tokens) for e in examples.groups for r in e.rows]
+    for role, name in ((work.role, "old_logprobs"), (BASE, "reference_logprobs")):
+        with torch.no_grad():
+            logits = work.policy.next_logits(role, work.policy.hidden(role, row.layout, row.tokens)[row.before])
+        wanted = torch.log_softmax(logits / 0.7, -1).gather(-1, row.targets[:, None])[:, 0].split(lengths)
+        for a, b in zip(examples.token_columns[name], wanted, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_sampling_filters_are_off_and_harmless(tmp_path: Path) -> None:
+    """By default none; with one, log-probabilities stay those of the unfiltered policy, so KL is finite."""
+    stage = ppo_stage(rollout={"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 2, "top_p": 0.5})
+    with started(tmp_path, stage) as work:
+        assert (work.sampling.top_k, work.sampling.top_p) == (2, 0.5)
+        examples = rolled_out(work)
+        batch = examples.batch()
+        assert bool(batch["advantages"].isfinite().all())
+        sampled = [x for e in examples.groups for r in e.group.responses for x in r.logprobs or ()]
+        measured = torch.cat(examples.token_columns["old_logprobs"])
+        torch.testing.assert_close(torch.tensor(sampled), measured, atol=1e-4, rtol=0)
+    assert (Sampling().top_k, Sampling().top_p) == (0, 1.0)
+
+
+# 14-17: roles
+
+
+def test_dropout_is_off(tmp_path: Path, watched: Watched) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    plugins_tokenizer().save_pretrained(tmp_path)
+    for lora in ({"r": 2}, "none"):
+        policy = Policy(
+            ModelSpec.model_validate({"base": str(tmp_path), "dtype": "float32", "lora": lora}), str(tmp_path)
+        )
+        policy.add_role("new")
+        policy.make_trainable("new")
+        row = pack([written((5, 6), (7, 8, 9))])
+        first, second = (policy.hidden("new", row.layout, row.tokens) for _ in range(2))
+        assert first.requires_grad and torch.equal(first, second)
+    assert not any(step["training"] for step in watched.steps)
+
+
+REWARD_MODEL = {"algorithm": "reward_model", "data": {"path": "pairs.jsonl"}, "batch_size": 4, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module", params=["lora", "whole"])
+def reward_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    """A reward model trained for a few steps, as an adapter and as a whole model."""
+    folder = tmp_path_factory.mktemp(request.param)
+    groups = [
+        replace(g, responses=(Response(text="good bread", rank=0), Response(text="no, it is bad", rank=1)))
+        for g in prompts(8)
+    ]
+    write_groups(folder / "pairs.jsonl", groups)
+    model = {} if request.param == "lora" else {"lora": "none"}
+    run = make_run(folder, {"rm": REWARD_MODEL}, **model)
+    run.execute()
+    return run, folder / "run" / "rm" / "adapter"
+
+
+def test_values_start_at_zero_or_at_the_reward_model(
+    work: Rollouts, reward_run: tuple[Run, Path], tmp_path: Path
+) -> None:
+    examples = rolled_out(work)
+    assert all(not bool(values.any()) for values in examples.token_columns["old_values"])
+    run, _ = reward_run
+    engine = run.engine
+    engine.policy.add_role("value", start=engine.role("rm"), head="scalar")
+    try:
+        groups = [replace(g, responses=(Response(text="fine"),)) for g in prompts(4)]
+        encoded = [e for g in groups if (e := engine.encoder.encode(g, 200, scoring=True)) is not None]
+        scores = torch.stack(measure(engine.policy, "value", encoded, "scores"))
+        assert scores.tolist() == pytest.approx(engine.scores("rm", groups), abs=1e-5)
+        assert float(scores.abs().max()) > 0
+    finally:
+        engine.policy.drop_role("value")
+
+
+@pytest.mark.parametrize("lora", [{"r": 4}, "none"])
+def test_value_gradient_does_not_reach_the_policy(tmp_path: Path, lora: Any) -> None:
+    with started(tmp_path, ppo_stage(), lora=lora) as work:
+        move(work)
+        examples = rolled_out(work)
+        examples.token_columns["advantages"] = [torch.zeros_like(x) for x in examples.token_columns["advantages"]]
+        work.learner._accumulate(examples)
+        norms = {"new": 0.0, "value": 0.0}
+        for name, parameter in work.learner.parameters.items():
+            assert parameter.grad is not None
+            norms[name.split(":")[0].split("~")[1]] += float(parameter.grad.norm())
+        assert norms["new"] == 0 and norms["value"] > 1e-3
+        assert all(p.grad is None for p in fixed_weights(work.policy, work.learner).values())
+
+
+def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_run: tuple[Run, Path]) -> None:
+    """Nothing of ours reads the folder: AutoModelForSequenceClassification, with peft where it is an adapter."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    run, folder = reward_run
+    groups = [
+        replace(g, responses=(Response(text="good bread"), Response(text="no"), Response(text="cut", truncated=True)))
+        for g in prompts(4)
+    ]
+    ours = run.engine.scores("rm", groups)
+    assert len(set(ours)) == len(ours)
+    source = run.source() if (folder / "adapter_config.json").exists() else folder
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
+    if (folder / "adapter_config.json").exists():
+        model = PeftModel.from_pretrained(model, folder)
+    model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    theirs = []
+    for group in groups:
+        for response in group.responses:
+            turns = [*group.prompt, {"role": "assistant", "content": response.text}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
+            with torch.no_grad():
+                theirs.append(float(model(**tokenizer(text, return_tensors="pt")).logits[0, 0]))
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+# 19-26: the update
+
+
+def test_advantages_are_whitened_over_all_rollouts(work: Rollouts) -> None:
+    examples = rolled_out(work)
+    whole = torch.cat(examples.token_columns["advantages"])
+    assert float(whole.mean()) == pytest.approx(0, abs=1e-5) and float(whole.std()) == pytest.approx(1, abs=1e-4)
+    part = torch.cat(examples.take([0, 1]).token_columns["advantages"])
+    assert abs(float(part.mean())) > 1e-3
+
+
+def test_number_of_optimiser_steps(watched: Watched) -> None:
+    """Two iterations of two epochs of ceil(5 prompts / 2) minibatches, every one of which moves the weights."""
+    assert len(watched.steps) == 2 * 2 * 3
+    assert all(step["moved"] for step in watched.steps)
+
+
+def test_every_sample_once_an_epoch(watched: Watched) -> None:
+    orders = []
+    for epoch in range(4):
+        ids = [name for step in watched.steps[3 * epoch : 3 * epoch + 3] for name in step["ids"]]
+        rows = sum(step["rows"] for step in watched.steps[3 * epoch : 3 * epoch + 3])
+        assert len(ids) == len(set(ids)) == 5 and rows == 15
+        orders.append(ids)
+    assert orders[0] != orders[1] and set(orders[0]) == set(orders[1])
+
+
+def test_micro_batches_do_not_change_the_gradient(work: Rollouts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ragged lengths: means of micro-batch means would differ."""
+    move(work)
+    examples = rolled_out(work)
+    generator = torch.Generator().manual_seed(0)
+    examples = cut_short(examples, generator)
+    assert len({len(row.tokens) for e in examples.groups for row in e.rows}) > 3
+    disturb(work.policy, work.role)  # off policy: ratios differ from 1
+    found = []
+    for budget in (10, 60, 10_000):
+        monkeypatch.setattr(Policy, "token_budget", budget)
+        work.learner.optimizer.zero_grad()
+        metrics = work.learner._accumulate(examples)
+        found.append(({name: p.grad.clone() for name, p in work.learner.parameters.items()}, metrics))
+    for gradients, metrics in found[1:]:
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, found[0][0][name], atol=1e-6, rtol=1e-5)
+        assert metrics == pytest.approx(found[0][1], abs=1e-5)
+
+
+def cut_short(examples: Examples, generator: torch.Generator) -> Examples:
+    """The same with rows cut to random lengths."""
+    lengths = torch.randint(1, 8, (len(examples.columns["rewards"]),), generator=generator).tolist()
+    groups, at = [], 0
+    for encoded in examples.groups:
+        rows = []
+        for row in encoded.rows:
+            rows.append(Row(row.tokens[: lengths[at]], row.mask[: lengths[at]]))
+            at += 1
+        groups.append(replace(encoded, rows=tuple(rows)))
+    columns = {k: [x[:n] for x, n in zip(v, lengths, strict=True)] for k, v in examples.token_columns.items()}
+    return Examples(groups, columns, examples.columns, examples.signal_names)
+
+
+def losses(
+    ppo: Any, ratio: Tensor, advantages: Tensor, values: Tensor, **columns: Tensor
+) -> tuple[Any, Tensor, Tensor]:
+    """Loss terms of one row, and gradients of policy and value loss by log-probabilities and values."""
+    mask = torch.ones(ratio.shape, dtype=torch.bool)
+    batch = by_hand(mask, **columns)
+    batch.signals = {"advantages": advantages, "returns": torch.zeros_like(advantages)}
+    out = Outputs(
+        logprobs=ratio.log().requires_grad_(), values=values.requires_grad_(), entropy=torch.zeros(ratio.shape)
+    )
+    terms = ppo.loss(batch, out)
+    policy = torch.autograd.grad(terms["policy"].values.sum(), out.logprobs)[0]
+    value = torch.autograd.grad(terms["value"].values.sum(), out.values)[0]
+    return terms, policy, value
+
+
+def test_policy_clip() -> None:
+    """-min(r A, clip(r) A): no gradient where moving on would gain; asymmetric and dual clip only if asked for."""
+    ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5, 1.1, 1.25]])
+    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 2.0, 1.0]])
+    terms, gradient, _ = losses(algorithm(), ratio, advantages, torch.zeros(1, 6))
+    assert terms["policy"].values.tolist()[0] == pytest.approx([-1.2, 1.5, -0.5, 0.8, -2.2, -1.2])
+    assert gradient.tolist()[0] == pytest.approx([0, 1.5, -0.5, 0, -2.2, 0])
+    higher = losses(algorithm(clip_high=0.3), ratio, advantages, torch.zeros(1, 6))[0]
+    assert higher["policy"].values.tolist()[0] == pytest.approx([-1.3, 1.5, -0.5, 0.8, -2.2, -1.25])
+    dual = losses(algorithm(dual_clip=1.2), ratio, advantages, torch.zeros(1, 6))[0]
+    assert dual["policy"].values.tolist()[0] == pytest.approx([-1.2, 1.2, -0.5, 0.8, -2.2, -1.2])
+
+
+def test_value_clip() -> None:
+    """The larger of both squared errors, halved; returns are 0 here."""
+    values = torch.tensor([[0.1, 1.0, -0.5]])
+    old = torch.tensor([[0.0, 2.0, 0.5]])
+    ones = torch.ones(1, 3)
+    terms, _, gradient = losses(algorithm(), ones, ones, values, old_values=old)
+    assert terms["value"].values.tolist()[0] == pytest.approx([0.005, 0.5 * 1.8**2, 0.125])
+    assert gradient.tolist()[0] == pytest.approx([0.1, 0, -0.5])
+    free = losses(algorithm(clip_value=None), ones, ones, values.detach(), old_values=old)[0]
+    assert free["value"].values.tolist()[0] == pytest.approx([0.005, 0.5, 0.125])
+
+
+@pytest.mark.parametrize("garbage", [1e30, math.nan])
+def test_metrics_do_not_see_padding(garbage: float) -> None:
+    """Half as much padding again, filled with garbage, changes no term and no metric."""
+
+    def means(extra: int) -> dict[str, float]:
+        def padded(x: Tensor) -> Tensor:
+            return torch.nn.functional.pad(torch.where(MASK, x, garbage), (0, extra), value=garbage)
+
+        mask = torch.nn.functional.pad(MASK, (0, extra))
+        ppo = algorithm()
+        batch = by_hand(mask, old_logprobs=padded(NOISE - 2), reference_logprobs=padded(NOISE - 1))
+        batch = replace(batch, old_values=padded(NOISE), rewards=torch.tensor([1.0, 2.0, 3.0]))
+        batch.signals = dict(ppo.signal(batch))
+        out = Outputs(logprobs=padded(NOISE.flip(1) - 2), values=padded(-NOISE), entropy=padded(NOISE.abs()))
+        averages = Averages()
+        averages.add({**ppo.loss(batch, out), **ppo.report(batch, out)}, batch)
+        return {**averages.means(), **ppo.metrics}
+
+    found = means(0)
+    assert 0 < found["clip_fraction"] < 1 and all(map(math.isfinite, found.values()))
+    assert means(4) == pytest.approx(found, abs=1e-6)
+
+
+# 27-31: control
+
+
+def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
+    stage = ppo_stage(algorithm={"ppo": {"kl_beta": 0.1, "kl_target": 3.0, "kl_horizon": 100.0}}, iterations=1)
+    with started(tmp_path, stage) as work:
+        work.learner.steps = 1  # not the first step: policy and reference may differ
+        disturb(work.policy, work.role, 0.1)
+        groups, combined = work._score(work._roll_out(1, prompts(5)))
+        metrics: dict[str, Any] = {}
+        columns = work._measure(groups, combined, metrics).token_columns
+        differences = zip(columns["old_logprobs"], columns["reference_logprobs"], strict=True)
+        wanted = sum(float((a - b).sum()) for a, b in differences) / 15
+        assert metrics["kl"] == pytest.approx(wanted, abs=1e-5)
+        assert abs(wanted) > 0.05
+        adapted = work.algorithm.state["kl_beta"]
+        assert adapted == pytest.approx(F.adaptive_kl(0.1, wanted, 3.0, 100.0, 15), rel=1e-5)
+        again = work._measure(groups, combined, {})
+        work.learner.step(again, 1.0)
+        work.learner.step(again, 1.0)
+        # Once per rollout batch (two were measured), never per step.
+        twice = F.adaptive_kl(adapted, wanted, 3.0, 100.0, 15)
+        assert work.algorithm.state["kl_beta"] == pytest.approx(twice, rel=1e-5)
+
+
+def test_a_mismatch_is_seen(work: Rollouts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference that is not where the policy starts stops the run; another sampler shows as `sampler_gap`."""
+    groups, combined = work._score(work._roll_out(1, prompts(5)))
+    metrics: dict[str, Any] = {}
+    work._measure(groups, combined, metrics)
+    assert metrics["sampler_gap"] < 1e-4
+    work.sampling = replace(work.sampling, temperature=1.4)
+    work._measure(groups, combined, metrics)
+    assert metrics["sampler_gap"] > 0.05
+    disturb(work.policy, work.role, 0.1)
+    with pytest.raises(RunFailed, match="KL"):
+        work._measure(groups, combined, {})
+
+
+def test_adam_settings(work: Rollouts) -> None:
+    options = work.learner.optimizer.param_groups
+    assert len(options) == 1
+    assert options[0]["eps"] == 1e-5 and options[0]["weight_decay"] == 0 and options[0]["betas"] == (0.9, 0.999)
+    assert len(options[0]["params"]) == len(work.learner.parameters)
+
+
+def test_learning_rate_falls_per_iteration(watched: Watched) -> None:
+    """Linear to 0 over iterations: 1, then 1/2, the same for all steps of an iteration."""
+    assert [step["factor"] for step in watched.steps] == [1.0] * 6 + [0.5] * 6
+    assert [step["metrics"]["learning_rate"] for step in watched.steps] == pytest.approx([1e-3] * 6 + [5e-4] * 6)
+    assert [schedule("linear", i, 4, 0.0) for i in range(4)] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_each_roles_gradient_is_clipped_after_accumulation(work: Rollouts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work.settings, "max_grad_norm", 0.01)
+    monkeypatch.setattr(Policy, "token_budget", 60)  # several micro-batches
+    disturb(work.policy, work.value_role or "", 0.1)
+    metrics = work.learner.step(rolled_out(work), 1.0)
+    assert metrics["grad_norm"] > 0.02 and metrics["value_grad_norm"] > 0.02
+    for role in (work.role, work.value_role):
+        own = [p for name, p in work.learner.parameters.items() if name.startswith(f"{role}:")]
+        assert float(torch.nn.utils.get_total_norm([p.grad for p in own])) == pytest.approx(0.01, rel=1e-3)
+
+
+# 32-40: the rest
+
+
+def test_a_foreign_reward_model_reads_words(tmp_path: Path, work: Rollouts) -> None:
+    """A reward model with another vocabulary and template never sees the policy's ids."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path / "foreign"
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<eos>", "[Q]", "[A]", *WORDS, "good"])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    template = "{% for m in messages %}{{ '[Q] ' + m['content'] if m['role'] == 'user' else m['content'] + ' <eos>' }} "
+    template += "{% endfor %}{% if add_generation_prompt %}[A] {% endif %}"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<unk>", unk_token="<unk>")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_labels=1, pad_token_id=0, max_position_embeddings=64,
+    )  # fmt: skip
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    group = Group(({"role": "user", "content": "bake bread"},), (Response(text="good bread", tokens=(90, 91, 92)),))
+    ids = [vocabulary[t] for t in ("[Q]", "bake", "bread", "[A]", "good", "bread", "<eos>")]
+    with torch.no_grad():
+        wanted = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
+    work.engine.artifact = lambda reference: folder
+    assert work.engine.scores(str(folder), [group]) == [pytest.approx(wanted, abs=1e-5)]
+
+
+def test_what_is_scored_ends_its_turn(work: Rollouts) -> None:
+    """Reward models were trained on ended turns; a cut-off response is given one, also where it is cut to fit."""
+    encoder = work.engine.encoder
+    end = encoder.end_of_turn
+    group = replace(prompts(1)[0], responses=(Response(text="", tokens=tuple(range(30, 60)), truncated=True),))
+    room = len(encoder.prompt(group.prompt))
+    for limit, length in ((200, 30 + len(end)), (room + 10, 10)):
+        encoded = encoder.encode(group, limit, scoring=True)
+        assert encoded is not None
+        row = encoded.rows[0]
+        assert len(row.tokens) == length and row.tokens[-len(end) :] == end
+    trained = encoder.encode(group, room + 10)
+    assert trained is not None and trained.rows[0].tokens == tuple(range(30, 40))
+
+
+def test_kl_is_zero_at_first_and_then_not(watched: Watched) -> None:
+    """The reference is the SFT policy, not the base."""
+    assert abs(watched.metrics[0]["kl"]) < 1e-6
+    assert abs(watched.metrics[1]["kl"]) > 1e-3
+    policy = watched.run.policy
+    engine = watched.run.engine
+    group = [replace(prompts(1)[0], responses=(Response(text="bread is good"),))]
+    sft, base = engine.logprobs("sft", group)[0], engine.logprobs(BASE, group)[0]
+    assert float((sft - base).abs().max()) > 0.01 and policy.lora is not None
+
+
+def test_long_prompts_are_left_out(tmp_path: Path) -> None:
+    encoder = Encoder(plugins_tokenizer())
+    limit = sorted(len(encoder.prompt(g.prompt)) for g in prompts(8))[4] + 7
+    with started(tmp_path, ppo_stage(max_length=limit)) as work:
+        kept = work._prompts()
+        left_out = work.summary["prompts_without_room"]
+        assert kept and left_out and len(kept) + left_out == 8
+        lengths = {g.prompt[0]["content"]: len(work.engine.encoder.prompt(g.prompt)) for g in prompts(8)}
+        assert {g.prompt[0]["content"] for g in kept} == {text for text, n in lengths.items() if n + 7 <= limit}
+
+
+def test_a_response_of_one_end_token(work: Rollouts) -> None:
+    """The end of turn as first token: one token, an empty text, and a batch of such rows is finite."""
+    encoder = work.engine.encoder
+    encoder.__dict__["end_ids"] = frozenset(range(work.policy.model.config.vocab_size))
+    groups = work._roll_out(1, prompts(5))
+    assert {(r.text, len(r.tokens or ()), r.truncated) for g in groups for r in g.responses} == {("", 1, False)}
+    scored, combined = work._score(groups)
+    examples = work._measure(scored, combined, {})
+    assert all(bool(x.isfinite().all()) for x in examples.token_columns["advantages"])
+    metrics = work.learner.step(examples, 1.0)
+    assert math.isfinite(metrics["loss"]) and "skipped" not in metrics
+    for mask in (torch.ones(1, 1, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.bool)):
+        signal = algorithm().signal(by_hand(mask, rewards=torch.ones(len(mask))))
+        assert bool(signal["advantages"].isfinite().all())
+
+
+def test_ptx_is_a_token_mean_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = ppo_stage(mix={"data": {"path": "demos.jsonl"}, "objective": "sft", "weight": 3.0, "batch_size": 3})
+    with started(tmp_path, stage) as work:
+        learner = work.learner
+        examples = rolled_out(work)
+        monkeypatch.setattr(Policy, "token_budget", 60)
+        mix = learner.mix
+        assert mix is not None
+        demos = mix.next(3)
+        learner.optimizer.zero_grad()
+        learner._accumulate(examples)
+        ppo = {name: p.grad.clone() for name, p in learner.parameters.items()}
+        learner.optimizer.zero_grad()
+        row = pack(demos)
+        hidden = work.policy.hidden(work.role, row.layout, row.tokens)
+        nll = -work.policy.logprobs(work.role, hidden[row.before], row.targets)[0].mean()
+        nll.backward()
+        ptx = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in learner.parameters.items()}
+        learner.optimizer.zero_grad()
+        learner._accumulate(examples)
+        assert learner._accumulate_mix(mix) == pytest.approx(nll.item(), abs=1e-5)
+        for name, parameter in learner.parameters.items():
+            torch.testing.assert_close(parameter.grad, ppo[name] + 3 * ptx[name], atol=1e-5, rtol=1e-4)
+        assert any(float(g.abs().max()) > 1e-4 for g in ptx.values())
+
+
+def test_random_streams_differ_by_place(work: Rollouts) -> None:
+    """Siblings, prompts of one text, iterations and stages never share draws; the same place gives the same."""
+
+    def texts(**more: Any) -> list[Any]:
+        place = more.pop("place", ("align", "rollout", 1))
+        found = sample(work.policy, BASE, work.engine.encoder, [prompts(1)[0]] * 2, Sampling(3, 7), seed=0, place=place)
+        return [r.tokens for g in found for r in g.responses]
+
+    first = texts()
+    assert len(set(first)) == 6 and texts() == first
+    assert not set(first) & set(texts(place=("align", "rollout", 2)))
+    assert not set(first) & set(texts(place=("other", "rollout", 1)))
+
+
+def test_bf16_logits_are_widened_before_the_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = (torch.randn(40, 16, generator=generator) * 30).bfloat16()
+    head = torch.randn(50, 16, generator=generator).bfloat16()
+    tokens = torch.randint(0, 50, (40,), generator=generator)
+    found, entropy = F.logprobs_from_hidden(hidden, head, tokens, entropy=True)
+    wanted = torch.log_softmax(torch.nn.functional.linear(hidden, head).double(), -1)
+    assert found.dtype == torch.float32 and entropy is not None
+    torch.testing.assert_close(found.double(), wanted.gather(-1, tokens[:, None])[:, 0], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(entropy.double(), -(wanted.exp() * wanted).sum(-1), atol=1e-4, rtol=1e-4)
