@@ -38,7 +38,8 @@ class Engine:
         should_stop: Callable[[], None] = lambda: None,
     ):
         """artifact: from a reference to a saved adapter or model folder. should_stop: raises to end long sampling."""
-        self.policy, self.artifact, self.max_length, self.should_stop = policy, artifact, max_length, should_stop
+        self.policy, self.artifact, self.should_stop = policy, artifact, should_stop
+        self.max_length = min(max_length, policy.context)
         self.encoder = Encoder(policy.tokenizer)
         self._foreign: dict[Path, ForeignScorer] = {}
         self._scored: dict[str, dict[tuple[Ids, ...], list[float]]] = {}

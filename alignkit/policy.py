@@ -235,6 +235,11 @@ class Policy:
             self.switch.adapter = before
 
     @property
+    def context(self) -> int:
+        """Longest sequence the model was made for, in tokens."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+    @property
     def token_budget(self) -> int:
         """Tokens in a packed row with gradients; fixed by the model's shape, so that a resumed run packs alike."""
         config = self.model.config.get_text_config()

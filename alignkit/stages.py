@@ -84,6 +84,9 @@ class Training:
         self.run_, self.algorithm = run, algorithm
         self.settings, self.engine, self.policy = run.settings, run.engine, run.engine.policy
         self.summary: dict[str, Any] = {}
+        self.max_length = min(self.settings.max_length, self.policy.context)
+        if self.max_length < self.settings.max_length:
+            run.reporter.say(f"{run.name}: max_length is {self.max_length}, the model's context")
         self.role = f"{run.name}~new"
         self.value_role: str | None = None
         head = "scalar" if algorithm.trains is REWARD else "language"
@@ -166,7 +169,7 @@ class Training:
         found = encode_all(
             encoder,
             groups,
-            self.settings.max_length or 1024,
+            self.max_length,
             turns=self.algorithm.turns(),
             scoring=self.algorithm.trains is REWARD,
         )
@@ -390,7 +393,7 @@ class Rollouts(Training):
     def _prompts(self) -> list[Group]:
         loaded = self.run_.load(self.settings.prompts)
         groups = prompts_of(loaded.groups)
-        longest, new = self.settings.max_length or 1024, self.sampling.max_new_tokens
+        longest, new = self.max_length, self.sampling.max_new_tokens
         fitting = [group for group in groups if self.engine.fits(group, longest, new)]
         if len(fitting) < len(groups):
             self.summary["prompts_without_room"] = len(groups) - len(fitting)

@@ -40,8 +40,8 @@ class SFT(Algorithm):
         for group in groups:
             if len(group.responses) != 1 or group.responses[0].label is False:
                 raise DataError(
-                    f"row {group.id} has {len(group.responses)} responses or a thumbs down; sft learns every response as a "
-                    "demonstration. Comparisons are for reward_model or dpo"
+                    f"row {group.id} has {len(group.responses)} responses or a thumbs down, and sft would learn "
+                    "them all as demonstrations; comparisons are for reward_model or dpo"
                 )
         return groups
 
