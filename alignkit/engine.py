@@ -130,6 +130,7 @@ class Engine:
     def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
         """See `alignkit.Models`. Prompts that leave no room for `max_new_tokens` come back without responses."""
         wanted = Sampling(**sampling)
+        self._refuse_reward_model(role)
         groups = [Group(tuple(prompt)) for prompt in prompts]
         fits = [self.fits(group, self.max_length, wanted.max_new_tokens) for group in groups]
         # The streams are named by the place among all prompts, so that leaving one out changes no other sample.
@@ -146,6 +147,10 @@ class Engine:
         )
         answered = dict(zip(places, found, strict=True))
         return [answered.get(place, group) for place, group in enumerate(groups)]
+
+    def _refuse_reward_model(self, role: str) -> None:
+        if self.policy.roles[self.role(role)].head is not None:
+            raise RunFailed(f"'{role}' is a reward model: it cannot answer prompts")
 
     def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
         """Whether a prompt leaves room for `new_tokens`."""

@@ -295,7 +295,7 @@ class Policy:
     # Inside
 
     def _add_adapter(self, name: str, start: str | Path | None) -> Role:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
 
         assert self.lora is not None
         # A prefix, because names such as `train` are attributes of the modules that hold the adapters.
@@ -305,15 +305,10 @@ class Policy:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            if not hasattr(self, "_peft"):
-                self._peft = get_peft_model(self.model, config, adapter_name=adapter)
-                self.model.peft_config = self._peft.peft_config
-                self._take_over()
-            else:
-                # peft's own notion of the active adapter is not used, but it must name one that exists.
-                self._peft.base_model.active_adapter = adapter
-                self._peft.add_adapter(adapter, config)
-                self._take_over()
+            try:
+                self._inject(adapter, config)
+            except ValueError as error:
+                raise RunFailed(f"model.lora: {error}") from error
         self._refuse_heads()
         role = Role(name, self.model, adapter)
         if isinstance(start, Path):
@@ -326,6 +321,18 @@ class Policy:
         for parameter in trained:
             parameter.requires_grad_(True)
         return role
+
+    def _inject(self, adapter: str, config: Any) -> None:
+        from peft import get_peft_model
+
+        if not hasattr(self, "_peft"):
+            self._peft = get_peft_model(self.model, config, adapter_name=adapter)
+            self.model.peft_config = self._peft.peft_config
+        else:
+            # peft's own notion of the active adapter is not used, but it must name one that exists.
+            self._peft.base_model.active_adapter = adapter
+            self._peft.add_adapter(adapter, config)
+        self._take_over()
 
     def _take_over(self) -> None:
         for module in _lora_layers(self.model):

@@ -90,8 +90,11 @@ class References(Checker):
         changes = {}
         for name, info in type(options).model_fields.items():
             value = getattr(options, name)
+            place = (*keys, info.alias or name)
+            if isinstance(value, Path) and not (path := self.locate(str(value), place)).exists():
+                self.wrong(place, f"no such file: {value}", help=f"looked for {path}")
             annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-            new = self._follow(annotation, value, (*keys, info.alias or name))
+            new = self._follow(annotation, value, place)
             if new is not value:
                 changes[name] = new
         return options.model_copy(update=changes) if changes else options

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-SHOWN = ("loss", "reward", "kl", "accuracy", "tokens_per_second")
+SHOWN = {"loss": "loss", "reward": "reward", "kl": "kl", "accuracy": "accuracy", "tokens_per_second": "tok/s"}
 PLAIN_SECONDS = 10.0
 
 
@@ -30,6 +30,7 @@ class Reporter:
         self._total = 0
         self._started = self._last = 0.0
         self._first = 0
+        self._facts = ""
 
     def say(self, text: str) -> None:
         """One line to the user."""
@@ -38,16 +39,15 @@ class Reporter:
     def start(self, stage: str, total: int, done: int = 0) -> None:
         """A stage of `total` steps begins, or continues after `done`."""
         self.stop()
-        self._stage, self._total, self._first = stage, total, done
+        self._stage, self._total, self._first, self._facts = stage, total, done, ""
         self._started, self._last = time.monotonic(), 0.0
         if self.live:
             self._progress = Progress(
                 TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=20),
+                BarColumn(bar_width=10),
                 TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[facts]}"),
-                TimeElapsedColumn(),
+                TimeRemainingColumn(compact=True),
                 TextColumn("left"),
-                TimeRemainingColumn(),
                 console=self.err,
                 transient=False,
             )
@@ -56,7 +56,8 @@ class Reporter:
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:
         """Step `done` of the stage is complete."""
-        facts = " ".join(f"{name} {_short(metrics[name])}" for name in SHOWN if name in metrics)
+        facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
+        self._facts = facts
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, facts=facts)
             return
@@ -70,7 +71,7 @@ class Reporter:
     def note(self, text: str) -> None:
         """What is being done inside a step, shown beside the bar only."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, facts=text)
+            self._progress.update(self._task, facts=f"{self._facts} [dim]{text}[/dim]")
 
     def stop(self) -> None:
         if self._progress is not None:

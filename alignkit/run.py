@@ -25,9 +25,9 @@ from pydantic import BaseModel
 
 import alignkit
 from alignkit.checkpoint import digest, file_digest, write_json, write_text
-from alignkit.data import write_groups
+from alignkit.data import resolved_pairs, write_groups
 from alignkit.engine import Engine
-from alignkit.errors import AlignkitError, OutOfResource, RecipeError, RunFailed
+from alignkit.errors import AlignkitError, DataError, OutOfResource, Problem, RecipeError, RemoteError, RunFailed
 from alignkit.plugins import plugins
 from alignkit.policy import Policy
 from alignkit.readers import Loaded, load
@@ -51,6 +51,8 @@ class Stopped(AlignkitError):
 def run_recipe(recipe: Recipe, out: Path | None, overrides: Sequence[str] = ()) -> None:
     """Run a recipe into `out` (default `runs/NAME`). Raises AlignkitError with the exit code to end with."""
     folder = out or Path("runs") / recipe.name
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError([Problem(f"--out {folder} is a file, not a folder")])
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -67,7 +69,7 @@ def run_recipe(recipe: Recipe, out: Path | None, overrides: Sequence[str] = ()) 
             error = found
             if (resource_fault := _resource_fault(found)) is not None:
                 raise resource_fault from found
-            if isinstance(found, KeyboardInterrupt | AlignkitError) and not isinstance(found, RecipeError):
+            if isinstance(found, KeyboardInterrupt | Stopped | RemoteError | OutOfResource):
                 run.reporter.stop()
                 run.reporter.say(f"to continue: {resume_command()}")
             raise
@@ -122,6 +124,7 @@ class Run:
         plugins().notify("run_started", run=self)
         text = yaml.safe_dump(self.recipe.resolved, sort_keys=False, allow_unicode=True)
         write_text(self.folder / "recipe.resolved.yaml", text)
+        self._check_data()
         times = []
         for stage in self.recipe.stages.values():
             self.should_stop()
@@ -138,17 +141,39 @@ class Run:
         self.reporter.say(f"done in {_duration(time.monotonic() - began)} ({parts}); peak memory {peak:.1f} GiB")
         self.reporter.say(f"results are in {self.folder}")
 
+    def _check_data(self) -> None:
+        """Read every file that an unfinished stage will want, before anything is trained: bad rows cost no training."""
+        for stage in self.recipe.stages.values():
+            if _stage_json(self.folder / stage.name).get("complete"):
+                continue
+            for spec in _data_specs([stage.settings, stage.component.options]):
+                files = tuple(source for source in spec.sources if source.path is not None)
+                if files:
+                    loaded = self.load(DataSpec(files), self.seed_of(stage), quiet=True)
+                    self._check_pairs(stage, spec, loaded)
+
+    def _check_pairs(self, stage: Stage, spec: DataSpec, loaded: Loaded) -> None:
+        settings = stage.settings
+        if settings is None or spec is not settings.data or not stage.component.claim.thing.needs.pairs:
+            return
+        if not any(resolved_pairs(group) for group in [*loaded.groups, *loaded.validation]):
+            raise DataError(
+                f"stage '{stage.name}': {stage.component.name} learns from pairs of a better and a worse response, and "
+                f"no row of {spec.sources[0].path} has one"
+            )
+
     def _stage(self, stage: Stage) -> bool:
         """Run one stage, or take it as it is; gives whether it was reused."""
         folder = self.folder / stage.name
         self.hashes[stage.name] = self._hash(stage)
+        self._take_back(folder, self.hashes[stage.name])
         known = _stage_json(folder)
         if known.get("hash") == self.hashes[stage.name] and known.get("complete"):
             self.reporter.say(f"{stage.name}: unchanged, reused")
             self._texts += [known["text"]] if known.get("text") else []
             return True
         if known and known.get("hash") != self.hashes[stage.name]:
-            self.reporter.say(f"{stage.name}: something it depends on has changed, started afresh")
+            self.reporter.say(f"{stage.name}: it or something it depends on has changed, started afresh")
             self._set_aside(folder, self.folder / f".{stage.name}.previous", bool(known.get("complete")))
         folder.mkdir(exist_ok=True)
         write_json(folder / "stage.json", {"hash": self.hashes[stage.name], "complete": False})
@@ -173,6 +198,18 @@ class Run:
         facts = {key: value for key, value in summary.items() if not isinstance(value, dict | list)}
         self.reporter.say(f"{stage.name}: done in {_duration(time.monotonic() - began)} {facts}")
         return False
+
+    def _take_back(self, folder: Path, wanted: str) -> None:
+        """Swapping an option back finds the earlier result where it was set aside."""
+        previous = folder.with_name(f".{folder.name}.previous")
+        aside = _stage_json(previous)
+        if aside.get("hash") != wanted or not aside.get("complete") or _stage_json(folder).get("hash") == wanted:
+            return
+        between = folder.with_name(f".{folder.name}.swap")
+        previous.rename(between)
+        if folder.exists():
+            folder.rename(previous)
+        between.rename(folder)
 
     def _set_aside(self, folder: Path, previous: Path, complete: bool) -> None:
         """Keep one earlier result of a stage; a finished one is never given up for an unfinished one."""
@@ -278,10 +315,10 @@ class Run:
 
         return call
 
-    def load(self, spec: DataSpec, seed: int) -> Loaded:
+    def load(self, spec: DataSpec, seed: int, quiet: bool = False) -> Loaded:
         formats = {claim.name: claim.thing for claim in plugins().registry.claims("formats")}
         loaded = load(spec, formats=formats, seed=seed, stage_data=lambda name: self.folder / name / "data.jsonl")
-        if loaded.skipped:
+        if loaded.skipped and not quiet:
             self.reporter.say(f"{len(loaded.skipped)} bad rows skipped, the first: {loaded.skipped[0]}")
         return loaded
 
@@ -301,7 +338,12 @@ class Run:
             if template.is_file():
                 model = model.model_copy(update={"chat_template": str(template)})
             self.reporter.say(f"loading {model.base}")
-            self._policy = Policy(model, self.source(), revision=model.revision, seed=number(self.recipe.seed, "init"))
+            seed = number(self.recipe.seed, "init")
+            try:
+                self._policy = Policy(model, self.source(), revision=model.revision, seed=seed)
+            except (OSError, ValueError, AssertionError, ImportError) as error:
+                reason = str(error).strip().split("\n")[0]
+                raise RunFailed(f"model.base '{model.base}' cannot be loaded with these settings: {reason}") from error
             policy = self._policy
             fault = policy.unpacked_because
             how = f"one sequence at a time: its attention cannot be packed ({fault})" if fault else "packed rows"
@@ -438,6 +480,20 @@ def _files_named(options: Any, folder: Path) -> dict[str, str]:
             if path.is_file():
                 found[name] = file_digest(path)
     return found
+
+
+def _data_specs(value: Any) -> Iterator[DataSpec]:
+    """Every data entry in settings and options, wherever it stands."""
+    if isinstance(value, DataSpec):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _data_specs(getattr(value, name))
+    elif isinstance(value, Component):
+        yield from _data_specs(value.options)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _data_specs(item)
 
 
 def _plain(value: Any) -> Any:

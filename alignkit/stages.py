@@ -123,17 +123,22 @@ class Training:
         return 1.0
 
     def _add_value_role(self) -> str:
-        """InstructGPT starts the value function from a reward model; without one it starts at zero. Gives which."""
+        """InstructGPT starts the value function from a reward model; without one it starts at zero. Gives which.
+
+        The head is kept only where that model's own score is the reward: a combination is on another scale (Llama 2's
+        is whitened), and a value on a wrong scale is worse than none.
+        """
         self.value_role = f"{self.run_.name}~value"
-        models = reward_stages(self.settings.reward) if self.settings.reward is not None else []
+        reward = self.settings.reward
+        models = reward_stages(reward) if reward is not None else []
         source = self.settings.value_from or (models[0] if models else None)
-        if source is not None:
-            self.policy.add_role(self.value_role, start=self.engine.role(source), head="scalar")
-        else:
-            role = self.policy.add_role(self.value_role, start=self.role, head="scalar", fresh_head=True)
-            assert role.head is not None
-            role.head.data.zero_()
-        return source or "a zero head"
+        start = self.role if source is None else self.engine.role(source)
+        role = self.policy.add_role(self.value_role, start=start, head="scalar")
+        if source is not None and reward is not None and reward.kind == "stage" and reward.name == source:
+            return source
+        assert role.head is not None
+        role.head.data.zero_()
+        return "a zero head" if source is None else f"{source} with a zero head"
 
     def _mix(self) -> Mix | None:
         mix = self.settings.mix
@@ -231,7 +236,7 @@ class Dataset(Training):
     def run(self) -> dict[str, Any]:
         loaded = self.run_.load(self.settings.data)
         if loaded.skipped:
-            self.summary["bad_rows"] = len(loaded.skipped)
+            self.summary["bad_rows"] = [str(row) for row in loaded.skipped]
         train = self._examples(loaded.groups)
         validation = self._validation(loaded)
         size, epochs = self.settings.batch_size or 1, self.settings.epochs or 1
@@ -279,8 +284,8 @@ class Dataset(Training):
         if not kept:
             name, counts = self.run_.stage.component.name, self.summary.get("encoding", {})
             raise DataError(
-                f"stage '{self.run_.name}': none of {len(groups)} rows gives {name} anything to learn from "
-                f"(it needs {_needs(self.algorithm)}; {counts})"
+                f"stage '{self.run_.name}': none of {len(groups)} rows gives {name} anything to learn from: "
+                f"it needs {_needs(self.algorithm)}" + (f" ({counts})" if counts else "")
             )
         examples = Examples(kept)
         if self.algorithm.needs.reference_logprobs:
@@ -302,7 +307,7 @@ class Dataset(Training):
             return best
         found = self.learner.evaluate(validation)
         self.log(self.learner.steps, {f"validation/{name}": value for name, value in found.items()})
-        facts = {name: round(value, 4) for name, value in found.items()}
+        facts = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
         run.reporter.say(f"{run.name}: validation after epoch {epoch}: {facts}")
         if found["loss"] < best:
             self.policy.save(self.role, run.adapter)
@@ -370,10 +375,10 @@ class Rollouts(Training):
         groups = self._roll_out(iteration, prompts)
         rolled = time.monotonic()
         new_tokens = sum(len(r.tokens or ()) for g in groups for r in g.responses)
-        groups, combined = self._score(groups)
+        groups, combined, everything = self._score(groups)
         metrics = self._rollout_metrics(groups, combined)
         scored = time.monotonic()
-        write_groups(self._rollout_file(iteration), groups)
+        write_groups(self._rollout_file(iteration), everything)
         self.run_.notify("rollouts_scored", iteration=iteration, groups=groups)
         examples = self._measure(groups, combined, metrics)
         factor = schedule(self.settings.lr_scheduler_type, iteration - 1, iterations, self.settings.warmup_ratio)
@@ -424,21 +429,17 @@ class Rollouts(Training):
             progress=lambda tokens: self.run_.should_stop(),
         )
 
-    def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Combined]:
-        """Scores in the responses, and the combination; responses without a score are left out and counted."""
+    def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Combined, list[Group]]:
+        """Groups of scored responses, their combination, and all groups; what has no score is counted."""
         self.run_.reporter.note("scoring")
         scored = self.scorer.score(groups)
-        kept = []
-        for group in scored:
-            responses = tuple(r for r in group.responses if r.scores[PLAIN] is not None)
-            if responses:
-                kept.append(replace(group, responses=responses))
+        kept = _with_scores(scored)
         if not kept:
             raise RunFailed(f"stage '{self.run_.name}': no response could be scored")
         self.unscored = sum(len(g.responses) for g in scored) - sum(len(g.responses) for g in kept)
         if self.unscored:
             self.run_.reporter.say(f"{self.run_.name}: {self.unscored} responses could not be scored and are left out")
-        return kept, self.scorer.combine(kept)
+        return kept, self.scorer.combine(kept), scored
 
     def _rollout_metrics(self, groups: Sequence[Group], combined: Combined) -> dict[str, Any]:
         responses = [response for group in groups for response in group.responses]
@@ -504,9 +505,9 @@ class Rollouts(Training):
             if not paths:
                 raise RunFailed(f"stage '{self.run_.name}': carry_from names '{stage}', which has no rollouts")
             for path in paths:
-                yield read_groups(path)
+                yield _with_scores(read_groups(path))
         for number in range(1, iteration):
-            yield read_groups(self._rollout_file(number))
+            yield _with_scores(read_groups(self._rollout_file(number)))
 
     def _learn(
         self, iteration: int, number: int, phase: Phase, rollouts: Examples, factor: float, metrics: dict[str, Any]
@@ -570,6 +571,16 @@ class Rollouts(Training):
         for path in (self.run_.folder / "rollouts").glob("*.jsonl"):
             if int(path.stem) > iteration:
                 path.unlink()
+
+
+def _with_scores(groups: Sequence[Group]) -> list[Group]:
+    """The groups without the responses that could not be scored."""
+    kept = []
+    for group in groups:
+        responses = tuple(response for response in group.responses if response.scores.get(PLAIN) is not None)
+        if responses:
+            kept.append(replace(group, responses=responses))
+    return kept
 
 
 def _sampler_gap(groups: Sequence[Group], measured: Sequence[torch.Tensor]) -> float:

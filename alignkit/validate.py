@@ -256,6 +256,11 @@ class Builder(References):
             # Laid at the override, where one of the two was made by an override.
             culprit = "lora" if self.document.overridden((*keys, "lora")) else "quantization"
             self.wrong((*keys, culprit), message)
+        if spec.chat_template not in (None, "plain"):
+            path = self.locate(spec.chat_template, (*keys, "chat_template"))
+            if not path.is_file():
+                message = f"model.chat_template: '{spec.chat_template}' is neither 'plain' nor a Jinja file"
+                self.wrong((*keys, "chat_template"), message, help=f"looked for {path}")
         base = self._base(spec.base, (*keys, "base"))
         return spec.model_copy(update={"base": base})
 

@@ -137,17 +137,17 @@ def total_variation(p: Tensor, q: Tensor) -> float:
     return float((p - q).abs().sum() / 2)
 
 
-def train(problem: Problem, stage: Mapping[str, Any]) -> Tensor:
-    """Run a recipe of one stage; gives the trained model's distribution."""
+def train(problem: Problem, **stages: Mapping[str, Any]) -> Tensor:
+    """Run a recipe of these stages; gives the last one's distribution."""
     recipe = {
         "name": "optimum",
         "model": {"base": str(problem.base), "dtype": "float32", "lora": "none"},
-        "stages": {"trained": {"checkpoint_every": 10_000, **stage}},
+        "stages": {name: {"checkpoint_every": 10_000, **stage} for name, stage in stages.items()},
     }
     path = problem.folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(recipe)), sort_keys=False), encoding="utf-8")
     run_recipe(load_recipe(path), problem.folder / "run")
-    return problem.distribution(problem.folder / "run" / "trained" / "adapter")
+    return problem.distribution(problem.folder / "run" / list(stages)[-1] / "adapter")
 
 
 def check(found: Tensor, wanted: Tensor, reference: Tensor) -> None:
@@ -197,7 +197,7 @@ def test_ppo_reaches_the_optimum(problem: Problem, beta: float, iterations: int,
         "adam_beta2": 0.9,
         "max_grad_norm": 10.0,
     }
-    check(train(problem, stage), problem.optimum(beta), problem.reference)
+    check(train(problem, trained=stage), problem.optimum(beta), problem.reference)
 
 
 def soft_pairs(problem: Problem, generator: random.Random) -> list[Pair]:
@@ -231,26 +231,37 @@ def test_dpo_reaches_the_optimum(problem: Problem, pairs: Callable[[Problem, ran
         "algorithm": {"dpo": {"beta": beta}},
         "data": {"path": "pairs.jsonl"},
         "batch_size": 1,
-        "epochs": 1,
+        "epochs": 2,
         "learning_rate": 5e-3,
     }
-    check(train(problem, stage), problem.optimum(beta), problem.reference)
+    check(train(problem, trained=stage), problem.optimum(beta), problem.reference)
 
 
+# What is learned is an empirical distribution: thousands of samples, and fewer answers than above. A second stage learns
+# the first one's samples again at a lower rate, which `carry_from` is for; its own two samples do not count.
 @pytest.mark.parametrize(("letters", "length"), [("abcdef", 1), ("ab", 3)])
 def test_rejection_sampling_learns_best_of_k(tmp_path: Path, letters: str, length: int) -> None:
-    """From thousands of samples, as a demonstration each; fewer answers, because those are counted."""
-    problem, prompts, k = make(tmp_path, letters, length), 2500, 8
-    stage = {
+    problem, prompts, k = make(tmp_path, letters, length), 3000, 4
+    first = {
         "algorithm": "rejection_sampling",
         "prompts": write_prompts(problem, prompts),
         "reward": write_reward(problem),
         "rollout": rollout(problem, k),
         "iterations": 1,
         "prompts_per_iteration": prompts,
-        "batch_size": prompts,
-        "epochs": 30,
-        "learning_rate": 4e-3,
+        "batch_size": 250,
+        "epochs": 7,
+        "learning_rate": 5e-3,
+    }
+    again = {
+        **first,
+        "algorithm": {"rejection_sampling": {"carry_over": prompts}},
+        "from": "first",
+        "carry_from": ["first"],
+        "prompts_per_iteration": 2,
+        "batch_size": 750,
+        "epochs": 4,
+        "learning_rate": 5e-4,
     }
     wanted = F.best_of_n_distribution(problem.reference, problem.rewards, k)
-    check(train(problem, stage), wanted, problem.reference)
+    check(train(problem, first=first, again=again), wanted, problem.reference)

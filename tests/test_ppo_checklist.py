@@ -24,6 +24,7 @@ from alignkit.data import write_groups
 from alignkit.plugins import plugins
 from alignkit.policy import BASE, Policy
 from alignkit.recipe import ModelSpec, load_recipe
+from alignkit.reward import Combined
 from alignkit.rollout import Sampling, sample
 from alignkit.run import Run
 from alignkit.stages import Rollouts
@@ -197,10 +198,14 @@ def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Rollo
         found.close()
 
 
+def scored(work: Rollouts, groups: Sequence[Group]) -> tuple[list[Group], Combined]:
+    kept, combined, *_ = work._score(groups)
+    return kept, combined
+
+
 def rolled_out(work: Rollouts, count: int = 5) -> Examples:
     """Scored and measured rollouts."""
-    groups, combined = work._score(work._roll_out(1, prompts(count)))
-    return work._measure(groups, combined, {})
+    return work._measure(*scored(work, work._roll_out(1, prompts(count))), {})
 
 
 def move(work: Rollouts) -> None:
@@ -385,7 +390,10 @@ def test_first_minibatch_is_on_policy(work: Rollouts, watched: Watched) -> None:
     move(work)
     examples = rolled_out(work)
     batch = examples.batch()
-    logprobs = work.learner._forward(examples).logprobs
+    out = work.learner._forward(examples)
+    logprobs = out.logprobs
+    assert out.values is not None and batch.old_values is not None
+    torch.testing.assert_close(out.values.detach(), batch.old_values, atol=1e-5, rtol=0)
     assert logprobs is not None and batch.old_logprobs is not None
     assert float((F.ratio(logprobs.detach(), batch.old_logprobs, batch.mask) - 1).abs().max()) < 1e-5
     first = watched.steps[0]
@@ -656,7 +664,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
     with started(tmp_path, stage) as work:
         work.learner.steps = 1  # not the first step: policy and reference may differ
         disturb(work.policy, work.role, 0.1)
-        groups, combined = work._score(work._roll_out(1, prompts(5)))
+        groups, combined = scored(work, work._roll_out(1, prompts(5)))
         metrics: dict[str, Any] = {}
         columns = work._measure(groups, combined, metrics).token_columns
         differences = zip(columns["old_logprobs"], columns["reference_logprobs"], strict=True)
@@ -675,7 +683,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
 
 def test_a_mismatch_is_seen(work: Rollouts, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference that is not where the policy starts stops the run; another sampler shows as `sampler_gap`."""
-    groups, combined = work._score(work._roll_out(1, prompts(5)))
+    groups, combined = scored(work, work._roll_out(1, prompts(5)))
     metrics: dict[str, Any] = {}
     work._measure(groups, combined, metrics)
     assert metrics["sampler_gap"] < 1e-4
@@ -786,8 +794,7 @@ def test_a_response_of_one_end_token(work: Rollouts) -> None:
     encoder.__dict__["end_ids"] = frozenset(range(work.policy.model.config.vocab_size))
     groups = work._roll_out(1, prompts(5))
     assert {(r.text, len(r.tokens or ()), r.truncated) for g in groups for r in g.responses} == {("", 1, False)}
-    scored, combined = work._score(groups)
-    examples = work._measure(scored, combined, {})
+    examples = work._measure(*scored(work, groups), {})
     assert all(bool(x.isfinite().all()) for x in examples.token_columns["advantages"])
     metrics = work.learner.step(examples, 1.0)
     assert math.isfinite(metrics["loss"]) and "skipped" not in metrics
