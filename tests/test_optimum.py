@@ -237,11 +237,11 @@ def test_dpo_reaches_the_optimum(problem: Problem, pairs: Callable[[Problem, ran
     check(train(problem, trained=stage), problem.optimum(beta), problem.reference)
 
 
-# What is learned is an empirical distribution: thousands of samples, and fewer answers than above. A second stage learns
-# the first one's samples again at a lower rate, which `carry_from` is for; its own two samples do not count.
-@pytest.mark.parametrize(("letters", "length"), [("abcdef", 1), ("ab", 3)])
-def test_rejection_sampling_learns_best_of_k(tmp_path: Path, letters: str, length: int) -> None:
-    problem, prompts, k = make(tmp_path, letters, length), 3000, 4
+# What is learned is an empirical distribution: thousands of samples, and fewer answers than above. The second stage
+# learns the samples of the first again at a lower rate, which `carry_from` is for; its own two hardly count.
+@pytest.mark.parametrize(("letters", "length", "k", "prompts"), [("abcdef", 1, 4, 3000), ("ab", 3, 2, 4000)])
+def test_rejection_sampling_learns_best_of_k(tmp_path: Path, letters: str, length: int, k: int, prompts: int) -> None:
+    problem = make(tmp_path, letters, length)
     first = {
         "algorithm": "rejection_sampling",
         "prompts": write_prompts(problem, prompts),
@@ -249,9 +249,9 @@ def test_rejection_sampling_learns_best_of_k(tmp_path: Path, letters: str, lengt
         "rollout": rollout(problem, k),
         "iterations": 1,
         "prompts_per_iteration": prompts,
-        "batch_size": 250,
-        "epochs": 7,
-        "learning_rate": 5e-3,
+        "batch_size": 500,
+        "epochs": 8,
+        "learning_rate": 3e-3,
     }
     again = {
         **first,
@@ -259,9 +259,9 @@ def test_rejection_sampling_learns_best_of_k(tmp_path: Path, letters: str, lengt
         "from": "first",
         "carry_from": ["first"],
         "prompts_per_iteration": 2,
-        "batch_size": 750,
-        "epochs": 4,
-        "learning_rate": 5e-4,
+        "batch_size": 1000,
+        "epochs": 10,
+        "learning_rate": 1e-3,
     }
     wanted = F.best_of_n_distribution(problem.reference, problem.rewards, k)
     check(train(problem, first=first, again=again), wanted, problem.reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,11 @@ from alignkit_rejection_sampling import RejectionSampling
 from alignkit_reward_model import RewardModel
 from alignkit_sft import LM, SFT
 
+DEMONSTRATIONS = [
+    replace(group, responses=(replace(response, label=None),), pairs=None, id=f"{group.id}-{number}")
+    for group in example_groups()
+    for number, response in enumerate(group.responses)
+]
 TEXTS = [Group((), (Response(text=text),), id=text[:5]) for text in ("A river ran by.", "No.", "Bread is baked here.")]
 
 
@@ -40,7 +46,7 @@ TEXTS = [Group((), (Response(text=text),), id=text[:5]) for text in ("A river ra
     ids=lambda value: value.__name__ if isinstance(value, type) else ",".join(value) or "default",
 )
 def test_first_party_algorithms_conform(cls: type[Algorithm], options: dict[str, Any]) -> None:
-    check_algorithm(cls, options, groups=TEXTS if cls is LM else None)
+    check_algorithm(cls, options, groups={LM: TEXTS, SFT: DEMONSTRATIONS}.get(cls))
 
 
 class OnPairs(Algorithm):
@@ -133,7 +139,7 @@ class Bare(SFT):
         share: float | None = Field(None, gt=0)
 
 
-class ReportsIgnoringMask(SFT):
+class ReportsIgnoringMask(LM):
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         assert out.logprobs is not None
         return {"length": per_response((out.logprobs != 0).float().sum(dim=1))}
