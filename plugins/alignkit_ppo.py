@@ -35,7 +35,7 @@ class PPO(Algorithm):
     source = ROLLOUTS
     needs = Needs(old_logprobs=True, reference_logprobs=True, values=True, entropy=True)
     defaults = StageDefaults(
-        learning_rate=1e-4,
+        learning_rate=1e-3,  # for LoRA on models of some 100M weights; a tenth of it above a billion
         epochs=2,
         batch_size=16,
         adam_epsilon=1e-5,

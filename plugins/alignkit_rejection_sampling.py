@@ -33,12 +33,12 @@ class RejectionSampling(Algorithm):
     source = ROLLOUTS
     needs = Needs(min_samples=2)
     defaults = StageDefaults(
-        learning_rate=2e-4, epochs=2, batch_size=16, lr_scheduler_type="constant", samples_per_prompt=4
+        learning_rate=1e-4, epochs=2, batch_size=16, lr_scheduler_type="constant", samples_per_prompt=4
     )
 
     class Options(Algorithm.Options):
         carry_over: float = Field(
-            1.0, ge=0, description="samples of earlier iterations per new one, the best first; 0: none are carried"
+            0.5, ge=0, description="samples of earlier iterations per new one, the best first; 0: none are carried"
         )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
