@@ -48,6 +48,15 @@ UNPACKED: dict[str, dict[str, Any]] = {
 RAGGED = [(7, (5, 1, 9)), (3, (4,)), (6, ()), (1, (8, 2))]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """A second thread makes models of this size slower, much slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make(folder: Path, name: str) -> Path:
     """A random model with the tokens t0 ... t96, t1 being the end; a prompt is what its messages say."""
     import transformers

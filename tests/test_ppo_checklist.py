@@ -89,6 +89,15 @@ def test_every_item_has_a_test_or_a_reason() -> None:
 # A small run, and parts of one
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """A second thread makes models of this size slower, much slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def prompts(count: int) -> list[Group]:
     texts = [" ".join(WORDS[n : n + 2 + n % 5]) for n in range(count)]
     return [Group(({"role": "user", "content": text},), id=str(n)) for n, text in enumerate(texts)]
@@ -455,28 +464,45 @@ def test_dropout_is_off(tmp_path: Path, watched: Watched) -> None:
 REWARD_MODEL = {"algorithm": "reward_model", "data": {"path": "pairs.jsonl"}, "batch_size": 4, "learning_rate": 0.01}
 
 
+@dataclass
+class Trained:
+    """A reward model trained for a few steps: its folder, and what it gave for `questions` before it was saved."""
+
+    run: Run
+    folder: Path
+    scores: list[float]
+
+
+def questions() -> list[Group]:
+    answers = (Response(text="good bread"), Response(text="no"), Response(text="cut", truncated=True))
+    return [replace(group, responses=answers) for group in prompts(4)]
+
+
 @pytest.fixture(scope="module", params=["lora", "whole"])
-def reward_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
-    """A reward model trained for a few steps, as an adapter and as a whole model."""
+def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp(request.param)
-    groups = [
-        replace(g, responses=(Response(text="good bread", rank=0), Response(text="no, it is bad", rank=1)))
-        for g in prompts(8)
-    ]
-    write_groups(folder / "pairs.jsonl", groups)
-    model = {} if request.param == "lora" else {"lora": "none"}
-    run = make_run(folder, {"rm": REWARD_MODEL}, **model)
-    run.execute()
-    return run, folder / "run" / "rm" / "adapter"
+    ranked = (Response(text="good bread", rank=0), Response(text="no, it is bad", rank=1))
+    write_groups(folder / "pairs.jsonl", [replace(group, responses=ranked) for group in prompts(8)])
+    run = make_run(folder, {"rm": REWARD_MODEL}, **({} if request.param == "lora" else {"lora": "none"}))
+    found = Trained(run, folder / "run" / "rm" / "adapter", [])
+    original = Policy.save
+
+    def save(self: Policy, name: str, target: Path) -> None:
+        encoder = Encoder(self.tokenizer)
+        encoded = [e for g in questions() if (e := encoder.encode(g, 200, scoring=True)) is not None]
+        found.scores = [float(score) for score in measure(self, name, encoded, "scores")]
+        original(self, name, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Policy, "save", save)
+        run.execute()
+    return found
 
 
-def test_values_start_at_zero_or_at_the_reward_model(
-    work: Rollouts, reward_run: tuple[Run, Path], tmp_path: Path
-) -> None:
+def test_values_start_at_zero_or_at_the_reward_model(work: Rollouts, reward_model: Trained) -> None:
     examples = rolled_out(work)
     assert all(not bool(values.any()) for values in examples.token_columns["old_values"])
-    run, _ = reward_run
-    engine = run.engine
+    engine = reward_model.run.engine
     engine.policy.add_role("value", start=engine.role("rm"), head="scalar")
     try:
         groups = [replace(g, responses=(Response(text="fine"),)) for g in prompts(4)]
@@ -503,21 +529,19 @@ def test_value_gradient_does_not_reach_the_policy(tmp_path: Path, lora: Any) -> 
         assert all(p.grad is None for p in fixed_weights(work.policy, work.learner).values())
 
 
-def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_run: tuple[Run, Path]) -> None:
+def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model: Trained) -> None:
     """Nothing of ours reads the folder: AutoModelForSequenceClassification, with peft where it is an adapter."""
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    run, folder = reward_run
-    groups = [
-        replace(g, responses=(Response(text="good bread"), Response(text="no"), Response(text="cut", truncated=True)))
-        for g in prompts(4)
-    ]
+    run, folder, groups = reward_model.run, reward_model.folder, questions()
     ours = run.engine.scores("rm", groups)
+    assert ours == pytest.approx(reward_model.scores, abs=1e-5)
     assert len(set(ours)) == len(ours)
-    source = run.source() if (folder / "adapter_config.json").exists() else folder
+    is_adapter = (folder / "adapter_config.json").exists()
+    source = run.source() if is_adapter else folder
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
-    if (folder / "adapter_config.json").exists():
+    if is_adapter:
         model = PeftModel.from_pretrained(model, folder)
     model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
