@@ -203,7 +203,7 @@ class SelectContext:
 
     iteration: counts from 1 (0 for a dataset). seed: of the stage. earlier(): the scored rollouts of the stage's
     earlier iterations, oldest first, as lists of groups; with `carry_from` also those of earlier stages.
-    log(name=value): metrics of this iteration.
+    log(name=value): metrics of this iteration. validation: the groups are held out, nothing is learned from them.
     """
 
     def __init__(
@@ -213,11 +213,13 @@ class SelectContext:
         earlier: Callable[[], list[list[Group]]],
         log: Callable[..., None],
         rng: Any,
+        validation: bool = False,
     ):
         self.iteration = iteration
         self.seed = seed
         self.earlier = earlier
         self.log = log
+        self.validation = validation
         self.rng = rng  # numpy Generator of this stage and iteration
 
 

@@ -273,9 +273,9 @@ class Dataset(Training):
                 self.checkpoint(step + 1, f"step {step + 1} of {total}", best=best)
         return self.finish()
 
-    def _examples(self, groups: Sequence[Group]) -> Examples:
+    def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         rng = seeds.stream(self.run_.seed, self.run_.name, "select")
-        context = SelectContext(0, self.run_.seed, lambda: [], lambda **m: self.summary.update(m), rng)
+        context = SelectContext(0, self.run_.seed, lambda: [], lambda **m: self.summary.update(m), rng, validation)
         chosen = self.algorithm.select(groups, context)
         flat: list[Group] = []
         for item in chosen:
@@ -297,7 +297,7 @@ class Dataset(Training):
         groups = list(loaded.validation)
         if self.settings.validation is not None:
             groups += self.run_.load(self.settings.validation).groups
-        return self._examples(groups) if groups else None
+        return self._examples(groups, validation=True) if groups else None
 
     def _end_epoch(self, epoch: int, validation: Examples | None, best: float) -> float:
         run = self.run_

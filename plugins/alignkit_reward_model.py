@@ -50,7 +50,7 @@ class RewardModel(Algorithm):
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
         """Raises DataError when margins are asked for and no pair has one of that kind; counts pairs without."""
         kind = self.options.margin
-        if kind == "none":
+        if kind == "none" or context.validation:
             return groups
         margins = [pair.margin for group in groups for pair in resolved_pairs(group)]
         wanted = (int, float) if kind == "data" else str
