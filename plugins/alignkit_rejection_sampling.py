@@ -33,7 +33,7 @@ class RejectionSampling(Algorithm):
     source = ROLLOUTS
     needs = Needs(min_samples=2)
     defaults = StageDefaults(
-        learning_rate=1e-4, epochs=2, batch_size=16, lr_scheduler_type="constant", samples_per_prompt=4
+        learning_rate=1e-4, epochs=2, batch_size=16, lr_scheduler_type="linear", samples_per_prompt=4
     )
 
     class Options(Algorithm.Options):
