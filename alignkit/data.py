@@ -6,12 +6,12 @@ import gzip
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, TypedDict, cast
 
+from alignkit.checkpoint import whole_file
 from alignkit.errors import BadRow
 from alignkit.files import SkippedRow, bad_rows, file_rows, kind_of, parse, raised
 
@@ -228,18 +228,8 @@ def check_indices(pair: Pair, count: int) -> None:
 def write_groups(path: Path | str, groups: Iterable[Group]) -> None:
     """Write one line a group; the file appears under its name only when it is whole and on the disk."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            _write_lines(file, groups, packed=path.suffix == ".gz")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with whole_file(path) as file:
+        _write_lines(file, groups, packed=path.suffix == ".gz")
 
 
 def _write_lines(file: IO[bytes], groups: Iterable[Group], packed: bool) -> None:
@@ -249,15 +239,6 @@ def _write_lines(file: IO[bytes], groups: Iterable[Group], packed: bool) -> None
     # No name and no time in the header, so that equal groups give equal bytes.
     with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
         stream.writelines(group_to_json(group).encode() + b"\n" for group in groups)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_groups(path: Path | str) -> list[Group]:

@@ -10,7 +10,6 @@ import copy
 import ctypes
 import json
 import logging
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -155,11 +154,6 @@ class Policy:
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         return parameters
-
-    def freeze(self, name: str) -> None:
-        for parameter in self.parameters_of(name).values():
-            parameter.requires_grad_(False)
-            parameter.grad = None
 
     # Forward passes over packed rows
 
@@ -567,9 +561,3 @@ def has_score(folder: Path) -> bool:
             config = json.loads((folder / name).read_text(encoding="utf-8"))
             found += [str(config.get("task_type")), *(config.get("architectures") or [])]
     return any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in found)
-
-
-def copy_adapter(source: Path, target: Path) -> None:
-    """Copy a saved role, atomically."""
-    with replace_folder(target) as new:
-        shutil.copytree(source, new, dirs_exist_ok=True)
