@@ -20,7 +20,7 @@ _WHERE = {
     "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
     "formats": "Format",
     "hookspecs": "hookimpl",
-    "recipe": "DataRef JudgeRef RewardRef StageRef",
+    "recipe": "DataRef JudgeRef PolicyRef RewardRef StageRef",
     "reward": "Combine Combined Context Judge Models Reward Verdict",
     "step": "Artifact Step StepContext",
 }
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from alignkit.errors import AlignkitError, BadRow, DataError, PluginError, RecipeError, RemoteError, RunFailed
     from alignkit.formats import Format
     from alignkit.hookspecs import hookimpl
-    from alignkit.recipe import DataRef, JudgeRef, RewardRef, StageRef
+    from alignkit.recipe import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
     from alignkit.reward import Combine, Combined, Context, Judge, Models, Reward, Verdict
     from alignkit.step import Artifact, Step, StepContext
 

@@ -113,7 +113,10 @@ class Encoder:
         if not messages:
             return self.bos
         ids = self.templated(self.render(messages, True))
-        return ids if ids[: len(self.bos)] == self.bos else self.bos + ids
+        ids = ids if ids[: len(self.bos)] == self.bos else self.bos + ids
+        if not ids:  # a response is predicted from its prompt's last token
+            raise DataError(f"the chat template makes no token of the prompt {list(messages)!r}")
+        return ids
 
     def encode(self, group: Group, max_length: int, *, turns: str = "all", scoring: bool = False) -> Encoded | None:
         """A group in tokens, each sequence at most `max_length`; None when its prompt leaves no room.

@@ -237,7 +237,8 @@ class Checker:
             info = next((i for n, i in current.model_fields.items() if part in (n, i.alias)), None) if current else None
             if info is not None:
                 current = _model_in(info.annotation)
-        return allowed_keys(current) if current else []
+        kind = ["algorithm"] if current is Settings else []  # read apart from the settings, and written beside them
+        return kind + allowed_keys(current) if current else []
 
     @staticmethod
     def _describe(model: type[BaseModel], place: Keys) -> str:

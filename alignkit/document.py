@@ -335,6 +335,7 @@ def _override(root: _Node, text: str, problems: list[Problem]) -> None:
     if delete:
         _delete(root, segments, mark)
         return
+    _require_stage(root, segments, mark)
     reader = _Reader(value, mark.file, in_file=False)
     node = reader.read()
     problems += reader.problems
@@ -342,6 +343,16 @@ def _override(root: _Node, text: str, problems: list[Problem]) -> None:
     for position, segment in enumerate(segments[:-1]):
         parent = _descend(parent, segment, segments[:position], mark)
     _assign(parent, segments, node, mark)
+
+
+def _require_stage(root: _Node, segments: list[str], mark: Mark) -> None:
+    """A key of a stage needs that stage: a slip of the pen in its name must not make a new one."""
+    stages = root.value.get("stages")
+    known = stages.value if stages is not None and isinstance(stages.value, dict) else {}
+    if segments[0] == "stages" and len(segments) > 2 and segments[1] not in known:
+        name = segments[1]
+        help = did_you_mean(name, known) or f"stages: {', '.join(known)}; 'stages.{name}={{...}}' adds one"
+        raise _Failed(mark.problem(f"no stage '{name}'", help))
 
 
 def _descend(node: _Node, segment: str, before: list[str], mark: Mark) -> _Node:

@@ -19,10 +19,11 @@ from alignkit.plugins import Claim, Registry, plugins
 class Ref:
     """Marks an option as a reference, so that the graph of stages is known before anything runs."""
 
-    kind: Literal["stage", "from", "reward", "data", "judge"]
+    kind: Literal["stage", "policy", "from", "reward", "data", "judge"]
 
 
 StageRef = Annotated[str, Ref("stage")]  # stays text: `base`, `sft` or `sft@2`
+PolicyRef = Annotated[str, Ref("policy")]  # the same, and no reward model
 RewardRef = Annotated[Any, Ref("reward")]  # becomes a RewardSpec
 DataRef = Annotated[Any, Ref("data")]  # becomes a DataSpec
 JudgeRef = Annotated[Any, Ref("judge")]  # becomes a Component

@@ -140,7 +140,12 @@ class References(Checker):
             return self.component("judge", value, keys)
         if ref.kind == "from":
             return self.start(value, keys)
-        return value if self.stage_ref(value, keys) else None
+        if not self.stage_ref(value, keys):
+            return None
+        if ref.kind == "policy" and self.trains_reward(value):
+            self.wrong(keys, f"'{value}' is a reward model: a policy is needed here")
+            return None
+        return value
 
     def stage_ref(self, value: Any, keys: Keys) -> bool:
         """Check `base`, `stage` or `stage@k`, and note that the present stage needs it."""

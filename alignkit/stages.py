@@ -382,8 +382,11 @@ class Rollouts(Training):
         self.run_.notify("rollouts_scored", iteration=iteration, groups=groups)
         examples = self._measure(groups, combined, metrics)
         factor = schedule(self.settings.lr_scheduler_type, iteration - 1, iterations, self.settings.warmup_ratio)
-        for number, phase in enumerate(self._phases(iteration, groups, metrics)):
-            self._learn(iteration, number, phase, examples, factor, metrics)
+        phases = self._phases(iteration, groups, metrics)
+        # All are measured before any is learned from: "old" is the policy that the iteration began with.
+        chosen = [self._selected(phase, examples) for phase in phases]
+        for number, (phase, selected) in enumerate(zip(phases, chosen, strict=True)):
+            self._learn(iteration, number, phase, selected, factor, metrics)
         ended = time.monotonic()
         metrics |= {
             "tokens_per_second": new_tokens / (rolled - began),
@@ -510,10 +513,10 @@ class Rollouts(Training):
             yield _with_scores(read_groups(self._rollout_file(number)))
 
     def _learn(
-        self, iteration: int, number: int, phase: Phase, rollouts: Examples, factor: float, metrics: dict[str, Any]
+        self, iteration: int, number: int, phase: Phase, selected: Examples, factor: float, metrics: dict[str, Any]
     ) -> None:
         """Epochs of shuffled minibatches, cut by group so that pairs and group baselines stay whole."""
-        examples = self._require_examples(self._selected(phase, rollouts))
+        examples = self._require_examples(selected)
         if not examples.groups:
             metrics["empty_selection"] = 1.0
             return

@@ -256,6 +256,12 @@ class Builder(References):
             # Laid at the override, where one of the two was made by an override.
             culprit = "lora" if self.document.overridden((*keys, "lora")) else "quantization"
             self.wrong((*keys, culprit), message)
+        if spec.dtype == "float16":
+            message = "model.dtype: float16 loses small gradients without loss scaling, which alignkit does not do"
+            self.wrong((*keys, "dtype"), message, help="'auto' chooses bfloat16 where the hardware has it")
+        elif spec.dtype == "bfloat16" and spec.lora is None:
+            message = "model.dtype: weights in bfloat16 lose most updates of a fine-tuning learning rate"
+            self.wrong((*keys, "dtype"), message, help="leave 'dtype' out, or train an adapter")
         if spec.chat_template not in (None, "plain"):
             path = self.locate(spec.chat_template, (*keys, "chat_template"))
             if not path.is_file():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 
 import alignkit
-from alignkit import Artifact, DataRef, Field, Group, RewardRef, RunFailed, StageRef, Step, hookimpl, statistics
+from alignkit import Artifact, DataRef, Field, Group, RewardRef, RunFailed, PolicyRef, Step, hookimpl, statistics
 
 if TYPE_CHECKING:
     from alignkit import StepContext
@@ -25,7 +25,7 @@ class Choose(Step):
     """All policies answer the same prompts with the same random streams; of equal means the earlier policy wins."""
 
     class Options(alignkit.Options):
-        policies: list[StageRef] = Field(min_length=2, description="to choose from, such as `sft@1` and `sft@2`")
+        policies: list[PolicyRef] = Field(min_length=2, description="to choose from, such as `sft@1` and `sft@2`")
         reward: RewardRef = Field(description="what scores their answers")
         prompts: DataRef = Field(description="validation prompts; of equal ones the first counts")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="answers of each policy to each prompt")

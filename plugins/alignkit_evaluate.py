@@ -27,7 +27,7 @@ from alignkit import (
     Response,
     RewardRef,
     RunFailed,
-    StageRef,
+    PolicyRef,
     Step,
     hookimpl,
     statistics,
@@ -48,13 +48,13 @@ class Evaluate(Step):
     """Samples from each policy, scores with each reward, compares each policy with the baseline."""
 
     class Options(alignkit.Options):
-        policies: list[StageRef] = Field(min_length=1, description="who answers: `base`, stages or `stage@k`")
+        policies: list[PolicyRef] = Field(min_length=1, description="who answers: `base`, stages or `stage@k`")
         rewards: list[RewardRef] = Field(min_length=1, description="what scores the answers; a combination's parts too")
         prompts: DataRef = Field(description="held-out prompts; of equal ones the first counts")
-        baseline: StageRef | None = Field(
+        baseline: PolicyRef | None = Field(
             None, description="the policy that the others are compared with; default: the last but one of `policies`"
         )
-        reference: StageRef | None = Field(None, description="KL is measured to this policy; default: the baseline")
+        reference: PolicyRef | None = Field(None, description="KL is measured to this policy; default: the baseline")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="answers of each policy to each prompt")
         max_new_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
         temperature: float = Field(1.0, gt=0, description="of sampling; the KL is that of the policies at it")

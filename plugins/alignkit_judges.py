@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from alignkit import Context, Field, Judge, Message, Options, StageRef, Verdict, hookimpl
+from alignkit import Context, Field, Judge, Message, Options, PolicyRef, Verdict, hookimpl
 from alignkit.remote import Malformed, Remote, RemoteOptions
 
 Item = tuple[Sequence[Message], str, str]  # prompt, first, second
@@ -166,7 +166,7 @@ class LocalJudge(Judge):
     """Asks a role of the run itself; no text is generated, one forward pass per question."""
 
     class Options(Asking):
-        role: StageRef = Field("base", description="who judges: `base` or a stage's policy")
+        role: PolicyRef = Field("base", description="who judges: `base` or a stage's policy")
         prefill: str = Field("Preferred Response=", description="how the judge's turn begins; no space at the end")
 
     options: Options

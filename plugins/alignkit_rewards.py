@@ -85,13 +85,6 @@ class Python(Reward):
     def file(self) -> Path:
         return self._folder / self.options.path.expanduser()
 
-    def fingerprint(self) -> str:
-        """sha256 of the file, so that an edited function is another reward. Files that it imports do not count."""
-        try:
-            return hashlib.sha256(self.file.read_bytes()).hexdigest()
-        except OSError as error:
-            raise RunFailed(f"reward 'python': cannot read {self.file}: {error.strerror}") from error
-
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         if self._call is None:
             self._call = _load(self.file, self.options.function)

@@ -35,7 +35,7 @@ from alignkit import (
     Response,
     Reward,
     RunFailed,
-    StageRef,
+    PolicyRef,
     Step,
     StepContext,
     Verdict,
@@ -84,7 +84,7 @@ class JudgePairs(Step):
         judge: JudgeRef = Field(description="who compares")
         data: DataRef | None = Field(None, description="groups of at least two responses; or `prompts` and `policy`")
         prompts: DataRef | None = Field(None, description="prompts to sample responses to")
-        policy: StageRef | None = Field(None, description="who writes the responses: `base` or a stage")
+        policy: PolicyRef | None = Field(None, description="who writes the responses: `base` or a stage")
         samples_per_prompt: int = Field(2, ge=2, le=16, description="responses to each prompt, all pairs are judged")
         max_new_tokens: int = Field(128, ge=1, description="length of a sampled response, in tokens")
         temperature: float = Field(1.0, gt=0, description="of the sampled responses")
@@ -316,7 +316,7 @@ class RLAIF(Reward):
         opponent: Literal["group", "baseline"] = Field(
             "group", description="each other response of the group, or one response of the baseline to the same prompt"
         )
-        baseline: StageRef = Field("base", description="with `opponent: baseline`: whose likeliest response it is")
+        baseline: PolicyRef = Field("base", description="with `opponent: baseline`: whose likeliest response it is")
         max_new_tokens: int = Field(128, ge=1, description="length of the baseline's response, in tokens")
 
     options: Options

@@ -198,6 +198,13 @@ def test_wrong_overrides_are_named(tmp_path: Path, override: str, message: str) 
     assert str(problem).splitlines()[1] == f"  --> override '{override}'"
 
 
+def test_an_override_makes_no_stage_by_a_slip_of_the_pen(tmp_path: Path) -> None:
+    text = "stages:\n  align: {algorithm: ppo}\n"
+    (problem,) = problems(tmp_path, text, "stages.algn.algorithm=dpo")
+    assert problem.message == "no stage 'algn'" and problem.help == "did you mean 'align'?"
+    assert data(tmp_path, text, "stages.more={step: x}", "stages.more.y=1")["stages"]["more"] == {"step": "x", "y": 1}
+
+
 def test_a_wrong_delete_suggests(tmp_path: Path) -> None:
     assert problems(tmp_path, "stages: 1\n", "~stges")[0].help == "did you mean 'stages'?"
 

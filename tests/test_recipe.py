@@ -19,6 +19,7 @@ from alignkit.recipe import (
     Recipe,
     RewardRef,
     RewardSpec,
+    PolicyRef,
     StageRef,
     find_recipe,
     load_recipe,
@@ -73,7 +74,7 @@ class Asks(Judge):
 
 class Compare(Step):
     class Options(Step.Options):
-        policies: list[StageRef] = Field(default_factory=list)
+        policies: list[PolicyRef] = Field(default_factory=list)
         rewards: dict[str, RewardRef] = Field(default_factory=dict)
         data: DataRef | None = None
         judge: JudgeRef | None = None
@@ -295,6 +296,8 @@ CASES = {
     "step key": ("  s: {step: compare, policy: [base]}\n", "unknown key 'policy'", (3, 22, 6), "did you mean 'policies'?"),
     "beside a full step": ("  s: {step: {compare: {}}, strict: true}\n", "unknown key 'strict'", (3, 28, 6), "beside 'step: compare'"),
     "reward's name": ("  length: {algorithm: plain, data: d.jsonl}\n", "has the name of an installed reward", (3, 3, 6), "rename"),
+    "a reward model as policy": (ALL + "  s: {step: compare, policies: [helpful]}\n", "'helpful' is a reward model", (10, 33, 7), ""),
+    "misspelt algorithm": (ALL + "    algorthm: plain\n", "unknown key 'algorthm'", (10, 5, 8), "did you mean 'algorithm'?"),
     "base": ("  base: {algorithm: plain, data: d.jsonl}\n", "cannot be called 'base'", (3, 3, 4), ""),
     "bad name": ("  a/b: {algorithm: plain, data: d.jsonl}\n", "it becomes a folder", (3, 3, 3), ""),
     "rollout range": (ALL + "    rollout: {samples_per_prompt: 0}\n", "expected at least 1, got 0", (10, 35, 1), ""),

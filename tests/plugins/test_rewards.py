@@ -171,17 +171,8 @@ def test_python_fails_before_long_work_starts(
 
 def test_python_without_a_file(tmp_path: Path) -> None:
     thing = Python(Python.Options(path=tmp_path / "none.py", function="f"))
-    for call in (thing.fingerprint, lambda: thing.score(GROUPS)):
-        with pytest.raises(RunFailed, match=r"none\.py"):
-            call()
-
-
-def test_python_fingerprint_follows_the_file(python: Callable[..., Python], tmp_path: Path) -> None:
-    thing = python("def reward(completions): return [0] * len(completions)")
-    before = thing.fingerprint()
-    assert len(before) == 64 and thing.fingerprint() == before
-    (tmp_path / "mine.py").write_text("def reward(completions): return [1] * len(completions)")
-    assert thing.fingerprint() != before
+    with pytest.raises(RunFailed, match=r"none\.py"):
+        thing.score(GROUPS)
 
 
 def test_python_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
