@@ -341,9 +341,8 @@ class Rollouts(Training):
         self.scorer = Scorer(run.settings.reward, run.context())
 
     def _temperature(self) -> float:
-        """Ratios and KL are those of the policy as it sampled; demonstrations are learned at temperature 1."""
-        needs = self.algorithm.needs
-        return self.sampling.temperature if needs.old_logprobs or needs.reference_logprobs else 1.0
+        """The policy is what it samples as: learned at another temperature, its own samples would sharpen it."""
+        return self.sampling.temperature
 
     def run(self) -> dict[str, Any]:
         run, iterations = self.run_, self.settings.iterations or 1

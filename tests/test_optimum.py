@@ -209,6 +209,27 @@ def test_ppo_reaches_the_optimum(problem: Problem, beta: float, iterations: int,
     check(train(problem, trained=stage), problem.optimum(beta), problem.reference)
 
 
+# With one letter P(answer) at a temperature is P ** (1 / temperature), normalised.
+@pytest.mark.parametrize("algorithm", ["ppo", "rejection_sampling"])
+def test_a_policy_is_learned_at_the_temperature_it_samples_at(one: Problem, algorithm: str) -> None:
+    def cooled(p: Tensor) -> Tensor:
+        return torch.softmax(p.log() / 0.6, -1)
+
+    reference = cooled(one.reference)
+    stage = {"prompts": None, "reward": write_reward(one), "rollout": {**rollout(one, 4), "temperature": 0.6}}
+    if algorithm == "ppo":
+        options = {"kl_beta": 0.25, "lam": 1.0, "whiten_advantages": False, "clip_value": None, "value_coefficient": 1.0}
+        stage |= {"algorithm": {"ppo": options}, "iterations": 40, "prompts_per_iteration": 64, "batch_size": 64}
+        stage |= {"epochs": 4, "learning_rate": 5e-3, "adam_beta1": 0.5, "adam_beta2": 0.9}
+        wanted = torch.softmax(reference.log() + one.rewards / 0.25, -1)
+    else:
+        stage |= {"algorithm": algorithm, "iterations": 1, "prompts_per_iteration": 3000, "batch_size": 500}
+        stage |= {"epochs": 20, "learning_rate": 5e-3}
+        wanted = F.best_of_n_distribution(reference, one.rewards, 4)
+    stage["prompts"] = write_prompts(one, stage["prompts_per_iteration"])
+    check(cooled(train(one, trained=stage)), wanted, reference)
+
+
 def soft_pairs(problem: Problem, generator: random.Random) -> list[Pair]:
     """Pairs of all answers with the exact probability that the first is preferred (Bradley-Terry)."""
     r = problem.rewards
