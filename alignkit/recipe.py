@@ -119,6 +119,9 @@ class Rollout(Options):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0: all tokens")
     stop: list[str] = Field(default_factory=list, description="texts that end a response")
+    missing_eos_penalty: float = Field(
+        default=0.0, ge=0, description="taken off the reward of a response that was cut off at max_new_tokens"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Rollout:

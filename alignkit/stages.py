@@ -18,6 +18,7 @@ from alignkit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alignkit.data import Group, prompts_of, read_groups, write_groups
 from alignkit.engine import Engine, reward_stages
 from alignkit.errors import AlignkitError, DataError, RunFailed
+from alignkit.functional import missing_eos_penalty
 from alignkit.policy import BASE
 from alignkit.recipe import DataSpec, Settings, Stage
 from alignkit.report import Metrics, Reporter
@@ -336,7 +337,8 @@ class Rollouts(Training):
 
     def __init__(self, run: StageRun, algorithm: Algorithm):
         rollout = run.settings.rollout
-        self.sampling = Sampling(**rollout.model_dump())
+        self.sampling = Sampling(**rollout.model_dump(exclude={"missing_eos_penalty"}))
+        self.missing_eos_penalty = rollout.missing_eos_penalty
         super().__init__(run, algorithm)
         self.scorer = Scorer(run.settings.reward, run.context())
 
@@ -432,7 +434,10 @@ class Rollouts(Training):
         )
 
     def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Combined, list[Group]]:
-        """Groups of scored responses, their combination, and all groups; what has no score is counted."""
+        """Groups of scored responses, their combination, and all groups; what has no score is counted.
+
+        The combination's `plain`, which is logged, is without the penalty for a missing end.
+        """
         self.run_.reporter.note("scoring")
         scored = self.scorer.score(groups)
         kept = _with_scores(scored)
@@ -441,7 +446,24 @@ class Rollouts(Training):
         self.unscored = sum(len(g.responses) for g in scored) - sum(len(g.responses) for g in kept)
         if self.unscored:
             self.run_.reporter.say(f"{self.run_.name}: {self.unscored} responses could not be scored and are left out")
-        return kept, self.scorer.combine(kept), scored
+        combined = self.scorer.combine(kept)
+        if not self.missing_eos_penalty:
+            return kept, combined, scored
+        penalised = [self._penalised(group) for group in scored]
+        kept = _with_scores(penalised)
+        ended = torch.tensor([not response.truncated for group in kept for response in group.responses])
+        reward = missing_eos_penalty(combined.reward, ended, self.missing_eos_penalty)
+        return kept, replace(combined, reward=reward), penalised
+
+    def _penalised(self, group: Group) -> Group:
+        """The group with the penalty taken off the plain score too, by which methods that select choose."""
+        responses = [
+            replace(r, scores={**r.scores, PLAIN: score - self.missing_eos_penalty})
+            if r.truncated and (score := r.scores[PLAIN]) is not None
+            else r
+            for r in group.responses
+        ]
+        return replace(group, responses=tuple(responses))
 
     def _rollout_metrics(self, groups: Sequence[Group], combined: Combined) -> dict[str, Any]:
         responses = [response for group in groups for response in group.responses]
@@ -468,7 +490,7 @@ class Rollouts(Training):
             raise RunFailed("a rollout did not fit max_length although its prompt did")
         examples = Examples(encoded)
         examples.columns["rewards"] = combined.reward.tolist()
-        examples.columns["scores"] = combined.plain.tolist()
+        examples.columns["scores"] = [response.scores[PLAIN] for group in groups for response in group.responses]
         old = measure(self.policy, self.role, encoded, "logprobs", temperature=self.sampling.temperature)
         reference = measure(self.policy, self.reference, encoded, "logprobs", temperature=self.sampling.temperature)
         examples.token_columns |= {"old_logprobs": old, "reference_logprobs": reference}

@@ -402,7 +402,8 @@ def policy_table(summary: Mapping[str, Any], names: Sequence[str]) -> Renderable
     found = [summary["policies"][name] for name in names]
     table = new_table(f"mean and {statistics.CONFIDENCE:.0%} interval over {summary['prompts']} prompts{left_out}")
     for name in ("", *names):
-        table.add_column(name, justify="right" if name else "left", overflow="fold")
+        header = f"{name}, before" if name and name == summary["baseline"] else name
+        table.add_column(header, justify="right" if name else "left", overflow="fold")
     for reward in summary["rewards"]:
         table.add_row(reward, *(shown(policy["rewards"][reward]) for policy in found))
         if any(policy["rewards"][reward]["unscored"] for policy in found):
@@ -432,6 +433,8 @@ def comparison_table(summary: Mapping[str, Any]) -> RenderableType:
                 shown(found["win_rate"], percent=True),
                 f"{found['wins']}/{found['losses']}/{found['ties']}",
             )
+    if any(found["at_equal_length"] is None for rewards in summary["against"].values() for found in rewards.values()):
+        table.caption = "at equal length: '-' where lengths do not vary, or prompts are too few for a line through them"
     return table
 
 
@@ -469,7 +472,15 @@ def new_table(title: str) -> Any:
     from rich import box
     from rich.table import Table
 
-    return Table(title=title or None, title_justify="left", title_style="", box=box.SIMPLE_HEAD, expand=not title)
+    return Table(
+        title=title or None,
+        title_justify="left",
+        title_style="",
+        caption_justify="left",
+        caption_style="",
+        box=box.SIMPLE_HEAD,
+        expand=not title,
+    )
 
 
 def render(thing: RenderableType) -> str:

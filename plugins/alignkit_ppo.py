@@ -57,7 +57,6 @@ class PPO(Algorithm):
         entropy_coefficient: float = Field(0.0, ge=0)
         whiten_advantages: bool = True
         score_clip: float | None = Field(None, gt=0)
-        missing_eos_penalty: float | None = Field(None, ge=0, description="taken off the score of a cut-off response")
         aggregation: Literal["token", "response"] = Field("token", description="what the policy loss is a mean of")
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
@@ -67,9 +66,8 @@ class PPO(Algorithm):
         assert rollouts.old_logprobs is not None and rollouts.reference_logprobs is not None
         beta = self.state.get("kl_beta", o.kl_beta)
         scores = rollouts.rewards
-        if o.score_clip is not None:  # first, or it would swallow the penalty
+        if o.score_clip is not None:
             scores = scores.clamp(-o.score_clip, o.score_clip)
-        scores = F.missing_eos_penalty(scores, ~rollouts.truncated, o.missing_eos_penalty)
         rewards = F.shape_rewards(scores, rollouts.old_logprobs, rollouts.reference_logprobs, mask, beta)
         advantages, returns = F.gae(rewards, rollouts.old_values, mask, o.gamma, o.lam)
         kl = F.sum_tokens(F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, mask), mask)

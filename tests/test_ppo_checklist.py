@@ -319,13 +319,30 @@ def test_scores_see_the_whole_response_with_its_end(tmp_path: Path) -> None:
         assert len(set(examples.columns["scores"])) > 3
 
 
-def test_missing_eos_penalty() -> None:
-    """Taken from the score of cut-off responses only; an end at the very last place is an end."""
-    truncated = torch.tensor([False, False, True])
-    batch = by_hand(MASK, truncated=truncated, rewards=torch.tensor([1.0, 2.0, 3.0]))
-    ppo = algorithm(kl_beta=0.0, missing_eos_penalty=5.0, whiten_advantages=False)
-    assert ppo.signal(batch)["returns"].amin(1).tolist() == [pytest.approx(0.95**3), 0.0, -2.0]
-    assert algorithm(kl_beta=0.0).signal(batch)["returns"][2, 2] == 3.0
+def test_missing_eos_penalty(tmp_path: Path) -> None:
+    """Taken off what every algorithm sees of cut-off responses, and off nothing else; the logged reward is without."""
+    found = {}
+    for penalty in (0.0, 5.0):
+        rollout = {"samples_per_prompt": 3, "max_new_tokens": 7, "temperature": 0.7, "missing_eos_penalty": penalty}
+        (tmp_path / str(penalty)).mkdir()
+        with started(tmp_path / str(penalty), ppo_stage(rollout=rollout)) as work:
+            work.engine.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
+            groups, combined, everything = work._score(work._roll_out(1, prompts(5)))
+            columns = work._measure(groups, combined, {}).columns
+            found[penalty] = groups, combined, columns
+            assert everything == groups
+    (groups, without, plain), (again, combined, columns) = found[0.0], found[5.0]
+    cut = torch.tensor([response.truncated for group in groups for response in group.responses])
+    assert cut.any() and not cut.all()
+    assert torch.equal(combined.plain, without.plain)
+    assert torch.equal(without.reward - combined.reward, 5.0 * cut)
+    seen = [[r.scores["reward"] for group in some for r in group.responses] for some in (groups, again)]
+    assert torch.equal(torch.tensor(seen[0]) - torch.tensor(seen[1]), 5.0 * cut)  # what selection sees
+    assert columns["scores"] == seen[1] and columns["rewards"] == combined.reward.tolist()
+    assert plain["scores"] == seen[0]
+
+
+def test_an_end_at_the_very_last_place_is_an_end() -> None:
     tokens = tuple(range(30, 34))
     encoder = Encoder(plugins_tokenizer())
     ended = Group(prompts(1)[0].prompt, (Response(text="", tokens=(*tokens, encoder.end_of_turn[-1])),))

@@ -38,7 +38,7 @@ TEXTS = [Group((), (Response(text=text),), id=text[:5]) for text in ("A river ra
         (RewardModel, {"margin": "llama2-large", "center_coefficient": 0.0}),
         (PPO, {}),
         (PPO, {"aggregation": "response", "kl_target": 3.0, "entropy_coefficient": 0.1, "dual_clip": 3.0}),
-        (PPO, {"whiten_advantages": False, "gamma": 0.9, "missing_eos_penalty": 1.0, "clip_value": None}),
+        (PPO, {"whiten_advantages": False, "gamma": 0.9, "score_clip": 1.0, "clip_value": None}),
         (RejectionSampling, {}),
         (DPO, {}),
         (DPO, {"beta": 0.5, "label_smoothing": 0.2}),
