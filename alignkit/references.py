@@ -18,14 +18,16 @@ from alignkit.errors import did_you_mean
 from alignkit.plugins import Claim, Registry, Unresolved
 from alignkit.recipe import Component, DataKeys, DataSource, DataSpec, Ref, RewardSpec
 from alignkit.reward import Combine
+from alignkit.rounds import Rounds
 
 
 class References(Checker):
     """Replaces what options refer to by what it stands for, and notes which stages a stage needs."""
 
-    def __init__(self, document: Document, registry: Registry):
+    def __init__(self, document: Document, registry: Registry, rounds: Rounds | None = None):
         super().__init__(document)
         self.registry = registry
+        self.rounds = rounds or Rounds()
         self.plugin_problems = 0
         self.claims: dict[str, tuple[Literal["algorithm", "step"], Claim] | None] = {}  # of every declared stage
         self.stage = ""  # the stage being read
@@ -126,6 +128,8 @@ class References(Checker):
             new = {key: self._follow(args[1], item, (*keys, key)) for key, item in value.items()}
             return new if any(new[key] is not value[key] for key in new) else value
         if isinstance(value, (list, tuple)) and args:
+            if get_origin(args[0]) is Annotated:
+                value = type(value)(name for item in value for name in self._every(item))
             kinds = args if isinstance(value, tuple) and args[-1] is not Ellipsis else [args[0]] * len(value)
             items = [self._follow(kind, v, (*keys, i)) for i, (kind, v) in enumerate(zip(kinds, value, strict=False))]
             return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=False)) else value
@@ -140,12 +144,17 @@ class References(Checker):
             return self.component("judge", value, keys)
         if ref.kind == "from":
             return self.start(value, keys)
+        value = self.real(value)
         if not self.stage_ref(value, keys):
             return None
         if ref.kind == "policy" and self.trains_reward(value):
             self.wrong(keys, f"'{value}' is a reward model: a policy is needed here")
             return None
         return value
+
+    def real(self, value: Any) -> Any:
+        """A reference with the real name of the stage that it means here, in rounds."""
+        return self.rounds.named(self.stage, value) if isinstance(value, str) else value
 
     def stage_ref(self, value: Any, keys: Keys) -> bool:
         """Check `base`, `stage` or `stage@k`, and note that the present stage needs it."""
@@ -159,6 +168,9 @@ class References(Checker):
             return not at
         if name not in self.claims:
             known = [*self.claims, "base"]
+            if reason := self.rounds.why_missing(self.stage, name):
+                self.wrong(keys, reason, help=f"say what it starts from: 'start: {{{name}: ...}}' beside 'repeat'")
+                return False
             self.wrong(keys, f"no stage '{name}'", help=did_you_mean(name, known) or f"stages: {', '.join(known)}")
             return False
         if name == self.stage:
@@ -179,6 +191,9 @@ class References(Checker):
 
     def start(self, value: str, keys: Keys) -> str | None:
         """`from`: a stage, or a folder that holds an adapter (or a model)."""
+        if self.rounds.why_missing(self.stage, value):
+            return value if self.stage_ref(value, keys) else None
+        value = self.real(value)
         if value.partition("@")[0] in (*self.claims, "base"):
             return value if self.stage_ref(value, keys) else None
         folder = self.locate(value, keys)
@@ -206,7 +221,10 @@ class References(Checker):
     # data
 
     def data(self, raw: Any, keys: Keys) -> DataSpec | None:
+        if (every := self.rounds.all(self.stage, raw)) is not None:
+            raw = every
         if isinstance(raw, list):
+            raw = [source for item in raw for source in self._every(item)]
             if not raw:
                 self.wrong(keys, f"{path_text(keys)}: expected at least one source, got an empty list")
             sources = [self.source(item, (*keys, i)) for i, item in enumerate(raw)]
@@ -215,8 +233,17 @@ class References(Checker):
         good = [source for source in sources if source is not None]
         return DataSpec(tuple(good)) if good and len(good) == len(sources) else None
 
+    def _every(self, item: Any) -> list[Any]:
+        """An item of a list of references: `NAME@all` stands for one of each round so far."""
+        found = self.rounds.all(self.stage, item)
+        return [item] if found is None else list(found)
+
     def source(self, raw: Any, keys: Keys) -> DataSource | None:
         if isinstance(raw, str):
+            if self.rounds.why_missing(self.stage, raw):
+                self.stage_ref(raw, keys)
+                return None
+            raw = self.real(raw)
             if raw in self.claims:
                 return DataSource(stage=raw) if self.data_stage(raw, keys) else None
             path = self.file(raw, keys, also=self.claims)
@@ -275,9 +302,10 @@ class References(Checker):
             message = f"{path_text(keys)}: expected one of 'path', 'hub' and 'stage', got {got}"
             self.wrong(keys, message, at_key=not given)
             return None, None
-        if values.stage is not None:
-            self.data_stage(values.stage, (*keys, "stage"))
-        return self.file(values.path, path_keys) if values.path is not None else None, values.stage
+        stage = self.real(values.stage)
+        if stage is not None:
+            self.data_stage(stage, (*keys, "stage"))
+        return self.file(values.path, path_keys) if values.path is not None else None, stage
 
     def data_stage(self, name: str, keys: Keys) -> bool:
         """Data made by another stage: only steps make data."""
@@ -304,6 +332,7 @@ class References(Checker):
     def reward(self, raw: Any, keys: Keys) -> RewardSpec | None:
         if isinstance(raw, RewardSpec):  # already replaced in a combination's options
             return raw
+        raw = self.real(raw)
         if isinstance(raw, str) and raw.partition("@")[0] in self.claims:
             return self.reward_stage(raw, keys)
         if isinstance(raw, dict) and list(raw) == ["folder"]:

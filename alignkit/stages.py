@@ -490,7 +490,8 @@ class Rollouts(Training):
             raise RunFailed("a rollout did not fit max_length although its prompt did")
         examples = Examples(encoded)
         examples.columns["rewards"] = combined.reward.tolist()
-        examples.columns["scores"] = [response.scores[PLAIN] for group in groups for response in group.responses]
+        scores = [response.scores[PLAIN] for group in groups for response in group.responses]
+        examples.columns["scores"] = [score for score in scores if score is not None]  # `_score` let none through
         old = measure(self.policy, self.role, encoded, "logprobs", temperature=self.sampling.temperature)
         reference = measure(self.policy, self.reference, encoded, "logprobs", temperature=self.sampling.temperature)
         examples.token_columns |= {"old_logprobs": old, "reference_logprobs": reference}

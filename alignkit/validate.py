@@ -15,6 +15,7 @@ from alignkit.errors import RecipeError, did_you_mean
 from alignkit.plugins import Claim, Registry
 from alignkit.recipe import ModelSpec, Recipe, Rollout, Settings, Stage, TopKeys
 from alignkit.references import References, options_of
+from alignkit.rounds import expand
 
 # What stage-level keys mean to algorithms that read a data set; the reason is the error's help.
 _ONLY_ROLLOUTS = {
@@ -34,8 +35,10 @@ _ONLY_DATASET = {
 
 def validate(document: Document, registry: Registry) -> Recipe:
     """The recipe of a document; raises RecipeError with every problem found."""
-    builder = Builder(document, registry)
-    recipe = builder.recipe()
+    expanded, rounds, problems = expand(document)
+    builder = Builder(expanded, registry, rounds)
+    builder.problems += problems
+    recipe = builder.recipe(document.data)
     if builder.problems or recipe is None:
         error = RecipeError(sorted(builder.problems, key=lambda problem: (problem.file, problem.line, problem.column)))
         if builder.plugin_problems == len(builder.problems):
@@ -47,7 +50,8 @@ def validate(document: Document, registry: Registry) -> Recipe:
 class Builder(References):
     """Reads a document into a Recipe; a part that has a problem is None."""
 
-    def recipe(self) -> Recipe | None:
+    def recipe(self, written: dict[str, Any]) -> Recipe | None:
+        """written: the recipe before its rounds were written out, to be kept beside the run."""
         top = self.validate(TopKeys, self.document.data, ())
         raw_stages = self.document.data.get("stages")
         stages: dict[str, Stage] = {}
@@ -70,7 +74,7 @@ class Builder(References):
             description=top.description,
             model=model,
             stages={name: stages[name] for name in names},
-            resolved=self.document.data,
+            resolved=written,
         )
 
     # stages

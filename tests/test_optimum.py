@@ -218,7 +218,13 @@ def test_a_policy_is_learned_at_the_temperature_it_samples_at(one: Problem, algo
     reference = cooled(one.reference)
     stage = {"prompts": None, "reward": write_reward(one), "rollout": {**rollout(one, 4), "temperature": 0.6}}
     if algorithm == "ppo":
-        options = {"kl_beta": 0.25, "lam": 1.0, "whiten_advantages": False, "clip_value": None, "value_coefficient": 1.0}
+        options = {
+            "kl_beta": 0.25,
+            "lam": 1.0,
+            "whiten_advantages": False,
+            "clip_value": None,
+            "value_coefficient": 1.0,
+        }
         stage |= {"algorithm": {"ppo": options}, "iterations": 40, "prompts_per_iteration": 64, "batch_size": 64}
         stage |= {"epochs": 4, "learning_rate": 5e-3, "adam_beta1": 0.5, "adam_beta2": 0.9}
         wanted = torch.softmax(reference.log() + one.rewards / 0.25, -1)

@@ -1,0 +1,129 @@
+"""Repeated blocks of stages: what they become, what names mean in them, and what is refused where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from alignkit.errors import Problem, RecipeError
+from alignkit.recipe import Recipe, load_recipe
+from alignkit.run import run_recipe
+
+HEAD = "model: {base: tiny}\nstages:\n  sft: {algorithm: sft, data: d.jsonl}\n"
+BLOCK = """\
+  rlhf:
+    repeat: 3
+    start: {align: sft}
+    stages:
+      more: {algorithm: sft, from: align, data: d.jsonl}
+      scores: {algorithm: reward_model, from: sft, data: p.jsonl}
+      align:
+        algorithm: rejection_sampling
+        from: align
+        prompts: d.jsonl
+        reward: scores
+        carry_from: [align@all]
+        rollout: {samples_per_prompt: 2, max_new_tokens: 4}
+        iterations: 1
+        prompts_per_iteration: 1
+  report: {step: evaluate, policies: [sft, more, align@all], rewards: [scores], prompts: d.jsonl, max_new_tokens: 4}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "d.jsonl").write_text('{"prompt": "how are you", "completion": "I am well"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "how are you", "chosen": "I am well", "rejected": "go"}\n')
+    return tmp_path
+
+
+def load(folder: Path, text: str, *overrides: str) -> Recipe:
+    (folder / "r.yaml").write_text(text)
+    return load_recipe(folder / "r.yaml", overrides)
+
+
+def problems(folder: Path, text: str, *overrides: str) -> list[Problem]:
+    with pytest.raises(RecipeError) as caught:
+        load(folder, text, *overrides)
+    return caught.value.problems
+
+
+def test_a_block_becomes_a_stage_per_round_and_names_mean_the_nearest_before(folder: Path) -> None:
+    recipe = load(folder, HEAD + BLOCK)
+    assert list(recipe.stages) == [
+        "sft", *(f"{name}_{k}" for k in (1, 2, 3) for name in ("more", "scores", "align")), "report"
+    ]  # fmt: skip
+    for number in (1, 2, 3):
+        more, align = recipe.stages[f"more_{number}"].settings, recipe.stages[f"align_{number}"].settings
+        before = "sft" if number == 1 else f"align_{number - 1}"
+        assert more is not None and align is not None
+        assert more.from_ == align.from_ == before  # align stands below `more`, and is its own name in `align`
+        assert align.reward.name == f"scores_{number}"  # which stands above: this round's
+        assert align.carry_from == [f"align_{k}" for k in range(1, number)]
+    report = recipe.stages["report"].component.options
+    assert report.policies == ["sft", "more_3", "align_1", "align_2", "align_3"]
+    assert report.rewards[0].name == "scores_3"
+
+
+def test_data_of_all_rounds_so_far(folder: Path) -> None:
+    block = """\
+  rlhf:
+    repeat: 2
+    stages:
+      labels: {step: judge_pairs, policy: sft, prompts: d.jsonl, judge: {local_judge: {role: base, criterion: helpful}}}
+      scores: {algorithm: reward_model, from: sft, data: [p.jsonl, labels@all]}
+      alone: {algorithm: reward_model, from: sft, data: labels@all}
+"""
+    recipe = load(folder, HEAD + block)
+    for number in (1, 2):
+        labels = [f"labels_{k}" for k in range(1, number + 1)]
+        for name, others in (("scores", [None]), ("alone", [])):
+            stage = recipe.stages[f"{name}_{number}"]
+            assert stage.settings is not None
+            assert [source.stage for source in stage.settings.data.sources] == [*others, *labels]
+            assert set(labels) <= set(stage.upstream)
+
+
+def test_overrides_reach_into_the_block(folder: Path) -> None:
+    recipe = load(folder, HEAD + BLOCK, "stages.rlhf.repeat=2", "stages.rlhf.stages.align.iterations=7")
+    assert list(recipe.stages)[-3:] == ["scores_2", "align_2", "report"]
+    assert recipe.stages["align_2"].settings is not None and recipe.stages["align_2"].settings.iterations == 7
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message", "line"),
+    [
+        ("    start: {align: sft}\n", "", "the first round has no 'align' yet", 7),
+        ("repeat: 3", "repeat: 0", "expected a whole number from 1 to 100, got 0", 5),
+        ("repeat: 3", "repeat: yes", "expected a whole number", 5),
+        ("start: {align: sft}", "start: {algn: sft}", "start: 'algn' is no stage of the block", 6),
+        ("start: {align: sft}", "start: sft", "expected 'stage of the block: stage before it'", 6),
+        ("start: {align: sft}", "begin: {align: sft}", "unknown key 'begin'", 6),
+        ("  report:", "  align_2:", "stage 'align_2' is there twice", 10),
+        ("      scores:", "      sft:", "stage 'sft' is there twice", 9),
+        ("reward: scores", "reward: score", "no reward 'score'", 14),
+        ("iterations: 1", "iterations: x", "expected a whole number", 17),
+    ],
+)
+def test_a_mistake_is_told_where_it_stands(folder: Path, old: str, new: str, message: str, line: int) -> None:
+    assert old in BLOCK
+    found = problems(folder, HEAD + BLOCK.replace(old, new))
+    assert message in found[0].message and found[0].line == line
+
+
+def test_a_mistake_in_a_block_is_told_once(folder: Path) -> None:
+    found = problems(folder, HEAD + BLOCK.replace("iterations: 1", "iteration: 1"))
+    assert [problem.message for problem in found] == ["unknown key 'iteration'"]
+
+
+def test_rounds_run_resume_like_stages_and_a_further_one_reuses_the_others(folder: Path) -> None:
+    recipe = load(folder, HEAD + BLOCK, "stages.rlhf.repeat=1")
+    run_recipe(recipe, folder / "out")
+    resolved = yaml.safe_load((folder / "out" / "recipe.resolved.yaml").read_text())
+    assert resolved["stages"]["rlhf"]["repeat"] == 1  # as written, so that it can be run again
+    before = (folder / "out" / "align_1" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    run_recipe(load(folder, HEAD + BLOCK, "stages.rlhf.repeat=2"), folder / "out")
+    assert (folder / "out" / "align_1" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert (folder / "out" / "align_2" / "adapter" / "adapter_model.safetensors").is_file()
