@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "algorithm": (
-        "Algorithm Batch DATASET Field Loss Needs Options Outputs POLICY Pairs Per Phase REWARD ROLLOUTS SelectContext "
-        "StageDefaults Term per_group per_pair per_response per_token"
+        "Algorithm Batch DATASET Field Loss Needs Options Outputs POLICY Pairs Per Phase REWARD ROLLOUTS Runner "
+        "SelectContext StageDefaults Term per_group per_pair per_response per_token"
     ),
     "data": "Group Message Pair Response resolved_pairs",
     "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Pairs,
         Per,
         Phase,
+        Runner,
         SelectContext,
         StageDefaults,
         Term,

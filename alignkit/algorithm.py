@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from alignkit.data import Group
+    from alignkit.stages import StageRun
 
 
 class Options(BaseModel):
@@ -242,6 +243,11 @@ class Algorithm:
         self.state: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}  # what `signal` wants logged for this iteration
 
+    @classmethod
+    def variant(cls, options: Any) -> type[Algorithm]:
+        """The class that a recipe's raw options ask for, where what is trained or learned from depends on them."""
+        return cls
+
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group] | list[Phase]:
         """Choose, pair or relabel groups before anything is tokenised. Default: as they are."""
         return groups
@@ -277,3 +283,14 @@ class Algorithm:
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Metrics of a micro-batch as unreduced terms, averaged as a loss term is; no gradient."""
         return {}
+
+
+class Runner(Algorithm):
+    """A foreign trainer as a stage: it does the training itself, and alignkit everything around it.
+
+    It is exempt from exact resume: a stage that was killed begins again.
+    """
+
+    def train(self, run: StageRun) -> Mapping[str, Any]:
+        """Train, leave the adapter in `run.adapter`, and give the summary for stage.json."""
+        raise NotImplementedError(f"{type(self).__name__} trains nothing")

@@ -18,7 +18,7 @@ from typing import Any
 import pluggy
 
 from alignkit import __version__, hookspecs
-from alignkit.algorithm import Algorithm, Needs, Options, Source, StageDefaults, Trains
+from alignkit.algorithm import Algorithm, Needs, Options, Runner, Source, StageDefaults, Trains
 from alignkit.errors import AlignkitError, PluginError, did_you_mean
 from alignkit.formats import Format
 from alignkit.reward import Combine, Judge, Reward
@@ -325,7 +325,10 @@ def _check_algorithm(label: str, thing: type[Algorithm]) -> None:
         value = getattr(thing, attribute)
         if not isinstance(value, (wanted, property)):  # a property: depends on the options
             raise TypeError(f"{label}: {attribute} must be alignkit's {wanted.__name__}, not {value!r}")
-    if thing.loss is Algorithm.loss:
+    if issubclass(thing, Runner):
+        if thing.train is Runner.train:
+            raise TypeError(f"{label} trains nothing: define train(self, run)")
+    elif thing.loss is Algorithm.loss:
         raise TypeError(f"{label} gives no loss: define loss(self, batch, out)")
 
 

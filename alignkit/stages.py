@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from alignkit import seeds
-from alignkit.algorithm import REWARD, Algorithm, Phase, SelectContext
+from alignkit.algorithm import REWARD, ROLLOUTS, Algorithm, Phase, Runner, SelectContext
 from alignkit.batch import Encoded, Examples, encode_all
 from alignkit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alignkit.data import Group, prompts_of, read_groups, write_groups
@@ -69,8 +69,8 @@ class StageRun:
 def run_training(run: StageRun) -> dict[str, Any]:
     """Run a training stage to its end, from its last checkpoint if there is one; gives the summary for stage.json."""
     algorithm: Algorithm = run.stage.component.claim.thing(run.stage.component.options)
-    from alignkit.algorithm import ROLLOUTS
-
+    if isinstance(algorithm, Runner):
+        return dict(algorithm.train(run))
     work = Rollouts(run, algorithm) if algorithm.source is ROLLOUTS else Dataset(run, algorithm)
     try:
         return work.run()

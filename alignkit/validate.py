@@ -6,6 +6,7 @@ import difflib
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults, Trains
@@ -117,6 +118,8 @@ class Builder(References):
             return None
         at_key = isinstance(raw[kind], dict)
         claim = self.resolve(kind, parts[0], parts[2] if at_key else (*keys, kind), at_key=at_key)
+        if claim is not None and kind == "algorithm":
+            claim = replace(claim, thing=claim.thing.variant(parts[1]))
         return (kind, claim) if claim else None
 
     def stages(self, stages: Mapping[str, Any]) -> dict[str, Stage]:
