@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 
 import alignkit
-from alignkit import Artifact, DataRef, Field, Group, RewardRef, RunFailed, PolicyRef, Step, hookimpl, statistics
+from alignkit import Artifact, DataRef, Field, Group, PolicyRef, RewardRef, RunFailed, Step, hookimpl, statistics
 
 if TYPE_CHECKING:
     from alignkit import StepContext

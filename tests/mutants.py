@@ -1,0 +1,235 @@
+"""Break each algorithm in every way that is silent in training, and see that its tests notice.
+
+    python tests/mutants.py [--only ppo,dpo] [--list] [--jobs 2]
+
+Mutants are made one at a time from an algorithm's module and from the functions of `alignkit.functional` that it
+calls: a sign flipped, an operand or a factor dropped, a mask dropped, an index shifted, a normaliser or a comparison
+changed. A mutant is killed when its algorithm's tests fail; what survives is printed and makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FUNCTIONAL = "alignkit/functional.py"
+MINUTES = 10  # longer than any algorithm's tests take: a mutant may also hang
+
+# The tests that have to notice, the quick ones first.
+GOLDEN = "tests/test_golden.py"
+TESTS = {
+    "sft": [GOLDEN, "tests/test_testing.py"],
+    "reward_model": [GOLDEN, "tests/test_testing.py"],
+    "ppo": [GOLDEN, "tests/test_testing.py", "tests/test_ppo_checklist.py", "tests/test_optimum.py"],
+    "rejection_sampling": [GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py", "tests/test_optimum.py"],
+    "dpo": [GOLDEN, "tests/plugins/test_preferences.py", "tests/test_testing.py", "tests/test_optimum.py"],
+    **{
+        name: [GOLDEN, "tests/plugins/test_preferences.py", "tests/test_optimum_preferences.py"]
+        for name in ("reference_free", "kto", "cpl", "hir")
+    },
+    **{
+        name: [GOLDEN, "tests/plugins/test_online.py", "tests/test_optimum_online.py"]
+        for name in ("grpo", "rloo", "reinforce_pp", "online_dpo", "rest")
+    },
+    "llama2": [GOLDEN, "tests/plugins/test_llama2.py"],
+}
+
+SWAPS = {
+    "per_token": "per_response",
+    "per_response": "per_token",
+    "per_pair": "per_group",
+    "mean_tokens": "sum_tokens",
+    "sum_tokens": "mean_tokens",
+    "masked_mean": "masked_sum",
+}
+OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
+COMPARISONS = {ast.Gt: ast.Lt, ast.GtE: ast.Lt, ast.Lt: ast.Gt, ast.LtE: ast.Gt, ast.Eq: ast.NotEq}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A changed module: `file` relative to the root, what was changed at which line, and the new text."""
+
+    algorithm: str
+    file: str
+    line: int
+    what: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}: {self.file}:{self.line} {self.what}"
+
+
+# --- making mutants
+
+
+def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """What may stand in a node's place, with words for it."""
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        other = copy.deepcopy(node)
+        other.op = OPERATORS[type(node.op)]()
+        yield f"{ast.unparse(node)} -> {ast.unparse(other)}", other
+        yield f"{ast.unparse(node)} -> {ast.unparse(node.left)}", node.left
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert):
+        yield f"{ast.unparse(node)} -> {ast.unparse(node.operand)}", node.operand
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARISONS:
+        reverse = copy.deepcopy(node)
+        reverse.ops = [COMPARISONS[type(node.ops[0])]()]
+        yield f"{ast.unparse(node)} -> {ast.unparse(reverse)}", reverse
+    elif isinstance(node, ast.Call):
+        yield from _calls(node)
+    elif isinstance(node, ast.Attribute) and node.attr in ("better", "worse"):
+        side = copy.deepcopy(node)
+        side.attr = "worse" if node.attr == "better" else "better"
+        yield f"{ast.unparse(node)} -> {ast.unparse(side)}", side
+
+
+def _calls(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if name in SWAPS:
+        other = copy.deepcopy(node)
+        if isinstance(other.func, ast.Attribute):
+            other.func.attr = SWAPS[name]
+        elif isinstance(other.func, ast.Name):
+            other.func.id = SWAPS[name]
+        yield f"{name} -> {SWAPS[name]}", other
+    if name in ("minimum", "maximum"):
+        other = copy.deepcopy(node)
+        assert isinstance(other.func, ast.Attribute)
+        other.func.attr = "maximum" if name == "minimum" else "minimum"
+        yield f"{name} -> {other.func.attr}", other
+    for place, keyword in enumerate(node.keywords):
+        if keyword.arg == "mask":
+            other = copy.deepcopy(node)
+            del other.keywords[place]
+            yield f"{ast.unparse(node)} without its mask", other
+    if name == "_cut":
+        yield f"{ast.unparse(node)} -> {ast.unparse(node.args[0])}", node.args[0]
+    if name == "detach" and isinstance(node.func, ast.Attribute):
+        yield f"{ast.unparse(node)} without detach", node.func.value
+
+
+class _Put(ast.NodeTransformer):
+    def __init__(self, old: ast.AST, new: ast.AST):
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def computing(tree: ast.Module, wanted: set[str] | None) -> Iterator[ast.FunctionDef]:
+    """Functions that compute the signal; `wanted` None: every function but options, registration and messages."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and (
+            node.name in wanted if wanted is not None else not node.name.startswith("register_")
+        ):
+            yield node
+
+
+def mutants_of(algorithm: str, file: str, wanted: set[str] | None) -> Iterator[Mutant]:
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    seen: set[str] = set()
+    for function in computing(tree, wanted):
+        quiet = {id(n) for part in ast.walk(function) if _words(part) for n in ast.walk(part)}
+        annotations = {id(n) for n in _annotations(function)}
+        for node in ast.walk(function):
+            if id(node) in quiet or id(node) in annotations:
+                continue
+            for what, new in changes(node):
+                _Put(node, new).visit(tree)
+                changed = ast.unparse(tree)
+                _Put(new, node).visit(tree)
+                if changed not in seen:
+                    seen.add(changed)
+                    yield Mutant(algorithm, file, getattr(node, "lineno", 0), what, changed)
+
+
+def _words(node: ast.AST) -> bool:
+    """Messages and checks of shapes: what is wrong there is loud."""
+    return isinstance(node, ast.Raise) or (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check_shapes"
+    )
+
+
+def _annotations(function: ast.FunctionDef) -> Iterator[ast.AST]:
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    for part in [function.returns, *(argument.annotation for argument in arguments)]:
+        if part is not None:
+            yield from ast.walk(part)
+
+
+def called(file: str) -> set[str]:
+    """Functions of `alignkit.functional` that a plugin calls, and those that they call."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    found = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("F", "alignkit.functional")
+    }
+    library = {f.name: f for f in ast.parse((ROOT / FUNCTIONAL).read_text()).body if isinstance(f, ast.FunctionDef)}
+    while True:
+        inner = {n.id for name in found & library.keys() for n in ast.walk(library[name]) if isinstance(n, ast.Name)}
+        if inner & library.keys() <= found:
+            return found & library.keys()
+        found |= inner & library.keys()
+
+
+def mutants(algorithm: str) -> list[Mutant]:
+    file = f"plugins/alignkit_{algorithm}.py"
+    return [*mutants_of(algorithm, file, None), *mutants_of(algorithm, FUNCTIONAL, called(file))]
+
+
+# --- trying them
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether the algorithm's tests pass in a copy of the project with this change in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder) / "project"
+        ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", "dist")
+        shutil.copytree(ROOT, copied, ignore=ignored)
+        (copied / mutant.file).write_text(mutant.text, encoding="utf-8")
+        paths = os.pathsep.join([str(copied), str(copied / "plugins")])
+        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS[mutant.algorithm]]
+        try:
+            done = subprocess.run(command, cwd=copied, env=environment, capture_output=True, timeout=60 * MINUTES)
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="algorithms, separated by commas", default=",".join(TESTS))
+    parser.add_argument("--list", action="store_true", help="print the mutants and try none")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    found = [mutant for name in options.only.split(",") for mutant in mutants(name)]
+    # A function that several algorithms call is changed once, under the first of them.
+    chosen = list({(mutant.file, mutant.text): mutant for mutant in reversed(found)}.values())[::-1]
+    if options.list:
+        print(*chosen, f"{len(chosen)} mutants", sep="\n")
+        return 0
+    survivors = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for number, (mutant, alive) in enumerate(zip(chosen, pool.map(survives, chosen), strict=True), 1):
+            survivors += alive
+            print(f"{number}/{len(chosen)} {'SURVIVED' if alive else 'killed'} {mutant}", flush=True)
+    print(f"{len(chosen)} mutants, {survivors} survived")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
