@@ -37,6 +37,7 @@ BASE = "base"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Activations a packed forward and backward may take, so that a step's memory does not depend on the batch size.
 ACTIVATION_BYTES = 1.5 * 2**30
+LEAST_TOKENS = 512
 PLAIN_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m['role'] == 'system' %}{{ m['content'] + '\n\n' }}"
@@ -82,6 +83,7 @@ class Policy:
         self.switch = Switch()
         self.lora = spec.lora
         self.roles: dict[str, Role] = {}
+        self.halvings = 0  # of the token budget, since memory ran out
         self.packs = True
         try:
             self._adopt(_base(spec, source, revision, self.dtype, self.device, attention.NAME))
@@ -235,13 +237,20 @@ class Policy:
 
     @property
     def token_budget(self) -> int:
-        """Tokens in a packed row with gradients; fixed by the model's shape, so that a resumed run packs alike."""
+        """Tokens in a packed row with gradients; from the model's shape, so that a resumed run packs alike."""
         config = self.model.config.get_text_config()
         inner = getattr(config, "intermediate_size", None) or 4 * self.hidden_size
         width = 24 * self.hidden_size + 8 * inner
         size = 4 if self.dtype == torch.float32 else 2
         per_token = config.num_hidden_layers * width * size
-        return int(min(16384, max(512, ACTIVATION_BYTES // per_token)))
+        whole = int(min(16384, max(LEAST_TOKENS, ACTIVATION_BYTES // per_token)))
+        return max(LEAST_TOKENS // 8, whole >> self.halvings)
+
+    def halve_token_budget(self) -> bool:
+        """Half as many tokens in a packed row from now on; False when there are no fewer."""
+        before = self.token_budget
+        self.halvings += 1
+        return self.token_budget < before
 
     # Disk
 

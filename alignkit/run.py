@@ -28,6 +28,7 @@ from alignkit.checkpoint import digest, file_digest, write_json, write_text
 from alignkit.data import resolved_pairs, write_groups
 from alignkit.engine import Engine
 from alignkit.errors import AlignkitError, DataError, OutOfResource, Problem, RecipeError, RemoteError, RunFailed
+from alignkit.memory import ran_out
 from alignkit.plugins import plugins
 from alignkit.policy import Policy
 from alignkit.readers import Loaded, load
@@ -506,12 +507,9 @@ def _plain(value: Any) -> Any:
 
 def _resource_fault(error: BaseException) -> OutOfResource | None:
     """Memory or disk that ran out, told by what libraries raise for it."""
-    text = str(error).lower()
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfResource(f"the disk is full: {error}")
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate" in text)
-    ):
+    if ran_out(error):
         return OutOfResource(f"memory ran out; a smaller max_length or batch of samples needs less ({error})")
     return None
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from alignkit.algorithm import REWARD, Algorithm, Batch, Outputs, Per, Term
 from alignkit.batch import Encoded, Examples, PackedRow, micro_batches, pack, spread
 from alignkit.errors import RunFailed
+from alignkit.memory import within_memory
 from alignkit.policy import Policy
 
 if TYPE_CHECKING:
@@ -75,11 +76,7 @@ class Learner:
         """Learn from one global batch; gives the metrics. Raises RunFailed after too many non-finite steps."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * lr_factor
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics = self._accumulate(examples)
-        if self.mix is not None:
-            metrics["mix/nll"] = self._accumulate_mix(self.mix)
-        metrics |= self._clip()
+        metrics = within_memory(self.policy, lambda: self._gradients(examples)) | self._clip()
         self.steps += 1
         metrics["learning_rate"] = self.settings.learning_rate * lr_factor
         if all(math.isfinite(metrics[name]) for name in metrics if name.endswith("grad_norm") or name == "loss"):
@@ -88,6 +85,16 @@ class Learner:
         else:
             self._skip(examples)
             metrics["skipped"] = 1.0
+        return metrics
+
+    def _gradients(self, examples: Examples) -> dict[str, float]:
+        """Gradients of one global batch from nothing; gives the metrics."""
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = self._accumulate(examples)
+        if self.mix is not None:
+            metrics["mix/nll"] = self._accumulate_mix(self.mix)
+        if self.policy.halvings:
+            metrics["token_budget"] = float(self.token_budget)
         return metrics
 
     def _clip(self) -> dict[str, float]:
@@ -189,9 +196,12 @@ class Learner:
 
     # Without gradients
 
-    @torch.no_grad()
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """Loss terms and metrics over examples, as averages over all of them."""
+        return within_memory(self.policy, lambda: self._evaluate(examples))
+
+    @torch.no_grad()
+    def _evaluate(self, examples: Examples) -> dict[str, float]:
         parts = [examples.take(i) for i in micro_batches(examples.groups, 4 * self.policy.token_budget)]
         averages = Averages()
         coefficients: dict[str, float] = {}
@@ -217,6 +227,7 @@ class Learner:
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
         with_state = [name for name, parameter in self.parameters.items() if parameter in self.optimizer.state]
         plain = {"steps": self.steps, "skipped": self.skipped, "algorithm": self.algorithm.state}
+        plain["halvings"] = self.policy.halvings
         return tensors, {**plain, "with_optimizer_state": with_state}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -233,6 +244,7 @@ class Learner:
                 lacking = ", ".join(sorted(ADAM_STATE - kept.keys()))
                 raise RunFailed(f"the checkpoint has no optimiser state for {name} ({lacking})")
         self.steps, self.skipped = state["steps"], state["skipped"]
+        self.policy.halvings = max(self.policy.halvings, state["halvings"])
         self.algorithm.state = dict(state["algorithm"])
 
 
@@ -304,13 +316,17 @@ def join_outputs(outs: Sequence[Outputs], batches: Sequence[Batch]) -> Outputs:
 # Measuring without gradients
 
 
-@torch.no_grad()
 def measure(
     policy: Policy, role: str, groups: Sequence[Encoded], what: str, *, temperature: float = 1.0
 ) -> list[Tensor]:
     """`logprobs` (nats) or `values` of a role for every response, fp32 [tokens] each, zero where a token counts not;
     or `scores`, [] each, from the last token.
     """
+    return within_memory(policy, lambda: _measure(policy, role, groups, what, temperature))
+
+
+@torch.no_grad()
+def _measure(policy: Policy, role: str, groups: Sequence[Encoded], what: str, temperature: float) -> list[Tensor]:
     found: list[Tensor] = []
     for indices in micro_batches(groups, 4 * policy.token_budget):
         part = [groups[i] for i in indices]

@@ -1,0 +1,120 @@
+"""Memory that runs out: micro-batches shrink, results do not change, and what cannot shrink is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignkit import Group, Response
+from alignkit.batch import Encoder, Examples
+from alignkit.memory import ran_out
+from alignkit.policy import BASE, Policy
+from alignkit.recipe import LoraSpec, ModelSpec, Settings
+from alignkit.train import Learner, measure
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Policy:
+    import alignkit_tiny
+
+    lora = LoraSpec(r=4, lora_alpha=8)
+    return Policy(ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora), str(alignkit_tiny.source(tmp_path)))
+
+
+def examples(policy: Policy) -> Examples:
+    encoder = Encoder(policy.tokenizer)
+    words = ("yes", "no, not at all, never, by no means", "perhaps", "I am well, thank you, and how are you today?")
+    groups = [
+        Group(
+            ({"role": "user", "content": f"how are you, {n}? " * (n % 3 + 1)},),
+            (Response(text=words[n % 4]),),
+            id=str(n),
+        )
+        for n in range(40)
+    ]
+    encoded = [encoder.encode(group, 512) for group in groups]
+    return Examples([e for e in encoded if e is not None])
+
+
+@contextmanager
+def memory_for(policy: Policy, tokens: int, pieces: int = 10**9) -> Iterator[list[int]]:
+    """A policy that runs out of memory above so many tokens in a row, and once after so many pieces that fitted; gives
+    the sizes of those.
+    """
+    whole, fitted, left = policy.hidden, [], [pieces]
+
+    def hidden(role: str, layout: Any, row: Tensor) -> Tensor:
+        left[0] -= len(row) <= tokens
+        if len(row) > tokens or left[0] == -1:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        fitted.append(len(row))
+        return whole(role, layout, row)
+
+    policy.hidden = hidden  # type: ignore[method-assign]
+    try:
+        yield fitted
+    finally:
+        policy.hidden = whole  # type: ignore[method-assign]
+
+
+def learner(policy: Policy) -> Learner:
+    from alignkit.plugins import plugins
+
+    thing = plugins().registry.get("algorithms", "sft").thing
+    policy.add_role("new")
+    return Learner(policy, thing(thing.Options()), Settings(learning_rate=1e-3, max_grad_norm=1e9), "new")
+
+
+def test_a_step_that_does_not_fit_is_done_again_in_smaller_pieces(policy: Policy) -> None:
+    work, data = learner(policy), examples(policy)
+    before = policy.token_budget
+    metrics = work._gradients(data)
+    whole = {name: p.grad.clone() for name, p in work.parameters.items() if p.grad is not None}
+    with memory_for(policy, 700, pieces=2) as fitted:
+        again = work.step(data, 0.0)
+    assert policy.token_budget <= 700 < before and policy.halvings > 0
+    assert again["token_budget"] == policy.token_budget and max(fitted) <= 700 and len(fitted) > 1
+    # A half-finished attempt must leave nothing behind: its gradients are not added to the second's.
+    for name, gradient in whole.items():
+        torch.testing.assert_close(work.parameters[name].grad, gradient, atol=1e-6, rtol=1e-5)
+    assert again["nll"] == pytest.approx(metrics["nll"], abs=1e-6)
+
+
+def test_measuring_shrinks_too(policy: Policy) -> None:
+    data = examples(policy)
+    whole = measure(policy, BASE, data.groups, "logprobs")
+    with memory_for(policy, 700):
+        smaller = measure(policy, BASE, data.groups, "logprobs")
+    for one, other in zip(whole, smaller, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_halved_is_told(policy: Policy) -> None:
+    with memory_for(policy, 5), pytest.raises(RuntimeError, match="can't allocate"):
+        measure(policy, BASE, examples(policy).groups, "logprobs")
+
+
+def test_other_errors_are_not_retried(policy: Policy) -> None:
+    def broken(*_: Any) -> Tensor:
+        raise RuntimeError("sizes do not match")
+
+    policy.hidden = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        measure(policy, BASE, examples(policy).groups, "logprobs")
+    assert policy.halvings == 0
+    assert ran_out(MemoryError()) and ran_out(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+def test_a_resumed_stage_packs_as_the_killed_one_did(policy: Policy) -> None:
+    work = learner(policy)
+    policy.halvings = 2
+    tensors, state = work.state()
+    policy.halvings = 0
+    work.restore(tensors, state)
+    assert policy.halvings == 2
