@@ -56,6 +56,9 @@ class PPO(Algorithm):
         value_coefficient: float = Field(0.1, ge=0)
         entropy_coefficient: float = Field(0.0, ge=0)
         whiten_advantages: bool = True
+        group_baseline: bool = Field(
+            False, description="take the mean score of a prompt's samples off, so that values start right at zero"
+        )
         score_clip: float | None = Field(None, gt=0)
         aggregation: Literal["token", "response"] = Field("token", description="what the policy loss is a mean of")
 
@@ -68,6 +71,8 @@ class PPO(Algorithm):
         scores = rollouts.rewards
         if o.score_clip is not None:
             scores = scores.clamp(-o.score_clip, o.score_clip)
+        if o.group_baseline:  # as Shao et al. 2024; a prompt's level says nothing about its responses
+            scores = F.centred_advantages(scores, rollouts.group)
         rewards = F.shape_rewards(scores, rollouts.old_logprobs, rollouts.reference_logprobs, mask, beta)
         advantages, returns = F.gae(rewards, rollouts.old_values, mask, o.gamma, o.lam)
         kl = F.sum_tokens(F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, mask), mask)

@@ -50,7 +50,7 @@ ITEMS = {
     17: "test_a_saved_reward_model_scores_the_same_in_plain_transformers",
     18: "PPO whitens no rewards; Llama 2's combination whitens the batch once, tested in plugins/test_llama2.py.",
     19: "test_advantages_are_whitened_over_all_rollouts",
-    20: "PPO has a value role and no group baseline; group methods are plugins of their own.",
+    20: "test_group_baseline",
     21: "test_number_of_optimiser_steps",
     22: "test_every_sample_once_an_epoch",
     23: "test_micro_batches_do_not_change_the_gradient",
@@ -317,6 +317,18 @@ def test_scores_see_the_whole_response_with_its_end(tmp_path: Path) -> None:
         examples = rolled_out(work)
         assert examples.columns["scores"] == [len(row.tokens) for e in examples.groups for row in e.rows]
         assert len(set(examples.columns["scores"])) > 3
+
+
+def test_group_baseline() -> None:
+    """Scores less their prompt's mean, prompts apart; a group of one, or without spread, has nothing left."""
+    mask = torch.tensor([[True, True]] * 6)
+    group = torch.tensor([0, 0, 1, 1, 2, 3])
+    rewards = torch.tensor([1.0, 3.0, -7.0, -7.0, 5.0, 5.0])
+    batch = replace(by_hand(mask, rewards=rewards), group=group)
+    options = {"kl_beta": 0.0, "lam": 1.0, "whiten_advantages": False}
+    found = algorithm(group_baseline=True, **options).signal(batch)["returns"]
+    assert found.tolist() == [[-1.0] * 2, [1.0] * 2, *[[0.0] * 2] * 4]
+    assert algorithm(**options).signal(batch)["returns"][:, 1].tolist() == rewards.tolist()
 
 
 def test_missing_eos_penalty(tmp_path: Path) -> None:
