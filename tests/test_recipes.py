@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from alignkit import cli
 from alignkit.algorithm import ROLLOUTS
@@ -30,6 +31,12 @@ OWN: dict[str, list[str]] = {
         "stages.preferred.validation={path: data/rankings_heldout.jsonl, limit: 4}",
         "stages.chosen.limit=4",
         "stages.align.iterations=2",
+    ],
+    "iterated": [
+        "stages.rlhf.stages.labels.prompts.limit=6",
+        "stages.rlhf.stages.labels.judge.local_judge.min_mass=0",
+        "stages.rlhf.stages.align.iterations=2",
+        "stages.report.limit=4",
     ],
     "rlaif": ["stages.labels.prompts.limit=12", "stages.labels.judge.local_judge.min_mass=0"],
 }
@@ -76,11 +83,22 @@ def small(name: str) -> list[str]:
         rollouts = stage.kind == "algorithm" and stage.component.claim.thing.source is ROLLOUTS
         kind = "step" if stage.kind == "step" else "rollouts" if rollouts else "dataset"
         for key, value in SMALL[kind].items():
+            path = written_at(name, stage.name)
             unlimited = key == "limit" and not hasattr(stage.component.options, key)
-            shortened = key == "max_steps" and f"stages.{stage.name}.data" in taken
-            if f"stages.{stage.name}.{key}" not in taken and not unlimited and not shortened:
-                overrides.append(f"stages.{stage.name}.{key}={value}")
-    return overrides
+            shortened = key == "max_steps" and f"{path}.data" in taken
+            if f"{path}.{key}" not in taken and not unlimited and not shortened:
+                overrides.append(f"{path}.{key}={value}")
+    return list(dict.fromkeys(overrides))
+
+
+def written_at(name: str, stage: str) -> str:
+    """Where a stage is written in a recipe: `align_2` in a repeated block."""
+    written = yaml.safe_load(RECIPES[name].read_text(encoding="utf-8"))["stages"]
+    if stage in written:
+        return f"stages.{stage}"
+    inner = stage.rpartition("_")[0]
+    block = next(key for key, value in written.items() if inner in value.get("stages", ()))
+    return f"stages.{block}.stages.{inner}"
 
 
 def check_artifacts(name: str, done: Done, overrides: list[str], weights: str = WEIGHTS) -> None:
@@ -259,6 +277,12 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
         assert done.lines("rs3/metrics.jsonl")[0]["carried_over"] > 0
         assert list(done.json("report/evaluation.json")["policies"]) == ["sft", "rs1", "rs2", "rs3", "align"]
         assert {"helpful", "safety", "llama2"} == set(done.json("report/evaluation.json")["rewards"])
+    if name == "iterated":
+        assert list(done.json("report/evaluation.json")["policies"]) == ["sft", "align_1", "align_2", "align_3"]
+        assert (
+            done.json("helpful_3/stage.json")["summary"]["groups"]
+            > done.json("helpful_1/stage.json")["summary"]["groups"]
+        )
     if name == "instructgpt":
         assert sorted(path.name for path in (tmp_path / "sft" / "kept").iterdir()) == ["1", "2"]
         assert done.json("chosen/stage.json")["policy"] in ("sft@1", "sft@2")
