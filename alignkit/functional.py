@@ -639,12 +639,19 @@ def cpl_loss(first: Tensor, second: Tensor, p: Tensor | float = 1.0, lam: float 
     return -p * logsigmoid(first - lam * second) - (1 - p) * logsigmoid(second - lam * first)
 
 
-def instruction_contrast(logprobs: Tensor) -> Tensor:
-    """-log softmax over instructions of the right one: [N, N] -> [N], row = output, diagonal = its own instruction.
+def instruction_contrast(logprobs: Tensor, own: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+    """-log softmax over instructions of the one that an output fulfils: outputs by instructions [N, M] -> [N].
 
-    HIR's contrastive loss, Zhang et al. 2023, eq. (4); the paper sums over outputs.
+    ``own`` [N] is that instruction's index, by default the diagonal's. With label_smoothing e it counts 1 - e and the
+    others share e. HIR's contrastive loss, Zhang et al. 2023, eq. (4); the paper sums over outputs.
     """
-    return -torch.log_softmax(_wide(logprobs), dim=-1).diagonal()
+    losses = -torch.log_softmax(_wide(logprobs), dim=-1)
+    own = torch.arange(len(losses), device=losses.device) if own is None else own
+    right = losses.gather(-1, own.unsqueeze(-1)).squeeze(-1)
+    if label_smoothing == 0.0:
+        return right
+    others = losses.scatter(-1, own.unsqueeze(-1), 0.0).sum(-1) / (losses.shape[-1] - 1)
+    return (1 - label_smoothing) * right + label_smoothing * others
 
 
 # --- reward-model losses ------------------------------------------------------------------------------------------

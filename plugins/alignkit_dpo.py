@@ -1,11 +1,26 @@
-"""DPO: direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290). Differs from the paper: nothing."""
+"""DPO: direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), and losses that only shape its pair.
+
+All see h = log pi/pi_ref (better) - log pi/pi_ref (worse), sums over tokens; those called *_norm means over them.
+sigmoid with label_smoothing is cDPO (Mitchell 2023). robust: Chowdhury et al. 2024, arXiv:2403.00409. ipo: Azar et al.
+2023, arXiv:2310.12036, eq. (17). hinge: SLiC-HF's (Zhao et al. 2023, arXiv:2305.10425).
+Differs from the papers: soft labels, for which a loss is its expectation over the label; SLiC-HF has no reference.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from alignkit import Algorithm, Batch, Field, Loss, Needs, Outputs, StageDefaults, Term, hookimpl, per_pair
+from pydantic import model_validator
+
+from alignkit import Algorithm, Batch, Field, Loss, Needs, Outputs, StageDefaults, Term, hookimpl, per_pair, per_token
 from alignkit import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LossName = Literal["sigmoid", "sigmoid_norm", "robust", "ipo", "ipo_norm", "hinge"]
+SMOOTHED = {"sigmoid", "sigmoid_norm", "robust"}
 
 
 class DPO(Algorithm):
@@ -16,30 +31,74 @@ class DPO(Algorithm):
 
     class Options(Algorithm.Options):
         beta: float = Field(0.1, gt=0, description="pull towards the reference, per nat")
-        label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong (cDPO)")
+        loss: LossName | Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
+            "sigmoid", description="of a pair; or several with weights: {sigmoid: 0.8, ipo: 0.2}"
+        )
+        label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong")
+        sft_coefficient: float = Field(0.0, ge=0, description="weight of the better responses' mean NLL of a token")
+
+        @property
+        def losses(self) -> dict[LossName, float]:
+            """The losses with their weights."""
+            return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
+
+        @model_validator(mode="after")
+        def _smoothing_has_a_use(self) -> Any:
+            if self.label_smoothing and not SMOOTHED & self.losses.keys():
+                raise ValueError(f"label_smoothing bears on {', '.join(sorted(SMOOTHED))} alone")
+            if "robust" in self.losses and not self.label_smoothing:
+                raise ValueError("robust is for labels of which a known share is flipped: give it as label_smoothing")
+            return self
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None and batch.reference_logprobs is not None
-        log_ratio = F.sum_tokens(out.logprobs - batch.reference_logprobs, batch.mask)  # [R] nats
-        better, worse = batch.pairs.take(log_ratio)
-        h = self.options.beta * (better - worse)
-        smoothing = self.options.label_smoothing
-        # Eq. (7); with P(better) = p < 1 the expectation over the label.
-        p = batch.pairs.p
-        loss = p * F.preference_loss(h, smoothing) + (1 - p) * F.preference_loss(-h, smoothing)
-        return Loss(dpo=per_pair(loss))
+        assert out.logprobs is not None
+        rewards = self._rewards(batch, out)
+        sums, means = F.sum_tokens(rewards, batch.mask), F.mean_tokens(rewards, batch.mask)  # [R]
+        terms: dict[str, Term] = {}
+        for name, weight in self.options.losses.items():
+            better, worse = batch.pairs.take(means if name.endswith("_norm") else sums)
+            margin, p = better - worse, batch.pairs.p
+            # The expectation over a soft label: with 1 - p the other one is better.
+            terms[name] = per_pair(p * self._pair_loss(name, margin) + (1 - p) * self._pair_loss(name, -margin), weight)
+        if self.options.sft_coefficient:
+            terms["sft"] = per_token(-out.logprobs, self.options.sft_coefficient)
+        return Loss(**terms)
+
+    def weights(self, batch: Batch) -> Mapping[str, Tensor]:
+        """`sft` is a mean over better responses' tokens; a response counts as often as it is the better of a pair."""
+        if not self.options.sft_coefficient:
+            return {}
+        pairs = batch.pairs
+        times = pairs.p.new_zeros(len(batch.mask)).index_add(0, pairs.better, pairs.p)
+        times = times.index_add(0, pairs.worse, 1 - pairs.p)
+        return {"sft": batch.mask * times[:, None]}
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        assert out.logprobs is not None and batch.reference_logprobs is not None
-        log_ratio = F.sum_tokens(out.logprobs - batch.reference_logprobs, batch.mask)
-        better, worse = batch.pairs.take(self.options.beta * log_ratio)
+        better, worse = batch.pairs.take(F.sum_tokens(self._rewards(batch, out), batch.mask))
         return {
             "accuracy": per_pair((better > worse).float()),
             "implicit_reward/better": per_pair(better),
             "implicit_reward/worse": per_pair(worse),
         }
 
+    def _rewards(self, batch: Batch, out: Outputs) -> Tensor:
+        """beta log pi/pi_ref of each token, [R, T]."""
+        assert out.logprobs is not None and batch.reference_logprobs is not None
+        return F.implicit_reward(out.logprobs, batch.reference_logprobs, self.options.beta)
+
+    def _pair_loss(self, name: LossName, margin: Tensor) -> Tensor:
+        """Of pairs whose first response is the better one; margin = beta h: [P] -> [P]."""
+        beta, smoothing = self.options.beta, self.options.label_smoothing
+        match name.removesuffix("_norm"):
+            case "sigmoid":
+                return F.preference_loss(margin, smoothing)  # eq. (7)
+            case "robust":
+                return F.robust_loss(margin, smoothing)
+            case "ipo":
+                return F.ipo_loss(margin / beta, beta)
+        return F.hinge_loss(margin)
+
 
 @hookimpl
 def register_algorithms(register):  # type: ignore[no-untyped-def]
-    register("dpo", DPO, summary="learn from preference pairs without a reward model")
+    register("dpo", DPO, summary="learn from preference pairs without a reward model; also cDPO, IPO, hinge, robust")

@@ -1,14 +1,18 @@
-"""Rejection sampling: fine-tune on the best of K samples by reward (Llama 2 2023, section 3.2.3; RAFT, Dong 2023).
+"""Rejection sampling: fine-tune on the best of K samples by reward (Llama 2 2023, section 3.2.3).
 
 Later iterations learn the best samples of earlier ones again (Llama 2 found that learning from the last iteration's
 samples alone forgets): a prompt's earlier sample stands while no later one is better. Differs
-from Llama 2: every model size samples for itself.
+from Llama 2: every model size samples for itself. `pool: batch` is RAFT's global variant (Dong et al. 2023,
+arXiv:2304.06767): the best 1/K of all samples, so that a prompt may get several or none; it carries none over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
+
+from pydantic import model_validator
 
 from alignkit import (
     ROLLOUTS,
@@ -25,6 +29,7 @@ from alignkit import (
     hookimpl,
     per_token,
 )
+from alignkit import functional as F
 
 
 class RejectionSampling(Algorithm):
@@ -33,15 +38,31 @@ class RejectionSampling(Algorithm):
     source = ROLLOUTS
     needs = Needs(min_samples=2)
     defaults = StageDefaults(
-        learning_rate=1e-4, epochs=2, batch_size=16, lr_scheduler_type="linear", samples_per_prompt=4
+        learning_rate=2e-4, epochs=2, batch_size=16, lr_scheduler_type="linear", samples_per_prompt=4
     )
 
     class Options(Algorithm.Options):
         carry_over: float = Field(
             0.5, ge=0, description="samples of earlier iterations per new one, the best first; 0: none are carried"
         )
+        pool: Literal["prompt", "batch"] = Field(
+            "prompt", description="best of each prompt's K samples, or the best 1/K of all (RAFT)"
+        )
+
+        @model_validator(mode="after")
+        def _carries_prompts(self) -> RejectionSampling.Options:
+            if self.pool == "batch" and self.carry_over and "carry_over" in self.model_fields_set:
+                raise ValueError("'pool: batch' carries nothing over: leave carry_over out")
+            return self
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
+        chosen = _top(groups) if self.options.pool == "batch" else self._best_of_prompts(groups, context)
+        rewards = [_reward(response) for group in chosen for response in group.responses]
+        carried = sum(bool(group.meta.get("carried")) for group in chosen)
+        context.log(best_reward=sum(rewards) / max(1, len(rewards)), carried_over=carried)
+        return chosen
+
+    def _best_of_prompts(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         fresh: dict[str, Group] = {}
         for group in groups:  # a prompt may stand in an iteration twice
             _offer(fresh, _best(group))
@@ -54,11 +75,7 @@ class RejectionSampling(Algorithm):
         limit = int(self.options.carry_over * len(fresh))
         past_prompts = [best[key] for key in best if key not in fresh]
         others = sorted(past_prompts, key=lambda group: -_reward(group.responses[0]))
-        chosen = [best[key] for key in fresh] + others[:limit]
-        rewards = [_reward(group.responses[0]) for group in chosen]
-        carried = sum(bool(group.meta.get("carried")) for group in chosen)
-        context.log(best_reward=sum(rewards) / max(1, len(rewards)), carried_over=carried)
-        return chosen
+        return [best[key] for key in fresh] + others[:limit]
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         assert out.logprobs is not None
@@ -85,6 +102,21 @@ def _reward(response: Response) -> float:
 def _best(group: Group) -> Group:
     """The group with its best response alone; the first of equals."""
     return replace(group, responses=(max(group.responses, key=_reward),), pairs=None)
+
+
+def _top(groups: Sequence[Group]) -> list[Group]:
+    """The best samples of all prompts together, as many as there are prompts, each with its prompt's others."""
+    import torch
+
+    rewards = torch.tensor([_reward(response) for group in groups for response in group.responses], dtype=torch.float64)
+    top = set(F.raft_top(rewards, count=len(groups)).tolist())
+    found, first = [], 0
+    for group in groups:
+        kept = tuple(response for place, response in enumerate(group.responses, first) if place in top)
+        first += len(group.responses)
+        if kept:
+            found.append(replace(group, responses=kept, pairs=None))
+    return found
 
 
 @hookimpl

@@ -472,9 +472,11 @@ def check_hir(case: Case) -> None:
         return
     if "avg_logp_right_instruction" in case:
         right, wrong = case.tensors("avg_logp_right_instruction", "avg_logp_wrong_instruction")
-        losses = F.preference_loss(right - wrong, case.params["eps"])
-        case.close("per_sample", losses)
-        case.close("loss", losses.mean())
+        own = torch.zeros(len(right), dtype=torch.long)
+        smoothed = F.instruction_contrast(torch.stack([right, wrong], dim=1), own, case.params["eps"])
+        for losses in (F.preference_loss(right - wrong, case.params["eps"]), smoothed):
+            case.close("per_sample", losses)
+            case.close("loss", losses.mean())
         return
     logprobs = case.tensor("logp_output_given_instruction", grad=True)
     contrast = F.instruction_contrast(logprobs)

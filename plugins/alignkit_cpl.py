@@ -1,0 +1,68 @@
+"""CPL: contrastive preference learning (Hejna et al. 2023, arXiv:2310.13639): pairs of segments, regret-based.
+
+A response is a segment whose tokens are the actions; its score S = sum_t gamma^t alpha log pi(token t) is a discounted
+sum of advantages, and P(better) = e^S+ / (e^S+ + e^(lam S-)), eq. (5) with the conservative weight of section 3.3.
+With `reference`, log pi/pi_ref in place of log pi; with gamma = lam = 1 that is DPO with beta = alpha.
+Differs from the paper: soft labels; segments of unequal length, which the sum favours when they are short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from alignkit import Algorithm, Batch, Field, Loss, Needs, Outputs, StageDefaults, Term, hookimpl, per_pair, per_token
+from alignkit import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CPL(Algorithm):
+    """Learn from pairs of segments, as if the policy's log-probabilities were their advantages."""
+
+    needs = Needs(min_samples=2, pairs=True)
+    defaults = StageDefaults(learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1)
+
+    class Options(Algorithm.Options):
+        alpha: float = Field(0.1, gt=0, description="advantage of a nat of log-probability")
+        gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
+        lam: float = Field(0.5, gt=0, le=1, description="conservative weight of the worse segment; 1: none")
+        reference: bool = Field(False, description="log-probabilities count relative to the reference's")
+        bc_coefficient: float = Field(0.0, ge=0, description="weight of cloning: mean NLL of a token of any segment")
+
+    def __init__(self, options: Any):
+        super().__init__(options)
+        if options.reference:
+            self.needs = replace(self.needs, reference_logprobs=True)  # type: ignore[misc]
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        better, worse = batch.pairs.take(self._scores(batch, out))
+        terms = {"cpl": per_pair(F.cpl_loss(better, worse, batch.pairs.p, self.options.lam))}
+        if self.options.bc_coefficient:
+            terms["bc"] = per_token(-out.logprobs, self.options.bc_coefficient)
+        return Loss(**terms)
+
+    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        better, worse = batch.pairs.take(self._scores(batch, out))
+        return {
+            "accuracy": per_pair((better > worse).float()),
+            "segment/better": per_pair(better),
+            "segment/worse": per_pair(worse),
+        }
+
+    def _scores(self, batch: Batch, out: Outputs) -> Tensor:
+        """S of responses: [R]. Time counts from a response's first token, whether it counts or not."""
+        logprobs = out.logprobs
+        assert logprobs is not None
+        if self.options.reference:
+            assert batch.reference_logprobs is not None
+            logprobs = logprobs - batch.reference_logprobs
+        return F.segment_advantage(logprobs, batch.mask, self.options.alpha, self.options.gamma)
+
+
+@hookimpl
+def register_algorithms(register):  # type: ignore[no-untyped-def]
+    register("cpl", CPL, summary="contrastive preference learning on segments, with a discount; DPO is a special case")

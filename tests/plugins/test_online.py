@@ -1,0 +1,743 @@
+"""Online and self-training methods: the plugins themselves against golden numbers, TRL's losses and bad input.
+
+Where they end is in test_optimum_online.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+from test_optimum import Problem, make, rollout, write_prompts
+from torch import Tensor
+
+from alignkit import Algorithm, Batch, Group, Outputs, Pairs, Phase, RecipeError, Response, SelectContext
+from alignkit.algorithm import Per
+from alignkit.recipe import load_recipe
+from alignkit.run import run_recipe
+from alignkit.testing import check_algorithm
+from alignkit.train import Averages, Learner, _weighted
+from alignkit_dpo import DPO
+from alignkit_grpo import GRPO
+from alignkit_online_dpo import OnlineDPO
+from alignkit_reinforce_pp import ReinforcePP
+from alignkit_rejection_sampling import RejectionSampling
+from alignkit_rest import ExpertIteration, ReST
+from alignkit_rloo import RLOO
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+NOTHING = torch.zeros(0, dtype=torch.int64)
+NO_PAIRS = Pairs(NOTHING, NOTHING, NOTHING.double(), NOTHING.double(), NOTHING)
+
+
+def cases(name: str, key: str) -> list[Any]:
+    """Golden cases whose inputs have this key."""
+    found = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))["cases"]
+    return [pytest.param(case, id=case["id"]) for case in found if key in case["inputs"]]
+
+
+def new(cls: type[Algorithm], **options: Any) -> Algorithm:
+    return cls(cls.Options(**options))
+
+
+def double(x: Any) -> Tensor:
+    return torch.as_tensor(x, dtype=torch.float64)
+
+
+def close(found: Tensor | float, wanted: Any, rtol: float = 1e-8, atol: float = 1e-9) -> None:
+    torch.testing.assert_close(double(found).detach(), double(wanted), rtol=rtol, atol=atol)
+
+
+def batch(mask: Any, group: Any | None = None, pairs: Pairs = NO_PAIRS, **fields: Any) -> Batch:
+    """Responses of which only the arrays matter."""
+    mask = torch.as_tensor(mask).bool()
+    owner = torch.arange(len(mask)) if group is None else torch.as_tensor(group)
+    groups = [Group(())] * int(owner.max() + 1)
+    truncated = torch.zeros(len(mask), dtype=torch.bool)
+    return Batch(groups, mask.long(), mask, owner, pairs, truncated, **fields)
+
+
+def rollouts(rewards: Any, group: Any, mask: Any | None = None, old: Any = None, reference: Any = None) -> Batch:
+    rewards = double(rewards)
+    mask = torch.ones(len(rewards), 1) if mask is None else torch.as_tensor(mask)
+    old = torch.zeros(mask.shape, dtype=torch.float64) if old is None else double(old)
+    reference = torch.zeros(mask.shape, dtype=torch.float64) if reference is None else double(reference)
+    return batch(mask, group, rewards=rewards, old_logprobs=old, reference_logprobs=reference)
+
+
+def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Tensor:
+    """The loss of a global batch in these parts, as the training loop adds it up."""
+    learner = SimpleNamespace(algorithm=algorithm)
+    totals = Learner._denominators(learner, [part for part, _ in parts])  # type: ignore[arg-type]
+    total = torch.zeros((), dtype=torch.float64)
+    for part, out in parts:
+        weights = algorithm.weights(part)
+        for name, term in algorithm.loss(part, out).items():
+            over = totals[name if name in weights else term.per]
+            total = total + term.coefficient * _weighted(term, part, weights.get(name)) / over
+    return total
+
+
+def reported(algorithm: Algorithm, part: Batch, out: Outputs) -> dict[str, float]:
+    averages = Averages()
+    averages.add(algorithm.report(part, out), part)
+    return averages.means()
+
+
+def context(earlier: Sequence[list[Group]] = (), seed: int = 0) -> tuple[SelectContext, dict[str, float]]:
+    logged: dict[str, float] = {}
+    rng = np.random.default_rng(seed)
+    return SelectContext(1, seed, lambda: list(earlier), lambda **m: logged.update(m), rng), logged
+
+
+def scored(rewards: Sequence[Sequence[float]]) -> list[Group]:
+    """A group for each row; a response's text says where it stands."""
+    return [
+        Group(
+            ({"role": "user", "content": str(p)},),
+            tuple(Response(text=f"{p}.{k}", scores={"reward": float(r)}) for k, r in enumerate(row)),
+            id=str(p),
+        )
+        for p, row in enumerate(rewards)
+    ]
+
+
+def places(groups: Sequence[Group]) -> list[tuple[int, int]]:
+    """(prompt, sample) of all responses of these groups."""
+    texts = [response.text.split(".") for group in groups for response in group.responses]
+    return [(int(p), int(k)) for p, k in texts]
+
+
+# --- conformance
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (GRPO, {}),
+        (GRPO, {"divide_by_deviation": False, "aggregation": "constant", "max_tokens": 20, "kl_beta": 0.3}),
+        (GRPO, {"aggregation": "token", "clip_high": 0.28, "dynamic_sampling": True, "kl_beta": 0.0}),
+        (GRPO, {"max_tokens": 30, "overlong_cache": 20}),
+        (GRPO, {"ratio": "sequence", "clip": 3e-4, "clip_high": 4e-4}),
+        (RLOO, {}),
+        (ReinforcePP, {}),
+        (ReinforcePP, {"group_baseline": True, "aggregation": "sequence"}),
+        (ReinforcePP, {"whiten": False, "clip_high": 0.3}),
+        (OnlineDPO, {}),
+        (OnlineDPO, {"pairs": "all", "labels": "soft", "label_smoothing": 0.1}),
+        (OnlineDPO, {"pairs": "all", "labels": "bradley_terry", "loss": "ipo"}),
+        (OnlineDPO, {"loss": "hinge"}),
+        (ReST, {}),
+        (ReST, {"scale": "absolute", "thresholds": [0.0]}),
+        (ExpertIteration, {"cap": 1}),
+        (RejectionSampling, {"pool": "batch"}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else ",".join(value) or "default",
+)
+def test_they_conform(cls: type[Algorithm], options: dict[str, Any]) -> None:
+    check_algorithm(cls, options)
+
+
+# --- advantages, against tests/golden/group_advantage.json
+
+
+@pytest.mark.parametrize("case", cases("group_advantage", "rewards"))
+def test_group_advantages(case: Mapping[str, Any]) -> None:
+    table = double(case["inputs"]["rewards"])
+    group = torch.arange(len(table)).repeat_interleave(table.shape[1])
+    found = {
+        "grpo_ddof1_eps1e-4": new(GRPO),
+        "dr_grpo": new(GRPO, divide_by_deviation=False),
+        "rloo": new(RLOO, kl_beta=0.0),
+        "reinforce_pp_baseline_ddof1": new(ReinforcePP, group_baseline=True),
+    }
+    for name, algorithm in found.items():
+        advantages = algorithm.signal(rollouts(table.flatten(), group))["advantages"]
+        close(advantages.view_as(table), case["expected"][name])
+    varied = [bool(row.max() > row.min()) for row in table]
+    assert found["dr_grpo"].metrics["groups_without_spread"] == varied.count(False)
+    dynamic = new(GRPO, dynamic_sampling=True)
+    assert [dynamic.keep(group) for group in scored(table.tolist())] == case["expected"]["dapo_keep_group"]
+    plain = new(GRPO)
+    assert [plain.keep(group) for group in scored(table.tolist())] == [table.shape[1] > 1] * len(table)
+
+
+@pytest.mark.parametrize("case", cases("group_advantage", "kl_k1"))
+def test_returns_of_tokens(case: Mapping[str, Any]) -> None:
+    kl, scores, mask = (case["inputs"][key] for key in ("kl_k1", "scores", "mask"))
+    given = rollouts(scores, torch.arange(len(scores)), mask, old=kl)
+    beta, kept = case["params"]["beta"], torch.tensor(mask).bool()
+    for name, whiten in (("returns", False), ("advantages_ddof1", True)):
+        algorithm = new(ReinforcePP, kl_beta=beta, whiten=whiten)
+        found = algorithm.signal(given)["advantages"]
+        close(found[kept], double(case["expected"][name])[kept])
+        assert algorithm.metrics["return"] == pytest.approx(double(case["expected"]["returns"])[kept].mean().item())
+
+
+@pytest.mark.parametrize("case", cases("group_advantage", "length"))
+def test_overlong_penalty(case: Mapping[str, Any]) -> None:
+    lengths, limit, cache = case["inputs"]["length"], case["params"]["l_max"], case["params"]["l_cache"]
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    rewards = torch.arange(len(lengths)) % 3
+    algorithm = new(GRPO, divide_by_deviation=False, max_tokens=limit, overlong_cache=cache)
+    found = algorithm.signal(rollouts(rewards, [0] * len(lengths), mask))["advantages"]
+    wanted = rewards + double(case["expected"]["penalty"])
+    close(found, wanted - wanted.mean())
+    assert algorithm.metrics["overlong_penalty"] == pytest.approx(double(case["expected"]["penalty"]).mean().item())
+
+
+# --- KL estimators, against tests/golden/kl_estimators.json
+
+
+@pytest.mark.parametrize("case", cases("kl_estimators", "logprob"))
+def test_which_kl_is_where(case: Mapping[str, Any]) -> None:
+    """RLOO prices k1 of a response, REINFORCE++ k1 from a token to the end; GRPO's loss has k3 of the new policy."""
+    logprobs, reference, mask = (case["inputs"][key] for key in ("logprob", "ref_logprob", "mask"))
+    expected, kept = case["expected"], torch.tensor(mask).bool()
+    given = rollouts([0.0] * len(mask), [0] * len(mask), mask, logprobs, reference)
+    sums = -double(expected["k1_sequence_sum"])
+    others = (sums.sum() - sums) / max(1, len(sums) - 1)
+    close(new(RLOO, kl_beta=1.0).signal(given)["advantages"], sums - others if len(sums) > 1 else 0 * sums, atol=1e-7)
+    remaining = -double(expected["k1"]).flip(-1).cumsum(-1).flip(-1)
+    found = new(ReinforcePP, kl_beta=1.0, whiten=False).signal(given)["advantages"]
+    close(found[kept], remaining[kept])
+    algorithm = new(GRPO, kl_beta=0.3, aggregation="token")
+    given.old_logprobs = double(logprobs)
+    given.signals = {"advantages": torch.zeros(len(mask), dtype=torch.float64)}
+    term = algorithm.loss(given, Outputs(logprobs=double(logprobs)))["kl_loss"]
+    assert (term.per, term.coefficient) == (Per.TOKEN, 0.3)
+    close(term.values[kept], double(expected["k3"])[kept])
+
+
+# --- losses, against tests/golden/group_policy_loss.json
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {"aggregation": "constant"},
+    "dapo": {"aggregation": "token"},
+    "gspo": {"ratio": "sequence"},
+    "gspo_wide": {"ratio": "sequence"},
+}
+
+
+def part_of(inputs: Mapping[str, Any], logprobs: Tensor, rows: slice) -> tuple[Batch, Outputs]:
+    """Rows of a golden batch, as wide as their longest response: a micro-batch knows nothing of the others."""
+    mask = torch.tensor(inputs["mask"][rows]).bool()
+    width = max(1, int(mask.any(0).sum()))
+    found = batch(
+        mask[:, :width],
+        old_logprobs=double(inputs["old_logprob"])[rows, :width],
+        reference_logprobs=double(inputs["ref_logprob"])[rows, :width],
+    )
+    found.signals = {"advantages": double(inputs["advantages"])[rows]}
+    return found, Outputs(logprobs=logprobs[rows, :width])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", cases("group_policy_loss", "logprob"))
+def test_group_policy_loss(case: Mapping[str, Any], variant: str) -> None:
+    inputs, expected = case["inputs"], case["expected"][variant]
+    given = expected["params"]
+    algorithm = new(
+        GRPO,
+        clip=given["clip_low"],
+        clip_high=given["clip_high"],
+        kl_beta=given["beta_kl_k3"],
+        max_tokens=given["max_completion_length"],
+        **VARIANTS[variant],
+    )
+    for cuts in ([slice(None)], [slice(0, 1), slice(1, None)], [slice(0, 3), slice(3, None)]):
+        logprobs = double(inputs["logprob"]).requires_grad_(True)
+        loss = averaged(algorithm, [part_of(inputs, logprobs, rows) for rows in cuts])
+        close(loss, expected["loss"])
+        close(torch.autograd.grad(loss, logprobs)[0], expected["grad_logprob"])
+    whole = part_of(inputs, double(inputs["logprob"]), slice(None))
+    assert reported(algorithm, *whole)["clip_fraction"] == pytest.approx(expected["clip_fraction"], abs=1e-9)
+
+
+def test_what_may_be_combined() -> None:
+    for options, message in (
+        ({"aggregation": "constant"}, "need max_tokens"),
+        ({"overlong_cache": 4}, "need max_tokens"),
+        ({"overlong_cache": 4, "max_tokens": 3}, "overlong_cache 4 is above max_tokens 3"),
+        ({"ratio": "sequence", "aggregation": "token"}, "a mean over responses"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            GRPO.Options(**options)
+
+
+# --- TRL's losses on the same tensors
+
+
+def random_batch(seed: int) -> tuple[Batch, Tensor]:
+    """Six responses of unequal length, and log-probabilities that the policy has moved to."""
+    draw = torch.Generator().manual_seed(seed)
+    mask = torch.arange(7) < torch.tensor([7, 1, 4, 3, 6, 2])[:, None]
+
+    def logprobs(near: Tensor | None = None) -> Tensor:
+        noise = torch.randn(6, 7, generator=draw, dtype=torch.float64)
+        return -noise.abs() if near is None else near + 0.3 * noise
+
+    old = logprobs()
+    found = batch(mask, old_logprobs=old, reference_logprobs=logprobs(old))
+    found.signals = {"advantages": torch.randn(6, generator=draw, dtype=torch.float64)}
+    return found, logprobs(old)
+
+
+class Everything(dict[str, list[Any]]):
+    def __missing__(self, key: str) -> list[Any]:
+        return self.setdefault(key, [])
+
+
+def trl_trainer(logprobs: Tensor, **settings: Any) -> Any:
+    """What TRL's `_compute_loss` asks of its trainer, without one."""
+    accelerator = SimpleNamespace(num_processes=1, reduce=lambda x, reduction: x, gather=lambda x: x)
+    common: dict[str, Any] = {
+        "_get_per_token_logps_and_entropies": lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
+        "aux_loss_enabled": False,
+        "top_entropy_quantile": 1.0,
+        "off_policy_mask_threshold": None,
+        "use_vllm": False,
+        "_entropy_bonus_enabled": False,
+        "model": SimpleNamespace(training=True),
+        "current_gradient_accumulation_steps": 1,
+        "accelerator": accelerator,
+        "_metrics": {"train": Everything()},
+        "args": SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
+    }
+    return SimpleNamespace(**{**common, **settings})
+
+
+def trl_inputs(given: Batch) -> dict[str, Any]:
+    ids = given.tokens
+    return {
+        "prompt_ids": ids,
+        "prompt_mask": ids,
+        "completion_ids": ids,
+        "completion_mask": given.mask.long(),
+        "advantages": given["advantages"],
+        "old_per_token_logps": given.old_logprobs,
+        "ref_per_token_logps": given.reference_logprobs,
+        "num_items_in_batch": given.mask.sum(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ({"kl_beta": 0.04}, {"loss_type": "grpo"}),
+        ({"kl_beta": 0.2, "clip": 0.1, "clip_high": 0.28, "aggregation": "token"}, {"loss_type": "dapo"}),
+        ({"kl_beta": 0.1, "aggregation": "constant", "max_tokens": 9}, {"loss_type": "dr_grpo"}),
+        (
+            {"kl_beta": 0.1, "ratio": "sequence", "clip": 0.02},
+            {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+        ),
+    ],
+    ids=["grpo", "dapo", "dr_grpo", "gspo"],
+)
+def test_trl_has_the_same_group_losses(options: dict[str, Any], settings: dict[str, Any]) -> None:
+    from trl import GRPOTrainer
+
+    given, moved = random_batch(len(options))
+    algorithm = new(GRPO, **options)
+    ours, theirs = moved.clone().requires_grad_(True), moved.clone().requires_grad_(True)
+    own = algorithm.options
+    trainer = trl_trainer(
+        theirs,
+        **{"importance_sampling_level": "token", **settings},
+        beta=own.kl_beta,
+        epsilon_low=own.clip,
+        epsilon_high=own.clip_high or own.clip,
+        max_completion_length=own.max_tokens,
+    )
+    wanted = GRPOTrainer._compute_loss(trainer, None, trl_inputs(given))
+    found = averaged(algorithm, [(given, Outputs(logprobs=ours))])
+    close(found, wanted)
+    close(torch.autograd.grad(found, ours)[0], torch.autograd.grad(wanted, theirs)[0])
+    clipped = trainer._metrics["train"]["clip_ratio/region_mean"][0]
+    assert 0 < clipped < 1
+    assert reported(algorithm, given, Outputs(logprobs=moved))["clip_fraction"] == pytest.approx(clipped)
+
+
+def test_trl_has_the_same_rloo_loss() -> None:
+    from trl import RLOOTrainer
+
+    given, moved = random_batch(3)
+    ours, theirs = moved.clone().requires_grad_(True), moved.clone().requires_grad_(True)
+    trainer = trl_trainer(theirs, epsilon_low=0.2, epsilon_high=0.4)
+    old = (given.old_logprobs * given.mask).sum(1)
+    wanted = RLOOTrainer._compute_loss(trainer, None, {**trl_inputs(given), "old_logps": old})
+    algorithm = new(RLOO, clip=0.2, clip_high=0.4)
+    found = averaged(algorithm, [(given, Outputs(logprobs=ours))])
+    close(found, wanted)
+    close(torch.autograd.grad(found, ours)[0], torch.autograd.grad(wanted, theirs)[0])
+    clipped = float(trainer._metrics["train"]["clip_ratio/region_mean"][0])
+    assert 0 < clipped < 1
+    assert reported(algorithm, given, Outputs(logprobs=moved))["clip_fraction"] == pytest.approx(clipped)
+
+
+# --- advantages of tokens, against tests/golden/ppo_policy_loss.json
+
+CLIPPED = [case for case in cases("ppo_policy_loss", "logprob") if case.values[0]["params"]["dual_clip"] is None]
+
+
+@pytest.mark.parametrize("case", CLIPPED)
+def test_reinforce_pp_updates_as_ppo_does(case: Mapping[str, Any]) -> None:
+    inputs, expected, params = case["inputs"], case["expected"], case["params"]
+    given = batch(inputs["mask"], old_logprobs=double(inputs["old_logprob"]))
+    given.signals = {"advantages": double(inputs["advantages"])}
+    for aggregation, key in (("token", "token_mean"), ("sequence", "seq_mean_token_mean")):
+        clip = {"clip": params["clip_low"], "clip_high": params["clip_high"]}
+        algorithm = new(ReinforcePP, aggregation=aggregation, **clip)
+        logprobs = double(inputs["logprob"]).requires_grad_(True)
+        loss = averaged(algorithm, [(given, Outputs(logprobs=logprobs))])
+        close(loss, expected[key]["loss"])
+        close(torch.autograd.grad(loss, logprobs)[0], expected[key]["grad_logprob"])
+        found = reported(algorithm, given, Outputs(logprobs=double(inputs["logprob"])))
+        assert found["clip_fraction"] == pytest.approx(expected["clip_fraction_active"], abs=1e-9)
+        assert found["ratio"] == pytest.approx(expected["mean_ratio"])
+        assert found["moved"] == pytest.approx(expected["approx_kl_k3"], abs=1e-9)
+    # GRPO measures the same.
+    other = batch(inputs["mask"], old_logprobs=double(inputs["old_logprob"]))
+    other.signals = {"advantages": double(inputs["advantages"])[:, 0]}
+    measured = reported(new(GRPO), other, Outputs(logprobs=double(inputs["logprob"])))
+    assert [measured["ratio"], measured["moved"]] == [found["ratio"], found["moved"]]
+
+
+def test_ratios_of_whole_responses() -> None:
+    """RLOO's is a product over tokens, GSPO's its root by the length; the second token of the second is no token."""
+    given = batch([[1, 1], [1, 0]], old_logprobs=double([[-1.0, -2.0], [-3.0, 9.0]]))
+    given.reference_logprobs = given.old_logprobs
+    given.signals = {"advantages": double([1.0, -1.0])}
+    out = Outputs(logprobs=double([[-0.9, -1.7], [-2.8, 0.0]]))
+    moved = [math.exp(0.1) - 1 - 0.1, math.exp(0.3) - 1 - 0.3, math.exp(0.2) - 1 - 0.2]
+    for algorithm, ratios in (
+        (new(RLOO), [math.exp(0.4), math.exp(0.2)]),
+        (new(GRPO, ratio="sequence"), [math.exp(0.2), math.exp(0.2)]),
+    ):
+        found = reported(algorithm, given, out)
+        assert found["ratio"] == pytest.approx(sum(ratios) / 2)
+        assert found["moved"] == pytest.approx(sum(moved) / 3)
+        assert found["clip_fraction"] == 0.5  # above 1.2 with a positive advantage; the other's is negative
+
+
+# --- online DPO
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "ipo", "hinge"])
+def test_online_dpo_has_the_losses_of_dpo(name: str) -> None:
+    smoothing = 0.1 if name == "sigmoid" else 0.0
+    given, moved = random_batch(2)
+    better, worse = torch.tensor([0, 3, 5]), torch.tensor([1, 2, 4])
+    given.pairs = Pairs(better, worse, double([1.0, 0.7, 0.9]), torch.zeros(3), torch.zeros(3, dtype=torch.int64))
+    options = {"beta": 0.3, "loss": name, "label_smoothing": smoothing}
+    ours, theirs = moved.clone().requires_grad_(True), moved.clone().requires_grad_(True)
+    found = averaged(new(OnlineDPO, **options), [(given, Outputs(logprobs=ours))])
+    wanted = averaged(new(DPO, **options), [(given, Outputs(logprobs=theirs))])
+    close(found, wanted)
+    close(torch.autograd.grad(found, ours)[0], torch.autograd.grad(wanted, theirs)[0])
+    for key, value in reported(new(DPO, **options), given, Outputs(logprobs=moved)).items():
+        assert reported(new(OnlineDPO, **options), given, Outputs(logprobs=moved))[key] == pytest.approx(value)
+
+
+def paired(groups: Sequence[Group], seed: int = 0, **options: Any) -> tuple[list[tuple[str, str, float]], Any]:
+    """(better, worse, p) of every pair, in texts; and what was logged."""
+    given, logged = context(seed=seed)
+    found = [
+        (group.responses[pair.better].text, group.responses[pair.worse].text, pair.p)
+        for group in new(OnlineDPO, **options).select(groups, given)
+        for pair in group.pairs or ()
+    ]
+    return found, logged
+
+
+def test_the_best_is_paired_with_the_worst() -> None:
+    groups = scored([[0.5, 2.0, -1.0, 2.0], [1.0, 1.0, 1.0, 1.0], [3.0, 0.0, 0.0, 1.0], [5.0]])
+    found, logged = paired(groups)
+    assert found == [("0.1", "0.2", 1.0), ("2.0", "2.1", 1.0)]  # the first of equals
+    assert logged == {"pairs": 2, "groups_tied": 2}
+    given, _ = context()
+    assert [len(group.responses) for group in new(OnlineDPO).select(groups, given)] == [2, 2]  # no others are run
+
+
+def test_all_pairs_but_ties() -> None:
+    found, logged = paired(scored([[0.5, 2.0, -1.0, 2.0]]), pairs="all")
+    assert found == [
+        ("0.1", "0.0", 1.0),
+        ("0.0", "0.2", 1.0),
+        ("0.3", "0.0", 1.0),
+        ("0.1", "0.2", 1.0),
+        ("0.3", "0.2", 1.0),
+    ]
+    assert logged == {"pairs": 5, "groups_tied": 0}
+
+
+def test_soft_labels_are_bradley_terry_s() -> None:
+    rewards = [0.5, 2.0, -1.0]
+    found, _ = paired(scored([rewards]), pairs="all", labels="soft")
+    for better, worse, p in found:
+        gap = rewards[int(better[-1])] - rewards[int(worse[-1])]
+        assert gap > 0
+        assert p == pytest.approx(1 / (1 + math.exp(-gap)))
+
+
+def test_labels_are_drawn_with_bradley_terry_s_chance() -> None:
+    """2000 groups of each gap; a gap of 1000 overflows nothing."""
+    for gap in (0.0001, 0.7, 2.5, 1000.0):
+        groups = scored([[0.0, gap]] * 2000)
+        found, _ = paired(groups, labels="bradley_terry")
+        share = sum(better.endswith(".1") for better, _, _ in found) / 2000
+        chance = 1 / (1 + math.exp(-gap))
+        assert abs(share - chance) <= 4 * math.sqrt(chance * (1 - chance) / 2000) + 1e-9
+        assert found == paired(groups, labels="bradley_terry")[0]  # of the stage's own random stream
+        assert {p for _, _, p in found} == {1.0}
+    assert found != paired(scored([[0.0, 0.7]] * 2000), seed=1, labels="bradley_terry")[0]
+
+
+def test_smoothing_bears_on_one_loss() -> None:
+    with pytest.raises(ValidationError, match="label_smoothing bears on 'loss: sigmoid' alone"):
+        OnlineDPO.Options(loss="ipo", label_smoothing=0.1)
+
+
+# --- ReST and expert iteration, against tests/golden/rest.json
+
+
+def rows_of(values: Sequence[Any], width: int = 3) -> list[list[Any]]:
+    return [list(values[start : start + width]) for start in range(0, len(values), width)]
+
+
+def nll_of(algorithm: Algorithm, groups: Sequence[Group], nll: Sequence[float], lengths: Sequence[int]) -> float:
+    """The loss of these groups' responses where response 3 p + k has this NLL in so many tokens."""
+    chosen = [3 * p + k for p, k in places(groups)]
+    mask = torch.arange(max(lengths)) < torch.tensor([lengths[i] for i in chosen])[:, None]
+    logprobs = -double([nll[i] / lengths[i] for i in chosen])[:, None].expand(mask.shape)
+    return float(averaged(algorithm, [(batch(mask), Outputs(logprobs=logprobs))]))
+
+
+@pytest.mark.parametrize("case", cases("rest", "rewards"))
+def test_rest(case: Mapping[str, Any]) -> None:
+    inputs, steps = case["inputs"], case["expected"]["improve_steps"]
+    groups, (given, logged) = scored(rows_of(inputs["rewards"])), context()
+    algorithm = new(ReST, thresholds=inputs["thresholds"], scale="absolute", lr_decay=0.4)
+    phases = algorithm.select(groups, given)
+    full = [number for number, step in enumerate(steps) if step["selected"]]
+    assert logged["empty_steps"] == len(steps) - len(full)
+    for number, step in enumerate(steps):
+        assert logged[f"threshold/{number + 1}"] == step["threshold"]
+        assert logged[f"learned/{number + 1}"] == pytest.approx(step["fraction"])
+    for phase, number in zip(phases, full, strict=True):
+        assert isinstance(phase, Phase)
+        assert [3 * p + k for p, k in places(phase.groups)] == steps[number]["selected"]
+        assert (phase.lr_scale, phase.epochs) == (pytest.approx(0.4**number), None)
+        assert all(group.responses and group.pairs is None for group in phase.groups)
+        found = nll_of(algorithm, phase.groups, inputs["sequence_nll"], inputs["n_tokens"])
+        assert found == pytest.approx(steps[number]["loss_token_mean_selected"])
+
+
+@pytest.mark.parametrize("case", cases("rest", "rewards"))
+def test_quantiles_of_the_whole_grown_set(case: Mapping[str, Any]) -> None:
+    rewards, wanted = case["inputs"]["rewards"], case["expected"]["quantile_thresholds_0_50_90_linear"]
+    given, logged = context()
+    phases = new(ReST, thresholds=[0.0, 0.5, 0.9]).select(scored(rows_of(rewards)), given)
+    assert [logged[f"threshold/{step}"] for step in (1, 2, 3)] == pytest.approx(wanted, rel=1e-12)
+    kept = [[i for i, reward in enumerate(rewards) if reward > threshold] for threshold in wanted]
+    assert [[3 * p + k for p, k in places(phase.groups)] for phase in phases] == [some for some in kept if some]
+
+
+def test_thresholds_rise() -> None:
+    for options, message in (
+        ({"thresholds": [0.5, 0.5]}, "thresholds must rise"),
+        ({"thresholds": [0.5, 1.0]}, "quantiles are from 0 to below 1"),
+        ({"thresholds": [-0.1, 0.5]}, "quantiles are from 0 to below 1"),
+        ({"thresholds": []}, "at least 1 item"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            ReST.Options(**options)
+    assert ReST.Options(thresholds=[-3.0, 7.0], scale="absolute").thresholds == [-3.0, 7.0]
+
+
+def test_expert_iteration_learns_what_is_accepted() -> None:
+    groups = scored([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.5, 0.6, -1.0, 0.5]])
+    for options, kept in (
+        ({}, [(0, 0), (0, 2), (0, 3), (2, 0), (2, 1), (2, 3)]),
+        ({"threshold": 0.5}, [(0, 0), (0, 2), (0, 3), (2, 1)]),
+        ({"cap": 2}, [(0, 0), (0, 2), (2, 0), (2, 1)]),
+    ):
+        given, logged = context()
+        algorithm = new(ExpertIteration, **options)
+        found = algorithm.select(groups, given)
+        assert places(found) == kept
+        accepted = 6 if options != {"threshold": 0.5} else 4
+        assert logged == {"accepted": accepted, "learned": len(kept), "prompts_without": 1}
+    assert nll_of(algorithm, scored([[1.0, 1.0]]), [2.0, 3.0], [2, 3]) == pytest.approx(1.0)
+
+
+# --- best of K and RAFT, against tests/golden/best_of_n.json
+
+
+@pytest.mark.parametrize("case", cases("best_of_n", "rewards_per_iteration"))
+def test_best_of_k(case: Mapping[str, Any]) -> None:
+    iterations, expected = case["inputs"]["rewards_per_iteration"], case["expected"]
+    groups = [scored(rewards) for rewards in iterations]
+    for number, wanted in enumerate(expected["per_iteration"]):
+        given, logged = context(groups[:number])
+        found = new(RejectionSampling, carry_over=0.0).select(groups[number], given)
+        assert places(found) == list(enumerate(wanted["index"]))
+        assert logged["best_reward"] == pytest.approx(expected["mean_best_of_k"][number])
+    for number, wanted in enumerate(expected["carry_over_best"]):
+        given, logged = context(groups[:number])
+        found = new(RejectionSampling).select(groups[number], given)
+        assert [group.responses[0].scores["reward"] for group in found] == pytest.approx(wanted["reward"])
+        assert places(found) == list(enumerate(wanted["index"]))
+        assert logged["carried_over"] == sum(iteration < number for iteration in wanted["iteration"])
+    given, logged = context(groups[1:])
+    found = new(RejectionSampling, pool="batch").select(groups[0], given)
+    samples = len(iterations[0][0])
+    assert [p * samples + k for p, k in places(found)] == expected["raft_global_top_1_over_k_flat_index"]
+    assert logged["carried_over"] == 0
+
+
+def test_the_pool_may_lack_samples() -> None:
+    """Responses without a score are left out before; as many are learned as there are prompts."""
+    given, logged = context()
+    found = new(RejectionSampling, pool="batch").select(scored([[0.1, 3.0, 2.0], [1.5], [-1.0, 0.0]]), given)
+    assert places(found) == [(0, 1), (0, 2), (1, 0)]
+    assert logged["best_reward"] == pytest.approx(6.5 / 3)
+    with pytest.raises(ValidationError, match="carries nothing over"):
+        RejectionSampling.Options(pool="batch", carry_over=0.5)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize("cls", [GRPO, RLOO])
+def test_an_iteration_without_a_signal_is_skipped(cls: type[Algorithm]) -> None:
+    """One group with rewards that differ is enough, and so is a KL that pulls, where it has a price."""
+    equal, groups, (given, _) = [1.0, 1.0, 2.0, 2.0], scored([[0.0, 0.0], [0.0, 0.0]]), context()
+    away = [[0.5], [0.0], [0.0], [0.0]]
+    for rewards, old, beta, learned in (
+        (equal, None, 0.1, 0),
+        (equal, away, 0.0, 0),
+        (equal, away, 0.1, 2),
+        ([1.0, 1.0, 2.0, 2.5], None, 0.0, 2),
+    ):
+        algorithm = new(cls, kl_beta=beta)
+        algorithm.signal(rollouts(rewards, [0, 0, 1, 1], old=old))
+        assert len(algorithm.select(groups, given)) == learned
+
+
+def test_reinforce_pp_skips_an_iteration_of_equal_returns() -> None:
+    groups, (given, _) = scored([[0.0, 0.0], [0.0, 0.0]]), context()
+    for rewards, old, options, learned in (
+        ([1.0] * 4, None, {}, 0),
+        ([1.0, 1.0, 2.0, 2.0], None, {}, 2),
+        ([1.0, 1.0, 2.0, 2.0], None, {"group_baseline": True}, 0),
+        ([1.0] * 4, [[0.5], [0.0], [0.0], [0.0]], {}, 2),
+        ([1.0] * 4, [[0.5], [0.0], [0.0], [0.0]], {"kl_beta": 0.0}, 0),
+    ):
+        for whiten in (True, False):
+            algorithm = new(ReinforcePP, whiten=whiten, **options)
+            algorithm.signal(rollouts(rewards, [0, 0, 1, 1], old=old))
+            assert len(algorithm.select(groups, given)) == learned
+
+
+def test_a_group_of_one_has_no_baseline() -> None:
+    single, double_ = scored([[1.0], [1.0, 1.0]])
+    for algorithm in (new(GRPO), new(RLOO), new(ReinforcePP, group_baseline=True)):
+        assert not algorithm.keep(single) and algorithm.keep(double_)
+        assert algorithm.needs.min_samples == 2
+    assert new(ReinforcePP).keep(single) and new(ReinforcePP).needs.min_samples == 1
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    return make(tmp_path_factory.mktemp("problem"), "abc", 1)
+
+
+def recipe(problem: Problem, reward: str, algorithm: Any, **more: Any) -> Path:
+    (problem.folder / "reward.py").write_text(f"def reward(completions):\n    return {reward}\n", encoding="utf-8")
+    stage = {
+        "algorithm": algorithm,
+        "prompts": write_prompts(problem, 3),
+        "reward": {"python": {"path": "reward.py", "function": "reward"}},
+        "rollout": {**rollout(problem, 4)},
+        "iterations": 1,
+        "prompts_per_iteration": 3,
+        **more,
+    }
+    model = {"base": str(problem.base), "dtype": "float32", "lora": "none"}
+    path = problem.folder / "recipe.yaml"
+    text = yaml.safe_dump({"name": "bad", "model": model, "stages": {"align": stage}}, sort_keys=False)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def metrics_of(problem: Problem, path: Path, name: str) -> dict[str, Any]:
+    run_recipe(load_recipe(path), problem.folder / name)
+    lines = (problem.folder / name / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found: dict[str, Any] = json.loads(lines[0])
+    return found
+
+
+SAME = "[0.0] * len(completions)"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "counted"),
+    [
+        ("grpo", {"groups_without_spread": 3}),
+        ({"grpo": {"dynamic_sampling": True}}, {"groups_without_signal": 3}),
+        ("rloo", {"advantage_size": 0.0}),
+        ("reinforce_pp", {"return_std": 0.0}),
+        ("online_dpo", {"groups_tied": 3, "pairs": 0}),
+        ("rest", {"empty_steps": 3, "learned/1": 0.0}),
+        ("expert_iteration", {"accepted": 0, "prompts_without": 3}),
+    ],
+    ids=str,
+)
+def test_equal_rewards_in_a_whole_batch(problem: Problem, algorithm: Any, counted: dict[str, float]) -> None:
+    """Nothing is learned, and the metrics say so."""
+    name = re.sub(r"\W", "", str(algorithm))
+    found = metrics_of(problem, recipe(problem, SAME, algorithm), name)
+    assert found["empty_selection"] == 1.0
+    assert {key: found[key] for key in counted} == counted
+    assert "loss" not in found and "grad_norm" not in found
+    assert torch.equal(problem.distribution(problem.folder / name / "align" / "adapter"), problem.reference)
+
+
+def test_dynamic_sampling_leaves_out_groups_without_spread(problem: Problem) -> None:
+    """Two of three prompts get equal rewards: they count neither in the loss nor in its denominators."""
+    reward = "[float(i) if i < 4 else 1.0 for i in range(len(completions))]"
+    rows = {}
+    for dynamic in (False, True):
+        options = {"dynamic_sampling": dynamic, "kl_beta": 0.0, "aggregation": "token"}
+        path = recipe(problem, reward, {"grpo": options}, epochs=1, max_grad_norm=100.0)
+        rows[dynamic] = metrics_of(problem, path, f"dynamic-{dynamic}")
+    assert rows[True]["groups_without_spread"] == rows[False]["groups_without_spread"] == 2
+    assert rows[True]["groups_without_signal"] == 2 and "groups_without_signal" not in rows[False]
+    assert rows[True]["grad_norm"] == pytest.approx(3 * rows[False]["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "online_dpo"])
+def test_one_sample_a_prompt_is_refused(problem: Problem, algorithm: str) -> None:
+    path = recipe(problem, SAME, algorithm, rollout={"samples_per_prompt": 1})
+    with pytest.raises(RecipeError, match=f"{algorithm} needs at least 2 responses to each prompt, not 1"):
+        load_recipe(path)
+
+
+def test_one_sample_a_prompt_and_a_group_baseline(problem: Problem) -> None:
+    """What is needed depends on the options, so it shows when the first iteration has been sampled."""
+    path = recipe(problem, "[1.0] * len(completions)", {"reinforce_pp": {"group_baseline": True}})
+    path.write_text(path.read_text().replace("samples_per_prompt: 4", "samples_per_prompt: 1"), encoding="utf-8")
+    found = metrics_of(problem, path, "single")
+    assert (found["groups_without_signal"], found["empty_selection"]) == (3, 1.0)
