@@ -269,21 +269,26 @@ def spread(values: Tensor, row: PackedRow, shape: tuple[int, int]) -> Tensor:
     return values.new_zeros(shape).index_put((place[:, 0], place[:, 1]), values)
 
 
-def micro_batches(groups: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
-    """Indices of groups in order, cut where the tokens would exceed the budget; bundles stay together."""
-    unit: list[list[int]] = []
+def units(groups: Sequence[Encoded]) -> list[list[int]]:
+    """Indices of groups in order, those of one bundle together: what no batch is cut inside of."""
+    found: list[list[int]] = []
     keys: dict[str, int] = {}
     for index, group in enumerate(groups):
         bundle = group.group.bundle
         if bundle is not None and bundle in keys:
-            unit[keys[bundle]].append(index)
+            found[keys[bundle]].append(index)
             continue
         if bundle is not None:
-            keys[bundle] = len(unit)
-        unit.append([index])
+            keys[bundle] = len(found)
+        found.append([index])
+    return found
+
+
+def micro_batches(groups: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
+    """Indices of groups in order, cut where the tokens would exceed the budget; bundles stay together."""
     current: list[int] = []
     used = 0
-    for indices in unit:
+    for indices in units(groups):
         length = sum(groups[index].length for index in indices)
         if current and used + length > budget:
             yield current

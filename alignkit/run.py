@@ -155,7 +155,8 @@ class Run:
 
     def _check_pairs(self, stage: Stage, spec: DataSpec, loaded: Loaded) -> None:
         settings = stage.settings
-        if settings is None or spec is not settings.data or not stage.component.claim.thing.needs.pairs:
+        algorithm = stage.component.claim.thing
+        if settings is None or spec is not settings.data or not algorithm(stage.component.options).needs.pairs:
             return
         if not any(resolved_pairs(group) for group in [*loaded.groups, *loaded.validation]):
             raise DataError(

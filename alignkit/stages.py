@@ -13,7 +13,7 @@ import torch
 
 from alignkit import seeds
 from alignkit.algorithm import REWARD, ROLLOUTS, Algorithm, Phase, Runner, SelectContext
-from alignkit.batch import Encoded, Examples, encode_all
+from alignkit.batch import Encoded, Examples, encode_all, units
 from alignkit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alignkit.data import Group, prompts_of, read_groups, write_groups
 from alignkit.engine import Engine, reward_stages
@@ -241,7 +241,8 @@ class Dataset(Training):
         train = self._examples(loaded.groups)
         validation = self._validation(loaded)
         size, epochs = self.settings.batch_size or 1, self.settings.epochs or 1
-        per_epoch = math.ceil(len(train.groups) / size)
+        whole = units(train.groups)
+        per_epoch = math.ceil(len(whole) / size)
         total = min(per_epoch * epochs, self.settings.max_steps or per_epoch * epochs)
         every = self.settings.checkpoint_every or max(1, math.ceil(total / DATASET_CHECKPOINTS))
         self.summary |= {"groups": len(train.groups), "steps": total}
@@ -258,9 +259,9 @@ class Dataset(Training):
                 self.checkpoint(step, f"step {step} of {total}", best=best)
                 raise
             epoch, at = divmod(step, per_epoch)
-            order = seeds.stream(run.seed, run.name, "shuffle", epoch).permutation(len(train.groups))
+            order = seeds.stream(run.seed, run.name, "shuffle", epoch).permutation(len(whole))
             began = time.monotonic()
-            part = train.take(order[at * size : (at + 1) * size].tolist())
+            part = train.take([i for unit in order[at * size : (at + 1) * size] for i in whole[unit]])
             factor = schedule(self.settings.lr_scheduler_type, step, total, self.settings.warmup_ratio)
             metrics = self.learner.step(part, factor)
             metrics["tokens_per_second"] = sum(e.length for e in part.groups) / (time.monotonic() - began)
@@ -542,15 +543,17 @@ class Rollouts(Training):
         if not examples.groups:
             metrics["empty_selection"] = 1.0
             return
-        size = self.settings.batch_size or len(examples.groups)
+        whole = units(examples.groups)
+        size = self.settings.batch_size or len(whole)
         averages: dict[str, list[float]] = {}
         for epoch in range(phase.epochs or self.settings.epochs or 1):
             place = (self.run_.name, "minibatch", iteration, number, epoch)
-            order = seeds.stream(self.run_.seed, *place).permutation(len(examples.groups)).tolist()
+            order = seeds.stream(self.run_.seed, *place).permutation(len(whole)).tolist()
             for start in range(0, len(order), size):
                 self.run_.should_stop()
                 self.run_.reporter.note(f"learning, epoch {epoch + 1}")
-                found = self.learner.step(examples.take(order[start : start + size]), factor * phase.lr_scale)
+                part = examples.take([i for unit in order[start : start + size] for i in whole[unit]])
+                found = self.learner.step(part, factor * phase.lr_scale)
                 for name, value in found.items():
                     averages.setdefault(name, []).append(value)
         metrics |= {name: sum(values) / len(values) for name, values in averages.items()}

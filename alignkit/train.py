@@ -203,6 +203,8 @@ class Learner:
     @torch.no_grad()
     def _evaluate(self, examples: Examples) -> dict[str, float]:
         parts = [examples.take(i) for i in micro_batches(examples.groups, 4 * self.policy.token_budget)]
+        trained = dict(self.algorithm.state)
+        self._before_step(parts, [part.batch(self.policy.device) for part in parts])
         averages = Averages()
         coefficients: dict[str, float] = {}
         for part in parts:
@@ -212,6 +214,7 @@ class Learner:
             coefficients = {name: term.coefficient for name, term in terms.items()}
             averages.add(terms, batch, self.algorithm.weights(batch))
             averages.add(self.algorithm.report(batch, out), batch)
+        self.algorithm.state = trained
         means = averages.means()
         means["loss"] = sum(coefficient * means.get(name, 0.0) for name, coefficient in coefficients.items())
         return means

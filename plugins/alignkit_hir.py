@@ -57,7 +57,7 @@ class HIR(Algorithm):
     source = ROLLOUTS
     needs = Needs(entropy=True)
     defaults = StageDefaults(
-        learning_rate=1e-4, epochs=2, batch_size=64, lr_scheduler_type="linear", samples_per_prompt=4
+        learning_rate=1e-4, epochs=2, batch_size=16, lr_scheduler_type="linear", samples_per_prompt=4
     )
 
     class Options(Algorithm.Options):
@@ -170,9 +170,8 @@ class HIR(Algorithm):
         levels = range(len(self.options.instructions))
         if any(len(rows) < len(levels) for rows in found.values()):
             raise RunFailed(
-                "hir's contrast needs a prompt behind all instructions in one batch, and they were cut apart: let "
-                "batch_size be the number of prompts times that of instructions at least, or set alpha to 0 (if it "
-                "is: a prompt has no room in max_length behind its longest instruction)"
+                "hir's contrast needs every prompt behind all instructions, and one has no room in max_length behind "
+                "its longest instruction: raise max_length, or set alpha to 0"
             )
         rows = batch.tokens.new_tensor([[rows[level] for level in levels] for rows in found.values()])
         return rows, self._fulfilled(batch)[rows[:, 0]]

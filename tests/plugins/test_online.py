@@ -265,6 +265,16 @@ def test_group_policy_loss(case: Mapping[str, Any], variant: str) -> None:
     assert reported(algorithm, *whole)["clip_fraction"] == pytest.approx(expected["clip_fraction"], abs=1e-9)
 
 
+def test_a_constant_length_counts_empty_responses() -> None:
+    """Dr. GRPO divides by all responses times max_tokens, in the KL as in the policy's term."""
+    given = batch([[1, 1], [0, 0]], old_logprobs=double([[-1.0, -1.0], [0.0, 0.0]]))
+    given.reference_logprobs = given.old_logprobs + 0.5
+    given.signals = {"advantages": double([3.0, 1.0])}
+    algorithm = new(GRPO, aggregation="constant", max_tokens=4, kl_beta=0.2)
+    loss = averaged(algorithm, [(given, Outputs(logprobs=given.old_logprobs))])
+    close(loss, (-3.0 * 2 + 0.2 * 2 * (math.exp(0.5) - 1 - 0.5)) / (2 * 4))
+
+
 def test_what_may_be_combined() -> None:
     for options, message in (
         ({"aggregation": "constant"}, "need max_tokens"),
