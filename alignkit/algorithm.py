@@ -51,7 +51,8 @@ POLICY, REWARD = Trains.POLICY, Trains.REWARD
 class Needs:
     """What the engine computes for `signal` and `loss`; nothing else is computed.
 
-    old_logprobs: of the policy that wrote the rollouts, by the training path. values: a value role is trained.
+    old_logprobs: of the policy that wrote the rollouts, by the training path. values: a value role is trained;
+    shared_values: it is a head that reads the policy's own hidden states and leaves them as they are.
     entropy: of the policy at each response token. min_samples: least responses in a group.
     pairs: groups without a pair are an error (dataset) or left out and counted (rollouts).
     """
@@ -59,6 +60,7 @@ class Needs:
     old_logprobs: bool = False
     reference_logprobs: bool = False
     values: bool = False
+    shared_values: bool = False
     entropy: bool = False
     min_samples: int = 1
     pairs: bool = False

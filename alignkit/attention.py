@@ -83,6 +83,15 @@ class Segment:
     def length(self) -> int:
         return self.prompt + sum(self.responses)
 
+    @property
+    def as_rows(self) -> bool:
+        """Whether responses beside each other, filled up to the longest, take clearly fewer products than one mask
+        over all tokens.
+        """
+        longest = max(self.responses, default=0)
+        beside = self.prompt**2 + len(self.responses) * longest * (self.prompt + longest)
+        return len(self.responses) > 1 and min(self.prompt, *self.responses) > 0 and 2 * beside < self.length**2
+
     def positions(self) -> Tensor:
         """Position of each token in its own sequence, [length]: every response continues the prompt."""
         parts = [torch.arange(self.prompt)]
@@ -106,6 +115,8 @@ class Packed:
     keep: bool = False
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    _orders: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
+    _indices: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def position_ids(self) -> Tensor:
@@ -121,11 +132,63 @@ class Packed:
         # Split, not sliced: the backward of each slice would write a gradient as long as the whole row.
         lengths = [segment.length for segment in self.segments]
         qs, ks, vs = (x.split(lengths, dim=2) for x in (q, k, v))
-        parts = []
-        for index, segment in enumerate(self.segments):
-            mask = self._mask(index, segment, how.window, q.device)
-            parts.append(attention(qs[index], ks[index], vs[index], mask, how))
+        parts = [
+            self._segment(index, segment, qs[index], ks[index], vs[index], how)
+            for index, segment in enumerate(self.segments)
+        ]
         return torch.cat(parts, dim=2).to(dtype)
+
+    def _segment(self, index: int, segment: Segment, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+        """One group's attention, [1, heads, length, size]."""
+        if segment.as_rows:
+            return self._rows(index, segment, q, k, v, how)
+        return attention(q, k, v, self._mask(index, segment, how.window, q.device), how)
+
+    def _rows(self, index: int, segment: Segment, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+        """The prompt by itself, then its responses as rows beside each other, each behind the prompt's keys: a mask
+        over the whole segment would cost products between responses that do not see each other.
+        """
+        place, back = self._places(index, segment, q.device)
+        count, longest = len(segment.responses), max(segment.responses)
+        (q, own_q), (k, own_k), (v, own_v) = (
+            x.split([segment.prompt, x.shape[2] - segment.prompt], dim=2) for x in (q, k, v)
+        )
+        first = attention(q, k, v, self._causal(segment.prompt, 0, how.window, q.device), how)
+        # [1, heads, tokens, size] -> [responses, heads, longest, size]; places behind a short response are never read
+        own_q, own_k, own_v = (
+            x[0].index_select(1, place).unflatten(1, (count, longest)).transpose(0, 1) for x in (own_q, own_k, own_v)
+        )
+        k, v = (torch.cat([x.expand(count, -1, -1, -1), own], dim=2) for x, own in ((k, own_k), (v, own_v)))
+        out = attention(own_q, k, v, self._causal(longest, segment.prompt, how.window, q.device), how)
+        out = out.transpose(0, 1).flatten(1, 2).index_select(1, back)
+        return torch.cat([first, out[None]], dim=2)
+
+    def _places(self, index: int, segment: Segment, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where each place of [responses, longest] is in the segment's responses, and the way back."""
+        if index not in self._indices:
+            lengths = torch.tensor(segment.responses)
+            longest = int(lengths.max())
+            starts = lengths.cumsum(0) - lengths
+            offsets = torch.arange(longest)
+            place = starts[:, None] + torch.minimum(offsets[None], lengths[:, None] - 1)
+            back = (offsets[None] < lengths[:, None]).flatten().nonzero()[:, 0]
+            self._indices[index] = (place.flatten().to(device), back.to(device))
+        return self._indices[index]
+
+    def _causal(self, queries: int, before: int, window: int | None, device: torch.device) -> Tensor | None:
+        """[queries, before + queries] true where a query sees a key, `before` keys standing before the first query;
+        None: plain causal order says it all.
+        """
+        if window is not None and window >= before + queries:
+            window = None
+        if before == 0 and window is None:
+            return None
+        key = (queries, before, window)
+        if key not in self._orders:
+            distance = torch.arange(before, before + queries)[:, None] - torch.arange(before + queries)[None]
+            sees = distance >= 0
+            self._orders[key] = (sees if window is None else sees & (distance < window)).to(device)
+        return self._orders[key]
 
     def _mask(self, index: int, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
         """[length, length] true where a query may see a key; None: plain causal order says it all."""
@@ -134,14 +197,15 @@ class Packed:
             window = None
         if len(segment.responses) <= 1 and window is None:
             return None
-        if (index, window) not in self._masks:
+        key = (index, window)
+        if key not in self._masks:
             owner, position = segment.owners(), segment.positions()
             sees = (owner[None] == owner[:, None]) | (owner[None] == -1)
             sees &= position[None] <= position[:, None]
             if window is not None:
                 sees &= position[:, None] - position[None] < window
-            self._masks[index, window] = sees.to(device)
-        return self._masks[index, window]
+            self._masks[key] = sees.to(device)
+        return self._masks[key]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: How) -> Tensor:

@@ -58,13 +58,14 @@ class Switch:
 class Role:
     """A network that scores tokens: a model, the adapter it runs with (None: none), and a scalar head if it has one.
 
-    head: [1, hidden] fp32. adapter name and role name are the same.
+    head: [1, hidden] fp32. trunk: the role whose hidden states the head reads, where it has no network of its own.
     """
 
     name: str
     model: Any
     adapter: str | None
     head: nn.Parameter | None = None
+    trunk: str | None = None
 
 
 class Policy:
@@ -129,10 +130,16 @@ class Policy:
         self.roles[name] = role
         return role
 
+    def add_head(self, name: str, trunk: str) -> Role:
+        """A new role `name` that is a scalar head of zeros on another role's hidden states."""
+        head = nn.Parameter(torch.zeros(1, self.hidden_size, dtype=torch.float32, device=self.device))
+        self.roles[name] = Role(name, self.roles[trunk].model, self.roles[trunk].adapter, head, trunk)
+        return self.roles[name]
+
     def drop_role(self, name: str) -> None:
         """Forget a role and free its memory."""
         role = self.roles.pop(name)
-        if role.adapter is not None:
+        if role.adapter is not None and role.trunk is None:
             for module in _lora_layers(self.model):
                 for store in (module.lora_A, module.lora_B, module.lora_dropout, module.scaling, module.r):
                     store.pop(role.adapter, None) if isinstance(store, dict) else store.pop(role.adapter)
@@ -141,7 +148,9 @@ class Policy:
     def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
         """Trainable parameters of a role by a name that is stable across processes."""
         role = self.roles[name]
-        if role.adapter is None:
+        if role.trunk is not None:
+            found: dict[str, nn.Parameter] = {}
+        elif role.adapter is None:
             found = {key: p for key, p in role.model.named_parameters() if role.model is not self.model}
         else:
             suffix = f".{role.adapter}.weight"
@@ -214,11 +223,14 @@ class Policy:
         return torch.tanh(logits / cap) * cap if cap else logits
 
     def scalars(self, name: str, hidden: Tensor) -> Tensor:
-        """The scalar head's output, [n] fp32."""
-        head = self.roles[name].head
-        if head is None:
+        """The scalar head's output, [n] fp32. A head on another role's trunk gives that trunk no gradient."""
+        role = self.roles[name]
+        if role.head is None:
             raise RunFailed(f"'{name}' has no scalar head: it is not a reward model")
-        return F.linear(hidden.float(), head)[:, 0]
+        if role.trunk is None:
+            return F.linear(hidden.float(), role.head)[:, 0]
+        # Divided so that a step of Adam, which moves every weight alike, moves the value by far less than its range.
+        return F.linear(hidden.detach().float() * self.hidden_size**-0.5, role.head)[:, 0]
 
     @contextmanager
     def acting_as(self, name: str) -> Iterator[Any]:

@@ -25,7 +25,7 @@ from alignkit.report import Metrics, Reporter
 from alignkit.reward import Combined, Context
 from alignkit.rollout import Sampling, sample
 from alignkit.scoring import PLAIN, Scorer
-from alignkit.train import Learner, Mix, measure, schedule
+from alignkit.train import Learner, Mix, measure, measure_with_values, schedule
 
 # KL at the first iteration, nats per response, above which policy and reference cannot be the same adapter.
 SAME_ADAPTER = 1e-2
@@ -130,6 +130,9 @@ class Training:
         is whitened), and a value on a wrong scale is worse than none.
         """
         self.value_role = f"{self.run_.name}~value"
+        if self.algorithm.needs.shared_values:
+            self.policy.add_head(self.value_role, self.role)
+            return "a zero head on the policy"
         reward = self.settings.reward
         models = reward_stages(reward) if reward is not None else []
         source = self.settings.value_from or (models[0] if models else None)
@@ -493,11 +496,14 @@ class Rollouts(Training):
         examples.columns["rewards"] = combined.reward.tolist()
         scores = [response.scores[PLAIN] for group in groups for response in group.responses]
         examples.columns["scores"] = [score for score in scores if score is not None]  # `_score` let none through
-        old = measure(self.policy, self.role, encoded, "logprobs", temperature=self.sampling.temperature)
-        reference = measure(self.policy, self.reference, encoded, "logprobs", temperature=self.sampling.temperature)
+        temperature = self.sampling.temperature
+        if self.value_role is None:
+            old = measure(self.policy, self.role, encoded, "logprobs", temperature=temperature)
+        else:
+            old, values = measure_with_values(self.policy, self.role, self.value_role, encoded, temperature=temperature)
+            examples.token_columns["old_values"] = values
+        reference = measure(self.policy, self.reference, encoded, "logprobs", temperature=temperature)
         examples.token_columns |= {"old_logprobs": old, "reference_logprobs": reference}
-        if self.value_role is not None:
-            examples.token_columns["old_values"] = measure(self.policy, self.value_role, encoded, "values")
         kl = [float((a - b).sum()) for a, b in zip(old, reference, strict=True)]
         metrics["kl"] = sum(kl) / len(kl)
         metrics["sampler_gap"] = _sampler_gap(groups, old)

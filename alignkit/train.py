@@ -67,8 +67,13 @@ class Learner:
 
     @property
     def token_budget(self) -> int:
-        """Tokens of a micro-batch: policy and value role keep their activations side by side."""
-        return self.policy.token_budget // (2 if self.value_role is not None else 1)
+        """Tokens of a micro-batch: policy and a value role of its own keep their activations side by side."""
+        networks = 1 if self.value_role is None or self._shares_trunk else 2
+        return self.policy.token_budget // networks
+
+    @property
+    def _shares_trunk(self) -> bool:
+        return self.value_role is not None and self.policy.roles[self.value_role].trunk == self.role
 
     # One optimiser step
 
@@ -190,7 +195,8 @@ class Learner:
         if entropy is not None:
             out.entropy = spread(entropy, row, shape)
         if self.value_role is not None:
-            hidden = self.policy.hidden(self.value_role, row.layout, row.tokens)
+            if not self._shares_trunk:
+                hidden = self.policy.hidden(self.value_role, row.layout, row.tokens)
             out.values = spread(self.policy.scalars(self.value_role, hidden[row.before]), row, shape)
         return out
 
@@ -325,12 +331,27 @@ def measure(
     """`logprobs` (nats) or `values` of a role for every response, fp32 [tokens] each, zero where a token counts not;
     or `scores`, [] each, from the last token.
     """
-    return within_memory(policy, lambda: _measure(policy, role, groups, what, temperature))
+    return within_memory(policy, lambda: _measure(policy, role, groups, {role: what}, temperature))[role]
+
+
+def measure_with_values(
+    policy: Policy, role: str, value_role: str, groups: Sequence[Encoded], *, temperature: float = 1.0
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probabilities of a role and values of a value role; one pass where it is a head on the role's trunk."""
+    if policy.roles[value_role].trunk != role:
+        logprobs = measure(policy, role, groups, "logprobs", temperature=temperature)
+        return logprobs, measure(policy, value_role, groups, "values")
+    wanted = {role: "logprobs", value_role: "values"}
+    found = within_memory(policy, lambda: _measure(policy, role, groups, wanted, temperature))
+    return found[role], found[value_role]
 
 
 @torch.no_grad()
-def _measure(policy: Policy, role: str, groups: Sequence[Encoded], what: str, temperature: float) -> list[Tensor]:
-    found: list[Tensor] = []
+def _measure(
+    policy: Policy, role: str, groups: Sequence[Encoded], wanted: Mapping[str, str], temperature: float
+) -> dict[str, list[Tensor]]:
+    """wanted: what to read off the role's hidden states, by the name of the role that reads it."""
+    found: dict[str, list[Tensor]] = {reader: [] for reader in wanted}
     for indices in micro_batches(groups, 4 * policy.token_budget):
         part = [groups[i] for i in indices]
         row = pack(part)
@@ -338,10 +359,11 @@ def _measure(policy: Policy, role: str, groups: Sequence[Encoded], what: str, te
         if not lengths:
             continue
         hidden = policy.hidden(role, row.layout, row.tokens)
-        if what == "scores":
-            found += list(policy.scalars(role, hidden[row.last]).cpu())
-            continue
-        found += _split(_measured(policy, role, hidden, row, what, temperature), row, lengths)
+        for reader, what in wanted.items():
+            if what == "scores":
+                found[reader] += list(policy.scalars(reader, hidden[row.last]).cpu())
+            else:
+                found[reader] += _split(_measured(policy, reader, hidden, row, what, temperature), row, lengths)
     return found
 
 

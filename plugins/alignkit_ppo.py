@@ -33,7 +33,6 @@ class PPO(Algorithm):
     """Raise the reward at a price per nat of KL."""
 
     source = ROLLOUTS
-    needs = Needs(old_logprobs=True, reference_logprobs=True, values=True, entropy=True)
     defaults = StageDefaults(
         learning_rate=1e-3,  # for LoRA on models of some 100M weights; a tenth of it above a billion
         epochs=2,
@@ -59,8 +58,16 @@ class PPO(Algorithm):
         group_baseline: bool = Field(
             False, description="take the mean score of a prompt's samples off, so that values start right at zero"
         )
+        shared_value: bool = Field(
+            False, description="values from a head on the policy's own hidden states; nearly halves the time to learn"
+        )
         score_clip: float | None = Field(None, gt=0)
         aggregation: Literal["token", "response"] = Field("token", description="what the policy loss is a mean of")
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        shared = self.options.shared_value
+        return Needs(old_logprobs=True, reference_logprobs=True, values=True, shared_values=shared, entropy=True)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
         """Advantages and returns, [R, T], with the KL price of this iteration, which adapts afterwards."""

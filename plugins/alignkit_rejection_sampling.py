@@ -1,8 +1,9 @@
 """Rejection sampling: fine-tune on the best of K samples by reward (Llama 2 2023, section 3.2.3).
 
 Later iterations learn the best samples of earlier ones again (Llama 2 found that learning from the last iteration's
-samples alone forgets): a prompt's earlier sample stands while no later one is better. Differs
-from Llama 2: every model size samples for itself. `pool: batch` is RAFT's global variant (Dong et al. 2023,
+samples alone forgets): a prompt's earlier sample stands while no later one is better; which prompts come back is drawn
+anew each time, because the same few samples again and again would be learned by heart. Differs from Llama 2: every
+model size samples for itself. `pool: batch` is RAFT's global variant (Dong et al. 2023,
 arXiv:2304.06767): the best 1/K of all samples, so that a prompt may get several or none; it carries none over.
 """
 
@@ -43,7 +44,7 @@ class RejectionSampling(Algorithm):
 
     class Options(Algorithm.Options):
         carry_over: float = Field(
-            0.5, ge=0, description="samples of earlier iterations per new one, the best first; 0: none are carried"
+            0.5, ge=0, description="samples of earlier iterations per new one; 0: none are carried"
         )
         pool: Literal["prompt", "batch"] = Field(
             "prompt", description="best of each prompt's K samples, or the best 1/K of all (RAFT)"
@@ -67,15 +68,15 @@ class RejectionSampling(Algorithm):
         for group in groups:  # a prompt may stand in an iteration twice
             _offer(fresh, _best(group))
         best: dict[str, Group] = {}
-        for past in context.earlier() if self.options.carry_over else ():
-            for group in past:
+        for earlier in context.earlier() if self.options.carry_over else ():
+            for group in earlier:
                 _offer(best, replace(_best(group), meta={**group.meta, "carried": True}))
         for group in fresh.values():
             _offer(best, group)
-        limit = int(self.options.carry_over * len(fresh))
-        past_prompts = [best[key] for key in best if key not in fresh]
-        others = sorted(past_prompts, key=lambda group: -_reward(group.responses[0]))
-        return [best[key] for key in fresh] + others[:limit]
+        past = sorted(best.keys() - fresh.keys())
+        count = min(len(past), int(self.options.carry_over * len(fresh)))
+        drawn = [past[place] for place in context.rng.permutation(len(past))[:count]]
+        return [best[key] for key in (*fresh, *drawn)]
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         assert out.logprobs is not None

@@ -122,6 +122,14 @@ def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return load(make(tmp_path_factory.mktemp(request.param), request.param))
 
 
+@pytest.fixture(params=["one mask", "rows beside each other"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of computing a segment's attention, whatever its shape would choose."""
+    rows = request.param != "one mask"
+    monkeypatch.setattr(Segment, "as_rows", property(lambda s: rows and len(s.responses) > 0 < min(s.responses)))
+    return str(request.param)
+
+
 def tokens(count: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randint(2, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)).tolist())
 
@@ -152,11 +160,11 @@ def check_logprobs(policy: Policy) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
-def test_a_packed_tree_is_separate_rows(policy: Policy) -> None:
+def test_a_packed_tree_is_separate_rows(policy: Policy, way: str) -> None:
     check_logprobs(policy)
 
 
-def test_packed_hidden_states_at_prompts_and_responses(policy: Policy) -> None:
+def test_packed_hidden_states_at_prompts_and_responses(policy: Policy, way: str) -> None:
     groups = ragged()
     row = pack(groups)
     with torch.no_grad():
@@ -172,7 +180,18 @@ def test_packed_hidden_states_at_prompts_and_responses(policy: Policy) -> None:
     torch.testing.assert_close(found, torch.cat(parts), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_of_a_packed_tree(policy: Policy) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "responses", "rows"),
+    [(60, (25,) * 6, True), (60, (20, 25, 25, 25, 25), True), (256, (128, 128), False), (20, (200, 5), False), (9, (7,), False),
+     (30, (), False), (30, (20, 0, 20, 20, 20), False)],
+)  # fmt: skip
+def test_responses_stand_beside_each_other_where_that_saves_products(
+    prompt: int, responses: tuple[int, ...], rows: bool
+) -> None:
+    assert Segment(0, prompt, responses).as_rows is rows
+
+
+def test_gradients_of_a_packed_tree(policy: Policy, way: str) -> None:
     groups = ragged()
     role = policy.add_role("trained")
     try:

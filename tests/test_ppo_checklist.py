@@ -19,7 +19,7 @@ from torch import Tensor
 from alignkit import Batch, Group, Outputs, Response, RunFailed
 from alignkit import functional as F
 from alignkit.algorithm import Pairs
-from alignkit.batch import Encoded, Encoder, Examples, Row, pack
+from alignkit.batch import Encoded, Encoder, Examples, Row, pack, spread
 from alignkit.data import write_groups
 from alignkit.plugins import plugins
 from alignkit.policy import BASE, Policy
@@ -543,9 +543,13 @@ def test_values_start_at_zero_or_at_the_reward_model(work: Rollouts, reward_mode
         engine.policy.drop_role("value")
 
 
+SHARED = {"ppo": {"kl_beta": 0.1, "shared_value": True}}
+
+
 @pytest.mark.parametrize("lora", [{"r": 4}, "none"])
-def test_value_gradient_does_not_reach_the_policy(tmp_path: Path, lora: Any) -> None:
-    with started(tmp_path, ppo_stage(), lora=lora) as work:
+@pytest.mark.parametrize("options", [{}, {"algorithm": SHARED}], ids=["own", "shared"])
+def test_value_gradient_does_not_reach_the_policy(tmp_path: Path, lora: Any, options: dict[str, Any]) -> None:
+    with started(tmp_path, ppo_stage(**options), lora=lora) as work:
         move(work)
         examples = rolled_out(work)
         examples.token_columns["advantages"] = [torch.zeros_like(x) for x in examples.token_columns["advantages"]]
@@ -556,6 +560,35 @@ def test_value_gradient_does_not_reach_the_policy(tmp_path: Path, lora: Any) -> 
             norms[name.split(":")[0].split("~")[1]] += float(parameter.grad.norm())
         assert norms["new"] == 0 and norms["value"] > 1e-3
         assert all(p.grad is None for p in fixed_weights(work.policy, work.learner).values())
+
+
+@pytest.mark.parametrize("lora", [{"r": 4}, "none"])
+def test_a_shared_value_is_a_head_on_the_policys_own_states(tmp_path: Path, lora: Any) -> None:
+    """The same numbers before and in training, no weights but the head's, and the adapter outlives it."""
+    with started(tmp_path, ppo_stage(algorithm=SHARED), lora=lora) as work:
+        policy, head = work.policy, work.policy.roles[work.value_role or ""].head
+        assert head is not None and not bool(head.any())
+        assert [name for name in work.learner.parameters if "~value:" in name] == ["align~value:score.weight"]
+        assert work.learner.token_budget == policy.token_budget
+        move(work)
+        disturb(policy, work.value_role or "", 3.0)  # the tiny model's states are small
+        examples = rolled_out(work)
+        out, batch = work.learner._forward(examples), examples.batch()
+        assert out.values is not None and batch.old_values is not None and out.logprobs is not None
+        assert batch.old_logprobs is not None
+        row = pack(examples.groups)
+        states = policy.hidden(work.role, row.layout, row.tokens)[row.before]
+        expected = spread(states @ head[0] / math.sqrt(policy.hidden_size), row, tuple(batch.mask.shape))
+        for values in (out.values, batch.old_values):
+            torch.testing.assert_close(values[batch.mask], expected[batch.mask], rtol=1e-4, atol=1e-5)
+        assert float(expected[batch.mask].std()) > 0.01
+        torch.testing.assert_close(out.logprobs[batch.mask], batch.old_logprobs[batch.mask], rtol=1e-4, atol=1e-5)
+        before = {name: p.clone() for name, p in policy.parameters_of(work.role).items()}
+        policy.drop_role(work.value_role or "")
+        assert {name: p.tolist() for name, p in policy.parameters_of(work.role).items()} == {
+            name: p.tolist() for name, p in before.items()
+        }
+        policy.add_head(work.value_role or "", work.role)  # for the stage to close
 
 
 def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model: Trained) -> None:

@@ -618,6 +618,22 @@ def test_best_of_k(case: Mapping[str, Any]) -> None:
     assert logged["carried_over"] == 0
 
 
+def test_carried_prompts_are_drawn_anew() -> None:
+    """Each of the other prompts comes back now and then, with its best sample, whatever its level of reward."""
+    earlier = scored([[0.0, 1.0], [5.0, 4.0], [1.0, 9.0], [0.5, 0.2], [7.0, 7.5], [-3.0, -2.0]])
+    seen: dict[int, int] = {}
+    for seed in range(200):
+        given, logged = context([earlier], seed)
+        fresh, *carried = places(new(RejectionSampling, carry_over=2.0).select(scored([[2.0, 1.5]]), given))
+        assert fresh == (0, 0) and logged["carried_over"] == len(carried) == 2
+        assert len(set(carried)) == 2 and set(carried) < {(1, 0), (2, 1), (3, 0), (4, 1), (5, 1)}
+        for prompt, _ in carried:
+            seen[prompt] = seen.get(prompt, 0) + 1
+    assert sorted(seen) == [1, 2, 3, 4, 5] and all(50 <= count <= 110 for count in seen.values())
+    given, logged = context([earlier])
+    assert len(new(RejectionSampling, carry_over=9.0).select(scored([[2.0, 1.5]]), given)) == 6
+
+
 def test_the_pool_may_lack_samples() -> None:
     """Responses without a score are left out before; as many are learned as there are prompts."""
     given, logged = context()
