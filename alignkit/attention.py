@@ -230,29 +230,60 @@ def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how:
 
 
 class Decoding:
-    """One new token a row. Rows keep their prompt right-aligned before column `prompts`, so all rows write the same
-    column and the only mask is the empty space left of short prompts.
+    """One new token a row. Rows keep what they have right-aligned before `column`, so all rows write the same column
+    and the only mask is the empty space left of the shorter ones. Rows leave and enter while others go on.
     """
 
-    def __init__(self, prefill: Packed, owners: Sequence[int], new_tokens: int):
-        """prefill: has kept the prompts' keys and values. owners[row]: the row's segment in it."""
-        lengths = [prefill.segments[owner].prompt for owner in owners]
-        self.prompts = max(lengths)
-        self.column = self.prompts
-        self.starts = torch.tensor([self.prompts - n for n in lengths])
+    def __init__(self) -> None:
+        self.column = 0
+        self.starts = torch.zeros(0, dtype=torch.int64)
         self.cache: dict[int, tuple[Tensor, Tensor]] = {}
-        for layer, kept in prefill.kept.items():
-            heads, _, size = kept[0].shape
-            pair = []
-            for source in kept:
-                rows = source.new_zeros(len(owners), heads, self.prompts + new_tokens, size)
-                for row, owner in enumerate(owners):
-                    segment = prefill.segments[owner]
-                    cut = source[:, segment.start : segment.start + segment.prompt]
-                    rows[row, :, self.prompts - segment.prompt : self.prompts] = cut
-                pair.append(rows)
-            self.cache[layer] = (pair[0], pair[1])
         self._sees: dict[int | None, Tensor] = {}
+
+    def change_rows(
+        self, keep: Sequence[int], room: int, prefill: Packed | None = None, owners: Sequence[int] = ()
+    ) -> None:
+        """Rows not in `keep` leave, and behind the others new ones enter: owners[i] is the segment of `prefill`, which
+        has kept its prompts' keys and values, that new row i continues. room: tokens that rows may still write.
+        """
+        entering = [prefill.segments[owner] for owner in owners] if prefill is not None else []
+        kept = self.starts[list(keep)]
+        first = int(kept.min()) if len(kept) else self.column  # what lies before it belongs to rows that leave
+        column = max(self.column - first, *(segment.prompt for segment in entering), 0)
+        stored = prefill.kept if prefill is not None else {}
+        self.cache = {
+            layer: (
+                self._moved(layer, 0, keep, first, column, room, stored, entering),
+                self._moved(layer, 1, keep, first, column, room, stored, entering),
+            )
+            for layer in (self.cache or stored)
+        }
+        new = torch.tensor([column - segment.prompt for segment in entering], dtype=torch.int64)
+        self.starts = torch.cat([kept + column - self.column, new])
+        self.column = column
+        self._sees.clear()
+
+    def _moved(
+        self,
+        layer: int,
+        which: int,
+        keep: Sequence[int],
+        first: int,
+        column: int,
+        room: int,
+        stored: dict[int, tuple[Tensor, Tensor]],
+        entering: Sequence[Segment],
+    ) -> Tensor:
+        """Keys (0) or values (1) of a layer for the rows that stay and those that enter, right-aligned at `column`."""
+        like = self.cache[layer][which][0] if self.cache else stored[layer][which]  # [heads, columns, size]
+        rows = like.new_zeros(len(keep) + len(entering), like.shape[0], column + room, like.shape[-1])
+        if len(keep):
+            old = self.cache[layer][which][:, :, first : self.column]
+            rows[: len(keep), :, column - old.shape[2] : column] = old[list(keep)]
+        for row, segment in enumerate(entering, len(keep)):
+            cut = stored[layer][which][:, segment.start : segment.start + segment.prompt]
+            rows[row, :, column - segment.prompt : column] = cut
+        return rows
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
         keys, values = self.cache[layer]
@@ -279,10 +310,4 @@ class Decoding:
     def advance(self) -> None:
         """The token of this column is complete in all layers."""
         self.column += 1
-        self._sees.clear()
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Forget all rows but these: finished sequences leave."""
-        self.starts = self.starts[rows.cpu()]
-        self.cache = {layer: (k[rows], v[rows]) for layer, (k, v) in self.cache.items()}
         self._sees.clear()

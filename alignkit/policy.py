@@ -218,7 +218,8 @@ class Policy:
         config = model.config.get_text_config()
         head = model.get_output_embeddings()
         logits = F.linear(hidden, head.weight, getattr(head, "bias", None)).float()
-        logits = logits * _logit_scale(config)
+        if (scale := _logit_scale(config)) != 1.0:  # a product of all rows and the vocabulary, for nothing
+            logits = logits * scale
         cap = getattr(config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 

@@ -1,15 +1,17 @@
-"""Sampling responses in this process: one prefill a prompt, a preallocated cache, finished sequences leave.
+"""Sampling responses in this process: one prefill a prompt, a cache of fixed size; the finished leave, others enter.
 
 A sample depends on its prompt and its own random stream, not on its place in a batch (up to float ties).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from alignkit import attention, seeds
@@ -18,8 +20,12 @@ from alignkit.batch import Encoder, Ids
 from alignkit.data import Group, Response
 from alignkit.policy import Policy
 
-# Rows decoded together: enough to feed the processor, few enough for the cache to stay small.
+# Rows decoded together: enough to feed the processor, fewer where their cache would take more than this.
 ROWS = 128
+CACHE_BYTES = 2 * 2**30
+# Leaving and entering copy the cache, which costs a step or so: worth it when a fifth of the rows is idle.
+BUSY = 0.8
+BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,10 @@ class Sampling:
 
 @dataclass
 class Draft:
-    """A response being written: which prompt and sample it is, its uniform draws, and what stands so far."""
+    """A response being written: which prompt and sample it is, its uniform draws, and what stands so far.
+
+    done: it has ended by itself; one that has used all its draws is cut off.
+    """
 
     prompt: int
     sample: int
@@ -45,6 +54,10 @@ class Draft:
     tokens: list[int]
     logprobs: list[float]
     done: bool = False
+
+    @property
+    def going(self) -> bool:
+        return not self.done and len(self.tokens) < len(self.draws)
 
 
 @torch.no_grad()
@@ -73,11 +86,10 @@ def sample(
         for p in range(len(groups))
         for k in range(sampling.samples_per_prompt)
     ]
-    # Longest prompts first: rows of one wave have like lengths, so little of the cache is empty.
-    write = _wave if policy.packs else _wave_unpacked
-    waves = sorted(waiting, key=lambda s: (-len(prompts[s.prompt]), s.prompt, s.sample))
-    for start in range(0, len(waves), ROWS):
-        write(policy, role, encoder, prompts, waves[start : start + ROWS], sampling, progress)
+    # Longest prompts first: rows beside each other have like lengths, so little of the cache is empty.
+    queue = deque(sorted(waiting, key=lambda s: (-len(prompts[s.prompt]), s.prompt, s.sample)))
+    write = _write_packed if policy.packs else _write_unpacked
+    write(policy, role, encoder, prompts, queue, sampling, progress)
     responses: list[list[Response]] = [[] for _ in groups]
     for sequence in waiting:
         responses[sequence.prompt].append(_response(encoder, sequence, role))
@@ -97,17 +109,81 @@ def _response(encoder: Encoder, sequence: Draft, role: str) -> Response:
     )
 
 
-def _wave(
+def _write_packed(
     policy: Policy,
     role: str,
     encoder: Encoder,
     prompts: Sequence[Ids],
-    sequences: list[Draft],
+    queue: deque[Draft],
     sampling: Sampling,
     progress: Callable[[int], None],
 ) -> None:
-    """Write one wave of sequences to their ends."""
-    wanted = sorted({sequence.prompt for sequence in sequences})
+    """Write all sequences of the queue to their ends."""
+    limit = _most_rows(policy, max((len(prompts[draft.prompt]) for draft in queue), default=0), sampling)
+    decoding, rows, logits = Decoding(), list[Draft](), torch.zeros(0, device=policy.device)
+    while True:
+        keep = [place for place, row in enumerate(rows) if row.going]
+        if not keep and not queue:
+            return
+        if len(keep) <= BUSY * (limit if queue else len(rows)):
+            entering = list(_chunks(queue, limit - len(keep), prompts, 4 * policy.token_budget))
+            for part in entering or [[]]:
+                rows = [rows[place] for place in keep] + part
+                logits = torch.cat([logits[keep], _enter(policy, role, prompts, decoding, rows, keep)])
+                keep = list(range(len(rows)))
+        progress(sum(1 for row in rows if row.going))
+        chosen = _write(encoder, rows, logits, sampling)
+        if not any(row.going for row in rows):
+            continue
+        positions = torch.tensor([[len(prompts[row.prompt]) + len(row.tokens) - 1] for row in rows])
+        with attention.using(decoding), policy.acting_as(role) as model:
+            states = getattr(model, model.base_model_prefix)(
+                input_ids=chosen[:, None].to(policy.device), position_ids=positions.to(policy.device), use_cache=False
+            ).last_hidden_state
+        decoding.advance()
+        logits = policy.next_logits(role, states[:, 0])
+
+
+def _most_rows(policy: Policy, longest: int, sampling: Sampling) -> int:
+    """Rows whose keys and values fit CACHE_BYTES, at most ROWS."""
+    config = policy.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * heads * size * policy.dtype.itemsize
+    return max(1, min(ROWS, CACHE_BYTES // (token * (longest + sampling.max_new_tokens))))
+
+
+def _room(rows: Sequence[Draft]) -> int:
+    """Tokens that the longest of these may still write."""
+    return max((len(row.draws) - len(row.tokens) for row in rows), default=0)
+
+
+def _chunks(queue: deque[Draft], vacant: int, prompts: Sequence[Ids], budget: int) -> Iterator[list[Draft]]:
+    """Take up to `vacant` sequences off the queue, in parts whose prompts, each counted once, fit a token budget."""
+    while vacant and queue:
+        part: list[Draft] = []
+        tokens, last = 0, -1
+        while queue and len(part) < vacant:
+            new = len(prompts[queue[0].prompt]) if queue[0].prompt != last else 0
+            if part and tokens + new > budget:
+                break
+            tokens, last = tokens + new, queue[0].prompt
+            part.append(queue.popleft())
+        vacant -= len(part)
+        yield part
+
+
+def _enter(
+    policy: Policy, role: str, prompts: Sequence[Ids], decoding: Decoding, rows: Sequence[Draft], keep: Sequence[int]
+) -> Tensor:
+    """Let all but `keep` of the decoded rows leave and those of `rows` behind them enter. Gives the first logits of the
+    entering ones, from reading their prompts, [entering, vocabulary].
+    """
+    entering = rows[len(keep) :]
+    if not entering:
+        decoding.change_rows(keep, _room(rows))
+        return torch.zeros(0, device=policy.device)
+    wanted = sorted({draft.prompt for draft in entering})
     segments: list[Segment] = []
     tokens: list[int] = []
     for prompt in wanted:
@@ -115,67 +191,48 @@ def _wave(
         tokens += prompts[prompt]
     prefill = Packed(segments, keep=True)
     hidden = policy.hidden(role, prefill, torch.tensor(tokens))
-    ends = {p: s.start + s.prompt - 1 for p, s in zip(wanted, segments, strict=True)}
-    logits = policy.next_logits(role, hidden[[ends[s.prompt] for s in sequences]])
-    decoding = Decoding(prefill, [wanted.index(s.prompt) for s in sequences], sampling.max_new_tokens)
-    lengths = torch.tensor([len(prompts[s.prompt]) for s in sequences])
-    active = list(range(len(sequences)))
-    for step in range(sampling.max_new_tokens):
-        rows = [sequences[i] for i in active]
-        chosen = _write(encoder, rows, logits, sampling, step)
-        progress(len(active))
-        left = [i for i, sequence in enumerate(rows) if not sequence.done]
-        if not left or step + 1 == sampling.max_new_tokens:
-            return
-        # Copying the cache costs a step or so: do it when a fifth of the rows is idle.
-        if len(left) <= 0.8 * len(rows):
-            keep = torch.tensor(left, device=logits.device)
-            decoding.keep_rows(keep)
-            lengths, chosen = lengths[left], chosen[keep]
-            active = [active[i] for i in left]
-        positions = (lengths + step)[:, None].to(policy.device)
-        with attention.using(decoding), policy.acting_as(role) as model:
-            states = getattr(model, model.base_model_prefix)(
-                input_ids=chosen[:, None].to(policy.device), position_ids=positions, use_cache=False
-            ).last_hidden_state
-        decoding.advance()
-        logits = policy.next_logits(role, states[:, 0])
+    owners = [wanted.index(draft.prompt) for draft in entering]
+    decoding.change_rows(keep, _room(rows), prefill, owners)
+    ends = [segments[owner].start + segments[owner].prompt - 1 for owner in owners]
+    return policy.next_logits(role, hidden[ends])
 
 
-def _write(encoder: Encoder, rows: Sequence[Draft], logits: Tensor, sampling: Sampling, step: int) -> Tensor:
-    """Choose and append the next token of every row; gives the tokens, [rows]."""
-    chosen, logprobs = choose(logits, [row.draws[step] for row in rows], sampling, step, encoder.end_ids)
+def _write(encoder: Encoder, rows: Sequence[Draft], logits: Tensor, sampling: Sampling) -> Tensor:
+    """Choose the next token of every row and append it to those that go on; gives the tokens, [rows]."""
+    draws = [row.draws[len(row.tokens)] if row.going else 0.0 for row in rows]
+    lengths = [len(row.tokens) for row in rows]
+    chosen, logprobs = choose(logits, draws, sampling, lengths, encoder.end_ids)
     for sequence, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
-        if not sequence.done:
+        if sequence.going:
             sequence.tokens.append(token)
             sequence.logprobs.append(logprob)
             sequence.done = token in encoder.end_ids or _stopped(encoder, sequence, sampling)
     return chosen
 
 
-def _wave_unpacked(
+def _write_unpacked(
     policy: Policy,
     role: str,
     encoder: Encoder,
     prompts: Sequence[Ids],
-    sequences: list[Draft],
+    queue: deque[Draft],
     sampling: Sampling,
     progress: Callable[[int], None],
 ) -> None:
     """The same for models whose attention cannot be packed: a prompt's samples together, with the model's own cache."""
-    for prompt in sorted({sequence.prompt for sequence in sequences}):
-        rows = [sequence for sequence in sequences if sequence.prompt == prompt]
-        tokens = torch.tensor([prompts[prompt]] * len(rows), device=policy.device)
+    while queue:
+        rows = [queue.popleft()]
+        while queue and len(rows) < ROWS and queue[0].prompt == rows[0].prompt:
+            rows.append(queue.popleft())
+        tokens = torch.tensor([prompts[rows[0].prompt]] * len(rows), device=policy.device)
         cache = None
-        for step in range(sampling.max_new_tokens):
+        while any(row.going for row in rows):
             with policy.acting_as(role) as model:
                 out = getattr(model, model.base_model_prefix)(input_ids=tokens, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             logits = policy.next_logits(role, out.last_hidden_state[:, -1])
-            tokens = _write(encoder, rows, logits, sampling, step)[:, None]
-            progress(len(rows))
-            if all(row.done for row in rows):
-                break
+            progress(sum(1 for row in rows if row.going))
+            tokens = _write(encoder, rows, logits, sampling)[:, None]
 
 
 def _stopped(encoder: Encoder, sequence: Draft, sampling: Sampling) -> bool:
@@ -187,31 +244,53 @@ def _stopped(encoder: Encoder, sequence: Draft, sampling: Sampling) -> bool:
 
 
 def choose(
-    logits: Tensor, draws: Sequence[float], sampling: Sampling, step: int, end_ids: frozenset[int]
+    logits: Tensor, draws: Sequence[float], sampling: Sampling, lengths: Sequence[int], end_ids: frozenset[int]
 ) -> tuple[Tensor, Tensor]:
     """Next tokens [n] by inverse CDF and their log-probabilities [n] at the sampling temperature, unfiltered.
 
-    logits: [n, vocabulary] fp32. draws: [n] uniform in [0, 1). Until `min_new_tokens` no end token is chosen.
+    logits: [n, vocabulary] fp32. draws: [n] uniform in [0, 1). lengths: [n] tokens written so far; until there are
+    `min_new_tokens` no end token is chosen.
     """
     if sampling.temperature == 0:
-        allowed = _forbid_ends(logits, step, sampling, end_ids)
+        allowed = _forbid_ends(logits, lengths, sampling, end_ids)
         chosen = allowed.argmax(dim=-1)
         logprobs = torch.log_softmax(logits, dim=-1)
     else:
-        logprobs = torch.log_softmax(logits / sampling.temperature, dim=-1)
-        allowed = _filter(_forbid_ends(logprobs, step, sampling, end_ids), sampling)
-        cumulative = allowed.double().exp().cumsum(dim=-1)
-        u = torch.tensor(np.asarray(draws), dtype=torch.float64, device=logits.device)[:, None]
-        chosen = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)[:, 0]
-        chosen = chosen.clamp_(max=logits.shape[-1] - 1)
+        warm = logits if sampling.temperature == 1 else logits / sampling.temperature
+        logprobs = torch.log_softmax(warm, dim=-1)
+        allowed = _filter(_forbid_ends(logprobs, lengths, sampling, end_ids), sampling)
+        chosen = inverse_cdf(allowed.exp(), torch.tensor(np.asarray(draws), dtype=torch.float64, device=logits.device))
     return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
 
 
-def _forbid_ends(scores: Tensor, step: int, sampling: Sampling, end_ids: frozenset[int]) -> Tensor:
-    if step >= sampling.min_new_tokens:
+def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:
+    """The first place whose cumulative share exceeds the draw, [n]; never one of weight 0.
+
+    weights: [n, vocabulary] fp32, at least 0, any sum. draws: [n] fp64 in [0, 1). First the block, then the place in
+    it: a cumulative sum over a whole vocabulary in fp64 takes longer than a small model's forward pass.
+    """
+    count, size = weights.shape
+    blocks = F.pad(weights, (0, -size % BLOCK)).view(count, -1, BLOCK)
+    cumulative = blocks.sum(dim=-1).double().cumsum(dim=-1)  # [n, blocks]
+    wanted = draws[:, None] * cumulative[:, -1:]
+    block = torch.searchsorted(cumulative, wanted, right=True).clamp_(max=_last(cumulative))
+    inside = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(dim=-1)  # [n, BLOCK]
+    before = F.pad(cumulative, (1, 0)).gather(1, block)
+    place = torch.searchsorted(inside, wanted - before, right=True).clamp_(max=_last(inside))
+    return (block * BLOCK + place)[:, 0]
+
+
+def _last(cumulative: Tensor) -> Tensor:
+    """The place at which a cumulative sum [n, m] reaches its total, [n, 1]: rounding must not draw what comes after."""
+    return (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+
+
+def _forbid_ends(scores: Tensor, lengths: Sequence[int], sampling: Sampling, end_ids: frozenset[int]) -> Tensor:
+    early = [row for row, length in enumerate(lengths) if length < sampling.min_new_tokens]
+    if not early or not end_ids:
         return scores
     scores = scores.clone()
-    scores[:, sorted(end_ids)] = float("-inf")
+    scores[torch.tensor(early)[:, None], torch.tensor(sorted(end_ids))] = float("-inf")
     return scores
 
 

@@ -15,7 +15,7 @@ from alignkit.attention import Decoding, Packed, Segment
 from alignkit.batch import Encoded, Encoder, Row, pack
 from alignkit.policy import BASE, Policy
 from alignkit.recipe import ModelSpec
-from alignkit.rollout import Sampling, choose, sample
+from alignkit.rollout import Sampling, choose, inverse_cdf, sample
 
 VOCABULARY = 97
 LLAMA: dict[str, Any] = {
@@ -182,7 +182,8 @@ def test_packed_hidden_states_at_prompts_and_responses(policy: Policy, way: str)
 
 @pytest.mark.parametrize(
     ("prompt", "responses", "rows"),
-    [(60, (25,) * 6, True), (60, (20, 25, 25, 25, 25), True), (256, (128, 128), False), (20, (200, 5), False), (9, (7,), False),
+    [(60, (25,) * 6, True), (60, (20, 25, 25, 25, 25), True), (256, (128, 128), False),
+     (20, (200, 5), False), (9, (7,), False),
      (30, (), False), (30, (20, 0, 20, 20, 20), False)],
 )  # fmt: skip
 def test_responses_stand_beside_each_other_where_that_saves_products(
@@ -225,12 +226,13 @@ def test_decoding_is_the_full_forward(policy: Policy) -> None:
     prefill = Packed([Segment(s, len(p), ()) for s, p in zip(starts, prompts, strict=True)], keep=True)
     policy.hidden(BASE, prefill, torch.tensor([t for p in prompts for t in p]))
     owners = [0, 1, 1, 2]
-    decoding = Decoding(prefill, owners, 10)
+    decoding = Decoding()
+    decoding.change_rows([], 10, prefill, owners)
     rows = [(*prompts[owner], *tokens(8, 10 + n)) for n, owner in enumerate(owners)]
     lengths = [len(prompts[owner]) for owner in owners]
     for step in range(8):
         if step == 4:
-            decoding.keep_rows(torch.tensor([0, 2, 3]))
+            decoding.change_rows([0, 2, 3], 6)
             rows, lengths = [rows[0], *rows[2:]], [lengths[0], *lengths[2:]]
         new = torch.tensor([[row[n + step]] for row, n in zip(rows, lengths, strict=True)])
         positions = torch.tensor([[n + step] for n in lengths])
@@ -241,6 +243,39 @@ def test_decoding_is_the_full_forward(policy: Policy) -> None:
         found = policy.next_logits(BASE, states[:, 0])
         for row, n, logits in zip(rows, lengths, found, strict=True):
             wanted = model(input_ids=torch.tensor([row[: n + step + 1]])).logits[0, -1]
+            torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("entering", [2, 9])
+def test_rows_enter_while_others_go_on(policy: Policy, entering: int) -> None:
+    """One with a shorter prompt than what stands there by then, and one with a longer."""
+    model = plain(policy)
+    lengths = [4, 2, 6, entering]
+    rows = [tokens(n + 8, 30 + number) for number, n in enumerate(lengths)]
+    decoding, at, active = Decoding(), list(lengths), [0, 1, 2]
+
+    def enter(keep: Sequence[int], new: Sequence[int]) -> None:
+        starts = [sum(lengths[n] for n in new[:i]) for i in range(len(new))]
+        segments = [Segment(start, lengths[n], ()) for start, n in zip(starts, new, strict=True)]
+        prefill = Packed(segments, keep=True)
+        policy.hidden(BASE, prefill, torch.tensor([t for n in new for t in rows[n][: lengths[n]]]))
+        decoding.change_rows(keep, 8, prefill, range(len(new)))
+
+    enter([], active)
+    for step in range(7):
+        if step == 3:
+            enter([0, 2], [3])
+            active = [0, 2, 3]
+        new = torch.tensor([[rows[n][at[n]]] for n in active])
+        positions = torch.tensor([[at[n]] for n in active])
+        with attention.using(decoding), policy.acting_as(BASE) as ours:
+            backbone = getattr(ours, ours.base_model_prefix)
+            states = backbone(input_ids=new, position_ids=positions, use_cache=False).last_hidden_state
+        decoding.advance()
+        for n, logits in zip(active, policy.next_logits(BASE, states[:, 0]), strict=True):
+            at[n] += 1
+            wanted = model(input_ids=torch.tensor([rows[n][: at[n]]])).logits[0, -1]
             torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -257,13 +292,13 @@ def questions(count: int) -> list[Group]:
 def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many rows stayed each time that finished sequences left."""
     seen: list[int] = []
-    original = Decoding.keep_rows
+    original = Decoding.change_rows
 
-    def spy(self: Decoding, rows: Tensor) -> None:
-        seen.append(len(rows))
-        original(self, rows)
+    def spy(self: Decoding, keep: Sequence[int], *others: Any) -> None:
+        seen.append(len(keep))
+        original(self, keep, *others)
 
-    monkeypatch.setattr(Decoding, "keep_rows", spy)
+    monkeypatch.setattr(Decoding, "change_rows", spy)
     yield seen
 
 
@@ -299,7 +334,11 @@ def check_greedy(policy: Policy, count: int = 20, length: int = 12) -> None:
 def test_greedy_sampling_is_generate(policy: Policy, copies: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     check_greedy(policy)
     assert len(copies) > 1
-    monkeypatch.setattr(rollout, "ROWS", 6)  # several waves
+    copies.clear()
+    monkeypatch.setattr(rollout, "ROWS", 6)  # some enter when others have left
+    check_greedy(policy)
+    assert any(0 < kept < 6 for kept in copies) and len(copies) > 6
+    monkeypatch.setattr(rollout, "CACHE_BYTES", 1)  # one at a time
     check_greedy(policy)
 
 
@@ -369,9 +408,30 @@ def test_a_stop_string_ends_a_response_and_stays(llama: Policy) -> None:
 def frequencies(logits: Tensor, sampling: Sampling, draws: int = 20_000) -> tuple[Tensor, Tensor]:
     """Shares of the tokens chosen over evenly spread draws, and their log-probabilities (0: never chosen)."""
     u = ((torch.arange(draws) + 0.5) / draws).tolist()
-    chosen, logprobs = choose(logits.expand(draws, -1), u, sampling, 0, frozenset({0}))
+    chosen, logprobs = choose(logits.expand(draws, -1), u, sampling, [0] * draws, frozenset({0}))
     found = torch.zeros(logits.shape[-1]).index_put((chosen,), logprobs)
     return torch.bincount(chosen, minlength=logits.shape[-1]) / draws, found
+
+
+@pytest.mark.parametrize("size", [3, 256, 257, 5000])
+def test_inverse_cdf_is_that_of_the_whole_vocabulary(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    weights = torch.rand(50, size, generator=generator) ** 8
+    weights[torch.rand(50, size, generator=generator) < 0.5] = 0
+    weights[:, [0, -1]] = 0
+    weights[:, size // 2] += 0.01
+    for scale in (1.0, 1e-6):
+        for draws in (torch.rand(50, generator=generator, dtype=torch.float64), torch.zeros(50).double()):
+            cumulative = (scale * weights.double()).cumsum(dim=-1)
+            wanted = draws[:, None] * cumulative[:, -1:]
+            found = inverse_cdf(scale * weights, draws)[:, None]
+            # Off by rounding at most: the draw lies between the sums before and after what was chosen.
+            slack = 1e-6 * cumulative[:, -1:]
+            before = cumulative.gather(1, found) - scale * weights.double().gather(1, found)
+            assert bool((before <= wanted + slack).all() and (wanted <= cumulative.gather(1, found) + slack).all())
+            assert bool((weights.gather(1, found) > 0).all())
+    nearly_one = torch.full((50,), 1 - 2**-53, dtype=torch.float64)
+    assert bool((weights.gather(1, inverse_cdf(weights, nearly_one)[:, None]) > 0).all())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
