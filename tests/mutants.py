@@ -1,6 +1,6 @@
 """Break each algorithm in every way that is silent in training, and see that its tests notice.
 
-    python tests/mutants.py [--only ppo,dpo] [--list] [--jobs 2]
+    python tests/mutants.py [--only ppo,dpo] [--list] [--jobs 2] [--every 10]
 
 Mutants are made one at a time from an algorithm's module and from the functions of `alignkit.functional` that it
 calls: a sign flipped, an operand or a factor dropped, a mask dropped, an index shifted, a normaliser or a comparison
@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import importlib
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,6 +187,12 @@ def called(file: str) -> set[str]:
         found |= inner & library.keys()
 
 
+def unchanged(algorithm: str) -> Mutant:
+    """No mutant: its tests must pass, or all of them would seem killed."""
+    file = f"plugins/alignkit_{algorithm}.py"
+    return Mutant(algorithm, file, 0, "as it is", (ROOT / file).read_text(encoding="utf-8"))
+
+
 def mutants(algorithm: str) -> list[Mutant]:
     file = f"plugins/alignkit_{algorithm}.py"
     return [*mutants_of(algorithm, file, None), *mutants_of(algorithm, FUNCTIONAL, called(file))]
@@ -197,17 +205,37 @@ def survives(mutant: Mutant) -> bool:
     """Whether the algorithm's tests pass in a copy of the project with this change in it."""
     with tempfile.TemporaryDirectory() as folder:
         copied = Path(folder) / "project"
-        ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", "dist")
+        ignored = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", ".*_cache", "dist")
         shutil.copytree(ROOT, copied, ignore=ignored)
         (copied / mutant.file).write_text(mutant.text, encoding="utf-8")
-        paths = os.pathsep.join([str(copied), str(copied / "plugins")])
-        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS[mutant.algorithm]]
-        try:
-            done = subprocess.run(command, cwd=copied, env=environment, capture_output=True, timeout=60 * MINUTES)
-        except subprocess.TimeoutExpired:
-            return False
-        return done.returncode == 0
+        child = os.fork()
+        if child == 0:
+            os._exit(_tested(copied, TESTS[mutant.algorithm]))
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _tested(project: Path, tests: list[str]) -> int:
+    """pytest's exit code, in a child process that has the heavy libraries already but nothing of the project."""
+    import pytest
+
+    os.setsid()
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    os.chdir(project)
+    sys.path[:0] = [str(project), str(project / "plugins"), str(project / "tests")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])  # for tests that start processes of their own
+    signal.alarm(60 * MINUTES)  # ends the process: a mutant that hangs is noticed
+    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
+
+
+def _load_libraries() -> None:
+    """What every test run would import again; not alignkit, which the mutants change."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    sys.dont_write_bytecode = True
+    for name in ("torch", "peft", "transformers.models.llama.modeling_llama", "pytest", "hypothesis", "datasets"):
+        importlib.import_module(name)
+    assert not any(name.split(".")[0].startswith("alignkit") for name in sys.modules), "alignkit must not be loaded"
 
 
 def main() -> int:
@@ -215,6 +243,8 @@ def main() -> int:
     parser.add_argument("--only", help="algorithms, separated by commas", default=",".join(TESTS))
     parser.add_argument("--list", action="store_true", help="print the mutants and try none")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--every", type=int, default=1, help="try every n-th mutant only")
+    parser.add_argument("--first", type=int, default=1, help="start with this one")
     options = parser.parse_args()
     found = [mutant for name in options.only.split(",") for mutant in mutants(name)]
     # A function that several algorithms call is changed once, under the first of them.
@@ -222,8 +252,15 @@ def main() -> int:
     if options.list:
         print(*chosen, f"{len(chosen)} mutants", sep="\n")
         return 0
+    chosen = chosen[options.first - 1 :: options.every]
+    _load_libraries()
     survivors = 0
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
+        controls = [unchanged(name) for name in options.only.split(",")]
+        for control, passes in zip(controls, pool.map(survives, controls), strict=True):
+            if not passes:
+                print(f"the tests of {control.algorithm} fail without a change: {' '.join(TESTS[control.algorithm])}")
+                return 2
         for number, (mutant, alive) in enumerate(zip(chosen, pool.map(survives, chosen), strict=True), 1):
             survivors += alive
             print(f"{number}/{len(chosen)} {'SURVIVED' if alive else 'killed'} {mutant}", flush=True)
