@@ -634,7 +634,7 @@ TRAIN = ["helpful.jsonl.gz", "safety.jsonl.gz", "prompts.jsonl", "demos.jsonl", 
 HELD = ["helpful_heldout.jsonl.gz", "safety_heldout.jsonl.gz", "heldout.jsonl", "rankings_heldout.jsonl"]
 COUNTS = {
     "helpful.jsonl.gz": 940, "safety.jsonl.gz": 940, "helpful_heldout.jsonl.gz": 300, "safety_heldout.jsonl.gz": 300,
-    "prompts.jsonl": 400, "heldout.jsonl": 100, "demos.jsonl": 319, "demos_validation.jsonl": 60, "rankings.jsonl": 65,
+    "prompts.jsonl": 400, "heldout.jsonl": 178, "demos.jsonl": 319, "demos_validation.jsonl": 60, "rankings.jsonl": 65,
     "rankings_heldout.jsonl": 21, "graded.jsonl": 93,
 }  # fmt: skip
 
@@ -663,7 +663,7 @@ def test_shipped_held_out_prompts_are_in_no_training_file() -> None:
 
 def test_shipped_files_hold_what_the_recipes_expect_of_them() -> None:
     assert [g.meta["safety"] for g in shipped("prompts.jsonl")].count(True) == 200
-    assert [g.meta["safety"] for g in shipped("heldout.jsonl")].count(True) == 50
+    assert [g.meta["safety"] for g in shipped("heldout.jsonl")].count(True) == 89
     assert all(4 <= len(g.responses) <= 9 and data.resolved_pairs(g) for g in shipped("rankings.jsonl"))
     margins = {pair.margin for g in shipped("graded.jsonl") for pair in g.pairs or ()}
     assert margins == {"significantly", "slightly"}
