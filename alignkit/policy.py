@@ -28,6 +28,7 @@ from alignkit import attention, functional
 from alignkit.attention import Packed, Segment
 from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
+from alignkit.templates import write_template
 
 if TYPE_CHECKING:
     from alignkit.recipe import ModelSpec
@@ -38,13 +39,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Activations a packed forward and backward may take, so that a step's memory does not depend on the batch size.
 ACTIVATION_BYTES = 1.5 * 2**30
 LEAST_TOKENS = 512
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m['role'] == 'system' %}{{ m['content'] + '\n\n' }}"
-    "{% elif m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\n\n' }}"
-    "{% else %}{{ 'Assistant: ' + m['content'] + eos_token + '\n\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
-)
 
 
 @dataclass
@@ -467,16 +461,6 @@ def _keep_freed_memory() -> None:
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
             libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
-
-
-def write_template(tokenizer: Any, name: str | None) -> None:
-    """Give a tokenizer without a chat template the one that `model.chat_template` names, else the plain one."""
-    if name is not None and name != "plain" and Path(name).is_file():
-        tokenizer.chat_template = Path(name).read_text(encoding="utf-8")
-    elif name == "plain" or (name is None and not tokenizer.chat_template):
-        tokenizer.chat_template = PLAIN_TEMPLATE
-    elif name is not None:
-        raise RunFailed(f"model.chat_template: '{name}' is neither 'plain' nor a Jinja file")
 
 
 def _lora_layers(model: nn.Module) -> list[Any]:

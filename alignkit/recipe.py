@@ -104,7 +104,7 @@ class ModelSpec(Options):
     lora: Annotated[LoraSpec | None, BeforeValidator(_none_word)] = Field(
         default=LoraSpec(), description="adapter options; none: train all weights"
     )
-    chat_template: str | None = Field(default=None, description="template for base models that have none")
+    chat_template: str | None = Field(default=None, description="name or file of a template; none: the model's own")
     trust_remote_code: bool = False
     device: str = "auto"
 

@@ -17,6 +17,7 @@ from alignkit.plugins import Claim, Registry
 from alignkit.recipe import ModelSpec, Recipe, Rollout, Settings, Stage, TopKeys
 from alignkit.references import References, options_of
 from alignkit.rounds import expand
+from alignkit.templates import TEMPLATES
 
 # What stage-level keys mean to algorithms that read a data set; the reason is the error's help.
 _ONLY_ROLLOUTS = {
@@ -269,10 +270,11 @@ class Builder(References):
         elif spec.dtype == "bfloat16" and spec.lora is None:
             message = "model.dtype: weights in bfloat16 lose most updates of a fine-tuning learning rate"
             self.wrong((*keys, "dtype"), message, help="leave 'dtype' out, or train an adapter")
-        if spec.chat_template not in (None, "plain"):
+        if spec.chat_template is not None and spec.chat_template not in TEMPLATES:
             path = self.locate(spec.chat_template, (*keys, "chat_template"))
             if not path.is_file():
-                message = f"model.chat_template: '{spec.chat_template}' is neither 'plain' nor a Jinja file"
+                known = " nor ".join(f"'{name}'" for name in TEMPLATES)
+                message = f"model.chat_template: '{spec.chat_template}' is neither {known} nor a Jinja file"
                 self.wrong((*keys, "chat_template"), message, help=f"looked for {path}")
         base = self._base(spec.base, (*keys, "base"))
         return spec.model_copy(update={"base": base})

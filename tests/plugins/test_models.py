@@ -324,3 +324,35 @@ def test_smollm2_reads_numbered_lists_as_it_writes_them(smollm2: tuple[Path, Any
     text = tokenizer.decode(written)
     assert "\n\n1." in text
     assert tokenizer(text).input_ids == written
+
+
+def test_chatml_adds_no_words_of_its_own() -> None:
+    """The named template, on a tokenizer that has its tokens and on one that has not."""
+    from alignkit.errors import RunFailed
+    from alignkit.templates import TEMPLATES, write_template
+
+    def render(template: str) -> str:
+        import jinja2
+
+        messages = [{"role": "user", "content": "Hi"}]
+        return jinja2.Template(template).render(messages=messages, add_generation_prompt=True)
+
+    class Known:
+        chat_template = "{{ 'You are somebody.' }}"
+
+        def __init__(self, *tokens: str):
+            self.tokens = tokens
+
+        def get_vocab(self) -> dict[str, int]:
+            return {token: number for number, token in enumerate(self.tokens)}
+
+    tokenizer = Known("<|im_start|>", "<|im_end|>")
+    write_template(tokenizer, None)
+    assert tokenizer.chat_template == Known.chat_template
+    write_template(tokenizer, "chatml")
+    assert tokenizer.chat_template == TEMPLATES["chatml"]
+    assert render(TEMPLATES["chatml"]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    with pytest.raises(RunFailed, match=r"chatml needs tokens that this tokenizer lacks: <\|im_end\|>"):
+        write_template(Known("<|im_start|>"), "chatml")
+    with pytest.raises(RunFailed, match="'chatlm' is neither 'plain' nor 'chatml' nor a Jinja file"):
+        write_template(tokenizer, "chatlm")
