@@ -635,7 +635,7 @@ HELD = ["helpful_heldout.jsonl.gz", "safety_heldout.jsonl.gz", "heldout.jsonl", 
 COUNTS = {
     "helpful.jsonl.gz": 940, "safety.jsonl.gz": 940, "helpful_heldout.jsonl.gz": 300, "safety_heldout.jsonl.gz": 300,
     "prompts.jsonl": 400, "heldout.jsonl": 178, "demos.jsonl": 319, "demos_validation.jsonl": 60, "rankings.jsonl": 65,
-    "rankings_heldout.jsonl": 21, "graded.jsonl": 93,
+    "rankings_heldout.jsonl": 21, "graded.jsonl": 93, "sums.jsonl": 300, "sums_heldout.jsonl": 100,
 }  # fmt: skip
 
 
@@ -669,6 +669,15 @@ def test_shipped_files_hold_what_the_recipes_expect_of_them() -> None:
     assert margins == {"significantly", "slightly"}
     text = load(Source(SHIPPED / "text.txt")).groups
     assert len(text) > 20 and not any("gutenberg" in g.responses[0].text.lower() for g in text)
+
+
+def test_shipped_sums_are_right_and_none_is_held_out_and_learned() -> None:
+    asked = {name: [g.prompt[0]["content"] for g in shipped(name)] for name in ("sums.jsonl", "sums_heldout.jsonl")}
+    assert not set(asked["sums.jsonl"]) & set(asked["sums_heldout.jsonl"])
+    for name in asked:
+        for group in shipped(name):
+            one, other = re.findall(r"\d+", group.prompt[0]["content"])
+            assert group.meta["answer"] == int(one) + int(other)
 
 
 def test_nothing_is_shipped_without_a_licence_and_all_of_it_is_small() -> None:
