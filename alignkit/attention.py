@@ -213,6 +213,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: How) ->
     if how.softcap is not None:  # the fused kernel knows none
         return _capped_attention(q, k, v, mask, how)
     grouped = q.shape[1] != k.shape[1]
+    if grouped and mask is not None and q.device.type == "cuda":
+        # With a mask and grouped heads CUDA has no fused kernel, and would keep all products for backward.
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        grouped = False
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=how.scaling, enable_gqa=grouped
     )
@@ -251,13 +255,9 @@ class Decoding:
         first = int(kept.min()) if len(kept) else self.column  # what lies before it belongs to rows that leave
         column = max(self.column - first, *(segment.prompt for segment in entering), 0)
         stored = prefill.kept if prefill is not None else {}
-        self.cache = {
-            layer: (
-                self._moved(layer, 0, keep, first, column, room, stored, entering),
-                self._moved(layer, 1, keep, first, column, room, stored, entering),
-            )
-            for layer in (self.cache or stored)
-        }
+        for layer in list(self.cache or stored):  # one after the other: only one layer is there twice
+            keys = self._moved(layer, 0, keep, first, column, room, stored, entering)
+            self.cache[layer] = (keys, self._moved(layer, 1, keep, first, column, room, stored, entering))
         new = torch.tensor([column - segment.prompt for segment in entering], dtype=torch.int64)
         self.starts = torch.cat([kept + column - self.column, new])
         self.column = column
@@ -275,7 +275,7 @@ class Decoding:
         entering: Sequence[Segment],
     ) -> Tensor:
         """Keys (0) or values (1) of a layer for the rows that stay and those that enter, right-aligned at `column`."""
-        like = self.cache[layer][which][0] if self.cache else stored[layer][which]  # [heads, columns, size]
+        like = self.cache[layer][which][0] if layer in self.cache else stored[layer][which]  # [heads, columns, size]
         rows = like.new_zeros(len(keep) + len(entering), like.shape[0], column + room, like.shape[-1])
         if len(keep):
             old = self.cache[layer][which][:, :, first : self.column]

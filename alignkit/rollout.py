@@ -77,7 +77,7 @@ def sample(
 
     seed, place: name the random streams together with the prompt's number (its place in `groups`, or `places`) and
     the sample's.
-    progress: called with the number of new tokens after every step. Prompts must fit the model.
+    progress: called with the number of tokens that a step is about to write. Prompts must fit the model.
     """
     prompts = [encoder.prompt(group.prompt) for group in groups]
     numbers = places if places is not None else range(len(groups))
@@ -150,7 +150,8 @@ def _most_rows(policy: Policy, longest: int, sampling: Sampling) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 2 * config.num_hidden_layers * heads * size * policy.dtype.itemsize
-    return max(1, min(ROWS, CACHE_BYTES // (token * (longest + sampling.max_new_tokens))))
+    # Twice the new tokens: a row may be at its end when another enters.
+    return max(1, min(ROWS, CACHE_BYTES // (token * (longest + 2 * sampling.max_new_tokens))))
 
 
 def _room(rows: Sequence[Draft]) -> int:

@@ -248,7 +248,10 @@ class Learner:
             keys = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
             kept = {key.split("/")[1]: tensors[key].clone() for key in keys}
             if kept.keys() == ADAM_STATE:
-                self.optimizer.state[parameter] = kept
+                # Adam keeps its step count on the CPU and its moments beside the weights.
+                self.optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in kept.items()
+                }
             elif kept or name in state["with_optimizer_state"]:
                 lacking = ", ".join(sorted(ADAM_STATE - kept.keys()))
                 raise RunFailed(f"the checkpoint has no optimiser state for {name} ({lacking})")

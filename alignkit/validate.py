@@ -14,7 +14,7 @@ from alignkit.complaints import allowed_keys, path_text, shown
 from alignkit.document import Document, Keys
 from alignkit.errors import RecipeError, did_you_mean
 from alignkit.plugins import Claim, Registry
-from alignkit.recipe import ModelSpec, Recipe, Rollout, Settings, Stage, TopKeys
+from alignkit.recipe import Component, ModelSpec, Recipe, Rollout, Settings, Stage, TopKeys
 from alignkit.references import References, options_of
 from alignkit.rounds import expand
 from alignkit.templates import TEMPLATES
@@ -173,7 +173,7 @@ class Builder(References):
         settings = self.validate(Settings, _filled(given, claim.thing.defaults), keys, hint=hint)
         if settings is not None:
             settings = self.references(settings, keys)
-            self._check_settings(claim, settings, given, keys)
+            self._check_settings(claim, component, settings, keys)
         if component is None or settings is None or len(self.problems) > before:
             return None
         return Stage(name, "algorithm", component, settings, tuple(self.upstream[name]))
@@ -191,18 +191,19 @@ class Builder(References):
             help = "a reward model has no language head to train on it"
             self.wrong((*keys, "mix"), f"{claim.name} takes no 'mix'", at_key=True, help=help)
 
-    def _check_settings(self, claim: Claim, settings: Settings, given: Mapping[str, Any], keys: Keys) -> None:
+    def _check_settings(self, claim: Claim, component: Component | None, settings: Settings, keys: Keys) -> None:
         if settings.value_from and self.trains_reward(settings.value_from) is False:
             self.wrong((*keys, "value_from"), f"'{settings.value_from}' trains no reward model")
         policy = claim.thing.trains is Trains.POLICY
         for key, ref in (("from", settings.from_), ("reference", settings.reference)):
             if policy and ref and self.trains_reward(ref):
                 self.wrong((*keys, key), f"'{ref}' is a reward model: {claim.name} needs a policy here")
-        needs = claim.thing.needs
-        if not isinstance(needs, Needs):  # a property: depends on the options
+        if component is None:  # what it needs may depend on its options, which are wrong
             return
-        if settings.value_from and not needs.values:
-            self.wrong((*keys, "value_from"), f"{claim.name} trains no value role", at_key=True)
+        needs: Needs = claim.thing(component.options).needs
+        if settings.value_from and (not needs.values or needs.shared_values):
+            reason = "has its values from the policy" if needs.values else "trains no value role"
+            self.wrong((*keys, "value_from"), f"{claim.name} {reason}", at_key=True)
         samples = settings.rollout.samples_per_prompt or 1
         if claim.thing.source is ROLLOUTS and samples < needs.min_samples:
             message = f"{claim.name} needs at least {needs.min_samples} responses to each prompt, not {samples}"

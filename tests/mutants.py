@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,8 +211,15 @@ def survives(mutant: Mutant) -> bool:
         (copied / mutant.file).write_text(mutant.text, encoding="utf-8")
         child = os.fork()
         if child == 0:
-            os._exit(_tested(copied, TESTS[mutant.algorithm]))
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            code = 1
+            try:
+                code = _tested(copied, TESTS[mutant.algorithm])
+            finally:  # whatever happens, the child must not go on as its parent
+                os._exit(code)
+        status = os.waitpid(child, 0)[1]
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # what its tests started and left behind
+        return os.waitstatus_to_exitcode(status) == 0
 
 
 def _tested(project: Path, tests: list[str]) -> int:

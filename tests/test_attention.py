@@ -374,7 +374,9 @@ def test_a_sample_does_not_depend_on_its_company(llama: Policy, monkeypatch: pyt
     assert draw(groups, sampling, place="b") != all_of_them
 
 
-def test_no_end_before_min_new_tokens(llama: Policy) -> None:
+@pytest.mark.parametrize("rows", [128, 7])
+def test_no_end_before_min_new_tokens(llama: Policy, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "ROWS", rows)  # with 7 rows of different lengths stand beside each other
     ends = set(range(1, 90))
     encoder = encoder_with_ends(llama, sorted(ends))
     groups = questions(5)
@@ -385,6 +387,37 @@ def test_no_end_before_min_new_tokens(llama: Policy) -> None:
         assert all(not ends & set(row[:3]) and not ends & set(row[:-1]) for row in rows)
         assert 4 in {len(row) for row in rows}
         assert all(len(row) > 3 for row in rows)
+
+
+def test_prompts_enter_in_parts_that_fit_the_token_budget(llama: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, encoder, sampling = questions(12), encoder_with_ends(llama, range(1, 12)), Sampling(3, 10)
+    wanted = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
+    monkeypatch.setattr(Policy, "token_budget", property(lambda self: 5))
+    parts: list[int] = []
+    original = Policy.hidden
+
+    def spy(self: Policy, name: str, packed: Packed, tokens: Tensor) -> Tensor:
+        parts.append(len(tokens))
+        return original(self, name, packed, tokens)
+
+    monkeypatch.setattr(Policy, "hidden", spy)
+    found = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
+    assert [[r.tokens for r in rows] for rows in found] == [[r.tokens for r in rows] for rows in wanted]
+    assert len(parts) > 2 and max(parts) <= 20  # as when many tokens are measured, four times the budget
+
+
+def test_the_cache_keeps_to_its_bound(llama: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound, held = 40_000, []
+    monkeypatch.setattr(rollout, "CACHE_BYTES", bound)
+    original = Decoding.change_rows
+
+    def spy(self: Decoding, *given: Any) -> None:
+        original(self, *given)
+        held.append(sum(x.numel() * x.element_size() for pair in self.cache.values() for x in pair))
+
+    monkeypatch.setattr(Decoding, "change_rows", spy)
+    sample(llama, BASE, encoder_with_ends(llama, range(1, 12)), questions(30), Sampling(2, 12), seed=5)
+    assert len(held) > 5 and bound / 3 < max(held) <= bound
 
 
 def test_a_stop_string_ends_a_response_and_stays(llama: Policy) -> None:

@@ -23,7 +23,7 @@ from alignkit.errors import BadRow, DataError
 from alignkit.files import SkippedRow
 from alignkit.formats import Format
 
-PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "groups")
+PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "dialogues", "groups")
 SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
 FORMATS: dict[str, type[Format]] = {}
 for plugin in PLUGINS:
@@ -305,6 +305,25 @@ def test_plain_text_files_become_raw_text_or_what_the_named_format_makes_of_a_li
         load(Source(path), formats={"prompt_only": FORMATS["prompt_only"]})
     path.write_bytes(b"good\ncaf\xe9\n")
     assert bad_rows(path) == [(2, "not valid UTF-8 at byte 4 of the line")]
+
+
+def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
+    path = tmp_path / "d.txt"
+    talk = [b"Q. why?", b"A. so.", b"Q. really?", b"A. yes."]
+    blank = [b"Q. ", *talk[1:]]
+    path.write_bytes(b"\r\n\r\n".join([*talk, b"caf\xe9", b"The end", *blank, b"prose", *talk, b"Q. and?"]))
+    chosen = named("dialogues", min_paragraphs=4)
+    found = load(Source(path, format=chosen, on_bad_row="skip"))
+    assert words(found.groups) == ["why?", "why?"]
+    for group in found.groups:
+        assert [turn["content"] for turn in group.responses[0].messages or ()] == ["so.", "really?", "yes."]
+    assert bad_rows(path, format=chosen) == [
+        (9, "not valid UTF-8 at byte 4 of the line"),
+        (13, "the last turn of the prompt is empty"),
+    ]
+    path.write_text("Once upon a time.")
+    with pytest.raises(DataError, match="no usable row"):
+        load(Source(path, format=chosen))
 
 
 def test_a_json_file_may_be_one_object_or_a_list_of_texts_under_one_key(tmp_path: Path) -> None:

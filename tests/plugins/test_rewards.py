@@ -1,6 +1,7 @@
 """Rewards without a model, and their weighted sum."""
 
 import math
+import runpy
 import sys
 import textwrap
 from collections.abc import Callable
@@ -216,3 +217,12 @@ def test_weighted_sum() -> None:
 def test_weighted_sum_names_must_match(weights: dict[str, float], rewards: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         weighted_sum(weights, rewards)
+
+
+def test_sums_are_right_by_their_last_number() -> None:
+    """The verifiable reward of recipes/sums.yaml."""
+    path = Path(__file__).parent.parent.parent / "recipes" / "rewards" / "arithmetic.py"
+    correct = runpy.run_path(str(path))["correct"]
+    said = ["7", "3 + 4 = 7.", "7 + 4 = 11", "The answer is seven", "70", "It is 7, not 8", ""]
+    assert correct(said, [7] * len(said), id=["x"] * len(said)) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert correct(["11", "7"], [7, 7]) == [0.0, 1.0]
