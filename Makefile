@@ -6,10 +6,13 @@ ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+# The last TRL with PPO, for the benchmarks, in an environment that borrows everything else from .venv.
+PPO := .venv-bench-ppo
+SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 # Only what an installation depends on: an editable install follows the code by itself.
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: quickstart test slow lint fix clean
+.PHONY: quickstart test slow bench lint fix clean
 
 quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
@@ -19,6 +22,9 @@ test: lint
 
 slow: .venv/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: .venv/.installed $(PPO)/.installed
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
@@ -43,3 +49,9 @@ $(BIN)/python:
 .venv/.installed-test: $(INPUTS) | $(BIN)/python
 	$(PIP) -e ".[test]"
 	touch $@ .venv/.installed
+
+$(PPO)/.installed: constraints.txt | .venv/.installed
+	$(BIN)/python -m venv --clear --without-pip $(PPO)
+	$(BIN)/python -m pip --python $(PPO)/bin/python install --disable-pip-version-check -q --no-deps trl==1.12.0
+	$(BIN)/python $(SITE) > "$$($(PPO)/bin/python $(SITE))/borrowed.pth"
+	touch $@

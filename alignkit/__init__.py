@@ -25,11 +25,14 @@ _WHERE = {
     "step": "Artifact Step StepContext",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
-_MODULES = ("functional", "statistics")
+_MODULES = ("agreement", "dialogues", "functional", "ranking", "statistics")
 __all__ = [*sorted(_HOME), *_MODULES]
 
 if TYPE_CHECKING:
+    from alignkit import agreement as agreement
+    from alignkit import dialogues as dialogues
     from alignkit import functional as functional
+    from alignkit import ranking as ranking
     from alignkit import statistics as statistics
     from alignkit.algorithm import (
         DATASET,

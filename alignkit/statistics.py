@@ -1,7 +1,6 @@
 """Statistics of measured means and shares, with intervals at 95%; plain numbers in, plain dictionaries out.
 
-The unit of all of them is one independent draw, in alignkit a prompt: samples of one prompt are averaged first. All
-intervals are scipy's.
+The unit of all of them is one independent draw, in alignkit a prompt: samples of one prompt are averaged first.
 """
 
 from __future__ import annotations
@@ -101,13 +100,21 @@ def at_equal_length(differences: Sequence[float], longer: Sequence[float]) -> Eq
     }
 
 
-def share(hits: int, n: int) -> Share | None:
+def share(hits: float, n: int) -> Share | None:
     """A proportion with its interval by Wilson 1927 ("Probable inference, the law of succession, and statistical
     inference"), which holds for few trials and for shares near 0 and 1; None without a trial.
+
+    A tie may be half a hit: it varies less than a trial of hit or miss, so the interval is then too wide, never too
+    narrow. (scipy has this interval for whole hits only.)
     """
     from scipy import stats
 
     if n == 0:
         return None
-    interval = stats.binomtest(hits, n).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
-    return {"mean": hits / n, "low": float(interval.low), "high": float(interval.high), "n": n}
+    p, z = hits / n, float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    shrink = 1 + z * z / n
+    middle = (p + z * z / (2 * n)) / shrink
+    half = z / shrink * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    low = 0.0 if hits == 0 else middle - half  # which rounding misses by a hair
+    high = 1.0 if hits == n else middle + half
+    return {"mean": p, "low": low, "high": high, "n": n}

@@ -75,8 +75,8 @@ class RejectionSampling(Algorithm):
             _offer(best, group)
         past = sorted(best.keys() - fresh.keys())
         count = min(len(past), int(self.options.carry_over * len(fresh)))
-        drawn = [past[place] for place in context.rng.permutation(len(past))[:count]]
-        return [best[key] for key in (*fresh, *drawn)]
+        drawn = [best[past[place]] for place in context.rng.permutation(len(past))[:count]]
+        return [*(best[key] for key in fresh), *sorted(drawn, key=lambda group: -_reward(group.responses[0]))]
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         assert out.logprobs is not None

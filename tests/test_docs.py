@@ -1,5 +1,6 @@
-"""The documentation says what the code has: keys, options, hooks, files, plugins, links."""
+"""The documentation says what the code has: keys, options, hooks, files, plugins, links, and what examples print."""
 
+import doctest
 import inspect
 import re
 import tomllib
@@ -99,6 +100,16 @@ def test_the_code_of_the_tutorial_is_that_of_the_example() -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     assert [line for line in lines if line not in known] == []
+
+
+def test_examples_print_what_the_text_says() -> None:
+    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(>>> .*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "data.md", "docs/data.md", 0)
+    assert len(test.examples) == text.count("\n>>> ") > 0
+    printed: list[str] = []
+    failed = doctest.DocTestRunner().run(test, out=printed.append).failed
+    assert not failed, "".join(printed)
 
 
 @pytest.mark.parametrize("hook", HOOKS)

@@ -1,5 +1,7 @@
 """`alignkit.functional` against known answers: every key of every case, gradients included, in float64 and float32.
 
+So are `alignkit.agreement`, `ranking` and `dialogues`, once, as they compute with plain numbers.
+
 `--golden DIR` runs another folder of the same schema (tests/golden/README.md). A function `check_NAME` below maps the
 file NAME.json onto our functions; a file without one is reported as not covered.
 """
@@ -14,8 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignkit import agreement, dialogues, ranking
 from alignkit import functional as F
 
+PLAIN = {"agreement", "ranking", "gopher_dialogue"}  # without tensors
 AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm")
 
 
@@ -69,6 +73,13 @@ class Case:
         expected = torch.tensor(self.expected[key], dtype=torch.float64)
         result = torch.as_tensor(result, dtype=torch.float64).detach()
         torch.testing.assert_close(result, expected, **tolerance, msg=lambda text: f"{key}: {text}")
+
+    def defined(self, key: str, result: float | None) -> None:
+        """Close, and None exactly where it is undefined."""
+        if self.expected[key] is None:
+            self.same(key, result)
+        else:
+            self.close(key, result)
 
     def gradient(self, key: str, loss: Tensor, *inputs: Tensor) -> None:
         """The gradient of `loss` with respect to an input, or to the rows of a ragged one."""
@@ -672,6 +683,77 @@ def check_rlaif(case: Case) -> None:
     case.gradient("grad_reward_a", loss, reward_a)
 
 
+# --- people and policies compared ---------------------------------------------------------------------------------
+
+
+def check_agreement(case: Case) -> None:
+    inputs = case.inputs
+    if "choices" in case:
+        units = list(zip(*inputs["choices"], strict=True))
+        case.defined("mean_pairwise_agreement", agreement.pairwise_agreement(units))
+    elif "counts" in case:
+        units = [[value for value, n in enumerate(row) for _ in range(n)] for row in inputs["counts"]]
+        case.defined("kappa", agreement.fleiss_kappa(units))
+    elif "data" in case:
+        units = list(zip(*inputs["data"], strict=True))
+        for level in ("nominal", "ordinal", "interval"):
+            case.defined(level, agreement.krippendorff_alpha(units, level))
+    else:
+        first, second = inputs["a"], inputs["b"]
+        case.defined("agreement", agreement.pairwise_agreement(list(zip(first, second, strict=True))))
+        case.defined("kappa", agreement.cohen_kappa(first, second))
+        for weights in ("linear", "quadratic"):
+            if f"kappa_{weights}" in case.expected:
+                case.defined(f"kappa_{weights}", agreement.cohen_kappa(first, second, weights))
+
+
+def check_ranking(case: Case) -> None:
+    inputs, p = case.inputs, case.params
+    if "games" in case:
+        games, policies = inputs["games"], range(inputs["n_models"])
+        options = {"k": p["k_factor"], "initial": p["init"], "scale": p["scale"]}
+        case.close("final", list(ranking.elo(games, policies, **options).values()))
+        after = [list(ranking.elo(games[:n], policies, **options).values()) for n in range(1, 6)]
+        case.close("after_first_5", after)
+    elif "wins" in case:
+        check_bradley_terry(case)
+    elif "outcomes" in case:
+        rate = ranking.win_rate(inputs["outcomes"])
+        for key in {"wins", "losses", "ties"} & case.left:
+            case.same(key, rate[key])
+        for key in ("ties_half", "ties_excluded", "ties_lost"):
+            name = {"ties_excluded": "excluding_ties", "ties_lost": "ties_lose"}.get(key, key)
+            case.defined(f"win_rate_{name}", rate[key] and rate[key]["mean"])
+        for bound in ("low", "high"):
+            if f"wilson95_{bound}" in case.expected:
+                case.close(f"wilson95_{bound}", rate["ties_half"][bound])
+    else:
+        gaps = inputs["reward_gap"]
+        case.close("win_prob", [ranking.win_probability(gap) for gap in gaps])
+        case.close("elo_gap", [ranking.elo_gap(gap) for gap in gaps])
+
+
+def check_bradley_terry(case: Case) -> None:
+    table = case.inputs["wins"]
+    n = range(len(table))
+    wins = {(i, j): table[i][j] for i in n for j in n if i != j}
+    strengths = ranking.bradley_terry(wins, ridge=case.params.get("l2", 0.0))
+    if "log_strength" in case.expected:
+        case.close("log_strength", [strengths[i] for i in n])
+        return
+    case.close("log_strength_mean0", [strengths[i] for i in n])
+    case.close("elo_scale_mean1000", [1000 + ranking.elo_gap(strengths[i]) for i in n])
+    gaps = [[strengths[i] - strengths[j] for j in n] for i in n]
+    case.close("win_prob", [[ranking.win_probability(gaps[i][j]) if i != j else 0.0 for j in n] for i in n])
+    case.same("order_best_first", list(strengths))
+
+
+def check_gopher_dialogue(case: Case) -> None:
+    found = dialogues.find_dialogues(case.inputs["text"], min_paragraphs=case.params["min_paragraphs"])
+    told = [{"start": d.start, "n_paragraphs": len(d.turns), "prefixes": list(d.prefixes)} for d in found]
+    case.same("dialogues", told)
+
+
 # --- running them -------------------------------------------------------------------------------------------------
 
 CHECKS: dict[str, Callable[[Case], None]] = {
@@ -691,7 +773,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for name, file in files.items():
             for data in file["cases"] if name in CHECKS else []:
                 for dtype in (torch.float64, torch.float32):
-                    if dtype == torch.float64 or in_float32(data["id"]):
+                    if dtype == torch.float64 or (name not in PLAIN and in_float32(data["id"])):
                         label = f"{name}-{data['id']}-{str(dtype).removeprefix('torch.')}"
                         cases.append(pytest.param((name, data, file["tolerance"], dtype), id=label))
         metafunc.parametrize("golden", cases)

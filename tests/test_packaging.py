@@ -49,6 +49,15 @@ def test_plugins_import_without_torch() -> None:
     assert json.loads(run(code)) == []
 
 
+def test_statistics_and_dialogues_load_without_torch() -> None:
+    code = (
+        "import json, sys; from alignkit import agreement, dialogues, ranking, statistics; "
+        "agreement.fleiss_kappa([[1, 2]]); dialogues.find_dialogues(''); statistics.share(1, 2); "
+        "ranking.bradley_terry({(1, 2): 1.0}, ridge=1.0); print(json.dumps('torch' in sys.modules))"
+    )
+    assert json.loads(run(code)) is False
+
+
 def test_constraints_are_pins_of_all_dependencies() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
     assert all(line.count("==") == 1 and "@" not in line and "/" not in line and "+" not in line for line in lines)

@@ -13,7 +13,7 @@ from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.data import group_to_json
 
 FORMATS: dict[str, type[Format]] = {}
-for plugin in ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "groups"):
+for plugin in ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "dialogues", "groups"):
     importlib.import_module(f"alignkit_{plugin}").register_formats(
         lambda name, thing, summary="": FORMATS.__setitem__(name, thing)
     )
@@ -95,7 +95,8 @@ def test_other_rows_are_claimed_by_none_and_refused_by_all(row: Any) -> None:
 
 
 def test_every_format_says_what_it_is() -> None:
-    assert set(FORMATS) == {name for name, _ in ROWS}
+    must_be_named = {"dialogues"}
+    assert set(FORMATS) == {name for name, _ in ROWS} | must_be_named
     assert all(cls.summary and cls.wants for cls in FORMATS.values())
 
 
@@ -407,6 +408,41 @@ def test_text_rows_have_no_prompt_and_must_not_be_blank() -> None:
     assert read("text", {"text": " a ", "url": "u"}) == Group((), (Response(text=" a "),), meta={"url": "u"})
     assert read("text", "a") == Group((), (Response(text="a"),))
     assert "response is empty" in refused("text", {"text": "  "})
+
+
+# dialogues
+
+
+TALK = ["Ann: q", "Ben: a", "Ann: r", "Ben: b", "Ann: s", "Ben: c"]
+
+
+def test_dialogues_are_conversations_of_their_first_speaker_with_the_second() -> None:
+    group = read("dialogues", {"text": "\n\n".join(["A tale", *TALK, "The end"]), "url": "u"})
+    assert group.prompt == turns("u: q")
+    assert group.responses == (Response(messages=turns("a: a", "u: r", "a: b", "u: s", "a: c")),)
+    assert group.meta == {"url": "u", "speakers": ["Ann: ", "Ben: "]}
+
+
+def test_dialogues_leave_out_a_last_turn_that_nobody_answers() -> None:
+    assert read("dialogues", "\n\n".join([*TALK, "Ann: bye"])) == read("dialogues", "\n\n".join(TALK))
+
+
+def test_dialogues_of_at_least_so_many_paragraphs() -> None:
+    group = read("dialogues", "\n\n".join(TALK[:2]), min_paragraphs=2)
+    assert group.prompt == turns("u: q") and texts(group) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("\n\n".join(TALK[:5]), "holds 0 dialogues; a row can be one"),
+        ("\n\n".join([*TALK, "The end", *TALK]), "holds 2 dialogues; a row can be one (a .txt file any number)"),
+        ("\n\n".join(["Ann: ", *TALK[1:]]), "last turn of the prompt is empty"),
+        (None, "'text' is null"),
+    ],
+)
+def test_dialogues_bad_rows(text: Any, reason: str) -> None:
+    assert reason in refused("dialogues", {"text": text})
 
 
 # groups

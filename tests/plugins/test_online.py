@@ -764,8 +764,12 @@ def test_one_sample_a_prompt_is_refused(problem: Problem, algorithm: str) -> Non
 
 
 def test_one_sample_a_prompt_and_a_group_baseline(problem: Problem) -> None:
-    """What is needed depends on the options, so it shows when the first iteration has been sampled."""
-    path = recipe(problem, "[1.0] * len(completions)", {"reinforce_pp": {"group_baseline": True}})
-    path.write_text(path.read_text().replace("samples_per_prompt: 4", "samples_per_prompt: 1"), encoding="utf-8")
-    found = metrics_of(problem, path, "single")
-    assert (found["groups_without_signal"], found["empty_selection"]) == (3, 1.0)
+    """What is needed depends on the options."""
+    for baseline in (True, False):
+        path = recipe(problem, "[1.0] * len(completions)", {"reinforce_pp": {"group_baseline": baseline}})
+        path.write_text(path.read_text().replace("samples_per_prompt: 4", "samples_per_prompt: 1"), encoding="utf-8")
+        if baseline:
+            with pytest.raises(RecipeError, match="reinforce_pp needs at least 2 responses to each prompt, not 1"):
+                load_recipe(path)
+        else:
+            load_recipe(path)

@@ -1,0 +1,167 @@
+"""How far labellers agree, and how much of that is more than chance.
+
+A unit is what is labelled, such as a prompt with two responses. `units[u]` holds the ratings that unit u got, in any
+order: None or NaN stands for one that was not given. Ratings are numbers, or anything hashable (names, say) where only
+equal and different count.
+
+The coefficients are 1 - D_o / D_e, observed over expected disagreement: 1 is perfect, 0 is what chance gives, less
+than 0 is worse than that. They are None, not 1, where chance would never disagree (everybody gave one rating only) and
+where no unit has two ratings: such labels say nothing about the labellers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rating = Hashable
+Unit = Sequence[Rating]
+Weights = Literal["equal", "linear", "quadratic"]
+Level = Literal["nominal", "ordinal", "interval"]
+Array = NDArray[np.float64]
+Values = Sequence[Any] | Array
+
+
+def pairwise_agreement(units: Sequence[Unit]) -> float | None:
+    """How often two ratings of one unit are equal, chance included: InstructGPT's labellers agreed on 72.6% of
+    comparisons (Ouyang et al. 2022, arXiv:2203.02155, section 3.4). None where no unit has two ratings.
+
+    Every pair of ratings counts once, so a unit with more ratings counts more.
+    """
+    _, counts = _counted(units)
+    pairs = _pairs(counts.sum(1)).sum()
+    return float(_pairs(counts).sum() / pairs) if pairs else None
+
+
+def cohen_kappa(first: Unit, second: Unit, weights: Weights = "equal") -> float | None:
+    """Two labellers' agreement: `first[u]` and `second[u]` are their ratings of unit u; units that one of them did not
+    rate are left out.
+
+    equal: a disagreement is one (Cohen 1960, "A coefficient of agreement for nominal scales"). linear, quadratic: it
+    weighs the distance of the two ratings, which must be numbers, or its square (Cohen 1968, "Weighted kappa").
+    """
+    if len(first) != len(second):
+        raise ValueError(f"both labellers rate the same units, but there are {len(first)} and {len(second)} ratings")
+    distance_of = _chosen(_WEIGHTS, weights)
+    both = [pair for pair in zip(first, second, strict=True) if not any(map(_missing, pair))]
+    if not both:
+        return None
+    values = _values((rating for pair in both for rating in pair), None if weights == "equal" else weights)
+    place = {value: index for index, value in enumerate(values)}
+    table = np.zeros((len(values), len(values)))
+    for one, other in both:
+        table[place[one], place[other]] += 1
+    distance = distance_of(values, table.sum(1))
+    n = len(both)
+    observed = (table * distance).sum() / n
+    return _beyond_chance(observed, table.sum(1) @ distance @ table.sum(0) / n**2)
+
+
+def fleiss_kappa(units: Sequence[Unit]) -> float | None:
+    """Agreement where all units have the same number of ratings, by whomever (Fleiss 1971, "Measuring nominal scale
+    agreement among many raters"). `ValueError` that names the units with another number; see `krippendorff_alpha`.
+    """
+    values, counts = _counted(units)
+    sizes = [int(size) for size in counts.sum(1)]
+    usual = Counter(sizes).most_common(1)[0][0] if sizes else 0
+    others = [f"{unit} has {size}" for unit, size in enumerate(sizes) if size != usual]
+    if others:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        raise ValueError(f"Fleiss' kappa needs {usual} ratings of every unit; {', '.join(others[:5])}{more}")
+    agreement = pairwise_agreement(units)
+    if agreement is None:
+        return None
+    shares = counts.sum(0) / counts.sum()
+    return _beyond_chance(1 - agreement, shares @ _unequal(values, shares) @ shares)
+
+
+def krippendorff_alpha(units: Sequence[Unit], level: Level = "nominal") -> float | None:
+    """Agreement of any number of labellers, with missing ratings (Krippendorff 2011, "Computing Krippendorff's
+    alpha-reliability"). Units with fewer than two ratings are left out.
+
+    nominal: ratings are equal or not. ordinal: their distance is how many ratings lie between them. interval: it is the
+    difference of the numbers. Both are squared. Ratings must be numbers except where nominal.
+    """
+    distance_of = _chosen(_LEVELS, level)
+    values, counts = _counted(units, None if level == "nominal" else level)
+    counts = counts[counts.sum(1) >= 2]
+    totals, n = counts.sum(0), counts.sum()
+    if n == 0:
+        return None
+    distance = distance_of(values, totals)
+    # A rating's coincidence with itself would be taken off the diagonal, where the distance is 0.
+    coincidences = (counts / (counts.sum(1, keepdims=True) - 1)).T @ counts
+    observed = (coincidences * distance).sum() / n
+    return _beyond_chance(observed, totals @ distance @ totals / (n * (n - 1)))
+
+
+def _beyond_chance(observed: float, expected: float) -> float | None:
+    return float(1 - observed / expected) if expected else None
+
+
+# Disagreement [values, values] of each two ratings; totals: how often each rating was given.
+
+
+def _unequal(values: Values, totals: Array) -> Array:
+    return 1 - np.eye(len(values))
+
+
+def _linear(values: Values, totals: Array) -> Array:
+    numbers = np.array(values, dtype=float)
+    return np.abs(numbers[:, None] - numbers)
+
+
+def _quadratic(values: Values, totals: Array) -> Array:
+    return _linear(values, totals) ** 2
+
+
+def _ordinal(values: Values, totals: Array) -> Array:
+    return _quadratic(np.cumsum(totals) - totals / 2, totals)
+
+
+_Distance = Callable[[Values, Array], Array]
+_WEIGHTS: dict[str, _Distance] = {"equal": _unequal, "linear": _linear, "quadratic": _quadratic}
+_LEVELS: dict[str, _Distance] = {"nominal": _unequal, "ordinal": _ordinal, "interval": _quadratic}
+
+
+def _chosen(distances: Mapping[str, _Distance], name: str) -> _Distance:
+    if name not in distances:
+        raise ValueError(f"{name!r} is none of {', '.join(distances)}")
+    return distances[name]
+
+
+def _missing(rating: Any) -> bool:
+    return rating is None or rating != rating  # NaN alone is not equal to itself
+
+
+def _values(ratings: Iterable[Rating], numbers_for: str | None) -> list[Any]:
+    """The different ratings, as they come, or in order where the disagreement called `numbers_for` needs numbers."""
+    values: list[Any] = list(dict.fromkeys(ratings))
+    if numbers_for is None:
+        return values
+    for value in values:
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{numbers_for}: ratings must be numbers, not {value!r}")
+    return sorted(values)
+
+
+def _counted(units: Sequence[Unit], numbers_for: str | None = None) -> tuple[list[Any], Array]:
+    """The different ratings, and how often each unit got each of them [units, values]."""
+    given = [[rating for rating in unit if not _missing(rating)] for unit in units]
+    values = _values((rating for unit in given for rating in unit), numbers_for)
+    place = {value: index for index, value in enumerate(values)}
+    counts = np.zeros((len(given), len(values)))
+    for row, unit in zip(counts, given, strict=True):
+        for rating in unit:
+            row[place[rating]] += 1
+    return values, counts
+
+
+def _pairs(counts: Array) -> Array:
+    return counts * (counts - 1) / 2

@@ -1,0 +1,153 @@
+"""The command line: `python -m benchmarks [--only NAME,...] [--short] [--json FILE]`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.catalogue import BENCHMARKS, Benchmark
+from benchmarks.measure import ENVIRONMENTS, Failed, ask_once, run
+from benchmarks.worker import Job
+
+MODEL, TINY = "smollm2-135m-instruct", "tiny"
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    only: Annotated[str, typer.Option(metavar="NAME,...", help="These alone.")] = "",
+    short: Annotated[bool, typer.Option("--short", help="Tiny model and sizes: does everything still work?")] = False,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each side.")] = 3,
+    model: Annotated[str, typer.Option(help="Base model: plugin's name, folder or hub id.")] = MODEL,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="TRL recomputes activations: less memory, more work.")
+    ] = False,
+    listed: Annotated[bool, typer.Option("--list", help="What there is, and exit.")] = False,
+) -> None:
+    """Ours against the peers' own code: rounds in turn, medians, peak memory, distance to the machine's floor."""
+    chosen = _chosen(only)
+    if listed:
+        for benchmark in chosen:
+            print(f"{benchmark.name:<18} {benchmark.what}; against {benchmark.peer_is}")
+        return
+    with tempfile.TemporaryDirectory(prefix="alignkit-benchmarks-") as folder:
+        starts = Starts(Job("", short=short, checkpointing=checkpointing), TINY if short else model, Path(folder))
+        try:
+            found = ask_once(replace(starts.job, function="floor:probe"))
+            _say_machine(found["machine"], found["rates"])
+            failed = _measure(chosen, starts, rounds, found["machine"], found["rates"], out)
+        except Failed as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = 1
+    raise typer.Exit(1 if failed else 0)
+
+
+class Starts:
+    """What both sides start from, made when a benchmark first wants it: base models, and adapters in `folder`."""
+
+    def __init__(self, job: Job, model: str, folder: Path):
+        self.job, self.model, self._folder = job, model, folder
+        self._made: dict[str, Job] = {}
+
+    def of(self, benchmark: Benchmark) -> tuple[str, Job]:
+        """The model's name, and the job that both sides share. Raises Failed."""
+        model = TINY if benchmark.tiny else self.model
+        if model not in self._made:
+            job = replace(self.job, adapters=str(self._folder / str(len(self._made))))
+            source = ask_once(replace(job, function="models:prepare", options={"model": model}))
+            self._made[model] = replace(job, source=source)
+        return model, self._made[model]
+
+
+def _chosen(only: str) -> list[Benchmark]:
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(BENCHMARKS)
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise typer.BadParameter(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    return [BENCHMARKS[name] for name in names]
+
+
+def _measure(
+    chosen: Sequence[Benchmark],
+    starts: Starts,
+    rounds: int,
+    machine: Mapping[str, Any],
+    rates: Mapping[str, Any],
+    out: Path | None,
+) -> int:
+    """All of them; the rows are written after each, so that none is lost. Gives how many failed."""
+    rows: list[dict[str, Any]] = []
+    failed = 0
+    for benchmark in chosen:
+        if not ENVIRONMENTS[benchmark.environment].is_file():
+            print(f"{benchmark.name}: left out: its peer has an environment of its own; `make bench` makes it")
+            failed += len(chosen) < len(BENCHMARKS)  # it was asked for by name
+            continue
+        print(f"{benchmark.name}: {benchmark.what}; against {benchmark.peer_is}", file=sys.stderr)
+        try:
+            model, job = starts.of(benchmark)
+            row = run(benchmark, job, rounds, rates)
+        except Failed as error:
+            print(f"error: {benchmark.name}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        how = {"model": model, "short": job.short, "checkpointing": job.checkpointing}
+        rows.append(row | how | {"machine": machine, "rates": rates})
+        failed += not row["losses_agree"]
+        print(_line(row), file=sys.stderr)
+        if out is not None:
+            out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    _print_table(rows)
+    return failed
+
+
+def _say_machine(machine: Mapping[str, Any], rates: Mapping[str, Any]) -> None:
+    flop = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates["flop"].items())
+    hardware = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    packages = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers", "trl", "peft"))
+    print(f"machine: {hardware}, {machine['memory_gib']} GiB; {packages}")
+    print(f"floor: matrix products {flop}; memory {rates['bandwidth'] / 1e9:.1f} GB/s")
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in row["ratios"])
+    text = f"{row['name']}: {row['ratio']:.2f} times {row['peer_is']} (rounds: {ratios})"
+    if not row["losses_agree"]:
+        text += f"; LOSSES DIFFER: ours {row['ours_losses']}, the peer's {row['peer_losses']}"
+    return text
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("benchmark")
+    for name in ("unit", "ours", "peer", "ratio", "GiB", "peer", "ratio", "times the floor", "losses apart", "rounds"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    def number(value: float | None, form: str = ".2f") -> str:
+        return "-" if value is None else format(value, form)
+
+    memory = [number(row[key] / 2**30) for key in ("ours_memory", "peer_memory")]
+    differs = number(row["loss_difference"], ".1e") + ("" if row["losses_agree"] else " !")
+    speeds = [number(row["ours"], ".4g"), number(row["peer"], ".4g"), number(row["ratio"])]
+    more = [number(row["memory_ratio"]), number(row["floor_ratio"], ".1f"), differs, str(row["rounds"])]
+    return [row["name"], row["unit"], *speeds, *memory, *more]
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,174 @@
+"""Every benchmark: what is measured, by which code, against whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TRL = "TRL 1.16"
+GENERATE = "transformers' generate"
+OURS_FP32 = "ours in fp32"
+BF16 = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """ours, peer: `module:function` of this package. unit: what the rates count.
+
+    environment: the peer's, see `measure`. extra_memory: memory counts on top of what there was before the work.
+    tiny: always on the tiny model.
+    """
+
+    name: str
+    what: str
+    unit: str
+    ours: str
+    peer: str
+    peer_is: str
+    dtype: str = "float32"
+    peer_dtype: str = "float32"
+    environment: str = "trl"
+    extra_memory: bool = False
+    tiny: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> str:
+        """That of the less precise side."""
+        return BF16 if BF16 in (self.dtype, self.peer_dtype) else "float32"
+
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            "dpo",
+            "DPO step, 8 long-tailed pairs, reference computed in the step",
+            "real tokens/s",
+            "dpo:ours",
+            "dpo:peer",
+            f"{TRL} DPOTrainer",
+        ),
+        Benchmark("dpo_bf16", "the same in bf16", "real tokens/s", "dpo:ours", "dpo:ours", OURS_FP32, dtype=BF16),
+        Benchmark(
+            "reward",
+            "reward-model step, 8 long-tailed pairs",
+            "real tokens/s",
+            "reward:ours",
+            "reward:peer",
+            f"{TRL} RewardTrainer",
+            options={"responses": 2},
+        ),
+        Benchmark(
+            "reward_k9",
+            "reward-model step, a ranking of 9 responses",
+            "rankings/s",
+            "reward:ours",
+            "reward:peer",
+            f"{TRL} RewardTrainer on its 36 pairs",
+            options={"responses": 9},
+        ),
+        Benchmark(
+            "sft",
+            "SFT step on the responses of 8 long-tailed demonstrations",
+            "real tokens/s",
+            "sft:ours",
+            "sft:peer",
+            f"{TRL} SFTTrainer, padded",
+            options={"packed": False},
+        ),
+        Benchmark(
+            "sft_packed",
+            "the same",
+            "real tokens/s",
+            "sft:ours",
+            "sft:peer",
+            f"{TRL} SFTTrainer, packed",
+            options={"packed": True},
+        ),
+        Benchmark(
+            "ppo",
+            "PPO step, 8 prompts, 64 new tokens, reward model, 2 epochs",
+            "new tokens/s",
+            "ppo:ours",
+            "ppo:peer",
+            "TRL 1.12 PPOTrainer",
+            environment="ppo",
+        ),
+        Benchmark("ppo_bf16", "the same in bf16", "new tokens/s", "ppo:ours", "ppo:ours", OURS_FP32, dtype=BF16),
+        Benchmark(
+            "grpo",
+            "GRPO cycle, 8 prompts x 8 samples x 64 new tokens, 2 epochs",
+            "new tokens/s",
+            "grpo:ours",
+            "grpo:peer",
+            f"{TRL} GRPOTrainer",
+        ),
+        Benchmark(
+            "sample",
+            "32 prompts x 4 samples x 64 tokens",
+            "useful tokens/s",
+            "sample:ours",
+            "sample:peer",
+            GENERATE,
+            options={"long_tail": False},
+        ),
+        Benchmark(
+            "sample_bf16",
+            "the same in bf16",
+            "useful tokens/s",
+            "sample:ours",
+            "sample:peer",
+            f"{GENERATE} in bf16",
+            dtype=BF16,
+            peer_dtype=BF16,
+            options={"long_tail": False},
+        ),
+        Benchmark(
+            "sample_long_tail",
+            "32 prompts x 4 samples of long-tailed lengths up to 64 tokens",
+            "useful tokens/s",
+            "sample:ours",
+            "sample:peer",
+            GENERATE,
+            options={"long_tail": True},
+        ),
+        Benchmark(
+            "head",
+            "log-probabilities of 37% of 4096 positions, forward and backward",
+            "positions/s",
+            "head:ours",
+            "head:peer",
+            f"{TRL} add_fused_lm_head",
+            extra_memory=True,
+        ),
+        Benchmark(
+            "prompt_once",
+            "forward and backward, a prompt of 256 tokens once for 2 x 128",
+            "responses/s",
+            "prompt_once:ours",
+            "prompt_once:peer",
+            "ours, a row a response",
+            options={"responses": 2, "length": 128},
+        ),
+        Benchmark(
+            "prompt_once_k9",
+            "forward and backward, a prompt of 256 tokens once for 9 x 64",
+            "responses/s",
+            "prompt_once:ours",
+            "prompt_once:peer",
+            "ours, a row a response",
+            options={"responses": 9, "length": 64},
+        ),
+        Benchmark(
+            "overhead",
+            "DPO steps of the tiny model",
+            "steps/s",
+            "overhead:ours",
+            "overhead:peer",
+            "its forward, backward and optimiser alone",
+            tiny=True,
+        ),
+    )
+}

@@ -1,0 +1,66 @@
+"""A DPO step on long-tailed pairs with the reference computed in every step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import data, models, trl
+from benchmarks.floor import Shape, Work, lengths
+from benchmarks.worker import Gate, Job
+
+if TYPE_CHECKING:
+    from alignkit.batch import Encoded
+
+MICRO_BATCH = 4  # pairs that TRL runs at once
+
+
+def pairs(job: Job, tokenizer: Any) -> list[Encoded]:
+    from alignkit.batch import Encoder, encode_all
+
+    groups = data.groups(4, 2, 6, 6) if job.short else data.groups(8, 2, 64, 128)
+    return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)
+
+
+def ours(job: Job, gate: Gate) -> None:
+    from alignkit.batch import Examples
+    from alignkit.policy import BASE
+    from alignkit.train import measure
+
+    policy = models.load(job)
+    learner = models.learner(policy, "dpo", job.adapter(models.POLICY))
+    encoded = pairs(job, policy.tokenizer)
+    work = Work(Shape.of(job.source), job.dtype)
+    work.read(lengths(encoded))
+    work.learn(lengths(encoded))
+    while True:
+        gate.begin()
+        examples = Examples(encoded)
+        examples.token_columns["reference_logprobs"] = measure(policy, BASE, encoded, "logprobs")
+        metrics = learner.step(examples, 0.0)
+        gate.end(trl.real_tokens(encoded), {"loss": metrics["loss"]}, work.pieces)
+
+
+def peer(job: Job, gate: Gate) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class Prepared(DPOTrainer):
+        """On the same tokens as ours: TRL's own template adds a line break after the end of turn."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    tokenizer = trl.tokenizer(job)
+    encoded = pairs(job, tokenizer)
+    micro = min(MICRO_BATCH, len(encoded))
+    steps = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": len(encoded) // micro}
+    trainer = Prepared(
+        model=trl.causal(job),
+        args=DPOConfig(**trl.arguments(job), **steps, beta=0.1),
+        train_dataset=Dataset.from_list(list(trl.preferences(encoded))),
+        processing_class=tokenizer,
+        peft_config=trl.lora(job),
+        callbacks=[trl.pace(gate, trl.real_tokens(encoded), lambda logs: {"loss": logs["loss"]})],
+    )
+    trl.move(trainer.model, job.adapter(models.POLICY))
+    trl.run(trainer)

@@ -1,0 +1,215 @@
+"""What the machine could do at best: rates probed in the same run, and the least work that a benchmark needs.
+
+The floor of a piece of work is the larger of its FLOP at the measured matrix-product rate and its bytes at the measured
+memory rate. It counts every prompt once, no padding, no recomputation, the language head only where a token is scored,
+and no gradient of frozen weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.worker import Gate, Job
+
+if TYPE_CHECKING:
+    from alignkit.batch import Encoded
+
+Lengths = tuple[int, Sequence[int]]  # tokens of a prompt, and of each of its responses
+BYTES = {"float32": 4, "bfloat16": 2}
+RANK = 16
+TRIES = 5
+PACKAGES = ("torch", "transformers", "trl", "peft")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-like model with LoRA on all its linear layers."""
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, source: str) -> Shape:
+        """From a model folder's config."""
+        config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
+        heads = config["num_attention_heads"]
+        return cls(
+            config["num_hidden_layers"],
+            config["hidden_size"],
+            config["intermediate_size"],
+            heads,
+            config.get("num_key_value_heads") or heads,
+            config.get("head_dim") or config["hidden_size"] // heads,
+            config["vocab_size"],
+        )
+
+    @property
+    def linear(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the linear layers of one transformer layer: q, k, v, o, gate, up, down."""
+        h, q, kv = self.hidden, self.heads * self.head_size, self.kv_heads * self.head_size
+        return [(h, q), (h, kv), (h, kv), (q, h), (h, self.inner), (h, self.inner), (self.inner, h)]
+
+    @property
+    def weights(self) -> int:
+        """Of all layers, embeddings left out."""
+        return self.layers * sum(i * o for i, o in self.linear)
+
+    @property
+    def adapter(self) -> int:
+        """LoRA's weights."""
+        return self.layers * RANK * sum(i + o for i, o in self.linear)
+
+    @property
+    def head(self) -> int:
+        return self.vocabulary * self.hidden
+
+
+@dataclass
+class Work:
+    """Pieces of work as (FLOP, bytes). lora: whether the layers add an adapter."""
+
+    shape: Shape
+    dtype: str
+    lora: bool = True
+    pieces: list[tuple[float, float]] = field(default_factory=list)
+
+    def read(self, groups: Sequence[Lengths], head: bool = True) -> None:
+        """A forward pass; with `head` the response tokens' log-probabilities."""
+        flop = self._forward(groups) + (self._head(groups) if head else 0.0)
+        self.pieces.append((flop, self._weights(head)))
+
+    def learn(self, groups: Sequence[Lengths], head: bool = True) -> None:
+        """A forward and a backward pass; frozen weights get no gradient, the adapter's do."""
+        s = self.shape
+        tokens = sum(prompt + sum(responses) for prompt, responses in groups)
+        # Of a product y = x W the backward is two like it, one for x and one for W; attention has two of each kind.
+        # Nothing before the first layer learns: its q, k and v need no gradient of x.
+        first = sum(i * o + (RANK * i if self.lora else 0) for i, o in s.linear[:3])
+        backward = 2.0 * tokens * (s.weights + 2 * self._adapter - first) + 2 * self._attention(groups)
+        heads = 2 * self._head(groups) if head else 0.0
+        self.pieces.append((self._forward(groups) + backward + heads, 2 * self._weights(head)))
+
+    def write(self, groups: Sequence[Lengths]) -> None:
+        """Sampling: each prompt read once, then a token at a time of all responses that have not ended."""
+        s = self.shape
+        self.read([(prompt, ()) for prompt, _ in groups], head=False)
+        rows = [(prompt, length) for prompt, responses in groups for length in responses]
+        kept = 2 * s.layers * s.kv_heads * s.head_size * BYTES[self.dtype]
+        for step in range(max((length for _, length in rows), default=0)):
+            seen = [prompt + step for prompt, length in rows if length > step]
+            flop = 2.0 * len(seen) * (s.weights + self._adapter + s.head)
+            flop += 4.0 * s.layers * s.heads * s.head_size * sum(seen)
+            self.pieces.append((flop, self._weights(True) + kept * sum(seen)))
+
+    def score_head(self, positions: int) -> None:
+        """The language head alone, forward and backward to the hidden states."""
+        self.pieces.append((4.0 * positions * self.shape.head, 2.0 * self.shape.head * BYTES[self.dtype]))
+
+    @property
+    def _adapter(self) -> int:
+        return self.shape.adapter if self.lora else 0
+
+    def _weights(self, head: bool) -> float:
+        return float(BYTES[self.dtype] * (self.shape.weights + self._adapter + (self.shape.head if head else 0)))
+
+    def _forward(self, groups: Sequence[Lengths]) -> float:
+        tokens = sum(prompt + sum(responses) for prompt, responses in groups)
+        return 2.0 * tokens * (self.shape.weights + self._adapter) + self._attention(groups)
+
+    def _attention(self, groups: Sequence[Lengths]) -> float:
+        """Two products over all (query, key) pairs that see each other."""
+        pairs = sum(p * (p + 1) // 2 + sum(n * p + n * (n + 1) // 2 for n in responses) for p, responses in groups)
+        return 4.0 * self.shape.layers * self.shape.heads * self.shape.head_size * pairs
+
+    def _head(self, groups: Sequence[Lengths]) -> float:
+        return 2.0 * self.shape.head * sum(sum(responses) for _, responses in groups)
+
+
+def lengths(groups: Sequence[Encoded]) -> list[Lengths]:
+    return [(len(group.prompt), [len(row.tokens) for row in group.rows]) for group in groups]
+
+
+def seconds(pieces: Sequence[Sequence[float]], rates: Mapping[str, Any], dtype: str) -> float:
+    """The least time for pieces of work on a machine with these rates."""
+    return sum(max(flop / rates["flop"][dtype], size / rates["bandwidth"]) for flop, size in pieces)
+
+
+def probe(job: Job, gate: Gate) -> None:
+    """A worker's function: the machine, and its rates in FLOP/s (by dtype) and bytes/s, each the best of several."""
+    gate.begin()
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    width = 8192 if device == "cuda" else 256 if job.short else 2048
+    rates: dict[str, Any] = {"flop": {}}
+    for name in BYTES:
+        a, b = (torch.randn(width, width, device=device, dtype=getattr(torch, name)) for _ in range(2))
+        rates["flop"][name] = 2 * width**3 / _best(lambda a=a, b=b: a @ b)  # type: ignore[misc]
+    x = torch.ones((32 if job.short else 256) * 2**20, device=device)
+    rates["bandwidth"] = x.numel() * 4 / _best(x.sum)
+    gate.end(1, {}, evidence={"machine": machine(), "rates": rates})
+
+
+def _best(work: Callable[[], Any]) -> float:
+    """Seconds of the fastest of several tries."""
+    import torch
+
+    found = []
+    for _ in range(TRIES):
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures belong to."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(_memory() / 2**30, 1),
+        "gpu": gpu,
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    known = {key.strip(): value.strip() for key, value in facts.items()}
+    name = known.get("model name") or platform.processor() or platform.machine()
+    model = f" (family {known['cpu family']}, model {known['model']})" if "cpu family" in known else ""
+    return name + model
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

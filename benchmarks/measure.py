@@ -1,0 +1,161 @@
+"""Two processes take turns: ours, the peer, ours, the peer; medians, ratios, memory, and whether the losses agree."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any
+
+from benchmarks.catalogue import Benchmark
+from benchmarks.floor import seconds
+from benchmarks.worker import Job
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENTS = {"trl": Path(sys.executable), "ppo": ROOT / ".venv-bench-ppo" / "bin" / "python"}
+OFFLINE = {"TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+# How far losses may be apart: a share of their size, where sizes below the second number count as that.
+TOLERANCES = {"float32": (1e-3, 0.01), "bfloat16": (1e-2, 1.0)}
+TOLD = 15  # last lines of a failed worker's log that are shown
+
+
+class Failed(Exception):
+    """A benchmark could not be measured; the message says why."""
+
+
+class Side:
+    """One side of a benchmark, in a process of its own."""
+
+    def __init__(self, job: Job, python: Path = Path(sys.executable)):
+        self.job = job
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 closed in __exit__
+        command = [str(python), "-m", "benchmarks.worker", json.dumps(asdict(job))]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **OFFLINE},
+        )
+
+    def ask(self, check: bool = False, evidence: Any = None) -> dict[str, Any]:
+        """Have it work a round. Raises Failed with the end of its log when it dies."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):  # it is dead already: its log says why
+            self._process.stdin.write(json.dumps({"check": check, "evidence": evidence}) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise Failed(self._fault())
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _fault(self) -> str:
+        code = self._process.wait()
+        self._log.seek(0)
+        log = "".join(self._log.readlines()[-TOLD:]).strip()
+        killed = " (killed: memory may have run out)" if code == -9 else ""
+        return f"{self.job.function} ended with code {code}{killed}\n{log}"
+
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()  # no more requests: it ends by itself
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+
+def ask_once(job: Job) -> Any:
+    """What a single round of a worker's function found."""
+    with Side(job) as side:
+        return side.ask()["evidence"]
+
+
+def run(benchmark: Benchmark, job: Job, rounds: int, rates: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure one benchmark; gives its row. job: what both sides share. Raises Failed."""
+    job = replace(job, options=dict(benchmark.options))
+    with ExitStack() as stack:
+        ours = stack.enter_context(Side(replace(job, function=benchmark.ours, dtype=benchmark.dtype)))
+        theirs = replace(job, function=benchmark.peer, dtype=benchmark.peer_dtype)
+        peer = stack.enter_context(Side(theirs, ENVIRONMENTS[benchmark.environment]))
+        checks = [first := ours.ask(check=True), peer.ask(check=True, evidence=first["evidence"])]
+        answers = []
+        for number in range(1, rounds + 1):
+            answers.append((ours.ask(), peer.ask()))
+            took = " and ".join(f"{answer['seconds']:.3g} s" for answer in answers[-1])
+            print(f"  round {number} of {rounds}: {took}", file=sys.stderr)
+    return row(benchmark, checks, answers, rates)
+
+
+def row(
+    benchmark: Benchmark,
+    checks: Sequence[Mapping[str, Any]],
+    answers: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    rates: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The figures of a benchmark. ours, peer: medians of units a second; memory: bytes at the peak."""
+    ours, peer = ([round_[side] for round_ in answers] for side in (0, 1))
+    speeds = [[answer["units"] / answer["seconds"] for answer in side] for side in (ours, peer)]
+    memory = [_memory(benchmark, side) for side in (ours, peer)]
+    least = seconds(ours[0]["floor"], rates, benchmark.dtype)
+    took = [median(answer["seconds"] for answer in side) for side in (ours, peer)]
+    difference = apart(checks[0]["losses"], checks[1]["losses"], benchmark.precision)
+    return {
+        "name": benchmark.name,
+        "ours": median(speeds[0]),
+        "peer": median(speeds[1]),
+        "unit": benchmark.unit,
+        "ratio": median(speeds[0]) / median(speeds[1]),
+        "memory_ratio": memory[0] / memory[1] if memory[1] else None,
+        "floor_ratio": took[0] / least if least else None,
+        "rounds": len(answers),
+        "ratios": [a / b for a, b in zip(*speeds, strict=True)],
+        "ours_seconds": took[0],
+        "peer_seconds": took[1],
+        "ours_memory": memory[0],
+        "peer_memory": memory[1],
+        "dtype": benchmark.dtype,
+        "peer_is": benchmark.peer_is,
+        "ours_losses": checks[0]["losses"],
+        "peer_losses": checks[1]["losses"],
+        "loss_difference": difference if math.isfinite(difference) else None,
+        "losses_agree": difference <= TOLERANCES[benchmark.precision][0],
+    }
+
+
+def apart(ours: Mapping[str, float], peer: Mapping[str, float], precision: str) -> float:
+    """The largest difference of like-named losses, as a share of their size; infinite where one is missing or nan.
+
+    In bfloat16 of the loss alone: a gradient's norm or a KL summed over tokens keeps fewer digits.
+    """
+    least = TOLERANCES[precision][1]
+    if "loss" not in ours or ours.keys() != peer.keys():
+        return math.inf
+    names = ["loss"] if precision == "bfloat16" else list(ours)
+    found = [abs(ours[name] - peer[name]) / max(abs(ours[name]), abs(peer[name]), least) for name in names]
+    return max(found) if all(map(math.isfinite, found)) else math.inf
+
+
+def _memory(benchmark: Benchmark, answers: Sequence[Mapping[str, Any]]) -> int:
+    """Peak of the process, or what the work took on top of what was there before."""
+    peak = max(answer["memory"] for answer in answers)
+    return int(peak - answers[0]["resting"]) if benchmark.extra_memory else int(peak)

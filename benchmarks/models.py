@@ -1,0 +1,84 @@
+"""The same starting point for both sides: the base model, and adapters that differ from it.
+
+A fresh adapter changes nothing, so a comparison of first losses would say little (DPO's is log 2 whatever the code
+does). These are moved at random: by some hundredths of what a layer gives, less in deep models, whose changes add up.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.floor import Shape
+from benchmarks.worker import Gate, Job
+
+if TYPE_CHECKING:
+    from alignkit.policy import Policy
+    from alignkit.train import Learner
+
+MOVE = 0.02  # deviation of LoRA's upper factors, times the root of the number of layers
+ROLE = "ours"
+POLICY, REWARD = "policy", "reward"
+MAX_LENGTH = 1024  # tokens
+
+
+def load(job: Job) -> Policy:
+    """The base model with LoRA r=16 on all linear layers."""
+    from alignkit.policy import Policy
+    from alignkit.recipe import ModelSpec
+
+    return Policy(ModelSpec(base=job.source, dtype=job.dtype), job.source)  # type: ignore[arg-type]
+
+
+def learner(policy: Policy, algorithm: str, start: Path, **options: Any) -> Learner:
+    """As a training stage makes it, from a saved adapter; steps are taken with a learning-rate factor of 0.
+
+    algorithm, options: as a recipe has them.
+    """
+    from alignkit.algorithm import REWARD
+    from alignkit.plugins import plugins
+    from alignkit.recipe import Settings
+    from alignkit.train import Learner
+
+    kind = plugins().registry.get("algorithm", algorithm).thing
+    policy.add_role(ROLE, start=start, head="scalar" if kind.trains is REWARD else "language")
+    return Learner(policy, kind(kind.Options(**options)), Settings(), ROLE)
+
+
+def prepare(job: Job, gate: Gate) -> None:
+    """A worker's function: make the base model's folder and the adapters; gives where the base is."""
+    import torch
+
+    from alignkit.policy import Policy
+    from alignkit.recipe import ModelSpec
+
+    gate.begin()
+    source = folder_of(job.options["model"])
+    policy = Policy(ModelSpec(base=source, dtype="float32", device="cpu"), source)
+    generator = torch.Generator().manual_seed(0)
+    size = MOVE / Shape.of(source).layers ** 0.5
+    for name in (POLICY, REWARD):
+        policy.add_role(name, head="scalar" if name == REWARD else "language")
+        for key, parameter in policy.parameters_of(name).items():
+            if "lora_B" in key:
+                with torch.no_grad():
+                    parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+        policy.save(name, job.adapter(name))
+    gate.end(1, {}, evidence=source)
+
+
+def folder_of(model: str) -> str:
+    """Where a base model is: a folder, or what a plugin's name or a hub id becomes."""
+    from alignkit.plugins import plugins
+    from alignkit.run import cache_folder
+
+    registry: Any = plugins().registry
+    if Path(model).is_dir():
+        return str(Path(model).resolve())
+    if model not in registry.names("models"):
+        from huggingface_hub import snapshot_download
+
+        return str(snapshot_download(model))
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    return str(registry.get("models", model).thing(cache))

@@ -1,0 +1,138 @@
+"""What PPO and GRPO share: our side is a stage of a recipe, held between iterations by an event hook.
+
+Responses are sampled, so losses could not agree; in the check both sides learn from the same fixed ones.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import yaml
+
+from benchmarks import data, models
+from benchmarks.floor import Lengths, Shape, Work
+from benchmarks.worker import Gate, Job
+
+if TYPE_CHECKING:
+    from alignkit.batch import Encoder, Ids
+    from alignkit.data import Group
+
+STILL = 1e-30  # a learning rate that moves no weight; 0 is refused
+FOR_EVER = 1_000_000  # iterations
+
+
+def prompts(job: Job) -> list[Group]:
+    return data.prompts(4, 6) if job.short else data.prompts(8, 64)
+
+
+def new_tokens(job: Job) -> int:
+    return 8 if job.short else 64
+
+
+def fixed_responses(job: Job, encoder: Encoder, samples: int) -> dict[Ids, list[Ids]]:
+    """For each prompt in tokens the responses that the check learns from; all end with an end of turn."""
+    length = new_tokens(job)
+    questions = [encoder.prompt(group.prompt) for group in prompts(job)]
+    texts = iter(data.answers(len(questions) * samples, length))
+    return {
+        question: [data.cut(encoder.text(next(texts)), length, encoder.end_of_turn) for _ in range(samples)]
+        for question in questions
+    }
+
+
+def lengths(job: Job, encoder: Encoder, samples: int) -> list[Lengths]:
+    return [(len(encoder.prompt(group.prompt)), [new_tokens(job)] * samples) for group in prompts(job)]
+
+
+def run(
+    job: Job,
+    gate: Gate,
+    stage: Mapping[str, Any],
+    samples: int,
+    losses: Callable[[Mapping[str, float]], dict[str, float]],
+    floor: Callable[[Work, Sequence[Lengths]], None],
+) -> None:
+    """Run a recipe of one on-policy stage, an iteration a round. stage: what is its own of the stage's keys."""
+    from transformers import AutoTokenizer
+
+    import alignkit
+    from alignkit import stages
+    from alignkit.batch import Encoder
+    from alignkit.plugins import plugins
+    from alignkit.recipe import load_recipe
+    from alignkit.run import run_recipe
+
+    encoder = Encoder(AutoTokenizer.from_pretrained(job.source))
+    fixed = fixed_responses(job, encoder, samples)
+    written = lengths(job, encoder, samples)
+    work = Work(Shape.of(job.source), job.dtype)
+    work.write(written)
+    floor(work, written)
+    count = len(written) * samples * new_tokens(job)
+
+    class Pace:
+        @alignkit.hookimpl
+        def stage_started(self) -> None:
+            gate.begin()
+
+        @alignkit.hookimpl
+        def metrics_logged(self, metrics: Mapping[str, float]) -> None:
+            gate.end(count, losses(metrics), work.pieces)
+            gate.begin()
+
+    plugins().manager.register(Pace())
+    folder = Path(tempfile.mkdtemp(prefix="alignkit-benchmarks-"))
+    recipe = load_recipe(_write_recipe(job, folder, stage, samples))
+    with patch.object(stages, "sample", _scripted(gate, stages.sample, fixed)):
+        run_recipe(recipe, folder / "run")
+
+
+def _write_recipe(job: Job, folder: Path, stage: Mapping[str, Any], samples: int) -> Path:
+    groups = prompts(job)
+    rows = [json.dumps({"prompt": [dict(message) for message in group.prompt]}) for group in groups]
+    (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    length = new_tokens(job)
+    shared = {
+        "from": str(job.adapter(models.POLICY)),
+        "reference": "base",
+        "prompts": "prompts.jsonl",
+        "rollout": {"samples_per_prompt": samples, "max_new_tokens": length, "min_new_tokens": length},
+        "prompts_per_iteration": len(groups),
+        "batch_size": len(groups),
+        "epochs": 2,
+        "iterations": FOR_EVER,
+        "checkpoint_every": FOR_EVER,
+        "learning_rate": STILL,
+        "lr_scheduler_type": "constant",
+    }
+    recipe = {"model": {"base": job.source, "dtype": job.dtype}, "stages": {"benchmark": {**shared, **stage}}}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def _scripted(gate: Gate, sample: Callable[..., list[Group]], fixed: Mapping[Ids, list[Ids]]) -> Callable[..., Any]:
+    """`sample`, but in the check it gives the fixed responses."""
+    from alignkit.data import Response
+
+    def scripted(policy: Any, role: str, encoder: Encoder, groups: Sequence[Group], *more: Any, **named: Any) -> Any:
+        if not gate.checking:
+            return sample(policy, role, encoder, groups, *more, **named)
+        return [
+            replace(
+                group,
+                responses=tuple(
+                    Response(text=encoder.decode(tokens), tokens=tokens, source=role)
+                    for tokens in fixed[encoder.prompt(group.prompt)]
+                ),
+            )
+            for group in groups
+        ]
+
+    return scripted

@@ -1,0 +1,121 @@
+"""A PPO step: 8 prompts, one response of 64 tokens each, a reward model, two epochs; policy and value both LoRA.
+
+The peer is the last TRL that ships PPO, 1.12, in an environment of its own. TRL trains a whole value model where it is
+given one; here it gets LoRA too, from the same start as ours, so that both do the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks import models, online, trl
+from benchmarks.floor import Lengths, Work
+from benchmarks.worker import Gate, Job
+
+VALUE_COEFFICIENT = 0.1
+
+
+def ours(job: Job, gate: Gate) -> None:
+    stage = {
+        "algorithm": {"ppo": {"kl_beta": 0.05, "value_coefficient": VALUE_COEFFICIENT, "lam": 0.95, "clip": 0.2}},
+        "reward": {"folder": str(job.adapter(models.REWARD))},
+    }
+    online.run(job, gate, stage, 1, lambda m: {"loss": m["loss"], "kl": m["kl"], "reward": m["reward"]}, _floor)
+
+
+def _floor(work: Work, groups: Sequence[Lengths]) -> None:
+    work.read(groups, head=False)  # reward model
+    work.read(groups)  # policy, before the update
+    work.read(groups)  # reference
+    work.read(groups, head=False)  # value
+    for _ in range(2):
+        work.learn(groups)
+        work.learn(groups, head=False)
+
+
+def peer(job: Job, gate: Gate) -> None:
+    from datasets import Dataset
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    from alignkit.batch import Encoder
+
+    tokenizer = trl.tokenizer(job)
+    tokenizer.padding_side = "left"
+    encoder = Encoder(tokenizer)
+    queries = [list(encoder.prompt(group.prompt)) for group in online.prompts(job)]
+    length = online.new_tokens(job)
+    batch = {"per_device_train_batch_size": len(queries), "local_rollout_forward_batch_size": len(queries)}
+    given = trl.arguments(job)
+    del given["max_steps"]
+    args = PPOConfig(
+        **given,
+        **batch,
+        total_episodes=trl.FOR_EVER * len(queries),
+        response_length=length,
+        temperature=1.0,
+        num_ppo_epochs=2,
+        kl_coef=0.05,
+        vf_coef=VALUE_COEFFICIENT,
+        lam=0.95,
+        cliprange=0.2,
+        num_sample_generations=0,
+    )
+    trainer = PPOTrainer(
+        args=args,
+        processing_class=tokenizer,
+        model=trl.causal(job),
+        ref_model=None,  # the policy without its adapter
+        reward_model=_reward_model(job),
+        value_model=_value_model(job),
+        train_dataset=Dataset.from_dict({"input_ids": queries}),
+        callbacks=[trl.pace(gate, len(queries) * length, _losses)],
+        peft_config=trl.lora(job),
+    )
+    trl.move(trainer.policy_model, job.adapter(models.POLICY))
+    _script(gate, online.fixed_responses(job, encoder, 1))
+    trl.run(trainer)
+
+
+def _losses(logs: Mapping[str, float]) -> dict[str, float]:
+    loss = logs["loss/policy_avg"] + VALUE_COEFFICIENT * logs["loss/value_avg"]
+    return {"loss": loss, "kl": logs["objective/kl"], "reward": logs["objective/scores"]}
+
+
+def _reward_model(job: Job) -> Any:
+    """With its adapter merged: no cost of LoRA, and TRL finds the layers where it looks for them."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(trl.scorer(job), job.adapter(models.REWARD)).merge_and_unload().eval()
+
+
+def _value_model(job: Job) -> Any:
+    """The policy's adapter and a zero head, both trained; the layers stay where TRL looks for them."""
+    from peft import inject_adapter_in_model
+
+    model = trl.scorer(job)
+    inject_adapter_in_model(trl.lora(job), model)
+    trl.move(model, job.adapter(models.POLICY))
+    model.score.weight.data.zero_()
+    model.score.weight.requires_grad_(True)
+    return model
+
+
+def _script(gate: Gate, fixed: Mapping[tuple[int, ...], list[tuple[int, ...]]]) -> None:
+    """In the check TRL's generation gives the fixed responses, with the logits that the policy has for them."""
+    import torch
+    from trl.experimental.ppo import ppo_trainer
+
+    generate = ppo_trainer.batch_generation
+
+    @torch.no_grad()
+    def scripted(model: Any, queries: Any, size: int, pad: int, config: Any) -> Any:
+        if not gate.checking:
+            return generate(model, queries, size, pad, config)
+        asked = [tuple(token for token in row if token != pad) for row in queries.tolist()]
+        answers = torch.tensor([fixed[query][0] for query in asked], device=queries.device)
+        whole = torch.cat([queries, answers], dim=1)
+        logits = ppo_trainer.forward(model, whole, pad).logits[:, queries.shape[1] - 1 : -1]
+        return whole, logits
+
+    ppo_trainer.batch_generation = scripted

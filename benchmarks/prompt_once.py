@@ -1,0 +1,57 @@
+"""Each prompt once for its K responses against one row a response: the same step, forward and backward."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks import models
+from benchmarks.floor import Shape, Work, lengths
+from benchmarks.worker import Gate, Job
+
+if TYPE_CHECKING:
+    from alignkit.batch import Encoded
+
+
+def together(job: Job) -> Encoded:
+    """A prompt with its responses, of exact lengths in tokens."""
+    from alignkit.batch import Encoded, Row
+    from alignkit.data import Group
+
+    responses, length, prompt = job.options["responses"], job.options["length"], 256
+    if job.short:
+        length, prompt = 8, 16
+    rng = np.random.default_rng(0)
+    vocabulary = Shape.of(job.source).vocabulary
+
+    def draw(count: int) -> tuple[int, ...]:
+        return tuple(rng.integers(vocabulary, size=count).tolist())
+
+    rows = tuple(Row(draw(length), (True,) * length) for _ in range(responses))
+    return Encoded(Group((), id="group"), draw(prompt), rows)
+
+
+def ours(job: Job, gate: Gate) -> None:
+    step(job, gate, [together(job)])
+
+
+def peer(job: Job, gate: Gate) -> None:
+    from alignkit.batch import Encoded
+
+    whole = together(job)
+    step(job, gate, [Encoded(whole.group, whole.prompt, (row,)) for row in whole.rows])
+
+
+def step(job: Job, gate: Gate, groups: list[Encoded]) -> None:
+    from alignkit.batch import Examples
+
+    policy = models.load(job)
+    learner = models.learner(policy, "sft", job.adapter(models.POLICY))
+    work = Work(Shape.of(job.source), job.dtype)
+    work.learn(lengths(groups))
+    while True:
+        gate.begin()
+        metrics = learner.step(Examples(groups), 0.0)
+        found = {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"]}
+        gate.end(sum(len(group.rows) for group in groups), found, work.pieces)

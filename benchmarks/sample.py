@@ -1,0 +1,140 @@
+"""Sampling 4 responses of 64 tokens to each of 32 prompts against transformers' `generate` at its best batch size.
+
+The end of turn is forbidden, so that both sides write equally long responses: all of them 64 tokens, or with a
+long-tailed length of its own for each (`long_tail`), at which it ends as it would by an end of turn.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from benchmarks import data, models, trl
+from benchmarks.floor import Shape, Work
+from benchmarks.worker import Gate, Job
+
+if TYPE_CHECKING:
+    from alignkit.batch import Ids
+    from alignkit.data import Group
+
+BATCHES = (8, 32, 128)  # rows that `generate` is tried with
+CHECKED = 8  # responses whose log-probabilities are compared
+
+
+def plan(job: Job) -> tuple[list[Group], int, int, list[int]]:
+    """Prompts, samples of each, new tokens, and the length at which each row ends, prompt by prompt."""
+    groups = data.prompts(3, 6) if job.short else data.prompts(32, 64)
+    samples, tokens = (2, 8) if job.short else (4, 64)
+    rows = len(groups) * samples
+    ends = data.caps(rows, tokens) if job.options["long_tail"] else [tokens] * rows
+    return groups, samples, tokens, ends
+
+
+def ours(job: Job, gate: Gate) -> None:
+    from alignkit import rollout
+    from alignkit.batch import Encoder
+    from alignkit.policy import BASE
+
+    groups, samples, tokens, ends = plan(job)
+    policy = models.load(job)
+    encoder = Encoder(policy.tokenizer)
+    sampling = rollout.Sampling(samples_per_prompt=samples, max_new_tokens=tokens, min_new_tokens=tokens)
+    work = Work(Shape.of(job.source), job.dtype, lora=False)
+    prompts = [encoder.prompt(group.prompt) for group in groups]
+    own = [ends[start : start + samples] for start in range(0, len(ends), samples)]
+    work.write([(len(prompt), lengths) for prompt, lengths in zip(prompts, own, strict=True)])
+
+    def ended(encoder: Encoder, draft: rollout.Draft, sampling: rollout.Sampling) -> bool:
+        return len(draft.tokens) >= own[draft.prompt][draft.sample]
+
+    seed = 0
+    with patch.object(rollout, "_stopped", ended):
+        while True:
+            gate.begin()
+            seed += 1
+            found = rollout.sample(policy, BASE, encoder, groups, sampling, seed=seed)
+            written = [(p, r) for p, group in zip(prompts, found, strict=True) for r in group.responses]
+            assert [len(response.tokens or ()) for _, response in written] == ends
+            seen = written[:: math.ceil(len(written) / CHECKED)]
+            told = [logprob for _, response in seen for logprob in response.logprobs or ()]
+            evidence = [[list(prompt), list(response.tokens or ())] for prompt, response in seen]
+            gate.end(sum(ends), {"loss": -sum(told) / len(told)}, work.pieces, evidence=evidence)
+
+
+def peer(job: Job, gate: Gate) -> None:
+    import torch
+
+    from alignkit.batch import Encoder
+
+    groups, samples, tokens, ends = plan(job)
+    tokenizer = trl.tokenizer(job)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = trl.causal(job).to(device).eval()
+    encoder = Encoder(tokenizer)
+    prompts = [encoder.prompt(group.prompt) for group in groups for _ in range(samples)]
+    # Prompts of like lengths together: little padding.
+    rows = sorted(zip(prompts, ends, strict=True), key=lambda row: -len(row[0]))
+    batch, told = len(rows), {}
+    while True:
+        gate.begin()
+        if gate.checking:
+            told = {"loss": _nll(model, gate.evidence)}
+            batch = _best(model, tokenizer, rows, tokens)
+        for start in range(0, len(rows), batch):
+            _generate(model, tokenizer, rows[start : start + batch], tokens)
+        gate.end(sum(ends), told)
+
+
+def _nll(model: Any, evidence: list[list[list[int]]]) -> float:
+    """Mean over all tokens of -log P, nats, of responses that the other side sampled."""
+    import torch
+
+    total = count = 0.0
+    for prompt, response in evidence:
+        ids = torch.tensor([prompt + response], device=model.device)
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float(), dim=-1)
+        total -= float(logprobs.gather(1, ids[0, len(prompt) :, None]).sum())
+        count += len(response)
+    return total / count
+
+
+def _best(model: Any, tokenizer: Any, rows: list[tuple[Ids, int]], tokens: int) -> int:
+    """The batch size of most tokens a second, tried on the longest prompts."""
+    speeds = {}
+    for size in sorted({min(size, len(rows)) for size in BATCHES}):
+        began = time.perf_counter()
+        _generate(model, tokenizer, rows[:size], tokens)
+        speeds[size] = sum(end for _, end in rows[:size]) / (time.perf_counter() - began)
+    return max(speeds, key=lambda size: speeds[size])
+
+
+def _generate(model: Any, tokenizer: Any, rows: list[tuple[Ids, int]], tokens: int) -> None:
+    """Unfiltered samples; a row is done at its own length, as it would be by an end of turn."""
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    ends = torch.tensor([end for _, end in rows], device=model.device)
+    longest = max(len(prompt) for prompt, _ in rows)
+
+    class Ends(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> Any:
+            return input_ids.shape[1] - longest >= ends
+
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt, _ in rows])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt, _ in rows])
+    model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        pad_token_id=pad,
+        stopping_criteria=StoppingCriteriaList([Ends()]),
+    )

@@ -1,0 +1,70 @@
+"""A step of supervised fine-tuning on the responses of long-tailed demonstrations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import data, models, trl
+from benchmarks.floor import Shape, Work, lengths
+from benchmarks.worker import Gate, Job
+
+if TYPE_CHECKING:
+    from alignkit.batch import Encoded
+
+IGNORED = -100  # label of what is not learned
+
+
+def demonstrations(job: Job, tokenizer: Any) -> list[Encoded]:
+    from alignkit.batch import Encoder, encode_all
+
+    groups = data.demonstrations(4, 6, 6) if job.short else data.demonstrations(8, 64, 128)
+    return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)
+
+
+def ours(job: Job, gate: Gate) -> None:
+    from alignkit.batch import Examples
+
+    policy = models.load(job)
+    learner = models.learner(policy, "sft", job.adapter(models.POLICY))
+    encoded = demonstrations(job, policy.tokenizer)
+    work = Work(Shape.of(job.source), job.dtype)
+    work.learn(lengths(encoded))
+    while True:
+        gate.begin()
+        metrics = learner.step(Examples(encoded), 0.0)
+        gate.end(trl.real_tokens(encoded), {"loss": metrics["loss"]}, work.pieces)
+
+
+def peer(job: Job, gate: Gate) -> None:
+    """All sequences in one padded batch, or packed (best fit) and one pack at a time, the tokens as labels either way.
+
+    What TRL's `assistant_only_loss` makes of a conversation, but for the line break that its template adds.
+    """
+    from datasets import Dataset
+    from peft import PeftModel
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = trl.tokenizer(job)
+    encoded = demonstrations(job, tokenizer)
+    rows = [
+        {
+            "input_ids": [*group.prompt, *row.tokens],
+            "labels": [*(IGNORED for _ in group.prompt), *row.tokens],
+        }
+        for group in encoded
+        for row in group.rows
+    ]
+    packed = job.options["packed"]
+    # An epoch is one step: what is left of an accumulation at its end makes a step of its own.
+    steps = {
+        "per_device_train_batch_size": 1 if packed else len(rows),
+        "gradient_accumulation_steps": len(rows) if packed else 1,
+    }
+    trainer = SFTTrainer(
+        model=PeftModel.from_pretrained(trl.causal(job), job.adapter(models.POLICY), is_trainable=True),
+        args=SFTConfig(**trl.arguments(job), **steps, packing=packed, max_length=models.MAX_LENGTH),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[trl.pace(gate, trl.real_tokens(encoded), lambda logs: {"loss": logs["loss"]})],
+    )
+    trl.run(trainer)

@@ -1,0 +1,124 @@
+"""What the sides that run TRL's trainers share: how they are paced, what they start from, their common arguments.
+
+The trainers run as TRL ships them, in their own `train()`; a callback holds them between rounds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.models import POLICY
+from benchmarks.worker import Gate, Job
+
+if TYPE_CHECKING:
+    from alignkit.batch import Encoded
+
+FOR_EVER = 1_000_000  # steps; the worker ends when nobody asks for another round
+
+
+def pace(gate: Gate, units: float, losses: Callable[[Mapping[str, float]], dict[str, float]], steps: int = 1) -> Any:
+    """A callback that makes a round of every `steps` steps; the losses are those of a round's first step."""
+    from transformers import TrainerCallback
+
+    class Pace(TrainerCallback):
+        logged: list[Mapping[str, float]] = []  # noqa: RUF012 of the round under way
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            gate.begin()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            self.logged.append(dict(logs))
+            if len(self.logged) == steps:
+                gate.end(units, losses(self.logged[0]))
+                self.logged.clear()
+                gate.begin()
+
+    return Pace()
+
+
+def arguments(job: Job) -> dict[str, Any]:
+    """Of every trainer: one log a step, nothing saved, and weights that stay where they are."""
+    import torch
+
+    return {
+        "output_dir": tempfile.mkdtemp(prefix="alignkit-benchmarks-"),
+        "max_steps": FOR_EVER,
+        "learning_rate": 0.0,
+        "lr_scheduler_type": "constant",
+        "bf16": job.dtype == "bfloat16",
+        "gradient_checkpointing": job.checkpointing,
+        "use_cpu": not torch.cuda.is_available(),
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+
+
+def run(trainer: Any) -> None:
+    """Train until nobody asks for another round."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+def tokenizer(job: Job) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(job.source)
+
+
+def causal(job: Job) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(job.source, dtype=getattr(torch, job.dtype))
+
+
+def scorer(job: Job) -> Any:
+    """The base with a scalar head."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    dtype = getattr(torch, job.dtype)
+    return AutoModelForSequenceClassification.from_pretrained(job.source, num_labels=1, dtype=dtype)
+
+
+def lora(job: Job) -> Any:
+    """The configuration of the adapters, to be trained."""
+    from peft import LoraConfig
+
+    config = LoraConfig.from_pretrained(job.adapter(POLICY))
+    config.inference_mode = False
+    return config
+
+
+def move(model: Any, adapter: Path) -> None:
+    """Give a model's adapter `default` the saved weights; the reference stays the base without adapter."""
+    import torch
+    from safetensors.torch import load_file
+
+    prefix = "base_model.model."
+    own = {name.removeprefix(prefix): parameter for name, parameter in model.named_parameters()}
+    saved = {key: value for key, value in load_file(adapter / "adapter_model.safetensors").items() if "lora_" in key}
+    with torch.no_grad():
+        for key, value in saved.items():
+            own[key.removeprefix(prefix).replace(".weight", ".default.weight")].copy_(value)
+
+
+def preferences(groups: Sequence[Encoded]) -> Iterable[dict[str, list[int]]]:
+    """Pairs in tokens, in the columns of TRL's collator."""
+    for group in groups:
+        for pair in group.pairs:
+            better, worse = group.rows[pair.better].tokens, group.rows[pair.worse].tokens
+            yield {"prompt_ids": list(group.prompt), "chosen_ids": list(better), "rejected_ids": list(worse)}
+
+
+def real_tokens(groups: Sequence[Encoded]) -> int:
+    """Tokens of all sequences, each with its prompt, without padding."""
+    return sum(len(group.prompt) + len(row.tokens) for group in groups for row in group.rows)

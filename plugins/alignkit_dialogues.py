@@ -1,0 +1,61 @@
+"""Conversations out of raw text: each dialogue of a .txt file, or the one dialogue of a row {text: ...}.
+
+`alignkit.dialogues` says what a dialogue is. Its first speaker becomes the user and its second the assistant, whose
+turns are what is learned; a last turn that nobody answers is left out. Who they are is in `meta["speakers"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from alignkit import BadRow, Field, Format, Group, Message, Options, dialogues, hookimpl
+
+if TYPE_CHECKING:
+    from alignkit.dialogues import Dialogue
+
+
+class DialogueOptions(Options):
+    """What counts as a dialogue."""
+
+    min_paragraphs: int = Field(6, ge=2, description="a dialogue has at least so many paragraphs")
+
+
+class Dialogues(Format):
+    """Must be named: a row of text is raw text unless one says otherwise."""
+
+    Options = DialogueOptions
+    summary = "two speakers taking turns in raw text: every dialogue of a .txt file, or a row {text} that holds one"
+    wants = "name it for raw text that holds dialogues: a .txt file, or text with one"
+
+    def read(self, row: Any) -> Group:
+        if isinstance(row, dialogues.Dialogue):
+            return self._group(row, {})
+        if isinstance(row, str):
+            row = {"text": row}
+        if not isinstance(row, Mapping):
+            raise BadRow("column 'text' is missing")
+        found = self._found(self.text(row, "text"))
+        if len(found) != 1:
+            raise BadRow(f"the text holds {len(found)} dialogues; a row can be one (a .txt file any number)")
+        return self._group(found[0], self.rest(row, "text"))
+
+    def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+        numbered = list(lines)
+        for dialogue in self._found("\n".join(line for _, line in numbered)):
+            yield numbered[dialogue.line - 1][0], dialogue
+
+    def _found(self, text: str) -> list[Dialogue]:
+        return dialogues.find_dialogues(text, min_paragraphs=self.options.min_paragraphs)
+
+    def _group(self, dialogue: Dialogue, meta: dict[str, Any]) -> Group:
+        answered = dialogue.turns[: len(dialogue.turns) // 2 * 2]
+        roles = ("user", "assistant")
+        turns = [Message(role=roles[number % 2], content=words) for number, words in enumerate(answered)]
+        prompt, response = self.demonstration(turns)
+        return Group(prompt, (response,), meta={**meta, "speakers": list(dialogue.prefixes)})
+
+
+@hookimpl
+def register_formats(register: Any) -> None:
+    register("dialogues", Dialogues, summary=Dialogues.summary)

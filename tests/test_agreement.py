@@ -1,0 +1,135 @@
+"""What the known answers of tests/golden leave open: missing ratings, distances, what is undefined, and errors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from alignkit.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha, pairwise_agreement
+
+COEFFICIENTS = [pairwise_agreement, fleiss_kappa, krippendorff_alpha]
+UNITS = [[1, 1, 2], [2, 2, 2], [3, 1, 3], [3, 2, 3]]
+
+
+def test_every_pair_of_ratings_of_a_unit_counts_once() -> None:
+    assert pairwise_agreement([["a", "a", "a"], ["a", "b"]]) == 3 / 4
+    assert pairwise_agreement([["a", "a", "b"], ["c"]]) == 1 / 3
+
+
+@pytest.mark.parametrize("absent", [None, math.nan, float("nan")])
+def test_a_missing_rating_is_no_rating(absent: Any) -> None:
+    units = [[1, absent, 1], [absent, 2, 3], [absent, absent, 4]]
+    for level in ("nominal", "ordinal", "interval"):
+        assert krippendorff_alpha(units, level) == krippendorff_alpha([[1, 1], [2, 3]], level)
+    assert pairwise_agreement(units) == 1 / 2
+    assert fleiss_kappa([[1, absent, 1], [absent, 2, 3]]) == fleiss_kappa([[1, 1], [2, 3]])
+    assert cohen_kappa([1, 2, absent, 3], [1, 3, 2, absent]) == cohen_kappa([1, 2], [1, 3])
+
+
+def test_a_unit_with_one_rating_tells_nothing_about_agreement_nor_about_chance() -> None:
+    for level in ("nominal", "ordinal", "interval"):
+        assert krippendorff_alpha([*UNITS, [9], [8]], level) == krippendorff_alpha(UNITS, level)
+
+
+@pytest.mark.parametrize("coefficient", COEFFICIENTS)
+def test_who_gave_which_rating_does_not_matter(coefficient: Any) -> None:
+    assert coefficient([unit[::-1] for unit in UNITS[::-1]]) == pytest.approx(coefficient(UNITS), abs=1e-15)
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
+def test_units_may_come_in_any_order(level: Any) -> None:
+    assert krippendorff_alpha(UNITS[::-1], level) == pytest.approx(krippendorff_alpha(UNITS, level), abs=1e-15)
+
+
+@pytest.mark.parametrize("coefficient", COEFFICIENTS)
+def test_ratings_may_be_words(coefficient: Any) -> None:
+    names = {1: "better", 2: "worse", 3: "unsure"}
+    assert coefficient([[names[rating] for rating in unit] for unit in UNITS]) == coefficient(UNITS)
+    assert cohen_kappa("aabb", "abbb") == cohen_kappa([0, 0, 1, 1], [0, 1, 1, 1]) == 0.5
+
+
+def test_weights_are_distances_of_the_numbers_not_of_their_places() -> None:
+    """Nobody rated 2, yet 3 is 2 away from 1. Over all pairs the distances' mean is 4/3, their squares' 28/9."""
+    first, second = [0, 1, 3], [0, 3, 1]
+    assert cohen_kappa(first, second, "linear") == pytest.approx(1 - (4 / 3) / (4 / 3), abs=1e-15)
+    assert cohen_kappa(first, second, "quadratic") == pytest.approx(1 - (8 / 3) / (28 / 9))
+
+
+def test_labellers_who_rate_differently_on_average_have_their_own_chance() -> None:
+    """Cohen's expected disagreement is of a rating by the one with one by the other: here 0.75 * 0.5 + 0.25 * 0.5."""
+    assert cohen_kappa([1, 1, 1, 0], [1, 1, 0, 0]) == pytest.approx(1 - 0.25 / 0.5)
+    assert cohen_kappa([1, 1, 1, 1], [0, 0, 0, 1]) == pytest.approx(0)
+
+
+def test_ordinal_looks_at_the_order_alone() -> None:
+    stretched = [[rating**5 for rating in unit] for unit in UNITS]
+    assert krippendorff_alpha(stretched, "ordinal") == krippendorff_alpha(UNITS, "ordinal")
+    assert krippendorff_alpha(stretched, "interval") != pytest.approx(krippendorff_alpha(UNITS, "interval"), abs=0.01)
+    assert krippendorff_alpha([[3 * rating - 7 for rating in unit] for unit in UNITS], "interval") == pytest.approx(
+        krippendorff_alpha(UNITS, "interval")
+    )
+
+
+def test_ordinal_distance_is_the_number_of_ratings_between() -> None:
+    """Ratings 1, 1, 2, 3: 1 and 2 are 1.5 apart, 2 and 3 are 1, 1 and 3 are 2.5; squares 2.25, 1 and 6.25."""
+    expected = (2 * 2.25 + 1 + 2 * 6.25) / 6
+    assert krippendorff_alpha([[1, 2], [1, 3]], "ordinal") == pytest.approx(1 - (2.25 + 6.25) / 2 / expected)
+
+
+@pytest.mark.parametrize("units", [[], [[]], [[1], [2]], [[None, 1], [math.nan, None]]])
+@pytest.mark.parametrize("coefficient", [pairwise_agreement, krippendorff_alpha])
+def test_undefined_where_no_unit_has_two_ratings(coefficient: Any, units: Any) -> None:
+    assert coefficient(units) is None
+
+
+@pytest.mark.parametrize("units", [[], [[], []], [[1], [2]]])
+def test_fleiss_is_undefined_where_no_unit_has_two_ratings(units: Any) -> None:
+    assert fleiss_kappa(units) is None
+
+
+@pytest.mark.parametrize("weights", ["equal", "linear", "quadratic"])
+@pytest.mark.parametrize(("first", "second"), [([], []), ([1, None], [None, 2]), ([3], [3]), ([0, 0], [0, 0])])
+def test_cohen_is_undefined_where_chance_alone_agrees(first: Any, second: Any, weights: Any) -> None:
+    assert cohen_kappa(first, second, weights) is None
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
+@pytest.mark.parametrize("rating", [0, 0.1, 7])
+def test_one_rating_only_is_undefined_not_perfect(level: Any, rating: float) -> None:
+    units = [[rating] * count for count in (3, 3, 3)]
+    assert krippendorff_alpha([*units, [5]], level) is None
+    assert fleiss_kappa(units) is None
+    assert pairwise_agreement(units) == 1
+
+
+def test_fleiss_expects_of_two_raters_what_all_ratings_together_make_likely() -> None:
+    """Of 12 ratings 7 are a and 5 are b, so that two by chance differ in 70 of 144 cases; here in 1 of 6."""
+    assert fleiss_kappa(["aa", "aa", "bb", "bb", "ab", "aa"]) == pytest.approx(1 - (1 / 6) / (70 / 144))
+
+
+def test_fleiss_names_the_units_with_another_number_of_ratings() -> None:
+    with pytest.raises(ValueError, match=r"needs 3 ratings of every unit; 1 has 2, 3 has 0$"):
+        fleiss_kappa([[1, 2, 1], [1, None, 2], [2, 2, 2], []])
+    with pytest.raises(ValueError, match=r"; 8 has 1, 9 has 1, 10 has 1, 11 has 1, 12 has 1 and 2 more$"):
+        fleiss_kappa([[1, 2]] * 8 + [[1]] * 7)
+
+
+@pytest.mark.parametrize("rating", ["better", math.inf])
+def test_distances_need_numbers(rating: Any) -> None:
+    for weights in ("linear", "quadratic"):
+        with pytest.raises(ValueError, match=f"{weights}: ratings must be numbers, not {rating!r}"):
+            cohen_kappa([1, rating], [1, 2], weights)
+    for level in ("ordinal", "interval"):
+        with pytest.raises(ValueError, match=f"{level}: ratings must be numbers, not {rating!r}"):
+            krippendorff_alpha([[1, rating], [1, 2]], level)
+
+
+def test_other_mistakes() -> None:
+    with pytest.raises(ValueError, match="there are 2 and 1 ratings"):
+        cohen_kappa([1, 2], [1])
+    with pytest.raises(ValueError, match="'cubic' is none of equal, linear, quadratic"):
+        cohen_kappa([1], [1], "cubic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'ratio' is none of nominal, ordinal, interval"):
+        krippendorff_alpha([[1, 2]], "ratio")  # type: ignore[arg-type]

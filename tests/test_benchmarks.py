@@ -1,0 +1,256 @@
+"""The benchmarks work: both sides run on the tiny model and their losses agree. What they measure is not tested."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+import benchmarks.__main__ as program
+from benchmarks import data
+from benchmarks.catalogue import BENCHMARKS, Benchmark
+from benchmarks.floor import Shape, Work, seconds
+from benchmarks.measure import ENVIRONMENTS, Failed, Side, apart, row
+from benchmarks.worker import Job
+
+ROOT = Path(__file__).parent.parent
+FAST = ["dpo", "sample_long_tail", "overhead"]
+FIELDS = {"name", "ours", "peer", "unit", "ratio", "memory_ratio", "floor_ratio", "rounds"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tiny model in a folder of the test run's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.mktemp("models")))
+        yield
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def short(names: list[str], file: Path) -> None:
+    """Run benchmarks on the tiny model and look at their rows."""
+    done = command("--short", "--rounds", "1", "--only", ",".join(names), "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    assert [found["name"] for found in rows] == names
+    for found in rows:
+        check_row(found)
+        assert re.search(rf"^{found['name']} .* {re.escape(found['unit'])} ", done.stdout, flags=re.MULTILINE)
+
+
+def check_row(found: dict[str, Any]) -> None:
+    assert found.keys() >= FIELDS
+    assert found["losses_agree"], (found["name"], found["ours_losses"], found["peer_losses"])
+    assert found["loss_difference"] < 1e-2
+    assert found["rounds"] == len(found["ratios"]) == 1
+    assert found["short"] and found["model"] == "tiny" and found["machine"]["cpu"]
+    for key in ("ours", "peer", "ratio", "floor_ratio", "ours_memory", "peer_memory"):
+        assert math.isfinite(found[key]) and found[key] > 0, (found["name"], key)
+    assert found["ratio"] == pytest.approx(found["ours"] / found["peer"])
+
+
+def test_some_run_on_the_tiny_model(tmp_path: Path) -> None:
+    short(FAST, tmp_path / "rows.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - set(FAST)))
+def test_the_others_run_on_the_tiny_model(name: str, tmp_path: Path) -> None:
+    if not ENVIRONMENTS[BENCHMARKS[name].environment].is_file():
+        pytest.skip("`make bench` makes the peer's environment")
+    short([name], tmp_path / "rows.json")
+
+
+def test_names_are_checked_and_listed() -> None:
+    wrong = command("--only", "dpo,nonsense")
+    assert wrong.returncode == 2 and "nonsense" in wrong.stderr
+    listed = command("--list")
+    assert listed.returncode == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(BENCHMARKS)
+
+
+def test_a_side_that_dies_says_why() -> None:
+    with Side(Job("dpo:nothing")) as side, pytest.raises(Failed, match=r"code 1\n(.|\n)*no attribute 'nothing'"):
+        side.ask()
+
+
+def test_the_page_names_every_benchmark() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert [name for name in BENCHMARKS if f"\n| `{name}` |" not in page] == []
+
+
+# --- losses
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "precision", "expected"),
+    [
+        ({"loss": 2.0}, {"loss": 2.002}, "float32", 0.002 / 2.002),
+        ({"loss": 1e-4}, {"loss": 2e-4}, "float32", 0.01),  # sizes below 0.01 count as 0.01
+        ({"loss": 1.0, "kl": 3.0}, {"loss": 1.0, "kl": 4.0}, "float32", 0.25),
+        ({"loss": 0.5, "kl": 3.0}, {"loss": 0.51, "kl": 4.0}, "bfloat16", 0.01),  # of the loss, absolute below 1
+        ({"loss": 1.0}, {"loss": math.nan}, "float32", math.inf),
+        ({"loss": 1.0, "kl": 0.0}, {"loss": 1.0}, "float32", math.inf),
+        ({}, {}, "float32", math.inf),
+    ],
+)
+def test_how_far_losses_are_apart(ours: dict, peer: dict, precision: str, expected: float) -> None:
+    assert apart(ours, peer, precision) == pytest.approx(expected)
+
+
+def answer(seconds: float, memory: int, **losses: float) -> dict[str, Any]:
+    return {"seconds": seconds, "units": 12, "memory": memory, "resting": 10, "losses": losses, "floor": [[6.0, 1.0]]}
+
+
+@pytest.mark.parametrize(("other", "code"), [(1.0, 0), (1.01, 1)])
+def test_the_command_fails_where_losses_differ(
+    other: float, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = dict.fromkeys(("cpu", "cores", "threads", "memory_gib", "gpu", "torch", "transformers", "trl", "peft"))
+    rates = {"flop": {"float32": 3.0}, "bandwidth": 1.0}
+
+    def measured(benchmark: Benchmark, *_: Any) -> dict[str, Any]:
+        checks = [answer(9, 0, loss=1.0), answer(9, 0, loss=other)]
+        return row(benchmark, checks, [(answer(1, 30), answer(2, 60))], rates)
+
+    monkeypatch.setattr(program, "ask_once", lambda job: {"machine": machine, "rates": rates})
+    monkeypatch.setattr(program, "run", measured)
+    file = tmp_path / "rows.json"
+    done = CliRunner().invoke(program.app, ["--only", "dpo,head", "--json", str(file)])
+    assert done.exit_code == code
+    assert done.stderr.count("LOSSES DIFFER") == 2 * code
+    assert re.search(r"^dpo +real tokens/s +12 +6 +2.00 ", done.stdout, flags=re.MULTILINE)
+    assert [found["memory_ratio"] for found in json.loads(file.read_text(encoding="utf-8"))] == [0.5, 20 / 50]
+
+
+@pytest.mark.parametrize("extra", [False, True])
+def test_a_row_is_made_of_medians(extra: bool) -> None:
+    benchmark = Benchmark("name", "what", "unit", "a:b", "c:d", "them", extra_memory=extra)
+    checks = [answer(9, 0, loss=1.0), answer(9, 0, loss=1.01)]
+    rounds = [(answer(t, 30), answer(u, 50)) for t, u in ((1, 4), (2, 3), (100, 6))]
+    found = row(benchmark, checks, rounds, {"flop": {"float32": 3.0}, "bandwidth": 1.0})
+    assert (found["ours"], found["peer"], found["ratio"]) == (6.0, 3.0, 2.0)  # 12 units in 2 and in 4 seconds
+    assert found["ratios"] == [4.0, 1.5, 0.06]
+    assert found["memory_ratio"] == (20 / 40 if extra else 30 / 50)
+    assert found["floor_ratio"] == 2 / 2  # 6 FLOP at 3 a second
+    assert found["rounds"] == 3
+    assert not found["losses_agree"] and found["loss_difference"] == pytest.approx(0.01 / 1.01)
+
+
+# --- the floor
+
+
+def test_the_floor_of_a_piece_is_what_takes_longer() -> None:
+    rates = {"flop": {"float32": 10.0, "bfloat16": 20.0}, "bandwidth": 2.0}
+    assert seconds([(100.0, 4.0), (10.0, 40.0)], rates, "float32") == 10.0 + 20.0
+    assert seconds([(100.0, 4.0)], rates, "bfloat16") == 5.0
+
+
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_floor_counts_the_products_that_torch_does(lora: bool, tmp_path: Path) -> None:
+    """Forward and backward on the tiny model; attention, of which torch counts more than is seen, apart."""
+    from alignkit.attention import Packed, Segment
+    from alignkit.policy import BASE, Policy
+    from alignkit.recipe import ModelSpec
+    from benchmarks.models import folder_of
+
+    source = folder_of("tiny")
+    policy = Policy(ModelSpec(base=source, dtype="float32", device="cpu"), source)
+    if lora:
+        policy.add_role("policy")
+        policy.make_trainable("policy")
+    prompt, answers = 5, (4, 3)
+    length = prompt + sum(answers)
+    with FlopCounterMode(display=False) as counter:
+        hidden = policy.hidden("policy" if lora else BASE, Packed([Segment(0, prompt, answers)]), torch.arange(length))
+        if lora:
+            hidden.sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    done = sum(count for name, count in counts.items() if any(name is op for op in PRODUCTS))
+    work = Work(Shape.of(source), "float32", lora=lora)
+    (work.learn if lora else work.read)([(prompt, answers)], head=False)
+    seen = 15 + (4 * 5 + 10) + (3 * 5 + 6)  # pairs of a query and a key: within the prompt, and of each answer
+    attention = (3 if lora else 1) * 4 * 2 * 64 * seen  # two layers of 64 dimensions
+    assert work.pieces[0][0] - attention == done
+
+
+def test_the_floor_of_sampling_counts_rows_that_have_not_ended() -> None:
+    shape = Shape(layers=1, hidden=4, inner=8, heads=2, kv_heads=1, head_size=2, vocabulary=10)
+    weights = 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8
+    work = Work(shape, "bfloat16", lora=False)
+    work.write([(3, (1, 2))])
+    prefill, first, second = work.pieces
+    assert prefill == (2 * 3 * weights + 4 * 4 * 6, 2 * weights)
+    assert first == (2 * 2 * (weights + 40) + 4 * 4 * (3 + 3), 2 * (weights + 40) + 2 * 2 * 2 * (3 + 3))
+    assert second == (2 * 1 * (weights + 40) + 4 * 4 * 4, 2 * (weights + 40) + 2 * 2 * 2 * 4)
+
+
+def test_the_head_counts_once_for_each_scored_token() -> None:
+    shape = Shape(layers=1, hidden=4, inner=8, heads=2, kv_heads=1, head_size=2, vocabulary=10)
+    with_head, without = Work(shape, "float32"), Work(shape, "float32")
+    with_head.learn([(3, (5, 2))])
+    without.learn([(3, (5, 2))], head=False)
+    alone = Work(shape, "float32")
+    alone.score_head(7)
+    assert with_head.pieces[0][0] - without.pieces[0][0] == alone.pieces[0][0] == 2 * (2 * 40 * 7)
+
+
+# --- data
+
+
+def test_lengths_are_long_tailed_about_their_mean() -> None:
+    found = np.array(data.lengths(np.random.default_rng(0), 20_000, 64))
+    assert found.min() == 8 and found.max() == 192
+    assert found.mean() == pytest.approx(60, abs=2)  # the cut tail is missing
+    assert np.median(found) < 50
+
+
+def test_data_are_the_same_every_time() -> None:
+    assert data.groups(3, 2, 5, 5) == data.groups(3, 2, 5, 5)
+    (group, *_) = data.groups(1, 3, 4, 4, fixed_prompt=True)
+    assert [response.rank for response in group.responses] == [1, 2, 3]
+    assert len(group.prompt[0]["content"].split()) == 4
+
+
+def test_cut_responses_end_with_an_end_of_turn() -> None:
+    assert data.cut([5, 6, 7, 8], 3, [2]) == (5, 6, 2)
+
+
+def test_the_gate_stops_the_clock_and_ends_without_requests() -> None:
+    """A worker that is asked once answers once and ends by itself."""
+    job = json.dumps({"function": "floor:probe", "short": True})
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.worker", job],
+        input=json.dumps({"check": False, "evidence": None}) + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert found["seconds"] > 0 and found["memory"] > 0
+    assert found["evidence"]["rates"]["flop"].keys() == {"float32", "bfloat16"}
+    assert found["evidence"]["machine"]["torch"] == torch.__version__

@@ -1,0 +1,181 @@
+"""What the known answers of tests/golden leave open: closed forms, undefined rankings, and errors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from alignkit import statistics
+from alignkit.ranking import bradley_terry, elo, elo_gap, tally, win_probability, win_rate
+
+GAMES = [("a", "b", 1.0), ("b", "c", 1.0), ("a", "c", 0.5), ("c", "a", 1.0)]
+
+# Elo
+
+
+def test_elo_of_equals_moves_half_of_what_is_at_stake() -> None:
+    assert elo([("a", "b", 1)], k=10, initial=1500) == {"a": 1505, "b": 1495}
+    assert elo([("a", "b", 0.5)]) == {"a": 1000, "b": 1000}
+
+
+def test_elo_expects_ten_to_one_at_the_scale() -> None:
+    ratings = elo([("a", "b", 1.0)], k=400, initial=0)  # 200 to -200: the next win is expected at 10 to 1
+    assert elo([("a", "b", 1.0)] * 2, k=400, initial=0)["a"] == pytest.approx(ratings["a"] + 400 / 11)
+    wider = elo([("a", "b", 1.0)] * 2, k=400, initial=0, scale=800)["a"] - ratings["a"]
+    assert wider == pytest.approx(400 / (1 + 10**0.5))
+
+
+def test_elo_depends_on_the_order_and_keeps_the_sum() -> None:
+    forwards, backwards = elo(GAMES), elo(GAMES[::-1])
+    assert all(abs(forwards[name] - backwards[name]) > 0.1 for name in "ab")
+    assert sum(forwards.values()) == pytest.approx(3000) == sum(backwards.values())
+
+
+def test_elo_of_policies_without_a_game() -> None:
+    assert elo([], ["a", "b"], initial=7) == {"a": 7, "b": 7}
+    assert list(elo([("c", "b", 1)], ["a", "b"])) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("game", "reason"),
+    [
+        (("a", "a", 1), "game 1: 'a' plays against itself"),
+        (("a", "b", 1.5), "game 1: the score is 1.5, not between"),
+        (("a", "b", -1), "game 1: the score is -1, not between"),
+        (("a", "b", math.nan), "game 1: the score is nan, not between"),
+    ],
+)
+@pytest.mark.parametrize("rank", [elo, tally])
+def test_games_that_cannot_be(rank: Any, game: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        rank([("a", "b", 1), game])
+
+
+# Bradley-Terry
+
+
+def test_tally_gives_half_a_tie_to_each() -> None:
+    assert tally(GAMES) == {
+        ("a", "b"): 1, ("b", "a"): 0, ("b", "c"): 1, ("c", "b"): 0, ("a", "c"): 0.5, ("c", "a"): 1.5,
+    }  # fmt: skip
+    assert tally([("a", "b", 0.75)] * 2) == {("a", "b"): 1.5, ("b", "a"): 0.5}
+
+
+def test_two_policies_are_apart_by_the_log_of_their_odds() -> None:
+    found = bradley_terry(tally([("a", "b", 1)] + [("a", "b", 0)] * 4 + [("a", "b", 0.5)] * 2))
+    assert found == {"b": pytest.approx(math.log(5 / 2) / 2), "a": pytest.approx(-math.log(5 / 2) / 2)}
+    assert list(found) == ["b", "a"]
+    assert bradley_terry(tally([("a", "b", 0.5)])) == {"a": 0, "b": 0}
+
+
+@pytest.mark.parametrize("odds", [2.0, 1e3, 1e6])
+def test_a_chain_of_policies_to_the_last_digits(odds: float) -> None:
+    """Where games form no circle, each gap is the log of the odds of its own pair; here the ends are far apart."""
+    wins = {pair: count for i in range(19) for pair, count in (((i, i + 1), odds), ((i + 1, i), 1.0))}
+    found = bradley_terry(wins)
+    assert list(found) == list(range(20))
+    assert [found[i] - found[i + 1] for i in range(19)] == pytest.approx([math.log(odds)] * 19, rel=1e-9)
+    assert sum(found.values()) == pytest.approx(0, abs=1e-9)
+
+
+def test_all_games_count_alike_in_whatever_order() -> None:
+    assert bradley_terry(tally(GAMES)) == pytest.approx(bradley_terry(tally(GAMES[::-1])))
+    circle = bradley_terry(tally([("a", "b", 1), ("b", "c", 1), ("c", "a", 1)]))
+    assert circle == pytest.approx({"a": 0, "b": 0, "c": 0}, abs=1e-12)
+
+
+@pytest.mark.parametrize("ridge", [1e-9, 0.3, 1e6])
+def test_ridge_holds_those_who_always_win(ridge: float) -> None:
+    """Of two policies the derivative by the winner's strength s is sigma(-2 s) - ridge s."""
+    found = bradley_terry({("a", "b"): 1.0}, ridge=ridge)
+    assert found["a"] == -found["b"] > 0
+    assert win_probability(-2 * found["a"]) == pytest.approx(ridge * found["a"], rel=1e-9)
+
+
+def test_ridge_puts_groups_that_never_met_around_the_same_mean() -> None:
+    wins = {("a", "b"): 3.0, ("b", "a"): 1.0, ("c", "d"): 9.0, ("d", "c"): 3.0}
+    found = bradley_terry(wins, ridge=1e-6)
+    assert found["a"] + found["b"] == pytest.approx(0, abs=1e-9) == found["c"] + found["d"]
+    assert found["c"] - found["d"] == pytest.approx(math.log(3), abs=1e-5) == found["a"] - found["b"]
+
+
+@pytest.mark.parametrize(
+    ("wins", "reason"),
+    [
+        ({}, "there are no comparisons"),
+        ({("a", "a"): 1.0}, "'a' is compared with itself"),
+        ({("a", "b"): -1.0}, "'a' cannot have beaten 'b' -1.0 times"),
+        ({("a", "b"): math.nan}, "'a' cannot have beaten 'b' nan times"),
+        ({("a", "b"): 1.0}, r"^b never won or tied against a, which would be infinitely better\. Add games"),
+        (
+            {("a", "b"): 1.0, ("b", "a"): 2.0, ("b", "c"): 1.0, ("c", "d"): 1.0, ("d", "c"): 1.0},
+            r"^c, d never won or tied against a, b, which",
+        ),
+        ({("a", "b"): 1.0, ("b", "c"): 1.0}, r"^b, c never won or tied against a, which"),
+        (
+            {("a", "b"): 1.0, ("b", "a"): 1.0, ("c", "d"): 1.0, ("d", "c"): 1.0},
+            r"^nothing compares these with each other: a, b; c, d\. Add games between them, or a ridge",
+        ),
+        ({("a", "b"): 1.0, ("b", "a"): 1.0, ("a", "c"): 0.0}, "nothing compares these with each other: a, b; c"),
+        ({("a", "b"): 1e15, ("b", "a"): 1e-3}, "too flat"),
+    ],
+)
+def test_strengths_that_cannot_be_found(wins: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        bradley_terry(wins)
+
+
+@pytest.mark.parametrize("ridge", [-1.0, math.inf, math.nan])
+def test_ridge_is_a_number_from_0(ridge: float) -> None:
+    with pytest.raises(ValueError, match="ridge must be at least 0"):
+        bradley_terry({("a", "b"): 1.0, ("b", "a"): 1.0}, ridge=ridge)
+
+
+# Win rates
+
+
+def test_win_rates_have_the_intervals_of_whole_hits() -> None:
+    rate = win_rate([1] * 7 + [0.5] * 2 + [0])
+    assert (rate["wins"], rate["ties"], rate["losses"]) == (7, 2, 1)
+    assert [rate[key]["mean"] for key in ("ties_half", "ties_excluded", "ties_lost")] == [0.8, 7 / 8, 0.7]
+    assert [rate[key]["n"] for key in ("ties_half", "ties_excluded", "ties_lost")] == [10, 8, 10]
+    for key, hits in (("ties_half", 8), ("ties_excluded", 7), ("ties_lost", 7)):
+        interval = stats.binomtest(hits, rate[key]["n"]).proportion_ci(0.95, method="wilson")
+        assert (rate[key]["low"], rate[key]["high"]) == pytest.approx((interval.low, interval.high))
+
+
+@pytest.mark.parametrize("n", [1, 3, 10, 178, 1000])
+def test_shares_near_0_and_1(n: int) -> None:
+    for hits in {0, 1, n - 1, n}:
+        found = statistics.share(hits, n)
+        interval = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+        assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high), rel=1e-12, abs=1e-15)
+        assert (found["low"] == 0) == (hits == 0) and (found["high"] == 1) == (hits == n)
+
+
+def test_win_rate_of_nothing() -> None:
+    nothing = {"wins": 0, "losses": 0, "ties": 0, "ties_half": None, "ties_excluded": None, "ties_lost": None}
+    assert win_rate([]) == nothing
+    assert win_rate([0.5])["ties_excluded"] is None
+
+
+@pytest.mark.parametrize("score", [0.75, 2, -1, math.nan])
+def test_win_rates_count_wins_ties_and_losses_only(score: float) -> None:
+    with pytest.raises(ValueError, match=f"score 1 is {score}, not 1"):
+        win_rate([1, score])
+
+
+# What a gap is worth
+
+
+@pytest.mark.parametrize("gap", [-20.0, -1.0, 0.0, 0.3, 5.0])
+def test_elo_points_of_a_gap_expect_its_probability(gap: float) -> None:
+    assert win_probability(gap) == pytest.approx(1 / (1 + 10 ** (-elo_gap(gap) / 400)), rel=1e-12)
+
+
+def test_gaps_of_any_size() -> None:
+    assert (win_probability(-1e4), win_probability(1e4)) == (0, 1)
+    assert win_probability(-40) == pytest.approx(math.exp(-40))
