@@ -87,7 +87,7 @@ def run(
             gate.begin()
 
     plugins().manager.register(Pace())
-    folder = Path(tempfile.mkdtemp(prefix="alignkit-benchmarks-"))
+    folder = Path(tempfile.mkdtemp(dir=job.adapters))
     recipe = load_recipe(_write_recipe(job, folder, stage, samples))
     with patch.object(stages, "sample", _scripted(gate, stages.sample, fixed)):
         run_recipe(recipe, folder / "run")

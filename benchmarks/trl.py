@@ -44,7 +44,7 @@ def arguments(job: Job) -> dict[str, Any]:
     import torch
 
     return {
-        "output_dir": tempfile.mkdtemp(prefix="alignkit-benchmarks-"),
+        "output_dir": tempfile.mkdtemp(dir=job.adapters),
         "max_steps": FOR_EVER,
         "learning_rate": 0.0,
         "lr_scheduler_type": "constant",
