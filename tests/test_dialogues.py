@@ -18,9 +18,10 @@ def prefixes(text: str) -> Sequence[tuple[str, str]]:
 
 
 def test_turns_are_the_paragraphs_without_their_prefix() -> None:
-    text = "\n".join(["A tale", "", "", "Ann: one", "two", "", *talk("Ben: ", "Ann: ", turns=5).split("\n"), "The end"])
+    text = "A tale\n\n\nAnn: one\ntwo\n\n" + talk("Benny: ", "Ann: ", turns=5) + "\nThe end"
     said = ("one\ntwo", *(f"words {i}" for i in range(4)), "words 4\nThe end")
-    assert find_dialogues(text) == [Dialogue(start=1, line=4, prefixes=("Ann: ", "Ben: "), turns=said)]
+    assert find_dialogues(text) == [Dialogue(start=1, line=4, prefixes=("Ann: ", "Benny: "), turns=said)]
+    assert find_dialogues(text.replace("\n", "\r\n")) == find_dialogues(text)
 
 
 def test_speakers_may_share_a_title() -> None:
@@ -55,7 +56,7 @@ def test_a_prefix_has_at_most_40_characters() -> None:
 
 
 def test_a_prefix_is_in_the_first_line() -> None:
-    assert prefixes("\n\n".join(f"turn {i}\n{'AB'[i % 2]}: words" for i in range(6))) == []
+    assert prefixes("\n\n".join(f"{'AB'[i % 2]}\nsays: words {i}" for i in range(6))) == []
 
 
 @pytest.mark.parametrize("between", ["\n\n", "\r\n\r\n", "\n \t\n", "\n\n\n\n", "\n\n    "])
