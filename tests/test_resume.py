@@ -99,9 +99,9 @@ def stage_finished(run, stage, reused): at("stage_finished", run, stage)
 class Place:
     """Where the runs of this module happen: a recipe, the saboteur, and the adapter of an undisturbed run."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, more: str = ""):
         self.recipe, self.plugin, self.undisturbed = folder / "small.yaml", folder / "saboteur.py", folder / "whole"
-        self.recipe.write_text(RECIPE)
+        self.recipe.write_text(RECIPE.replace("kl_horizon: 20", f"kl_horizon: 20{more}"))
         self.plugin.write_text(SABOTEUR)
 
     def arguments(self, out: Path) -> list[str]:
@@ -224,6 +224,22 @@ def test_kill_9_at_a_place(place: Place, tmp_path: Path, sabotage: str, said: st
     code, err = place.here(tmp_path)
     assert code == 0 and said in err, err
     place.check(tmp_path)
+
+
+def test_kill_9_with_a_shared_value(place: Place, tmp_path: Path) -> None:
+    """The value is a second head on the policy's own states: in the checkpoint it has no adapter of its own."""
+    shared = Place(tmp_path, ", shared_value: true")
+    code, err = shared.here(shared.undisturbed)
+    assert code == 0, err
+    process = shared.process(tmp_path / "killed", "kill=rollouts_scored:align:3")
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == -signal.SIGKILL, err
+    found = load_checkpoint(tmp_path / "killed" / "align" / "checkpoints", pytest.fail)
+    assert found is not None
+    assert [name for name in found.tensors if name.startswith("weight/") and name.endswith("score.weight")]
+    code, err = shared.here(tmp_path / "killed")
+    assert code == 0 and "align: continuing after iteration 2 of 4" in err, err
+    shared.check(tmp_path / "killed")
 
 
 def test_kill_9_from_outside_and_again(place: Place, tmp_path: Path) -> None:
