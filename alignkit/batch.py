@@ -8,6 +8,7 @@ Treatment of what does not fit, counted in `Encoder.counts` and logged, never si
 | response longer than the room | cut on the right, no end of turn: the model is not taught to stop there (`cut`) |
 | the same for scoring | cut, then the end of turn, as a reward model was trained (`cut`) |
 | pair whose responses are equal once cut | the pair is left out (`equal_pairs`) |
+| pair with a response of which no token counts | left out, except for a reward model (`uncounted_pairs`) |
 | empty response | the end of turn alone |
 """
 
@@ -130,7 +131,7 @@ class Encoder:
             self.counts["no_room"] += 1
             return None
         rows = tuple(self._row(group, response, room, turns, scoring) for response in group.responses)
-        return Encoded(group, prompt, rows, self._pairs(group, rows))
+        return Encoded(group, prompt, rows, self._pairs(group, rows, scoring))
 
     def _row(self, group: Group, response: Response, room: int, turns: str, scoring: bool) -> Row:
         tokens, mask, truncated = self._response(group, response, turns)
@@ -195,11 +196,14 @@ class Encoder:
             )
         return whole[place + len(end) :]
 
-    def _pairs(self, group: Group, rows: Sequence[Row]) -> tuple[Pair, ...]:
+    def _pairs(self, group: Group, rows: Sequence[Row], scoring: bool) -> tuple[Pair, ...]:
         pairs = resolved_pairs(group)
-        found = tuple(pair for pair in pairs if rows[pair.better].tokens != rows[pair.worse].tokens)
-        self.counts["equal_pairs"] += len(pairs) - len(found)
-        return found
+        unequal = [pair for pair in pairs if rows[pair.better].tokens != rows[pair.worse].tokens]
+        # A response without a counted token would have probability 1.
+        found = [pair for pair in unequal if scoring or (any(rows[pair.better].mask) and any(rows[pair.worse].mask))]
+        self.counts["equal_pairs"] += len(pairs) - len(unequal)
+        self.counts["uncounted_pairs"] += len(unequal) - len(found)
+        return tuple(found)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """A response's words without its end of turn."""

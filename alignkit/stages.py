@@ -34,6 +34,7 @@ ENCODING_FACTS = {
     "no_room": "left out: the prompt leaves no room in max_length",
     "cut": "responses cut at max_length",
     "equal_pairs": "pairs left out: equal in tokens",
+    "uncounted_pairs": "pairs left out: no token of a response counts",
 }
 
 

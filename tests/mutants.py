@@ -1,6 +1,6 @@
-"""Break each algorithm in every way that is silent in training, and see that its tests notice.
+"""Break each algorithm, and what they stand on, in every way that is silent in training; see that tests notice.
 
-    python tests/mutants.py [--only ppo,dpo] [--list] [--jobs 2] [--every 10]
+    python tests/mutants.py [--only ppo,batch] [--list] [--jobs 2] [--every 10]
 
 Mutants are made one at a time from an algorithm's module and from the functions of `alignkit.functional` that it
 calls: a sign flipped, an operand or a factor dropped, a mask dropped, an index shifted, a normaliser or a comparison
@@ -46,6 +46,12 @@ TESTS = {
         for name in ("grpo", "rloo", "reinforce_pp", "online_dpo", "rest")
     },
     "llama2": [GOLDEN, "tests/plugins/test_llama2.py"],
+    # The engine's modules that every algorithm stands on.
+    "batch": ["tests/test_batch.py", "tests/test_testing.py"],
+    "scoring": ["tests/test_ppo_checklist.py"],
+    "train": ["tests/test_testing.py", "tests/test_train.py", "tests/test_ppo_checklist.py"],
+    "rollout": ["tests/test_attention.py", "tests/test_ppo_checklist.py"],
+    "attention": ["tests/test_attention.py"],
 }
 
 SWAPS = {
@@ -190,12 +196,18 @@ def called(file: str) -> set[str]:
 
 def unchanged(algorithm: str) -> Mutant:
     """No mutant: its tests must pass, or all of them would seem killed."""
-    file = f"plugins/alignkit_{algorithm}.py"
+    file = module(algorithm)
     return Mutant(algorithm, file, 0, "as it is", (ROOT / file).read_text(encoding="utf-8"))
 
 
+def module(name: str) -> str:
+    """An algorithm's plugin, or a module of the engine."""
+    plugin = f"plugins/alignkit_{name}.py"
+    return plugin if (ROOT / plugin).exists() else f"alignkit/{name}.py"
+
+
 def mutants(algorithm: str) -> list[Mutant]:
-    file = f"plugins/alignkit_{algorithm}.py"
+    file = module(algorithm)
     return [*mutants_of(algorithm, file, None), *mutants_of(algorithm, FUNCTIONAL, called(file))]
 
 

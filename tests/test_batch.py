@@ -1,0 +1,248 @@
+"""From groups to tokens: what is learned of a conversation under templates of all kinds, what does not fit, rows.
+
+What counts is found here another way than by the encoder: in the text that the template renders whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from alignkit.batch import Encoded, Encoder, Examples, Row, encode_all, micro_batches, pack
+from alignkit.data import Group, Message, Pair, Response
+from alignkit.errors import DataError
+from alignkit.templates import CHATML, PLAIN
+from alignkit_tiny import CHAT_TEMPLATE, _tokenizer
+
+SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
+HEADERS = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|start|>' + m['role'] + '<|head|>\n\n' + m['content'] | trim + '<|eot|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant<|head|>\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start|>' + ('model' if m['role'] == 'assistant' else m['role']) }}"
+    "{{ '\n' + m['content'] | trim + '<|eot|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>model\n' }}{% endif %}"
+)
+BRACKETS = (  # nothing says that the assistant begins: the generation prompt is empty
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
+    "{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
+)
+NO_END = (  # a template without an end of turn for the last message
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+TEMPLATES = {
+    "tiny": (CHAT_TEMPLATE, "<|im_end|>"),
+    "chatml": (CHATML, "<|im_end|>"),
+    "plain, for base models": (PLAIN, "<|im_end|>"),
+    "a system message of its own": (SYSTEM + CHATML, "<|im_end|>"),
+    "llama 3": (HEADERS, "<|eot|>"),
+    "gemma": (GEMMA, "<|eot|>"),
+    "mistral": (BRACKETS, "<|im_end|>"),
+}
+SAID = ("Hello there", "Good day, I am here.", "and 2 + 2?", "4, of course\nor four", "Thank you")
+
+
+def encoder(template: str = CHAT_TEMPLATE, bos: bool = False) -> Encoder:
+    tokenizer = _tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|head|>", "<|eot|>", "<|bos|>"]})
+    tokenizer.bos_token = "<|bos|>" if bos else None
+    tokenizer.chat_template = template
+    return Encoder(tokenizer)
+
+
+def user(content: str) -> Message:
+    return Message(role="user", content=content)
+
+
+def assistant(content: str, **more: Any) -> Message:
+    return Message(role="assistant", content=content, **more)
+
+
+def conversation(*train: bool) -> Group:
+    """user, then assistant, user, assistant, user, assistant: three turns that may count."""
+    turns = (SAID[1], SAID[3], "Goodbye.")
+    said = [assistant(turns[0], train=train[0]), user(SAID[2]), assistant(turns[1], train=train[1])]
+    said += [user(SAID[4]), assistant(turns[2], train=train[2])]
+    return Group((user(SAID[0]),), (Response(messages=tuple(said)),), id="talk")
+
+
+def encoded(found: Encoded | None) -> Encoded:
+    assert found is not None
+    return found
+
+
+def counted(made: Encoder, row: Row) -> list[str]:
+    """The runs of counted tokens, as text."""
+    runs: list[list[int]] = [[]]
+    for token, counts in zip(row.tokens, row.mask, strict=True):
+        if counts:
+            runs[-1].append(token)
+        elif runs[-1]:
+            runs.append([])
+    return [made.tokenizer.decode(run) for run in runs if run]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_the_assistants_words_and_ends_of_turn_count(name: str, turns: str) -> None:
+    template, end = TEMPLATES[name]
+    made = encoder(template, bos="bos" in template)
+    group = conversation(True, True, True)
+    found = encoded(made.encode(group, 500, turns=turns))
+    messages = [*group.prompt, *(group.responses[0].messages or ())]
+    whole = made.render(messages, False)
+    assert made.tokenizer.decode([*found.prompt, *found.rows[0].tokens]) == whole[: whole.rindex(end) + len(end)]
+    wanted = [words + end for words in (SAID[1], SAID[3], "Goodbye.")]
+    assert counted(made, found.rows[0]) == (wanted if turns == "all" else wanted[-1:])
+    assert made.tokenizer.decode(list(found.prompt)) == made.render(group.prompt, True)
+    assert found.prompt.count(made.tokenizer.convert_tokens_to_ids("<|bos|>")) == ("bos" in template)
+
+
+def test_turns_that_are_not_to_be_learned_are_context() -> None:
+    made = encoder()
+    found = encoded(made.encode(conversation(False, True, False), 500))
+    assert counted(made, found.rows[0]) == [SAID[3] + "<|im_end|>"]
+    assert counted(made, encoded(made.encode(conversation(True, True, False), 500, turns="last")).rows[0]) == []
+
+
+def test_one_response_is_its_words_and_the_end_of_turn() -> None:
+    made = encoder()
+    group = Group((user("q"),), (Response(text="some words"), Response(text=""), Response(text="more", truncated=True)))
+    rows = encoded(made.encode(group, 100)).rows
+    assert [made.tokenizer.decode(row.tokens) for row in rows] == ["some words<|im_end|>", "<|im_end|>", "more"]
+    assert all(all(row.mask) for row in rows) and [row.truncated for row in rows] == [False, False, True]
+
+
+def test_a_template_without_an_end_of_turn_ends_with_eos() -> None:
+    made = encoder(NO_END)
+    assert made.end_of_turn == (made.tokenizer.eos_token_id,)
+    row = encoded(made.encode(Group((user("q"),), (Response(text="a"),)), 100)).rows[0]
+    assert row.tokens == (*made.text("a"), made.tokenizer.eos_token_id)
+
+
+def test_a_template_that_drops_what_was_said_is_refused() -> None:
+    forgets = CHATML.replace("m['content']", "(m['content'] if loop.last or m['role'] == 'user' else '...')")
+    with pytest.raises(DataError, match="does not keep the assistant's words"):
+        encoder(forgets).encode(conversation(True, True, True), 500)
+
+
+def test_special_tokens_in_data_are_ordinary_text() -> None:
+    """A user or a demonstration that writes the end of turn does not end one."""
+    made = encoder()
+    end = made.end_of_turn[-1]
+    row = encoded(made.encode(Group((user("q"),), (Response(text="a<|im_end|>b"),)), 100)).rows[0]
+    assert row.tokens.count(end) == 1 and row.tokens[-1] == end
+    assert made.tokenizer.decode(row.tokens) == "a<|im_end|>b<|im_end|>"
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_every_token_of_raw_text_that_can_be_predicted_counts(bos: bool) -> None:
+    made = encoder(bos=bos)
+    made.tokenizer.add_bos_token = bos
+    made.bos = (made.tokenizer.bos_token_id,) if bos else ()
+    found = encoded(made.encode(Group((), (Response(text="raw text"),)), 100))
+    assert found.prompt == made.bos
+    row = found.rows[0]
+    assert row.tokens == (*made.text("raw text"), made.tokenizer.eos_token_id)
+    assert row.mask == (bos, *[True] * (len(row.tokens) - 1))
+
+
+# What does not fit
+
+
+def words(count: int, first: int = 30) -> Response:
+    return Response(text="", tokens=tuple(range(first, first + count)))
+
+
+def test_a_long_response_is_cut_on_the_right_and_does_not_end() -> None:
+    made = encoder()
+    group = Group((user("q"),), (Response(text="many words that do not fit"), Response(text="a")))
+    room = len(made.prompt(group.prompt))
+    cut, short = encoded(made.encode(group, room + 5)).rows
+    assert cut.tokens == made.text("many words that do not fit")[:5] and cut.truncated and all(cut.mask)
+    assert short.tokens == (*made.text("a"), *made.end_of_turn) and not short.truncated
+    assert made.counts["cut"] == 1 and made.counts["equal_pairs"] == 0
+    scored, _ = encoded(made.encode(group, room + 5, scoring=True)).rows
+    assert scored.tokens == (*cut.tokens[:4], *made.end_of_turn) and not scored.truncated
+    whole = len(made.text("many words that do not fit")) + 1
+    assert not encoded(made.encode(group, room + whole)).rows[0].truncated and made.counts["cut"] == 2
+
+
+def test_a_prompt_without_room_is_left_out() -> None:
+    made = encoder()
+    group = Group((user("q"),), (words(3),))
+    prompt = len(made.prompt(group.prompt))
+    assert made.encode(group, prompt) is None and made.encode(group, prompt + 1, scoring=True) is None
+    assert made.counts["no_room"] == 2
+    assert made.encode(group, prompt + 1) is not None and made.encode(group, prompt + 2, scoring=True) is not None
+    assert encode_all(made, [group, replace(group, prompt=(user("longer " * 20),))], prompt + 3) == [
+        made.encode(group, prompt + 3)
+    ]
+
+
+def test_pairs_without_a_difference_or_without_counted_tokens_are_left_out() -> None:
+    made = encoder()
+    one, other = words(8), Response(text="", tokens=(*range(30, 36), 90, 91))
+    group = Group((user("q"),), (one, other), pairs=(Pair(0, 1),))
+    room = len(made.prompt(group.prompt))
+    assert encoded(made.encode(group, room + 8)).pairs == (Pair(0, 1),)
+    assert made.counts["equal_pairs"] == 0
+    assert encoded(made.encode(group, room + 6)).pairs == ()
+    assert made.counts["equal_pairs"] == 1
+    silent = replace(other, written=(False,) * 8)
+    for responses in ((one, silent), (silent, one)):
+        assert encoded(made.encode(replace(group, responses=responses), room + 8)).pairs == ()
+        # A reward model reads the last token's state, whoever wrote the tokens.
+        assert len(encoded(made.encode(replace(group, responses=responses), room + 9, scoring=True)).pairs) == 1
+    assert made.counts["uncounted_pairs"] == 2 and made.counts["equal_pairs"] == 1
+
+
+# Rows
+
+
+def test_a_token_is_predicted_from_the_one_before_it() -> None:
+    """The first of each response from the prompt's last, wherever the response stands in the row."""
+    made = encoder()
+    mask = (True, False, True)
+    responses = (words(4), Response(text="", tokens=(40, 41, 42), written=mask), words(2, 50))
+    groups = [Group((user("q"),), responses), Group((user("another"),), (words(1, 60),))]
+    rows = [encoded(made.encode(group, 100)) for group in groups]
+    packed = pack(rows)
+    everything = [*rows[0].prompt, *range(30, 34), 40, 41, 42, 50, 51, *rows[1].prompt, 60]
+    assert packed.tokens.tolist() == everything
+    p, second = len(rows[0].prompt), len(rows[0].prompt) + 9 + len(rows[1].prompt)
+    assert packed.targets.tolist() == [30, 31, 32, 33, 40, 42, 50, 51, 60]
+    assert packed.before.tolist() == [p - 1, p, p + 1, p + 2, p - 1, p + 5, p - 1, p + 7, second - 1]
+    assert packed.place.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 2], [2, 0], [2, 1], [3, 0]]
+    assert packed.last.tolist() == [p + 3, p + 6, p + 8, second]
+
+
+def test_micro_batches_keep_the_order_the_budget_and_the_bundles() -> None:
+    made = encoder()
+    groups = [Group((user("q"),), (words(n),), id=str(n), bundle=bundle) for n, bundle in BUNDLES]
+    rows = [encoded(made.encode(group, 100)) for group in groups]
+    prompt = len(rows[0].prompt)
+    assert list(micro_batches(rows, 10**6)) == [[0, 3, 1, 2, 4]]
+    assert list(micro_batches(rows, 2 * prompt + 11)) == [[0, 3], [1, 2], [4]]
+    assert list(micro_batches(rows, 1)) == [[0, 3], [1], [2], [4]]  # what is alone too large goes by itself
+
+
+BUNDLES = ((3, "b"), (4, None), (6, None), (2, "b"), (9, None))
+
+
+def test_pairs_point_at_the_batchs_rows() -> None:
+    made = encoder()
+    first = Group((user("a"),), (words(2), words(3)), pairs=(Pair(1, 0, p=0.7, margin="better"),))
+    second = Group((user("b"),), (words(2), words(3), words(4)), pairs=(Pair(2, 0, margin=1.5), Pair(0, 1)))
+    batch = Examples([encoded(made.encode(group, 100)) for group in (first, second)]).batch()
+    pairs = batch.pairs
+    assert (pairs.better.tolist(), pairs.worse.tolist()) == ([1, 4, 2], [0, 2, 3])
+    assert pairs.p.tolist() == pytest.approx([0.7, 1, 1]) and pairs.margin.tolist() == [0, 1.5, 0]
+    assert pairs.group.tolist() == [0, 1, 1] and pairs.levels == ("better", None, None)
+    assert batch.group.tolist() == [0, 0, 1, 1, 1] and batch.tokens.shape == (5, 4)
+    assert batch.mask.sum(1).tolist() == [2, 3, 2, 3, 4] and bool((batch.tokens[~batch.mask] == 0).all())
