@@ -35,6 +35,7 @@ NO_END = (  # a template without an end of turn for the last message
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
+WIDE = CHATML.replace("'<|im_end|>\n'", "' :<|im_end|>\n'")
 TEMPLATES = {
     "tiny": (CHAT_TEMPLATE, "<|im_end|>"),
     "chatml": (CHATML, "<|im_end|>"),
@@ -43,6 +44,7 @@ TEMPLATES = {
     "llama 3": (HEADERS, "<|eot|>"),
     "gemma": (GEMMA, "<|eot|>"),
     "mistral": (BRACKETS, "<|im_end|>"),
+    "an end of turn of several tokens": (WIDE, " :<|im_end|>"),
 }
 SAID = ("Hello there", "Good day, I am here.", "and 2 + 2?", "4, of course\nor four", "Thank you")
 
@@ -93,6 +95,8 @@ def test_the_assistants_words_and_ends_of_turn_count(name: str, turns: str) -> N
     template, end = TEMPLATES[name]
     made = encoder(template, bos="bos" in template)
     group = conversation(True, True, True)
+    if name != "a system message of its own":
+        group = replace(group, prompt=(Message(role="system", content="Be brief."), *group.prompt))
     found = encoded(made.encode(group, 500, turns=turns))
     messages = [*group.prompt, *(group.responses[0].messages or ())]
     whole = made.render(messages, False)
@@ -115,7 +119,46 @@ def test_one_response_is_its_words_and_the_end_of_turn() -> None:
     group = Group((user("q"),), (Response(text="some words"), Response(text=""), Response(text="more", truncated=True)))
     rows = encoded(made.encode(group, 100)).rows
     assert [made.tokenizer.decode(row.tokens) for row in rows] == ["some words<|im_end|>", "<|im_end|>", "more"]
-    assert all(all(row.mask) for row in rows) and [row.truncated for row in rows] == [False, False, True]
+    assert all(row.mask == (True,) * len(row.tokens) for row in rows)
+    assert [row.truncated for row in rows] == [False, False, True]
+
+
+@pytest.mark.parametrize("name", ["chatml", "an end of turn of several tokens"])
+def test_what_is_scored_ends_once(name: str) -> None:
+    template, end = TEMPLATES[name]
+    made = encoder(template)
+    cut = Response(text="more", truncated=True)
+    group = Group((user("q"),), (Response(text="ab"), cut, Response(text="", tokens=made.end_of_turn)))
+    rows = encoded(made.encode(group, 100, scoring=True)).rows
+    assert [made.tokenizer.decode(row.tokens) for row in rows] == ["ab" + end, "more" + end, end]
+    assert all(row.mask == (True,) * len(row.tokens) and not row.truncated for row in rows)
+    room = len(made.prompt(group.prompt)) + 1 + len(made.end_of_turn)
+    short = encoded(made.encode(group, room, scoring=True)).rows[1]
+    assert made.tokenizer.decode(short.tokens) == "m" + end and short.mask == (True,) * len(short.tokens)
+
+
+def test_a_template_without_the_bos_that_the_tokenizer_writes_gets_one() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    made = encoder(bos=True)
+    start = made.tokenizer.bos_token_id
+    assert made.bos == ()  # it has one and does not write it
+    process = TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", start)])
+    made.tokenizer.backend_tokenizer.post_processor = process
+    for template in (CHATML, "{{ bos_token }}" + CHATML):
+        fresh = Encoder(made.tokenizer)
+        made.tokenizer.chat_template = template
+        assert fresh.bos == (start,)
+        prompt = fresh.prompt((user("q"),))
+        assert prompt[0] == start and prompt.count(start) == 1
+        assert made.tokenizer.decode(prompt[1:]) == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_words_come_back_without_their_end_of_turn() -> None:
+    made = encoder()
+    ids = made.text("some <|im_end|> words")
+    assert made.decode(ids) == made.decode([*ids, *made.end_of_turn]) == "some <|im_end|> words"
+    assert made.decode(made.end_of_turn) == "" == made.decode([])
 
 
 def test_a_template_without_an_end_of_turn_ends_with_eos() -> None:
@@ -169,6 +212,7 @@ def test_a_long_response_is_cut_on_the_right_and_does_not_end() -> None:
     assert made.counts["cut"] == 1 and made.counts["equal_pairs"] == 0
     scored, _ = encoded(made.encode(group, room + 5, scoring=True)).rows
     assert scored.tokens == (*cut.tokens[:4], *made.end_of_turn) and not scored.truncated
+    assert scored.mask == (True,) * 5
     whole = len(made.text("many words that do not fit")) + 1
     assert not encoded(made.encode(group, room + whole)).rows[0].truncated and made.counts["cut"] == 2
 
