@@ -48,8 +48,8 @@ TESTS = {
     "llama2": [GOLDEN, "tests/plugins/test_llama2.py"],
     # The engine's modules that every algorithm stands on.
     "batch": ["tests/test_batch.py", "tests/test_testing.py"],
-    "scoring": ["tests/test_ppo_checklist.py"],
-    "train": ["tests/test_testing.py", "tests/test_train.py", "tests/test_ppo_checklist.py"],
+    "scoring": ["tests/plugins/test_rewards.py", "tests/plugins/test_llama2.py", "tests/test_ppo_checklist.py"],
+    "train": ["tests/test_train.py", "tests/test_testing.py", "tests/test_ppo_checklist.py"],
     "rollout": ["tests/test_attention.py", "tests/test_ppo_checklist.py"],
     "attention": ["tests/test_attention.py"],
 }

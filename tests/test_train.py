@@ -1,16 +1,20 @@
-"""The loop's promises to algorithms that look at a whole batch."""
+"""The loop: normalisers of the global batch, schedules, and promises to algorithms that look at a whole batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, per_token
+import pytest
+import torch
+
+from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, attention, per_response, per_token
 from alignkit.batch import Encoder, Examples, micro_batches, units
 from alignkit.policy import Policy
 from alignkit.recipe import LoraSpec, ModelSpec, Settings
-from alignkit.train import Learner
+from alignkit.train import Learner, join_outputs, schedule
 
 
 class Whole(Algorithm):
@@ -64,3 +68,104 @@ def test_groups_of_a_bundle_are_one_unit_and_stay_in_one_micro_batch(tmp_path: P
     assert units(together) == [[0, 2, 4], [1, 3, 5]]
     assert list(micro_batches(apart, 1)) == [[n] for n in range(6)]
     assert list(micro_batches(together, 1)) == [[0, 2, 4], [1, 3, 5]]
+
+
+class Weighted(Algorithm):
+    """A term whose tokens weigh their place in the response (from 1), and one that counts responses."""
+
+    def weights(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        return {"late": batch.mask * torch.arange(1.0, batch.mask.shape[1] + 1)}
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        sums = (out.logprobs * batch.mask).sum(1)
+        nll = torch.where(batch.mask, -out.logprobs, float("nan"))  # what does not count may be anything
+        return Loss(late=per_token(nll), even=per_token(nll, 2.0), whole=per_response(-sums, 0.5))
+
+
+def by_hand(model: Policy, examples: Examples) -> dict[str, torch.Tensor]:
+    """The same terms, one unpadded sequence at a time through the plain model."""
+    late, weight, even, tokens, whole = torch.zeros(()), 0, torch.zeros(()), 0, []
+    model.model.set_attn_implementation("eager")
+    for group in examples.groups:
+        for row in group.rows:
+            ids = torch.tensor([[*group.prompt, *row.tokens]])
+            with model.acting_as("new") as network:
+                logprobs = network(input_ids=ids).logits[0].log_softmax(-1)
+            own = [logprobs[len(group.prompt) - 1 + t, token] for t, token in enumerate(row.tokens)]
+            for t, (value, counts) in enumerate(zip(own, row.mask, strict=True)):
+                if counts:
+                    late, weight = late - (t + 1) * value, weight + t + 1
+                    even, tokens = even - value, tokens + 1
+            whole.append(-sum(value for value, counts in zip(own, row.mask, strict=True) if counts))
+    model.model.set_attn_implementation(attention.NAME)
+    terms = {"late": late / weight, "even": even / tokens, "whole": torch.stack(whole).mean()}
+    return {**terms, "loss": terms["late"] + 2 * terms["even"] + 0.5 * terms["whole"]}
+
+
+@pytest.mark.parametrize("budget", [1, 70, 10_000])
+def test_a_global_batch_has_one_normaliser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    """However it is cut into micro-batches: sums over all of it, divided once."""
+    model = policy(tmp_path)
+    model.add_role("new")
+    encoder = Encoder(model.tokenizer)
+    said = [("Why?", ("Because.", "I do not know why, nobody does")), ("A colour", ("red",)), ("Hm", ("a b c", "x"))]
+    groups = [
+        Group(({"role": "user", "content": question},), tuple(Response(text=text) for text in answers), id=question)
+        for question, answers in said
+    ]
+    tokens = encoder.text("not all of these")
+    written = tuple(place % 3 != 1 for place in range(len(tokens)))
+    groups[1] = replace(groups[1], responses=(Response(text="", tokens=tokens, written=written),))
+    examples = Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
+    monkeypatch.setattr(Policy, "token_budget", budget)
+    learner = Learner(model, Weighted(Weighted.Options()), Settings(), "new")
+    for name, parameter in learner.parameters.items():
+        if "lora_B" in name:  # zeros at first, which would hide the gradient of the other half
+            torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
+    wanted = by_hand(model, examples)
+    wanted["loss"].backward()
+    gradients = {name: p.grad.clone() for name, p in learner.parameters.items() if p.grad is not None}
+    found = learner._gradients(examples)
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(float(value.detach()), rel=1e-5), name
+    assert gradients.keys() == learner.parameters.keys()
+    for name, parameter in learner.parameters.items():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)
+    held_out = learner.evaluate(examples)
+    for name, value in wanted.items():
+        assert held_out[name] == pytest.approx(float(value.detach()), rel=1e-5), name
+
+
+def test_outputs_of_micro_batches_are_joined_in_order(tmp_path: Path) -> None:
+    model = policy(tmp_path)
+    encoder = Encoder(model.tokenizer)
+    said = [("a", "bcd"), ("e", "fgh ijk lmn")]
+    groups = [Group(({"role": "user", "content": q},), (Response(text=a),), id=q) for q, a in said]
+    short, long = (Examples([e]).batch() for g in groups if (e := encoder.encode(g, 200)) is not None)
+    n, wide = short.mask.shape[1], long.mask.shape[1]
+    assert n < wide
+    outs = [Outputs(logprobs=torch.full((1, n), -1.0), values=torch.ones(1, n), scores=torch.tensor([1.0]))]
+    outs.append(Outputs(logprobs=torch.full((1, wide), -2.0), values=torch.ones(1, wide), scores=torch.tensor([2.0])))
+    joined = join_outputs(outs, [short, long])
+    assert joined.logprobs is not None and joined.values is not None and joined.scores is not None
+    assert joined.logprobs.tolist() == [[-1] * n + [0] * (wide - n), [-2] * wide]
+    assert joined.values.tolist() == [[1] * n + [0] * (wide - n), [1] * wide]
+    assert joined.scores.tolist() == [1, 2] and joined.entropy is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "warmup", "factors"),
+    [
+        ("constant", 0.0, [1, 1, 1, 1]),
+        ("constant", 0.5, [0.5, 1, 1, 1]),
+        ("linear", 0.0, [1, 0.75, 0.5, 0.25]),
+        ("linear", 0.25, [1, 1, 2 / 3, 1 / 3]),
+        ("linear", 0.3, [0.5, 1, 1, 0.5]),  # 1.2 steps are 2
+        ("cosine", 0.0, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+        ("cosine", 0.5, [0.5, 1, 1, 0.5]),
+    ],
+)
+def test_schedules(kind: str, warmup: float, factors: list[float]) -> None:
+    assert [schedule(kind, step, 4, warmup) for step in range(4)] == pytest.approx(factors)
+    assert schedule(kind, 4, 4, 0.25) == pytest.approx(1 if kind == "constant" else 0)
