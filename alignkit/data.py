@@ -82,8 +82,13 @@ def resolved_pairs(group: Group) -> tuple[Pair, ...]:
     """The group's pairs; where it has none, those that its ranks imply (a lower rank is better, ties give none)."""
     if group.pairs is not None:
         return group.pairs
-    ranked = [(index, r.rank) for index, r in enumerate(group.responses) if r.rank is not None]
-    return tuple(Pair(i, j) for i, best in ranked for j, rank in ranked if best < rank)
+    return tuple(Pair(i, j) for i, j in ranking_pairs([response.rank for response in group.responses]))
+
+
+def ranking_pairs(ranks: Sequence[float | None]) -> list[tuple[int, int]]:
+    """Pairs (i, j) with i better than j, i.e. of lower rank; 1 is best, ties and what has no rank give no pair."""
+    ranked = [(index, rank) for index, rank in enumerate(ranks) if rank is not None]
+    return [(i, j) for i, best in ranked for j, rank in ranked if best < rank]
 
 
 def group_id(prompt: Sequence[Message], responses: Sequence[Response] = ()) -> str:

@@ -466,9 +466,23 @@ def ppo_policy_loss(
     return -objective
 
 
-def _share(hits: Tensor, like: Tensor, mask: Tensor | None) -> Tensor:
-    """Share of the valid entries that are true, in the dtype of ``like``."""
-    return masked_mean(hits.to(like.dtype), torch.ones_like(hits) if mask is None else mask)
+def _share(hits: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of the valid entries, which are 0 or 1."""
+    return masked_mean(hits, torch.ones_like(hits) if mask is None else mask)
+
+
+def clipped(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """1 for a token whose gradient the clip removes, i.e. clip(r) A < r A: [B, T] -> [B, T], 0 elsewhere."""
+    with torch.no_grad():
+        r, advantages = ratio(logprobs, old_logprobs, mask), _cut(_wide(advantages), mask)
+        return (r.clamp(1 - clip_low, 1 + clip_high) * advantages < r * advantages).to(r.dtype)
 
 
 def clip_fraction(
@@ -479,11 +493,8 @@ def clip_fraction(
     clip_high: float,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Share of valid tokens whose gradient the clip removes, i.e. clip(r) A < r A: scalar, no gradient."""
-    with torch.no_grad():
-        r, advantages = ratio(logprobs, old_logprobs, mask), _cut(_wide(advantages), mask)
-        clipped = r.clamp(1 - clip_low, 1 + clip_high) * advantages < r * advantages
-        return _share(clipped, r, mask)
+    """Share of valid tokens that are ``clipped``: scalar, no gradient."""
+    return _share(clipped(logprobs, old_logprobs, advantages, clip_low, clip_high, mask), mask)
 
 
 def ratio_clip_fraction(
@@ -493,7 +504,7 @@ def ratio_clip_fraction(
     with torch.no_grad():
         r = ratio(logprobs, old_logprobs, mask)
         outside = (r < 1 - clip_low) | (r > 1 + clip_high)
-        return _share(outside, r, mask)
+        return _share(outside.to(r.dtype), mask)
 
 
 def ppo_value_loss(
@@ -512,17 +523,24 @@ def ppo_value_loss(
     return 0.5 * loss
 
 
-def value_clip_fraction(
+def value_clipped(
     values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None, mask: Tensor | None = None
 ) -> Tensor:
-    """Share of valid tokens where the clipped value error is the larger one: scalar, no gradient."""
+    """1 for a token where the clipped value error is the larger one, so that it has no gradient: [B, T] -> [B, T]."""
     with torch.no_grad():
         v, old, target = (_cut(_wide(x), mask) for x in (values, old_values, returns))
         limit = math.inf if clip is None else clip
         moved = (v - old).abs() > limit
         larger = (old + (v - old).clamp(-limit, limit) - target).abs() > (v - target).abs()
         # Inside the range old + (v - old) may differ from v by rounding, which must not count.
-        return _share(moved & larger, v, mask)
+        return (moved & larger).to(v.dtype)
+
+
+def value_clip_fraction(
+    values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None, mask: Tensor | None = None
+) -> Tensor:
+    """Share of valid tokens that are ``value_clipped``: scalar, no gradient."""
+    return _share(value_clipped(values, old_values, returns, clip, mask), mask)
 
 
 def ppo_total(
@@ -677,10 +695,10 @@ def centring_loss(better: Tensor, worse: Tensor) -> Tensor:
     return (_wide(better) + _wide(worse)) ** 2
 
 
-def pairwise_accuracy(better: Tensor, worse: Tensor, ties: str = "strict") -> Tensor:
-    """Share of pairs scored in the right order: scalar. A tie is wrong if ``strict``, half right if ``half``.
+def right_order(better: Tensor, worse: Tensor, ties: str = "strict") -> Tensor:
+    """1 for a pair scored in the right order, else 0: [P] -> [P]. A tie is 0 if ``strict``, 0.5 if ``half``.
 
-    Margins play no part. 0 for no pairs. Raises ValueError for another treatment of ties.
+    Margins play no part. Raises ValueError for another treatment of ties.
     """
     check_shapes(better=better, worse=worse)
     if ties not in ("strict", "half"):
@@ -689,13 +707,13 @@ def pairwise_accuracy(better: Tensor, worse: Tensor, ties: str = "strict") -> Te
     right = (better > worse).to(better.dtype)
     if ties == "half":
         right = right + 0.5 * (better == worse)
+    return right
+
+
+def pairwise_accuracy(better: Tensor, worse: Tensor, ties: str = "strict") -> Tensor:
+    """Mean of ``right_order`` over pairs: scalar, 0 for no pairs."""
+    right = right_order(better, worse, ties)
     return right.sum() / max(len(right), 1)
-
-
-def ranking_pairs(ranks: Sequence[float]) -> list[tuple[int, int]]:
-    """Pairs (i, j) with i better than j, i.e. of lower rank; 1 is best, ties give no pair."""
-    indices = range(len(ranks))
-    return [(i, j) for i in indices for j in indices if ranks[i] < ranks[j]]
 
 
 def kwise_weights(pair_group: Tensor, responses: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -802,7 +820,8 @@ def _reward_table(rewards: Tensor | Sequence[Sequence[float | None]]) -> Tensor:
         return _wide(rewards)
     rows = [[math.nan if r is None else float(r) for r in row] for row in rewards]
     width = max((len(row) for row in rows), default=0)
-    return torch.tensor([row + [math.nan] * (width - len(row)) for row in rows], dtype=torch.float64).view(-1, width)
+    filled = [row + [math.nan] * (width - len(row)) for row in rows]
+    return torch.tensor(filled, dtype=torch.float64).view(len(rows), width)
 
 
 def best_of(rewards: Tensor | Sequence[Sequence[float | None]]) -> tuple[Tensor, Tensor]:
@@ -828,7 +847,8 @@ def carry_over_best(
     """(iteration [I, P], index [I, P], reward [I, P]): the best response of each prompt over iterations 0..i.
 
     Llama 2 2023, section 3.2.3: keeping the best of all earlier iterations prevents regressions. The earliest wins
-    ties. Entries [P, K] may differ in K, not in P. Iteration and index are -1 as long as a prompt has no reward.
+    ties. Entries [P, K] may differ in K, not in P; a prompt that an iteration lacks has no rewards there. Iteration and
+    index are -1 as long as a prompt has no reward.
     """
     if not iterations:
         raise ValueError("no iterations to carry over")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,13 +48,14 @@ class Context:
     """What a reward, judge or step is given before it works.
 
     models: the engine. cache: a folder that lasts across runs of this recipe. folder: the recipe's folder,
-    relative paths start there. seed: of the stage.
+    relative paths start there. seed: of the stage. load: groups of a DataRef option.
     """
 
     models: Models
     cache: Path
     folder: Path
     seed: int
+    load: Callable[[Any], list[Group]]
 
 
 class Reward:

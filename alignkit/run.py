@@ -249,7 +249,8 @@ class Run:
         )
 
     def _context(self, seed: int) -> Context:
-        return Context(self.engine, self._cache(), self.recipe.folder, seed)
+        self.engine.forget_scores()  # what a reward scores in `prepare` must not depend on what this process did before
+        return Context(self.engine, self._cache(), self.recipe.folder, seed, lambda spec: self.load(spec, seed).groups)
 
     def _cache(self) -> Path:
         cache = self.folder / "cache"
@@ -493,6 +494,8 @@ def _data_specs(value: Any) -> Iterator[DataSpec]:
             yield from _data_specs(getattr(value, name))
     elif isinstance(value, Component):
         yield from _data_specs(value.options)
+    elif isinstance(value, RewardSpec):
+        yield from _data_specs([value.component, *value.children.values()])
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _data_specs(item)

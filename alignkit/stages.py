@@ -20,7 +20,7 @@ from alignkit.engine import Engine, reward_stages
 from alignkit.errors import AlignkitError, DataError, RunFailed
 from alignkit.functional import missing_eos_penalty
 from alignkit.policy import BASE
-from alignkit.recipe import DataSpec, Settings, Stage
+from alignkit.recipe import DataSpec, RewardSpec, Settings, Stage
 from alignkit.report import Metrics, Reporter
 from alignkit.reward import Combined, Context
 from alignkit.rollout import Sampling, sample
@@ -135,7 +135,7 @@ class Training:
             self.policy.add_head(self.value_role, self.role)
             return "a zero head on the policy"
         reward = self.settings.reward
-        models = reward_stages(reward) if reward is not None else []
+        models = _reward_models(reward) if reward is not None else []
         source = self.settings.value_from or (models[0] if models else None)
         start = self.role if source is None else self.engine.role(source)
         role = self.policy.add_role(self.value_role, start=start, head="scalar")
@@ -326,6 +326,13 @@ class Dataset(Training):
         if "best_epoch" not in self.summary:
             self.policy.save(self.role, self.run_.adapter)
         return super().finish()
+
+
+def _reward_models(spec: RewardSpec) -> list[str]:
+    """Stages of the reward models in a reward expression, and of those that a reward's own options name."""
+    options = vars(spec.component.options) if spec.kind == "reward" and spec.component is not None else {}
+    below = [value for value in options.values() if isinstance(value, RewardSpec)]
+    return [name for part in (spec, *below) for name in reward_stages(part)]
 
 
 def _needs(algorithm: Algorithm) -> str:

@@ -32,14 +32,13 @@ class Artifact:
 
 @dataclass(frozen=True)
 class StepContext(Context):
-    """out: the stage's folder. load: groups of a DataRef option. scorer: builds a RewardRef option, see `Scorer`.
+    """out: the stage's folder. scorer: builds a RewardRef option, see `Scorer`.
 
     map(name, rows, f): f over rows, durable: results are kept on disk by row content, a killed run goes on after
     the last finished chunk. log: metrics. say: one line to the user.
     """
 
     out: Path
-    load: Callable[[Any], list[Group]]
     scorer: Callable[[Any], Any]
     map: Callable[[str, Sequence[Any], Callable[[Sequence[Any]], Iterable[Any]]], list[Any]]
     log: Callable[..., None]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from alignkit.algorithm import REWARD, Algorithm, Batch, Outputs, Per, Term
 from alignkit.batch import Encoded, Examples, PackedRow, micro_batches, pack, spread
 from alignkit.errors import RunFailed
-from alignkit.memory import within_memory
+from alignkit.memory import Returned, within_memory
 from alignkit.policy import Policy
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Learner:
     mix: Mix | None = None
     steps: int = 0
     skipped: int = 0
+    returned: Returned = field(init=False, default_factory=Returned)
     optimizer: torch.optim.AdamW = field(init=False)
     parameters: dict[str, nn.Parameter] = field(init=False)
 
@@ -90,6 +91,7 @@ class Learner:
         else:
             self._skip(examples)
             metrics["skipped"] = 1.0
+        self.returned.now()
         return metrics
 
     def _gradients(self, examples: Examples) -> dict[str, float]:

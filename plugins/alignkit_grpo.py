@@ -123,10 +123,9 @@ class GRPO(Algorithm):
         assert out.logprobs is not None and batch.old_logprobs is not None
         o, per = self.options, per_token if self.options.ratio == "token" else per_response
         logprobs, old, advantages, mask = self._ratios(batch, out)
-        ratio = F.ratio(logprobs, old, mask)
-        clipped = ratio.clamp(1 - o.clip, 1 + (o.clip_high or o.clip)) * advantages < ratio * advantages
+        clipped = F.clipped(logprobs, old, advantages, o.clip, o.clip_high or o.clip, mask)
         moved = F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)
-        return {"clip_fraction": per(clipped.float()), "ratio": per(ratio), "moved": per_token(moved)}
+        return {"clip_fraction": per(clipped), "ratio": per(F.ratio(logprobs, old, mask)), "moved": per_token(moved)}
 
     def _ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log-probabilities after and before, advantages, mask: [R, T] each, or of whole responses, [R] (GSPO)."""

@@ -109,7 +109,7 @@ class OnlineDPO(Algorithm):
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         better, worse = batch.pairs.take(self.options.beta * _log_ratios(batch, out))
         return {
-            "accuracy": per_pair((better > worse).float()),
+            "accuracy": per_pair(F.right_order(better, worse)),
             "implicit_reward/better": per_pair(better),
             "implicit_reward/worse": per_pair(worse),
         }

@@ -2,7 +2,8 @@
 
 Per-token rewards are -beta KL to the reference with the score on the last token (Ziegler et al. 2019), advantages
 by GAE with a value role of its own, policy and value losses clipped. InstructGPT's ptx is the stage's `mix`.
-Differs from InstructGPT: the score is not normalised by demonstrations here; learning rate and clip suit LoRA.
+Differs from InstructGPT: the score is normalised by demonstrations only where the recipe's reward is `normalized`;
+learning rate and clip suit LoRA.
 """
 
 from __future__ import annotations
@@ -115,14 +116,20 @@ class PPO(Algorithm):
         return {"policy": mask / mask.sum(dim=1, keepdim=True).clamp(min=1)}
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Over counted tokens: share whose gradient the clip removes, KL moved in this iteration (k3), the ratio."""
-        assert out.logprobs is not None and batch.old_logprobs is not None
+        """Over counted tokens: shares whose gradient the clips remove, KL moved in this iteration (k3), the ratio."""
+        assert out.logprobs is not None and out.values is not None
+        assert batch.old_logprobs is not None and batch.old_values is not None
         o, mask = self.options, batch.mask
-        ratio = F.ratio(out.logprobs, batch.old_logprobs, mask)
-        advantages = batch["advantages"]
-        clipped = ratio.clamp(1 - o.clip, 1 + (o.clip_high or o.clip)) * advantages < ratio * advantages
-        moved = F.kl_k3(batch.old_logprobs, out.logprobs, mask)
-        return {"clip_fraction": per_token(clipped.float()), "moved": per_token(moved), "ratio": per_token(ratio)}
+        clipped = F.clipped(
+            out.logprobs, batch.old_logprobs, batch["advantages"], o.clip, o.clip_high or o.clip, mask=mask
+        )
+        value_clipped = F.value_clipped(out.values, batch.old_values, batch["returns"], o.clip_value, mask=mask)
+        return {
+            "clip_fraction": per_token(clipped),
+            "value_clip_fraction": per_token(value_clipped),
+            "moved": per_token(F.kl_k3(batch.old_logprobs, out.logprobs, mask)),
+            "ratio": per_token(F.ratio(out.logprobs, batch.old_logprobs, mask)),
+        }
 
 
 def _explained(values: Tensor, returns: Tensor) -> float:

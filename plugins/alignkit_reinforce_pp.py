@@ -95,11 +95,13 @@ class ReinforcePP(Algorithm):
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Over counted tokens: share whose gradient the clip removes, KL moved in this iteration (k3), the ratio."""
         assert out.logprobs is not None and batch.old_logprobs is not None
-        o, advantages = self.options, batch["advantages"]
-        ratio = F.ratio(out.logprobs, batch.old_logprobs, batch.mask)
-        clipped = ratio.clamp(1 - o.clip, 1 + (o.clip_high or o.clip)) * advantages < ratio * advantages
-        moved = F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)
-        return {"clip_fraction": per_token(clipped.float()), "moved": per_token(moved), "ratio": per_token(ratio)}
+        o, old, mask = self.options, batch.old_logprobs, batch.mask
+        clipped = F.clipped(out.logprobs, old, batch["advantages"], o.clip, o.clip_high or o.clip, mask)
+        return {
+            "clip_fraction": per_token(clipped),
+            "moved": per_token(F.kl_k3(old, out.logprobs, mask)),
+            "ratio": per_token(F.ratio(out.logprobs, old, mask)),
+        }
 
 
 @hookimpl

@@ -64,15 +64,16 @@ class RejectionSampling(Algorithm):
         return chosen
 
     def _best_of_prompts(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        fresh: dict[str, Group] = {}
-        for group in groups:  # a prompt may stand in an iteration twice
-            _offer(fresh, _best(group))
+        earlier = context.earlier() if self.options.carry_over else ()
+        *old, fresh = tables = [_samples(iteration) for iteration in (*earlier, groups)]
+        prompts = list(dict.fromkeys(key for table in tables for key in table))
+        rewards = [[[_reward(response) for _, response in table.get(key, ())] for key in prompts] for table in tables]
+        iterations, places, _ = F.carry_over_best(rewards)
         best: dict[str, Group] = {}
-        for earlier in context.earlier() if self.options.carry_over else ():
-            for group in earlier:
-                _offer(best, replace(_best(group), meta={**group.meta, "carried": True}))
-        for group in fresh.values():
-            _offer(best, group)
+        for key, iteration, place in zip(prompts, iterations[-1].tolist(), places[-1].tolist(), strict=True):
+            group, response = tables[iteration][key][place]
+            meta = {**group.meta, "carried": True} if iteration < len(old) else group.meta
+            best[key] = replace(group, responses=(response,), pairs=None, meta=meta)
         past = sorted(best.keys() - fresh.keys())
         count = min(len(past), int(self.options.carry_over * len(fresh)))
         drawn = [best[past[place]] for place in context.rng.permutation(len(past))[:count]]
@@ -83,26 +84,19 @@ class RejectionSampling(Algorithm):
         return Loss(nll=per_token(-out.logprobs))
 
 
-def _offer(best: dict[str, Group], group: Group) -> None:
-    """Keep a prompt's best sample; of equals the earlier one."""
-    key = _key(group)
-    if key not in best or _reward(group.responses[0]) > _reward(best[key].responses[0]):
-        best[key] = group
-
-
-def _key(group: Group) -> str:
-    return "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in group.prompt)
+def _samples(groups: Sequence[Group]) -> dict[str, list[tuple[Group, Response]]]:
+    """Each prompt's responses with their groups, in order; a prompt may stand in an iteration twice."""
+    found: dict[str, list[tuple[Group, Response]]] = {}
+    for group in groups:
+        key = "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in group.prompt)
+        found.setdefault(key, []).extend((group, response) for response in group.responses)
+    return found
 
 
 def _reward(response: Response) -> float:
     reward = response.scores["reward"]
     assert reward is not None  # responses without a score never reach an algorithm
     return reward
-
-
-def _best(group: Group) -> Group:
-    """The group with its best response alone; the first of equals."""
-    return replace(group, responses=(max(group.responses, key=_reward),), pairs=None)
 
 
 def _top(groups: Sequence[Group]) -> list[Group]:

@@ -1,4 +1,4 @@
-"""Rewards without a model (`length`, `python`) and a plain weighted sum of rewards (`weighted_sum`)."""
+"""Rewards without a model (`length`, `python`), a normalised reward model, and a weighted sum (`weighted_sum`)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 import alignkit
-from alignkit import Combine, Combined, Context, Field, Group, Message, Response, Reward, RewardRef, RunFailed, hookimpl
+from alignkit import (
+    Combine,
+    Combined,
+    Context,
+    DataRef,
+    Field,
+    Group,
+    Message,
+    Response,
+    Reward,
+    RewardRef,
+    RunFailed,
+    hookimpl,
+)
+from alignkit import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -217,6 +231,50 @@ def _prompt_text(group: Group) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in group.prompt)
 
 
+class Normalized(Reward):
+    """A reward model's score, shifted so that demonstrations have mean 0 (InstructGPT 2022, section 3.5).
+
+    With `gain` also scaled so that they have variance 1, as Ziegler et al. 2019, section 2.1, did with samples of the
+    reference policy. Bias and gain are measured once, from raw scores; what could not be scored does not count.
+    """
+
+    class Options(alignkit.Options):
+        reward_model: RewardRef = Field(description="a stage that trains a reward model, or {folder: PATH}")
+        data: DataRef = Field(description="demonstrations")
+        gain: bool = Field(False, description="scale too, so that demonstrations have variance 1")
+
+        @field_validator("reward_model")
+        @classmethod
+        def _one_model(cls, value: Any) -> Any:
+            if isinstance(value, dict) and list(value) != ["folder"]:
+                raise ValueError("expected a stage that trains a reward model, or {folder: PATH}")
+            return value
+
+    options: Options
+
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        model = self.options.reward_model
+        if model.kind not in ("stage", "folder"):
+            raise RunFailed(
+                f"reward 'normalized': '{model.name}' is no reward model\n"
+                "help: reward_model is a stage that trains one, or {folder: PATH}"
+            )
+        known = [score for score in self._raw(context.load(self.options.data)) if score is not None]
+        if not known:
+            raise RunFailed(f"reward 'normalized': '{model.name}' could score none of the demonstrations")
+        import torch
+
+        bias, gain = F.reward_normaliser(torch.tensor(known, dtype=torch.float64))
+        self.bias, self.gain = bias, gain if self.options.gain else 1.0
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        return {"": [None if raw is None else (raw + self.bias) * self.gain for raw in self._raw(groups)]}
+
+    def _raw(self, groups: Sequence[Group]) -> list[float | None]:
+        return self.context.models.scores(self.options.reward_model.name, groups)
+
+
 class WeightedSum(Combine):
     """Sum of weight times reward, not whitened. A response that lacks a part stays NaN."""
 
@@ -249,6 +307,7 @@ class WeightedSum(Combine):
 def register_rewards(register: Register) -> None:
     register("length", Length, summary="length of the response, or its distance to a target")
     register("python", Python, summary="a function in a file of yours, with TRL's signature")
+    register("normalized", Normalized, summary="a reward model's score, 0 on average for demonstrations")
 
 
 @hookimpl

@@ -89,6 +89,9 @@ class JudgePairs(Step):
         max_new_tokens: int = Field(128, ge=1, description="length of a sampled response, in tokens")
         temperature: float = Field(1.0, gt=0, description="of the sampled responses")
         soft: bool = Field(True, description="pairs carry the judge's probability; otherwise hard labels")
+        clamp: tuple[float, float] | None = Field(
+            None, description="soft labels are kept within [low, high]; [0.4, 0.6] for a judge with a chain of thought"
+        )
         min_confidence: float = Field(0.0, ge=0, le=0.5, description="pairs with |p - 0.5| below this are dropped")
         drop_inconsistent: bool = Field(False, description="drop pairs where the order decided who won")
 
@@ -96,6 +99,15 @@ class JudgePairs(Step):
         def _one_source(self) -> Any:
             if (self.data is None) == (self.prompts is None) or (self.prompts is None) != (self.policy is None):
                 raise ValueError("give either `data`, or `prompts` together with `policy`")
+            return self
+
+        @model_validator(mode="after")
+        def _clamp_is_a_range(self) -> Any:
+            low, high = self.clamp or (0.0, 1.0)
+            if not 0 <= low <= 0.5 <= high <= 1:
+                raise ValueError(f"clamp [{low:g}, {high:g}] is no range of probabilities around 0.5")
+            if self.clamp is not None and not self.soft:
+                raise ValueError("clamp bears on soft labels alone")
             return self
 
     options: Options
@@ -149,21 +161,37 @@ class JudgePairs(Step):
     ) -> list[Group]:
         """Groups with the judge's pairs; groups without one are left out."""
         pairs: dict[int, list[Pair]] = {}
-        for (g, i, j), verdict, swayed in zip(places, verdicts, tally.inconsistent, strict=True):
+        rows = zip(places, verdicts, self._labels(verdicts), tally.inconsistent, strict=True)
+        for (g, i, j), verdict, label, swayed in rows:
             if verdict.p_first is None:
                 continue
             if self.options.drop_inconsistent and swayed:
                 tally.dropped["inconsistent"] += 1
-            elif self._unsure(verdict.p_first):
+            elif self._unsure(verdict.p_first, label):
                 tally.dropped["unsure"] += 1
             else:
-                pairs.setdefault(g, []).append(oriented(i, j, verdict.p_first, self.options.soft))
+                pairs.setdefault(g, []).append(oriented(i, j, label))
         tally.labelled = sum(map(len, pairs.values()))
         return [dataclasses.replace(groups[g], pairs=tuple(pairs[g])) for g in sorted(pairs)]
 
-    def _unsure(self, p: float) -> bool:
+    def _labels(self, verdicts: Sequence[Verdict]) -> list[float]:
+        """P(first is better) as pairs tell it, for each verdict; NaN where there is none and the label is soft."""
+        import torch
+
+        from alignkit import functional as F
+
+        known = [math.nan if verdict.p_first is None else verdict.p_first for verdict in verdicts]
+        p = torch.tensor(known, dtype=torch.float64)
+        if not self.options.soft:
+            p = F.hard_label(p)
+        elif self.options.clamp is not None:
+            p = F.clamp_cai(p, *self.options.clamp)
+        labels: list[float] = p.tolist()
+        return labels
+
+    def _unsure(self, p: float, label: float) -> bool:
         """Below the asked-for confidence; without soft labels a tie cannot be told as a label either."""
-        return abs(p - 0.5) < self.options.min_confidence or (not self.options.soft and p == 0.5)
+        return abs(p - 0.5) < self.options.min_confidence or (not self.options.soft and label == 0.5)
 
 
 def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], int]:
@@ -192,10 +220,9 @@ def restored(row: Mapping[str, Any]) -> Verdict:
     return Verdict(row["p_first"], tuple(orders) if orders else None, row["mass"], row["reason"])
 
 
-def oriented(i: int, j: int, p: float, soft: bool) -> Pair:
-    """The pair of responses i and j where the judge gives P(i better) = p: the likelier one is `better`."""
-    better, worse, p_better = (i, j, p) if p >= 0.5 else (j, i, 1.0 - p)
-    return Pair(better, worse, p=p_better if soft else 1.0)
+def oriented(i: int, j: int, p: float) -> Pair:
+    """The pair of responses i and j where P(i better) = p: the likelier one is `better`."""
+    return Pair(i, j, p=p) if p >= 0.5 else Pair(j, i, p=1.0 - p)
 
 
 @dataclass

@@ -80,13 +80,11 @@ class RLOO(Algorithm):
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Share of responses whose gradient the clip removes, their ratio; KL moved in this iteration (k3)."""
         assert out.logprobs is not None and batch.old_logprobs is not None
-        o, advantages = self.options, batch["advantages"]
-        ratio = F.ratio(*_sums(batch, out))
-        clipped = ratio.clamp(1 - o.clip, 1 + (o.clip_high or o.clip)) * advantages < ratio * advantages
+        o, sums = self.options, _sums(batch, out)
         moved = F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)
         return {
-            "clip_fraction": per_response(clipped.float()),
-            "ratio": per_response(ratio),
+            "clip_fraction": per_response(F.clipped(*sums, batch["advantages"], o.clip, o.clip_high or o.clip)),
+            "ratio": per_response(F.ratio(*sums)),
             "moved": per_token(moved),
         }
 

@@ -33,8 +33,11 @@ MINUTES = 10  # longer than any algorithm's tests take: a mutant may also hang
 GOLDEN = "tests/test_golden.py"
 TESTS = {
     "sft": [GOLDEN, "tests/test_testing.py"],
-    "reward_model": [GOLDEN, "tests/test_testing.py"],
-    "ppo": [GOLDEN, "tests/test_testing.py", "tests/test_ppo_checklist.py", "tests/test_optimum.py"],
+    "reward_model": [GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py"],
+    "ppo": [
+        *(GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py"),
+        *("tests/test_ppo_checklist.py", "tests/test_optimum.py"),
+    ],
     "rejection_sampling": [GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py", "tests/test_optimum.py"],
     "dpo": [GOLDEN, "tests/plugins/test_preferences.py", "tests/test_testing.py", "tests/test_optimum.py"],
     **{

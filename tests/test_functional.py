@@ -1,12 +1,15 @@
 """What the known answers cannot show: the chunked head, garbage under masks, extreme values, errors, edge shapes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from alignkit import Group, Pair, Response, resolved_pairs
 from alignkit import functional as F
+from alignkit.data import ranking_pairs
 
 ROWS, WIDTH, VOCABULARY = 11, 5, 17
 
@@ -206,6 +209,16 @@ def test_kwise_weights_sum_to_one_per_group() -> None:
     assert F.kwise_weights(group, torch.tensor([3, 2, 3, 3, 2])).tolist() == weights.tolist()
 
 
+def test_what_has_no_rank_gives_no_pair() -> None:
+    """0 is a rank, and places are those of all responses; a group's own pairs come before its ranks."""
+    ranks = [None, 0, 2.5, None, 2.5, 1]
+    pairs = [(1, 2), (1, 4), (1, 5), (5, 2), (5, 4)]
+    assert ranking_pairs(ranks) == pairs and ranking_pairs([None, 1]) == []
+    group = Group((), tuple(Response(rank=rank) for rank in ranks))
+    assert resolved_pairs(group) == tuple(Pair(i, j) for i, j in pairs)
+    assert resolved_pairs(replace(group, pairs=(Pair(4, 1, p=0.7),))) == (Pair(4, 1, p=0.7),)
+
+
 def test_group_advantages_follow_ids_not_order() -> None:
     rewards, group = torch.tensor([1.0, 5.0, 3.0, 7.0, 2.0]), torch.tensor([8, 1, 8, 1, 4])
     assert F.centred_advantages(rewards, group).tolist() == [-1.0, -1.0, 1.0, 1.0, 0.0]
@@ -227,6 +240,45 @@ def test_best_of_with_missing_rewards() -> None:
     assert iteration.tolist() == [[-1, 0], [1, 0]]
     assert index.tolist() == [[-1, 1], [0, 1]]
     assert reward[1].tolist() == [0.5, 4.0]
+
+
+def test_best_of_prompts_that_an_iteration_lacks() -> None:
+    """An entry without rewards: in the middle, at the end, in all of an iteration; and no prompts at all."""
+    iteration, index, reward = F.carry_over_best([[[1.0], []], [[], []], [[], [-math.inf, 3.0]], [[2.0], []]])
+    assert iteration.tolist() == [[0, -1], [0, -1], [0, 2], [3, 2]]
+    assert index.tolist() == [[0, -1], [0, -1], [0, 1], [0, 1]]
+    assert reward[-1].tolist() == [2.0, 3.0]
+    assert [x.shape for x in F.carry_over_best([[], []])] == [(2, 0)] * 3
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_what_is_clipped_is_told_by_token(garbage: float) -> None:
+    """Above the range with A > 0 and below it with A < 0; the gradient of the loss is 0 there and nowhere else."""
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0]])
+    old = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, garbage]])
+    new = torch.tensor([[0.5, 0.5, -0.5, -0.5, 0.0, 0.0]], requires_grad=True)
+    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -garbage]])
+    clipped = F.clipped(new, old, advantages, 0.2, 0.3, mask)
+    assert clipped.tolist() == [[1, 0, 0, 1, 0, 0]] and not clipped.requires_grad
+    (gradient,) = torch.autograd.grad(F.ppo_policy_loss(new, old, advantages, 0.2, 0.3, mask=mask).sum(), new)
+    assert torch.equal((gradient == 0) & mask.bool(), clipped.bool())
+    between = torch.tensor([[math.log(1.25)]])  # the two sides of the range are not mixed up
+    zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+    assert [F.clipped(between, zero, one, *sides).item() for sides in ((0.2, 0.3), (0.3, 0.2))] == [0, 1]
+    values = torch.tensor([[0.5, 0.5, -0.5, 0.1, 0.0, 0.5]], requires_grad=True)
+    returns, mask = torch.tensor([[1.0, 0.0, 0.0, 9.0, 0.0, 0.25]]), torch.tensor([[1, 1, 1, 1, 0, 1]])
+    start = torch.tensor([[0.0, 0.0, 0.0, 0.0, garbage, 0.0]])
+    found = F.value_clipped(values, start, returns, 0.2, mask)
+    assert found.tolist() == [[1, 0, 0, 0, 0, 0]] and not found.requires_grad
+    assert not F.value_clipped(values, start, returns, None, mask).any()
+
+
+@pytest.mark.parametrize(("ties", "tie"), [("strict", 0.0), ("half", 0.5)])
+def test_right_order_of_pairs(ties: str, tie: float) -> None:
+    better, worse = torch.tensor([1.0, 1.0, -2.0]), torch.tensor([0.5, 1.0, -1.0])
+    assert F.right_order(better, worse, ties).tolist() == [1.0, tie, 0.0]
+    with pytest.raises(ValueError, match="strictly"):
+        F.right_order(better, worse, "strictly")
 
 
 def test_best_of_n_distribution_shares_ties() -> None:

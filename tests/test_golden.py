@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alignkit import agreement, dialogues, ranking
 from alignkit import functional as F
+from alignkit.data import ranking_pairs
 
 PLAIN = {"agreement", "ranking", "gopher_dialogue"}  # without tensors
 AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm")
@@ -527,7 +528,7 @@ def check_rm_pairwise(case: Case) -> None:
 
 def check_rm_kwise(case: Case) -> None:
     rewards = [torch.tensor(r, dtype=case.dtype, requires_grad=True) for r in case.inputs["rewards"]]
-    pairs = [F.ranking_pairs(ranks) for ranks in case.inputs["ranks"]]
+    pairs = [ranking_pairs(ranks) for ranks in case.inputs["ranks"]]
     case.close("n_pairs", [len(p) for p in pairs])
     flat = [(prompt, i, j) for prompt, p in enumerate(pairs) for i, j in p]
     scores, starts = torch.cat(rewards), [0, *accumulate(len(r) for r in rewards)]

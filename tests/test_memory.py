@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import Group, Response
+from alignkit import Group, Response, memory
 from alignkit.batch import Encoder, Examples
-from alignkit.memory import ran_out
+from alignkit.memory import GROWTH, Returned, ran_out
 from alignkit.policy import BASE, Policy
 from alignkit.recipe import LoraSpec, ModelSpec, Settings
 from alignkit.train import Learner, measure
@@ -118,3 +119,24 @@ def test_a_resumed_stage_packs_as_the_killed_one_did(policy: Policy) -> None:
     policy.halvings = 0
     work.restore(tensors, state)
     assert policy.halvings == 2
+
+
+def test_memory_is_given_back_when_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [3, 3 + GROWTH - 1, 3 + GROWTH, 5, 4 + GROWTH, 5 + GROWTH, 9]
+    monkeypatch.setattr(memory, "_resident", lambda: sizes.pop(0))
+    returned = Returned()
+    assert [returned.now() for _ in range(7)] == [False, False, True, False, False, True, False]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc keeps what is freed")
+def test_what_lies_between_used_pieces_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "GROWTH", 50 * 2**20)
+    returned = Returned()
+    assert not returned.now()
+    pieces = [torch.ones(16_000) for _ in range(4000)]  # 64 kB each: too small for pages of their own
+    kept = pieces[::100]
+    del pieces
+    held = memory._resident()
+    assert returned.now()
+    assert memory._resident() < held - 100 * 2**20
+    assert all(float(piece.sum()) == 16_000 for piece in kept)

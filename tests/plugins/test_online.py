@@ -30,9 +30,11 @@ from alignkit.train import Averages, Learner, _weighted
 from alignkit_dpo import DPO
 from alignkit_grpo import GRPO
 from alignkit_online_dpo import OnlineDPO
+from alignkit_ppo import PPO
 from alignkit_reinforce_pp import ReinforcePP
 from alignkit_rejection_sampling import RejectionSampling
 from alignkit_rest import ExpertIteration, ReST
+from alignkit_reward_model import RewardModel
 from alignkit_rloo import RLOO
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -90,7 +92,8 @@ def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Te
 
 def reported(algorithm: Algorithm, part: Batch, out: Outputs) -> dict[str, float]:
     averages = Averages()
-    averages.add(algorithm.report(part, out), part)
+    with torch.no_grad():
+        averages.add(algorithm.report(part, out), part)
     return averages.means()
 
 
@@ -424,6 +427,63 @@ def test_reinforce_pp_updates_as_ppo_does(case: Mapping[str, Any]) -> None:
     assert [measured["ratio"], measured["moved"]] == [found["ratio"], found["moved"]]
 
 
+def ppo_batch(inputs: Mapping[str, Any]) -> tuple[Batch, Outputs]:
+    """A golden batch of policy or values; what the case does not have is 0."""
+    mask = torch.tensor(inputs["mask"])
+    zero = torch.zeros(mask.shape, dtype=torch.float64)
+    given = {name: double(inputs.get(name, zero)) for name in ("old_logprob", "advantages", "old_values", "returns")}
+    found = batch(mask, old_logprobs=given["old_logprob"], old_values=given["old_values"])
+    found.signals = {name: given[name] for name in ("advantages", "returns")}
+    logprobs, values = (double(inputs.get(name, zero)).requires_grad_(True) for name in ("logprob", "values"))
+    return found, Outputs(logprobs=logprobs, values=values, entropy=zero)
+
+
+@pytest.mark.parametrize("case", cases("ppo_policy_loss", "logprob"))
+def test_ppo_policy(case: Mapping[str, Any]) -> None:
+    expected, params = case["expected"], case["params"]
+    given, out = ppo_batch(case["inputs"])
+    for aggregation, key in (("token", "token_mean"), ("response", "seq_mean_token_mean")):
+        clip = {"clip": params["clip_low"], "clip_high": params["clip_high"], "dual_clip": params["dual_clip"]}
+        algorithm = new(PPO, aggregation=aggregation, value_coefficient=0.0, **clip)
+        loss = averaged(algorithm, [(given, out)])
+        near = {"rtol": 1e-6, "atol": 1e-7} if aggregation == "response" else {}  # its weights are float32
+        close(loss, expected[key]["loss"], **near)
+        close(torch.autograd.grad(loss, out.logprobs)[0], expected[key]["grad_logprob"], **near)
+        found = reported(algorithm, given, out)
+        assert found["clip_fraction"] == pytest.approx(expected["clip_fraction_active"], abs=1e-9)
+        assert found["ratio"] == pytest.approx(expected["mean_ratio"])
+        assert found["moved"] == pytest.approx(expected["approx_kl_k3"], abs=1e-9)
+        assert found["value_clip_fraction"] == 0.0
+
+
+@pytest.mark.parametrize("case", cases("ppo_value_loss", "values"))
+def test_ppo_values(case: Mapping[str, Any]) -> None:
+    given, out = ppo_batch(case["inputs"])
+    algorithm = new(PPO, clip_value=case["params"]["clip_value"], value_coefficient=0.7)
+    loss = averaged(algorithm, [(given, out)])
+    close(loss, 0.7 * case["expected"]["loss"])
+    close(torch.autograd.grad(loss, out.values)[0], 0.7 * double(case["expected"]["grad_values"]))
+    found = reported(algorithm, given, out)
+    assert found["value_clip_fraction"] == pytest.approx(case["expected"]["clip_fraction"], abs=1e-9)
+    assert found["clip_fraction"] == 0.0
+
+
+@pytest.mark.parametrize("case", cases("rm_pairwise", "chosen"))
+def test_accuracy_of_pairs(case: Mapping[str, Any]) -> None:
+    """Of a reward model by its scores, and of online DPO by log-ratios: a tie is wrong."""
+    chosen, rejected = double(case["inputs"]["chosen"]), double(case["inputs"]["rejected"])
+    count, both = len(chosen), torch.cat([chosen, rejected])
+    better = torch.arange(count)
+    pairs = Pairs(better, better + count, double([1.0] * count), torch.zeros(count), better * 0, ("slightly",) * count)
+    given = batch(torch.ones(2 * count, 1), torch.zeros(2 * count).long(), pairs)
+    given.reference_logprobs = torch.zeros(2 * count, 1, dtype=torch.float64)
+    wanted = pytest.approx(case["expected"]["accuracy_strict"], abs=1e-9)
+    found = reported(new(RewardModel), given, Outputs(scores=both))
+    assert [found["accuracy"], found["accuracy/slightly"]] == [wanted, wanted]
+    assert found["score_gap"] == pytest.approx(case["expected"]["mean_margin"])
+    assert reported(new(OnlineDPO), given, Outputs(logprobs=both[:, None]))["accuracy"] == wanted
+
+
 def test_ratios_of_whole_responses() -> None:
     """RLOO's is a product over tokens, GSPO's its root by the length; the second token of the second is no token."""
     given = batch([[1, 1], [1, 0]], old_logprobs=double([[-1.0, -2.0], [-3.0, 9.0]]))
@@ -616,6 +676,42 @@ def test_best_of_k(case: Mapping[str, Any]) -> None:
     samples = len(iterations[0][0])
     assert [p * samples + k for p, k in places(found)] == expected["raft_global_top_1_over_k_flat_index"]
     assert logged["carried_over"] == 0
+
+
+def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
+    """Which sample of which iteration, what is marked, and the order: new prompts as they came, old ones by reward."""
+
+    def rolled(name: str, *rows: tuple[int, list[float]]) -> list[Group]:
+        return [
+            Group(
+                ({"role": "user", "content": str(prompt)},),
+                tuple(Response(f"{name}{number}.{k}", scores={"reward": r}) for k, r in enumerate(rewards)),
+                meta={"of": f"{name}{number}"},
+            )
+            for number, (prompt, rewards) in enumerate(rows)
+        ]
+
+    earlier = [
+        rolled("a", (1, [0.0, 2.0]), (2, [5.0, 5.0]), (3, [1.0]), (1, [2.0, 1.0])),
+        rolled("b", (4, [-math.inf, -3.0]), (2, [5.0, 4.0])),
+    ]
+    now = rolled("c", (5, [0.5, 0.25]), (1, [2.0, 1.0]), (3, [0.0]), (5, [0.5, 0.75]), (3, [1.5, 1.5]))
+    given, logged = context(earlier)
+    found = new(RejectionSampling, carry_over=5.0).select(now, given)
+    said = [(group.responses[0].text, group.meta) for group in found]
+    assert said == [
+        ("c3.1", {"of": "c3"}),
+        ("a0.1", {"of": "a0", "carried": True}),  # as good as what came later
+        ("c4.0", {"of": "c4"}),
+        ("a1.0", {"of": "a1", "carried": True}),
+        ("b0.1", {"of": "b0", "carried": True}),
+    ]
+    assert all(len(group.responses) == 1 and group.pairs is None for group in found)
+    assert logged == {"best_reward": pytest.approx((0.75 + 2.0 + 1.5 + 5.0 - 3.0) / 5), "carried_over": 3}
+    given, logged = context(earlier)
+    alone = new(RejectionSampling, carry_over=0.0).select(now, given)
+    assert [group.responses[0].text for group in alone] == ["c3.1", "c1.0", "c4.0"] and logged["carried_over"] == 0
+    assert new(RejectionSampling).select([], context()[0]) == []
 
 
 def test_carried_prompts_are_drawn_anew() -> None:

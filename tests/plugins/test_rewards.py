@@ -1,18 +1,26 @@
-"""Rewards without a model, and their weighted sum."""
+"""Rewards without a model, a normalised reward model, and the weighted sum of rewards."""
 
+import contextlib
+import io
+import json
 import math
 import runpy
+import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from alignkit import Context, Group, Response, RunFailed
-from alignkit_rewards import Length, Python, WeightedSum
+from alignkit import Context, Group, RecipeError, Response, RunFailed, cli
+from alignkit.data import read_groups
+from alignkit.recipe import RewardSpec, load_recipe
+from alignkit.run import Run
+from alignkit_rewards import Length, Normalized, Python, WeightedSum
 
 ASK = ({"role": "user", "content": "How are you?"},)
 GROUPS = [
@@ -66,7 +74,7 @@ def python(tmp_path: Path) -> Callable[..., Python]:
     def make(source: str, function: str = "reward", **options: Any) -> Python:
         (tmp_path / "mine.py").write_text(textwrap.dedent(source).lstrip())
         thing = Python(Python.Options(path="mine.py", function=function, **options))
-        thing.prepare(Context(models=None, cache=tmp_path, folder=tmp_path, seed=0))  # type: ignore[arg-type]
+        thing.prepare(Context(models=None, cache=tmp_path, folder=tmp_path, seed=0, load=list))  # type: ignore[arg-type]
         return thing
 
     return make
@@ -190,6 +198,215 @@ def test_python_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
 
 def test_python_is_not_called_for_nothing(python: Callable[..., Python]) -> None:
     assert python("def reward(completions): 1 / 0").score([Group(prompt=ASK)]) == {"": []}
+
+
+class Scores:
+    """Models whose reward model `rm` reads a score from the response's text; None where it says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[Sequence[Group]] = []
+
+    def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
+        assert stage == "rm"
+        self.asked.append(groups)
+        said = [response.text for group in groups for response in group.responses]
+        return [None if text == "None" else float(text) for text in said]
+
+
+def saying(*scores: float | None) -> list[Group]:
+    return [Group(ASK, (Response(str(score)),)) for score in scores]
+
+
+def normalized(demos: list[Group], folder: Path, kind: Any = "stage", **options: Any) -> tuple[Normalized, Scores]:
+    models = Scores()
+    thing = Normalized(Normalized.Options(reward_model=RewardSpec(kind, "rm"), data="demos", **options))
+    load = {"demos": demos}.__getitem__
+    thing.prepare(Context(models=models, cache=folder, folder=folder, seed=0, load=load))  # type: ignore[arg-type]
+    return thing, models
+
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "rm_normalize.json"
+
+
+@pytest.mark.parametrize("case", json.loads(GOLDEN.read_text())["cases"], ids=lambda case: case["id"])
+def test_normalized_matches_the_golden_numbers(case: dict[str, Any], tmp_path: Path) -> None:
+    demos, new = case["inputs"]["demo_rewards"], case["inputs"]["new_rewards"]
+    for gain, key in ((False, "new_bias_only"), (True, "new_mean0_var1")):
+        thing, models = normalized(saying(*demos), tmp_path, gain=gain)
+        assert thing.score(saying(*new)) == {"": pytest.approx(case["expected"][key], rel=1e-9, abs=1e-12)}
+        assert sum(thing.score(saying(*demos))[""]) == pytest.approx(0.0, abs=1e-9)  # type: ignore[arg-type]
+        assert len(models.asked) == 3  # the demonstrations were scored once, before anything else
+
+
+def test_normalized_leaves_out_what_could_not_be_scored(tmp_path: Path) -> None:
+    thing, _ = normalized(saying(None, 0.0, 5.0, None), tmp_path)
+    assert thing.score(saying(2.5, None, 3.5)) == {"": [0.0, None, 1.0]}
+    for demos in (saying(None, None), []):
+        with pytest.raises(RunFailed, match="'rm' could score none of the demonstrations"):
+            normalized(demos, tmp_path)
+    with pytest.raises(RunFailed, match="'rm' is no reward model"):
+        normalized(saying(1.0), tmp_path, kind="reward")
+    assert normalized(saying(1.0), tmp_path, kind="folder")[0].score(saying(3.0)) == {"": [2.0]}
+
+
+DATA = Path(__file__).parent.parent.parent / "recipes" / "data"
+STAGES: dict[str, Any] = {
+    "sft": {"algorithm": "sft", "data": {"path": "demos.jsonl"}, "max_steps": 1, "max_length": 256},
+    "liked": {
+        "algorithm": "reward_model",
+        "data": {"path": str(DATA / "rankings.jsonl"), "limit": 4},
+        "max_length": 256,
+        "learning_rate": 0.01,
+    },
+    "seen": {  # scores some of the demonstrations before `align` does
+        "step": "evaluate",
+        "policies": ["base"],
+        "rewards": [{"normalized": {"reward_model": "liked", "data": {"path": "some.jsonl"}}}],
+        "prompts": {"path": str(DATA / "heldout.jsonl"), "limit": 2},
+        "max_new_tokens": 4,
+    },
+    "align": {
+        "algorithm": "ppo",
+        "prompts": {"path": str(DATA / "prompts.jsonl"), "limit": 4},
+        "reward": {"normalized": {"reward_model": "liked", "data": "people.jsonl", "gain": True}},
+        "rollout": {"samples_per_prompt": 2, "max_new_tokens": 6},
+        "iterations": 2,
+        "prompts_per_iteration": 2,
+    },
+}
+STOPS = """
+import os
+from alignkit import hookimpl
+
+@hookimpl
+def metrics_logged(run, stage, step):
+    if os.environ.get("STOP") and (stage, step) == ("align", 1):
+        run.request_stop("a test")
+"""
+
+
+class Place:
+    """A folder with a recipe, its demonstrations and the plugin that stops a run after the first iteration."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        demos = (DATA / "demos.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        for name, count in (("demos.jsonl", 4), ("people.jsonl", 12), ("some.jsonl", 5)):
+            (folder / name).write_text("".join(demos[:count]), encoding="utf-8")
+        (folder / "stops.py").write_text(STOPS, encoding="utf-8")
+
+    def recipe(self, reward: Any = None) -> Path:
+        align = STAGES["align"] | ({} if reward is None else {"reward": reward})
+        model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
+        text = yaml.safe_dump({"model": model, "stages": {**STAGES, "align": align}}, sort_keys=False)
+        (self.folder / "small.yaml").write_text(text, encoding="utf-8")
+        return self.folder / "small.yaml"
+
+    def run(self, out: Path, stop: str = "") -> tuple[int, str]:
+        """The exit code, and what was said."""
+        arguments = ["run", str(self.recipe()), "--plugin", str(self.folder / "stops.py"), "--out", str(out)]
+        err = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
+            patch.setenv("STOP", stop)
+            with contextlib.redirect_stdout(io.StringIO()):
+                return cli.main(arguments), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.mktemp("models")))
+        yield Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def whole(place: Place) -> Path:
+    """A run from its beginning to its end."""
+    code, err = place.run(place.folder / "whole")
+    assert code == 0, err
+    assert "value starts from liked with a zero head" in err
+    return place.folder / "whole"
+
+
+def rolled_out(out: Path) -> list[Group]:
+    """The groups of all iterations."""
+    return [group for file in sorted((out / "align" / "rollouts").iterdir()) for group in read_groups(file)]
+
+
+def test_normalized_references_are_checked(place: Place) -> None:
+    align = load_recipe(place.recipe()).stages["align"]
+    assert "liked" in align.upstream
+    for options, message in (
+        ({"reward_model": "likd"}, "did you mean 'liked'"),
+        ({"reward_model": "sft"}, "stage 'sft' gives no reward: it trains no reward model"),
+        ({"reward_model": "align"}, "refers to itself"),
+        ({"reward_model": {"length": {"unit": "words"}}}, "expected a stage that trains a reward model"),
+        ({"data": "peopel.jsonl"}, "did you mean 'people.jsonl'"),
+        ({"gain": "much"}, "gain"),
+        ({"bias": 1}, "bias"),
+    ):
+        reward = {"normalized": STAGES["align"]["reward"]["normalized"] | options}
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(place.recipe(reward))
+        assert message in str(caught.value)
+
+
+def test_bad_demonstrations_are_told_before_anything_is_trained(place: Place, tmp_path: Path) -> None:
+    demos = place.folder / "people.jsonl"
+    good = demos.read_text(encoding="utf-8")
+    try:
+        demos.write_text(good + '{"messages": []}\n', encoding="utf-8")
+        code, err = place.run(tmp_path / "out")
+    finally:
+        demos.write_text(good, encoding="utf-8")
+    assert code == 4 and "people.jsonl:13" in err
+    assert not (tmp_path / "out" / "sft").exists()
+
+
+def test_normalized_in_a_run_is_of_the_demonstrations_it_names(place: Place, whole: Path) -> None:
+    recipe = load_recipe(place.recipe())
+    run, settings = Run(recipe, whole), recipe.stages["align"].settings
+    assert settings is not None
+    demos = run.load(settings.reward.component.options.data, 0).groups
+    known = torch.tensor(run.engine.scores("liked", demos), dtype=torch.float64)
+    assert len(known) == 12 and known.std() > 1e-3
+    groups = rolled_out(whole)
+    raw = torch.tensor(run.engine.scores("liked", groups), dtype=torch.float64)
+    found = [response.scores for group in groups for response in group.responses]
+    assert len(found) == 8 and all(scores["normalized"] == scores["reward"] for scores in found)
+    wanted = (raw - known.mean()) / known.std(correction=0)
+    # In float32, and packed otherwise.
+    assert [scores["normalized"] for scores in found] == pytest.approx(wanted.tolist(), rel=1e-4, abs=1e-4)
+
+
+def test_normalized_is_the_same_after_a_stop(place: Place, whole: Path) -> None:
+    out = place.folder / "stopped"
+    code, err = place.run(out, stop="yes")
+    assert code == 75, err
+    code, err = place.run(out)
+    assert code == 0 and "continuing after iteration 1 of 2" in err
+    assert rolled_out(out) == rolled_out(whole)
+    weights = "align/adapter/adapter_model.safetensors"
+    assert (out / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+def test_changed_demonstrations_start_the_stage_afresh(place: Place, whole: Path) -> None:
+    out = place.folder / "changed"
+    shutil.copytree(whole, out)
+    demos = place.folder / "people.jsonl"
+    good = demos.read_text(encoding="utf-8")
+    lines = good.splitlines(keepends=True)
+    try:
+        demos.write_text("".join(lines[:-1]), encoding="utf-8")
+        code, err = place.run(out)
+    finally:
+        demos.write_text(good, encoding="utf-8")
+    assert code == 0, err
+    assert [f"{name}: unchanged, reused" in err for name in ("sft", "liked", "seen")] == [True] * 3
+    assert "align: it or something it depends on has changed, started afresh" in err
+    new, old = rolled_out(out)[0].responses[0], rolled_out(whole)[0].responses[0]
+    assert new.tokens == old.tokens  # they were drawn before anything was learned
+    assert new.scores != old.scores
 
 
 def weighted_sum(weights: dict[str, float], rewards: list[str]) -> WeightedSum:

@@ -89,7 +89,7 @@ class Scripted(Judge):
 
 
 def context(models: Any, folder: Path, seed: int = 0) -> Context:
-    return Context(models=models, cache=folder / "cache", folder=folder, seed=seed)
+    return Context(models=models, cache=folder / "cache", folder=folder, seed=seed, load=list)
 
 
 def local(models: Any, folder: Path, **options: Any) -> judges.LocalJudge:
@@ -531,7 +531,7 @@ import pathlib, alignkit_judges as judges
 from alignkit import Context
 judge = judges.OpenAIJudge(judges.OpenAIJudge.Options(base_url={server.url!r}, model="m", concurrency=1))
 folder = pathlib.Path({str(tmp_path)!r})
-judge.prepare(Context(models=None, cache=folder / "cache", folder=folder, seed=0))
+judge.prepare(Context(models=None, cache=folder / "cache", folder=folder, seed=0, load=list))
 judge.compare([({PROMPT!r}, f"is {{n}}", "is 0") for n in range(1, 6)])
 """
     process = subprocess.Popen([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)})
@@ -694,6 +694,56 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
     assert hard.summary["dropped"] == {"unsure": 1}
     soft = run_step(tmp_path, scripted(*verdicts), data)
     assert soft.groups[3].pairs == (Pair(0, 1, p=0.5),)
+
+
+@pytest.mark.parametrize(
+    ("case_id", "p", "hard", "clamped"),
+    [("soft_labels", "p_a", "hard_label_a", "cai_clamped_40_60"), ("principle_ensemble", "p_a", None, "clamped")],
+)
+def test_labels_match_the_golden_numbers(case_id: str, p: str, hard: str | None, clamped: str, tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "golden" / "rlaif.json"
+    expected = next(case for case in json.loads(path.read_text())["cases"] if case["id"] == case_id)["expected"]
+    data = [group("a", "b", prompt=str(i)) for i in range(len(expected[p]))]
+
+    def told(**options: Any) -> dict[int, float]:
+        """P(first is better) of each group that got a pair."""
+        judge = scripted(*(Verdict(x) for x in expected[p]))
+        labelled = run_step(tmp_path, judge, data, **options).groups
+        pairs = [(int(g.prompt[0]["content"]), g.pairs[0]) for g in labelled]
+        assert all(pair.p >= 0.5 for _, pair in pairs)
+        return {i: pair.p if pair.better == 0 else 1 - pair.p for i, pair in pairs}
+
+    assert told() == pytest.approx(dict(enumerate(expected[p])))
+    assert told(clamp=(0.4, 0.6)) == pytest.approx(dict(enumerate(expected[clamped])))
+    if hard is not None:
+        assert told(soft=False) == {i: label for i, label in enumerate(expected[hard]) if label != 0.5}
+
+
+def test_a_clamp_keeps_the_order_and_the_confidence_that_is_asked_for(tmp_path: Path) -> None:
+    data = [group("a", "b", prompt=str(i)) for i in range(4)]
+    verdicts = [Verdict(0.1), Verdict(0.95), Verdict(0.55), Verdict(None, reason="x")]
+    artifact = run_step(tmp_path, scripted(*verdicts), data, clamp=(0.3, 0.6), min_confidence=0.2)
+    assert [g.pairs for g in artifact.groups] == [(Pair(1, 0, p=0.7),), (Pair(0, 1, p=0.6),)]
+    assert artifact.summary["dropped"] == {"unsure": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clamp": [0.6, 0.9]}, "is no range of probabilities around 0.5"),
+        ({"clamp": [0.6, 0.4]}, "is no range"),
+        ({"clamp": [0.1, 0.45]}, "is no range"),
+        ({"clamp": [-0.1, 0.6]}, "is no range"),
+        ({"clamp": [0.4, 1.6]}, "is no range"),
+        ({"clamp": [0.4]}, "clamp"),
+        ({"clamp": [0.4, 0.6], "soft": False}, "clamp bears on soft labels alone"),
+    ],
+    ids=str,
+)
+def test_a_clamp_is_a_range_of_soft_labels(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        rlaif.JudgePairs.Options(judge="local_judge", data="d", **options)
+    assert rlaif.JudgePairs.Options(judge="local_judge", data="d", clamp=[0.4, 0.6]).clamp == (0.4, 0.6)
 
 
 def test_nothing_labelled_is_a_failure_with_reasons(tmp_path: Path) -> None:
