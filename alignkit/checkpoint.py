@@ -58,7 +58,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """A new folder to fill, put in the target's place when the block ends without an error."""
+    """A new folder to fill, put in the target's place when the block ends without an error.
+
+    Its files may be read and written by whom the umask says, also those of safetensors, which makes them private.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f".{target.name}.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -68,8 +71,10 @@ def replace_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+    mode = new.stat().st_mode & 0o666  # the umask, or what the parent folder says in its place
     for file in new.rglob("*"):
         if file.is_file():
+            file.chmod(mode)
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
     old = target.with_name(f".{target.name}.old")

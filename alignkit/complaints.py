@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -169,21 +169,32 @@ class Checker:
         return _ADVICE.get(key) or near or f"known keys: {', '.join(sorted(allowed)) or 'none'}"
 
     def validate(
-        self, model: type[Model], raw: Any, keys: Keys, *, hint: Callable[[str], str] | None = None
+        self,
+        model: type[Model],
+        raw: Any,
+        keys: Keys,
+        *,
+        hint: Callable[[str], str] | None = None,
+        refused: Collection[str] = (),
     ) -> Model | None:
-        """Validate plain data, strictly: '1e-5' in quotes is no number and `yes` no boolean."""
+        """Validate plain data, strictly: '1e-5' in quotes is no number and `yes` no boolean.
+
+        hint: what to say of an unknown key. refused: keys of the model that mean nothing here, so none is suggested.
+        """
         infinite = list(non_finite(raw))
         for path in infinite:
             self.wrong((*keys, *path), f"{path_text((*keys, *path))}: expected a finite number")
-        if infinite:
-            return None
+        failed = set(infinite)
         try:
             # JSON mode is strict about scalars, and yet takes lists for tuples and text for paths and enums.
-            return model.model_validate_json(json.dumps(raw), strict=True)
+            found = model.model_validate_json(json.dumps(raw), strict=True)
+            if not infinite:
+                return found
         except ValidationError as error:
-            self._report(model, error, raw, keys, hint)
+            failed |= self._report(model, error, raw, keys, hint, refused, infinite)
         except Exception as error:  # a plugin's validator raised something else
             self.wrong(keys, f"{path_text(keys)}: {type(error).__name__}: {error}")
+        self.raw_references(model, raw, keys, failed)
         return None
 
     def _report(
@@ -193,10 +204,14 @@ class Checker:
         raw: Any,
         keys: Keys,
         hint: Callable[[str], str] | None,
-    ) -> None:
+        refused: Collection[str],
+        told: Collection[Keys],
+    ) -> set[Keys]:
+        """Tell what is wrong, but for places told before; gives the places."""
         places: dict[Keys, list[Mapping[str, Any]]] = {}
         for item in error.errors(include_url=False):
-            places.setdefault(self._place(item, raw), []).append(item)
+            if (place := self._place(item, raw)) not in told:
+                places.setdefault(place, []).append(item)
         for place, errors in places.items():
             deeper = any(other[: len(place)] == place and len(other) > len(place) for other in places)
             if deeper and _expected(errors[0]):
@@ -205,14 +220,14 @@ class Checker:
             kinds = {item["type"] for item in errors}
             if "extra_forbidden" in kinds:
                 extra = hint(str(place[-1])) if hint and len(place) == 1 else ""
-                self.unknown(full, self._siblings(model, errors[0]["loc"][:-1]), extra)
+                siblings = self._siblings(model, errors[0]["loc"][:-1])
+                self.unknown(full, [key for key in siblings if len(place) > 1 or key not in refused], extra)
             elif "missing" in kinds:
                 self.wrong(full, f"'{path_text(full)}' is missing", at_key=True, help=self._describe(model, place))
             else:
                 message, help = _wrong_value(path_text(full) or "recipe", errors)
                 self.wrong(full, message, help=help or self._describe(model, place))
-        if () not in places:
-            self.raw_references(model, raw, keys, places)
+        return set(places)
 
     @staticmethod
     def _place(item: Mapping[str, Any], raw: Any) -> Keys:

@@ -451,6 +451,20 @@ def load_document(path: Path, overrides: Sequence[str] = ()) -> Document:
     return Document(path, data, places)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would read as something else, such as '1e-5', which is text in YAML 1.1."""
+
+
+for _name, (_pattern, _first) in _CORE.items():
+    _Dumper.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})\\Z"), _first)
+
+
+def dump(data: Any) -> str:
+    """Plain data as YAML that `load_document` reads as the same data."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def non_finite(data: Any, keys: Keys = ()) -> Iterator[Keys]:
     """Paths of numbers that are infinite or not a number."""
     if isinstance(data, float) and not math.isfinite(data):

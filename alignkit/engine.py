@@ -17,7 +17,7 @@ from alignkit.attention import Packed, Segment
 from alignkit.batch import Encoded, Encoder, Ids
 from alignkit.data import Group, Message
 from alignkit.errors import RunFailed
-from alignkit.policy import BASE, Head, Policy, has_score
+from alignkit.policy import BASE, Head, Policy, has_score, load_weights
 from alignkit.rollout import Sampling, sample
 from alignkit.train import measure
 
@@ -163,9 +163,8 @@ class ForeignScorer:
     def __init__(self, folder: Path, policy: Policy):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=policy.dtype, use_safetensors=True, num_labels=1
-        )
+        # Not told: the language head that a reward model was made from may lie in its files.
+        self.model, _ = load_weights(AutoModelForSequenceClassification, folder, dtype=policy.dtype, num_labels=1)
         self.model.to(policy.device).eval()
         self.encoder = Encoder(AutoTokenizer.from_pretrained(folder))
 

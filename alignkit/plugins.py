@@ -63,8 +63,8 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A plugin that could not be used and why. `source_path` helps to tell what it would have provided."""
+class Absent:
+    """A plugin that is not used and why. `source_path` helps to tell what it would have provided."""
 
     plugin: str
     distribution: str
@@ -73,8 +73,7 @@ class Broken:
     source_path: Path | None = None
 
     def __str__(self) -> str:
-        origin = f"{self.distribution} {self.version}".strip()
-        return f"plugin '{self.plugin}' ({origin}) failed to load: {self.reason}"
+        return f"plugin '{self.plugin}' ({f'{self.distribution} {self.version}'.strip()}) {self.reason}"
 
     def would_give(self, name: str) -> bool:
         """Whether it likely provides `name`: it is called so, or its source registers it."""
@@ -87,6 +86,13 @@ class Broken:
         except (OSError, UnicodeDecodeError):
             return False
         return re.search(rf"register\w*\(\s*[\"']{re.escape(name)}[\"']", source) is not None
+
+
+class Broken(Absent):
+    """A plugin that could not be used."""
+
+    def __str__(self) -> str:
+        return f"plugin '{self.plugin}' ({f'{self.distribution} {self.version}'.strip()}) failed to load: {self.reason}"
 
 
 class Unresolved(PluginError):
@@ -113,6 +119,7 @@ class Registry:
 
     def __init__(self, broken: list[Broken] | None = None):
         self.broken: list[Broken] = broken if broken is not None else []
+        self.off: list[Absent] = []  # switched off by the user
         self._claims: dict[str, dict[str, list[Claim]]] = {kind: {} for kind in KINDS}
 
     def add(self, kind: str, claim: Claim) -> None:
@@ -147,12 +154,17 @@ class Registry:
         claims = self._claims[kind].get(plain, [])
         return [claim for claim in claims if not package or package in (claim.distribution, claim.plugin)]
 
+    def culprits(self, name: str) -> list[Absent]:
+        """Plugins that would likely give `name`, were they not broken or switched off."""
+        return [absent for absent in (*self.broken, *self.off) if absent.would_give(name)]
+
     def _unknown(self, kind: str, name: str) -> Unresolved:
         plain = name.rpartition(":")[2]
-        culprits = [broken for broken in self.broken if broken.would_give(plain)]
-        if culprits:
-            reasons = "; ".join(str(broken) for broken in culprits)
-            return Unresolved(f"{kind} '{name}' cannot be used: {reasons}", "`alignkit plugins` lists all", True)
+        if culprits := self.culprits(plain):
+            reasons = "; ".join(map(str, culprits))
+            broken = any(isinstance(culprit, Broken) for culprit in culprits)
+            help = "`alignkit plugins` lists all" if broken else f"switch it on again, or name another {kind}"
+            return Unresolved(f"{kind} '{name}' cannot be used: {reasons}", help, broken)
         guess = did_you_mean(plain, self.names(kind))
         known = ", ".join(self.names(kind)) or "none"
         help = " ".join(part for part in (guess, f"(installed: {known})") if part)
@@ -190,10 +202,15 @@ class _Found:
         return _bare(plain) == _bare(self.name) and package in ("", self.distribution)
 
     def broken(self, reason: str) -> Broken:
-        path = None
+        return Broken(self.name, self.distribution, self.version, reason, self._path())
+
+    def off(self, reason: str) -> Absent:
+        return Absent(self.name, self.distribution, self.version, reason, self._path())
+
+    def _path(self) -> Path | None:
         with suppress(Exception):
-            path = self.locate()
-        return Broken(self.name, self.distribution, self.version, reason, path)
+            return self.locate()
+        return None
 
 
 class Plugins:
@@ -388,6 +405,8 @@ def _file_plugin(path: Path) -> _Found:
 
 
 def _import_file(path: Path) -> ModuleType:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; --plugin takes a .py file")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     # The prefix keeps a file called `json.py` from hiding the module of that name.
@@ -405,16 +424,24 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _enabled(found: list[_Found], disabled: Sequence[str]) -> list[_Found]:
-    """Leave out what is switched off, by name or `package:name`; to ask so for what isn't there is an error."""
+def _enabled(found: list[_Found], disabled: Sequence[str]) -> tuple[list[_Found], list[Absent]]:
+    """What is left, and what is switched off, by name or `package:name`; to ask so for what isn't there is an error."""
     for name in disabled:
         if not any(plugin.is_called(name) for plugin in found):
             known = sorted({plugin.name for plugin in found})
             hint = did_you_mean(name, known) or f"(installed: {', '.join(known) or 'none'})"
             raise PluginError(f"cannot switch off plugin '{name}': there is none; {hint}")
     environment = os.environ.get("ALIGNKIT_DISABLE_PLUGINS", "").split(",")
-    off = [*disabled, *(name.strip() for name in environment if name.strip())]
-    return [plugin for plugin in found if not any(plugin.is_called(name) for name in off)]
+    ways = {name.strip(): "ALIGNKIT_DISABLE_PLUGINS" for name in environment if name.strip()}
+    ways |= {name: f"--no-plugin {name}" for name in disabled}
+    left, off = [], []
+    for plugin in found:
+        way = next((way for name, way in ways.items() if plugin.is_called(name)), None)
+        if way is None:
+            left.append(plugin)
+        else:
+            off.append(plugin.off(f"is switched off by {way}"))
+    return left, off
 
 
 _current: Plugins | None = None
@@ -424,7 +451,8 @@ def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = ())
     """Load everything installed and the extra files anew; `plugins()` gives the result from then on."""
     global _current
     result = Plugins()
-    found = _enabled([*_entry_points(), *(_file_plugin(Path(path)) for path in extra_files)], disabled)
+    found, off = _enabled([*_entry_points(), *(_file_plugin(Path(path)) for path in extra_files)], disabled)
+    result.registry.off += off
     counts = Counter(plugin.name for plugin in found)
     for plugin in found:
         if counts[plugin.name] == 1:

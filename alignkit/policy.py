@@ -7,13 +7,11 @@ role costs nothing and moves no `requires_grad` flag. With `lora: none` each rol
 from __future__ import annotations
 
 import copy
-import ctypes
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -28,6 +26,8 @@ from alignkit import attention, functional
 from alignkit.attention import Packed, Segment
 from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
+from alignkit.hub import locate
+from alignkit.memory import keep_freed_memory
 from alignkit.templates import write_template
 
 if TYPE_CHECKING:
@@ -67,21 +67,20 @@ class Policy:
 
     def __init__(self, spec: ModelSpec, source: str, *, revision: str | None = None, seed: int = 0):
         """source: a transformers folder or hub id. seed: of fresh adapters and heads."""
-        self.spec, self.source, self.seed = spec, source, seed
+        self.base_name, self.revision = source, revision  # the hub's name, which saved adapters carry
+        self.spec, self.source, self.seed = spec, locate(source, revision), seed
         self.device = _device(spec.device)
         self.dtype = _dtype(spec, self.device)
         if self.device.type == "cpu":
-            _keep_freed_memory()
-        self.tokenizer = _tokenizer(spec, source, revision)
-        self.base_name = source
-        self.revision = revision
+            keep_freed_memory()
+        self.tokenizer = _tokenizer(spec, self.source, revision)
         self.switch = Switch()
         self.lora = spec.lora
         self.roles: dict[str, Role] = {}
         self.halvings = 0  # of the token budget, since memory ran out
         self.packs = True
         try:
-            self._adopt(_base(spec, source, revision, self.dtype, self.device, attention.NAME))
+            self._adopt(*_base(spec, self.source, revision, self.dtype, self.device, attention.NAME))
             self.unpacked_because = self._packing_fault()
         except KeyError as error:  # a table of attention classes of the model's own
             if error.args != (attention.NAME,):
@@ -92,14 +91,16 @@ class Policy:
             self.model.set_attn_implementation(attention.NAME)
         else:
             # Loaded afresh: asked for our attention, some models build no causal mask and cannot be told otherwise.
-            self._adopt(_base(spec, source, revision, self.dtype, self.device, None))
+            self._adopt(*_base(spec, self.source, revision, self.dtype, self.device, None))
+        if self.unused:
+            tell_unused(self.base_name, self.model, self.unused)
         self._check_head()
         # The value head and reward heads read the last hidden state; the language head is applied where needed.
         self.hidden_size = int(self.model.config.get_text_config().hidden_size)
 
-    def _adopt(self, model: Any) -> None:
-        """Take a model as the base."""
-        self.model = model
+    def _adopt(self, model: Any, unused: list[str]) -> None:
+        """Take a model as the base. unused: the weights of its files that it has no place for."""
+        self.model, self.unused = model, unused
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         model.eval()  # for ever: dropout would make old and new log-probabilities differ
@@ -390,7 +391,10 @@ class Policy:
     def _add_copy(self, name: str, start: str | Path | None) -> Role:
         if isinstance(start, Path):
             own = attention.NAME if self.packs else None
-            return Role(name, _base(self.spec, str(start), None, self.dtype, self.device, own).eval(), None)
+            # A reward model has a score head, which is read apart, in place of the language head, which is not used.
+            spare = ("score.weight", "lm_head.weight") if has_score(start) else ()
+            model, _ = _base(self.spec, str(start), None, self.dtype, self.device, own, spare)
+            return Role(name, model.eval(), None)
         model = copy.deepcopy(self.roles[start or BASE].model)
         return Role(name, model, None)
 
@@ -454,15 +458,6 @@ class Policy:
         return ""
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc keep what large tensors free: giving it back and faulting it in again costs a tenth of a step."""
-    if sys.platform.startswith("linux"):
-        with suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-            libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
-
-
 def _lora_layers(model: nn.Module) -> list[Any]:
     from peft.tuners.lora import LoraLayer
 
@@ -513,8 +508,9 @@ def _base(
     dtype: torch.dtype,
     device: torch.device,
     attention_name: str | None,
-) -> Any:
-    """attention_name: None for the model's own."""
+    spare: tuple[str, ...] = (),
+) -> tuple[Any, list[str]]:
+    """The model, and weights it has no place for. attention_name: None for its own. spare: see `load_weights`."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     _quiet()
@@ -525,21 +521,82 @@ def _base(
         )
     elif spec.quantization == "int8":
         quantization = BitsAndBytesConfig(load_in_8bit=True)
-    model = AutoModelForCausalLM.from_pretrained(
+    model, unused = load_weights(
+        AutoModelForCausalLM,
         source,
+        spare,
         revision=revision,
         dtype=dtype,
         attn_implementation=attention_name,
         quantization_config=quantization,
         trust_remote_code=spec.trust_remote_code,
-        use_safetensors=True,
         device_map={"": device},
     )
     for module in model.modules():
         # bitsandbytes' fast layout for CPUs with AVX512-BF16 has no backward: gradients would be lost without an error.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model
+    return model, unused
+
+
+def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **options: Any) -> tuple[Any, list[str]]:
+    """`kind.from_pretrained`: the model, and the names of weights in its files that it has no place for.
+
+    Raises RunFailed for weights that the files lack or have in another shape: they would be random numbers.
+    spare: ends of names that may be missing or left over.
+    """
+    # Shapes are checked here: transformers' own error refers to the table that is held back.
+    with _without_table():
+        model, found = kind.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
+        )
+    missing = sorted(key for key in found["missing_keys"] if not key.endswith(spare))
+    if missing:
+        raise RunFailed(
+            f"{source}: these weights of a {type(model).__name__} are not in its files: {_some(missing)}\n"
+            f"help: use a complete model of this kind; its config.json names {model.config.architectures}"
+        )
+    if found["mismatched_keys"]:
+        name, theirs, ours = min(found["mismatched_keys"])
+        raise RunFailed(
+            f"{source}: {name} has the shape {list(theirs)}, a {type(model).__name__} of its config.json {list(ours)}\n"
+            "help: use a folder whose configuration and weights belong together"
+        )
+    return model, sorted(key for key in found["unexpected_keys"] if not key.endswith(spare))
+
+
+def tell_unused(source: str | Path, model: Any, names: list[str]) -> None:
+    """One line about weights that were left out."""
+    logging.getLogger("alignkit").warning(f"{source}: a {type(model).__name__} does not use its weights {_some(names)}")
+
+
+def _some(names: list[str], shown: int = 3) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+@contextmanager
+def _without_table() -> Iterator[None]:
+    """Hold back transformers' table of missing and unexpected weights; an error brings it, as errors refer to it."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    held: list[logging.LogRecord] = []
+
+    def hold(record: logging.LogRecord) -> bool:
+        table = "LOAD REPORT" in record.getMessage()
+        if table:
+            held.append(record)
+        return not table
+
+    logger.addFilter(hold)
+    try:
+        yield
+    except Exception:
+        logger.removeFilter(hold)
+        for record in held:
+            logger.handle(record)
+        raise
+    finally:
+        logger.removeFilter(hold)
 
 
 def _quiet() -> None:

@@ -33,6 +33,8 @@ class References(Checker):
         self.stage = ""  # the stage being read
         self.upstream: dict[str, list[str]] = {}
         self.versions: list[tuple[Keys, str]] = []  # `stage@k` references, judged when all stages are read
+        self.failed: set[Keys] = set()  # values of the wrong type: they refer to nothing
+        self.located: dict[int, tuple[str, str]] = {}  # by the id of its mark: a path as written, and absolute
 
     # components
 
@@ -58,7 +60,8 @@ class References(Checker):
                 options = {}
             return name, options, (*keys, name)
         got = f"{len(raw)} names" if isinstance(raw, dict) else shown(raw)
-        message = f"{path_text(keys)}: expected the name of a {kind}, or one 'name: {{options}}', got {got}"
+        article = "an" if kind[0] in "aeiou" else "a"
+        message = f"{path_text(keys)}: expected the name of {article} {kind}, or one 'name: {{options}}', got {got}"
         self.wrong(keys, message)
         return None
 
@@ -93,22 +96,38 @@ class References(Checker):
         for name, info in type(options).model_fields.items():
             value = getattr(options, name)
             place = (*keys, info.alias or name)
-            if isinstance(value, Path) and not (path := self.locate(str(value), place)).exists():
-                self.wrong(place, f"no such file: {value}", help=f"looked for {path}")
-            annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-            new = self._follow(annotation, value, place)
+            if isinstance(value, Path):
+                new: Any = self.path(value, place)
+            else:
+                annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+                new = self._follow(annotation, value, place)
             if new is not value:
                 changes[name] = new
         return options.model_copy(update=changes) if changes else options
 
+    def path(self, value: Path, keys: Keys, told: bool = False) -> Path:
+        """A file that an option names: relative to the recipe's folder, or absolute where it is written elsewhere.
+
+        told: whether one that is not there has been complained of.
+        """
+        if not (path := self.locate(str(value), keys)).exists() and not told:
+            self.wrong(keys, f"no such file: {value}", help=f"looked for {path}")
+        return value if self.document.folder(keys) == self.document.path.parent else path
+
     def raw_references(self, model: type[BaseModel], raw: Any, keys: Keys, failed: Iterable[Keys]) -> None:
         """Check the references in options of which other parts are wrong, so that all is told at once."""
-        wrong = {place[0] for place in failed if place}
+        self.failed |= {(*keys, *place) for place in failed}
         for name, info in model.model_fields.items():
             key = info.alias or name
-            if isinstance(raw, dict) and key in raw and key not in wrong:
-                annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-                self._follow(annotation, raw[key], (*keys, key))
+            if not isinstance(raw, dict) or key not in raw:
+                continue
+            place = (*keys, key)
+            if _is_path(info.annotation):
+                if isinstance(raw[key], str) and place not in self.failed:
+                    self.path(Path(raw[key]), place)
+                continue
+            annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+            self._follow(annotation, raw[key], place)
 
     def _follow(self, annotation: Any, value: Any, keys: Keys) -> Any:
         if value is None:
@@ -128,14 +147,17 @@ class References(Checker):
             new = {key: self._follow(args[1], item, (*keys, key)) for key, item in value.items()}
             return new if any(new[key] is not value[key] for key in new) else value
         if isinstance(value, (list, tuple)) and args:
-            if get_origin(args[0]) is Annotated:
-                value = type(value)(name for item in value for name in self._every(item))
-            kinds = args if isinstance(value, tuple) and args[-1] is not Ellipsis else [args[0]] * len(value)
-            items = [self._follow(kind, v, (*keys, i)) for i, (kind, v) in enumerate(zip(kinds, value, strict=False))]
-            return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=False)) else value
+            every = self._every if get_origin(args[0]) is Annotated else lambda item: [item]
+            numbered = [(i, part) for i, item in enumerate(value) for part in every(item)]
+            kinds = args if isinstance(value, tuple) and args[-1] is not Ellipsis else [args[0]] * len(numbered)
+            items = [self._follow(kind, v, (*keys, i)) for kind, (i, v) in zip(kinds, numbered, strict=False)]
+            same = len(items) == len(value) and all(a is b for a, b in zip(items, value, strict=True))
+            return value if same else type(value)(items)
         return value
 
     def _resolve_ref(self, ref: Ref, value: Any, keys: Keys) -> Any:
+        if keys in self.failed:
+            return value
         if ref.kind == "data":
             return self.data(value, keys)
         if ref.kind == "reward":
@@ -208,7 +230,22 @@ class References(Checker):
 
     def locate(self, text: str, keys: Keys) -> Path:
         path = Path(text).expanduser()
-        return path if path.is_absolute() else (self.document.folder(keys) / path).resolve()
+        if path.is_absolute():
+            return path
+        path = (self.document.folder(keys) / path).resolve()
+        if keys in self.document.places and path.exists():
+            self.located[id(self.document.places[keys][1])] = (text, str(path))
+        return path
+
+    def movable(self, value: Any, keys: Keys = ()) -> Any:
+        """Plain data of the document with the paths found in it absolute, so that it means the same in any folder."""
+        if isinstance(value, dict):
+            return {key: self.movable(item, (*keys, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.movable(item, (*keys, i)) for i, item in enumerate(value)]
+        mark = self.document.places[keys][1] if keys in self.document.places else None
+        text, path = self.located.get(id(mark), (None, ""))
+        return path if isinstance(value, str) and value == text else value
 
     def trains_reward(self, name: str) -> bool | None:
         """Whether a stage trains a reward model; None where its algorithm is unknown."""
@@ -224,10 +261,10 @@ class References(Checker):
         if (every := self.rounds.all(self.stage, raw)) is not None:
             raw = every
         if isinstance(raw, list):
-            raw = [source for item in raw for source in self._every(item)]
-            if not raw:
+            parts = [(i, part) for i, item in enumerate(raw) for part in self._every(item)]
+            if not parts:
                 self.wrong(keys, f"{path_text(keys)}: expected at least one source, got an empty list")
-            sources = [self.source(item, (*keys, i)) for i, item in enumerate(raw)]
+            sources = [self.source(part, (*keys, i)) for i, part in parts]
         else:
             sources = [self.source(raw, keys)]
         good = [source for source in sources if source is not None]
@@ -268,11 +305,13 @@ class References(Checker):
     def _formatted(self, name: str, raw: Any, keys: Keys) -> DataSource | None:
         claim = self.resolve("format", name, keys, at_key=True)
         if isinstance(raw, str):  # `{hh_rlhf: file.jsonl}`
-            return self._source({"path": raw}, keys, claim, name, short=True) if claim else None
+            return self._source({"path": raw}, keys, claim, name, short=True)
         if not isinstance(raw, dict):
             self.wrong(keys, f"{path_text(keys)}: expected a path or a mapping, got {shown(raw)}")
             return None
-        return self._source(raw, keys, claim, name) if claim else None
+        if claim is None:  # which keys are its options is not known; the others are checked all the same
+            raw = {key: value for key, value in raw.items() if key in allowed_keys(DataKeys)}
+        return self._source(raw, keys, claim, name)
 
     def _source(
         self, raw: dict[str, Any], keys: Keys, claim: Claim | None, name: str, short: bool = False
@@ -287,25 +326,26 @@ class References(Checker):
         if claim:
             options = {key: value for key, value in raw.items() if key in own}
             component = self.with_options("format", name, claim, options, keys, model)
-        if values is None:
-            return None
-        path, stage = self._origin(values, keys, keys if short else (*keys, "path"))
-        if len(self.problems) > before:
+        path, stage = self._origin(raw, keys, keys if short else (*keys, "path"))
+        if values is None or (name and claim is None) or len(self.problems) > before:
             return None
         shared = values.model_dump(exclude={"path", "stage"})
         return DataSource(format=component, path=path, stage=stage, **shared)
 
-    def _origin(self, values: DataKeys, keys: Keys, path_keys: Keys) -> tuple[Path | None, str | None]:
-        given = [name for name in ("path", "hub", "stage") if getattr(values, name) is not None]
+    def _origin(self, raw: Mapping[str, Any], keys: Keys, path_keys: Keys) -> tuple[Path | None, str | None]:
+        given = [name for name in ("path", "hub", "stage") if raw.get(name) is not None]
+        if not all(isinstance(raw[name], str) for name in given):
+            return None, None  # told before
         if len(given) != 1:
             got = f"both {' and '.join(given)}" if given else "none of them"
             message = f"{path_text(keys)}: expected one of 'path', 'hub' and 'stage', got {got}"
             self.wrong(keys, message, at_key=not given)
             return None, None
-        stage = self.real(values.stage)
+        stage = self.real(raw.get("stage"))
         if stage is not None:
             self.data_stage(stage, (*keys, "stage"))
-        return self.file(values.path, path_keys) if values.path is not None else None, stage
+        path = raw.get("path")
+        return self.file(path, path_keys) if path is not None else None, stage
 
     def data_stage(self, name: str, keys: Keys) -> bool:
         """Data made by another stage: only steps make data."""
@@ -386,6 +426,10 @@ class References(Checker):
 def options_of(claim: Claim) -> type[Options]:
     options: type[Options] = getattr(claim.thing, "Options", Options)
     return options
+
+
+def _is_path(annotation: Any) -> bool:
+    return annotation is Path or (get_origin(annotation) in (Union, UnionType) and Path in get_args(annotation))
 
 
 def _belongs(value: Any, plain: Any) -> bool:

@@ -67,8 +67,14 @@ class Reward:
     def __init__(self, options: Any):
         self.options = options
 
+    def check(self, folder: Path) -> None:
+        """Called before a run's first stage, without models: raise what can be known by then.
+
+        folder: the recipe's, where relative paths start.
+        """
+
     def prepare(self, context: Context) -> None:
-        """Called once before the first `score`, and before long work starts: load, check, fail early."""
+        """Called once before the first `score`, and before its stage's work starts: load, measure, fail early."""
         self.context = context
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:

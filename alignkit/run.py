@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 import alignkit
 from alignkit.checkpoint import digest, file_digest, write_json, write_text
 from alignkit.data import resolved_pairs, write_groups
+from alignkit.document import dump
 from alignkit.engine import Engine
 from alignkit.errors import AlignkitError, DataError, OutOfResource, Problem, RecipeError, RemoteError, RunFailed
 from alignkit.memory import ran_out
@@ -98,6 +98,8 @@ class Run:
         self._policy: Policy | None = None
         self._engine: Engine | None = None
         self._texts: list[str] = []
+        self._working = ""  # the stage
+        self._bad_rows: dict[str, None] = {}  # that it skipped, each once although data may be read twice
 
     # Stopping
 
@@ -123,9 +125,10 @@ class Run:
     def execute(self) -> None:
         began = time.monotonic()
         plugins().notify("run_started", run=self)
-        text = yaml.safe_dump(self.recipe.resolved, sort_keys=False, allow_unicode=True)
-        write_text(self.folder / "recipe.resolved.yaml", text)
-        self._check_data()
+        write_text(self.folder / "recipe.resolved.yaml", dump(self.recipe.resolved))
+        waiting = self._waiting()
+        self._check_rewards(waiting)
+        self._check_data(waiting)
         times = []
         for stage in self.recipe.stages.values():
             self.should_stop()
@@ -142,12 +145,35 @@ class Run:
         self.reporter.say(f"done in {_duration(time.monotonic() - began)} ({parts}); peak memory {peak:.1f} GiB")
         self.reporter.say(f"results are in {self.folder}")
 
-    def _check_data(self) -> None:
-        """Read every file that an unfinished stage will want, before anything is trained: bad rows cost no training."""
-        for stage in self.recipe.stages.values():
-            if _stage_json(self.folder / stage.name).get("complete"):
-                continue
-            for spec in _data_specs([stage.settings, stage.component.options]):
+    def _waiting(self) -> list[Stage]:
+        """Stages that are not to be reused."""
+        stages = list(self.recipe.stages.values())
+        known = {stage.name: _stage_json(self.folder / stage.name) for stage in stages}
+        if not any(found.get("complete") for found in known.values()):
+            return stages  # without their hashes, for which the base model is fetched
+        for stage in stages:
+            self.hashes[stage.name] = self._hash(stage)
+        return [s for s in stages if not known[s.name].get("complete") or known[s.name]["hash"] != self.hashes[s.name]]
+
+    def _check_rewards(self, stages: Sequence[Stage]) -> None:
+        """Let rewards raise what they know before anything is loaded or trained; all of it at once."""
+        problems: list[Problem] = []
+        for stage in stages:
+            for spec in _specs([stage.settings, stage.component.options], RewardSpec):
+                if spec.kind != "reward" or spec.component is None:
+                    continue
+                try:
+                    spec.component.claim.thing(spec.component.options).check(self.recipe.folder)
+                except AlignkitError as error:
+                    problem = Problem(f"stage '{stage.name}': {error}", str(self.recipe.path))
+                    problems += [problem] if problem not in problems else []
+        if problems:
+            raise RecipeError(problems)
+
+    def _check_data(self, stages: Sequence[Stage]) -> None:
+        """Read every file that these stages will want, before anything is trained: bad rows cost no training."""
+        for stage in stages:
+            for spec in _specs([stage.settings, stage.component.options], DataSpec):
                 files = tuple(source for source in spec.sources if source.path is not None)
                 if files:
                     loaded = self.load(DataSpec(files), self.seed_of(stage), quiet=True)
@@ -167,6 +193,7 @@ class Run:
     def _stage(self, stage: Stage) -> bool:
         """Run one stage, or take it as it is; gives whether it was reused."""
         folder = self.folder / stage.name
+        self._working, self._bad_rows = stage.name, {}
         self.hashes[stage.name] = self._hash(stage)
         self._take_back(folder, self.hashes[stage.name])
         known = _stage_json(folder)
@@ -181,6 +208,7 @@ class Run:
         write_json(folder / "stage.json", {"hash": self.hashes[stage.name], "complete": False})
         began = time.monotonic()
         summary, artifact = self._work(stage, folder)
+        summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         if self._engine is not None:
             self._engine.forget(stage.name)
         record = {
@@ -197,8 +225,7 @@ class Run:
         write_json(folder / "stage.json", record)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         self._texts += [artifact.text] if artifact.text else []
-        facts = {key: value for key, value in summary.items() if not isinstance(value, dict | list)}
-        self.reporter.say(f"{stage.name}: done in {_duration(time.monotonic() - began)} {facts}")
+        self.reporter.say(f"{stage.name}: done in {_duration(time.monotonic() - began)}{_facts(summary)}")
         return False
 
     def _take_back(self, folder: Path, wanted: str) -> None:
@@ -322,7 +349,11 @@ class Run:
         formats = {claim.name: claim.thing for claim in plugins().registry.claims("formats")}
         loaded = load(spec, formats=formats, seed=seed, stage_data=lambda name: self.folder / name / "data.jsonl")
         if loaded.skipped and not quiet:
-            self.reporter.say(f"{len(loaded.skipped)} bad rows skipped, the first: {loaded.skipped[0]}")
+            self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
+            self.reporter.say(
+                f"{len(loaded.skipped)} bad rows skipped, the first: {loaded.skipped[0]} "
+                f"(all are in {self.folder / self._working / 'stage.json'} when the stage is done)"
+            )
         return loaded
 
     @property
@@ -350,7 +381,9 @@ class Run:
             policy = self._policy
             fault = policy.unpacked_because
             how = f"one sequence at a time: its attention cannot be packed ({fault})" if fault else "packed rows"
-            self.reporter.say(f"base {model.base}: {str(policy.dtype)[6:]} on {policy.device.type}, {how}")
+            dtype = str(policy.dtype)[6:]
+            bits = dtype if model.quantization == "none" else f"{model.quantization}, computing in {dtype},"
+            self.reporter.say(f"base {model.base}: {bits} on {policy.device.type}, {how}")
         return self._policy
 
     def source(self) -> str:
@@ -391,6 +424,9 @@ class Run:
         """Everything the stage's result depends on."""
         upstream = {name: self.hashes[name] for name in stage.upstream}
         model = self.recipe.model.model_dump()
+        template = self.recipe.folder / (self.recipe.model.chat_template or "")
+        if template.is_file():  # by its name and, below, its content: where it lies changes nothing
+            model["chat_template"] = template.name
         return digest(
             {
                 "component": _fingerprint(stage.component, self.recipe.folder),
@@ -485,20 +521,38 @@ def _files_named(options: Any, folder: Path) -> dict[str, str]:
     return found
 
 
-def _data_specs(value: Any) -> Iterator[DataSpec]:
-    """Every data entry in settings and options, wherever it stands."""
-    if isinstance(value, DataSpec):
-        yield value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _data_specs(getattr(value, name))
-    elif isinstance(value, Component):
-        yield from _data_specs(value.options)
-    elif isinstance(value, RewardSpec):
-        yield from _data_specs([value.component, *value.children.values()])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _data_specs(item)
+Spec = TypeVar("Spec", DataSpec, RewardSpec)
+
+
+def _specs(value: Any, kind: type[Spec]) -> list[Spec]:
+    """Every data entry or reward in settings and options, wherever it stands, each once."""
+    found: dict[int, Spec] = {}
+
+    def walk(item: Any) -> None:
+        if isinstance(item, kind):
+            found[id(item)] = item
+        if isinstance(item, BaseModel):
+            below: Iterable[Any] = [getattr(item, name) for name in type(item).model_fields]
+        elif isinstance(item, Component):
+            below = [item.options]
+        elif isinstance(item, RewardSpec):
+            below = [item.component, *item.children.values()]
+        elif isinstance(item, Mapping):
+            below = item.values()
+        else:
+            below = item if isinstance(item, list | tuple) else ()
+        for part in below:
+            walk(part)
+
+    walk(value)
+    return list(found.values())
+
+
+def _facts(summary: Mapping[str, Any]) -> str:
+    """`: groups 3, steps 2`, of what is one number or word and not nothing."""
+    single = {name: value for name, value in summary.items() if value and isinstance(value, str | int | float)}
+    shown = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in single.items()]
+    return f": {', '.join(shown)}" if shown else ""
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from alignkit import seeds
 from alignkit.algorithm import REWARD, ROLLOUTS, Algorithm, Phase, Runner, SelectContext
 from alignkit.batch import Encoded, Examples, encode_all, units
 from alignkit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from alignkit.data import Group, prompts_of, read_groups, write_groups
+from alignkit.data import Group, prompts_of, read_groups, resolved_pairs, write_groups
 from alignkit.engine import Engine, reward_stages
 from alignkit.errors import AlignkitError, DataError, RunFailed
 from alignkit.functional import missing_eos_penalty
@@ -194,11 +194,12 @@ class Training:
         return found
 
     def _require(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        """Groups the algorithm can learn from. Raises DataError when none is left."""
+        """Groups the algorithm can learn from; others are counted, but for those whose pairs the encoder counted."""
         needs = self.algorithm.needs
         kept = [e for e in encoded if len(e.rows) >= needs.min_samples and (e.pairs or not needs.pairs)]
-        if len(kept) < len(encoded):
-            self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(encoded) - len(kept)
+        counted = sum(needs.pairs and not e.pairs and bool(resolved_pairs(e.group)) for e in encoded)
+        if lost := len(encoded) - len(kept) - counted:
+            self.summary["without_signal"] = self.summary.get("without_signal", 0) + lost
         return kept
 
     def checkpoint(self, number: int, position: str, **more: Any) -> None:
@@ -240,8 +241,6 @@ class Dataset(Training):
 
     def run(self) -> dict[str, Any]:
         loaded = self.run_.load(self.settings.data)
-        if loaded.skipped:
-            self.summary["bad_rows"] = [str(row) for row in loaded.skipped]
         train = self._examples(loaded.groups)
         validation = self._validation(loaded)
         size, epochs = self.settings.batch_size or 1, self.settings.epochs or 1
@@ -249,7 +248,8 @@ class Dataset(Training):
         per_epoch = math.ceil(len(whole) / size)
         total = min(per_epoch * epochs, self.settings.max_steps or per_epoch * epochs)
         every = self.settings.checkpoint_every or max(1, math.ceil(total / DATASET_CHECKPOINTS))
-        self.summary |= {"groups": len(train.groups), "steps": total}
+        facts = {"groups": len(train.groups), "steps": total}
+        self.summary = facts | self.summary | facts  # first, and true
         best = self.done.get("best", math.inf)
         run = self.run_
         if self.done:
@@ -282,7 +282,10 @@ class Dataset(Training):
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         rng = seeds.stream(self.run_.seed, self.run_.name, "select")
         context = SelectContext(0, self.run_.seed, lambda: [], lambda **m: self.summary.update(m), rng, validation)
-        chosen = self.algorithm.select(groups, context)
+        try:
+            chosen = self.algorithm.select(groups, context)
+        except DataError as error:
+            raise DataError(f"stage '{self.run_.name}': {error}") from error
         flat: list[Group] = []
         for item in chosen:
             flat += list(item.groups) if isinstance(item, Phase) else [item]
@@ -434,7 +437,7 @@ class Rollouts(Training):
             order = seeds.stream(self.run_.seed, self.run_.name, "prompts", epoch).permutation(len(prompts))
             picks.append(prompts[int(order[at])])
         self.run_.reporter.note("rolling out")
-        return sample(
+        groups = sample(
             self.policy,
             self.role,
             self.engine.encoder,
@@ -444,6 +447,11 @@ class Rollouts(Training):
             place=(self.run_.name, "rollout", iteration),
             progress=lambda tokens: self.run_.should_stop(),
         )
+        # Known to users by the stage's name: the role's is the engine's business.
+        return [
+            replace(group, responses=tuple(replace(r, source=self.run_.name) for r in group.responses))
+            for group in groups
+        ]
 
     def _score(self, groups: Sequence[Group]) -> tuple[list[Group], Combined, list[Group]]:
         """Groups of scored responses, their combination, and all groups; what has no score is counted.

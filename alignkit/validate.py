@@ -7,7 +7,8 @@ import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
 
 from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults, Trains
 from alignkit.complaints import allowed_keys, path_text, shown
@@ -69,15 +70,20 @@ class Builder(References):
         if self.problems or top is None or model is None:
             return None
         return Recipe(
-            name=top.name or re.sub(r"[^A-Za-z0-9._-]", "-", self.document.path.stem),
+            name=top.name or _name_of(self.document),
             path=self.document.path,
             folder=self.document.path.parent.resolve(),
             seed=top.seed,
             description=top.description,
             model=model,
             stages={name: stages[name] for name in names},
-            resolved=written,
+            resolved=self.resolved(written, top.name),
         )
+
+    def resolved(self, written: dict[str, Any], name: str | None) -> dict[str, Any]:
+        """The recipe as plain data that means the same in any file: with its name and absolute paths."""
+        named = {} if name else {"name": _name_of(self.document)}
+        return {**named, **self.movable(written)}
 
     # stages
 
@@ -163,69 +169,107 @@ class Builder(References):
         before = len(self.problems)
         component = self.component("algorithm", raw["algorithm"], (*keys, "algorithm"), claim)
         given = {key: value for key, value in raw.items() if key not in ("step", "algorithm") and value is not None}
-        self._check_keys(claim, given, keys)
+        refused = self._check_keys(claim, given, keys)
         wanted = set(allowed_keys(options_of(claim)))
 
         def hint(key: str) -> str:
-            option = claim.name if key in wanted else ""
-            return f"'{key}' is an option of {option}: 'algorithm: {{{option}: {{{key}: ...}}}}'" if option else ""
+            if key in wanted:
+                return f"'{key}' is an option of {claim.name}: 'algorithm: {{{claim.name}: {{{key}: ...}}}}'"
+            near = next(iter(difflib.get_close_matches(key, allowed_keys(Settings), 1)), "")
+            return f"did you mean '{near}'? {claim.name} takes none: {refused[near]}" if near in refused else ""
 
-        settings = self.validate(Settings, _filled(given, claim.thing.defaults), keys, hint=hint)
+        filled = _filled(given, claim.thing.defaults)
+        settings = self.validate(Settings, filled, keys, hint=hint, refused=refused)
         if settings is not None:
             settings = self.references(settings, keys)
-            self._check_settings(claim, component, settings, keys)
+        self._check_roles(claim, component, given, keys)
+        self._check_rollout(claim, component, filled, keys)
         if component is None or settings is None or len(self.problems) > before:
             return None
         return Stage(name, "algorithm", component, settings, tuple(self.upstream[name]))
 
-    def _check_keys(self, claim: Claim, given: Mapping[str, Any], keys: Keys) -> None:
-        """Which keys a stage needs and refuses follows from where its algorithm's groups come from."""
+    def _check_keys(self, claim: Claim, given: Mapping[str, Any], keys: Keys) -> dict[str, str]:
+        """Which keys a stage needs and refuses follows from where its algorithm's groups come from.
+
+        Gives the keys that it refuses, with the reason.
+        """
         rollouts = claim.thing.source is ROLLOUTS
-        for key, reason in (_ONLY_DATASET if rollouts else _ONLY_ROLLOUTS).items():
+        refused = dict(_ONLY_DATASET if rollouts else _ONLY_ROLLOUTS)
+        if claim.thing.trains is Trains.REWARD:
+            refused["mix"] = "a reward model has no language head to train on it"
+        for key, reason in refused.items():
             if key in given:
                 self.wrong((*keys, key), f"{claim.name} takes no '{key}'", at_key=True, help=reason)
         for key in ("prompts", "reward") if rollouts else ("data",):
             if key not in given:
                 self.wrong((*keys, key), f"'{path_text((*keys, key))}' is missing: {claim.name} needs it", at_key=True)
-        if claim.thing.trains is Trains.REWARD and "mix" in given:
-            help = "a reward model has no language head to train on it"
-            self.wrong((*keys, "mix"), f"{claim.name} takes no 'mix'", at_key=True, help=help)
+        return refused
 
-    def _check_settings(self, claim: Claim, component: Component | None, settings: Settings, keys: Keys) -> None:
-        if settings.value_from and self.trains_reward(settings.value_from) is False:
-            self.wrong((*keys, "value_from"), f"'{settings.value_from}' trains no reward model")
-        policy = claim.thing.trains is Trains.POLICY
-        for key, ref in (("from", settings.from_), ("reference", settings.reference)):
-            if policy and ref and self.trains_reward(ref):
+    # The stage's other keys may be wrong, so these read plain data and pass over what has the wrong type.
+
+    def _check_roles(self, claim: Claim, component: Component | None, given: Mapping[str, Any], keys: Keys) -> None:
+        """Whether the stages that a stage starts from are of the kind that it needs."""
+        names = ("value_from", "from", "reference")
+        refs = {key: self.real(given[key]) for key in names if isinstance(given.get(key), str)}
+        values = refs.pop("value_from", None)
+        if values and self.trains_reward(values) is False:
+            self.wrong((*keys, "value_from"), f"'{values}' trains no reward model")
+        for key, ref in refs.items():
+            if claim.thing.trains is Trains.POLICY and self.trains_reward(ref):
                 self.wrong((*keys, key), f"'{ref}' is a reward model: {claim.name} needs a policy here")
         if component is None:  # what it needs may depend on its options, which are wrong
             return
         needs: Needs = claim.thing(component.options).needs
-        if settings.value_from and (not needs.values or needs.shared_values):
+        if values and (not needs.values or needs.shared_values):
             reason = "has its values from the policy" if needs.values else "trains no value role"
             self.wrong((*keys, "value_from"), f"{claim.name} {reason}", at_key=True)
-        samples = settings.rollout.samples_per_prompt or 1
-        if claim.thing.source is ROLLOUTS and samples < needs.min_samples:
-            message = f"{claim.name} needs at least {needs.min_samples} responses to each prompt, not {samples}"
+
+    def _check_rollout(self, claim: Claim, component: Component | None, filled: Mapping[str, Any], keys: Keys) -> None:
+        """Whether what is sampled can be learned from; filled: the stage's keys and the algorithm's defaults."""
+        if claim.thing.source is not ROLLOUTS:
+            return
+        rollout = filled["rollout"] if isinstance(filled["rollout"], dict) else {}
+        least = claim.thing(component.options).needs.min_samples if component is not None else 0
+        samples = rollout.get("samples_per_prompt", Rollout().samples_per_prompt)
+        if _whole(samples) and 0 < samples < least:
+            message = f"{claim.name} needs at least {least} responses to each prompt, not {samples}"
             self.wrong((*keys, "rollout", "samples_per_prompt"), message, help="rollout: {samples_per_prompt: ...}")
+        new = rollout.get("max_new_tokens", Rollout().max_new_tokens)
+        longest = filled.get("max_length", Settings().max_length)
+        if _whole(new) and _whole(longest) and longest > 1 and new >= longest:
+            places: list[Keys] = [(*keys, "rollout", "max_new_tokens"), (*keys, "max_length")]
+            written = [place for place in places if place in self.document.places]
+            place = next((place for place in written if self.document.overridden(place)), (written or places)[0])
+            message = f"max_new_tokens {new} leaves no room for a prompt in max_length {longest}"
+            self.wrong(place, message, help="max_length counts a prompt with its response, in tokens")
 
     def check_versions(self, stages: Mapping[str, Stage]) -> None:
         """`stage@k` needs a stage that keeps its versions, and at least k of them."""
         for keys, ref in self.versions:
             name, _, version = ref.partition("@")
-            stage = stages.get(name)
-            if stage is None:
+            entry = self.claims.get(name)
+            if entry is None:
                 continue
-            if stage.settings is None:
+            if entry[0] == "step":
                 self.wrong(keys, f"'{ref}': stage '{name}' is a step and has no versions")
                 continue
-            rollouts = stage.component.claim.thing.source is ROLLOUTS
-            count = stage.settings.iterations if rollouts else stage.settings.epochs
-            if not stage.settings.keep_epochs:
+            unit = "iterations" if entry[1].thing.source is ROLLOUTS else "epochs"
+            kept, count = self._versions_of(name, unit, stages.get(name))
+            if not kept:
                 message = f"'{ref}': stage '{name}' keeps only its last version"
                 self.wrong(keys, message, help=f"write 'keep_epochs: true' in stage '{name}'")
-            elif int(version) > count:
-                self.wrong(keys, f"'{ref}': stage '{name}' has only {count} {'iterations' if rollouts else 'epochs'}")
+            elif count is not None and int(version) > count:
+                self.wrong(keys, f"'{ref}': stage '{name}' has only {count} {unit}")
+
+    def _versions_of(self, name: str, unit: str, stage: Stage | None) -> tuple[bool, int | None]:
+        """Whether a stage keeps its versions, and how many it has (None: not known, because it has mistakes)."""
+        if stage is not None and stage.settings is not None:
+            return stage.settings.keep_epochs, getattr(stage.settings, unit)
+        raw = self.document.data["stages"][name]
+        meant = difflib.get_close_matches("keep_epochs", [key for key in raw if key != "keep_epochs"], 1, 0.8)
+        kept = raw.get("keep_epochs") not in (None, False) or bool(meant)
+        count = raw.get(unit)
+        return kept, count if _whole(count) and count > 0 else None
 
     def order(self, names: Sequence[str]) -> list[str]:
         """Stages in an order in which they can run, the declared one where possible; a cycle is a problem."""
@@ -259,6 +303,7 @@ class Builder(References):
             return None
         spec = self.validate(ModelSpec, raw, keys)
         if spec is None:
+            self._model_files(raw, keys)
             return None
         if spec.quantization != "none" and spec.lora is None:
             message = f"{spec.quantization} weights cannot be trained: use lora, or 'quantization: none'"
@@ -271,14 +316,22 @@ class Builder(References):
         elif spec.dtype == "bfloat16" and spec.lora is None:
             message = "model.dtype: weights in bfloat16 lose most updates of a fine-tuning learning rate"
             self.wrong((*keys, "dtype"), message, help="leave 'dtype' out, or train an adapter")
+        found: dict[str, Any] = {"base": self._model_files(raw, keys)}
         if spec.chat_template is not None and spec.chat_template not in TEMPLATES:
-            path = self.locate(spec.chat_template, (*keys, "chat_template"))
+            found["chat_template"] = str(self.path(Path(spec.chat_template), (*keys, "chat_template"), told=True))
+        return spec.model_copy(update=found)
+
+    def _model_files(self, raw: Any, keys: Keys) -> str:
+        """Check the model's template and base, of which the latter is given; other keys may be wrong."""
+        written = raw if isinstance(raw, dict) else {}
+        template, base = written.get("chat_template"), written.get("base")
+        if isinstance(template, str) and template not in TEMPLATES:
+            path = self.locate(template, (*keys, "chat_template"))
             if not path.is_file():
                 known = " nor ".join(f"'{name}'" for name in TEMPLATES)
-                message = f"model.chat_template: '{spec.chat_template}' is neither {known} nor a Jinja file"
+                message = f"model.chat_template: '{template}' is neither {known} nor a Jinja file"
                 self.wrong((*keys, "chat_template"), message, help=f"looked for {path}")
-        base = self._base(spec.base, (*keys, "base"))
-        return spec.model_copy(update={"base": base})
+        return self._base(base, (*keys, "base")) if isinstance(base, str) and base else ""
 
     def _base(self, base: str, keys: Keys) -> str:
         """A model plugin's name and a hub id stay as they are; a folder becomes absolute."""
@@ -292,8 +345,8 @@ class Builder(References):
             self.wrong(keys, f"no such folder: {base}", help=f"looked for {path}")
         elif "/" not in base:
             near = difflib.get_close_matches(base, self.registry.names("model"), 1, 0.85)
-            culprits = [broken for broken in self.registry.broken if broken.would_give(base)]
-            if near or culprits:  # hub ids without a namespace are few; a misspelt plugin is likelier
+            # Hub ids without a namespace are few; a misspelt plugin is likelier.
+            if near or self.registry.culprits(base):
                 self.resolve("model", base, keys)
         return base
 
@@ -313,6 +366,14 @@ class Builder(References):
                 if not requirement.specifier.contains(installed, prereleases=True):
                     message = f"the recipe requires {text}, installed is {installed}"
                     self.wrong(keys, message, help=f"pip install '{text}'")
+
+
+def _name_of(document: Document) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", document.path.stem)
+
+
+def _whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _filled(given: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from alignkit import (
     hookimpl,
 )
 from alignkit import functional as F
+from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +90,10 @@ class Python(Reward):
     options: Options
     _folder = Path()
     _call: Callable[..., Any] | None = None
+
+    def check(self, folder: Path) -> None:
+        self._folder = folder
+        _load(self.file, self.options.function)
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
@@ -161,7 +166,8 @@ def _load(file: Path, function: str) -> Callable[..., Any]:
     found = getattr(module, function, None)
     if not callable(found):
         names = sorted(n for n, thing in vars(module).items() if inspect.isfunction(thing) and not n.startswith("_"))
-        raise RunFailed(f"reward 'python': {file} has no function '{function}'; it has: {', '.join(names) or 'none'}")
+        help = did_you_mean(function, names) or f"it has: {', '.join(names) or 'none'}"
+        raise RunFailed(f"reward 'python': {file} has no function '{function}'; {help}")
     return found
 
 

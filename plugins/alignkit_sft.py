@@ -23,6 +23,8 @@ from alignkit import (
     per_token,
 )
 
+SHOWN = 60  # characters of a prompt in an error
+
 
 class SFT(Algorithm):
     """Learn demonstrations."""
@@ -38,16 +40,32 @@ class SFT(Algorithm):
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
         """Raises DataError for comparisons, whose worse responses would be learned as well."""
         for group in groups:
-            if len(group.responses) != 1 or group.responses[0].label is False:
-                raise DataError(
-                    f"row {group.id} has {len(group.responses)} responses or a thumbs down, and sft would learn "
-                    "them all as demonstrations; comparisons are for reward_model or dpo"
-                )
+            if fault := _fault(group):
+                raise DataError(f"sft learns demonstrations, but the row {_beginning(group)} {fault}")
         return groups
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs))
+
+
+def _fault(group: Group) -> str:
+    """Why a group is no demonstration, and what it is good for; empty where it is one."""
+    count = len(group.responses)
+    if count == 0:
+        return "has no response; prompts alone are for algorithms that sample (ppo, grpo ...)"
+    if count > 1:
+        return f"has {count} responses, which would all be learned; comparisons are for reward_model or dpo"
+    if group.responses[0].label is False:
+        return "has a thumbs down and would be learned all the same; leave such rows out, or use kto"
+    return ""
+
+
+def _beginning(group: Group) -> str:
+    """A row as a person knows it: by its first words, for the id is a hash."""
+    messages = [message for message in group.prompt if message["role"] == "user"] or list(group.prompt)
+    words = " ".join(messages[0]["content"].split()) if messages else ""
+    return f"with the prompt '{words if len(words) <= SHOWN else words[:SHOWN] + '...'}'"
 
 
 class LM(Algorithm):

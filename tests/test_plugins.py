@@ -230,6 +230,26 @@ def test_a_broken_plugin_is_named_when_its_thing_is_asked_for(distribution: Make
         load_plugins().registry.get("algorithm", "wanted")
 
 
+def test_what_is_switched_off_is_named_when_its_thing_is_asked_for(
+    distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distribution("x-pack", GOOD.format(name="wanted"))
+    with pytest.raises(
+        PluginError, match=r"'wanted' cannot be used: plugin 'x-pack'.*off by --no-plugin x_pack\n"
+    ) as e:
+        load_plugins(disabled=["x_pack"]).registry.get("algorithm", "wanted")
+    assert "switch it on again" in str(e.value) and not load_plugins(disabled=["x_pack"]).broken
+    monkeypatch.setenv("ALIGNKIT_DISABLE_PLUGINS", "x-pack")
+    with pytest.raises(PluginError, match="is switched off by ALIGNKIT_DISABLE_PLUGINS"):
+        load_plugins().registry.get("algorithm", "wanted")
+    with pytest.raises(PluginError, match=r"^no algorithm 'other'"):
+        load_plugins().registry.get("algorithm", "other")
+
+
+def test_a_folder_is_no_plugin_file(tmp_path: Path) -> None:
+    assert f"{tmp_path} is a folder; --plugin takes a .py file" in reason(load_plugins([tmp_path]), tmp_path.name)
+
+
 def test_rewards_and_combinations_share_names() -> None:
     registry = Registry()
     registry.add("rewards", Claim("a", object, distribution="one"))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from alignkit import REWARD, ROLLOUTS, Algorithm, Combine, Field, Judge, Needs, Options, Reward, StageDefaults, Step
+from alignkit.document import dump
 from alignkit.errors import Problem, RecipeError
 from alignkit.plugins import Broken, Claim, Registry
 from alignkit.recipe import (
@@ -281,6 +282,7 @@ CASES = {
     "data range": ("  s: {algorithm: plain, data: {path: d.jsonl, validation: 1}}\n", "expected a number below 1", (3, 59, 1), ""),
     "unknown format": ("  s: {algorithm: plain, data: {prf: {path: d.jsonl}}}\n", "no format 'prf'", (3, 32, 3), "'pref'"),
     "data of no step": (FIRST + "  s: {algorithm: plain, data: first}\n", "'first' makes no data: only steps do", (4, 31, 5), ""),
+    "no data in the first round": ("  b:\n    repeat: 1\n    stages:\n      s: {algorithm: plain, data: [m@all]}\n      m: {step: compare}\n", "expected at least one source", (6, 35, 7), ""),
     "empty data": ("  s: {algorithm: plain, data: []}\n", "expected at least one source", (3, 31, 2), ""),
     "unknown from": (FIRST[:-2] + ", from: frist}\n" + FIRST.replace("first", "other"), "neither a stage nor a folder", (3, 50, 5), "'first'"),
     "itself": (FIRST[:-2] + ", from: first}\n", "stage 'first' refers to itself", (3, 50, 5), ""),
@@ -306,6 +308,10 @@ CASES = {
     "value without need": (ALL + "    value_from: helpful\n", "online trains no value role", (10, 5, 10), ""),
     "from a reward model": (ALL.replace("    from: first", "    from: helpful"), "'helpful' is a reward model", (7, 11, 7), ""),
     "mix without weight": (ALL + "    mix: {data: d.jsonl}\n", "'stages.align.mix.weight' is missing", (10, 5, 3), ""),
+    "no room": (ALL + "    max_length: 32\n    rollout: {max_new_tokens: 32}\n", "max_new_tokens 32 leaves no room for a prompt in max_length 32", (11, 31, 2), "a prompt with its response"),
+    "no room by default": (ALL + "    max_length: 64\n", "max_new_tokens 64 leaves no room for a prompt in max_length 64", (10, 17, 2), ""),
+    "key for data": (FIRST[:-2] + ", promts: p.jsonl}\n", "unknown key 'promts'", (3, 44, 6), "did you mean 'prompts'? plain takes none: it learns from 'data'"),
+    "list of names": ("  s: {algorithm: [plain], data: d.jsonl}\n", "expected the name of an algorithm, or one", (3, 18, 7), ""),
     "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "wait for each other: helpful -> align -> helpful", (4, 3, 7), ""),
 }  # fmt: skip
 
@@ -317,6 +323,104 @@ def test_a_mistake_is_told_at_its_place(bench: Bench, name: str) -> None:
     assert message in problem.message
     assert (problem.line, problem.column, problem.length) == where
     assert help in problem.help
+
+
+def test_only_keys_that_the_algorithm_takes_are_named(bench: Bench) -> None:
+    def known(text: str) -> set[str]:
+        return set(bench.problem(text).help.removeprefix("known keys: ").split(", "))
+
+    online, plain = known(ALL + "    zzz: 1\n"), known(FIRST[:-2] + ", zzz: 1}\n")
+    assert {"prompts", "reward", "mix"} <= online and not online & {"data", "validation", "max_steps"}
+    assert {"data", "validation", "mix"} <= plain and not plain & {"prompts", "reward", "rollout", "iterations"}
+    assert "mix" not in known(FIRST + HELPFUL[:-2] + ", zzz: 1}\n")
+
+
+def test_room_is_counted_where_another_key_is_wrong(bench: Bench) -> None:
+    text = ALL + "    epochs: 0\n    max_length: 10\n    rollout: {max_new_tokens: 10, samples_per_prompt: 1}\n"
+    said = [problem.message.partition(" ")[0] for problem in bench.problems(text)]
+    assert said == ["stages.align.epochs:", "max_new_tokens", "online"]
+    origin = bench.problem(ALL + "    rollout: {max_new_tokens: 9}\n", "stages.align.max_length=9").file
+    assert origin == "override 'stages.align.max_length=9'"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "messages"),
+    [
+        ("  s: {algorithm: plain, data: {path: e.jsonl, validation: 1.2}}\n", [], ["no such file: e.jsonl", "validation"]),
+        ("  s: {algorithm: plain, data: {prf: e.jsonl}}\n", [], ["no format 'prf'", "no such file: e.jsonl"]),
+        ("  s: {algorithm: plain, data: {prf: {path: e.jsonl, x: 1, limit: 0}}}\n", [], ["no format", "no such file", "limit"]),
+        ("  s: {algorithm: plain, data: {stage: made, limit: 0}}\n", [], ["no stage 'made'", "limit"]),
+        (ALL, ["stages.align.mix={data: e.jsonl}"], ["mix.weight' is missing", "no such file or stage: e.jsonl"]),
+        (ALL, ["stages.align.mix={weight: -1, data: e.jsonl}"], ["mix.weight", "no such file or stage: e.jsonl"]),
+        (FIRST, ["stages.first.learning_rate=.inf", "stages.first.from=frst", "stages.first.epochs=0"], ["finite", "frst", "epochs"]),
+        (FIRST, ["model.lora.r=0", "model.base=./no", "model.chat_template=no.jinja"], ["lora.r", "no such folder", "Jinja"]),
+        ("  s: {step: compare, policies: [3, nobody]}\n", [], ["expected text, got 3", "no stage 'nobody'"]),
+        (ALL, ["stages.align.from=helpful", "stages.align.epoks=1"], ["'helpful' is a reward model", "'epoks'"]),
+        (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.epoks=2"], ["'epoks'", "keeps only its last"]),
+        (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.keep_epoch=true"], ["'keep_epoch'"]),
+        (
+            FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@3}\n",
+            ["stages.first={algorithm: plain, data: d.jsonl, keep_epochs: true, epochs: 2, x: 1}"],
+            ["unknown key 'x'", "has only 2 epochs"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_hides_no_other(bench: Bench, text: str, overrides: list[str], messages: list[str]) -> None:
+    said = [problem.message for problem in bench.problems(text, *overrides)]
+    assert len(said) == len(messages)
+    assert all(any(message in one for one in said) for message in messages), said
+
+
+class Reads(Step):
+    class Options(Step.Options):
+        file: Path
+        limit: int = Field(1, ge=1)
+
+
+def test_a_missing_file_beside_a_wrong_option(bench: Bench, registry: Registry) -> None:
+    registry.add("step", Claim("reads", Reads))
+    problems = bench.problems("  s: {step: reads, file: no.py, limit: 0}\n")
+    assert [problem.message for problem in problems] == [
+        "no such file: no.py",
+        "stages.s.limit: expected at least 1, got 0",
+    ]
+
+
+def test_the_resolved_recipe_means_the_same_elsewhere(bench: Bench, registry: Registry) -> None:
+    registry.add("step", Claim("reads", Reads))
+    for folder in ("sub", "ad", "rm", "run"):
+        (bench.folder / folder).mkdir()
+    for file in ("sub/own.jsonl", "sub/own.py", "t.jinja"):
+        (bench.folder / file).write_text("")
+    (bench.folder / "ad/adapter_config.json").write_text("{}")
+    (bench.folder / "sub/base.yaml").write_text(
+        "model: {base: tiny}\nstages: {a: {algorithm: plain, data: own.jsonl}, r: {step: reads, file: own.py}}"
+    )
+    text = """\
+extends: sub/base.yaml
+description: '1e-5'
+model: {chat_template: t.jinja}
+stages:
+  first: {algorithm: plain, from: ad, data: [{pref: d.jsonl}, {path: p.jsonl, limit: 3}]}
+  block:
+    repeat: 2
+    stages:
+      made: {step: compare, rewards: {x: {folder: rm}}}
+      next: {algorithm: plain, from: first, data: [made@all, d.jsonl]}
+"""
+    recipe = bench.load(text, "stages.first.validation=d.jsonl")
+    (bench.folder / "run/recipe.resolved.yaml").write_text(dump(recipe.resolved))
+    again = load_recipe(bench.folder / "run/recipe.resolved.yaml", (), registry)
+    assert again.name == recipe.name == "r" and again.description == "1e-5"
+    assert again.resolved == recipe.resolved and list(again.stages) == list(recipe.stages)
+    for name, stage in recipe.stages.items():
+        assert again.stages[name].settings == stage.settings
+        assert again.stages[name].component.options == stage.component.options
+    assert recipe.stages["r"].component.options.file == bench.folder / "sub/own.py"  # type: ignore[attr-defined]
+    assert recipe.model.chat_template == "t.jinja" and again.model.chat_template == str(bench.folder / "t.jinja")
+    (bench.folder / "sub/base.yaml").write_text("model: {base: tiny, chat_template: own.jsonl}")
+    elsewhere = bench.load("extends: sub/base.yaml\nstages: {a: {algorithm: plain, data: d.jsonl}}")
+    assert elsewhere.model.chat_template == str(bench.folder / "sub/own.jsonl")  # a run looks in the recipe's folder
 
 
 def test_rollouts_need_prompts_and_reward(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,7 +182,67 @@ def test_every_recipe_says_what_it_is(name: str) -> None:
 
 def test_smoke_runs_whole(smoke: Done) -> None:
     check_artifacts("smoke", smoke, [])
-    assert "done in" in smoke.err
+    assert re.search(r"^sft: done in [0-9ms.]+: groups [0-9]+, steps [0-9]+", smoke.err, re.MULTILINE)
+    assert "{" not in smoke.err
+    (said,) = {r["source"] for group in smoke.lines("align/rollouts/0001.jsonl") for r in group["responses"]}
+    assert said == "align"
+
+
+def test_what_ran_can_be_run_from_its_own_folder(smoke: Done, copy: Path) -> None:
+    err = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        assert cli.main(["validate", str(copy / "recipe.resolved.yaml")]) == 0
+        assert cli.main(["run", str(copy / "recipe.resolved.yaml"), "--out", str(copy)]) == 0
+    stages = list(load_recipe(RECIPES["smoke"]).stages)
+    assert [f"{name}: unchanged, reused" in err.getvalue() for name in stages] == [True] * len(stages)
+    assert (copy / "recipe.resolved.yaml").read_text() == (smoke.folder / "recipe.resolved.yaml").read_text()
+
+
+def own(folder: Path, algorithm: str, rows: str, **data: Any) -> tuple[int, str]:
+    """Run one stage of the tiny model on rows; gives the exit code and what it said."""
+    (folder / "rows.jsonl").write_text(rows, encoding="utf-8")
+    stage = {"algorithm": algorithm, "max_length": 64, "data": {"path": "rows.jsonl", **data}}
+    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}
+    (folder / "own.yaml").write_text(yaml.safe_dump({"model": model, "stages": {"only": stage}}), encoding="utf-8")
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        code = cli.main(["run", str(folder / "own.yaml"), "--out", str(folder / "out")])
+    return code, err.getvalue()
+
+
+def test_skipped_rows_are_listed_where_it_says(tmp_path: Path) -> None:
+    good, bad = '{"prompt": "a", "completion": "b"}\n', '{"prompt": "a", "completion": ""}\n'
+    code, err = own(tmp_path, "sft", good + bad + good + bad, on_bad_row="skip")
+    assert code == 0, err
+    place = tmp_path / "out" / "only" / "stage.json"
+    assert f"2 bad rows skipped, the first: {tmp_path / 'rows.jsonl'}:2: " in err and f"(all are in {place} " in err
+    listed = json.loads(place.read_text())["summary"]["bad_rows"]
+    assert [row.split(":")[1] for row in listed] == ["2", "4"]
+
+
+def test_pairs_equal_in_tokens_are_counted_once(tmp_path: Path) -> None:
+    row = '{{"prompt": "a", "chosen": "{}", "rejected": "{}"}}\n'
+    end = "x" * 200
+    code, err = own(tmp_path, "dpo", row.format("b", "c") + row.format(end + "b", end + "c"))
+    assert code == 0, err
+    summary = json.loads((tmp_path / "out" / "only" / "stage.json").read_text())["summary"]
+    assert summary["encoding"]["equal_pairs"] == 1 and "without_signal" not in summary
+    assert "only: done in" in err and "groups 1, steps 1" in err
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ('{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}', "has 2 responses"),
+        ('{"prompt": "Why is the sky blue?"}', "has no response"),
+        ('{"alignkit": 1, "prompt": [{"role": "user", "content": "Why is the sky blue?"}], '
+         '"responses": [{"text": "b", "label": false}]}', "has a thumbs down"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_demonstration_is_named_by_its_prompt(tmp_path: Path, row: str, fault: str) -> None:
+    code, err = own(tmp_path, "sft", row)
+    assert code == 4
+    assert f"stage 'only': sft learns demonstrations, but the row with the prompt 'Why is the sky blue?' {fault}" in err
 
 
 def test_a_second_run_reuses_everything_and_says_so(smoke: Done, copy: Path) -> None:
@@ -268,6 +329,7 @@ def test_quantized_base(tmp_path: Path, quantization: str) -> None:
     overrides = [f"model.quantization={quantization}"]
     done = run("smoke", tmp_path, *overrides)
     check_artifacts("smoke", done, overrides)
+    assert f"base tiny: {quantization}, computing in float32, on cpu, packed rows" in done.err
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "smoke"])

@@ -178,6 +178,42 @@ def test_python_fails_before_long_work_starts(
         python(source, function)  # in prepare()
 
 
+PIPELINE = """\
+model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}
+stages:
+  sft: {algorithm: sft, data: demos.jsonl, max_length: 64}
+  align: {algorithm: grpo, from: sft, prompts: demos.jsonl, reward: {length: {}}, max_length: 200}
+  report: {step: evaluate, policies: [sft], prompts: demos.jsonl, rewards: [{length: {}}]}
+"""
+WRONG = "{python: {path: mine.py, function: polit}}"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"stages.align.reward={WRONG}",
+        f"stages.align.reward={{weighted_sum: {{rewards: {{a: {WRONG}}}, weights: {{a: 1}}}}}}",
+        f"stages.report.rewards=[{{length: {{}}}}, {WRONG}]",
+    ],
+)
+def test_a_wrong_function_is_told_before_the_first_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    (tmp_path / "mine.py").write_text("def polite(completions): ...")
+    (tmp_path / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}')
+    (tmp_path / "r.yaml").write_text(PIPELINE)
+    arguments = [str(tmp_path / "r.yaml"), override]
+    assert cli.main(["validate", *arguments]) == 0  # which runs nobody's code
+    assert cli.main(["run", *arguments, "--out", str(tmp_path / "out")]) == 2
+    stage = override.split(".")[1]
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 1 and "loading tiny" not in err and "r.yaml" in err
+    assert (
+        f"error: stage '{stage}': reward 'python': " in err and "has no function 'polit'; did you mean 'polite'?" in err
+    )
+    assert not (tmp_path / "out" / "sft").exists()
+
+
 def test_python_without_a_file(tmp_path: Path) -> None:
     thing = Python(Python.Options(path=tmp_path / "none.py", function="f"))
     with pytest.raises(RunFailed, match=r"none\.py"):

@@ -1,8 +1,9 @@
 """REINFORCE with a baseline (Williams 1992; leave-one-out: Ahmadian et al. 2024, arXiv:2402.14740, section 3.2).
 
 A whole response is one action. Its return is the score minus `beta` times the KL to the reference, and a baseline
-that does not depend on the response is taken off. Differs from Williams: the KL price. There is no importance ratio,
-so an iteration should be one step: leave `batch_size` at `prompts_per_iteration` or above, and `epochs` at 1.
+that does not depend on the response is taken off. Differs from Williams: the KL price. There is no importance ratio:
+where `batch_size` is below `prompts_per_iteration`, or `epochs` above 1, an iteration's later steps learn from
+responses of a policy a few steps older. A few steps did no harm (docs/writing-a-plugin.md, section 3).
 """
 
 from __future__ import annotations

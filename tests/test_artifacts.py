@@ -1,0 +1,124 @@
+"""Folders of saved roles: who may read them, and what is told about weights that do not belong to the model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import alignkit_tiny
+from alignkit import RunFailed
+from alignkit.checkpoint import Checkpoint, save_checkpoint
+from alignkit.engine import ForeignScorer
+from alignkit.policy import Policy
+from alignkit.recipe import LoraSpec, ModelSpec
+
+LORA = LoraSpec(r=2, lora_alpha=4)
+TRANSFORMERS = logging.getLogger("transformers.modeling_utils")
+
+
+def policy(source: Path, lora: LoraSpec | None) -> Policy:
+    return Policy(ModelSpec(base=str(source), dtype="float32", device="cpu", lora=lora), str(source))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return alignkit_tiny.source(tmp_path / "models")
+
+
+@pytest.fixture(params=[0o022, 0o077], ids=["022", "077"])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("lora", [LORA, None], ids=["adapter", "model"])
+def test_a_saved_role_has_the_permissions_of_the_umask(
+    lora: LoraSpec | None, umask: int, tiny: Path, tmp_path: Path
+) -> None:
+    made = policy(tiny, lora)
+    made.add_role("new", head="scalar")
+    made.save("new", tmp_path / "saved")
+    found = modes(tmp_path / "saved")
+    assert ("adapter_model" if lora else "model") + ".safetensors" in found
+    assert found == dict.fromkeys(found, 0o666 & ~umask)
+
+
+def test_a_checkpoint_has_the_permissions_of_the_umask(umask: int, tmp_path: Path) -> None:
+    found = modes(save_checkpoint(tmp_path, 1, Checkpoint({"weight": torch.zeros(2)}, {})))
+    assert found == dict.fromkeys(("tensors.safetensors", "state.json", "MANIFEST.json"), 0o666 & ~umask)
+
+
+def change(folder: Path, **weights: torch.Tensor | None) -> Path:
+    """Add (or, with None, remove) weights; `_` in a name is `.`, `-` is `_`."""
+    file = folder / "model.safetensors"
+    known = load_file(file)
+    for name, value in weights.items():
+        if value is None:
+            del known[name]
+        else:
+            known[name] = value
+    save_file(known, file, metadata={"format": "pt"})
+    return folder
+
+
+def captured(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> str:
+    """What was said in any way; pytest takes what nobody listens to, which goes to stderr otherwise."""
+    out, err = capfd.readouterr()
+    return out + err + caplog.text
+
+
+def test_whole_reward_models_are_read_without_a_word(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = policy(tiny, None)
+    made.add_role("reward", head="scalar")
+    made.save("reward", tmp_path / "reward")
+    made.add_role("again", start=tmp_path / "reward", head="scalar")
+    ForeignScorer(tmp_path / "reward", made)
+    said = captured(capfd, caplog)
+    assert "REPORT" not in said and "score.weight" not in said
+    assert TRANSFORMERS.filters == []
+
+
+def test_weights_without_a_place_are_told_in_a_line(
+    tiny: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    change(tiny, **{"model.extra.weight": torch.zeros(2)})
+    policy(tiny, LORA)
+    assert [record.message for record in caplog.records] == [
+        f"{tiny}: a LlamaForCausalLM does not use its weights model.extra.weight"
+    ]
+    assert "REPORT" not in captured(capfd, caplog)
+
+
+def test_weights_that_are_missing_are_an_error(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    change(tiny, **{"model.norm.weight": None})
+    with pytest.raises(
+        RunFailed, match=r"LlamaForCausalLM are not in its files: model\.norm\.weight\nhelp: use a comp"
+    ):
+        policy(tiny, LORA)
+    assert "REPORT" not in capfd.readouterr().err
+
+
+def test_weights_of_another_shape_are_an_error(tiny: Path) -> None:
+    change(tiny, **{"model.norm.weight": torch.ones(3)})
+    with pytest.raises(RunFailed, match=r"model\.norm\.weight has the shape \[3\], a LlamaForCausalLM of its config"):
+        policy(tiny, LORA)
+
+
+def test_a_language_model_is_no_reward_model(tiny: Path) -> None:
+    """Its scores would be those of a head drawn at random."""
+    with pytest.raises(RunFailed, match=r"are not in its files: score\.weight"):
+        ForeignScorer(tiny, policy(tiny, LORA))
