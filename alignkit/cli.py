@@ -63,9 +63,6 @@ def run(
 ) -> None:
     """Run a recipe, or continue it where it stopped."""
     checked = _load(recipe, overrides, plugin, no_plugin)
-    # Torch's threads wait for each other by spinning unless they are told before it is loaded; beside any other process
-    # that makes a step several times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from alignkit.run import run_recipe  # loads torch, and only a valid recipe is worth the wait
 
     run_recipe(checked, out, list(overrides or ()))
