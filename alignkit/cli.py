@@ -65,7 +65,7 @@ def run(
     checked = _load(recipe, overrides, plugin, no_plugin)
     from alignkit.run import run_recipe  # loads torch, and only a valid recipe is worth the wait
 
-    run_recipe(checked, out, list(overrides or ()))
+    run_recipe(checked, out)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,11 @@ from alignkit.attention import Packed, Segment
 from alignkit.batch import Encoded, Encoder, Ids
 from alignkit.data import Group, Message
 from alignkit.errors import RunFailed
-from alignkit.policy import BASE, Head, Policy, has_score, load_weights
+from alignkit.policy import BASE, Head, Policy
+from alignkit.remembered import Remembered
 from alignkit.rollout import Sampling, sample
 from alignkit.train import measure
-
-if TYPE_CHECKING:
-    from alignkit.recipe import RewardSpec
+from alignkit.weights import has_score, load_weights
 
 REMEMBERED = 10_000  # groups whose scores are kept, per reward model
 
@@ -36,9 +35,13 @@ class Engine:
         artifact: Callable[[str], Path],
         max_length: int = 1024,
         should_stop: Callable[[], None] = lambda: None,
+        remembered: Remembered | None = None,
     ):
-        """artifact: from a reference to a saved adapter or model folder. should_stop: raises to end long sampling."""
-        self.policy, self.artifact, self.should_stop = policy, artifact, should_stop
+        """artifact: from a reference to a saved adapter or model folder. should_stop: raises to end long sampling.
+
+        remembered: where `fixed_logprobs` are kept; None: they are not.
+        """
+        self.policy, self.artifact, self.should_stop, self.remembered = policy, artifact, should_stop, remembered
         self.max_length = min(max_length, policy.context)
         self.encoder = Encoder(policy.tokenizer)
         self._foreign: dict[Path, ForeignScorer] = {}
@@ -52,6 +55,18 @@ class Engine:
             head: Head = "scalar" if has_score(folder) else "language"
             self.policy.add_role(name, start=folder, head=head)
         return name
+
+    def fixed_logprobs(self, reference: str, encoded: Sequence[Encoded]) -> tuple[list[Tensor], bool]:
+        """`train.measure` of a reference that is not trained, and whether it was known from before."""
+        role = self.role(reference)
+
+        def fresh() -> list[Tensor]:
+            return measure(self.policy, role, encoded, "logprobs")
+
+        if self.remembered is None:
+            return fresh(), False
+        adapter = None if reference == BASE else self.artifact(reference)
+        return self.remembered.logprobs(self.policy, adapter, encoded, fresh)
 
     def forget(self, reference: str) -> None:
         """Drop a role so that it is read afresh from disk."""
@@ -200,9 +215,3 @@ def _same_base(folder: Path, policy: Policy) -> bool:
     if named != policy.base_name:
         raise RunFailed(f"{folder} is an adapter for the base model '{named}', not for '{policy.base_name}'")
     return True
-
-
-def reward_stages(spec: RewardSpec) -> list[str]:
-    """Names of the reward-model stages in a reward expression, in order."""
-    own = [spec.name] if spec.kind == "stage" else []
-    return own + [name for child in spec.children.values() for name in reward_stages(child)]

@@ -466,11 +466,6 @@ def ppo_policy_loss(
     return -objective
 
 
-def _share(hits: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of the valid entries, which are 0 or 1."""
-    return masked_mean(hits, torch.ones_like(hits) if mask is None else mask)
-
-
 def clipped(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -485,18 +480,6 @@ def clipped(
         return (r.clamp(1 - clip_low, 1 + clip_high) * advantages < r * advantages).to(r.dtype)
 
 
-def clip_fraction(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    clip_low: float,
-    clip_high: float,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Share of valid tokens that are ``clipped``: scalar, no gradient."""
-    return _share(clipped(logprobs, old_logprobs, advantages, clip_low, clip_high, mask), mask)
-
-
 def ratio_clip_fraction(
     logprobs: Tensor, old_logprobs: Tensor, clip_low: float, clip_high: float, mask: Tensor | None = None
 ) -> Tensor:
@@ -504,7 +487,7 @@ def ratio_clip_fraction(
     with torch.no_grad():
         r = ratio(logprobs, old_logprobs, mask)
         outside = (r < 1 - clip_low) | (r > 1 + clip_high)
-        return _share(outside.to(r.dtype), mask)
+        return masked_mean(outside.to(r.dtype), torch.ones_like(r) if mask is None else mask)
 
 
 def ppo_value_loss(
@@ -534,13 +517,6 @@ def value_clipped(
         larger = (old + (v - old).clamp(-limit, limit) - target).abs() > (v - target).abs()
         # Inside the range old + (v - old) may differ from v by rounding, which must not count.
         return (moved & larger).to(v.dtype)
-
-
-def value_clip_fraction(
-    values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None, mask: Tensor | None = None
-) -> Tensor:
-    """Share of valid tokens that are ``value_clipped``: scalar, no gradient."""
-    return _share(value_clipped(values, old_values, returns, clip, mask), mask)
 
 
 def ppo_total(

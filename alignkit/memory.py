@@ -6,11 +6,11 @@ And before that: what large tensors free is kept for the next ones, and goes bac
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -46,13 +46,17 @@ def within_memory(policy: Policy, work: Callable[[], T]) -> T:
             torch.cuda.empty_cache()
 
 
+@functools.cache
+def _allocator(name: str) -> Callable[..., int] | None:
+    """A function of glibc's allocator; None where there is another."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep what large tensors free: giving it back and faulting it in again costs a tenth of a step."""
-    if sys.platform.startswith("linux"):
-        with suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-            libc.mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
+    if (mallopt := _allocator("mallopt")) is not None:
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
 
 
 @dataclass
@@ -67,8 +71,7 @@ class Returned:
 
     def now(self) -> bool:
         """Call it where little is held, such as between steps. Whether memory was given back."""
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
-        if trim is None:
+        if (trim := _allocator("malloc_trim")) is None:
             return False
         resident = _resident()
         if self.before is None:

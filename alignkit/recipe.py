@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from alignkit.algorithm import Options
 from alignkit.document import load_document
@@ -228,6 +228,35 @@ class DataKeys(Options):
     on_bad_row: Literal["error", "skip"] = "error"
     columns: dict[str, str] = Field(default_factory=dict)
     meta: dict[str, Any] = Field(default_factory=dict)
+
+
+# --- what a recipe's parts refer to
+
+Spec = TypeVar("Spec", DataSpec, RewardSpec)
+
+
+def specs(value: Any, kind: type[Spec]) -> list[Spec]:
+    """Every data entry or reward in settings and options, wherever it stands, each once."""
+    found: dict[int, Spec] = {}
+
+    def walk(item: Any) -> None:
+        if isinstance(item, kind):
+            found[id(item)] = item
+        if isinstance(item, BaseModel):
+            below: Iterable[Any] = [getattr(item, name) for name in type(item).model_fields]
+        elif isinstance(item, Component):
+            below = [item.options]
+        elif isinstance(item, RewardSpec):
+            below = [item.component, *item.children.values()]
+        elif isinstance(item, Mapping):
+            below = item.values()
+        else:
+            below = item if isinstance(item, list | tuple) else ()
+        for part in below:
+            walk(part)
+
+    walk(value)
+    return list(found.values())
 
 
 # --- a recipe from the disk

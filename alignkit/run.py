@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib.metadata
 import json
 import os
 import resource
@@ -17,22 +16,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel
 
-import alignkit
-from alignkit.checkpoint import digest, file_digest, write_json, write_text
-from alignkit.data import resolved_pairs, write_groups
+from alignkit.checkpoint import digest, write_json, write_text
+from alignkit.data import write_groups
 from alignkit.document import dump
 from alignkit.engine import Engine
-from alignkit.errors import AlignkitError, DataError, OutOfResource, Problem, RecipeError, RemoteError, RunFailed
+from alignkit.errors import AlignkitError, OutOfResource, Problem, RecipeError, RemoteError, RunFailed
+from alignkit.fingerprint import model_digest, stage_hash, versions
 from alignkit.memory import ran_out
 from alignkit.plugins import plugins
 from alignkit.policy import Policy
+from alignkit.preflight import check_data, check_rewards
 from alignkit.readers import Loaded, load
-from alignkit.recipe import Component, DataSource, DataSpec, Recipe, RewardSpec, Stage
+from alignkit.recipe import DataSpec, Recipe, RewardSpec, Stage
+from alignkit.remembered import Remembered
 from alignkit.report import Metrics, Reporter
 from alignkit.reward import Context
 from alignkit.scoring import Scorer
@@ -49,7 +49,7 @@ class Stopped(AlignkitError):
     exit_code = 75
 
 
-def run_recipe(recipe: Recipe, out: Path | None, overrides: Sequence[str] = ()) -> None:
+def run_recipe(recipe: Recipe, out: Path | None = None) -> None:
     """Run a recipe into `out` (default `runs/NAME`). Raises AlignkitError with the exit code to end with."""
     folder = out or Path("runs") / recipe.name
     if folder.exists() and not folder.is_dir():
@@ -127,8 +127,8 @@ class Run:
         plugins().notify("run_started", run=self)
         write_text(self.folder / "recipe.resolved.yaml", dump(self.recipe.resolved))
         waiting = self._waiting()
-        self._check_rewards(waiting)
-        self._check_data(waiting)
+        check_rewards(self.recipe, waiting)
+        check_data(waiting, lambda stage, spec: self.load(spec, self.seed_of(stage), quiet=True))
         times = []
         for stage in self.recipe.stages.values():
             self.should_stop()
@@ -154,41 +154,6 @@ class Run:
         for stage in stages:
             self.hashes[stage.name] = self._hash(stage)
         return [s for s in stages if not known[s.name].get("complete") or known[s.name]["hash"] != self.hashes[s.name]]
-
-    def _check_rewards(self, stages: Sequence[Stage]) -> None:
-        """Let rewards raise what they know before anything is loaded or trained; all of it at once."""
-        problems: list[Problem] = []
-        for stage in stages:
-            for spec in _specs([stage.settings, stage.component.options], RewardSpec):
-                if spec.kind != "reward" or spec.component is None:
-                    continue
-                try:
-                    spec.component.claim.thing(spec.component.options).check(self.recipe.folder)
-                except AlignkitError as error:
-                    problem = Problem(f"stage '{stage.name}': {error}", str(self.recipe.path))
-                    problems += [problem] if problem not in problems else []
-        if problems:
-            raise RecipeError(problems)
-
-    def _check_data(self, stages: Sequence[Stage]) -> None:
-        """Read every file that these stages will want, before anything is trained: bad rows cost no training."""
-        for stage in stages:
-            for spec in _specs([stage.settings, stage.component.options], DataSpec):
-                files = tuple(source for source in spec.sources if source.path is not None)
-                if files:
-                    loaded = self.load(DataSpec(files), self.seed_of(stage), quiet=True)
-                    self._check_pairs(stage, spec, loaded)
-
-    def _check_pairs(self, stage: Stage, spec: DataSpec, loaded: Loaded) -> None:
-        settings = stage.settings
-        algorithm = stage.component.claim.thing
-        if settings is None or spec is not settings.data or not algorithm(stage.component.options).needs.pairs:
-            return
-        if not any(resolved_pairs(group) for group in [*loaded.groups, *loaded.validation]):
-            raise DataError(
-                f"stage '{stage.name}': {stage.component.name} learns from pairs of a better and a worse response, and "
-                f"no row of {spec.sources[0].path} has one"
-            )
 
     def _stage(self, stage: Stage) -> bool:
         """Run one stage, or take it as it is; gives whether it was reused."""
@@ -220,7 +185,7 @@ class Run:
             "summary": summary,
             "policy": artifact.policy,
             "text": artifact.text,
-            "versions": _versions(),
+            "versions": versions(),
         }
         write_json(folder / "stage.json", record)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -360,7 +325,8 @@ class Run:
     def engine(self) -> Engine:
         if self._engine is None:
             lengths = [stage.settings.max_length for stage in self.recipe.stages.values() if stage.settings is not None]
-            self._engine = Engine(self.policy, self.artifact, max([1024, *lengths]), self.should_stop)
+            remembered = Remembered(cache_folder() / "logprobs", lambda: self.base_digest)
+            self._engine = Engine(self.policy, self.artifact, max([1024, *lengths]), self.should_stop, remembered)
         return self._engine
 
     @property
@@ -400,7 +366,7 @@ class Run:
     @cached_property
     def base_digest(self) -> Any:
         """What identifies the base model's weights, tokenizer and template."""
-        return _model_digest(self.source())
+        return model_digest(self.source())
 
     def artifact(self, reference: str) -> Path:
         """The folder of a saved role. Raises RunFailed when it is not there."""
@@ -418,28 +384,9 @@ class Run:
             raise RunFailed(f"'{reference}' is not there ({folder}){hint}; keep_epochs: true keeps every version")
         return folder
 
-    # Reuse
-
     def _hash(self, stage: Stage) -> str:
-        """Everything the stage's result depends on."""
         upstream = {name: self.hashes[name] for name in stage.upstream}
-        model = self.recipe.model.model_dump()
-        template = self.recipe.folder / (self.recipe.model.chat_template or "")
-        if template.is_file():  # by its name and, below, its content: where it lies changes nothing
-            model["chat_template"] = template.name
-        return digest(
-            {
-                "component": _fingerprint(stage.component, self.recipe.folder),
-                "settings": _fingerprint(stage.settings, self.recipe.folder),
-                "upstream": upstream,
-                "model": model,
-                "from": _model_digest(stage.settings.from_) if stage.settings and stage.settings.from_ else None,
-                "template": _files_named(self.recipe.model, self.recipe.folder),
-                "base": self.base_digest,
-                "seed": self.seed_of(stage),
-                "versions": _versions(),
-            }
-        )
+        return stage_hash(stage, self.recipe, self.base_digest, self.seed_of(stage), upstream)
 
     def _join_metrics(self) -> None:
         """The run's metrics.jsonl: those of its stages, in order."""
@@ -465,87 +412,6 @@ def _stage_json(folder: Path) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "transformers", "peft")
-    return {"alignkit": alignkit.__version__, **{name: importlib.metadata.version(name) for name in names}}
-
-
-def _model_digest(source: str) -> Any:
-    folder = Path(source)
-    if not folder.is_dir():
-        return source
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
-    return {file.name: file_digest(file) for file in files}
-
-
-def _fingerprint(value: Any, folder: Path) -> Any:
-    """Plain data that changes when what it stands for changes: files by content, plugins by version and source."""
-    if isinstance(value, Component):
-        source = getattr(value.claim, "source_path", None)
-        return {
-            "name": value.name,
-            "version": value.claim.version,
-            "source": file_digest(Path(source)) if source and Path(source).is_file() else None,
-            "options": _fingerprint(value.options, folder),
-            "files": _files_named(value.options, folder),
-        }
-    if isinstance(value, BaseModel):
-        return {name: _fingerprint(getattr(value, name), folder) for name in type(value).model_fields}
-    if isinstance(value, DataSource | DataSpec | RewardSpec):
-        pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        found = {name: _fingerprint(item, folder) for name, item in pairs}
-        if isinstance(value, RewardSpec) and value.kind == "folder":
-            found["files"] = _model_digest(value.name)
-        return found
-    if isinstance(value, Path):
-        path = folder / value
-        return file_digest(path) if path.is_file() else str(value)
-    if isinstance(value, Mapping):
-        return {key: _fingerprint(item, folder) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_fingerprint(item, folder) for item in value]
-    return value
-
-
-def _files_named(options: Any, folder: Path) -> dict[str, str]:
-    """Digests of files that options name by a relative path: Python rewards, templates."""
-    found = {}
-    for name in type(options).model_fields if isinstance(options, BaseModel) else ():
-        value = getattr(options, name)
-        if isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
-            path = folder / value
-            if path.is_file():
-                found[name] = file_digest(path)
-    return found
-
-
-Spec = TypeVar("Spec", DataSpec, RewardSpec)
-
-
-def _specs(value: Any, kind: type[Spec]) -> list[Spec]:
-    """Every data entry or reward in settings and options, wherever it stands, each once."""
-    found: dict[int, Spec] = {}
-
-    def walk(item: Any) -> None:
-        if isinstance(item, kind):
-            found[id(item)] = item
-        if isinstance(item, BaseModel):
-            below: Iterable[Any] = [getattr(item, name) for name in type(item).model_fields]
-        elif isinstance(item, Component):
-            below = [item.options]
-        elif isinstance(item, RewardSpec):
-            below = [item.component, *item.children.values()]
-        elif isinstance(item, Mapping):
-            below = item.values()
-        else:
-            below = item if isinstance(item, list | tuple) else ()
-        for part in below:
-            walk(part)
-
-    walk(value)
-    return list(found.values())
 
 
 def _facts(summary: Mapping[str, Any]) -> str:

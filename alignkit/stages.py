@@ -16,11 +16,11 @@ from alignkit.algorithm import REWARD, ROLLOUTS, Algorithm, Phase, Runner, Selec
 from alignkit.batch import Encoded, Examples, encode_all, units
 from alignkit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alignkit.data import Group, prompts_of, read_groups, resolved_pairs, write_groups
-from alignkit.engine import Engine, reward_stages
+from alignkit.engine import Engine
 from alignkit.errors import AlignkitError, DataError, RunFailed
 from alignkit.functional import missing_eos_penalty
 from alignkit.policy import BASE
-from alignkit.recipe import DataSpec, RewardSpec, Settings, Stage
+from alignkit.recipe import DataSpec, RewardSpec, Settings, Stage, specs
 from alignkit.report import Metrics, Reporter
 from alignkit.reward import Combined, Context
 from alignkit.rollout import Sampling, sample
@@ -96,7 +96,8 @@ class Training:
         source = self.settings.from_ or BASE
         start = self.engine.role(source)
         self.policy.add_role(self.role, start=start, head=head)  # type: ignore[arg-type]
-        self.reference = self.engine.role(self.settings.reference or source)
+        self.reference_name = self.settings.reference or source
+        self.reference = self.engine.role(self.reference_name)
         value_source = self._add_value_role() if algorithm.needs.values else None
         self.learner = Learner(
             self.policy, algorithm, self.settings, self.role, self.value_role, self._temperature(), self._mix()
@@ -135,7 +136,7 @@ class Training:
             self.policy.add_head(self.value_role, self.role)
             return "a zero head on the policy"
         reward = self.settings.reward
-        models = _reward_models(reward) if reward is not None else []
+        models = [spec.name for spec in specs(reward, RewardSpec) if spec.kind == "stage"]
         source = self.settings.value_from or (models[0] if models else None)
         start = self.role if source is None else self.engine.role(source)
         role = self.policy.add_role(self.value_role, start=start, head="scalar")
@@ -298,8 +299,10 @@ class Dataset(Training):
             )
         examples = Examples(kept)
         if self.algorithm.needs.reference_logprobs:
-            columns = measure(self.policy, self.reference, kept, "logprobs")
-            examples.token_columns["reference_logprobs"] = columns
+            found, known = self.engine.fixed_logprobs(self.reference_name, kept)
+            examples.token_columns["reference_logprobs"] = found
+            if known:
+                self.run_.reporter.say(f"{self.run_.name}: the reference has seen these {len(kept)} groups before")
         return examples
 
     def _validation(self, loaded: Any) -> Examples | None:
@@ -329,13 +332,6 @@ class Dataset(Training):
         if "best_epoch" not in self.summary:
             self.policy.save(self.role, self.run_.adapter)
         return super().finish()
-
-
-def _reward_models(spec: RewardSpec) -> list[str]:
-    """Stages of the reward models in a reward expression, and of those that a reward's own options name."""
-    options = vars(spec.component.options) if spec.kind == "reward" and spec.component is not None else {}
-    below = [value for value in options.values() if isinstance(value, RewardSpec)]
-    return [name for part in (spec, *below) for name in reward_stages(part)]
 
 
 def _needs(algorithm: Algorithm) -> str:

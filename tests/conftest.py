@@ -1,5 +1,6 @@
 """Options of the test run, and what it must not hide."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -8,6 +9,19 @@ import pytest
 # How fast examples are made says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs keep for later ones ends with the tests; a real model that was fetched before is taken."""
+    from alignkit.run import cache_folder
+
+    own = tmp_path_factory.mktemp("cache")
+    for model in cache_folder().glob("smollm2-*"):
+        (own / model.name).symlink_to(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNKIT_CACHE", str(own))
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ from benchmarks.worker import Job
 ROOT = Path(__file__).parent.parent
 FAST = ["dpo", "sample_long_tail", "overhead"]
 FIELDS = {"name", "ours", "peer", "unit", "ratio", "memory_ratio", "floor_ratio", "rounds"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tiny model in a folder of the test run's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.mktemp("models")))
-        yield
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

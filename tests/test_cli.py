@@ -77,8 +77,8 @@ def test_run_validates_first(recipe: list[str], runs: list[tuple]) -> None:
 
 def test_run_passes_on(recipe: list[str], runs: list[tuple], tmp_path: Path) -> None:
     assert cli.main(["run", *recipe, "stages.first.epochs=2", "--out", str(tmp_path / "o")]) == 0
-    ((checked, out, overrides),) = runs
-    assert (checked.stages["first"].settings.epochs, out, overrides) == (2, tmp_path / "o", ["stages.first.epochs=2"])
+    ((checked, out),) = runs
+    assert (checked.stages["first"].settings.epochs, out) == (2, tmp_path / "o")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from alignkit.testing import check_algorithm
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DESIGN = (ROOT / "docs/design.md").read_text(encoding="utf-8")
 RECIPES = (DOCS / "recipes.md").read_text(encoding="utf-8")
 ALGORITHMS = {path.stem: path.read_text(encoding="utf-8") for path in sorted((DOCS / "algorithms").glob("*.md"))}
 PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md"))]
@@ -146,7 +147,7 @@ def test_hooks_are_found() -> None:
 
 
 def test_the_layout_names_every_file_of_the_package() -> None:
-    layout = README.split("## Layout of the code")[1].split("```")[1]
+    layout = DESIGN.split("## Layout of the code")[1].split("```")[1]
     named = re.findall(r"^  (\w+\.py) ", layout, flags=re.MULTILINE)
     assert len(named) == len(set(named))
     private = {"__init__.py", "__main__.py"}

@@ -251,7 +251,7 @@ def check_ppo_policy_loss(case: Case) -> None:
         loss = F.aggregate(per_token, mask, mode)
         case.close(f"{mode}.loss", loss)
         case.gradient(f"{mode}.grad_logprob", loss, logprobs)
-    case.close("clip_fraction_active", F.clip_fraction(logprobs, old, advantages, low, high, mask))
+    case.close("clip_fraction_active", F.masked_mean(F.clipped(logprobs, old, advantages, low, high, mask), mask))
     case.close("clip_fraction_ratio", F.ratio_clip_fraction(logprobs, old, low, high, mask))
     case.close("approx_kl_k1_old_new", F.masked_mean(F.kl_k1(old, logprobs, mask), mask))
     case.close("approx_kl_k2", F.masked_mean(F.kl_k2(old, logprobs, mask), mask))
@@ -266,7 +266,7 @@ def check_ppo_value_loss(case: Case) -> None:
     loss = F.masked_mean(F.ppo_value_loss(values, old, returns, clip, mask=mask), mask)
     case.close("loss", loss)
     case.gradient("grad_values", loss, values)
-    case.close("clip_fraction", F.value_clip_fraction(values, old, returns, clip, mask))
+    case.close("clip_fraction", F.masked_mean(F.value_clipped(values, old, returns, clip, mask), mask))
 
 
 def check_ppo_total(case: Case) -> None:
@@ -345,12 +345,12 @@ def check_group_policy_loss(case: Case) -> None:
             losses = F.ppo_policy_loss(logprobs, old, per_token, low, high, mask=mask)
             losses = losses + beta * F.kl_k3(logprobs, reference, mask)
             loss = F.aggregate(losses, mask, modes[name], constant=length)
-            clipped = F.clip_fraction(logprobs, old, per_token, low, high, mask)
+            clipped = F.masked_mean(F.clipped(logprobs, old, per_token, low, high, mask), mask)
         else:
             ratios, rows = F.sequence_log_ratio(logprobs, old, mask), mask.any(-1)
             start = torch.zeros_like(ratios)
             loss = F.masked_mean(F.ppo_policy_loss(ratios, start, advantages, low, high, mask=rows), rows)
-            clipped = F.clip_fraction(ratios, start, advantages, low, high, rows)
+            clipped = F.masked_mean(F.clipped(ratios, start, advantages, low, high, rows), rows)
         case.close(f"{name}.loss", loss)
         case.gradient(f"{name}.grad_logprob", loss, logprobs)
         case.close(f"{name}.clip_fraction", clipped)

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,14 +141,6 @@ def check_metrics(done: Done, stage: Any) -> None:
         for group in done.lines(f"{stage.name}/rollouts/{file.name}"):
             assert len(group["responses"]) == stage.settings.rollout.samples_per_prompt
             assert all(parts <= response["scores"].keys() for response in group["responses"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tiny model in a folder of the test run's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.mktemp("models")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,47 @@
+"""Before the first stage: what rewards and data can be told to be wrong without training anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from alignkit.data import resolved_pairs
+from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
+from alignkit.readers import Loaded
+from alignkit.recipe import DataSpec, Recipe, RewardSpec, Stage, specs
+
+
+def check_rewards(recipe: Recipe, stages: Sequence[Stage]) -> None:
+    """Let rewards raise what they know before anything is loaded or trained; all of it at once."""
+    problems: list[Problem] = []
+    for stage in stages:
+        for spec in specs([stage.settings, stage.component.options], RewardSpec):
+            if spec.kind != "reward" or spec.component is None:
+                continue
+            try:
+                spec.component.claim.thing(spec.component.options).check(recipe.folder)
+            except AlignkitError as error:
+                problem = Problem(f"stage '{stage.name}': {error}", str(recipe.path))
+                problems += [problem] if problem not in problems else []
+    if problems:
+        raise RecipeError(problems)
+
+
+def check_data(stages: Sequence[Stage], load: Callable[[Stage, DataSpec], Loaded]) -> None:
+    """Read every file that these stages will want, before anything is trained: bad rows cost no training."""
+    for stage in stages:
+        for spec in specs([stage.settings, stage.component.options], DataSpec):
+            files = tuple(source for source in spec.sources if source.path is not None)
+            if files:
+                _check_pairs(stage, spec, load(stage, DataSpec(files)))
+
+
+def _check_pairs(stage: Stage, spec: DataSpec, loaded: Loaded) -> None:
+    settings = stage.settings
+    algorithm = stage.component.claim.thing
+    if settings is None or spec is not settings.data or not algorithm(stage.component.options).needs.pairs:
+        return
+    if not any(resolved_pairs(group) for group in [*loaded.groups, *loaded.validation]):
+        raise DataError(
+            f"stage '{stage.name}': {stage.component.name} learns from pairs of a better and a worse response, and "
+            f"no row of {spec.sources[0].path} has one"
+        )

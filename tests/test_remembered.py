@@ -1,0 +1,177 @@
+"""A reference's log-probabilities on disk: found again for what they were measured on, and bit for bit the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit import Group, Response, cli, remembered
+from alignkit.batch import Encoded, Encoder
+from alignkit.checkpoint import file_digest
+from alignkit.engine import Engine
+from alignkit.fingerprint import model_digest
+from alignkit.policy import BASE, Policy
+from alignkit.recipe import LoraSpec, ModelSpec
+from alignkit.remembered import Remembered
+from alignkit.train import measure
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Engine]:
+    """An engine on the tiny model as a new process would have it; `adapter` gives the folder of one, by its seed."""
+    import alignkit_tiny
+
+    base = alignkit_tiny.source(tmp_path / "models")
+
+    def engine(lora_seed: int = 1, dtype: str = "float32") -> Engine:
+        spec = ModelSpec(base="tiny", dtype=dtype, device="cpu", lora=LoraSpec(r=4, lora_alpha=8))  # type: ignore[arg-type]
+        policy = Policy(spec, str(base), seed=lora_seed)
+        folder = tmp_path / f"adapter{lora_seed}"
+        role = policy.add_role("made", head="language")
+        generator = torch.Generator().manual_seed(lora_seed)
+        for parameter in policy.parameters_of(role.name).values():
+            parameter.data.normal_(0, 0.1, generator=generator)
+        policy.save("made", folder)
+        policy.drop_role("made")
+        store = Remembered(tmp_path / "logprobs", lambda: model_digest(str(base)))
+        return Engine(policy, lambda reference: folder, remembered=store)
+
+    return engine
+
+
+def pairs(engine: Engine, questions: int = 3) -> list[Encoded]:
+    words = ("yes", "no, not at all", "perhaps, who knows?")
+    groups = [
+        Group(({"role": "user", "content": f"is it {n}?"},), tuple(Response(text=w) for w in words[: 2 + n % 2]))
+        for n in range(questions)
+    ]
+    found = [Encoder(engine.policy.tokenizer).encode(group, 256) for group in groups]
+    return [encoded for encoded in found if encoded is not None]
+
+
+def test_a_later_run_finds_what_was_measured_bit_for_bit(make: Callable[..., Engine]) -> None:
+    engine = make()
+    groups = pairs(engine)
+    first, known = engine.fixed_logprobs("sft", groups)
+    assert not known
+    direct = measure(engine.policy, engine.role("sft"), groups, "logprobs")
+    rows = [row for group in groups for row in group.rows]
+    assert len(rows) == 7 and [len(x) for x in first] == [len(row.tokens) for row in rows]
+    later = make()
+    later.policy.hidden = None  # type: ignore[assignment,method-assign]  # not a token is computed
+    second, known = later.fixed_logprobs("sft", groups)
+    assert known
+    for found, again, wanted in zip(first, second, direct, strict=True):
+        assert torch.equal(found, wanted) and torch.equal(again, wanted)
+
+
+def swapped(groups: list[Encoded]) -> list[Encoded]:
+    return [groups[1], groups[0], *groups[2:]]
+
+
+def other_mask(groups: list[Encoded]) -> list[Encoded]:
+    row = groups[0].rows[0]
+    changed = dataclasses.replace(row, mask=(False, *row.mask[1:]))
+    return [dataclasses.replace(groups[0], rows=(changed, *groups[0].rows[1:])), *groups[1:]]
+
+
+def other_prompt(groups: list[Encoded]) -> list[Encoded]:
+    changed = dataclasses.replace(groups[0], prompt=(*groups[0].prompt[:-1], groups[0].prompt[-1] - 1))
+    return [changed, *groups[1:]]
+
+
+@pytest.mark.parametrize("change", [swapped, other_mask, other_prompt])
+def test_other_data_is_measured(make: Callable[..., Engine], change: Callable[[list[Encoded]], list[Encoded]]) -> None:
+    engine = make()
+    groups = pairs(engine)
+    engine.fixed_logprobs("sft", groups)
+    found, known = engine.fixed_logprobs("sft", change(groups))
+    assert not known
+    assert all(map(torch.equal, found, measure(engine.policy, "sft", change(groups), "logprobs")))
+
+
+def test_other_circumstances_are_measured(make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make()
+    groups = pairs(engine)
+    engine.fixed_logprobs("sft", groups)
+    assert engine.fixed_logprobs("sft", groups)[1]
+    base, known = engine.fixed_logprobs(BASE, groups)
+    assert not known and not torch.equal(base[0], engine.fixed_logprobs("sft", groups)[0][0])
+    assert not make(lora_seed=2).fixed_logprobs("sft", groups)[1]
+    assert not make(dtype="bfloat16").fixed_logprobs("sft", groups)[1]
+    engine.policy.halve_token_budget()
+    assert not engine.fixed_logprobs("sft", groups)[1]
+    engine = make()
+    assert engine.fixed_logprobs("sft", groups)[1]
+    monkeypatch.setattr(remembered, "file_digest", lambda path: file_digest(path) + "edited")
+    assert not engine.fixed_logprobs("sft", groups)[1]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", None])
+def test_a_damaged_file_is_measured_and_written_again(make: Callable[..., Engine], damage: bytes | None) -> None:
+    engine = make()
+    groups = pairs(engine)
+    wanted, _ = engine.fixed_logprobs("sft", groups)
+    assert engine.remembered is not None
+    (file,) = engine.remembered.folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-4] if damage is None else damage)
+    found, known = engine.fixed_logprobs("sft", groups)
+    assert not known and all(map(torch.equal, found, wanted))
+    assert engine.fixed_logprobs("sft", groups)[1]
+
+
+def test_the_ones_used_last_are_kept(make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setattr(remembered, "KEPT", 2)
+    engine = make()
+    assert engine.remembered is not None
+    folder = engine.remembered.folder
+    for count in (1, 2):
+        engine.fixed_logprobs("sft", pairs(engine, count))
+        for file in folder.iterdir():
+            os.utime(file, (0, 0) if count == 1 else (9, 9))
+    assert engine.fixed_logprobs("sft", pairs(engine, 1))[1]  # used: newer than the other now
+    engine.fixed_logprobs("sft", pairs(engine, 3))
+    assert len(list(folder.iterdir())) == 2
+    assert engine.fixed_logprobs("sft", pairs(engine, 1))[1]
+    assert not engine.fixed_logprobs("sft", pairs(engine, 2))[1]
+
+
+def test_another_beta_measures_no_reference_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": f"is it {n}?", "chosen": "yes", "rejected": "no, never"} for n in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "model: {base: tiny}\nstages:\n  align: {algorithm: dpo, from: base, data: pairs.jsonl, batch_size: 4}\n",
+        encoding="utf-8",
+    )
+
+    def run(out: str, beta: float) -> tuple[str, bytes]:
+        options: list[Any] = [
+            "run",
+            str(recipe),
+            "--out",
+            str(tmp_path / out),
+            f"stages.align.algorithm.dpo.beta={beta}",
+        ]
+        with redirect_stderr(io.StringIO()) as err:
+            assert cli.main(options) == 0, err.getvalue()
+        return err.getvalue(), (tmp_path / out / "align/adapter/adapter_model.safetensors").read_bytes()
+
+    told = "the reference has seen these 8 groups before"
+    assert told not in run("first", 0.1)[0]
+    said, second = run("second", 0.5)
+    assert told in said
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "other"))
+    said, fresh = run("third", 0.5)
+    assert told not in said and fresh == second
