@@ -53,6 +53,7 @@ class Needs:
 
     old_logprobs: of the policy that wrote the rollouts, by the training path. values: a value role is trained;
     shared_values: it is a head that reads the policy's own hidden states and leaves them as they are.
+    centred_values: returns are around zero, so a reward model's head is no start for the values.
     entropy: of the policy at each response token. min_samples: least responses in a group.
     pairs: groups without a pair are an error (dataset) or left out and counted (rollouts).
     """
@@ -61,6 +62,7 @@ class Needs:
     reference_logprobs: bool = False
     values: bool = False
     shared_values: bool = False
+    centred_values: bool = False
     entropy: bool = False
     min_samples: int = 1
     pairs: bool = False
@@ -114,6 +116,14 @@ class Pairs:
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The better and the worse responses' entries of `x` [R, ...]: two tensors [P, ...]."""
         return x[self.better], x[self.worse]
+
+    def right(self, x: Tensor) -> Tensor:
+        """1 where the likelier better response has the higher `x` [R], else 0: [P]. NaN where neither is likelier."""
+        from alignkit.functional import right_order
+
+        better, worse = self.take(x)
+        right = right_order(better, worse).where(self.p > 0.5, right_order(worse, better))
+        return right.masked_fill(self.p == 0.5, float("nan"))
 
 
 @dataclass

@@ -126,7 +126,10 @@ class Engine:
         if len(set(first)) < len(first):
             raise RunFailed(f"the answers {list(answers)} begin with the same token; choose others")
         rows = [self.encoder.prompt(prompt) + self.encoder.text(prefill) for prompt in prompts]
-        found: list[Tensor] = []
+        found = torch.full((len(rows), len(answers)), float("nan"))
+        fits = [place for place, row in enumerate(rows) if len(row) <= self.policy.context]
+        rows = [rows[place] for place in fits]
+        parts: list[Tensor] = []
         budget = 4 * self.policy.token_budget
         start = 0
         while start < len(rows):
@@ -139,8 +142,10 @@ class Engine:
             hidden = self.policy.hidden(name, Packed(segments), torch.tensor(tokens))
             ends = [segment.start + segment.prompt - 1 for segment in segments]
             logprobs = torch.log_softmax(self.policy.next_logits(name, hidden[ends]), dim=-1)
-            found.append(logprobs[:, first].cpu())
-        return torch.cat(found) if found else torch.zeros(0, len(answers))
+            parts.append(logprobs[:, first].cpu())
+        if parts:
+            found[fits] = torch.cat(parts)
+        return found
 
     def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
         """See `alignkit.Models`. Prompts that leave no room for `max_new_tokens` come back without responses."""

@@ -47,8 +47,8 @@ def model_digest(source: str) -> Any:
     folder = Path(source)
     if not folder.is_dir():
         return source
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
-    return {file.name: file_digest(file) for file in files}
+    kinds = (".safetensors", ".json", ".jinja", ".py")
+    return {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.suffix in kinds}
 
 
 def _fingerprint(value: Any, folder: Path) -> Any:

@@ -40,6 +40,8 @@ def _check_pairs(stage: Stage, spec: DataSpec, loaded: Loaded) -> None:
     algorithm = stage.component.claim.thing
     if settings is None or spec is not settings.data or not algorithm(stage.component.options).needs.pairs:
         return
+    if any(source.path is None for source in spec.sources):  # a stage or the hub may give what the files have not
+        return
     if not any(resolved_pairs(group) for group in [*loaded.groups, *loaded.validation]):
         raise DataError(
             f"stage '{stage.name}': {stage.component.name} learns from pairs of a better and a worse response, and "

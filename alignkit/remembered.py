@@ -1,16 +1,18 @@
 """Log-probabilities of a reference, kept on disk: for the same data and reference they are measured once, in all runs.
 
 DPO with another beta, or with another loss, needs no second pass of the reference. What is kept stands for everything
-that its bits depend on (weights, tokens, precision, packing, threads, this code), so that using it changes no result.
+that its bits depend on (weights, tokens, precision, packing, hardware, this code), so that using it changes no result.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,15 +24,14 @@ from alignkit.checkpoint import digest, file_digest, whole_file
 from alignkit.fingerprint import model_digest, versions
 from alignkit.policy import Policy
 
-KEPT = 100  # files, the ones used last
+KEPT = 2**30  # bytes of all files, the ones used last
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """A folder of log-probabilities. base: gives what identifies the base model (`fingerprint.model_digest`)."""
+    """A folder of log-probabilities."""
 
     folder: Path
-    base: Callable[[], Any]
 
     def logprobs(
         self, policy: Policy, adapter: Path | None, encoded: Sequence[Encoded], measure: Callable[[], list[Tensor]]
@@ -39,38 +40,50 @@ class Remembered:
 
         adapter: the reference's folder; None: the base. `measure` must depend on nothing but the arguments.
         """
-        path = self.folder / f"{self._key(policy, adapter, encoded)}.safetensors"
+        path, packing = self.folder / f"{_key(policy, adapter, encoded)}.safetensors", policy.token_budget
         lengths = [len(row.tokens) for group in encoded for row in group.rows]
         known = _read(path, sum(lengths))
         if known is not None:
-            path.touch()
+            with suppress(OSError):
+                os.utime(path)
             return list(known.split(lengths)), True
         found = measure()
-        if found:
-            with whole_file(path) as file:
-                file.write(save({"logprobs": torch.cat(found)}))
-            self._forget_oldest()
+        if found and policy.token_budget == packing:  # packed smaller, when memory ran out, the last bits differ
+            with suppress(OSError):  # a folder that cannot be written costs time, not the run
+                self._keep(path, torch.cat(found))
         return found, False
 
-    def _key(self, policy: Policy, adapter: Path | None, encoded: Sequence[Encoded]) -> str:
-        facts = {
-            "base": self.base(),
-            "adapter": model_digest(str(adapter)) if adapter is not None else None,
-            "precision": [str(policy.dtype), policy.spec.quantization, str(policy.device)],
-            "packing": [policy.packs, policy.token_budget],
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
-            "code": [file_digest(file) for file in sorted(Path(__file__).parent.glob("*.py"))],
-        }
-        key = hashlib.sha256(digest(facts).encode())
-        for group in encoded:  # piece by piece: as one text they may be larger than the model
-            key.update(digest([group.prompt, [(row.tokens, row.mask) for row in group.rows]]).encode())
-        return key.hexdigest()
+    def _keep(self, path: Path, found: Tensor) -> None:
+        if found.nbytes > KEPT:
+            return
+        with whole_file(path) as file:
+            file.write(save({"logprobs": found}))
+        facts = [(kept.stat(), kept) for kept in self.folder.glob("*.safetensors")]
+        total = 0
+        for fact, kept in sorted(facts, key=lambda pair: -pair[0].st_mtime):
+            total += fact.st_size
+            if total > KEPT:
+                kept.unlink(missing_ok=True)
 
-    def _forget_oldest(self) -> None:
-        files = sorted(self.folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-        for file in files[:-KEPT]:
-            file.unlink(missing_ok=True)
+
+def _key(policy: Policy, adapter: Path | None, encoded: Sequence[Encoded]) -> str:
+    where = policy.device
+    facts = {
+        "base": model_digest(policy.source),
+        "adapter": model_digest(str(adapter)) if adapter is not None else None,
+        "precision": [str(policy.dtype), policy.spec.quantization, torch.get_float32_matmul_precision()],
+        "packing": [policy.packs, policy.token_budget],
+        "hardware": [str(where), torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()],
+        "gpu": torch.cuda.get_device_name(where) if where.type == "cuda" else None,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "versions": versions() | {"bitsandbytes": importlib.metadata.version("bitsandbytes")},
+        "code": [file_digest(file) for file in sorted(Path(__file__).parent.glob("*.py"))],
+    }
+    key = hashlib.sha256(digest(facts).encode())
+    for group in encoded:  # piece by piece: as one text they may be larger than the model
+        rows = [(row.tokens, row.mask) for row in group.rows]
+        key.update(digest([group.prompt, rows, group.group.bundle]).encode())
+    return key.hexdigest()
 
 
 def _read(path: Path, count: int) -> Tensor | None:

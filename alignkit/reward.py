@@ -34,7 +34,8 @@ class Models(Protocol):
     ) -> Tensor:
         """log P(first token of each answer | templated prompt + prefill), float32 [prompts, answers], in nats.
 
-        Not renormalised: the sum of the exponentials is the mass the model puts on the answers.
+        Not renormalised: the sum of the exponentials is the mass the model puts on the answers. NaN where a prompt is
+        longer than what the model was made for.
         """
         ...
 

@@ -325,7 +325,7 @@ class Run:
     def engine(self) -> Engine:
         if self._engine is None:
             lengths = [stage.settings.max_length for stage in self.recipe.stages.values() if stage.settings is not None]
-            remembered = Remembered(cache_folder() / "logprobs", lambda: self.base_digest)
+            remembered = Remembered(cache_folder() / "logprobs")
             self._engine = Engine(self.policy, self.artifact, max([1024, *lengths]), self.should_stop, remembered)
         return self._engine
 

@@ -140,8 +140,9 @@ class Training:
         source = self.settings.value_from or (models[0] if models else None)
         start = self.role if source is None else self.engine.role(source)
         role = self.policy.add_role(self.value_role, start=start, head="scalar")
-        if source is not None and reward is not None and reward.kind == "stage" and reward.name == source:
-            return source
+        own = source is not None and reward is not None and reward.kind == "stage" and reward.name == source
+        if own and not self.algorithm.needs.centred_values:
+            return str(source)
         assert role.head is not None
         role.head.data.zero_()
         return "a zero head" if source is None else f"{source} with a zero head"
@@ -564,6 +565,7 @@ class Rollouts(Training):
         whole = units(examples.groups)
         size = self.settings.batch_size or len(whole)
         averages: dict[str, list[float]] = {}
+        skipped = 0
         for epoch in range(phase.epochs or self.settings.epochs or 1):
             place = (self.run_.name, "minibatch", iteration, number, epoch)
             order = seeds.stream(self.run_.seed, *place).permutation(len(whole)).tolist()
@@ -572,9 +574,13 @@ class Rollouts(Training):
                 self.run_.reporter.note(f"learning, epoch {epoch + 1}")
                 part = examples.take([i for unit in order[start : start + size] for i in whole[unit]])
                 found = self.learner.step(part, factor * phase.lr_scale)
+                if "skipped" in found:  # what is not finite there would hide the other steps' numbers
+                    skipped += 1
+                    continue
                 for name, value in found.items():
                     averages.setdefault(name, []).append(value)
         metrics |= {name: sum(values) / len(values) for name, values in averages.items()}
+        metrics |= {"skipped": skipped} if skipped else {}
 
     def _selected(self, phase: Phase, rollouts: Examples) -> Examples:
         """The phase's groups with what was measured; groups that `select` made anew are encoded and bare."""

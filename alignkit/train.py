@@ -356,8 +356,8 @@ def _measure(
     policy: Policy, role: str, groups: Sequence[Encoded], wanted: Mapping[str, str], temperature: float
 ) -> dict[str, list[Tensor]]:
     """wanted: what to read off the role's hidden states, by the name of the role that reads it."""
-    found: dict[str, list[Tensor]] = {reader: [] for reader in wanted}
-    for indices in micro_batches(groups, 4 * policy.token_budget):
+    found: dict[str, list[list[Tensor]]] = {reader: [[] for _ in groups] for reader in wanted}
+    for indices in micro_batches(groups, 4 * policy.token_budget):  # not in order: members of a bundle stand together
         part = [groups[i] for i in indices]
         row = pack(part)
         lengths = [len(r.tokens) for encoded in part for r in encoded.rows]
@@ -366,10 +366,12 @@ def _measure(
         hidden = policy.hidden(role, row.layout, row.tokens)
         for reader, what in wanted.items():
             if what == "scores":
-                found[reader] += list(policy.scalars(reader, hidden[row.last]).cpu())
+                values = iter(policy.scalars(reader, hidden[row.last]).cpu())
             else:
-                found[reader] += _split(_measured(policy, reader, hidden, row, what, temperature), row, lengths)
-    return found
+                values = iter(_split(_measured(policy, reader, hidden, row, what, temperature), row, lengths))
+            for index in indices:
+                found[reader][index] = [next(values) for _ in groups[index].rows]
+    return {reader: [row for rows in per_group for row in rows] for reader, per_group in found.items()}
 
 
 def _measured(policy: Policy, role: str, hidden: Tensor, row: PackedRow, what: str, temperature: float) -> Tensor:

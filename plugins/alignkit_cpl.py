@@ -46,9 +46,10 @@ class CPL(Algorithm):
         return Loss(**terms)
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        better, worse = batch.pairs.take(self._scores(batch, out))
+        scores = self._scores(batch, out)
+        better, worse = batch.pairs.take(scores)
         return {
-            "accuracy": per_pair((better > worse).float()),
+            "accuracy": per_pair(batch.pairs.right(scores)),
             "segment/better": per_pair(better),
             "segment/worse": per_pair(worse),
         }

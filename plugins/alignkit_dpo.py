@@ -74,9 +74,10 @@ class DPO(Algorithm):
         return {"sft": batch.mask * times[:, None]}
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        better, worse = batch.pairs.take(F.sum_tokens(self._rewards(batch, out), batch.mask))
+        rewards = F.sum_tokens(self._rewards(batch, out), batch.mask)
+        better, worse = batch.pairs.take(rewards)
         return {
-            "accuracy": per_pair((better > worse).float()),
+            "accuracy": per_pair(batch.pairs.right(rewards)),
             "implicit_reward/better": per_pair(better),
             "implicit_reward/worse": per_pair(worse),
         }

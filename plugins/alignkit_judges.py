@@ -178,7 +178,13 @@ class LocalJudge(Judge):
         logprobs = self.context.models.next_token_logprobs(
             self.options.role, prompts, ["1", "2"], prefill=self.options.prefill
         )  # [2n, 2] nats
-        return verdicts([Answer(one, two) for one, two in logprobs.tolist()], self.options.min_mass)
+        return verdicts([_local_answer(one, two) for one, two in logprobs.tolist()], self.options.min_mass)
+
+
+def _local_answer(one: float, two: float) -> Answer:
+    if math.isnan(one) and math.isnan(two):
+        return Answer(reason="the question is longer than what the judge was made for")
+    return Answer(one, two)
 
 
 # --- an OpenAI-compatible server ----------------------------------------------------------------------------------

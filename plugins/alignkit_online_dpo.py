@@ -107,9 +107,10 @@ class OnlineDPO(Algorithm):
         return lambda h: F.preference_loss(o.beta * h, o.label_smoothing)
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        better, worse = batch.pairs.take(self.options.beta * _log_ratios(batch, out))
+        rewards = self.options.beta * _log_ratios(batch, out)
+        better, worse = batch.pairs.take(rewards)
         return {
-            "accuracy": per_pair(F.right_order(better, worse)),
+            "accuracy": per_pair(batch.pairs.right(rewards)),
             "implicit_reward/better": per_pair(better),
             "implicit_reward/worse": per_pair(worse),
         }

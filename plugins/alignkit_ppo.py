@@ -16,6 +16,7 @@ from alignkit import (
     Algorithm,
     Batch,
     Field,
+    Group,
     Loss,
     Needs,
     Outputs,
@@ -67,8 +68,20 @@ class PPO(Algorithm):
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]
-        shared = self.options.shared_value
-        return Needs(old_logprobs=True, reference_logprobs=True, values=True, shared_values=shared, entropy=True)
+        """A group's mean takes two."""
+        o = self.options
+        return Needs(
+            old_logprobs=True,
+            reference_logprobs=True,
+            values=True,
+            shared_values=o.shared_value,
+            centred_values=o.group_baseline,
+            entropy=True,
+            min_samples=2 if o.group_baseline else 1,
+        )
+
+    def keep(self, group: Group) -> bool:
+        return len(group.responses) >= self.needs.min_samples
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
         """Advantages and returns, [R, T], with the KL price of this iteration, which adapts afterwards."""

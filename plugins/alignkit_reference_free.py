@@ -64,9 +64,10 @@ class ReferenceFree(Algorithm):
         return {"nll": batch.mask * times[:, None]}
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        better, worse = batch.pairs.take(self._ratings(batch, out))
+        ratings = self._ratings(batch, out)
+        better, worse = batch.pairs.take(ratings)
         return {
-            "accuracy": per_pair((better > worse).float()),
+            "accuracy": per_pair(batch.pairs.right(ratings)),
             "rating/better": per_pair(better),
             "rating/worse": per_pair(worse),
         }

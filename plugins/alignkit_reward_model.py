@@ -75,7 +75,7 @@ class RewardModel(Algorithm):
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         assert out.scores is not None
         better, worse = batch.pairs.take(out.scores)
-        right = F.right_order(better, worse)
+        right = batch.pairs.right(out.scores)
         found = {"accuracy": per_pair(right), "score_gap": per_pair(better - worse)}
         for level in sorted({level for level in batch.pairs.levels if level is not None}):
             is_level = right.new_tensor([float(other == level) for other in batch.pairs.levels]) > 0

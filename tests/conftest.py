@@ -18,7 +18,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     own = tmp_path_factory.mktemp("cache")
     for model in cache_folder().glob("smollm2-*"):
-        (own / model.name).symlink_to(model)
+        (own / model.name).symlink_to(model.resolve())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_CACHE", str(own))
         yield

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,17 +19,17 @@ from torch import Tensor
 
 from alignkit import Batch, Group, Outputs, Response, RunFailed
 from alignkit import functional as F
-from alignkit.algorithm import Pairs
+from alignkit.algorithm import Pairs, Phase
 from alignkit.batch import Encoded, Encoder, Examples, Row, pack, spread
 from alignkit.data import write_groups
 from alignkit.errors import RecipeError
 from alignkit.plugins import plugins
 from alignkit.policy import BASE, Policy
-from alignkit.recipe import ModelSpec, load_recipe
+from alignkit.recipe import ModelSpec, RewardSpec, load_recipe
 from alignkit.reward import Combined
 from alignkit.rollout import Sampling, sample
 from alignkit.run import Run
-from alignkit.stages import Rollouts
+from alignkit.stages import Rollouts, Training
 from alignkit.train import Averages, Learner, measure, schedule
 
 ITEMS = {
@@ -542,6 +543,58 @@ def test_values_start_at_zero_or_at_the_reward_model(work: Rollouts, reward_mode
         assert float(scores.abs().max()) > 0
     finally:
         engine.policy.drop_role("value")
+
+
+def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path, reward_model: Trained) -> None:
+    """A group of one would have no score left; a reward model's level has nothing to do with centred scores."""
+    centred = algorithm(group_baseline=True)
+    two = Group((), (Response(text="a"), Response(text="b")))
+    assert centred.needs.min_samples == 2 and algorithm().needs.min_samples == 1
+    assert centred.keep(two) and not centred.keep(replace(two, responses=two.responses[:1]))
+    assert algorithm().keep(replace(two, responses=two.responses[:1]))
+    write_groups(tmp_path / "pairs.jsonl", prompts(2))
+    for baseline, samples in ((True, 1), (True, 2), (False, 1)):
+        options = {"ppo": {"group_baseline": baseline}}
+        stage = ppo_stage(algorithm=options, rollout={"samples_per_prompt": samples, "max_new_tokens": 7})
+        folder = tmp_path / f"{baseline}{samples}"
+        folder.mkdir()
+        if baseline and samples == 1:
+            with pytest.raises(RecipeError, match="ppo needs at least 2 responses to each prompt, not 1"):
+                make_run(folder, {"align": stage})
+        else:
+            make_run(folder, {"align": stage})
+    engine = reward_model.run.engine
+    head = engine.policy.roles[engine.role("rm")].head
+    for options, kept in (({"group_baseline": True}, False), ({}, True)):
+        settings = SimpleNamespace(reward=RewardSpec("stage", "rm"), value_from=None)
+        training: Any = SimpleNamespace(
+            run_=SimpleNamespace(name="align"),
+            algorithm=algorithm(**options),
+            settings=settings,
+            engine=engine,
+            policy=engine.policy,
+            role="base",
+        )
+        said = Training._add_value_role(training)
+        value = engine.policy.roles["align~value"].head
+        engine.policy.drop_role("align~value")
+        assert head is not None and value is not None
+        assert torch.equal(value, head if kept else torch.zeros_like(head))
+        assert said == ("rm" if kept else "rm with a zero head")
+
+
+def test_a_skipped_step_hides_no_other_steps_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An iteration's metrics are means over the steps that were taken, beside how many were not."""
+    with started(tmp_path, ppo_stage(epochs=2, batch_size=2)) as work:
+        steps = iter(
+            [{"loss": 1.0}, {"loss": math.nan, "skipped": 1.0}, {"loss": 3.0}, {"loss": math.inf, "skipped": 1.0}]
+        )
+        monkeypatch.setattr(work.learner, "step", lambda part, factor: next(steps, {"loss": 5.0}))
+        groups, combined = scored(work, work._roll_out(1, prompts(5)))
+        metrics: dict[str, Any] = {}
+        examples = work._measure(groups, combined, metrics)
+        work._learn(1, 0, Phase(groups), examples, 1.0, metrics)
+    assert metrics["loss"] == pytest.approx((1 + 3 + 2 * 5) / 4) and metrics["skipped"] == 2
 
 
 SHARED = {"ppo": {"kl_beta": 0.1, "shared_value": True}}

@@ -17,7 +17,6 @@ from alignkit import Group, Response, cli, remembered
 from alignkit.batch import Encoded, Encoder
 from alignkit.checkpoint import file_digest
 from alignkit.engine import Engine
-from alignkit.fingerprint import model_digest
 from alignkit.policy import BASE, Policy
 from alignkit.recipe import LoraSpec, ModelSpec
 from alignkit.remembered import Remembered
@@ -41,7 +40,7 @@ def make(tmp_path: Path) -> Callable[..., Engine]:
             parameter.data.normal_(0, 0.1, generator=generator)
         policy.save("made", folder)
         policy.drop_role("made")
-        store = Remembered(tmp_path / "logprobs", lambda: model_digest(str(base)))
+        store = Remembered(tmp_path / "logprobs")
         return Engine(policy, lambda reference: folder, remembered=store)
 
     return engine
@@ -110,9 +109,32 @@ def test_other_circumstances_are_measured(make: Callable[..., Engine], monkeypat
     engine.policy.halve_token_budget()
     assert not engine.fixed_logprobs("sft", groups)[1]
     engine = make()
+    bundled = [dataclasses.replace(e, group=dataclasses.replace(e.group, bundle="one")) for e in groups]
+    assert not engine.fixed_logprobs("sft", bundled)[1]
+    for changed in ("config.json", "tokenizer.json", "modeling_tiny.py"):
+        file = Path(engine.policy.source) / changed
+        file.write_text((file.read_text(encoding="utf-8") if file.exists() else "") + "\n", encoding="utf-8")
+        assert not make().fixed_logprobs("sft", groups)[1]
+    engine = make()
     assert engine.fixed_logprobs("sft", groups)[1]
     monkeypatch.setattr(remembered, "file_digest", lambda path: file_digest(path) + "edited")
     assert not engine.fixed_logprobs("sft", groups)[1]
+
+
+def test_memory_that_runs_out_meanwhile_leaves_nothing_behind(make: Callable[..., Engine]) -> None:
+    engine = make()
+    groups, hidden = pairs(engine), engine.policy.hidden
+    failures = iter([MemoryError("out of memory")])
+
+    def once(*arguments: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return hidden(*arguments)
+
+    engine.policy.hidden = once  # type: ignore[method-assign]
+    found, known = engine.fixed_logprobs("sft", groups)
+    assert not known and engine.policy.halvings == 1 and len(found) == 7
+    assert engine.remembered is not None and not engine.remembered.folder.exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", None])
@@ -128,22 +150,36 @@ def test_a_damaged_file_is_measured_and_written_again(make: Callable[..., Engine
     assert engine.fixed_logprobs("sft", groups)[1]
 
 
+def test_a_folder_that_cannot_be_written_costs_time_alone(make: Callable[..., Engine], tmp_path: Path) -> None:
+    engine = make()
+    groups = pairs(engine)
+    wanted, _ = engine.fixed_logprobs("sft", groups)
+    (tmp_path / "file").touch()
+    assert engine.remembered is not None
+    engine.remembered = dataclasses.replace(engine.remembered, folder=tmp_path / "file" / "below")
+    found, known = engine.fixed_logprobs("sft", groups)
+    assert not known and all(map(torch.equal, found, wanted))
+
+
 def test_the_ones_used_last_are_kept(make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    monkeypatch.setattr(remembered, "KEPT", 2)
     engine = make()
     assert engine.remembered is not None
     folder = engine.remembered.folder
     for count in (1, 2):
         engine.fixed_logprobs("sft", pairs(engine, count))
         for file in folder.iterdir():
-            os.utime(file, (0, 0) if count == 1 else (9, 9))
+            os.utime(file, (count, count))
     assert engine.fixed_logprobs("sft", pairs(engine, 1))[1]  # used: newer than the other now
+    sizes = sum(file.stat().st_size for file in folder.iterdir())
+    monkeypatch.setattr(remembered, "KEPT", sizes)
     engine.fixed_logprobs("sft", pairs(engine, 3))
-    assert len(list(folder.iterdir())) == 2
-    assert engine.fixed_logprobs("sft", pairs(engine, 1))[1]
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= sizes
+    assert engine.fixed_logprobs("sft", pairs(engine, 3))[1]
     assert not engine.fixed_logprobs("sft", pairs(engine, 2))[1]
+    monkeypatch.setattr(remembered, "KEPT", 8)
+    assert not any(engine.fixed_logprobs("sft", swapped(pairs(engine)))[1] for _ in range(2))  # too large to keep
 
 
 def test_another_beta_measures_no_reference_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from alignkit import ROLLOUTS, Algorithm, Batch, Field, Group, Loss, Needs, Outputs, Response, per_pair, per_response
 from alignkit import functional as F
-from alignkit.algorithm import Term, per_token
+from alignkit.algorithm import Pairs, Term, per_token
 from alignkit.testing import Unfit, check_algorithm, example_groups
 from alignkit_dpo import DPO
 from alignkit_ppo import PPO
@@ -47,6 +47,16 @@ TEXTS = [Group((), (Response(text=text),), id=text[:5]) for text in ("A river ra
 )
 def test_first_party_algorithms_conform(cls: type[Algorithm], options: dict[str, Any]) -> None:
     check_algorithm(cls, options, groups={LM: TEXTS, SFT: DEMONSTRATIONS}.get(cls))
+
+
+def test_right_is_about_the_likelier_order() -> None:
+    """p below a half says that the pair's worse response is the likelier better one; at a half there is no order."""
+    better, worse = torch.tensor([0, 0, 0, 0, 2]), torch.tensor([1, 1, 1, 1, 2])
+    p = torch.tensor([1.0, 0.7, 0.5, 0.2, 1.0])
+    found = Pairs(better, worse, p, torch.zeros(5), better * 0).right(torch.tensor([2.0, 1.0, 1.0]))
+    assert found[[0, 1, 3, 4]].tolist() == [1, 1, 0, 0] and found[2].isnan()
+    found = Pairs(better, worse, p, torch.zeros(5), better * 0).right(torch.tensor([1.0, 2.0, 1.0]))
+    assert found[[0, 1, 3, 4]].tolist() == [0, 0, 1, 0] and found[2].isnan()
 
 
 class OnPairs(Algorithm):

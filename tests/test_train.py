@@ -14,7 +14,7 @@ from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, attention
 from alignkit.batch import Encoder, Examples, micro_batches, units
 from alignkit.policy import Policy
 from alignkit.recipe import LoraSpec, ModelSpec, Settings
-from alignkit.train import Learner, join_outputs, schedule
+from alignkit.train import Learner, join_outputs, measure, schedule
 
 
 class Whole(Algorithm):
@@ -68,6 +68,26 @@ def test_groups_of_a_bundle_are_one_unit_and_stay_in_one_micro_batch(tmp_path: P
     assert units(together) == [[0, 2, 4], [1, 3, 5]]
     assert list(micro_batches(apart, 1)) == [[n] for n in range(6)]
     assert list(micro_batches(together, 1)) == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_measured_rows_stand_in_the_order_of_their_groups(tmp_path: Path) -> None:
+    """Members of a bundle are packed together; what is measured goes back to where they stand."""
+    model = policy(tmp_path)
+    words = ("yes", "no, never", "perhaps, who knows?", "well", "it is late, and I am tired")
+    encoder = Encoder(model.tokenizer)
+    groups = [
+        Group(({"role": "user", "content": f"is it {n}?"},), (Response(text=w), Response(text=w + "!")), bundle=bundle)
+        for n, (w, bundle) in enumerate(zip(words, ("a", "b", "a", None, "b"), strict=True))
+    ]
+    whole = [e for group in groups if (e := encoder.encode(group, 200)) is not None]
+    assert [len(unit) for unit in units(whole)] == [2, 2, 1]
+    model.add_role("rm", head="scalar")
+    for role, what in (("base", "logprobs"), ("rm", "values"), ("rm", "scores")):
+        alone = [row for e in whole for row in measure(model, role, [e], what)]
+        found = measure(model, role, whole, what)
+        assert len(found) == len(alone) == 10
+        for a, b in zip(found, alone, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 class Weighted(Algorithm):

@@ -98,6 +98,18 @@ def local(models: Any, folder: Path, **options: Any) -> judges.LocalJudge:
     return judge
 
 
+def test_a_question_too_long_for_the_judge_has_no_verdict(tmp_path: Path) -> None:
+    class Short(BiasedModels):
+        def next_token_logprobs(self, role: str, prompts: Any, answers: Any, *, prefill: str = "") -> torch.Tensor:
+            found = super().next_token_logprobs(role, prompts, answers, prefill=prefill)
+            found[0] = float("nan")  # the first order of the first pair
+            return found
+
+    lost, fine = local(Short(), tmp_path).compare([(PROMPT, "2", "1"), (PROMPT, "2", "1")])
+    assert lost.p_first is None and lost.reason == "the question is longer than what the judge was made for"
+    assert fine.p_first is not None and fine.p_first > 0.5
+
+
 def component(thing: Any, options: Any) -> Any:
     """What a JudgeRef option holds after validation."""
     return SimpleNamespace(kind="judge", name="x", claim=SimpleNamespace(thing=thing), options=options)

@@ -1,0 +1,58 @@
+"""What judges, rewards and steps are told by the models of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignkit.attention import Packed, Segment, using
+from alignkit.data import Message
+from alignkit.engine import Engine
+from alignkit.errors import RunFailed
+from alignkit.policy import Policy
+from alignkit.recipe import ModelSpec
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    import alignkit_tiny
+
+    policy = Policy(ModelSpec(base="tiny", dtype="float32", device="cpu"), str(alignkit_tiny.source(tmp_path)))
+    return Engine(policy, lambda reference: tmp_path / reference)
+
+
+def asked(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+@torch.no_grad()
+def test_next_token_logprobs_are_the_models_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [asked("is it so?"), asked("is it not so, or is it?"), asked("well?")]
+    monkeypatch.setattr(Policy, "token_budget", 5)  # several rows, in order
+    found = engine.next_token_logprobs("base", prompts, ["1", "2"], prefill="answer=")
+    assert found.shape == (3, 2) and found.dtype == torch.float32
+    first = [engine.encoder.text(answer)[0] for answer in ("1", "2")]
+    for prompt, row in zip(prompts, found, strict=True):
+        tokens = torch.tensor([engine.encoder.prompt(prompt) + engine.encoder.text("answer=")])
+        with using(Packed([Segment(0, tokens.shape[1], ())])):
+            logits = engine.policy.model(input_ids=tokens).logits[0, -1]
+        wanted = torch.log_softmax(logits.float(), -1)[first]
+        torch.testing.assert_close(row, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_question_longer_than_the_context_has_no_answer(engine: Engine) -> None:
+    """Beyond its context a model gives numbers that mean nothing."""
+    long = asked("is it? " * engine.policy.context)
+    found = engine.next_token_logprobs("base", [asked("well?"), long, asked("is it so?")], ["1", "2"])
+    assert found.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    alone = engine.next_token_logprobs("base", [asked("is it so?")], ["1", "2"])
+    torch.testing.assert_close(found[2:], alone, atol=1e-5, rtol=1e-5)
+    assert engine.next_token_logprobs("base", [long], ["1", "2"]).isnan().all()
+    assert engine.next_token_logprobs("base", [], ["1", "2"]).shape == (0, 2)
+
+
+def test_answers_that_begin_alike_are_refused(engine: Engine) -> None:
+    with pytest.raises(RunFailed, match="begin with the same token"):
+        engine.next_token_logprobs("base", [asked("well?")], ["1", "1"])
