@@ -34,14 +34,13 @@ class Engine:
         policy: Policy,
         artifact: Callable[[str], Path],
         max_length: int = 1024,
-        should_stop: Callable[[], None] = lambda: None,
         remembered: Remembered | None = None,
     ):
-        """artifact: from a reference to a saved adapter or model folder. should_stop: raises to end long sampling.
+        """artifact: from a reference to a saved adapter or model folder.
 
         remembered: where `fixed_logprobs` are kept; None: they are not.
         """
-        self.policy, self.artifact, self.should_stop, self.remembered = policy, artifact, should_stop, remembered
+        self.policy, self.artifact, self.remembered = policy, artifact, remembered
         self.max_length = min(max_length, policy.context)
         self.encoder = Encoder(policy.tokenizer)
         self._foreign: dict[Path, ForeignScorer] = {}
@@ -163,7 +162,6 @@ class Engine:
             wanted,
             seed=seed,
             places=places,
-            progress=lambda tokens: self.should_stop(),
         )
         answered = dict(zip(places, found, strict=True))
         return [answered.get(place, group) for place, group in enumerate(groups)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,7 @@ class Policy:
         self.lora = spec.lora
         self.roles: dict[str, Role] = {}
         self.halvings = 0  # of the token budget, since memory ran out
+        self.should_stop: Callable[[], None] = lambda: None  # called during long passes; raises to end them
         self.packs = True
         try:
             self._adopt(*load_base(spec, self.source, revision, self.dtype, self.device, attention.NAME))

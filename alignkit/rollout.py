@@ -6,7 +6,7 @@ A sample depends on its prompt and its own random stream, not on its place in a 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,13 +71,11 @@ def sample(
     seed: int,
     place: tuple[str | int, ...] = (),
     places: Sequence[int] | None = None,
-    progress: Callable[[int], None] = lambda tokens: None,
 ) -> list[Group]:
     """Responses of a role to the groups' prompts, `samples_per_prompt` each; their own responses are replaced.
 
     seed, place: name the random streams together with the prompt's number (its place in `groups`, or `places`) and
-    the sample's.
-    progress: called with the number of tokens that a step is about to write. Prompts must fit the model.
+    the sample's. Prompts must fit the model.
     """
     prompts = [encoder.prompt(group.prompt) for group in groups]
     numbers = places if places is not None else range(len(groups))
@@ -89,7 +87,7 @@ def sample(
     # Longest prompts first: rows beside each other have like lengths, so little of the cache is empty.
     queue = deque(sorted(waiting, key=lambda s: (-len(prompts[s.prompt]), s.prompt, s.sample)))
     write = _write_packed if policy.packs else _write_unpacked
-    write(policy, role, encoder, prompts, queue, sampling, progress)
+    write(policy, role, encoder, prompts, queue, sampling)
     responses: list[list[Response]] = [[] for _ in groups]
     for sequence in waiting:
         responses[sequence.prompt].append(_response(encoder, sequence, role))
@@ -116,7 +114,6 @@ def _write_packed(
     prompts: Sequence[Ids],
     queue: deque[Draft],
     sampling: Sampling,
-    progress: Callable[[int], None],
 ) -> None:
     """Write all sequences of the queue to their ends."""
     limit = _most_rows(policy, max((len(prompts[draft.prompt]) for draft in queue), default=0), sampling)
@@ -131,7 +128,7 @@ def _write_packed(
                 rows = [rows[place] for place in keep] + part
                 logits = torch.cat([logits[keep], _enter(policy, role, prompts, decoding, rows, keep)])
                 keep = list(range(len(rows)))
-        progress(sum(1 for row in rows if row.going))
+        policy.should_stop()
         chosen = _write(encoder, rows, logits, sampling)
         if not any(row.going for row in rows):
             continue
@@ -218,7 +215,6 @@ def _write_unpacked(
     prompts: Sequence[Ids],
     queue: deque[Draft],
     sampling: Sampling,
-    progress: Callable[[int], None],
 ) -> None:
     """The same for models whose attention cannot be packed: a prompt's samples together, with the model's own cache."""
     while queue:
@@ -232,7 +228,7 @@ def _write_unpacked(
                 out = getattr(model, model.base_model_prefix)(input_ids=tokens, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             logits = policy.next_logits(role, out.last_hidden_state[:, -1])
-            progress(sum(1 for row in rows if row.going))
+            policy.should_stop()
             tokens = _write(encoder, rows, logits, sampling)[:, None]
 
 

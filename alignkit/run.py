@@ -326,7 +326,7 @@ class Run:
         if self._engine is None:
             lengths = [stage.settings.max_length for stage in self.recipe.stages.values() if stage.settings is not None]
             remembered = Remembered(cache_folder() / "logprobs")
-            self._engine = Engine(self.policy, self.artifact, max([1024, *lengths]), self.should_stop, remembered)
+            self._engine = Engine(self.policy, self.artifact, max([1024, *lengths]), remembered)
         return self._engine
 
     @property
@@ -345,6 +345,7 @@ class Run:
                 reason = str(error).strip().split("\n")[0]
                 raise RunFailed(f"model.base '{model.base}' cannot be loaded with these settings: {reason}") from error
             policy = self._policy
+            policy.should_stop = self.should_stop
             fault = policy.unpacked_because
             how = f"one sequence at a time: its attention cannot be packed ({fault})" if fault else "packed rows"
             dtype = str(policy.dtype)[6:]

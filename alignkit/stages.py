@@ -442,7 +442,6 @@ class Rollouts(Training):
             self.sampling,
             seed=self.run_.seed,
             place=(self.run_.name, "rollout", iteration),
-            progress=lambda tokens: self.run_.should_stop(),
         )
         # Known to users by the stage's name: the role's is the engine's business.
         return [

@@ -358,6 +358,7 @@ def _measure(
     """wanted: what to read off the role's hidden states, by the name of the role that reads it."""
     found: dict[str, list[list[Tensor]]] = {reader: [[] for _ in groups] for reader in wanted}
     for indices in micro_batches(groups, 4 * policy.token_budget):  # not in order: members of a bundle stand together
+        policy.should_stop()
         part = [groups[i] for i in indices]
         row = pack(part)
         lengths = [len(r.tokens) for encoded in part for r in encoded.rows]

@@ -14,6 +14,7 @@ from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, attention
 from alignkit.batch import Encoder, Examples, micro_batches, units
 from alignkit.policy import Policy
 from alignkit.recipe import LoraSpec, ModelSpec, Settings
+from alignkit.rollout import Sampling, sample
 from alignkit.train import Learner, join_outputs, measure, schedule
 
 
@@ -88,6 +89,32 @@ def test_measured_rows_stand_in_the_order_of_their_groups(tmp_path: Path) -> Non
         assert len(found) == len(alone) == 10
         for a, b in zip(found, alone, strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+class Enough(Exception):
+    pass
+
+
+@pytest.mark.parametrize("what", ["measured", "sampled"])
+def test_a_long_pass_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Before the next micro-batch, or the next token."""
+    model = policy(tmp_path)
+    monkeypatch.setattr(Policy, "token_budget", 1)
+    groups, seen = encoded(model, 9).groups, list[int]()
+
+    def stop() -> None:
+        seen.append(1)
+        if len(seen) == 4:
+            raise Enough
+
+    model.should_stop = stop
+    with pytest.raises(Enough):
+        if what == "measured":
+            measure(model, "base", groups, "logprobs")
+        else:
+            sampling = Sampling(max_new_tokens=50, min_new_tokens=40)
+            sample(model, "base", Encoder(model.tokenizer), [e.group for e in groups], sampling, seed=0)
+    assert len(seen) == 4
 
 
 class Weighted(Algorithm):
