@@ -117,7 +117,7 @@ class Training:
         self.metrics = Metrics(run.folder / "metrics.jsonl", int(self.done.get("metrics_bytes", 0)))
         facts = [f"starts from {source}"]
         if algorithm.needs.reference_logprobs:
-            facts.append(f"reference is {self.settings.reference or source}")
+            facts.append(f"reference is {self.reference_name}")
         if value_source is not None:
             facts.append(f"value starts from {value_source}")
         run.reporter.say(f"{run.name}: {run.stage.component.name}, {', '.join(facts)}")
@@ -526,7 +526,7 @@ class Rollouts(Training):
 
     def _check_reference(self, kl: float) -> None:
         """The most repeated bug of the field: a reference that is not where the policy started."""
-        same = (self.settings.reference or self.settings.from_ or BASE) == (self.settings.from_ or BASE)
+        same = self.reference_name == (self.settings.from_ or BASE)
         if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
             raise RunFailed(f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats")
 
