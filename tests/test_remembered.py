@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from alignkit import Group, Response, cli, remembered
 from alignkit.batch import Encoded, Encoder
@@ -137,7 +138,10 @@ def test_memory_that_runs_out_meanwhile_leaves_nothing_behind(make: Callable[...
     assert engine.remembered is not None and not engine.remembered.folder.exists()
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", None])
+SHORT = save({"logprobs": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", SHORT, None])
 def test_a_damaged_file_is_measured_and_written_again(make: Callable[..., Engine], damage: bytes | None) -> None:
     engine = make()
     groups = pairs(engine)
