@@ -269,8 +269,11 @@ class Algorithm:
         return "all"
 
     def keep(self, group: Group) -> bool:
-        """Whether a scored group has something to teach; rejected ones are counted and left out."""
-        return True
+        """Whether a scored group has something to teach; rejected ones are counted and left out.
+
+        A group may hold fewer than `needs.min_samples` responses where some could not be scored.
+        """
+        return len(group.responses) >= self.needs.min_samples
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
         """Tensors [R, T] or [R] computed once per iteration over all rollouts: advantages, returns, targets."""

@@ -76,9 +76,9 @@ class GRPO(Algorithm):
             return self
 
     def keep(self, group: Group) -> bool:
-        """A group of one has no baseline; by DAPO eq. (11) groups must hold rewards that differ."""
+        """By DAPO eq. (11) a group must hold rewards that differ."""
         rewards = {response.scores["reward"] for response in group.responses}
-        return len(group.responses) > 1 and (len(rewards) > 1 or not self.options.dynamic_sampling)
+        return super().keep(group) and (len(rewards) > 1 or not self.options.dynamic_sampling)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
         """Advantages, [R]: the same for all tokens of a response."""

@@ -16,7 +16,6 @@ from alignkit import (
     Algorithm,
     Batch,
     Field,
-    Group,
     Loss,
     Needs,
     Outputs,
@@ -79,9 +78,6 @@ class PPO(Algorithm):
             entropy=True,
             min_samples=2 if o.group_baseline else 1,
         )
-
-    def keep(self, group: Group) -> bool:
-        return len(group.responses) >= self.needs.min_samples
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
         """Advantages and returns, [R, T], with the KL price of this iteration, which adapts afterwards."""

@@ -64,9 +64,6 @@ class ReinforcePP(Algorithm):
         least = 2 if self.options.group_baseline else 1
         return Needs(old_logprobs=True, reference_logprobs=True, min_samples=least)
 
-    def keep(self, group: Group) -> bool:
-        return len(group.responses) >= self.needs.min_samples
-
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
         """Advantages, [R, T]."""
         o, mask, scores = self.options, rollouts.mask, rollouts.rewards

@@ -53,10 +53,6 @@ class RLOO(Algorithm):
         clip: float = Field(0.2, gt=0, description="ratio of a whole response may move so far in one iteration")
         clip_high: float | None = Field(None, gt=0, description="the same upwards, where it differs")
 
-    def keep(self, group: Group) -> bool:
-        """Leaving one out takes two."""
-        return len(group.responses) > 1
-
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
         """Advantages, [R]."""
         assert rollouts.rewards is not None
