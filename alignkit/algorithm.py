@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Field
 
+from alignkit.data import Group, beginnings
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.data import Group
+    from alignkit.recipe import ModelSpec
     from alignkit.stages import StageRun
 
 
 class Options(BaseModel):
     """Base of every plugin's options: unknown keys are refused, fields carry a description and a range."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 _Options = Options
@@ -49,13 +51,14 @@ POLICY, REWARD = Trains.POLICY, Trains.REWARD
 
 @dataclass(frozen=True)
 class Needs:
-    """What the engine computes for `signal` and `loss`; nothing else is computed.
+    """What `signal` and `loss` need.
 
     old_logprobs: of the policy that wrote the rollouts, by the training path. values: a value role is trained;
     shared_values: it is a head that reads the policy's own hidden states and leaves them as they are.
     centred_values: returns are around zero, so a reward model's head is no start for the values.
     entropy: of the policy at each response token. min_samples: least responses in a group.
-    pairs: groups without a pair are an error (dataset) or left out and counted (rollouts).
+    pairs: groups without a pair are left out and counted; a data set without any pair is an error.
+    max_new_tokens: what the rollout's must be, where an option stands for it.
     """
 
     old_logprobs: bool = False
@@ -66,6 +69,7 @@ class Needs:
     entropy: bool = False
     min_samples: int = 1
     pairs: bool = False
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,11 @@ class Pairs:
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The better and the worse responses' entries of `x` [R, ...]: two tensors [P, ...]."""
         return x[self.better], x[self.worse]
+
+    def times_better(self, count: int) -> Tensor:
+        """How often each of `count` responses is the better one of a pair, by p where that is not certain: [R]."""
+        times = self.p.new_zeros(count).index_add(0, self.better, self.p)
+        return times.index_add(0, self.worse, 1 - self.p)
 
     def right(self, x: Tensor) -> Tensor:
         """1 where the likelier better response has the higher `x` [R], else 0: [P]. NaN where neither is likelier."""
@@ -217,6 +226,7 @@ class SelectContext:
     iteration: counts from 1 (0 for a dataset). seed: of the stage. earlier(): the scored rollouts of the stage's
     earlier iterations, oldest first, as lists of groups; with `carry_from` also those of earlier stages.
     log(name=value): metrics of this iteration. validation: the groups are held out, nothing is learned from them.
+    left_out(name, count, groups): say and log that rows are not learned from.
     """
 
     def __init__(
@@ -227,13 +237,21 @@ class SelectContext:
         log: Callable[..., None],
         rng: Any,
         validation: bool = False,
+        say: Callable[[str], None] = lambda text: None,
     ):
+        self.say = say
         self.iteration = iteration
         self.seed = seed
         self.earlier = earlier
         self.log = log
         self.validation = validation
         self.rng = rng  # numpy Generator of this stage and iteration
+
+    def left_out(self, name: str, count: int, groups: Sequence[Group]) -> None:
+        """`count` responses (or rows) of these groups are not learned from; `name` says why, as a metric."""
+        self.log(**{name: count})
+        if count and not self.validation:
+            self.say(f"{name} {count}, left out: {beginnings(groups)}")
 
 
 class Algorithm:
@@ -249,6 +267,7 @@ class Algorithm:
     source: ClassVar[Source] = DATASET
     trains: ClassVar[Trains] = POLICY
     needs: ClassVar[Needs] = Needs()
+    refuses: ClassVar[Mapping[str, str]] = {}  # stage keys that would change nothing (`rollout.stop`), with the reason
 
     def __init__(self, options: Any):
         self.options = options
@@ -274,6 +293,9 @@ class Algorithm:
         A group may hold fewer than `needs.min_samples` responses where some could not be scored.
         """
         return len(group.responses) >= self.needs.min_samples
+
+    def check(self, groups: Sequence[Group]) -> None:
+        """Raise DataError where these rows of a data set, all that will be learned from, cannot teach it."""
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
         """Tensors [R, T] or [R] computed once per iteration over all rollouts: advantages, returns, targets."""
@@ -305,6 +327,9 @@ class Runner(Algorithm):
 
     It is exempt from exact resume: a stage that was killed begins again.
     """
+
+    def check_model(self, model: ModelSpec) -> None:
+        """Called before a run's first stage: raise RunFailed where it cannot train such a model."""
 
     def train(self, run: StageRun) -> Mapping[str, Any]:
         """Train, leave the adapter in `run.adapter`, and give the summary for stage.json."""

@@ -62,6 +62,16 @@ class Encoder:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self.counts: Counter[str] = Counter()
+        self.groups: dict[str, list[Group]] = {}  # those counted
+
+    def forget_counts(self) -> None:
+        self.counts.clear()
+        self.groups.clear()
+
+    def _count(self, what: str, group: Group, count: int = 1) -> None:
+        if count:
+            self.counts[what] += count
+            self.groups.setdefault(what, []).append(group)
 
     # Pieces of text
 
@@ -128,7 +138,7 @@ class Encoder:
         prompt = self.prompt(group.prompt)
         room = max_length - len(prompt)
         if room < 1 + (len(self.end_of_turn) if scoring else 0):
-            self.counts["no_room"] += 1
+            self._count("no_room", group)
             return None
         rows = tuple(self._row(group, response, room, turns, scoring) for response in group.responses)
         return Encoded(group, prompt, rows, self._pairs(group, rows, scoring))
@@ -139,7 +149,7 @@ class Encoder:
             tokens, mask = tokens + self.end_of_turn, mask + (True,) * len(self.end_of_turn)
             truncated = False
         if len(tokens) > room:
-            self.counts["cut"] += 1
+            self._count("cut", group)
             end = self.end_of_turn if scoring else ()
             tokens = tokens[: room - len(end)] + end
             mask = mask[: room - len(end)] + (True,) * len(end)
@@ -201,8 +211,8 @@ class Encoder:
         unequal = [pair for pair in pairs if rows[pair.better].tokens != rows[pair.worse].tokens]
         # A response without a counted token would have probability 1.
         found = [pair for pair in unequal if scoring or (any(rows[pair.better].mask) and any(rows[pair.worse].mask))]
-        self.counts["equal_pairs"] += len(pairs) - len(unequal)
-        self.counts["uncounted_pairs"] += len(unequal) - len(found)
+        self._count("equal_pairs", group, len(pairs) - len(unequal))
+        self._count("uncounted_pairs", group, len(unequal) - len(found))
         return tuple(found)
 
     def decode(self, tokens: Sequence[int]) -> str:

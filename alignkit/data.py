@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, TypedDict, cast
 
@@ -18,6 +18,8 @@ from alignkit.files import SkippedRow, bad_rows, file_rows, kind_of, parse, rais
 ROLES = ("system", "user", "assistant")
 LEVELS = ("significantly", "better", "slightly", "unsure")
 _VERSION = 1  # of a group's JSON
+_SHOWN = 60  # characters of a prompt in a message
+_NAMED = 3  # rows in a message
 
 
 class Message(TypedDict, total=False):
@@ -89,6 +91,50 @@ def ranking_pairs(ranks: Sequence[float | None]) -> list[tuple[int, int]]:
     """Pairs (i, j) with i better than j, i.e. of lower rank; 1 is best, ties and what has no rank give no pair."""
     ranked = [(index, rank) for index, rank in enumerate(ranks) if rank is not None]
     return [(i, j) for i, best in ranked for j, rank in ranked if best < rank]
+
+
+def thumbs_of(group: Group) -> Group:
+    """The group's labelled responses alone; where there is no label, one that wins more pairs than it loses is
+    desirable, one that loses more is not.
+    """
+    lead = [0.0] * len(group.responses)
+    for pair in resolved_pairs(group):
+        lead[pair.better] += 2 * pair.p - 1
+        lead[pair.worse] -= 2 * pair.p - 1
+    rated = []
+    for response, ahead in zip(group.responses, lead, strict=True):
+        if response.label is not None or ahead:
+            label = ahead > 0 if response.label is None else response.label
+            rated.append(replace(response, label=label, rank=None))
+    return replace(group, responses=tuple(rated), pairs=())
+
+
+def no_demonstration(group: Group) -> str:
+    """Why a group is no demonstration, and what it is good for; empty where it is one."""
+    count = len(group.responses)
+    if not group.prompt:
+        return "is raw text without a prompt, which is for lm"
+    if count == 0:
+        return "has no response; prompts alone are for algorithms that sample (ppo, grpo ...)"
+    if count > 1:
+        return f"has {count} responses, which would all be learned; comparisons are for reward_model or dpo"
+    if group.responses[0].label is False:
+        return "has a thumbs down and would be learned all the same; leave such rows out, or use kto"
+    return ""
+
+
+def beginning(group: Group) -> str:
+    """A group as a person knows it, by its first words in quotes: the id is a hash."""
+    messages = [message for message in group.prompt if message["role"] == "user"] or list(group.prompt)
+    text = messages[0]["content"] if messages else next((response.text for response in group.responses), "")
+    words = " ".join(text[: 4 * _SHOWN].split())
+    return f"'{words if len(words) <= _SHOWN else words[:_SHOWN] + '...'}'"
+
+
+def beginnings(groups: Sequence[Group]) -> str:
+    """The first of some groups, as a person knows them, and how many more there are."""
+    more = f" and {len(groups) - _NAMED} more" if len(groups) > _NAMED else ""
+    return ", ".join(beginning(group) for group in groups[:_NAMED]) + more
 
 
 def group_id(prompt: Sequence[Message], responses: Sequence[Response] = ()) -> str:

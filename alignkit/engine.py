@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alignkit.attention import Packed, Segment
 from alignkit.batch import Encoded, Encoder, Ids
-from alignkit.data import Group, Message
+from alignkit.data import Group, Message, beginnings
 from alignkit.errors import RunFailed
 from alignkit.policy import BASE, Head, Policy
 from alignkit.remembered import Remembered
@@ -35,12 +35,13 @@ class Engine:
         artifact: Callable[[str], Path],
         max_length: int = 1024,
         remembered: Remembered | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ):
         """artifact: from a reference to a saved adapter or model folder.
 
         remembered: where `fixed_logprobs` are kept; None: they are not.
         """
-        self.policy, self.artifact, self.remembered = policy, artifact, remembered
+        self.policy, self.artifact, self.remembered, self.say = policy, artifact, remembered, say
         self.max_length = min(max_length, policy.context)
         self.encoder = Encoder(policy.tokenizer)
         self._foreign: dict[Path, ForeignScorer] = {}
@@ -84,9 +85,13 @@ class Engine:
         if Path(stage).is_absolute() and not _same_base(folder, self.policy):
             if folder not in self._foreign:
                 self._foreign[folder] = ForeignScorer(folder, self.policy)
-            return self._foreign[folder].scores(groups)
+            found = self._foreign[folder].scores(groups)
+            self._tell_unread(stage, self._foreign[folder].encoder)
+            return found
         role = self.role(stage)
+        self.encoder.forget_counts()
         encoded = [self.encoder.encode(group, self.max_length, scoring=True) for group in groups]
+        self._tell_unread(stage, self.encoder)
         # Several rewards of one evaluation may ask for the same scores: a sequence is scored once.
         known = self._scored.setdefault(stage, {})
         new = {_key(e): e for e in encoded if e is not None and e.rows}
@@ -94,7 +99,7 @@ class Engine:
         values = iter(measure(self.policy, role, list(new.values()), "scores"))
         for key, e in new.items():
             known[key] = [float(next(values)) for _ in e.rows]
-        found: list[float | None] = []
+        found = []
         for whole, group in zip(encoded, groups, strict=True):
             if whole is None:
                 found += [None] * len(group.responses)
@@ -103,6 +108,17 @@ class Engine:
         if len(known) > REMEMBERED:
             known.clear()
         return found
+
+    def _tell_unread(self, stage: str, encoder: Encoder) -> None:
+        """Scores of what was not read to its end say little about it."""
+        for name, what in (
+            ("cut", "responses are read up to"),
+            ("no_room", "groups have no score: their prompts fill"),
+        ):
+            if count := encoder.counts[name]:
+                rows = beginnings(encoder.groups[name])
+                self.say(f"{stage}: {count} {what} the longest sequence it may read, max_length: {rows}")
+        encoder.forget_counts()
 
     def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
         """See `alignkit.Models`."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 import alignkit
 from alignkit.checkpoint import digest, file_digest
-from alignkit.recipe import Component, DataSource, DataSpec, Recipe, RewardSpec, Stage
+from alignkit.recipe import Component, DataSource, DataSpec, Recipe, RewardSpec, Stage, fields_of
 
 
 def stage_hash(stage: Stage, recipe: Recipe, base: Any, seed: int, upstream: Mapping[str, str]) -> str:
@@ -38,7 +38,7 @@ def stage_hash(stage: Stage, recipe: Recipe, base: Any, seed: int, upstream: Map
 
 def versions() -> dict[str, str]:
     """Of alignkit and the libraries whose numbers a result depends on."""
-    names = ("torch", "transformers", "peft")
+    names = ("torch", "transformers", "peft", "trl")
     return {"alignkit": alignkit.__version__, **{name: importlib.metadata.version(name) for name in names}}
 
 
@@ -63,7 +63,7 @@ def _fingerprint(value: Any, folder: Path) -> Any:
             "files": _files_named(value.options, folder),
         }
     if isinstance(value, BaseModel):
-        return {name: _fingerprint(getattr(value, name), folder) for name in type(value).model_fields}
+        return {name: _fingerprint(item, folder) for name, item in fields_of(value).items()}
     if isinstance(value, DataSource | DataSpec | RewardSpec):
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
         found = {name: _fingerprint(item, folder) for name, item in pairs}
@@ -83,8 +83,7 @@ def _fingerprint(value: Any, folder: Path) -> Any:
 def _files_named(options: Any, folder: Path) -> dict[str, str]:
     """Digests of files that options name by a relative path: Python rewards, templates."""
     found = {}
-    for name in type(options).model_fields if isinstance(options, BaseModel) else ():
-        value = getattr(options, name)
+    for name, value in fields_of(options).items() if isinstance(options, BaseModel) else ():
         if isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
             path = folder / value
             if path.is_file():

@@ -396,7 +396,7 @@ def group_has_spread(rewards: Tensor, group: Tensor) -> Tensor:
     start = torch.zeros_like(rewards)
     highest = start.scatter_reduce(0, inverse, rewards, "amax", include_self=False)
     lowest = start.scatter_reduce(0, inverse, rewards, "amin", include_self=False)
-    return (highest > lowest)[inverse]
+    return ~(highest <= lowest)[inverse]  # what is not a number must show
 
 
 def centred_advantages(rewards: Tensor, group: Tensor) -> Tensor:

@@ -118,7 +118,9 @@ class Rollout(Options):
     temperature: float | None = Field(default=1.0, gt=0, description="of sampling; log-probabilities use it too")
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0: all tokens")
-    stop: list[str] = Field(default_factory=list, description="texts that end a response")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list, description="texts that end a response"
+    )
     missing_eos_penalty: float = Field(
         default=0.0, ge=0, description="taken off the reward of a response that was cut off at max_new_tokens"
     )
@@ -230,6 +232,11 @@ class DataKeys(Options):
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
+def fields_of(model: BaseModel) -> dict[str, Any]:
+    """What stands in its fields, those included that its class allows without naming them."""
+    return {**{name: getattr(model, name) for name in type(model).model_fields}, **(model.model_extra or {})}
+
+
 # --- what a recipe's parts refer to
 
 Spec = TypeVar("Spec", DataSpec, RewardSpec)
@@ -243,7 +250,7 @@ def specs(value: Any, kind: type[Spec]) -> list[Spec]:
         if isinstance(item, kind):
             found[id(item)] = item
         if isinstance(item, BaseModel):
-            below: Iterable[Any] = [getattr(item, name) for name in type(item).model_fields]
+            below: Iterable[Any] = fields_of(item).values()
         elif isinstance(item, Component):
             below = [item.options]
         elif isinstance(item, RewardSpec):

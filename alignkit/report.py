@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -99,8 +100,10 @@ class Metrics:
             file.truncate(size)
 
     def write(self, **values: Any) -> None:
+        """Numbers that JSON lacks are written as strings: "nan", "inf"."""
+        plain = {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, sort_keys=False) + "\n")
+            file.write(json.dumps(plain, allow_nan=False) + "\n")
 
     def sync(self) -> int:
         """Make it durable; gives its size in bytes."""

@@ -18,6 +18,7 @@ from alignkit import attention, seeds
 from alignkit.attention import Decoding, Packed, Segment
 from alignkit.batch import Encoder, Ids
 from alignkit.data import Group, Response
+from alignkit.errors import RunFailed
 from alignkit.policy import Policy
 
 # Rows decoded together: enough to feed the processor, fewer where their cache would take more than this.
@@ -236,7 +237,8 @@ def _stopped(encoder: Encoder, sequence: Draft, sampling: Sampling) -> bool:
     """Whether a stop string has been written; it stays part of the response."""
     if not sampling.stop:
         return False
-    tail = encoder.decode(sequence.tokens[-32:])
+    longest = max(len(stop.encode()) for stop in sampling.stop)  # a token writes a byte at least, or part of one
+    tail = encoder.decode(sequence.tokens[-max(32, longest + 4) :])
     return any(stop in tail for stop in sampling.stop)
 
 
@@ -257,7 +259,10 @@ def choose(
         logprobs = torch.log_softmax(warm, dim=-1)
         allowed = _filter(_forbid_ends(logprobs, lengths, sampling, end_ids), sampling)
         chosen = inverse_cdf(allowed.exp(), torch.tensor(np.asarray(draws), dtype=torch.float64, device=logits.device))
-    return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
+    found = logprobs.gather(-1, chosen[:, None])[:, 0]
+    if not bool(found.isfinite().all()):
+        raise RunFailed("the policy's probabilities of the next token are not numbers: it has diverged in training")
+    return chosen, found
 
 
 def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:

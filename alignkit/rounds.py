@@ -18,12 +18,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from alignkit.document import Document, Keys
 from alignkit.errors import Problem, did_you_mean
 
 MOST_ROUNDS = 100
+T = TypeVar("T")
 BLOCK_KEYS = ("repeat", "start", "stages")
 
 
@@ -38,7 +39,7 @@ class Rounds:
     def named(self, stage: str, reference: str) -> str:
         """The reference with its stage's real name; what no block declares stays as it is."""
         name, at, version = reference.partition("@")
-        found = self.means.get(stage, self.means.get("", {})).get(name, name)
+        found = self._of(self.means, stage, name) or name
         return f"{found}@{version}" if at else found
 
     def why_missing(self, stage: str, reference: str) -> str:
@@ -48,7 +49,12 @@ class Rounds:
         """The stages that `NAME@all` stands for; None where the reference is something else."""
         if not isinstance(reference, str) or not reference.endswith("@all"):
             return None
-        return self.every.get(stage, self.every.get("", {})).get(reference.removesuffix("@all"))
+        return self._of(self.every, stage, reference.removesuffix("@all"))
+
+    def _of(self, table: Mapping[str, Mapping[str, T]], stage: str, name: str) -> T | None:
+        """What the stage's own block means by a name, else what it means outside of blocks."""
+        own = table.get(stage, {})
+        return own.get(name) if name in own or name in self.missing.get(stage, {}) else table.get("", {}).get(name)
 
 
 def expand(document: Document) -> tuple[Document, Rounds, list[Problem]]:
@@ -132,7 +138,7 @@ def _declare(rounds: Rounds, block: Mapping[str, Any], number: int) -> None:
             if last:
                 means[name] = f"{name}_{last}"
             elif name in (block.get("start") or {}):
-                means[name] = block["start"][name]
+                means[name] = rounds.named("", block["start"][name])
             else:
                 missing[name] = f"the first round has no '{name}' yet"
         real = f"{stage}_{number}"

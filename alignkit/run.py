@@ -29,7 +29,7 @@ from alignkit.fingerprint import model_digest, stage_hash, versions
 from alignkit.memory import ran_out
 from alignkit.plugins import plugins
 from alignkit.policy import Policy
-from alignkit.preflight import check_data, check_rewards
+from alignkit.preflight import check_data, check_models, check_rewards
 from alignkit.readers import Loaded, load
 from alignkit.recipe import DataSpec, Recipe, RewardSpec, Stage
 from alignkit.remembered import Remembered
@@ -127,6 +127,7 @@ class Run:
         plugins().notify("run_started", run=self)
         write_text(self.folder / "recipe.resolved.yaml", dump(self.recipe.resolved))
         waiting = self._waiting()
+        check_models(self.recipe, waiting)
         check_rewards(self.recipe, waiting)
         check_data(waiting, lambda stage, spec: self.load(spec, self.seed_of(stage), quiet=True))
         times = []
@@ -326,7 +327,7 @@ class Run:
         if self._engine is None:
             lengths = [stage.settings.max_length for stage in self.recipe.stages.values() if stage.settings is not None]
             remembered = Remembered(cache_folder() / "logprobs")
-            self._engine = Engine(self.policy, self.artifact, max([1024, *lengths]), remembered)
+            self._engine = Engine(self.policy, self.artifact, max([1024, *lengths]), remembered, self.reporter.say)
         return self._engine
 
     @property

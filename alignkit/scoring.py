@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from alignkit.data import Group
+from alignkit.data import Group, beginning
 from alignkit.errors import RunFailed
 from alignkit.reward import Combine, Combined, Context, Reward
 
@@ -56,7 +56,13 @@ class Scorer:
         """The combination over these scored groups as one batch."""
         names = self._component_names()
         responses = [response for group in groups for response in group.responses]
-        return self._combined(groups, {name: [r.scores.get(name) for r in responses] for name in names})
+        found = self._combined(groups, {name: [r.scores.get(name) for r in responses] for name in names})
+        for place, (reward, plain) in enumerate(zip(found.reward.tolist(), found.plain.tolist(), strict=True)):
+            if not math.isfinite(reward) or not math.isfinite(plain):
+                raise RunFailed(
+                    f"reward '{self.name}' makes {reward} (before whitening {plain}) of {responses[place].scores}"
+                )
+        return found
 
     def _component_names(self, prefix: str = "") -> list[str]:
         if not self.children:
@@ -76,17 +82,21 @@ class Scorer:
     def _leaf(self, groups: Sequence[Group]) -> list[float | None]:
         count = sum(len(group.responses) for group in groups)
         if self.spec.kind in ("stage", "folder"):
-            return list(self.context.models.scores(self.spec.name, groups))
-        assert isinstance(self.thing, Reward)
-        scores = self.thing.score(groups)
-        if len(scores) != 1:
-            raise RunFailed(f"reward '{self.name}' gave components {sorted(scores)}; expected one")
-        column = list(next(iter(scores.values())))
+            column = list(self.context.models.scores(self.spec.name, groups))
+        else:
+            assert isinstance(self.thing, Reward)
+            scores = self.thing.score(groups)
+            if len(scores) != 1:
+                raise RunFailed(f"reward '{self.name}' gave components {sorted(scores)}; expected one")
+            column = list(next(iter(scores.values())))
         if len(column) != count:
             raise RunFailed(f"reward '{self.name}' gave {len(column)} scores for {count} responses")
         for place, value in enumerate(column):
             if value is not None and not math.isfinite(value):
-                raise RunFailed(f"reward '{self.name}' gave {value} for response {place}; a failed score is None")
+                prompt = beginning([group for group in groups for _ in group.responses][place])
+                raise RunFailed(
+                    f"reward '{self.name}' gave {value} for response {place}, to {prompt}; a failed score is None"
+                )
         return column
 
     def _combined(

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from alignkit import seeds
 from alignkit.algorithm import REWARD, ROLLOUTS, Algorithm, Phase, Runner, SelectContext
 from alignkit.batch import Encoded, Examples, encode_all, units
 from alignkit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from alignkit.data import Group, prompts_of, read_groups, resolved_pairs, write_groups
+from alignkit.data import Group, beginnings, prompts_of, read_groups, resolved_pairs, write_groups
 from alignkit.engine import Engine
 from alignkit.errors import AlignkitError, DataError, RunFailed
 from alignkit.functional import missing_eos_penalty
@@ -122,6 +123,9 @@ class Training:
             facts.append(f"value starts from {value_source}")
         run.reporter.say(f"{run.name}: {run.stage.component.name}, {', '.join(facts)}")
 
+    def _say(self, text: str) -> None:
+        self.run_.reporter.say(f"{self.run_.name}: {text}")
+
     def _temperature(self) -> float:
         return 1.0
 
@@ -177,7 +181,7 @@ class Training:
     def _encode(self, groups: Sequence[Group], what: str = "row") -> list[Encoded]:
         """Encode and report what did not fit."""
         encoder = self.engine.encoder
-        encoder.counts.clear()
+        encoder.forget_counts()
         found = encode_all(
             encoder,
             groups,
@@ -191,17 +195,26 @@ class Training:
             self.summary["encoding"] = {
                 name: before.get(name, 0) + counts.get(name, 0) for name in {**before, **counts}
             }
-            facts = ", ".join(f"{count} {ENCODING_FACTS[name]}" for name, count in counts.items())
+            facts = "; ".join(
+                f"{count} {ENCODING_FACTS[name]} ({beginnings(encoder.groups[name])})" for name, count in counts.items()
+            )
             self.run_.reporter.say(f"{self.run_.name}: of {len(groups)} groups: {facts}")
         return found
 
     def _require(self, encoded: Sequence[Encoded]) -> list[Encoded]:
         """Groups the algorithm can learn from; others are counted, but for those whose pairs the encoder counted."""
         needs = self.algorithm.needs
-        kept = [e for e in encoded if len(e.rows) >= needs.min_samples and (e.pairs or not needs.pairs)]
-        counted = sum(needs.pairs and not e.pairs and bool(resolved_pairs(e.group)) for e in encoded)
-        if lost := len(encoded) - len(kept) - counted:
-            self.summary["without_signal"] = self.summary.get("without_signal", 0) + lost
+        kept, lost = [], []
+        for e in encoded:
+            if len(e.rows) >= needs.min_samples and (e.pairs or not needs.pairs):
+                kept.append(e)
+            elif not (needs.pairs and resolved_pairs(e.group)):
+                lost.append(e.group)
+        if lost:
+            self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
+            self.run_.reporter.say(
+                f"{self.run_.name}: {len(lost)} rows without {_needs(self.algorithm)} are left out: {beginnings(lost)}"
+            )
         return kept
 
     def checkpoint(self, number: int, position: str, **more: Any) -> None:
@@ -283,7 +296,9 @@ class Dataset(Training):
 
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         rng = seeds.stream(self.run_.seed, self.run_.name, "select")
-        context = SelectContext(0, self.run_.seed, lambda: [], lambda **m: self.summary.update(m), rng, validation)
+        context = SelectContext(
+            0, self.run_.seed, lambda: [], lambda **m: self.summary.update(m), rng, validation, self._say
+        )
         try:
             chosen = self.algorithm.select(groups, context)
         except DataError as error:
@@ -292,6 +307,8 @@ class Dataset(Training):
         for item in chosen:
             flat += list(item.groups) if isinstance(item, Phase) else [item]
         kept = self._require(self._encode(flat))
+        if kept and not validation:
+            self._check([e.group for e in kept])
         if not kept:
             name, counts = self.run_.stage.component.name, self.summary.get("encoding", {})
             raise DataError(
@@ -305,6 +322,13 @@ class Dataset(Training):
             if known:
                 self.run_.reporter.say(f"{self.run_.name}: the reference has seen these {len(kept)} groups before")
         return examples
+
+    def _check(self, groups: Sequence[Group]) -> None:
+        """Whether what is left after all that was left out can be learned from."""
+        try:
+            self.algorithm.check(groups)
+        except DataError as error:
+            raise DataError(f"stage '{self.run_.name}': {error}") from error
 
     def _validation(self, loaded: Any) -> Examples | None:
         groups = list(loaded.validation)
@@ -322,6 +346,8 @@ class Dataset(Training):
         self.log(self.learner.steps, {f"validation/{name}": value for name, value in found.items()})
         facts = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
         run.reporter.say(f"{run.name}: validation after epoch {epoch}: {facts}")
+        if not math.isfinite(found["loss"]):
+            run.reporter.say(f"{run.name}: the validation loss is not a number, so this epoch is not the best one")
         if found["loss"] < best:
             self.policy.save(self.role, run.adapter)
             self.summary["best_epoch"] = epoch
@@ -377,6 +403,11 @@ class Rollouts(Training):
             every = self.settings.checkpoint_every or 1
             if iteration % every == 0 or iteration == iterations:
                 self.checkpoint(iteration, f"iteration {iteration} of {iterations}", iteration=iteration)
+        if idle := self.summary.get("learned_nothing"):
+            fact = f"{idle} of {iterations} iterations had nothing to learn from (metrics.jsonl says why)"
+            if idle == iterations:
+                raise RunFailed(f"stage '{run.name}': {fact}; the samples are in {run.folder / 'rollouts'}")
+            run.reporter.say(f"{run.name}: {fact}")
         self.policy.save(self.role, run.adapter)
         return self.finish()
 
@@ -393,13 +424,18 @@ class Rollouts(Training):
         scored = time.monotonic()
         write_groups(self._rollout_file(iteration), everything)
         self.run_.notify("rollouts_scored", iteration=iteration, groups=groups)
-        examples = self._measure(groups, combined, metrics)
+        groups, combined = self._kept(groups, combined, metrics)
+        examples = self._measure(groups, combined, metrics) if groups else Examples([])
         factor = schedule(self.settings.lr_scheduler_type, iteration - 1, iterations, self.settings.warmup_ratio)
         phases = self._phases(iteration, groups, metrics)
         # All are measured before any is learned from: "old" is the policy that the iteration began with.
         chosen = [self._selected(phase, examples) for phase in phases]
-        for number, (phase, selected) in enumerate(zip(phases, chosen, strict=True)):
+        learned = [
             self._learn(iteration, number, phase, selected, factor, metrics)
+            for number, (phase, selected) in enumerate(zip(phases, chosen, strict=True))
+        ]
+        if not any(learned):
+            self.summary["learned_nothing"] = self.summary.get("learned_nothing", 0) + 1
         ended = time.monotonic()
         metrics |= {
             "tokens_per_second": new_tokens / (rolled - began),
@@ -461,7 +497,8 @@ class Rollouts(Training):
             raise RunFailed(f"stage '{self.run_.name}': no response could be scored")
         self.unscored = sum(len(g.responses) for g in scored) - sum(len(g.responses) for g in kept)
         if self.unscored:
-            self.run_.reporter.say(f"{self.run_.name}: {self.unscored} responses could not be scored and are left out")
+            where = beginnings([g for g in scored if any(r.scores[PLAIN] is None for r in g.responses)])
+            self._say(f"{self.unscored} responses could not be scored and are left out, to {where}")
         combined = self.scorer.combine(kept)
         if not self.missing_eos_penalty:
             return kept, combined, scored
@@ -480,6 +517,18 @@ class Rollouts(Training):
             for r in group.responses
         ]
         return replace(group, responses=tuple(responses))
+
+    def _kept(
+        self, groups: Sequence[Group], combined: Combined, metrics: dict[str, Any]
+    ) -> tuple[list[Group], Combined]:
+        """The groups that the algorithm keeps; the others are counted and play no part in what is learned."""
+        keep = [self.algorithm.keep(group) for group in groups]
+        if all(keep):
+            return list(groups), combined
+        metrics["groups_without_signal"] = len(groups) - sum(keep)
+        places = torch.tensor([kept for group, kept in zip(groups, keep, strict=True) for _ in group.responses])
+        taken = replace(combined, reward=combined.reward[places], plain=combined.plain[places])
+        return [group for group, kept in zip(groups, keep, strict=True) if kept], taken
 
     def _rollout_metrics(self, groups: Sequence[Group], combined: Combined) -> dict[str, Any]:
         responses = [response for group in groups for response in group.responses]
@@ -518,6 +567,10 @@ class Rollouts(Training):
         examples.token_columns |= {"old_logprobs": old, "reference_logprobs": reference}
         kl = [float((a - b).sum()) for a, b in zip(old, reference, strict=True)]
         metrics["kl"] = sum(kl) / len(kl)
+        if not math.isfinite(metrics["kl"]):
+            raise RunFailed(
+                f"stage '{self.run_.name}': the policy's log-probabilities are not numbers: it has diverged"
+            )
         metrics["sampler_gap"] = _sampler_gap(groups, old)
         self._check_reference(metrics["kl"])
         examples.add_signals(self.algorithm.signal(examples.batch()))
@@ -533,39 +586,57 @@ class Rollouts(Training):
     def _phases(self, iteration: int, groups: Sequence[Group], metrics: dict[str, Any]) -> list[Phase]:
         rng = seeds.stream(self.run_.seed, self.run_.name, "select", iteration)
         context = SelectContext(
-            iteration, self.run_.seed, lambda: list(self._earlier(iteration)), lambda **m: metrics.update(m), rng
+            iteration,
+            self.run_.seed,
+            lambda: list(self._earlier(iteration)),
+            lambda **m: metrics.update(m),
+            rng,
+            say=self._say,
         )
-        kept = [group for group in groups if self.algorithm.keep(group)]
-        if len(kept) < len(groups):
-            metrics["groups_without_signal"] = len(groups) - len(kept)
-        chosen = self.algorithm.select(kept, context)
+        chosen = list(self.algorithm.select(groups, context)) if groups else []
         phases = [item for item in chosen if isinstance(item, Phase)]
+        if phases and len(phases) < len(chosen):
+            raise RunFailed(f"{type(self.algorithm).__name__}.select gives groups beside phases: put them into a Phase")
         return phases or [Phase([item for item in chosen if isinstance(item, Group)])]
 
     def _earlier(self, iteration: int) -> Iterator[list[Group]]:
         """Scored rollouts of earlier stages named in `carry_from`, then of this stage's earlier iterations."""
+        own = [read_groups(self._rollout_file(number)) for number in range(1, iteration)]
+        for groups in (*self._carried, *own):
+            yield [group for group in _with_scores(groups) if self.algorithm.keep(group)]
+
+    @cached_property
+    def _carried(self) -> list[list[Group]]:
+        """Rollouts of the stages in `carry_from`, scored by this stage's reward: those that they were scored by may
+        have another level or scale, as reward models that are trained anew do.
+        """
+        self.engine.forget_scores()  # so that a run that continues scores them in the same rows
+        found = []
         for stage in self.settings.carry_from:
             paths = sorted((self.run_.earlier_stage(stage) / "rollouts").glob("*.jsonl"))
             if not paths:
                 raise RunFailed(f"stage '{self.run_.name}': carry_from names '{stage}', which has no rollouts")
             for path in paths:
-                yield _with_scores(read_groups(path))
-        for number in range(1, iteration):
-            yield _with_scores(read_groups(self._rollout_file(number)))
+                scored = self.scorer.score(read_groups(path))
+                found.append([self._penalised(group) for group in scored] if self.missing_eos_penalty else scored)
+        return found
 
     def _learn(
         self, iteration: int, number: int, phase: Phase, selected: Examples, factor: float, metrics: dict[str, Any]
-    ) -> None:
-        """Epochs of shuffled minibatches, cut by group so that pairs and group baselines stay whole."""
+    ) -> bool:
+        """Epochs of shuffled minibatches, cut by group so that pairs and group baselines stay whole. Gives whether
+        anything was learned.
+        """
         examples = self._require_examples(selected)
         if not examples.groups:
             metrics["empty_selection"] = 1.0
-            return
+            return False
         whole = units(examples.groups)
         size = self.settings.batch_size or len(whole)
         averages: dict[str, list[float]] = {}
         skipped = 0
-        for epoch in range(phase.epochs or self.settings.epochs or 1):
+        epochs = phase.epochs if phase.epochs is not None else self.settings.epochs or 1
+        for epoch in range(epochs):
             place = (self.run_.name, "minibatch", iteration, number, epoch)
             order = seeds.stream(self.run_.seed, *place).permutation(len(whole)).tolist()
             for start in range(0, len(order), size):
@@ -579,7 +650,9 @@ class Rollouts(Training):
                 for name, value in found.items():
                     averages.setdefault(name, []).append(value)
         metrics |= {name: sum(values) / len(values) for name, values in averages.items()}
-        metrics |= {"skipped": skipped} if skipped else {}
+        if skipped:
+            metrics["skipped"] = metrics.get("skipped", 0) + skipped
+        return any(averages.get("grad_norm", ()))
 
     def _selected(self, phase: Phase, rollouts: Examples) -> Examples:
         """The phase's groups with what was measured; groups that `select` made anew are encoded and bare."""

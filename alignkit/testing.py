@@ -331,9 +331,10 @@ class _Kit:
         """All rollouts as `signal` sees them; of a data set there are none."""
         if not self.rollouts:
             return Examples([])
-        encoded = self._encoded(algorithm, self.groups)
+        kept = [group for group in self.groups if algorithm.keep(group)]
+        encoded = self._encoded(algorithm, kept)
         examples = self._measured(encoded)
-        rewards = [response.scores["reward"] for group in self.groups for response in group.responses]
+        rewards = [response.scores["reward"] for group in kept for response in group.responses]
         examples.columns |= {"rewards": [float(reward or 0.0) for reward in rewards]}
         examples.columns["scores"] = list(examples.columns["rewards"])
         if self.needs.values:

@@ -128,7 +128,7 @@ class Learner:
         self._before_step(parts, batches)
         totals = self._denominators(batches)
         sums: dict[str, float] = {}
-        metrics = Averages()
+        metrics = Averages(unknown=True)
         for part, batch in zip(parts, batches, strict=True):
             out = self._forward(part)
             terms = self.algorithm.loss(batch, out)
@@ -213,19 +213,19 @@ class Learner:
         parts = [examples.take(i) for i in micro_batches(examples.groups, 4 * self.policy.token_budget)]
         trained = dict(self.algorithm.state)
         self._before_step(parts, [part.batch(self.policy.device) for part in parts])
-        averages = Averages()
+        losses, averages = Averages(), Averages(unknown=True)
         coefficients: dict[str, float] = {}
         for part in parts:
             batch = part.batch(self.policy.device)
             out = self._forward(part)
             terms = self.algorithm.loss(batch, out)
             coefficients = {name: term.coefficient for name, term in terms.items()}
-            averages.add(terms, batch, self.algorithm.weights(batch))
+            losses.add(terms, batch, self.algorithm.weights(batch))
             averages.add(self.algorithm.report(batch, out), batch)
         self.algorithm.state = trained
-        means = averages.means()
-        means["loss"] = sum(coefficient * means.get(name, 0.0) for name, coefficient in coefficients.items())
-        return means
+        means = losses.means()
+        loss = sum(coefficient * means.get(name, 0.0) for name, coefficient in coefficients.items())
+        return {**means, **averages.means(), "loss": loss}
 
     # State
 
@@ -263,16 +263,20 @@ class Learner:
 
 
 class Averages:
-    """Weighted means of unreduced terms over several micro-batches; entries that are not a number do not count."""
+    """Weighted means of unreduced terms over several micro-batches.
 
-    def __init__(self) -> None:
+    unknown: entries that are not a number do not count, as in an algorithm's report; in a loss they are a fault.
+    """
+
+    def __init__(self, *, unknown: bool = False) -> None:
+        self.unknown = unknown
         self.sums: dict[str, float] = {}
         self.counts: dict[str, float] = {}
 
     def add(self, terms: Mapping[str, Term], batch: Batch, weights: Mapping[str, Tensor] | None = None) -> None:
         for name, term in terms.items():
             weight = (weights or {}).get(name, _count(term.per, batch))
-            counted = (weight > 0) & ~term.values.isnan()
+            counted = (weight > 0) & ~term.values.isnan() if self.unknown else weight > 0
             values = torch.where(counted, term.values, 0.0)
             weight = torch.where(counted, weight, 0.0)
             self.sums[name] = self.sums.get(name, 0.0) + float((values * weight).sum())

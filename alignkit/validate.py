@@ -183,6 +183,7 @@ class Builder(References):
         if settings is not None:
             settings = self.references(settings, keys)
         self._check_roles(claim, component, given, keys)
+        self._check_refused(claim, given, keys)
         self._check_rollout(claim, component, filled, keys)
         if component is None or settings is None or len(self.problems) > before:
             return None
@@ -205,6 +206,17 @@ class Builder(References):
                 self.wrong((*keys, key), f"'{path_text((*keys, key))}' is missing: {claim.name} needs it", at_key=True)
         return refused
 
+    def _check_refused(self, claim: Claim, given: Mapping[str, Any], keys: Keys) -> None:
+        """Keys that an algorithm would take no notice of; `rollout.stop` is the key `stop` under `rollout`."""
+        for path, reason in claim.thing.refuses.items():
+            *above, key = path.split(".")
+            inner: Any = given
+            for part in above:
+                inner = inner.get(part) if isinstance(inner, Mapping) else None
+            if isinstance(inner, Mapping) and inner.get(key) is not None:
+                message = f"{claim.name} takes no '{path}'"
+                self.wrong((*keys, *above, key), message, at_key=True, help=reason)
+
     # The stage's other keys may be wrong, so these read plain data and pass over what has the wrong type.
 
     def _check_roles(self, claim: Claim, component: Component | None, given: Mapping[str, Any], keys: Keys) -> None:
@@ -223,18 +235,25 @@ class Builder(References):
         if values and (not needs.values or needs.shared_values):
             reason = "has its values from the policy" if needs.values else "trains no value role"
             self.wrong((*keys, "value_from"), f"{claim.name} {reason}", at_key=True)
+        known = refs.get("reference") == "base" or self.trains_reward(refs.get("reference", "")) is not None
+        if known and claim.thing.source is not ROLLOUTS and not needs.reference_logprobs:
+            self.wrong((*keys, "reference"), f"{claim.name} compares with no reference here", at_key=True)
 
     def _check_rollout(self, claim: Claim, component: Component | None, filled: Mapping[str, Any], keys: Keys) -> None:
         """Whether what is sampled can be learned from; filled: the stage's keys and the algorithm's defaults."""
         if claim.thing.source is not ROLLOUTS:
             return
         rollout = filled["rollout"] if isinstance(filled["rollout"], dict) else {}
-        least = claim.thing(component.options).needs.min_samples if component is not None else 0
+        needs: Needs = claim.thing(component.options).needs if component is not None else Needs(min_samples=0)
+        least = needs.min_samples
         samples = rollout.get("samples_per_prompt", Rollout().samples_per_prompt)
         if _whole(samples) and 0 < samples < least:
             message = f"{claim.name} needs at least {least} responses to each prompt, not {samples}"
             self.wrong((*keys, "rollout", "samples_per_prompt"), message, help="rollout: {samples_per_prompt: ...}")
         new = rollout.get("max_new_tokens", Rollout().max_new_tokens)
+        if needs.max_new_tokens is not None and _whole(new) and new != needs.max_new_tokens:
+            message = f"{claim.name}'s max_tokens is {needs.max_new_tokens}, but the rollout's max_new_tokens is {new}"
+            self.wrong((*keys, "rollout", "max_new_tokens"), message, help="the two must be equal")
         longest = filled.get("max_length", Settings().max_length)
         if _whole(new) and _whole(longest) and longest > 1 and new >= longest:
             places: list[Keys] = [(*keys, "rollout", "max_new_tokens"), (*keys, "max_length")]

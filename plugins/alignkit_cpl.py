@@ -30,7 +30,7 @@ class CPL(Algorithm):
         gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
         lam: float = Field(0.5, gt=0, le=1, description="conservative weight of the worse segment; 1: none")
         reference: bool = Field(False, description="log-probabilities count relative to the reference's")
-        bc_coefficient: float = Field(0.0, ge=0, description="weight of cloning: mean NLL of a token of any segment")
+        bc_coefficient: float = Field(0.0, ge=0, description="weight of cloning: mean NLL of a token of both segments")
 
     def __init__(self, options: Any):
         super().__init__(options)
@@ -44,6 +44,14 @@ class CPL(Algorithm):
         if self.options.bc_coefficient:
             terms["bc"] = per_token(-out.logprobs, self.options.bc_coefficient)
         return Loss(**terms)
+
+    def weights(self, batch: Batch) -> Mapping[str, Tensor]:
+        """`bc` is a mean over the tokens of segments that stand in a pair."""
+        if not self.options.bc_coefficient:
+            return {}
+        paired = batch.mask.new_zeros(len(batch.mask)).index_fill(0, batch.pairs.better, True)
+        paired = paired.index_fill(0, batch.pairs.worse, True)
+        return {"bc": (batch.mask & paired[:, None]).float()}
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         scores = self._scores(batch, out)

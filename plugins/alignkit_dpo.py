@@ -68,10 +68,7 @@ class DPO(Algorithm):
         """`sft` is a mean over better responses' tokens; a response counts as often as it is the better of a pair."""
         if not self.options.sft_coefficient:
             return {}
-        pairs = batch.pairs
-        times = pairs.p.new_zeros(len(batch.mask)).index_add(0, pairs.better, pairs.p)
-        times = times.index_add(0, pairs.worse, 1 - pairs.p)
-        return {"sft": batch.mask * times[:, None]}
+        return {"sft": batch.mask * batch.pairs.times_better(len(batch.mask))[:, None]}
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         rewards = F.sum_tokens(self._rewards(batch, out), batch.mask)

@@ -363,9 +363,10 @@ def shown(found: Mapping[str, Any] | None, *, sign: bool = False, percent: bool 
 
 def decimals(found: Mapping[str, Any]) -> int:
     """Decimals that show two digits of half the interval's width."""
-    if found["low"] is None or found["low"] == found["high"]:
+    width = math.nan if found["low"] is None else found["high"] - found["low"]
+    if not math.isfinite(width) or width <= 0:
         return 2
-    return min(6, max(0, 1 - math.floor(math.log10((found["high"] - found["low"]) / 2))))
+    return min(6, max(0, 1 - math.floor(math.log10(width / 2))))
 
 
 def verdict(summary: Mapping[str, Any], policy: str) -> str:

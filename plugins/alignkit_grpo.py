@@ -40,7 +40,6 @@ class GRPO(Algorithm):
     """Raise the probability of responses that did better than the others to their prompt."""
 
     source = ROLLOUTS
-    needs = Needs(old_logprobs=True, reference_logprobs=True, min_samples=2)
     defaults = StageDefaults(
         learning_rate=1e-3,  # for LoRA on models of some 100M weights; a tenth of it above a billion
         epochs=2,
@@ -60,7 +59,9 @@ class GRPO(Algorithm):
             "sequence", description="mean over responses of their token means, over tokens, or sum / max_tokens"
         )
         dynamic_sampling: bool = Field(False, description="leave out groups whose rewards are all equal (DAPO)")
-        max_tokens: int | None = Field(None, ge=1, description="longest response: the rollout's max_new_tokens")
+        max_tokens: int | None = Field(
+            None, ge=1, description="longest response; with overlong_cache it must be the rollout's max_new_tokens"
+        )
         overlong_cache: int | None = Field(
             None, ge=1, description="DAPO: the last tokens before max_tokens cost up to 1 reward"
         )
@@ -69,11 +70,19 @@ class GRPO(Algorithm):
         def _consistent(self) -> GRPO.Options:
             if self.max_tokens is None and (self.aggregation == "constant" or self.overlong_cache is not None):
                 raise ValueError("'aggregation: constant' and 'overlong_cache' need max_tokens, as in the rollout")
+            if self.max_tokens is not None and self.aggregation != "constant" and self.overlong_cache is None:
+                raise ValueError("max_tokens bears on 'aggregation: constant' and overlong_cache alone")
             if (self.overlong_cache or 0) > (self.max_tokens or 0):
                 raise ValueError(f"overlong_cache {self.overlong_cache} is above max_tokens {self.max_tokens}")
             if self.ratio == "sequence" and self.aggregation != "sequence":
                 raise ValueError("'ratio: sequence' is a mean over responses: leave 'aggregation: sequence'")
             return self
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        """A group's mean takes two."""
+        longest = self.options.max_tokens if self.options.overlong_cache is not None else None
+        return Needs(old_logprobs=True, reference_logprobs=True, min_samples=2, max_new_tokens=longest)
 
     def keep(self, group: Group) -> bool:
         """By DAPO eq. (11) a group must hold rewards that differ."""

@@ -8,6 +8,7 @@ Differs from the paper: the contrast is over the different instructions, not ove
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +32,6 @@ from alignkit import (
     Needs,
     Outputs,
     Response,
-    RunFailed,
     SelectContext,
     StageDefaults,
     Step,
@@ -81,6 +81,8 @@ class HIR(Algorithm):
         def _fit(self) -> Any:
             if len(self.thresholds) != len(self.instructions) - 1:
                 raise ValueError(f"{len(self.instructions)} instructions have {len(self.instructions) - 1} thresholds")
+            if self.label_smoothing and not self.alpha:
+                raise ValueError("label_smoothing bears on the contrast alone, and alpha is 0")
             if self.thresholds != sorted(set(self.thresholds)) or len(set(self.instructions)) < len(self.instructions):
                 raise ValueError("thresholds must rise, and instructions differ")
             return self
@@ -97,7 +99,9 @@ class HIR(Algorithm):
         if not context.validation:
             known = found.total() - found[None]
             shares = {f"fulfilled/{level}": found[level] / known for level in range(len(self.options.instructions))}
-            context.log(**shares, without_feedback=found[None])
+            context.log(**shares)
+            silent = [group for group in groups if any(self._fulfils(r) is None for r in group.responses)]
+            context.left_out("without_feedback", found[None], silent)
         return relabelled
 
     def _relabelled(self, group: Group, number: int) -> list[Group]:
@@ -116,16 +120,19 @@ class HIR(Algorithm):
         """Index of the instruction that a response fulfils; None without a score or label."""
         score = response.scores.get("reward")
         score = response.label if score is None else score
-        return None if score is None else sum(score > threshold for threshold in self.options.thresholds)
+        return (
+            None
+            if score is None or math.isnan(score)
+            else sum(score > threshold for threshold in self.options.thresholds)
+        )
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, logprobs = self.options, self._logprobs(batch, out)
         assert out.logprobs is not None and out.entropy is not None
         terms = {"nll": per_token(-out.logprobs) if o.length_normalised else per_response(-logprobs)}
         if o.alpha:
-            rows, own = self._rows(batch)
+            rows, own, place = self._rows(batch)
             losses = F.instruction_contrast(logprobs[rows], own, o.label_smoothing)
-            place = rows.gather(1, own[:, None])[:, 0]
             terms["contrast"] = per_response(logprobs.new_zeros(len(logprobs)).index_put((place,), losses), o.alpha)
         terms["negative_entropy"] = per_token(-out.entropy, o.beta)
         return Loss(**terms)
@@ -135,18 +142,27 @@ class HIR(Algorithm):
         own = (self._fulfilled(batch) == _behind(batch))[:, None] & batch.mask
         tokens, responses = own.float(), own.any(dim=1).float()
         nll = tokens if self.options.length_normalised else responses
-        return {"nll": nll, "contrast": responses, "negative_entropy": tokens}
+        found = {"nll": nll, "negative_entropy": tokens}
+        if self.options.alpha:
+            contrasted = responses.new_zeros(len(responses)).index_fill(0, self._rows(batch)[2], 1.0)
+            found["contrast"] = contrasted * responses
+        return found
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """`contrast_accuracy`: share of responses to whom the instruction that they fulfil gives the largest P."""
+        """`contrast_accuracy`: share of responses to whom the instruction that they fulfil gives the largest P.
+        `without_contrast`: share of responses that are not there whole behind every instruction.
+        """
         if not self.options.alpha:
             return {}
         logprobs = self._logprobs(batch, out)
-        rows, own = self._rows(batch)
+        rows, own, place = self._rows(batch)
         right = (logprobs[rows].argmax(dim=1) == own).float()
-        place = rows.gather(1, own[:, None])[:, 0]
         unknown = logprobs.new_full((len(logprobs),), float("nan"))
-        return {"contrast_accuracy": per_response(unknown.index_put((place,), right))}
+        without = unknown.masked_fill(self._fulfilled(batch) == _behind(batch), 1.0)
+        return {
+            "contrast_accuracy": per_response(unknown.index_put((place,), right)),
+            "without_contrast": per_response(without.index_fill(0, place, 0.0)),
+        }
 
     def _logprobs(self, batch: Batch, out: Outputs) -> Tensor:
         """log P(response | prompt): [R]."""
@@ -158,23 +174,22 @@ class HIR(Algorithm):
         """Index of the instruction that each response fulfils: [R]."""
         return batch.tokens.new_tensor([self._fulfils(r) for group in batch.groups for r in group.responses])
 
-    def _rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Where each response stands behind each instruction, [N, M], and which one it fulfils, [N].
-
-        Raises RunFailed where it does not stand behind all of them: the contrast would be another one.
+    def _rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each response stands behind each instruction, [N, M], which one it fulfils, [N], and where it stands
+        behind that, [N]. Those that do not stand behind all of them, or are cut behind one and not behind another,
+        are left out: their contrast would be that of different words.
         """
         places = [(group.bundle, place) for group in batch.groups for place in range(len(group.responses))]
         found: dict[tuple[str | None, int], dict[int, int]] = {}
         for row, (place, level) in enumerate(zip(places, _behind(batch).tolist(), strict=True)):
             found.setdefault(place, {})[level] = row
-        levels = range(len(self.options.instructions))
-        if any(len(rows) < len(levels) for rows in found.values()):
-            raise RunFailed(
-                "hir's contrast needs every prompt behind all instructions, and one has no room in max_length behind "
-                "its longest instruction: raise max_length, or set alpha to 0"
-            )
-        rows = batch.tokens.new_tensor([[rows[level] for level in levels] for rows in found.values()])
-        return rows, self._fulfilled(batch)[rows[:, 0]]
+        count, lengths = len(self.options.instructions), batch.mask.sum(dim=1).tolist()
+        whole = [
+            rows for rows in found.values() if len(rows) == count and len({lengths[r] for r in rows.values()}) == 1
+        ]
+        table = batch.tokens.new_tensor([[rows[level] for level in range(count)] for rows in whole]).reshape(-1, count)
+        own = self._fulfilled(batch)[table[:, 0]]
+        return table, own, table.gather(1, own[:, None])[:, 0]
 
 
 def _behind(batch: Batch) -> Tensor:

@@ -28,9 +28,9 @@ from alignkit import (
     hookimpl,
     per_group,
     per_response,
-    resolved_pairs,
 )
 from alignkit import functional as F
+from alignkit.data import thumbs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,24 +50,25 @@ class KTO(Algorithm):
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         """Labelled responses, and beside them as many of other prompts, whose label is None.
 
-        Raises DataError where there is no label, one class of labels, or one prompt only.
+        Raises DataError where there is one prompt only.
         """
-        rated = [group for group in map(_thumbs, groups) if group.responses]
+        rated = [group for group in map(thumbs_of, groups) if group.responses]
         labels = Counter(response.label for group in rated for response in group.responses)
-        if not context.validation:
-            _check(labels, groups)
         mixed = _with_strangers(rated, context.rng)
         strangers = sum(response.label is None for group in mixed for response in group.responses)
         if not context.validation:
+            _check(groups)
             if not strangers:
                 raise DataError("kto needs two different prompts at least: z0 is that of responses to other prompts")
-            context.log(
-                desirable=labels[True],
-                undesirable=labels[False],
-                without_label=sum(len(group.responses) for group in groups) - labels.total(),
-                without_other_prompt=labels.total() - strangers,
-            )
+            context.log(desirable=labels[True], undesirable=labels[False])
+            unlabelled = [g for g in groups if len(thumbs_of(g).responses) < len(g.responses)]
+            context.left_out("without_label", sum(len(g.responses) for g in groups) - labels.total(), unlabelled)
+            context.log(without_other_prompt=labels.total() - strangers)
         return mixed
+
+    def check(self, groups: Sequence[Group]) -> None:
+        """What did not fit may have been all of one class."""
+        _check(groups)
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
         """z0 in nats; a batch without a response to another prompt keeps the one before."""
@@ -107,10 +108,12 @@ def _log_ratios(batch: Batch, out: Outputs) -> Tensor:
 def _labels(batch: Batch) -> Tensor:
     """1 desirable, 0 undesirable, nan where it stands behind another prompt: [R]."""
     labels = [response.label for group in batch.groups for response in group.responses]
-    return batch.pairs.p.new_tensor([float("nan") if label is None else float(label) for label in labels])
+    numbers = [float("nan") if label is None else float(label) for label in labels]
+    return batch.pairs.p.new_tensor(numbers)
 
 
-def _check(labels: Mapping[bool | None, int], groups: Sequence[Group]) -> None:
+def _check(groups: Sequence[Group]) -> None:
+    labels = Counter(response.label for group in map(thumbs_of, groups) for response in group.responses)
     if labels[True] and labels[False]:
         return
     found = f"all {labels[True]} are desirable" if labels[True] else f"all {labels[False]} are undesirable"
@@ -119,20 +122,6 @@ def _check(labels: Mapping[bool | None, int], groups: Sequence[Group]) -> None:
         f"{found if labels else 'there is none'}; give `label: true` and `label: false` with prompt and completion, "
         "or pairs"
     )
-
-
-def _thumbs(group: Group) -> Group:
-    """The group's labelled responses; without a label, one that wins more pairs than it loses is desirable."""
-    lead = [0.0] * len(group.responses)
-    for pair in resolved_pairs(group):
-        lead[pair.better] += 2 * pair.p - 1
-        lead[pair.worse] -= 2 * pair.p - 1
-    rated = []
-    for response, ahead in zip(group.responses, lead, strict=True):
-        if response.label is not None or ahead:
-            label = ahead > 0 if response.label is None else response.label
-            rated.append(replace(response, label=label, rank=None))
-    return replace(group, responses=tuple(rated), pairs=())
 
 
 def _with_strangers(groups: Sequence[Group], rng: Any) -> list[Group]:

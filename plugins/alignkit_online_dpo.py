@@ -73,15 +73,18 @@ class OnlineDPO(Algorithm):
         scores = [_reward(group, index) for index in range(len(group.responses))]
         if self.options.pairs == "all":
             compared = list(combinations(range(len(scores)), 2))
-            return replace(group, pairs=self._labelled(scores, compared, rng))
+            return replace(group, pairs=self._labelled(group, scores, compared, rng))
         best, worst = scores.index(max(scores)), scores.index(min(scores))
         two = replace(group, responses=(group.responses[best], group.responses[worst]))
-        return replace(two, pairs=self._labelled([scores[best], scores[worst]], [(0, 1)], rng))
+        return replace(two, pairs=self._labelled(two, [scores[best], scores[worst]], [(0, 1)], rng))
 
-    def _labelled(self, scores: Sequence[float], compared: Sequence[tuple[int, int]], rng: Any) -> tuple[Pair, ...]:
+    def _labelled(
+        self, group: Group, scores: Sequence[float], compared: Sequence[tuple[int, int]], rng: Any
+    ) -> tuple[Pair, ...]:
         pairs = []
         for pair, first in zip(compared, F.preferred([(scores[i], scores[j]) for i, j in compared]), strict=True):
-            if first is None:  # a tie
+            words = [group.responses[index].tokens for index in pair]
+            if first is None or (words[0] is not None and words[0] == words[1]):  # a tie, or the same words
                 continue
             better, worse = pair[first], pair[1 - first]
             p = 1 / (1 + math.exp(scores[worse] - scores[better]))  # Bradley-Terry

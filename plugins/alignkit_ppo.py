@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import model_validator
+
 from alignkit import (
     ROLLOUTS,
     Algorithm,
@@ -53,17 +55,25 @@ class PPO(Algorithm):
         clip_high: float | None = Field(None, gt=0, description="the same upwards, where it differs")
         clip_value: float | None = Field(0.2, gt=0, description="values may move so far; none: not clipped")
         dual_clip: float | None = Field(None, gt=1, description="bound on the loss at negative advantages")
-        value_coefficient: float = Field(0.1, ge=0)
-        entropy_coefficient: float = Field(0.0, ge=0)
-        whiten_advantages: bool = True
+        value_coefficient: float = Field(0.1, ge=0, description="weight of the value loss")
+        entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+        whiten_advantages: bool = Field(True, description="to mean 0 and variance 1 over the iteration's tokens")
         group_baseline: bool = Field(
             False, description="take the mean score of a prompt's samples off, so that values start right at zero"
         )
         shared_value: bool = Field(
             False, description="values from a head on the policy's own hidden states; nearly halves the time to learn"
         )
-        score_clip: float | None = Field(None, gt=0)
+        score_clip: float | None = Field(None, gt=0, description="scores are held within so much of 0")
         aggregation: Literal["token", "response"] = Field("token", description="what the policy loss is a mean of")
+
+        @model_validator(mode="after")
+        def _target_has_a_use(self) -> PPO.Options:
+            if self.kl_target is not None and not self.kl_beta:
+                raise ValueError("kl_target moves kl_beta by shares of it: give kl_beta above 0")
+            if self.kl_target is None and "kl_horizon" in self.model_fields_set:
+                raise ValueError("kl_horizon bears on kl_target alone")
+            return self
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]
@@ -99,7 +109,8 @@ class PPO(Algorithm):
             "value_explained": _explained(rollouts.old_values[mask], returns[mask]),
         }
         if o.kl_target is not None:
-            self.state["kl_beta"] = F.adaptive_kl(beta, float(kl.mean()), o.kl_target, o.kl_horizon, len(kl))
+            seen = min(len(kl), o.kl_horizon)  # beyond it one iteration could make the price negative
+            self.state["kl_beta"] = F.adaptive_kl(beta, float(kl.mean()), o.kl_target, o.kl_horizon, seen)
         whitened = F.masked_whiten(advantages, mask) if o.whiten_advantages else advantages
         return {"advantages": whitened, "returns": returns}
 

@@ -8,7 +8,9 @@ Differs from the papers: soft labels, for which both terms are expectations over
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import model_validator
 
 from alignkit import Algorithm, Batch, Field, Loss, Needs, Outputs, StageDefaults, Term, hookimpl, per_pair, per_token
 from alignkit import functional as F
@@ -58,10 +60,7 @@ class ReferenceFree(Algorithm):
         """`token_mean` is over better responses; one counts as often as it is the better of a pair."""
         if self.options.nll != "token_mean":
             return {}
-        pairs = batch.pairs
-        times = pairs.p.new_zeros(len(batch.mask)).index_add(0, pairs.better, pairs.p)
-        times = times.index_add(0, pairs.worse, 1 - pairs.p)
-        return {"nll": batch.mask * times[:, None]}
+        return {"nll": batch.mask * batch.pairs.times_better(len(batch.mask))[:, None]}
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         ratings = self._ratings(batch, out)
@@ -85,6 +84,10 @@ class SimPO(ReferenceFree):
         gamma: float = Field(1.0, ge=0, description="the better response must be ahead by so much")
         nll_coefficient: float = Field(0.0, ge=0, description="weight of the NLL (CPO-SimPO)")
         nll: NLL = Field("token_mean", description=OF)
+
+        @model_validator(mode="after")
+        def _nll_has_a_use(self) -> SimPO.Options:
+            return _used(self)
 
     @property
     def margin(self) -> float:  # type: ignore[override]
@@ -116,8 +119,18 @@ class CPO(ReferenceFree):
         nll_coefficient: float = Field(1.0, ge=0, description="weight of the NLL; TRL's cpo_alpha")
         nll: NLL = Field("sequence_sum", description=OF)
 
+        @model_validator(mode="after")
+        def _nll_has_a_use(self) -> CPO.Options:
+            return _used(self)
+
     def rating(self, sums: Tensor, means: Tensor) -> Tensor:
         return self.options.beta * sums
+
+
+def _used(options: Any) -> Any:
+    if "nll" in options.model_fields_set and not options.nll_coefficient:
+        raise ValueError("'nll' says what nll_coefficient is the weight of, and that is 0")
+    return options
 
 
 @hookimpl

@@ -73,8 +73,10 @@ class ReinforcePP(Algorithm):
         kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, mask)
         returns = F.reinforce_returns(scores, kl, mask, o.kl_beta)
         counted = returns[mask]
-        self.metrics = {"return": float(counted.mean()), "return_std": float(counted.std(correction=0))}
-        self.teaches = bool(counted.max() - counted.min() > ROUNDING)
+        self.metrics = {}
+        if len(counted):
+            self.metrics = {"return": float(counted.mean()), "return_std": float(counted.std(correction=0))}
+        self.teaches = bool((counted - counted[:1]).abs().gt(ROUNDING).any())
         return {"advantages": F.masked_whiten(returns, mask) if o.whiten else returns}
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:

@@ -97,7 +97,7 @@ def _level(level: str | None, table: str) -> float:
     """Llama 2's margin of a level; pairs that state none count as its lowest."""
     if level is None:
         return 0.0
-    return F.llama2_margin(level if level in ("better", "unsure") else f"{level.removesuffix('_better')}_better", table)
+    return F.llama2_margin(level if level in ("better", "unsure") else f"{level}_better", table)
 
 
 @hookimpl

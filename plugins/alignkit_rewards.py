@@ -267,6 +267,8 @@ class Normalized(Reward):
                 "help: reward_model is a stage that trains one, or {folder: PATH}"
             )
         known = [score for score in self._raw(context.load(self.options.data)) if score is not None]
+        if not all(map(math.isfinite, known)):
+            raise RunFailed(f"reward 'normalized': '{model.name}' gives scores that are not numbers")
         if not known:
             raise RunFailed(f"reward 'normalized': '{model.name}' could score none of the demonstrations")
         import torch

@@ -22,8 +22,7 @@ from alignkit import (
     hookimpl,
     per_token,
 )
-
-SHOWN = 60  # characters of a prompt in an error
+from alignkit.data import beginning, no_demonstration
 
 
 class SFT(Algorithm):
@@ -38,10 +37,10 @@ class SFT(Algorithm):
         return str(self.options.turns)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
-        """Raises DataError for comparisons, whose worse responses would be learned as well."""
+        """Raises DataError for what is no demonstration: of comparisons the worse response would be learned, too."""
         for group in groups:
-            if fault := _fault(group):
-                raise DataError(f"sft learns demonstrations, but the row {_beginning(group)} {fault}")
+            if fault := no_demonstration(group):
+                raise DataError(f"sft learns demonstrations, but the row with the prompt {beginning(group)} {fault}")
         return groups
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
@@ -49,29 +48,19 @@ class SFT(Algorithm):
         return Loss(nll=per_token(-out.logprobs))
 
 
-def _fault(group: Group) -> str:
-    """Why a group is no demonstration, and what it is good for; empty where it is one."""
-    count = len(group.responses)
-    if count == 0:
-        return "has no response; prompts alone are for algorithms that sample (ppo, grpo ...)"
-    if count > 1:
-        return f"has {count} responses, which would all be learned; comparisons are for reward_model or dpo"
-    if group.responses[0].label is False:
-        return "has a thumbs down and would be learned all the same; leave such rows out, or use kto"
-    return ""
-
-
-def _beginning(group: Group) -> str:
-    """A row as a person knows it: by its first words, for the id is a hash."""
-    messages = [message for message in group.prompt if message["role"] == "user"] or list(group.prompt)
-    words = " ".join(messages[0]["content"].split()) if messages else ""
-    return f"with the prompt '{words if len(words) <= SHOWN else words[:SHOWN] + '...'}'"
-
-
 class LM(Algorithm):
     """Learn raw text, every token of it."""
 
     defaults = StageDefaults(learning_rate=2e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
+
+    def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
+        """Raises DataError for what is no raw text."""
+        for group in groups:
+            if group.prompt or len(group.responses) != 1:
+                raise DataError(
+                    f"lm learns raw text, and the row {beginning(group)} is none: sft, dpo ... learn such rows"
+                )
+        return groups
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         assert out.logprobs is not None

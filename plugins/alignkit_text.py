@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -43,9 +44,9 @@ class Text(Format):
 
 
 def paragraphs(lines: Iterable[tuple[int, str]], most: int) -> Iterator[Piece]:
-    """Paragraphs between blank lines; one that is too long is cut at its line ends."""
+    """Paragraphs between blank lines; one that is too long is cut at its line ends, a longer line between words."""
     start, held, size = 0, list[str](), 0
-    for number, line in lines:
+    for number, line in ((number, part) for number, whole in lines for part in _parts(whole, most)):
         blank = not line.strip()
         if held and (blank or size + len(line) > most):
             yield start, "\n".join(held)
@@ -56,6 +57,12 @@ def paragraphs(lines: Iterable[tuple[int, str]], most: int) -> Iterator[Piece]:
             size += len(line) + 1
     if held:
         yield start, "\n".join(held)
+
+
+def _parts(line: str, most: int) -> list[str]:
+    if len(line) <= 2 * most:
+        return [line]
+    return textwrap.wrap(line, most, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False) or [""]
 
 
 def joined(pieces: Iterable[Piece], most: int) -> Iterator[Piece]:

@@ -1,9 +1,9 @@
 """TRL's trainers as stages: what TRL has and alignkit lacks, and a second opinion on what both have.
 
 The stage's own keys (data, prompts, reward, epochs, batch_size, learning_rate, rollout ...) mean here what they mean
-everywhere; every other field of the trainer's config stands beside `trainer`. The reference of TRL's preference and
-online trainers is where the stage starts from. Differs from alignkit's algorithms: TRL's loop and memory use, no
-resume inside the stage (a killed one begins again), and batch_size is TRL's, per device.
+everywhere, or are refused; every other field of the trainer's config stands beside `trainer`. The reference of TRL's
+preference and online trainers is where the stage starts from. Differs from alignkit's algorithms: TRL's loop and memory
+use, no resume inside the stage (a killed one begins again), and batch_size is TRL's, per device.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, model_validator
 
-from alignkit import ROLLOUTS, DataError, Field, Group, Response, RunFailed, Runner, hookimpl, resolved_pairs
+from alignkit import ROLLOUTS, DataError, Field, Group, Needs, Response, RunFailed, Runner, hookimpl, resolved_pairs
 from alignkit.algorithm import REWARD, Source, Trains
+from alignkit.data import beginning, no_demonstration, thumbs_of
 from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from alignkit.hookspecs import Register
-    from alignkit.recipe import Settings
+    from alignkit.recipe import ModelSpec, Settings
     from alignkit.stages import StageRun
 
 TRAINERS = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO", "rloo": "RLOO"}
@@ -61,6 +64,13 @@ STAGE_KEYS = {
     "save_strategy": "nothing: alignkit saves the adapter",
     "logging_steps": "nothing: every step is logged",
 }
+ONLINE_KEYS = {
+    "num_iterations": "epochs",
+    "steps_per_generation": "prompts_per_iteration and batch_size",
+    "gradient_accumulation_steps": "batch_size",
+}
+Turns = list[dict[str, str]]
+Row = dict[str, Any]
 
 
 class TRL(Runner):
@@ -76,32 +86,43 @@ class TRL(Runner):
         @model_validator(mode="after")
         def _known_to_trl(self) -> TRL.Options:
             known = config_fields(self.trainer)
+            decided = STAGE_KEYS | (ONLINE_KEYS if self.trainer in ONLINE else {})
             for name in self.model_extra or {}:
-                if name in STAGE_KEYS:
-                    raise ValueError(f"'{name}' is decided by the stage: {STAGE_KEYS[name]}")
+                if name in decided:
+                    raise ValueError(f"'{name}' is decided by the stage: {decided[name]}")
                 if name not in known:
                     raise ValueError(
                         f"TRL's {TRAINERS[self.trainer]}Config has no field '{name}' {did_you_mean(name, known)}"
                     )
             return self
 
+    refuses: ClassVar[Mapping[str, str]] = {
+        "mix": "TRL's trainers take no second stream",
+        "reference": "TRL's reference is where the stage starts from",
+        "validation": "TRL would measure on it without keeping the best version: evaluate in a stage of its own",
+        "data.validation": "TRL would measure on it without keeping the best version: evaluate in a stage of its own",
+        "keep_epochs": "the last version alone is saved",
+        "checkpoint_every": "a stage that is killed begins again",
+        "carry_from": "TRL samples afresh",
+        "rollout.stop": "TRL's samples end at an end of turn",
+        "rollout.min_new_tokens": "write generation_kwargs: {min_new_tokens: ...} beside trainer",
+    }
+
     @classmethod
     def variant(cls, options: Any) -> type[TRL]:
         """Where the groups come from, and what is trained, follows from the trainer."""
-        trainer = options.get("trainer") if isinstance(options, Mapping) else None
-        return Online if trainer in ONLINE else Reward if trainer == "reward" else cls
+        kinds: dict[Any, type[TRL]] = {**dict.fromkeys(ONLINE, TRLOnline), "reward": TRLReward, "dpo": TRLPairs}
+        return kinds.get(options.get("trainer") if isinstance(options, Mapping) else None, cls)
+
+    def check_model(self, model: ModelSpec) -> None:
+        if model.lora is None or model.quantization != "none":
+            raise RunFailed("trl: needs LoRA on an unquantised base (model: lora, quantization: none)")
 
     def train(self, run: StageRun) -> Mapping[str, Any]:
         from transformers import PrinterCallback
 
         options, settings, policy = self.options, run.settings, run.engine.policy
-        if policy.lora is None or policy.spec.quantization != "none":
-            raise RunFailed("trl: needs LoRA on an unquantised base (model: lora, quantization: none)")
-        if settings.mix is not None:
-            raise RunFailed("trl: TRL's trainers take no second stream: leave 'mix' out")
         start = settings.from_ or "base"
-        if settings.reference not in (None, start):
-            raise RunFailed(f"trl: TRL's reference is where the stage starts from, '{start}': leave 'reference' out")
         reward = options.trainer == "reward"
         with tempfile.TemporaryDirectory() as folder:
             before, after = Path(folder) / "before", Path(folder) / "after"
@@ -118,6 +139,8 @@ class TRL(Runner):
                 trainer.train()
             except (ValueError, TypeError) as error:
                 raise RunFailed(f"trl: {TRAINERS[options.trainer]}Trainer refuses: {error}") from error
+            if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
+                raise RunFailed("trl: the weights are not numbers any more: it has diverged; lower learning_rate")
             steps = int(trainer.state.global_step)
             trainer.model.save_pretrained(after, selected_adapters=["default"])
             policy.add_role(role, start=after, head="scalar" if reward else "language")
@@ -151,24 +174,44 @@ class TRL(Runner):
         """The trainer's data set in TRL's conversational format, and further arguments of the trainer."""
         from datasets import Dataset
 
+        from alignkit import seeds
+
         make = {"sft": demonstrations, "kto": thumbs}.get(self.options.trainer, pairs)
-        groups = run.load(run.settings.data).groups
-        rows = [row for group in groups for row in make(group)]
+        loaded = run.load(run.settings.data)
+        if loaded.validation:
+            raise RunFailed(f"stage '{run.name}': trl takes no share of 'data' for validation")
+        rows = [row for group in loaded.groups for row in make(group)]
         if not rows:
             raise DataError(f"stage '{run.name}': no row gives TRL's {self.options.trainer} trainer anything to learn")
-        return Dataset.from_list(rows), {}
+        without = sum(not make(group) for group in loaded.groups)
+        if without:
+            run.reporter.say(f"{run.name}: {without} of {len(loaded.groups)} rows give it nothing and are left out")
+        if self.options.trainer == "kto":
+            rows, alike = apart(rows, run.settings.batch_size or 1, seeds.stream(run.seed, run.name, "shuffle"))
+            if alike:
+                run.reporter.say(f"{run.name}: {alike} of {len(rows)} responses count for z0 behind their own prompt")
+        if self.options.trainer == "reward" and any(row["margin"] for row in rows):
+            return Dataset.from_list(rows), {}
+        return Dataset.from_list([{key: row[key] for key in row if key != "margin"} for row in rows]), {}
 
 
-class Reward(TRL):
+class TRLPairs(TRL):
+    """A trainer that learns from pairs."""
+
+    needs: ClassVar[Needs] = Needs(pairs=True)
+
+
+class TRLReward(TRLPairs):
     """TRL's reward trainer."""
 
     trains: ClassVar[Trains] = REWARD
 
 
-class Online(TRL):
+class TRLOnline(TRL):
     """TRL's online trainers, with the stage's reward."""
 
     source: ClassVar[Source] = ROLLOUTS
+    needs: ClassVar[Needs] = Needs(min_samples=2)
 
     def _rows(self, run: StageRun) -> tuple[Any, dict[str, Any]]:
         from datasets import Dataset
@@ -183,37 +226,75 @@ class Online(TRL):
 # --- groups -> TRL's rows
 
 
-def conversation(group: Group) -> list[dict[str, str]]:
+def conversation(group: Group) -> Turns:
     return [{"role": message["role"], "content": message["content"]} for message in group.prompt]
 
 
-def said(response: Response) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": response.text}]
+def said(group: Group, place: int) -> Turns:
+    """A response as TRL's completion, of which it counts every token. Raises DataError for several turns."""
+    response = group.responses[place]
+    if response.messages is None:
+        return [{"role": "assistant", "content": response.text}]
+    if len(response.messages) > 1:
+        raise DataError(f"trl: a response to {beginning(group)} has several turns, and TRL would count the user's, too")
+    return [{"role": message["role"], "content": message["content"]} for message in response.messages]
 
 
-def demonstrations(group: Group) -> list[dict[str, Any]]:
-    return [{"prompt": conversation(group), "completion": said(response)} for response in group.responses]
+def demonstrations(group: Group) -> list[Row]:
+    """A row for each assistant's turn that is learned, behind all that was said before it."""
+    if fault := no_demonstration(group):
+        raise DataError(f"trl: sft learns demonstrations, but the row with the prompt {beginning(group)} {fault}")
+    response, before, found = group.responses[0], conversation(group), []
+    for message in response.messages or ({"role": "assistant", "content": response.text},):
+        turn = {"role": message["role"], "content": message["content"]}
+        if message["role"] == "assistant" and message.get("train", True):
+            found.append({"prompt": list(before), "completion": [turn]})
+        before.append(turn)
+    return found
 
 
-def pairs(group: Group) -> list[dict[str, Any]]:
+def pairs(group: Group) -> list[Row]:
     """TRL has no soft labels: a pair counts as its likelier order, an undecided one not at all."""
     found = []
     for pair in resolved_pairs(group):
         better, worse = (pair.better, pair.worse) if pair.p > 0.5 else (pair.worse, pair.better)
         if pair.p != 0.5:
-            row = {"chosen": said(group.responses[better]), "rejected": said(group.responses[worse])}
+            margin = float(pair.margin) if isinstance(pair.margin, int | float) else 0.0
+            row = {"chosen": said(group, better), "rejected": said(group, worse), "margin": margin}
             found.append({"prompt": conversation(group), **row})
     return found
 
 
-def thumbs(group: Group) -> list[dict[str, Any]]:
-    """A pair is a thumb up and a thumb down; a response that stands in several pairs counts once a side."""
-    ups = {(pair.better if pair.p > 0.5 else pair.worse, True) for pair in resolved_pairs(group) if pair.p != 0.5}
-    downs = {(pair.worse if pair.p > 0.5 else pair.better, False) for pair in resolved_pairs(group) if pair.p != 0.5}
+def thumbs(group: Group) -> list[Row]:
+    rated = thumbs_of(group)
     return [
-        {"prompt": conversation(group), "completion": said(group.responses[place]), "label": label}
-        for place, label in sorted(ups | downs)
+        {"prompt": conversation(group), "completion": said(rated, place), "label": response.label}
+        for place, response in enumerate(rated.responses)
     ]
+
+
+def apart(rows: Sequence[Row], batch: int, rng: np.random.Generator) -> tuple[list[Row], int]:
+    """Thumbs in an order in which neighbours have different prompts, and how many have not.
+
+    TRL's KTO keeps the order, and for z0 puts each response behind the prompt of its neighbour in the batch, a ring.
+    """
+    order = [rows[place] for place in rng.permutation(len(rows))]
+
+    def alike(at: int) -> bool:
+        """Whether a row or its neighbours meet their own prompt."""
+        first = at - at % batch
+        ring = order[first : first + batch]
+        here = at - first
+        own = order[at]["prompt"]
+        return len(ring) > 1 and own in (ring[here - 1]["prompt"], ring[(here + 1) % len(ring)]["prompt"])
+
+    for at in range(len(order)):
+        for other in rng.permutation(len(order))[:50].tolist() if alike(at) else ():
+            order[at], order[other] = order[other], order[at]
+            if not alike(at) and not alike(other):
+                break
+            order[at], order[other] = order[other], order[at]
+    return order, sum(map(alike, range(len(order))))
 
 
 def reward_function(run: StageRun, prompts: Sequence[Group]) -> Callable[..., list[float | None]]:
@@ -296,18 +377,17 @@ def arguments(run: StageRun, trainer: str, folder: Path) -> dict[str, Any]:
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,
         "disable_tqdm": True,
     }
     if settings.warmup_ratio:
-        found["warmup_steps"] = settings.warmup_ratio  # TRL reads a number below 1 as a share
+        found["warmup_steps"] = min(settings.warmup_ratio, 1 - 1e-9)  # TRL reads a number below 1 as a share
     return found | (online(settings) if trainer in ONLINE else {})
 
 
 def online(settings: Settings) -> dict[str, Any]:
     """Sampling, and one generation of `prompts_per_iteration` prompts an iteration."""
     rollout, samples = settings.rollout, settings.rollout.samples_per_prompt or 1
-    if samples < 2:
-        raise RunFailed("trl: GRPO and RLOO need rollout: {samples_per_prompt: 2} or more")
     size = math.gcd(settings.batch_size * samples, settings.prompts_per_iteration * samples)
     per_iteration = settings.prompts_per_iteration * samples
     return {
@@ -346,6 +426,10 @@ def progress(run: StageRun) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             found = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
+            if not all(math.isfinite(found.get(key, 0.0)) for key in ("loss", "grad_norm")):
+                raise RunFailed(
+                    f"trl: loss or gradient is not a number at step {state.global_step}; lower learning_rate"
+                )
             metrics.write(stage=run.name, step=state.global_step, **found)
             run.notify("metrics_logged", step=state.global_step, metrics=found)
             if "loss" in found:

@@ -16,7 +16,7 @@ ANSWERS = ("chosen", "rejected", "completion", "responses", "response", "output"
 
 def is_transcript(value: Any) -> bool:
     """Whether it is text of the Human/Assistant kind, which another format reads."""
-    return isinstance(value, str) and value.lstrip().startswith(("Human:", "## Human:"))
+    return isinstance(value, str) and value.lstrip().startswith(("Human:", "Assistant:", "## Human:", "## Assistant:"))
 
 
 def shared_turns(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:

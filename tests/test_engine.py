@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignkit.attention import Packed, Segment, using
-from alignkit.data import Message
+from alignkit.data import Group, Message, Response
 from alignkit.engine import Engine
 from alignkit.errors import RunFailed
 from alignkit.policy import Policy
@@ -56,3 +56,23 @@ def test_a_question_longer_than_the_context_has_no_answer(engine: Engine) -> Non
 def test_answers_that_begin_alike_are_refused(engine: Engine) -> None:
     with pytest.raises(RunFailed, match="begin with the same token"):
         engine.next_token_logprobs("base", [asked("well?")], ["1", "1"])
+
+
+def test_what_a_reward_model_does_not_read_to_its_end_is_told(engine: Engine) -> None:
+    said: list[str] = []
+    engine.say = said.append
+    engine.policy.add_role("judge", head="scalar")
+    engine.role = lambda reference: reference  # type: ignore[method-assign]
+    long = "well " * engine.max_length
+    groups = [
+        Group(tuple(asked(text)), (Response(text=answer),)) for text, answer in (("a", "b"), ("c", long), (long, "d"))
+    ]
+    scores = engine.scores("judge", groups)
+    assert [score is None for score in scores] == [False, False, True]
+    limit = "the longest sequence it may read, max_length"
+    assert said == [
+        f"judge: 1 responses are read up to {limit}: 'c'",
+        f"judge: 1 groups have no score: their prompts fill {limit}: '{long[:60]}...'",
+    ]
+    engine.scores("judge", groups[:1])
+    assert len(said) == 2

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 from torch import Tensor
 
 from alignkit import Batch, Group, Outputs, Response, RunFailed
@@ -819,6 +820,24 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         # Once per rollout batch (two were measured), never per step.
         twice = F.adaptive_kl(adapted, wanted, 3.0, 100.0, 15)
         assert work.algorithm.state["kl_beta"] == pytest.approx(twice, rel=1e-5)
+
+
+def test_the_price_of_kl_is_never_negative() -> None:
+    """However few responses the horizon has, one iteration moves the price by a fifth at most."""
+    ppo = algorithm(kl_beta=0.05, kl_target=6.0, kl_horizon=0.5)
+    batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)  # KL 0, far below the target
+    batch = replace(batch, old_values=NOISE, rewards=torch.tensor([1.0, 2.0, 3.0]))
+    ppo.signal(batch)
+    assert ppo.state["kl_beta"] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"kl_beta": 0.0, "kl_target": 3.0}, "give kl_beta above 0"), ({"kl_horizon": 9.0}, "bears on kl_target alone")],
+)
+def test_options_that_would_change_nothing_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        algorithm(**options)
 
 
 def test_a_mismatch_is_seen(work: Rollouts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -306,6 +306,8 @@ CASES = {
     "too few samples": (ALL + "    rollout: {samples_per_prompt: 1}\n", "needs at least 2 responses", (10, 35, 1), ""),
     "data for rollouts": (ALL + "    data: d.jsonl\n", "online takes no 'data'", (10, 5, 4), "'mix: {data: ...}'"),
     "value without need": (ALL + "    value_from: helpful\n", "online trains no value role", (10, 5, 10), ""),
+    "reference without need": (FIRST[:-2] + ", reference: base}\n", "plain compares with no reference here", (3, 44, 9), ""),
+    "empty stop": (ALL + "    rollout: {stop: ['']}\n", "expected at least 1 character", (10, 22, 2), ""),
     "from a reward model": (ALL.replace("    from: first", "    from: helpful"), "'helpful' is a reward model", (7, 11, 7), ""),
     "mix without weight": (ALL + "    mix: {data: d.jsonl}\n", "'stages.align.mix.weight' is missing", (10, 5, 3), ""),
     "no room": (ALL + "    max_length: 32\n    rollout: {max_new_tokens: 32}\n", "max_new_tokens 32 leaves no room for a prompt in max_length 32", (11, 31, 2), "a prompt with its response"),

@@ -234,12 +234,34 @@ def test_pairs_equal_in_tokens_are_counted_once(tmp_path: Path) -> None:
         ('{"prompt": "Why is the sky blue?"}', "has no response"),
         ('{"alignkit": 1, "prompt": [{"role": "user", "content": "Why is the sky blue?"}], '
          '"responses": [{"text": "b", "label": false}]}', "has a thumbs down"),
+        ('{"text": "Why is the sky blue?"}', "is raw text without a prompt"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_no_demonstration_is_named_by_its_prompt(tmp_path: Path, row: str, fault: str) -> None:
     code, err = own(tmp_path, "sft", row)
     assert code == 4
     assert f"stage 'only': sft learns demonstrations, but the row with the prompt 'Why is the sky blue?' {fault}" in err
+
+
+def test_raw_text_is_all_that_lm_learns(tmp_path: Path) -> None:
+    code, err = own(tmp_path, "lm", '{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}')
+    assert code == 4 and "stage 'only': lm learns raw text, and the row 'Why is the sky blue?' is none" in err
+
+
+def test_rows_that_are_left_out_are_named(tmp_path: Path) -> None:
+    long = "Why is the sky so very blue " * 40
+    answers = '[{"text": "b"}, {"text": "c"}]'
+    row = '{{"alignkit": 1, "prompt": [{{"role": "user", "content": "{}"}}], "responses": {}{}}}'
+    pairs = ', "pairs": [{"better": 0, "worse": 1}]'
+    rows = [
+        row.format("a", answers, pairs),
+        row.format("Never compared", answers, ""),
+        row.format(long, answers, pairs),
+    ]
+    code, err = own(tmp_path, "dpo", "\n".join(rows))
+    assert code == 0, err
+    assert "only: 1 rows without pairs of a better and a worse response" in err and ": 'Never compared'" in err
+    assert "1 left out: the prompt leaves no room in max_length ('Why is the sky so very blue" in err
 
 
 def test_a_second_run_reuses_everything_and_says_so(smoke: Done, copy: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from alignkit.data import read_groups
 from alignkit.errors import Problem, RecipeError
 from alignkit.recipe import Recipe, load_recipe
 from alignkit.run import run_recipe
@@ -127,3 +129,46 @@ def test_rounds_run_resume_like_stages_and_a_further_one_reuses_the_others(folde
     run_recipe(load(folder, HEAD + BLOCK, "stages.rlhf.repeat=2"), folder / "out")
     assert (folder / "out" / "align_1" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
     assert (folder / "out" / "align_2" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_later_block_may_name_stages_of_an_earlier_one(folder: Path) -> None:
+    second = """\
+  polish:
+    repeat: 2
+    start: {fine: align}
+    stages:
+      fine: {algorithm: rejection_sampling, from: fine, reference: align, prompts: d.jsonl, reward: scores,
+             carry_from: [align@all], rollout: {samples_per_prompt: 2, max_new_tokens: 4}, iterations: 1}
+"""
+    recipe = load(folder, HEAD + BLOCK + second)
+    one, two = (recipe.stages[f"fine_{k}"].settings for k in (1, 2))
+    assert one is not None and two is not None
+    assert (one.from_, one.reference, one.carry_from) == ("align_3", "align_3", ["align_1", "align_2", "align_3"])
+    assert (two.from_, two.reference) == ("fine_1", "align_3")
+    assert one.reward is not None and one.reward.name == "scores_3"
+
+
+def test_samples_of_an_earlier_round_are_judged_by_this_rounds_reward(folder: Path) -> None:
+    """A first round whose rewards lie far above the second's: its samples must not win by that."""
+    (folder / "reward.py").write_text(
+        "def high(completions):\n    return [100.0 - len(text) for text in completions]\n"
+        "def low(completions):\n    return [float(len(text)) for text in completions]\n"
+    )
+    stage = """\
+  {name}:
+    algorithm: {{rejection_sampling: {{carry_over: 1}}}}
+    from: {start}
+    prompts: d.jsonl
+    reward: {{python: {{path: reward.py, function: {reward}}}}}
+    {more}
+    rollout: {{samples_per_prompt: 6, max_new_tokens: 12}}
+    iterations: 1
+    prompts_per_iteration: 1
+"""
+    text = HEAD + stage.format(name="one", start="sft", reward="high", more="epochs: 1")
+    text += stage.format(name="two", start="one", reward="low", more="carry_from: [one]")
+    run_recipe(load(folder, text), folder / "out")
+    groups = [read_groups(folder / "out" / name / "rollouts" / "0001.jsonl")[0] for name in ("one", "two")]
+    longest = max(len(response.text) for group in groups for response in group.responses)
+    logged = json.loads((folder / "out" / "two" / "metrics.jsonl").read_text().splitlines()[0])
+    assert logged["best_reward"] == longest

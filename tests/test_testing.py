@@ -149,7 +149,11 @@ class Bare(SFT):
         share: float | None = Field(None, gt=0)
 
 
-class ReportsIgnoringMask(LM):
+class ReportsIgnoringMask(Algorithm):
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None
+        return Loss(nll=per_token(-out.logprobs))
+
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         assert out.logprobs is not None
         return {"length": per_response((out.logprobs != 0).float().sum(dim=1))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, attention, per_response, per_token
 from alignkit.batch import Encoder, Examples, micro_batches, units
+from alignkit.errors import RunFailed
 from alignkit.policy import Policy
 from alignkit.recipe import LoraSpec, ModelSpec, Settings
 from alignkit.rollout import Sampling, sample
@@ -216,3 +218,25 @@ def test_outputs_of_micro_batches_are_joined_in_order(tmp_path: Path) -> None:
 def test_schedules(kind: str, warmup: float, factors: list[float]) -> None:
     assert [schedule(kind, step, 4, warmup) for step in range(4)] == pytest.approx(factors)
     assert schedule(kind, 4, 4, 0.25) == pytest.approx(1 if kind == "constant" else 0)
+
+
+def test_what_is_not_a_number_shows_in_the_validation_loss(tmp_path: Path) -> None:
+    model = policy(tmp_path)
+    model.add_role("new")
+    learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
+    groups = encoded(model, 3)
+    whole = learner.evaluate(groups)["loss"]
+    for parameter in learner.parameters.values():
+        parameter.data.fill_(math.nan)
+    assert math.isfinite(whole) and math.isnan(learner.evaluate(groups)["loss"])
+
+
+def test_a_policy_that_has_diverged_does_not_sample(tmp_path: Path) -> None:
+    model = policy(tmp_path)
+    model.add_role("new")
+    for parameter in model.parameters_of("new").values():
+        parameter.data.fill_(math.nan)
+    group = Group(({"role": "user", "content": "how are you?"},), ())
+    for temperature in (0.0, 1.0):
+        with pytest.raises(RunFailed, match="it has diverged in training"):
+            sample(model, "new", Encoder(model.tokenizer), [group], Sampling(2, 3, temperature=temperature), seed=0)

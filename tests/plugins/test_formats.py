@@ -404,6 +404,14 @@ def test_text_files_are_cut_at_blank_lines() -> None:
     assert [text for _, text in documents(max_chars=16)][-2:] == ["three is longer", "and has two lines"]
 
 
+def test_a_line_that_is_too_long_is_cut_between_words() -> None:
+    cls = FORMATS["text"]
+    lines = [(4, "word " * 30 + "end"), (5, ""), (6, "next")]
+    found = list(cls(cls.Options(max_chars=40)).rows_of_text(lines))
+    assert max(len(text) for _, text in found) <= 40 and found[0][0] == 4
+    assert " ".join(text for _, text in found).split() == [*["word"] * 30, "end", "next"]
+
+
 def test_text_rows_have_no_prompt_and_must_not_be_blank() -> None:
     assert read("text", {"text": " a ", "url": "u"}) == Group((), (Response(text=" a "),), meta={"url": "u"})
     assert read("text", "a") == Group((), (Response(text="a"),))

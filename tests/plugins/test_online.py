@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from test_optimum import Problem, make, rollout, write_prompts
 from torch import Tensor
 
-from alignkit import Algorithm, Batch, Group, Outputs, Pairs, Phase, RecipeError, Response, SelectContext
+from alignkit import Algorithm, Batch, Group, Outputs, Pairs, Phase, RecipeError, Response, RunFailed, SelectContext
 from alignkit.algorithm import Per
 from alignkit.recipe import load_recipe
 from alignkit.run import run_recipe
@@ -808,6 +808,10 @@ def recipe(problem: Problem, reward: str, algorithm: Any, **more: Any) -> Path:
 
 def metrics_of(problem: Problem, path: Path, name: str) -> dict[str, Any]:
     run_recipe(load_recipe(path), problem.folder / name)
+    return metrics_in(problem, name)
+
+
+def metrics_in(problem: Problem, name: str) -> dict[str, Any]:
     lines = (problem.folder / name / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found: dict[str, Any] = json.loads(lines[0])
     return found
@@ -826,17 +830,49 @@ SAME = "[0.0] * len(completions)"
         ("online_dpo", {"groups_tied": 3, "pairs": 0}),
         ("rest", {"empty_steps": 3, "learned/1": 0.0}),
         ("expert_iteration", {"accepted": 0, "prompts_without": 3}),
+        ({"ppo": {"group_baseline": True, "shared_value": True, "lam": 1.0}}, {"grad_norm": 0.0, "loss": 0.0}),
     ],
     ids=str,
 )
 def test_equal_rewards_in_a_whole_batch(problem: Problem, algorithm: Any, counted: dict[str, float]) -> None:
-    """Nothing is learned, and the metrics say so."""
+    """Nothing is learned: the metrics say so, and a stage that never learned anything is no success."""
     name = re.sub(r"\W", "", str(algorithm))
-    found = metrics_of(problem, recipe(problem, SAME, algorithm), name)
-    assert found["empty_selection"] == 1.0
+    with pytest.raises(RunFailed, match="1 of 1 iterations had nothing to learn from"):
+        metrics_of(problem, recipe(problem, SAME, algorithm), name)
+    found = metrics_in(problem, name)
     assert {key: found[key] for key in counted} == counted
-    assert "loss" not in found and "grad_norm" not in found
-    assert torch.equal(problem.distribution(problem.folder / name / "align" / "adapter"), problem.reference)
+    assert not (problem.folder / name / "align" / "adapter").exists()
+    if "ppo" not in algorithm:
+        assert found["empty_selection"] == 1.0 and "loss" not in found and "grad_norm" not in found
+
+
+def test_iterations_that_learn_nothing_are_told(problem: Problem, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(problem, SAME, {"rloo": {"kl_beta": 0.0}}, iterations=2)
+    reward = "calls = []\ndef reward(completions):\n    calls.append(1)\n"
+    reward += "    return [float(i % 2) * (len(calls) % 2) for i in range(len(completions))]\n"
+    (problem.folder / "reward.py").write_text(reward, encoding="utf-8")
+    run_recipe(load_recipe(path), problem.folder / "idle")
+    assert "align: 1 of 2 iterations had nothing to learn from" in capsys.readouterr().err
+
+
+def test_what_an_algorithm_leaves_out_plays_no_part_in_whitening(problem: Problem) -> None:
+    """Two of three prompts have one response with a score: their returns are no part of mean and deviation."""
+    reward = "[float(9 * i) if i < 5 or i == 8 else None for i in range(len(completions))]"
+    path = recipe(problem, reward, {"reinforce_pp": {"group_baseline": True, "kl_beta": 0.0}}, epochs=1, batch_size=9)
+    found = metrics_of(problem, path, "alone")
+    assert found["unscored"] == 6 and found["groups_without_signal"] == 2
+    # The scores of the whole group are 0, 9, 18, 27.
+    assert found["return"] == pytest.approx(0.0, abs=1e-5) and found["return_std"] == pytest.approx(9 * 1.25**0.5)
+
+
+def test_the_same_words_are_no_pair() -> None:
+    same = tuple(Response(text="a", tokens=(1, 2), scores={"reward": r}) for r in (0.0, 1.0))
+    other = (*same, Response(text="b", tokens=(1, 3), scores={"reward": 2.0}))
+    groups = [Group((), same, id="same"), Group((), other, id="other")]
+    looking, logged = context()
+    chosen = new(OnlineDPO, pairs="all").select(groups, looking)
+    assert [(pair.better, pair.worse) for group in chosen for pair in group.pairs or ()] == [(2, 0), (2, 1)]
+    assert logged == {"pairs": 2, "groups_tied": 1}
 
 
 def test_dynamic_sampling_leaves_out_groups_without_spread(problem: Problem) -> None:
@@ -847,9 +883,20 @@ def test_dynamic_sampling_leaves_out_groups_without_spread(problem: Problem) -> 
         options = {"dynamic_sampling": dynamic, "kl_beta": 0.0, "aggregation": "token"}
         path = recipe(problem, reward, {"grpo": options}, epochs=1, max_grad_norm=100.0)
         rows[dynamic] = metrics_of(problem, path, f"dynamic-{dynamic}")
-    assert rows[True]["groups_without_spread"] == rows[False]["groups_without_spread"] == 2
-    assert rows[True]["groups_without_signal"] == 2 and "groups_without_signal" not in rows[False]
+    assert rows[False]["groups_without_spread"] == 2 and "groups_without_signal" not in rows[False]
+    assert rows[True]["groups_without_signal"] == 2 and rows[True]["groups_without_spread"] == 0
     assert rows[True]["grad_norm"] == pytest.approx(3 * rows[False]["grad_norm"], rel=1e-4)
+
+
+def test_a_length_that_the_rollout_does_not_have_is_refused(problem: Problem) -> None:
+    longest = rollout(problem, 4)["max_new_tokens"]
+    for tokens in (longest, 4000):
+        path = recipe(problem, SAME, {"grpo": {"overlong_cache": 1, "max_tokens": tokens}})
+        if tokens == longest:
+            load_recipe(path)
+        else:
+            with pytest.raises(RecipeError, match=f"max_tokens is 4000, but the rollout's max_new_tokens is {longest}"):
+                load_recipe(path)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "online_dpo"])

@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
-from alignkit import Algorithm, Batch, DataError, Group, Outputs, Pair, Pairs, Response, RunFailed, SelectContext
+from alignkit import Algorithm, Batch, DataError, Group, Outputs, Pair, Pairs, Response, SelectContext
 from alignkit import functional as F
 from alignkit.recipe import load_recipe
 from alignkit.run import run_recipe
@@ -801,13 +801,70 @@ def test_hir_refuses_levels_that_do_not_fit(options: dict[str, Any], message: st
         HIR.Options(**options)
 
 
-def test_hir_says_when_a_contrast_is_cut_apart() -> None:
-    batch = hir_batch(torch.zeros(2, 2))
-    batch = make_batch(batch.mask[:2], groups=batch.groups[:1], group=batch.group[:2])
-    out = Outputs(logprobs=torch.zeros(2, 1), entropy=torch.zeros(2, 1))
-    with pytest.raises(RunFailed, match="no room in max_length behind its longest"):
-        hir(2).loss(batch, out)
-    hir(2, alpha=0.0).loss(batch, out)
+@pytest.mark.parametrize("cut", [False, True])
+def test_responses_that_are_not_whole_behind_all_instructions_have_no_contrast(cut: bool) -> None:
+    """Response 1 has lost a token behind instruction 0 or, not `cut`, the prompt has no room behind instruction 1."""
+    batch, mask = hir_batch(torch.zeros(2, 2)), torch.ones(4, 2, dtype=torch.bool)
+    if cut:
+        mask[1, 1] = False
+        batch = make_batch(mask, groups=batch.groups, group=batch.group)
+    else:
+        batch = make_batch(mask[:2], groups=batch.groups[:1], group=batch.group[:2])
+    count = len(batch.mask)
+    logprobs = -torch.arange(1.0, 2 * count + 1).reshape(count, 2) * batch.mask
+    out = Outputs(logprobs=logprobs, entropy=torch.zeros(count, 2))
+    algorithm = hir(2, length_normalised=False)
+    weights, contrast = algorithm.weights(batch)["contrast"], algorithm.loss(batch, out)["contrast"].values
+    assert weights.tolist() == ([1.0, 0.0, 0.0, 0.0] if cut else [0.0, 0.0])
+    if cut:  # response 0 stands in rows 0 and 2
+        assert contrast[0] == pytest.approx(math.log(1 + math.exp((-5 - 6) - (-1 - 2))), rel=1e-3)
+    told = algorithm.report(batch, out)["without_contrast"].values
+    assert [x for x in told.tolist() if not math.isnan(x)] == ([0.0, 1.0] if cut else [1.0])
+
+
+def test_a_score_that_is_not_a_number_is_no_feedback() -> None:
+    looking = context()
+    chosen = HIROffline(HIROffline.Options()).select([scored("p", float("nan"), 1.0)], looking)
+    assert [behind(group)[1] for group in chosen] == [["p1"]]
+    assert looking.logged["without_feedback"] == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (HIROffline, {"label_smoothing": 0.1}, "bears on the contrast alone"),
+        (SimPO, {"nll": "sequence_sum"}, "nll_coefficient is the weight of"),
+        (CPO, {"nll": "sequence_sum", "nll_coefficient": 0.0}, "nll_coefficient is the weight of"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(kind: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        kind.Options(**options)
+
+
+def test_rows_that_do_not_fit_may_leave_one_class_of_labels() -> None:
+    chosen = kto_select([thumbs("a", True), thumbs("b", False)])[0]
+    KTO(KTO.Options()).check(chosen)
+    with pytest.raises(DataError, match="all 1 are desirable"):
+        KTO(KTO.Options()).check(chosen[:1])
+
+
+def test_what_is_left_out_is_named() -> None:
+    said: list[str] = []
+    looking = context()
+    looking.say = said.append
+    groups = [thumbs(f"question {name}", None, True) for name in "abcde"]
+    KTO(KTO.Options()).select([*groups, thumbs("z", False)], looking)
+    assert said == ["without_label 5, left out: 'question a', 'question b', 'question c' and 2 more"]
+
+
+def test_cloning_is_of_segments_that_stand_in_a_pair() -> None:
+    group = Group((), tuple(Response(text=t) for t in "abc"), (Pair(2, 0),), id="g")
+    mask = torch.tensor([[True, True], [True, True], [True, False]])
+    batch = make_batch(mask, [(2, 0, 1.0)], groups=[group], group=torch.zeros(3, dtype=torch.long))
+    found = CPL(CPL.Options(bc_coefficient=1.0)).weights(batch)["bc"]
+    assert found.tolist() == [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
+    assert CPL(CPL.Options()).weights(batch) == {}
 
 
 def test_hir_gives_the_gradient_of_the_whole_batch() -> None:

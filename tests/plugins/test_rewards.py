@@ -19,7 +19,9 @@ import yaml
 from alignkit import Context, Group, RecipeError, Response, RunFailed, cli
 from alignkit.data import read_groups
 from alignkit.recipe import RewardSpec, load_recipe
+from alignkit.reward import Combined
 from alignkit.run import Run
+from alignkit.scoring import Scorer
 from alignkit_rewards import Length, Normalized, Python, WeightedSum
 
 ASK = ({"role": "user", "content": "How are you?"},)
@@ -259,6 +261,27 @@ def normalized(demos: list[Group], folder: Path, kind: Any = "stage", **options:
     load = {"demos": demos}.__getitem__
     thing.prepare(Context(models=models, cache=folder, folder=folder, seed=0, load=load))  # type: ignore[arg-type]
     return thing, models
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_reward_model_that_gives_no_number_stops_the_run(tmp_path: Path, value: str) -> None:
+    context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
+    groups = [Group(ASK, (Response("1"), Response("None"), Response(value)))]
+    with pytest.raises(RunFailed, match=f"'rm' gave {value} for response 2, to 'How are you"):
+        Scorer(RewardSpec("stage", "rm"), context).score(groups)
+
+
+@pytest.mark.parametrize("at", ["reward", "plain"])
+def test_a_combination_that_gives_no_number_stops_the_run(tmp_path: Path, at: str) -> None:
+    context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
+    scorer = Scorer(RewardSpec("stage", "rm"), context)
+    scored = scorer.score([Group(ASK, (Response("1"), Response("2")))])
+    assert scorer.combine(scored).reward.tolist() == [1.0, 2.0]
+    whole, broken = torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.nan])
+    found = Combined(broken, whole, {}) if at == "reward" else Combined(whole, broken, {})
+    scorer._combined = lambda *_: found  # type: ignore[method-assign]
+    with pytest.raises(RunFailed, match=r"'rm' makes .*nan.* of \{'rm': 2.0"):
+        scorer.combine(scored)
 
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "rm_normalize.json"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,7 +21,7 @@ from alignkit.data import write_groups
 from alignkit.errors import DataError, RecipeError
 from alignkit.recipe import load_recipe
 from alignkit.run import run_recipe
-from alignkit_trl import check_reference, config_fields, pairs, reward_function, thumbs
+from alignkit_trl import apart, check_reference, config_fields, demonstrations, pairs, reward_function, thumbs
 
 PROMPT = ({"role": "user", "content": "how are you"},)
 ANSWERS = tuple(Response(text=text) for text in ("I am well, thank you", "go away", "fine"))
@@ -135,9 +136,13 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
     for options, message in (
         ({"betta": 1}, "DPOConfig has no field 'betta' did you mean 'beta'"),
         ({"learning_rate": 1}, "'learning_rate' is decided by the stage"),
+        ({"num_train_epochs": 4}, "'num_train_epochs' is decided by the stage: epochs"),
     ):
         with pytest.raises(RecipeError, match=message):
             load(folder, d=stage("dpo", **options))
+    for name in alignkit_trl.ONLINE_KEYS:
+        with pytest.raises(RecipeError, match=f"'{name}' is decided by the stage"):
+            load(folder, d=stage("grpo", **{name: 4}))
     with pytest.raises(RecipeError, match="expected 'sft', 'dpo', 'kto', 'reward', 'grpo' or 'rloo', got 'ppo'"):
         load(folder, d=stage("ppo"))
 
@@ -145,12 +150,95 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reference": "base"}, "TRL's reference is where the stage starts from, 'sft'"),
-        ({"mix": {"data": "demos.jsonl", "objective": "sft", "weight": 1}}, "no second stream"),
-        ({"data": "demos.jsonl"}, "no row gives TRL's dpo trainer anything to learn"),
+        ({"data": "demos.jsonl"}, "trl learns from pairs of a better and a worse response"),
         ({"algorithm": {"trl": {"trainer": "dpo", "loss_type": "nonsense"}}}, "DPOTrainer refuses"),
+        (
+            {"algorithm": {"trl": {"trainer": "sft"}}},
+            "with the prompt 'how are you, 0' has 3 responses, which would all",
+        ),
+        ({"data": [{"path": "pairs.jsonl", "validation": 0.5}]}, "no share of 'data' for validation"),
+        ({"learning_rate": 1e38, "max_grad_norm": 1e38, "warmup_ratio": 0.0}, "not a number|not numbers"),
     ],
 )
 def test_what_trl_cannot_do_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises((RunFailed, DataError), match=message):
         run_recipe(load(folder, d={**stage("dpo"), **change}), folder / "out")
+    assert not (folder / "out" / "d" / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "change", "message"),
+    [
+        ("dpo", {"reference": "base"}, "trl takes no 'reference'"),
+        ("dpo", {"mix": {"data": "demos.jsonl", "objective": "sft", "weight": 1}}, "trl takes no 'mix'"),
+        ("dpo", {"validation": "pairs.jsonl"}, "trl takes no 'validation'"),
+        ("dpo", {"data": {"path": "pairs.jsonl", "validation": 0.5}}, "trl takes no 'data.validation'"),
+        ("sft", {"keep_epochs": True}, "trl takes no 'keep_epochs'"),
+        ("grpo", {"rollout": {"samples_per_prompt": 2, "stop": ["."]}}, "trl takes no 'rollout.stop'"),
+        ("rloo", {"rollout": {"samples_per_prompt": 1}}, "trl needs at least 2 responses to each prompt, not 1"),
+    ],
+)
+def test_keys_that_would_change_nothing_are_refused(
+    folder: Path, trainer: str, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(folder, d={**stage(trainer), **change})
+
+
+def test_whole_models_are_refused_before_the_first_stage(folder: Path) -> None:
+    recipe = load(folder, d=stage("dpo"))
+    recipe = load_recipe(recipe.path, ["model.lora=none"])
+    with pytest.raises(RunFailed, match="needs LoRA on an unquantised base"):
+        run_recipe(recipe, folder / "out")
+    assert not (folder / "out" / "sft" / "adapter").exists()
+
+
+def test_other_options_of_trls_are_another_stage(folder: Path) -> None:
+    run_recipe(load(folder, d=stage("dpo", beta=0.1)), folder / "out")
+    first = weights(folder, "d")
+    run_recipe(load(folder, d=stage("dpo", beta=50.0)), folder / "out")
+    assert any(not tensor.equal(first[name]) for name, tensor in weights(folder, "d").items())
+
+
+def test_thumbs_are_learned(folder: Path) -> None:
+    rows = [json.dumps({"prompt": f"how are you, {n}", "completion": "well", "label": n % 2 == 0}) for n in range(6)]
+    (folder / "thumbs.jsonl").write_text("\n".join(rows))
+    run_recipe(load(folder, k=stage("kto") | {"data": "thumbs.jsonl"}), folder / "out")
+    assert json.loads((folder / "out" / "k" / "stage.json").read_text())["summary"]["rows"] == 6
+
+
+def test_turns_of_a_demonstration_are_learned_each_behind_what_was_said_before() -> None:
+    turns = (
+        {"role": "assistant", "content": "a", "train": False},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    )
+    found = demonstrations(Group(PROMPT, (Response(messages=turns),)))
+    said = [*PROMPT, {"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+    assert found == [{"prompt": said, "completion": [{"role": "assistant", "content": "c"}]}]
+    several = Group(PROMPT, (Response(messages=turns), Response(text="d")), (Pair(0, 1),))
+    with pytest.raises(DataError, match="to 'how are you' has several turns"):
+        pairs(several)
+    one = Group(PROMPT, (Response(messages=turns[2:]), Response(text="d")), (Pair(0, 1, margin=2),))
+    assert pairs(one)[0]["chosen"] == [{"role": "assistant", "content": "c"}] and pairs(one)[0]["margin"] == 2.0
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4, 16])
+def test_neighbours_of_a_batch_have_different_prompts(batch: int) -> None:
+    """Judged by what TRL does: it puts each response behind the prompt of the one before it in its batch."""
+    rows = [{"prompt": f"p{n // 2}", "label": bool(n % 2)} for n in range(32)]
+    order, alike = apart(rows, batch, np.random.default_rng(0))
+    assert alike == 0 and sorted(map(str, order)) == sorted(map(str, rows))
+    for start in range(0, 32, batch):
+        ring = order[start : start + batch]
+        turned = [ring[-1], *ring[:-1]]
+        assert len(ring) == 1 or all(a["prompt"] != b["prompt"] for a, b in zip(ring, turned, strict=True))
+    alone = [{"prompt": "p", "label": True}] * 4
+    assert apart(alone, batch, np.random.default_rng(0))[1] == (3 if batch == 3 else 4)  # one may stand by itself
+
+
+def test_warming_up_all_the_way(folder: Path) -> None:
+    run_recipe(load(folder, d=stage("dpo") | {"warmup_ratio": 1.0, "max_steps": 4}), folder / "out")
+    logged = [json.loads(line) for line in (folder / "out" / "d" / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["learning_rate"] for row in logged if "loss" in row]
+    assert rates == pytest.approx([0.0, 0.0025, 0.005, 0.0075])
