@@ -57,7 +57,11 @@ class HIR(Algorithm):
     source = ROLLOUTS
     needs = Needs(entropy=True)
     defaults = StageDefaults(
-        learning_rate=1e-4, epochs=2, batch_size=16, lr_scheduler_type="linear", samples_per_prompt=4
+        learning_rate=1e-3,  # for LoRA on models of some 100M weights; a tenth of it above a billion
+        epochs=2,
+        batch_size=16,
+        lr_scheduler_type="linear",
+        samples_per_prompt=4,
     )
 
     class Options(Algorithm.Options):
