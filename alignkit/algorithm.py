@@ -59,6 +59,7 @@ class Needs:
     entropy: of the policy at each response token. min_samples: least responses in a group.
     pairs: groups without a pair are left out and counted; a data set without any pair is an error.
     max_new_tokens: what the rollout's must be, where an option stands for it.
+    earlier: `select` asks for the samples of earlier iterations.
     """
 
     old_logprobs: bool = False
@@ -70,6 +71,7 @@ class Needs:
     min_samples: int = 1
     pairs: bool = False
     max_new_tokens: int | None = None
+    earlier: bool = False
 
 
 @dataclass(frozen=True)

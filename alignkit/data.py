@@ -53,6 +53,13 @@ class Response:
     truncated: bool = False
     source: str | None = None
 
+    @property
+    def reward(self) -> float:
+        """The un-whitened combination of its scores; only for responses that were scored, as an algorithm's are."""
+        reward = self.scores["reward"]
+        assert reward is not None
+        return reward
+
 
 @dataclass(frozen=True)
 class Pair:

@@ -9,6 +9,9 @@ Shapes: ``B`` sequences, ``T`` response tokens, ``V`` vocabulary, ``D`` hidden s
 ``logprobs[b, t]`` belongs to ``tokens[b, t]``; nothing here is shifted except ``next_tokens``.
 A ``mask`` is true where a token counts; bool, int and float masks are accepted. Losses are minimised.
 Half-precision inputs are widened to float32, float64 stays float64.
+What the loop, the packer and the sampler do by other means (``next_tokens``, ``token_logprobs``, ``token_entropy``,
+``response_mask``, ``position_ids``, ``aggregate``, ``ppo_total``) and what no algorithm calls (``exact_kl``, ``kl_k2``,
+best-of-n) is here for tests, analysis and plugins.
 
 Conventions taken where the papers leave a choice open:
 

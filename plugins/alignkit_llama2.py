@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import model_validator
+
 import alignkit
 from alignkit import Combine, Combined, Field, Group, RewardRef, RunFailed, hookimpl
 
@@ -34,6 +36,13 @@ class Llama2(Combine):
         )
         weight: float = Field(0.5, ge=0, le=1, description="linear: weight of safety; helpfulness has the rest")
         whiten: bool = Field(True, description="mean 0 and variance 1 over the batch, for gradient methods")
+
+        @model_validator(mode="after")
+        def _of_this_mode(self) -> Llama2.Options:
+            other = "weight" if self.mode == "piecewise" else "threshold"
+            if other in self.model_fields_set:
+                raise ValueError(f"'{other}' changes nothing with 'mode: {self.mode}'")
+            return self
 
     options: Options
 

@@ -70,7 +70,7 @@ class OnlineDPO(Algorithm):
         return found
 
     def _paired(self, group: Group, rng: Any) -> Group:
-        scores = [_reward(group, index) for index in range(len(group.responses))]
+        scores = [response.reward for response in group.responses]
         if self.options.pairs == "all":
             compared = list(combinations(range(len(scores)), 2))
             return replace(group, pairs=self._labelled(group, scores, compared, rng))
@@ -117,12 +117,6 @@ class OnlineDPO(Algorithm):
             "implicit_reward/better": per_pair(better),
             "implicit_reward/worse": per_pair(worse),
         }
-
-
-def _reward(group: Group, index: int) -> float:
-    reward = group.responses[index].scores["reward"]
-    assert reward is not None  # responses without a score never reach an algorithm
-    return reward
 
 
 def _log_ratios(batch: Batch, out: Outputs) -> Tensor:

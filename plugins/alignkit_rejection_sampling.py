@@ -37,7 +37,6 @@ class RejectionSampling(Algorithm):
     """Sample K, keep the best, learn it as a demonstration."""
 
     source = ROLLOUTS
-    needs = Needs(min_samples=2)
     defaults = StageDefaults(
         learning_rate=2e-4, epochs=2, batch_size=16, lr_scheduler_type="linear", samples_per_prompt=4
     )
@@ -56,18 +55,27 @@ class RejectionSampling(Algorithm):
                 raise ValueError("'pool: batch' carries nothing over: leave carry_over out")
             return self
 
+        @property
+        def looks_back(self) -> bool:
+            """Whether samples of earlier iterations may be learned again."""
+            return self.pool == "prompt" and self.carry_over > 0
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        return Needs(min_samples=2, earlier=self.options.looks_back)
+
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         chosen = _top(groups) if self.options.pool == "batch" else self._best_of_prompts(groups, context)
-        rewards = [_reward(response) for group in chosen for response in group.responses]
+        rewards = [response.reward for group in chosen for response in group.responses]
         carried = sum(bool(group.meta.get("carried")) for group in chosen)
         context.log(best_reward=sum(rewards) / max(1, len(rewards)), carried_over=carried)
         return chosen
 
     def _best_of_prompts(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        earlier = context.earlier() if self.options.carry_over else ()
+        earlier = context.earlier() if self.options.looks_back else ()
         *old, fresh = tables = [_samples(iteration) for iteration in (*earlier, groups)]
         prompts = list(dict.fromkeys(key for table in tables for key in table))
-        rewards = [[[_reward(response) for _, response in table.get(key, ())] for key in prompts] for table in tables]
+        rewards = [[[response.reward for _, response in table.get(key, ())] for key in prompts] for table in tables]
         iterations, places, _ = F.carry_over_best(rewards)
         best: dict[str, Group] = {}
         for key, iteration, place in zip(prompts, iterations[-1].tolist(), places[-1].tolist(), strict=True):
@@ -77,7 +85,7 @@ class RejectionSampling(Algorithm):
         past = sorted(best.keys() - fresh.keys())
         count = min(len(past), int(self.options.carry_over * len(fresh)))
         drawn = [best[past[place]] for place in context.rng.permutation(len(past))[:count]]
-        return [*(best[key] for key in fresh), *sorted(drawn, key=lambda group: -_reward(group.responses[0]))]
+        return [*(best[key] for key in fresh), *drawn]
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         assert out.logprobs is not None
@@ -93,17 +101,11 @@ def _samples(groups: Sequence[Group]) -> dict[str, list[tuple[Group, Response]]]
     return found
 
 
-def _reward(response: Response) -> float:
-    reward = response.scores["reward"]
-    assert reward is not None  # responses without a score never reach an algorithm
-    return reward
-
-
 def _top(groups: Sequence[Group]) -> list[Group]:
     """The best samples of all prompts together, as many as there are prompts, each with its prompt's others."""
     import torch
 
-    rewards = torch.tensor([_reward(response) for group in groups for response in group.responses], dtype=torch.float64)
+    rewards = torch.tensor([response.reward for group in groups for response in group.responses], dtype=torch.float64)
     top = set(F.raft_top(rewards, count=len(groups)).tolist())
     found, first = [], 0
     for group in groups:

@@ -24,7 +24,6 @@ from alignkit import (
     Loss,
     Outputs,
     Phase,
-    Response,
     SelectContext,
     StageDefaults,
     hookimpl,
@@ -53,11 +52,13 @@ class ReST(Algorithm):
                 raise ValueError(f"thresholds must rise, and {self.thresholds} do not")
             if self.scale == "quantile" and not 0 <= self.thresholds[0] <= self.thresholds[-1] < 1:
                 raise ValueError("quantiles are from 0 to below 1; rewards are 'scale: absolute'")
+            if len(self.thresholds) == 1 and "lr_decay" in self.model_fields_set:
+                raise ValueError("lr_decay is between improve steps, and one threshold makes one step")
             return self
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
         """A phase for each threshold that some sample exceeds; the others are counted (`empty_steps`)."""
-        thresholds = self._thresholds([_reward(response) for group in groups for response in group.responses])
+        thresholds = self._thresholds([response.reward for group in groups for response in group.responses])
         total, phases = sum(len(group.responses) for group in groups), []
         for step, threshold in enumerate(thresholds):
             kept = _above(groups, threshold)
@@ -113,16 +114,10 @@ def _above(groups: Sequence[Group], threshold: float) -> list[Group]:
     """Groups with those responses whose reward is above the threshold; without the groups that have none."""
     found = []
     for group in groups:
-        kept = tuple(response for response in group.responses if _reward(response) > threshold)
+        kept = tuple(response for response in group.responses if response.reward > threshold)
         if kept:
             found.append(replace(group, responses=kept, pairs=None))
     return found
-
-
-def _reward(response: Response) -> float:
-    reward = response.scores["reward"]
-    assert reward is not None  # responses without a score never reach an algorithm
-    return reward
 
 
 @hookimpl

@@ -99,6 +99,9 @@ class JudgePairs(Step):
         def _one_source(self) -> Any:
             if (self.data is None) == (self.prompts is None) or (self.prompts is None) != (self.policy is None):
                 raise ValueError("give either `data`, or `prompts` together with `policy`")
+            given = {"samples_per_prompt", "max_new_tokens", "temperature"} & self.model_fields_set
+            if self.data is not None and given:
+                raise ValueError(f"with `data` nothing is sampled: leave {' and '.join(sorted(given))} out")
             return self
 
         @model_validator(mode="after")
@@ -345,6 +348,13 @@ class RLAIF(Reward):
         )
         baseline: PolicyRef = Field("base", description="with `opponent: baseline`: whose likeliest response it is")
         max_new_tokens: int = Field(128, ge=1, description="length of the baseline's response, in tokens")
+
+        @model_validator(mode="after")
+        def _of_this_opponent(self) -> Any:
+            given = {"baseline", "max_new_tokens"} & self.model_fields_set
+            if self.opponent == "group" and given:
+                raise ValueError(f"{' and '.join(sorted(given))} bear on 'opponent: baseline' alone")
+            return self
 
     options: Options
 
