@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from alignkit.recipe import ModelSpec
-    from alignkit.stages import StageRun
+    from alignkit.training import StageRun
 
 
 class Options(BaseModel):

@@ -37,8 +37,9 @@ from alignkit.report import Metrics, Reporter
 from alignkit.reward import Context
 from alignkit.scoring import Scorer
 from alignkit.seeds import number
-from alignkit.stages import StageRun, run_training
+from alignkit.stages import run_training
 from alignkit.step import Artifact, StepContext
+from alignkit.training import StageRun
 
 MAP_CHUNK = 16
 

@@ -275,7 +275,7 @@ class Averages:
 
     def add(self, terms: Mapping[str, Term], batch: Batch, weights: Mapping[str, Tensor] | None = None) -> None:
         for name, term in terms.items():
-            weight = (weights or {}).get(name, _count(term.per, batch))
+            weight = _weights(term, batch, (weights or {}).get(name))
             counted = (weight > 0) & ~term.values.isnan() if self.unknown else weight > 0
             values = torch.where(counted, term.values, 0.0)
             weight = torch.where(counted, weight, 0.0)
@@ -297,11 +297,18 @@ def _count(per: Per, batch: Batch) -> Tensor:
     return torch.ones(len(batch.groups), device=batch.mask.device)
 
 
+def _weights(term: Term, batch: Batch, given: Tensor | None) -> Tensor:
+    """What each entry of a term counts; raises RunFailed where the term has not the shape that it must have."""
+    count = _count(term.per, batch)
+    for weights in (count, count if given is None else given):
+        if weights.shape != term.values.shape:
+            shapes = f"{tuple(term.values.shape)}, not {tuple(weights.shape)}"
+            raise RunFailed(f"a term per {term.per.value} has shape {shapes}")
+    return count if given is None else given
+
+
 def _weighted(term: Term, batch: Batch, weights: Tensor | None) -> Tensor:
-    weights = _count(term.per, batch) if weights is None else weights
-    if weights.shape != term.values.shape:
-        shapes = f"{tuple(term.values.shape)}, not {tuple(weights.shape)}"
-        raise RunFailed(f"a loss term per {term.per.value} has shape {shapes}")
+    weights = _weights(term, batch, weights)
     return (torch.where(weights > 0, term.values, 0.0) * weights).sum()
 
 

@@ -62,7 +62,7 @@ def run(
     from transformers import AutoTokenizer
 
     import alignkit
-    from alignkit import stages
+    from alignkit import rollout_stage
     from alignkit.batch import Encoder
     from alignkit.plugins import plugins
     from alignkit.recipe import load_recipe
@@ -89,7 +89,7 @@ def run(
     plugins().manager.register(Pace())
     folder = Path(tempfile.mkdtemp(dir=job.adapters))
     recipe = load_recipe(_write_recipe(job, folder, stage, samples))
-    with patch.object(stages, "sample", _scripted(gate, stages.sample, fixed)):
+    with patch.object(rollout_stage, "sample", _scripted(gate, rollout_stage.sample, fixed)):
         run_recipe(recipe, folder / "run")
 
 

@@ -112,8 +112,8 @@ class GRPO(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o = self.options
         assert out.logprobs is not None and batch.reference_logprobs is not None
-        logprobs, old, advantages, mask = self._ratios(batch, out)
-        policy = F.ppo_policy_loss(logprobs, old, advantages, o.clip, o.clip_high or o.clip, mask=mask)
+        logprobs, old, advantages, _ = self._ratios(batch, out)
+        policy = F.ppo_policy_loss(logprobs, old, advantages, o.clip, o.clip_high or o.clip)
         terms = Loss(policy=per_response(policy) if o.ratio == "sequence" else self._aggregated(policy, batch.mask))
         if o.kl_beta:
             k3 = F.kl_k3(out.logprobs, batch.reference_logprobs, batch.mask)  # Shao et al., eq. (4)

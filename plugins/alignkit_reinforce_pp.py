@@ -86,9 +86,7 @@ class ReinforcePP(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, mask = self.options, batch.mask
         assert out.logprobs is not None and batch.old_logprobs is not None
-        policy = F.ppo_policy_loss(
-            out.logprobs, batch.old_logprobs, batch["advantages"], o.clip, o.clip_high or o.clip, mask=mask
-        )
+        policy = F.ppo_policy_loss(out.logprobs, batch.old_logprobs, batch["advantages"], o.clip, o.clip_high or o.clip)
         return Loss(policy=per_token(policy) if o.aggregation == "token" else per_response(F.mean_tokens(policy, mask)))
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from alignkit.hookspecs import Register
     from alignkit.recipe import ModelSpec, Settings
-    from alignkit.stages import StageRun
+    from alignkit.training import StageRun
 
 TRAINERS = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO", "rloo": "RLOO"}
 ONLINE = ("grpo", "rloo")

@@ -168,9 +168,11 @@ def mutants_of(algorithm: str, file: str, wanted: set[str] | None) -> Iterator[M
 
 
 def _words(node: ast.AST) -> bool:
-    """Messages and checks of shapes: what is wrong there is loud."""
-    return isinstance(node, ast.Raise) or (
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check_shapes"
+    """Messages and checks of shapes, where what is wrong is loud; and a dimension: the last of two is the second."""
+    return (
+        isinstance(node, ast.Raise)
+        or (isinstance(node, ast.keyword) and node.arg == "dim")
+        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check_shapes")
     )
 
 

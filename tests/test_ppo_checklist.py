@@ -29,9 +29,10 @@ from alignkit.policy import BASE, Policy
 from alignkit.recipe import ModelSpec, RewardSpec, load_recipe
 from alignkit.reward import Combined
 from alignkit.rollout import Sampling, sample
+from alignkit.rollout_stage import Rollouts
 from alignkit.run import Run
-from alignkit.stages import Rollouts, Training
 from alignkit.train import Averages, Learner, measure, schedule
+from alignkit.training import Training
 
 ITEMS = {
     1: "test_positions_do_not_depend_on_neighbours",

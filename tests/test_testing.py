@@ -171,7 +171,7 @@ class ReportsIgnoringMask(Algorithm):
         (Detached, "depends on nothing that is trained"),
         (ByPlace, "the order of groups and responses changes gradient by .* batch.group"),
         (ByGroupSize, "responses that share a prompt groups of their own changes gradient by .*separable=False"),
-        (WrongShape, r"a loss term per token has shape"),
+        (WrongShape, r"a term per token has shape"),
         (TensorInState, r"state\['mean'\] after `before_step` is not JSON: Object of type Tensor"),
         (Bare, "^Bare: options without a description, a range or choices: strength$"),
         (ReportsIgnoringMask, r"garbage where the mask is false changes 'length' by"),

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -916,3 +917,35 @@ def test_one_sample_a_prompt_and_a_group_baseline(problem: Problem) -> None:
                 load_recipe(path)
         else:
             load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (GRPO, {}),
+        (GRPO, {"aggregation": "token", "kl_beta": 0.1}),
+        (GRPO, {"aggregation": "constant", "max_tokens": 4}),
+        (GRPO, {"ratio": "sequence"}),
+        (RLOO, {}),
+        (ReinforcePP, {}),
+        (ReinforcePP, {"aggregation": "sequence"}),
+        (PPO, {"entropy_coefficient": 0.1, "dual_clip": 3.0}),
+        (PPO, {"aggregation": "response"}),
+    ],
+)
+def test_what_the_mask_removes_gets_a_gradient_of_zero(cls: type[Algorithm], options: dict[str, Any]) -> None:
+    """Not one that is no number, either: what stands there may be so large that its ratio is infinite."""
+    mask = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+    noise = double([[-1.0, -2.0, 1e4], [-0.5, 1e4, 1e4], [1e4, 1e4, 1e4]])
+    given = batch(mask, old_logprobs=torch.zeros(3, 3).double(), old_values=torch.zeros(3, 3).double())
+    given = replace(given, reference_logprobs=-0.3 * torch.ones(3, 3).double())
+    flat = cls in (GRPO, RLOO)
+    advantages = double([1.0, -2.0, 3.0]) if flat else double([[1.0, -1.0, 2.0], [-2.0, 5.0, -5.0], [3.0, 3.0, 3.0]])
+    given.signals = {"advantages": advantages, "returns": torch.ones(3, 3).double()}
+    logprobs, values = noise.clone().requires_grad_(True), (noise / 10).clone().requires_grad_(True)
+    out = Outputs(logprobs=logprobs, values=values, entropy=torch.ones(3, 3).double())
+    loss = averaged(new(cls, **options), [(given, out)])
+    gradients = torch.autograd.grad(loss, [logprobs, values], allow_unused=True)
+    for gradient in gradients:
+        assert gradient is None or bool((gradient[~mask] == 0).all())
+    assert loss.isfinite() and bool(gradients[0].isfinite().all()) and float(gradients[0].abs().sum()) > 0
