@@ -30,25 +30,25 @@ FUNCTIONAL = "alignkit/functional.py"
 MINUTES = 10  # longer than any algorithm's tests take: a mutant may also hang
 
 # The tests that have to notice, the quick ones first.
-GOLDEN = "tests/test_golden.py"
+GOLDEN = ("tests/test_golden.py", "tests/test_functional.py")
 TESTS = {
-    "sft": [GOLDEN, "tests/test_testing.py"],
-    "reward_model": [GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py"],
+    "sft": [*GOLDEN, "tests/test_testing.py"],
+    "reward_model": [*GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py"],
     "ppo": [
-        *(GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py"),
+        *(*GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py"),
         *("tests/test_ppo_checklist.py", "tests/test_optimum.py"),
     ],
-    "rejection_sampling": [GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py", "tests/test_optimum.py"],
-    "dpo": [GOLDEN, "tests/plugins/test_preferences.py", "tests/test_testing.py", "tests/test_optimum.py"],
+    "rejection_sampling": [*GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py", "tests/test_optimum.py"],
+    "dpo": [*GOLDEN, "tests/plugins/test_preferences.py", "tests/test_testing.py", "tests/test_optimum.py"],
     **{
-        name: [GOLDEN, "tests/plugins/test_preferences.py", "tests/test_optimum_preferences.py"]
+        name: [*GOLDEN, "tests/plugins/test_preferences.py", "tests/test_optimum_preferences.py"]
         for name in ("reference_free", "kto", "cpl", "hir")
     },
     **{
-        name: [GOLDEN, "tests/plugins/test_online.py", "tests/test_optimum_online.py"]
+        name: [*GOLDEN, "tests/plugins/test_online.py", "tests/test_optimum_online.py"]
         for name in ("grpo", "rloo", "reinforce_pp", "online_dpo", "rest")
     },
-    "llama2": [GOLDEN, "tests/plugins/test_llama2.py"],
+    "llama2": [*GOLDEN, "tests/plugins/test_llama2.py"],
     # The engine's modules that every algorithm stands on.
     "batch": ["tests/test_batch.py", "tests/test_testing.py"],
     "scoring": ["tests/plugins/test_rewards.py", "tests/plugins/test_llama2.py", "tests/test_ppo_checklist.py"],
