@@ -4,7 +4,8 @@
 
 Mutants are made one at a time from an algorithm's module and from the functions of `alignkit.functional` that it
 calls: a sign flipped, an operand or a factor dropped, a mask dropped, an index shifted, a normaliser or a comparison
-changed. A mutant is killed when its algorithm's tests fail; what survives is printed and makes the exit status 1.
+changed. A mutant is killed when its algorithm's tests (a function's: the golden numbers and its own) fail; what survives
+is printed and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -219,6 +220,11 @@ def mutants(algorithm: str) -> list[Mutant]:
 # --- trying them
 
 
+def tests_of(mutant: Mutant) -> list[str]:
+    """Functions are held by their own numbers alone, whatever else would notice."""
+    return [*GOLDEN] if mutant.file == FUNCTIONAL else TESTS[mutant.algorithm]
+
+
 def survives(mutant: Mutant) -> bool:
     """Whether the algorithm's tests pass in a copy of the project with this change in it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -230,7 +236,7 @@ def survives(mutant: Mutant) -> bool:
         if child == 0:
             code = 1
             try:
-                code = _tested(copied, TESTS[mutant.algorithm])
+                code = _tested(copied, tests_of(mutant))
             finally:  # whatever happens, the child must not go on as its parent
                 os._exit(code)
         status = os.waitpid(child, 0)[1]
@@ -281,7 +287,8 @@ def main() -> int:
     _load_libraries()
     survivors = 0
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
-        controls = [unchanged(name) for name in options.only.split(",")]
+        # Algorithms that have the same tests are one control.
+        controls = list({tuple(TESTS[name]): unchanged(name) for name in options.only.split(",")}.values())
         for control, passes in zip(controls, pool.map(survives, controls), strict=True):
             if not passes:
                 print(f"the tests of {control.algorithm} fail without a change: {' '.join(TESTS[control.algorithm])}")
