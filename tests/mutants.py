@@ -4,7 +4,7 @@
 
 Mutants are made one at a time from an algorithm's module and from the functions of `alignkit.functional` that it
 calls: a sign flipped, an operand or a factor dropped, a mask dropped, an index shifted, a normaliser or a comparison
-changed. A mutant is killed when its algorithm's tests (a function's: the golden numbers and its own) fail; what survives
+changed. A mutant is killed when its algorithm's tests fail (a function's: the golden numbers and its own); what survives
 is printed and makes the exit status 1.
 """
 
