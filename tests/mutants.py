@@ -4,8 +4,8 @@
 
 Mutants are made one at a time from an algorithm's module and from the functions of `alignkit.functional` that it
 calls: a sign flipped, an operand or a factor dropped, a mask dropped, an index shifted, a normaliser or a comparison
-changed. A mutant is killed when its algorithm's tests fail (a function's: the golden numbers and its own); what survives
-is printed and makes the exit status 1.
+changed. A mutant is killed when its algorithm's tests fail (a function's: the golden numbers and its own). What
+survives is printed and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MINUTES = 10  # longer than any algorithm's tests take: a mutant may also hang
 # The tests that have to notice, the quick ones first.
 GOLDEN = ("tests/test_golden.py", "tests/test_functional.py")
 TESTS = {
-    "sft": [*GOLDEN, "tests/test_testing.py"],
-    "reward_model": [*GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py"],
+    "sft": [*GOLDEN, "tests/plugins/test_sft.py", "tests/test_testing.py"],
+    "reward_model": [*GOLDEN, "tests/plugins/test_reward_model.py", "tests/test_testing.py"],
     "ppo": [
         *(*GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py"),
         *("tests/test_ppo_checklist.py", "tests/test_optimum.py"),

@@ -202,6 +202,18 @@ def test_no_gradient_reaches_what_is_constant() -> None:
     assert not F.masked_whiten(logprobs, mask).requires_grad
 
 
+def test_a_pair_with_a_margin_and_a_soft_label() -> None:
+    """-p log sigma(d - m) - (1 - p) log sigma(-d - m), with one p for all and one for each pair."""
+    better, worse, margin = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.25]), torch.tensor([0.4, 1.5])
+    for p in (1.0, 0.7, torch.tensor([1.0, 0.2])):
+        found = F.pairwise_loss(better, worse, margin, p)
+        likely = p.tolist() if isinstance(p, torch.Tensor) else [p, p]
+        for place, share in enumerate(likely):
+            d, m = float(better[place] - worse[place]), float(margin[place])
+            wanted = share * math.log(1 + math.exp(-(d - m))) + (1 - share) * math.log(1 + math.exp(-(-d - m)))
+            assert float(found[place]) == pytest.approx(wanted)
+
+
 def test_kwise_weights_sum_to_one_per_group() -> None:
     group = torch.tensor([5, 2, 5, 5, 9])
     weights = F.kwise_weights(group)

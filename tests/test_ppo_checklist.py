@@ -832,6 +832,23 @@ def test_the_price_of_kl_is_never_negative() -> None:
     assert ppo.state["kl_beta"] == pytest.approx(0.04)
 
 
+def test_what_the_values_explain() -> None:
+    """The share of the returns' variance, over counted tokens: 1 - var(returns - values) / var(returns)."""
+    ppo = algorithm(kl_beta=0.0, gamma=1.0, lam=1.0)
+    rewards = torch.tensor([1.0, 2.0, 4.0])
+    returns = rewards[:, None].expand(3, 4)  # without a discount a token's return is its response's score
+    batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)
+    for values, wanted in ((returns, 1.0), (returns * 0 + 7, 0.0), (-returns, -3.0), (returns / 2, 0.75)):
+        garbage = torch.where(MASK, values, 1e6)
+        ppo.signal(replace(batch, old_values=garbage, rewards=rewards))
+        assert ppo.metrics["value_explained"] == pytest.approx(wanted, abs=1e-5)
+    ppo.signal(replace(batch, old_values=returns, rewards=torch.ones(3)))  # nothing to explain
+    assert ppo.metrics["value_explained"] == 0.0
+    one = MASK & (torch.arange(12).reshape(3, 4) == 0)
+    ppo.signal(replace(by_hand(one, old_logprobs=NOISE, reference_logprobs=NOISE), old_values=returns, rewards=rewards))
+    assert ppo.metrics["value_explained"] == 0.0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"kl_beta": 0.0, "kl_target": 3.0}, "give kl_beta above 0"), ({"kl_horizon": 9.0}, "bears on kl_target alone")],
