@@ -832,6 +832,13 @@ def test_the_price_of_kl_is_never_negative() -> None:
     assert ppo.state["kl_beta"] == pytest.approx(0.04)
 
 
+def test_scores_are_held_on_both_sides() -> None:
+    ppo = algorithm(kl_beta=0.0, score_clip=1.5, gamma=1.0, lam=1.0, whiten_advantages=False)
+    batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)
+    batch = replace(batch, old_values=torch.zeros(3, 4), rewards=torch.tensor([-9.0, 0.5, 9.0]))
+    assert ppo.signal(batch)["returns"][:, 0].tolist() == pytest.approx([-1.5, 0.5, 1.5])
+
+
 def test_what_the_values_explain() -> None:
     """The share of the returns' variance, over counted tokens: 1 - var(returns - values) / var(returns)."""
     ppo = algorithm(kl_beta=0.0, gamma=1.0, lam=1.0)
