@@ -35,10 +35,7 @@ GOLDEN = ("tests/test_golden.py", "tests/test_functional.py")
 TESTS = {
     "sft": [*GOLDEN, "tests/plugins/test_sft.py", "tests/test_testing.py"],
     "reward_model": [*GOLDEN, "tests/plugins/test_reward_model.py", "tests/test_testing.py"],
-    "ppo": [
-        *(*GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py"),
-        *("tests/test_ppo_checklist.py"),
-    ],
+    "ppo": [*GOLDEN, "tests/plugins/test_online.py", "tests/test_ppo_checklist.py", "tests/test_testing.py"],
     "rejection_sampling": [*GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py"],
     "dpo": [*GOLDEN, "tests/plugins/test_preferences.py", "tests/test_testing.py"],
     **{name: [*GOLDEN, "tests/plugins/test_preferences.py"] for name in ("reference_free", "kto", "cpl", "hir")},
