@@ -337,7 +337,7 @@ def shape_rewards(
         rewards = -beta * KL_ESTIMATORS[estimator](logprobs, reference_logprobs, mask)
         positions = torch.arange(mask.shape[-1], device=mask.device)
         final = positions == last.unsqueeze(-1)
-        return _cut(rewards, mask) + _cut(_wide(scores).unsqueeze(-1).expand(final.shape), final)
+        return rewards + _cut(_wide(scores).unsqueeze(-1).expand(final.shape), final)
 
 
 # --- advantages ---------------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ def gae(
     check_shapes(rewards=rewards, values=values, mask=mask)
     with torch.no_grad():
         keep = mask.bool()
-        rewards, values = _cut(_wide(rewards), keep), _cut(_wide(values), keep)
+        rewards, values = _wide(rewards), _wide(values)
         advantage = rewards.new_zeros(len(rewards))
         next_value = advantage if bootstrap is None else bootstrap.to(rewards)
         check_shapes(mask_rows=advantage, bootstrap=next_value)

@@ -115,13 +115,13 @@ class PPO(Algorithm):
         return {"advantages": whitened, "returns": returns}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        o, mask = self.options, batch.mask
+        o = self.options
         assert out.logprobs is not None and out.values is not None and out.entropy is not None
         assert batch.old_logprobs is not None and batch.old_values is not None
         policy = F.ppo_policy_loss(
-            out.logprobs, batch.old_logprobs, batch["advantages"], o.clip, o.clip_high or o.clip, o.dual_clip, mask=mask
+            out.logprobs, batch.old_logprobs, batch["advantages"], o.clip, o.clip_high or o.clip, o.dual_clip
         )
-        value = F.ppo_value_loss(out.values, batch.old_values, batch["returns"], o.clip_value, mask=mask)
+        value = F.ppo_value_loss(out.values, batch.old_values, batch["returns"], o.clip_value)
         return Loss(
             policy=per_token(policy),
             value=per_token(value, o.value_coefficient),
@@ -140,10 +140,8 @@ class PPO(Algorithm):
         assert out.logprobs is not None and out.values is not None
         assert batch.old_logprobs is not None and batch.old_values is not None
         o, mask = self.options, batch.mask
-        clipped = F.clipped(
-            out.logprobs, batch.old_logprobs, batch["advantages"], o.clip, o.clip_high or o.clip, mask=mask
-        )
-        value_clipped = F.value_clipped(out.values, batch.old_values, batch["returns"], o.clip_value, mask=mask)
+        clipped = F.clipped(out.logprobs, batch.old_logprobs, batch["advantages"], o.clip, o.clip_high or o.clip)
+        value_clipped = F.value_clipped(out.values, batch.old_values, batch["returns"], o.clip_value)
         return {
             "clip_fraction": per_token(clipped),
             "value_clip_fraction": per_token(value_clipped),

@@ -60,6 +60,7 @@ SWAPS = {
     "sum_tokens": "mean_tokens",
     "masked_mean": "masked_sum",
 }
+WITH_DIMENSION = {"amax", "any", "argmax", "cumsum", "flip", "gather", "logsumexp", "scatter", "sum", "unsqueeze"}
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 COMPARISONS = {ast.Gt: ast.Lt, ast.GtE: ast.Lt, ast.Lt: ast.Gt, ast.LtE: ast.Gt, ast.Eq: ast.NotEq}
 
@@ -149,6 +150,7 @@ def mutants_of(algorithm: str, file: str, wanted: set[str] | None) -> Iterator[M
     seen: set[str] = set()
     for function in computing(tree, wanted):
         quiet = {id(n) for part in ast.walk(function) if _words(part) for n in ast.walk(part)}
+        quiet |= {id(n) for n in _dimensions(function)}
         annotations = {id(n) for n in _annotations(function)}
         for node in ast.walk(function):
             if id(node) in quiet or id(node) in annotations:
@@ -163,12 +165,21 @@ def mutants_of(algorithm: str, file: str, wanted: set[str] | None) -> Iterator[M
 
 
 def _words(node: ast.AST) -> bool:
-    """Messages and checks of shapes, where what is wrong is loud; and a dimension: the last of two is the second."""
-    return (
-        isinstance(node, ast.Raise)
-        or (isinstance(node, ast.keyword) and node.arg == "dim")
-        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check_shapes")
+    """Messages and checks of shapes: what is wrong there is loud."""
+    return isinstance(node, ast.Raise) or (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check_shapes"
     )
+
+
+def _dimensions(function: ast.FunctionDef) -> Iterator[ast.AST]:
+    """Which dimension of a tensor: the last of two is the second."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call):
+            yield from (keyword.value for keyword in node.keywords if keyword.arg == "dim")
+            if isinstance(node.func, ast.Attribute) and node.func.attr in WITH_DIMENSION:
+                yield from node.args
+        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "shape":
+            yield node.slice
 
 
 def _annotations(function: ast.FunctionDef) -> Iterator[ast.AST]:

@@ -183,6 +183,21 @@ def test_gae_ignores_how_a_row_is_padded() -> None:
     dense = F.gae(rewards[None], values[None], ones, 0.9, 0.8, bootstrap=end)
     found = F.gae(sparse[:1], sparse[1:], mask, 0.9, 0.8, bootstrap=end)
     torch.testing.assert_close(tuple(x[:, spread] for x in found), dense)
+    assert not any(bool(x[mask == 0].any()) for x in found)
+
+
+def test_a_value_is_clipped_where_its_error_has_no_gradient() -> None:
+    """By the definition: beyond the range, and on the far side of it from the return."""
+    values = torch.linspace(-2, 3, 11).repeat_interleave(4)
+    old, returns = torch.full((44,), 0.5), torch.tensor([-3.0, 0.4, 0.6, 3.0]).repeat(11)
+    moving = values.clone().requires_grad_(True)
+    gradient = torch.autograd.grad(F.ppo_value_loss(moving, old, returns, 0.75).sum(), moving)[0]
+    assert torch.equal(F.value_clipped(values, old, returns, 0.75) == 1, gradient == 0)
+    assert 0 < int((gradient == 0).sum()) < 44
+    assert not F.value_clipped(values, old, returns, None).any()
+    mask = torch.arange(44) < 22
+    some = F.value_clipped(values, old, returns, 0.75, mask)
+    assert torch.equal(some, F.value_clipped(values, old, returns, 0.75) * mask)
 
 
 def test_whitening_of_equal_values_is_exactly_zero_in_float32() -> None:
@@ -194,6 +209,9 @@ def test_whitening_of_equal_values_is_exactly_zero_in_float32() -> None:
 def test_no_gradient_reaches_what_is_constant() -> None:
     logprobs, old, advantages = (torch.randn(2, 3, requires_grad=True) for _ in range(3))
     loss = F.ppo_policy_loss(logprobs, old, advantages, 0.2, 0.2).sum()
+    found = torch.autograd.grad(loss, (logprobs, old, advantages), allow_unused=True)
+    assert found[0] is not None and found[1] is None and found[2] is None
+    loss = F.ppo_value_loss(logprobs, old, advantages, 0.2).sum()
     found = torch.autograd.grad(loss, (logprobs, old, advantages), allow_unused=True)
     assert found[0] is not None and found[1] is None and found[2] is None
     mask = torch.ones(2, 3)

@@ -839,6 +839,14 @@ def test_scores_are_held_on_both_sides() -> None:
     assert ppo.signal(batch)["returns"][:, 0].tolist() == pytest.approx([-1.5, 0.5, 1.5])
 
 
+def test_entropy_is_a_bonus() -> None:
+    ppo = algorithm(entropy_coefficient=0.3)
+    batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)
+    batch = replace(batch, old_values=NOISE, signals={"advantages": NOISE, "returns": NOISE})
+    term = ppo.loss(batch, Outputs(logprobs=NOISE, values=NOISE, entropy=NOISE.abs()))["negative_entropy"]
+    assert torch.equal(term.values, -NOISE.abs()) and term.coefficient == 0.3
+
+
 def test_what_the_values_explain() -> None:
     """The share of the returns' variance, over counted tokens: 1 - var(returns - values) / var(returns)."""
     ppo = algorithm(kl_beta=0.0, gamma=1.0, lam=1.0)
@@ -849,6 +857,7 @@ def test_what_the_values_explain() -> None:
         garbage = torch.where(MASK, values, 1e6)
         ppo.signal(replace(batch, old_values=garbage, rewards=rewards))
         assert ppo.metrics["value_explained"] == pytest.approx(wanted, abs=1e-5)
+        assert ppo.metrics["return"] == pytest.approx((4 * 1.0 + 2.0 + 3 * 4.0) / 8)
     ppo.signal(replace(batch, old_values=returns, rewards=torch.ones(3)))  # nothing to explain
     assert ppo.metrics["value_explained"] == 0.0
     one = MASK & (torch.arange(12).reshape(3, 4) == 0)
