@@ -949,3 +949,27 @@ def test_what_the_mask_removes_gets_a_gradient_of_zero(cls: type[Algorithm], opt
     for gradient in gradients:
         assert gradient is None or bool((gradient[~mask] == 0).all())
     assert loss.isfinite() and bool(gradients[0].isfinite().all()) and float(gradients[0].abs().sum()) > 0
+
+
+@pytest.mark.parametrize("cls", [RejectionSampling, ReST, ExpertIteration])
+def test_what_is_selected_becomes_likelier(cls: type[Algorithm]) -> None:
+    mask = torch.tensor([[True, True], [True, False]])
+    (name, term), *others = new(cls).loss(batch(mask), Outputs(logprobs=-double([[1.0, 2.0], [4.0, 9.0]]))).items()
+    assert not others and (name, term.per, term.coefficient) == ("nll", Per.TOKEN, 1.0)
+    assert term.values[mask].tolist() == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(("carry_over", "carried"), [(0.0, 0), (0.3, 1), (0.5, 2), (1.5, 6), (9.0, 10)])
+def test_how_many_earlier_samples_are_carried_over(carry_over: float, carried: int) -> None:
+    """Shares of the new ones, of which there are four, rounded down; at most those that there are."""
+
+    def asked(name: str) -> Group:
+        two = tuple(Response(text=f"{name}{k}", scores={"reward": float(k)}) for k in range(2))
+        return Group(({"role": "user", "content": name},), two, id=name)
+
+    earlier, fresh = [asked(f"old {n}") for n in range(10)], [asked(f"new {n}") for n in range(4)]
+    looking, logged = context([earlier])
+    chosen = new(RejectionSampling, carry_over=carry_over).select(fresh, looking)
+    assert [group.id for group in chosen[:4]] == [group.id for group in fresh]
+    assert len({group.id for group in chosen[4:]}) == len(chosen) - 4 == carried == logged["carried_over"]
+    assert all(group.responses[0].text.endswith("1") and len(group.responses) == 1 for group in chosen)
