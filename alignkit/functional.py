@@ -479,7 +479,7 @@ def clipped(
 ) -> Tensor:
     """1 for a token whose gradient the clip removes, i.e. clip(r) A < r A: [B, T] -> [B, T], 0 elsewhere."""
     with torch.no_grad():
-        r, advantages = ratio(logprobs, old_logprobs, mask), _cut(_wide(advantages), mask)
+        r, advantages = ratio(logprobs, old_logprobs, mask), _wide(advantages)
         return (r.clamp(1 - clip_low, 1 + clip_high) * advantages < r * advantages).to(r.dtype)
 
 
@@ -610,11 +610,7 @@ def log_odds(mean_logprobs: Tensor) -> Tensor:
     """
     x = _wide(mean_logprobs)
     x = x.clamp(max=-torch.finfo(x.dtype).eps)
-    near_one = x > -math.log(2)
-    # Each form is exact on its side; the other side gets a harmless input, or its gradient would be nan.
-    high = torch.log(-torch.expm1(torch.where(near_one, x, -1.0)))
-    low = torch.log1p(-torch.exp(torch.where(near_one, -1.0, x)))
-    return x - torch.where(near_one, high, low)
+    return x - torch.log(-torch.expm1(x))  # exact where P is near 1; elsewhere x is the larger part
 
 
 # --- segment and instruction losses -------------------------------------------------------------------------------

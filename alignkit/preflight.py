@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from alignkit.algorithm import Runner
 from alignkit.data import resolved_pairs
-from alignkit.errors import AlignkitError, DataError, Problem, RecipeError
+from alignkit.errors import AlignkitError, DataError, Problem, RecipeError, RunFailed
 from alignkit.readers import Loaded
 from alignkit.recipe import DataSpec, Recipe, RewardSpec, Stage, specs
 
@@ -15,7 +15,10 @@ def check_models(recipe: Recipe, stages: Sequence[Stage]) -> None:
     """Let foreign trainers refuse the recipe's model before anything is trained."""
     for stage in stages:
         if isinstance(kind := stage.component.claim.thing, type) and issubclass(kind, Runner):
-            kind(stage.component.options).check_model(recipe.model)
+            try:
+                kind(stage.component.options).check_model(recipe.model)
+            except RunFailed as error:
+                raise RecipeError([Problem(f"stage '{stage.name}': {error}", str(recipe.path))]) from error
 
 
 def check_rewards(recipe: Recipe, stages: Sequence[Stage]) -> None:

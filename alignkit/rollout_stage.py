@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +63,7 @@ class Rollouts(Training):
             if iteration % every == 0 or iteration == iterations:
                 self.checkpoint(iteration, f"iteration {iteration} of {iterations}", iteration=iteration)
         if idle := self.summary.get("learned_nothing"):
-            fact = f"{idle} of {iterations} iterations had nothing to learn from (metrics.jsonl says why)"
+            fact = f"{idle} of {iterations} iterations had nothing to learn from; lately {self.summary['because']}"
             if idle == iterations:
                 raise RunFailed(f"stage '{run.name}': {fact}; the samples are in {run.folder / 'rollouts'}")
             run.reporter.say(f"{run.name}: {fact}")
@@ -80,6 +80,7 @@ class Rollouts(Training):
         new_tokens = sum(len(r.tokens or ()) for g in groups for r in g.responses)
         groups, combined, everything = self._score(groups)
         metrics = self._rollout_metrics(groups, combined)
+        all_rewards = combined.plain.tolist()
         scored = time.monotonic()
         write_groups(self._rollout_file(iteration), everything)
         self.run_.notify("rollouts_scored", iteration=iteration, groups=groups)
@@ -95,6 +96,7 @@ class Rollouts(Training):
         ]
         if not any(learned):
             self.summary["learned_nothing"] = self.summary.get("learned_nothing", 0) + 1
+            self.summary["because"] = _reason(metrics, all_rewards)
         ended = time.monotonic()
         metrics |= {
             "tokens_per_second": new_tokens / (rolled - began),
@@ -109,6 +111,8 @@ class Rollouts(Training):
     def _prompts(self) -> list[Group]:
         loaded = self.run_.load(self.settings.prompts)
         groups = prompts_of(loaded.groups)
+        if loaded.groups and not groups:
+            raise DataError(f"stage '{self.run_.name}': the rows of 'prompts' are raw text, without a prompt to answer")
         longest, new = self.max_length, self.sampling.max_new_tokens
         fitting = [group for group in groups if self.engine.fits(group, longest, new)]
         if len(fitting) < len(groups):
@@ -354,6 +358,17 @@ class Rollouts(Training):
         for path in (self.run_.folder / "rollouts").glob("*.jsonl"):
             if int(path.stem) > iteration:
                 path.unlink()
+
+
+def _reason(metrics: Mapping[str, Any], rewards: Sequence[float]) -> str:
+    """Why an iteration has taught nothing, as far as its numbers tell."""
+    if metrics.get("skipped"):
+        return "the loss or its gradient was not a number"
+    if min(rewards) == max(rewards):
+        return f"all {len(rewards)} rewards were {rewards[0]:.4g}: check the reward, or begin with easier prompts"
+    if "kl" not in metrics:
+        return "every prompt had too few responses with a score"
+    return f"no sample was chosen: rewards went from {min(rewards):.4g} to {max(rewards):.4g}"
 
 
 def _with_scores(groups: Sequence[Group]) -> list[Group]:

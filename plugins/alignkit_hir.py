@@ -99,7 +99,10 @@ class HIR(Algorithm):
         found: Counter[int | None] = Counter(self._fulfils(r) for group in groups for r in group.responses)
         relabelled = [new for number, group in enumerate(groups) for new in self._relabelled(group, number)]
         if not relabelled:
-            raise DataError(f"hir needs responses with a score or a label, and none of {len(groups)} groups has one")
+            raise DataError(
+                f"hir needs responses with a score or a label, and none of {len(groups)} groups has one: give `label` "
+                "(true, false) or `score` (a number) with prompt and completion"
+            )
         if not context.validation:
             known = found.total() - found[None]
             shares = {f"fulfilled/{level}": found[level] / known for level in range(len(self.options.instructions))}
@@ -148,8 +151,7 @@ class HIR(Algorithm):
         nll = tokens if self.options.length_normalised else responses
         found = {"nll": nll, "negative_entropy": tokens}
         if self.options.alpha:
-            contrasted = responses.new_zeros(len(responses)).index_fill(0, self._rows(batch)[2], 1.0)
-            found["contrast"] = contrasted * responses
+            found["contrast"] = responses.new_zeros(len(responses)).index_fill(0, self._rows(batch)[2], 1.0)
         return found
 
     def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
@@ -188,8 +190,9 @@ class HIR(Algorithm):
         for row, (place, level) in enumerate(zip(places, _behind(batch).tolist(), strict=True)):
             found.setdefault(place, {})[level] = row
         count, lengths = len(self.options.instructions), batch.mask.sum(dim=1).tolist()
+        tokens = {place: {lengths[row] for row in rows.values()} for place, rows in found.items()}
         whole = [
-            rows for rows in found.values() if len(rows) == count and len({lengths[r] for r in rows.values()}) == 1
+            r for place, r in found.items() if len(r) == count and len(tokens[place]) == 1 and 0 not in tokens[place]
         ]
         table = batch.tokens.new_tensor([[rows[level] for level in range(count)] for rows in whole]).reshape(-1, count)
         own = self._fulfilled(batch)[table[:, 0]]

@@ -139,7 +139,7 @@ def _with_strangers(groups: Sequence[Group], rng: Any) -> list[Group]:
     step = max((sum(len(groups[index].responses) for index in same) for same in alike), default=0)
     strangers: list[list[Response]] = [[] for _ in groups]
     for at, (index, _) in enumerate(flat):
-        other, response = flat[(at + step) % len(flat)]
+        other, response = flat[at - step]
         if groups[other].prompt != groups[index].prompt:
             strangers[index].append(replace(response, label=None))
     return [replace(group, responses=(*group.responses, *new)) for group, new in zip(groups, strangers, strict=True)]

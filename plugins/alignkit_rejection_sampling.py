@@ -65,6 +65,10 @@ class RejectionSampling(Algorithm):
         return Needs(min_samples=2, earlier=self.options.looks_back)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
+        tied = sum(len({response.reward for response in group.responses}) == 1 for group in groups)
+        context.log(groups_tied=tied)
+        if tied == len(groups) and len({group.responses[0].reward for group in groups}) == 1:
+            return []  # nothing is better than anything else
         chosen = _top(groups) if self.options.pool == "batch" else self._best_of_prompts(groups, context)
         rewards = [response.reward for group in chosen for response in group.responses]
         carried = sum(bool(group.meta.get("carried")) for group in chosen)

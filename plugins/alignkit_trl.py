@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from alignkit import ROLLOUTS, DataError, Field, Group, Needs, Response, RunFailed, Runner, hookimpl, resolved_pairs
 from alignkit.algorithm import REWARD, Source, Trains
@@ -91,9 +91,8 @@ class TRL(Runner):
                 if name in decided:
                     raise ValueError(f"'{name}' is decided by the stage: {decided[name]}")
                 if name not in known:
-                    raise ValueError(
-                        f"TRL's {TRAINERS[self.trainer]}Config has no field '{name}' {did_you_mean(name, known)}"
-                    )
+                    message = f"TRL's {TRAINERS[self.trainer]}Config has no field '{name}'"
+                    raise ValueError(f"{message}\n{did_you_mean(name, known)}".strip())
             return self
 
     refuses: ClassVar[Mapping[str, str]] = {
@@ -115,8 +114,18 @@ class TRL(Runner):
         return kinds.get(options.get("trainer") if isinstance(options, Mapping) else None, cls)
 
     def check_model(self, model: ModelSpec) -> None:
+        """Also what `validate` cannot, because it needs TRL: whether values are of the types that its fields have."""
+        import trl
+
         if model.lora is None or model.quantization != "none":
             raise RunFailed("trl: needs LoRA on an unquantised base (model: lora, quantization: none)")
+        types = get_type_hints(getattr(trl, f"{TRAINERS[self.options.trainer]}Config"))
+        for name, value in (self.options.model_extra or {}).items():
+            one_or_several = types[name] | str if "list[str]" in str(types[name]) else types[name]
+            try:
+                TypeAdapter(one_or_several, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+            except ValidationError as error:
+                raise RunFailed(f"trl: {name}: {value!r}: {error.errors()[0]['msg']}") from error
 
     def train(self, run: StageRun) -> Mapping[str, Any]:
         from transformers import PrinterCallback
@@ -142,11 +151,17 @@ class TRL(Runner):
             if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
                 raise RunFailed("trl: the weights are not numbers any more: it has diverged; lower learning_rate")
             steps = int(trainer.state.global_step)
+            idle = without_spread(trainer.state.log_history)
+            if idle == steps:
+                raise RunFailed(f"trl: in all {steps} steps the rewards of each prompt's samples were equal")
             trainer.model.save_pretrained(after, selected_adapters=["default"])
             policy.add_role(role, start=after, head="scalar" if reward else "language")
             policy.save(role, run.adapter)
             policy.drop_role(role)
-        return {"trainer": f"{TRAINERS[options.trainer]}Trainer", "steps": steps, "rows": len(trainer.train_dataset)}
+        found = {"trainer": f"{TRAINERS[options.trainer]}Trainer", "steps": steps, "rows": len(trainer.train_dataset)}
+        if options.trainer in ONLINE:
+            found |= {"steps_without_spread": idle, "unscored": getattr(trainer.reward_funcs[0], "unscored", 0)}
+        return found
 
     def _trainer(self, run: StageRun, model: Any, folder: Path) -> Any:
         import trl
@@ -187,6 +202,10 @@ class TRL(Runner):
         if without:
             run.reporter.say(f"{run.name}: {without} of {len(loaded.groups)} rows give it nothing and are left out")
         if self.options.trainer == "kto":
+            if len({row["label"] for row in rows}) < 2:
+                raise DataError(
+                    f"stage '{run.name}': kto needs desirable and undesirable responses: all are of one kind"
+                )
             rows, alike = apart(rows, run.settings.batch_size or 1, seeds.stream(run.seed, run.name, "shuffle"))
             if alike:
                 run.reporter.say(f"{run.name}: {alike} of {len(rows)} responses count for z0 behind their own prompt")
@@ -315,13 +334,20 @@ def reward_function(run: StageRun, prompts: Sequence[Group]) -> Callable[..., li
         scored = scorer.score(groups)
         kept = [at for at, group in enumerate(scored) if group.responses[0].scores.get(PLAIN) is not None]
         found: list[float | None] = [None] * len(groups)
+        reward.unscored += len(groups) - len(kept)  # type: ignore[attr-defined]
         if kept:
             combined = scorer.combine([scored[at] for at in kept]).reward.tolist()
             for at, value in zip(kept, combined, strict=True):
                 found[at] = value - penalty * responses[at].truncated
         return found
 
+    reward.unscored = 0  # type: ignore[attr-defined]
     return reward
+
+
+def without_spread(history: Sequence[Mapping[str, Any]]) -> int:
+    """Steps in which every prompt's samples had equal rewards."""
+    return sum(row.get("frac_reward_zero_std") == 1.0 for row in history)
 
 
 # --- TRL's side

@@ -119,8 +119,8 @@ class PromptOnly(Format):
 class PromptCompletion(Format):
     """A prompt and its answer; `label` says whether it is a good one."""
 
-    summary = "TRL prompt-completion: prompt and completion as texts or messages; optional label"
-    wants = "prompt and completion (texts or messages); optional label (true or false)"
+    summary = "TRL prompt-completion: prompt and completion as texts or messages; optional label or score"
+    wants = "prompt and completion (texts or messages); optional label (true or false) or score (a number)"
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -134,8 +134,10 @@ class PromptCompletion(Format):
                 raise BadRow(f"column '{name}' is missing")
         prompt = self.conversation(row["prompt"], "prompt")
         turns = _after(prompt, self.conversation(row["completion"], "completion", user=False))
-        response = self.answer(turns, label=self.flag(row, "label"))
-        return Group(prompt, (response,), meta=self.rest(row, "prompt", "completion", "label"))
+        score = self.number(row, "score")
+        scores = {} if score is None else {"reward": score}
+        response = self.answer(turns, label=self.flag(row, "label"), scores=scores)
+        return Group(prompt, (response,), meta=self.rest(row, "prompt", "completion", "label", "score"))
 
 
 @hookimpl

@@ -172,6 +172,23 @@ def test_extreme_preferences_stay_finite() -> None:
     assert torch.autograd.grad(F.log_odds(certain).sum(), certain)[0].isfinite().all()
 
 
+def test_smoothing_is_shared_by_the_other_instructions() -> None:
+    table = torch.tensor([[-1.0, -2.0, -0.5], [-3.0, -0.1, -1.0]])
+    losses = -torch.log_softmax(table, dim=1)
+    for own in ([0, 1], [2, 0]):
+        found = F.instruction_contrast(table, torch.tensor(own), 0.3)
+        for row, right in enumerate(own):
+            others = [float(losses[row, k]) for k in range(3) if k != right]
+            assert float(found[row]) == pytest.approx(0.7 * float(losses[row, right]) + 0.3 * sum(others) / 2)
+
+
+def test_log_odds_are_exact_on_both_sides() -> None:
+    for x in (-1e-6, -1e-3, -0.1, -0.6931, -0.7, -3.0, -20.0, -90.0):
+        wide = torch.tensor([x], dtype=torch.float32).double()
+        wanted = float(wide - (-wide.expm1()).log())
+        assert float(F.log_odds(wide.float())[0]) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+
+
 def test_gae_ignores_how_a_row_is_padded() -> None:
     rewards, values = torch.randn(2, 6, dtype=torch.float64).unbind()
     spread = [0, 2, 3, 7, 8, 10]
@@ -214,6 +231,7 @@ def test_no_gradient_reaches_what_is_constant() -> None:
     loss = F.ppo_value_loss(logprobs, old, advantages, 0.2).sum()
     found = torch.autograd.grad(loss, (logprobs, old, advantages), allow_unused=True)
     assert found[0] is not None and found[1] is None and found[2] is None
+    assert not F.kto_reference_point(logprobs[0]).requires_grad
     mask = torch.ones(2, 3)
     assert not F.shape_rewards(old[:, 0], logprobs, old, mask, 0.1).requires_grad
     assert not any(x.requires_grad for x in F.gae(logprobs, old, mask, 1.0, 1.0))

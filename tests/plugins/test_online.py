@@ -22,7 +22,19 @@ from pydantic import ValidationError
 from test_optimum import Problem, make, rollout, write_prompts
 from torch import Tensor
 
-from alignkit import Algorithm, Batch, Group, Outputs, Pairs, Phase, RecipeError, Response, RunFailed, SelectContext
+from alignkit import (
+    Algorithm,
+    Batch,
+    DataError,
+    Group,
+    Outputs,
+    Pairs,
+    Phase,
+    RecipeError,
+    Response,
+    RunFailed,
+    SelectContext,
+)
 from alignkit.algorithm import Per
 from alignkit.recipe import load_recipe
 from alignkit.run import run_recipe
@@ -708,7 +720,11 @@ def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
         ("b0.1", {"of": "b0", "carried": True}),
     ]
     assert all(len(group.responses) == 1 and group.pairs is None for group in found)
-    assert logged == {"best_reward": pytest.approx((0.75 + 2.0 + 1.5 + 5.0 - 3.0) / 5), "carried_over": 3}
+    assert logged == {
+        "best_reward": pytest.approx((0.75 + 2.0 + 1.5 + 5.0 - 3.0) / 5),
+        "carried_over": 3,
+        "groups_tied": 2,
+    }
     given, logged = context(earlier)
     alone = new(RejectionSampling, carry_over=0.0).select(now, given)
     assert [group.responses[0].text for group in alone] == ["c3.1", "c1.0", "c4.0"] and logged["carried_over"] == 0
@@ -973,3 +989,31 @@ def test_how_many_earlier_samples_are_carried_over(carry_over: float, carried: i
     assert [group.id for group in chosen[:4]] == [group.id for group in fresh]
     assert len({group.id for group in chosen[4:]}) == len(chosen) - 4 == carried == logged["carried_over"]
     assert all(group.responses[0].text.endswith("1") and len(group.responses) == 1 for group in chosen)
+
+
+def test_why_nothing_was_learned(problem: Problem) -> None:
+    for algorithm, reward, why in (
+        ("rejection_sampling", SAME, "all 12 rewards were 0: check the reward"),
+        ({"expert_iteration": {"threshold": 5.0}}, "[float(i % 3) for i in range(len(completions))]",
+         "no sample was chosen: rewards went from 0 to 2"),
+        ("rloo", "[1.0 if i % 4 == 0 else None for i in range(len(completions))]", "all 3 rewards were 1"),
+        ("rloo", "[float(i) if i % 4 == 0 else None for i in range(len(completions))]", "had too few responses"),
+    ):  # fmt: skip
+        path = recipe(problem, reward, algorithm)
+        with pytest.raises(RunFailed, match=f"1 of 1 iterations had nothing to learn from; lately .*{why}"):
+            run_recipe(load_recipe(path), problem.folder / "why")
+
+
+def test_groups_of_equal_rewards_are_counted(problem: Problem) -> None:
+    reward = "[float(i) if i < 4 else 1.0 for i in range(len(completions))]"
+    assert metrics_of(problem, recipe(problem, reward, "rejection_sampling"), "tied")["groups_tied"] == 2
+
+
+def test_raw_text_is_no_prompt(problem: Problem) -> None:
+    path = recipe(problem, SAME, "rloo")
+    (problem.folder / "prompts.jsonl").write_text('{"text": "red moon"}\n', encoding="utf-8")
+    text = yaml.safe_load(path.read_text(encoding="utf-8"))
+    text["stages"]["align"]["prompts"] = "prompts.jsonl"
+    path.write_text(yaml.safe_dump(text), encoding="utf-8")
+    with pytest.raises(DataError, match="raw text, without a prompt to answer"):
+        run_recipe(load_recipe(path), problem.folder / "raw")

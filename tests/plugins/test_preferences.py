@@ -822,6 +822,33 @@ def test_responses_that_are_not_whole_behind_all_instructions_have_no_contrast(c
     assert [x for x in told.tolist() if not math.isnan(x)] == ([0.0, 1.0] if cut else [1.0])
 
 
+def test_hir_by_hand() -> None:
+    """Two responses behind two instructions: signs, what counts, and which instruction is the likelier one."""
+    batch = hir_batch(torch.zeros(2, 2))  # rows: responses 0 and 1 behind instruction 0, then behind instruction 1
+    out = Outputs(logprobs=torch.tensor([[-1.0], [-2.0], [-3.0], [-4.0]]), entropy=torch.full((4, 1), 0.5))
+    algorithm = hir(2, alpha=0.7, beta=0.01)
+    loss, weights = algorithm.loss(batch, out), algorithm.weights(batch)
+    own = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    assert torch.equal(loss["nll"].values, -out.logprobs) and torch.equal(weights["nll"][:, 0], own)  # type: ignore[operator]
+    assert torch.equal(loss["negative_entropy"].values, torch.full((4, 1), -0.5))
+    assert torch.equal(weights["contrast"], own) and torch.equal(weights["negative_entropy"][:, 0], own)
+    assert (loss["contrast"].coefficient, loss["negative_entropy"].coefficient) == (0.7, 0.01)
+    wanted = [math.log(1 + math.exp(-3 - -1)), math.log(1 + math.exp(-2 - -4))]
+    assert loss["contrast"].values[[0, 3]].tolist() == pytest.approx(wanted)
+    right = algorithm.report(batch, out)["contrast_accuracy"].values
+    assert right[[0, 3]].tolist() == [1.0, 0.0] and bool(right[[1, 2]].isnan().all())
+    silent = make_batch(torch.zeros(4, 1, dtype=torch.bool), groups=batch.groups, group=batch.group)
+    assert not algorithm.weights(silent)["contrast"].any()
+
+
+def test_shares_are_of_what_has_feedback() -> None:
+    looking = context()
+    polite().select([scored("p", 2.0, None, -1.0, None, 0.5, 3.0)], looking)
+    logged = looking.logged  # type: ignore[attr-defined]
+    assert logged["fulfilled/0"] == 0.25 and logged["fulfilled/1"] == 0.25 and logged["fulfilled/2"] == 0.5
+    assert logged["without_feedback"] == 2
+
+
 def test_a_score_that_is_not_a_number_is_no_feedback() -> None:
     looking = context()
     chosen = HIROffline(HIROffline.Options()).select([scored("p", float("nan"), 1.0)], looking)

@@ -134,7 +134,7 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
         config = getattr(trl, f"{name}Config")
         assert set(config.__dataclass_fields__) <= config_fields(trainer)
     for options, message in (
-        ({"betta": 1}, "DPOConfig has no field 'betta' did you mean 'beta'"),
+        ({"betta": 1}, "DPOConfig has no field 'betta'\ndid you mean 'beta'"),
         ({"learning_rate": 1}, "'learning_rate' is decided by the stage"),
         ({"num_train_epochs": 4}, "'num_train_epochs' is decided by the stage: epochs"),
     ):
@@ -188,7 +188,7 @@ def test_keys_that_would_change_nothing_are_refused(
 def test_whole_models_are_refused_before_the_first_stage(folder: Path) -> None:
     recipe = load(folder, d=stage("dpo"))
     recipe = load_recipe(recipe.path, ["model.lora=none"])
-    with pytest.raises(RunFailed, match="needs LoRA on an unquantised base"):
+    with pytest.raises(RecipeError, match="needs LoRA on an unquantised base"):
         run_recipe(recipe, folder / "out")
     assert not (folder / "out" / "sft" / "adapter").exists()
 
@@ -242,3 +242,21 @@ def test_warming_up_all_the_way(folder: Path) -> None:
     logged = [json.loads(line) for line in (folder / "out" / "d" / "metrics.jsonl").read_text().splitlines()]
     rates = [row["learning_rate"] for row in logged if "loss" in row]
     assert rates == pytest.approx([0.0, 0.0025, 0.005, 0.0075])
+
+
+def test_what_the_native_algorithms_refuse_is_refused_here(folder: Path) -> None:
+    rows = [json.dumps({"prompt": f"how are you, {n}", "completion": "well", "label": True}) for n in range(6)]
+    (folder / "up.jsonl").write_text("\n".join(rows))
+    with pytest.raises(DataError, match="kto needs desirable and undesirable responses: all are of one kind"):
+        run_recipe(load(folder, k=stage("kto") | {"data": "up.jsonl"}), folder / "out")
+    (folder / "same.py").write_text("def same(completions):\n    return [1.0] * len(completions)\n")
+    same = {"reward": {"python": {"path": "same.py", "function": "same"}}}
+    with pytest.raises(RunFailed, match="in all 2 steps the rewards of each prompt's samples were equal"):
+        run_recipe(load(folder, k=stage("grpo") | same), folder / "out")
+
+
+def test_values_are_checked_before_the_first_stage(folder: Path) -> None:
+    for trainer, option in (("dpo", {"beta": "abc"}), ("grpo", {"epsilon": "high"})):
+        with pytest.raises(RecipeError, match=f"stage 'd': trl: {next(iter(option))}: '.*': Input should be a valid"):
+            run_recipe(load(folder, d=stage(trainer, **option)), folder / "out")
+    assert not (folder / "out" / "sft" / "adapter").exists()
