@@ -460,3 +460,11 @@ def test_groups_keep_all_that_was_sampled() -> None:
     sampled = Group(turns("u: q"), (Response(tokens=(1,), logprobs=(-0.5,), truncated=True), Response()), id="x")
     assert read("groups", json.loads(group_to_json(sampled))) == sampled
     assert "version" in refused("groups", {"alignkit": 9})
+
+
+def test_scores_of_single_responses() -> None:
+    row = {"prompt": "q", "completion": "a", "score": 0.5, "n": 1}
+    group = read("prompt_completion", row)
+    assert group.responses[0].scores == {"reward": 0.5} and group.meta == {"n": 1}
+    assert read("prompt_completion", {"prompt": "q", "completion": "a"}).responses[0].scores == {}
+    assert "column 'score' must be a number" in refused("prompt_completion", row | {"score": "good"})
