@@ -642,6 +642,7 @@ def test_thresholds_rise() -> None:
     for options, message in (
         ({"thresholds": [0.5, 0.5]}, "thresholds must rise"),
         ({"thresholds": [0.5, 1.0]}, "quantiles are from 0 to below 1"),
+        ({"thresholds": [0.1, 0.5, 1.5]}, "quantiles are from 0 to below 1"),
         ({"thresholds": [-0.1, 0.5]}, "quantiles are from 0 to below 1"),
         ({"thresholds": []}, "at least 1 item"),
     ):
