@@ -68,24 +68,20 @@ def test_what_it_reports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "margins", "without"),
-    [
-        ("data", (2.0, None, "better"), 2),
-        ("llama2-small", (2.0, None, "better"), 2),
-        ("none", (None, None, None), None),
-    ],
+    ("kind", "without", "wanted"),
+    [("data", 2, "a number"), ("llama2-small", 3, "the name of a level"), ("none", None, "")],
 )
-def test_pairs_without_a_margin_are_counted(kind: str, margins: tuple[Any, ...], without: int | None) -> None:
+def test_pairs_without_a_margin_are_counted(kind: str, without: int | None, wanted: str) -> None:
     logged: dict[str, Any] = {}
     context = SelectContext(0, 0, lambda: [], lambda **m: logged.update(m), np.random.default_rng(0))
     responses = (Response("a"), Response("b"))
-    groups = [Group((), responses, (Pair(0, 1, margin=margin),)) for margin in margins]
+    groups = [Group((), responses, (Pair(0, 1, margin=margin),)) for margin in (2.0, 1.0, None, "better")]
     model = RewardModel(RewardModel.Options(margin=kind))
     assert model.select(groups, context) == groups
     assert logged == ({} if without is None else {"pairs_without_margin": without})
     if kind != "none":
         bare = [Group((), responses, (Pair(0, 1),))]
-        with pytest.raises(DataError, match=f"margin: {kind} needs pairs whose margin is"):
+        with pytest.raises(DataError, match=f"margin: {kind} needs pairs whose margin is {wanted}"):
             model.select(bare, context)
         held_out = SelectContext(0, 0, lambda: [], lambda **m: None, np.random.default_rng(0), validation=True)
         assert model.select(bare, held_out) == bare
