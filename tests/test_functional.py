@@ -206,7 +206,7 @@ def test_gae_ignores_how_a_row_is_padded() -> None:
 def test_a_value_is_clipped_where_its_error_has_no_gradient() -> None:
     """By the definition: beyond the range, and on the far side of it from the return."""
     values = torch.linspace(-2, 3, 11).repeat_interleave(6)
-    old, returns = torch.full((66,), 0.5), torch.tensor([-3.0, 0.0, 0.4, 0.6, 1.0, 3.0]).repeat(11)
+    old, returns = torch.full((66,), 0.5), torch.tensor([-3.0, 0.05, 0.4, 0.6, 1.05, 3.0]).repeat(11)
     moving = values.clone().requires_grad_(True)
     gradient = torch.autograd.grad(F.ppo_value_loss(moving, old, returns, 0.75).sum(), moving)[0]
     assert torch.equal(F.value_clipped(values, old, returns, 0.75) == 1, gradient == 0)
