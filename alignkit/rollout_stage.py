@@ -38,6 +38,8 @@ class Rollouts(Training):
         self.missing_eos_penalty = rollout.missing_eos_penalty
         super().__init__(run, algorithm)
         self.scorer = Scorer(run.settings.reward, run.context())
+        if run.settings.carry_from and not algorithm.needs.earlier:  # no error: one line swaps the algorithm
+            self._say("carry_from changes nothing here, the algorithm learns from its own samples alone")
 
     def _temperature(self) -> float:
         """The policy is what it samples as: learned at another temperature, its own samples would sharpen it."""

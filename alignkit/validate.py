@@ -235,9 +235,6 @@ class Builder(References):
         if values and (not needs.values or needs.shared_values):
             reason = "has its values from the policy" if needs.values else "trains no value role"
             self.wrong((*keys, "value_from"), f"{claim.name} {reason}", at_key=True)
-        if given.get("carry_from") and not needs.earlier:
-            message = f"{claim.name} learns from its own iteration's samples alone"
-            self.wrong((*keys, "carry_from"), message, at_key=True)
         known = refs.get("reference") == "base" or self.trains_reward(refs.get("reference", "")) is not None
         if known and claim.thing.source is not ROLLOUTS and not needs.reference_logprobs:
             self.wrong((*keys, "reference"), f"{claim.name} compares with no reference here", at_key=True)

@@ -62,7 +62,7 @@ SWAPS = {
 }
 WITH_DIMENSION = {
     *("all", "amax", "any", "argmax", "cumsum", "flip", "gather", "log_softmax", "logsumexp", "max", "mean", "min"),
-    *("scatter", "softmax", "sum", "unsqueeze"),
+    *("scatter", "softmax", "squeeze", "sum", "unsqueeze"),
 }
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 COMPARISONS = {ast.Gt: ast.Lt, ast.GtE: ast.Lt, ast.Lt: ast.Gt, ast.LtE: ast.Gt, ast.Eq: ast.NotEq}

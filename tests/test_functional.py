@@ -172,6 +172,11 @@ def test_extreme_preferences_stay_finite() -> None:
     assert torch.autograd.grad(F.log_odds(certain).sum(), certain)[0].isfinite().all()
 
 
+def test_the_best_of_no_response_is_none() -> None:
+    index, reward = F.best_of(torch.zeros(2, 0))
+    assert index.tolist() == [-1, -1] and bool(reward.isnan().all())
+
+
 def test_smoothing_is_shared_by_the_other_instructions() -> None:
     table = torch.tensor([[-1.0, -2.0, -0.5], [-3.0, -0.1, -1.0]])
     losses = -torch.log_softmax(table, dim=1)
