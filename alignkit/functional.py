@@ -208,7 +208,7 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bo
     2019, lm-human-preferences). Call it on the whole batch: statistics of parts are different numbers.
     """
     with torch.no_grad():
-        values, count = _cut(_wide(x), mask), mask.bool().sum()
+        values, count = _wide(x), mask.bool().sum()
         mean = masked_mean(values, mask)
         # The root of eps is 1e-4: without a second pass, rounding in the mean would show up 10,000 times larger.
         mean = mean + masked_mean(values - mean, mask)

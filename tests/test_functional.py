@@ -177,6 +177,12 @@ def test_the_best_of_no_response_is_none() -> None:
     assert index.tolist() == [-1, -1] and bool(reward.isnan().all())
 
 
+def test_a_combined_score_stays_within_the_logits_of_eps() -> None:
+    no = torch.tensor([False, False])
+    found, _ = F.llama2_combine(torch.tensor([50.0, -50.0]), torch.tensor([9.0, 9.0]), no, eps=0.1)
+    assert found.tolist() == pytest.approx([math.log(9), -math.log(9)])
+
+
 def test_smoothing_is_shared_by_the_other_instructions() -> None:
     table = torch.tensor([[-1.0, -2.0, -0.5], [-3.0, -0.1, -1.0]])
     losses = -torch.log_softmax(table, dim=1)
