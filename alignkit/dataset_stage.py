@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from alignkit import seeds
@@ -66,16 +67,15 @@ class Dataset(Training):
         context = SelectContext(
             0, self.run_.seed, lambda: [], lambda **m: self.summary.update(m), rng, validation, self._say
         )
-        try:
+        with self._naming_the_stage():
             chosen = self.algorithm.select(groups, context)
-        except DataError as error:
-            raise DataError(f"stage '{self.run_.name}': {error}") from error
         flat: list[Group] = []
         for item in chosen:
             flat += list(item.groups) if isinstance(item, Phase) else [item]
         kept = self._require(self._encode(flat))
         if kept and not validation:
-            self._check([e.group for e in kept])
+            with self._naming_the_stage():
+                self.algorithm.check([e.group for e in kept])
         if not kept:
             name, counts = self.run_.stage.component.name, self.summary.get("encoding", {})
             raise DataError(
@@ -90,10 +90,11 @@ class Dataset(Training):
                 self.run_.reporter.say(f"{self.run_.name}: the reference has seen these {len(kept)} groups before")
         return examples
 
-    def _check(self, groups: Sequence[Group]) -> None:
-        """Whether what is left after all that was left out can be learned from."""
+    @contextmanager
+    def _naming_the_stage(self) -> Iterator[None]:
+        """What the algorithm finds wrong with the data is said of this stage."""
         try:
-            self.algorithm.check(groups)
+            yield
         except DataError as error:
             raise DataError(f"stage '{self.run_.name}': {error}") from error
 

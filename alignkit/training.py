@@ -191,9 +191,7 @@ class Training:
                 lost.append(e.group)
         if lost:
             self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
-            self.run_.reporter.say(
-                f"{self.run_.name}: {len(lost)} rows without {wanted(self.algorithm)} are left out: {beginnings(lost)}"
-            )
+            self._say(f"{len(lost)} rows without {wanted(self.algorithm)} are left out: {beginnings(lost)}")
         return kept
 
     def checkpoint(self, number: int, position: str, **more: Any) -> None:

@@ -50,25 +50,25 @@ class KTO(Algorithm):
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         """Labelled responses, and beside them as many of other prompts, whose label is None.
 
-        Raises DataError where there is one prompt only.
+        Raises DataError where there is no label, one class of labels, or one prompt only.
         """
-        rated = [group for group in map(thumbs_of, groups) if group.responses]
-        labels = Counter(response.label for group in rated for response in group.responses)
+        thumbs = [thumbs_of(group) for group in groups]
+        rated, labels = [group for group in thumbs if group.responses], _labels_of(thumbs)
         mixed = _with_strangers(rated, context.rng)
         strangers = sum(response.label is None for group in mixed for response in group.responses)
         if not context.validation:
-            _check(groups)
+            _check(labels, len(groups))
             if not strangers:
                 raise DataError("kto needs two different prompts at least: z0 is that of responses to other prompts")
             context.log(desirable=labels[True], undesirable=labels[False])
-            unlabelled = [g for g in groups if len(thumbs_of(g).responses) < len(g.responses)]
+            unlabelled = [g for g, t in zip(groups, thumbs, strict=True) if len(t.responses) < len(g.responses)]
             context.left_out("without_label", sum(len(g.responses) for g in groups) - labels.total(), unlabelled)
             context.log(without_other_prompt=labels.total() - strangers)
         return mixed
 
     def check(self, groups: Sequence[Group]) -> None:
         """What did not fit may have been all of one class."""
-        _check(groups)
+        _check(_labels_of(groups), len(groups))
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
         """z0 in nats; a batch without a response to another prompt keeps the one before."""
@@ -112,13 +112,17 @@ def _labels(batch: Batch) -> Tensor:
     return batch.pairs.p.new_tensor(numbers)
 
 
-def _check(groups: Sequence[Group]) -> None:
-    labels = Counter(response.label for group in map(thumbs_of, groups) for response in group.responses)
+def _labels_of(groups: Sequence[Group]) -> Counter[bool | None]:
+    """How many responses have which label; those behind another prompt have none."""
+    return Counter(r.label for group in groups for r in group.responses if r.label is not None)
+
+
+def _check(labels: Mapping[bool | None, int], rows: int) -> None:
     if labels[True] and labels[False]:
         return
     found = f"all {labels[True]} are desirable" if labels[True] else f"all {labels[False]} are undesirable"
     raise DataError(
-        f"kto needs desirable and undesirable responses: of the labels in {len(groups)} rows "
+        f"kto needs desirable and undesirable responses: of the labels in {rows} rows "
         f"{found if labels else 'there is none'}; give `label: true` and `label: false` with prompt and completion, "
         "or pairs"
     )

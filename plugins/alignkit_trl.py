@@ -195,11 +195,11 @@ class TRL(Runner):
         loaded = run.load(run.settings.data)
         if loaded.validation:
             raise RunFailed(f"stage '{run.name}': trl takes no share of 'data' for validation")
-        rows = [row for group in loaded.groups for row in make(group)]
+        made = [make(group) for group in loaded.groups]
+        rows = [row for found in made for row in found]
         if not rows:
             raise DataError(f"stage '{run.name}': no row gives TRL's {self.options.trainer} trainer anything to learn")
-        without = sum(not make(group) for group in loaded.groups)
-        if without:
+        if without := made.count([]):
             run.reporter.say(f"{run.name}: {without} of {len(loaded.groups)} rows give it nothing and are left out")
         if self.options.trainer == "kto":
             if len({row["label"] for row in rows}) < 2:
@@ -209,9 +209,9 @@ class TRL(Runner):
             rows, alike = apart(rows, run.settings.batch_size or 1, seeds.stream(run.seed, run.name, "shuffle"))
             if alike:
                 run.reporter.say(f"{run.name}: {alike} of {len(rows)} responses count for z0 behind their own prompt")
-        if self.options.trainer == "reward" and any(row["margin"] for row in rows):
-            return Dataset.from_list(rows), {}
-        return Dataset.from_list([{key: row[key] for key in row if key != "margin"} for row in rows]), {}
+        if self.options.trainer != "reward" or not any(row["margin"] for row in rows):
+            rows = [{key: row[key] for key in row if key != "margin"} for row in rows]
+        return Dataset.from_list(rows), {}
 
 
 class TRLPairs(TRL):
