@@ -35,6 +35,9 @@ from torch import Tensor
 from torch.nn.functional import linear, logsigmoid, relu
 from torch.utils.checkpoint import checkpoint
 
+from alignkit.head import Head
+from alignkit.head import score as score_frozen
+
 
 def check_shapes(**tensors: Tensor) -> None:
     """Raise ValueError, naming the tensor, unless all have the shape of the first; broadcasting hides mistakes."""
@@ -111,18 +114,24 @@ def logprobs_from_hidden(
     softcap: float | None = None,
     scale: float = 1.0,
     entropy: bool = False,
-    chunk: int = 128,
+    chunk: int = 256,
 ) -> tuple[Tensor, Tensor | None]:
     """``token_logprobs`` of head(hidden) without ever holding [N, V]: (logprobs [N], entropy [N] or None), nats.
 
     hidden [N, D], head_weight [V, D] (None: the hidden states are the logits), bias [V], tokens [N].
     logits = softcap * tanh(scale * (hidden head^T + bias) / softcap), the product in the dtype of the head, the rest
-    in float32 or float64. ``chunk`` rows at a time; their logits are recomputed in backward, so memory is chunk * V.
-    Gradients reach hidden, head_weight and bias. Raises ValueError if tokens is not [N] or chunk is not positive.
+    in float32 or float64. ``chunk`` rows at a time, so memory is chunk * V. Gradients reach hidden, head_weight and
+    bias; where one of the last two learns, the logits are recomputed in backward, else see ``alignkit.head``. Raises
+    ValueError if tokens is not [N], or chunk or temperature is not positive.
     """
     check_shapes(tokens=tokens, hidden_rows=hidden[:, 0])
     if chunk < 1:
         raise ValueError(f"chunk must be positive, not {chunk}")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    frozen = not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in (head_weight, bias))
+    if head_weight is not None and frozen:
+        return score_frozen(hidden, tokens, Head(head_weight, bias, temperature, softcap, scale), entropy, chunk)
 
     def score(rows: Tensor, targets: Tensor, weight: Tensor | None, offset: Tensor | None) -> tuple[Tensor, ...]:
         if weight is not None:

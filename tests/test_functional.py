@@ -23,12 +23,16 @@ def head_inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Ten
     return hidden, head, bias, torch.randint(VOCABULARY, (ROWS,), generator=generator)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("chunk", [1, 4, ROWS, 128])
 @pytest.mark.parametrize(("softcap", "scale", "temperature"), [(None, 1.0, 1.0), (3.0, 0.5, 0.7)])
 def test_head_in_chunks_equals_whole_logits(
-    chunk: int, softcap: float | None, scale: float, temperature: float
+    chunk: int, softcap: float | None, scale: float, temperature: float, frozen: bool
 ) -> None:
     hidden, head, bias, tokens = head_inputs()
+    learned = (hidden,) if frozen else (hidden, head, bias)
+    if frozen:
+        head, bias = head.detach(), bias.detach()
     logits = scale * (hidden @ head.T + bias)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -48,7 +52,7 @@ def test_head_in_chunks_equals_whole_logits(
     gradients = []
     for logprobs, entropy in (expected, found):
         assert entropy is not None
-        gradients.append(torch.autograd.grad((weights * (logprobs + 0.3 * entropy**2)).sum(), (hidden, head, bias)))
+        gradients.append(torch.autograd.grad((weights * (logprobs + 0.3 * entropy**2)).sum(), learned))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients[1], gradients[0])
 
@@ -66,8 +70,11 @@ def test_head_frozen_or_without_grad() -> None:
     torch.testing.assert_close(plain, logprobs.detach())
 
 
-def test_head_never_holds_all_logits() -> None:
+@pytest.mark.parametrize("frozen", [True, False])
+def test_head_never_holds_all_logits(frozen: bool) -> None:
     hidden, head, _, tokens = head_inputs()
+    if frozen:
+        head = head.detach()
     given = {x.untyped_storage().data_ptr() for x in (hidden, head, tokens)}
     held = 0
 
@@ -78,7 +85,31 @@ def test_head_never_holds_all_logits() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(record, lambda saved: saved):
         F.logprobs_from_hidden(hidden, head, tokens, chunk=4, entropy=True)
-    assert held < 2 * ROWS
+    assert held <= (2 * hidden.numel() if frozen else 2 * ROWS)
+
+
+def test_a_frozen_head_forbids_tokens_and_keeps_its_precision() -> None:
+    """A bias of -inf forbids a token; a likely token's gradient does not cancel out in bfloat16."""
+    hidden, head, bias, tokens = (x.detach() for x in head_inputs())
+    bias[(tokens[0] + 1) % VOCABULARY] = -math.inf
+    hidden = hidden.requires_grad_()
+    logprobs, entropy = F.logprobs_from_hidden(hidden, head, tokens, bias=bias, entropy=True)
+    assert entropy is not None
+    expected = F.token_logprobs(hidden @ head.T + bias, tokens), F.token_entropy(hidden @ head.T + bias)
+    weights = torch.linspace(-1, 1, ROWS, dtype=torch.float64)
+    for found, other in zip((logprobs, entropy), expected, strict=True):
+        torch.testing.assert_close(found[1:], other[1:])
+        (own,) = torch.autograd.grad((weights * found)[1:].sum(), hidden, retain_graph=True)
+        torch.testing.assert_close(own, torch.autograd.grad((weights * other)[1:].sum(), hidden, retain_graph=True)[0])
+    sure = torch.zeros(1, WIDTH, dtype=torch.bfloat16)
+    sure[0, 0] = 6.0
+    sure.requires_grad_()
+    weight = torch.zeros(VOCABULARY, WIDTH, dtype=torch.bfloat16)
+    weight[0] = 1.0
+    found, _ = F.logprobs_from_hidden(sure, weight, torch.zeros(1, dtype=torch.int64))
+    (own,) = torch.autograd.grad(found.sum(), sure)
+    left = 1 - float(found.detach().exp())
+    assert 0 < left < 0.1 and float(own[0, 0]) == pytest.approx(left, rel=0.01)
 
 
 def test_head_of_no_rows_has_a_backward() -> None:

@@ -1,0 +1,125 @@
+"""A frozen language head: log-probabilities and entropies of tokens from hidden states, without scores of all tokens.
+
+Both are one number a row, so how they depend on the row's hidden state is known as soon as its logits are. It is kept
+in place of the logits, and backward has only to scale it: no scores are computed a second time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = softcap * tanh(scale * (hidden weight^T + bias) / softcap) / temperature; weight [V, D], bias [V]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    temperature: float
+    softcap: float | None
+    scale: float
+
+
+def score(hidden: Tensor, tokens: Tensor, head: Head, entropy: bool, chunk: int) -> tuple[Tensor, Tensor | None]:
+    """Log P(token) [N] and, if asked, entropies [N], float32 at least, in nats; `chunk` rows' logits at a time.
+
+    hidden [N, D], tokens [N]. Gradients reach the hidden states alone.
+    """
+    learns = torch.is_grad_enabled() and hidden.requires_grad
+    logprobs, entropies = _Score.apply(hidden, tokens, head, entropy, chunk, learns)
+    return logprobs, entropies
+
+
+class _Score(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, tokens: Tensor, head: Head, entropy: bool, chunk: int, learns: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        work = _Chunks(head, min(chunk, len(hidden)), torch.promote_types(head.weight.dtype, torch.float32))
+        logprobs = hidden.new_empty(len(hidden), dtype=work.logits.dtype)
+        entropies = torch.empty_like(logprobs) if entropy else None
+        slopes = [torch.empty_like(hidden) for _ in range(1 + entropy)] if learns else []
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            own = None if entropies is None else entropies[part]
+            work.run(hidden[part], tokens[part], logprobs[part], own, [slope[part] for slope in slopes])
+        ctx.save_for_backward(*slopes)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        found: Tensor | None = None
+        for gradient, slope in zip(upstream, ctx.saved_tensors, strict=False):
+            part = gradient[:, None] * slope
+            found = part if found is None else found + part
+        return None if found is None else found.to(ctx.saved_tensors[0].dtype), None, None, None, None, None
+
+
+class _Chunks:
+    """The buffers that every chunk of rows uses again: memory for each afresh costs more than the sums done in it."""
+
+    def __init__(self, head: Head, rows: int, dtype: torch.dtype):
+        self.head = head
+        self.products = head.weight.new_empty(rows, len(head.weight))
+        same = self.products.dtype == dtype
+        self.logits = self.products if same else torch.empty_like(self.products, dtype=dtype)
+
+    def run(
+        self, hidden: Tensor, tokens: Tensor, logprobs: Tensor, entropies: Tensor | None, slopes: list[Tensor]
+    ) -> None:
+        """Fill in what is asked of some rows; slopes: d logprob / d hidden and, with entropies, d entropy / d hidden."""
+        products, logits = self.products[: len(hidden)], self.logits[: len(hidden)]
+        bend = self._logits(hidden, products, logits)
+        chosen = tokens[:, None]
+        top = logits.amax(dim=-1, keepdim=True)
+        logits -= top
+        logprobs.copy_(logits.gather(-1, chosen)[:, 0])
+        # A forbidden token, of logit -inf, adds nothing to the entropy, but 0 * -inf would be nan.
+        shifted = logits.masked_fill(logits == float("-inf"), 0.0) if entropies is not None else None
+        logits.exp_()
+        total = logits.sum(dim=-1, keepdim=True)
+        logprobs -= total.log()[:, 0]
+        logits /= total  # probabilities from here on
+        if entropies is not None and shifted is not None:
+            shifted -= total.log()
+            entropies.copy_(-(logits * shifted).sum(dim=-1))
+            if slopes:
+                shifted += entropies[:, None]
+                self._pull((logits * shifted).neg_(), bend, products, slopes[1])
+        if slopes:
+            ones = torch.ones_like(chosen, dtype=logits.dtype)
+            self._pull(logits.neg_().scatter_add_(-1, chosen, ones), bend, products, slopes[0])
+
+    def _logits(self, hidden: Tensor, products: Tensor, logits: Tensor) -> Tensor | None:
+        """Fill in the logits; gives the derivative of the soft cap where there is one, [rows, V]."""
+        head = self.head
+        torch.mm(hidden.to(head.weight.dtype), head.weight.t(), out=products)
+        if logits is not products:
+            logits.copy_(products)
+        if head.bias is not None:
+            logits += head.bias
+        if head.scale != 1.0:
+            logits *= head.scale
+        bend = None
+        if head.softcap is not None:
+            bend = 1 - torch.tanh_(logits.div_(head.softcap)).square()
+            logits *= head.softcap
+        if head.temperature != 1.0:
+            logits /= head.temperature
+        return bend
+
+    def _pull(self, gradient: Tensor, bend: Tensor | None, products: Tensor, slope: Tensor) -> None:
+        """The gradient with respect to the logits [rows, V] as one with respect to the hidden states, [rows, D]."""
+        if bend is not None:
+            gradient *= bend
+        if (factor := self.head.scale / self.head.temperature) != 1.0:
+            gradient *= factor
+        if gradient.dtype != products.dtype:
+            gradient = products.copy_(gradient)
+        slope.copy_(gradient @ self.head.weight)
