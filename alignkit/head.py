@@ -73,7 +73,7 @@ class _Chunks:
     def run(
         self, hidden: Tensor, tokens: Tensor, logprobs: Tensor, entropies: Tensor | None, slopes: list[Tensor]
     ) -> None:
-        """Fill in what is asked of some rows; slopes: d logprob / d hidden and, with entropies, d entropy / d hidden."""
+        """Fill in some rows; slopes: d logprob / d hidden, and d entropy / d hidden where entropies are asked for."""
         products, logits = self.products[: len(hidden)], self.logits[: len(hidden)]
         bend = self._logits(hidden, products, logits)
         chosen = tokens[:, None]
