@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 NAME = "alignkit"
+BLOCK = 32  # rows that are decoded with one call of the attention
 
 
 class Layout(Protocol):
@@ -97,11 +98,6 @@ class Segment:
         parts = [torch.arange(self.prompt)]
         parts += [torch.arange(self.prompt, self.prompt + n) for n in self.responses]
         return torch.cat(parts)
-
-    def owners(self) -> Tensor:
-        """-1 for the prompt's tokens, else the response's index, [length]."""
-        counts = torch.tensor([self.prompt, *self.responses])
-        return torch.repeat_interleave(torch.arange(-1, len(self.responses)), counts)
 
 
 @dataclass
@@ -199,10 +195,13 @@ class Packed:
             return None
         key = (index, window)
         if key not in self._masks:
-            owner, position = segment.owners(), segment.positions()
-            sees = (owner[None] == owner[:, None]) | (owner[None] == -1)
-            sees &= position[None] <= position[:, None]
+            sees = torch.ones(segment.length, segment.length, dtype=torch.bool).tril_()
+            start = segment.prompt
+            for length in segment.responses:
+                sees[start : start + length, segment.prompt : start] = False
+                start += length
             if window is not None:
+                position = segment.positions()
                 sees &= position[:, None] - position[None] < window
             self._masks[key] = sees.to(device)
         return self._masks[key]
@@ -235,13 +234,15 @@ def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how:
 
 class Decoding:
     """One new token a row. Rows keep what they have right-aligned before `column`, so all rows write the same column
-    and the only mask is the empty space left of the shorter ones. Rows leave and enter while others go on.
+    and the only mask is the empty space left of the shorter ones. Rows leave and enter while others go on; those beside
+    each other are of like lengths, so a block of them leaves out most of that space.
     """
 
     def __init__(self) -> None:
         self.column = 0
         self.starts = torch.zeros(0, dtype=torch.int64)
         self.cache: dict[int, tuple[Tensor, Tensor]] = {}
+        self._blocks: list[tuple[slice, int]] = []  # rows beside each other, and the first column that one of them has
         self._sees: dict[int | None, Tensor] = {}
 
     def change_rows(
@@ -261,6 +262,10 @@ class Decoding:
         new = torch.tensor([column - segment.prompt for segment in entering], dtype=torch.int64)
         self.starts = torch.cat([kept + column - self.column, new])
         self.column = column
+        self._blocks = [
+            (slice(row, row + BLOCK), int(self.starts[row : row + BLOCK].min()))
+            for row in range(0, len(self.starts), BLOCK)
+        ]
         self._sees.clear()
 
     def _moved(
@@ -289,16 +294,18 @@ class Decoding:
         keys, values = self.cache[layer]
         keys[:, :, self.column] = k[:, :, 0]
         values[:, :, self.column] = v[:, :, 0]
-        seen = slice(0, self.column + 1)
-        keys, values = keys[:, :, seen], values[:, :, seen]
         mask = self._mask(how.window, q.device)
         rows, heads, _, size = q.shape
         # The query heads that share a key head stand as its queries: no copy of the keys, one product a key head.
         q = q.view(rows, k.shape[1], heads // k.shape[1], size)
-        return attention(q, keys, values, mask, how).reshape(rows, heads, 1, size)
+        parts = [
+            attention(q[block], keys[block, :, seen], values[block, :, seen], mask[block, :, :, seen], how)
+            for block, seen in ((block, slice(first, self.column + 1)) for block, first in self._blocks)
+        ]
+        return torch.cat(parts).reshape(rows, heads, 1, size)
 
     def _mask(self, window: int | None, device: torch.device) -> Tensor:
-        """[rows, 1, 1, column + 1]."""
+        """[rows, 1, 1, column + 1] true where a row sees a column."""
         if window not in self._sees:
             columns = torch.arange(self.column + 1)[None]
             sees = columns >= self.starts[:, None]

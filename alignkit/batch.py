@@ -247,33 +247,33 @@ def pack(groups: Sequence[Encoded]) -> PackedRow:
     """Lay groups side by side; each prompt stands once before its responses."""
     tokens: list[int] = []
     segments: list[Segment] = []
-    before: list[int] = []
-    place: list[tuple[int, int]] = []
-    targets: list[int] = []
-    last: list[int] = []
-    response = 0
+    counts: list[bool] = []
+    firsts: list[int] = []  # of each response: where it begins
+    prompt_ends: list[int] = []
     for group in groups:
-        start, prompt = len(tokens), len(group.prompt)
-        segments.append(Segment(start, prompt, tuple(len(row.tokens) for row in group.rows)))
+        segments.append(Segment(len(tokens), len(group.prompt), tuple(len(row.tokens) for row in group.rows)))
         tokens += group.prompt
+        end = len(tokens) - 1
         for row in group.rows:
-            first = len(tokens)
+            firsts.append(len(tokens))
+            prompt_ends.append(end)
             tokens += row.tokens
-            last.append(len(tokens) - 1)
-            for t, counts in enumerate(row.mask):
-                if counts:
-                    before.append(first + t - 1 if t else start + prompt - 1)
-                    place.append((response, t))
-                    targets.append(row.tokens[t])
-            response += 1
-    ids = torch.tensor(tokens, dtype=torch.int64)
+            counts += row.mask
+    ids = np.array(tokens, dtype=np.int64)
+    first = np.array(firsts, dtype=np.int64)
+    lengths = np.array([n for segment in segments for n in segment.responses], dtype=np.int64)
+    counted = np.array(counts, dtype=bool)
+    response = np.repeat(np.arange(len(lengths)), lengths)[counted]
+    token = (np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths))[counted]
+    where = first[response] + token
+    before = np.where(token > 0, where - 1, np.array(prompt_ends, dtype=np.int64)[response])
     return PackedRow(
         layout=Packed(segments),
-        tokens=ids,
-        before=torch.tensor(before, dtype=torch.int64),
-        place=torch.tensor(place, dtype=torch.int64).reshape(-1, 2),
-        targets=torch.tensor(targets, dtype=torch.int64),
-        last=torch.tensor(last, dtype=torch.int64),
+        tokens=torch.from_numpy(ids),
+        before=torch.from_numpy(before),
+        place=torch.from_numpy(np.stack([response, token], axis=1)),
+        targets=torch.from_numpy(ids[where]),
+        last=torch.from_numpy(first + lengths - 1),
     )
 
 
@@ -362,9 +362,9 @@ class Examples:
         count, longest = len(rows), max((len(row.tokens) for row in rows), default=0)
         tokens = torch.zeros(count, longest, dtype=torch.int64)
         mask = torch.zeros(count, longest, dtype=torch.bool)
-        for r, row in enumerate(rows):
-            tokens[r, : len(row.tokens)] = torch.tensor(row.tokens, dtype=torch.int64)
-            mask[r, : len(row.tokens)] = torch.tensor(row.mask, dtype=torch.bool)
+        filled = torch.arange(longest) < torch.tensor([[len(row.tokens)] for row in rows], dtype=torch.int64)
+        tokens[filled] = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.int64)
+        mask[filled] = torch.tensor([counts for row in rows for counts in row.mask], dtype=torch.bool)
         owner = torch.tensor([g for g, group in enumerate(self.groups) for _ in group.rows], dtype=torch.int64)
         names = {"old_logprobs", "reference_logprobs", "old_values", "rewards", "scores"}
         arrays = {name: self._array(name, count, longest).to(device) for name in self.columns | self.token_columns}
