@@ -137,7 +137,8 @@ def test_a_row_is_made_of_medians(extra: bool) -> None:
     checks = [answer(9, 0, loss=1.0), answer(9, 0, loss=1.01)]
     rounds = [(answer(t, 30), answer(u, 50)) for t, u in ((1, 4), (2, 3), (100, 6))]
     found = row(benchmark, checks, rounds, {"flop": {"float32": 3.0}, "bandwidth": 1.0})
-    assert (found["ours"], found["peer"], found["ratio"]) == (6.0, 3.0, 1.5)  # 12 units in 2 and in 4 seconds; the middle one of the ratios
+    # 12 units in 2 and in 4 seconds; the middle one of the ratios
+    assert (found["ours"], found["peer"], found["ratio"]) == (6.0, 3.0, 1.5)
     assert found["ratios"] == [4.0, 1.5, 0.06]
     assert found["memory_ratio"] == (20 / 40 if extra else 30 / 50)
     assert found["floor_ratio"] == 2 / 2  # 6 FLOP at 3 a second
