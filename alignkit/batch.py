@@ -283,12 +283,11 @@ def spread(values: Tensor, row: PackedRow, shape: tuple[int, int]) -> Tensor:
     return values.new_zeros(shape).index_put((place[:, 0], place[:, 1]), values)
 
 
-def units(groups: Sequence[Encoded]) -> list[list[int]]:
+def units(bundles: Sequence[str | None]) -> list[list[int]]:
     """Indices of groups in order, those of one bundle together: what no batch is cut inside of."""
     found: list[list[int]] = []
     keys: dict[str, int] = {}
-    for index, group in enumerate(groups):
-        bundle = group.group.bundle
+    for index, bundle in enumerate(bundles):
         if bundle is not None and bundle in keys:
             found[keys[bundle]].append(index)
             continue
@@ -302,7 +301,7 @@ def micro_batches(groups: Sequence[Encoded], budget: int) -> Iterator[list[int]]
     """Indices of groups in order, cut where the tokens would exceed the budget; bundles stay together."""
     current: list[int] = []
     used = 0
-    for indices in units(groups):
+    for indices in units([encoded.group.bundle for encoded in groups]):
         length = sum(groups[index].length for index in indices)
         if current and used + length > budget:
             yield current

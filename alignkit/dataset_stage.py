@@ -1,4 +1,8 @@
-"""A training stage over a data set: epochs, validation, the best version kept."""
+"""A training stage over a data set: epochs, validation, the best version kept.
+
+A large data set is not turned into tokens before the first step, which for a million rows would take minutes and
+gigabytes, but batch by batch. What does not fit then makes its batch smaller, and is told at the end of an epoch.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from alignkit import seeds
 from alignkit.algorithm import Phase, SelectContext
 from alignkit.batch import Examples, units
 from alignkit.data import Group
 from alignkit.errors import AlignkitError, DataError
 from alignkit.train import schedule
-from alignkit.training import Training, wanted
+from alignkit.training import ENCODING_FACTS, Training, wanted
 
 CHECKPOINTS = 10  # of a stage, where the recipe does not say how many
+AHEAD = 20_000  # rows that may become tokens before the first step
 
 
 class Dataset(Training):
@@ -24,19 +31,28 @@ class Dataset(Training):
 
     def run(self) -> dict[str, Any]:
         loaded = self.run_.load(self.settings.data)
-        train = self._examples(loaded.groups)
+        groups = self._chosen(loaded.groups)
+        # A reference measures all tokens before the first step, so there is nothing to put off.
+        later = len(groups) > AHEAD and not self.algorithm.needs.reference_logprobs
+        if later:
+            self._say(f"{len(groups)} rows, each of which becomes tokens when its turn comes")
+            self._check(groups)
+        ready = None if later else self._examples(groups)
+        if ready is not None:
+            groups = [encoded.group for encoded in ready.groups]
         validation = self._validation(loaded)
         size, epochs = self.settings.batch_size or 1, self.settings.epochs or 1
-        whole = units(train.groups)
+        whole = units([group.bundle for group in groups])
         per_epoch = math.ceil(len(whole) / size)
         total = min(per_epoch * epochs, self.settings.max_steps or per_epoch * epochs)
         every = self.settings.checkpoint_every or max(1, math.ceil(total / CHECKPOINTS))
-        facts = {"groups": len(train.groups), "steps": total}
+        facts = {"groups": len(groups), "steps": total}
         self.summary = facts | self.summary | facts  # first, and true
         best = self.done.get("best", math.inf)
         run = self.run_
         if self.done:
             self.summary = self.done["summary"]
+        order: np.ndarray | None = None
         run.reporter.start(run.name, total, self.learner.steps)
         while self.learner.steps < total:
             step = self.learner.steps
@@ -46,9 +62,11 @@ class Dataset(Training):
                 self.checkpoint(step, f"step {step} of {total}", best=best)
                 raise
             epoch, at = divmod(step, per_epoch)
-            order = seeds.stream(run.seed, run.name, "shuffle", epoch).permutation(len(whole))
+            if at == 0 or order is None:
+                order = seeds.stream(run.seed, run.name, "shuffle", epoch).permutation(len(whole))
             began = time.monotonic()
-            part = train.take([i for unit in order[at * size : (at + 1) * size] for i in whole[unit]])
+            indices = [i for unit in order[at * size : (at + 1) * size] for i in whole[unit]]
+            part = ready.take(indices) if ready is not None else self._now([groups[i] for i in indices], epoch)
             factor = schedule(self.settings.lr_scheduler_type, step, total, self.settings.warmup_ratio)
             metrics = self.learner.step(part, factor)
             metrics["tokens_per_second"] = sum(e.length for e in part.groups) / (time.monotonic() - began)
@@ -56,13 +74,16 @@ class Dataset(Training):
             self.log(step + 1, metrics)
             run.reporter.advance(step + 1, metrics)
             if at + 1 == per_epoch or step + 1 == total:
+                if later and epoch == 0:
+                    self._tell_left_out()
                 best = self._end_epoch(epoch + 1, validation, best)
                 self.checkpoint(step + 1, f"step {step + 1} of {total}", best=best)
             elif (step + 1) % every == 0:
                 self.checkpoint(step + 1, f"step {step + 1} of {total}", best=best)
         return self.finish()
 
-    def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
+    def _chosen(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
+        """What the algorithm wants of these rows."""
         rng = seeds.stream(self.run_.seed, self.run_.name, "select")
         context = SelectContext(
             0, self.run_.seed, lambda: [], lambda **m: self.summary.update(m), rng, validation, self._say
@@ -72,16 +93,41 @@ class Dataset(Training):
         flat: list[Group] = []
         for item in chosen:
             flat += list(item.groups) if isinstance(item, Phase) else [item]
-        kept = self._require(self._encode(flat))
-        if kept and not validation:
-            with self._naming_the_stage():
-                self.algorithm.check([e.group for e in kept])
-        if not kept:
-            name, counts = self.run_.stage.component.name, self.summary.get("encoding", {})
-            raise DataError(
-                f"stage '{self.run_.name}': none of {len(groups)} rows gives {name} anything to learn from: "
-                f"it needs {wanted(self.algorithm)}" + (f" ({counts})" if counts else "")
+        return flat
+
+    def _check(self, groups: Sequence[Group]) -> None:
+        with self._naming_the_stage():
+            self.algorithm.check(groups)
+
+    def _now(self, groups: Sequence[Group], epoch: int) -> Examples:
+        """The rows of one batch; those that cannot be used are counted in the first epoch."""
+        encoded = self._encoded(groups)
+        kept, lost = self._usable(encoded)
+        if epoch == 0:
+            self._count_unfit()
+            self._count_lost(lost)
+            for name, count in (("tried", len(groups)), ("used", len(kept))):
+                self.summary[name] = self.summary.get(name, 0) + count
+        return Examples(kept)
+
+    def _tell_left_out(self) -> None:
+        """After the first epoch of rows that became tokens in their turn."""
+        if not self.summary["used"]:
+            raise self._nothing_to_learn(self.summary["tried"])
+        counts = {ENCODING_FACTS[name]: count for name, count in self.summary.get("encoding", {}).items()}
+        if lost := self.summary.get("without_signal"):
+            counts[f"without {wanted(self.algorithm)}"] = lost
+        if counts:
+            self._say(
+                f"of {self.summary['tried']} rows: " + "; ".join(f"{count} {what}" for what, count in counts.items())
             )
+
+    def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
+        kept = self._require(self._encode(groups))
+        if not kept:
+            raise self._nothing_to_learn(len(groups))
+        if not validation:
+            self._check([encoded.group for encoded in kept])
         examples = Examples(kept)
         if self.algorithm.needs.reference_logprobs:
             found, known = self.engine.fixed_logprobs(self.reference_name, kept)
@@ -89,6 +135,13 @@ class Dataset(Training):
             if known:
                 self.run_.reporter.say(f"{self.run_.name}: the reference has seen these {len(kept)} groups before")
         return examples
+
+    def _nothing_to_learn(self, rows: int) -> DataError:
+        name, counts = self.run_.stage.component.name, self.summary.get("encoding", {})
+        return DataError(
+            f"stage '{self.run_.name}': none of {rows} rows gives {name} anything to learn from: "
+            f"it needs {wanted(self.algorithm)}" + (f" ({counts})" if counts else "")
+        )
 
     @contextmanager
     def _naming_the_stage(self) -> Iterator[None]:
@@ -102,7 +155,7 @@ class Dataset(Training):
         groups = list(loaded.validation)
         if self.settings.validation is not None:
             groups += self.run_.load(self.settings.validation).groups
-        return self._examples(groups, validation=True) if groups else None
+        return self._examples(self._chosen(groups, validation=True), validation=True) if groups else None
 
     def _end_epoch(self, epoch: int, validation: Examples | None, best: float) -> float:
         run = self.run_

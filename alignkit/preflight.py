@@ -43,7 +43,8 @@ def check_data(stages: Sequence[Stage], load: Callable[[Stage, DataSpec], Loaded
         for spec in specs([stage.settings, stage.component.options], DataSpec):
             files = tuple(source for source in spec.sources if source.path is not None)
             if files:
-                _check_pairs(stage, spec, load(stage, DataSpec(files)))
+                whole = len(files) == len(spec.sources)
+                _check_pairs(stage, spec, load(stage, spec if whole else DataSpec(files)))
 
 
 def _check_pairs(stage: Stage, spec: DataSpec, loaded: Loaded) -> None:
@@ -53,7 +54,7 @@ def _check_pairs(stage: Stage, spec: DataSpec, loaded: Loaded) -> None:
         return
     if any(source.path is None for source in spec.sources):  # a stage or the hub may give what the files have not
         return
-    if not any(resolved_pairs(group) for group in [*loaded.groups, *loaded.validation]):
+    if not any(resolved_pairs(group) for part in (loaded.groups, loaded.validation) for group in part):
         raise DataError(
             f"stage '{stage.name}': {stage.component.name} learns from pairs of a better and a worse response, and "
             f"no row of {spec.sources[0].path} has one"

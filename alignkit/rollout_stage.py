@@ -296,7 +296,7 @@ class Rollouts(Training):
         if not examples.groups:
             metrics["empty_selection"] = 1.0
             return False
-        whole = units(examples.groups)
+        whole = units([encoded.group.bundle for encoded in examples.groups])
         size = self.settings.batch_size or len(whole)
         averages: dict[str, list[float]] = {}
         skipped = 0

@@ -101,6 +101,7 @@ class Run:
         self._texts: list[str] = []
         self._working = ""  # the stage
         self._bad_rows: dict[str, None] = {}  # that it skipped, each once although data may be read twice
+        self._kept: list[tuple[DataSpec, int, Loaded]] = []  # what was read before the first stage, for that stage
 
     # Stopping
 
@@ -130,7 +131,7 @@ class Run:
         waiting = self._waiting()
         check_models(self.recipe, waiting)
         check_rewards(self.recipe, waiting)
-        check_data(waiting, lambda stage, spec: self.load(spec, self.seed_of(stage), quiet=True))
+        check_data(waiting, lambda stage, spec: self._look_at(spec, self.seed_of(stage), keep=stage is waiting[0]))
         times = []
         for stage in self.recipe.stages.values():
             self.should_stop()
@@ -138,6 +139,7 @@ class Run:
             self.notify(stage.name)("stage_started")
             reused = self._stage(stage)
             self.notify(stage.name)("stage_finished", reused=reused)
+            self._kept.clear()
             times.append((stage.name, "reused" if reused else _duration(time.monotonic() - started)))
             self._join_metrics()
         for text in self._texts:
@@ -312,10 +314,23 @@ class Run:
 
         return call
 
-    def load(self, spec: DataSpec, seed: int, quiet: bool = False) -> Loaded:
+    def _look_at(self, spec: DataSpec, seed: int, keep: bool) -> Loaded:
+        """Read a data entry before any stage runs. keep: `load` need not read it again."""
+        loaded = self._read(spec, seed)
+        if keep:
+            self._kept.append((spec, seed, loaded))
+        return loaded
+
+    def _read(self, spec: DataSpec, seed: int) -> Loaded:
         formats = {claim.name: claim.thing for claim in plugins().registry.claims("formats")}
-        loaded = load(spec, formats=formats, seed=seed, stage_data=lambda name: self.folder / name / "data.jsonl")
-        if loaded.skipped and not quiet:
+        return load(spec, formats=formats, seed=seed, stage_data=lambda name: self.folder / name / "data.jsonl")
+
+    def load(self, spec: DataSpec, seed: int) -> Loaded:
+        found = next((kept for kept in self._kept if kept[:2] == (spec, seed)), None)
+        if found is not None:
+            self._kept.remove(found)  # from here on the stage alone holds it
+        loaded = self._read(spec, seed) if found is None else found[2]
+        if loaded.skipped:
             self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
             self.reporter.say(
                 f"{len(loaded.skipped)} bad rows skipped, the first: {loaded.skipped[0]} "

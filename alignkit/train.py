@@ -123,6 +123,8 @@ class Learner:
 
     def _accumulate(self, examples: Examples) -> dict[str, float]:
         """Gradients of the global batch; gives loss terms and the algorithm's own metrics."""
+        if not examples.groups:  # none of its rows could be used
+            return {}
         parts = [examples.take(i) for i in micro_batches(examples.groups, self.token_budget)]
         batches = [part.batch(self.policy.device) for part in parts]
         self._before_step(parts, batches)

@@ -157,31 +157,40 @@ class Training:
 
         return Mix(draw, mix.weight, size)
 
-    def _encode(self, groups: Sequence[Group], what: str = "row") -> list[Encoded]:
+    def _encode(self, groups: Sequence[Group]) -> list[Encoded]:
         """Encode and report what did not fit."""
+        found = self._encoded(groups)
+        if counts := self._count_unfit():
+            named = self.engine.encoder.groups
+            facts = "; ".join(f"{n} {ENCODING_FACTS[name]} ({beginnings(named[name])})" for name, n in counts.items())
+            self._say(f"of {len(groups)} groups: {facts}")
+        return found
+
+    def _encoded(self, groups: Sequence[Group]) -> list[Encoded]:
         encoder = self.engine.encoder
         encoder.forget_counts()
-        found = encode_all(
-            encoder,
-            groups,
-            self.max_length,
-            turns=self.algorithm.turns(),
-            scoring=self.algorithm.trains is REWARD,
-        )
-        counts = {name: count for name, count in encoder.counts.items() if count}
+        scoring = self.algorithm.trains is REWARD
+        return encode_all(encoder, groups, self.max_length, turns=self.algorithm.turns(), scoring=scoring)
+
+    def _count_unfit(self) -> dict[str, int]:
+        """Add what the last `_encoded` could not use to the summary; gives that."""
+        counts = {name: count for name, count in self.engine.encoder.counts.items() if count}
         if counts:
             before = self.summary.get("encoding", {})
             self.summary["encoding"] = {
                 name: before.get(name, 0) + counts.get(name, 0) for name in {**before, **counts}
             }
-            facts = "; ".join(
-                f"{count} {ENCODING_FACTS[name]} ({beginnings(encoder.groups[name])})" for name, count in counts.items()
-            )
-            self.run_.reporter.say(f"{self.run_.name}: of {len(groups)} groups: {facts}")
-        return found
+        return counts
 
     def _require(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        """Groups the algorithm can learn from; others are counted, but for those whose pairs the encoder counted."""
+        """Groups the algorithm can learn from; others are reported, but for those whose pairs the encoder counted."""
+        kept, lost = self._usable(encoded)
+        self._count_lost(lost)
+        if lost:
+            self._say(f"{len(lost)} rows without {wanted(self.algorithm)} are left out: {beginnings(lost)}")
+        return kept
+
+    def _usable(self, encoded: Sequence[Encoded]) -> tuple[list[Encoded], list[Group]]:
         needs = self.algorithm.needs
         kept, lost = [], []
         for e in encoded:
@@ -189,10 +198,11 @@ class Training:
                 kept.append(e)
             elif not (needs.pairs and resolved_pairs(e.group)):
                 lost.append(e.group)
+        return kept, lost
+
+    def _count_lost(self, lost: Sequence[Group]) -> None:
         if lost:
             self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
-            self._say(f"{len(lost)} rows without {wanted(self.algorithm)} are left out: {beginnings(lost)}")
-        return kept
 
     def checkpoint(self, number: int, position: str, **more: Any) -> None:
         tensors, state = self.learner.state()

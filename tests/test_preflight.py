@@ -32,7 +32,7 @@ def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
     (folder / "small.yaml").write_text(text, encoding="utf-8")
     recipe = load_recipe(folder / "small.yaml")
     run = Run(recipe, folder / "out")
-    check_data(list(recipe.stages.values()), lambda stage, spec: run.load(spec, 0, quiet=True))
+    check_data(list(recipe.stages.values()), lambda stage, spec: run.load(spec, 0))
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])

@@ -1,0 +1,98 @@
+"""Rows of a large data set become tokens batch by batch: the same result as all at once, nothing lost in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alignkit import dataset_stage, readers, run
+from alignkit.data import Group, Response
+from alignkit.errors import DataError
+from alignkit.recipe import load_recipe
+from alignkit.run import run_recipe
+
+LONG = "why " * 200
+
+
+def trained(folder: Path, rows: list[dict[str, Any]], out: str = "out", **settings: Any) -> dict[str, Any]:
+    """Run one stage over these rows; gives its summary."""
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    stage = {"algorithm": "sft", "data": "rows.jsonl", "batch_size": 2, "epochs": 2, "max_length": 128, **settings}
+    recipe = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"only": stage}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    run_recipe(load_recipe(folder / "recipe.yaml"), folder / out)
+    found: dict[str, Any] = json.loads((folder / out / "only" / "stage.json").read_text(encoding="utf-8"))["summary"]
+    return found
+
+
+def demonstrations(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"is it {n}?", "completion": "yes " * (n + 1)} for n in range(count)]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "only" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_batch_by_batch_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(tmp_path, demonstrations(5))
+    monkeypatch.setattr(dataset_stage, "AHEAD", 4)
+    summary = trained(tmp_path, demonstrations(5), "later")
+    assert weights(tmp_path / "later") == weights(tmp_path / "out")
+    assert (summary["groups"], summary["steps"], summary["tried"], summary["used"]) == (5, 6, 5, 5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_what_does_not_fit_is_counted_once_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], batch_size: int
+) -> None:
+    """Where nothing of a batch fits, its step teaches nothing and the stage goes on."""
+    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}, {"prompt": "so?", "completion": LONG}]
+    summary = trained(tmp_path, rows, batch_size=batch_size)
+    assert summary["encoding"] == {"no_room": 1, "cut": 1}
+    assert (summary["tried"], summary["used"], summary["steps"]) == (4, 3, 8 // batch_size)
+    said = capsys.readouterr().err
+    assert "of 4 rows: 1 left out: the prompt leaves no room in max_length; 1 responses cut" in said.replace("\n", " ")
+    lines = (tmp_path / "out" / "only" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 8 // batch_size
+    assert sum("loss" not in json.loads(line) for line in lines) == (2 if batch_size == 1 else 0)
+
+
+def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    with pytest.raises(DataError, match=r"stage 'only': none of 3 rows gives sft anything .*no_room': 3"):
+        trained(tmp_path, [{"prompt": LONG, "completion": "yes"}] * 3)
+
+
+def test_what_a_reference_measures_is_tokens_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    rows = [{"prompt": f"is it {n}?", "chosen": "yes", "rejected": "no"} for n in range(3)]
+    assert "tried" not in trained(tmp_path, rows, algorithm="dpo")
+    assert trained(tmp_path, rows, "reward", algorithm="reward_model")["tried"] == 3
+
+
+def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+
+    def counted(*given: Any, **named: Any) -> readers.Loaded:
+        read.append(given)
+        return readers.load(*given, **named)
+
+    monkeypatch.setattr(run, "load", counted)
+    trained(tmp_path, demonstrations(4))
+    assert len(read) == 1
+
+
+def test_a_group_takes_little_memory() -> None:
+    """A million rows are held as groups: `docs/performance.md` says what they take."""
+    import tracemalloc
+
+    tracemalloc.start()
+    kept = [Group(({"role": "user", "content": f"is it {n}?"},), (Response(text=f"{n}"),)) for n in range(1000)]
+    size = tracemalloc.get_traced_memory()[0] / len(kept)
+    tracemalloc.stop()
+    assert size < 1200
