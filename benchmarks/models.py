@@ -27,7 +27,9 @@ def load(job: Job) -> Policy:
     from alignkit.policy import Policy
     from alignkit.recipe import ModelSpec
 
-    return Policy(ModelSpec(base=job.source, dtype=job.dtype), job.source)  # type: ignore[arg-type]
+    quantization = job.options.get("quantization", "none")
+    spec = ModelSpec(base=job.source, dtype=job.dtype, quantization=quantization)  # type: ignore[arg-type]
+    return Policy(spec, job.source)
 
 
 def learner(policy: Policy, algorithm: str, start: Path, **options: Any) -> Learner:
@@ -43,6 +45,27 @@ def learner(policy: Policy, algorithm: str, start: Path, **options: Any) -> Lear
     kind = plugins().registry.get("algorithm", algorithm).thing
     policy.add_role(ROLE, start=start, head="scalar" if kind.trains is REWARD else "language")
     return Learner(policy, kind(kind.Options(**options)), Settings(), ROLE)
+
+
+def bytes_of(policy: Policy) -> int:
+    """What a policy's tensors take, each storage once: base, adapters, heads, and what quantised layers keep beside."""
+    import torch
+
+    found: dict[int, int] = {}
+
+    def add(thing: Any) -> None:
+        if isinstance(thing, torch.Tensor):
+            storage = thing.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+        for name in ("absmax", "code", "offset", "state2", "quant_state"):  # of bitsandbytes
+            if (inner := getattr(thing, name, None)) is not None:
+                add(inner)
+
+    for tensor in (*policy.model.parameters(), *policy.model.buffers()):
+        add(tensor)
+    for role in policy.roles.values():
+        add(role.head)
+    return sum(found.values())
 
 
 def prepare(job: Job, gate: Gate) -> None:

@@ -57,8 +57,12 @@ def run(
     samples: int,
     losses: Callable[[Mapping[str, float]], dict[str, float]],
     floor: Callable[[Work, Sequence[Lengths]], None],
+    units: int | None = None,
 ) -> None:
-    """Run a recipe of one on-policy stage, an iteration a round. stage: what is its own of the stage's keys."""
+    """Run a recipe of one on-policy stage, an iteration a round.
+
+    stage: what is its own of the stage's keys. units: of an iteration; None: its new tokens.
+    """
     from transformers import AutoTokenizer
 
     import alignkit
@@ -74,7 +78,7 @@ def run(
     work = Work(Shape.of(job.source), job.dtype)
     work.write(written)
     floor(work, written)
-    count = len(written) * samples * new_tokens(job)
+    count = units or len(written) * samples * new_tokens(job)
 
     class Pace:
         @alignkit.hookimpl

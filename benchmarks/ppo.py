@@ -6,6 +6,7 @@ given one; here it gets LoRA too, from the same start as ours, so that both do t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,17 @@ def ours(job: Job, gate: Gate) -> None:
         "reward": {"folder": str(job.adapter(models.REWARD))},
     }
     online.run(job, gate, stage, 1, lambda m: {"loss": m["loss"], "kl": m["kl"], "reward": m["reward"]}, _floor)
+
+
+def two_rewards(job: Job, gate: Gate) -> None:
+    """With a helpfulness and a safety model, as Llama 2 has them: policy, reference, value and both on one base."""
+    other = job.adapter(models.REWARD)
+    shutil.copytree(other, second := other.with_name("reward_2"), dirs_exist_ok=True)
+    stage = {
+        "algorithm": {"ppo": {"kl_beta": 0.05}},
+        "reward": {"llama2": {"helpful": {"folder": str(other)}, "safety": {"folder": str(second)}}},
+    }
+    online.run(job, gate, stage, 1, lambda m: {"loss": m["loss"]}, lambda work, groups: None, units=1)
 
 
 def _floor(work: Work, groups: Sequence[Lengths]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import data, models, trl
@@ -10,6 +11,7 @@ from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
     from alignkit.batch import Encoded
+    from alignkit.policy import Policy
 
 IGNORED = -100  # label of what is not learned
 
@@ -22,9 +24,19 @@ def demonstrations(job: Job, tokenizer: Any) -> list[Encoded]:
 
 
 def ours(job: Job, gate: Gate) -> None:
+    step(job, gate, lambda policy: None)
+
+
+def parameters(job: Job, gate: Gate) -> None:
+    """The same; memory is that of the parameters alone."""
+    step(job, gate, models.bytes_of)
+
+
+def step(job: Job, gate: Gate, memory: Callable[[Policy], int | None]) -> None:
     from alignkit.batch import Examples
 
     policy = models.load(job)
+    held = memory(policy)
     learner = models.learner(policy, "sft", job.adapter(models.POLICY))
     encoded = demonstrations(job, policy.tokenizer)
     work = Work(Shape.of(job.source), job.dtype)
@@ -32,7 +44,7 @@ def ours(job: Job, gate: Gate) -> None:
     while True:
         gate.begin()
         metrics = learner.step(Examples(encoded), 0.0)
-        gate.end(trl.real_tokens(encoded), {"loss": metrics["loss"]}, work.pieces)
+        gate.end(trl.real_tokens(encoded), {"loss": metrics["loss"]}, work.pieces, memory=held)
 
 
 def peer(job: Job, gate: Gate) -> None:
