@@ -11,6 +11,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +23,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GROWTH = 512 * 2**20  # bytes
+# Activations of a packed forward and backward on a CPU: more makes nothing faster.
+ENOUGH = 1.5 * 2**30
+
+
+def for_activations(device: torch.device) -> float:
+    """Bytes that the activations of a packed row may take: half of what is free, on a CPU no more than is of use."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2
+    return min(ENOUGH, available() / 2)
+
+
+def available() -> float:
+    """Bytes of main memory that can be had without swapping; without limit where the system does not tell."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024.0
+    return float("inf")
 
 
 def ran_out(error: BaseException) -> bool:

@@ -25,7 +25,8 @@ from alignkit.attention import Packed, Segment
 from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
 from alignkit.hub import locate
-from alignkit.memory import keep_freed_memory
+from alignkit.memory import for_activations, keep_freed_memory
+from alignkit.recompute import prepare, recomputing
 from alignkit.weights import device_of, dtype_of, has_score, load_base, load_tokenizer, tell_unused
 
 if TYPE_CHECKING:
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
 
 Head = Literal["language", "scalar"]
 BASE = "base"
-# Activations a packed forward and backward may take, so that a step's memory does not depend on the batch size.
-ACTIVATION_BYTES = 1.5 * 2**30
 LEAST_TOKENS = 512
+LONG = 4  # budgets; a single group of more tokens keeps no activations
 
 
 @dataclass
@@ -74,7 +74,10 @@ class Policy:
         self.switch = Switch()
         self.lora = spec.lora
         self.roles: dict[str, Role] = {}
+        self.activation_bytes: float | None = None  # that a packed row may take
         self.halvings = 0  # of the token budget, since memory ran out
+        self.recomputes = False
+        self.recomputed = 0  # rows whose layers were computed twice, see `alignkit.recompute`
         self.should_stop: Callable[[], None] = lambda: None  # called during long passes; raises to end them
         self.packs = True
         try:
@@ -86,6 +89,7 @@ class Policy:
             self.unpacked_because = "it does not use transformers' attention interface"
         self.packs = not self.unpacked_because
         if self.packs:
+            self.recomputes = prepare(self.model)
             self.model.set_attn_implementation(attention.NAME)
         else:
             # Loaded afresh: asked for our attention, some models build no causal mask and cannot be told otherwise.
@@ -165,13 +169,30 @@ class Policy:
         """Last hidden states [tokens, hidden] of a packed row of tokens [tokens]."""
         if not self.packs:
             return self._hidden_separately(name, packed, tokens)
-        with attention.using(packed), self.acting_as(name) as model:
+        if self._needs_recomputing(len(tokens)):
+            self.recomputed += 1
+            with recomputing(lambda: self._seeing(name, packed)):
+                return self._hidden(name, packed, tokens)
+        return self._hidden(name, packed, tokens)
+
+    def _needs_recomputing(self, tokens: int) -> bool:
+        """Whether a group that cannot be cut is so long that its activations are better computed twice than kept."""
+        return self.recomputes and torch.is_grad_enabled() and tokens > LONG * self.token_budget
+
+    def _hidden(self, name: str, packed: Packed, tokens: Tensor) -> Tensor:
+        with self._seeing(name, packed) as model:
             out = _backbone(model)(
                 input_ids=tokens[None].to(self.device),
                 position_ids=packed.position_ids.to(self.device),
                 use_cache=False,
             )
         return out.last_hidden_state[0]
+
+    @contextmanager
+    def _seeing(self, name: str, packed: Packed) -> Iterator[Any]:
+        """The model as a role whose tokens see each other as in this row."""
+        with attention.using(packed), self.acting_as(name) as model:
+            yield model
 
     def _hidden_separately(self, name: str, packed: Packed, tokens: Tensor) -> Tensor:
         """The same for models whose attention cannot be told who sees whom: one sequence at a time."""
@@ -243,13 +264,18 @@ class Policy:
 
     @property
     def token_budget(self) -> int:
-        """Tokens in a packed row with gradients; from the model's shape, so that a resumed run packs alike."""
+        """Tokens in a packed row with gradients, so that a step's memory does not depend on the batch size: from the
+        model's shape and the memory that was free when it was first asked for. Checkpoints keep it: how rows are packed
+        shows in the last bits of what is learned.
+        """
+        if self.activation_bytes is None:
+            self.activation_bytes = for_activations(self.device)
         config = self.model.config.get_text_config()
         inner = getattr(config, "intermediate_size", None) or 4 * self.hidden_size
         width = 24 * self.hidden_size + 8 * inner
         size = 4 if self.dtype == torch.float32 else 2
         per_token = config.num_hidden_layers * width * size
-        whole = int(min(16384, max(LEAST_TOKENS, ACTIVATION_BYTES // per_token)))
+        whole = int(min(16384, max(LEAST_TOKENS, self.activation_bytes // per_token)))
         return max(LEAST_TOKENS // 8, whole >> self.halvings)
 
     def halve_token_budget(self) -> bool:
@@ -392,6 +418,8 @@ class Policy:
             # A reward model has a score head, which is read apart, in place of the language head, which is not used.
             spare = ("score.weight", "lm_head.weight") if has_score(start) else ()
             model, _ = load_base(self.spec, str(start), None, self.dtype, self.device, own, spare)
+            if self.recomputes:
+                prepare(model)
             return Role(name, model.eval(), None)
         model = copy.deepcopy(self.roles[start or BASE].model)
         return Role(name, model, None)

@@ -6,7 +6,7 @@ A sample depends on its prompt and its own random stream, not on its place in a 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,12 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. temperature 0: greedy. top_k 0 and top_p 1: the unfiltered policy."""
+    """How to sample. temperature 0: greedy. top_k 0 and top_p 1: the unfiltered policy.
+
+    processors: change logits [n, vocabulary] before anything else, given each row's prompt and response so far, [n,
+    tokens] filled up on the left, as transformers' `LogitsProcessor`s do. What is told of the chosen tokens is their
+    log-probability without them.
+    """
 
     samples_per_prompt: int = 1
     max_new_tokens: int = 128
@@ -40,6 +45,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     stop: Sequence[str] = ()
+    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
 
 
 @dataclass
@@ -130,7 +136,7 @@ def _write_packed(
                 logits = torch.cat([logits[keep], _enter(policy, role, prompts, decoding, rows, keep)])
                 keep = list(range(len(rows)))
         policy.should_stop()
-        chosen = _write(encoder, rows, logits, sampling)
+        chosen = _write(encoder, rows, logits, sampling, prompts)
         if not any(row.going for row in rows):
             continue
         positions = torch.tensor([[len(prompts[row.prompt]) + len(row.tokens) - 1] for row in rows])
@@ -196,11 +202,21 @@ def _enter(
     return policy.next_logits(role, hidden[ends])
 
 
-def _write(encoder: Encoder, rows: Sequence[Draft], logits: Tensor, sampling: Sampling) -> Tensor:
+def _write(
+    encoder: Encoder, rows: Sequence[Draft], logits: Tensor, sampling: Sampling, prompts: Sequence[Ids]
+) -> Tensor:
     """Choose the next token of every row and append it to those that go on; gives the tokens, [rows]."""
     draws = [row.draws[len(row.tokens)] if row.going else 0.0 for row in rows]
     lengths = [len(row.tokens) for row in rows]
-    chosen, logprobs = choose(logits, draws, sampling, lengths, encoder.end_ids)
+    processed = logits
+    if sampling.processors:
+        seen = [[*prompts[row.prompt], *row.tokens] for row in rows]
+        longest = max(map(len, seen))
+        filler = encoder.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[filler] * (longest - len(row)) + row for row in seen], device=logits.device)
+        for processor in sampling.processors:
+            processed = processor(ids, processed.clone())
+    chosen, logprobs = choose(logits, draws, sampling, lengths, encoder.end_ids, processed)
     for sequence, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
         if sequence.going:
             sequence.tokens.append(token)
@@ -230,7 +246,7 @@ def _write_unpacked(
             cache = out.past_key_values
             logits = policy.next_logits(role, out.last_hidden_state[:, -1])
             policy.should_stop()
-            tokens = _write(encoder, rows, logits, sampling)[:, None]
+            tokens = _write(encoder, rows, logits, sampling, prompts)[:, None]
 
 
 def _stopped(encoder: Encoder, sequence: Draft, sampling: Sampling) -> bool:
@@ -243,26 +259,37 @@ def _stopped(encoder: Encoder, sequence: Draft, sampling: Sampling) -> bool:
 
 
 def choose(
-    logits: Tensor, draws: Sequence[float], sampling: Sampling, lengths: Sequence[int], end_ids: frozenset[int]
+    logits: Tensor,
+    draws: Sequence[float],
+    sampling: Sampling,
+    lengths: Sequence[int],
+    end_ids: frozenset[int],
+    processed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Next tokens [n] by inverse CDF and their log-probabilities [n] at the sampling temperature, unfiltered.
 
     logits: [n, vocabulary] fp32. draws: [n] uniform in [0, 1). lengths: [n] tokens written so far; until there are
-    `min_new_tokens` no end token is chosen.
+    `min_new_tokens` no end token is chosen. processed: the logits to choose by, where processors have changed them.
     """
+    changed = logits if processed is None else processed
     if sampling.temperature == 0:
-        allowed = _forbid_ends(logits, lengths, sampling, end_ids)
+        allowed = _forbid_ends(changed, lengths, sampling, end_ids)
         chosen = allowed.argmax(dim=-1)
         logprobs = torch.log_softmax(logits, dim=-1)
     else:
-        warm = logits if sampling.temperature == 1 else logits / sampling.temperature
-        logprobs = torch.log_softmax(warm, dim=-1)
-        allowed = _filter(_forbid_ends(logprobs, lengths, sampling, end_ids), sampling)
+        logprobs = _warm(logits, sampling)
+        likely = logprobs if changed is logits else _warm(changed, sampling)
+        allowed = _filter(_forbid_ends(likely, lengths, sampling, end_ids), sampling)
         chosen = inverse_cdf(allowed.exp(), torch.tensor(np.asarray(draws), dtype=torch.float64, device=logits.device))
     found = logprobs.gather(-1, chosen[:, None])[:, 0]
     if not bool(found.isfinite().all()):
         raise RunFailed("the policy's probabilities of the next token are not numbers: it has diverged in training")
     return chosen, found
+
+
+def _warm(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities at the sampling temperature."""
+    return torch.log_softmax(logits if sampling.temperature == 1 else logits / sampling.temperature, dim=-1)
 
 
 def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:

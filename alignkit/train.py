@@ -97,11 +97,14 @@ class Learner:
     def _gradients(self, examples: Examples) -> dict[str, float]:
         """Gradients of one global batch from nothing; gives the metrics."""
         self.optimizer.zero_grad(set_to_none=True)
+        before = self.policy.recomputed
         metrics = self._accumulate(examples)
         if self.mix is not None:
             metrics["mix/nll"] = self._accumulate_mix(self.mix)
         if self.policy.halvings:
             metrics["token_budget"] = float(self.token_budget)
+        if recomputed := self.policy.recomputed - before:
+            metrics["recomputed"] = float(recomputed)
         return metrics
 
     def _clip(self) -> dict[str, float]:
@@ -240,7 +243,7 @@ class Learner:
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
         with_state = [name for name, parameter in self.parameters.items() if parameter in self.optimizer.state]
         plain = {"steps": self.steps, "skipped": self.skipped, "algorithm": self.algorithm.state}
-        plain["halvings"] = self.policy.halvings
+        plain["halvings"], plain["activation_bytes"] = self.policy.halvings, self.policy.activation_bytes
         return tensors, {**plain, "with_optimizer_state": with_state}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -261,6 +264,7 @@ class Learner:
                 raise RunFailed(f"the checkpoint has no optimiser state for {name} ({lacking})")
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.policy.halvings = max(self.policy.halvings, state["halvings"])
+        self.policy.activation_bytes = state["activation_bytes"]
         self.algorithm.state = dict(state["algorithm"])
 
 

@@ -14,7 +14,7 @@ from alignkit import functional as F
 from alignkit.attention import Decoding, Packed, Segment
 from alignkit.batch import Encoded, Encoder, Row, pack
 from alignkit.policy import BASE, Policy
-from alignkit.recipe import ModelSpec
+from alignkit.recipe import LoraSpec, ModelSpec
 from alignkit.rollout import Sampling, choose, inverse_cdf, sample
 
 VOCABULARY = 97
@@ -279,6 +279,46 @@ def test_rows_enter_while_others_go_on(policy: Policy, entering: int) -> None:
             torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
 
 
+# Layers computed twice
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_layers_computed_twice_give_the_same_gradients(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two roles in one backward, which runs as neither of them and when other rows have been seen."""
+    folder = make(tmp_path, name)
+    spec = ModelSpec(base=str(folder), dtype="float32", lora=LoraSpec(r=2, lora_alpha=4), device="cpu")
+    policy = Policy(spec, str(folder))
+    policy.add_role("new")
+    policy.add_role("value", start="new", head="scalar")
+    parameters = {role: policy.make_trainable(role) for role in ("new", "value")}
+    with torch.no_grad():
+        for number, parameter in enumerate(p for own in parameters.values() for p in own.values()):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    row = pack(ragged())
+
+    def gradients() -> list[Tensor]:
+        logprobs, _ = policy.logprobs("new", policy.hidden("new", row.layout, row.tokens)[row.before], row.targets)
+        values = policy.scalars("value", policy.hidden("value", row.layout, row.tokens)[row.before])
+        loss = (logprobs * torch.arange(len(logprobs)) + values.square()).sum()
+        policy.hidden(BASE, Packed([Segment(0, 4, ())]), row.tokens[:4])
+        found = torch.autograd.grad(loss, [p for own in parameters.values() for p in own.values()])
+        assert policy.switch.adapter is None
+        return list(found)
+
+    kept = gradients()
+    assert policy.recomputed == 0 and all(gradient.any() for gradient in kept)
+    monkeypatch.setattr("alignkit.policy.LONG", 0)
+    again = gradients()
+    assert policy.recomputed == 3  # the pass as another role, too
+    for one, other in zip(again, kept, strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        gradients_off = policy.hidden("new", row.layout, row.tokens)
+    assert policy.recomputed == 3 and not gradients_off.requires_grad
+
+
 # Sampling
 
 
@@ -333,6 +373,8 @@ def check_greedy(policy: Policy, count: int = 20, length: int = 12) -> None:
 
 def test_greedy_sampling_is_generate(policy: Policy, copies: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     check_greedy(policy)
+    monkeypatch.setattr(attention, "BLOCK", 3)  # rows beside each other leave out columns that none of them has
+    check_greedy(policy)
     assert len(copies) > 1
     copies.clear()
     monkeypatch.setattr(rollout, "ROWS", 6)  # some enter when others have left
@@ -340,6 +382,36 @@ def test_greedy_sampling_is_generate(policy: Policy, copies: list[int], monkeypa
     assert any(0 < kept < 6 for kept in copies) and len(copies) > 6
     monkeypatch.setattr(rollout, "CACHE_BYTES", 1)  # one at a time
     check_greedy(policy)
+
+
+def test_processors_change_what_is_chosen_and_not_what_is_told(llama: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers' own processors; one that looks back sees prompt and response as `generate` shows them."""
+    from transformers import NoRepeatNGramLogitsProcessor, SuppressTokensLogitsProcessor
+
+    groups, encoder, banned = questions(8), encoder_with_ends(llama, [1]), list(range(2, 50))
+    plain_ = Sampling(2, 12, temperature=0.0)
+    for rows in (128, 3):
+        monkeypatch.setattr(rollout, "ROWS", rows)
+        found = sample(
+            llama, BASE, encoder, groups, replace(plain_, processors=[SuppressTokensLogitsProcessor(banned)]), seed=0
+        )
+        written = [r for g in found for r in g.responses]
+        assert not any(set(r.tokens or ()) & set(banned) for r in written)
+        encoded = [e for g in found if (e := encoder.encode(g, 64)) is not None]
+        row = pack(encoded)
+        with torch.no_grad():
+            hidden = llama.hidden(BASE, row.layout, row.tokens)
+            policys, _ = llama.logprobs(BASE, hidden[row.before], row.targets)
+        torch.testing.assert_close(
+            torch.tensor([x for r in written for x in r.logprobs or ()]), policys, atol=1e-4, rtol=0
+        )
+        once = sample(
+            llama, BASE, encoder, groups, replace(plain_, processors=[NoRepeatNGramLogitsProcessor(1)]), seed=0
+        )
+        for group, response in ((g, r) for g in once for r in g.responses):
+            whole = [*encoder.prompt(group.prompt), *(response.tokens or ())]
+            new = whole[-len(response.tokens or ()) :]
+            assert len(set(new)) == len(new) and not set(new) & set(whole[: -len(new)])
 
 
 def test_sampled_logprobs_are_those_of_the_training_path(policy: Policy) -> None:

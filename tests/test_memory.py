@@ -15,7 +15,7 @@ from torch import Tensor
 from alignkit import Group, Response, memory
 from alignkit.batch import Encoder, Examples
 from alignkit.memory import GROWTH, Returned, ran_out
-from alignkit.policy import BASE, Policy
+from alignkit.policy import BASE, LEAST_TOKENS, Policy
 from alignkit.recipe import LoraSpec, ModelSpec, Settings
 from alignkit.train import Learner, measure
 
@@ -112,12 +112,33 @@ def test_other_errors_are_not_retried(policy: Policy) -> None:
     assert ran_out(MemoryError()) and ran_out(torch.OutOfMemoryError("CUDA out of memory"))
 
 
-def test_a_resumed_stage_packs_as_the_killed_one_did(policy: Policy) -> None:
+def test_little_free_memory_makes_small_pieces(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "ENOUGH", 2.0**26)
+    enough = policy.token_budget
+    policy.activation_bytes = None
+    monkeypatch.setattr(memory, "available", lambda: 2.0**26)  # half of it may be taken
+    assert policy.token_budget > LEAST_TOKENS and policy.token_budget == pytest.approx(enough / 2, abs=1)
+    monkeypatch.setattr(memory, "available", lambda: 0.0)
+    assert policy.token_budget == pytest.approx(enough / 2, abs=1)  # kept: rows are packed alike to the end
+    policy.activation_bytes = None
+    assert policy.token_budget == LEAST_TOKENS
+
+
+def test_half_of_a_gpu_s_free_memory_is_for_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 80 * 2**30))
+    assert memory.for_activations(torch.device("cuda")) == 3 * 2**30
+    assert 0 < memory.for_activations(torch.device("cpu")) <= memory.ENOUGH
+
+
+def test_a_resumed_stage_packs_as_the_killed_one_did(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     work = learner(policy)
     policy.halvings = 2
+    budget = policy.token_budget
     tensors, state = work.state()
-    policy.halvings = 0
+    policy.halvings, policy.activation_bytes = 0, None
+    monkeypatch.setattr(memory, "available", lambda: 0.0)
     work.restore(tensors, state)
+    assert policy.token_budget == budget
     assert policy.halvings == 2
 
 
