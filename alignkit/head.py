@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from alignkit.products import linear, times
+
 
 @dataclass(frozen=True)
 class Head:
@@ -40,14 +42,14 @@ class _Score(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, tokens: Tensor, head: Head, entropy: bool, chunk: int, learns: bool
     ) -> tuple[Tensor, Tensor | None]:
-        work = _Chunks(head, min(chunk, len(hidden)), torch.promote_types(head.weight.dtype, torch.float32))
-        logprobs = hidden.new_empty(len(hidden), dtype=work.logits.dtype)
+        dtype = torch.promote_types(head.weight.dtype, torch.float32)
+        logprobs = hidden.new_empty(len(hidden), dtype=dtype)
         entropies = torch.empty_like(logprobs) if entropy else None
         slopes = [torch.empty_like(hidden) for _ in range(1 + entropy)] if learns else []
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             own = None if entropies is None else entropies[part]
-            work.run(hidden[part], tokens[part], logprobs[part], own, [slope[part] for slope in slopes])
+            _score(hidden[part], tokens[part], head, logprobs[part], own, [slope[part] for slope in slopes])
         ctx.save_for_backward(*slopes)
         return logprobs, entropies
 
@@ -61,65 +63,53 @@ class _Score(torch.autograd.Function):
         return None if found is None else found.to(ctx.saved_tensors[0].dtype), None, None, None, None, None
 
 
-class _Chunks:
-    """The buffers that every chunk of rows uses again: memory for each afresh costs more than the sums done in it."""
+def _score(
+    hidden: Tensor, tokens: Tensor, head: Head, logprobs: Tensor, entropies: Tensor | None, slopes: list[Tensor]
+) -> None:
+    """Fill in some rows; slopes: d logprob / d hidden, and d entropy / d hidden where entropies are asked for.
 
-    def __init__(self, head: Head, rows: int, dtype: torch.dtype):
-        self.head = head
-        self.products = head.weight.new_empty(rows, len(head.weight))
-        same = self.products.dtype == dtype
-        self.logits = self.products if same else torch.empty_like(self.products, dtype=dtype)
-
-    def run(
-        self, hidden: Tensor, tokens: Tensor, logprobs: Tensor, entropies: Tensor | None, slopes: list[Tensor]
-    ) -> None:
-        """Fill in some rows; slopes: d logprob / d hidden, and d entropy / d hidden where entropies are asked for."""
-        products, logits = self.products[: len(hidden)], self.logits[: len(hidden)]
-        bend = self._logits(hidden, products, logits)
-        chosen = tokens[:, None]
-        top = logits.amax(dim=-1, keepdim=True)
-        logits -= top
-        logprobs.copy_(logits.gather(-1, chosen)[:, 0])
-        # A forbidden token, of logit -inf, adds nothing to the entropy, but 0 * -inf would be nan.
-        shifted = logits.masked_fill(logits == float("-inf"), 0.0) if entropies is not None else None
-        logits.exp_()
-        total = logits.sum(dim=-1, keepdim=True)
-        logprobs -= total.log()[:, 0]
-        logits /= total  # probabilities from here on
-        if entropies is not None and shifted is not None:
-            shifted -= total.log()
-            entropies.copy_(-(logits * shifted).sum(dim=-1))
-            if slopes:
-                shifted += entropies[:, None]
-                self._pull((logits * shifted).neg_(), bend, products, slopes[1])
+    In place wherever that is possible: [rows, V] is large, and fresh memory costs more than the sums done in it.
+    """
+    logits, bend = _logits(hidden, head, logprobs.dtype)
+    chosen = tokens[:, None]
+    logits -= logits.amax(dim=-1, keepdim=True)
+    logprobs.copy_(logits.gather(-1, chosen)[:, 0])
+    # A forbidden token, of logit -inf, adds nothing to the entropy, but 0 * -inf would be nan.
+    shifted = logits.masked_fill(logits == float("-inf"), 0.0) if entropies is not None else None
+    total = logits.exp_().sum(dim=-1, keepdim=True)
+    logprobs -= total.log()[:, 0]
+    probabilities = logits.div_(total)
+    if entropies is not None and shifted is not None:
+        shifted -= total.log()
+        entropies.copy_(-(probabilities * shifted).sum(dim=-1))
         if slopes:
-            ones = torch.ones_like(chosen, dtype=logits.dtype)
-            self._pull(logits.neg_().scatter_add_(-1, chosen, ones), bend, products, slopes[0])
+            shifted += entropies[:, None]
+            slopes[1].copy_(_pull(shifted.mul_(probabilities).neg_(), bend, head))
+    if slopes:
+        ones = torch.ones_like(chosen, dtype=logits.dtype)
+        slopes[0].copy_(_pull(probabilities.neg_().scatter_add_(-1, chosen, ones), bend, head))
 
-    def _logits(self, hidden: Tensor, products: Tensor, logits: Tensor) -> Tensor | None:
-        """Fill in the logits; gives the derivative of the soft cap where there is one, [rows, V]."""
-        head = self.head
-        torch.mm(hidden.to(head.weight.dtype), head.weight.t(), out=products)
-        if logits is not products:
-            logits.copy_(products)
-        if head.bias is not None:
-            logits += head.bias
-        if head.scale != 1.0:
-            logits *= head.scale
-        bend = None
-        if head.softcap is not None:
-            bend = 1 - torch.tanh_(logits.div_(head.softcap)).square()
-            logits *= head.softcap
-        if head.temperature != 1.0:
-            logits /= head.temperature
-        return bend
 
-    def _pull(self, gradient: Tensor, bend: Tensor | None, products: Tensor, slope: Tensor) -> None:
-        """The gradient with respect to the logits [rows, V] as one with respect to the hidden states, [rows, D]."""
-        if bend is not None:
-            gradient *= bend
-        if (factor := self.head.scale / self.head.temperature) != 1.0:
-            gradient *= factor
-        if gradient.dtype != products.dtype:
-            gradient = products.copy_(gradient)
-        slope.copy_(gradient @ self.head.weight)
+def _logits(hidden: Tensor, head: Head, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The logits, and the derivative of the soft cap where there is one, [rows, V] each."""
+    logits = linear(hidden.to(head.weight.dtype), head.weight).to(dtype)
+    if head.bias is not None:
+        logits += head.bias
+    if head.scale != 1.0:
+        logits *= head.scale
+    bend = None
+    if head.softcap is not None:
+        bend = 1 - torch.tanh_(logits.div_(head.softcap)).square()
+        logits *= head.softcap
+    if head.temperature != 1.0:
+        logits /= head.temperature
+    return logits, bend
+
+
+def _pull(gradient: Tensor, bend: Tensor | None, head: Head) -> Tensor:
+    """The gradient with respect to the logits [rows, V] as one with respect to the hidden states, [rows, D]."""
+    if bend is not None:
+        gradient *= bend
+    if (factor := head.scale / head.temperature) != 1.0:
+        gradient *= factor
+    return times(gradient.to(head.weight.dtype), head.weight)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from alignkit import attention, functional
+from alignkit import attention, functional, products
 from alignkit.attention import Packed, Segment
 from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
@@ -231,7 +231,7 @@ class Policy:
         model = self.roles[name].model
         config = model.config.get_text_config()
         head = model.get_output_embeddings()
-        logits = F.linear(hidden, head.weight, getattr(head, "bias", None)).float()
+        logits = products.linear(hidden, head.weight, getattr(head, "bias", None)).float()
         if (scale := _logit_scale(config)) != 1.0:  # a product of all rows and the vocabulary, for nothing
             logits = logits * scale
         cap = getattr(config, "final_logit_softcapping", None)
@@ -492,7 +492,9 @@ def _lora_layers(model: nn.Module) -> list[Any]:
 
 def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The layer plus the switched adapter's low-rank part, in the layer's own dtype (weights are kept in fp32)."""
-    result: Tensor = self.base_layer(x, *args, **kwargs)
+    base = self.base_layer
+    # Quantised layers are subclasses with products of their own.
+    result: Tensor = products.linear(x, base.weight, base.bias) if type(base) is nn.Linear else base(x, *args, **kwargs)
     adapter = self.alignkit_switch.adapter
     if adapter is None:
         return result

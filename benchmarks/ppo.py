@@ -1,7 +1,7 @@
 """A PPO step: 8 prompts, one response of 64 tokens each, a reward model, two epochs; policy and value both LoRA.
 
-The peer is the last TRL that ships PPO, 1.12, in an environment of its own. TRL trains a whole value model where it is
-given one; here it gets LoRA too, from the same start as ours, so that both do the same.
+The peer is the last TRL that ships PPO, 1.12, in an environment of its own. TRL trains the whole value model; where
+both are to do the same it gets LoRA instead, from the same start as ours.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ VALUE_COEFFICIENT = 0.1
 
 
 def ours(job: Job, gate: Gate) -> None:
-    stage = {
-        "algorithm": {"ppo": {"kl_beta": 0.05, "value_coefficient": VALUE_COEFFICIENT, "lam": 0.95, "clip": 0.2}},
-        "reward": {"folder": str(job.adapter(models.REWARD))},
+    shared = job.options.get("shared_value", False)
+    options = {
+        "kl_beta": 0.05,
+        "value_coefficient": VALUE_COEFFICIENT,
+        "lam": 0.95,
+        "clip": 0.2,
+        "shared_value": shared,
     }
-    online.run(job, gate, stage, 1, lambda m: {"loss": m["loss"], "kl": m["kl"], "reward": m["reward"]}, _floor)
+    stage = {"algorithm": {"ppo": options}, "reward": {"folder": str(job.adapter(models.REWARD))}}
+    floor = _shared_floor if shared else _floor
+    online.run(job, gate, stage, 1, lambda m: {"loss": m["loss"], "kl": m["kl"], "reward": m["reward"]}, floor)
 
 
 def two_rewards(job: Job, gate: Gate) -> None:
@@ -44,6 +50,15 @@ def _floor(work: Work, groups: Sequence[Lengths]) -> None:
     for _ in range(2):
         work.learn(groups)
         work.learn(groups, head=False)
+
+
+def _shared_floor(work: Work, groups: Sequence[Lengths]) -> None:
+    """The value is a head on the policy: no network of its own."""
+    work.read(groups, head=False)  # reward model
+    work.read(groups)  # policy and value, before the update
+    work.read(groups)  # reference
+    for _ in range(2):
+        work.learn(groups)
 
 
 def peer(job: Job, gate: Gate) -> None:
@@ -102,12 +117,16 @@ def _reward_model(job: Job) -> Any:
 
 
 def _value_model(job: Job) -> Any:
-    """The policy's adapter and a zero head, both trained; the layers stay where TRL looks for them."""
+    """The policy's adapter and a zero head, both trained; the layers stay where TRL looks for them.
+
+    As TRL ships it: the whole model.
+    """
     from peft import inject_adapter_in_model
 
     model = trl.scorer(job)
-    inject_adapter_in_model(trl.lora(job), model)
-    trl.move(model, job.adapter(models.POLICY))
+    if not job.options.get("shared_value"):
+        inject_adapter_in_model(trl.lora(job), model)
+        trl.move(model, job.adapter(models.POLICY))
     model.score.weight.data.zero_()
     model.score.weight.requires_grad_(True)
     return model
