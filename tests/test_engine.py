@@ -76,3 +76,20 @@ def test_what_a_reward_model_does_not_read_to_its_end_is_told(engine: Engine) ->
     ]
     engine.scores("judge", groups[:1])
     assert len(said) == 2
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_five_roles_hold_nothing_but_the_base_and_their_weights(tmp_path: Path, quantization: str) -> None:
+    """No copy of anything: the tensors are exactly the base's, the adapters' and the heads'."""
+    import alignkit_tiny
+    from benchmarks.models import bytes_of
+
+    spec = ModelSpec(base="tiny", dtype="bfloat16", device="cpu", quantization=quantization)  # type: ignore[arg-type]
+    policy = Policy(spec, str(alignkit_tiny.source(tmp_path)))
+    base = bytes_of(policy)
+    heads = ("value", "helpful", "safety")
+    for role in ("policy", "reference", *heads):
+        policy.add_role(role, head="scalar" if role in heads else "language")
+    own = [p for role in policy.roles for p in policy.parameters_of(role).values()]
+    assert bytes_of(policy) == base + sum(p.numel() * p.element_size() for p in own)
+    assert len(own) == 5 * len(policy.parameters_of("policy")) + len(heads)

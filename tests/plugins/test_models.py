@@ -356,3 +356,32 @@ def test_chatml_adds_no_words_of_its_own() -> None:
         write_template(Known("<|im_start|>"), "chatml")
     with pytest.raises(RunFailed, match="'chatlm' is neither 'plain' nor 'chatml' nor a Jinja file"):
         write_template(tokenizer, "chatlm")
+
+
+@pytest.mark.slow
+def test_smollm2_greedy_is_generate_on_200_real_prompts(smollm2: tuple[Path, Any, Any]) -> None:
+    """Token for token, up to the end of turn or 24 tokens; `generate` gets prompts of one length together, unpadded."""
+    from alignkit.batch import Encoder
+    from alignkit.data import Group
+    from alignkit.policy import BASE, Policy
+    from alignkit.recipe import ModelSpec
+    from alignkit.rollout import Sampling, sample
+
+    folder, model, _ = smollm2
+    rows = (Path(__file__).parents[2] / "recipes" / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    policy = Policy(ModelSpec(base=str(folder), dtype="float32", device="cpu"), str(folder))
+    encoder = Encoder(policy.tokenizer)
+    groups = [Group(tuple(json.loads(row)["prompt"]), id=str(number)) for number, row in enumerate(rows[:200])]
+    found = sample(policy, BASE, encoder, groups, Sampling(1, 24, temperature=0.0), seed=0)
+    ours = [group.responses[0].tokens for group in found]
+    by_length: dict[int, list[int]] = {}
+    prompts = [encoder.prompt(group.prompt) for group in groups]
+    for place, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(place)
+    for places in by_length.values():
+        ids = torch.tensor([prompts[place] for place in places])
+        with torch.no_grad():
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+        for place, row in zip(places, out[:, ids.shape[1] :].tolist(), strict=True):
+            end = next((at + 1 for at, token in enumerate(row) if token in encoder.end_ids), len(row))
+            assert ours[place] == tuple(row[:end]), f"prompt {place}"

@@ -1,0 +1,51 @@
+"""Products with frozen weights by another library: the same numbers and gradients, and only where it is meant."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alignkit import products
+
+ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_better", lambda: ONEDNN)
+    monkeypatch.setattr(products, "LEAST", 1)
+
+
+@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
+@pytest.mark.parametrize("shape", [(7, 5), (1, 7, 5), (2, 3, 5)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_product_and_gradient_are_those_of_linear(shape: tuple[int, ...], biased: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(size, generator=generator) for size in (shape, (4, 5), (4,)))
+    x.requires_grad_()
+    given = bias if biased else None
+    found, expected = products.linear(x, weight, given), F.linear(x, weight, given)
+    assert "_Frozen" in type(found.grad_fn).__name__
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn(expected.shape, generator=generator)
+    gradients = [torch.autograd.grad(y, x, upstream)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    flat = upstream.flatten(0, -2)
+    torch.testing.assert_close(products.times(flat, weight), flat @ weight)
+    with torch.no_grad():
+        torch.testing.assert_close(products.linear(x, weight, given), expected)
+
+
+@pytest.mark.parametrize("what", ["learned weight", "learned bias", "bfloat16", "float64", "no rows"])
+def test_all_else_is_torch_s_own(what: str) -> None:
+    dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(what, torch.float32)
+    x = torch.randn(0 if what == "no rows" else 3, 5, dtype=dtype).requires_grad_()
+    weight = torch.randn(4, 5, dtype=dtype, requires_grad=what == "learned weight")
+    bias = torch.randn(4, dtype=dtype, requires_grad=what == "learned bias")
+    found = products.linear(x, weight, bias)
+    torch.testing.assert_close(found, F.linear(x, weight, bias), rtol=0, atol=0)
+    found.sum().backward()
+    assert x.grad is not None
+    for parameter in (weight, bias):
+        assert (parameter.grad is not None) == parameter.requires_grad
