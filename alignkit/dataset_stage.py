@@ -101,26 +101,42 @@ class Dataset(Training):
 
     def _now(self, groups: Sequence[Group], epoch: int) -> Examples:
         """The rows of one batch; those that cannot be used are counted in the first epoch."""
-        encoded = self._encoded(groups)
+        broken: list[Group] = []
+        try:
+            encoded = self._encoded(groups)
+        except DataError:
+            broken = [group for group in groups if not self._encodes(group)]
+            encoded = self._encoded([group for group in groups if group not in broken])
         kept, lost = self._usable(encoded)
         if epoch == 0:
-            self._count_unfit()
+            counts = {"tried": len(groups), "used": len(kept), "broken": len(broken), "lost": len(lost)}
+            counts |= self._count_unfit()
             self._count_lost(lost)
-            for name, count in (("tried", len(groups)), ("used", len(kept))):
-                self.summary[name] = self.summary.get(name, 0) + count
+            before = self.summary.get("in_turn", {})
+            self.summary["in_turn"] = {name: before.get(name, 0) + counts.get(name, 0) for name in {**before, **counts}}
         return Examples(kept)
+
+    def _encodes(self, group: Group) -> bool:
+        """False, and said, where the chat template cannot take a row: hours into a run it must not end it."""
+        try:
+            self._encoded([group])
+        except DataError as error:
+            self._say(f"left out: {error}")
+            return False
+        return True
 
     def _tell_left_out(self) -> None:
         """After the first epoch of rows that became tokens in their turn."""
-        if not self.summary["used"]:
-            raise self._nothing_to_learn(self.summary["tried"])
-        counts = {ENCODING_FACTS[name]: count for name, count in self.summary.get("encoding", {}).items()}
-        if lost := self.summary.get("without_signal"):
-            counts[f"without {wanted(self.algorithm)}"] = lost
-        if counts:
-            self._say(
-                f"of {self.summary['tried']} rows: " + "; ".join(f"{count} {what}" for what, count in counts.items())
-            )
+        counts = self.summary["in_turn"]
+        if not counts["used"]:
+            raise self._nothing_to_learn(counts["tried"])
+        named = ENCODING_FACTS | {
+            "broken": "left out: the chat template cannot take them",
+            "lost": f"left out: without {wanted(self.algorithm)}",
+        }
+        facts = [f"{counts[name]} {what}" for name, what in named.items() if counts.get(name)]
+        if facts:
+            self._say(f"of {counts['tried']} rows: " + "; ".join(facts))
 
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
         kept = self._require(self._encode(groups))

@@ -8,10 +8,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import math
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,24 +23,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GROWTH = 512 * 2**20  # bytes
-# Activations of a packed forward and backward on a CPU: more makes nothing faster.
-ENOUGH = 1.5 * 2**30
+ENOUGH = 1.5 * 2**30  # bytes of activations in a packed forward and backward on a CPU: more makes nothing faster
+
+
+def total(device: torch.device) -> float:
+    """Bytes of the device's memory, or of main memory; without limit where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (OSError, ValueError, AttributeError):
+        return float("inf")
 
 
 def for_activations(device: torch.device) -> float:
-    """Bytes that the activations of a packed row may take: half of what is free, on a CPU no more than is of use."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 2
-    return min(ENOUGH, available() / 2)
-
-
-def available() -> float:
-    """Bytes of main memory that can be had without swapping; without limit where the system does not tell."""
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024.0
-    return float("inf")
+    """Bytes that the activations of a packed row may take: a power of two up to a quarter of all memory, on a CPU no
+    more than is of use. Not of what is free: the same recipe on the same machine is to be packed alike.
+    """
+    quarter = total(device) / 4
+    rounded = 2.0 ** math.floor(math.log2(quarter)) if quarter < math.inf else quarter
+    return rounded if device.type == "cuda" else min(ENOUGH, rounded)
 
 
 def ran_out(error: BaseException) -> bool:

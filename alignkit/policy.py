@@ -7,6 +7,7 @@ role costs nothing and moves no `requires_grad` flag. With `lora: none` each rol
 from __future__ import annotations
 
 import copy
+import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from alignkit.attention import Packed, Segment
 from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
 from alignkit.hub import locate
-from alignkit.memory import for_activations, keep_freed_memory
+from alignkit.memory import for_activations, keep_freed_memory, total
 from alignkit.recompute import prepare, recomputing
 from alignkit.weights import device_of, dtype_of, has_score, load_base, load_tokenizer, tell_unused
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 Head = Literal["language", "scalar"]
 BASE = "base"
 LEAST_TOKENS = 512
-LONG = 4  # budgets; a single group of more tokens keeps no activations
 
 
 @dataclass
@@ -141,6 +141,9 @@ class Policy:
                 for store in (module.lora_A, module.lora_B, module.lora_dropout, module.scaling, module.r):
                     store.pop(role.adapter, None) if isinstance(store, dict) else store.pop(role.adapter)
             del self.model.peft_config[role.adapter]
+        if role.adapter is None:
+            del role
+            gc.collect()  # layers that can be computed twice refer to themselves
 
     def parameters_of(self, name: str) -> dict[str, nn.Parameter]:
         """Trainable parameters of a role by a name that is stable across processes."""
@@ -176,8 +179,11 @@ class Policy:
         return self._hidden(name, packed, tokens)
 
     def _needs_recomputing(self, tokens: int) -> bool:
-        """Whether a group that cannot be cut is so long that its activations are better computed twice than kept."""
-        return self.recomputes and torch.is_grad_enabled() and tokens > LONG * self.token_budget
+        """Whether a group that cannot be cut is so long that its activations would take a quarter of all memory, or
+        less where memory has run out before.
+        """
+        most = total(self.device) / 4 / 2**self.halvings
+        return self.recomputes and torch.is_grad_enabled() and tokens * self._bytes_per_token > most
 
     def _hidden(self, name: str, packed: Packed, tokens: Tensor) -> Tensor:
         with self._seeing(name, packed) as model:
@@ -265,18 +271,21 @@ class Policy:
     @property
     def token_budget(self) -> int:
         """Tokens in a packed row with gradients, so that a step's memory does not depend on the batch size: from the
-        model's shape and the memory that was free when it was first asked for. Checkpoints keep it: how rows are packed
-        shows in the last bits of what is learned.
+        model's shape and the machine's memory. Checkpoints keep it: how rows are packed shows in the last bits of what
+        is learned.
         """
         if self.activation_bytes is None:
             self.activation_bytes = for_activations(self.device)
+        whole = int(min(16384, max(LEAST_TOKENS, self.activation_bytes // self._bytes_per_token)))
+        return max(LEAST_TOKENS // 8, whole >> self.halvings)
+
+    @property
+    def _bytes_per_token(self) -> int:
+        """Of what a forward pass keeps for backward, estimated from the model's shape."""
         config = self.model.config.get_text_config()
         inner = getattr(config, "intermediate_size", None) or 4 * self.hidden_size
         width = 24 * self.hidden_size + 8 * inner
-        size = 4 if self.dtype == torch.float32 else 2
-        per_token = config.num_hidden_layers * width * size
-        whole = int(min(16384, max(LEAST_TOKENS, self.activation_bytes // per_token)))
-        return max(LEAST_TOKENS // 8, whole >> self.halvings)
+        return int(config.num_hidden_layers * width * (4 if self.dtype == torch.float32 else 2))
 
     def halve_token_budget(self) -> bool:
         """Half as many tokens in a packed row from now on; False when there are no fewer."""

@@ -34,8 +34,8 @@ class Sampling:
     """How to sample. temperature 0: greedy. top_k 0 and top_p 1: the unfiltered policy.
 
     processors: change logits [n, vocabulary] before anything else, given each row's prompt and response so far, [n,
-    tokens] filled up on the left, as transformers' `LogitsProcessor`s do. What is told of the chosen tokens is their
-    log-probability without them.
+    tokens], as transformers' `LogitsProcessor`s do; n are the rows of one length. What is told of the chosen tokens
+    is their log-probability without them.
     """
 
     samples_per_prompt: int = 1
@@ -210,12 +210,7 @@ def _write(
     lengths = [len(row.tokens) for row in rows]
     processed = logits
     if sampling.processors:
-        seen = [[*prompts[row.prompt], *row.tokens] for row in rows]
-        longest = max(map(len, seen))
-        filler = encoder.tokenizer.pad_token_id or 0
-        ids = torch.tensor([[filler] * (longest - len(row)) + row for row in seen], device=logits.device)
-        for processor in sampling.processors:
-            processed = processor(ids, processed.clone())
+        processed = _processed(logits, [[*prompts[row.prompt], *row.tokens] for row in rows], sampling)
     chosen, logprobs = choose(logits, draws, sampling, lengths, encoder.end_ids, processed)
     for sequence, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
         if sequence.going:
@@ -223,6 +218,21 @@ def _write(
             sequence.logprobs.append(logprob)
             sequence.done = token in encoder.end_ids or _stopped(encoder, sequence, sampling)
     return chosen
+
+
+def _processed(logits: Tensor, seen: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
+    """What the processors make of the logits, [rows, vocabulary]; rows of one length together, so that no filling is
+    taken for a token.
+    """
+    processed = logits.clone()
+    for length in sorted({len(row) for row in seen}):
+        places = [place for place, row in enumerate(seen) if len(row) == length]
+        ids = torch.tensor([seen[place] for place in places], device=logits.device)
+        part = processed[places]
+        for processor in sampling.processors:
+            part = processor(ids, part)
+        processed[places] = part
+    return processed
 
 
 def _write_unpacked(
@@ -281,6 +291,8 @@ def choose(
         likely = logprobs if changed is logits else _warm(changed, sampling)
         allowed = _filter(_forbid_ends(likely, lengths, sampling, end_ids), sampling)
         chosen = inverse_cdf(allowed.exp(), torch.tensor(np.asarray(draws), dtype=torch.float64, device=logits.device))
+    if changed is not logits and not bool(allowed.amax(dim=-1).isfinite().all()):
+        raise RunFailed("the logits processors leave a response no next token, or make what is not a number")
     found = logprobs.gather(-1, chosen[:, None])[:, 0]
     if not bool(found.isfinite().all()):
         raise RunFailed("the policy's probabilities of the next token are not numbers: it has diverged in training")

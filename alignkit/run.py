@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from alignkit.plugins import plugins
 from alignkit.policy import Policy
 from alignkit.preflight import check_data, check_models, check_rewards
 from alignkit.readers import Loaded, load
-from alignkit.recipe import DataSpec, Recipe, RewardSpec, Stage
+from alignkit.recipe import DataSpec, Recipe, RewardSpec, Stage, specs
 from alignkit.remembered import Remembered
 from alignkit.report import Metrics, Reporter
 from alignkit.reward import Context
@@ -88,6 +89,26 @@ def resume_command() -> str:
     return shlex.join(words)
 
 
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Data that were read before the first stage. files: as they were just before, see `_files_now`."""
+
+    spec: DataSpec
+    seed: int
+    files: tuple[tuple[str, int, int], ...]
+    loaded: Loaded
+
+
+def _files_now(spec: DataSpec) -> tuple[tuple[str, int, int], ...]:
+    """Name, time of change and size of a data entry's files: what is trained on must be what the stage's hash is of."""
+    found = []
+    for source in spec.sources:
+        if source.path is not None and source.path.is_file():
+            facts = source.path.stat()
+            found.append((str(source.path), facts.st_mtime_ns, facts.st_size))
+    return tuple(found)
+
+
 class Run:
     """One run of a recipe in a folder; what event hooks see."""
 
@@ -101,7 +122,7 @@ class Run:
         self._texts: list[str] = []
         self._working = ""  # the stage
         self._bad_rows: dict[str, None] = {}  # that it skipped, each once although data may be read twice
-        self._kept: list[tuple[DataSpec, int, Loaded]] = []  # what was read before the first stage, for that stage
+        self._kept: list[_Kept] = []  # what was read before the first stage, for that stage
 
     # Stopping
 
@@ -131,7 +152,7 @@ class Run:
         waiting = self._waiting()
         check_models(self.recipe, waiting)
         check_rewards(self.recipe, waiting)
-        check_data(waiting, lambda stage, spec: self._look_at(spec, self.seed_of(stage), keep=stage is waiting[0]))
+        check_data(waiting, lambda stage, spec: self._look_at(stage, spec, keep=stage is waiting[0]))
         times = []
         for stage in self.recipe.stages.values():
             self.should_stop()
@@ -139,7 +160,8 @@ class Run:
             self.notify(stage.name)("stage_started")
             reused = self._stage(stage)
             self.notify(stage.name)("stage_finished", reused=reused)
-            self._kept.clear()
+            if not reused:
+                self._kept.clear()
             times.append((stage.name, "reused" if reused else _duration(time.monotonic() - started)))
             self._join_metrics()
         for text in self._texts:
@@ -314,11 +336,13 @@ class Run:
 
         return call
 
-    def _look_at(self, spec: DataSpec, seed: int, keep: bool) -> Loaded:
-        """Read a data entry before any stage runs. keep: `load` need not read it again."""
+    def _look_at(self, stage: Stage, spec: DataSpec, keep: bool) -> Loaded:
+        """Read a data entry before any stage runs. keep: `load` need not read it again, unless its files change."""
+        seed, files = self.seed_of(stage), _files_now(spec)
         loaded = self._read(spec, seed)
-        if keep:
-            self._kept.append((spec, seed, loaded))
+        own = specs([stage.settings, stage.component.options], DataSpec)
+        if keep and any(spec is known for known in own):  # else it is a part of one, which no stage asks for
+            self._kept.append(_Kept(spec, seed, files, loaded))
         return loaded
 
     def _read(self, spec: DataSpec, seed: int) -> Loaded:
@@ -326,10 +350,11 @@ class Run:
         return load(spec, formats=formats, seed=seed, stage_data=lambda name: self.folder / name / "data.jsonl")
 
     def load(self, spec: DataSpec, seed: int) -> Loaded:
-        found = next((kept for kept in self._kept if kept[:2] == (spec, seed)), None)
+        wanted = (spec, seed, _files_now(spec))
+        found = next((kept for kept in self._kept if (kept.spec, kept.seed, kept.files) == wanted), None)
         if found is not None:
             self._kept.remove(found)  # from here on the stage alone holds it
-        loaded = self._read(spec, seed) if found is None else found[2]
+        loaded = self._read(spec, seed) if found is None else found.loaded
         if loaded.skipped:
             self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
             self.reporter.say(

@@ -264,7 +264,8 @@ class Learner:
                 raise RunFailed(f"the checkpoint has no optimiser state for {name} ({lacking})")
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.policy.halvings = max(self.policy.halvings, state["halvings"])
-        self.policy.activation_bytes = state["activation_bytes"]
+        if (known := state.get("activation_bytes")) is not None:
+            self.policy.activation_bytes = known
         self.algorithm.state = dict(state["algorithm"])
 
 

@@ -58,7 +58,7 @@ BENCHMARKS = {
             "real tokens/s",
             "dpo:ours",
             "dpo:peer",
-            f"{TRL} DPOTrainer, which computes it",
+            f"{TRL} DPOTrainer with precompute_ref_log_probs",
             options={"remembered": True},
         ),
         Benchmark(
@@ -135,6 +135,7 @@ BENCHMARKS = {
             "sft:ours",
             "our SFT step on 8 demonstrations",
             same_loss=False,
+            peer_options={"units": 1},
         ),
         Benchmark(
             "grpo",
@@ -231,7 +232,7 @@ BENCHMARKS = {
         ),
         Benchmark(
             "qlora",
-            "SFT step on a base in 4 bits, bf16 products; memory of its parameters",
+            "SFT step on a base in 4 bits, bf16 products; memory of base and adapter",
             "real tokens/s",
             "sft:parameters",
             "sft:parameters",

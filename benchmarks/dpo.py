@@ -45,7 +45,8 @@ def ours(job: Job, gate: Gate) -> None:
         losses = {"loss": metrics["loss"]}
         if gate.checking and job.options.get("compared") == "nll":
             # Two precisions: DPO's loss is of sums over hundreds of tokens, whose rounding does not average out.
-            losses = {"loss": -float(torch.cat(measure(policy, models.ROLE, encoded, "logprobs")).mean())}
+            own = measure(policy, models.ROLE, encoded, "logprobs")
+            losses = {"loss": -float(torch.cat([*own, *reference]).mean()), "dpo": metrics["loss"]}
         gate.end(trl.real_tokens(encoded), losses, work.pieces)
 
 
@@ -65,7 +66,9 @@ def peer(job: Job, gate: Gate) -> None:
     steps = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": len(encoded) // micro}
     trainer = Prepared(
         model=trl.causal(job),
-        args=DPOConfig(**trl.arguments(job), **steps, beta=0.1),
+        args=DPOConfig(
+            **trl.arguments(job), **steps, beta=0.1, precompute_ref_log_probs=bool(job.options.get("remembered"))
+        ),
         train_dataset=Dataset.from_list(list(trl.preferences(encoded))),
         processing_class=tokenizer,
         peft_config=trl.lora(job),

@@ -56,12 +56,13 @@ def run(
     stage: Mapping[str, Any],
     samples: int,
     losses: Callable[[Mapping[str, float]], dict[str, float]],
-    floor: Callable[[Work, Sequence[Lengths]], None],
+    floor: Callable[[Work, Sequence[Lengths]], None] | None,
     units: int | None = None,
 ) -> None:
     """Run a recipe of one on-policy stage, an iteration a round.
 
-    stage: what is its own of the stage's keys. units: of an iteration; None: its new tokens.
+    stage: what is its own of the stage's keys. units: of an iteration; None: its new tokens. floor: what
+    is done beside sampling; None: no floor is told.
     """
     from transformers import AutoTokenizer
 
@@ -76,8 +77,9 @@ def run(
     fixed = fixed_responses(job, encoder, samples)
     written = lengths(job, encoder, samples)
     work = Work(Shape.of(job.source), job.dtype)
-    work.write(written)
-    floor(work, written)
+    if floor is not None:
+        work.write(written)
+        floor(work, written)
     count = units or len(written) * samples * new_tokens(job)
 
     class Pace:

@@ -39,7 +39,7 @@ def two_rewards(job: Job, gate: Gate) -> None:
         "algorithm": {"ppo": {"kl_beta": 0.05}},
         "reward": {"llama2": {"helpful": {"folder": str(other)}, "safety": {"folder": str(second)}}},
     }
-    online.run(job, gate, stage, 1, lambda m: {"loss": m["loss"]}, lambda work, groups: None, units=1)
+    online.run(job, gate, stage, 1, lambda m: {"loss": m["loss"]}, None, units=1)
 
 
 def _floor(work: Work, groups: Sequence[Lengths]) -> None:

@@ -50,7 +50,7 @@ def held(before: int) -> int:
 
 def ours(job: Job, gate: Gate) -> None:
     _ours(replace(job, source=models.folder_of("tiny"), adapters=""))  # what libraries set up once is nobody's memory
-    before = resident()
+    before = held(0)
     policy, losses = _ours(job)
     grown = held(before)
     while True:
@@ -83,7 +83,7 @@ def _ours(job: Job) -> tuple[Policy, dict[str, float]]:
 
 def peer(job: Job, gate: Gate) -> None:
     _peer(replace(job, source=models.folder_of("tiny"), adapters=""))
-    before = resident()
+    before = held(0)
     model, losses = _peer(job)
     grown = held(before)
     while True:

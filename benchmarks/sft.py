@@ -36,15 +36,16 @@ def step(job: Job, gate: Gate, memory: Callable[[Policy], int | None]) -> None:
     from alignkit.batch import Examples
 
     policy = models.load(job)
-    held = memory(policy)
     learner = models.learner(policy, "sft", job.adapter(models.POLICY))
+    held = memory(policy)
     encoded = demonstrations(job, policy.tokenizer)
+    units = job.options.get("units") or trl.real_tokens(encoded)
     work = Work(Shape.of(job.source), job.dtype)
     work.learn(lengths(encoded))
     while True:
         gate.begin()
         metrics = learner.step(Examples(encoded), 0.0)
-        gate.end(trl.real_tokens(encoded), {"loss": metrics["loss"]}, work.pieces, memory=held)
+        gate.end(units, {"loss": metrics["loss"]}, work.pieces, memory=held)
 
 
 def peer(job: Job, gate: Gate) -> None:

@@ -13,6 +13,7 @@ from alignkit import Group, attention, rollout
 from alignkit import functional as F
 from alignkit.attention import Decoding, Packed, Segment
 from alignkit.batch import Encoded, Encoder, Row, pack
+from alignkit.errors import RunFailed
 from alignkit.policy import BASE, Policy
 from alignkit.recipe import LoraSpec, ModelSpec
 from alignkit.rollout import Sampling, choose, inverse_cdf, sample
@@ -309,7 +310,7 @@ def test_layers_computed_twice_give_the_same_gradients(
 
     kept = gradients()
     assert policy.recomputed == 0 and all(gradient.any() for gradient in kept)
-    monkeypatch.setattr("alignkit.policy.LONG", 0)
+    monkeypatch.setattr("alignkit.policy.total", lambda device: 0.0)
     again = gradients()
     assert policy.recomputed == 3  # the pass as another role, too
     for one, other in zip(again, kept, strict=True):
@@ -412,6 +413,14 @@ def test_processors_change_what_is_chosen_and_not_what_is_told(llama: Policy, mo
             whole = [*encoder.prompt(group.prompt), *(response.tokens or ())]
             new = whole[-len(response.tokens or ()) :]
             assert len(set(new)) == len(new) and not set(new) & set(whole[: -len(new)])
+
+
+@pytest.mark.parametrize("wrong", [float("-inf"), float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_processors_that_leave_no_token_are_an_error(llama: Policy, wrong: float, temperature: float) -> None:
+    sampling = Sampling(1, 4, temperature=temperature, processors=[lambda ids, logits: torch.full_like(logits, wrong)])
+    with pytest.raises(RunFailed, match="logits processors"):
+        sample(llama, BASE, Encoder(llama.tokenizer), questions(2), sampling, seed=0)
 
 
 def test_sampled_logprobs_are_those_of_the_training_path(policy: Policy) -> None:

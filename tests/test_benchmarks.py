@@ -57,6 +57,7 @@ def check_row(found: dict[str, Any]) -> None:
     assert found["rounds"] == len(found["ratios"]) == 1
     assert found["short"] and found["model"] == "tiny" and found["machine"]["cpu"]
     floor = () if found["name"] in WITHOUT_FLOOR else ("floor_ratio",)
+    assert (found["floor_ratio"] is None) == (not floor)
     for key in ("ours", "peer", "ratio", *floor, "ours_memory", "peer_memory"):
         assert math.isfinite(found[key]) and found[key] > 0, (found["name"], key)
     assert found["ratio"] == pytest.approx(found["ours"] / found["peer"])

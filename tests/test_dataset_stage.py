@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from alignkit import dataset_stage, readers, run
+from alignkit.batch import Encoder, Examples
 from alignkit.data import Group, Response
 from alignkit.errors import DataError
 from alignkit.recipe import load_recipe
 from alignkit.run import run_recipe
+from alignkit.train import Learner
 
 LONG = "why " * 200
 
@@ -42,7 +44,8 @@ def test_batch_by_batch_learns_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(dataset_stage, "AHEAD", 4)
     summary = trained(tmp_path, demonstrations(5), "later")
     assert weights(tmp_path / "later") == weights(tmp_path / "out")
-    assert (summary["groups"], summary["steps"], summary["tried"], summary["used"]) == (5, 6, 5, 5)
+    assert (summary["groups"], summary["steps"]) == (5, 6)
+    assert summary["in_turn"] == {"tried": 5, "used": 5, "broken": 0, "lost": 0}
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -54,12 +57,70 @@ def test_what_does_not_fit_is_counted_once_and_told(
     rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}, {"prompt": "so?", "completion": LONG}]
     summary = trained(tmp_path, rows, batch_size=batch_size)
     assert summary["encoding"] == {"no_room": 1, "cut": 1}
-    assert (summary["tried"], summary["used"], summary["steps"]) == (4, 3, 8 // batch_size)
+    assert (summary["in_turn"]["tried"], summary["in_turn"]["used"], summary["steps"]) == (4, 3, 8 // batch_size)
     said = capsys.readouterr().err
     assert "of 4 rows: 1 left out: the prompt leaves no room in max_length; 1 responses cut" in said.replace("\n", " ")
     lines = (tmp_path / "out" / "only" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 8 // batch_size
     assert sum("loss" not in json.loads(line) for line in lines) == (2 if batch_size == 1 else 0)
+
+
+def test_validation_is_not_counted_among_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    held = [*demonstrations(1), *[{"prompt": LONG, "completion": "yes"}] * 3]
+    (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, held)), encoding="utf-8")
+    rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}]
+    summary = trained(tmp_path, rows, validation="held.jsonl")
+    assert summary["in_turn"]["no_room"] == 1 and summary["encoding"]["no_room"] == 4
+    assert "of 3 rows: 1 left out" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_row_that_the_template_cannot_take_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first step it is an error; hours into a run it must not end it."""
+    whole = Encoder.prompt
+
+    def broken(self: Encoder, messages: Any) -> Any:
+        if messages[0]["content"] == "is it 1?":
+            raise DataError("the chat template makes no token of 'is it 1?'")
+        return whole(self, messages)
+
+    monkeypatch.setattr(Encoder, "prompt", broken)
+    with pytest.raises(DataError, match="makes no token"):
+        trained(tmp_path, demonstrations(4), "ahead")
+    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    summary = trained(tmp_path, demonstrations(4))
+    assert summary["in_turn"] == {"tried": 4, "used": 3, "broken": 1, "lost": 0}
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert (
+        "left out: the chat template makes no token of 'is it 1?'" in said and "1 left out: the chat template" in said
+    )
+
+
+def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same bytes and the same counts."""
+    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    rows = [*demonstrations(6), {"prompt": LONG, "completion": "yes"}]
+    wanted = trained(tmp_path, rows)
+    step, left = Learner.step, [2]
+
+    def failing(self: Learner, examples: Examples, factor: float) -> dict[str, float]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return step(self, examples, factor)
+
+    monkeypatch.setattr(Learner, "step", failing)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, rows, "killed", checkpoint_every=1)
+    monkeypatch.setattr(Learner, "step", step)
+    assert trained(tmp_path, rows, "killed", checkpoint_every=1) == wanted
+    assert weights(tmp_path / "killed") == weights(tmp_path / "out")
 
 
 def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,8 +132,8 @@ def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_a_reference_measures_is_tokens_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_stage, "AHEAD", 0)
     rows = [{"prompt": f"is it {n}?", "chosen": "yes", "rejected": "no"} for n in range(3)]
-    assert "tried" not in trained(tmp_path, rows, algorithm="dpo")
-    assert trained(tmp_path, rows, "reward", algorithm="reward_model")["tried"] == 3
+    assert "in_turn" not in trained(tmp_path, rows, algorithm="dpo")
+    assert trained(tmp_path, rows, "reward", algorithm="reward_model")["in_turn"]["used"] == 3
 
 
 def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +146,18 @@ def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(run, "load", counted)
     trained(tmp_path, demonstrations(4))
     assert len(read) == 1
+
+
+def test_a_file_that_changes_before_its_stage_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage's hash is of what the file holds by then, and so must be what is learned."""
+    hashed = run.Run._hash
+
+    def edit(self: run.Run, stage: Any) -> str:
+        (tmp_path / "rows.jsonl").write_text(json.dumps(demonstrations(1)[0]), encoding="utf-8")
+        return hashed(self, stage)
+
+    monkeypatch.setattr(run.Run, "_hash", edit)
+    assert trained(tmp_path, demonstrations(4))["groups"] == 1
 
 
 def test_a_group_takes_little_memory() -> None:
