@@ -101,19 +101,17 @@ class Dataset(Training):
 
     def _now(self, groups: Sequence[Group], epoch: int) -> Examples:
         """The rows of one batch; those that cannot be used are counted in the first epoch."""
-        broken: list[Group] = []
+        whole = groups
         try:
             encoded = self._encoded(groups)
         except DataError:
-            broken = [group for group in groups if not self._encodes(group)]
-            encoded = self._encoded([group for group in groups if group not in broken])
+            whole = [group for group in groups if self._encodes(group)]
+            encoded = self._encoded(whole)
         kept, lost = self._usable(encoded)
         if epoch == 0:
-            counts = {"tried": len(groups), "used": len(kept), "broken": len(broken), "lost": len(lost)}
-            counts |= self._count_unfit()
+            counts = {"tried": len(groups), "used": len(kept), "broken": len(groups) - len(whole), "lost": len(lost)}
             self._count_lost(lost)
-            before = self.summary.get("in_turn", {})
-            self.summary["in_turn"] = {name: before.get(name, 0) + counts.get(name, 0) for name in {**before, **counts}}
+            self._add_counts("in_turn", counts | self._count_unfit())
         return Examples(kept)
 
     def _encodes(self, group: Group) -> bool:

@@ -182,8 +182,9 @@ class Policy:
         """Whether a group that cannot be cut is so long that its activations would take a quarter of all memory, or
         less where memory has run out before.
         """
-        most = total(self.device) / 4 / 2**self.halvings
-        return self.recomputes and torch.is_grad_enabled() and tokens * self._bytes_per_token > most
+        if not self.recomputes or not torch.is_grad_enabled():
+            return False
+        return tokens * self._bytes_per_token > total(self.device) / 4 / 2**self.halvings
 
     def _hidden(self, name: str, packed: Packed, tokens: Tensor) -> Tensor:
         with self._seeing(name, packed) as model:

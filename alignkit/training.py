@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,11 +176,12 @@ class Training:
         """Add what the last `_encoded` could not use to the summary; gives that."""
         counts = {name: count for name, count in self.engine.encoder.counts.items() if count}
         if counts:
-            before = self.summary.get("encoding", {})
-            self.summary["encoding"] = {
-                name: before.get(name, 0) + counts.get(name, 0) for name in {**before, **counts}
-            }
+            self._add_counts("encoding", counts)
         return counts
+
+    def _add_counts(self, key: str, counts: Mapping[str, int]) -> None:
+        before = self.summary.get(key, {})
+        self.summary[key] = {name: before.get(name, 0) + counts.get(name, 0) for name in {**before, **counts}}
 
     def _require(self, encoded: Sequence[Encoded]) -> list[Encoded]:
         """Groups the algorithm can learn from; others are reported, but for those whose pairs the encoder counted."""
