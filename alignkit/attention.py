@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from alignkit import tiles
+
 NAME = "alignkit"
 BLOCK = 32  # rows that are decoded with one call of the attention
 
@@ -85,6 +87,11 @@ class Segment:
         return self.prompt + sum(self.responses)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest response."""
+        return self.prompt + max(self.responses, default=0)
+
+    @property
     def as_rows(self) -> bool:
         """Whether responses beside each other, filled up to the longest, take clearly fewer products than one mask
         over all tokens.
@@ -113,6 +120,7 @@ class Packed:
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
     _orders: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
     _indices: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _tiles: dict[int, list[tiles.Tile] | None] = field(default_factory=dict)
 
     @property
     def position_ids(self) -> Tensor:
@@ -123,8 +131,6 @@ class Packed:
         if self.keep:
             self.kept[layer] = (k[0].detach(), v[0].detach())
         dtype = q.dtype
-        if q.device.type == "cpu" and dtype == torch.bfloat16:
-            q, k, v = q.float(), k.float(), v.float()  # the fused kernel is twice as fast in fp32 there
         # Split, not sliced: the backward of each slice would write a gradient as long as the whole row.
         lengths = [segment.length for segment in self.segments]
         qs, ks, vs = (x.split(lengths, dim=2) for x in (q, k, v))
@@ -132,13 +138,26 @@ class Packed:
             self._segment(index, segment, qs[index], ks[index], vs[index], how)
             for index, segment in enumerate(self.segments)
         ]
-        return torch.cat(parts, dim=2).to(dtype)
+        return torch.cat([part.to(dtype) for part in parts], dim=2)
 
     def _segment(self, index: int, segment: Segment, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
         """One group's attention, [1, heads, length, size]."""
+        if found := self._tiles_of(index, segment, q, how):
+            return tiles.attention(q[0], k[0], v[0], found, how.scaling)[None]
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            q, k, v = q.float(), k.float(), v.float()  # the fused kernel is twice as fast in fp32 there
         if segment.as_rows:
             return self._rows(index, segment, q, k, v, how)
         return attention(q, k, v, self._mask(index, segment, how.window, q.device), how)
+
+    def _tiles_of(self, index: int, segment: Segment, q: Tensor, how: How) -> list[tiles.Tile] | None:
+        """None where another way is faster, or the only one."""
+        limited = how.softcap is not None or (how.window is not None and how.window < segment.longest)
+        if segment.as_rows or limited or not tiles.fast(q):
+            return None
+        if index not in self._tiles:
+            self._tiles[index] = tiles.tiles(segment, q.shape[1] * q.shape[3])
+        return self._tiles[index]
 
     def _rows(self, index: int, segment: Segment, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
         """The prompt by itself, then its responses as rows beside each other, each behind the prompt's keys: a mask
@@ -188,8 +207,7 @@ class Packed:
 
     def _mask(self, index: int, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
         """[length, length] true where a query may see a key; None: plain causal order says it all."""
-        longest = segment.prompt + max(segment.responses, default=0)
-        if window is not None and window >= longest:
+        if window is not None and window >= segment.longest:
             window = None
         if len(segment.responses) <= 1 and window is None:
             return None
