@@ -26,6 +26,7 @@ from alignkit.attention import Packed, Segment
 from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
 from alignkit.hub import locate
+from alignkit.lora import adapted
 from alignkit.memory import for_activations, keep_freed_memory, total
 from alignkit.recompute import prepare, recomputing
 from alignkit.weights import device_of, dtype_of, has_score, load_base, load_tokenizer, tell_unused
@@ -502,15 +503,15 @@ def _lora_layers(model: nn.Module) -> list[Any]:
 
 def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The layer plus the switched adapter's low-rank part, in the layer's own dtype (weights are kept in fp32)."""
-    base = self.base_layer
-    # Quantised layers are subclasses with products of their own.
-    result: Tensor = products.linear(x, base.weight, base.bias) if type(base) is nn.Linear else base(x, *args, **kwargs)
-    adapter = self.alignkit_switch.adapter
+    base, adapter = self.base_layer, self.alignkit_switch.adapter
+    plain = type(base) is nn.Linear  # quantised layers are subclasses with products of their own
     if adapter is None:
-        return result
-    down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-    low = F.linear(x, down.to(x.dtype))
-    return result + F.linear(low, (up * self.scaling[adapter]).to(x.dtype))
+        return products.linear(x, base.weight, base.bias) if plain else base(x, *args, **kwargs)
+    down, up, scale = self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.scaling[adapter]
+    if plain:
+        return adapted(x, base.weight, base.bias, down, up, scale)
+    result: Tensor = base(x, *args, **kwargs)
+    return result + F.linear(F.linear(x, down.to(x.dtype)), (up * scale).to(x.dtype))
 
 
 def _logit_scale(config: Any) -> float:
