@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Head = Literal["language", "scalar"]
 BASE = "base"
-LEAST_TOKENS = 512
+LEAST_TOKENS = 256
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import Group, attention, rollout
+from alignkit import Group, attention, rollout, tiles
 from alignkit import functional as F
 from alignkit.attention import Decoding, Packed, Segment
 from alignkit.batch import Encoded, Encoder, Row, pack
@@ -123,10 +123,13 @@ def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return load(make(tmp_path_factory.mktemp(request.param), request.param))
 
 
-@pytest.fixture(params=["one mask", "rows beside each other"])
+@pytest.fixture(params=["one mask", "rows beside each other", "tiles"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of computing a segment's attention, whatever its shape would choose."""
-    rows = request.param != "one mask"
+    """All ways of computing a segment's attention, whatever its shape would choose."""
+    rows = request.param == "rows beside each other"
+    if request.param == "tiles":
+        monkeypatch.setattr(tiles, "SETUP", 0)
+        monkeypatch.setattr(tiles, "QUERIES", 2)
     monkeypatch.setattr(Segment, "as_rows", property(lambda s: rows and len(s.responses) > 0 < min(s.responses)))
     return str(request.param)
 

@@ -1,0 +1,97 @@
+"""A frozen layer and its adapter in one step against the two written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignkit import products
+from alignkit.lora import adapted
+
+SCALE = 1.7
+NAMES = ("x", "down", "up")
+
+
+def drawn(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """x [..., 5], weight [6, 5], bias [6], down [2, 5], up [6, 2]."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"x": (*shape, 5), "weight": (6, 5), "bias": (6,), "down": (2, 5), "up": (6, 2)}
+    found = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in shapes.items()}
+    for name in NAMES:
+        found[name] = found[name].to(dtype).requires_grad_()
+    return {name: value if name in NAMES else value.to(dtype) for name, value in found.items()}
+
+
+def written_out(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    return F.linear(x, weight, bias) + scale * F.linear(F.linear(x, down), up)
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (2, 3)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_values_and_gradients(
+    shape: tuple[int, ...], biased: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr(products, "_better", lambda: onednn)
+    monkeypatch.setattr(products, "LEAST", 1)
+    given = drawn(shape, torch.float32 if onednn else torch.float64)
+    bias = given["bias"] if biased else None
+    arguments = (given["x"], given["weight"], bias, given["down"], given["up"], SCALE)
+    found, wanted = adapted(*arguments), written_out(*arguments)
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1))
+    learned = [given[name] for name in NAMES]
+    both = [torch.autograd.grad(out, learned, upstream) for out in (found, wanted)]
+    for name, mine, theirs in zip(NAMES, *both, strict=True):
+        torch.testing.assert_close(mine, theirs, msg=lambda text, name=name: f"{name}: {text}")
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(*arguments), wanted)
+
+
+@pytest.mark.parametrize("learned", [("x",), ("down",), ("up",), ("down", "up")])
+def test_only_what_learns_gets_a_gradient(learned: tuple[str, ...]) -> None:
+    given = drawn((7,))
+    for name in NAMES:
+        given[name].requires_grad_(name in learned)
+    adapted(given["x"], given["weight"], given["bias"], given["down"], given["up"], SCALE).sum().backward()
+    got = {name: given[name].grad for name in NAMES}
+    assert {name for name, gradient in got.items() if gradient is not None} == set(learned)
+    for name in learned:
+        given[name].grad = None
+    written_out(given["x"], given["weight"], given["bias"], given["down"], given["up"], SCALE).sum().backward()
+    for name in learned:
+        torch.testing.assert_close(got[name], given[name].grad)
+
+
+def test_the_input_and_the_weights_stay_as_they_are() -> None:
+    """The sums are made in place; what they start from must be fresh."""
+    given = drawn((3,))
+    before = {name: value.detach().clone() for name, value in given.items()}
+    adapted(given["x"], given["weight"], given["bias"], given["down"], given["up"], SCALE).sum().backward()
+    for name, value in given.items():
+        torch.testing.assert_close(value.detach(), before[name], rtol=0, atol=0)
+
+
+def test_fp32_adapters_on_a_bf16_layer() -> None:
+    """Adapters are kept in fp32, and so are their gradients; the layer's dtype is that of its products."""
+    given = drawn((7,), torch.float32)
+    low = {name: given[name].detach().bfloat16() for name in ("x", "weight", "bias")}
+    out = adapted(low["x"], low["weight"], low["bias"], given["down"], given["up"], SCALE)
+    assert out.dtype == torch.bfloat16
+    wanted = written_out(
+        low["x"].float(), low["weight"].float(), low["bias"].float(), given["down"], given["up"], SCALE
+    )
+    assert float((out.float() - wanted).detach().norm() / wanted.detach().norm()) < 0.01
+    out.float().sum().backward()
+    found = [given["down"].grad, given["up"].grad]
+    given["down"].grad = given["up"].grad = None
+    wanted.sum().backward()
+    for mine, theirs in zip(found, (given["down"].grad, given["up"].grad), strict=True):
+        assert mine is not None
+        assert theirs is not None
+        assert mine.dtype == torch.float32
+        assert float((mine - theirs).norm() / theirs.norm()) < 0.02
