@@ -111,16 +111,18 @@ class Segment:
 class Packed:
     """Segments in one row of tokens; nothing sees another segment, responses see their prompt and themselves.
 
-    `keep`: store each layer's keys and values (sampling starts from them), [heads, tokens, size] each.
+    `keep`: store each layer's keys and values (sampling starts from them), [heads, tokens, size] each. `setup`: what a
+    tile costs, see `alignkit.tiles`.
     """
 
     segments: Sequence[Segment]
     keep: bool = False
+    setup: int = tiles.SETUP
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
     _orders: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
     _indices: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _tiles: dict[int, list[tiles.Tile] | None] = field(default_factory=dict)
+    _tiles: dict[tuple[int, int], list[tiles.Tile] | None] = field(default_factory=dict)
 
     @property
     def position_ids(self) -> Tensor:
@@ -142,7 +144,7 @@ class Packed:
 
     def _segment(self, index: int, segment: Segment, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
         """One group's attention, [1, heads, length, size]."""
-        if found := self._tiles_of(index, segment, q, how):
+        if found := self._tiles_of(index, segment, (q, k, v), how):
             return tiles.attention(q[0], k[0], v[0], found, how.scaling)[None]
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             q, k, v = q.float(), k.float(), v.float()  # the fused kernel is twice as fast in fp32 there
@@ -150,14 +152,19 @@ class Packed:
             return self._rows(index, segment, q, k, v, how)
         return attention(q, k, v, self._mask(index, segment, how.window, q.device), how)
 
-    def _tiles_of(self, index: int, segment: Segment, q: Tensor, how: How) -> list[tiles.Tile] | None:
+    def _tiles_of(
+        self, index: int, segment: Segment, given: tuple[Tensor, Tensor, Tensor], how: How
+    ) -> list[tiles.Tile] | None:
         """None where another way is faster, or the only one."""
+        q = given[0]
+        alike = len({(x.shape[-1], x.dtype) for x in given}) == 1  # values may have another size than queries
         limited = how.softcap is not None or (how.window is not None and how.window < segment.longest)
-        if segment.as_rows or limited or not tiles.fast(q):
+        if segment.as_rows or limited or not alike or not tiles.fast(q):
             return None
-        if index not in self._tiles:
-            self._tiles[index] = tiles.tiles(segment, q.shape[1] * q.shape[3])
-        return self._tiles[index]
+        key = (index, q.shape[1] * q.shape[3])
+        if key not in self._tiles:
+            self._tiles[key] = tiles.tiles(segment, key[1], self.setup)
+        return self._tiles[key]
 
     def _rows(self, index: int, segment: Segment, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
         """The prompt by itself, then its responses as rows beside each other, each behind the prompt's keys: a mask

@@ -20,10 +20,13 @@ def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Te
 
     x [..., inputs]; weight [outputs, inputs] and bias [outputs] frozen; down [rank, inputs], up [outputs, rank].
     """
+    found: Tensor
     if torch.is_grad_enabled():
-        found: Tensor = _Adapted.apply(x, weight, bias, down, up, scale)
-        return found
-    return _sum(x, weight, bias, down, up, scale)[0]
+        found = _Adapted.apply(x, weight, bias, down, up, scale)
+    else:
+        found = _sum(x, weight, bias, down, up, scale)[0]
+    # Here and not in the function: some models change what comes out in place, which a view made there forbids.
+    return found.view(*x.shape[:-1], len(weight))
 
 
 class _Adapted(torch.autograd.Function):
@@ -55,11 +58,10 @@ class _Adapted(torch.autograd.Function):
 def _sum(
     x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The output [..., outputs] and x down^T, [rows, rank]."""
+    """The output [rows, outputs] and x down^T, [rows, rank]."""
     rows = x.reshape(-1, weight.shape[1])
     low = rows @ down.to(x.dtype).t()
-    out = linear(rows, weight, bias).addmm_(low, _scaled(up, scale, x.dtype).t())
-    return out.view(*x.shape[:-1], len(weight)), low
+    return linear(rows, weight, bias).addmm_(low, _scaled(up, scale, x.dtype).t()), low
 
 
 def _scaled(up: Tensor, scale: float, dtype: torch.dtype) -> Tensor:

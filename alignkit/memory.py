@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GROWTH = 512 * 2**20  # bytes
-ENOUGH = 1.0 * 2**30  # bytes of activations in a packed forward and backward on a CPU: more makes nothing faster
+ENOUGH = 1.0 * 2**30  # bytes of activations in a packed row on a CPU: more makes next to nothing faster
 
 
 def total(device: torch.device) -> float:

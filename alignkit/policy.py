@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Head = Literal["language", "scalar"]
 BASE = "base"
-LEAST_TOKENS = 256
+LEAST_TOKENS, LEAST_ON_GPU = 256, 512  # that the budget of a packed row begins with
 
 
 @dataclass
@@ -278,8 +278,9 @@ class Policy:
         """
         if self.activation_bytes is None:
             self.activation_bytes = for_activations(self.device)
-        whole = int(min(16384, max(LEAST_TOKENS, self.activation_bytes // self._bytes_per_token)))
-        return max(LEAST_TOKENS // 8, whole >> self.halvings)
+        least = LEAST_TOKENS if self.device.type == "cpu" else LEAST_ON_GPU
+        whole = int(min(16384, max(least, self.activation_bytes // self._bytes_per_token)))
+        return max(least // 8, whole >> self.halvings)
 
     @property
     def _bytes_per_token(self) -> int:
@@ -475,6 +476,7 @@ class Policy:
             together = self.hidden(BASE, tree, ids)
             if len(tree.kept) < self.model.config.get_text_config().num_hidden_layers:
                 return f"only {len(tree.kept)} of its layers use transformers' attention interface"
+            tiled = self.hidden(BASE, Packed(tree.segments, setup=0), ids)
             alone = [self.hidden(BASE, part, row) for part, row in zip(parts, rows, strict=True)]
         except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError) as raised:
             fault = f"{type(raised).__name__}: {raised}"
@@ -487,6 +489,7 @@ class Policy:
         own = torch.cat([theirs[0], theirs[1][5:], theirs[2]])
         for name, other, tolerance in (
             ("separate rows", ours, 1e-3 if full else 0.05),
+            ("itself in tiles", tiled, 1e-3 if full else 0.05),
             ("its own", own, 1e-3 if full else 0.5),
         ):
             error = float((together - other).float().norm() / other.float().norm())

@@ -52,17 +52,17 @@ class Tile:
         x[:, self.own : self.stop] += found[:, self.prompt :]
 
 
-def tiles(segment: Segment, width: int) -> list[Tile] | None:
+def tiles(segment: Segment, width: int, setup: int = SETUP) -> list[Tile] | None:
     """Tiles that hold every query of a group once; None where the fused kernel, over all pairs of tokens, is faster.
 
-    width: size of a query, all heads together.
+    width: size of a query, all heads together. setup: see `SETUP`.
     """
     found = _cut(0, segment.prompt, 0)
     end = segment.prompt
     for length in segment.responses:
         found += _cut(end, end + length, segment.prompt)
         end += length
-    cost = sum(tile.cost + SETUP // width for tile in found)
+    cost = sum(tile.cost + setup // width for tile in found)
     return found if cost < segment.length**2 else None
 
 
@@ -99,24 +99,24 @@ class _Tiled(torch.autograd.Function):
         for tile in tiles:
             shares = _shares(_queries(q, k, tile), tile.keys(wide), tile, scale, room)
             _put(out, torch.bmm(shares.to(v.dtype), tile.keys(v)), tile)
-        ctx.save_for_backward(q, k, v, out)
+        ctx.save_for_backward(q, k, v)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out = ctx.saved_tensors
+        q, k, v = ctx.saved_tensors
         wide = k.to(_wide(k))
         to_q, to_k, to_v = _like(q, q.dtype), _like(k, wide.dtype).zero_(), _like(v, wide.dtype).zero_()
         room = _room(ctx.tiles, q, 2)
-        # [heads, tokens, 1]: what a query's gradients with respect to its shares have in common, Dao et al., line 16
-        common = (upstream[0].to(wide.dtype) * out).sum(dim=-1, keepdim=True)
         for tile in ctx.tiles:
             queries, gradient = _queries(q, k, tile), _queries(upstream[0], k, tile)
             shares = _shares(queries, tile.keys(wide), tile, ctx.scale, room)
             tile.add_to_keys(to_v, torch.bmm(shares.to(v.dtype).transpose(1, 2), gradient))
             to_shares = _product(gradient, tile.keys(v).transpose(1, 2), room[0])
-            to_scores = to_shares.sub_(_queries(common, k, tile)).mul_(shares).mul_(ctx.scale).to(k.dtype)
+            # By torch's own operator, in place: from rounded outputs, as in the paper, it would be inexact in bf16.
+            torch.ops.aten._softmax_backward_data.out(to_shares, shares, -1, wide.dtype, grad_input=to_shares)
+            to_scores = to_shares.mul_(ctx.scale).to(k.dtype)
             _put(to_q, torch.bmm(to_scores, tile.keys(k)), tile)
             tile.add_to_keys(to_k, torch.bmm(to_scores.transpose(1, 2), queries))
         return to_q, to_k.to(k.dtype), to_v.to(v.dtype), None, None
@@ -145,13 +145,15 @@ def _shares(queries: Tensor, keys: Tensor, tile: Tile, scale: float, room: list[
 
 def fast(x: Tensor) -> bool:
     """Whether this is where tiles are of use: on a CPU that multiplies numbers of this dtype by itself."""
-    own = x.dtype in (torch.float32, torch.float64) or (x.dtype == torch.bfloat16 and _multiplies_bf16())
-    return x.device.type == "cpu" and own
+    if x.device.type != "cpu":
+        return False
+    return x.dtype in (torch.float32, torch.float64) or (x.dtype == torch.bfloat16 and _multiplies_bf16())
 
 
 @functools.cache
 def _multiplies_bf16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    told = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    return told and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -49,7 +49,9 @@ TESTS = {
     "scoring": ["tests/plugins/test_rewards.py", "tests/plugins/test_llama2.py", "tests/test_ppo_checklist.py"],
     "train": ["tests/test_train.py", "tests/test_testing.py", "tests/test_ppo_checklist.py"],
     "rollout": ["tests/test_attention.py", "tests/test_ppo_checklist.py"],
-    "attention": ["tests/test_attention.py"],
+    "attention": ["tests/test_tiles.py", "tests/test_attention.py"],
+    "tiles": ["tests/test_tiles.py", "tests/test_attention.py"],
+    "lora": ["tests/test_lora.py"],
 }
 
 SWAPS = {

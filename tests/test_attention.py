@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All ways of computing a segment's attention, whatever its shape would choose."""
     rows = request.param == "rows beside each other"
     if request.param == "tiles":
-        monkeypatch.setattr(tiles, "SETUP", 0)
+        monkeypatch.setattr(Packed, "__init__", partialmethod(Packed.__init__, setup=0))
         monkeypatch.setattr(tiles, "QUERIES", 2)
     monkeypatch.setattr(Segment, "as_rows", property(lambda s: rows and len(s.responses) > 0 < min(s.responses)))
     return str(request.param)
@@ -283,12 +284,47 @@ def test_rows_enter_while_others_go_on(policy: Policy, entering: int) -> None:
             torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
 
 
+# Adapters
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2"])
+def test_an_adapter_adds_what_peft_adds(name: str, tmp_path: Path) -> None:
+    """Values and gradients, on linear layers and on others (GPT-2's are `Conv1D`)."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = make(tmp_path / "base", name)
+    spec = ModelSpec(base=str(folder), dtype="float32", lora=LoraSpec(r=2, lora_alpha=7), device="cpu")
+    policy = Policy(spec, str(folder))
+    policy.add_role("new")
+    parameters = policy.make_trainable("new")
+    with torch.no_grad():
+        for number, parameter in enumerate(parameters.values()):
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    policy.save("new", tmp_path / "adapter")
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "adapter", is_trainable=True
+    )
+    ids = torch.tensor(tokens(9, 3))
+    wanted = model(input_ids=ids[None]).logits[0]
+    found = policy.next_logits("new", policy.hidden("new", Packed([Segment(0, 9, ())]), ids))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found, policy.next_logits(BASE, policy.hidden(BASE, Packed([Segment(0, 9, ())]), ids)))
+    for logits in (wanted, found):
+        torch.log_softmax(logits, dim=-1)[:, 5].sum().backward()
+    theirs = {key.removeprefix("base_model.model."): p.grad for key, p in model.named_parameters()}
+    for key, parameter in parameters.items():
+        assert parameter.grad is not None
+        gradient = theirs[key.replace(".role_new.", ".default.")]
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+
+
 # Layers computed twice
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_layers_computed_twice_give_the_same_gradients(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two roles in one backward, which runs as neither of them and when other rows have been seen."""
     folder = make(tmp_path, name)

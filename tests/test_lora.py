@@ -76,6 +76,17 @@ def test_the_input_and_the_weights_stay_as_they_are() -> None:
         torch.testing.assert_close(value.detach(), before[name], rtol=0, atol=0)
 
 
+def test_what_comes_out_may_be_changed_in_place() -> None:
+    """As some models do that cut off what is too large (Olmo's `clip_qkv`)."""
+    given = drawn((1, 7))
+    arguments = (given["x"], given["weight"], given["bias"], given["down"], given["up"], SCALE)
+    learned = [given[name] for name in NAMES]
+    found = torch.autograd.grad(adapted(*arguments).clamp_(-1, 1).square().sum(), learned)
+    wanted = torch.autograd.grad(written_out(*arguments).clamp(-1, 1).square().sum(), learned)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_fp32_adapters_on_a_bf16_layer() -> None:
     """Adapters are kept in fp32, and so are their gradients; the layer's dtype is that of its products."""
     given = drawn((7,), torch.float32)

@@ -17,7 +17,6 @@ GROUPS = [(9, ()), (0, (11,)), (6, (7,)), (5, (8, 3)), (1, (1, 9)), (7, (0, 6, 5
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "QUERIES", 4)
-    monkeypatch.setattr(tiles, "SETUP", 0)
 
 
 def drawn(length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -44,7 +43,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, prompt: int, responses: tuple[i
 def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: float | None) -> None:
     segment = Segment(0, prompt, responses)
     q, k, v = drawn(segment.length)
-    used = tiles.tiles(segment, HEADS * SIZE)
+    used = tiles.tiles(segment, HEADS * SIZE, 0)
     assert used is not None
     assert len(used) > 1
     found = tiles.attention(q, k, v, used, scale)
@@ -57,7 +56,7 @@ def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: fl
 
 @pytest.mark.parametrize(("prompt", "responses"), GROUPS)
 def test_every_query_is_in_one_tile(prompt: int, responses: tuple[int, ...]) -> None:
-    used = tiles.tiles(Segment(0, prompt, responses), HEADS * SIZE)
+    used = tiles.tiles(Segment(0, prompt, responses), HEADS * SIZE, 0)
     assert used is not None
     queries = [query for tile in used for query in range(tile.start, tile.stop)]
     assert queries == list(range(prompt + sum(responses)))
@@ -65,24 +64,55 @@ def test_every_query_is_in_one_tile(prompt: int, responses: tuple[int, ...]) -> 
 
 
 def test_bf16_is_near_what_it_rounds() -> None:
-    segment = Segment(0, 5, (8, 3))
-    q, k, v = drawn(segment.length, torch.bfloat16)
-    used = tiles.tiles(segment, HEADS * SIZE)
+    """Where queries are much nearer to some keys than to others, rounded scores or sums would show."""
+    segment = Segment(0, 100, (100, 100))
+    q, k, v = (x * factor for x, factor in zip(drawn(300), (3, 3, 1), strict=True))
+    used = tiles.tiles(segment, HEADS * SIZE, 0)
     assert used is not None
-    upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
+    upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     results = []
     for dtype in (torch.bfloat16, torch.float64):
-        given = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        given = [x.detach().bfloat16().to(dtype).requires_grad_() for x in (q, k, v)]
         out = tiles.attention(given[0], given[1], given[2], used, None)
-        results.append([out, *torch.autograd.grad(out, given, upstream.to(dtype))])
+        results.append([out.detach(), *torch.autograd.grad(out, given, upstream.to(dtype))])
         assert all(x.dtype == dtype for x in results[-1])
     for mine, theirs in zip(*results, strict=True):
-        assert float((mine.double() - theirs).detach().norm() / theirs.detach().norm()) < 0.01
+        assert float((mine.double() - theirs).norm() / theirs.norm()) < 0.005
+
+
+@pytest.mark.parametrize("by_itself", [True, False])
+def test_only_numbers_that_the_processor_multiplies_by_itself(by_itself: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_multiplies_bf16", lambda: by_itself)
+    found = {dtype: tiles.fast(torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.float16)}
+    assert found == {torch.float32: True, torch.float64: True, torch.float16: False}
+    assert tiles.fast(torch.zeros(1, dtype=torch.bfloat16)) is by_itself
+    assert not tiles.fast(torch.zeros(1, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_row_of_groups_that_take_different_ways(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_multiplies_bf16", lambda: True)
+    row = Packed([Segment(0, 9, (8,)), Segment(17, 1, ())], setup=0)  # one token has nothing to cut
+    q, k, v = (x.detach()[None].to(dtype) for x in drawn(18))
+    found = row.attend(0, q, k, v, How(None, None, None))
+    assert [made is not None for made in row._tiles.values()] == [True, False]
+    assert found.dtype == dtype
+    wanted = torch.cat([written_out(*(x[0, :, :17].double() for x in (q, k, v)), 9, (8,), SIZE**-0.5),
+                        v[0, :, 17:].double().repeat_interleave(HEADS // KEY_HEADS, dim=0)], dim=1)  # fmt: skip
+    assert float((found[0].double() - wanted).norm() / wanted.norm()) < (0.01 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_values_of_another_size_take_another_way() -> None:
+    """As in attention with compressed keys (DeepSeek's)."""
+    row = Packed([Segment(0, 5, (8, 3))], setup=0)
+    q, k, v = (x[None] for x in drawn(16))
+    found = row.attend(0, q, k, v[..., :6], How(None, None, None))
+    wanted = row.attend(0, q, k, v, How(None, None, None))[..., :6]
+    torch.testing.assert_close(found, wanted)
 
 
 def test_long_groups_are_cut_and_short_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "QUERIES", 128)
-    monkeypatch.setattr(tiles, "SETUP", 3_000_000)
     assert tiles.tiles(Segment(0, 100, (60,)), 576) is None
     assert tiles.tiles(Segment(0, 300, (300,)), 64) is None, "narrow heads make products cheap and tiles dear"
     found = tiles.tiles(Segment(0, 90, (180, 180)), 576)
@@ -94,6 +124,7 @@ def test_long_groups_are_cut_and_short_ones_are_not(monkeypatch: pytest.MonkeyPa
     ("how", "tiled"),
     [
         (How(None, None, None), True),
+        (How(0.7, None, None), True),
         (How(None, 13, None), True),  # a window as long as the longest sequence
         (How(None, 12, None), False),
         (How(None, None, 30.0), False),
@@ -108,7 +139,7 @@ def test_windows_and_caps_take_another_way(how: How, tiled: bool, monkeypatch: p
         return own(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tiles, "attention", counted)
-    row = Packed([Segment(0, 5, (8, 3)), Segment(16, 13, ())])
+    row = Packed([Segment(0, 5, (8, 3)), Segment(16, 13, ())], setup=0)
     q, k, v = (x[None] for x in drawn(29))
     found = row.attend(0, q, k, v, how)
     assert bool(called) is tiled
