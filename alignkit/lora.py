@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -20,11 +21,11 @@ def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Te
 
     x [..., inputs]; weight [outputs, inputs] and bias [outputs] frozen; down [rank, inputs], up [outputs, rank].
     """
-    found: Tensor
-    if torch.is_grad_enabled():
-        found = _Adapted.apply(x, weight, bias, down, up, scale)
-    else:
-        found = _sum(x, weight, bias, down, up, scale)[0]
+    if not torch.is_grad_enabled():
+        # Few rows, as in sampling, gain nothing from one step.
+        low = F.linear(x, down.to(x.dtype))
+        return linear(x, weight, bias).add_(F.linear(low, _scaled(up, scale, x.dtype)))
+    found: Tensor = _Adapted.apply(x, weight, bias, down, up, scale)
     # Here and not in the function: some models change what comes out in place, which a view made there forbids.
     return found.view(*x.shape[:-1], len(weight))
 
@@ -34,7 +35,9 @@ class _Adapted(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
-        out, low = _sum(x, weight, bias, down, up, scale)
+        rows = x.reshape(-1, weight.shape[1])
+        low = rows @ down.to(x.dtype).t()
+        out = linear(rows, weight, bias).addmm_(low, _scaled(up, scale, x.dtype).t())
         ctx.save_for_backward(x, weight, down, up, low)
         ctx.scale = scale
         return out
@@ -53,15 +56,6 @@ class _Adapted(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             to_up = (gradient.t() @ low).to(up.dtype).mul_(ctx.scale)
         return to_x, None, None, to_down, to_up, None
-
-
-def _sum(
-    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """The output [rows, outputs] and x down^T, [rows, rank]."""
-    rows = x.reshape(-1, weight.shape[1])
-    low = rows @ down.to(x.dtype).t()
-    return linear(rows, weight, bias).addmm_(low, _scaled(up, scale, x.dtype).t()), low
 
 
 def _scaled(up: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
