@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignkit.products import linear, times
+from alignkit.products import copy_for, linear, times
 
 
 def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
@@ -22,6 +22,8 @@ def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Te
     x [..., inputs]; weight [outputs, inputs] and bias [outputs] frozen; down [rank, inputs], up [outputs, rank].
     """
     if not torch.is_grad_enabled():
+        if (copy := copy_for(up, x)) is not None:
+            return copy(x)
         # Few rows, as in sampling, gain nothing from one step.
         low = F.linear(x, down.to(x.dtype))
         return linear(x, weight, bias).add_(F.linear(low, _scaled(up, scale, x.dtype)))

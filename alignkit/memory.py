@@ -80,6 +80,12 @@ def keep_freed_memory() -> None:
         mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
 
 
+def give_back() -> None:
+    """Let glibc give freed memory back to the system."""
+    if (trim := _allocator("malloc_trim")) is not None:
+        trim(0)
+
+
 @dataclass
 class Returned:
     """Gives freed memory back once the process has grown by GROWTH.
@@ -92,14 +98,14 @@ class Returned:
 
     def now(self) -> bool:
         """Call it where little is held, such as between steps. Whether memory was given back."""
-        if (trim := _allocator("malloc_trim")) is None:
+        if _allocator("malloc_trim") is None:
             return False
         resident = _resident()
         if self.before is None:
             self.before = resident
         if resident < self.before + GROWTH:
             return False
-        trim(0)
+        give_back()
         self.before = None
         return True
 

@@ -1,10 +1,15 @@
 """Products with frozen weights. In fp32 on AMD's processors they go to oneDNN: torch's default there, MKL, takes a
 quarter longer, and for few rows, as in sampling, twice as long. Everywhere else this is `torch.nn.functional.linear`.
+
+For many products of the same few rows, `Ordered` keeps a copy of a weight in the order in which the kernels read it.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,8 @@ LEAST = 2**17  # elements of a weight; for smaller ones setting up the product t
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, as `torch.nn.functional.linear`; x [..., inputs], weight [outputs, inputs], bias [outputs]."""
+    if (copy := copy_for(weight, x)) is not None:
+        return copy(x)
     if not _elsewhere(x, weight, bias):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and x.requires_grad:
@@ -28,6 +35,56 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def times(x: Tensor, weight: Tensor) -> Tensor:
     """x W without a gradient; x [rows, outputs], weight [outputs, inputs]: the way back through `linear`."""
     return _product(x, weight.t(), None) if _elsewhere(x, weight, None) else x @ weight
+
+
+class Ordered:
+    """x W^T + b for up to `rows` rows, by a copy of a weight [outputs, inputs] in the kernels' own order."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
+        self.bias, self.rows, self.outputs = bias, rows, len(weight)
+        # An empty tensor has the weight's shape for MKL, which reads the weight itself for other numbers of rows only.
+        self._shape = weight.new_empty(1).expand(weight.shape)
+        reorder = torch.ops.mkldnn._reorder_linear_weight if _better() else torch.ops.mkl._mkl_reorder_linear_weight
+        self._ordered = reorder(weight.detach(), rows)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]; no gradient."""
+        rows = x.reshape(-1, x.shape[-1])
+        if _better():
+            out = _product(rows, self._ordered, self.bias)
+        else:
+            filled = F.pad(rows, (0, 0, 0, self.rows - len(rows))) if len(rows) < self.rows else rows
+            out = torch.ops.mkl._mkl_linear(filled, self._ordered, self._shape, self.bias, self.rows)[: len(rows)]
+        return out.view(*x.shape[:-1], self.outputs)
+
+
+_copies: ContextVar[Mapping[int, Ordered]] = ContextVar("alignkit_copies")
+
+
+@contextmanager
+def using(copies: Mapping[int, Ordered]) -> Iterator[None]:
+    """Inside, products without gradients use these copies, each by the `id` of the parameter that names it."""
+    token = _copies.set(copies)
+    try:
+        yield
+    finally:
+        _copies.reset(token)
+
+
+def copy_for(parameter: Tensor, x: Tensor) -> Ordered | None:
+    """The copy in use for products of x with this parameter, if there is one and it takes so many rows."""
+    found = _copies.get({}).get(id(parameter))
+    if found is None or torch.is_grad_enabled() or not 0 < x.numel() <= found.rows * x.shape[-1]:
+        return None
+    return found
+
+
+@functools.cache
+def can_order() -> bool:
+    """Whether this build of torch can make such copies."""
+    if _better():
+        return hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight")
 
 
 class _Frozen(torch.autograd.Function):
@@ -52,6 +109,20 @@ def _elsewhere(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
     learned = weight.requires_grad or (bias is not None and bias.requires_grad)
     return x.numel() > 0 and not (learned and torch.is_grad_enabled()) and _better()
+
+
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products in bf16.
+
+    oneDNN says that it supports bf16 also where it converts every number first, which takes four times as long as fp32.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    told = torch.cpu.get_capabilities()
+    return any(told.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))
 
 
 @functools.cache

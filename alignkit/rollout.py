@@ -19,6 +19,7 @@ from alignkit.attention import Decoding, Packed, Segment
 from alignkit.batch import Encoder, Ids
 from alignkit.data import Group, Response
 from alignkit.errors import RunFailed
+from alignkit.merged import merged
 from alignkit.policy import Policy
 
 # Rows decoded together: enough to feed the processor, fewer where their cache would take more than this.
@@ -93,8 +94,12 @@ def sample(
     ]
     # Longest prompts first: rows beside each other have like lengths, so little of the cache is empty.
     queue = deque(sorted(waiting, key=lambda s: (-len(prompts[s.prompt]), s.prompt, s.sample)))
-    write = _write_packed if policy.packs else _write_unpacked
-    write(policy, role, encoder, prompts, queue, sampling)
+    if policy.packs:
+        limit = _most_rows(policy, max((len(prompt) for prompt in prompts), default=0), sampling)
+        with merged(policy, role, min(limit, len(queue)), sampling.max_new_tokens):
+            _write_packed(policy, role, encoder, prompts, queue, sampling, limit)
+    else:
+        _write_unpacked(policy, role, encoder, prompts, queue, sampling)
     responses: list[list[Response]] = [[] for _ in groups]
     for sequence in waiting:
         responses[sequence.prompt].append(_response(encoder, sequence, role))
@@ -121,9 +126,9 @@ def _write_packed(
     prompts: Sequence[Ids],
     queue: deque[Draft],
     sampling: Sampling,
+    limit: int,
 ) -> None:
-    """Write all sequences of the queue to their ends."""
-    limit = _most_rows(policy, max((len(prompts[draft.prompt]) for draft in queue), default=0), sampling)
+    """Write all sequences of the queue to their ends, at most `limit` of them at a time."""
     decoding, rows, logits = Decoding(), list[Draft](), torch.zeros(0, device=policy.device)
     while True:
         keep = [place for place, row in enumerate(rows) if row.going]

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from alignkit.products import multiplies_bf16
+
 if TYPE_CHECKING:
     from alignkit.attention import Segment
 
@@ -147,13 +149,7 @@ def fast(x: Tensor) -> bool:
     """Whether this is where tiles are of use: on a CPU that multiplies numbers of this dtype by itself."""
     if x.device.type != "cpu":
         return False
-    return x.dtype in (torch.float32, torch.float64) or (x.dtype == torch.bfloat16 and _multiplies_bf16())
-
-
-@functools.cache
-def _multiplies_bf16() -> bool:
-    told = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
-    return told and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return x.dtype in (torch.float32, torch.float64) or (x.dtype == torch.bfloat16 and multiplies_bf16())
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alignkit.errors import RunFailed
+from alignkit.products import multiplies_bf16
 from alignkit.templates import write_template
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:
         return torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return torch.bfloat16 if multiplies_bf16() else torch.float32
 
 
 def load_base(

@@ -82,7 +82,7 @@ def test_bf16_is_near_what_it_rounds() -> None:
 
 @pytest.mark.parametrize("by_itself", [True, False])
 def test_only_numbers_that_the_processor_multiplies_by_itself(by_itself: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_multiplies_bf16", lambda: by_itself)
+    monkeypatch.setattr(tiles, "multiplies_bf16", lambda: by_itself)
     found = {dtype: tiles.fast(torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.float16)}
     assert found == {torch.float32: True, torch.float64: True, torch.float16: False}
     assert tiles.fast(torch.zeros(1, dtype=torch.bfloat16)) is by_itself
@@ -91,7 +91,7 @@ def test_only_numbers_that_the_processor_multiplies_by_itself(by_itself: bool, m
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_of_groups_that_take_different_ways(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_multiplies_bf16", lambda: True)
+    monkeypatch.setattr(tiles, "multiplies_bf16", lambda: True)
     row = Packed([Segment(0, 9, (8,)), Segment(17, 1, ())], setup=0)  # one token has nothing to cut
     q, k, v = (x.detach()[None].to(dtype) for x in drawn(18))
     found = row.attend(0, q, k, v, How(None, None, None))
