@@ -26,7 +26,7 @@ SHARE = 1 / 16  # of all memory, that the copy may take
 
 @contextmanager
 def merged(policy: Policy, name: str, rows: int, tokens: int) -> Iterator[None]:
-    """Inside, products of up to `rows` rows without gradients by a role's layers use a copy of their weights, where that
+    """Inside, products of up to `rows` rows without gradients by a role's layers use a copy of their weights, if that
     is of use to sample so many tokens a row. The role must not learn meanwhile.
     """
     useful = 0 < rows <= MOST_ROWS and tokens >= LEAST_TOKENS
