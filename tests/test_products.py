@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from alignkit import products
+from alignkit.recipe import ModelSpec
+from alignkit.weights import dtype_of
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 
@@ -49,3 +54,33 @@ def test_all_else_is_torch_s_own(what: str) -> None:
     assert x.grad is not None
     for parameter in (weight, bias):
         assert (parameter.grad is not None) == parameter.requires_grad
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """One that has these instructions."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True for name in request.param})
+    products.multiplies_bf16.cache_clear()
+    yield
+    products.multiplies_bf16.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("processor", "native"),
+    [
+        (("avx512_f", "avx512_bw", "avx512_vnni"), False),  # oneDNN supports bf16 here, by converting every number
+        (("avx2", "fma3"), False),
+        (("avx512_f", "avx512_bf16"), True),
+        (("neon", "bf16"), True),
+    ],
+    indirect=["processor"],
+)
+@pytest.mark.usefixtures("processor")
+def test_bf16_by_itself_only_where_there_are_instructions_for_it(native: bool) -> None:
+    def chosen(**given: Any) -> torch.dtype:
+        return dtype_of(ModelSpec(base="x", **given), torch.device("cpu"))
+
+    assert chosen() == (torch.bfloat16 if native else torch.float32)
+    assert chosen(dtype="bfloat16") == torch.bfloat16
+    assert chosen(lora=None) == torch.float32  # what learns itself needs more digits

@@ -1,0 +1,244 @@
+"""Sampling by a merged, ordered copy of the weights: the same policy, whose copy nothing else sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alignkit import Group, lora, memory, merged, products
+from alignkit.attention import Packed, Segment
+from alignkit.batch import Encoder
+from alignkit.data import Message
+from alignkit.policy import BASE, Policy
+from alignkit.products import Ordered, copy_for, using
+from alignkit.recipe import LoraSpec, ModelSpec
+from alignkit.rollout import Sampling, sample
+
+pytestmark = pytest.mark.skipif(not products.can_order(), reason="this torch cannot order weights")
+LONG = Sampling(2, merged.LEAST_TOKENS, min_new_tokens=merged.LEAST_TOKENS)
+LIBRARIES = {"MKL": False, "oneDNN": True}
+
+
+@pytest.fixture(params=list(LIBRARIES))
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The copies of this library, whichever the processor's is."""
+    monkeypatch.setattr(products, "_better", lambda: LIBRARIES[request.param])
+    products.can_order.cache_clear()
+    if not products.can_order():
+        pytest.skip(f"torch was built without {request.param}")
+    yield request.param
+    products.can_order.cache_clear()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of every product by a copy."""
+    found: list[int] = []
+    plain = Ordered.__call__
+
+    def counted(self: Ordered, x: torch.Tensor) -> torch.Tensor:
+        found.append(x.numel() // x.shape[-1])
+        return plain(self, x)
+
+    monkeypatch.setattr(Ordered, "__call__", counted)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import alignkit_tiny
+
+    return Path(alignkit_tiny.source(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="module")
+def policy(tiny: Path) -> Policy:
+    """The roles `one` and `other` have adapters that change much."""
+    spec = ModelSpec(base=str(tiny), dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu")
+    made = Policy(spec, str(tiny))
+    generator = torch.Generator().manual_seed(0)
+    for name in ("one", "other"):
+        made.add_role(name)
+        for parameter in made.parameters_of(name).values():
+            parameter.data.normal_(0, 0.2, generator=generator)
+    return made
+
+
+def questions(count: int) -> list[Group]:
+    texts = ["Say something.", "What is it?", "Name a colour, please.", "Go on."]
+    return [Group((Message(role="user", content=texts[n % 4]),), ()) for n in range(count)]
+
+
+def written(policy: Policy, role: str, sampling: Sampling = LONG) -> list[tuple[Any, Any]]:
+    found = sample(policy, role, Encoder(policy.tokenizer), questions(3), sampling, seed=4)
+    return [(r.tokens, r.logprobs) for group in found for r in group.responses]
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("shape", [(4,), (1,), (1, 3), (2, 2)])
+def test_a_product_by_a_copy(shape: tuple[int, ...], biased: bool, library: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(size, generator=generator) for size in ((*shape, 5), (6, 5), (6,)))
+    found = Ordered(weight, bias if biased else None, 4)(x)
+    torch.testing.assert_close(found, F.linear(x, weight, bias if biased else None))
+
+
+def test_a_copy_stays_as_it_was(library: str) -> None:
+    weight, x = torch.randn(6, 5), torch.randn(3, 5)
+    copy, wanted = Ordered(weight, None, 3), F.linear(x, weight)
+    weight.zero_()
+    torch.testing.assert_close(copy(x), wanted)
+
+
+@torch.no_grad()
+def test_products_that_a_copy_is_for() -> None:
+    weight, x = torch.randn(6, 5), torch.randn(3, 5)
+    copies = {id(weight): Ordered(2 * weight, None, 3)}
+    with using(copies):
+        assert copy_for(weight, x) is copies[id(weight)]
+        torch.testing.assert_close(products.linear(x, weight), 2 * F.linear(x, weight))
+        assert copy_for(weight.clone(), x) is None
+        assert copy_for(weight, torch.randn(2, 2, 5)) is None  # more rows
+        assert copy_for(weight, x[:0]) is None
+        with torch.enable_grad():
+            assert copy_for(weight, x) is None
+    assert copy_for(weight, x) is None
+
+
+@pytest.mark.parametrize("role", ["one", "other", BASE])
+def test_samples_are_those_of_the_role(
+    role: str, policy: Policy, library: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = written(policy, role)
+    layers = sum(1 for _ in lora_layers(policy))
+    # The first token comes from reading the prompts, of more rows; only the head takes as many.
+    products_made = (layers + 1) * (LONG.max_new_tokens - 1) + 1
+    assert len(calls) == products_made
+    assert set(calls) == {6}
+    monkeypatch.setattr(merged, "MOST_ROWS", 0)
+    wanted = written(policy, role)
+    assert len(calls) == products_made
+    assert [tokens for tokens, _ in found] == [tokens for tokens, _ in wanted]
+    for (_, mine), (_, theirs) in zip(found, wanted, strict=True):
+        torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), atol=1e-5, rtol=1e-5)
+
+
+def lora_layers(policy: Policy) -> Iterator[Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return (module for module in policy.model.modules() if isinstance(module, LoraLayer))
+
+
+def test_the_roles_differ(policy: Policy) -> None:
+    """Otherwise the test above would say nothing about which adapter is merged."""
+    assert len({tuple(tokens for tokens, _ in written(policy, role)) for role in ("one", "other", BASE)}) == 3
+
+
+@torch.no_grad()
+def test_inside_another_role_is_itself(policy: Policy) -> None:
+    row, ids = Packed([Segment(0, 3, ())]), torch.tensor([5, 6, 7])
+    apart = {role: policy.hidden(role, row, ids) for role in ("one", "other", BASE)}
+    with merged.merged(policy, "one", 6, merged.LEAST_TOKENS):
+        for role, wanted in apart.items():
+            torch.testing.assert_close(policy.hidden(role, row, ids), wanted)
+
+
+def test_what_is_learned_shows_in_the_next_samples(tiny: Path) -> None:
+    spec = ModelSpec(base=str(tiny), dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu")
+    policy = Policy(spec, str(tiny))
+    policy.add_role("one")
+    before = written(policy, "one")
+    for parameter in policy.parameters_of("one").values():
+        parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    assert written(policy, "one") != before
+
+
+def test_a_copy_ends_with_the_sampling_even_if_that_fails(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policy, "should_stop", stop)
+    with pytest.raises(KeyboardInterrupt):
+        written(policy, "one")
+    assert products._copies.get({}) == {}
+
+
+@pytest.mark.parametrize("why", ["too few tokens", "too many rows", "too little memory", "another device", "in bf16"])
+def test_no_copy_where_it_is_of_no_use(
+    why: str, policy: Policy, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = LONG
+    if why == "too few tokens":
+        sampling = Sampling(2, merged.LEAST_TOKENS - 1)
+    elif why == "too many rows":
+        monkeypatch.setattr(merged, "MOST_ROWS", 5)
+    elif why == "too little memory":
+        size = sum(parameter.nbytes for parameter in policy.model.parameters())
+        monkeypatch.setattr(memory, "total", lambda device: (size - 1) / merged.SHARE)
+    elif why == "another device":
+        monkeypatch.setattr(products, "can_order", lambda: False)
+    else:
+        monkeypatch.setattr(policy, "dtype", torch.bfloat16)
+    written(policy, "one", sampling)
+    assert not calls
+
+
+def test_layers_in_few_bits_keep_their_own_products(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their weights are no matrices. Stood in for by another subclass of the linear layer, as theirs are."""
+
+    class InFewBits(torch.nn.Linear):
+        pass
+
+    layers = list(lora_layers(policy))
+    for layer in layers[1:]:
+        monkeypatch.setattr(layer.base_layer, "__class__", InFewBits)
+    assert len(merged._copies(policy.roles["one"], 4)) == 2  # the head and the layer that is left
+
+
+def test_memory_is_given_back(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(True))
+    written(policy, "one", Sampling(2, merged.LEAST_TOKENS - 1))
+    assert not given
+    written(policy, "one")
+    assert given == [True]
+
+
+def test_a_layer_s_name_for_its_product_is_what_the_layer_asks_for(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides name it by a parameter; were they two, the copies would lie idle."""
+    asked: list[int] = []
+
+    def note(parameter: torch.Tensor, x: torch.Tensor) -> None:
+        asked.append(id(parameter))
+
+    monkeypatch.setattr(lora, "copy_for", note)
+    with torch.no_grad(), policy.acting_as("one") as model:
+        for layer in lora_layers(policy):
+            model.get_submodule(_name(model, layer))(torch.zeros(1, layer.base_layer.in_features))
+    assert set(asked) == set(merged._copies(policy.roles["one"], 4)) - {id(policy.model.get_output_embeddings().weight)}
+
+
+def _name(model: Any, wanted: Any) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
+
+
+def test_rows_that_have_ended_leave(policy: Policy, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product takes as many rows as there are, of those that the copy was made for."""
+    encoder = Encoder(policy.tokenizer)
+    free = written(policy, "one")
+    calls.clear()
+    encoder.__dict__["end_ids"] = frozenset(token for tokens, _ in free[:4] for token in tokens[2:4])
+    sampling = Sampling(2, merged.LEAST_TOKENS)
+    found = [r.tokens for g in sample(policy, "one", encoder, questions(3), sampling, seed=4) for r in g.responses]
+    assert min(calls) < max(calls) <= 6
+    monkeypatch.setattr(merged, "MOST_ROWS", 0)
+    wanted = [r.tokens for g in sample(policy, "one", encoder, questions(3), sampling, seed=4) for r in g.responses]
+    assert found == wanted
+    assert len({len(tokens or ()) for tokens in found}) > 1
