@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Field
@@ -56,7 +56,8 @@ class Needs:
     old_logprobs: of the policy that wrote the rollouts, by the training path. values: a value role is trained;
     shared_values: it is a head that reads the policy's own hidden states and leaves them as they are.
     centred_values: returns are around zero, so a reward model's head is no start for the values.
-    entropy: of the policy at each response token. min_samples: least responses in a group.
+    entropy: of the policy at each response token; "reported": without gradients, for less work.
+    min_samples: least responses in a group.
     pairs: groups without a pair are left out and counted; a data set without any pair is an error.
     max_new_tokens: what the rollout's must be, where an option stands for it.
     earlier: `select` asks for the samples of earlier iterations.
@@ -67,7 +68,7 @@ class Needs:
     values: bool = False
     shared_values: bool = False
     centred_values: bool = False
-    entropy: bool = False
+    entropy: bool | Literal["reported"] = False
     min_samples: int = 1
     pairs: bool = False
     max_new_tokens: int | None = None

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn.functional import linear, logsigmoid, relu
 from torch.utils.checkpoint import checkpoint
 
-from alignkit.head import Head
+from alignkit.head import Entropy, Head
 from alignkit.head import score as score_frozen
 
 
@@ -113,7 +113,7 @@ def logprobs_from_hidden(
     temperature: float = 1.0,
     softcap: float | None = None,
     scale: float = 1.0,
-    entropy: bool = False,
+    entropy: Entropy = False,
     chunk: int = 256,
 ) -> tuple[Tensor, Tensor | None]:
     """``token_logprobs`` of head(hidden) without ever holding [N, V]: (logprobs [N], entropy [N] or None), nats.
@@ -121,8 +121,8 @@ def logprobs_from_hidden(
     hidden [N, D], head_weight [V, D] (None: the hidden states are the logits), bias [V], tokens [N].
     logits = softcap * tanh(scale * (hidden head^T + bias) / softcap), the product in the dtype of the head, the rest
     in float32 or float64. ``chunk`` rows at a time, so memory is chunk * V. Gradients reach hidden, head_weight and
-    bias; where one of the last two learns, the logits are recomputed in backward, else see ``alignkit.head``. Raises
-    ValueError if tokens is not [N], or chunk or temperature is not positive.
+    bias, but from an entropy that is only "reported"; where one of the last two learns, the logits are recomputed in
+    backward, else see ``alignkit.head``. Raises ValueError if tokens is not [N], or chunk or temperature not positive.
     """
     check_shapes(tokens=tokens, hidden_rows=hidden[:, 0])
     if chunk < 1:
@@ -143,7 +143,9 @@ def logprobs_from_hidden(
             logits = softcap * torch.tanh(logits / softcap)
         log_softmax = _log_softmax(logits, temperature)
         logprobs = log_softmax.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        return (logprobs, _entropy(log_softmax)) if entropy else (logprobs,)
+        if not entropy:
+            return (logprobs,)
+        return logprobs, _entropy(log_softmax if entropy is True else log_softmax.detach())
 
     inputs = [x for x in (hidden, head_weight, bias) if x is not None]
     recompute = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

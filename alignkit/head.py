@@ -7,13 +7,16 @@ in place of the logits, and backward has only to scale it: no scores are compute
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alignkit.products import linear, times
+
+# Whether entropies are asked for; "reported": without gradients, which saves a third of the products.
+Entropy = bool | Literal["reported"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Head:
     scale: float
 
 
-def score(hidden: Tensor, tokens: Tensor, head: Head, entropy: bool, chunk: int) -> tuple[Tensor, Tensor | None]:
+def score(hidden: Tensor, tokens: Tensor, head: Head, entropy: Entropy, chunk: int) -> tuple[Tensor, Tensor | None]:
     """Log P(token) [N] and, if asked, entropies [N], float32 at least, in nats; `chunk` rows' logits at a time.
 
     hidden [N, D], tokens [N]. Gradients reach the hidden states alone.
@@ -40,17 +43,19 @@ def score(hidden: Tensor, tokens: Tensor, head: Head, entropy: bool, chunk: int)
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, tokens: Tensor, head: Head, entropy: bool, chunk: int, learns: bool
+        ctx: Any, hidden: Tensor, tokens: Tensor, head: Head, entropy: Entropy, chunk: int, learns: bool
     ) -> tuple[Tensor, Tensor | None]:
         dtype = torch.promote_types(head.weight.dtype, torch.float32)
         logprobs = hidden.new_empty(len(hidden), dtype=dtype)
         entropies = torch.empty_like(logprobs) if entropy else None
-        slopes = [torch.empty_like(hidden) for _ in range(1 + entropy)] if learns else []
+        slopes = [torch.empty_like(hidden) for _ in range(1 + (entropy is True))] if learns else []
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             own = None if entropies is None else entropies[part]
             _score(hidden[part], tokens[part], head, logprobs[part], own, [slope[part] for slope in slopes])
         ctx.save_for_backward(*slopes)
+        if entropies is not None and entropy == "reported":
+            ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
@@ -82,7 +87,7 @@ def _score(
     if entropies is not None and shifted is not None:
         shifted -= total.log()
         entropies.copy_(-(probabilities * shifted).sum(dim=-1))
-        if slopes:
+        if len(slopes) > 1:
             shifted += entropies[:, None]
             slopes[1].copy_(_pull(shifted.mul_(probabilities).neg_(), bend, head))
     if slopes:

@@ -25,6 +25,7 @@ from alignkit import attention, functional, products
 from alignkit.attention import Packed, Segment
 from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
+from alignkit.head import Entropy
 from alignkit.hub import locate
 from alignkit.lora import adapted
 from alignkit.memory import for_activations, keep_freed_memory, total
@@ -217,7 +218,7 @@ class Policy:
         return torch.cat(parts)
 
     def logprobs(
-        self, name: str, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0, entropy: bool = False
+        self, name: str, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0, entropy: Entropy = False
     ) -> tuple[Tensor, Tensor | None]:
         """log P(token) and, if asked, entropy, in nats, [n] fp32, from the hidden states [n, hidden] before them."""
         model = self.roles[name].model

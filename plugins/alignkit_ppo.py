@@ -85,7 +85,7 @@ class PPO(Algorithm):
             values=True,
             shared_values=o.shared_value,
             centred_values=o.group_baseline,
-            entropy=True,
+            entropy=True if o.entropy_coefficient else "reported",
             min_samples=2 if o.group_baseline else 1,
         )
 

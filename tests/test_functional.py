@@ -57,6 +57,21 @@ def test_head_in_chunks_equals_whole_logits(
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_entropy_that_is_reported_has_no_gradient(frozen: bool) -> None:
+    hidden, head, _, tokens = head_inputs()
+    weight = head.detach() if frozen else head
+    learned, reported = (F.logprobs_from_hidden(hidden, weight, tokens, entropy=e, chunk=4) for e in (True, "reported"))
+    for found, wanted in zip(reported, learned, strict=True):
+        assert found is not None
+        torch.testing.assert_close(found, wanted)
+    assert reported[0].requires_grad
+    assert reported[1] is not None
+    assert not reported[1].requires_grad
+    gradients = [torch.autograd.grad(logprobs.square().sum(), hidden)[0] for logprobs, _ in (learned, reported)]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_head_frozen_or_without_grad() -> None:
     hidden, head, _, tokens = head_inputs()
     logprobs, entropy = F.logprobs_from_hidden(hidden, head.detach(), tokens, chunk=4)

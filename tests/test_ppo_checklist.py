@@ -839,6 +839,11 @@ def test_scores_are_held_on_both_sides() -> None:
     assert ppo.signal(batch)["returns"][:, 0].tolist() == pytest.approx([-1.5, 0.5, 1.5])
 
 
+def test_entropy_has_a_gradient_where_it_is_a_bonus() -> None:
+    assert algorithm(entropy_coefficient=0.3).needs.entropy is True
+    assert algorithm().needs.entropy == "reported"
+
+
 def test_entropy_is_a_bonus() -> None:
     ppo = algorithm(entropy_coefficient=0.3)
     batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)
