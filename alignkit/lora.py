@@ -21,15 +21,18 @@ def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Te
 
     x [..., inputs]; weight [outputs, inputs] and bias [outputs] frozen; down [rank, inputs], up [outputs, rank].
     """
-    if not torch.is_grad_enabled():
-        if (copy := copy_for(up, x)) is not None:
-            return copy(x)
-        # Few rows, as in sampling, gain nothing from one step.
-        low = F.linear(x, down.to(x.dtype))
-        return linear(x, weight, bias).add_(F.linear(low, _scaled(up, scale, x.dtype)))
+    if (copy := copy_for(up, x)) is not None:
+        return copy(x)
+    if not torch.is_grad_enabled():  # few rows, as in sampling, gain nothing from one step
+        return linear(x, weight, bias).add_(low_rank(x, down, up, scale))
     found: Tensor = _Adapted.apply(x, weight, bias, down, up, scale)
     # Here and not in the function: some models change what comes out in place, which a view made there forbids.
     return found.view(*x.shape[:-1], len(weight))
+
+
+def low_rank(x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """The adapter's part alone, scale (x down^T) up^T in the dtype of x, [..., outputs]."""
+    return F.linear(F.linear(x, down.to(x.dtype)), _scaled(up, scale, x.dtype))
 
 
 class _Adapted(torch.autograd.Function):

@@ -27,7 +27,7 @@ from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
 from alignkit.head import Entropy
 from alignkit.hub import locate
-from alignkit.lora import adapted
+from alignkit.lora import adapted, low_rank
 from alignkit.memory import for_activations, keep_freed_memory, total
 from alignkit.recompute import prepare, recomputing
 from alignkit.weights import device_of, dtype_of, has_score, load_base, load_tokenizer, tell_unused
@@ -515,7 +515,7 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if plain:
         return adapted(x, base.weight, base.bias, down, up, scale)
     result: Tensor = base(x, *args, **kwargs)
-    return result + F.linear(F.linear(x, down.to(x.dtype)), (up * scale).to(x.dtype))
+    return result + low_rank(x, down, up, scale)
 
 
 def _logit_scale(config: Any) -> float:

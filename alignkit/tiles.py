@@ -97,7 +97,7 @@ class _Tiled(torch.autograd.Function):
         ctx.tiles, ctx.scale = tiles, scale
         out = _like(q, q.dtype)
         wide = k.to(_wide(k))
-        room = _room(tiles, q, 2)
+        room = _room(tiles, q)
         for tile in tiles:
             shares = _shares(_queries(q, k, tile), tile.keys(wide), tile, scale, room)
             _put(out, torch.bmm(shares.to(v.dtype), tile.keys(v)), tile)
@@ -110,7 +110,7 @@ class _Tiled(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         wide = k.to(_wide(k))
         to_q, to_k, to_v = _like(q, q.dtype), _like(k, wide.dtype).zero_(), _like(v, wide.dtype).zero_()
-        room = _room(ctx.tiles, q, 2)
+        room = _room(ctx.tiles, q)
         for tile in ctx.tiles:
             queries, gradient = _queries(q, k, tile), _queries(upstream[0], k, tile)
             shares = _shares(queries, tile.keys(wide), tile, ctx.scale, room)
@@ -124,10 +124,10 @@ class _Tiled(torch.autograd.Function):
         return to_q, to_k.to(k.dtype), to_v.to(v.dtype), None, None
 
 
-def _room(tiles: Sequence[Tile], q: Tensor, count: int) -> list[Tensor]:
-    """Memory for the scores of any of the tiles: fresh memory for each costs more than the sums done in it."""
+def _room(tiles: Sequence[Tile], q: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for the scores and the shares of any tile: fresh memory for each costs more than the sums done in it."""
     largest = len(q) * max(tile.cost for tile in tiles)
-    return [q.new_empty(largest, dtype=_wide(q)) for _ in range(count)]
+    return q.new_empty(largest, dtype=_wide(q)), q.new_empty(largest, dtype=_wide(q))
 
 
 def _product(a: Tensor, b: Tensor, room: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def _product(a: Tensor, b: Tensor, room: Tensor) -> Tensor:
     return torch.bmm(a, b, out=out) if a.dtype == out.dtype else out.copy_(torch.bmm(a, b))
 
 
-def _shares(queries: Tensor, keys: Tensor, tile: Tile, scale: float, room: list[Tensor]) -> Tensor:
+def _shares(queries: Tensor, keys: Tensor, tile: Tile, scale: float, room: tuple[Tensor, Tensor]) -> Tensor:
     """What share of a query's attention each key has, [key heads, query heads of one x queries, keys]."""
     scores = _product(queries.to(keys.dtype), keys.transpose(1, 2), room[0]).mul_(scale)
     count = tile.stop - tile.start

@@ -87,12 +87,7 @@ class Training:
         if checkpoint is not None:
             self.learner.restore(checkpoint.tensors, checkpoint.state["learner"])
             self.done = checkpoint.state
-            threads = torch.get_num_threads()
-            if checkpoint.state["threads"] != threads:
-                run.reporter.say(
-                    f"{run.name}: the checkpoint was written with {checkpoint.state['threads']} threads, now there are "
-                    f"{threads}: the result may differ in the last bits (OMP_NUM_THREADS sets it)"
-                )
+            self._tell_changes(checkpoint.state)
             run.reporter.say(f"{run.name}: continuing after {self.done['position']}")
         self.metrics = Metrics(run.folder / "metrics.jsonl", int(self.done.get("metrics_bytes", 0)))
         facts = [f"starts from {source}"]
@@ -101,6 +96,17 @@ class Training:
         if value_source is not None:
             facts.append(f"value starts from {value_source}")
         run.reporter.say(f"{run.name}: {run.stage.component.name}, {', '.join(facts)}")
+
+    def _tell_changes(self, state: Mapping[str, Any]) -> None:
+        """What else than on the machine that wrote the checkpoint changes the result."""
+        threads, dtype = torch.get_num_threads(), str(self.policy.dtype)[6:]
+        if state["threads"] != threads:
+            self._say(
+                f"the checkpoint was written with {state['threads']} threads, now there are {threads}: the result may "
+                "differ in the last bits (OMP_NUM_THREADS sets it)"
+            )
+        if (before := state.get("dtype", dtype)) != dtype:  # `auto` on another processor
+            self._say(f"the checkpoint was written in {before}, this machine takes {dtype}: the result will differ")
 
     def _say(self, text: str) -> None:
         self.run_.reporter.say(f"{self.run_.name}: {text}")
@@ -211,6 +217,7 @@ class Training:
             "learner": state,
             "position": position,
             "threads": torch.get_num_threads(),
+            "dtype": str(self.policy.dtype)[6:],
             "metrics_bytes": self.metrics.sync(),
             "summary": self.summary,
             **more,

@@ -52,6 +52,8 @@ TESTS = {
     "attention": ["tests/test_tiles.py", "tests/test_attention.py"],
     "tiles": ["tests/test_tiles.py", "tests/test_attention.py"],
     "lora": ["tests/test_lora.py"],
+    "products": ["tests/test_products.py", "tests/test_merged.py"],
+    "merged": ["tests/test_merged.py"],
 }
 
 SWAPS = {

@@ -17,13 +17,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from alignkit import cli
+from alignkit import cli, training
 from alignkit.checkpoint import MANIFEST, file_digest, load_checkpoint
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
@@ -352,6 +353,22 @@ def test_another_number_of_threads_is_said(place: Place, stopped: Path) -> None:
     finally:
         torch.set_num_threads(1)
     assert code == 75 and "was written with 1 threads, now there are 2" in err, err
+
+
+def test_another_dtype_is_said(place: Place, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `dtype: auto` gives on another processor."""
+    load = training.load_checkpoint
+
+    def from_elsewhere(*arguments: Any) -> Any:
+        found = load(*arguments)
+        if found is not None:
+            assert found.state["dtype"] == "float32"
+            found.state["dtype"] = "bfloat16"
+        return found
+
+    monkeypatch.setattr(training, "load_checkpoint", from_elsewhere)
+    code, err = place.here(stopped, "stop=stage_started:align:1")
+    assert code == 75 and "was written in bfloat16, this machine takes float32" in err, err
 
 
 def written(out: Path) -> list[tuple[str, int]]:
