@@ -74,6 +74,10 @@ class Needs:
     max_new_tokens: int | None = None
     earlier: bool = False
 
+    def __post_init__(self) -> None:
+        if self.entropy not in (True, False, "reported"):
+            raise ValueError(f"Needs.entropy is True, False or 'reported', not {self.entropy!r}")
+
 
 @dataclass(frozen=True)
 class StageDefaults:
@@ -170,7 +174,9 @@ class Batch:
 
 @dataclass
 class Outputs:
-    """What the trained roles gave for a batch, with gradients: logprobs, entropy, values [R, T]; scores [R]."""
+    """What the trained roles gave for a batch, with gradients: logprobs, entropy, values [R, T]; scores [R]. An entropy
+    that is only "reported" (`Needs.entropy`) has none.
+    """
 
     logprobs: Tensor | None = None
     entropy: Tensor | None = None

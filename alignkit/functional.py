@@ -145,7 +145,7 @@ def logprobs_from_hidden(
         logprobs = log_softmax.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         if not entropy:
             return (logprobs,)
-        return logprobs, _entropy(log_softmax if entropy is True else log_softmax.detach())
+        return logprobs, _entropy(log_softmax.detach() if entropy == "reported" else log_softmax)
 
     inputs = [x for x in (hidden, head_weight, bias) if x is not None]
     recompute = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

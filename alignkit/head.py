@@ -48,13 +48,14 @@ class _Score(torch.autograd.Function):
         dtype = torch.promote_types(head.weight.dtype, torch.float32)
         logprobs = hidden.new_empty(len(hidden), dtype=dtype)
         entropies = torch.empty_like(logprobs) if entropy else None
-        slopes = [torch.empty_like(hidden) for _ in range(1 + (entropy is True))] if learns else []
+        bonus = bool(entropy) and entropy != "reported"
+        slopes = [torch.empty_like(hidden) for _ in range(1 + bonus)] if learns else []
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             own = None if entropies is None else entropies[part]
             _score(hidden[part], tokens[part], head, logprobs[part], own, [slope[part] for slope in slopes])
         ctx.save_for_backward(*slopes)
-        if entropies is not None and entropy == "reported":
+        if entropies is not None and not bonus:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 

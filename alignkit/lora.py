@@ -21,7 +21,7 @@ def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Te
 
     x [..., inputs]; weight [outputs, inputs] and bias [outputs] frozen; down [rank, inputs], up [outputs, rank].
     """
-    if (copy := copy_for(up, x)) is not None:
+    if (copy := copy_for(up, x, bias)) is not None:
         return copy(x)
     if not torch.is_grad_enabled():  # few rows, as in sampling, gain nothing from one step
         return linear(x, weight, bias).add_(low_rank(x, down, up, scale))

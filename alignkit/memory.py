@@ -22,17 +22,29 @@ if TYPE_CHECKING:
     from alignkit.policy import Policy
 
 T = TypeVar("T")
+CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 GROWTH = 512 * 2**20  # bytes
 ENOUGH = 1.0 * 2**30  # bytes of activations in a packed row on a CPU: more makes next to nothing faster
 
 
 def total(device: torch.device) -> float:
-    """Bytes of the device's memory, or of main memory; without limit where the system does not tell."""
+    """Bytes of the device's memory, or of main memory, of the container's where that has less; without limit where the
+    system does not tell.
+    """
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[1])
     try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (OSError, ValueError, AttributeError):
+        machine = float("inf")
+    return min([machine, *(_limit(file) for file in CONTAINER)])
+
+
+def _limit(file: Path) -> float:
+    """What a file of a control group says, in bytes; it says "max" where there is no limit."""
+    try:
+        return float(file.read_text().strip().replace("max", "inf"))
+    except (OSError, ValueError):
         return float("inf")
 
 

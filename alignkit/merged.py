@@ -33,15 +33,27 @@ def merged(policy: Policy, name: str, rows: int, tokens: int) -> Iterator[None]:
     if not (useful and _possible(policy)):
         yield
         return
-    with products.using(_copies(policy.roles[name], rows)):
-        yield
-    memory.give_back()  # what comes next would not fit into the gaps that many small copies leave
+    try:
+        with products.using(_copies_or_none(policy.roles[name], rows)):
+            yield
+    finally:
+        memory.give_back()  # what comes next would not fit into the gaps that many small copies leave
 
 
 def _possible(policy: Policy) -> bool:
     if policy.device.type != "cpu" or policy.dtype != torch.float32 or not products.can_order():
         return False
     return sum(parameter.nbytes for parameter in policy.model.parameters()) <= SHARE * memory.total(policy.device)
+
+
+def _copies_or_none(role: Role, rows: int) -> dict[int, Ordered]:
+    """None of them where memory runs out: sampling goes on without."""
+    try:
+        return _copies(role, rows)
+    except (MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error):
+            raise
+    return {}
 
 
 @torch.no_grad()

@@ -468,7 +468,9 @@ class Policy:
         A packed row is held against separate rows by the same attention code, tightly, and these against the model's
         own attention, in bf16 loosely: two correct kernels differ there.
         """
-        ids = torch.arange(24) % (self.model.config.get_text_config().vocab_size - 1) + 1
+        vocabulary = self.model.config.get_text_config().vocab_size
+        # From all over: the first are often special ones, whose huge activations make more of rounding.
+        ids = torch.linspace(vocabulary // 4, vocabulary - 1, 24).long()
         parts = [Packed([Segment(0, 5, (6,))]), Packed([Segment(0, 5, (3,))]), Packed([Segment(0, 4, (6,))])]
         rows = [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
         fault = ""
@@ -490,7 +492,7 @@ class Policy:
         own = torch.cat([theirs[0], theirs[1][5:], theirs[2]])
         for name, other, tolerance in (
             ("separate rows", ours, 1e-3 if full else 0.05),
-            ("itself in tiles", tiled, 1e-3 if full else 0.5),
+            ("itself in tiles", tiled, 1e-3 if full else 0.3),
             ("its own", own, 1e-3 if full else 0.5),
         ):
             error = float((together - other).float().norm() / other.float().norm())

@@ -7,6 +7,7 @@ For many products of the same few rows, `Ordered` keeps a copy of a weight in th
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FILLED = 8  # rows that a product by an ordered copy may take for one that it is asked for
 LEAST = 2**17  # elements of a weight; for smaller ones setting up the product takes longer than it saves
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, as `torch.nn.functional.linear`; x [..., inputs], weight [outputs, inputs], bias [outputs]."""
-    if (copy := copy_for(weight, x)) is not None:
+    if (copy := copy_for(weight, x, bias)) is not None:
         return copy(x)
     if not _elsewhere(x, weight, bias):
         return F.linear(x, weight, bias)
@@ -71,12 +73,14 @@ def using(copies: Mapping[int, Ordered]) -> Iterator[None]:
         _copies.reset(token)
 
 
-def copy_for(parameter: Tensor, x: Tensor) -> Ordered | None:
-    """The copy in use for products of x with this parameter, if there is one and it takes so many rows."""
+def copy_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> Ordered | None:
+    """The copy in use for products of x with this parameter, plus this bias, if there is one and so many rows suit it:
+    where nearly all have left, those that are filled up cost more than the order saves.
+    """
     found = _copies.get({}).get(id(parameter))
-    if found is None or torch.is_grad_enabled() or not 0 < x.numel() <= found.rows * x.shape[-1]:
+    if found is None or torch.is_grad_enabled() or found.bias is not bias:
         return None
-    return found
+    return found if found.rows <= FILLED * (x.numel() // x.shape[-1]) <= FILLED * found.rows else None
 
 
 @functools.cache
@@ -120,6 +124,8 @@ def multiplies_bf16() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
+        if platform.machine() == "aarch64":
+            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     told = torch.cpu.get_capabilities()
     return any(told.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"))

@@ -134,12 +134,18 @@ class Learner:
         totals = self._denominators(batches)
         sums: dict[str, float] = {}
         metrics = Averages(unknown=True)
+        needs = self.algorithm.needs
         for part, batch in zip(parts, batches, strict=True):
             out = self._forward(part)
             terms = self.algorithm.loss(batch, out)
             weights = self.algorithm.weights(batch)
             loss = torch.zeros((), device=self.policy.device)
             for name, term in terms.items():
+                if term.coefficient and needs.entropy == "reported" and not term.values.requires_grad:
+                    raise RunFailed(
+                        f"'{name}' in the loss of {type(self.algorithm).__name__} has no gradient: to learn from an "
+                        "entropy, `needs.entropy` must be True"
+                    )
                 value = _weighted(term, batch, weights.get(name)) / totals[name if name in weights else term.per]
                 loss = loss + term.coefficient * value
                 sums[name] = sums.get(name, 0.0) + float(value.detach())

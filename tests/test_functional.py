@@ -61,7 +61,13 @@ def test_head_in_chunks_equals_whole_logits(
 def test_an_entropy_that_is_reported_has_no_gradient(frozen: bool) -> None:
     hidden, head, _, tokens = head_inputs()
     weight = head.detach() if frozen else head
-    learned, reported = (F.logprobs_from_hidden(hidden, weight, tokens, entropy=e, chunk=4) for e in (True, "reported"))
+    learned, reported, truthy = (
+        F.logprobs_from_hidden(hidden, weight, tokens, entropy=entropy, chunk=4)  # type: ignore[arg-type]
+        for entropy in (True, "reported", 1)
+    )
+    bonuses = [torch.autograd.grad(entropy.sum(), hidden, retain_graph=True)[0] for _, entropy in (learned, truthy)]  # type: ignore[union-attr]
+    torch.testing.assert_close(bonuses[0], bonuses[1])
+    assert bonuses[0].any()
     for found, wanted in zip(reported, learned, strict=True):
         assert found is not None
         torch.testing.assert_close(found, wanted)

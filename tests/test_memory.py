@@ -176,3 +176,16 @@ def test_what_lies_between_used_pieces_is_given_back(monkeypatch: pytest.MonkeyP
     assert returned.now()
     assert memory._resident() < held - 100 * 2**20
     assert all(float(piece.sum()) == 16_000 for piece in kept)
+
+
+@pytest.mark.parametrize(("told", "wanted"), [("1048576\n", 2.0**20), ("max\n", None), (None, None)])
+def test_a_container_s_limit_counts(
+    told: str | None, wanted: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, file = torch.device("cpu"), tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "CONTAINER", ())
+    machine = memory.total(cpu)
+    if told is not None:
+        file.write_text(told)
+    monkeypatch.setattr(memory, "CONTAINER", (file, tmp_path / "none"))
+    assert memory.total(cpu) == (machine if wanted is None else wanted)

@@ -56,8 +56,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(alignkit_tiny.source(tmp_path_factory.mktemp("tiny")))
 
 
-@pytest.fixture(scope="module")
-def policy(tiny: Path) -> Policy:
+@pytest.fixture(scope="module", params=["biased", "without biases"])
+def policy(tiny: Path, request: pytest.FixtureRequest) -> Policy:
     """The roles `one` and `other` have adapters that change much."""
     spec = ModelSpec(base=str(tiny), dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu")
     made = Policy(spec, str(tiny))
@@ -66,6 +66,10 @@ def policy(tiny: Path) -> Policy:
         made.add_role(name)
         for parameter in made.parameters_of(name).values():
             parameter.data.normal_(0, 0.2, generator=generator)
+    if request.param == "biased":
+        for layer in (*(layer.base_layer for layer in lora_layers(made)), made.model.get_output_embeddings()):
+            bias = torch.randn(len(layer.weight), generator=generator)
+            layer.bias = torch.nn.Parameter(0.3 * bias, requires_grad=False)
     return made
 
 
@@ -100,14 +104,24 @@ def test_products_that_a_copy_is_for() -> None:
     weight, x = torch.randn(6, 5), torch.randn(3, 5)
     copies = {id(weight): Ordered(2 * weight, None, 3)}
     with using(copies):
-        assert copy_for(weight, x) is copies[id(weight)]
+        assert copy_for(weight, x, None) is copies[id(weight)]
         torch.testing.assert_close(products.linear(x, weight), 2 * F.linear(x, weight))
-        assert copy_for(weight.clone(), x) is None
-        assert copy_for(weight, torch.randn(2, 2, 5)) is None  # more rows
-        assert copy_for(weight, x[:0]) is None
+        assert copy_for(weight.clone(), x, None) is None
+        assert copy_for(weight, torch.randn(2, 2, 5), None) is None  # more rows
+        assert copy_for(weight, x[:0], None) is None
+        assert copy_for(weight, x, torch.zeros(6)) is None  # the copy adds no bias
         with torch.enable_grad():
-            assert copy_for(weight, x) is None
-    assert copy_for(weight, x) is None
+            assert copy_for(weight, x, None) is None
+    assert copy_for(weight, x, None) is None
+
+
+@torch.no_grad()
+def test_no_copy_when_nearly_all_rows_have_left() -> None:
+    weight = torch.randn(6, 5)
+    rows = 2 * products.FILLED
+    with using({id(weight): Ordered(weight, None, rows)}):
+        taken = [copy_for(weight, torch.zeros(count, 5), None) is not None for count in (1, 2, 3, rows, rows + 1)]
+    assert taken == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize("role", ["one", "other", BASE])
@@ -139,13 +153,15 @@ def test_the_roles_differ(policy: Policy) -> None:
     assert len({tuple(tokens for tokens, _ in written(policy, role)) for role in ("one", "other", BASE)}) == 3
 
 
+@pytest.mark.parametrize("entered", ["one", BASE])
 @torch.no_grad()
-def test_inside_another_role_is_itself(policy: Policy) -> None:
+def test_inside_another_role_is_itself(entered: str, policy: Policy, library: str, calls: list[int]) -> None:
     row, ids = Packed([Segment(0, 3, ())]), torch.tensor([5, 6, 7])
     apart = {role: policy.hidden(role, row, ids) for role in ("one", "other", BASE)}
-    with merged.merged(policy, "one", 6, merged.LEAST_TOKENS):
+    with merged.merged(policy, entered, 6, merged.LEAST_TOKENS):
         for role, wanted in apart.items():
             torch.testing.assert_close(policy.hidden(role, row, ids), wanted)
+    assert calls
 
 
 def test_what_is_learned_shows_in_the_next_samples(tiny: Path) -> None:
@@ -168,7 +184,7 @@ def test_a_copy_ends_with_the_sampling_even_if_that_fails(policy: Policy, monkey
     assert products._copies.get({}) == {}
 
 
-@pytest.mark.parametrize("why", ["too few tokens", "too many rows", "too little memory", "another device", "in bf16"])
+@pytest.mark.parametrize("why", ["too few tokens", "too many rows", "too little memory", "another torch", "in bf16"])
 def test_no_copy_where_it_is_of_no_use(
     why: str, policy: Policy, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,12 +196,36 @@ def test_no_copy_where_it_is_of_no_use(
     elif why == "too little memory":
         size = sum(parameter.nbytes for parameter in policy.model.parameters())
         monkeypatch.setattr(memory, "total", lambda device: (size - 1) / merged.SHARE)
-    elif why == "another device":
+    elif why == "another torch":
         monkeypatch.setattr(products, "can_order", lambda: False)
     else:
         monkeypatch.setattr(policy, "dtype", torch.bfloat16)
     written(policy, "one", sampling)
     assert not calls
+
+
+def test_only_on_a_cpu(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert merged._possible(policy)
+    monkeypatch.setattr(policy, "device", torch.device("meta"))
+    assert not merged._possible(policy)
+
+
+def test_without_memory_for_a_copy_sampling_goes_on(
+    policy: Policy, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*given: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr(merged, "_copies", none_left)
+    assert written(policy, "one")
+    assert not calls
+
+    def wrong(*given: Any) -> None:
+        raise RuntimeError("another fault")
+
+    monkeypatch.setattr(merged, "_copies", wrong)
+    with pytest.raises(RuntimeError, match="another fault"):
+        written(policy, "one")
 
 
 def test_layers_in_few_bits_keep_their_own_products(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +255,7 @@ def test_a_layer_s_name_for_its_product_is_what_the_layer_asks_for(
     """Both sides name it by a parameter; were they two, the copies would lie idle."""
     asked: list[int] = []
 
-    def note(parameter: torch.Tensor, x: torch.Tensor) -> None:
+    def note(parameter: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
         asked.append(id(parameter))
 
     monkeypatch.setattr(lora, "copy_for", note)
@@ -229,16 +269,24 @@ def _name(model: Any, wanted: Any) -> str:
     return next(name for name, module in model.named_modules() if module is wanted)
 
 
-def test_rows_that_have_ended_leave(policy: Policy, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_have_ended_leave(
+    policy: Policy, library: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A product takes as many rows as there are, of those that the copy was made for."""
     encoder = Encoder(policy.tokenizer)
     free = written(policy, "one")
     calls.clear()
     encoder.__dict__["end_ids"] = frozenset(token for tokens, _ in free[:4] for token in tokens[2:4])
-    sampling = Sampling(2, merged.LEAST_TOKENS)
-    found = [r.tokens for g in sample(policy, "one", encoder, questions(3), sampling, seed=4) for r in g.responses]
+
+    def responses() -> list[Any]:
+        sampling = Sampling(2, merged.LEAST_TOKENS)
+        return [r for g in sample(policy, "one", encoder, questions(3), sampling, seed=4) for r in g.responses]
+
+    found = responses()
     assert min(calls) < max(calls) <= 6
     monkeypatch.setattr(merged, "MOST_ROWS", 0)
-    wanted = [r.tokens for g in sample(policy, "one", encoder, questions(3), sampling, seed=4) for r in g.responses]
-    assert found == wanted
-    assert len({len(tokens or ()) for tokens in found}) > 1
+    wanted = responses()
+    assert [r.tokens for r in found] == [r.tokens for r in wanted]
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(torch.tensor(mine.logprobs), torch.tensor(theirs.logprobs), atol=1e-5, rtol=1e-5)
+    assert len({len(r.tokens) for r in found}) > 1

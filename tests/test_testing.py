@@ -142,6 +142,14 @@ class TensorInState(Algorithm):
         return Loss(nll=per_token(-out.logprobs))
 
 
+class BonusWithoutGradient(Algorithm):
+    needs = Needs(entropy="reported")
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        assert out.logprobs is not None and out.entropy is not None
+        return Loss(nll=per_token(-out.logprobs), negative_entropy=per_token(-out.entropy, 0.1))
+
+
 class Bare(SFT):
     class Options(SFT.Options):
         strength: float = 1.0
@@ -169,6 +177,7 @@ class ReportsIgnoringMask(Algorithm):
         (Dropout, "a second look at the same batch changes gradient by .* random numbers"),
         (Remembers, "a second look at the same batch changes gradient by .* belongs in `state`"),
         (Detached, "depends on nothing that is trained"),
+        (BonusWithoutGradient, "'negative_entropy' in the loss of BonusWithoutGradient has no gradient"),
         (ByPlace, "the order of groups and responses changes gradient by .* batch.group"),
         (ByGroupSize, "responses that share a prompt groups of their own changes gradient by .*separable=False"),
         (WrongShape, r"a term per token has shape"),
@@ -181,6 +190,11 @@ class ReportsIgnoringMask(Algorithm):
 def test_broken_algorithms_are_told_what_is_wrong(cls: type[Algorithm], message: str) -> None:
     with pytest.raises(Unfit, match=message):
         check_algorithm(cls)
+
+
+def test_an_entropy_is_asked_for_in_words_that_exist() -> None:
+    with pytest.raises(ValueError, match="'report'"):
+        Needs(entropy="report")  # type: ignore[arg-type]
 
 
 def test_responses_may_be_meant_to_bear_on_each_other() -> None:

@@ -148,3 +148,29 @@ def test_windows_and_caps_take_another_way(how: How, tiled: bool, monkeypatch: p
         mask = row._mask(index, segment, how.window, q.device)
         wanted = attention.attention(q[:, :, part], k[:, :, part], v[:, :, part], mask, how)
         torch.testing.assert_close(found[:, :, part], wanted)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_real_model_in_bf16_stays_packed_and_as_near_to_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles and the fused kernel differ on it by 3%; fp32 tells that each of them is as right as the other."""
+    import alignkit_smollm2
+    from alignkit.policy import BASE, Policy
+    from alignkit.recipe import ModelSpec
+    from alignkit.run import cache_folder
+
+    monkeypatch.setattr(tiles, "multiplies_bf16", lambda: True)
+    source = str(alignkit_smollm2.source(cache_folder()))
+    ids = torch.linspace(10_000, 49_000, 24).long()
+    groups = [Segment(0, 5, (6, 3)), Segment(14, 4, (6,))]
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        policy = Policy(ModelSpec(base=source, dtype=dtype, device="cpu"), source)  # type: ignore[arg-type]
+        assert policy.packs, policy.unpacked_because
+        for setup in (0, tiles.SETUP):
+            found[dtype, setup] = policy.hidden(BASE, Packed(groups, setup=setup), ids).float()
+    exact = found["float32", tiles.SETUP]
+    assert float((found["float32", 0] - exact).norm() / exact.norm()) < 1e-4
+    tiled, fused = (float((found["bfloat16", setup] - exact).norm() / exact.norm()) for setup in (0, tiles.SETUP))
+    assert fused < 0.2
+    assert tiled < 1.25 * fused
