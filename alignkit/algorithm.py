@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Field
@@ -18,6 +18,7 @@ from alignkit.data import Group, beginnings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from alignkit.head import Entropy
     from alignkit.recipe import ModelSpec
     from alignkit.training import StageRun
 
@@ -68,7 +69,7 @@ class Needs:
     values: bool = False
     shared_values: bool = False
     centred_values: bool = False
-    entropy: bool | Literal["reported"] = False
+    entropy: Entropy = False
     min_samples: int = 1
     pairs: bool = False
     max_new_tokens: int | None = None
