@@ -111,13 +111,13 @@ class Segment:
 class Packed:
     """Segments in one row of tokens; nothing sees another segment, responses see their prompt and themselves.
 
-    `keep`: store each layer's keys and values (sampling starts from them), [heads, tokens, size] each. `setup`: what a
-    tile costs, see `alignkit.tiles`.
+    `keep`: store each layer's keys and values (sampling starts from them), [heads, tokens, size] each. `costs`: of
+    attention by tiles; None: what they are on this machine.
     """
 
     segments: Sequence[Segment]
     keep: bool = False
-    setup: int = tiles.SETUP
+    costs: tiles.Costs | None = None
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
     _orders: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
@@ -163,7 +163,7 @@ class Packed:
             return None
         key = (index, q.shape[1] * q.shape[3])
         if key not in self._tiles:
-            self._tiles[key] = tiles.tiles(segment, key[1], self.setup)
+            self._tiles[key] = tiles.tiles(segment, key[1], self.costs or tiles.costs(q))
         return self._tiles[key]
 
     def _rows(self, index: int, segment: Segment, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from alignkit import attention, functional, products
+from alignkit import attention, functional, products, tiles
 from alignkit.attention import Packed, Segment
 from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
@@ -479,7 +479,7 @@ class Policy:
             together = self.hidden(BASE, tree, ids)
             if len(tree.kept) < self.model.config.get_text_config().num_hidden_layers:
                 return f"only {len(tree.kept)} of its layers use transformers' attention interface"
-            tiled = self.hidden(BASE, Packed(tree.segments, setup=0), ids)
+            tiled = self.hidden(BASE, Packed(tree.segments, costs=tiles.NOTHING), ids)
             alone = [self.hidden(BASE, part, row) for part, row in zip(parts, rows, strict=True)]
         except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError) as raised:
             fault = f"{type(raised).__name__}: {raised}"

@@ -133,9 +133,12 @@ def multiplies_bf16() -> bool:
 
 @functools.cache
 def _better() -> bool:
+    return amd() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@functools.cache
+def amd() -> bool:
     """By the processor's name, not by trying: a run that continues must round as before."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
     try:
         return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -1,8 +1,9 @@
 """Attention of a long group on a CPU: tile by tile, a tile being some queries beside the keys that they can see.
 
-torch's fused kernel for CPUs multiplies at a fifth of the rate that the processor reaches, in bf16 as in fp32, and goes
-over all pairs of tokens where there is a mask. Here every tile is a few batched products, whose scores stay in the
-processor's cache and are computed a second time in backward, as in FlashAttention (Dao et al. 2022, algorithm 4).
+torch's fused kernel for CPUs goes over all pairs of tokens where there is a mask, and on AMD's processors it multiplies
+at a fifth of the rate that they reach, in bf16 as in fp32. Here every tile is a few batched products, whose scores stay
+in the processor's cache and are computed a second time in backward, as in FlashAttention (Dao et al. 2022, algorithm
+4).
 """
 
 from __future__ import annotations
@@ -18,13 +19,35 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignkit.products import multiplies_bf16
+from alignkit.products import amd, multiplies_bf16
 
 if TYPE_CHECKING:
     from alignkit.attention import Segment
 
 QUERIES = 128  # of a tile at most: with fewer, less is computed that causal order forbids, but at a lower rate
-SETUP = 3_000_000  # what a tile of its own costs, in pairs of a query and a key times their size over all heads
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What tiles cost, measured in pairs of tokens that the fused kernel goes over.
+
+    setup: of a tile of its own, in pairs times the size of a query over all heads. pair: of a query beside a key.
+    causal: the same where plain causal order says it all; that the kernel then leaves out half of the pairs counts in.
+    """
+
+    setup: int
+    pair: float
+    causal: float
+
+
+USUAL = Costs(3_000_000, 1.45, 2.9)
+WHERE_FUSED_IS_SLOW = Costs(3_000_000, 1.0, 1.0)
+NOTHING = Costs(0, 1.0, 1.0)  # every group is cut that can be
+
+
+def costs(x: Tensor) -> Costs:
+    """On this processor, for numbers like x."""
+    return WHERE_FUSED_IS_SLOW if amd() or x.dtype == torch.bfloat16 else USUAL
 
 
 @dataclass(frozen=True)
@@ -54,18 +77,19 @@ class Tile:
         x[:, self.own : self.stop] += found[:, self.prompt :]
 
 
-def tiles(segment: Segment, width: int, setup: int = SETUP) -> list[Tile] | None:
-    """Tiles that hold every query of a group once; None where the fused kernel, over all pairs of tokens, is faster.
+def tiles(segment: Segment, width: int, costs: Costs) -> list[Tile] | None:
+    """Tiles that hold every query of a group once; None where the fused kernel is faster.
 
-    width: size of a query, all heads together. setup: see `SETUP`.
+    width: size of a query, all heads together.
     """
     found = _cut(0, segment.prompt, 0)
     end = segment.prompt
     for length in segment.responses:
         found += _cut(end, end + length, segment.prompt)
         end += length
-    cost = sum(tile.cost + setup // width for tile in found)
-    return found if cost < segment.length**2 else None
+    pairs = sum(tile.cost + costs.setup // width for tile in found)
+    price = costs.pair if len(segment.responses) > 1 else costs.causal
+    return found if price * pairs < segment.length**2 else None
 
 
 def _cut(start: int, stop: int, prompt: int) -> list[Tile]:

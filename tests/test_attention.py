@@ -129,7 +129,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All ways of computing a segment's attention, whatever its shape would choose."""
     rows = request.param == "rows beside each other"
     if request.param == "tiles":
-        monkeypatch.setattr(Packed, "__init__", partialmethod(Packed.__init__, setup=0))
+        monkeypatch.setattr(Packed, "__init__", partialmethod(Packed.__init__, costs=tiles.NOTHING))
         monkeypatch.setattr(tiles, "QUERIES", 2)
     monkeypatch.setattr(Segment, "as_rows", property(lambda s: rows and len(s.responses) > 0 < min(s.responses)))
     return str(request.param)

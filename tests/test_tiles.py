@@ -43,7 +43,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, prompt: int, responses: tuple[i
 def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: float | None) -> None:
     segment = Segment(0, prompt, responses)
     q, k, v = drawn(segment.length)
-    used = tiles.tiles(segment, HEADS * SIZE, 0)
+    used = tiles.tiles(segment, HEADS * SIZE, tiles.NOTHING)
     assert used is not None
     assert len(used) > 1
     found = tiles.attention(q, k, v, used, scale)
@@ -56,7 +56,7 @@ def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: fl
 
 @pytest.mark.parametrize(("prompt", "responses"), GROUPS)
 def test_every_query_is_in_one_tile(prompt: int, responses: tuple[int, ...]) -> None:
-    used = tiles.tiles(Segment(0, prompt, responses), HEADS * SIZE, 0)
+    used = tiles.tiles(Segment(0, prompt, responses), HEADS * SIZE, tiles.NOTHING)
     assert used is not None
     queries = [query for tile in used for query in range(tile.start, tile.stop)]
     assert queries == list(range(prompt + sum(responses)))
@@ -67,7 +67,7 @@ def test_bf16_is_near_what_it_rounds() -> None:
     """Where queries are much nearer to some keys than to others, rounded scores or sums would show."""
     segment = Segment(0, 100, (100, 100))
     q, k, v = (x * factor for x, factor in zip(drawn(300), (3, 3, 1), strict=True))
-    used = tiles.tiles(segment, HEADS * SIZE, 0)
+    used = tiles.tiles(segment, HEADS * SIZE, tiles.NOTHING)
     assert used is not None
     upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     results = []
@@ -92,7 +92,7 @@ def test_only_numbers_that_the_processor_multiplies_by_itself(by_itself: bool, m
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_of_groups_that_take_different_ways(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "multiplies_bf16", lambda: True)
-    row = Packed([Segment(0, 9, (8,)), Segment(17, 1, ())], setup=0)  # one token has nothing to cut
+    row = Packed([Segment(0, 9, (8,)), Segment(17, 1, ())], costs=tiles.NOTHING)  # one token has nothing to cut
     q, k, v = (x.detach()[None].to(dtype) for x in drawn(18))
     found = row.attend(0, q, k, v, How(None, None, None))
     assert [made is not None for made in row._tiles.values()] == [True, False]
@@ -104,7 +104,7 @@ def test_a_row_of_groups_that_take_different_ways(dtype: torch.dtype, monkeypatc
 
 def test_values_of_another_size_take_another_way() -> None:
     """As in attention with compressed keys (DeepSeek's)."""
-    row = Packed([Segment(0, 5, (8, 3))], setup=0)
+    row = Packed([Segment(0, 5, (8, 3))], costs=tiles.NOTHING)
     q, k, v = (x[None] for x in drawn(16))
     found = row.attend(0, q, k, v[..., :6], How(None, None, None))
     wanted = row.attend(0, q, k, v, How(None, None, None))[..., :6]
@@ -113,11 +113,44 @@ def test_values_of_another_size_take_another_way() -> None:
 
 def test_long_groups_are_cut_and_short_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "QUERIES", 128)
-    assert tiles.tiles(Segment(0, 100, (60,)), 576) is None
-    assert tiles.tiles(Segment(0, 300, (300,)), 64) is None, "narrow heads make products cheap and tiles dear"
-    found = tiles.tiles(Segment(0, 90, (180, 180)), 576)
+    slow = tiles.WHERE_FUSED_IS_SLOW
+    assert tiles.tiles(Segment(0, 100, (60,)), 576, slow) is None
+    assert tiles.tiles(Segment(0, 300, (300,)), 64, slow) is None, "narrow heads make products cheap and tiles dear"
+    found = tiles.tiles(Segment(0, 90, (180, 180)), 576, slow)
     assert found is not None
     assert [tile.stop for tile in found] == [90, 180, 270, 360, 450]
+    assert tiles.tiles(Segment(0, 90, (180, 180)), 576, tiles.USUAL) == found
+
+
+@pytest.mark.parametrize("responses", [(), (500,)])
+def test_a_good_fused_kernel_keeps_what_causal_order_tells_it(
+    responses: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves out the half that no query sees, which tiles do no better."""
+    monkeypatch.setattr(tiles, "QUERIES", 128)
+    segment = Segment(0, 1000 - sum(responses), responses)
+    assert tiles.tiles(segment, 576, tiles.USUAL) is None
+    assert tiles.tiles(segment, 576, tiles.WHERE_FUSED_IS_SLOW) is not None
+
+
+def test_costs_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AMD's fused kernel is slow; in bf16, where tiles are used at all, any processor's is."""
+    monkeypatch.setattr(tiles, "QUERIES", 128)
+    segment = Segment(0, 300, (300,))
+    q, k = torch.zeros(1, 9, 600, 64), torch.zeros(1, 3, 600, 64)
+    used = {}
+    for amd in (True, False):
+        monkeypatch.setattr(tiles, "amd", lambda amd=amd: amd)
+        monkeypatch.setattr(tiles, "multiplies_bf16", lambda: True)
+        for dtype in (torch.float32, torch.bfloat16):
+            given = (q.to(dtype), k.to(dtype), k.to(dtype))
+            used[amd, dtype] = Packed([segment])._tiles_of(0, segment, given, How(None, None, None)) is not None
+    assert used == {
+        (True, torch.float32): True,
+        (True, torch.bfloat16): True,
+        (False, torch.float32): False,
+        (False, torch.bfloat16): True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -139,7 +172,7 @@ def test_windows_and_caps_take_another_way(how: How, tiled: bool, monkeypatch: p
         return own(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tiles, "attention", counted)
-    row = Packed([Segment(0, 5, (8, 3)), Segment(16, 13, ())], setup=0)
+    row = Packed([Segment(0, 5, (8, 3)), Segment(16, 13, ())], costs=tiles.NOTHING)
     q, k, v = (x[None] for x in drawn(29))
     found = row.attend(0, q, k, v, how)
     assert bool(called) is tiled
@@ -167,10 +200,10 @@ def test_a_real_model_in_bf16_stays_packed_and_as_near_to_fp32(monkeypatch: pyte
     for dtype in ("float32", "bfloat16"):
         policy = Policy(ModelSpec(base=source, dtype=dtype, device="cpu"), source)  # type: ignore[arg-type]
         assert policy.packs, policy.unpacked_because
-        for setup in (0, tiles.SETUP):
-            found[dtype, setup] = policy.hidden(BASE, Packed(groups, setup=setup), ids).float()
-    exact = found["float32", tiles.SETUP]
-    assert float((found["float32", 0] - exact).norm() / exact.norm()) < 1e-4
-    tiled, fused = (float((found["bfloat16", setup] - exact).norm() / exact.norm()) for setup in (0, tiles.SETUP))
+        for costs in (tiles.NOTHING, None):
+            found[dtype, costs] = policy.hidden(BASE, Packed(groups, costs=costs), ids).float()
+    exact = found["float32", None]
+    assert float((found["float32", tiles.NOTHING] - exact).norm() / exact.norm()) < 1e-4
+    tiled, fused = (float((found["bfloat16", costs] - exact).norm() / exact.norm()) for costs in (tiles.NOTHING, None))
     assert fused < 0.2
     assert tiled < 1.25 * fused
