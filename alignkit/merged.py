@@ -34,7 +34,7 @@ def merged(policy: Policy, name: str, rows: int, tokens: int) -> Iterator[None]:
         yield
         return
     try:
-        with products.using(_copies_or_none(policy.roles[name], rows)):
+        with products.using(_copies_if_they_fit(policy.roles[name], rows)):
             yield
     finally:
         memory.give_back()  # what comes next would not fit into the gaps that many small copies leave
@@ -46,10 +46,10 @@ def _possible(policy: Policy) -> bool:
     return sum(parameter.nbytes for parameter in policy.model.parameters()) <= SHARE * memory.total(policy.device)
 
 
-def _copies_or_none(role: Role, rows: int) -> dict[int, Ordered]:
-    """None of them where memory runs out: sampling goes on without."""
+def _copies_if_they_fit(role: Role, rows: int) -> dict[int, Ordered]:
+    """An empty mapping where memory runs out: sampling goes on without."""
     try:
-        return _copies(role, rows)
+        return _make_copies(role, rows)
     except (MemoryError, RuntimeError) as error:
         if not memory.ran_out(error):
             raise
@@ -57,7 +57,7 @@ def _copies_or_none(role: Role, rows: int) -> dict[int, Ordered]:
 
 
 @torch.no_grad()
-def _copies(role: Role, rows: int) -> dict[int, Ordered]:
+def _make_copies(role: Role, rows: int) -> dict[int, Ordered]:
     """By the parameter that names a product: an adapter's upper factor, or a weight without an adapter."""
     from peft.tuners.lora import LoraLayer
 

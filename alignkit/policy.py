@@ -267,6 +267,11 @@ class Policy:
             self.switch.adapter = before
 
     @property
+    def dtype_name(self) -> str:
+        """As recipes have it: `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def context(self) -> int:
         """Longest sequence the model was made for, in tokens."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31)

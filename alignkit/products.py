@@ -55,8 +55,10 @@ class Ordered:
         if _better():
             out = _product(rows, self._ordered, self.bias)
         else:
-            filled = F.pad(rows, (0, 0, 0, self.rows - len(rows))) if len(rows) < self.rows else rows
-            out = torch.ops.mkl._mkl_linear(filled, self._ordered, self._shape, self.bias, self.rows)[: len(rows)]
+            missing = self.rows - rows.shape[0]
+            filled = F.pad(rows, (0, 0, 0, missing)) if missing else rows
+            out = torch.ops.mkl._mkl_linear(filled, self._ordered, self._shape, self.bias, self.rows)
+            out = out[:-missing] if missing else out
         return out.view(*x.shape[:-1], self.outputs)
 
 

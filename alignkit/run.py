@@ -390,7 +390,7 @@ class Run:
             policy.should_stop = self.should_stop
             fault = policy.unpacked_because
             how = f"one sequence at a time: its attention cannot be packed ({fault})" if fault else "packed rows"
-            dtype = str(policy.dtype)[6:]
+            dtype = policy.dtype_name
             bits = dtype if model.quantization == "none" else f"{model.quantization}, computing in {dtype},"
             self.reporter.say(f"base {model.base}: {bits} on {policy.device.type}, {how}")
         return self._policy

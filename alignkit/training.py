@@ -99,7 +99,7 @@ class Training:
 
     def _tell_changes(self, state: Mapping[str, Any]) -> None:
         """What else than on the machine that wrote the checkpoint changes the result."""
-        threads, dtype = torch.get_num_threads(), str(self.policy.dtype)[6:]
+        threads, dtype = torch.get_num_threads(), self.policy.dtype_name
         if state["threads"] != threads:
             self._say(
                 f"the checkpoint was written with {state['threads']} threads, now there are {threads}: the result may "
@@ -217,7 +217,7 @@ class Training:
             "learner": state,
             "position": position,
             "threads": torch.get_num_threads(),
-            "dtype": str(self.policy.dtype)[6:],
+            "dtype": self.policy.dtype_name,
             "metrics_bytes": self.metrics.sync(),
             "summary": self.summary,
             **more,

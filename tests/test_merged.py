@@ -216,14 +216,14 @@ def test_without_memory_for_a_copy_sampling_goes_on(
     def none_left(*given: Any) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
-    monkeypatch.setattr(merged, "_copies", none_left)
+    monkeypatch.setattr(merged, "_make_copies", none_left)
     assert written(policy, "one")
     assert not calls
 
     def wrong(*given: Any) -> None:
         raise RuntimeError("another fault")
 
-    monkeypatch.setattr(merged, "_copies", wrong)
+    monkeypatch.setattr(merged, "_make_copies", wrong)
     with pytest.raises(RuntimeError, match="another fault"):
         written(policy, "one")
 
@@ -237,7 +237,7 @@ def test_layers_in_few_bits_keep_their_own_products(policy: Policy, monkeypatch:
     layers = list(lora_layers(policy))
     for layer in layers[1:]:
         monkeypatch.setattr(layer.base_layer, "__class__", InFewBits)
-    assert len(merged._copies(policy.roles["one"], 4)) == 2  # the head and the layer that is left
+    assert len(merged._make_copies(policy.roles["one"], 4)) == 2  # the head and the layer that is left
 
 
 def test_memory_is_given_back(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,9 @@ def test_a_layer_s_name_for_its_product_is_what_the_layer_asks_for(
     with torch.no_grad(), policy.acting_as("one") as model:
         for layer in lora_layers(policy):
             model.get_submodule(_name(model, layer))(torch.zeros(1, layer.base_layer.in_features))
-    assert set(asked) == set(merged._copies(policy.roles["one"], 4)) - {id(policy.model.get_output_embeddings().weight)}
+    assert set(asked) == set(merged._make_copies(policy.roles["one"], 4)) - {
+        id(policy.model.get_output_embeddings().weight)
+    }
 
 
 def _name(model: Any, wanted: Any) -> str:
