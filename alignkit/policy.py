@@ -320,7 +320,9 @@ class Policy:
         config = copy.deepcopy(self.model.peft_config[role.adapter])
         config.inference_mode = True
         config.base_model_name_or_path, config.revision = self.base_name, self.revision
-        config.target_modules = sorted(config.target_modules)
+        if not isinstance(config.target_modules, str):  # a pattern stays one
+            config.target_modules = sorted(config.target_modules)
+        self._peft.active_adapter = role.adapter  # peft looks it up, and the one that was added last may be gone
         state = get_peft_model_state_dict(self._peft, adapter_name=role.adapter, save_embedding_layers=False)
         state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         if role.head is not None:

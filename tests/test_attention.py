@@ -287,16 +287,24 @@ def test_rows_enter_while_others_go_on(policy: Policy, entering: int) -> None:
 # Adapters
 
 
-@pytest.mark.parametrize("name", ["Llama", "GPT2"])
-def test_an_adapter_adds_what_peft_adds(name: str, tmp_path: Path) -> None:
-    """Values and gradients, on linear layers and on others (GPT-2's are `Conv1D`)."""
+@pytest.mark.parametrize(
+    ("name", "layers"), [("Llama", "all-linear"), ("GPT2", "all-linear"), ("Llama", r".*\.1\..*_proj")]
+)
+def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) -> None:
+    """Values and gradients, on linear layers and on others (GPT-2's are `Conv1D`), on all or those of a pattern, beside
+    adapters that came and went.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     folder = make(tmp_path / "base", name)
-    spec = ModelSpec(base=str(folder), dtype="float32", lora=LoraSpec(r=2, lora_alpha=7), device="cpu")
-    policy = Policy(spec, str(folder))
+    lora = LoraSpec(r=2, lora_alpha=7, target_modules=layers)
+    policy = Policy(ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder))
+    policy.add_role("first")
     policy.add_role("new")
+    policy.add_role("last")
+    policy.drop_role("first")
+    policy.drop_role("last")
     parameters = policy.make_trainable("new")
     with torch.no_grad():
         for number, parameter in enumerate(parameters.values()):
@@ -305,6 +313,7 @@ def test_an_adapter_adds_what_peft_adds(name: str, tmp_path: Path) -> None:
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "adapter", is_trainable=True
     )
+    assert len(parameters) == len([p for p in model.parameters() if p.requires_grad])
     ids = torch.tensor(tokens(9, 3))
     wanted = model(input_ids=ids[None]).logits[0]
     found = policy.next_logits("new", policy.hidden("new", Packed([Segment(0, 9, ())]), ids))
