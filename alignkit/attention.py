@@ -119,6 +119,7 @@ class Packed:
     keep: bool = False
     costs: tiles.Costs | None = None
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    windows: set[int | None] = field(default_factory=set)  # that layers asked for
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
     _orders: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
     _indices: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -132,6 +133,7 @@ class Packed:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
         if self.keep:
             self.kept[layer] = (k[0].detach(), v[0].detach())
+        self.windows.add(how.window)
         dtype = q.dtype
         # Split, not sliced: the backward of each slice would write a gradient as long as the whole row.
         lengths = [segment.length for segment in self.segments]
@@ -327,7 +329,7 @@ class Decoding:
             attention(q[block], keys[block, :, seen], values[block, :, seen], mask[block, :, :, seen], how)
             for block, seen in ((block, slice(first, self.column + 1)) for block, first in self._blocks)
         ]
-        return torch.cat(parts).reshape(rows, heads, 1, size)
+        return torch.cat(parts).reshape(rows, heads, 1, -1)  # values may have another size than queries
 
     def _mask(self, window: int | None, device: torch.device) -> Tensor:
         """[rows, 1, 1, column + 1] true where a row sees a column."""

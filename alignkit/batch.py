@@ -159,6 +159,11 @@ class Encoder:
     def _response(self, group: Group, response: Response, turns: str) -> tuple[Ids, tuple[bool, ...], bool]:
         if response.tokens is not None:
             written = response.written or (True,) * len(response.tokens)
+            if len(written) != len(response.tokens):
+                raise DataError(
+                    f"group {group.id}: a response has {len(response.tokens)} tokens, but {len(written)} marks of "
+                    "which of them the policy wrote"
+                )
             return response.tokens, written, response.truncated
         if response.messages is not None:
             return self._turns(group, response.messages, turns)
@@ -196,7 +201,7 @@ class Encoder:
         """What the template writes between an assistant's end of turn and its next words."""
         whole = self.render([*history, *new], True)
         end = self.tokenizer.decode(list(self.end_of_turn))
-        before = self.render(history[:-1], True)
+        before = self.render(history[:-1], False)
         place = whole.find(end, len(before) if whole.startswith(before) else 0)
         words = history[-1]["content"].strip()
         if place < 0 or words not in whole[:place]:

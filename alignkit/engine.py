@@ -16,7 +16,7 @@ from torch import Tensor
 from alignkit.attention import Packed, Segment
 from alignkit.batch import Encoded, Encoder, Ids
 from alignkit.data import Group, Message, beginnings
-from alignkit.errors import RunFailed
+from alignkit.errors import DataError, RunFailed
 from alignkit.policy import BASE, Head, Policy
 from alignkit.remembered import Remembered
 from alignkit.rollout import Sampling, sample
@@ -141,6 +141,8 @@ class Engine:
         if len(set(first)) < len(first):
             raise RunFailed(f"the answers {list(answers)} begin with the same token; choose others")
         rows = [self.encoder.prompt(prompt) + self.encoder.text(prefill) for prompt in prompts]
+        if not all(rows):
+            raise DataError("a prompt has no token that an answer could follow")
         found = torch.full((len(rows), len(answers)), float("nan"))
         fits = [place for place, row in enumerate(rows) if len(row) <= self.policy.context]
         rows = [rows[place] for place in fits]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alignkit import attention, functional, products, tiles
-from alignkit.attention import Packed, Segment
+from alignkit.attention import Decoding, Packed, Segment
 from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
 from alignkit.head import Entropy
@@ -30,7 +30,7 @@ from alignkit.hub import locate
 from alignkit.lora import adapted, low_rank
 from alignkit.memory import for_activations, keep_freed_memory, total
 from alignkit.recompute import prepare, recomputing
-from alignkit.weights import device_of, dtype_of, has_score, load_base, load_tokenizer, tell_unused
+from alignkit.weights import device_of, dtype_of, has_score, largest, load_base, load_tokenizer, tell_unused
 
 if TYPE_CHECKING:
     from alignkit.recipe import ModelSpec
@@ -274,7 +274,12 @@ class Policy:
     @property
     def context(self) -> int:
         """Longest sequence the model was made for, in tokens."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+        config = self.model.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            # Past this its positions are others for all that stands in the same row: results would depend on that.
+            return int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+        return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
     @property
     def token_budget(self) -> int:
@@ -292,7 +297,7 @@ class Policy:
     def _bytes_per_token(self) -> int:
         """Of what a forward pass keeps for backward, estimated from the model's shape."""
         config = self.model.config.get_text_config()
-        inner = getattr(config, "intermediate_size", None) or 4 * self.hidden_size
+        inner = largest(config, "intermediate_size") or 4 * self.hidden_size
         width = 24 * self.hidden_size + 8 * inner
         return int(config.num_hidden_layers * width * (4 if self.dtype == torch.float32 else 2))
 
@@ -354,7 +359,7 @@ class Policy:
 
         assert self.lora is not None
         # A prefix, because names such as `train` are attributes of the modules that hold the adapters.
-        adapter = "role_" + name.replace(".", "_")
+        adapter = "role_" + name.replace(".", "%")  # torch allows no dot there
         options = self.lora.model_dump()
         config = LoraConfig(task_type="CAUSAL_LM", **options)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -365,17 +370,22 @@ class Policy:
             except ValueError as error:
                 raise RunFailed(f"model.lora: {error}") from error
         self._refuse_heads()
-        role = Role(name, self.model, adapter)
-        if isinstance(start, Path):
-            self._load_adapter(adapter, start)
-        elif start is not None and self.roles[start].adapter is not None:
-            self._copy_adapter(self.roles[start].adapter, adapter)
-        # peft turns gradients on for what it adds and off for the rest; a role may be added while another is trained.
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        return role
+        self.roles[name] = Role(name, self.model, adapter)
+        try:
+            if isinstance(start, Path):
+                self._load_adapter(adapter, start)
+            elif start is not None and self.roles[start].adapter is not None:
+                self._copy_adapter(self.roles[start].adapter, adapter)
+        except BaseException:
+            self.drop_role(name)
+            raise
+        finally:
+            # peft turns gradients on for what it adds and off for the rest; one may be added while another is trained.
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+        return self.roles[name]
 
     def _inject(self, adapter: str, config: Any) -> None:
         from peft import get_peft_model
@@ -400,6 +410,8 @@ class Policy:
 
         if isinstance(self.model.get_output_embeddings(), LoraLayer):
             raise RunFailed("model.lora.target_modules: the language head cannot have an adapter; leave it out")
+        if isinstance(self.model.get_input_embeddings(), LoraLayer):
+            raise RunFailed("model.lora.target_modules: tokens' embeddings cannot have an adapter; leave them out")
 
     def _check_fit(self, adapter: str, folder: Path) -> None:
         """An adapter trained at another scale or on another base would load and mean something else."""
@@ -484,9 +496,13 @@ class Policy:
         try:
             tree = Packed([Segment(0, 5, (6, 3)), Segment(14, 4, (6,))], keep=True)
             together = self.hidden(BASE, tree, ids)
-            if len(tree.kept) < self.model.config.get_text_config().num_hidden_layers:
+            config = self.model.config.get_text_config()
+            if len(tree.kept) < config.num_hidden_layers:
                 return f"only {len(tree.kept)} of its layers use transformers' attention interface"
+            if (window := _window(config)) and window < self.context and tree.windows == {None}:
+                return f"its window of {window} tokens is in a mask of its own, which packed rows do without"
             tiled = self.hidden(BASE, Packed(tree.segments, costs=tiles.NOTHING), ids)
+            decoded = self._decoded([rows[0], rows[2]])
             alone = [self.hidden(BASE, part, row) for part, row in zip(parts, rows, strict=True)]
         except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError) as raised:
             fault = f"{type(raised).__name__}: {raised}"
@@ -502,10 +518,24 @@ class Policy:
             ("itself in tiles", tiled, 1e-3 if full else 0.3),
             ("its own", own, 1e-3 if full else 0.5),
         ):
-            error = float((together - other).float().norm() / other.float().norm())
-            if not error <= tolerance:
+            if not (error := _difference(together, other)) <= tolerance:
                 return f"packed attention differs from {name} by {error:.2g}"
+        if not (error := _difference(decoded, torch.stack([alone[0][-1], alone[2][-1]]))) <= (1e-3 if full else 0.5):
+            return f"decoding token by token differs from reading by {error:.2g}"
         return ""
+
+    def _decoded(self, rows: Sequence[Tensor]) -> Tensor:
+        """Hidden states of each row's last token as sampling computes them, [rows, hidden]."""
+        starts = [sum(len(row) - 1 for row in rows[:number]) for number in range(len(rows))]
+        prefill = Packed([Segment(s, len(row) - 1, ()) for s, row in zip(starts, rows, strict=True)], keep=True)
+        self.hidden(BASE, prefill, torch.cat([row[:-1] for row in rows]))
+        decoding = Decoding()
+        decoding.change_rows([], 1, prefill, range(len(rows)))
+        positions = torch.tensor([[len(row) - 1] for row in rows], device=self.device)
+        last = torch.stack([row[-1:] for row in rows]).to(self.device)
+        with attention.using(decoding), self.acting_as(BASE) as model:
+            states = _backbone(model)(input_ids=last, position_ids=positions, use_cache=False).last_hidden_state
+        return states[:, 0]
 
 
 def _lora_layers(model: nn.Module) -> list[Any]:
@@ -525,6 +555,18 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return adapted(x, base.weight, base.bias, down, up, scale)
     result: Tensor = base(x, *args, **kwargs)
     return result + low_rank(x, down, up, scale)
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).float().norm() / wanted.float().norm())
+
+
+def _window(config: Any) -> int | None:
+    """The window or chunk of tokens that some of a model's layers see at most."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds and not {"sliding_attention", "chunked_attention"} & set(kinds):
+        return None
+    return largest(config, "sliding_window") or largest(config, "attention_chunk_size")
 
 
 def _logit_scale(config: Any) -> float:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Models(Protocol):
-    """What the engine offers to rewards, judges and steps. A role is `base`, or a stage's name (`sft`, `sft@2`)."""
+    """What the engine offers to rewards, judges and steps. A role is `base`, or a stage's name (`sft`, `sft@2`).
+
+    For one thread: all roles share a model, which can be only one of them at a time.
+    """
 
     def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
         """Raw scalar-head scores of all responses, in order; None where prompt and response do not fit."""

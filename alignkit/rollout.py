@@ -18,9 +18,10 @@ from alignkit import attention, seeds
 from alignkit.attention import Decoding, Packed, Segment
 from alignkit.batch import Encoder, Ids
 from alignkit.data import Group, Response
-from alignkit.errors import RunFailed
+from alignkit.errors import DataError, RunFailed
 from alignkit.merged import merged
 from alignkit.policy import Policy
+from alignkit.weights import largest
 
 # Rows decoded together: enough to feed the processor, fewer where their cache would take more than this.
 ROWS = 128
@@ -47,6 +48,15 @@ class Sampling:
     top_k: int = 0
     stop: Sequence[str] = ()
     processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
+
+    def __post_init__(self) -> None:
+        least = {"samples_per_prompt": 1, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0, "top_k": 0}
+        wrong = [f"{name} is {getattr(self, name)}, at least {low}" for name, low in least.items()
+                 if not getattr(self, name) >= low]  # fmt: skip
+        if not 0 < self.top_p <= 1:
+            wrong.append(f"top_p is {self.top_p}, above 0 and at most 1")
+        if wrong:
+            raise ValueError("sampling: " + "; ".join(wrong))
 
 
 @dataclass
@@ -86,6 +96,8 @@ def sample(
     the sample's. Prompts must fit the model.
     """
     prompts = [encoder.prompt(group.prompt) for group in groups]
+    if not all(prompts):
+        raise DataError("a prompt has no token that a response could follow: the tokenizer begins no text with one")
     numbers = places if places is not None else range(len(groups))
     waiting = [
         Draft(p, k, seeds.stream(seed, *place, numbers[p], k).random(sampling.max_new_tokens), [], [])
@@ -156,8 +168,8 @@ def _write_packed(
 def _most_rows(policy: Policy, longest: int, sampling: Sampling) -> int:
     """Rows whose keys and values fit CACHE_BYTES, at most ROWS."""
     config = policy.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = largest(config, "num_key_value_heads") or config.num_attention_heads
+    size = largest(config, "head_dim") or config.hidden_size // config.num_attention_heads
     token = 2 * config.num_hidden_layers * heads * size * policy.dtype.itemsize
     # Twice the new tokens: a row may be at its end when another enters.
     return max(1, min(ROWS, CACHE_BYTES // (token * (longest + 2 * sampling.max_new_tokens))))
@@ -215,7 +227,8 @@ def _write(
     lengths = [len(row.tokens) for row in rows]
     processed = logits
     if sampling.processors:
-        processed = _processed(logits, [[*prompts[row.prompt], *row.tokens] for row in rows], sampling)
+        seen = [[*prompts[row.prompt], *row.tokens] if row.going else None for row in rows]
+        processed = _processed(logits, seen, sampling)
     chosen, logprobs = choose(logits, draws, sampling, lengths, encoder.end_ids, processed)
     for sequence, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
         if sequence.going:
@@ -225,13 +238,13 @@ def _write(
     return chosen
 
 
-def _processed(logits: Tensor, seen: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
+def _processed(logits: Tensor, seen: Sequence[Sequence[int] | None], sampling: Sampling) -> Tensor:
     """What the processors make of the logits, [rows, vocabulary]; rows of one length together, so that no filling is
-    taken for a token.
+    taken for a token. None: the row has ended, and they are not asked.
     """
     processed = logits.clone()
-    for length in sorted({len(row) for row in seen}):
-        places = [place for place, row in enumerate(seen) if len(row) == length]
+    for length in sorted({len(row) for row in seen if row is not None}):
+        places = [place for place, row in enumerate(seen) if row is not None and len(row) == length]
         ids = torch.tensor([seen[place] for place in places], device=logits.device)
         part = processed[places]
         for processor in sampling.processors:

@@ -217,12 +217,16 @@ class Learner:
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """Loss terms and metrics over examples, as averages over all of them."""
-        return within_memory(self.policy, lambda: self._evaluate(examples))
+        trained = dict(self.algorithm.state)
+        try:
+            return within_memory(self.policy, lambda: self._evaluate(examples, trained))
+        finally:
+            self.algorithm.state = trained
 
     @torch.no_grad()
-    def _evaluate(self, examples: Examples) -> dict[str, float]:
+    def _evaluate(self, examples: Examples, trained: Mapping[str, Any]) -> dict[str, float]:
         parts = [examples.take(i) for i in micro_batches(examples.groups, 4 * self.policy.token_budget)]
-        trained = dict(self.algorithm.state)
+        self.algorithm.state = dict(trained)  # as it was, also where memory ran out halfway
         self._before_step(parts, [part.batch(self.policy.device) for part in parts])
         losses, averages = Averages(), Averages(unknown=True)
         coefficients: dict[str, float] = {}
@@ -233,7 +237,6 @@ class Learner:
             coefficients = {name: term.coefficient for name, term in terms.items()}
             losses.add(terms, batch, self.algorithm.weights(batch))
             averages.add(self.algorithm.report(batch, out), batch)
-        self.algorithm.state = trained
         means = losses.means()
         loss = sum(coefficient * means.get(name, 0.0) for name, coefficient in coefficients.items())
         return {**means, **averages.means(), "loss": loss}

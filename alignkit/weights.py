@@ -162,3 +162,10 @@ def has_score(folder: Path) -> bool:
             config = json.loads((folder / name).read_text(encoding="utf-8"))
             found += [str(config.get("task_type")), *(config.get("architectures") or [])]
     return any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in found)
+
+
+def largest(config: Any, name: str) -> int | None:
+    """A number of a model's config, the largest where its layers differ; None where it has none."""
+    found = [getattr(layer, name, None) for layer in getattr(config, "per_layer_config", None) or [config]]
+    numbers = [max(value) if isinstance(value, list | tuple) else value for value in found if value]
+    return int(max(numbers)) if numbers else None

@@ -40,11 +40,30 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "n_head": 4,
         "tie_word_embeddings": False,
     },  # absolute positions, and dropout by default
+    # Values of another size than queries.
+    "DeepseekV2": {
+        **LLAMA,
+        **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 8),
+        **{"v_head_dim": 4, "num_key_value_heads": 4, "first_k_dense_replace": 2, "n_routed_experts": 4},
+    },
+    # Layers of different sizes.
+    "Gemma4Text": {
+        **{**LLAMA, "head_dim": 8, "global_head_dim": 16, "sliding_window": 6, "num_hidden_layers": 6},
+        **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY},
+    },
 }
 # Attention of their own: Bloom's ignores what was asked for (ALiBi is added in it), GPT-J's refuses to load with it.
 UNPACKED: dict[str, dict[str, Any]] = {
     "Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False},
     "GPTJ": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    # Asks for attention twice a layer, which one place in the cache cannot keep.
+    "DiffLlama": LLAMA,
+    # Its window is in its mask alone, longer than what is compared when it is loaded.
+    "Qwen2Moe": {
+        **LLAMA,
+        **{"use_sliding_window": True, "sliding_window": 14, "max_window_layers": 2, "num_experts": 4},
+        **{"num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    },
 }
 # Prompt and response lengths: siblings, none, one token, longer than every window.
 RAGGED = [(7, (5, 1, 9)), (3, (4,)), (6, ()), (1, (8, 2))]
