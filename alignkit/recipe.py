@@ -119,7 +119,7 @@ class Rollout(Options):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0: all tokens")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=list, description="texts that end a response"
+        default_factory=list, description="texts that end a response and stay in it, however short it is"
     )
     missing_eos_penalty: float = Field(
         default=0.0, ge=0, description="taken off the reward of a response that was cut off at max_new_tokens"

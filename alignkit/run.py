@@ -375,6 +375,8 @@ class Run:
     def policy(self) -> Policy:
         """The base model, loaded when first needed."""
         if self._policy is None:
+            from alignkit.products import multiplies_bf16
+
             model = self.recipe.model
             template = self.recipe.folder / (model.chat_template or "")
             if template.is_file():
@@ -389,10 +391,13 @@ class Run:
             policy = self._policy
             policy.should_stop = self.should_stop
             fault = policy.unpacked_because
-            how = f"one sequence at a time: its attention cannot be packed ({fault})" if fault else "packed rows"
+            rows = f"packed rows of up to {policy.token_budget} tokens"
+            how = f"one sequence at a time: its attention cannot be packed ({fault})" if fault else rows
             dtype = policy.dtype_name
             bits = dtype if model.quantization == "none" else f"{model.quantization}, computing in {dtype},"
             self.reporter.say(f"base {model.base}: {bits} on {policy.device.type}, {how}")
+            if policy.dtype_name == "bfloat16" and policy.device.type == "cpu" and not multiplies_bf16():
+                self.reporter.say("this processor has no instructions for bfloat16: float32 is faster here")
         return self._policy
 
     def source(self) -> str:

@@ -26,7 +26,9 @@ def main(
     short: Annotated[bool, typer.Option("--short", help="Tiny model and sizes: does everything still work?")] = False,
     out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each side.")] = 3,
-    model: Annotated[str, typer.Option(help="Base model: plugin's name, folder or hub id.")] = MODEL,
+    model: Annotated[
+        str | None, typer.Option(help=f"Base model: plugin's name, folder or hub id (else {MODEL}).")
+    ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="TRL recomputes activations: less memory, more work.")
     ] = False,
@@ -38,8 +40,14 @@ def main(
         for benchmark in chosen:
             print(f"{benchmark.name:<18} {benchmark.what}; against {benchmark.peer_is}")
         return
+    if short and model:
+        raise typer.BadParameter("--short is for the tiny model: leave out --model")
+    if out is not None:
+        _write([], out)
     with tempfile.TemporaryDirectory(prefix="alignkit-benchmarks-") as folder:
-        starts = Starts(Job("", short=short, checkpointing=checkpointing), TINY if short else model, Path(folder))
+        starts = Starts(
+            Job("", short=short, checkpointing=checkpointing), TINY if short else model or MODEL, Path(folder)
+        )
         try:
             found = ask_once(replace(starts.job, function="floor:probe"))
             _say_machine(found["machine"], found["rates"])
@@ -88,7 +96,10 @@ def _measure(
     failed = 0
     for benchmark in chosen:
         if not ENVIRONMENTS[benchmark.environment].is_file():
-            print(f"{benchmark.name}: left out: its peer has an environment of its own; `make bench` makes it")
+            print(
+                f"{benchmark.name}: left out: its peer has an environment of its own; `make bench` makes it",
+                file=sys.stderr,
+            )
             failed += len(chosen) < len(BENCHMARKS)  # it was asked for by name
             continue
         print(f"{benchmark.name}: {benchmark.what}; against {benchmark.peer_is}", file=sys.stderr)
@@ -104,9 +115,16 @@ def _measure(
         failed += not row["losses_agree"]
         print(_line(row), file=sys.stderr)
         if out is not None:
-            out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            _write(rows, out)
     _print_table(rows)
     return failed
+
+
+def _write(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    try:
+        out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"--json: {out} cannot be written: {error.strerror}") from error
 
 
 def _say_machine(machine: Mapping[str, Any], rates: Mapping[str, Any]) -> None:

@@ -92,6 +92,8 @@ def prepare(job: Job, gate: Gate) -> None:
 
 def folder_of(model: str) -> str:
     """Where a base model is: a folder, or what a plugin's name or a hub id becomes."""
+    from alignkit.errors import RunFailed
+    from alignkit.hub import locate
     from alignkit.plugins import plugins
     from alignkit.run import cache_folder
 
@@ -101,7 +103,11 @@ def folder_of(model: str) -> str:
     if model not in registry.names("models"):
         from huggingface_hub import snapshot_download
 
-        return str(snapshot_download(model))
+        try:
+            found = locate(model)
+            return found if Path(found).is_dir() else str(snapshot_download(found))
+        except RunFailed as error:  # a user's mistake: no traceback
+            raise SystemExit(str(error)) from error
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     return str(registry.get("models", model).thing(cache))

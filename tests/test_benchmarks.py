@@ -137,6 +137,31 @@ def test_the_command_fails_where_losses_differ(
     assert [found["memory_ratio"] for found in json.loads(file.read_text(encoding="utf-8"))] == [0.5, 20 / 50]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--json", "/nowhere/rows.json"], "/nowhere/rows.json cannot be written"),
+        (["--short", "--model", "tiny"], "leave out --model"),
+        (["--only", "dop"], "no benchmark dop; there are dpo, "),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(
+    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(program, "ask_once")
+    done = CliRunner().invoke(program.app, arguments, env={"COLUMNS": "500"})
+    assert done.exit_code == 2
+    assert told in done.stderr
+
+
+def test_a_model_that_is_not_there_is_told_without_a_traceback(tmp_path: Path) -> None:
+    done = command("--only", "head", "--model", "nosuchmodel", "--json", str(tmp_path / "rows.json"))
+    assert done.returncode == 1
+    assert "model.base 'nosuchmodel' is neither a folder nor" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "rows.json").read_text(encoding="utf-8")) == []
+
+
 @pytest.mark.parametrize("extra", [False, True])
 def test_a_row_is_made_of_medians(extra: bool) -> None:
     benchmark = Benchmark("name", "what", "unit", "a:b", "c:d", "them", extra_memory=extra)
