@@ -75,7 +75,7 @@ def _key(policy: Policy, adapter: Path | None, encoded: Sequence[Encoded]) -> st
         "precision": [str(policy.dtype), policy.spec.quantization, torch.get_float32_matmul_precision()],
         "packing": [policy.packs, policy.token_budget],
         "hardware": [str(where), torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()],
-        "products": [products.amd(), products.multiplies_bf16()],  # by which kernels are chosen
+        "kernels": [products.amd(), products.multiplies_bf16()],  # what they are chosen by
         "gpu": torch.cuda.get_device_name(where) if where.type == "cuda" else None,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "versions": versions() | {"bitsandbytes": importlib.metadata.version("bitsandbytes")},

@@ -14,7 +14,7 @@ from alignkit import Group, attention, rollout, tiles
 from alignkit import functional as F
 from alignkit.attention import Decoding, Packed, Segment
 from alignkit.batch import Encoded, Encoder, Row, pack
-from alignkit.errors import RunFailed
+from alignkit.errors import DataError, RunFailed
 from alignkit.policy import BASE, Policy
 from alignkit.recipe import LoraSpec, ModelSpec
 from alignkit.rollout import Sampling, choose, inverse_cdf, sample
@@ -490,6 +490,36 @@ def test_processors_that_leave_no_token_are_an_error(llama: Policy, wrong: float
         sample(llama, BASE, Encoder(llama.tokenizer), questions(2), sampling, seed=0)
 
 
+def test_processors_are_not_asked_about_what_has_ended(llama: Policy) -> None:
+    """One that allows nothing behind the end, as those of grammars do; the ended stay beside the others for a while."""
+    ends = list(range(1, 8))
+
+    def grammar(ids: Tensor, logits: Tensor) -> Tensor:
+        over = torch.isin(ids[:, -1], torch.tensor(ends)) & (ids.shape[1] > 5)
+        return logits.masked_fill(over[:, None], float("-inf"))
+
+    groups = [Group(({"role": "user", "content": " ".join(f"t{t}" for t in range(60, 65))},)) for _ in range(12)]
+    encoder = encoder_with_ends(llama, ends)
+    found = sample(llama, BASE, encoder, groups, Sampling(1, 9, processors=[grammar]), seed=0)
+    lengths = {len(r.tokens or ()) for g in found for r in g.responses}
+    assert len(lengths) > 1, "some end before others"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"top_p": 0.0}, "top_p is 0.0"), ({"temperature": -1.0}, "temperature is -1.0"), ({"top_k": -1}, "top_k"),
+     ({"temperature": float("nan")}, "temperature is nan")],
+)  # fmt: skip
+def test_sampling_that_means_nothing_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Sampling(**options)
+
+
+def test_a_prompt_without_a_token_has_no_response(llama: Policy) -> None:
+    with pytest.raises(DataError, match="no token that a response could follow"):
+        sample(llama, BASE, Encoder(llama.tokenizer), [*questions(1), Group(())], Sampling(1, 4), seed=0)
+
+
 def test_sampled_logprobs_are_those_of_the_training_path(policy: Policy) -> None:
     groups = questions(6)
     encoder = Encoder(policy.tokenizer)
@@ -647,6 +677,8 @@ def test_choose_draws_from_the_filtered_policy(temperature: float) -> None:
 
 def test_attention_that_ignores_the_layout_falls_back(unpacked: Policy) -> None:
     assert not unpacked.packs
+    said = {"DiffLlama": "decoding token by token differs", "Qwen2Moe": "its window of 14 tokens is in a mask"}
+    assert said.get(type(unpacked.model).__name__.removesuffix("ForCausalLM"), "") in unpacked.unpacked_because
     assert unpacked.unpacked_because
     check_logprobs(unpacked)
     check_greedy(unpacked, count=8)

@@ -195,6 +195,25 @@ def test_every_token_of_raw_text_that_can_be_predicted_counts(bos: bool) -> None
     assert row.mask == (bos, *[True] * (len(row.tokens) - 1))
 
 
+def test_a_generation_prompt_that_the_template_does_not_keep() -> None:
+    """A model that thinks first: `<think>` stands in no turn that is over. The user has said the assistant's word."""
+    made = encoder(CHATML.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end"))
+    assert made.render([user("x")], True).endswith("<think>\n")
+    said = (assistant("yes"), user("and now?"), assistant("no"))
+    group = Group((user("please say yes or no"),), (Response(messages=said),), id="talk")
+    (row,) = encoded(made.encode(group, 500)).rows
+    assert made.tokenizer.decode(row.tokens) == (
+        "yes<|im_end|>\n<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n<think>\nno<|im_end|>"
+    )
+    assert counted(made, row) == ["yes<|im_end|>", "no<|im_end|>"]
+
+
+def test_marks_of_another_number_than_tokens() -> None:
+    group = Group((user("a"),), (Response(text="b", tokens=(3, 4, 5), written=(True, False)),), id="odd")
+    with pytest.raises(DataError, match="group odd: a response has 3 tokens, but 2 marks"):
+        encoder().encode(group, 100)
+
+
 # What does not fit
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from alignkit import Group, Response, cli, remembered
+from alignkit import Group, Response, cli, products, remembered
 from alignkit.batch import Encoded, Encoder
 from alignkit.checkpoint import file_digest
 from alignkit.engine import Engine
@@ -109,6 +109,13 @@ def test_other_circumstances_are_measured(make: Callable[..., Engine], monkeypat
     assert not make(dtype="bfloat16").fixed_logprobs("sft", groups)[1]
     engine.policy.halve_token_budget()
     assert not engine.fixed_logprobs("sft", groups)[1]
+    for fact in ("amd", "multiplies_bf16"):
+        engine = make()
+        assert engine.fixed_logprobs("sft", groups)[1]
+        with monkeypatch.context() as other:
+            turned = not getattr(products, fact)()
+            other.setattr(products, fact, lambda turned=turned: turned)
+            assert not engine.fixed_logprobs("sft", groups)[1], fact
     engine = make()
     bundled = [dataclasses.replace(e, group=dataclasses.replace(e.group, bundle="one")) for e in groups]
     assert not engine.fixed_logprobs("sft", bundled)[1]

@@ -64,6 +64,47 @@ def test_held_out_data_are_a_batch_of_their_own(tmp_path: Path) -> None:
     assert learner.algorithm.state == {"responses": 3}
 
 
+def test_memory_that_runs_out_in_held_out_data_leaves_what_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = policy(tmp_path)
+    model.add_role("new")
+    learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
+    learner.step(encoded(model, 3), 1.0)
+    losses = iter([MemoryError(), *[None] * 9])
+
+    def loss(batch: Batch, out: Outputs) -> Loss:
+        if (fault := next(losses)) is not None:
+            raise fault
+        return Whole.loss(learner.algorithm, batch, out)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(learner.algorithm, "loss", loss)
+    assert learner.evaluate(encoded(model, 5))["seen"] == 5
+    assert model.halvings == 1
+    assert learner.algorithm.state == {"responses": 3}
+
+
+def test_a_role_that_cannot_be_loaded_leaves_nothing_behind(tmp_path: Path) -> None:
+    model = policy(tmp_path)
+    model.add_role("good.1")
+    model.save("good.1", tmp_path / "good")
+    for _ in range(2):  # a second try tells the same
+        with pytest.raises(FileNotFoundError):
+            model.add_role("bad", start=tmp_path / "nowhere")
+    assert list(model.roles) == ["base", "good.1"]
+    assert not any(parameter.requires_grad for parameter in model.model.parameters())
+    model.add_role("good_1", start=tmp_path / "good")
+    assert model.parameters_of("good_1") and model.parameters_of("good.1")
+
+
+def test_embeddings_cannot_have_an_adapter(tmp_path: Path) -> None:
+    import alignkit_tiny
+
+    spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(target_modules=["embed_tokens"]))
+    with pytest.raises(RunFailed, match="embeddings cannot have an adapter"):
+        Policy(spec, str(alignkit_tiny.source(tmp_path))).add_role("new")
+
+
 def test_groups_of_a_bundle_are_one_unit_and_stay_in_one_micro_batch(tmp_path: Path) -> None:
     model = policy(tmp_path)
     apart, together = encoded(model, 6).groups, encoded(model, 6, bundles=2).groups
