@@ -43,7 +43,9 @@ class Models(Protocol):
         ...
 
     def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
-        """Responses to prompts; `sampling` takes the recipe's `rollout` keys."""
+        """Responses to prompts; `sampling` takes the recipe's `rollout` keys, and `processors`: a list of transformers'
+        logits processors. Raises ValueError for what means nothing, such as `top_p=0`.
+        """
         ...
 
 
