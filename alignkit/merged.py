@@ -33,6 +33,7 @@ def merged(policy: Policy, name: str, rows: int, tokens: int) -> Iterator[None]:
     if not (useful and _possible(policy)):
         yield
         return
+    memory.give_back()  # what is kept from the last step, and fits no copy, would stay beside them
     try:
         with products.using(_copies_if_they_fit(policy.roles[name], rows)):
             yield
