@@ -303,6 +303,19 @@ def test_rows_enter_while_others_go_on(policy: Policy, entering: int) -> None:
             torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_sequences_end_where_positions_would_change_for_a_whole_row(tmp_path: Path) -> None:
+    """Phi-3's: transformers chooses short or long factors by the longest sequence beside a token."""
+    from transformers import Phi3Config
+
+    config = Phi3Config(max_position_embeddings=64, rope_parameters={
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 16})  # fmt: skip
+    policy = load(make(tmp_path / "llama", "Llama"))
+    assert policy.context == policy.model.config.max_position_embeddings
+    policy.model.config = config
+    assert policy.context == 16
+
+
 # Adapters
 
 
