@@ -307,9 +307,8 @@ def test_sequences_end_where_positions_would_change_for_a_whole_row(tmp_path: Pa
     """Phi-3's: transformers chooses short or long factors by the longest sequence beside a token."""
     from transformers import Phi3Config
 
-    config = Phi3Config(max_position_embeddings=64, rope_parameters={
-        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [4.0] * 48,
-        "original_max_position_embeddings": 16})  # fmt: skip
+    config = Phi3Config(max_position_embeddings=64, original_max_position_embeddings=16, rope_parameters={
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [4.0] * 48})  # fmt: skip
     policy = load(make(tmp_path / "llama", "Llama"))
     assert policy.context == policy.model.config.max_position_embeddings
     policy.model.config = config
