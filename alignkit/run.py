@@ -31,6 +31,7 @@ from alignkit.memory import ran_out
 from alignkit.plugins import plugins
 from alignkit.policy import Policy
 from alignkit.preflight import check_data, check_models, check_rewards
+from alignkit.products import multiplies_bf16
 from alignkit.readers import Loaded, load
 from alignkit.recipe import DataSpec, Recipe, RewardSpec, Stage, specs
 from alignkit.remembered import Remembered
@@ -375,8 +376,6 @@ class Run:
     def policy(self) -> Policy:
         """The base model, loaded when first needed."""
         if self._policy is None:
-            from alignkit.products import multiplies_bf16
-
             model = self.recipe.model
             template = self.recipe.folder / (model.chat_template or "")
             if template.is_file():
