@@ -41,7 +41,7 @@ class _Adapted(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         rows = x.reshape(-1, weight.shape[1])
-        low = rows @ down.to(x.dtype).t()
+        low = times(rows, down.to(x.dtype).t())
         out = linear(rows, weight, bias).addmm_(low, _scaled(up, scale, x.dtype).t())
         ctx.save_for_backward(x, weight, down, up, low)
         ctx.scale = scale
@@ -52,15 +52,15 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, down, up, low = ctx.saved_tensors
         gradient = upstream[0].reshape(-1, len(weight))
-        to_low = gradient @ _scaled(up, ctx.scale, x.dtype)
+        to_low = times(gradient, _scaled(up, ctx.scale, x.dtype))
         to_x = to_down = to_up = None
         if ctx.needs_input_grad[0]:
             to_x = times(gradient, weight).addmm_(to_low, down.to(x.dtype)).view(x.shape)
         if ctx.needs_input_grad[3]:
-            to_down = (to_low.t() @ x.reshape(-1, weight.shape[1])).to(down.dtype)
+            to_down = times(to_low.t(), x.reshape(-1, weight.shape[1])).to(down.dtype)
         if ctx.needs_input_grad[4]:
             # Not gradient^T low: transposing the larger factor takes twice as long.
-            to_up = (low.t() @ gradient).t().to(up.dtype).mul_(ctx.scale)
+            to_up = times(low.t(), gradient).t().to(up.dtype).mul_(ctx.scale)
         return to_x, None, None, to_down, to_up, None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from alignkit import attention, functional, products, tiles
-from alignkit.attention import Decoding, Packed, Segment
+from alignkit import attention, fit, functional, products
+from alignkit.attention import Packed
 from alignkit.checkpoint import replace_folder
 from alignkit.errors import RunFailed
 from alignkit.head import Entropy
@@ -30,7 +30,7 @@ from alignkit.hub import locate
 from alignkit.lora import adapted, low_rank
 from alignkit.memory import for_activations, keep_freed_memory, total
 from alignkit.recompute import prepare, recomputing
-from alignkit.weights import device_of, dtype_of, has_score, largest, load_base, load_tokenizer, tell_unused
+from alignkit.weights import backbone, device_of, dtype_of, has_score, largest, load_base, load_tokenizer, tell_unused
 
 if TYPE_CHECKING:
     from alignkit.recipe import ModelSpec
@@ -84,7 +84,7 @@ class Policy:
         self.packs = True
         try:
             self._adopt(*load_base(spec, self.source, revision, self.dtype, self.device, attention.NAME))
-            self.unpacked_because = self._packing_fault()
+            self.unpacked_because = fit.packing_fault(self, BASE)
         except KeyError as error:  # a table of attention classes of the model's own
             if error.args != (attention.NAME,):
                 raise
@@ -98,7 +98,7 @@ class Policy:
             self._adopt(*load_base(spec, self.source, revision, self.dtype, self.device, None))
         if self.unused:
             tell_unused(self.base_name, self.model, self.unused)
-        self._check_head()
+        fit.check_head(self, BASE)
         # The value head and reward heads read the last hidden state; the language head is applied where needed.
         self.hidden_size = int(self.model.config.get_text_config().hidden_size)
 
@@ -190,7 +190,7 @@ class Policy:
 
     def _hidden(self, name: str, packed: Packed, tokens: Tensor) -> Tensor:
         with self._seeing(name, packed) as model:
-            out = _backbone(model)(
+            out = backbone(model)(
                 input_ids=tokens[None].to(self.device),
                 position_ids=packed.position_ids.to(self.device),
                 use_cache=False,
@@ -212,7 +212,7 @@ class Policy:
                 offset = segment.start + segment.prompt
                 for index, length in enumerate(segment.responses or (0,)):
                     row = torch.cat([prompt, tokens[offset : offset + length]])[None].to(self.device)
-                    states = _backbone(model)(input_ids=row, use_cache=False).last_hidden_state[0]
+                    states = backbone(model)(input_ids=row, use_cache=False).last_hidden_state[0]
                     parts.append(states if index == 0 else states[segment.prompt :])
                     offset += length
         return torch.cat(parts)
@@ -348,7 +348,7 @@ class Policy:
         pad = self.tokenizer.pad_token_id
         config.pad_token_id = None if pad == self.tokenizer.eos_token_id else pad
         scorer = AutoModelForSequenceClassification.from_config(config, dtype=self.dtype)
-        getattr(scorer, scorer.base_model_prefix).load_state_dict(_backbone(role.model).state_dict())
+        getattr(scorer, scorer.base_model_prefix).load_state_dict(backbone(role.model).state_dict())
         scorer.score.weight.data.copy_(role.head)
         scorer.save_pretrained(folder)
 
@@ -469,74 +469,6 @@ class Policy:
         weight = torch.randn(1, self.hidden_size, generator=generator) / (self.hidden_size + 1) ** 0.5
         return nn.Parameter(weight.to(self.device), requires_grad=False)
 
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """The language head is applied outside the model: make sure that nothing the model does there is missed."""
-        row = (torch.arange(1, 9, device=self.device) % self.model.config.get_text_config().vocab_size)[None]
-        with attention.using(Packed([Segment(0, 8, ())])):
-            theirs = self.model(input_ids=row).logits[0].float()
-            ours = self.next_logits(BASE, _backbone(self.model)(input_ids=row).last_hidden_state[0])
-        if (ours - theirs).norm() > (1e-3 if self.dtype == torch.float32 else 0.05) * theirs.norm():
-            kind = type(self.model).__name__
-            raise RunFailed(f"{kind} computes its logits in a way that alignkit does not know; please report it")
-
-    @torch.no_grad()
-    def _packing_fault(self) -> str:
-        """Why packed rows cannot be used; empty where they can.
-
-        A packed row is held against separate rows by the same attention code, tightly, and these against the model's
-        own attention, in bf16 loosely: two correct kernels differ there.
-        """
-        vocabulary = self.model.config.get_text_config().vocab_size
-        # From all over: the first are often special ones, whose huge activations make more of rounding.
-        ids = torch.linspace(vocabulary // 4, vocabulary - 1, 24).long()
-        parts = [Packed([Segment(0, 5, (6,))]), Packed([Segment(0, 5, (3,))]), Packed([Segment(0, 4, (6,))])]
-        rows = [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
-        fault = ""
-        try:
-            tree = Packed([Segment(0, 5, (6, 3)), Segment(14, 4, (6,))], keep=True)
-            together = self.hidden(BASE, tree, ids)
-            config = self.model.config.get_text_config()
-            if len(tree.kept) < config.num_hidden_layers:
-                return f"only {len(tree.kept)} of its layers use transformers' attention interface"
-            if (window := _window(config)) and window < self.context and tree.windows == {None}:
-                return f"its window of {window} tokens is in a mask of its own, which packed rows do without"
-            tiled = self.hidden(BASE, Packed(tree.segments, costs=tiles.NOTHING), ids)
-            decoded = self._decoded([rows[0], rows[2]])
-            alone = [self.hidden(BASE, part, row) for part, row in zip(parts, rows, strict=True)]
-        except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError) as raised:
-            fault = f"{type(raised).__name__}: {raised}"
-        self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
-        if fault:
-            return fault
-        theirs = [_backbone(self.model)(input_ids=row[None].to(self.device)).last_hidden_state[0] for row in rows]
-        full = self.dtype == torch.float32
-        ours = torch.cat([alone[0], alone[1][5:], alone[2]])
-        own = torch.cat([theirs[0], theirs[1][5:], theirs[2]])
-        for name, other, tolerance in (
-            ("separate rows", ours, 1e-3 if full else 0.05),
-            ("itself in tiles", tiled, 1e-3 if full else 0.3),
-            ("its own", own, 1e-3 if full else 0.5),
-        ):
-            if not (error := _difference(together, other)) <= tolerance:
-                return f"packed attention differs from {name} by {error:.2g}"
-        if not (error := _difference(decoded, torch.stack([alone[0][-1], alone[2][-1]]))) <= (1e-3 if full else 0.5):
-            return f"decoding token by token differs from reading by {error:.2g}"
-        return ""
-
-    def _decoded(self, rows: Sequence[Tensor]) -> Tensor:
-        """Hidden states of each row's last token as sampling computes them, [rows, hidden]."""
-        starts = [sum(len(row) - 1 for row in rows[:number]) for number in range(len(rows))]
-        prefill = Packed([Segment(s, len(row) - 1, ()) for s, row in zip(starts, rows, strict=True)], keep=True)
-        self.hidden(BASE, prefill, torch.cat([row[:-1] for row in rows]))
-        decoding = Decoding()
-        decoding.change_rows([], 1, prefill, range(len(rows)))
-        positions = torch.tensor([[len(row) - 1] for row in rows], device=self.device)
-        last = torch.stack([row[-1:] for row in rows]).to(self.device)
-        with attention.using(decoding), self.acting_as(BASE) as model:
-            states = _backbone(model)(input_ids=last, position_ids=positions, use_cache=False).last_hidden_state
-        return states[:, 0]
-
 
 def _lora_layers(model: nn.Module) -> list[Any]:
     from peft.tuners.lora import LoraLayer
@@ -557,22 +489,6 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return result + low_rank(x, down, up, scale)
 
 
-def _difference(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).float().norm() / wanted.float().norm())
-
-
-def _window(config: Any) -> int | None:
-    """The window or chunk of tokens that some of a model's layers see at most."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds and not {"sliding_attention", "chunked_attention"} & set(kinds):
-        return None
-    return largest(config, "sliding_window") or largest(config, "attention_chunk_size")
-
-
 def _logit_scale(config: Any) -> float:
     """What a model multiplies its logits by, under the names that models have for it."""
     return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-
-
-def _backbone(model: Any) -> Any:
-    return getattr(model, model.base_model_prefix)

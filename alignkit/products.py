@@ -1,5 +1,5 @@
-"""Products with frozen weights. In fp32 on AMD's processors they go to oneDNN: torch's default there, MKL, takes a
-quarter longer, and for few rows, as in sampling, twice as long. Everywhere else this is `torch.nn.functional.linear`.
+"""Products. In fp32 on AMD's processors they go to oneDNN: torch's default there, MKL, takes a quarter longer, on newer
+ones and for few rows, as in sampling, twice as long. Everywhere else these are torch's own.
 
 For many products of the same few rows, `Ordered` keeps a copy of a weight in the order in which the kernels read it.
 """
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FILLED = 8  # rows that a product by an ordered copy may take for one that it is asked for
-LEAST = 2**17  # elements of a weight; for smaller ones setting up the product takes longer than it saves
+LEAST = 2**20  # multiplications; for fewer, setting up the product takes longer than it saves
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,9 +34,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _product(x, weight, bias)
 
 
-def times(x: Tensor, weight: Tensor) -> Tensor:
-    """x W without a gradient; x [rows, outputs], weight [outputs, inputs]: the way back through `linear`."""
-    return _product(x, weight.t(), None) if _elsewhere(x, weight, None) else x @ weight
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """a b without a gradient, [rows, inner] x [inner, columns]. With W for b it is the way back through `linear`."""
+    return _product(a, b.t(), None) if _elsewhere(a, b.t(), None) else a @ b
 
 
 class Ordered:
@@ -46,13 +46,13 @@ class Ordered:
         self.bias, self.rows, self.outputs = bias, rows, len(weight)
         # An empty tensor has the weight's shape for MKL, which reads the weight itself for other numbers of rows only.
         self._shape = weight.new_empty(1).expand(weight.shape)
-        reorder = torch.ops.mkldnn._reorder_linear_weight if _better() else torch.ops.mkl._mkl_reorder_linear_weight
+        reorder = torch.ops.mkldnn._reorder_linear_weight if better() else torch.ops.mkl._mkl_reorder_linear_weight
         self._ordered = reorder(weight.detach(), rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]; no gradient."""
         rows = x.reshape(-1, x.shape[-1])
-        if _better():
+        if better():
             out = _product(rows, self._ordered, self.bias)
         else:
             missing = self.rows - rows.shape[0]
@@ -88,7 +88,7 @@ def copy_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> Ordered | Non
 @functools.cache
 def can_order() -> bool:
     """Whether this build of torch can make such copies."""
-    if _better():
+    if better():
         return hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight")
 
@@ -106,15 +106,17 @@ class _Frozen(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # a part of a larger matrix would be multiplied number by number
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return found
 
 
 def _elsewhere(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or weight.numel() < LEAST:
+    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or x.numel() * len(weight) < LEAST:
         return False
     learned = weight.requires_grad or (bias is not None and bias.requires_grad)
-    return x.numel() > 0 and not (learned and torch.is_grad_enabled()) and _better()
+    return not (learned and torch.is_grad_enabled()) and better()
 
 
 @functools.cache
@@ -134,7 +136,8 @@ def multiplies_bf16() -> bool:
 
 
 @functools.cache
-def _better() -> bool:
+def better() -> bool:
+    """Whether products in fp32 go to oneDNN."""
     return amd() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 

@@ -21,7 +21,7 @@ from alignkit.data import Group, Response
 from alignkit.errors import DataError, RunFailed
 from alignkit.merged import merged
 from alignkit.policy import Policy
-from alignkit.weights import largest
+from alignkit.weights import backbone, largest
 
 # Rows decoded together: enough to feed the processor, fewer where their cache would take more than this.
 ROWS = 128
@@ -158,7 +158,7 @@ def _write_packed(
             continue
         positions = torch.tensor([[len(prompts[row.prompt]) + len(row.tokens) - 1] for row in rows])
         with attention.using(decoding), policy.acting_as(role) as model:
-            states = getattr(model, model.base_model_prefix)(
+            states = backbone(model)(
                 input_ids=chosen[:, None].to(policy.device), position_ids=positions.to(policy.device), use_cache=False
             ).last_hidden_state
         decoding.advance()
@@ -270,7 +270,7 @@ def _write_unpacked(
         cache = None
         while any(row.going for row in rows):
             with policy.acting_as(role) as model:
-                out = getattr(model, model.base_model_prefix)(input_ids=tokens, past_key_values=cache, use_cache=True)
+                out = backbone(model)(input_ids=tokens, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             logits = policy.next_logits(role, out.last_hidden_state[:, -1])
             policy.should_stop()

@@ -169,3 +169,9 @@ def largest(config: Any, name: str) -> int | None:
     found = [getattr(layer, name, None) for layer in getattr(config, "per_layer_config", None) or [config]]
     numbers = [max(value) if isinstance(value, list | tuple) else value for value in found if value]
     return int(max(numbers)) if numbers else None
+
+
+def backbone(model: Any) -> Any:
+    """A causal language model without its head: what gives hidden states."""
+    found = getattr(model, model.base_model_prefix, None)
+    return model.get_decoder() if found is None else found  # Llama 4's prefix names nothing

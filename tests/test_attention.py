@@ -48,7 +48,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     # Layers of different sizes.
     "Gemma4Text": {
-        **{**LLAMA, "head_dim": 8, "global_head_dim": 16, "sliding_window": 6, "num_hidden_layers": 6},
+        **{**LLAMA, "head_dim": 8, "global_head_dim": 16, "sliding_window": 6},
+        **{"layer_types": ["sliding_attention", "full_attention"]},
         **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY},
     },
 }

@@ -36,7 +36,7 @@ def test_values_and_gradients(
 ) -> None:
     if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(products, "_better", lambda: onednn)
+    monkeypatch.setattr(products, "better", lambda: onednn)
     monkeypatch.setattr(products, "LEAST", 1)
     given = drawn(shape, torch.float32 if onednn else torch.float64)
     bias = given["bias"] if biased else None

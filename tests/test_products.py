@@ -18,7 +18,7 @@ ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldn
 
 @pytest.fixture(autouse=True)
 def _on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_better", lambda: ONEDNN)
+    monkeypatch.setattr(products, "better", lambda: ONEDNN)
     monkeypatch.setattr(products, "LEAST", 1)
 
 
