@@ -174,4 +174,4 @@ def largest(config: Any, name: str) -> int | None:
 def backbone(model: Any) -> Any:
     """A causal language model without its head: what gives hidden states."""
     found = getattr(model, model.base_model_prefix, None)
-    return model.get_decoder() if found is None else found  # Llama 4's prefix names nothing
+    return model.model if found is None else found  # the prefix of Llama 4 names nothing

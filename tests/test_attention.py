@@ -65,6 +65,11 @@ UNPACKED: dict[str, dict[str, Any]] = {
         **{"use_sliding_window": True, "sliding_window": 14, "max_window_layers": 2, "num_experts": 4},
         **{"num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     },
+    # Its chunks are in its mask alone, and its inner model is not where its code says.
+    "Llama4Text": {
+        **{**LLAMA, "num_hidden_layers": 4, "head_dim": 8, "intermediate_size_mlp": 64},
+        **{"num_local_experts": 2, "attention_chunk_size": 6},
+    },
 }
 # Prompt and response lengths: siblings, none, one token, longer than every window.
 RAGGED = [(7, (5, 1, 9)), (3, (4,)), (6, ()), (1, (8, 2))]
@@ -690,7 +695,8 @@ def test_choose_draws_from_the_filtered_policy(temperature: float) -> None:
 
 def test_attention_that_ignores_the_layout_falls_back(unpacked: Policy) -> None:
     assert not unpacked.packs
-    said = {"DiffLlama": "decoding token by token differs", "Qwen2Moe": "its window of 14 tokens is in a mask"}
+    said = {"DiffLlama": "decoding token by token differs", "Qwen2Moe": "its window of 14 tokens is in a mask",
+            "Llama4": "its window of 6 tokens is in a mask"}  # fmt: skip
     assert said.get(type(unpacked.model).__name__.removesuffix("ForCausalLM"), "") in unpacked.unpacked_because
     assert unpacked.unpacked_because
     check_logprobs(unpacked)

@@ -42,6 +42,13 @@ def test_product_and_gradient_are_those_of_linear(shape: tuple[int, ...], biased
         torch.testing.assert_close(products.linear(x, weight, given), expected)
 
 
+@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
+def test_a_part_of_a_larger_matrix() -> None:
+    a, b = torch.randn(6, 3), torch.randn(3, 9)[:, 2:6]
+    torch.testing.assert_close(products.times(a, b), a @ b)
+    torch.testing.assert_close(products.times(b.t(), a.t()), b.t() @ a.t())
+
+
 @pytest.mark.parametrize("what", ["learned weight", "learned bias", "bfloat16", "float64", "no rows"])
 def test_all_else_is_torch_s_own(what: str) -> None:
     dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(what, torch.float32)
