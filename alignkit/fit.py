@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def packing_fault(policy: Policy, name: str) -> str:
-    """Why packed rows cannot be used with the model of the role `name`; empty where they can.
+def packing_fault(policy: Policy, base: str) -> str:
+    """Why packed rows cannot be used with the base, the role `base`; empty where they can.
 
     A packed row is held against separate rows by the same attention code, tightly, and these against the model's
     own attention, in bf16 loosely: two correct kernels differ there.
@@ -35,14 +35,16 @@ def packing_fault(policy: Policy, name: str) -> str:
     fault = ""
     try:
         tree = Packed([Segment(0, 5, (6, 3)), Segment(14, 4, (6,))], keep=True)
-        together = policy.hidden(name, tree, ids)
+        together = policy.hidden(base, tree, ids)
         if len(tree.kept) < config.num_hidden_layers:
             return f"only {len(tree.kept)} of its layers use transformers' attention interface"
+        if getattr(config, "attn_temperature_tuning", None):  # by thousands of tokens: not seen in two dozen
+            return "it scales queries by their place in the row"
         if (window := _window(config)) and window < policy.context and tree.windows == {None}:
             return f"its window of {window} tokens is in a mask of its own, which packed rows do without"
-        tiled = policy.hidden(name, Packed(tree.segments, costs=tiles.NOTHING), ids)
-        decoded = _decoded(policy, name, [rows[0], rows[2]])
-        alone = [policy.hidden(name, part, row) for part, row in zip(parts, rows, strict=True)]
+        tiled = policy.hidden(base, Packed(tree.segments, costs=tiles.NOTHING), ids)
+        decoded = _decoded(policy, base, [rows[0], rows[2]])
+        alone = [policy.hidden(base, part, row) for part, row in zip(parts, rows, strict=True)]
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError) as raised:
         fault = f"{type(raised).__name__}: {raised}"
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
@@ -65,28 +67,28 @@ def packing_fault(policy: Policy, name: str) -> str:
 
 
 @torch.no_grad()
-def check_head(policy: Policy, name: str) -> None:
+def check_head(policy: Policy, base: str) -> None:
     """The language head is applied outside the model: raises RunFailed where the model does more there."""
     model = policy.model
     row = (torch.arange(1, 9, device=policy.device) % model.config.get_text_config().vocab_size)[None]
     with attention.using(Packed([Segment(0, 8, ())])):
         theirs = model(input_ids=row).logits[0].float()
-        ours = policy.next_logits(name, backbone(model)(input_ids=row).last_hidden_state[0])
+        ours = policy.next_logits(base, backbone(model)(input_ids=row).last_hidden_state[0])
     if (ours - theirs).norm() > (1e-3 if policy.dtype == torch.float32 else 0.05) * theirs.norm():
         kind = type(model).__name__
         raise RunFailed(f"{kind} computes its logits in a way that alignkit does not know; please report it")
 
 
-def _decoded(policy: Policy, name: str, rows: Sequence[Tensor]) -> Tensor:
+def _decoded(policy: Policy, base: str, rows: Sequence[Tensor]) -> Tensor:
     """Hidden states of each row's last token as sampling computes them, [rows, hidden]."""
     starts = [sum(len(row) - 1 for row in rows[:number]) for number in range(len(rows))]
     prefill = Packed([Segment(s, len(row) - 1, ()) for s, row in zip(starts, rows, strict=True)], keep=True)
-    policy.hidden(name, prefill, torch.cat([row[:-1] for row in rows]))
+    policy.hidden(base, prefill, torch.cat([row[:-1] for row in rows]))
     decoding = Decoding()
     decoding.change_rows([], 1, prefill, range(len(rows)))
     positions = torch.tensor([[len(row) - 1] for row in rows], device=policy.device)
     last = torch.stack([row[-1:] for row in rows]).to(policy.device)
-    with attention.using(decoding), policy.acting_as(name) as model:
+    with attention.using(decoding), policy.acting_as(base) as model:
         states: Tensor = backbone(model)(input_ids=last, position_ids=positions, use_cache=False).last_hidden_state
     return states[:, 0]
 

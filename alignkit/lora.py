@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -32,7 +31,7 @@ def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Te
 
 def low_rank(x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """The adapter's part alone, scale (x down^T) up^T in the dtype of x, [..., outputs]."""
-    return F.linear(F.linear(x, down.to(x.dtype)), _scaled(up, scale, x.dtype))
+    return linear(linear(x, down.to(x.dtype)), _scaled(up, scale, x.dtype))
 
 
 class _Adapted(torch.autograd.Function):

@@ -34,6 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _product(x, weight, bias)
 
 
+@torch.no_grad()
 def times(a: Tensor, b: Tensor) -> Tensor:
     """a b without a gradient, [rows, inner] x [inner, columns]. With W for b it is the way back through `linear`."""
     return _product(a, b.t(), None) if _elsewhere(a, b.t(), None) else a @ b
@@ -46,13 +47,13 @@ class Ordered:
         self.bias, self.rows, self.outputs = bias, rows, len(weight)
         # An empty tensor has the weight's shape for MKL, which reads the weight itself for other numbers of rows only.
         self._shape = weight.new_empty(1).expand(weight.shape)
-        reorder = torch.ops.mkldnn._reorder_linear_weight if better() else torch.ops.mkl._mkl_reorder_linear_weight
+        reorder = torch.ops.mkldnn._reorder_linear_weight if by_onednn() else torch.ops.mkl._mkl_reorder_linear_weight
         self._ordered = reorder(weight.detach(), rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]; no gradient."""
         rows = x.reshape(-1, x.shape[-1])
-        if better():
+        if by_onednn():
             out = _product(rows, self._ordered, self.bias)
         else:
             missing = self.rows - rows.shape[0]
@@ -88,7 +89,7 @@ def copy_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> Ordered | Non
 @functools.cache
 def can_order() -> bool:
     """Whether this build of torch can make such copies."""
-    if better():
+    if by_onednn():
         return hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight")
 
@@ -116,7 +117,7 @@ def _elsewhere(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or x.numel() * len(weight) < LEAST:
         return False
     learned = weight.requires_grad or (bias is not None and bias.requires_grad)
-    return not (learned and torch.is_grad_enabled()) and better()
+    return not (learned and torch.is_grad_enabled()) and by_onednn()
 
 
 @functools.cache
@@ -136,7 +137,7 @@ def multiplies_bf16() -> bool:
 
 
 @functools.cache
-def better() -> bool:
+def by_onednn() -> bool:
     """Whether products in fp32 go to oneDNN."""
     return amd() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

@@ -65,7 +65,7 @@ UNPACKED: dict[str, dict[str, Any]] = {
         **{"use_sliding_window": True, "sliding_window": 14, "max_window_layers": 2, "num_experts": 4},
         **{"num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     },
-    # Its chunks are in its mask alone, and its inner model is not where its code says.
+    # Scales queries by their place in the row, its chunks are in its mask alone, its inner model not where its code says.
     "Llama4Text": {
         **{**LLAMA, "num_hidden_layers": 4, "head_dim": 8, "intermediate_size_mlp": 64},
         **{"num_local_experts": 2, "attention_chunk_size": 6},
@@ -696,7 +696,7 @@ def test_choose_draws_from_the_filtered_policy(temperature: float) -> None:
 def test_attention_that_ignores_the_layout_falls_back(unpacked: Policy) -> None:
     assert not unpacked.packs
     said = {"DiffLlama": "decoding token by token differs", "Qwen2Moe": "its window of 14 tokens is in a mask",
-            "Llama4": "its window of 6 tokens is in a mask"}  # fmt: skip
+            "Llama4": "it scales queries by their place"}  # fmt: skip
     assert said.get(type(unpacked.model).__name__.removesuffix("ForCausalLM"), "") in unpacked.unpacked_because
     assert unpacked.unpacked_because
     check_logprobs(unpacked)

@@ -34,9 +34,11 @@ def written_out(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up
 def test_values_and_gradients(
     shape: tuple[int, ...], biased: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if onednn and not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()):
         pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(products, "better", lambda: onednn)
+    plain, calls = products._product, []
+    monkeypatch.setattr(products, "_product", lambda *given: calls.append(1) or plain(*given))
+    monkeypatch.setattr(products, "by_onednn", lambda: onednn)
     monkeypatch.setattr(products, "LEAST", 1)
     given = drawn(shape, torch.float32 if onednn else torch.float64)
     bias = given["bias"] if biased else None
@@ -48,8 +50,11 @@ def test_values_and_gradients(
     both = [torch.autograd.grad(out, learned, upstream) for out in (found, wanted)]
     for name, mine, theirs in zip(NAMES, *both, strict=True):
         torch.testing.assert_close(mine, theirs, msg=lambda text, name=name: f"{name}: {text}")
+    # Forward W x and A x, the way back to x twice, to A and to B; the two sums are torch's own.
+    assert len(calls) == (6 if onednn else 0)
     with torch.no_grad():
         torch.testing.assert_close(adapted(*arguments), wanted)
+    assert len(calls) == (9 if onednn else 0)
 
 
 @pytest.mark.parametrize("learned", [("x",), ("down",), ("up",), ("down", "up")])

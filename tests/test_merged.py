@@ -27,7 +27,7 @@ LIBRARIES = {"MKL": False, "oneDNN": True}
 @pytest.fixture(params=list(LIBRARIES))
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The copies of this library, whichever the processor's is."""
-    monkeypatch.setattr(products, "better", lambda: LIBRARIES[request.param])
+    monkeypatch.setattr(products, "by_onednn", lambda: LIBRARIES[request.param])
     products.can_order.cache_clear()
     if not products.can_order():
         pytest.skip(f"torch was built without {request.param}")

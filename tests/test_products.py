@@ -1,4 +1,4 @@
-"""Products with frozen weights by another library: the same numbers and gradients, and only where it is meant."""
+"""Products by another library: the same numbers and gradients, and only where it is meant."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldn
 
 @pytest.fixture(autouse=True)
 def _on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "better", lambda: ONEDNN)
+    monkeypatch.setattr(products, "by_onednn", lambda: ONEDNN)
     monkeypatch.setattr(products, "LEAST", 1)
 
 
@@ -43,10 +43,38 @@ def test_product_and_gradient_are_those_of_linear(shape: tuple[int, ...], biased
 
 
 @pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
-def test_a_part_of_a_larger_matrix() -> None:
+def test_a_part_of_a_larger_matrix_is_copied_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Number by number it would take a thousand times as long, and be as right."""
+    plain, seen = torch.ops.mkldnn._linear_pointwise, []
+
+    def spy(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> Any:
+        seen.append(weight.is_contiguous() or weight.t().is_contiguous())
+        return plain(x, weight, *rest)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", spy)
     a, b = torch.randn(6, 3), torch.randn(3, 9)[:, 2:6]
-    torch.testing.assert_close(products.times(a, b), a @ b)
-    torch.testing.assert_close(products.times(b.t(), a.t()), b.t() @ a.t())
+    for left, right in ((a, b), (a, torch.randn(4, 3).t()), (a, torch.randn(3, 1).expand(3, 4))):
+        torch.testing.assert_close(products.times(left, right), left @ right)
+    assert seen == [True] * 3
+
+
+@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
+def test_products_of_a_few_numbers_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    plain = products._product
+    monkeypatch.setattr(products, "_product", lambda x, *rest: found.append(len(x)) or plain(x, *rest))
+    monkeypatch.setattr(products, "LEAST", 2 * 5 * 4)
+    for rows in (1, 2, 3):
+        products.linear(torch.randn(rows, 5), torch.randn(4, 5))
+        products.times(torch.randn(rows, 4), torch.randn(4, 5))
+    assert found == [2, 2, 3, 3]
+
+
+@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
+def test_times_gives_no_gradient_by_either_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    for onednn in (True, False):
+        monkeypatch.setattr(products, "by_onednn", lambda onednn=onednn: onednn)
+        assert not products.times(torch.randn(3, 4, requires_grad=True), torch.randn(4, 5)).requires_grad
 
 
 @pytest.mark.parametrize("what", ["learned weight", "learned bias", "bfloat16", "float64", "no rows"])
