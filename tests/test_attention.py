@@ -65,7 +65,7 @@ UNPACKED: dict[str, dict[str, Any]] = {
         **{"use_sliding_window": True, "sliding_window": 14, "max_window_layers": 2, "num_experts": 4},
         **{"num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     },
-    # Scales queries by their place in the row, its chunks are in its mask alone, its inner model not where its code says.
+    # Scales queries by their place in the row; its inner model is not where its code says.
     "Llama4Text": {
         **{**LLAMA, "num_hidden_layers": 4, "head_dim": 8, "intermediate_size_mlp": 64},
         **{"num_local_experts": 2, "attention_chunk_size": 6},
