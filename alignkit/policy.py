@@ -348,7 +348,7 @@ class Policy:
         pad = self.tokenizer.pad_token_id
         config.pad_token_id = None if pad == self.tokenizer.eos_token_id else pad
         scorer = AutoModelForSequenceClassification.from_config(config, dtype=self.dtype)
-        getattr(scorer, scorer.base_model_prefix).load_state_dict(backbone(role.model).state_dict())
+        backbone(scorer).load_state_dict(backbone(role.model).state_dict())
         scorer.score.weight.data.copy_(role.head)
         scorer.save_pretrained(folder)
 

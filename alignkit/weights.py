@@ -172,6 +172,6 @@ def largest(config: Any, name: str) -> int | None:
 
 
 def backbone(model: Any) -> Any:
-    """A causal language model without its head: what gives hidden states."""
+    """A model without its head, of language or of scores: what gives hidden states."""
     found = getattr(model, model.base_model_prefix, None)
     return model.model if found is None else found  # the prefix of Llama 4 names nothing

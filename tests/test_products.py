@@ -14,6 +14,7 @@ from alignkit.recipe import ModelSpec
 from alignkit.weights import dtype_of
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+needs_onednn = pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def _on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "LEAST", 1)
 
 
-@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
+@needs_onednn
 @pytest.mark.parametrize("shape", [(7, 5), (1, 7, 5), (2, 3, 5)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_product_and_gradient_are_those_of_linear(shape: tuple[int, ...], biased: bool) -> None:
@@ -42,7 +43,7 @@ def test_product_and_gradient_are_those_of_linear(shape: tuple[int, ...], biased
         torch.testing.assert_close(products.linear(x, weight, given), expected)
 
 
-@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
+@needs_onednn
 def test_a_part_of_a_larger_matrix_is_copied_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Number by number it would take a thousand times as long, and be as right."""
     plain, seen = torch.ops.mkldnn._linear_pointwise, []
@@ -58,7 +59,7 @@ def test_a_part_of_a_larger_matrix_is_copied_first(monkeypatch: pytest.MonkeyPat
     assert seen == [True] * 3
 
 
-@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
+@needs_onednn
 def test_products_of_a_few_numbers_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[int] = []
     plain = products._product
@@ -70,7 +71,7 @@ def test_products_of_a_few_numbers_stay_with_torch(monkeypatch: pytest.MonkeyPat
     assert found == [2, 2, 3, 3]
 
 
-@pytest.mark.skipif(not ONEDNN, reason="torch was built without oneDNN")
+@needs_onednn
 def test_times_gives_no_gradient_by_either_library(monkeypatch: pytest.MonkeyPatch) -> None:
     for onednn in (True, False):
         monkeypatch.setattr(products, "by_onednn", lambda onednn=onednn: onednn)
