@@ -89,7 +89,7 @@ def test_a_side_that_dies_says_why() -> None:
 
 
 def test_the_page_names_every_benchmark() -> None:
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "benchmarks" / "results.md").read_text(encoding="utf-8")
     assert [name for name in BENCHMARKS if f"\n| `{name}` |" not in page] == []
 
 
@@ -196,13 +196,13 @@ def _added(result: torch.Size, a: torch.Size, b: torch.Size, out_shape: Any = No
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_floor_counts_the_products_that_torch_does(lora: bool, tmp_path: Path) -> None:
     """Forward and backward on the tiny model; attention, of which torch counts more than is seen, apart."""
-    from alignkit.attention import Packed, Segment
-    from alignkit.policy import BASE, Policy
-    from alignkit.recipe import ModelSpec
+    from alignkit.kernels.attention import GroupSpan, TreeLayout
+    from alignkit.models.shared_model import BASE, SharedModel
+    from alignkit.settings import ModelSpec
     from benchmarks.models import folder_of
 
     source = folder_of("tiny")
-    policy = Policy(ModelSpec(base=source, dtype="float32", device="cpu"), source)
+    policy = SharedModel(ModelSpec(base=source, dtype="float32", device="cpu"), source)
     if lora:
         policy.add_role("policy")
         policy.make_trainable("policy")
@@ -210,7 +210,9 @@ def test_the_floor_counts_the_products_that_torch_does(lora: bool, tmp_path: Pat
     length = prompt + sum(answers)
     # torch counts no product that is added in place.
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _added}) as counter:
-        hidden = policy.hidden("policy" if lora else BASE, Packed([Segment(0, prompt, answers)]), torch.arange(length))
+        hidden = policy.hidden(
+            "policy" if lora else BASE, TreeLayout([GroupSpan(0, prompt, answers)]), torch.arange(length)
+        )
         if lora:
             hidden.sum().backward()
     counts = counter.get_flop_counts()["Global"]
