@@ -13,15 +13,17 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "algorithm": (
-        "Algorithm Batch DATASET Field Loss Needs Options Outputs POLICY Pairs Per Phase REWARD ROLLOUTS Runner "
-        "SelectContext StageDefaults Term per_group per_pair per_response per_token"
+        "Algorithm DATASET Needs POLICY Phase REWARD ROLLOUTS SelectContext Skip Source StageDefaults Trains"
     ),
-    "data": "Group Message Pair Response resolved_pairs",
+    "batch": "Batch Outputs Pairs",
+    "data.group": "Group Message Pair Response resolved_pairs",
     "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
+    "external": "ExternalTrainer",
     "formats": "Format",
-    "hookspecs": "hookimpl",
-    "recipe": "DataRef JudgeRef PolicyRef RewardRef StageRef",
-    "reward": "Combine Combined Context Judge Models Reward Verdict",
+    "hookspecs": "Register hookimpl",
+    "loss": "Loss Per Term per_group per_pair per_response per_token",
+    "options": "DataRef Field JudgeRef Options PolicyRef RewardRef StageRef",
+    "reward": "CombinedReward Context Judge Models REWARD_KEY Reward RewardCombination Verdict",
     "step": "Artifact Step StepContext",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
@@ -40,30 +42,23 @@ if TYPE_CHECKING:
         REWARD,
         ROLLOUTS,
         Algorithm,
-        Batch,
-        Field,
-        Loss,
         Needs,
-        Options,
-        Outputs,
-        Pairs,
-        Per,
         Phase,
-        Runner,
         SelectContext,
+        Skip,
+        Source,
         StageDefaults,
-        Term,
-        per_group,
-        per_pair,
-        per_response,
-        per_token,
+        Trains,
     )
-    from alignkit.data import Group, Message, Pair, Response, resolved_pairs
+    from alignkit.batch import Batch, Outputs, Pairs
+    from alignkit.data.group import Group, Message, Pair, Response, resolved_pairs
     from alignkit.errors import AlignkitError, BadRow, DataError, PluginError, RecipeError, RemoteError, RunFailed
+    from alignkit.external import ExternalTrainer
     from alignkit.formats import Format
-    from alignkit.hookspecs import hookimpl
-    from alignkit.recipe import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
-    from alignkit.reward import Combine, Combined, Context, Judge, Models, Reward, Verdict
+    from alignkit.hookspecs import Register, hookimpl
+    from alignkit.loss import Loss, Per, Term, per_group, per_pair, per_response, per_token
+    from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef, StageRef
+    from alignkit.reward import REWARD_KEY, CombinedReward, Context, Judge, Models, Reward, RewardCombination, Verdict
     from alignkit.step import Artifact, Step, StepContext
 
 

@@ -1,414 +1,139 @@
-"""From groups to tokens: the chat template, masks, packed rows, and the batches that algorithms see.
+"""What an algorithm sees: response tokens under one mask (`Batch`), and the trained roles' outputs (`Outputs`).
 
-Treatment of what does not fit, counted in `Encoder.counts` and logged, never silent:
-
-| case | treatment |
-|---|---|
-| prompt that leaves no room for a response token | the group is left out (`no_room`) |
-| response longer than the room | cut on the right, no end of turn: the model is not taught to stop there (`cut`) |
-| the same for scoring | cut, then the end of turn, as a reward model was trained (`cut`) |
-| pair whose responses are equal once cut | the pair is left out (`equal_pairs`) |
-| pair with a response of which no token counts | left out, except for a reward model (`uncounted_pairs`) |
-| empty response | the end of turn alone |
+Shapes: R responses, T response tokens (padded), P pairs. Prompts, padding of the model's input, packing and devices
+never reach an algorithm.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from alignkit.data.group import Group
+from alignkit.errors import PluginError, did_you_mean
 
-from alignkit.algorithm import Batch, Pairs
-from alignkit.attention import Packed, Segment
-from alignkit.data import Group, Message, Pair, Response, resolved_pairs
-from alignkit.errors import DataError
-
-Ids = tuple[int, ...]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Row:
-    """A response in tokens. mask: true where a token counts. truncated: it ends without an end of turn."""
+class _OnRequest:
+    """A field that is filled only for an algorithm that asks for it; reading it otherwise says how to ask."""
 
-    tokens: Ids
-    mask: tuple[bool, ...]
-    truncated: bool = False
+    def __init__(self, how: str):
+        self.how = how
 
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
 
-@dataclass(frozen=True)
-class Encoded:
-    """A group in tokens. pairs: those whose responses differ in tokens; indices are into rows."""
-
-    group: Group
-    prompt: Ids
-    rows: tuple[Row, ...]
-    pairs: tuple[Pair, ...] = ()
-
-    @property
-    def length(self) -> int:
-        """Tokens in a packed row: the prompt counts once."""
-        return len(self.prompt) + sum(len(row.tokens) for row in self.rows)
-
-
-class Encoder:
-    """The one place where text becomes tokens, so that training, sampling and scoring agree."""
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
-        self.counts: Counter[str] = Counter()
-        self.groups: dict[str, list[Group]] = {}  # those counted
-
-    def forget_counts(self) -> None:
-        self.counts.clear()
-        self.groups.clear()
-
-    def _count(self, what: str, group: Group, count: int = 1) -> None:
-        if count:
-            self.counts[what] += count
-            self.groups.setdefault(what, []).append(group)
-
-    # Pieces of text
-
-    def text(self, text: str) -> Ids:
-        """Tokens of plain text; special tokens that occur in it are ordinary text, so data cannot end a turn."""
-        return tuple(
-            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        )
-
-    def templated(self, text: str) -> Ids:
-        """Tokens of what the chat template wrote."""
-        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def render(self, messages: Sequence[Message], generation: bool) -> str:
-        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
-        text: str = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation)
-        return text
-
-    @cached_property
-    def bos(self) -> Ids:
-        """What the tokenizer puts before a text of its own accord."""
-        empty = self.tokenizer("")["input_ids"]
-        return tuple(empty[:1]) if empty and empty[0] == self.tokenizer.bos_token_id else ()
-
-    @cached_property
-    def end_of_turn(self) -> Ids:
-        """What ends an assistant's turn: the template's first special token after its words, else the EOS token."""
-        question: list[Message] = [{"role": "user", "content": "q"}]
-        answer: Message = {"role": "assistant", "content": "answer"}
-        before, whole = self.render(question, True), self.render([*question, answer], False)
-        eos = self.tokenizer.eos_token_id
-        start = whole.rfind("answer") + len("answer")
-        if before and whole.startswith(before.rstrip()):
-            ids = self.templated(whole[start:])
-            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
-            for index, token in enumerate(ids):
-                if token in special:
-                    return ids[: index + 1]
-        return (eos,)
-
-    @cached_property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens that end a response."""
-        return frozenset({self.end_of_turn[-1], self.tokenizer.eos_token_id})
-
-    # Groups
-
-    def prompt(self, messages: Sequence[Message]) -> Ids:
-        """A prompt in tokens, up to where the assistant begins to write; empty for raw text."""
-        if not messages:
-            return self.bos
-        ids = self.templated(self.render(messages, True))
-        ids = ids if ids[: len(self.bos)] == self.bos else self.bos + ids
-        if not ids:  # a response is predicted from its prompt's last token
-            raise DataError(f"the chat template makes no token of the prompt {list(messages)!r}")
-        return ids
-
-    def encode(self, group: Group, max_length: int, *, turns: str = "all", scoring: bool = False) -> Encoded | None:
-        """A group in tokens, each sequence at most `max_length`; None when its prompt leaves no room.
-
-        turns: which assistant turns of a demonstration count, `all` or `last`. scoring: every response ends with an
-        end of turn.
-        """
-        prompt = self.prompt(group.prompt)
-        room = max_length - len(prompt)
-        if room < 1 + (len(self.end_of_turn) if scoring else 0):
-            self._count("no_room", group)
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:  # the dataclass reads the field's default
             return None
-        rows = tuple(self._row(group, response, room, turns, scoring) for response in group.responses)
-        return Encoded(group, prompt, rows, self._pairs(group, rows, scoring))
+        if (value := instance.__dict__.get(self.name)) is None:
+            raise PluginError(f"{owner.__name__}.{self.name} was not computed: {self.how}")
+        return value
 
-    def _row(self, group: Group, response: Response, room: int, turns: str, scoring: bool) -> Row:
-        tokens, mask, truncated = self._response(group, response, turns)
-        if scoring and (not tokens or tokens[-1] not in self.end_ids):
-            tokens, mask = tokens + self.end_of_turn, mask + (True,) * len(self.end_of_turn)
-            truncated = False
-        if len(tokens) > room:
-            self._count("cut", group)
-            end = self.end_of_turn if scoring else ()
-            tokens = tokens[: room - len(end)] + end
-            mask = mask[: room - len(end)] + (True,) * len(end)
-            truncated = not scoring
-        return Row(tokens, mask, truncated)
-
-    def _response(self, group: Group, response: Response, turns: str) -> tuple[Ids, tuple[bool, ...], bool]:
-        if response.tokens is not None:
-            written = response.written or (True,) * len(response.tokens)
-            if len(written) != len(response.tokens):
-                raise DataError(
-                    f"group {group.id}: a response has {len(response.tokens)} tokens, but {len(written)} marks of "
-                    "which of them the policy wrote"
-                )
-            return response.tokens, written, response.truncated
-        if response.messages is not None:
-            return self._turns(group, response.messages, turns)
-        if not group.prompt:
-            tokens = (*self.text(response.text), self.tokenizer.eos_token_id)
-            # Without a token before it the first one is nobody's prediction.
-            return tokens, (bool(self.bos), *(True for _ in tokens[1:])), False
-        tokens = self.text(response.text) + (() if response.truncated else self.end_of_turn)
-        return tokens, (True,) * len(tokens), response.truncated
-
-    def _turns(self, group: Group, messages: Sequence[Message], turns: str) -> tuple[Ids, tuple[bool, ...], bool]:
-        """Several turns: the assistant's words and ends of turn count, what the template and others wrote does not."""
-        tokens: list[int] = []
-        mask: list[bool] = []
-        history = list(group.prompt)
-        last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
-        pending: list[Message] = []
-        for index, message in enumerate(messages[: last + 1]):
-            if message["role"] != "assistant":
-                pending.append(message)
-                continue
-            if pending:
-                between = self.templated(self._between(group, history, pending))
-                tokens += between
-                mask += [False] * len(between)
-                history, pending = [*history, *pending], []
-            words = self.text(message["content"]) + self.end_of_turn
-            counts = message.get("train", True) and (turns == "all" or index == last)
-            tokens += words
-            mask += [counts] * len(words)
-            history = [*history, message]
-        return tuple(tokens), tuple(mask), False
-
-    def _between(self, group: Group, history: Sequence[Message], new: Sequence[Message]) -> str:
-        """What the template writes between an assistant's end of turn and its next words."""
-        whole = self.render([*history, *new], True)
-        end = self.tokenizer.decode(list(self.end_of_turn))
-        before = self.render(history[:-1], False)
-        place = whole.find(end, len(before) if whole.startswith(before) else 0)
-        words = history[-1]["content"].strip()
-        if place < 0 or words not in whole[:place]:
-            raise DataError(
-                f"group {group.id}: the chat template does not keep the assistant's words and '{end}' after them, so "
-                "it is not known which tokens to learn; name another one under model.chat_template"
-            )
-        return whole[place + len(end) :]
-
-    def _pairs(self, group: Group, rows: Sequence[Row], scoring: bool) -> tuple[Pair, ...]:
-        pairs = resolved_pairs(group)
-        unequal = [pair for pair in pairs if rows[pair.better].tokens != rows[pair.worse].tokens]
-        # A response without a counted token would have probability 1.
-        found = [pair for pair in unequal if scoring or (any(rows[pair.better].mask) and any(rows[pair.worse].mask))]
-        self._count("equal_pairs", group, len(pairs) - len(unequal))
-        self._count("uncounted_pairs", group, len(unequal) - len(found))
-        return tuple(found)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """A response's words without its end of turn."""
-        ids = list(tokens)
-        while ids and ids[-1] in self.end_ids:
-            ids.pop()
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self.name] = value
 
 
-# Packed rows
+def _on_request(how: str) -> Any:
+    """Any, so that a field can be annotated as the tensor it is whenever it can be read."""
+    return _OnRequest(how)
+
+
+def _needs(name: str) -> Any:
+    return _on_request(f"declare `needs = Needs({name}=True)`")
+
+
+_ROLLOUTS = "only rollouts have it; declare `source = ROLLOUTS`"
+
+
+def filled(arrays: Batch | Outputs) -> dict[str, Any]:
+    """The fields that were computed, by name."""
+    return {f.name: arrays.__dict__[f.name] for f in fields(arrays) if arrays.__dict__.get(f.name) is not None}
 
 
 @dataclass(frozen=True)
-class PackedRow:
-    """Encoded groups in one row of tokens.
+class Pairs:
+    """Pairs of a batch as indices into its responses: `better`, `worse`, `p`, `margin`, `group_index`, each [P].
 
-    tokens: [N]. before: for every counted response token the place of its predecessor, [n]. place: (response, token)
-    of each, [n, 2]. targets: the tokens themselves, [n]. last: place of every response's last token, [R].
+    p: probability that `better` is better. levels: the margin's level if the data names one instead of a number
+    (`margin` is 0 there).
     """
 
-    layout: Packed
+    better: Tensor
+    worse: Tensor
+    p: Tensor
+    margin: Tensor
+    group_index: Tensor
+    levels: tuple[str | None, ...] = ()
+
+    def __len__(self) -> int:
+        return int(self.better.shape[0])
+
+    def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The better and the worse responses' entries of `x` [R, ...]: two tensors [P, ...]."""
+        return x[self.better], x[self.worse]
+
+    def times_better(self, count: int) -> Tensor:
+        """How often each of `count` responses is the better one of a pair, weighted by p: [R]."""
+        times = self.p.new_zeros(count).index_add(0, self.better, self.p)
+        return times.index_add(0, self.worse, 1 - self.p)
+
+    def right(self, x: Tensor) -> Tensor:
+        """1 if the response that is more likely better has the higher `x` [R], else 0: [P]. NaN if p is 0.5."""
+        from alignkit.functional import right_order
+
+        better, worse = self.take(x)
+        right = right_order(better, worse).where(self.p > 0.5, right_order(worse, better))
+        return right.masked_fill(self.p == 0.5, float("nan"))
+
+
+@dataclass(eq=False, repr=False)
+class Batch:
+    """Responses of some groups. `x[r, t]` belongs to the prediction of `tokens[r, t]`: there are no shifted copies.
+
+    tokens: [R, T] int64. mask: [R, T] bool, true for tokens of the response that count. group_index: [R] index of each
+    response's group in `groups`. pairs: see `Pairs`. truncated: [R] bool, the response has no end of turn.
+    old_logprobs, reference_logprobs, old_values: [R, T] fp32, measured before the first update.
+    rewards: [R] the reward that gradient methods see, whitened if the combination whitens. raw_rewards: [R] the same
+    before whitening. signals: what `signal` returned, sliced to these responses; `batch["name"]` reads one.
+
+    Reading a field that was not requested through `Needs` raises PluginError.
+    """
+
+    groups: Sequence[Group]
     tokens: Tensor
-    before: Tensor
-    place: Tensor
-    targets: Tensor
-    last: Tensor
+    mask: Tensor
+    group_index: Tensor
+    pairs: Pairs
+    truncated: Tensor
+    old_logprobs: Tensor = _needs("old_logprobs")
+    reference_logprobs: Tensor = _needs("reference_logprobs")
+    old_values: Tensor = _needs("values")
+    rewards: Tensor = _on_request(_ROLLOUTS)
+    raw_rewards: Tensor = _on_request(_ROLLOUTS)
+    signals: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A signal by name. Raises PluginError, listing the signals there are."""
+        if name not in self.signals:
+            known = ", ".join(f"'{known}'" for known in self.signals) or "none"
+            guess = did_you_mean(name, self.signals)
+            raise PluginError(f"no signal '{name}'; `signal` returned {known}" + (f"; {guess}" if guess else ""))
+        return self.signals[name]
 
 
-def pack(groups: Sequence[Encoded]) -> PackedRow:
-    """Lay groups side by side; each prompt stands once before its responses."""
-    tokens: list[int] = []
-    segments: list[Segment] = []
-    counts: list[bool] = []
-    firsts: list[int] = []  # of each response: where it begins
-    prompt_ends: list[int] = []
-    for group in groups:
-        segments.append(Segment(len(tokens), len(group.prompt), tuple(len(row.tokens) for row in group.rows)))
-        tokens += group.prompt
-        end = len(tokens) - 1
-        for row in group.rows:
-            firsts.append(len(tokens))
-            prompt_ends.append(end)
-            tokens += row.tokens
-            counts += row.mask
-    ids = np.array(tokens, dtype=np.int64)
-    first = np.array(firsts, dtype=np.int64)
-    lengths = np.array([n for segment in segments for n in segment.responses], dtype=np.int64)
-    counted = np.array(counts, dtype=bool)
-    response = np.repeat(np.arange(len(lengths)), lengths)[counted]
-    token = (np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths))[counted]
-    where = first[response] + token
-    before = np.where(token > 0, where - 1, np.array(prompt_ends, dtype=np.int64)[response])
-    return PackedRow(
-        layout=Packed(segments),
-        tokens=torch.from_numpy(ids),
-        before=torch.from_numpy(before),
-        place=torch.from_numpy(np.stack([response, token], axis=1)),
-        targets=torch.from_numpy(ids[where]),
-        last=torch.from_numpy(first + lengths - 1),
-    )
+@dataclass(eq=False, repr=False)
+class Outputs:
+    """What the trained roles computed for a batch, with gradients: logprobs, entropy, values [R, T]; scores [R].
 
-
-def spread(values: Tensor, row: PackedRow, shape: tuple[int, int]) -> Tensor:
-    """Values of counted tokens [n] as [R, T], zero elsewhere; differentiable."""
-    place = row.place.to(values.device)
-    return values.new_zeros(shape).index_put((place[:, 0], place[:, 1]), values)
-
-
-def units(bundles: Sequence[str | None]) -> list[list[int]]:
-    """Indices of groups in order, those of one bundle together: what no batch is cut inside of."""
-    found: list[list[int]] = []
-    keys: dict[str, int] = {}
-    for index, bundle in enumerate(bundles):
-        if bundle is not None and bundle in keys:
-            found[keys[bundle]].append(index)
-            continue
-        if bundle is not None:
-            keys[bundle] = len(found)
-        found.append([index])
-    return found
-
-
-def micro_batches(groups: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
-    """Indices of groups in order, cut where the tokens would exceed the budget; bundles stay together."""
-    current: list[int] = []
-    used = 0
-    for indices in units([encoded.group.bundle for encoded in groups]):
-        length = sum(groups[index].length for index in indices)
-        if current and used + length > budget:
-            yield current
-            current, used = [], 0
-        current += indices
-        used += length
-    if current:
-        yield current
-
-
-# What algorithms see
-
-
-@dataclass
-class Examples:
-    """Encoded groups with what was measured for their responses: each column has an entry per response, in order.
-
-    Token columns hold [tokens] tensors, response columns numbers.
+    An entropy that is only "reported" (`Needs.entropy`) has no gradient. Reading a field that was not requested raises
+    PluginError.
     """
 
-    groups: list[Encoded]
-    token_columns: dict[str, list[Tensor]] = field(default_factory=dict)
-    columns: dict[str, list[float]] = field(default_factory=dict)
-    signal_names: tuple[str, ...] = ()
-
-    @cached_property
-    def offsets(self) -> list[int]:
-        """Index of each group's first response."""
-        return [0, *np.cumsum([len(group.rows) for group in self.groups]).tolist()]
-
-    def rows_of(self, indices: Sequence[int]) -> list[int]:
-        return [row for i in indices for row in range(self.offsets[i], self.offsets[i + 1])]
-
-    def take(self, indices: Sequence[int]) -> Examples:
-        """The same of some groups."""
-        rows = self.rows_of(indices)
-        return Examples(
-            [self.groups[i] for i in indices],
-            {name: [column[r] for r in rows] for name, column in self.token_columns.items()},
-            {name: [column[r] for r in rows] for name, column in self.columns.items()},
-            self.signal_names,
-        )
-
-    def add_signals(self, signals: Mapping[str, Tensor]) -> None:
-        """Keep what `signal` returned: [R, T] or [R] over all responses."""
-        for name, tensor in signals.items():
-            if tensor.dim() == 2:
-                lengths = [len(row.tokens) for group in self.groups for row in group.rows]
-                self.token_columns[name] = [tensor[r, :n].detach() for r, n in enumerate(lengths)]
-            else:
-                self.columns[name] = tensor.detach().tolist()
-        self.signal_names = (*self.signal_names, *signals)
-
-    def batch(self, device: torch.device | str = "cpu") -> Batch:
-        """The arrays that algorithms see."""
-        rows = [row for group in self.groups for row in group.rows]
-        count, longest = len(rows), max((len(row.tokens) for row in rows), default=0)
-        tokens = torch.zeros(count, longest, dtype=torch.int64)
-        mask = torch.zeros(count, longest, dtype=torch.bool)
-        filled = torch.arange(longest) < torch.tensor([[len(row.tokens)] for row in rows], dtype=torch.int64)
-        tokens[filled] = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.int64)
-        mask[filled] = torch.tensor([counts for row in rows for counts in row.mask], dtype=torch.bool)
-        owner = torch.tensor([g for g, group in enumerate(self.groups) for _ in group.rows], dtype=torch.int64)
-        names = {"old_logprobs", "reference_logprobs", "old_values", "rewards", "scores"}
-        arrays = {name: self._array(name, count, longest).to(device) for name in self.columns | self.token_columns}
-        return Batch(
-            groups=[group.group for group in self.groups],
-            tokens=tokens.to(device),
-            mask=mask.to(device),
-            group=owner.to(device),
-            pairs=self._pairs(device),
-            truncated=torch.tensor([row.truncated for row in rows], dtype=torch.bool, device=device),
-            signals={name: arrays[name] for name in self.signal_names},
-            **{name: arrays[name] for name in names & arrays.keys()},
-        )
-
-    def _array(self, name: str, count: int, longest: int) -> Tensor:
-        if name in self.columns:
-            return torch.tensor(self.columns[name], dtype=torch.float32)
-        out = torch.zeros(count, longest)
-        for r, values in enumerate(self.token_columns[name]):
-            out[r, : len(values)] = values
-        return out
-
-    def _pairs(self, device: torch.device | str) -> Pairs:
-        found = [(pair, g) for g, group in enumerate(self.groups) for pair in group.pairs]
-        better = [self.offsets[g] + pair.better for pair, g in found]
-        worse = [self.offsets[g] + pair.worse for pair, g in found]
-        margins = [float(pair.margin) if isinstance(pair.margin, int | float) else 0.0 for pair, _ in found]
-        return Pairs(
-            better=torch.tensor(better, dtype=torch.int64, device=device),
-            worse=torch.tensor(worse, dtype=torch.int64, device=device),
-            p=torch.tensor([pair.p for pair, _ in found], dtype=torch.float32, device=device),
-            margin=torch.tensor(margins, dtype=torch.float32, device=device),
-            group=torch.tensor([g for _, g in found], dtype=torch.int64, device=device),
-            levels=tuple(pair.margin if isinstance(pair.margin, str) else None for pair, _ in found),
-        )
-
-
-def encode_all(
-    encoder: Encoder, groups: Sequence[Group], max_length: int, *, turns: str = "all", scoring: bool = False
-) -> list[Encoded]:
-    """All groups that fit."""
-    found = (encoder.encode(group, max_length, turns=turns, scoring=scoring) for group in groups)
-    return [encoded for encoded in found if encoded is not None]
+    logprobs: Tensor = _on_request("a reward model has `scores`; for log-probabilities declare `trains = POLICY`")
+    entropy: Tensor = _needs("entropy")
+    values: Tensor = _needs("values")
+    scores: Tensor = _on_request("only reward models have scores; declare `trains = REWARD`")

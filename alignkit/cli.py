@@ -19,7 +19,7 @@ from alignkit.errors import AlignkitError, OutOfResource, PluginError
 
 if TYPE_CHECKING:
     from alignkit.plugins import Plugins
-    from alignkit.recipe import Recipe
+    from alignkit.recipe.schema import Recipe
 
 app = typer.Typer(
     name="alignkit",
@@ -63,7 +63,7 @@ def run(
 ) -> None:
     """Run a recipe, or continue it where it stopped."""
     checked = _load(recipe, overrides, plugin, no_plugin)
-    from alignkit.run import run_recipe  # loads torch, and only a valid recipe is worth the wait
+    from alignkit.runs.run import run_recipe
 
     run_recipe(checked, out)
 
@@ -90,7 +90,7 @@ def _load(
 ) -> Recipe:
     """Plugins, then the recipe; broken plugins are warnings unless they were given as files."""
     from alignkit.plugins import load_plugins
-    from alignkit.recipe import find_recipe, load_recipe
+    from alignkit.recipe.load import find_recipe, load_recipe
 
     path = find_recipe(name)
     loaded = load_plugins(files or (), disabled or ())
@@ -109,15 +109,15 @@ def _print_plugins(loaded: Plugins) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from alignkit.plugins import KINDS
+    from alignkit.registry import KINDS
 
     table = Table("kind", "name", "summary", "from", box=None, pad_edge=False, header_style="bold")
     for kind in KINDS:
-        claims = loaded.registry.claims(kind)
-        names = [claim.name for claim in claims]
-        for claim in claims:
-            note = " (claimed twice: write PACKAGE:NAME)" if names.count(claim.name) > 1 else ""
-            table.add_row(*map(Text, (kind, claim.name, claim.summary + note, claim.origin)))
+        registrations = loaded.registry.registrations(kind)
+        names = [registration.name for registration in registrations]
+        for registration in registrations:
+            note = " (claimed twice: write PACKAGE:NAME)" if names.count(registration.name) > 1 else ""
+            table.add_row(*map(Text, (kind, registration.name, registration.summary + note, registration.origin)))
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else 200, highlight=False)
     console.print(table)

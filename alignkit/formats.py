@@ -25,10 +25,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from alignkit.algorithm import Options
-from alignkit.data import LEVELS, ROLES, Group, Message, Pair, Response, check_indices, turns_of
+from alignkit.data.files import kind_of
+from alignkit.data.group import LEVELS, ROLES, Group, Message, Pair, Response, check_indices, turns_of
 from alignkit.errors import BadRow
-from alignkit.files import kind_of
+from alignkit.options import Options
 
 
 class Format:

@@ -32,11 +32,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, logsigmoid, relu
-from torch.utils.checkpoint import checkpoint
-
-from alignkit.head import Entropy, Head
-from alignkit.head import score as score_frozen
+from torch.nn.functional import logsigmoid, relu
 
 
 def check_shapes(**tensors: Tensor) -> None:
@@ -102,64 +98,6 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Entropy of softmax(logits / temperature): [..., V] -> [...] nats. Forbidden tokens may have logits of -inf."""
     return _entropy(_log_softmax(logits, temperature))
-
-
-def logprobs_from_hidden(
-    hidden: Tensor,
-    head_weight: Tensor | None,
-    tokens: Tensor,
-    *,
-    bias: Tensor | None = None,
-    temperature: float = 1.0,
-    softcap: float | None = None,
-    scale: float = 1.0,
-    entropy: Entropy = False,
-    chunk: int = 256,
-) -> tuple[Tensor, Tensor | None]:
-    """``token_logprobs`` of head(hidden) without ever holding [N, V]: (logprobs [N], entropy [N] or None), nats.
-
-    hidden [N, D], head_weight [V, D] (None: the hidden states are the logits), bias [V], tokens [N].
-    logits = softcap * tanh(scale * (hidden head^T + bias) / softcap), the product in the dtype of the head, the rest
-    in float32 or float64. ``chunk`` rows at a time, so memory is chunk * V. Gradients reach hidden, head_weight and
-    bias, but from an entropy that is only "reported"; where one of the last two learns, the logits are recomputed in
-    backward, else see ``alignkit.head``. Raises ValueError if tokens is not [N], or chunk or temperature not positive.
-    """
-    check_shapes(tokens=tokens, hidden_rows=hidden[:, 0])
-    if chunk < 1:
-        raise ValueError(f"chunk must be positive, not {chunk}")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, not {temperature}")
-    frozen = not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in (head_weight, bias))
-    if head_weight is not None and frozen:
-        return score_frozen(hidden, tokens, Head(head_weight, bias, temperature, softcap, scale), entropy, chunk)
-
-    def score(rows: Tensor, targets: Tensor, weight: Tensor | None, offset: Tensor | None) -> tuple[Tensor, ...]:
-        if weight is not None:
-            rows = linear(rows.to(weight.dtype), weight)
-        logits = _wide(rows) if offset is None else _wide(rows) + _wide(offset)
-        if scale != 1.0:
-            logits = logits * scale
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        log_softmax = _log_softmax(logits, temperature)
-        logprobs = log_softmax.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        if not entropy:
-            return (logprobs,)
-        return logprobs, _entropy(log_softmax.detach() if entropy == "reported" else log_softmax)
-
-    inputs = [x for x in (hidden, head_weight, bias) if x is not None]
-    recompute = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    parts = []
-    # One chunk of no rows keeps an empty batch connected to the graph, so its backward still works.
-    for start in range(0, max(len(hidden), 1), chunk):
-        arguments = (hidden[start : start + chunk], tokens[start : start + chunk], head_weight, bias)
-        if recompute:
-            # Nothing in `score` is random: saving the generator's state would only cost time.
-            parts.append(checkpoint(score, *arguments, use_reentrant=False, preserve_rng_state=False))
-        else:
-            parts.append(score(*arguments))
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return columns[0], columns[1] if entropy else None
 
 
 # --- masks and averages -------------------------------------------------------------------------------------------
@@ -413,7 +351,7 @@ def group_has_spread(rewards: Tensor, group: Tensor) -> Tensor:
     return ~(highest <= lowest)[inverse]  # what is not a number must show
 
 
-def centred_advantages(rewards: Tensor, group: Tensor) -> Tensor:
+def centered_advantages(rewards: Tensor, group: Tensor) -> Tensor:
     """r - mean of the group: [N] -> [N]. Dr. GRPO, Liu et al. 2025."""
     return torch.where(group_has_spread(rewards, group), _wide(rewards) - group_mean(rewards, group), 0.0)
 
@@ -423,16 +361,16 @@ def grpo_advantages(rewards: Tensor, group: Tensor, unbiased: bool = True, eps: 
 
     The paper names neither the divisor of the variance nor eps; both matter when a group hardly varies.
     """
-    centred = centred_advantages(rewards, group)
+    centered = centered_advantages(rewards, group)
     size = group_size(group)
-    variance = group_mean(centred**2, group) * size / (size - int(unbiased)).clamp(min=1)
-    return centred / (variance.sqrt() + eps)
+    variance = group_mean(centered**2, group) * size / (size - int(unbiased)).clamp(min=1)
+    return centered / (variance.sqrt() + eps)
 
 
 def rloo_advantages(rewards: Tensor, group: Tensor) -> Tensor:
     """r - mean of the *other* members of the group: [N] -> [N]. RLOO, Ahmadian et al. 2024."""
     size = group_size(group)
-    return centred_advantages(rewards, group) * size / (size - 1).clamp(min=1)
+    return centered_advantages(rewards, group) * size / (size - 1).clamp(min=1)
 
 
 def overlong_penalty(lengths: Tensor, max_length: int, cache: int) -> Tensor:
@@ -459,14 +397,14 @@ def ppo_policy_loss(
     old_logprobs: Tensor,
     advantages: Tensor,
     clip_low: float,
-    clip_high: float,
+    clip_range_high: float,
     dual_clip: float | None = None,
     *,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) per token: [B, T] -> [B, T], unreduced, 0 where masked.
+    """-min(r A, clip(r, 1 - clip_low, 1 + clip_range_high) A) per token: [B, T] -> [B, T], unreduced, 0 where masked.
 
-    Schulman et al. 2017, eq. (7); clip_high > clip_low is DAPO's clip-higher. ``dual_clip`` c > 1 bounds the loss by
+    Schulman et al. 2017, eq. (7); clip_range_high > clip_low is DAPO's clip-higher. ``dual_clip`` c > 1 bounds the loss by
     c |A| where A < 0 (Ye et al. 2019). Gradients flow through ``logprobs`` only. Any shape will do: GSPO passes [B].
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
@@ -474,7 +412,7 @@ def ppo_policy_loss(
         raise ValueError(f"dual_clip must be greater than 1, not {dual_clip}")
     advantages = _cut(_wide(advantages.detach()), mask)
     r = ratio(logprobs, old_logprobs.detach(), mask)
-    objective = torch.minimum(r * advantages, r.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    objective = torch.minimum(r * advantages, r.clamp(1 - clip_low, 1 + clip_range_high) * advantages)
     if dual_clip is not None:
         objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
     return -objective
@@ -485,22 +423,22 @@ def clipped(
     old_logprobs: Tensor,
     advantages: Tensor,
     clip_low: float,
-    clip_high: float,
+    clip_range_high: float,
     mask: Tensor | None = None,
 ) -> Tensor:
     """1 for a token whose gradient the clip removes, i.e. clip(r) A < r A: [B, T] -> [B, T], 0 elsewhere."""
     with torch.no_grad():
         r, advantages = ratio(logprobs, old_logprobs, mask), _wide(advantages)
-        return (r.clamp(1 - clip_low, 1 + clip_high) * advantages < r * advantages).to(r.dtype)
+        return (r.clamp(1 - clip_low, 1 + clip_range_high) * advantages < r * advantages).to(r.dtype)
 
 
 def ratio_clip_fraction(
-    logprobs: Tensor, old_logprobs: Tensor, clip_low: float, clip_high: float, mask: Tensor | None = None
+    logprobs: Tensor, old_logprobs: Tensor, clip_low: float, clip_range_high: float, mask: Tensor | None = None
 ) -> Tensor:
     """Share of valid tokens whose ratio is outside the clip range, on either side of A: scalar, no gradient."""
     with torch.no_grad():
         r = ratio(logprobs, old_logprobs, mask)
-        outside = (r < 1 - clip_low) | (r > 1 + clip_high)
+        outside = (r < 1 - clip_low) | (r > 1 + clip_range_high)
         return masked_mean(outside.to(r.dtype), torch.ones_like(r) if mask is None else mask)
 
 
@@ -675,7 +613,7 @@ def pairwise_loss(better: Tensor, worse: Tensor, margin: Tensor | float = 0.0, p
     return -p * logsigmoid(d - margin) - (1 - p) * logsigmoid(-d - margin)
 
 
-def centring_loss(better: Tensor, worse: Tensor) -> Tensor:
+def centering_loss(better: Tensor, worse: Tensor) -> Tensor:
     """(better + worse)^2 per pair: [P] -> [P]; pulls the free level of the scores to 0. Eisenstein et al. 2023."""
     check_shapes(better=better, worse=worse)
     return (_wide(better) + _wide(worse)) ** 2
@@ -742,7 +680,7 @@ def llama2_margin(label: str | int, table: str = "small") -> float:
 # --- reward scales ------------------------------------------------------------------------------------------------
 
 
-def reward_normaliser(demo_scores: Tensor) -> tuple[float, float]:
+def reward_normalizer(demo_scores: Tensor) -> tuple[float, float]:
     """(bias, gain) from scores of demonstrations [N]: (score + bias) has mean 0, (score + bias) * gain variance 1.
 
     Bias alone: Stiennon et al. 2020 and InstructGPT 2022, section 3.5. Both: Ziegler et al. 2019, section 2.1
@@ -827,7 +765,7 @@ def best_of(rewards: Tensor | Sequence[Sequence[float | None]]) -> tuple[Tensor,
     return torch.where(missing.all(-1), -1, index), reward
 
 
-def carry_over_best(
+def best_so_far(
     iterations: Sequence[Tensor | Sequence[Sequence[float | None]]],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(iteration [I, P], index [I, P], reward [I, P]): the best response of each prompt over iterations 0..i.

@@ -1,7 +1,7 @@
 """What can be extended: every hook a plugin may implement, in the order in which a run meets them.
 
 A plugin registers with `@alignkit.hookimpl` functions in a module named in the entry-point group `alignkit`.
-`register(name, thing, summary="one line")` may be called several times. Implementations may take fewer arguments.
+`register(name, implementation, summary="one line")` may be called several times. Implementations may take fewer arguments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from alignkit.data import Group
+    from alignkit.data.group import Group
 
 hookspec = pluggy.HookspecMarker("alignkit")
 hookimpl = pluggy.HookimplMarker("alignkit")
@@ -22,7 +22,7 @@ hookimpl = pluggy.HookimplMarker("alignkit")
 class Register(Protocol):
     """Claims a name for a thing; two claims on one name are an error when somebody asks for it."""
 
-    def __call__(self, name: str, thing: Any, *, summary: str = "") -> None: ...
+    def __call__(self, name: str, implementation: Any, *, summary: str = "") -> None: ...
 
 
 # What a recipe can name.
@@ -49,8 +49,8 @@ def register_rewards(register: Register) -> None:
 
 
 @hookspec
-def register_combines(register: Register) -> None:
-    """Combinations of rewards: subclasses of `alignkit.Combine`. They share one name space with rewards."""
+def register_combinations(register: Register) -> None:
+    """Combinations of rewards: subclasses of `alignkit.RewardCombination`. They share one name space with rewards."""
 
 
 @hookspec

@@ -18,21 +18,23 @@ from typing import Any
 import pluggy
 
 from alignkit import __version__, hookspecs
-from alignkit.algorithm import Algorithm, Needs, Options, Runner, Source, StageDefaults, Trains
+from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
 from alignkit.errors import AlignkitError, PluginError, did_you_mean
+from alignkit.external import ExternalTrainer
 from alignkit.formats import Format
-from alignkit.reward import Combine, Judge, Reward
+from alignkit.options import Options
+from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, _normalized
+from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.step import Step
 
 GROUP = "alignkit"
-KINDS = ("model", "format", "algorithm", "reward", "judge", "step")
 # Registration hook -> the kind whose name space it fills. Combinations stand wherever a reward may stand.
 _HOOKS = {
     "register_models": "model",
     "register_formats": "format",
     "register_algorithms": "algorithm",
     "register_rewards": "reward",
-    "register_combines": "reward",
+    "register_combinations": "reward",
     "register_judges": "judge",
     "register_steps": "step",
 }
@@ -42,143 +44,6 @@ _RESERVED = {
     "format": {"path", "hub", "stage", "limit", "split", "validation", "weight", "on_bad_row", "columns", "meta"},
     "reward": {"folder"},
 }
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One plugin's claim on a name. `source_path`: the plugin's module, whose text is part of a stage's hash."""
-
-    name: str
-    thing: Any
-    summary: str = ""
-    plugin: str = ""
-    distribution: str = ""
-    version: str = ""
-    source_path: Path | None = None
-
-    @property
-    def origin(self) -> str:
-        """`alignkit-grpo 0.3`, for messages."""
-        return f"{self.distribution} {self.version}".strip()
-
-
-@dataclass(frozen=True)
-class Absent:
-    """A plugin that is not used and why. `source_path` helps to tell what it would have provided."""
-
-    plugin: str
-    distribution: str
-    version: str
-    reason: str
-    source_path: Path | None = None
-
-    def __str__(self) -> str:
-        return f"plugin '{self.plugin}' ({f'{self.distribution} {self.version}'.strip()}) {self.reason}"
-
-    def would_give(self, name: str) -> bool:
-        """Whether it likely provides `name`: it is called so, or its source registers it."""
-        if _bare(self.plugin) == _bare(name):
-            return True
-        if self.source_path is None:
-            return False
-        try:
-            source = self.source_path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return False
-        return re.search(rf"register\w*\(\s*[\"']{re.escape(name)}[\"']", source) is not None
-
-
-class Broken(Absent):
-    """A plugin that could not be used."""
-
-    def __str__(self) -> str:
-        return f"plugin '{self.plugin}' ({f'{self.distribution} {self.version}'.strip()}) failed to load: {self.reason}"
-
-
-class Unresolved(PluginError):
-    """A name that resolves to no claim, or to several. `broken`: a broken plugin would have given it."""
-
-    def __init__(self, message: str, help: str = "", broken: bool = False):
-        self.message, self.help, self.broken = message, help, broken
-        super().__init__(f"{message}\n  {help}" if help else message)
-
-
-def _bare(name: str) -> str:
-    """`alignkit_ppo`, `alignkit-ppo` and `ppo` are one name to a person."""
-    return name.replace("-", "_").removeprefix("alignkit_")
-
-
-def singular(kind: str) -> str:
-    """`algorithms` -> `algorithm`; combinations share the rewards' name space."""
-    kind = kind.removesuffix("s")
-    return "reward" if kind == "combine" else kind
-
-
-class Registry:
-    """Claims by kind (`model format algorithm reward judge step`; combinations are rewards) and name."""
-
-    def __init__(self, broken: list[Broken] | None = None):
-        self.broken: list[Broken] = broken if broken is not None else []
-        self.off: list[Absent] = []  # switched off by the user
-        self._claims: dict[str, dict[str, list[Claim]]] = {kind: {} for kind in KINDS}
-
-    def add(self, kind: str, claim: Claim) -> None:
-        """Enter a claim; a second claim on a name only matters when somebody asks for the name."""
-        self._claims[singular(kind)].setdefault(claim.name, []).append(claim)
-
-    def names(self, kind: str) -> list[str]:
-        """Every claimed name of a kind, sorted."""
-        return sorted(self._claims[singular(kind)])
-
-    def claims(self, kind: str) -> list[Claim]:
-        """Every claim of a kind, sorted by name."""
-        table = self._claims[singular(kind)]
-        return [claim for name in sorted(table) for claim in table[name]]
-
-    def has(self, kind: str, name: str) -> bool:
-        """Whether anything claims the name (plain, or as `package:name`)."""
-        return bool(self._find(singular(kind), name))
-
-    def get(self, kind: str, name: str) -> Claim:
-        """The single claim on `name`, which may be written `package:name`; else an error that says what to do."""
-        kind = singular(kind)
-        found = self._find(kind, name)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise _ambiguous(kind, name, found)
-        raise self._unknown(kind, name)
-
-    def _find(self, kind: str, name: str) -> list[Claim]:
-        package, _, plain = name.rpartition(":")
-        claims = self._claims[kind].get(plain, [])
-        return [claim for claim in claims if not package or package in (claim.distribution, claim.plugin)]
-
-    def culprits(self, name: str) -> list[Absent]:
-        """Plugins that would likely give `name`, were they not broken or switched off."""
-        return [absent for absent in (*self.broken, *self.off) if absent.would_give(name)]
-
-    def _unknown(self, kind: str, name: str) -> Unresolved:
-        plain = name.rpartition(":")[2]
-        if culprits := self.culprits(plain):
-            reasons = "; ".join(map(str, culprits))
-            broken = any(isinstance(culprit, Broken) for culprit in culprits)
-            help = "`alignkit plugins` lists all" if broken else f"switch it on again, or name another {kind}"
-            return Unresolved(f"{kind} '{name}' cannot be used: {reasons}", help, broken)
-        guess = did_you_mean(plain, self.names(kind))
-        known = ", ".join(self.names(kind)) or "none"
-        help = " ".join(part for part in (guess, f"(installed: {known})") if part)
-        return Unresolved(f"no {kind} '{name}'", "\n  ".join([help, *map(str, self.broken)]))
-
-
-def _ambiguous(kind: str, name: str, claims: Sequence[Claim]) -> Unresolved:
-    who = " and ".join(claim.origin if claim.origin else claim.plugin for claim in claims)
-    plain = claims[0].name
-    packages = [claim.distribution for claim in claims]
-    # Two plugins of one distribution are told apart by their own names.
-    chosen = packages if len(set(packages)) == len(claims) else [claim.plugin for claim in claims]
-    ways = " or ".join(f"'{package}:{plain}'" for package in chosen)
-    return Unresolved(f"{kind} '{name}' is claimed by {who}", f"write {ways}, or switch one off with --no-plugin")
 
 
 @dataclass(frozen=True)
@@ -199,13 +64,13 @@ class _Found:
     def is_called(self, name: str) -> bool:
         """Whether a person means this plugin by `name` or `package:name`."""
         package, _, plain = name.rpartition(":")
-        return _bare(plain) == _bare(self.name) and package in ("", self.distribution)
+        return _normalized(plain) == _normalized(self.name) and package in ("", self.distribution)
 
-    def broken(self, reason: str) -> Broken:
-        return Broken(self.name, self.distribution, self.version, reason, self._path())
+    def broken(self, reason: str) -> BrokenPlugin:
+        return BrokenPlugin(self.name, self.distribution, self.version, reason, self._path())
 
-    def off(self, reason: str) -> Absent:
-        return Absent(self.name, self.distribution, self.version, reason, self._path())
+    def off(self, reason: str) -> UnavailablePlugin:
+        return UnavailablePlugin(self.name, self.distribution, self.version, reason, self._path())
 
     def _path(self) -> Path | None:
         with suppress(Exception):
@@ -219,7 +84,7 @@ class Plugins:
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hookspecs)
-        self.broken: list[Broken] = []
+        self.broken: list[BrokenPlugin] = []
         self.registry = Registry(self.broken)
 
     def notify(self, hook: str, **kwargs: Any) -> None:
@@ -254,7 +119,7 @@ class Plugins:
             plugin = found.load()
             self.manager.register(plugin, name=found.name)
             self.manager.check_pending()  # a misspelt hook would otherwise be ignored in silence
-            claims = self._collect(found, plugin)
+            registrations = self._collect(found, plugin)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit() at import is the plugin's mistake as well, not the user's wish
@@ -265,35 +130,35 @@ class Plugins:
                 raise PluginError(str(broken)) from error
             self.broken.append(broken)
         else:
-            for kind, claim in claims:
-                self.registry.add(kind, claim)
+            for kind, registration in registrations:
+                self.registry.add(kind, registration)
 
-    def _collect(self, found: _Found, plugin: Any) -> list[tuple[str, Claim]]:
+    def _collect(self, found: _Found, plugin: Any) -> list[tuple[str, Registration]]:
         """Call the plugin's register hooks one by one, so that a mistake is laid at its door."""
         file = getattr(plugin, "__file__", None) or getattr(sys.modules.get(type(plugin).__module__), "__file__", None)
-        origin = Claim("", None, "", found.name, found.distribution, found.version, Path(file) if file else None)
-        claims: list[tuple[str, Claim]] = []
+        origin = Registration("", None, "", found.name, found.distribution, found.version, Path(file) if file else None)
+        registrations: list[tuple[str, Registration]] = []
         for hook in _HOOKS:
             for impl in getattr(self.manager.hook, hook).get_hookimpls():
                 if impl.plugin_name != found.name:
                     continue
                 if impl.wrapper or impl.hookwrapper:
                     raise TypeError(f"{hook} cannot be a wrapper")
-                register = _registrar(hook, origin, claims)
+                register = _registrar(hook, origin, registrations)
                 impl.function(*[register for _ in impl.argnames])
-        return claims
+        return registrations
 
 
-def _registrar(hook: str, origin: Claim, claims: list[tuple[str, Claim]]) -> Callable[..., None]:
+def _registrar(hook: str, origin: Registration, registrations: list[tuple[str, Registration]]) -> Callable[..., None]:
     """The `register` that a plugin is handed: checks what it is given at the line that gives it."""
     kind = _HOOKS[hook]
 
-    def register(name: str, thing: Any, *, summary: str = "") -> None:
+    def register(name: str, implementation: Any, *, summary: str = "") -> None:
         _check_name(kind, name)
-        if any(known == kind and claim.name == name for known, claim in claims):
+        if any(known == kind and registration.name == name for known, registration in registrations):
             raise ValueError(f"registers {kind} '{name}' twice")
-        _check_thing(hook, name, thing)
-        claims.append((kind, replace(origin, name=name, thing=thing, summary=str(summary))))
+        _check_implementation(hook, name, implementation)
+        registrations.append((kind, replace(origin, name=name, implementation=implementation, summary=str(summary))))
 
     return register
 
@@ -312,40 +177,40 @@ def _base(hook: str) -> type | None:
     return {
         "register_algorithms": Algorithm,
         "register_rewards": Reward,
-        "register_combines": Combine,
+        "register_combinations": RewardCombination,
         "register_judges": Judge,
         "register_steps": Step,
     }.get(hook)
 
 
-def _check_thing(hook: str, name: str, thing: Any) -> None:
+def _check_implementation(hook: str, name: str, implementation: Any) -> None:
     """Refuse what the engine could only trip over later, with a reason in the plugin author's words."""
     label = f"{_HOOKS[hook]} '{name}'"
     base = _base(hook)
     if base is None:
-        if not callable(thing):
-            raise TypeError(f"{label} must be callable, not {thing!r}")
+        if not callable(implementation):
+            raise TypeError(f"{label} must be callable, not {implementation!r}")
         return
-    if not isinstance(thing, type) or not issubclass(thing, base):
-        hint = " (pass the class, not an instance)" if isinstance(thing, base) else ""
-        raise TypeError(f"{label} must be a subclass of alignkit.{base.__name__}, not {thing!r}{hint}")
-    options = getattr(thing, "Options", Options)
+    if not isinstance(implementation, type) or not issubclass(implementation, base):
+        hint = " (pass the class, not an instance)" if isinstance(implementation, base) else ""
+        raise TypeError(f"{label} must be a subclass of alignkit.{base.__name__}, not {implementation!r}{hint}")
+    options = getattr(implementation, "Options", Options)
     if not isinstance(options, type) or not issubclass(options, Options):
         raise TypeError(f"{label}: its Options must be a subclass of alignkit.Options, not {options!r}")
-    if issubclass(thing, Algorithm):
-        _check_algorithm(label, thing)
+    if issubclass(implementation, Algorithm):
+        _check_algorithm(label, implementation)
 
 
-def _check_algorithm(label: str, thing: type[Algorithm]) -> None:
+def _check_algorithm(label: str, implementation: type[Algorithm]) -> None:
     expected = {"source": Source, "trains": Trains, "defaults": StageDefaults, "needs": Needs}
     for attribute, wanted in expected.items():
-        value = getattr(thing, attribute)
+        value = getattr(implementation, attribute)
         if not isinstance(value, (wanted, property)):  # a property: depends on the options
             raise TypeError(f"{label}: {attribute} must be alignkit's {wanted.__name__}, not {value!r}")
-    if issubclass(thing, Runner):
-        if thing.train is Runner.train:
+    if issubclass(implementation, ExternalTrainer):
+        if implementation.train is ExternalTrainer.train:
             raise TypeError(f"{label} trains nothing: define train(self, run)")
-    elif thing.loss is Algorithm.loss:
+    elif implementation.loss is Algorithm.loss:
         raise TypeError(f"{label} gives no loss: define loss(self, batch, out)")
 
 
@@ -424,7 +289,7 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _enabled(found: list[_Found], disabled: Sequence[str]) -> tuple[list[_Found], list[Absent]]:
+def _enabled(found: list[_Found], disabled: Sequence[str]) -> tuple[list[_Found], list[UnavailablePlugin]]:
     """What is left, and what is switched off, by name or `package:name`; to ask so for what isn't there is an error."""
     for name in disabled:
         if not any(plugin.is_called(name) for plugin in found):

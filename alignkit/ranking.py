@@ -124,7 +124,9 @@ def bradley_terry(wins: Mapping[tuple[Policy, Policy], float], *, ridge: float =
     return {policies[index]: float(strengths[index]) for index in np.argsort(-strengths, kind="stable")}
 
 
-def _checked(games: Iterable[tuple[Policy, Policy, float]]) -> Iterable[tuple[Policy, Policy, float]]:
+def _checked(
+    games: Iterable[tuple[Policy, Policy, float]],
+) -> Iterable[tuple[Policy, Policy, float]]:
     for number, (a, b, score) in enumerate(games):
         if a == b:
             raise ValueError(f"game {number}: {a!r} plays against itself")

@@ -30,8 +30,8 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator
 
-from alignkit.algorithm import Options
 from alignkit.errors import RemoteError, RunFailed
+from alignkit.options import Options
 
 if TYPE_CHECKING:
     import httpx

@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from alignkit.algorithm import Options as _Options
-from alignkit.data import Group, Message
+from alignkit.data.group import Group, Message
+from alignkit.options import Options as _Options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+
+REWARD_KEY = "reward"  # the combined raw reward in Response.scores, next to its components
 
 
 class Models(Protocol):
@@ -92,15 +95,15 @@ class Reward:
 
 
 @dataclass(frozen=True)
-class Combined:
-    """reward: [R] for gradient methods. plain: [R] un-whitened, for curves, selection and evaluation."""
+class CombinedReward:
+    """reward: [R] for gradient methods. raw: [R] un-whitened, for curves, selection and evaluation."""
 
     reward: Tensor
-    plain: Tensor
+    raw: Tensor
     metrics: Mapping[str, float]
 
 
-class Combine:
+class RewardCombination:
     """Joins several rewards into one number per response, once an iteration over the global batch."""
 
     class Options(_Options):
@@ -113,7 +116,7 @@ class Combine:
         """Child name -> reward reference (a RewardRef field's value)."""
         raise NotImplementedError
 
-    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Combined:
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """components: child name -> [R] float64, NaN where a score is missing (those responses are dropped)."""
         raise NotImplementedError
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alignkit.algorithm import Options as _Options
-from alignkit.data import Group
+from alignkit.data.group import Group
+from alignkit.options import Options as _Options
 from alignkit.reward import Context
 
 if TYPE_CHECKING:

@@ -38,13 +38,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit.algorithm import REWARD, ROLLOUTS, Algorithm, Batch, Options, Outputs, Per, Phase, SelectContext
-from alignkit.batch import Encoded, Encoder, Examples, encode_all
-from alignkit.data import Group, Message, Pair, Response
+from alignkit.algorithm import REWARD, ROLLOUTS, Algorithm, Phase, SelectContext, Skip
+from alignkit.batch import Batch, Outputs, filled
+from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import AlignkitError
-from alignkit.policy import BASE, Policy
-from alignkit.recipe import LoraSpec, ModelSpec, Settings
-from alignkit.train import Learner, measure
+from alignkit.loss import Per
+from alignkit.models.encoding import Encoded, Encoder, encode_all
+from alignkit.models.examples import Examples
+from alignkit.models.forward import measure
+from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.options import Options
+from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.training.learner import Learner
 
 TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
 ONE_BATCH = 1 << 20  # a token budget that no batch here exceeds
@@ -143,7 +148,7 @@ def _rolled_out(encoder: Encoder, index: int) -> Callable[[str, dict[str, Any]],
 # --- the model
 
 
-class _Tiny(Policy):
+class _Tiny(SharedModel):
     """The model `tiny`; how much goes into a micro-batch can be set."""
 
     budget = ONE_BATCH
@@ -162,7 +167,7 @@ def _tiny() -> _Tiny:
         return _Tiny(spec, str(alignkit_tiny.source(Path(folder))))
 
 
-def _shake(policy: Policy, role: str, size: float, seed: int) -> None:
+def _shake(policy: SharedModel, role: str, size: float, seed: int) -> None:
     """Adds noise to a role: a fresh adapter changes nothing and has half of its gradient at zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -203,14 +208,14 @@ class _Watched(Learner):
         batch = examples.batch(self.policy.device)
         with torch.no_grad():
             loss = self.algorithm.loss(batch, self._forward(examples))
-        weights = self.algorithm.weights(batch)
+        weights = self.algorithm.term_weights(batch)
         return [(term.per, name in weights) for name, term in loss.items()]
 
     def _forward(self, examples: Examples) -> Outputs:
         out = super()._forward(examples)
         mask = examples.batch(self.policy.device).mask
-        for name in ("logprobs", "entropy", "values") if self.garbage else ():
-            if (values := getattr(out, name)) is not None:
+        for name, values in filled(out).items() if self.garbage else ():
+            if name != "scores":
                 setattr(out, name, _spoilt(values, mask))
         return out
 
@@ -223,8 +228,8 @@ class _Spoilt(Examples):
 
     def batch(self, device: torch.device | str = "cpu") -> Batch:
         batch = super().batch(device)
-        for name in ("old_logprobs", "reference_logprobs", "old_values"):
-            if (values := getattr(batch, name)) is not None:
+        for name, values in filled(batch).items():
+            if name in ("old_logprobs", "reference_logprobs", "old_values"):
                 setattr(batch, name, _spoilt(values, batch.mask))
         batch.signals = {n: _spoilt(x, batch.mask) if x.dim() == 2 else x for n, x in batch.signals.items()}
         return batch
@@ -331,19 +336,19 @@ class _Kit:
         """All rollouts as `signal` sees them; of a data set there are none."""
         if not self.rollouts:
             return Examples([])
-        kept = [group for group in self.groups if algorithm.keep(group)]
+        kept = [group for group in self.groups if algorithm.keep_group(group)]
         encoded = self._encoded(algorithm, kept)
         examples = self._measured(encoded)
         rewards = [response.scores["reward"] for group in kept for response in group.responses]
         examples.columns |= {"rewards": [float(reward or 0.0) for reward in rewards]}
-        examples.columns["scores"] = list(examples.columns["rewards"])
+        examples.columns["raw_rewards"] = list(examples.columns["rewards"])
         if self.needs.values:
             examples.token_columns["old_values"] = measure(self.policy, VALUE_BEFORE, encoded, "values")
         return examples
 
     def examples(self, algorithm: Algorithm, rolled: Examples) -> Examples:
         """What is learned from, as the stage would choose it."""
-        given = [group for group in self.groups if algorithm.keep(group)] if self.rollouts else self.groups
+        given = [group for group in self.groups if algorithm.keep_group(group)] if self.rollouts else self.groups
         context = SelectContext(1, 0, lambda: [], lambda **metrics: None, np.random.default_rng(0))
         chosen = algorithm.select(given, context)
         phases = [item for item in chosen if isinstance(item, Phase)]
@@ -367,7 +372,7 @@ class _Kit:
 
     def _encoded(self, algorithm: Algorithm, groups: Sequence[Group]) -> list[Encoded]:
         scoring = self.cls.trains is REWARD
-        return encode_all(self.encoder, groups, LONGEST, turns=algorithm.turns(), scoring=scoring)
+        return encode_all(self.encoder, groups, LONGEST, turns=algorithm.trained_turns(), scoring=scoring)
 
     def _measured(self, encoded: list[Encoded]) -> Examples:
         examples = Examples(encoded)
@@ -383,7 +388,10 @@ class _Kit:
         state = copy.deepcopy(algorithm.state)
         batch = rolled.batch()
         count, longest = batch.tokens.shape
-        signals = dict(algorithm.signal(batch))
+        found = algorithm.signal(batch)
+        if isinstance(found, Skip):
+            return [f"`signal` skips the example groups ({found.reason}): give others as `groups`"]
+        signals = dict(found)
         problems = []
         for name, tensor in signals.items():
             if not isinstance(tensor, Tensor) or tuple(tensor.shape) not in ((count, longest), (count,)):
@@ -406,7 +414,11 @@ class _Kit:
             again = self.new()
             again.state = copy.deepcopy(state)
             examples = Examples(other.groups, dict(other.token_columns), dict(other.columns))
-            examples.add_signals(again.signal(other.batch()))
+            found = again.signal(other.batch())
+            if isinstance(found, Skip):
+                problems.append(f"{what} makes `signal` skip: {found.reason}")
+                continue
+            examples.add_signals(found)
             for name in signals:
                 difference = _distance(_columns(examples)[name], expected[name])
                 if not difference <= TOLERANCE:
@@ -458,7 +470,7 @@ _MICRO = (
     "give unreduced entries (per_token, per_pair, ...) that depend on their own response, pair or group alone; "
     "statistics over the whole batch belong in `before_step` or `signal`"
 )
-_ORDER = "go by batch.group and batch.pairs, not by places in the batch"
+_ORDER = "go by batch.group_index and batch.pairs, not by places in the batch"
 _MASK = "sums and means over tokens must use batch.mask (functional.sum_tokens, functional.masked_mean)"
 _APART = "if responses of a group are meant to bear on each other in the loss, say `separable=False`"
 

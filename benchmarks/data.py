@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignkit.data import Group, Message, Response
+from alignkit.data.group import Group, Message, Response
 
 SPREAD = 0.8  # standard deviation of a length's logarithm
 COMMON = (

@@ -9,13 +9,13 @@ from benchmarks.floor import Shape, Work, lengths
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.batch import Encoded
+    from alignkit.models.encoding import Encoded
 
 MICRO_BATCH = 4  # pairs that TRL runs at once
 
 
 def pairs(job: Job, tokenizer: Any) -> list[Encoded]:
-    from alignkit.batch import Encoder, encode_all
+    from alignkit.models.encoding import Encoder, encode_all
 
     groups = data.groups(4, 2, 6, 6) if job.short else data.groups(8, 2, 64, 128)
     return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)
@@ -24,9 +24,9 @@ def pairs(job: Job, tokenizer: Any) -> list[Encoded]:
 def ours(job: Job, gate: Gate) -> None:
     import torch
 
-    from alignkit.batch import Examples
-    from alignkit.policy import BASE
-    from alignkit.train import measure
+    from alignkit.models.examples import Examples
+    from alignkit.models.forward import measure
+    from alignkit.models.shared_model import BASE
 
     policy = models.load(job)
     learner = models.learner(policy, "dpo", job.adapter(models.POLICY))

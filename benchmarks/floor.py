@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.batch import Encoded
+    from alignkit.models.encoding import Encoded
 
 Lengths = tuple[int, Sequence[int]]  # tokens of a prompt, and of each of its responses
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -152,7 +152,7 @@ def probe(job: Job, gate: Gate) -> None:
     gate.begin()
     import torch
 
-    from alignkit.products import times
+    from alignkit.kernels.matmul import times
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     width = 8192 if device == "cuda" else 256 if job.short else 2048

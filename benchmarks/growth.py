@@ -16,8 +16,9 @@ from benchmarks.worker import Gate, Job
 
 def responses(job: Job, gate: Gate) -> None:
     """SFT steps on groups of `responses`; as many tokens in all whatever their number."""
-    from alignkit.batch import Encoded, Examples, Row
-    from alignkit.data import Group
+    from alignkit.data.group import Group
+    from alignkit.models.encoding import Encoded, ResponseTokens
+    from alignkit.models.examples import Examples
 
     k, prompt, length = job.options["responses"], *((8, 4) if job.short else (64, 21))
     tokens = 11 * (prompt + 9 * length)
@@ -34,7 +35,7 @@ def responses(job: Job, gate: Gate) -> None:
         Encoded(
             Group((), id=str(number)),
             draw(prompt),
-            tuple(Row(draw(length), tuple(t < scored for t in range(length))) for _ in range(k)),
+            tuple(ResponseTokens(draw(length), tuple(t < scored for t in range(length))) for _ in range(k)),
         )
         for number in range(round(tokens / (prompt + k * length)))
     ]
@@ -46,8 +47,8 @@ def responses(job: Job, gate: Gate) -> None:
 
 def rows(job: Job, gate: Gate) -> None:
     """Runs of SFT on `rows` demonstrations that end after their first step."""
-    from alignkit.recipe import load_recipe
-    from alignkit.run import run_recipe
+    from alignkit.recipe.load import load_recipe
+    from alignkit.runs.run import run_recipe
 
     count = min(job.options["rows"], 2000) if job.short else job.options["rows"]
     folder = Path(tempfile.mkdtemp(dir=job.adapters))

@@ -21,7 +21,7 @@ def samples(job: Job) -> int:
 
 def ours(job: Job, gate: Gate) -> None:
     stage = {
-        "algorithm": {"grpo": {"kl_beta": KL_BETA}},
+        "algorithm": {"grpo": {"kl_coefficient": KL_BETA}},
         "reward": {"python": {"path": str(Path(rewards.__file__)), "function": "even"}},
     }
     online.run(
@@ -45,7 +45,7 @@ def peer(job: Job, gate: Gate) -> None:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from alignkit.batch import Encoder
+    from alignkit.models.encoding import Encoder
 
     tokenizer = trl.tokenizer(job)
     groups, each, length = online.prompts(job), samples(job), online.new_tokens(job)

@@ -65,7 +65,7 @@ def run(job: Job, gate: Gate, score: Callable[[Problem, Tensor], Tensor]) -> Non
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.functional import logprobs_from_hidden
+    from alignkit.kernels.lm_head import logprobs_from_hidden
 
     def score(problem: Problem, hidden: Tensor) -> Tensor:
         counts = problem.scored[:, 1:]

@@ -13,8 +13,8 @@ from benchmarks.floor import Shape
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.policy import Policy
-    from alignkit.train import Learner
+    from alignkit.models.shared_model import SharedModel
+    from alignkit.training.learner import Learner
 
 MOVE = 0.02  # deviation of LoRA's upper factors, times the root of the number of layers
 ROLE = "ours"
@@ -22,32 +22,32 @@ POLICY, REWARD = "policy", "reward"
 MAX_LENGTH = 1024  # tokens
 
 
-def load(job: Job) -> Policy:
+def load(job: Job) -> SharedModel:
     """The base model with LoRA r=16 on all linear layers."""
-    from alignkit.policy import Policy
-    from alignkit.recipe import ModelSpec
+    from alignkit.models.shared_model import SharedModel
+    from alignkit.settings import ModelSpec
 
     quantization = job.options.get("quantization", "none")
     spec = ModelSpec(base=job.source, dtype=job.dtype, quantization=quantization)  # type: ignore[arg-type]
-    return Policy(spec, job.source)
+    return SharedModel(spec, job.source)
 
 
-def learner(policy: Policy, algorithm: str, start: Path, **options: Any) -> Learner:
+def learner(policy: SharedModel, algorithm: str, start: Path, **options: Any) -> Learner:
     """As a training stage makes it, from a saved adapter; steps are taken with a learning-rate factor of 0.
 
     algorithm, options: as a recipe has them.
     """
     from alignkit.algorithm import REWARD
     from alignkit.plugins import plugins
-    from alignkit.recipe import Settings
-    from alignkit.train import Learner
+    from alignkit.settings import Settings
+    from alignkit.training.learner import Learner
 
-    kind = plugins().registry.get("algorithm", algorithm).thing
+    kind = plugins().registry.get("algorithm", algorithm).implementation
     policy.add_role(ROLE, start=start, head="scalar" if kind.trains is REWARD else "language")
     return Learner(policy, kind(kind.Options(**options)), Settings(), ROLE)
 
 
-def bytes_of(policy: Policy) -> int:
+def bytes_of(policy: SharedModel) -> int:
     """What a policy's tensors take, each storage once: base, adapters, heads, and what quantised layers keep beside."""
     import torch
 
@@ -72,12 +72,12 @@ def prepare(job: Job, gate: Gate) -> None:
     """A worker's function: make the base model's folder and the adapters; gives where the base is."""
     import torch
 
-    from alignkit.policy import Policy
-    from alignkit.recipe import ModelSpec
+    from alignkit.models.shared_model import SharedModel
+    from alignkit.settings import ModelSpec
 
     gate.begin()
     source = folder_of(job.options["model"])
-    policy = Policy(ModelSpec(base=source, dtype="float32", device="cpu"), source)
+    policy = SharedModel(ModelSpec(base=source, dtype="float32", device="cpu"), source)
     generator = torch.Generator().manual_seed(0)
     size = MOVE / Shape.of(source).layers ** 0.5
     for name in (POLICY, REWARD):
@@ -93,9 +93,9 @@ def prepare(job: Job, gate: Gate) -> None:
 def folder_of(model: str) -> str:
     """Where a base model is: a folder, or what a plugin's name or a hub id becomes."""
     from alignkit.errors import RunFailed
-    from alignkit.hub import locate
+    from alignkit.models.hub import locate
     from alignkit.plugins import plugins
-    from alignkit.run import cache_folder
+    from alignkit.runs.run import cache_folder
 
     registry: Any = plugins().registry
     if Path(model).is_dir():
@@ -110,4 +110,4 @@ def folder_of(model: str) -> str:
             raise SystemExit(str(error)) from error
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    return str(registry.get("models", model).thing(cache))
+    return str(registry.get("models", model).implementation(cache))

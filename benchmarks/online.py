@@ -20,8 +20,8 @@ from benchmarks.floor import Lengths, Shape, Work
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.batch import Encoder, Ids
-    from alignkit.data import Group
+    from alignkit.data.group import Group
+    from alignkit.models.encoding import Encoder, Ids
 
 STILL = 1e-30  # a learning rate that moves no weight; 0 is refused
 FOR_EVER = 1_000_000  # iterations
@@ -67,11 +67,11 @@ def run(
     from transformers import AutoTokenizer
 
     import alignkit
-    from alignkit import rollout_stage
-    from alignkit.batch import Encoder
+    from alignkit.models.encoding import Encoder
     from alignkit.plugins import plugins
-    from alignkit.recipe import load_recipe
-    from alignkit.run import run_recipe
+    from alignkit.recipe.load import load_recipe
+    from alignkit.runs.run import run_recipe
+    from alignkit.training import online
 
     encoder = Encoder(AutoTokenizer.from_pretrained(job.source))
     fixed = fixed_responses(job, encoder, samples)
@@ -95,7 +95,7 @@ def run(
     plugins().manager.register(Pace())
     folder = Path(tempfile.mkdtemp(dir=job.adapters))
     recipe = load_recipe(_write_recipe(job, folder, stage, samples))
-    with patch.object(rollout_stage, "sample", _scripted(gate, rollout_stage.sample, fixed)):
+    with patch.object(online, "sample", _scripted(gate, online.sample, fixed)):
         run_recipe(recipe, folder / "run")
 
 
@@ -125,7 +125,7 @@ def _write_recipe(job: Job, folder: Path, stage: Mapping[str, Any], samples: int
 
 def _scripted(gate: Gate, sample: Callable[..., list[Group]], fixed: Mapping[Ids, list[Ids]]) -> Callable[..., Any]:
     """`sample`, but in the check it gives the fixed responses."""
-    from alignkit.data import Response
+    from alignkit.data.group import Response
 
     def scripted(policy: Any, role: str, encoder: Encoder, groups: Sequence[Group], *more: Any, **named: Any) -> Any:
         if not gate.checking:

@@ -12,16 +12,16 @@ from benchmarks.floor import Shape, Work, lengths
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.batch import Encoded
-    from alignkit.policy import Policy
+    from alignkit.models.encoding import Encoded
+    from alignkit.models.shared_model import SharedModel
 
 BETA = 0.1
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.batch import Examples
-    from alignkit.policy import BASE
-    from alignkit.train import measure
+    from alignkit.models.examples import Examples
+    from alignkit.models.forward import measure
+    from alignkit.models.shared_model import BASE
 
     policy = models.load(job)
     learner = models.learner(policy, "dpo", job.adapter(models.POLICY), beta=BETA)
@@ -42,8 +42,8 @@ def peer(job: Job, gate: Gate) -> None:
     """The same step written out, on a row that was packed before."""
     import torch
 
-    from alignkit.batch import pack
-    from alignkit.policy import BASE
+    from alignkit.models.packing import pack
+    from alignkit.models.shared_model import BASE
 
     policy = models.load(job)
     policy.add_role(models.ROLE, start=job.adapter(models.POLICY))
@@ -75,8 +75,8 @@ def peer(job: Job, gate: Gate) -> None:
         gate.end(steps, {"loss": float(loss.detach()), "grad_norm": float(norm)})
 
 
-def _pairs(job: Job, policy: Policy) -> list[Encoded]:
-    from alignkit.batch import Encoder, encode_all
+def _pairs(job: Job, policy: SharedModel) -> list[Encoded]:
+    from alignkit.models.encoding import Encoder, encode_all
 
     groups = data.groups(4, 2, 6, 6) if job.short else data.groups(8, 2, 16, 24)
     return encode_all(Encoder(policy.tokenizer), groups, models.MAX_LENGTH)

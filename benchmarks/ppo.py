@@ -20,7 +20,7 @@ VALUE_COEFFICIENT = 0.1
 def ours(job: Job, gate: Gate) -> None:
     shared = job.options.get("shared_value", False)
     options = {
-        "kl_beta": 0.05,
+        "kl_coefficient": 0.05,
         "value_coefficient": VALUE_COEFFICIENT,
         "lam": 0.95,
         "clip": 0.2,
@@ -36,7 +36,7 @@ def two_rewards(job: Job, gate: Gate) -> None:
     other = job.adapter(models.REWARD)
     shutil.copytree(other, second := other.with_name("reward_2"), dirs_exist_ok=True)
     stage = {
-        "algorithm": {"ppo": {"kl_beta": 0.05}},
+        "algorithm": {"ppo": {"kl_coefficient": 0.05}},
         "reward": {"llama2": {"helpful": {"folder": str(other)}, "safety": {"folder": str(second)}}},
     }
     online.run(job, gate, stage, 1, lambda m: {"loss": m["loss"]}, None, units=1)
@@ -65,7 +65,7 @@ def peer(job: Job, gate: Gate) -> None:
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    from alignkit.batch import Encoder
+    from alignkit.models.encoding import Encoder
 
     tokenizer = trl.tokenizer(job)
     tokenizer.padding_side = "left"

@@ -11,13 +11,13 @@ from benchmarks.floor import Shape, Work, lengths
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.batch import Encoded
+    from alignkit.models.encoding import Encoded
 
 
 def together(job: Job) -> Encoded:
     """A prompt with its responses, of exact lengths in tokens."""
-    from alignkit.batch import Encoded, Row
-    from alignkit.data import Group
+    from alignkit.data.group import Group
+    from alignkit.models.encoding import Encoded, ResponseTokens
 
     responses, length, prompt = job.options["responses"], job.options["length"], 256
     if job.short:
@@ -28,7 +28,7 @@ def together(job: Job) -> Encoded:
     def draw(count: int) -> tuple[int, ...]:
         return tuple(rng.integers(vocabulary, size=count).tolist())
 
-    rows = tuple(Row(draw(length), (True,) * length) for _ in range(responses))
+    rows = tuple(ResponseTokens(draw(length), (True,) * length) for _ in range(responses))
     return Encoded(Group((), id="group"), draw(prompt), rows)
 
 
@@ -37,14 +37,14 @@ def ours(job: Job, gate: Gate) -> None:
 
 
 def peer(job: Job, gate: Gate) -> None:
-    from alignkit.batch import Encoded
+    from alignkit.models.encoding import Encoded
 
     whole = together(job)
     step(job, gate, [Encoded(whole.group, whole.prompt, (row,)) for row in whole.rows])
 
 
 def step(job: Job, gate: Gate, groups: list[Encoded]) -> None:
-    from alignkit.batch import Examples
+    from alignkit.models.examples import Examples
 
     policy = models.load(job)
     learner = models.learner(policy, "sft", job.adapter(models.POLICY))

@@ -9,14 +9,14 @@ from benchmarks.floor import Shape, Work, lengths
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.batch import Encoded
+    from alignkit.models.encoding import Encoded
 
 MICRO_BATCH = 4  # pairs that TRL runs at once
 
 
 def comparisons(job: Job, tokenizer: Any) -> list[Encoded]:
     """Encoded as for scoring: each sequence ends with an end of turn, where the score is read."""
-    from alignkit.batch import Encoder, encode_all
+    from alignkit.models.encoding import Encoder, encode_all
 
     k = job.options["responses"]
     if job.short:
@@ -34,7 +34,7 @@ def units(job: Job, groups: list[Encoded]) -> int:
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.batch import Examples
+    from alignkit.models.examples import Examples
 
     policy = models.load(job)
     learner = models.learner(policy, "reward_model", job.adapter(models.REWARD))

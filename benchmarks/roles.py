@@ -16,7 +16,7 @@ from benchmarks.worker import Gate, Job, resident
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.policy import Policy
+    from alignkit.models.shared_model import SharedModel
 
 ROLES = ("policy", "reference", "value", "helpful", "safety")
 HEADS = ROLES[2:]
@@ -56,23 +56,23 @@ def ours(job: Job, gate: Gate) -> None:
     while True:
         gate.begin()
         for number in range(SWITCHES):
-            with policy.acting_as(ROLES[number % len(ROLES)]):
+            with policy.using_role(ROLES[number % len(ROLES)]):
                 pass
         gate.end(SWITCHES, losses, memory=grown)
 
 
-def _ours(job: Job) -> tuple[Policy, dict[str, float]]:
+def _ours(job: Job) -> tuple[SharedModel, dict[str, float]]:
     """The base with its roles, and what each of them thinks of a text; without adapters fresh ones."""
     import torch
 
-    from alignkit.attention import Packed, Segment
+    from alignkit.kernels.attention import GroupSpan, TreeLayout
 
     adapters = folders(job) if job.adapters else dict.fromkeys(ROLES)
     policy = models.load(job)
     for role in ROLES:
         policy.add_role(role, start=adapters[role], head="scalar" if role in HEADS else "language")
     tokens = ids(job, policy.tokenizer)
-    packed = Packed([Segment(0, len(tokens), ())])
+    packed = TreeLayout([GroupSpan(0, len(tokens), ())])
     losses = {}
     with torch.no_grad():
         for role in ROLES:

@@ -16,8 +16,8 @@ from benchmarks.floor import Shape, Work
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.batch import Ids
-    from alignkit.data import Group
+    from alignkit.data.group import Group
+    from alignkit.models.encoding import Ids
 
 BATCHES = (8, 32, 128)  # rows that `generate` is tried with
 CHECKED = 8  # responses whose log-probabilities are compared
@@ -33,28 +33,28 @@ def plan(job: Job) -> tuple[list[Group], int, int, list[int]]:
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit import rollout
-    from alignkit.batch import Encoder
-    from alignkit.policy import BASE
+    from alignkit.models import sampling as sampler
+    from alignkit.models.encoding import Encoder
+    from alignkit.models.shared_model import BASE
 
     groups, samples, tokens, ends = plan(job)
     policy = models.load(job)
     encoder = Encoder(policy.tokenizer)
-    sampling = rollout.Sampling(samples_per_prompt=samples, max_new_tokens=tokens, min_new_tokens=tokens)
+    sampling = sampler.Sampling(samples_per_prompt=samples, max_new_tokens=tokens, min_new_tokens=tokens)
     work = Work(Shape.of(job.source), job.dtype, lora=False)
     prompts = [encoder.prompt(group.prompt) for group in groups]
     own = [ends[start : start + samples] for start in range(0, len(ends), samples)]
     work.write([(len(prompt), lengths) for prompt, lengths in zip(prompts, own, strict=True)])
 
-    def ended(encoder: Encoder, draft: rollout.Draft, sampling: rollout.Sampling) -> bool:
+    def ended(encoder: Encoder, draft: sampler.ActiveSequence, sampling: sampler.Sampling) -> bool:
         return len(draft.tokens) >= own[draft.prompt][draft.sample]
 
     seed = 0
-    with patch.object(rollout, "_stopped", ended):
+    with patch.object(sampler, "_stopped", ended):
         while True:
             gate.begin()
             seed += 1
-            found = rollout.sample(policy, BASE, encoder, groups, sampling, seed=seed)
+            found = sampler.sample(policy, BASE, encoder, groups, sampling, seed=seed)
             written = [(p, r) for p, group in zip(prompts, found, strict=True) for r in group.responses]
             assert [len(response.tokens or ()) for _, response in written] == ends
             seen = written[:: math.ceil(len(written) / CHECKED)]
@@ -66,7 +66,7 @@ def ours(job: Job, gate: Gate) -> None:
 def peer(job: Job, gate: Gate) -> None:
     import torch
 
-    from alignkit.batch import Encoder
+    from alignkit.models.encoding import Encoder
 
     groups, samples, tokens, ends = plan(job)
     tokenizer = trl.tokenizer(job)

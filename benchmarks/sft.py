@@ -10,14 +10,14 @@ from benchmarks.floor import Shape, Work, lengths
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.batch import Encoded
-    from alignkit.policy import Policy
+    from alignkit.models.encoding import Encoded
+    from alignkit.models.shared_model import SharedModel
 
 IGNORED = -100  # label of what is not learned
 
 
 def demonstrations(job: Job, tokenizer: Any) -> list[Encoded]:
-    from alignkit.batch import Encoder, encode_all
+    from alignkit.models.encoding import Encoder, encode_all
 
     groups = data.demonstrations(4, 6, 6) if job.short else data.demonstrations(8, 64, 128)
     return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)
@@ -32,8 +32,8 @@ def parameters(job: Job, gate: Gate) -> None:
     step(job, gate, models.bytes_of)
 
 
-def step(job: Job, gate: Gate, memory: Callable[[Policy], int | None]) -> None:
-    from alignkit.batch import Examples
+def step(job: Job, gate: Gate, memory: Callable[[SharedModel], int | None]) -> None:
+    from alignkit.models.examples import Examples
 
     policy = models.load(job)
     learner = models.learner(policy, "sft", job.adapter(models.POLICY))

@@ -14,7 +14,7 @@ from benchmarks.models import POLICY
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.batch import Encoded
+    from alignkit.models.encoding import Encoded
 
 FOR_EVER = 1_000_000  # steps; the worker ends when nobody asks for another round
 

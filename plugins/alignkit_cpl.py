@@ -9,10 +9,22 @@ Differs from the paper: soft labels; segments of unequal length, which the sum f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from alignkit import Algorithm, Batch, Field, Loss, Needs, Outputs, StageDefaults, Term, hookimpl, per_pair, per_token
+from alignkit import (
+    Algorithm,
+    Batch,
+    Field,
+    Loss,
+    Needs,
+    Outputs,
+    Register,
+    StageDefaults,
+    Term,
+    hookimpl,
+    per_pair,
+    per_token,
+)
 from alignkit import functional as F
 
 if TYPE_CHECKING:
@@ -22,7 +34,6 @@ if TYPE_CHECKING:
 class CPL(Algorithm):
     """Learn from pairs of segments, as if the policy's log-probabilities were their advantages."""
 
-    needs = Needs(min_samples=2, pairs=True)
     defaults = StageDefaults(learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1)
 
     class Options(Algorithm.Options):
@@ -30,30 +41,28 @@ class CPL(Algorithm):
         gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
         lam: float = Field(0.5, gt=0, le=1, description="conservative weight of the worse segment; 1: none")
         reference: bool = Field(False, description="log-probabilities count relative to the reference's")
-        bc_coefficient: float = Field(0.0, ge=0, description="weight of cloning: mean NLL of a token of both segments")
+        nll_coefficient: float = Field(0.0, ge=0, description="weight of cloning: mean NLL of a token of both segments")
 
-    def __init__(self, options: Any):
-        super().__init__(options)
-        if options.reference:
-            self.needs = replace(self.needs, reference_logprobs=True)  # type: ignore[misc]
+    @property
+    def needs(self) -> Needs:
+        return Needs(reference_logprobs=self.options.reference, min_samples=2, pairs=True)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         better, worse = batch.pairs.take(self._scores(batch, out))
         terms = {"cpl": per_pair(F.cpl_loss(better, worse, batch.pairs.p, self.options.lam))}
-        if self.options.bc_coefficient:
-            terms["bc"] = per_token(-out.logprobs, self.options.bc_coefficient)
+        if self.options.nll_coefficient:
+            terms["nll"] = per_token(-out.logprobs, self.options.nll_coefficient)
         return Loss(**terms)
 
-    def weights(self, batch: Batch) -> Mapping[str, Tensor]:
+    def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """`bc` is a mean over the tokens of segments that stand in a pair."""
-        if not self.options.bc_coefficient:
+        if not self.options.nll_coefficient:
             return {}
         paired = batch.mask.new_zeros(len(batch.mask)).index_fill(0, batch.pairs.better, True)
         paired = paired.index_fill(0, batch.pairs.worse, True)
         return {"bc": (batch.mask & paired[:, None]).float()}
 
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         scores = self._scores(batch, out)
         better, worse = batch.pairs.take(scores)
         return {
@@ -65,13 +74,11 @@ class CPL(Algorithm):
     def _scores(self, batch: Batch, out: Outputs) -> Tensor:
         """S of responses: [R]. Time counts from a response's first token, whether it counts or not."""
         logprobs = out.logprobs
-        assert logprobs is not None
         if self.options.reference:
-            assert batch.reference_logprobs is not None
             logprobs = logprobs - batch.reference_logprobs
         return F.segment_advantage(logprobs, batch.mask, self.options.alpha, self.options.gamma)
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("cpl", CPL, summary="contrastive preference learning on segments, with a discount; DPO is a special case")

@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import model_validator
 
-from alignkit import Algorithm, Batch, Field, Loss, Needs, Outputs, StageDefaults, Term, hookimpl, per_pair, per_token
+from alignkit import (
+    Algorithm,
+    Batch,
+    Field,
+    Loss,
+    Needs,
+    Outputs,
+    Register,
+    StageDefaults,
+    Term,
+    hookimpl,
+    per_pair,
+    per_token,
+)
 from alignkit import functional as F
 
 if TYPE_CHECKING:
@@ -35,7 +48,7 @@ class DPO(Algorithm):
             "sigmoid", description="of a pair; or several with weights: {sigmoid: 0.8, ipo: 0.2}"
         )
         label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong")
-        sft_coefficient: float = Field(0.0, ge=0, description="weight of the better responses' mean NLL of a token")
+        nll_coefficient: float = Field(0.0, ge=0, description="weight of the better responses' mean NLL of a token")
 
         @property
         def losses(self) -> dict[LossName, float]:
@@ -51,7 +64,6 @@ class DPO(Algorithm):
             return self
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         rewards = self._rewards(batch, out)
         sums, means = F.sum_tokens(rewards, batch.mask), F.mean_tokens(rewards, batch.mask)  # [R]
         terms: dict[str, Term] = {}
@@ -60,17 +72,17 @@ class DPO(Algorithm):
             margin, p = better - worse, batch.pairs.p
             # The expectation over a soft label: with 1 - p the other one is better.
             terms[name] = per_pair(p * self._pair_loss(name, margin) + (1 - p) * self._pair_loss(name, -margin), weight)
-        if self.options.sft_coefficient:
-            terms["sft"] = per_token(-out.logprobs, self.options.sft_coefficient)
+        if self.options.nll_coefficient:
+            terms["nll"] = per_token(-out.logprobs, self.options.nll_coefficient)
         return Loss(**terms)
 
-    def weights(self, batch: Batch) -> Mapping[str, Tensor]:
+    def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """`sft` is a mean over better responses' tokens; a response counts as often as it is the better of a pair."""
-        if not self.options.sft_coefficient:
+        if not self.options.nll_coefficient:
             return {}
         return {"sft": batch.mask * batch.pairs.times_better(len(batch.mask))[:, None]}
 
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         rewards = F.sum_tokens(self._rewards(batch, out), batch.mask)
         better, worse = batch.pairs.take(rewards)
         return {
@@ -81,7 +93,6 @@ class DPO(Algorithm):
 
     def _rewards(self, batch: Batch, out: Outputs) -> Tensor:
         """beta log pi/pi_ref of each token, [R, T]."""
-        assert out.logprobs is not None and batch.reference_logprobs is not None
         return F.implicit_reward(out.logprobs, batch.reference_logprobs, self.options.beta)
 
     def _pair_loss(self, name: LossName, margin: Tensor) -> Tensor:
@@ -98,5 +109,5 @@ class DPO(Algorithm):
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("dpo", DPO, summary="learn from preference pairs without a reward model; also cDPO, IPO, hinge, robust")

@@ -36,8 +36,7 @@ from alignkit import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from alignkit import StepContext
-    from alignkit.hookspecs import Register
+    from alignkit import Register, StepContext
 
 WIDTH = 110  # of the printed tables, in characters
 ABREAST = 4  # policies beside each other in one table
@@ -86,8 +85,8 @@ class Evaluate(Step):
         return self.options.reference or self.baseline
 
     def run(self, context: StepContext) -> Artifact:
-        from alignkit.checkpoint import write_json
-        from alignkit.data import write_groups
+        from alignkit.data.group import write_groups
+        from alignkit.io.atomic import write_json
 
         # Before anything is sampled: a reward that cannot work (a missing key or file) shows now.
         scorers = [context.scorer(spec) for spec in self.options.rewards]
@@ -105,7 +104,7 @@ class Evaluate(Step):
         """One group a prompt with the answers of all policies, `source` saying whose; and how many prompts were left
         out, for all policies alike, because one of them had no room for an answer.
         """
-        from alignkit.data import prompts_of
+        from alignkit.data.group import prompts_of
 
         options = self.options
         prompts = prompts_of(context.load(options.prompts))[: options.limit]
@@ -262,14 +261,14 @@ def columns_of(spec: Any, keys: Sequence[str] | Mapping[str, Any], rewards: Sequ
     """The columns of a reward, given the keys that its scorer wrote: of a combination its parts too, but for those
     that are among `rewards` themselves.
     """
-    from alignkit.scoring import PLAIN
+    from alignkit.reward import REWARD_KEY
 
     if spec.kind != "combine":
-        return [Column(label(spec), PLAIN, single=True)]
-    parts = [key for key in keys if key != PLAIN and spec.children.get(key) not in rewards]
+        return [Column(label(spec), REWARD_KEY, single=True)]
+    parts = [key for key in keys if key != REWARD_KEY and spec.children.get(key) not in rewards]
     return [
         *(Column(f"{label(spec)}/{key}", key, single=True) for key in parts),
-        Column(label(spec), PLAIN, single=False),
+        Column(label(spec), REWARD_KEY, single=False),
     ]
 
 

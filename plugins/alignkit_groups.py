@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alignkit import Format, Group, hookimpl
-from alignkit.data import group_from_json
+from alignkit.data.group import group_from_json
 
 
 class Groups(Format):

@@ -31,6 +31,7 @@ from alignkit import (
     Message,
     Needs,
     Outputs,
+    Register,
     Response,
     SelectContext,
     StageDefaults,
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 
     from alignkit import StepContext
 
-Place = Literal["user", "system"]
-PLACE = "before the words of the last turn, or as (the beginning of) a system message"
+InstructionRole = Literal["user", "system"]
+ROLE = "before the words of the last turn, or as (the beginning of) a system message"
 
 
 class HIR(Algorithm):
@@ -73,11 +74,11 @@ class HIR(Algorithm):
         thresholds: list[float] = Field(
             [0.0], description="between the instructions: a score above the k-th fulfils the next; a label is 0 or 1"
         )
-        place: Place = Field("user", description=PLACE)
-        alpha: float = Field(1.0, ge=0, description="weight of the contrast over instructions")
-        beta: float = Field(0.001, ge=0, description="weight of the entropy bonus")
+        role: InstructionRole = Field("user", description=ROLE)
+        contrast_coefficient: float = Field(1.0, ge=0, description="weight of the contrast over instructions")
+        entropy_coefficient: float = Field(0.001, ge=0, description="weight of the entropy bonus")
         label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the contrast that other instructions get")
-        length_normalised: bool = Field(
+        length_normalized: bool = Field(
             True, description="log P is a mean over tokens, as in the authors' code, or a sum"
         )
 
@@ -85,8 +86,8 @@ class HIR(Algorithm):
         def _fit(self) -> Any:
             if len(self.thresholds) != len(self.instructions) - 1:
                 raise ValueError(f"{len(self.instructions)} instructions have {len(self.instructions) - 1} thresholds")
-            if self.label_smoothing and not self.alpha:
-                raise ValueError("label_smoothing bears on the contrast alone, and alpha is 0")
+            if self.label_smoothing and not self.contrast_coefficient:
+                raise ValueError("label_smoothing only applies to the contrast, and contrast_coefficient is 0")
             if self.thresholds != sorted(set(self.thresholds)) or len(set(self.instructions)) < len(self.instructions):
                 raise ValueError("thresholds must rise, and instructions differ")
             return self
@@ -113,12 +114,16 @@ class HIR(Algorithm):
 
     def _relabelled(self, group: Group, number: int) -> list[Group]:
         o, made = self.options, []
-        bundle = f"hir {number}" if o.alpha else None  # a prompt may stand in an iteration twice
+        bundle = f"hir {number}" if o.contrast_coefficient else None  # a prompt may stand in an iteration twice
         rated = [response for response in group.responses if self._fulfils(response) is not None]
         for level, instruction in enumerate(o.instructions):
-            here = rated if o.alpha else [response for response in rated if self._fulfils(response) == level]
+            here = (
+                rated
+                if o.contrast_coefficient
+                else [response for response in rated if self._fulfils(response) == level]
+            )
             if here:
-                prompt = instructed(group.prompt, instruction, o.place, o.instructions)
+                prompt = instructed(group.prompt, instruction, o.role, o.instructions)
                 meta = {**group.meta, "hir": level}
                 made.append(replace(group, prompt=prompt, responses=tuple(here), pairs=(), bundle=bundle, meta=meta))
         return made
@@ -135,30 +140,31 @@ class HIR(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, logprobs = self.options, self._logprobs(batch, out)
-        assert out.logprobs is not None and out.entropy is not None
-        terms = {"nll": per_token(-out.logprobs) if o.length_normalised else per_response(-logprobs)}
-        if o.alpha:
+        terms = {"nll": per_token(-out.logprobs) if o.length_normalized else per_response(-logprobs)}
+        if o.contrast_coefficient:
             rows, own, place = self._rows(batch)
             losses = F.instruction_contrast(logprobs[rows], own, o.label_smoothing)
-            terms["contrast"] = per_response(logprobs.new_zeros(len(logprobs)).index_put((place,), losses), o.alpha)
-        terms["negative_entropy"] = per_token(-out.entropy, o.beta)
+            terms["contrast"] = per_response(
+                logprobs.new_zeros(len(logprobs)).index_put((place,), losses), o.contrast_coefficient
+            )
+        terms["entropy"] = per_token(out.entropy, -o.entropy_coefficient)
         return Loss(**terms)
 
-    def weights(self, batch: Batch) -> Mapping[str, Tensor]:
+    def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """Means over responses behind the instruction that they fulfil, or over their tokens."""
         own = (self._fulfilled(batch) == _behind(batch))[:, None] & batch.mask
         tokens, responses = own.float(), own.any(dim=1).float()
-        nll = tokens if self.options.length_normalised else responses
-        found = {"nll": nll, "negative_entropy": tokens}
-        if self.options.alpha:
+        nll = tokens if self.options.length_normalized else responses
+        found = {"nll": nll, "entropy": tokens}
+        if self.options.contrast_coefficient:
             found["contrast"] = responses.new_zeros(len(responses)).index_fill(0, self._rows(batch)[2], 1.0)
         return found
 
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """`contrast_accuracy`: share of responses to whom the instruction that they fulfil gives the largest P.
         `without_contrast`: share of responses that are not there whole behind every instruction.
         """
-        if not self.options.alpha:
+        if not self.options.contrast_coefficient:
             return {}
         logprobs = self._logprobs(batch, out)
         rows, own, place = self._rows(batch)
@@ -172,8 +178,7 @@ class HIR(Algorithm):
 
     def _logprobs(self, batch: Batch, out: Outputs) -> Tensor:
         """log P(response | prompt): [R]."""
-        assert out.logprobs is not None
-        over_tokens = F.mean_tokens if self.options.length_normalised else F.sum_tokens
+        over_tokens = F.mean_tokens if self.options.length_normalized else F.sum_tokens
         return over_tokens(out.logprobs, batch.mask)
 
     def _fulfilled(self, batch: Batch) -> Tensor:
@@ -211,17 +216,17 @@ class HIROffline(HIR):
     defaults = StageDefaults(learning_rate=1e-4, epochs=1, batch_size=16, lr_scheduler_type="linear")
 
     class Options(HIR.Options):
-        alpha: float = Field(0.0, ge=0, description="weight of the contrast over instructions")
+        contrast_coefficient: float = Field(0.0, ge=0, description="weight of the contrast over instructions")
 
 
 def instructed(
-    prompt: Sequence[Message], instruction: str, place: Place, known: Sequence[str] = ()
+    prompt: Sequence[Message], instruction: str, role: InstructionRole, known: Sequence[str] = ()
 ) -> tuple[Message, ...]:
     """The prompt with the instruction in its place; one of the known ones that is there already goes."""
     turns = list(prompt)
-    if place == "system" and not (turns and turns[0]["role"] == "system"):
+    if role == "system" and not (turns and turns[0]["role"] == "system"):
         return (Message(role="system", content=instruction), *turns)
-    at, between = (0, "\n\n") if place == "system" else (-1, "\n")
+    at, between = (0, "\n\n") if role == "system" else (-1, "\n")
     words = turns[at]["content"]
     for old in sorted(known, key=len, reverse=True):
         if words == old or words.startswith(old + between):
@@ -237,26 +242,26 @@ class Instruct(Step):
     class Options(alignkit.Options):
         data: DataRef = Field(description="whose prompts; of equal ones the first counts")
         instruction: str = Field(min_length=1, description="what is put before each of them")
-        place: Place = Field("user", description=PLACE)
+        role: InstructionRole = Field("user", description=ROLE)
 
     options: Options
 
     def run(self, context: StepContext) -> Artifact:
-        from alignkit.data import group_id, prompts_of
+        from alignkit.data.group import group_id, prompts_of
 
         made = []
         for group in prompts_of(context.load(self.options.data)):
-            prompt = instructed(group.prompt, self.options.instruction, self.options.place)
+            prompt = instructed(group.prompt, self.options.instruction, self.options.role)
             made.append(replace(group, prompt=prompt, id=group_id(prompt)))
         return Artifact(groups=made, summary={"prompts": len(made)}, text=f"{len(made)} prompts")
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("hir", HIR, summary="learn every sample as an answer to the instruction that it fulfils")
     register("hir_offline", HIROffline, summary="the same for responses of a data set")
 
 
 @hookimpl
-def register_steps(register):  # type: ignore[no-untyped-def]
+def register_steps(register: Register) -> None:
     register("instruct", Instruct, summary="put an instruction before prompts")

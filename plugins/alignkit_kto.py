@@ -21,6 +21,7 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
+    Register,
     Response,
     SelectContext,
     StageDefaults,
@@ -30,7 +31,7 @@ from alignkit import (
     per_response,
 )
 from alignkit import functional as F
-from alignkit.data import thumbs_of
+from alignkit.data.group import with_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ class KTO(Algorithm):
 
         Raises DataError where there is no label, one class of labels, or one prompt only.
         """
-        thumbs = [thumbs_of(group) for group in groups]
+        thumbs = [with_labels(group) for group in groups]
         rated, labels = [group for group in thumbs if group.responses], _labels_of(thumbs)
         mixed = _with_strangers(rated, context.rng)
         strangers = sum(response.label is None for group in mixed for response in group.responses)
@@ -61,12 +62,12 @@ class KTO(Algorithm):
             if not strangers:
                 raise DataError("kto needs two different prompts at least: z0 is that of responses to other prompts")
             context.log(desirable=labels[True], undesirable=labels[False])
-            unlabelled = [g for g, t in zip(groups, thumbs, strict=True) if len(t.responses) < len(g.responses)]
-            context.left_out("without_label", sum(len(g.responses) for g in groups) - labels.total(), unlabelled)
+            unlabeled = [g for g, t in zip(groups, thumbs, strict=True) if len(t.responses) < len(g.responses)]
+            context.left_out("without_label", sum(len(g.responses) for g in groups) - labels.total(), unlabeled)
             context.log(without_other_prompt=labels.total() - strangers)
         return mixed
 
-    def check(self, groups: Sequence[Group]) -> None:
+    def check_data(self, groups: Sequence[Group]) -> None:
         """What did not fit may have been all of one class."""
         _check(_labels_of(groups), len(groups))
 
@@ -83,11 +84,11 @@ class KTO(Algorithm):
         )
         return Loss(kto=per_response(losses))
 
-    def weights(self, batch: Batch) -> Mapping[str, Tensor]:
+    def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """A mean over the labelled responses."""
         return {"kto": (batch.mask.any(dim=1) & ~_labels(batch).isnan()).float()}
 
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         rewards, labels = self.options.beta * _log_ratios(batch, out), _labels(batch)
         return {
             "implicit_reward/desirable": per_response(rewards.masked_fill(labels != 1, float("nan"))),
@@ -101,7 +102,6 @@ class KTO(Algorithm):
 
 def _log_ratios(batch: Batch, out: Outputs) -> Tensor:
     """log pi/pi_ref of responses: [R] nats."""
-    assert out.logprobs is not None and batch.reference_logprobs is not None
     return F.sum_tokens(out.logprobs - batch.reference_logprobs, batch.mask)
 
 
@@ -150,5 +150,5 @@ def _with_strangers(groups: Sequence[Group], rng: Any) -> list[Group]:
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("kto", KTO, summary="learn from thumbs up and down, without pairs or a reward model")

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 import alignkit
-from alignkit import Combine, Combined, Field, Group, RewardRef, RunFailed, hookimpl
+from alignkit import CombinedReward, Field, Group, RewardCombination, RewardRef, RunFailed, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.hookspecs import Register
+    from alignkit import Register
 
 
-class Llama2(Combine):
+class Llama2(RewardCombination):
     """Reward [R]: the whitened score of the model that decides. Plain [R]: that score as it is, a logit."""
 
     class Options(alignkit.Options):
@@ -49,7 +49,7 @@ class Llama2(Combine):
     def parts(self) -> Mapping[str, RewardRef]:
         return {"helpful": self.options.helpful, "safety": self.options.safety}
 
-    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Combined:
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """components: `helpful` and `safety`, [R] raw scores. A response that lacks either stays NaN.
 
         Even a safety prompt needs both: which model decides must not depend on which one failed.
@@ -63,14 +63,14 @@ class Llama2(Combine):
             metrics["safety_share"] = _mean(by_safety.double())
         else:
             chosen = self.options.weight * safety + (1 - self.options.weight) * helpful
-        metrics["plain_mean"] = _mean(chosen)
-        plain = components["helpful"].new_full(present.shape, float("nan"))
-        reward = plain.clone()
-        plain[present] = chosen.to(plain.dtype)
+        metrics["raw_mean"] = _mean(chosen)
+        raw = components["helpful"].new_full(present.shape, float("nan"))
+        reward = raw.clone()
+        raw[present] = chosen.to(raw.dtype)
         reward[present] = (alignkit.functional.whiten(chosen) if self.options.whiten and len(chosen) else chosen).to(
             reward.dtype
         )
-        return Combined(reward=reward, plain=plain, metrics=metrics)
+        return CombinedReward(reward=reward, raw=raw, metrics=metrics)
 
 
 def safety_prompts(groups: Sequence[Group]) -> list[bool]:
@@ -93,5 +93,5 @@ def _mean(x: Tensor) -> float:
 
 
 @hookimpl
-def register_combines(register: Register) -> None:
+def register_combinations(register: Register) -> None:
     register("llama2", Llama2, summary="safety below a threshold or on safety prompts, else helpfulness; whitened")

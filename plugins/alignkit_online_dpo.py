@@ -24,6 +24,7 @@ from alignkit import (
     Needs,
     Outputs,
     Pair,
+    Register,
     SelectContext,
     StageDefaults,
     Term,
@@ -109,7 +110,7 @@ class OnlineDPO(Algorithm):
             return lambda h: F.hinge_loss(o.beta * h)
         return lambda h: F.preference_loss(o.beta * h, o.label_smoothing)
 
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         rewards = self.options.beta * _log_ratios(batch, out)
         better, worse = batch.pairs.take(rewards)
         return {
@@ -121,10 +122,9 @@ class OnlineDPO(Algorithm):
 
 def _log_ratios(batch: Batch, out: Outputs) -> Tensor:
     """log P(response) / P_ref(response), [R] nats."""
-    assert out.logprobs is not None and batch.reference_logprobs is not None
     return F.sum_tokens(out.logprobs - batch.reference_logprobs, batch.mask)
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("online_dpo", OnlineDPO, summary="DPO on pairs of the policy's own samples, decided by a reward")

@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from alignkit import Algorithm, Batch, Field, Loss, Needs, Outputs, StageDefaults, Term, hookimpl, per_pair, per_token
+from alignkit import (
+    Algorithm,
+    Batch,
+    Field,
+    Loss,
+    Needs,
+    Outputs,
+    Register,
+    StageDefaults,
+    Term,
+    hookimpl,
+    per_pair,
+    per_token,
+)
 from alignkit import functional as F
 
 if TYPE_CHECKING:
@@ -49,20 +62,19 @@ class ReferenceFree(Algorithm):
         return Loss(**terms)
 
     def _nll(self, batch: Batch, out: Outputs, coefficient: float) -> Term:
-        assert out.logprobs is not None
-        if self.options.nll == "token_mean":
+        if self.options.nll_aggregation == "token_mean":
             return per_token(-out.logprobs, coefficient)
-        over_tokens = F.mean_tokens if self.options.nll == "sequence_mean" else F.sum_tokens
+        over_tokens = F.mean_tokens if self.options.nll_aggregation == "sequence_mean" else F.sum_tokens
         better, worse = batch.pairs.take(-over_tokens(out.logprobs, batch.mask))
         return per_pair(batch.pairs.p * better + (1 - batch.pairs.p) * worse, coefficient)
 
-    def weights(self, batch: Batch) -> Mapping[str, Tensor]:
+    def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """`token_mean` is over better responses; one counts as often as it is the better of a pair."""
-        if self.options.nll != "token_mean":
+        if self.options.nll_aggregation != "token_mean":
             return {}
         return {"nll": batch.mask * batch.pairs.times_better(len(batch.mask))[:, None]}
 
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         ratings = self._ratings(batch, out)
         better, worse = batch.pairs.take(ratings)
         return {
@@ -72,7 +84,6 @@ class ReferenceFree(Algorithm):
         }
 
     def _ratings(self, batch: Batch, out: Outputs) -> Tensor:
-        assert out.logprobs is not None
         return self.rating(F.sum_tokens(out.logprobs, batch.mask), F.mean_tokens(out.logprobs, batch.mask))
 
 
@@ -83,7 +94,7 @@ class SimPO(ReferenceFree):
         beta: float = Field(2.0, gt=0, description="scale of the mean log-probability of a token")
         gamma: float = Field(1.0, ge=0, description="the better response must be ahead by so much")
         nll_coefficient: float = Field(0.0, ge=0, description="weight of the NLL (CPO-SimPO)")
-        nll: NLL = Field("token_mean", description=OF)
+        nll_aggregation: NLL = Field("token_mean", description=OF)
 
         @model_validator(mode="after")
         def _nll_has_a_use(self) -> SimPO.Options:
@@ -102,7 +113,7 @@ class ORPO(ReferenceFree):
 
     class Options(Algorithm.Options):
         lam: float = Field(0.1, gt=0, description="weight of the odds ratio; TRL's beta")
-        nll: NLL = Field("sequence_mean", description=OF)
+        nll_aggregation: NLL = Field("sequence_mean", description=OF)
 
     def coefficients(self) -> tuple[float, float]:
         return self.options.lam, 1.0
@@ -117,7 +128,7 @@ class CPO(ReferenceFree):
     class Options(Algorithm.Options):
         beta: float = Field(0.1, gt=0, description="scale of the log-probability")
         nll_coefficient: float = Field(1.0, ge=0, description="weight of the NLL; TRL's cpo_alpha")
-        nll: NLL = Field("sequence_sum", description=OF)
+        nll_aggregation: NLL = Field("sequence_sum", description=OF)
 
         @model_validator(mode="after")
         def _nll_has_a_use(self) -> CPO.Options:
@@ -128,13 +139,13 @@ class CPO(ReferenceFree):
 
 
 def _used(options: Any) -> Any:
-    if "nll" in options.model_fields_set and not options.nll_coefficient:
-        raise ValueError("'nll' says what nll_coefficient is the weight of, and that is 0")
+    if "nll_aggregation" in options.model_fields_set and not options.nll_coefficient:
+        raise ValueError("'nll_aggregation' has no effect while nll_coefficient is 0")
     return options
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("simpo", SimPO, summary="preference pairs by mean log-probability and a margin, without a reference")
     register("orpo", ORPO, summary="demonstrations and the odds of better over worse at once, without a reference")
     register("cpo", CPO, summary="preference pairs by log-probability and the better one's NLL, without a reference")

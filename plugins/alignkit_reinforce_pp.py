@@ -8,7 +8,7 @@ skipped and counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from alignkit import (
@@ -16,11 +16,11 @@ from alignkit import (
     Algorithm,
     Batch,
     Field,
-    Group,
     Loss,
     Needs,
     Outputs,
-    SelectContext,
+    Register,
+    Skip,
     StageDefaults,
     Term,
     hookimpl,
@@ -46,61 +46,64 @@ class ReinforcePP(Algorithm):
         lr_scheduler_type="linear",
         samples_per_prompt=4,
     )
-    teaches = True  # whether this iteration has anything to learn from
 
     class Options(Algorithm.Options):
-        kl_beta: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in reward units")
+        kl_coefficient: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in reward units")
         group_baseline: bool = Field(False, description="take the mean score of the prompt's responses off first")
-        whiten: bool = Field(True, description="returns to mean 0 and variance 1 over all tokens of the iteration")
-        clip: float = Field(0.2, gt=0, description="policy ratio may move so far in one iteration")
-        clip_high: float | None = Field(None, gt=0, description="the same upwards, where it differs")
-        aggregation: Literal["token", "sequence"] = Field(
-            "token", description="mean over tokens, or over responses of their token means"
+        whiten_advantages: bool = Field(
+            True, description="returns to mean 0 and variance 1 over all tokens of the iteration"
+        )
+        clip_range: float = Field(0.2, gt=0, description="policy ratio may move so far in one iteration")
+        clip_range_high: float | None = Field(None, gt=0, description="the same upwards, where it differs")
+        aggregation: Literal["token_mean", "sequence_mean"] = Field(
+            "token_mean", description="mean over tokens, or over responses of their token means"
         )
 
     @property
-    def needs(self) -> Needs:  # type: ignore[override]
+    def needs(self) -> Needs:
         """A group's mean takes two."""
         least = 2 if self.options.group_baseline else 1
         return Needs(old_logprobs=True, reference_logprobs=True, min_samples=least)
 
-    def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
+    def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R, T]."""
         o, mask, scores = self.options, rollouts.mask, rollouts.rewards
-        assert scores is not None and rollouts.old_logprobs is not None and rollouts.reference_logprobs is not None
         if o.group_baseline:
-            scores = F.centred_advantages(scores, rollouts.group)
+            scores = F.centered_advantages(scores, rollouts.group_index)
         kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, mask)
-        returns = F.reinforce_returns(scores, kl, mask, o.kl_beta)
+        returns = F.reinforce_returns(scores, kl, mask, o.kl_coefficient)
         counted = returns[mask]
         self.metrics = {}
         if len(counted):
             self.metrics = {"return": float(counted.mean()), "return_std": float(counted.std(correction=0))}
-        self.teaches = bool((counted - counted[:1]).abs().gt(ROUNDING).any())
-        return {"advantages": F.masked_whiten(returns, mask) if o.whiten else returns}
-
-    def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
-        """All, or none where all returns are equal: the iteration is skipped (`empty_selection`)."""
-        return groups if self.teaches else []
+        if not (counted - counted[:1]).abs().gt(ROUNDING).any():
+            return Skip("all returns are equal")
+        return {"advantages": F.masked_whiten(returns, mask) if o.whiten_advantages else returns}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, mask = self.options, batch.mask
-        assert out.logprobs is not None and batch.old_logprobs is not None
-        policy = F.ppo_policy_loss(out.logprobs, batch.old_logprobs, batch["advantages"], o.clip, o.clip_high or o.clip)
-        return Loss(policy=per_token(policy) if o.aggregation == "token" else per_response(F.mean_tokens(policy, mask)))
+        policy = F.ppo_policy_loss(
+            out.logprobs, batch.old_logprobs, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range
+        )
+        return Loss(
+            policy_loss=per_token(policy)
+            if o.aggregation == "token_mean"
+            else per_response(F.mean_tokens(policy, mask))
+        )
 
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Over counted tokens: share whose gradient the clip removes, KL moved in this iteration (k3), the ratio."""
-        assert out.logprobs is not None and batch.old_logprobs is not None
         o, old, mask = self.options, batch.old_logprobs, batch.mask
-        clipped = F.clipped(out.logprobs, old, batch["advantages"], o.clip, o.clip_high or o.clip, mask)
+        clipped = F.clipped(
+            out.logprobs, old, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range, mask
+        )
         return {
             "clip_fraction": per_token(clipped),
-            "moved": per_token(F.kl_k3(old, out.logprobs, mask)),
+            "approx_kl": per_token(F.kl_k3(old, out.logprobs, mask)),
             "ratio": per_token(F.ratio(out.logprobs, old, mask)),
         }
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("reinforce_pp", ReinforcePP, summary="REINFORCE++: clipped updates with returns whitened over the batch")

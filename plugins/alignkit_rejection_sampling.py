@@ -24,6 +24,7 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
+    Register,
     Response,
     SelectContext,
     StageDefaults,
@@ -42,7 +43,7 @@ class RejectionSampling(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        carry_over: float = Field(
+        replay_ratio: float = Field(
             0.5, ge=0, description="samples of earlier iterations per new one; 0: none are carried"
         )
         pool: Literal["prompt", "batch"] = Field(
@@ -51,18 +52,18 @@ class RejectionSampling(Algorithm):
 
         @model_validator(mode="after")
         def _carries_prompts(self) -> RejectionSampling.Options:
-            if self.pool == "batch" and self.carry_over and "carry_over" in self.model_fields_set:
-                raise ValueError("'pool: batch' carries nothing over: leave carry_over out")
+            if self.pool == "batch" and self.replay_ratio and "replay_ratio" in self.model_fields_set:
+                raise ValueError("'pool: batch' carries nothing over: leave replay_ratio out")
             return self
 
         @property
-        def looks_back(self) -> bool:
+        def replays(self) -> bool:
             """Whether samples of earlier iterations may be learned again."""
-            return self.pool == "prompt" and self.carry_over > 0
+            return self.pool == "prompt" and self.replay_ratio > 0
 
     @property
-    def needs(self) -> Needs:  # type: ignore[override]
-        return Needs(min_samples=2, earlier=self.options.looks_back)
+    def needs(self) -> Needs:
+        return Needs(min_samples=2, replay=self.options.replays)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         tied = sum(len({response.reward for response in group.responses}) == 1 for group in groups)
@@ -71,28 +72,27 @@ class RejectionSampling(Algorithm):
             return []  # nothing is better than anything else
         chosen = _top(groups) if self.options.pool == "batch" else self._best_of_prompts(groups, context)
         rewards = [response.reward for group in chosen for response in group.responses]
-        carried = sum(bool(group.meta.get("carried")) for group in chosen)
-        context.log(best_reward=sum(rewards) / max(1, len(rewards)), carried_over=carried)
+        carried = sum(bool(group.meta.get("replayed")) for group in chosen)
+        context.log(best_reward=sum(rewards) / max(1, len(rewards)), replayed=carried)
         return chosen
 
     def _best_of_prompts(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        earlier = context.earlier() if self.options.looks_back else ()
+        earlier = context.replay() if self.options.replays else ()
         *old, fresh = tables = [_samples(iteration) for iteration in (*earlier, groups)]
         prompts = list(dict.fromkeys(key for table in tables for key in table))
         rewards = [[[response.reward for _, response in table.get(key, ())] for key in prompts] for table in tables]
-        iterations, places, _ = F.carry_over_best(rewards)
+        iterations, places, _ = F.best_so_far(rewards)
         best: dict[str, Group] = {}
         for key, iteration, place in zip(prompts, iterations[-1].tolist(), places[-1].tolist(), strict=True):
             group, response = tables[iteration][key][place]
-            meta = {**group.meta, "carried": True} if iteration < len(old) else group.meta
+            meta = {**group.meta, "replayed": True} if iteration < len(old) else group.meta
             best[key] = replace(group, responses=(response,), pairs=None, meta=meta)
         past = sorted(best.keys() - fresh.keys())
-        count = min(len(past), int(self.options.carry_over * len(fresh)))
+        count = min(len(past), int(self.options.replay_ratio * len(fresh)))
         drawn = [best[past[place]] for place in context.rng.permutation(len(past))[:count]]
         return [*(best[key] for key in fresh), *drawn]
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs))
 
 
@@ -121,5 +121,5 @@ def _top(groups: Sequence[Group]) -> list[Group]:
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("rejection_sampling", RejectionSampling, summary="fine-tune on the best of K samples by reward")

@@ -24,6 +24,7 @@ from alignkit import (
     Loss,
     Outputs,
     Phase,
+    Register,
     SelectContext,
     StageDefaults,
     hookimpl,
@@ -78,7 +79,6 @@ class ReST(Algorithm):
         return [float(x) for x in np.quantile(rewards, self.options.thresholds)]
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs))
 
 
@@ -92,12 +92,14 @@ class ExpertIteration(Algorithm):
 
     class Options(Algorithm.Options):
         threshold: float = Field(0.0, description="samples with a reward above it are learned; equal is not above")
-        cap: int | None = Field(None, ge=1, description="most samples of one prompt, so that easy ones do not prevail")
+        max_per_prompt: int | None = Field(
+            None, ge=1, description="most samples of one prompt, so that easy ones do not prevail"
+        )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         """Groups with their accepted samples, the first `cap` of each in the order of sampling."""
         accepted = _above(groups, self.options.threshold)
-        chosen = [replace(group, responses=group.responses[: self.options.cap]) for group in accepted]
+        chosen = [replace(group, responses=group.responses[: self.options.max_per_prompt]) for group in accepted]
         context.log(
             accepted=sum(len(group.responses) for group in accepted),
             learned=sum(len(group.responses) for group in chosen),
@@ -106,7 +108,6 @@ class ExpertIteration(Algorithm):
         return chosen
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs))
 
 
@@ -121,6 +122,6 @@ def _above(groups: Sequence[Group], threshold: float) -> list[Group]:
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("rest", ReST, summary="grow a set of samples, then fine-tune on ever better parts of it")
     register("expert_iteration", ExpertIteration, summary="fine-tune on samples with a reward above a threshold")

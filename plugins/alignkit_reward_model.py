@@ -20,6 +20,7 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
+    Register,
     SelectContext,
     StageDefaults,
     Term,
@@ -61,19 +62,17 @@ class RewardModel(Algorithm):
         context.log(pairs_without_margin=without)
         return groups
 
-    def weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        weights = F.kwise_weights(batch.pairs.group)
+    def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
+        weights = F.kwise_weights(batch.pairs.group_index)
         return {"rank": weights, "center": weights}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.scores is not None
         better, worse = batch.pairs.take(out.scores)
         rank = F.pairwise_loss(better, worse, margin=self._margins(batch), p=batch.pairs.p)
-        center = F.centring_loss(better, worse)
+        center = F.centering_loss(better, worse)
         return Loss(rank=per_pair(rank), center=per_pair(center, self.options.center_coefficient))
 
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        assert out.scores is not None
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         better, worse = batch.pairs.take(out.scores)
         right = batch.pairs.right(out.scores)
         found = {"accuracy": per_pair(right), "score_gap": per_pair(better - worse)}
@@ -101,5 +100,5 @@ def _level(level: str | None, table: str) -> float:
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("reward_model", RewardModel, summary="learn a scalar score from pairs or rankings")

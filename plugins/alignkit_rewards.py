@@ -18,8 +18,7 @@ from pydantic import field_validator, model_validator
 
 import alignkit
 from alignkit import (
-    Combine,
-    Combined,
+    CombinedReward,
     Context,
     DataRef,
     Field,
@@ -27,6 +26,7 @@ from alignkit import (
     Message,
     Response,
     Reward,
+    RewardCombination,
     RewardRef,
     RunFailed,
     hookimpl,
@@ -37,7 +37,7 @@ from alignkit.errors import did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.hookspecs import Register
+    from alignkit import Register
 
 
 class Length(Reward):
@@ -189,7 +189,7 @@ def _arguments(rows: Sequence[tuple[Group, Response]], conversational: bool) -> 
     if all(response.tokens is not None for _, response in rows):
         arguments["completion_ids"] = [list(response.tokens or ()) for _, response in rows]
     if conversational:
-        arguments["prompts"] = [[_bare(message) for message in group.prompt] for group, _ in rows]
+        arguments["prompts"] = [[_normalized(message) for message in group.prompt] for group, _ in rows]
         arguments["completions"] = [_messages(response) for _, response in rows]
     else:
         arguments["prompts"] = [_prompt_text(group) for group, _ in rows]
@@ -213,14 +213,14 @@ def _rows(groups: Sequence[Group]) -> list[tuple[Group, Response]]:
     return [(group, response) for group in groups for response in group.responses]
 
 
-def _bare(message: Message) -> dict[str, str]:
+def _normalized(message: Message) -> dict[str, str]:
     return {"role": message["role"], "content": message["content"]}
 
 
 def _messages(response: Response) -> list[dict[str, str]]:
     if response.messages is None:
         return [{"role": "assistant", "content": response.text}]
-    return [_bare(message) for message in response.messages]
+    return [_normalized(message) for message in response.messages]
 
 
 def _text(response: Response) -> str:
@@ -273,7 +273,7 @@ class Normalized(Reward):
             raise RunFailed(f"reward 'normalized': '{model.name}' could score none of the demonstrations")
         import torch
 
-        bias, gain = F.reward_normaliser(torch.tensor(known, dtype=torch.float64))
+        bias, gain = F.reward_normalizer(torch.tensor(known, dtype=torch.float64))
         self.bias, self.gain = bias, gain if self.options.gain else 1.0
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
@@ -283,7 +283,7 @@ class Normalized(Reward):
         return self.context.models.scores(self.options.reward_model.name, groups)
 
 
-class WeightedSum(Combine):
+class WeightedSum(RewardCombination):
     """Sum of weight times reward, not whitened. A response that lacks a part stays NaN."""
 
     class Options(alignkit.Options):
@@ -303,12 +303,12 @@ class WeightedSum(Combine):
     def parts(self) -> Mapping[str, RewardRef]:
         return self.options.rewards
 
-    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Combined:
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """components: name -> [R]."""
         total = sum(weight * components[name] for name, weight in self.options.weights.items())
         plain: Tensor = next(iter(components.values())).new_zeros(()) + total  # [R]
         metrics = {f"{name}_mean": float(components[name].nanmean()) for name in self.options.weights}
-        return Combined(reward=plain, plain=plain, metrics={**metrics, "plain_mean": float(plain.nanmean())})
+        return CombinedReward(reward=plain, raw=plain, metrics={**metrics, "raw_mean": float(plain.nanmean())})
 
 
 @hookimpl
@@ -319,5 +319,5 @@ def register_rewards(register: Register) -> None:
 
 
 @hookimpl
-def register_combines(register: Register) -> None:
+def register_combinations(register: Register) -> None:
     register("weighted_sum", WeightedSum, summary="sum of rewards times weights")

@@ -56,7 +56,7 @@ def words(response: Response) -> str:
 
 def build_judge(component: Any, context: Context) -> Judge:
     """The judge that a JudgeRef option names, ready to be asked."""
-    judge: Judge = component.claim.thing(component.options)
+    judge: Judge = component.registration.implementation(component.options)
     judge.prepare(context)
     return judge
 
@@ -382,7 +382,7 @@ class RLAIF(Reward):
         for g, i, j in twins(groups):  # the same words: 0.5 by symmetry, nobody has to be asked
             won[g][i].append(0.5)
             won[g][j].append(0.5)
-        return [centred(mean(games)) for group in won for games in group]
+        return [centered(mean(games)) for group in won for games in group]
 
     def _p_first(self, groups: Sequence[Group], places: Sequence[Place]) -> list[float | None]:
         return [verdict.p_first for verdict in ask(self._judge, items_at(groups, places))]
@@ -395,7 +395,7 @@ class RLAIF(Reward):
             for response in group.responses
         ]
         verdicts = iter(ask(self._judge, [(prompt, said, other) for prompt, said, other in games if other is not None]))
-        return [None if other is None else centred(next(verdicts).p_first) for _, _, other in games]
+        return [None if other is None else centered(next(verdicts).p_first) for _, _, other in games]
 
     def _baseline_responses(self, groups: Sequence[Group]) -> list[str | None]:
         """The baseline's likeliest response (temperature 0) to each group's prompt; each prompt is sampled once.
@@ -428,7 +428,7 @@ def twins(groups: Sequence[Group]) -> list[Place]:
     ]
 
 
-def centred(p: float | None) -> float | None:
+def centered(p: float | None) -> float | None:
     """A win rate around 0; a missing one stays missing."""
     return None if p is None else p - 0.5
 

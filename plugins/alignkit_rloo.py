@@ -7,7 +7,7 @@ ratio 1, in the first step of an iteration, the gradient is the paper's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from alignkit import (
@@ -15,11 +15,11 @@ from alignkit import (
     Algorithm,
     Batch,
     Field,
-    Group,
     Loss,
     Needs,
     Outputs,
-    SelectContext,
+    Register,
+    Skip,
     StageDefaults,
     Term,
     hookimpl,
@@ -46,51 +46,45 @@ class RLOO(Algorithm):
         lr_scheduler_type="linear",
         samples_per_prompt=4,
     )
-    teaches = True  # whether this iteration has anything to learn from
 
     class Options(Algorithm.Options):
-        kl_beta: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in reward units")
-        clip: float = Field(0.2, gt=0, description="ratio of a whole response may move so far in one iteration")
-        clip_high: float | None = Field(None, gt=0, description="the same upwards, where it differs")
+        kl_coefficient: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in reward units")
+        clip_range: float = Field(0.2, gt=0, description="ratio of a whole response may move so far in one iteration")
+        clip_range_high: float | None = Field(None, gt=0, description="the same upwards, where it differs")
 
-    def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
+    def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R]."""
-        assert rollouts.rewards is not None
-        assert rollouts.old_logprobs is not None and rollouts.reference_logprobs is not None
         kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask)
-        returns = rollouts.rewards - self.options.kl_beta * F.sum_tokens(kl, rollouts.mask)
-        advantages = F.rloo_advantages(returns, rollouts.group)
+        returns = rollouts.rewards - self.options.kl_coefficient * F.sum_tokens(kl, rollouts.mask)
+        advantages = F.rloo_advantages(returns, rollouts.group_index)
         self.metrics = {"return": float(returns.mean()), "advantage_size": float(advantages.abs().mean())}
-        self.teaches = bool(advantages.abs().max() > ROUNDING)
+        if not advantages.abs().max() > ROUNDING:
+            return Skip("no return differs from the others of its group")
         return {"advantages": advantages}
-
-    def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
-        """All, or none where no return differs from its group's: the iteration is skipped (`empty_selection`)."""
-        return groups if self.teaches else []
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, (logprobs, old) = self.options, _sums(batch, out)
-        policy = F.ppo_policy_loss(logprobs, old, batch["advantages"], o.clip, o.clip_high or o.clip)
-        return Loss(policy=per_response(policy))
+        policy = F.ppo_policy_loss(logprobs, old, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range)
+        return Loss(policy_loss=per_response(policy))
 
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Share of responses whose gradient the clip removes, their ratio; KL moved in this iteration (k3)."""
-        assert out.logprobs is not None and batch.old_logprobs is not None
         o, sums = self.options, _sums(batch, out)
         moved = F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)
         return {
-            "clip_fraction": per_response(F.clipped(*sums, batch["advantages"], o.clip, o.clip_high or o.clip)),
+            "clip_fraction": per_response(
+                F.clipped(*sums, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range)
+            ),
             "ratio": per_response(F.ratio(*sums)),
-            "moved": per_token(moved),
+            "approx_kl": per_token(moved),
         }
 
 
 def _sums(batch: Batch, out: Outputs) -> tuple[Tensor, Tensor]:
     """log P(response) now and when it was sampled, [R] nats."""
-    assert out.logprobs is not None and batch.old_logprobs is not None
     return F.sum_tokens(out.logprobs, batch.mask), F.sum_tokens(batch.old_logprobs, batch.mask)
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("rloo", RLOO, summary="policy gradient on whole responses with a leave-one-out baseline")

@@ -17,12 +17,13 @@ from alignkit import (
     Group,
     Loss,
     Outputs,
+    Register,
     SelectContext,
     StageDefaults,
     hookimpl,
     per_token,
 )
-from alignkit.data import beginning, no_demonstration
+from alignkit.data.group import preview, why_not_demonstration
 
 
 class SFT(Algorithm):
@@ -33,18 +34,17 @@ class SFT(Algorithm):
     class Options(Algorithm.Options):
         turns: Literal["all", "last"] = Field("all", description="assistant turns that are learned")
 
-    def turns(self) -> str:
+    def trained_turns(self) -> str:
         return str(self.options.turns)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
         """Raises DataError for what is no demonstration: of comparisons the worse response would be learned, too."""
         for group in groups:
-            if fault := no_demonstration(group):
-                raise DataError(f"sft learns demonstrations, but the row with the prompt {beginning(group)} {fault}")
+            if fault := why_not_demonstration(group):
+                raise DataError(f"sft learns demonstrations, but the row with the prompt {preview(group)} {fault}")
         return groups
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs))
 
 
@@ -58,16 +58,15 @@ class LM(Algorithm):
         for group in groups:
             if group.prompt or len(group.responses) != 1:
                 raise DataError(
-                    f"lm learns raw text, and the row {beginning(group)} is none: sft, dpo ... learn such rows"
+                    f"lm learns raw text, and the row {preview(group)} is none: sft, dpo ... learn such rows"
                 )
         return groups
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs))
 
 
 @hookimpl
-def register_algorithms(register):  # type: ignore[no-untyped-def]
+def register_algorithms(register: Register) -> None:
     register("sft", SFT, summary="learn demonstrations: cross-entropy on the assistant's tokens")
     register("lm", LM, summary="learn raw text")

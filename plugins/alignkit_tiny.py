@@ -18,7 +18,7 @@ from alignkit import hookimpl
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from alignkit.hookspecs import Register
+    from alignkit import Register
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"  # ids 0, 1, 2
 MERGES = 100

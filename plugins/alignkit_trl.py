@@ -20,17 +20,28 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from alignkit import ROLLOUTS, DataError, Field, Group, Needs, Response, RunFailed, Runner, hookimpl, resolved_pairs
+from alignkit import (
+    ROLLOUTS,
+    DataError,
+    ExternalTrainer,
+    Field,
+    Group,
+    Needs,
+    Response,
+    RunFailed,
+    hookimpl,
+    resolved_pairs,
+)
 from alignkit.algorithm import REWARD, Source, Trains
-from alignkit.data import beginning, no_demonstration, thumbs_of
+from alignkit.data.group import preview, why_not_demonstration, with_labels
 from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from alignkit.hookspecs import Register
-    from alignkit.recipe import ModelSpec, Settings
-    from alignkit.training import StageRun
+    from alignkit import Register
+    from alignkit.settings import ModelSpec, Settings
+    from alignkit.training.stage import StageContext
 
 TRAINERS = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO", "rloo": "RLOO"}
 ONLINE = ("grpo", "rloo")
@@ -70,13 +81,13 @@ ONLINE_KEYS = {
     "gradient_accumulation_steps": "batch_size",
 }
 Turns = list[dict[str, str]]
-Row = dict[str, Any]
+ResponseTokens = dict[str, Any]
 
 
-class TRL(Runner):
+class TRL(ExternalTrainer):
     """One of TRL's trainers, fed from groups."""
 
-    class Options(Runner.Options):
+    class Options(ExternalTrainer.Options):
         model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
 
         trainer: Literal["sft", "dpo", "kto", "reward", "grpo", "rloo"] = Field(
@@ -95,20 +106,20 @@ class TRL(Runner):
                     raise ValueError(f"{message}\n{did_you_mean(name, known)}".strip())
             return self
 
-    refuses: ClassVar[Mapping[str, str]] = {
+    unsupported_keys: ClassVar[Mapping[str, str]] = {
         "mix": "TRL's trainers take no second stream",
         "reference": "TRL's reference is where the stage starts from",
         "validation": "TRL would measure on it without keeping the best version: evaluate in a stage of its own",
         "data.validation": "TRL would measure on it without keeping the best version: evaluate in a stage of its own",
-        "keep_epochs": "the last version alone is saved",
+        "keep_versions": "the last version alone is saved",
         "checkpoint_every": "a stage that is killed begins again",
-        "carry_from": "TRL samples afresh",
+        "replay_from": "TRL samples afresh",
         "rollout.stop": "TRL's samples end at an end of turn",
         "rollout.min_new_tokens": "write generation_kwargs: {min_new_tokens: ...} beside trainer",
     }
 
     @classmethod
-    def variant(cls, options: Any) -> type[TRL]:
+    def specialize(cls, options: Any) -> type[TRL]:
         """Where the groups come from, and what is trained, follows from the trainer."""
         kinds: dict[Any, type[TRL]] = {**dict.fromkeys(ONLINE, TRLOnline), "reward": TRLReward, "dpo": TRLPairs}
         return kinds.get(options.get("trainer") if isinstance(options, Mapping) else None, cls)
@@ -127,7 +138,7 @@ class TRL(Runner):
             except ValidationError as error:
                 raise RunFailed(f"trl: {name}: {value!r}: {error.errors()[0]['msg']}") from error
 
-    def train(self, run: StageRun) -> Mapping[str, Any]:
+    def train(self, run: StageContext) -> Mapping[str, Any]:
         from transformers import PrinterCallback
 
         options, settings, policy = self.options, run.settings, run.engine.policy
@@ -147,7 +158,7 @@ class TRL(Runner):
             try:
                 trainer.train()
             except (ValueError, TypeError) as error:
-                raise RunFailed(f"trl: {TRAINERS[options.trainer]}Trainer refuses: {error}") from error
+                raise RunFailed(f"trl: {TRAINERS[options.trainer]}Trainer unsupported_keys: {error}") from error
             if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
                 raise RunFailed("trl: the weights are not numbers any more: it has diverged; lower learning_rate")
             steps = int(trainer.state.global_step)
@@ -163,7 +174,7 @@ class TRL(Runner):
             found |= {"steps_without_spread": idle, "unscored": getattr(trainer.reward_funcs[0], "unscored", 0)}
         return found
 
-    def _trainer(self, run: StageRun, model: Any, folder: Path) -> Any:
+    def _trainer(self, run: StageContext, model: Any, folder: Path) -> Any:
         import trl
 
         name = TRAINERS[self.options.trainer]
@@ -182,10 +193,10 @@ class TRL(Runner):
                 **more,
             )
         except (ValueError, TypeError) as error:
-            raise RunFailed(f"trl: {name}Trainer refuses: {error}") from error
+            raise RunFailed(f"trl: {name}Trainer unsupported_keys: {error}") from error
         return trainer
 
-    def _rows(self, run: StageRun) -> tuple[Any, dict[str, Any]]:
+    def _rows(self, run: StageContext) -> tuple[Any, dict[str, Any]]:
         """The trainer's data set in TRL's conversational format, and further arguments of the trainer."""
         from datasets import Dataset
 
@@ -232,10 +243,10 @@ class TRLOnline(TRL):
     source: ClassVar[Source] = ROLLOUTS
     needs: ClassVar[Needs] = Needs(min_samples=2)
 
-    def _rows(self, run: StageRun) -> tuple[Any, dict[str, Any]]:
+    def _rows(self, run: StageContext) -> tuple[Any, dict[str, Any]]:
         from datasets import Dataset
 
-        from alignkit.data import prompts_of
+        from alignkit.data.group import prompts_of
 
         prompts = prompts_of(run.load(run.settings.prompts).groups)
         rows = [{"prompt": list(group.prompt), "place": place} for place, group in enumerate(prompts)]
@@ -255,14 +266,14 @@ def said(group: Group, place: int) -> Turns:
     if response.messages is None:
         return [{"role": "assistant", "content": response.text}]
     if len(response.messages) > 1:
-        raise DataError(f"trl: a response to {beginning(group)} has several turns, and TRL would count the user's, too")
+        raise DataError(f"trl: a response to {preview(group)} has several turns, and TRL would count the user's, too")
     return [{"role": message["role"], "content": message["content"]} for message in response.messages]
 
 
-def demonstrations(group: Group) -> list[Row]:
+def demonstrations(group: Group) -> list[ResponseTokens]:
     """A row for each assistant's turn that is learned, behind all that was said before it."""
-    if fault := no_demonstration(group):
-        raise DataError(f"trl: sft learns demonstrations, but the row with the prompt {beginning(group)} {fault}")
+    if fault := why_not_demonstration(group):
+        raise DataError(f"trl: sft learns demonstrations, but the row with the prompt {preview(group)} {fault}")
     response, before, found = group.responses[0], conversation(group), []
     for message in response.messages or ({"role": "assistant", "content": response.text},):
         turn = {"role": message["role"], "content": message["content"]}
@@ -272,7 +283,7 @@ def demonstrations(group: Group) -> list[Row]:
     return found
 
 
-def pairs(group: Group) -> list[Row]:
+def pairs(group: Group) -> list[ResponseTokens]:
     """TRL has no soft labels: a pair counts as its likelier order, an undecided one not at all."""
     found = []
     for pair in resolved_pairs(group):
@@ -284,15 +295,15 @@ def pairs(group: Group) -> list[Row]:
     return found
 
 
-def thumbs(group: Group) -> list[Row]:
-    rated = thumbs_of(group)
+def thumbs(group: Group) -> list[ResponseTokens]:
+    rated = with_labels(group)
     return [
         {"prompt": conversation(group), "completion": said(rated, place), "label": response.label}
         for place, response in enumerate(rated.responses)
     ]
 
 
-def apart(rows: Sequence[Row], batch: int, rng: np.random.Generator) -> tuple[list[Row], int]:
+def apart(rows: Sequence[ResponseTokens], batch: int, rng: np.random.Generator) -> tuple[list[ResponseTokens], int]:
     """Thumbs in an order in which neighbours have different prompts, and how many have not.
 
     TRL's KTO keeps the order, and for z0 puts each response behind the prompt of its neighbour in the batch, a ring.
@@ -316,9 +327,10 @@ def apart(rows: Sequence[Row], batch: int, rng: np.random.Generator) -> tuple[li
     return order, sum(map(alike, range(len(order))))
 
 
-def reward_function(run: StageRun, prompts: Sequence[Group]) -> Callable[..., list[float | None]]:
+def reward_function(run: StageContext, prompts: Sequence[Group]) -> Callable[..., list[float | None]]:
     """The stage's reward in TRL's signature; a response that cannot be scored is None, which TRL leaves out."""
-    from alignkit.scoring import PLAIN, Scorer
+    from alignkit.reward import REWARD_KEY
+    from alignkit.training.scoring import Scorer
 
     scorer = Scorer(run.settings.reward, run.context())
     ends = run.engine.encoder.end_ids
@@ -332,7 +344,7 @@ def reward_function(run: StageRun, prompts: Sequence[Group]) -> Callable[..., li
         ]
         groups = [replace(prompts[at], responses=(response,)) for at, response in zip(place, responses, strict=True)]
         scored = scorer.score(groups)
-        kept = [at for at, group in enumerate(scored) if group.responses[0].scores.get(PLAIN) is not None]
+        kept = [at for at, group in enumerate(scored) if group.responses[0].scores.get(REWARD_KEY) is not None]
         found: list[float | None] = [None] * len(groups)
         reward.unscored += len(groups) - len(kept)  # type: ignore[attr-defined]
         if kept:
@@ -380,7 +392,7 @@ def check_reference(trainer: Any) -> None:
         raise RunFailed("trl: the trainer's reference is not the policy that the stage starts from")
 
 
-def arguments(run: StageRun, trainer: str, folder: Path) -> dict[str, Any]:
+def arguments(run: StageContext, trainer: str, folder: Path) -> dict[str, Any]:
     """The trainer's config as the stage's keys decide it."""
     import torch
 
@@ -430,16 +442,16 @@ def online(settings: Settings) -> dict[str, Any]:
     }
 
 
-def stage_length(run: StageRun, config: type) -> dict[str, Any]:
+def stage_length(run: StageContext, config: type) -> dict[str, Any]:
     names = {field.name for field in config.__dataclass_fields__.values()}  # type: ignore[attr-defined]
     return {"max_length": run.settings.max_length} if "max_length" in names else {}
 
 
-def progress(run: StageRun) -> Any:
+def progress(run: StageContext) -> Any:
     """TRL's log lines go where every stage's go."""
     from transformers import TrainerCallback
 
-    from alignkit.report import Metrics
+    from alignkit.io.progress import Metrics
 
     metrics = Metrics(run.folder / "metrics.jsonl")
 

@@ -14,17 +14,17 @@ from safetensors.torch import load_file, save_file
 
 import alignkit_tiny
 from alignkit import RunFailed
-from alignkit.checkpoint import Checkpoint, save_checkpoint
-from alignkit.engine import ForeignScorer
-from alignkit.policy import Policy
-from alignkit.recipe import LoraSpec, ModelSpec
+from alignkit.models.service import ForeignScorer
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import LoraSpec, ModelSpec
+from alignkit.training.checkpoint import Checkpoint, save_checkpoint
 
 LORA = LoraSpec(r=2, lora_alpha=4)
 TRANSFORMERS = logging.getLogger("transformers.modeling_utils")
 
 
-def policy(source: Path, lora: LoraSpec | None) -> Policy:
-    return Policy(ModelSpec(base=str(source), dtype="float32", device="cpu", lora=lora), str(source))
+def policy(source: Path, lora: LoraSpec | None) -> SharedModel:
+    return SharedModel(ModelSpec(base=str(source), dtype="float32", device="cpu", lora=lora), str(source))
 
 
 @pytest.fixture

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import Group, attention, rollout, tiles
+from alignkit import Group
 from alignkit import functional as F
-from alignkit.attention import Decoding, Packed, Segment
-from alignkit.batch import Encoded, Encoder, Row, pack
 from alignkit.errors import DataError, RunFailed
-from alignkit.policy import BASE, Policy
-from alignkit.recipe import LoraSpec, ModelSpec
-from alignkit.rollout import Sampling, choose, inverse_cdf, sample
+from alignkit.kernels import attention, tiled_attention
+from alignkit.kernels.attention import Decoding, GroupSpan, TreeLayout
+from alignkit.models import sampling as sampling_module
+from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.models.packing import pack
+from alignkit.models.sampling import Sampling, choose, inverse_cdf, sample
+from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.settings import LoraSpec, ModelSpec
 
 VOCABULARY = 97
 LLAMA: dict[str, Any] = {
@@ -119,13 +122,13 @@ def words_of_numbers() -> Any:
     )
 
 
-def load(folder: Path) -> Policy:
-    policy = Policy(ModelSpec(base=str(folder), dtype="float32", lora=None, device="cpu"), str(folder))
+def load(folder: Path) -> SharedModel:
+    policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", lora=None, device="cpu"), str(folder))
     policy.tokenizer = words_of_numbers()  # transformers chooses some tokenizers by the model's type, not by the file
     return policy
 
 
-def plain(policy: Policy) -> Any:
+def plain(policy: SharedModel) -> Any:
     """The same model with transformers' eager attention and nothing of ours."""
     from transformers import AutoModelForCausalLM
 
@@ -133,19 +136,19 @@ def plain(policy: Policy) -> Any:
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
-def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
     found = load(make(tmp_path_factory.mktemp(request.param), request.param))
     assert found.packs, found.unpacked_because
     return found
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+def llama(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
     return load(make(tmp_path_factory.mktemp("llama"), "Llama"))
 
 
 @pytest.fixture(scope="module", params=list(UNPACKED))
-def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
     return load(make(tmp_path_factory.mktemp(request.param), request.param))
 
 
@@ -154,9 +157,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All ways of computing a segment's attention, whatever its shape would choose."""
     rows = request.param == "rows beside each other"
     if request.param == "tiles":
-        monkeypatch.setattr(Packed, "__init__", partialmethod(Packed.__init__, costs=tiles.NOTHING))
-        monkeypatch.setattr(tiles, "QUERIES", 2)
-    monkeypatch.setattr(Segment, "as_rows", property(lambda s: rows and len(s.responses) > 0 < min(s.responses)))
+        monkeypatch.setattr(TreeLayout, "__init__", partialmethod(TreeLayout.__init__, costs=tiled_attention.NOTHING))
+        monkeypatch.setattr(tiled_attention, "QUERIES", 2)
+    monkeypatch.setattr(GroupSpan, "as_rows", property(lambda s: rows and len(s.responses) > 0 < min(s.responses)))
     return str(request.param)
 
 
@@ -169,7 +172,9 @@ def ragged() -> list[Encoded]:
     for g, (prompt, lengths) in enumerate(RAGGED):
         rows = [tokens(n, 100 * g + r) for r, n in enumerate(lengths)]
         group = Group((), id=str(g))
-        found.append(Encoded(group, tokens(prompt, 1000 + g), tuple(Row(row, (True,) * len(row)) for row in rows)))
+        found.append(
+            Encoded(group, tokens(prompt, 1000 + g), tuple(ResponseTokens(row, (True,) * len(row)) for row in rows))
+        )
     return found
 
 
@@ -179,7 +184,7 @@ def logprobs_alone(model: Any, prompt: Sequence[int], response: Sequence[int]) -
     return F.token_logprobs(model(input_ids=row).logits[0, :-1], row[0, 1:])[len(prompt) - 1 :]
 
 
-def check_logprobs(policy: Policy) -> None:
+def check_logprobs(policy: SharedModel) -> None:
     groups = ragged()
     row = pack(groups)
     with torch.no_grad():
@@ -190,11 +195,11 @@ def check_logprobs(policy: Policy) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
-def test_a_packed_tree_is_separate_rows(policy: Policy, way: str) -> None:
+def test_a_packed_tree_is_separate_rows(policy: SharedModel, way: str) -> None:
     check_logprobs(policy)
 
 
-def test_packed_hidden_states_at_prompts_and_responses(policy: Policy, way: str) -> None:
+def test_packed_hidden_states_at_prompts_and_responses(policy: SharedModel, way: str) -> None:
     groups = ragged()
     row = pack(groups)
     with torch.no_grad():
@@ -219,10 +224,10 @@ def test_packed_hidden_states_at_prompts_and_responses(policy: Policy, way: str)
 def test_responses_stand_beside_each_other_where_that_saves_products(
     prompt: int, responses: tuple[int, ...], rows: bool
 ) -> None:
-    assert Segment(0, prompt, responses).as_rows is rows
+    assert GroupSpan(0, prompt, responses).as_rows is rows
 
 
-def test_gradients_of_a_packed_tree(policy: Policy, way: str) -> None:
+def test_gradients_of_a_packed_tree(policy: SharedModel, way: str) -> None:
     groups = ragged()
     role = policy.add_role("trained")
     try:
@@ -248,12 +253,12 @@ def test_gradients_of_a_packed_tree(policy: Policy, way: str) -> None:
 
 
 @torch.no_grad()
-def test_decoding_is_the_full_forward(policy: Policy) -> None:
+def test_decoding_is_the_full_forward(policy: SharedModel) -> None:
     """Rows of different prompts, one of which leaves half-way."""
     model = plain(policy)
     prompts = [tokens(7, 1), tokens(2, 2), tokens(4, 3)]
     starts = [0, 7, 9]
-    prefill = Packed([Segment(s, len(p), ()) for s, p in zip(starts, prompts, strict=True)], keep=True)
+    prefill = TreeLayout([GroupSpan(s, len(p), ()) for s, p in zip(starts, prompts, strict=True)], keep=True)
     policy.hidden(BASE, prefill, torch.tensor([t for p in prompts for t in p]))
     owners = [0, 1, 1, 2]
     decoding = Decoding()
@@ -266,7 +271,7 @@ def test_decoding_is_the_full_forward(policy: Policy) -> None:
             rows, lengths = [rows[0], *rows[2:]], [lengths[0], *lengths[2:]]
         new = torch.tensor([[row[n + step]] for row, n in zip(rows, lengths, strict=True)])
         positions = torch.tensor([[n + step] for n in lengths])
-        with attention.using(decoding), policy.acting_as(BASE) as ours:
+        with attention.using(decoding), policy.using_role(BASE) as ours:
             backbone = getattr(ours, ours.base_model_prefix)
             states = backbone(input_ids=new, position_ids=positions, use_cache=False).last_hidden_state
         decoding.advance()
@@ -278,7 +283,7 @@ def test_decoding_is_the_full_forward(policy: Policy) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("entering", [2, 9])
-def test_rows_enter_while_others_go_on(policy: Policy, entering: int) -> None:
+def test_rows_enter_while_others_go_on(policy: SharedModel, entering: int) -> None:
     """One with a shorter prompt than what stands there by then, and one with a longer."""
     model = plain(policy)
     lengths = [4, 2, 6, entering]
@@ -287,8 +292,8 @@ def test_rows_enter_while_others_go_on(policy: Policy, entering: int) -> None:
 
     def enter(keep: Sequence[int], new: Sequence[int]) -> None:
         starts = [sum(lengths[n] for n in new[:i]) for i in range(len(new))]
-        segments = [Segment(start, lengths[n], ()) for start, n in zip(starts, new, strict=True)]
-        prefill = Packed(segments, keep=True)
+        segments = [GroupSpan(start, lengths[n], ()) for start, n in zip(starts, new, strict=True)]
+        prefill = TreeLayout(segments, keep=True)
         policy.hidden(BASE, prefill, torch.tensor([t for n in new for t in rows[n][: lengths[n]]]))
         decoding.change_rows(keep, 8, prefill, range(len(new)))
 
@@ -299,7 +304,7 @@ def test_rows_enter_while_others_go_on(policy: Policy, entering: int) -> None:
             active = [0, 2, 3]
         new = torch.tensor([[rows[n][at[n]]] for n in active])
         positions = torch.tensor([[at[n]] for n in active])
-        with attention.using(decoding), policy.acting_as(BASE) as ours:
+        with attention.using(decoding), policy.using_role(BASE) as ours:
             backbone = getattr(ours, ours.base_model_prefix)
             states = backbone(input_ids=new, position_ids=positions, use_cache=False).last_hidden_state
         decoding.advance()
@@ -336,7 +341,7 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
 
     folder = make(tmp_path / "base", name)
     lora = LoraSpec(r=2, lora_alpha=7, target_modules=layers)
-    policy = Policy(ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder))
+    policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder))
     policy.add_role("first")
     policy.add_role("new")
     policy.add_role("last")
@@ -353,9 +358,11 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
     assert len(parameters) == len([p for p in model.parameters() if p.requires_grad])
     ids = torch.tensor(tokens(9, 3))
     wanted = model(input_ids=ids[None]).logits[0]
-    found = policy.next_logits("new", policy.hidden("new", Packed([Segment(0, 9, ())]), ids))
+    found = policy.next_logits("new", policy.hidden("new", TreeLayout([GroupSpan(0, 9, ())]), ids))
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(found, policy.next_logits(BASE, policy.hidden(BASE, Packed([Segment(0, 9, ())]), ids)))
+    assert not torch.allclose(
+        found, policy.next_logits(BASE, policy.hidden(BASE, TreeLayout([GroupSpan(0, 9, ())]), ids))
+    )
     for logits in (wanted, found):
         torch.log_softmax(logits, dim=-1)[:, 5].sum().backward()
     theirs = {key.removeprefix("base_model.model."): p.grad for key, p in model.named_parameters()}
@@ -375,7 +382,7 @@ def test_layers_computed_twice_give_the_same_gradients(
     """Of two roles in one backward, which runs as neither of them and when other rows have been seen."""
     folder = make(tmp_path, name)
     spec = ModelSpec(base=str(folder), dtype="float32", lora=LoraSpec(r=2, lora_alpha=4), device="cpu")
-    policy = Policy(spec, str(folder))
+    policy = SharedModel(spec, str(folder))
     policy.add_role("new")
     policy.add_role("value", start="new", head="scalar")
     parameters = {role: policy.make_trainable(role) for role in ("new", "value")}
@@ -388,14 +395,14 @@ def test_layers_computed_twice_give_the_same_gradients(
         logprobs, _ = policy.logprobs("new", policy.hidden("new", row.layout, row.tokens)[row.before], row.targets)
         values = policy.scalars("value", policy.hidden("value", row.layout, row.tokens)[row.before])
         loss = (logprobs * torch.arange(len(logprobs)) + values.square()).sum()
-        policy.hidden(BASE, Packed([Segment(0, 4, ())]), row.tokens[:4])
+        policy.hidden(BASE, TreeLayout([GroupSpan(0, 4, ())]), row.tokens[:4])
         found = torch.autograd.grad(loss, [p for own in parameters.values() for p in own.values()])
         assert policy.switch.adapter is None
         return list(found)
 
     kept = gradients()
     assert policy.recomputed == 0 and all(gradient.any() for gradient in kept)
-    monkeypatch.setattr("alignkit.policy.total", lambda device: 0.0)
+    monkeypatch.setattr("alignkit.models.shared_model.total", lambda device: 0.0)
     again = gradients()
     assert policy.recomputed == 3  # the pass as another role, too
     for one, other in zip(again, kept, strict=True):
@@ -428,13 +435,13 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield seen
 
 
-def encoder_with_ends(policy: Policy, ends: Sequence[int]) -> Encoder:
+def encoder_with_ends(policy: SharedModel, ends: Sequence[int]) -> Encoder:
     encoder = Encoder(policy.tokenizer)
     encoder.__dict__["end_ids"] = frozenset(ends)
     return encoder
 
 
-def check_greedy(policy: Policy, count: int = 20, length: int = 12) -> None:
+def check_greedy(policy: SharedModel, count: int = 20, length: int = 12) -> None:
     groups = questions(count)
     model = plain(policy)
     ends = list(range(1, VOCABULARY, 9))  # a ninth of all tokens end a response: rows finish at different steps
@@ -457,27 +464,29 @@ def check_greedy(policy: Policy, count: int = 20, length: int = 12) -> None:
     assert [group.responses[0].truncated for group in found] == [row[-1] not in ends for row in wanted]
 
 
-def test_greedy_sampling_is_generate(policy: Policy, copies: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_greedy_sampling_is_generate(policy: SharedModel, copies: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     check_greedy(policy)
     monkeypatch.setattr(attention, "BLOCK", 3)  # rows beside each other leave out columns that none of them has
     check_greedy(policy)
     assert len(copies) > 1
     copies.clear()
-    monkeypatch.setattr(rollout, "ROWS", 6)  # some enter when others have left
+    monkeypatch.setattr(sampling_module, "ROWS", 6)  # some enter when others have left
     check_greedy(policy)
     assert any(0 < kept < 6 for kept in copies) and len(copies) > 6
-    monkeypatch.setattr(rollout, "CACHE_BYTES", 1)  # one at a time
+    monkeypatch.setattr(sampling_module, "CACHE_BYTES", 1)  # one at a time
     check_greedy(policy)
 
 
-def test_processors_change_what_is_chosen_and_not_what_is_told(llama: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processors_change_what_is_chosen_and_not_what_is_told(
+    llama: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Transformers' own processors; one that looks back sees prompt and response as `generate` shows them."""
     from transformers import NoRepeatNGramLogitsProcessor, SuppressTokensLogitsProcessor
 
     groups, encoder, banned = questions(8), encoder_with_ends(llama, [1]), list(range(2, 50))
     plain_ = Sampling(2, 12, temperature=0.0)
     for rows in (128, 3):
-        monkeypatch.setattr(rollout, "ROWS", rows)
+        monkeypatch.setattr(sampling_module, "ROWS", rows)
         found = sample(
             llama, BASE, encoder, groups, replace(plain_, processors=[SuppressTokensLogitsProcessor(banned)]), seed=0
         )
@@ -502,13 +511,13 @@ def test_processors_change_what_is_chosen_and_not_what_is_told(llama: Policy, mo
 
 @pytest.mark.parametrize("wrong", [float("-inf"), float("nan")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_processors_that_leave_no_token_are_an_error(llama: Policy, wrong: float, temperature: float) -> None:
+def test_processors_that_leave_no_token_are_an_error(llama: SharedModel, wrong: float, temperature: float) -> None:
     sampling = Sampling(1, 4, temperature=temperature, processors=[lambda ids, logits: torch.full_like(logits, wrong)])
     with pytest.raises(RunFailed, match="logits processors"):
         sample(llama, BASE, Encoder(llama.tokenizer), questions(2), sampling, seed=0)
 
 
-def test_processors_are_not_asked_about_what_has_ended(llama: Policy) -> None:
+def test_processors_are_not_asked_about_what_has_ended(llama: SharedModel) -> None:
     """One that allows nothing behind the end, as those of grammars do; the ended stay beside the others for a while."""
     ends = list(range(1, 8))
 
@@ -533,12 +542,12 @@ def test_sampling_that_means_nothing_is_refused(options: dict[str, Any], told: s
         Sampling(**options)
 
 
-def test_a_prompt_without_a_token_has_no_response(llama: Policy) -> None:
+def test_a_prompt_without_a_token_has_no_response(llama: SharedModel) -> None:
     with pytest.raises(DataError, match="no token that a response could follow"):
         sample(llama, BASE, Encoder(llama.tokenizer), [*questions(1), Group(())], Sampling(1, 4), seed=0)
 
 
-def test_sampled_logprobs_are_those_of_the_training_path(policy: Policy) -> None:
+def test_sampled_logprobs_are_those_of_the_training_path(policy: SharedModel) -> None:
     groups = questions(6)
     encoder = Encoder(policy.tokenizer)
     found = sample(policy, BASE, encoder, groups, Sampling(3, 8, temperature=0.7), seed=1)
@@ -551,7 +560,7 @@ def test_sampled_logprobs_are_those_of_the_training_path(policy: Policy) -> None
     torch.testing.assert_close(torch.tensor(sampled), again, atol=1e-4, rtol=0)
 
 
-def test_a_sample_does_not_depend_on_its_company(llama: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_does_not_depend_on_its_company(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     groups, encoder = questions(10), encoder_with_ends(llama, range(1, 12))
     sampling = Sampling(4, 10)
 
@@ -562,7 +571,7 @@ def test_a_sample_does_not_depend_on_its_company(llama: Policy, monkeypatch: pyt
     all_of_them = draw(groups, sampling)
     assert draw(groups[:3], sampling) == all_of_them[:3]
     assert draw(groups, replace(sampling, samples_per_prompt=2)) == [rows[:2] for rows in all_of_them]
-    monkeypatch.setattr(rollout, "ROWS", 3)
+    monkeypatch.setattr(sampling_module, "ROWS", 3)
     assert draw(groups, sampling) == all_of_them
     # Siblings, seeds and places differ.
     assert all(len(set(rows)) == len(rows) for rows in all_of_them)
@@ -571,8 +580,8 @@ def test_a_sample_does_not_depend_on_its_company(llama: Policy, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("rows", [128, 7])
-def test_no_end_before_min_new_tokens(llama: Policy, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout, "ROWS", rows)  # with 7 rows of different lengths stand beside each other
+def test_no_end_before_min_new_tokens(llama: SharedModel, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_module, "ROWS", rows)  # with 7 rows of different lengths stand beside each other
     ends = set(range(1, 90))
     encoder = encoder_with_ends(llama, sorted(ends))
     groups = questions(5)
@@ -585,26 +594,26 @@ def test_no_end_before_min_new_tokens(llama: Policy, rows: int, monkeypatch: pyt
         assert all(len(row) > 3 for row in rows)
 
 
-def test_prompts_enter_in_parts_that_fit_the_token_budget(llama: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_enter_in_parts_that_fit_the_token_budget(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     groups, encoder, sampling = questions(12), encoder_with_ends(llama, range(1, 12)), Sampling(3, 10)
     wanted = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
-    monkeypatch.setattr(Policy, "token_budget", property(lambda self: 5))
+    monkeypatch.setattr(SharedModel, "token_budget", property(lambda self: 5))
     parts: list[int] = []
-    original = Policy.hidden
+    original = SharedModel.hidden
 
-    def spy(self: Policy, name: str, packed: Packed, tokens: Tensor) -> Tensor:
+    def spy(self: SharedModel, name: str, packed: TreeLayout, tokens: Tensor) -> Tensor:
         parts.append(len(tokens))
         return original(self, name, packed, tokens)
 
-    monkeypatch.setattr(Policy, "hidden", spy)
+    monkeypatch.setattr(SharedModel, "hidden", spy)
     found = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
     assert [[r.tokens for r in rows] for rows in found] == [[r.tokens for r in rows] for rows in wanted]
     assert len(parts) > 2 and max(parts) <= 20  # as when many tokens are measured, four times the budget
 
 
-def test_the_cache_keeps_to_its_bound(llama: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_keeps_to_its_bound(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     bound, held = 40_000, []
-    monkeypatch.setattr(rollout, "CACHE_BYTES", bound)
+    monkeypatch.setattr(sampling_module, "CACHE_BYTES", bound)
     original = Decoding.change_rows
 
     def spy(self: Decoding, *given: Any) -> None:
@@ -616,7 +625,7 @@ def test_the_cache_keeps_to_its_bound(llama: Policy, monkeypatch: pytest.MonkeyP
     assert len(held) > 5 and bound / 3 < max(held) <= bound
 
 
-def test_a_stop_string_ends_a_response_and_stays(llama: Policy) -> None:
+def test_a_stop_string_ends_a_response_and_stays(llama: SharedModel) -> None:
     encoder, groups = Encoder(llama.tokenizer), questions(8)
     free = sample(llama, BASE, encoder, groups, Sampling(2, 12), seed=2)
     stops = (" ".join(free[0].responses[0].text.split()[4:6]), free[1].responses[1].text.split()[7])
@@ -693,7 +702,7 @@ def test_choose_draws_from_the_filtered_policy(temperature: float) -> None:
 # Models that cannot be packed
 
 
-def test_attention_that_ignores_the_layout_falls_back(unpacked: Policy) -> None:
+def test_attention_that_ignores_the_layout_falls_back(unpacked: SharedModel) -> None:
     assert not unpacked.packs
     said = {"DiffLlama": "decoding token by token differs", "Qwen2Moe": "its window of 14 tokens is in a mask",
             "Llama4": "it scales queries by their place"}  # fmt: skip

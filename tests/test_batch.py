@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from alignkit.batch import Encoded, Encoder, Examples, Row, encode_all, micro_batches, pack
-from alignkit.data import Group, Message, Pair, Response
+from alignkit.data.chat_templates import CHATML, REWARD_KEY
+from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import DataError
-from alignkit.templates import CHATML, PLAIN
+from alignkit.models.encoding import Encoded, Encoder, ResponseTokens, encode_all
+from alignkit.models.examples import Examples
+from alignkit.models.packing import micro_batches, pack
 from alignkit_tiny import CHAT_TEMPLATE, _tokenizer
 
 SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
@@ -39,7 +41,7 @@ WIDE = CHATML.replace("'<|im_end|>\n'", "' :<|im_end|>\n'")
 TEMPLATES = {
     "tiny": (CHAT_TEMPLATE, "<|im_end|>"),
     "chatml": (CHATML, "<|im_end|>"),
-    "plain, for base models": (PLAIN, "<|im_end|>"),
+    "plain, for base models": (REWARD_KEY, "<|im_end|>"),
     "a system message of its own": (SYSTEM + CHATML, "<|im_end|>"),
     "llama 3": (HEADERS, "<|eot|>"),
     "gemma": (GEMMA, "<|eot|>"),
@@ -78,7 +80,7 @@ def encoded(found: Encoded | None) -> Encoded:
     return found
 
 
-def counted(made: Encoder, row: Row) -> list[str]:
+def counted(made: Encoder, row: ResponseTokens) -> list[str]:
     """The runs of counted tokens, as text."""
     runs: list[list[int]] = [[]]
     for token, counts in zip(row.tokens, row.mask, strict=True):
@@ -306,6 +308,6 @@ def test_pairs_point_at_the_batchs_rows() -> None:
     pairs = batch.pairs
     assert (pairs.better.tolist(), pairs.worse.tolist()) == ([1, 4, 2], [0, 2, 3])
     assert pairs.p.tolist() == pytest.approx([0.7, 1, 1]) and pairs.margin.tolist() == [0, 1.5, 0]
-    assert pairs.group.tolist() == [0, 1, 1] and pairs.levels == ("better", None, None)
-    assert batch.group.tolist() == [0, 0, 1, 1, 1] and batch.tokens.shape == (5, 4)
+    assert pairs.group_index.tolist() == [0, 1, 1] and pairs.levels == ("better", None, None)
+    assert batch.group_index.tolist() == [0, 0, 1, 1, 1] and batch.tokens.shape == (5, 4)
     assert batch.mask.sum(1).tolist() == [2, 3, 2, 3, 4] and bool((batch.tokens[~batch.mask] == 0).all())

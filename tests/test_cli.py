@@ -52,9 +52,9 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Replaces the run; the list receives its arguments."""
     calls: list[tuple] = []
-    fake = types.ModuleType("alignkit.run")
+    fake = types.ModuleType("alignkit.runs.run")
     fake.run_recipe = lambda *args: calls.append(args)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "alignkit.run", fake)
+    monkeypatch.setitem(sys.modules, "alignkit.runs.run", fake)
     return calls
 
 
@@ -104,7 +104,7 @@ def test_exit_codes(
     def fail(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["alignkit.run"], "run_recipe", fail)
+    monkeypatch.setattr(sys.modules["alignkit.runs.run"], "run_recipe", fail)
     monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
     try:
         got = cli.main(["run", *recipe])
@@ -120,7 +120,7 @@ def test_debug_shows_where(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys.modules["alignkit.run"], "run_recipe", lambda *args: 1 / 0)
+    monkeypatch.setattr(sys.modules["alignkit.runs.run"], "run_recipe", lambda *args: 1 / 0)
     monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
     assert cli.main(["run", *recipe]) == 1
     assert "Traceback" in capsys.readouterr().err

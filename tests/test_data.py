@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import data, files, readers
-from alignkit.data import Group, Message, Pair, Response
+from alignkit.data import files, sources
+from alignkit.data import group as groups_module
+from alignkit.data.files import SkippedRow
+from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import BadRow, DataError
-from alignkit.files import SkippedRow
 from alignkit.formats import Format
 
 PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "dialogues", "groups")
@@ -33,7 +34,7 @@ for plugin in PLUGINS:
 
 
 @dataclass
-class Claim:
+class Registration:
     thing: type[Format]
 
 
@@ -41,7 +42,7 @@ class Claim:
 class Chosen:
     """A recipe's component: a format and its options."""
 
-    claim: Claim
+    registration: Registration
     options: Any
 
 
@@ -68,11 +69,11 @@ class Spec:
 
 
 def named(name: str, **options: Any) -> Chosen:
-    return Chosen(Claim(FORMATS[name]), FORMATS[name].Options(**options))
+    return Chosen(Registration(FORMATS[name]), FORMATS[name].Options(**options))
 
 
-def load(*sources: Source, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> readers.Loaded:
-    return readers.load(Spec(sources), formats=formats, seed=seed, stage_data=stage_data)  # type: ignore[arg-type]
+def load(*sources: Source, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> sources.Loaded:
+    return sources.load(Spec(sources), formats=formats, seed=seed, stage_data=stage_data)  # type: ignore[arg-type]
 
 
 def bad_rows(path: Path, **settings: Any) -> list[tuple[int, str]]:
@@ -109,7 +110,7 @@ texts = st.text(max_size=12)
 numbers = st.floats(allow_nan=False) | st.integers(-5, 5)
 messages = st.builds(
     lambda role, content, train: Message(role=role, content=content, **({} if train is None else {"train": train})),
-    st.sampled_from(data.ROLES),
+    st.sampled_from(groups_module.ROLES),
     texts,
     st.none() | st.booleans(),
 )
@@ -133,7 +134,7 @@ json_values = st.recursive(st.none() | st.booleans() | st.integers() | texts, la
 def groups(draw: Any) -> Group:
     answers = draw(st.lists(responses, max_size=3).map(tuple))
     indices = [(i, j) for i in range(len(answers)) for j in range(len(answers)) if i != j]
-    margins = st.none() | numbers | st.sampled_from(data.LEVELS)
+    margins = st.none() | numbers | st.sampled_from(groups_module.LEVELS)
     pair = st.builds(lambda at, p, m: Pair(at[0], at[1], p, m), st.sampled_from(indices or [(0, 1)]), numbers, margins)
     return Group(
         prompt=draw(st.lists(messages, max_size=2).map(tuple)),
@@ -148,22 +149,22 @@ def groups(draw: Any) -> Group:
 @given(groups())
 @settings(max_examples=300)
 def test_a_group_survives_json_in_one_line_of_standard_json(group: Group) -> None:
-    line = data.group_to_json(group)
+    line = groups_module.group_to_json(group)
     assert "\n" not in line
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert data.group_from_json(line) == group
+    assert groups_module.group_from_json(line) == group
 
 
 def test_half_a_surrogate_pair_and_nan_survive_json() -> None:
     group = Group(prompt("\ud800"), (Response(text="x", scores={"r": math.inf}, logprobs=(-math.inf, math.nan)),))
-    line = data.group_to_json(group)
-    back = data.group_from_json(line.encode())
+    line = groups_module.group_to_json(group)
+    back = groups_module.group_from_json(line.encode())
     assert back.prompt == group.prompt and back.responses[0].scores == {"r": math.inf}
     assert back.responses[0].logprobs is not None and math.isnan(back.responses[0].logprobs[1])
 
 
 def test_defaults_are_not_written() -> None:
-    line = data.group_to_json(Group(prompt("q"), (Response(text="a"),), id="x"))
+    line = groups_module.group_to_json(Group(prompt("q"), (Response(text="a"),), id="x"))
     expected = {"alignkit": 1, "prompt": [{"role": "user", "content": "q"}], "responses": [{"text": "a"}], "id": "x"}
     assert json.loads(line) == expected
 
@@ -184,21 +185,21 @@ def test_defaults_are_not_written() -> None:
 )
 def test_what_is_no_group_is_refused_with_a_reason(row: Any, reason: str) -> None:
     with pytest.raises(BadRow, match=re.escape(reason)):
-        data.group_from_json(json.dumps(row))
+        groups_module.group_from_json(json.dumps(row))
 
 
 def test_meta_that_json_cannot_hold_names_the_group() -> None:
     with pytest.raises(ValueError, match="group 'g7': meta"):
-        data.group_to_json(Group((), id="g7", meta={"x": math.nan}))
+        groups_module.group_to_json(Group((), id="g7", meta={"x": math.nan}))
 
 
 @pytest.mark.parametrize("name", ["g.jsonl", "deep/er/g.jsonl.gz"])
 def test_written_groups_are_read_back_and_equal_bytes_follow_from_equal_groups(tmp_path: Path, name: str) -> None:
     wanted = [Group(prompt(f"q{i}\u2028\x85"), (Response(text="", tokens=(1, 2)),), id=str(i)) for i in range(5)]
-    data.write_groups(tmp_path / name, wanted)
+    groups_module.write_groups(tmp_path / name, wanted)
     once = (tmp_path / name).read_bytes()
-    data.write_groups(tmp_path / name, iter(wanted))
-    assert data.read_groups(tmp_path / name) == wanted
+    groups_module.write_groups(tmp_path / name, iter(wanted))
+    assert groups_module.read_groups(tmp_path / name) == wanted
     assert (tmp_path / name).read_bytes() == once
     assert [p.name for p in (tmp_path / name).parent.iterdir() if p.name.startswith(".")] == []
 
@@ -208,10 +209,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
         yield Group((), id="new")
         raise RuntimeError("no more")
 
-    data.write_groups(tmp_path / "g.jsonl", [Group((), id="old")])
+    groups_module.write_groups(tmp_path / "g.jsonl", [Group((), id="old")])
     with pytest.raises(RuntimeError):
-        data.write_groups(tmp_path / "g.jsonl", broken())
-    assert [g.id for g in data.read_groups(tmp_path / "g.jsonl")] == ["old"]
+        groups_module.write_groups(tmp_path / "g.jsonl", broken())
+    assert [g.id for g in groups_module.read_groups(tmp_path / "g.jsonl")] == ["old"]
     assert [p.name for p in tmp_path.iterdir()] == ["g.jsonl"]
 
 
@@ -219,7 +220,7 @@ def test_read_groups_names_every_bad_line(tmp_path: Path) -> None:
     path = tmp_path / "g.jsonl"
     path.write_text('{"alignkit": 1, "prompt": []}\n{"prompt": []}\n\n{"alignkit": 1,')
     with pytest.raises(DataError) as error:
-        data.read_groups(path)
+        groups_module.read_groups(path)
     assert f"{path}:2: not a group" in str(error.value) and f"{path}:4: not valid JSON" in str(error.value)
     assert "cut off" in str(error.value)
 
@@ -229,20 +230,23 @@ def test_read_groups_names_every_bad_line(tmp_path: Path) -> None:
 
 def test_pairs_follow_from_ranks_and_ties_give_none() -> None:
     ranked = tuple(Response(text=str(r), rank=r) for r in (2, 1, 2, None, 3))
-    pairs = data.resolved_pairs(Group((), ranked))
+    pairs = groups_module.resolved_pairs(Group((), ranked))
     assert {(p.better, p.worse) for p in pairs} == {(1, 0), (1, 2), (1, 4), (0, 4), (2, 4)}
-    assert data.resolved_pairs(Group((), ranked, pairs=(Pair(4, 0),))) == (Pair(4, 0),)
-    assert data.resolved_pairs(Group((), ranked, pairs=())) == ()
-    assert data.resolved_pairs(Group((), (Response(text="a"), Response(text="b")))) == ()
+    assert groups_module.resolved_pairs(Group((), ranked, pairs=(Pair(4, 0),))) == (Pair(4, 0),)
+    assert groups_module.resolved_pairs(Group((), ranked, pairs=())) == ()
+    assert groups_module.resolved_pairs(Group((), (Response(text="a"), Response(text="b")))) == ()
 
 
 def test_an_id_depends_on_the_words_only_and_never_changes() -> None:
-    one = data.group_id(prompt("q"), [Response(text="a", rank=1, scores={"x": 1.0})])
-    assert one == data.group_id(prompt("q"), [Response(text="a")])
+    one = groups_module.group_id(prompt("q"), [Response(text="a", rank=1, scores={"x": 1.0})])
+    assert one == groups_module.group_id(prompt("q"), [Response(text="a")])
     stable = hashlib.sha256(b'[[["user", "q"]], ["a"]]').hexdigest()[:16]
     assert one == stable  # runs on disk rely on it
-    others = [data.group_id(prompt("q")), data.group_id(prompt("q "), [Response(text="a")])]
-    others += [data.group_id((), [Response(text="a")]), data.group_id(prompt("q"), [Response(text="b")])]
+    others = [groups_module.group_id(prompt("q")), groups_module.group_id(prompt("q "), [Response(text="a")])]
+    others += [
+        groups_module.group_id((), [Response(text="a")]),
+        groups_module.group_id(prompt("q"), [Response(text="b")]),
+    ]
     assert len({one, *others}) == 5
 
 
@@ -253,12 +257,12 @@ def test_prompts_of_any_groups_once_each_in_order() -> None:
         Group(prompt("b"), meta={"safety": False}),
         Group((), (Response(text="raw"),)),
     ]
-    found = data.prompts_of(given_groups)
+    found = groups_module.prompts_of(given_groups)
     assert [(g.prompt[0]["content"], g.responses, g.pairs, g.bundle) for g in found] == [
         ("b", (), None, None),
         ("a", (), None, None),
     ]
-    assert found[0].meta == {"safety": True} and found[0].id == data.group_id(prompt("b"))
+    assert found[0].meta == {"safety": True} and found[0].id == groups_module.group_id(prompt("b"))
 
 
 # Files
@@ -293,7 +297,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, mark:
     assert words(loaded.groups) == [row["prompt"] for row in ROWS]
     assert [str(g.meta["safety"]).lower() for g in loaded.groups] == ["true", "false"]
     assert loaded.validation == [] and loaded.skipped == []
-    assert all(g.id == data.group_id(g.prompt) for g in loaded.groups)
+    assert all(g.id == groups_module.group_id(g.prompt) for g in loaded.groups)
 
 
 def test_plain_text_files_become_raw_text_or_what_the_named_format_makes_of_a_line(tmp_path: Path) -> None:
@@ -491,7 +495,7 @@ def test_a_format_that_trips_over_a_row_names_the_row(tmp_path: Path) -> None:
 
     path = write(tmp_path / "d.jsonl", {"a": {"b": "fine"}}, {"a": 5})
     with pytest.raises(DataError, match=r"d\.jsonl:2: Fragile failed: TypeError"):
-        load(Source(path, format=Chosen(Claim(Fragile), None)))
+        load(Source(path, format=Chosen(Registration(Fragile), None)))
 
 
 # Detection and columns
@@ -516,14 +520,14 @@ def test_a_row_that_several_formats_want_names_just_these(tmp_path: Path) -> Non
         def matches(cls, row: Any) -> bool:
             return True
 
-    class Broken(Format):
+    class BrokenPlugin(Format):
         @classmethod
         def matches(cls, row: Any) -> bool:
             raise KeyError("x")
 
     path = write(tmp_path / "d.jsonl", {"prompt": "q"})
     with pytest.raises(DataError) as error:
-        load(Source(path), formats={**FORMATS, "greedy": Greedy, "broken": Broken})
+        load(Source(path), formats={**FORMATS, "greedy": Greedy, "broken": BrokenPlugin})
     text = str(error.value)
     assert "greedy" in text and "prompt_only" in text and "alpaca" not in text and "broken" not in text
     assert words(load(Source(path, format=named("prompt_only"))).groups) == ["q"]
@@ -550,7 +554,7 @@ def test_meta_of_the_source_is_added_to_each_group_and_wins(tmp_path: Path) -> N
 
 def test_a_stage_is_read_as_its_groups_whatever_was_sampled(tmp_path: Path) -> None:
     sampled = [Group(prompt("q"), (Response(text="", tokens=(2,)), Response(text="")), pairs=(Pair(0, 1),), id="kept")]
-    data.write_groups(tmp_path / "data.jsonl", sampled)
+    groups_module.write_groups(tmp_path / "data.jsonl", sampled)
     loaded = load(Source(stage="make"), stage_data=lambda stage: tmp_path / "data.jsonl" if stage == "make" else None)
     assert loaded.groups == sampled
 
@@ -683,7 +687,7 @@ def test_shipped_held_out_prompts_are_in_no_training_file() -> None:
 def test_shipped_files_hold_what_the_recipes_expect_of_them() -> None:
     assert [g.meta["safety"] for g in shipped("prompts.jsonl")].count(True) == 200
     assert [g.meta["safety"] for g in shipped("heldout.jsonl")].count(True) == 89
-    assert all(4 <= len(g.responses) <= 9 and data.resolved_pairs(g) for g in shipped("rankings.jsonl"))
+    assert all(4 <= len(g.responses) <= 9 and groups_module.resolved_pairs(g) for g in shipped("rankings.jsonl"))
     margins = {pair.margin for g in shipped("graded.jsonl") for pair in g.pairs or ()}
     assert margins == {"significantly", "slightly"}
     text = load(Source(SHIPPED / "text.txt")).groups

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-from alignkit import dataset_stage, readers, run
-from alignkit.batch import Encoder, Examples
-from alignkit.data import Group, Response
+from alignkit.data import sources
+from alignkit.data.group import Group, Response
 from alignkit.errors import DataError
-from alignkit.recipe import load_recipe
-from alignkit.run import run_recipe
-from alignkit.train import Learner
+from alignkit.models.encoding import Encoder
+from alignkit.models.examples import Examples
+from alignkit.recipe.load import load_recipe
+from alignkit.runs import run
+from alignkit.runs.run import run_recipe
+from alignkit.training import offline
+from alignkit.training.learner import Learner
 
 LONG = "why " * 200
 
@@ -41,7 +44,7 @@ def weights(folder: Path) -> bytes:
 
 def test_batch_by_batch_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(tmp_path, demonstrations(5))
-    monkeypatch.setattr(dataset_stage, "AHEAD", 4)
+    monkeypatch.setattr(offline, "AHEAD", 4)
     summary = trained(tmp_path, demonstrations(5), "later")
     assert weights(tmp_path / "later") == weights(tmp_path / "out")
     assert (summary["groups"], summary["steps"]) == (5, 6)
@@ -53,7 +56,7 @@ def test_what_does_not_fit_is_counted_once_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], batch_size: int
 ) -> None:
     """Where nothing of a batch fits, its step teaches nothing and the stage goes on."""
-    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    monkeypatch.setattr(offline, "AHEAD", 0)
     rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}, {"prompt": "so?", "completion": LONG}]
     summary = trained(tmp_path, rows, batch_size=batch_size)
     assert summary["encoding"] == {"no_room": 1, "cut": 1}
@@ -68,7 +71,7 @@ def test_what_does_not_fit_is_counted_once_and_told(
 def test_validation_is_not_counted_among_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    monkeypatch.setattr(offline, "AHEAD", 0)
     held = [*demonstrations(1), *[{"prompt": LONG, "completion": "yes"}] * 3]
     (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, held)), encoding="utf-8")
     rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}]
@@ -91,7 +94,7 @@ def test_a_row_that_the_template_cannot_take_is_left_out_and_told(
     monkeypatch.setattr(Encoder, "prompt", broken)
     with pytest.raises(DataError, match="makes no token"):
         trained(tmp_path, demonstrations(4), "ahead")
-    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    monkeypatch.setattr(offline, "AHEAD", 0)
     summary = trained(tmp_path, demonstrations(4))
     assert summary["in_turn"] == {"tried": 4, "used": 3, "broken": 1, "lost": 0}
     said = capsys.readouterr().err.replace("\n", " ")
@@ -104,7 +107,7 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the same bytes and the same counts."""
-    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    monkeypatch.setattr(offline, "AHEAD", 0)
     rows = [*demonstrations(6), {"prompt": LONG, "completion": "yes"}]
     wanted = trained(tmp_path, rows)
     step, left = Learner.step, [2]
@@ -124,13 +127,13 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
 
 
 def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    monkeypatch.setattr(offline, "AHEAD", 0)
     with pytest.raises(DataError, match=r"stage 'only': none of 3 rows gives sft anything .*no_room': 3"):
         trained(tmp_path, [{"prompt": LONG, "completion": "yes"}] * 3)
 
 
 def test_what_a_reference_measures_is_tokens_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_stage, "AHEAD", 0)
+    monkeypatch.setattr(offline, "AHEAD", 0)
     rows = [{"prompt": f"is it {n}?", "chosen": "yes", "rejected": "no"} for n in range(3)]
     assert "in_turn" not in trained(tmp_path, rows, algorithm="dpo")
     assert trained(tmp_path, rows, "reward", algorithm="reward_model")["in_turn"]["used"] == 3
@@ -139,9 +142,9 @@ def test_what_a_reference_measures_is_tokens_at_once(tmp_path: Path, monkeypatch
 def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Any] = []
 
-    def counted(*given: Any, **named: Any) -> readers.Loaded:
+    def counted(*given: Any, **named: Any) -> sources.Loaded:
         read.append(given)
-        return readers.load(*given, **named)
+        return sources.load(*given, **named)
 
     monkeypatch.setattr(run, "load", counted)
     trained(tmp_path, demonstrations(4))
@@ -161,7 +164,7 @@ def test_a_file_that_changes_before_its_stage_is_read_again(tmp_path: Path, monk
 
 
 def test_a_group_takes_little_memory() -> None:
-    """A million rows are held as groups: `docs/performance.md` says what they take."""
+    """A million rows are held as groups: `docs/benchmarks/results.md` says what they take."""
     import tracemalloc
 
     tracemalloc.start()

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from alignkit import hookspecs
+from alignkit.data.sources import DataSource
 from alignkit.plugins import load_plugins
-from alignkit.recipe import DataSource, LoraSpec, Mix, ModelSpec, Rollout, Settings
+from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit.testing import check_algorithm
 
 ROOT = Path(__file__).parent.parent
@@ -25,10 +26,10 @@ HOOKS = [
     name for name, thing in vars(hookspecs).items() if inspect.isfunction(thing) and hasattr(thing, "alignkit_spec")
 ]
 CLAIMS = [
-    (kind, claim)
+    (kind, registration)
     for kind in ("formats", "algorithms", "rewards", "judges", "steps")
-    for claim in load_plugins().registry.claims(kind)
-    if claim.distribution == "alignkit"
+    for registration in load_plugins().registry.registrations(kind)
+    if registration.distribution == "alignkit"
 ]
 
 
@@ -49,14 +50,16 @@ def test_every_key_of_a_data_source() -> None:
 
 
 @pytest.mark.parametrize(("kind", "claim"), CLAIMS, ids=lambda value: getattr(value, "name", None))
-def test_every_option_of_a_plugin(kind: str, claim) -> None:
+def test_every_option_of_a_plugin(kind: str, registration) -> None:
     pages = ALGORITHMS.values() if kind == "algorithms" else [RECIPES]
-    assert [key for key in claim.thing.Options.model_fields if not documented(key, *pages)] == []
+    assert [key for key in registration.implementation.Options.model_fields if not documented(key, *pages)] == []
 
 
-@pytest.mark.parametrize("claim", [claim for _, claim in CLAIMS], ids=lambda claim: claim.name)
-def test_every_name_a_recipe_can_use_is_explained(claim) -> None:
-    assert any(f"`{claim.name}`" in text for text in (README, RECIPES, *ALGORITHMS.values()))
+@pytest.mark.parametrize(
+    "claim", [registration for _, registration in CLAIMS], ids=lambda registration: registration.name
+)
+def test_every_name_a_recipe_can_use_is_explained(registration) -> None:
+    assert any(f"`{registration.name}`" in text for text in (README, RECIPES, *ALGORITHMS.values()))
 
 
 def test_defaults_in_the_tables_are_those_of_the_code() -> None:
@@ -91,7 +94,7 @@ def test_plugins_in_the_text_load(page: Path, tmp_path: Path) -> None:
         loaded = load_plugins([file])
         assert loaded.broken == []
         kinds = ("format", "algorithm", "reward", "judge", "step")
-        assert [c for kind in kinds for c in loaded.registry.claims(kind) if c.distribution == file.name]
+        assert [c for kind in kinds for c in loaded.registry.registrations(kind) if c.distribution == file.name]
     load_plugins()
 
 
@@ -106,9 +109,13 @@ def test_the_tutorial_is_a_plugin(tmp_path: Path) -> None:
     file.write_text(tutorial(), encoding="utf-8")
     loaded = load_plugins([file])
     assert loaded.broken == []
-    (claim,) = [claim for claim in loaded.registry.claims("algorithm") if claim.distribution == file.name]
-    assert claim.name == "reinforce"
-    check_algorithm(claim.thing)
+    (registration,) = [
+        registration
+        for registration in loaded.registry.registrations("algorithm")
+        if registration.distribution == file.name
+    ]
+    assert registration.name == "reinforce"
+    check_algorithm(registration.implementation)
     load_plugins()
 
 
@@ -159,10 +166,10 @@ def test_the_table_of_plugins_is_complete() -> None:
     assert project["readme"] == "README.md"
     rows = dict(re.findall(r"^\| `(alignkit_\w+)` \| (.*) \|$", README, flags=re.MULTILINE))
     assert rows.keys() == project["entry-points"]["alignkit"].keys()
-    for claim in load_plugins().registry.claims("model"):
-        assert claim.distribution != "alignkit" or f"`{claim.name}`" in rows[claim.plugin]
-    for _, claim in CLAIMS:
-        assert f"`{claim.name}`" in rows[claim.plugin]
+    for registration in load_plugins().registry.registrations("model"):
+        assert registration.distribution != "alignkit" or f"`{registration.name}`" in rows[registration.plugin]
+    for _, registration in CLAIMS:
+        assert f"`{registration.name}`" in rows[registration.plugin]
 
 
 def test_the_table_of_recipes_is_complete() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.document import MAX_BYTES, Document, load_document
 from alignkit.errors import Problem, RecipeError
+from alignkit.recipe.document import MAX_BYTES, Document, load_document
 
 
 def write(folder: Path, text: str | bytes, name: str = "r.yaml") -> Path:

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignkit.attention import Packed, Segment, using
-from alignkit.data import Group, Message, Response
-from alignkit.engine import Engine
+from alignkit.data.group import Group, Message, Response
 from alignkit.errors import RunFailed
-from alignkit.policy import Policy
-from alignkit.recipe import ModelSpec
+from alignkit.kernels.attention import GroupSpan, TreeLayout, using
+from alignkit.models.service import ModelService
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import ModelSpec
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Engine:
+def engine(tmp_path: Path) -> ModelService:
     import alignkit_tiny
 
-    policy = Policy(ModelSpec(base="tiny", dtype="float32", device="cpu"), str(alignkit_tiny.source(tmp_path)))
-    return Engine(policy, lambda reference: tmp_path / reference)
+    policy = SharedModel(ModelSpec(base="tiny", dtype="float32", device="cpu"), str(alignkit_tiny.source(tmp_path)))
+    return ModelService(policy, lambda reference: tmp_path / reference)
 
 
 def asked(text: str) -> list[Message]:
@@ -28,21 +28,21 @@ def asked(text: str) -> list[Message]:
 
 
 @torch.no_grad()
-def test_next_token_logprobs_are_the_models_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_token_logprobs_are_the_models_own(engine: ModelService, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [asked("is it so?"), asked("is it not so, or is it?"), asked("well?")]
-    monkeypatch.setattr(Policy, "token_budget", 5)  # several rows, in order
+    monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows, in order
     found = engine.next_token_logprobs("base", prompts, ["1", "2"], prefill="answer=")
     assert found.shape == (3, 2) and found.dtype == torch.float32
     first = [engine.encoder.text(answer)[0] for answer in ("1", "2")]
     for prompt, row in zip(prompts, found, strict=True):
         tokens = torch.tensor([engine.encoder.prompt(prompt) + engine.encoder.text("answer=")])
-        with using(Packed([Segment(0, tokens.shape[1], ())])):
+        with using(TreeLayout([GroupSpan(0, tokens.shape[1], ())])):
             logits = engine.policy.model(input_ids=tokens).logits[0, -1]
         wanted = torch.log_softmax(logits.float(), -1)[first]
         torch.testing.assert_close(row, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_a_question_longer_than_the_context_has_no_answer(engine: Engine) -> None:
+def test_a_question_longer_than_the_context_has_no_answer(engine: ModelService) -> None:
     """Beyond its context a model gives numbers that mean nothing."""
     long = asked("is it? " * engine.policy.context)
     found = engine.next_token_logprobs("base", [asked("well?"), long, asked("is it so?")], ["1", "2"])
@@ -53,12 +53,12 @@ def test_a_question_longer_than_the_context_has_no_answer(engine: Engine) -> Non
     assert engine.next_token_logprobs("base", [], ["1", "2"]).shape == (0, 2)
 
 
-def test_answers_that_begin_alike_are_refused(engine: Engine) -> None:
+def test_answers_that_begin_alike_are_refused(engine: ModelService) -> None:
     with pytest.raises(RunFailed, match="begin with the same token"):
         engine.next_token_logprobs("base", [asked("well?")], ["1", "1"])
 
 
-def test_what_a_reward_model_does_not_read_to_its_end_is_told(engine: Engine) -> None:
+def test_what_a_reward_model_does_not_read_to_its_end_is_told(engine: ModelService) -> None:
     said: list[str] = []
     engine.say = said.append
     engine.policy.add_role("judge", head="scalar")
@@ -85,7 +85,7 @@ def test_five_roles_hold_nothing_but_the_base_and_their_weights(tmp_path: Path, 
     from benchmarks.models import bytes_of
 
     spec = ModelSpec(base="tiny", dtype="bfloat16", device="cpu", quantization=quantization)  # type: ignore[arg-type]
-    policy = Policy(spec, str(alignkit_tiny.source(tmp_path)))
+    policy = SharedModel(spec, str(alignkit_tiny.source(tmp_path)))
     base = bytes_of(policy)
     heads = ("value", "helpful", "safety")
     for role in ("policy", "reference", *heads):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from alignkit import Group, Pair, Response, resolved_pairs
 from alignkit import functional as F
-from alignkit.data import ranking_pairs
+from alignkit.data.group import ranking_pairs
+from alignkit.kernels.lm_head import logprobs_from_hidden
 
 ROWS, WIDTH, VOCABULARY = 11, 5, 17
 
@@ -37,7 +38,7 @@ def test_head_in_chunks_equals_whole_logits(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     expected = F.token_logprobs(logits, tokens, temperature), F.token_entropy(logits, temperature)
-    found = F.logprobs_from_hidden(
+    found = logprobs_from_hidden(
         hidden,
         head,
         tokens,
@@ -62,7 +63,7 @@ def test_an_entropy_that_is_reported_has_no_gradient(frozen: bool) -> None:
     hidden, head, _, tokens = head_inputs()
     weight = head.detach() if frozen else head
     learned, reported, truthy = (
-        F.logprobs_from_hidden(hidden, weight, tokens, entropy=entropy, chunk=4)  # type: ignore[arg-type]
+        logprobs_from_hidden(hidden, weight, tokens, entropy=entropy, chunk=4)  # type: ignore[arg-type]
         for entropy in (True, "reported", 1)
     )
     bonuses = [torch.autograd.grad(entropy.sum(), hidden, retain_graph=True)[0] for _, entropy in (learned, truthy)]  # type: ignore[union-attr]
@@ -80,13 +81,13 @@ def test_an_entropy_that_is_reported_has_no_gradient(frozen: bool) -> None:
 
 def test_head_frozen_or_without_grad() -> None:
     hidden, head, _, tokens = head_inputs()
-    logprobs, entropy = F.logprobs_from_hidden(hidden, head.detach(), tokens, chunk=4)
+    logprobs, entropy = logprobs_from_hidden(hidden, head.detach(), tokens, chunk=4)
     assert entropy is None
     assert torch.autograd.grad(logprobs.sum(), hidden)[0].abs().sum() > 0
-    trained, _ = F.logprobs_from_hidden(hidden.detach(), head, tokens, chunk=4)
+    trained, _ = logprobs_from_hidden(hidden.detach(), head, tokens, chunk=4)
     assert torch.autograd.grad(trained.sum(), head)[0].abs().sum() > 0
     with torch.no_grad():
-        plain, _ = F.logprobs_from_hidden(hidden, head, tokens, chunk=4)
+        plain, _ = logprobs_from_hidden(hidden, head, tokens, chunk=4)
     assert not plain.requires_grad
     torch.testing.assert_close(plain, logprobs.detach())
 
@@ -105,7 +106,7 @@ def test_head_never_holds_all_logits(frozen: bool) -> None:
         return saved
 
     with torch.autograd.graph.saved_tensors_hooks(record, lambda saved: saved):
-        F.logprobs_from_hidden(hidden, head, tokens, chunk=4, entropy=True)
+        logprobs_from_hidden(hidden, head, tokens, chunk=4, entropy=True)
     assert held <= (2 * hidden.numel() if frozen else 2 * ROWS)
 
 
@@ -114,7 +115,7 @@ def test_a_frozen_head_forbids_tokens_and_keeps_its_precision() -> None:
     hidden, head, bias, tokens = (x.detach() for x in head_inputs())
     bias[(tokens[0] + 1) % VOCABULARY] = -math.inf
     hidden = hidden.requires_grad_()
-    logprobs, entropy = F.logprobs_from_hidden(hidden, head, tokens, bias=bias, entropy=True)
+    logprobs, entropy = logprobs_from_hidden(hidden, head, tokens, bias=bias, entropy=True)
     assert entropy is not None
     expected = F.token_logprobs(hidden @ head.T + bias, tokens), F.token_entropy(hidden @ head.T + bias)
     weights = torch.linspace(-1, 1, ROWS, dtype=torch.float64)
@@ -127,7 +128,7 @@ def test_a_frozen_head_forbids_tokens_and_keeps_its_precision() -> None:
     sure.requires_grad_()
     weight = torch.zeros(VOCABULARY, WIDTH, dtype=torch.bfloat16)
     weight[0] = 1.0
-    found, _ = F.logprobs_from_hidden(sure, weight, torch.zeros(1, dtype=torch.int64))
+    found, _ = logprobs_from_hidden(sure, weight, torch.zeros(1, dtype=torch.int64))
     (own,) = torch.autograd.grad(found.sum(), sure)
     left = 1 - float(found.detach().exp())
     assert 0 < left < 0.1 and float(own[0, 0]) == pytest.approx(left, rel=0.01)
@@ -135,7 +136,7 @@ def test_a_frozen_head_forbids_tokens_and_keeps_its_precision() -> None:
 
 def test_head_of_no_rows_has_a_backward() -> None:
     hidden, head, _, tokens = head_inputs()
-    logprobs, _ = F.logprobs_from_hidden(hidden[:0], head, tokens[:0])
+    logprobs, _ = logprobs_from_hidden(hidden[:0], head, tokens[:0])
     assert logprobs.shape == (0,)
     logprobs.sum().backward()
     assert head.grad is not None and not head.grad.any()
@@ -143,7 +144,7 @@ def test_head_of_no_rows_has_a_backward() -> None:
 
 def test_half_precision_is_widened_before_the_softmax() -> None:
     hidden, head, _, tokens = head_inputs(torch.bfloat16)
-    logprobs, _ = F.logprobs_from_hidden(hidden, head, tokens)
+    logprobs, _ = logprobs_from_hidden(hidden, head, tokens)
     logits = torch.nn.functional.linear(hidden, head)
     assert logprobs.dtype == torch.float32
     torch.testing.assert_close(logprobs, F.token_logprobs(logits.float(), tokens), rtol=0, atol=0)
@@ -332,7 +333,7 @@ def test_what_has_no_rank_gives_no_pair() -> None:
 
 def test_group_advantages_follow_ids_not_order() -> None:
     rewards, group = torch.tensor([1.0, 5.0, 3.0, 7.0, 2.0]), torch.tensor([8, 1, 8, 1, 4])
-    assert F.centred_advantages(rewards, group).tolist() == [-1.0, -1.0, 1.0, 1.0, 0.0]
+    assert F.centered_advantages(rewards, group).tolist() == [-1.0, -1.0, 1.0, 1.0, 0.0]
     assert F.rloo_advantages(rewards, group).tolist() == [-2.0, -2.0, 2.0, 2.0, 0.0]
     assert F.group_has_spread(rewards, group).tolist() == [True, True, True, True, False]
 
@@ -347,7 +348,7 @@ def test_best_of_with_missing_rewards() -> None:
     index, reward = F.best_of([[None, -math.inf, 2.0], [None, None], [None, -math.inf], []])
     assert index.tolist() == [2, -1, 1, -1]
     assert reward[0] == 2.0 and reward[1].isnan() and reward[2] == -math.inf and reward[3].isnan()
-    iteration, index, reward = F.carry_over_best([[[None], [1.0, 4.0]], [[0.5], [4.0, 4.0]]])
+    iteration, index, reward = F.best_so_far([[[None], [1.0, 4.0]], [[0.5], [4.0, 4.0]]])
     assert iteration.tolist() == [[-1, 0], [1, 0]]
     assert index.tolist() == [[-1, 1], [0, 1]]
     assert reward[1].tolist() == [0.5, 4.0]
@@ -355,11 +356,11 @@ def test_best_of_with_missing_rewards() -> None:
 
 def test_best_of_prompts_that_an_iteration_lacks() -> None:
     """An entry without rewards: in the middle, at the end, in all of an iteration; and no prompts at all."""
-    iteration, index, reward = F.carry_over_best([[[1.0], []], [[], []], [[], [-math.inf, 3.0]], [[2.0], []]])
+    iteration, index, reward = F.best_so_far([[[1.0], []], [[], []], [[], [-math.inf, 3.0]], [[2.0], []]])
     assert iteration.tolist() == [[0, -1], [0, -1], [0, 2], [3, 2]]
     assert index.tolist() == [[0, -1], [0, -1], [0, 1], [0, 1]]
     assert reward[-1].tolist() == [2.0, 3.0]
-    assert [x.shape for x in F.carry_over_best([[], []])] == [(2, 0)] * 3
+    assert [x.shape for x in F.best_so_far([[], []])] == [(2, 0)] * 3
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
@@ -426,7 +427,7 @@ def test_llama2_threshold_is_a_probability() -> None:
         (lambda x: F.llama2_margin("better", "huge"), "huge"),
         (lambda x: F.expected_best_of_n(x, 4), "best of 4"),
         (lambda x: F.adaptive_kl(0.1, 1.0, 0.0, 100, 1), "target"),
-        (lambda x: F.reward_normaliser(x[:0]), "demonstrations"),
+        (lambda x: F.reward_normalizer(x[:0]), "demonstrations"),
     ],
 )
 def test_errors_name_what_is_wrong(mistake, named: str) -> None:  # type: ignore[no-untyped-def]

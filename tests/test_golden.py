@@ -18,9 +18,10 @@ from torch import Tensor
 
 from alignkit import agreement, dialogues, ranking
 from alignkit import functional as F
-from alignkit.data import ranking_pairs
+from alignkit.data.group import ranking_pairs
+from alignkit.kernels.lm_head import logprobs_from_hidden
 
-PLAIN = {"agreement", "ranking", "gopher_dialogue"}  # without tensors
+WITHOUT_TENSORS = {"agreement", "ranking", "gopher_dialogue"}
 AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm")
 
 
@@ -112,7 +113,7 @@ def identity_head(case: Case, logits: Tensor, tokens: Tensor, **options: Any) ->
     rows, targets = logits.reshape(-1, vocabulary), tokens.reshape(-1)
     results = []
     for head, chunk in ((None, 128), (None, 3), (torch.eye(vocabulary, dtype=case.dtype), 2)):
-        logprobs, entropy = F.logprobs_from_hidden(rows, head, targets, entropy=True, chunk=chunk, **options)
+        logprobs, entropy = logprobs_from_hidden(rows, head, targets, entropy=True, chunk=chunk, **options)
         assert entropy is not None
         results.append((logprobs.view(shape), entropy.view(shape)))
     return results
@@ -325,10 +326,10 @@ def check_group_advantage(case: Case) -> None:
         (True, 1e-6, "ddof1_eps1e-6"),
     ):
         case.close(f"grpo_{name}", F.grpo_advantages(rewards, group, unbiased, eps).view_as(table))
-    centred = F.centred_advantages(rewards, group)
-    case.close("dr_grpo", centred.view_as(table))
+    centered = F.centered_advantages(rewards, group)
+    case.close("dr_grpo", centered.view_as(table))
     case.close("rloo", F.rloo_advantages(rewards, group).view_as(table))
-    case.close("reinforce_pp_baseline_ddof1", F.whiten(centred).view_as(table))
+    case.close("reinforce_pp_baseline_ddof1", F.whiten(centered).view_as(table))
     case.same("dapo_keep_group", F.group_has_spread(rewards, group).view_as(table)[:, 0])
 
 
@@ -516,7 +517,7 @@ def check_rm_pairwise(case: Case) -> None:
         return
     chosen, rejected = case.tensor("chosen", grad=True), case.tensor("rejected", grad=True)
     losses = F.pairwise_loss(chosen, rejected)
-    loss = losses.mean() + case.params["center_coef"] * F.centring_loss(chosen, rejected).mean()
+    loss = losses.mean() + case.params["center_coef"] * F.centering_loss(chosen, rejected).mean()
     case.close("loss", loss)
     case.close("per_pair", losses)
     case.gradient("grad_chosen", loss, chosen)
@@ -561,7 +562,7 @@ def check_llama2_margin(case: Case) -> None:
 
 def check_rm_normalize(case: Case) -> None:
     demos, new = case.tensors("demo_rewards", "new_rewards")
-    bias, gain = F.reward_normaliser(demos)
+    bias, gain = F.reward_normalizer(demos)
     case.close("bias", bias)
     case.close("demo_mean_after", (demos + bias).mean())
     case.close("new_bias_only", new + bias)
@@ -623,7 +624,7 @@ def check_best_of_n(case: Case) -> None:
         torch.testing.assert_close(
             reward.double(), torch.tensor(expected["reward"], dtype=torch.float64), **case.tolerance
         )
-    iteration, index, reward = F.carry_over_best(iterations)
+    iteration, index, reward = F.best_so_far(iterations)
     for i, expected in enumerate(case.expected["carry_over_best"]):
         assert iteration[i].tolist() == expected["iteration"]
         assert index[i].tolist() == expected["index"]
@@ -774,7 +775,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for name, file in files.items():
             for data in file["cases"] if name in CHECKS else []:
                 for dtype in (torch.float64, torch.float32):
-                    if dtype == torch.float64 or (name not in PLAIN and in_float32(data["id"])):
+                    if dtype == torch.float64 or (name not in WITHOUT_TENSORS and in_float32(data["id"])):
                         label = f"{name}-{data['id']}-{str(dtype).removeprefix('torch.')}"
                         cases.append(pytest.param((name, data, file["tolerance"], dtype), id=label))
         metafunc.parametrize("golden", cases)

@@ -15,9 +15,9 @@ from huggingface_hub import constants, errors
 
 import alignkit_tiny
 from alignkit import RunFailed
-from alignkit.hub import locate
-from alignkit.policy import Policy
-from alignkit.recipe import LoraSpec, ModelSpec
+from alignkit.models.hub import locate
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import LoraSpec, ModelSpec
 
 ID = "somebody/small"
 
@@ -164,7 +164,7 @@ def test_a_cached_model_loads_without_a_network(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     hub.error = unreachable()
     lora = LoraSpec(r=2, lora_alpha=4)
-    policy = Policy(ModelSpec(base=ID, dtype="float32", device="cpu", lora=lora), ID)
+    policy = SharedModel(ModelSpec(base=ID, dtype="float32", device="cpu", lora=lora), ID)
     policy.add_role("new")
     policy.save("new", tmp_path / "adapter")
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == ID

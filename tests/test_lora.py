@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit import products
-from alignkit.lora import adapted
+from alignkit.kernels import matmul
+from alignkit.kernels.lora import adapted
 
 SCALE = 1.7
 NAMES = ("x", "down", "up")
@@ -36,10 +36,10 @@ def test_values_and_gradients(
 ) -> None:
     if onednn and not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()):
         pytest.skip("torch was built without oneDNN")
-    plain, calls = products._product, []
-    monkeypatch.setattr(products, "_product", lambda *given: calls.append(1) or plain(*given))
-    monkeypatch.setattr(products, "by_onednn", lambda: onednn)
-    monkeypatch.setattr(products, "LEAST", 1)
+    plain, calls = matmul._product, []
+    monkeypatch.setattr(matmul, "_product", lambda *given: calls.append(1) or plain(*given))
+    monkeypatch.setattr(matmul, "by_onednn", lambda: onednn)
+    monkeypatch.setattr(matmul, "LEAST", 1)
     given = drawn(shape, torch.float32 if onednn else torch.float64)
     bias = given["bias"] if biased else None
     arguments = (given["x"], given["weight"], bias, given["down"], given["up"], SCALE)

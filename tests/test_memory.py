@@ -14,23 +14,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import Group, Response, memory
-from alignkit.batch import Encoder, Examples
-from alignkit.memory import GROWTH, Returned, ran_out
-from alignkit.policy import BASE, LEAST_TOKENS, Policy
-from alignkit.recipe import LoraSpec, ModelSpec, Settings
-from alignkit.train import Learner, measure
+from alignkit import Group, Response
+from alignkit.kernels import memory
+from alignkit.kernels.memory import GROWTH, TrimOnGrowth, ran_out
+from alignkit.models.encoding import Encoder
+from alignkit.models.examples import Examples
+from alignkit.models.forward import measure
+from alignkit.models.shared_model import BASE, LEAST_TOKENS, SharedModel
+from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.training.learner import Learner
 
 
 @pytest.fixture
-def policy(tmp_path: Path) -> Policy:
+def policy(tmp_path: Path) -> SharedModel:
     import alignkit_tiny
 
     lora = LoraSpec(r=4, lora_alpha=8)
-    return Policy(ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora), str(alignkit_tiny.source(tmp_path)))
+    return SharedModel(
+        ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora), str(alignkit_tiny.source(tmp_path))
+    )
 
 
-def examples(policy: Policy) -> Examples:
+def examples(policy: SharedModel) -> Examples:
     encoder = Encoder(policy.tokenizer)
     words = ("yes", "no, not at all, never, by no means", "perhaps", "I am well, thank you, and how are you today?")
     groups = [
@@ -46,7 +51,7 @@ def examples(policy: Policy) -> Examples:
 
 
 @contextmanager
-def memory_for(policy: Policy, tokens: int, pieces: int = 10**9) -> Iterator[list[int]]:
+def memory_for(policy: SharedModel, tokens: int, pieces: int = 10**9) -> Iterator[list[int]]:
     """A policy that runs out of memory above so many tokens in a row, and once after so many pieces that fitted; gives
     the sizes of those.
     """
@@ -66,15 +71,15 @@ def memory_for(policy: Policy, tokens: int, pieces: int = 10**9) -> Iterator[lis
         policy.hidden = whole  # type: ignore[method-assign]
 
 
-def learner(policy: Policy) -> Learner:
+def learner(policy: SharedModel) -> Learner:
     from alignkit.plugins import plugins
 
-    thing = plugins().registry.get("algorithms", "sft").thing
+    thing = plugins().registry.get("algorithms", "sft").implementation
     policy.add_role("new")
     return Learner(policy, thing(thing.Options()), Settings(learning_rate=1e-3, max_grad_norm=1e9), "new")
 
 
-def test_a_step_that_does_not_fit_is_done_again_in_smaller_pieces(policy: Policy) -> None:
+def test_a_step_that_does_not_fit_is_done_again_in_smaller_pieces(policy: SharedModel) -> None:
     work, data = learner(policy), examples(policy)
     before = policy.token_budget
     metrics = work._gradients(data)
@@ -89,7 +94,7 @@ def test_a_step_that_does_not_fit_is_done_again_in_smaller_pieces(policy: Policy
     assert again["nll"] == pytest.approx(metrics["nll"], abs=1e-6)
 
 
-def test_measuring_shrinks_too(policy: Policy) -> None:
+def test_measuring_shrinks_too(policy: SharedModel) -> None:
     data = examples(policy)
     whole = measure(policy, BASE, data.groups, "logprobs")
     with memory_for(policy, 700):
@@ -98,12 +103,12 @@ def test_measuring_shrinks_too(policy: Policy) -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_what_cannot_be_halved_is_told(policy: Policy) -> None:
+def test_what_cannot_be_halved_is_told(policy: SharedModel) -> None:
     with memory_for(policy, 5), pytest.raises(RuntimeError, match="can't allocate"):
         measure(policy, BASE, examples(policy).groups, "logprobs")
 
 
-def test_other_errors_are_not_retried(policy: Policy) -> None:
+def test_other_errors_are_not_retried(policy: SharedModel) -> None:
     def broken(*_: Any) -> Tensor:
         raise RuntimeError("sizes do not match")
 
@@ -114,7 +119,7 @@ def test_other_errors_are_not_retried(policy: Policy) -> None:
     assert ran_out(MemoryError()) and ran_out(torch.OutOfMemoryError("CUDA out of memory"))
 
 
-def test_little_memory_makes_small_pieces(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_makes_small_pieces(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "ENOUGH", 2.0**26)
     enough = policy.token_budget
     policy.activation_bytes = None
@@ -128,11 +133,11 @@ def test_little_memory_makes_small_pieces(policy: Policy, monkeypatch: pytest.Mo
 
 def test_a_quarter_of_a_gpu_is_for_activations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 80 * 2**30))
-    assert memory.for_activations(torch.device("cuda")) == 16 * 2**30
-    assert 0 < memory.for_activations(torch.device("cpu")) <= memory.ENOUGH
+    assert memory.activation_budget(torch.device("cuda")) == 16 * 2**30
+    assert 0 < memory.activation_budget(torch.device("cpu")) <= memory.ENOUGH
 
 
-def test_a_dropped_copy_of_the_model_is_freed(policy: Policy) -> None:
+def test_a_dropped_copy_of_the_model_is_freed(policy: SharedModel) -> None:
     """Also where no adapter is used and a role is a model of its own, whose layers know themselves."""
     policy.lora = None
     policy.add_role("copy", start=BASE)
@@ -145,7 +150,7 @@ def test_a_dropped_copy_of_the_model_is_freed(policy: Policy) -> None:
         gc.enable()
 
 
-def test_a_resumed_stage_packs_as_the_killed_one_did(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_stage_packs_as_the_killed_one_did(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     work = learner(policy)
     policy.halvings = 2
     budget = policy.token_budget
@@ -160,14 +165,14 @@ def test_a_resumed_stage_packs_as_the_killed_one_did(policy: Policy, monkeypatch
 def test_memory_is_given_back_when_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [3, 3 + GROWTH - 1, 3 + GROWTH, 5, 4 + GROWTH, 5 + GROWTH, 9]
     monkeypatch.setattr(memory, "_resident", lambda: sizes.pop(0))
-    returned = Returned()
+    returned = TrimOnGrowth()
     assert [returned.now() for _ in range(7)] == [False, False, True, False, False, True, False]
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc keeps what is freed")
 def test_what_lies_between_used_pieces_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "GROWTH", 50 * 2**20)
-    returned = Returned()
+    returned = TrimOnGrowth()
     assert not returned.now()
     pieces = [torch.ones(16_000) for _ in range(4000)]  # 64 kB each: too small for pages of their own
     kept = pieces[::100]

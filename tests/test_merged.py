@@ -10,42 +10,43 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alignkit import Group, lora, memory, merged, products
-from alignkit.attention import Packed, Segment
-from alignkit.batch import Encoder
-from alignkit.data import Message
-from alignkit.policy import BASE, Policy
-from alignkit.products import Ordered, copy_for, using
-from alignkit.recipe import LoraSpec, ModelSpec
-from alignkit.rollout import Sampling, sample
+from alignkit import Group
+from alignkit.data.group import Message
+from alignkit.kernels import lora, matmul, memory, sampling_weights
+from alignkit.kernels.attention import GroupSpan, TreeLayout
+from alignkit.kernels.matmul import PackedWeight, packed_weight_for, using
+from alignkit.models.encoding import Encoder
+from alignkit.models.sampling import Sampling, sample
+from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.settings import LoraSpec, ModelSpec
 
-pytestmark = pytest.mark.skipif(not products.can_order(), reason="this torch cannot order weights")
-LONG = Sampling(2, merged.LEAST_TOKENS, min_new_tokens=merged.LEAST_TOKENS)
+pytestmark = pytest.mark.skipif(not matmul.can_order(), reason="this torch cannot order weights")
+LONG = Sampling(2, sampling_weights.LEAST_TOKENS, min_new_tokens=sampling_weights.LEAST_TOKENS)
 LIBRARIES = {"MKL": False, "oneDNN": True}
 
 
 @pytest.fixture(params=list(LIBRARIES))
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The copies of this library, whichever the processor's is."""
-    monkeypatch.setattr(products, "by_onednn", lambda: LIBRARIES[request.param])
-    products.can_order.cache_clear()
-    if not products.can_order():
+    monkeypatch.setattr(matmul, "by_onednn", lambda: LIBRARIES[request.param])
+    matmul.can_order.cache_clear()
+    if not matmul.can_order():
         pytest.skip(f"torch was built without {request.param}")
     yield request.param
-    products.can_order.cache_clear()
+    matmul.can_order.cache_clear()
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of every product by a copy."""
     found: list[int] = []
-    plain = Ordered.__call__
+    plain = PackedWeight.__call__
 
-    def counted(self: Ordered, x: torch.Tensor) -> torch.Tensor:
+    def counted(self: PackedWeight, x: torch.Tensor) -> torch.Tensor:
         found.append(x.numel() // x.shape[-1])
         return plain(self, x)
 
-    monkeypatch.setattr(Ordered, "__call__", counted)
+    monkeypatch.setattr(PackedWeight, "__call__", counted)
     return found
 
 
@@ -57,10 +58,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["biased", "without biases"])
-def policy(tiny: Path, request: pytest.FixtureRequest) -> Policy:
+def policy(tiny: Path, request: pytest.FixtureRequest) -> SharedModel:
     """The roles `one` and `other` have adapters that change much."""
     spec = ModelSpec(base=str(tiny), dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu")
-    made = Policy(spec, str(tiny))
+    made = SharedModel(spec, str(tiny))
     generator = torch.Generator().manual_seed(0)
     for name in ("one", "other"):
         made.add_role(name)
@@ -78,7 +79,7 @@ def questions(count: int) -> list[Group]:
     return [Group((Message(role="user", content=texts[n % 4]),), ()) for n in range(count)]
 
 
-def written(policy: Policy, role: str, sampling: Sampling = LONG) -> list[tuple[Any, Any]]:
+def written(policy: SharedModel, role: str, sampling: Sampling = LONG) -> list[tuple[Any, Any]]:
     found = sample(policy, role, Encoder(policy.tokenizer), questions(3), sampling, seed=4)
     return [(r.tokens, r.logprobs) for group in found for r in group.responses]
 
@@ -88,13 +89,13 @@ def written(policy: Policy, role: str, sampling: Sampling = LONG) -> list[tuple[
 def test_a_product_by_a_copy(shape: tuple[int, ...], biased: bool, library: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(size, generator=generator) for size in ((*shape, 5), (6, 5), (6,)))
-    found = Ordered(weight, bias if biased else None, 4)(x)
+    found = PackedWeight(weight, bias if biased else None, 4)(x)
     torch.testing.assert_close(found, F.linear(x, weight, bias if biased else None))
 
 
 def test_a_copy_stays_as_it_was(library: str) -> None:
     weight, x = torch.randn(6, 5), torch.randn(3, 5)
-    copy, wanted = Ordered(weight, None, 3), F.linear(x, weight)
+    copy, wanted = PackedWeight(weight, None, 3), F.linear(x, weight)
     weight.zero_()
     torch.testing.assert_close(copy(x), wanted)
 
@@ -102,31 +103,33 @@ def test_a_copy_stays_as_it_was(library: str) -> None:
 @torch.no_grad()
 def test_products_that_a_copy_is_for() -> None:
     weight, x = torch.randn(6, 5), torch.randn(3, 5)
-    copies = {id(weight): Ordered(2 * weight, None, 3)}
+    copies = {id(weight): PackedWeight(2 * weight, None, 3)}
     with using(copies):
-        assert copy_for(weight, x, None) is copies[id(weight)]
-        torch.testing.assert_close(products.linear(x, weight), 2 * F.linear(x, weight))
-        assert copy_for(weight.clone(), x, None) is None
-        assert copy_for(weight, torch.randn(2, 2, 5), None) is None  # more rows
-        assert copy_for(weight, x[:0], None) is None
-        assert copy_for(weight, x, torch.zeros(6)) is None  # the copy adds no bias
+        assert packed_weight_for(weight, x, None) is copies[id(weight)]
+        torch.testing.assert_close(matmul.linear(x, weight), 2 * F.linear(x, weight))
+        assert packed_weight_for(weight.clone(), x, None) is None
+        assert packed_weight_for(weight, torch.randn(2, 2, 5), None) is None  # more rows
+        assert packed_weight_for(weight, x[:0], None) is None
+        assert packed_weight_for(weight, x, torch.zeros(6)) is None  # the copy adds no bias
         with torch.enable_grad():
-            assert copy_for(weight, x, None) is None
-    assert copy_for(weight, x, None) is None
+            assert packed_weight_for(weight, x, None) is None
+    assert packed_weight_for(weight, x, None) is None
 
 
 @torch.no_grad()
 def test_no_copy_when_nearly_all_rows_have_left() -> None:
     weight = torch.randn(6, 5)
-    rows = 2 * products.FILLED
-    with using({id(weight): Ordered(weight, None, rows)}):
-        taken = [copy_for(weight, torch.zeros(count, 5), None) is not None for count in (1, 2, 3, rows, rows + 1)]
+    rows = 2 * matmul.FILLED
+    with using({id(weight): PackedWeight(weight, None, rows)}):
+        taken = [
+            packed_weight_for(weight, torch.zeros(count, 5), None) is not None for count in (1, 2, 3, rows, rows + 1)
+        ]
     assert taken == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize("role", ["one", "other", BASE])
 def test_samples_are_those_of_the_role(
-    role: str, policy: Policy, library: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
+    role: str, policy: SharedModel, library: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = written(policy, role)
     layers = sum(1 for _ in lora_layers(policy))
@@ -134,7 +137,7 @@ def test_samples_are_those_of_the_role(
     products_made = (layers + 1) * (LONG.max_new_tokens - 1) + 1
     assert len(calls) == products_made
     assert set(calls) == {6}
-    monkeypatch.setattr(merged, "MOST_ROWS", 0)
+    monkeypatch.setattr(sampling_weights, "MOST_ROWS", 0)
     wanted = written(policy, role)
     assert len(calls) == products_made
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in wanted]
@@ -142,23 +145,23 @@ def test_samples_are_those_of_the_role(
         torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), atol=1e-5, rtol=1e-5)
 
 
-def lora_layers(policy: Policy) -> Iterator[Any]:
+def lora_layers(policy: SharedModel) -> Iterator[Any]:
     from peft.tuners.lora import LoraLayer
 
     return (module for module in policy.model.modules() if isinstance(module, LoraLayer))
 
 
-def test_the_roles_differ(policy: Policy) -> None:
+def test_the_roles_differ(policy: SharedModel) -> None:
     """Otherwise the test above would say nothing about which adapter is merged."""
     assert len({tuple(tokens for tokens, _ in written(policy, role)) for role in ("one", "other", BASE)}) == 3
 
 
 @pytest.mark.parametrize("entered", ["one", BASE])
 @torch.no_grad()
-def test_inside_another_role_is_itself(entered: str, policy: Policy, library: str, calls: list[int]) -> None:
-    row, ids = Packed([Segment(0, 3, ())]), torch.tensor([5, 6, 7])
+def test_inside_another_role_is_itself(entered: str, policy: SharedModel, library: str, calls: list[int]) -> None:
+    row, ids = TreeLayout([GroupSpan(0, 3, ())]), torch.tensor([5, 6, 7])
     apart = {role: policy.hidden(role, row, ids) for role in ("one", "other", BASE)}
-    with merged.merged(policy, entered, 6, merged.LEAST_TOKENS):
+    with sampling_weights.merged(policy, entered, 6, sampling_weights.LEAST_TOKENS):
         for role, wanted in apart.items():
             torch.testing.assert_close(policy.hidden(role, row, ids), wanted)
     assert calls
@@ -166,7 +169,7 @@ def test_inside_another_role_is_itself(entered: str, policy: Policy, library: st
 
 def test_what_is_learned_shows_in_the_next_samples(tiny: Path) -> None:
     spec = ModelSpec(base=str(tiny), dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu")
-    policy = Policy(spec, str(tiny))
+    policy = SharedModel(spec, str(tiny))
     policy.add_role("one")
     before = written(policy, "one")
     for parameter in policy.parameters_of("one").values():
@@ -174,61 +177,61 @@ def test_what_is_learned_shows_in_the_next_samples(tiny: Path) -> None:
     assert written(policy, "one") != before
 
 
-def test_a_copy_ends_with_the_sampling_even_if_that_fails(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_ends_with_the_sampling_even_if_that_fails(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(policy, "should_stop", stop)
     with pytest.raises(KeyboardInterrupt):
         written(policy, "one")
-    assert products._copies.get({}) == {}
+    assert matmul._copies.get({}) == {}
 
 
 @pytest.mark.parametrize("why", ["too few tokens", "too many rows", "too little memory", "another torch", "in bf16"])
 def test_no_copy_where_it_is_of_no_use(
-    why: str, policy: Policy, calls: list[int], monkeypatch: pytest.MonkeyPatch
+    why: str, policy: SharedModel, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampling = LONG
     if why == "too few tokens":
-        sampling = Sampling(2, merged.LEAST_TOKENS - 1)
+        sampling = Sampling(2, sampling_weights.LEAST_TOKENS - 1)
     elif why == "too many rows":
-        monkeypatch.setattr(merged, "MOST_ROWS", 5)
+        monkeypatch.setattr(sampling_weights, "MOST_ROWS", 5)
     elif why == "too little memory":
         size = sum(parameter.nbytes for parameter in policy.model.parameters())
-        monkeypatch.setattr(memory, "total", lambda device: (size - 1) / merged.SHARE)
+        monkeypatch.setattr(memory, "total", lambda device: (size - 1) / sampling_weights.SHARE)
     elif why == "another torch":
-        monkeypatch.setattr(products, "can_order", lambda: False)
+        monkeypatch.setattr(matmul, "can_order", lambda: False)
     else:
         monkeypatch.setattr(policy, "dtype", torch.bfloat16)
     written(policy, "one", sampling)
     assert not calls
 
 
-def test_only_on_a_cpu(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert merged._possible(policy)
+def test_only_on_a_cpu(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sampling_weights._possible(policy)
     monkeypatch.setattr(policy, "device", torch.device("meta"))
-    assert not merged._possible(policy)
+    assert not sampling_weights._possible(policy)
 
 
 def test_without_memory_for_a_copy_sampling_goes_on(
-    policy: Policy, calls: list[int], monkeypatch: pytest.MonkeyPatch
+    policy: SharedModel, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_left(*given: Any) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
-    monkeypatch.setattr(merged, "_make_copies", none_left)
+    monkeypatch.setattr(sampling_weights, "_make_copies", none_left)
     assert written(policy, "one")
     assert not calls
 
     def wrong(*given: Any) -> None:
         raise RuntimeError("another fault")
 
-    monkeypatch.setattr(merged, "_make_copies", wrong)
+    monkeypatch.setattr(sampling_weights, "_make_copies", wrong)
     with pytest.raises(RuntimeError, match="another fault"):
         written(policy, "one")
 
 
-def test_layers_in_few_bits_keep_their_own_products(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_in_few_bits_keep_their_own_products(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their weights are no matrices. Stood in for by another subclass of the linear layer, as theirs are."""
 
     class InFewBits(torch.nn.Linear):
@@ -237,20 +240,20 @@ def test_layers_in_few_bits_keep_their_own_products(policy: Policy, monkeypatch:
     layers = list(lora_layers(policy))
     for layer in layers[1:]:
         monkeypatch.setattr(layer.base_layer, "__class__", InFewBits)
-    assert len(merged._make_copies(policy.roles["one"], 4)) == 2  # the head and the layer that is left
+    assert len(sampling_weights._make_copies(policy.roles["one"], 4)) == 2  # the head and the layer that is left
 
 
-def test_memory_is_given_back(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_given_back(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[bool] = []
     monkeypatch.setattr(memory, "give_back", lambda: given.append(True))
-    written(policy, "one", Sampling(2, merged.LEAST_TOKENS - 1))
+    written(policy, "one", Sampling(2, sampling_weights.LEAST_TOKENS - 1))
     assert not given
     written(policy, "one")
     assert given == [True, True]  # before the copies are made and after they are gone
 
 
 def test_a_layer_s_name_for_its_product_is_what_the_layer_asks_for(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch
+    policy: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both sides name it by a parameter; were they two, the copies would lie idle."""
     asked: list[int] = []
@@ -259,10 +262,10 @@ def test_a_layer_s_name_for_its_product_is_what_the_layer_asks_for(
         asked.append(id(parameter))
 
     monkeypatch.setattr(lora, "copy_for", note)
-    with torch.no_grad(), policy.acting_as("one") as model:
+    with torch.no_grad(), policy.using_role("one") as model:
         for layer in lora_layers(policy):
             model.get_submodule(_name(model, layer))(torch.zeros(1, layer.base_layer.in_features))
-    assert set(asked) == set(merged._make_copies(policy.roles["one"], 4)) - {
+    assert set(asked) == set(sampling_weights._make_copies(policy.roles["one"], 4)) - {
         id(policy.model.get_output_embeddings().weight)
     }
 
@@ -272,7 +275,7 @@ def _name(model: Any, wanted: Any) -> str:
 
 
 def test_rows_that_have_ended_leave(
-    policy: Policy, library: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
+    policy: SharedModel, library: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A product takes as many rows as there are, of those that the copy was made for."""
     encoder = Encoder(policy.tokenizer)
@@ -281,12 +284,12 @@ def test_rows_that_have_ended_leave(
     encoder.__dict__["end_ids"] = frozenset(token for tokens, _ in free[:4] for token in tokens[2:4])
 
     def responses() -> list[Any]:
-        sampling = Sampling(2, merged.LEAST_TOKENS)
+        sampling = Sampling(2, sampling_weights.LEAST_TOKENS)
         return [r for g in sample(policy, "one", encoder, questions(3), sampling, seed=4) for r in g.responses]
 
     found = responses()
     assert min(calls) < max(calls) <= 6
-    monkeypatch.setattr(merged, "MOST_ROWS", 0)
+    monkeypatch.setattr(sampling_weights, "MOST_ROWS", 0)
     wanted = responses()
     assert [r.tokens for r in found] == [r.tokens for r in wanted]
     for mine, theirs in zip(found, wanted, strict=True):

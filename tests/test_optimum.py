@@ -21,9 +21,9 @@ from torch import Tensor
 
 from alignkit import Group, Pair, Response
 from alignkit import functional as F
-from alignkit.data import write_groups
-from alignkit.recipe import load_recipe
-from alignkit.run import run_recipe
+from alignkit.data.group import write_groups
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import run_recipe
 
 PAD, END, QUESTION = "<pad>", "<end>", "<q>"
 WITHIN = 0.02  # total variation
@@ -190,7 +190,13 @@ def rollout(problem: Problem, samples: int) -> dict[str, Any]:
     ("problem", "beta", "iterations", "epochs"), [("one", 0.25, 40, 4), ("three", 0.5, 80, 3)], indirect=["problem"]
 )
 def test_ppo_reaches_the_optimum(problem: Problem, beta: float, iterations: int, epochs: int) -> None:
-    options = {"kl_beta": beta, "lam": 1.0, "whiten_advantages": False, "clip_value": None, "value_coefficient": 1.0}
+    options = {
+        "kl_coefficient": beta,
+        "lam": 1.0,
+        "whiten_advantages": False,
+        "value_clip_range": None,
+        "value_coefficient": 1.0,
+    }
     stage = {
         "algorithm": {"ppo": options},
         "prompts": write_prompts(problem, 2),
@@ -219,10 +225,10 @@ def test_a_policy_is_learned_at_the_temperature_it_samples_at(one: Problem, algo
     stage = {"prompts": None, "reward": write_reward(one), "rollout": {**rollout(one, 4), "temperature": 0.6}}
     if algorithm == "ppo":
         options = {
-            "kl_beta": 0.25,
+            "kl_coefficient": 0.25,
             "lam": 1.0,
             "whiten_advantages": False,
-            "clip_value": None,
+            "value_clip_range": None,
             "value_coefficient": 1.0,
         }
         stage |= {"algorithm": {"ppo": options}, "iterations": 40, "prompts_per_iteration": 64, "batch_size": 64}
@@ -274,7 +280,7 @@ def test_dpo_reaches_the_optimum(problem: Problem, pairs: Callable[[Problem, ran
 
 
 # What is learned is an empirical distribution: thousands of samples, and fewer answers than above. The second stage
-# learns the samples of the first again at a lower rate, which `carry_from` is for; its own two hardly count.
+# learns the samples of the first again at a lower rate, which `replay_from` is for; its own two hardly count.
 @pytest.mark.parametrize(("letters", "length", "k", "prompts"), [("abcdef", 1, 4, 6000), ("ab", 3, 2, 8000)])
 def test_rejection_sampling_learns_best_of_k(tmp_path: Path, letters: str, length: int, k: int, prompts: int) -> None:
     problem = make(tmp_path, letters, length)
@@ -291,9 +297,9 @@ def test_rejection_sampling_learns_best_of_k(tmp_path: Path, letters: str, lengt
     }
     again = {
         **first,
-        "algorithm": {"rejection_sampling": {"carry_over": prompts}},
+        "algorithm": {"rejection_sampling": {"replay_ratio": prompts}},
         "from": "first",
-        "carry_from": ["first"],
+        "replay_from": ["first"],
         "prompts_per_iteration": 2,
         "batch_size": prompts // 2,  # large, so that the last steps' noise is small beside that of the samples
         "epochs": 20,

@@ -18,7 +18,7 @@ import torch
 from test_optimum import WITHIN, Problem, check, make, rollout, total_variation, train, write_prompts, write_reward
 from torch import Tensor
 
-from alignkit.data import read_groups
+from alignkit.data.group import read_groups
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,16 +78,16 @@ def fixed_point(problem: Problem, k: int, beta: float, deviation: bool) -> Tenso
     )
     orders = factorial(k) / counts.clone().apply_(factorial_of).prod(1)
     mean = counts @ problem.rewards / k
-    centred = problem.rewards - mean[:, None]
+    centered = problem.rewards - mean[:, None]
     if deviation:
-        variance = (counts * centred**2).sum(1) / (k - 1)
-        centred = centred / (variance.sqrt() + 1e-4)[:, None]
+        variance = (counts * centered**2).sum(1) / (k - 1)
+        centered = centered / (variance.sqrt() + 1e-4)[:, None]
     steps = [x.clone() for x in reference]
     for _ in range(5000):
         p = whole(steps)
         chance = orders * torch.exp(counts @ p.log())
         assert abs(float(chance.sum()) - 1) < 1e-9
-        gained = by_prefix(chance @ (counts / k * centred), problem)
+        gained = by_prefix(chance @ (counts / k * centered), problem)
         residual = 0.0
         for t, gain in enumerate(gained):
             passing = by_prefix(p, problem)[t].sum(-1, keepdim=True)
@@ -136,7 +136,7 @@ def align(
     return train(problem, trained={**stage, **more})
 
 
-DR: dict[str, Any] = {"divide_by_deviation": False, "aggregation": "constant", "max_tokens": 7}
+DR: dict[str, Any] = {"scale_by_std": False, "aggregation": "constant", "max_tokens": 7}
 
 
 def test_grpo_s_fixed_point_is_its_own(tmp_path: Path) -> None:
@@ -164,8 +164,10 @@ def test_grpo_s_fixed_point_is_its_own(tmp_path: Path) -> None:
     indirect=["problem"],
 )
 def test_grpo_ends_at_its_fixed_point(problem: Problem, k: int, beta: float, options: dict[str, Any]) -> None:
-    wanted = fixed_point(problem, k, beta, options.get("divide_by_deviation", True))
-    found = align(problem, "grpo", {"kl_beta": beta, **options}, 32, k, iterations=40, epochs=2, learning_rate=3e-3)
+    wanted = fixed_point(problem, k, beta, options.get("scale_by_std", True))
+    found = align(
+        problem, "grpo", {"kl_coefficient": beta, **options}, 32, k, iterations=40, epochs=2, learning_rate=3e-3
+    )
     check(found, wanted, problem.reference)
 
 
@@ -173,7 +175,7 @@ def test_grpo_ends_at_its_fixed_point(problem: Problem, k: int, beta: float, opt
     ("problem", "beta", "iterations"), [(ONE, 0.25, 24), (THREE, 1.0, 40)], ids=["one", "three"], indirect=["problem"]
 )
 def test_rloo_reaches_the_optimum(problem: Problem, beta: float, iterations: int) -> None:
-    found = align(problem, "rloo", {"kl_beta": beta}, 64, 4, iterations=iterations, epochs=3)
+    found = align(problem, "rloo", {"kl_coefficient": beta}, 64, 4, iterations=iterations, epochs=3)
     check(found, problem.optimum(beta), problem.reference)
 
 
@@ -189,7 +191,7 @@ def test_rloo_reaches_the_optimum(problem: Problem, beta: float, iterations: int
     indirect=["problem"],
 )
 def test_reinforce_pp_reaches_the_optimum(problem: Problem, beta: float, options: dict[str, Any], rate: float) -> None:
-    options = {"kl_beta": beta, **options}
+    options = {"kl_coefficient": beta, **options}
     found = align(problem, "reinforce_pp", options, 4, 64, iterations=40, epochs=3, learning_rate=rate)
     check(found, problem.optimum(beta), problem.reference)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from alignkit import Group, Pair, Response
-from alignkit.data import read_groups, write_groups
+from alignkit.data.group import read_groups, write_groups
 
 COPIES = 40  # of the one group in a data set
 

@@ -9,7 +9,8 @@ import pytest
 
 from alignkit import plugins as module
 from alignkit.errors import PluginError
-from alignkit.plugins import Claim, Plugins, Registry, load_plugins
+from alignkit.plugins import Plugins, load_plugins
+from alignkit.registry import Registration, Registry
 
 GOOD = """
 from alignkit import Algorithm, hookimpl
@@ -64,12 +65,12 @@ def reason(loaded: Plugins, plugin: str) -> str:
 
 def test_a_good_plugin_is_found(distribution: MakeDistribution) -> None:
     folder = distribution("x-good", GOOD.format(name="mine"))
-    claim = load_plugins().registry.get("algorithm", "mine")
-    assert (claim.name, claim.summary, claim.plugin, claim.distribution, claim.version) == (
+    registration = load_plugins().registry.get("algorithm", "mine")
+    assert (registration.name, registration.summary, registration.plugin, registration.distribution, registration.version) == (
         "mine", "it", "x-good", "x-good", "1.2",
     )  # fmt: skip
-    assert claim.source_path == folder / "fake_x_good.py"
-    assert claim.thing.__name__ == "Mine"
+    assert registration.source_path == folder / "fake_x_good.py"
+    assert registration.implementation.__name__ == "Mine"
 
 
 BROKEN = {
@@ -206,8 +207,8 @@ def test_files_as_plugins(tmp_path: Path) -> None:
     good.write_text(GOOD.format(name="filed"))
     bad.write_text("import no_such_module_at_all")
     loaded = load_plugins([good, bad, tmp_path / "missing.py"])
-    claim = loaded.registry.get("algorithm", "filed")
-    assert (claim.distribution, claim.source_path) == ("json.py", good)
+    registration = loaded.registry.get("algorithm", "filed")
+    assert (registration.distribution, registration.source_path) == ("json.py", good)
     assert "no_such_module_at_all" in reason(loaded, "bad.py")
     assert "no such file" in reason(loaded, "missing.py")
     import json
@@ -217,8 +218,8 @@ def test_files_as_plugins(tmp_path: Path) -> None:
 
 def test_unknown_names() -> None:
     registry = Registry()
-    registry.add("algorithm", Claim("dpo", object))
-    registry.add("algorithms", Claim("ppo", object))
+    registry.add("algorithm", Registration("dpo", object))
+    registry.add("algorithms", Registration("ppo", object))
     with pytest.raises(PluginError, match=r"no algorithm 'pppo'\n  did you mean 'ppo'\? \(installed: dpo, ppo\)"):
         registry.get("algorithm", "pppo")
     assert PluginError.exit_code == 3
@@ -252,8 +253,8 @@ def test_a_folder_is_no_plugin_file(tmp_path: Path) -> None:
 
 def test_rewards_and_combinations_share_names() -> None:
     registry = Registry()
-    registry.add("rewards", Claim("a", object, distribution="one"))
-    registry.add("combines", Claim("a", object, distribution="two"))
+    registry.add("rewards", Registration("a", object, distribution="one"))
+    registry.add("combines", Registration("a", object, distribution="two"))
     with pytest.raises(PluginError, match="claimed by one and two"):
         registry.get("reward", "a")
 

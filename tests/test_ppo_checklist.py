@@ -20,19 +20,28 @@ from torch import Tensor
 
 from alignkit import Batch, Group, Outputs, Response, RunFailed
 from alignkit import functional as F
-from alignkit.algorithm import Pairs, Phase
-from alignkit.batch import Encoded, Encoder, Examples, Row, pack, spread
-from alignkit.data import write_groups
+from alignkit.algorithm import Phase
+from alignkit.batch import Pairs
+from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
+from alignkit.kernels.lm_head import logprobs_from_hidden
+from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.models.examples import Examples
+from alignkit.models.forward import measure
+from alignkit.models.packing import pack, spread
+from alignkit.models.sampling import Sampling, sample
+from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
-from alignkit.policy import BASE, Policy
-from alignkit.recipe import ModelSpec, RewardSpec, load_recipe
-from alignkit.reward import Combined
-from alignkit.rollout import Sampling, sample
-from alignkit.rollout_stage import Rollouts
-from alignkit.run import Run
-from alignkit.train import Averages, Learner, measure, schedule
-from alignkit.training import Training
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import RewardSpec
+from alignkit.reward import CombinedReward
+from alignkit.runs.run import Run
+from alignkit.settings import ModelSpec
+from alignkit.training.averages import Averages
+from alignkit.training.learner import Learner
+from alignkit.training.online import OnlineStage
+from alignkit.training.schedule import schedule
+from alignkit.training.stage import StageWork
 
 ITEMS = {
     1: "test_positions_do_not_depend_on_neighbours",
@@ -109,7 +118,7 @@ def prompts(count: int) -> list[Group]:
 
 def ppo_stage(**more: Any) -> dict[str, Any]:
     stage = {
-        "algorithm": {"ppo": {"kl_beta": 0.1}},
+        "algorithm": {"ppo": {"kl_coefficient": 0.1}},
         "prompts": {"path": "prompts.jsonl"},
         "reward": {"length": {"unit": "characters"}},
         "rollout": {"samples_per_prompt": 3, "max_new_tokens": 7, "temperature": 0.7},
@@ -186,49 +195,51 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     return found
 
 
-def fixed_weights(policy: Policy, learner: Learner) -> dict[str, Tensor]:
+def fixed_weights(policy: SharedModel, learner: Learner) -> dict[str, Tensor]:
     own = {id(p) for p in learner.parameters.values()}
     return {name: p for name, p in policy.model.named_parameters() if id(p) not in own}
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Iterator[Rollouts]:
+def work(tmp_path: Path) -> Iterator[OnlineStage]:
     with started(tmp_path, ppo_stage()) as found:
         yield found
 
 
 @contextmanager
-def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Rollouts]:
+def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[OnlineStage]:
     """A PPO stage from the base, before its first iteration."""
     run = make_run(folder, {"align": stage}, **model)
     (folder / "run" / "align").mkdir()
     recipe_stage = run.recipe.stages["align"]
     component = recipe_stage.component
-    found = Rollouts(run._stage_run(recipe_stage, folder / "run" / "align"), component.claim.thing(component.options))
+    found = OnlineStage(
+        run._stage_run(recipe_stage, folder / "run" / "align"), component.registration.implementation(component.options)
+    )
     try:
         yield found
     finally:
         found.close()
 
 
-def scored(work: Rollouts, groups: Sequence[Group]) -> tuple[list[Group], Combined]:
+def scored(work: OnlineStage, groups: Sequence[Group]) -> tuple[list[Group], CombinedReward]:
     kept, combined, *_ = work._score(groups)
     return kept, combined
 
 
-def rolled_out(work: Rollouts, count: int = 5) -> Examples:
+def rolled_out(work: OnlineStage, count: int = 5) -> Examples:
     """Scored and measured rollouts."""
     return work._measure(*scored(work, work._roll_out(1, prompts(count))), {})
 
 
-def move(work: Rollouts) -> None:
+def move(work: OnlineStage) -> None:
     """Policy and value role away from where they started, as after some steps."""
     work.learner.steps = 1
     disturb(work.policy, work.role)
     disturb(work.policy, work.value_role or "", 0.1)
 
 
-def disturb(policy: Policy, role: str, size: float = 0.05) -> None:
+def disturb(policy: SharedModel, role: str, size: float = 0.05) -> None:
     """Move a role away from where it started."""
     generator = torch.Generator().manual_seed(7)
     for parameter in policy.parameters_of(role).values():
@@ -236,11 +247,13 @@ def disturb(policy: Policy, role: str, size: float = 0.05) -> None:
 
 
 def written(prompt: Sequence[int], *rows: Sequence[int], name: str = "g") -> Encoded:
-    return Encoded(Group((), id=name), tuple(prompt), tuple(Row(tuple(row), (True,) * len(row)) for row in rows))
+    return Encoded(
+        Group((), id=name), tuple(prompt), tuple(ResponseTokens(tuple(row), (True,) * len(row)) for row in rows)
+    )
 
 
 def algorithm(name: str = "ppo", **options: Any) -> Any:
-    thing = plugins().registry.get("algorithms", name).thing
+    thing = plugins().registry.get("algorithms", name).implementation
     return thing(thing.Options(**options))
 
 
@@ -272,7 +285,7 @@ NOISE = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 # 1-7: which token is where
 
 
-def test_positions_do_not_depend_on_neighbours(work: Rollouts) -> None:
+def test_positions_do_not_depend_on_neighbours(work: OnlineStage) -> None:
     policy = work.policy
     disturb(policy, work.role)
     prompt, rows = tuple(range(20, 26)), [tuple(range(30, 34)), (40,), tuple(range(50, 59))]
@@ -288,7 +301,7 @@ def test_positions_do_not_depend_on_neighbours(work: Rollouts) -> None:
             torch.testing.assert_close(p, a, atol=1e-5, rtol=0)
 
 
-def test_masks_come_from_lengths_not_from_ids(work: Rollouts) -> None:
+def test_masks_come_from_lengths_not_from_ids(work: OnlineStage) -> None:
     """Padding and end ids inside a response are tokens like others; shorter rows have none after their end."""
     tokenizer = work.policy.tokenizer
     row = (tokenizer.pad_token_id, 30, tokenizer.eos_token_id, 31, tokenizer.pad_token_id)
@@ -298,7 +311,7 @@ def test_masks_come_from_lengths_not_from_ids(work: Rollouts) -> None:
     assert len(pack([written((5, 6), row, (40, 41))]).targets) == 7
 
 
-def test_the_end_of_turn_counts_and_nothing_follows_it(work: Rollouts) -> None:
+def test_the_end_of_turn_counts_and_nothing_follows_it(work: OnlineStage) -> None:
     """Also with several end ids."""
     encoder = Encoder(work.policy.tokenizer)
     ends = set(range(1, 80))
@@ -329,7 +342,7 @@ def test_group_baseline() -> None:
     group = torch.tensor([0, 0, 1, 1, 2, 3])
     rewards = torch.tensor([1.0, 3.0, -7.0, -7.0, 5.0, 5.0])
     batch = replace(by_hand(mask, rewards=rewards), group=group)
-    options = {"kl_beta": 0.0, "lam": 1.0, "whiten_advantages": False}
+    options = {"kl_coefficient": 0.0, "lam": 1.0, "whiten_advantages": False}
     found = algorithm(group_baseline=True, **options).signal(batch)["returns"]
     assert found.tolist() == [[-1.0] * 2, [1.0] * 2, *[[0.0] * 2] * 4]
     assert algorithm(**options).signal(batch)["returns"][:, 1].tolist() == rewards.tolist()
@@ -350,7 +363,7 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
     (groups, without, plain), (again, combined, columns) = found[0.0], found[5.0]
     cut = torch.tensor([response.truncated for group in groups for response in group.responses])
     assert cut.any() and not cut.all()
-    assert torch.equal(combined.plain, without.plain)
+    assert torch.equal(combined.raw, without.raw)
     assert torch.equal(without.reward - combined.reward, 5.0 * cut)
     seen = [[r.scores["reward"] for group in some for r in group.responses] for some in (groups, again)]
     assert torch.equal(torch.tensor(seen[0]) - torch.tensor(seen[1]), 5.0 * cut)  # what selection sees
@@ -377,11 +390,11 @@ def test_a_cut_off_response_is_terminal() -> None:
     values = torch.where(MASK, 0.5, 1e6)
     for truncated in (torch.zeros(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)):
         batch = by_hand(MASK, truncated=truncated, rewards=torch.tensor([1.0, 2.0, 3.0]), old_values=values)
-        signal = algorithm(kl_beta=0.0, lam=0.0, whiten_advantages=False).signal(batch)
+        signal = algorithm(kl_coefficient=0.0, lam=0.0, whiten_advantages=False).signal(batch)
         assert signal["returns"].tolist() == [[0.5, 0.5, 0.5, 1], [2, 0, 0, 0], [0.5, 0.5, 3, 0]]
 
 
-def test_a_value_is_read_before_its_token(work: Rollouts) -> None:
+def test_a_value_is_read_before_its_token(work: OnlineStage) -> None:
     policy, role = work.policy, work.value_role or ""
     disturb(policy, role, 0.2)
     prompt, row = (20, 21, 22), (30, 31, 32, 33)
@@ -407,7 +420,7 @@ def test_reference_and_base_stay_bit_identical(watched: Watched) -> None:
 
 def test_the_score_sits_on_the_last_token() -> None:
     batch = by_hand(MASK, rewards=torch.tensor([1.0, 2.0, 3.0]))
-    returns = algorithm(kl_beta=0.0, lam=0.0, whiten_advantages=False).signal(batch)["returns"]
+    returns = algorithm(kl_coefficient=0.0, lam=0.0, whiten_advantages=False).signal(batch)["returns"]
     assert returns.tolist() == [[0, 0, 0, 1], [2, 0, 0, 0], [0, 0, 3, 0]]
 
 
@@ -415,19 +428,19 @@ def test_kl_is_priced_in_the_reward_and_only_there() -> None:
     """k1 with a minus in the reward (gamma 1, lambda 0: the reward itself); no loss term knows the reference."""
     old, reference = NOISE - 2, NOISE.flip(0) - 2
     batch = by_hand(MASK, old_logprobs=old, reference_logprobs=reference)
-    ppo = algorithm(kl_beta=0.3, lam=0.0, whiten_advantages=False)
+    ppo = algorithm(kl_coefficient=0.3, lam=0.0, whiten_advantages=False)
     batch.signals = dict(ppo.signal(batch))
     wanted = torch.where(MASK, -0.3 * (old - reference), 0.0)
     torch.testing.assert_close(batch["advantages"], wanted)
     out = Outputs(logprobs=old + 0.1, values=NOISE, entropy=NOISE.abs())
     terms = ppo.loss(batch, out)
-    assert set(terms) == {"policy", "value", "negative_entropy"}
+    assert set(terms) == {"policy", "value", "entropy"}
     moved = replace(batch, reference_logprobs=reference + 1)
     for name, term in ppo.loss(moved, out).items():
         assert torch.equal(term.values, terms[name].values)
 
 
-def test_first_minibatch_is_on_policy(work: Rollouts, watched: Watched) -> None:
+def test_first_minibatch_is_on_policy(work: OnlineStage, watched: Watched) -> None:
     """Temperature 0.7: ratio 1 at every token, nothing clipped, and the loss is minus the mean advantage."""
     move(work)
     examples = rolled_out(work)
@@ -446,7 +459,7 @@ def test_first_minibatch_is_on_policy(work: Rollouts, watched: Watched) -> None:
     assert watched.metrics[0]["sampler_gap"] < 1e-4
 
 
-def test_temperature_divides_policy_old_and_reference_alike(work: Rollouts) -> None:
+def test_temperature_divides_policy_old_and_reference_alike(work: OnlineStage) -> None:
     move(work)
     examples = rolled_out(work)
     row = pack(examples.groups)
@@ -483,7 +496,7 @@ def test_dropout_is_off(tmp_path: Path, watched: Watched) -> None:
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     plugins_tokenizer().save_pretrained(tmp_path)
     for lora in ({"r": 2}, "none"):
-        policy = Policy(
+        policy = SharedModel(
             ModelSpec.model_validate({"base": str(tmp_path), "dtype": "float32", "lora": lora}), str(tmp_path)
         )
         policy.add_role("new")
@@ -518,21 +531,21 @@ def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     write_groups(folder / "pairs.jsonl", [replace(group, responses=ranked) for group in prompts(8)])
     run = make_run(folder, {"rm": REWARD_MODEL}, **({} if request.param == "lora" else {"lora": "none"}))
     found = Trained(run, folder / "run" / "rm" / "adapter", [])
-    original = Policy.save
+    original = SharedModel.save
 
-    def save(self: Policy, name: str, target: Path) -> None:
+    def save(self: SharedModel, name: str, target: Path) -> None:
         encoder = Encoder(self.tokenizer)
         encoded = [e for g in questions() if (e := encoder.encode(g, 200, scoring=True)) is not None]
         found.scores = [float(score) for score in measure(self, name, encoded, "scores")]
         original(self, name, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Policy, "save", save)
+        patch.setattr(SharedModel, "save", save)
         run.execute()
     return found
 
 
-def test_values_start_at_zero_or_at_the_reward_model(work: Rollouts, reward_model: Trained) -> None:
+def test_values_start_at_zero_or_at_the_reward_model(work: OnlineStage, reward_model: Trained) -> None:
     examples = rolled_out(work)
     assert all(not bool(values.any()) for values in examples.token_columns["old_values"])
     engine = reward_model.run.engine
@@ -549,10 +562,10 @@ def test_values_start_at_zero_or_at_the_reward_model(work: Rollouts, reward_mode
 
 def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path, reward_model: Trained) -> None:
     """A group of one would have no score left; a reward model's level has nothing to do with centred scores."""
-    centred = algorithm(group_baseline=True)
+    centered = algorithm(group_baseline=True)
     two = Group((), (Response(text="a"), Response(text="b")))
-    assert centred.needs.min_samples == 2 and algorithm().needs.min_samples == 1
-    assert centred.keep(two) and not centred.keep(replace(two, responses=two.responses[:1]))
+    assert centered.needs.min_samples == 2 and algorithm().needs.min_samples == 1
+    assert centered.keep(two) and not centered.keep(replace(two, responses=two.responses[:1]))
     assert algorithm().keep(replace(two, responses=two.responses[:1]))
     write_groups(tmp_path / "pairs.jsonl", prompts(2))
     for baseline, samples in ((True, 1), (True, 2), (False, 1)):
@@ -577,7 +590,7 @@ def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path,
             policy=engine.policy,
             role="base",
         )
-        said = Training._add_value_role(training)
+        said = StageWork._add_value_role(training)
         value = engine.policy.roles["align~value"].head
         engine.policy.drop_role("align~value")
         assert head is not None and value is not None
@@ -599,7 +612,7 @@ def test_a_skipped_step_hides_no_other_steps_numbers(tmp_path: Path, monkeypatch
     assert metrics["loss"] == pytest.approx((1 + 3 + 2 * 5) / 4) and metrics["skipped"] == 2
 
 
-SHARED = {"ppo": {"kl_beta": 0.1, "shared_value": True}}
+SHARED = {"ppo": {"kl_coefficient": 0.1, "shared_value": True}}
 
 
 @pytest.mark.parametrize("lora", [{"r": 4}, "none"])
@@ -676,7 +689,7 @@ def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model
 # 19-26: the update
 
 
-def test_advantages_are_whitened_over_all_rollouts(work: Rollouts) -> None:
+def test_advantages_are_whitened_over_all_rollouts(work: OnlineStage) -> None:
     examples = rolled_out(work)
     whole = torch.cat(examples.token_columns["advantages"])
     assert float(whole.mean()) == pytest.approx(0, abs=1e-5) and float(whole.std()) == pytest.approx(1, abs=1e-4)
@@ -700,7 +713,7 @@ def test_every_sample_once_an_epoch(watched: Watched) -> None:
     assert orders[0] != orders[1] and set(orders[0]) == set(orders[1])
 
 
-def test_micro_batches_do_not_change_the_gradient(work: Rollouts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_micro_batches_do_not_change_the_gradient(work: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged lengths: means of micro-batch means would differ."""
     move(work)
     examples = rolled_out(work)
@@ -710,7 +723,7 @@ def test_micro_batches_do_not_change_the_gradient(work: Rollouts, monkeypatch: p
     disturb(work.policy, work.role)  # off policy: ratios differ from 1
     found = []
     for budget in (10, 60, 10_000):
-        monkeypatch.setattr(Policy, "token_budget", budget)
+        monkeypatch.setattr(SharedModel, "token_budget", budget)
         work.learner.optimizer.zero_grad()
         metrics = work.learner._accumulate(examples)
         found.append(({name: p.grad.clone() for name, p in work.learner.parameters.items()}, metrics))
@@ -727,7 +740,7 @@ def cut_short(examples: Examples, generator: torch.Generator) -> Examples:
     for encoded in examples.groups:
         rows = []
         for row in encoded.rows:
-            rows.append(Row(row.tokens[: lengths[at]], row.mask[: lengths[at]]))
+            rows.append(ResponseTokens(row.tokens[: lengths[at]], row.mask[: lengths[at]]))
             at += 1
         groups.append(replace(encoded, rows=tuple(rows)))
     columns = {k: [x[:n] for x, n in zip(v, lengths, strict=True)] for k, v in examples.token_columns.items()}
@@ -757,7 +770,7 @@ def test_policy_clip() -> None:
     terms, gradient, _ = losses(algorithm(), ratio, advantages, torch.zeros(1, 6))
     assert terms["policy"].values.tolist()[0] == pytest.approx([-1.2, 1.5, -0.5, 0.8, -2.2, -1.2])
     assert gradient.tolist()[0] == pytest.approx([0, 1.5, -0.5, 0, -2.2, 0])
-    higher = losses(algorithm(clip_high=0.3), ratio, advantages, torch.zeros(1, 6))[0]
+    higher = losses(algorithm(clip_range_high=0.3), ratio, advantages, torch.zeros(1, 6))[0]
     assert higher["policy"].values.tolist()[0] == pytest.approx([-1.3, 1.5, -0.5, 0.8, -2.2, -1.25])
     dual = losses(algorithm(dual_clip=1.2), ratio, advantages, torch.zeros(1, 6))[0]
     assert dual["policy"].values.tolist()[0] == pytest.approx([-1.2, 1.2, -0.5, 0.8, -2.2, -1.2])
@@ -771,7 +784,7 @@ def test_value_clip() -> None:
     terms, _, gradient = losses(algorithm(), ones, ones, values, old_values=old)
     assert terms["value"].values.tolist()[0] == pytest.approx([0.005, 0.5 * 1.8**2, 0.125])
     assert gradient.tolist()[0] == pytest.approx([0.1, 0, -0.5])
-    free = losses(algorithm(clip_value=None), ones, ones, values.detach(), old_values=old)[0]
+    free = losses(algorithm(value_clip_range=None), ones, ones, values.detach(), old_values=old)[0]
     assert free["value"].values.tolist()[0] == pytest.approx([0.005, 0.5, 0.125])
 
 
@@ -790,7 +803,7 @@ def test_metrics_do_not_see_padding(garbage: float) -> None:
         batch.signals = dict(ppo.signal(batch))
         out = Outputs(logprobs=padded(NOISE.flip(1) - 2), values=padded(-NOISE), entropy=padded(NOISE.abs()))
         averages = Averages()
-        averages.add({**ppo.loss(batch, out), **ppo.report(batch, out)}, batch)
+        averages.add({**ppo.loss(batch, out), **ppo.report_metrics(batch, out)}, batch)
         return {**averages.means(), **ppo.metrics}
 
     found = means(0)
@@ -802,7 +815,7 @@ def test_metrics_do_not_see_padding(garbage: float) -> None:
 
 
 def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
-    stage = ppo_stage(algorithm={"ppo": {"kl_beta": 0.1, "kl_target": 3.0, "kl_horizon": 100.0}}, iterations=1)
+    stage = ppo_stage(algorithm={"ppo": {"kl_coefficient": 0.1, "kl_target": 3.0, "kl_horizon": 100.0}}, iterations=1)
     with started(tmp_path, stage) as work:
         work.learner.steps = 1  # not the first step: policy and reference may differ
         disturb(work.policy, work.role, 0.1)
@@ -813,27 +826,27 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         wanted = sum(float((a - b).sum()) for a, b in differences) / 15
         assert metrics["kl"] == pytest.approx(wanted, abs=1e-5)
         assert abs(wanted) > 0.05
-        adapted = work.algorithm.state["kl_beta"]
+        adapted = work.algorithm.state["kl_coefficient"]
         assert adapted == pytest.approx(F.adaptive_kl(0.1, wanted, 3.0, 100.0, 15), rel=1e-5)
         again = work._measure(groups, combined, {})
         work.learner.step(again, 1.0)
         work.learner.step(again, 1.0)
         # Once per rollout batch (two were measured), never per step.
         twice = F.adaptive_kl(adapted, wanted, 3.0, 100.0, 15)
-        assert work.algorithm.state["kl_beta"] == pytest.approx(twice, rel=1e-5)
+        assert work.algorithm.state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
 
 
 def test_the_price_of_kl_is_never_negative() -> None:
     """However few responses the horizon has, one iteration moves the price by a fifth at most."""
-    ppo = algorithm(kl_beta=0.05, kl_target=6.0, kl_horizon=0.5)
+    ppo = algorithm(kl_coefficient=0.05, kl_target=6.0, kl_horizon=0.5)
     batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)  # KL 0, far below the target
     batch = replace(batch, old_values=NOISE, rewards=torch.tensor([1.0, 2.0, 3.0]))
     ppo.signal(batch)
-    assert ppo.state["kl_beta"] == pytest.approx(0.04)
+    assert ppo.state["kl_coefficient"] == pytest.approx(0.04)
 
 
 def test_scores_are_held_on_both_sides() -> None:
-    ppo = algorithm(kl_beta=0.0, score_clip=1.5, gamma=1.0, lam=1.0, whiten_advantages=False)
+    ppo = algorithm(kl_coefficient=0.0, score_clip=1.5, gamma=1.0, lam=1.0, whiten_advantages=False)
     batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)
     batch = replace(batch, old_values=torch.zeros(3, 4), rewards=torch.tensor([-9.0, 0.5, 9.0]))
     assert ppo.signal(batch)["returns"][:, 0].tolist() == pytest.approx([-1.5, 0.5, 1.5])
@@ -848,38 +861,41 @@ def test_entropy_is_a_bonus() -> None:
     ppo = algorithm(entropy_coefficient=0.3)
     batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)
     batch = replace(batch, old_values=NOISE, signals={"advantages": NOISE, "returns": NOISE})
-    term = ppo.loss(batch, Outputs(logprobs=NOISE, values=NOISE, entropy=NOISE.abs()))["negative_entropy"]
+    term = ppo.loss(batch, Outputs(logprobs=NOISE, values=NOISE, entropy=NOISE.abs()))["entropy"]
     assert torch.equal(term.values, -NOISE.abs()) and term.coefficient == 0.3
 
 
 def test_what_the_values_explain() -> None:
     """The share of the returns' variance, over counted tokens: 1 - var(returns - values) / var(returns)."""
-    ppo = algorithm(kl_beta=0.0, gamma=1.0, lam=1.0)
+    ppo = algorithm(kl_coefficient=0.0, gamma=1.0, lam=1.0)
     rewards = torch.tensor([1.0, 2.0, 4.0])
     returns = rewards[:, None].expand(3, 4)  # without a discount a token's return is its response's score
     batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)
     for values, wanted in ((returns, 1.0), (returns * 0 + 7, 0.0), (-returns, -3.0), (returns / 2, 0.75)):
         garbage = torch.where(MASK, values, 1e6)
         ppo.signal(replace(batch, old_values=garbage, rewards=rewards))
-        assert ppo.metrics["value_explained"] == pytest.approx(wanted, abs=1e-5)
+        assert ppo.metrics["explained_variance"] == pytest.approx(wanted, abs=1e-5)
         assert ppo.metrics["return"] == pytest.approx((4 * 1.0 + 2.0 + 3 * 4.0) / 8)
     ppo.signal(replace(batch, old_values=returns, rewards=torch.ones(3)))  # nothing to explain
-    assert ppo.metrics["value_explained"] == 0.0
+    assert ppo.metrics["explained_variance"] == 0.0
     one = MASK & (torch.arange(12).reshape(3, 4) == 0)
     ppo.signal(replace(by_hand(one, old_logprobs=NOISE, reference_logprobs=NOISE), old_values=returns, rewards=rewards))
-    assert ppo.metrics["value_explained"] == 0.0
+    assert ppo.metrics["explained_variance"] == 0.0
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"kl_beta": 0.0, "kl_target": 3.0}, "give kl_beta above 0"), ({"kl_horizon": 9.0}, "bears on kl_target alone")],
+    [
+        ({"kl_coefficient": 0.0, "kl_target": 3.0}, "give kl_coefficient above 0"),
+        ({"kl_horizon": 9.0}, "bears on kl_target alone"),
+    ],
 )
 def test_options_that_would_change_nothing_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         algorithm(**options)
 
 
-def test_a_mismatch_is_seen(work: Rollouts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mismatch_is_seen(work: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference that is not where the policy starts stops the run; another sampler shows as `sampler_gap`."""
     groups, combined = scored(work, work._roll_out(1, prompts(5)))
     metrics: dict[str, Any] = {}
@@ -893,7 +909,7 @@ def test_a_mismatch_is_seen(work: Rollouts, monkeypatch: pytest.MonkeyPatch) -> 
         work._measure(groups, combined, {})
 
 
-def test_adam_settings(work: Rollouts) -> None:
+def test_adam_settings(work: OnlineStage) -> None:
     options = work.learner.optimizer.param_groups
     assert len(options) == 1
     assert options[0]["eps"] == 1e-5 and options[0]["weight_decay"] == 0 and options[0]["betas"] == (0.9, 0.999)
@@ -907,9 +923,9 @@ def test_learning_rate_falls_per_iteration(watched: Watched) -> None:
     assert [schedule("linear", i, 4, 0.0) for i in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
-def test_each_roles_gradient_is_clipped_after_accumulation(work: Rollouts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_roles_gradient_is_clipped_after_accumulation(work: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work.settings, "max_grad_norm", 0.01)
-    monkeypatch.setattr(Policy, "token_budget", 60)  # several micro-batches
+    monkeypatch.setattr(SharedModel, "token_budget", 60)  # several micro-batches
     disturb(work.policy, work.value_role or "", 0.1)
     metrics = work.learner.step(rolled_out(work), 1.0)
     assert metrics["grad_norm"] > 0.02 and metrics["value_grad_norm"] > 0.02
@@ -921,7 +937,7 @@ def test_each_roles_gradient_is_clipped_after_accumulation(work: Rollouts, monke
 # 32-40: the rest
 
 
-def test_a_foreign_reward_model_reads_words(tmp_path: Path, work: Rollouts) -> None:
+def test_a_foreign_reward_model_reads_words(tmp_path: Path, work: OnlineStage) -> None:
     """A reward model with another vocabulary and template never sees the policy's ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
@@ -949,7 +965,7 @@ def test_a_foreign_reward_model_reads_words(tmp_path: Path, work: Rollouts) -> N
     assert work.engine.scores(str(folder), [group]) == [pytest.approx(wanted, abs=1e-5)]
 
 
-def test_what_is_scored_ends_its_turn(work: Rollouts) -> None:
+def test_what_is_scored_ends_its_turn(work: OnlineStage) -> None:
     """Reward models were trained on ended turns; a cut-off response is given one, also where it is cut to fit."""
     encoder = work.engine.encoder
     end = encoder.end_of_turn
@@ -986,7 +1002,7 @@ def test_long_prompts_are_left_out(tmp_path: Path) -> None:
         assert {g.prompt[0]["content"] for g in kept} == {text for text, n in lengths.items() if n + 7 <= limit}
 
 
-def test_a_response_of_one_end_token(work: Rollouts) -> None:
+def test_a_response_of_one_end_token(work: OnlineStage) -> None:
     """The end of turn as first token: one token, an empty text, and a batch of such rows is finite."""
     encoder = work.engine.encoder
     encoder.__dict__["end_ids"] = frozenset(range(work.policy.model.config.vocab_size))
@@ -1006,7 +1022,7 @@ def test_ptx_is_a_token_mean_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
     with started(tmp_path, stage) as work:
         learner = work.learner
         examples = rolled_out(work)
-        monkeypatch.setattr(Policy, "token_budget", 60)
+        monkeypatch.setattr(SharedModel, "token_budget", 60)
         mix = learner.mix
         assert mix is not None
         demos = mix.next(3)
@@ -1027,7 +1043,7 @@ def test_ptx_is_a_token_mean_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
         assert any(float(g.abs().max()) > 1e-4 for g in ptx.values())
 
 
-def test_random_streams_differ_by_place(work: Rollouts) -> None:
+def test_random_streams_differ_by_place(work: OnlineStage) -> None:
     """Siblings, prompts of one text, iterations and stages never share draws; the same place gives the same."""
 
     def texts(**more: Any) -> list[Any]:
@@ -1046,7 +1062,7 @@ def test_bf16_logits_are_widened_before_the_softmax() -> None:
     hidden = (torch.randn(40, 16, generator=generator) * 30).bfloat16()
     head = torch.randn(50, 16, generator=generator).bfloat16()
     tokens = torch.randint(0, 50, (40,), generator=generator)
-    found, entropy = F.logprobs_from_hidden(hidden, head, tokens, entropy=True)
+    found, entropy = logprobs_from_hidden(hidden, head, tokens, entropy=True)
     wanted = torch.log_softmax(torch.nn.functional.linear(hidden, head).double(), -1)
     assert found.dtype == torch.float32 and entropy is not None
     torch.testing.assert_close(found.double(), wanted.gather(-1, tokens[:, None])[:, 0], atol=1e-4, rtol=1e-5)

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from alignkit.errors import DataError
-from alignkit.preflight import check_data
-from alignkit.recipe import load_recipe
-from alignkit.run import Run
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.preflight import check_data
+from alignkit.runs.run import Run
 
 
 def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:

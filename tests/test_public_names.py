@@ -14,7 +14,8 @@ from typing import Any
 
 import alignkit
 from alignkit import hookspecs
-from alignkit.plugins import KINDS, load_plugins
+from alignkit.plugins import load_plugins
+from alignkit.registry import KINDS
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "public_names.txt"
 
@@ -64,12 +65,12 @@ def _lines() -> Iterator[str]:
     yield "\n# what recipes can name"
     registry = load_plugins().registry
     for kind in KINDS:
-        for claim in registry.claims(kind):
-            if claim.distribution != "alignkit":
+        for registration in registry.registrations(kind):
+            if registration.distribution != "alignkit":
                 continue
-            options = getattr(claim.thing, "Options", None)
+            options = getattr(registration.implementation, "Options", None)
             keys = " ".join(options.model_fields) if options is not None else ""
-            yield f"{kind} {claim.name}: {keys}".rstrip(": ")
+            yield f"{kind} {registration.name}: {keys}".rstrip(": ")
 
 
 def test_public_names_are_those_of_the_snapshot() -> None:

@@ -9,22 +9,26 @@ from typing import Any
 
 import pytest
 
-from alignkit import REWARD, ROLLOUTS, Algorithm, Combine, Field, Judge, Needs, Options, Reward, StageDefaults, Step
-from alignkit.document import dump
-from alignkit.errors import Problem, RecipeError
-from alignkit.plugins import Broken, Claim, Registry
-from alignkit.recipe import (
-    DataRef,
-    DataSpec,
-    JudgeRef,
-    PolicyRef,
-    Recipe,
-    RewardRef,
-    RewardSpec,
-    StageRef,
-    find_recipe,
-    load_recipe,
+from alignkit import (
+    REWARD,
+    ROLLOUTS,
+    Algorithm,
+    Field,
+    Judge,
+    Needs,
+    Options,
+    Reward,
+    RewardCombination,
+    StageDefaults,
+    Step,
 )
+from alignkit.data.sources import DataSpec
+from alignkit.errors import Problem, RecipeError
+from alignkit.options import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
+from alignkit.recipe.document import dump
+from alignkit.recipe.load import find_recipe, load_recipe
+from alignkit.recipe.schema import Recipe, RewardSpec
+from alignkit.registry import BrokenPlugin, Registration, Registry
 
 
 class Plain(Algorithm):
@@ -59,8 +63,8 @@ class Part(Options):
     weight: float = 1.0
 
 
-class Sum(Combine):
-    class Options(Combine.Options):
+class Sum(RewardCombination):
+    class Options(RewardCombination.Options):
         main: RewardRef
         more: list[Part] = Field(default_factory=list)
 
@@ -101,7 +105,7 @@ def registry() -> Registry:
     }
     for kind, table in things.items():
         for name, thing in table.items():
-            result.add(kind, Claim(name, thing, plugin="p", distribution="dist", version="1"))
+            result.add(kind, Registration(name, thing, plugin="p", distribution="dist", version="1"))
     return result
 
 
@@ -242,7 +246,7 @@ def test_from_an_adapter_folder(bench: Bench) -> None:
 def test_versions(bench: Bench) -> None:
     text = "  next: {algorithm: plain, data: d.jsonl, from: first@2}\n"
     assert "keeps only its last version" in bench.problem(FIRST + text).message
-    keep = "stages.first.keep_epochs=true"
+    keep = "stages.first.keep_versions=true"
     assert bench.stages(FIRST + text, keep).stages["next"].upstream == ("first",)
     assert "has only 3 epochs" in bench.problem(FIRST + text, keep, "stages.next.from=first@4").message
     assert "counted from 1" in bench.problem(FIRST + text, keep, "stages.next.from=first@0").message
@@ -262,7 +266,7 @@ CASES = {
     "text for a number": (FIRST[:-2] + ", batch_size: 1_000}\n", "stages.first.batch_size: expected a whole number, got '1_000'", (3, 56, 5), "write 1000"),
     "boolean for a number": (FIRST[:-2] + ", epochs: true}\n", "expected a whole number, got true", (3, 52, 4), ""),
     "fraction": (FIRST[:-2] + ", epochs: 1.5}\n", "expected a whole number, got 1.5", (3, 52, 3), ""),
-    "yes is no boolean": (FIRST[:-2] + ", keep_epochs: yes}\n", "expected true or false, got 'yes'", (3, 57, 3), "write true"),
+    "yes is no boolean": (FIRST[:-2] + ", keep_versions: yes}\n", "expected true or false, got 'yes'", (3, 57, 3), "write true"),
     "infinite": (FIRST[:-2] + ", learning_rate: .inf}\n", "expected a finite number", (3, 59, 4), ""),
     "choice": (FIRST[:-2] + ", lr_scheduler_type: cosin}\n", "expected 'constant', 'linear' or 'cosine', got 'cosin'", (3, 63, 5), "did you mean 'cosine'?"),
     "unknown algorithm": ("  s: {algorithm: plane, data: d.jsonl}\n", "no algorithm 'plane'", (3, 18, 5), "did you mean 'plain'?"),
@@ -362,7 +366,7 @@ def test_room_is_counted_where_another_key_is_wrong(bench: Bench) -> None:
         (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.keep_epoch=true"], ["'keep_epoch'"]),
         (
             FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@3}\n",
-            ["stages.first={algorithm: plain, data: d.jsonl, keep_epochs: true, epochs: 2, x: 1}"],
+            ["stages.first={algorithm: plain, data: d.jsonl, keep_versions: true, epochs: 2, x: 1}"],
             ["unknown key 'x'", "has only 2 epochs"],
         ),
     ],
@@ -380,7 +384,7 @@ class Reads(Step):
 
 
 def test_a_missing_file_beside_a_wrong_option(bench: Bench, registry: Registry) -> None:
-    registry.add("step", Claim("reads", Reads))
+    registry.add("step", Registration("reads", Reads))
     problems = bench.problems("  s: {step: reads, file: no.py, limit: 0}\n")
     assert [problem.message for problem in problems] == [
         "no such file: no.py",
@@ -389,7 +393,7 @@ def test_a_missing_file_beside_a_wrong_option(bench: Bench, registry: Registry) 
 
 
 def test_the_resolved_recipe_means_the_same_elsewhere(bench: Bench, registry: Registry) -> None:
-    registry.add("step", Claim("reads", Reads))
+    registry.add("step", Registration("reads", Reads))
     for folder in ("sub", "ad", "rm", "run"):
         (bench.folder / folder).mkdir()
     for file in ("sub/own.jsonl", "sub/own.py", "t.jinja"):
@@ -496,11 +500,11 @@ def test_a_swap_is_one_line(bench: Bench) -> None:
 
 
 def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
-    registry.add("algorithm", Claim("plain", Plain, distribution="other", version="2"))
+    registry.add("algorithm", Registration("plain", Plain, distribution="other", version="2"))
     assert "claimed by dist 1 and other 2" in bench.problem(FIRST).message
     text = FIRST.replace("plain", "other:plain")
-    assert bench.stages(text).stages["first"].component.claim.distribution == "other"
-    registry.broken.append(Broken("x-gone", "x-gone", "3", "ImportError: no torch", None))
+    assert bench.stages(text).stages["first"].component.registration.distribution == "other"
+    registry.broken.append(BrokenPlugin("x-gone", "x-gone", "3", "ImportError: no torch", None))
     with pytest.raises(
         RecipeError, match=r"plugin 'x-gone' \(x-gone 3\) failed to load: ImportError: no torch"
     ) as caught:

@@ -16,11 +16,15 @@ import yaml
 from alignkit import cli
 from alignkit.algorithm import ROLLOUTS
 from alignkit.plugins import load_plugins
-from alignkit.recipe import load_recipe
-from alignkit.run import cache_folder
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import cache_folder
 
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
-ON_POLICY = [claim.name for claim in load_plugins().registry.claims("algorithm") if claim.thing.source is ROLLOUTS]
+ON_POLICY = [
+    registration.name
+    for registration in load_plugins().registry.registrations("algorithm")
+    if registration.implementation.source is ROLLOUTS
+]
 TINY = ["model.base=tiny", "model.dtype=float32", "model.lora={r: 2, lora_alpha: 4}"]
 WEIGHTS = "adapter/adapter_model.safetensors"
 # What the sizes below do not fit: values that are lists, and epochs that other stages name.
@@ -82,7 +86,7 @@ def small(name: str) -> list[str]:
     overrides = [*TINY, *OWN.get(name, [])]
     taken = {text.partition("=")[0] for text in overrides}
     for stage in load_recipe(RECIPES[name], overrides).stages.values():
-        rollouts = stage.kind == "algorithm" and stage.component.claim.thing.source is ROLLOUTS
+        rollouts = stage.kind == "algorithm" and stage.component.registration.implementation.source is ROLLOUTS
         kind = "step" if stage.kind == "step" else "rollouts" if rollouts else "dataset"
         for key, value in SMALL[kind].items():
             path = written_at(name, stage.name)
@@ -96,7 +100,9 @@ def small(name: str) -> list[str]:
 def on_policy_stages(name: str) -> list[str]:
     """The stages of a recipe that learn from rollouts, in order."""
     stages = load_recipe(RECIPES[name], [*TINY, *OWN.get(name, [])]).stages.values()
-    return [s.name for s in stages if s.kind == "algorithm" and s.component.claim.thing.source is ROLLOUTS]
+    return [
+        s.name for s in stages if s.kind == "algorithm" and s.component.registration.implementation.source is ROLLOUTS
+    ]
 
 
 def written_at(name: str, stage: str) -> str:
@@ -134,7 +140,7 @@ def check_metrics(done: Done, stage: Any) -> None:
     assert rows
     trained = [row for row in rows if "grad_norm" in row]
     assert trained and all(row["grad_norm"] > 0 for row in trained), stage.name
-    if stage.component.claim.thing.source is not ROLLOUTS:
+    if stage.component.registration.implementation.source is not ROLLOUTS:
         assert all("loss" in row or any(key.startswith("validation/") for key in row) for row in rows)
         return
     iterations = stage.settings.iterations
@@ -319,13 +325,13 @@ def test_gradients_pass_through_a_quantized_base(quantization: str) -> None:
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
+    from alignkit.models.shared_model import SharedModel
     from alignkit.plugins import plugins
-    from alignkit.policy import Policy
-    from alignkit.recipe import ModelSpec
+    from alignkit.settings import ModelSpec
 
-    source = plugins().registry.get("model", "tiny").thing(cache_folder())
+    source = plugins().registry.get("model", "tiny").implementation(cache_folder())
     spec = ModelSpec.model_validate({"base": "tiny", "quantization": quantization})
-    policy = Policy(spec, str(source))
+    policy = SharedModel(spec, str(source))
     layer = policy.model.model.layers[1].mlp.down_proj
     x = torch.randn(1, 7, layer.in_features, dtype=policy.dtype)
     with torch.no_grad():
@@ -357,7 +363,7 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     done = run(name, tmp_path, *overrides)
     check_artifacts(name, done, overrides)
     if name == "llama2":
-        assert done.lines("rs3/metrics.jsonl")[0]["carried_over"] > 0
+        assert done.lines("rs3/metrics.jsonl")[0]["replayed"] > 0
         assert list(done.json("report/evaluation.json")["policies"]) == ["sft", "rs1", "rs2", "rs3", "align"]
         assert {"helpful", "safety", "llama2"} == set(done.json("report/evaluation.json")["rewards"])
     if name == "iterated":

@@ -14,26 +14,28 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from alignkit import Group, Response, cli, products, remembered
-from alignkit.batch import Encoded, Encoder
-from alignkit.checkpoint import file_digest
-from alignkit.engine import Engine
-from alignkit.policy import BASE, Policy
-from alignkit.recipe import LoraSpec, ModelSpec
-from alignkit.remembered import Remembered
-from alignkit.train import measure
+from alignkit import Group, Response, cli
+from alignkit.io.digest import file_digest
+from alignkit.kernels import matmul
+from alignkit.models import reference_cache
+from alignkit.models.encoding import Encoded, Encoder
+from alignkit.models.forward import measure
+from alignkit.models.reference_cache import ReferenceCache
+from alignkit.models.service import ModelService
+from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.settings import LoraSpec, ModelSpec
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., Engine]:
+def make(tmp_path: Path) -> Callable[..., ModelService]:
     """An engine on the tiny model as a new process would have it; `adapter` gives the folder of one, by its seed."""
     import alignkit_tiny
 
     base = alignkit_tiny.source(tmp_path / "models")
 
-    def engine(lora_seed: int = 1, dtype: str = "float32") -> Engine:
+    def engine(lora_seed: int = 1, dtype: str = "float32") -> ModelService:
         spec = ModelSpec(base="tiny", dtype=dtype, device="cpu", lora=LoraSpec(r=4, lora_alpha=8))  # type: ignore[arg-type]
-        policy = Policy(spec, str(base), seed=lora_seed)
+        policy = SharedModel(spec, str(base), seed=lora_seed)
         folder = tmp_path / f"adapter{lora_seed}"
         role = policy.add_role("made", head="language")
         generator = torch.Generator().manual_seed(lora_seed)
@@ -41,13 +43,13 @@ def make(tmp_path: Path) -> Callable[..., Engine]:
             parameter.data.normal_(0, 0.1, generator=generator)
         policy.save("made", folder)
         policy.drop_role("made")
-        store = Remembered(tmp_path / "logprobs")
-        return Engine(policy, lambda reference: folder, remembered=store)
+        store = ReferenceCache(tmp_path / "logprobs")
+        return ModelService(policy, lambda reference: folder, remembered=store)
 
     return engine
 
 
-def pairs(engine: Engine, questions: int = 3) -> list[Encoded]:
+def pairs(engine: ModelService, questions: int = 3) -> list[Encoded]:
     words = ("yes", "no, not at all", "perhaps, who knows?")
     groups = [
         Group(({"role": "user", "content": f"is it {n}?"},), tuple(Response(text=w) for w in words[: 2 + n % 2]))
@@ -57,17 +59,17 @@ def pairs(engine: Engine, questions: int = 3) -> list[Encoded]:
     return [encoded for encoded in found if encoded is not None]
 
 
-def test_a_later_run_finds_what_was_measured_bit_for_bit(make: Callable[..., Engine]) -> None:
+def test_a_later_run_finds_what_was_measured_bit_for_bit(make: Callable[..., ModelService]) -> None:
     engine = make()
     groups = pairs(engine)
-    first, known = engine.fixed_logprobs("sft", groups)
+    first, known = engine.reference_logprobs_of("sft", groups)
     assert not known
     direct = measure(engine.policy, engine.role("sft"), groups, "logprobs")
     rows = [row for group in groups for row in group.rows]
     assert len(rows) == 7 and [len(x) for x in first] == [len(row.tokens) for row in rows]
     later = make()
     later.policy.hidden = None  # type: ignore[assignment,method-assign]  # not a token is computed
-    second, known = later.fixed_logprobs("sft", groups)
+    second, known = later.reference_logprobs_of("sft", groups)
     assert known
     for found, again, wanted in zip(first, second, direct, strict=True):
         assert torch.equal(found, wanted) and torch.equal(again, wanted)
@@ -89,47 +91,49 @@ def other_prompt(groups: list[Encoded]) -> list[Encoded]:
 
 
 @pytest.mark.parametrize("change", [swapped, other_mask, other_prompt])
-def test_other_data_is_measured(make: Callable[..., Engine], change: Callable[[list[Encoded]], list[Encoded]]) -> None:
+def test_other_data_is_measured(
+    make: Callable[..., ModelService], change: Callable[[list[Encoded]], list[Encoded]]
+) -> None:
     engine = make()
     groups = pairs(engine)
-    engine.fixed_logprobs("sft", groups)
-    found, known = engine.fixed_logprobs("sft", change(groups))
+    engine.reference_logprobs_of("sft", groups)
+    found, known = engine.reference_logprobs_of("sft", change(groups))
     assert not known
     assert all(map(torch.equal, found, measure(engine.policy, "sft", change(groups), "logprobs")))
 
 
-def test_other_circumstances_are_measured(make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_circumstances_are_measured(make: Callable[..., ModelService], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make()
     groups = pairs(engine)
-    engine.fixed_logprobs("sft", groups)
-    assert engine.fixed_logprobs("sft", groups)[1]
-    base, known = engine.fixed_logprobs(BASE, groups)
-    assert not known and not torch.equal(base[0], engine.fixed_logprobs("sft", groups)[0][0])
-    assert not make(lora_seed=2).fixed_logprobs("sft", groups)[1]
-    assert not make(dtype="bfloat16").fixed_logprobs("sft", groups)[1]
+    engine.reference_logprobs_of("sft", groups)
+    assert engine.reference_logprobs_of("sft", groups)[1]
+    base, known = engine.reference_logprobs_of(BASE, groups)
+    assert not known and not torch.equal(base[0], engine.reference_logprobs_of("sft", groups)[0][0])
+    assert not make(lora_seed=2).reference_logprobs_of("sft", groups)[1]
+    assert not make(dtype="bfloat16").reference_logprobs_of("sft", groups)[1]
     engine.policy.halve_token_budget()
-    assert not engine.fixed_logprobs("sft", groups)[1]
+    assert not engine.reference_logprobs_of("sft", groups)[1]
     for fact in ("amd", "multiplies_bf16"):
         engine = make()
-        assert engine.fixed_logprobs("sft", groups)[1]
+        assert engine.reference_logprobs_of("sft", groups)[1]
         with monkeypatch.context() as other:
-            turned = not getattr(products, fact)()
-            other.setattr(products, fact, lambda turned=turned: turned)
-            assert not engine.fixed_logprobs("sft", groups)[1], fact
+            turned = not getattr(matmul, fact)()
+            other.setattr(matmul, fact, lambda turned=turned: turned)
+            assert not engine.reference_logprobs_of("sft", groups)[1], fact
     engine = make()
     bundled = [dataclasses.replace(e, group=dataclasses.replace(e.group, bundle="one")) for e in groups]
-    assert not engine.fixed_logprobs("sft", bundled)[1]
+    assert not engine.reference_logprobs_of("sft", bundled)[1]
     for changed in ("config.json", "tokenizer.json", "modeling_tiny.py"):
         file = Path(engine.policy.source) / changed
         file.write_text((file.read_text(encoding="utf-8") if file.exists() else "") + "\n", encoding="utf-8")
-        assert not make().fixed_logprobs("sft", groups)[1]
+        assert not make().reference_logprobs_of("sft", groups)[1]
     engine = make()
-    assert engine.fixed_logprobs("sft", groups)[1]
-    monkeypatch.setattr(remembered, "file_digest", lambda path: file_digest(path) + "edited")
-    assert not engine.fixed_logprobs("sft", groups)[1]
+    assert engine.reference_logprobs_of("sft", groups)[1]
+    monkeypatch.setattr(reference_cache, "file_digest", lambda path: file_digest(path) + "edited")
+    assert not engine.reference_logprobs_of("sft", groups)[1]
 
 
-def test_memory_that_runs_out_meanwhile_leaves_nothing_behind(make: Callable[..., Engine]) -> None:
+def test_memory_that_runs_out_meanwhile_leaves_nothing_behind(make: Callable[..., ModelService]) -> None:
     engine = make()
     groups, hidden = pairs(engine), engine.policy.hidden
     failures = iter([MemoryError("out of memory")])
@@ -140,7 +144,7 @@ def test_memory_that_runs_out_meanwhile_leaves_nothing_behind(make: Callable[...
         return hidden(*arguments)
 
     engine.policy.hidden = once  # type: ignore[method-assign]
-    found, known = engine.fixed_logprobs("sft", groups)
+    found, known = engine.reference_logprobs_of("sft", groups)
     assert not known and engine.policy.halvings == 1 and len(found) == 7
     assert engine.remembered is not None and not engine.remembered.folder.exists()
 
@@ -149,48 +153,50 @@ SHORT = save({"logprobs": torch.zeros(3)})
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", SHORT, None])
-def test_a_damaged_file_is_measured_and_written_again(make: Callable[..., Engine], damage: bytes | None) -> None:
+def test_a_damaged_file_is_measured_and_written_again(make: Callable[..., ModelService], damage: bytes | None) -> None:
     engine = make()
     groups = pairs(engine)
-    wanted, _ = engine.fixed_logprobs("sft", groups)
+    wanted, _ = engine.reference_logprobs_of("sft", groups)
     assert engine.remembered is not None
     (file,) = engine.remembered.folder.iterdir()
     file.write_bytes(file.read_bytes()[:-4] if damage is None else damage)
-    found, known = engine.fixed_logprobs("sft", groups)
+    found, known = engine.reference_logprobs_of("sft", groups)
     assert not known and all(map(torch.equal, found, wanted))
-    assert engine.fixed_logprobs("sft", groups)[1]
+    assert engine.reference_logprobs_of("sft", groups)[1]
 
 
-def test_a_folder_that_cannot_be_written_costs_time_alone(make: Callable[..., Engine], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_costs_time_alone(make: Callable[..., ModelService], tmp_path: Path) -> None:
     engine = make()
     groups = pairs(engine)
-    wanted, _ = engine.fixed_logprobs("sft", groups)
+    wanted, _ = engine.reference_logprobs_of("sft", groups)
     (tmp_path / "file").touch()
     assert engine.remembered is not None
     engine.remembered = dataclasses.replace(engine.remembered, folder=tmp_path / "file" / "below")
-    found, known = engine.fixed_logprobs("sft", groups)
+    found, known = engine.reference_logprobs_of("sft", groups)
     assert not known and all(map(torch.equal, found, wanted))
 
 
-def test_the_ones_used_last_are_kept(make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ones_used_last_are_kept(make: Callable[..., ModelService], monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     engine = make()
     assert engine.remembered is not None
     folder = engine.remembered.folder
     for count in (1, 2):
-        engine.fixed_logprobs("sft", pairs(engine, count))
+        engine.reference_logprobs_of("sft", pairs(engine, count))
         for file in folder.iterdir():
             os.utime(file, (count, count))
-    assert engine.fixed_logprobs("sft", pairs(engine, 1))[1]  # used: newer than the other now
+    assert engine.reference_logprobs_of("sft", pairs(engine, 1))[1]  # used: newer than the other now
     sizes = sum(file.stat().st_size for file in folder.iterdir())
-    monkeypatch.setattr(remembered, "KEPT", sizes)
-    engine.fixed_logprobs("sft", pairs(engine, 3))
+    monkeypatch.setattr(reference_cache, "KEPT", sizes)
+    engine.reference_logprobs_of("sft", pairs(engine, 3))
     assert sum(file.stat().st_size for file in folder.iterdir()) <= sizes
-    assert engine.fixed_logprobs("sft", pairs(engine, 3))[1]
-    assert not engine.fixed_logprobs("sft", pairs(engine, 2))[1]
-    monkeypatch.setattr(remembered, "KEPT", 8)
-    assert not any(engine.fixed_logprobs("sft", swapped(pairs(engine)))[1] for _ in range(2))  # too large to keep
+    assert engine.reference_logprobs_of("sft", pairs(engine, 3))[1]
+    assert not engine.reference_logprobs_of("sft", pairs(engine, 2))[1]
+    monkeypatch.setattr(reference_cache, "KEPT", 8)
+    assert not any(
+        engine.reference_logprobs_of("sft", swapped(pairs(engine)))[1] for _ in range(2)
+    )  # too large to keep
 
 
 def test_another_beta_measures_no_reference_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,10 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from alignkit import cli, training
-from alignkit.checkpoint import MANIFEST, file_digest, load_checkpoint
+from alignkit import cli
+from alignkit.io.digest import file_digest
+from alignkit.training import stage as stage_module
+from alignkit.training.checkpoint import MANIFEST, load_checkpoint
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
 SFT_STEPS, ITERATIONS = 12, 4
@@ -190,7 +192,7 @@ def test_the_undisturbed_run_is_what_the_tests_need(place: Place) -> None:
     done = steps(place.undisturbed)
     assert sorted(step for stage, step in done if stage == "sft") == sorted([*range(1, SFT_STEPS + 1), 6, 12])
     rows = [row for row in untimed(place.undisturbed / "metrics.jsonl") if row["stage"] == "align"]
-    assert len({row["kl_beta"] for row in rows}) > 1 and all("mix/nll" in row for row in rows)
+    assert len({row["kl_coefficient"] for row in rows}) > 1 and all("mix/nll" in row for row in rows)
 
 
 KILLS = [
@@ -357,7 +359,7 @@ def test_another_number_of_threads_is_said(place: Place, stopped: Path) -> None:
 
 def test_another_dtype_is_said(place: Place, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `dtype: auto` gives on another processor."""
-    load = training.load_checkpoint
+    load = stage_module.load_checkpoint
 
     def from_elsewhere(*arguments: Any) -> Any:
         found = load(*arguments)
@@ -366,7 +368,7 @@ def test_another_dtype_is_said(place: Place, stopped: Path, monkeypatch: pytest.
             found.state["dtype"] = "bfloat16"
         return found
 
-    monkeypatch.setattr(training, "load_checkpoint", from_elsewhere)
+    monkeypatch.setattr(stage_module, "load_checkpoint", from_elsewhere)
     code, err = place.here(stopped, "stop=stage_started:align:1")
     assert code == 75 and "was written in bfloat16, this machine takes float32" in err, err
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alignkit.data import read_groups
+from alignkit.data.group import read_groups
 from alignkit.errors import Problem, RecipeError
-from alignkit.recipe import Recipe, load_recipe
-from alignkit.run import run_recipe
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import Recipe
+from alignkit.runs.run import run_recipe
 
 HEAD = "model: {base: tiny}\nstages:\n  sft: {algorithm: sft, data: d.jsonl}\n"
 BLOCK = """\
@@ -26,7 +27,7 @@ BLOCK = """\
         from: align
         prompts: d.jsonl
         reward: scores
-        carry_from: [align@all]
+        replay_from: [align@all]
         rollout: {samples_per_prompt: 2, max_new_tokens: 4}
         iterations: 1
         prompts_per_iteration: 1
@@ -63,7 +64,7 @@ def test_a_block_becomes_a_stage_per_round_and_names_mean_the_nearest_before(fol
         assert more is not None and align is not None
         assert more.from_ == align.from_ == before  # align stands below `more`, and is its own name in `align`
         assert align.reward.name == f"scores_{number}"  # which stands above: this round's
-        assert align.carry_from == [f"align_{k}" for k in range(1, number)]
+        assert align.replay_from == [f"align_{k}" for k in range(1, number)]
     report = recipe.stages["report"].component.options
     assert report.policies == ["sft", "more_3", "align_1", "align_2", "align_3"]
     assert report.rewards[0].name == "scores_3"
@@ -138,12 +139,12 @@ def test_a_later_block_may_name_stages_of_an_earlier_one(folder: Path) -> None:
     start: {fine: align}
     stages:
       fine: {algorithm: rejection_sampling, from: fine, reference: align, prompts: d.jsonl, reward: scores,
-             carry_from: [align@all], rollout: {samples_per_prompt: 2, max_new_tokens: 4}, iterations: 1}
+             replay_from: [align@all], rollout: {samples_per_prompt: 2, max_new_tokens: 4}, iterations: 1}
 """
     recipe = load(folder, HEAD + BLOCK + second)
     one, two = (recipe.stages[f"fine_{k}"].settings for k in (1, 2))
     assert one is not None and two is not None
-    assert (one.from_, one.reference, one.carry_from) == ("align_3", "align_3", ["align_1", "align_2", "align_3"])
+    assert (one.from_, one.reference, one.replay_from) == ("align_3", "align_3", ["align_1", "align_2", "align_3"])
     assert (two.from_, two.reference) == ("fine_1", "align_3")
     assert one.reward is not None and one.reward.name == "scores_3"
 
@@ -156,7 +157,7 @@ def test_samples_of_an_earlier_round_are_judged_by_this_rounds_reward(folder: Pa
     )
     stage = """\
   {name}:
-    algorithm: {{rejection_sampling: {{carry_over: 1}}}}
+    algorithm: {{rejection_sampling: {{replay_ratio: 1}}}}
     from: {start}
     prompts: d.jsonl
     reward: {{python: {{path: reward.py, function: {reward}}}}}
@@ -166,7 +167,7 @@ def test_samples_of_an_earlier_round_are_judged_by_this_rounds_reward(folder: Pa
     prompts_per_iteration: 1
 """
     text = HEAD + stage.format(name="one", start="sft", reward="high", more="epochs: 1")
-    text += stage.format(name="two", start="one", reward="low", more="carry_from: [one]")
+    text += stage.format(name="two", start="one", reward="low", more="replay_from: [one]")
     run_recipe(load(folder, text), folder / "out")
     groups = [read_groups(folder / "out" / name / "rollouts" / "0001.jsonl")[0] for name in ("one", "two")]
     longest = max(len(response.text) for group in groups for response in group.responses)

@@ -11,7 +11,8 @@ import torch
 
 from alignkit import ROLLOUTS, Algorithm, Batch, Field, Group, Loss, Needs, Outputs, Response, per_pair, per_response
 from alignkit import functional as F
-from alignkit.algorithm import Pairs, Term, per_token
+from alignkit.batch import Pairs
+from alignkit.loss import Term, per_token
 from alignkit.testing import Unfit, check_algorithm, example_groups
 from alignkit_dpo import DPO
 from alignkit_ppo import PPO
@@ -38,7 +39,7 @@ TEXTS = [Group((), (Response(text=text),), id=text[:5]) for text in ("A river ra
         (RewardModel, {"margin": "llama2-large", "center_coefficient": 0.0}),
         (PPO, {}),
         (PPO, {"aggregation": "response", "kl_target": 3.0, "entropy_coefficient": 0.1, "dual_clip": 3.0}),
-        (PPO, {"whiten_advantages": False, "gamma": 0.9, "score_clip": 1.0, "clip_value": None}),
+        (PPO, {"whiten_advantages": False, "gamma": 0.9, "score_clip": 1.0, "value_clip_range": None}),
         (RejectionSampling, {}),
         (DPO, {}),
         (DPO, {"beta": 0.5, "label_smoothing": 0.2}),
@@ -122,7 +123,7 @@ class ByPlace(Algorithm):
 class ByGroupSize(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         assert out.logprobs is not None
-        size = torch.bincount(batch.group)[batch.group]
+        size = torch.bincount(batch.group_index)[batch.group_index]
         return Loss(nll=per_response(F.sum_tokens(-out.logprobs, batch.mask) / size))
 
 
@@ -147,7 +148,7 @@ class BonusWithoutGradient(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         assert out.logprobs is not None and out.entropy is not None
-        return Loss(nll=per_token(-out.logprobs), negative_entropy=per_token(-out.entropy, 0.1))
+        return Loss(nll=per_token(-out.logprobs), entropy=per_token(-out.entropy, 0.1))
 
 
 class Bare(SFT):
@@ -162,7 +163,7 @@ class ReportsIgnoringMask(Algorithm):
         assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs))
 
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         assert out.logprobs is not None
         return {"length": per_response((out.logprobs != 0).float().sum(dim=1))}
 
@@ -177,8 +178,8 @@ class ReportsIgnoringMask(Algorithm):
         (Dropout, "a second look at the same batch changes gradient by .* random numbers"),
         (Remembers, "a second look at the same batch changes gradient by .* belongs in `state`"),
         (Detached, "depends on nothing that is trained"),
-        (BonusWithoutGradient, "'negative_entropy' in the loss of BonusWithoutGradient has no gradient"),
-        (ByPlace, "the order of groups and responses changes gradient by .* batch.group"),
+        (BonusWithoutGradient, "'entropy' in the loss of BonusWithoutGradient has no gradient"),
+        (ByPlace, "the order of groups and responses changes gradient by .* batch.group_index"),
         (ByGroupSize, "responses that share a prompt groups of their own changes gradient by .*separable=False"),
         (WrongShape, r"a term per token has shape"),
         (TensorInState, r"state\['mean'\] after `before_step` is not JSON: Object of type Tensor"),
@@ -210,7 +211,7 @@ class Online(Algorithm):
 
     def signal(self, rollouts: Batch) -> Mapping[str, Any]:
         assert rollouts.rewards is not None
-        return {"advantage": F.rloo_advantages(rollouts.rewards, rollouts.group)}
+        return {"advantage": F.rloo_advantages(rollouts.rewards, rollouts.group_index)}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         assert out.logprobs is not None

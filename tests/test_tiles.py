@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import attention, tiles
-from alignkit.attention import How, Packed, Segment
+from alignkit.kernels import attention, tiled_attention
+from alignkit.kernels.attention import AttentionArgs, GroupSpan, TreeLayout
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 # Prompts alone, a response alone, responses of like and unlike lengths, an empty one.
@@ -16,7 +16,7 @@ GROUPS = [(9, ()), (0, (11,)), (6, (7,)), (5, (8, 3)), (1, (1, 9)), (7, (0, 6, 5
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "QUERIES", 4)
+    monkeypatch.setattr(tiled_attention, "QUERIES", 4)
 
 
 def drawn(length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -41,12 +41,12 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, prompt: int, responses: tuple[i
 @pytest.mark.parametrize(("prompt", "responses"), GROUPS)
 @pytest.mark.parametrize("scale", [None, 0.7])
 def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: float | None) -> None:
-    segment = Segment(0, prompt, responses)
+    segment = GroupSpan(0, prompt, responses)
     q, k, v = drawn(segment.length)
-    used = tiles.tiles(segment, HEADS * SIZE, tiles.NOTHING)
+    used = tiled_attention.tiles(segment, HEADS * SIZE, tiled_attention.NOTHING)
     assert used is not None
     assert len(used) > 1
-    found = tiles.attention(q, k, v, used, scale)
+    found = tiled_attention.attention(q, k, v, used, scale)
     wanted = written_out(q, k, v, prompt, responses, SIZE**-0.5 if scale is None else scale)
     torch.testing.assert_close(found, wanted)
     upstream = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1))
@@ -56,24 +56,24 @@ def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: fl
 
 @pytest.mark.parametrize(("prompt", "responses"), GROUPS)
 def test_every_query_is_in_one_tile(prompt: int, responses: tuple[int, ...]) -> None:
-    used = tiles.tiles(Segment(0, prompt, responses), HEADS * SIZE, tiles.NOTHING)
+    used = tiled_attention.tiles(GroupSpan(0, prompt, responses), HEADS * SIZE, tiled_attention.NOTHING)
     assert used is not None
     queries = [query for tile in used for query in range(tile.start, tile.stop)]
     assert queries == list(range(prompt + sum(responses)))
-    assert max(tile.stop - tile.start for tile in used) <= tiles.QUERIES
+    assert max(tile.stop - tile.start for tile in used) <= tiled_attention.QUERIES
 
 
 def test_bf16_is_near_what_it_rounds() -> None:
     """Where queries are much nearer to some keys than to others, rounded scores or sums would show."""
-    segment = Segment(0, 100, (100, 100))
+    segment = GroupSpan(0, 100, (100, 100))
     q, k, v = (x * factor for x, factor in zip(drawn(300), (3, 3, 1), strict=True))
-    used = tiles.tiles(segment, HEADS * SIZE, tiles.NOTHING)
+    used = tiled_attention.tiles(segment, HEADS * SIZE, tiled_attention.NOTHING)
     assert used is not None
     upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     results = []
     for dtype in (torch.bfloat16, torch.float64):
         given = [x.detach().bfloat16().to(dtype).requires_grad_() for x in (q, k, v)]
-        out = tiles.attention(given[0], given[1], given[2], used, None)
+        out = tiled_attention.attention(given[0], given[1], given[2], used, None)
         results.append([out.detach(), *torch.autograd.grad(out, given, upstream.to(dtype))])
         assert all(x.dtype == dtype for x in results[-1])
     for mine, theirs in zip(*results, strict=True):
@@ -82,19 +82,24 @@ def test_bf16_is_near_what_it_rounds() -> None:
 
 @pytest.mark.parametrize("by_itself", [True, False])
 def test_only_numbers_that_the_processor_multiplies_by_itself(by_itself: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "multiplies_bf16", lambda: by_itself)
-    found = {dtype: tiles.fast(torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.float16)}
+    monkeypatch.setattr(tiled_attention, "multiplies_bf16", lambda: by_itself)
+    found = {
+        dtype: tiled_attention.fast(torch.zeros(1, dtype=dtype))
+        for dtype in (torch.float32, torch.float64, torch.float16)
+    }
     assert found == {torch.float32: True, torch.float64: True, torch.float16: False}
-    assert tiles.fast(torch.zeros(1, dtype=torch.bfloat16)) is by_itself
-    assert not tiles.fast(torch.zeros(1, device="meta"))
+    assert tiled_attention.fast(torch.zeros(1, dtype=torch.bfloat16)) is by_itself
+    assert not tiled_attention.fast(torch.zeros(1, device="meta"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_of_groups_that_take_different_ways(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "multiplies_bf16", lambda: True)
-    row = Packed([Segment(0, 9, (8,)), Segment(17, 1, ())], costs=tiles.NOTHING)  # one token has nothing to cut
+    monkeypatch.setattr(tiled_attention, "multiplies_bf16", lambda: True)
+    row = TreeLayout(
+        [GroupSpan(0, 9, (8,)), GroupSpan(17, 1, ())], costs=tiled_attention.NOTHING
+    )  # one token has nothing to cut
     q, k, v = (x.detach()[None].to(dtype) for x in drawn(18))
-    found = row.attend(0, q, k, v, How(None, None, None))
+    found = row.attend(0, q, k, v, AttentionArgs(None, None, None))
     assert [made is not None for made in row._tiles.values()] == [True, False]
     assert found.dtype == dtype
     wanted = torch.cat([written_out(*(x[0, :, :17].double() for x in (q, k, v)), 9, (8,), SIZE**-0.5),
@@ -104,22 +109,24 @@ def test_a_row_of_groups_that_take_different_ways(dtype: torch.dtype, monkeypatc
 
 def test_values_of_another_size_take_another_way() -> None:
     """As in attention with compressed keys (DeepSeek's)."""
-    row = Packed([Segment(0, 5, (8, 3))], costs=tiles.NOTHING)
+    row = TreeLayout([GroupSpan(0, 5, (8, 3))], costs=tiled_attention.NOTHING)
     q, k, v = (x[None] for x in drawn(16))
-    found = row.attend(0, q, k, v[..., :6], How(None, None, None))
-    wanted = row.attend(0, q, k, v, How(None, None, None))[..., :6]
+    found = row.attend(0, q, k, v[..., :6], AttentionArgs(None, None, None))
+    wanted = row.attend(0, q, k, v, AttentionArgs(None, None, None))[..., :6]
     torch.testing.assert_close(found, wanted)
 
 
 def test_long_groups_are_cut_and_short_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "QUERIES", 128)
-    slow = tiles.WHERE_FUSED_IS_SLOW
-    assert tiles.tiles(Segment(0, 100, (60,)), 576, slow) is None
-    assert tiles.tiles(Segment(0, 300, (300,)), 64, slow) is None, "narrow heads make products cheap and tiles dear"
-    found = tiles.tiles(Segment(0, 90, (180, 180)), 576, slow)
+    monkeypatch.setattr(tiled_attention, "QUERIES", 128)
+    slow = tiled_attention.WHERE_FUSED_IS_SLOW
+    assert tiled_attention.tiles(GroupSpan(0, 100, (60,)), 576, slow) is None
+    assert tiled_attention.tiles(GroupSpan(0, 300, (300,)), 64, slow) is None, (
+        "narrow heads make products cheap and tiles dear"
+    )
+    found = tiled_attention.tiles(GroupSpan(0, 90, (180, 180)), 576, slow)
     assert found is not None
     assert [tile.stop for tile in found] == [90, 180, 270, 360, 450]
-    assert tiles.tiles(Segment(0, 90, (180, 180)), 576, tiles.USUAL) == found
+    assert tiled_attention.tiles(GroupSpan(0, 90, (180, 180)), 576, tiled_attention.USUAL) == found
 
 
 @pytest.mark.parametrize("responses", [(), (500,)])
@@ -127,24 +134,26 @@ def test_a_good_fused_kernel_keeps_what_causal_order_tells_it(
     responses: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It leaves out the half that no query sees, which tiles do no better."""
-    monkeypatch.setattr(tiles, "QUERIES", 128)
-    segment = Segment(0, 1000 - sum(responses), responses)
-    assert tiles.tiles(segment, 576, tiles.USUAL) is None
-    assert tiles.tiles(segment, 576, tiles.WHERE_FUSED_IS_SLOW) is not None
+    monkeypatch.setattr(tiled_attention, "QUERIES", 128)
+    segment = GroupSpan(0, 1000 - sum(responses), responses)
+    assert tiled_attention.tiles(segment, 576, tiled_attention.USUAL) is None
+    assert tiled_attention.tiles(segment, 576, tiled_attention.WHERE_FUSED_IS_SLOW) is not None
 
 
 def test_costs_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """AMD's fused kernel is slow; in bf16, where tiles are used at all, any processor's is."""
-    monkeypatch.setattr(tiles, "QUERIES", 128)
-    segment = Segment(0, 300, (300,))
+    monkeypatch.setattr(tiled_attention, "QUERIES", 128)
+    segment = GroupSpan(0, 300, (300,))
     q, k = torch.zeros(1, 9, 600, 64), torch.zeros(1, 3, 600, 64)
     used = {}
     for amd in (True, False):
-        monkeypatch.setattr(tiles, "amd", lambda amd=amd: amd)
-        monkeypatch.setattr(tiles, "multiplies_bf16", lambda: True)
+        monkeypatch.setattr(tiled_attention, "amd", lambda amd=amd: amd)
+        monkeypatch.setattr(tiled_attention, "multiplies_bf16", lambda: True)
         for dtype in (torch.float32, torch.bfloat16):
             given = (q.to(dtype), k.to(dtype), k.to(dtype))
-            used[amd, dtype] = Packed([segment])._tiles_of(0, segment, given, How(None, None, None)) is not None
+            used[amd, dtype] = (
+                TreeLayout([segment])._tiles_of(0, segment, given, AttentionArgs(None, None, None)) is not None
+            )
     assert used == {
         (True, torch.float32): True,
         (True, torch.bfloat16): True,
@@ -156,23 +165,23 @@ def test_costs_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("how", "tiled"),
     [
-        (How(None, None, None), True),
-        (How(0.7, None, None), True),
-        (How(None, 13, None), True),  # a window as long as the longest sequence
-        (How(None, 12, None), False),
-        (How(None, None, 30.0), False),
+        (AttentionArgs(None, None, None), True),
+        (AttentionArgs(0.7, None, None), True),
+        (AttentionArgs(None, 13, None), True),  # a window as long as the longest sequence
+        (AttentionArgs(None, 12, None), False),
+        (AttentionArgs(None, None, 30.0), False),
     ],
 )
-def test_windows_and_caps_take_another_way(how: How, tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_and_caps_take_another_way(how: AttentionArgs, tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[int] = []
-    own = tiles.attention
+    own = tiled_attention.attention
 
     def counted(*args: object) -> Tensor:
         called.append(1)
         return own(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tiles, "attention", counted)
-    row = Packed([Segment(0, 5, (8, 3)), Segment(16, 13, ())], costs=tiles.NOTHING)
+    monkeypatch.setattr(tiled_attention, "attention", counted)
+    row = TreeLayout([GroupSpan(0, 5, (8, 3)), GroupSpan(16, 13, ())], costs=tiled_attention.NOTHING)
     q, k, v = (x[None] for x in drawn(29))
     found = row.attend(0, q, k, v, how)
     assert bool(called) is tiled
@@ -188,22 +197,24 @@ def test_windows_and_caps_take_another_way(how: How, tiled: bool, monkeypatch: p
 def test_a_real_model_in_bf16_stays_packed_and_as_near_to_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles and the fused kernel differ on it by 3%; fp32 tells that each of them is as right as the other."""
     import alignkit_smollm2
-    from alignkit.policy import BASE, Policy
-    from alignkit.recipe import ModelSpec
-    from alignkit.run import cache_folder
+    from alignkit.models.shared_model import BASE, SharedModel
+    from alignkit.runs.run import cache_folder
+    from alignkit.settings import ModelSpec
 
-    monkeypatch.setattr(tiles, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(tiled_attention, "multiplies_bf16", lambda: True)
     source = str(alignkit_smollm2.source(cache_folder()))
     ids = torch.linspace(10_000, 49_000, 24).long()
-    groups = [Segment(0, 5, (6, 3)), Segment(14, 4, (6,))]
+    groups = [GroupSpan(0, 5, (6, 3)), GroupSpan(14, 4, (6,))]
     found = {}
     for dtype in ("float32", "bfloat16"):
-        policy = Policy(ModelSpec(base=source, dtype=dtype, device="cpu"), source)  # type: ignore[arg-type]
+        policy = SharedModel(ModelSpec(base=source, dtype=dtype, device="cpu"), source)  # type: ignore[arg-type]
         assert policy.packs, policy.unpacked_because
-        for costs in (tiles.NOTHING, None):
-            found[dtype, costs] = policy.hidden(BASE, Packed(groups, costs=costs), ids).float()
+        for costs in (tiled_attention.NOTHING, None):
+            found[dtype, costs] = policy.hidden(BASE, TreeLayout(groups, costs=costs), ids).float()
     exact = found["float32", None]
-    assert float((found["float32", tiles.NOTHING] - exact).norm() / exact.norm()) < 1e-4
-    tiled, fused = (float((found["bfloat16", costs] - exact).norm() / exact.norm()) for costs in (tiles.NOTHING, None))
+    assert float((found["float32", tiled_attention.NOTHING] - exact).norm() / exact.norm()) < 1e-4
+    tiled, fused = (
+        float((found["bfloat16", costs] - exact).norm() / exact.norm()) for costs in (tiled_attention.NOTHING, None)
+    )
     assert fused < 0.2
     assert tiled < 1.25 * fused

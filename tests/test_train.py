@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, attention, per_response, per_token
-from alignkit.batch import Encoder, Examples, micro_batches, units
+from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, per_response, per_token
 from alignkit.errors import RunFailed
-from alignkit.policy import Policy
-from alignkit.recipe import LoraSpec, ModelSpec, Settings
-from alignkit.rollout import Sampling, sample
-from alignkit.train import Learner, join_outputs, measure, schedule
+from alignkit.kernels import attention
+from alignkit.models.encoding import Encoder
+from alignkit.models.examples import Examples, join_outputs
+from alignkit.models.forward import measure
+from alignkit.models.packing import micro_batches, units
+from alignkit.models.sampling import Sampling, sample
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.training.learner import Learner
+from alignkit.training.schedule import schedule
 
 
 class Whole(Algorithm):
@@ -31,12 +36,12 @@ class Whole(Algorithm):
         assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs))
 
-    def report(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
         assert out.logprobs is not None
         return {"seen": per_token(out.logprobs * 0 + self.state["responses"])}
 
 
-def encoded(policy: Policy, count: int, bundles: int = 0) -> Examples:
+def encoded(policy: SharedModel, count: int, bundles: int = 0) -> Examples:
     encoder = Encoder(policy.tokenizer)
     groups = [
         Group(({"role": "user", "content": f"how are you, {n}?"},), (Response(text="well"),), id=str(n),
@@ -46,11 +51,13 @@ def encoded(policy: Policy, count: int, bundles: int = 0) -> Examples:
     return Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
 
 
-def policy(tmp_path: Path) -> Policy:
+def policy(tmp_path: Path) -> SharedModel:
     import alignkit_tiny
 
     lora = LoraSpec(r=4, lora_alpha=8)
-    return Policy(ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora), str(alignkit_tiny.source(tmp_path)))
+    return SharedModel(
+        ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora), str(alignkit_tiny.source(tmp_path))
+    )
 
 
 def test_held_out_data_are_a_batch_of_their_own(tmp_path: Path) -> None:
@@ -102,7 +109,7 @@ def test_embeddings_cannot_have_an_adapter(tmp_path: Path) -> None:
 
     spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(target_modules=["embed_tokens"]))
     with pytest.raises(RunFailed, match="embeddings cannot have an adapter"):
-        Policy(spec, str(alignkit_tiny.source(tmp_path))).add_role("new")
+        SharedModel(spec, str(alignkit_tiny.source(tmp_path))).add_role("new")
 
 
 def test_groups_of_a_bundle_are_one_unit_and_stay_in_one_micro_batch(tmp_path: Path) -> None:
@@ -142,7 +149,7 @@ class Enough(Exception):
 def test_a_long_pass_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Before the next micro-batch, or the next token."""
     model = policy(tmp_path)
-    monkeypatch.setattr(Policy, "token_budget", 1)
+    monkeypatch.setattr(SharedModel, "token_budget", 1)
     groups, seen = encoded(model, 9).groups, list[int]()
 
     def stop() -> None:
@@ -163,7 +170,7 @@ def test_a_long_pass_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 class Weighted(Algorithm):
     """A term whose tokens weigh their place in the response (from 1), and one that counts responses."""
 
-    def weights(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+    def term_weights(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         return {"late": batch.mask * torch.arange(1.0, batch.mask.shape[1] + 1)}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
@@ -173,14 +180,14 @@ class Weighted(Algorithm):
         return Loss(late=per_token(nll), even=per_token(nll, 2.0), whole=per_response(-sums, 0.5))
 
 
-def by_hand(model: Policy, examples: Examples) -> dict[str, torch.Tensor]:
+def by_hand(model: SharedModel, examples: Examples) -> dict[str, torch.Tensor]:
     """The same terms, one unpadded sequence at a time through the plain model."""
     late, weight, even, tokens, whole = torch.zeros(()), 0, torch.zeros(()), 0, []
     model.model.set_attn_implementation("eager")
     for group in examples.groups:
         for row in group.rows:
             ids = torch.tensor([[*group.prompt, *row.tokens]])
-            with model.acting_as("new") as network:
+            with model.using_role("new") as network:
                 logprobs = network(input_ids=ids).logits[0].log_softmax(-1)
             own = [logprobs[len(group.prompt) - 1 + t, token] for t, token in enumerate(row.tokens)]
             for t, (value, counts) in enumerate(zip(own, row.mask, strict=True)):
@@ -208,7 +215,7 @@ def test_a_global_batch_has_one_normaliser(tmp_path: Path, monkeypatch: pytest.M
     written = tuple(place % 3 != 1 for place in range(len(tokens)))
     groups[1] = replace(groups[1], responses=(Response(text="", tokens=tokens, written=written),))
     examples = Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
-    monkeypatch.setattr(Policy, "token_budget", budget)
+    monkeypatch.setattr(SharedModel, "token_budget", budget)
     learner = Learner(model, Weighted(Weighted.Options()), Settings(), "new")
     for name, parameter in learner.parameters.items():
         if "lora_B" in name:  # zeros at first, which would hide the gradient of the other half

@@ -19,9 +19,9 @@ from scipy import stats
 import alignkit_evaluate as evaluate
 import alignkit_llama2 as llama2
 from alignkit import Group, Response, RunFailed, StepContext, statistics
-from alignkit.data import read_groups
-from alignkit.recipe import RewardSpec
-from alignkit.scoring import Scorer
+from alignkit.data.group import read_groups
+from alignkit.recipe.schema import RewardSpec
+from alignkit.training.scoring import Scorer
 
 HELPFUL = RewardSpec("stage", "helpful")
 SAFETY = RewardSpec("stage", "safety")
@@ -113,7 +113,7 @@ def summary(folder: Path, models: Any = None, groups: Sequence[Group] | None = N
 
 def combined() -> RewardSpec:
     options = llama2.Llama2.Options(helpful="helpful", safety="safety")
-    component: Any = SimpleNamespace(claim=SimpleNamespace(thing=llama2.Llama2), options=options)
+    component: Any = SimpleNamespace(registration=SimpleNamespace(thing=llama2.Llama2), options=options)
     return RewardSpec("combine", "llama2", component, {"helpful": HELPFUL, "safety": SAFETY})
 
 
@@ -400,5 +400,5 @@ def test_digits_follow_the_interval(low: float, high: float, digits: int) -> Non
 
 
 def test_the_plugin_is_light_to_import() -> None:
-    code = "import sys, alignkit_evaluate, alignkit_choose; print(sys.modules.keys() & {'torch', 'scipy', 'rich'})"
+    code = "import sys, alignkit_evaluate, alignkit_select_best; print(sys.modules.keys() & {'torch', 'scipy', 'rich'})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

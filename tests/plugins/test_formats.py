@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
-from alignkit.data import group_to_json
+from alignkit.data.group import group_to_json
 
 FORMATS: dict[str, type[Format]] = {}
 for plugin in ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "dialogues", "groups"):

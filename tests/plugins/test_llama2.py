@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import alignkit_llama2
-from alignkit import Combined, Group, Response, RunFailed
+from alignkit import CombinedReward, Group, Response, RunFailed
 from alignkit_llama2 import Llama2
 
 LOGIT_OF_015 = math.log(0.15 / 0.85)  # -1.7346, where the safety model takes over
@@ -16,7 +16,7 @@ NAN = math.nan
 
 def combine(
     helpful: list[float], safety: list[float], *, meta: dict[str, Any] | None = None, **options: Any
-) -> Combined:
+) -> CombinedReward:
     """One group with a response per score."""
     thing = Llama2(Llama2.Options(helpful="helpful", safety="safety", **options))
     group = Group(prompt=(), responses=tuple(Response() for _ in helpful), meta=meta or {}, id="p1")
@@ -28,13 +28,13 @@ def test_safety_decides_strictly_below_the_threshold_on_the_probability_scale() 
     below, above = LOGIT_OF_015 - 1e-6, LOGIT_OF_015 + 1e-6
     # A threshold on the raw score would be 0.15, and all four would be judged by the safety model.
     combined = combine([3.0, 3.0, 3.0, 3.0], [below, above, -5.0, 0.0])
-    assert combined.plain.tolist() == [below, 3.0, -5.0, 3.0]
+    assert combined.raw.tolist() == [below, 3.0, -5.0, 3.0]
     assert combined.metrics["safety_share"] == 0.5
 
 
 def test_safety_decides_on_safety_prompts() -> None:
-    assert combine([3.0, 1.0], [2.0, 5.0], meta={"safety": True}).plain.tolist() == [2.0, 5.0]
-    assert combine([3.0, 1.0], [2.0, 5.0], meta={"safety": False}).plain.tolist() == [3.0, 1.0]
+    assert combine([3.0, 1.0], [2.0, 5.0], meta={"safety": True}).raw.tolist() == [2.0, 5.0]
+    assert combine([3.0, 1.0], [2.0, 5.0], meta={"safety": False}).raw.tolist() == [3.0, 1.0]
 
 
 def test_safety_column_belongs_to_its_own_group() -> None:
@@ -54,23 +54,23 @@ def test_safety_column_that_is_no_flag_is_an_error(value: object) -> None:
 
 def test_reward_is_the_whitened_plain_score() -> None:
     combined = combine([1.0, 2.0, 3.0, 9.0], [0.0, 0.0, 0.0, -4.0])
-    assert combined.plain.tolist() == [1.0, 2.0, 3.0, -4.0]
+    assert combined.raw.tolist() == [1.0, 2.0, 3.0, -4.0]
     # mean 0.5, sample variance (0.25 + 2.25 + 6.25 + 20.25) / 3
     root = math.sqrt(29 / 3)
     assert combined.reward.tolist() == pytest.approx([0.5 / root, 1.5 / root, 2.5 / root, -4.5 / root], rel=1e-8)
     assert combined.metrics == pytest.approx(
-        {"helpful_mean": 3.75, "safety_mean": -1.0, "safety_share": 0.25, "plain_mean": 0.5}
+        {"helpful_mean": 3.75, "safety_mean": -1.0, "safety_share": 0.25, "raw_mean": 0.5}
     )
 
 
 def test_without_whitening_reward_is_plain() -> None:
     combined = combine([1.0, 2.0], [0.0, -3.0], whiten=False)
-    assert combined.reward.tolist() == combined.plain.tolist() == [1.0, -3.0]
+    assert combined.reward.tolist() == combined.raw.tolist() == [1.0, -3.0]
 
 
 def test_linear_weighs_raw_scores() -> None:
     combined = combine([1.0, 2.0], [5.0, -10.0], mode="linear", weight=0.25, meta={"safety": True})
-    assert combined.plain.tolist() == [0.25 * 5 + 0.75 * 1, 0.25 * -10 + 0.75 * 2]
+    assert combined.raw.tolist() == [0.25 * 5 + 0.75 * 1, 0.25 * -10 + 0.75 * 2]
     assert combined.reward.sum().item() == pytest.approx(0.0, abs=1e-12)
     assert "safety_share" not in combined.metrics
 
@@ -89,7 +89,7 @@ def test_missing_scores_stay_nan_and_leave_the_others_alone(mode: str) -> None:
 
 def test_nothing_scored_at_all() -> None:
     combined = combine([NAN, NAN], [1.0, NAN])
-    assert combined.reward.isnan().all() and combined.plain.isnan().all()
+    assert combined.reward.isnan().all() and combined.raw.isnan().all()
 
 
 def test_equal_scores_whiten_to_zero() -> None:

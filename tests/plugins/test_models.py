@@ -328,8 +328,8 @@ def test_smollm2_reads_numbered_lists_as_it_writes_them(smollm2: tuple[Path, Any
 
 def test_chatml_adds_no_words_of_its_own() -> None:
     """The named template, on a tokenizer that has its tokens and on one that has not."""
+    from alignkit.data.chat_templates import TEMPLATES, write_template
     from alignkit.errors import RunFailed
-    from alignkit.templates import TEMPLATES, write_template
 
     def render(template: str) -> str:
         import jinja2
@@ -361,15 +361,15 @@ def test_chatml_adds_no_words_of_its_own() -> None:
 @pytest.mark.slow
 def test_smollm2_greedy_is_generate_on_200_real_prompts(smollm2: tuple[Path, Any, Any]) -> None:
     """Token for token, up to the end of turn or 24 tokens; `generate` gets prompts of one length together, unpadded."""
-    from alignkit.batch import Encoder
-    from alignkit.data import Group
-    from alignkit.policy import BASE, Policy
-    from alignkit.recipe import ModelSpec
-    from alignkit.rollout import Sampling, sample
+    from alignkit.data.group import Group
+    from alignkit.models.encoding import Encoder
+    from alignkit.models.sampling import Sampling, sample
+    from alignkit.models.shared_model import BASE, SharedModel
+    from alignkit.settings import ModelSpec
 
     folder, model, _ = smollm2
     rows = (Path(__file__).parents[2] / "recipes" / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    policy = Policy(ModelSpec(base=str(folder), dtype="float32", device="cpu"), str(folder))
+    policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", device="cpu"), str(folder))
     encoder = Encoder(policy.tokenizer)
     groups = [Group(tuple(json.loads(row)["prompt"]), id=str(number)) for number, row in enumerate(rows[:200])]
     found = sample(policy, BASE, encoder, groups, Sampling(1, 24, temperature=0.0), seed=0)

@@ -35,11 +35,12 @@ from alignkit import (
     RunFailed,
     SelectContext,
 )
-from alignkit.algorithm import Per
-from alignkit.recipe import load_recipe
-from alignkit.run import run_recipe
+from alignkit.loss import Per
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
-from alignkit.train import Averages, Learner, _weighted
+from alignkit.training.averages import Averages
+from alignkit.training.learner import Learner, _weighted
 from alignkit_dpo import DPO
 from alignkit_grpo import GRPO
 from alignkit_online_dpo import OnlineDPO
@@ -96,7 +97,7 @@ def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Te
     totals = Learner._denominators(learner, [part for part, _ in parts])  # type: ignore[arg-type]
     total = torch.zeros((), dtype=torch.float64)
     for part, out in parts:
-        weights = algorithm.weights(part)
+        weights = algorithm.term_weights(part)
         for name, term in algorithm.loss(part, out).items():
             over = totals[name if name in weights else term.per]
             total = total + term.coefficient * _weighted(term, part, weights.get(name)) / over
@@ -141,14 +142,14 @@ def places(groups: Sequence[Group]) -> list[tuple[int, int]]:
     ("cls", "options"),
     [
         (GRPO, {}),
-        (GRPO, {"divide_by_deviation": False, "aggregation": "constant", "max_tokens": 20, "kl_beta": 0.3}),
-        (GRPO, {"aggregation": "token", "clip_high": 0.28, "dynamic_sampling": True, "kl_beta": 0.0}),
+        (GRPO, {"scale_by_std": False, "aggregation": "constant", "max_tokens": 20, "kl_coefficient": 0.3}),
+        (GRPO, {"aggregation": "token", "clip_range_high": 0.28, "dynamic_sampling": True, "kl_coefficient": 0.0}),
         (GRPO, {"max_tokens": 30, "overlong_cache": 20}),
-        (GRPO, {"ratio": "sequence", "clip": 3e-4, "clip_high": 4e-4}),
+        (GRPO, {"ratio": "sequence", "clip": 3e-4, "clip_range_high": 4e-4}),
         (RLOO, {}),
         (ReinforcePP, {}),
         (ReinforcePP, {"group_baseline": True, "aggregation": "sequence"}),
-        (ReinforcePP, {"whiten": False, "clip_high": 0.3}),
+        (ReinforcePP, {"whiten": False, "clip_range_high": 0.3}),
         (OnlineDPO, {}),
         (OnlineDPO, {"pairs": "all", "labels": "soft", "label_smoothing": 0.1}),
         (OnlineDPO, {"pairs": "all", "labels": "bradley_terry", "loss": "ipo"}),
@@ -173,8 +174,8 @@ def test_group_advantages(case: Mapping[str, Any]) -> None:
     group = torch.arange(len(table)).repeat_interleave(table.shape[1])
     found = {
         "grpo_ddof1_eps1e-4": new(GRPO),
-        "dr_grpo": new(GRPO, divide_by_deviation=False),
-        "rloo": new(RLOO, kl_beta=0.0),
+        "dr_grpo": new(GRPO, scale_by_std=False),
+        "rloo": new(RLOO, kl_coefficient=0.0),
         "reinforce_pp_baseline_ddof1": new(ReinforcePP, group_baseline=True),
     }
     for name, algorithm in found.items():
@@ -194,7 +195,7 @@ def test_returns_of_tokens(case: Mapping[str, Any]) -> None:
     given = rollouts(scores, torch.arange(len(scores)), mask, old=kl)
     beta, kept = case["params"]["beta"], torch.tensor(mask).bool()
     for name, whiten in (("returns", False), ("advantages_ddof1", True)):
-        algorithm = new(ReinforcePP, kl_beta=beta, whiten=whiten)
+        algorithm = new(ReinforcePP, kl_coefficient=beta, whiten=whiten)
         found = algorithm.signal(given)["advantages"]
         close(found[kept], double(case["expected"][name])[kept])
         assert algorithm.metrics["return"] == pytest.approx(double(case["expected"]["returns"])[kept].mean().item())
@@ -205,7 +206,7 @@ def test_overlong_penalty(case: Mapping[str, Any]) -> None:
     lengths, limit, cache = case["inputs"]["length"], case["params"]["l_max"], case["params"]["l_cache"]
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     rewards = torch.arange(len(lengths)) % 3
-    algorithm = new(GRPO, divide_by_deviation=False, max_tokens=limit, overlong_cache=cache)
+    algorithm = new(GRPO, scale_by_std=False, max_tokens=limit, overlong_cache=cache)
     found = algorithm.signal(rollouts(rewards, [0] * len(lengths), mask))["advantages"]
     wanted = rewards + double(case["expected"]["penalty"])
     close(found, wanted - wanted.mean())
@@ -223,11 +224,15 @@ def test_which_kl_is_where(case: Mapping[str, Any]) -> None:
     given = rollouts([0.0] * len(mask), [0] * len(mask), mask, logprobs, reference)
     sums = -double(expected["k1_sequence_sum"])
     others = (sums.sum() - sums) / max(1, len(sums) - 1)
-    close(new(RLOO, kl_beta=1.0).signal(given)["advantages"], sums - others if len(sums) > 1 else 0 * sums, atol=1e-7)
+    close(
+        new(RLOO, kl_coefficient=1.0).signal(given)["advantages"],
+        sums - others if len(sums) > 1 else 0 * sums,
+        atol=1e-7,
+    )
     remaining = -double(expected["k1"]).flip(-1).cumsum(-1).flip(-1)
-    found = new(ReinforcePP, kl_beta=1.0, whiten=False).signal(given)["advantages"]
+    found = new(ReinforcePP, kl_coefficient=1.0, whiten=False).signal(given)["advantages"]
     close(found[kept], remaining[kept])
-    algorithm = new(GRPO, kl_beta=0.3, aggregation="token")
+    algorithm = new(GRPO, kl_coefficient=0.3, aggregation="token")
     given.old_logprobs = double(logprobs)
     given.signals = {"advantages": torch.zeros(len(mask), dtype=torch.float64)}
     term = algorithm.loss(given, Outputs(logprobs=double(logprobs)))["kl_loss"]
@@ -267,8 +272,8 @@ def test_group_policy_loss(case: Mapping[str, Any], variant: str) -> None:
     algorithm = new(
         GRPO,
         clip=given["clip_low"],
-        clip_high=given["clip_high"],
-        kl_beta=given["beta_kl_k3"],
+        clip_range_high=given["clip_range_high"],
+        kl_coefficient=given["beta_kl_k3"],
         max_tokens=given["max_completion_length"],
         **VARIANTS[variant],
     )
@@ -286,7 +291,7 @@ def test_a_constant_length_counts_empty_responses() -> None:
     given = batch([[1, 1], [0, 0]], old_logprobs=double([[-1.0, -1.0], [0.0, 0.0]]))
     given.reference_logprobs = given.old_logprobs + 0.5
     given.signals = {"advantages": double([3.0, 1.0])}
-    algorithm = new(GRPO, aggregation="constant", max_tokens=4, kl_beta=0.2)
+    algorithm = new(GRPO, aggregation="constant", max_tokens=4, kl_coefficient=0.2)
     loss = averaged(algorithm, [(given, Outputs(logprobs=given.old_logprobs))])
     close(loss, (-3.0 * 2 + 0.2 * 2 * (math.exp(0.5) - 1 - 0.5)) / (2 * 4))
 
@@ -361,11 +366,11 @@ def trl_inputs(given: Batch) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
-        ({"kl_beta": 0.04}, {"loss_type": "grpo"}),
-        ({"kl_beta": 0.2, "clip": 0.1, "clip_high": 0.28, "aggregation": "token"}, {"loss_type": "dapo"}),
-        ({"kl_beta": 0.1, "aggregation": "constant", "max_tokens": 9}, {"loss_type": "dr_grpo"}),
+        ({"kl_coefficient": 0.04}, {"loss_type": "grpo"}),
+        ({"kl_coefficient": 0.2, "clip": 0.1, "clip_range_high": 0.28, "aggregation": "token"}, {"loss_type": "dapo"}),
+        ({"kl_coefficient": 0.1, "aggregation": "constant", "max_tokens": 9}, {"loss_type": "dr_grpo"}),
         (
-            {"kl_beta": 0.1, "ratio": "sequence", "clip": 0.02},
+            {"kl_coefficient": 0.1, "ratio": "sequence", "clip": 0.02},
             {"loss_type": "grpo", "importance_sampling_level": "sequence"},
         ),
     ],
@@ -381,9 +386,9 @@ def test_trl_has_the_same_group_losses(options: dict[str, Any], settings: dict[s
     trainer = trl_trainer(
         theirs,
         **{"importance_sampling_level": "token", **settings},
-        beta=own.kl_beta,
+        beta=own.kl_coefficient,
         epsilon_low=own.clip,
-        epsilon_high=own.clip_high or own.clip,
+        epsilon_high=own.clip_range_high or own.clip,
         max_completion_length=own.max_tokens,
     )
     wanted = GRPOTrainer._compute_loss(trainer, None, trl_inputs(given))
@@ -403,7 +408,7 @@ def test_trl_has_the_same_rloo_loss() -> None:
     trainer = trl_trainer(theirs, epsilon_low=0.2, epsilon_high=0.4)
     old = (given.old_logprobs * given.mask).sum(1)
     wanted = RLOOTrainer._compute_loss(trainer, None, {**trl_inputs(given), "old_logps": old})
-    algorithm = new(RLOO, clip=0.2, clip_high=0.4)
+    algorithm = new(RLOO, clip=0.2, clip_range_high=0.4)
     found = averaged(algorithm, [(given, Outputs(logprobs=ours))])
     close(found, wanted)
     close(torch.autograd.grad(found, ours)[0], torch.autograd.grad(wanted, theirs)[0])
@@ -423,7 +428,7 @@ def test_reinforce_pp_updates_as_ppo_does(case: Mapping[str, Any]) -> None:
     given = batch(inputs["mask"], old_logprobs=double(inputs["old_logprob"]))
     given.signals = {"advantages": double(inputs["advantages"])}
     for aggregation, key in (("token", "token_mean"), ("sequence", "seq_mean_token_mean")):
-        clip = {"clip": params["clip_low"], "clip_high": params["clip_high"]}
+        clip = {"clip": params["clip_low"], "clip_range_high": params["clip_range_high"]}
         algorithm = new(ReinforcePP, aggregation=aggregation, **clip)
         logprobs = double(inputs["logprob"]).requires_grad_(True)
         loss = averaged(algorithm, [(given, Outputs(logprobs=logprobs))])
@@ -456,7 +461,11 @@ def test_ppo_policy(case: Mapping[str, Any]) -> None:
     expected, params = case["expected"], case["params"]
     given, out = ppo_batch(case["inputs"])
     for aggregation, key in (("token", "token_mean"), ("response", "seq_mean_token_mean")):
-        clip = {"clip": params["clip_low"], "clip_high": params["clip_high"], "dual_clip": params["dual_clip"]}
+        clip = {
+            "clip": params["clip_low"],
+            "clip_range_high": params["clip_range_high"],
+            "dual_clip": params["dual_clip"],
+        }
         algorithm = new(PPO, aggregation=aggregation, value_coefficient=0.0, **clip)
         loss = averaged(algorithm, [(given, out)])
         near = {"rtol": 1e-6, "atol": 1e-7} if aggregation == "response" else {}  # its weights are float32
@@ -472,7 +481,7 @@ def test_ppo_policy(case: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize("case", cases("ppo_value_loss", "values"))
 def test_ppo_values(case: Mapping[str, Any]) -> None:
     given, out = ppo_batch(case["inputs"])
-    algorithm = new(PPO, clip_value=case["params"]["clip_value"], value_coefficient=0.7)
+    algorithm = new(PPO, value_clip_range=case["params"]["value_clip_range"], value_coefficient=0.7)
     loss = averaged(algorithm, [(given, out)])
     close(loss, 0.7 * case["expected"]["loss"])
     close(torch.autograd.grad(loss, out.values)[0], 0.7 * double(case["expected"]["grad_values"]))
@@ -676,7 +685,7 @@ def test_best_of_k(case: Mapping[str, Any]) -> None:
     groups = [scored(rewards) for rewards in iterations]
     for number, wanted in enumerate(expected["per_iteration"]):
         given, logged = context(groups[:number])
-        found = new(RejectionSampling, carry_over=0.0).select(groups[number], given)
+        found = new(RejectionSampling, replay_ratio=0.0).select(groups[number], given)
         assert places(found) == list(enumerate(wanted["index"]))
         assert logged["best_reward"] == pytest.approx(expected["mean_best_of_k"][number])
     for number, wanted in enumerate(expected["carry_over_best"]):
@@ -684,12 +693,12 @@ def test_best_of_k(case: Mapping[str, Any]) -> None:
         found = new(RejectionSampling).select(groups[number], given)
         assert [group.responses[0].scores["reward"] for group in found] == pytest.approx(wanted["reward"])
         assert places(found) == list(enumerate(wanted["index"]))
-        assert logged["carried_over"] == sum(iteration < number for iteration in wanted["iteration"])
+        assert logged["replayed"] == sum(iteration < number for iteration in wanted["iteration"])
     given, logged = context(groups[1:])
     found = new(RejectionSampling, pool="batch").select(groups[0], given)
     samples = len(iterations[0][0])
     assert [p * samples + k for p, k in places(found)] == expected["raft_global_top_1_over_k_flat_index"]
-    assert logged["carried_over"] == 0
+    assert logged["replayed"] == 0
 
 
 def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
@@ -711,7 +720,7 @@ def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
     ]
     now = rolled("c", (5, [0.5, 0.25]), (1, [2.0, 1.0]), (3, [0.0]), (5, [0.5, 0.75]), (3, [1.5, 1.5]))
     given, logged = context(earlier)
-    found = new(RejectionSampling, carry_over=5.0).select(now, given)
+    found = new(RejectionSampling, replay_ratio=5.0).select(now, given)
     said = [(group.responses[0].text, group.meta) for group in found]
     assert said == [
         ("c3.1", {"of": "c3"}),
@@ -723,12 +732,12 @@ def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
     assert all(len(group.responses) == 1 and group.pairs is None for group in found)
     assert logged == {
         "best_reward": pytest.approx((0.75 + 2.0 + 1.5 + 5.0 - 3.0) / 5),
-        "carried_over": 3,
+        "replayed": 3,
         "groups_tied": 2,
     }
     given, logged = context(earlier)
-    alone = new(RejectionSampling, carry_over=0.0).select(now, given)
-    assert [group.responses[0].text for group in alone] == ["c3.1", "c1.0", "c4.0"] and logged["carried_over"] == 0
+    alone = new(RejectionSampling, replay_ratio=0.0).select(now, given)
+    assert [group.responses[0].text for group in alone] == ["c3.1", "c1.0", "c4.0"] and logged["replayed"] == 0
     assert new(RejectionSampling).select([], context()[0]) == []
 
 
@@ -738,14 +747,14 @@ def test_carried_prompts_are_drawn_anew() -> None:
     seen: dict[int, int] = {}
     for seed in range(200):
         given, logged = context([earlier], seed)
-        fresh, *carried = places(new(RejectionSampling, carry_over=2.0).select(scored([[2.0, 1.5]]), given))
-        assert fresh == (0, 0) and logged["carried_over"] == len(carried) == 2
+        fresh, *carried = places(new(RejectionSampling, replay_ratio=2.0).select(scored([[2.0, 1.5]]), given))
+        assert fresh == (0, 0) and logged["replayed"] == len(carried) == 2
         assert len(set(carried)) == 2 and set(carried) < {(1, 0), (2, 1), (3, 0), (4, 1), (5, 1)}
         for prompt, _ in carried:
             seen[prompt] = seen.get(prompt, 0) + 1
     assert sorted(seen) == [1, 2, 3, 4, 5] and all(50 <= count <= 110 for count in seen.values())
     given, logged = context([earlier])
-    assert len(new(RejectionSampling, carry_over=9.0).select(scored([[2.0, 1.5]]), given)) == 6
+    assert len(new(RejectionSampling, replay_ratio=9.0).select(scored([[2.0, 1.5]]), given)) == 6
 
 
 def test_the_pool_may_lack_samples() -> None:
@@ -756,7 +765,7 @@ def test_the_pool_may_lack_samples() -> None:
     assert [len(group.responses) for group in found] == [2, 1]
     assert logged["best_reward"] == pytest.approx(6.5 / 3)
     with pytest.raises(ValidationError, match="carries nothing over"):
-        RejectionSampling.Options(pool="batch", carry_over=0.5)
+        RejectionSampling.Options(pool="batch", replay_ratio=0.5)
 
 
 # --- bad input
@@ -773,7 +782,7 @@ def test_an_iteration_without_a_signal_is_skipped(cls: type[Algorithm]) -> None:
         (equal, away, 0.1, 2),
         ([1.0, 1.0, 2.0, 2.5], None, 0.0, 2),
     ):
-        algorithm = new(cls, kl_beta=beta)
+        algorithm = new(cls, kl_coefficient=beta)
         algorithm.signal(rollouts(rewards, [0, 0, 1, 1], old=old))
         assert len(algorithm.select(groups, given)) == learned
 
@@ -785,7 +794,7 @@ def test_reinforce_pp_skips_an_iteration_of_equal_returns() -> None:
         ([1.0, 1.0, 2.0, 2.0], None, {}, 2),
         ([1.0, 1.0, 2.0, 2.0], None, {"group_baseline": True}, 0),
         ([1.0] * 4, [[0.5], [0.0], [0.0], [0.0]], {}, 2),
-        ([1.0] * 4, [[0.5], [0.0], [0.0], [0.0]], {"kl_beta": 0.0}, 0),
+        ([1.0] * 4, [[0.5], [0.0], [0.0], [0.0]], {"kl_coefficient": 0.0}, 0),
     ):
         for whiten in (True, False):
             algorithm = new(ReinforcePP, whiten=whiten, **options)
@@ -796,7 +805,7 @@ def test_reinforce_pp_skips_an_iteration_of_equal_returns() -> None:
 def test_a_group_of_one_has_no_baseline() -> None:
     single, double_ = scored([[1.0], [1.0, 1.0]])
     for algorithm in (new(GRPO), new(RLOO), new(ReinforcePP, group_baseline=True)):
-        assert not algorithm.keep(single) and algorithm.keep(double_)
+        assert not algorithm.keep_group(single) and algorithm.keep_group(double_)
         assert algorithm.needs.min_samples == 2
     assert new(ReinforcePP).keep(single) and new(ReinforcePP).needs.min_samples == 1
 
@@ -865,7 +874,7 @@ def test_equal_rewards_in_a_whole_batch(problem: Problem, algorithm: Any, counte
 
 
 def test_iterations_that_learn_nothing_are_told(problem: Problem, capsys: pytest.CaptureFixture[str]) -> None:
-    path = recipe(problem, SAME, {"rloo": {"kl_beta": 0.0}}, iterations=2)
+    path = recipe(problem, SAME, {"rloo": {"kl_coefficient": 0.0}}, iterations=2)
     reward = "calls = []\ndef reward(completions):\n    calls.append(1)\n"
     reward += "    return [float(i % 2) * (len(calls) % 2) for i in range(len(completions))]\n"
     (problem.folder / "reward.py").write_text(reward, encoding="utf-8")
@@ -876,7 +885,9 @@ def test_iterations_that_learn_nothing_are_told(problem: Problem, capsys: pytest
 def test_what_an_algorithm_leaves_out_plays_no_part_in_whitening(problem: Problem) -> None:
     """Two of three prompts have one response with a score: their returns are no part of mean and deviation."""
     reward = "[float(9 * i) if i < 5 or i == 8 else None for i in range(len(completions))]"
-    path = recipe(problem, reward, {"reinforce_pp": {"group_baseline": True, "kl_beta": 0.0}}, epochs=1, batch_size=9)
+    path = recipe(
+        problem, reward, {"reinforce_pp": {"group_baseline": True, "kl_coefficient": 0.0}}, epochs=1, batch_size=9
+    )
     found = metrics_of(problem, path, "alone")
     assert found["unscored"] == 6 and found["groups_without_signal"] == 2
     # The scores of the whole group are 0, 9, 18, 27.
@@ -898,7 +909,7 @@ def test_dynamic_sampling_leaves_out_groups_without_spread(problem: Problem) -> 
     reward = "[float(i) if i < 4 else 1.0 for i in range(len(completions))]"
     rows = {}
     for dynamic in (False, True):
-        options = {"dynamic_sampling": dynamic, "kl_beta": 0.0, "aggregation": "token"}
+        options = {"dynamic_sampling": dynamic, "kl_coefficient": 0.0, "aggregation": "token"}
         path = recipe(problem, reward, {"grpo": options}, epochs=1, max_grad_norm=100.0)
         rows[dynamic] = metrics_of(problem, path, f"dynamic-{dynamic}")
     assert rows[False]["groups_without_spread"] == 2 and "groups_without_signal" not in rows[False]
@@ -940,7 +951,7 @@ def test_one_sample_a_prompt_and_a_group_baseline(problem: Problem) -> None:
     ("cls", "options"),
     [
         (GRPO, {}),
-        (GRPO, {"aggregation": "token", "kl_beta": 0.1}),
+        (GRPO, {"aggregation": "token", "kl_coefficient": 0.1}),
         (GRPO, {"aggregation": "constant", "max_tokens": 4}),
         (GRPO, {"ratio": "sequence"}),
         (RLOO, {}),
@@ -976,8 +987,8 @@ def test_what_is_selected_becomes_likelier(cls: type[Algorithm]) -> None:
     assert term.values[mask].tolist() == [1.0, 2.0, 4.0]
 
 
-@pytest.mark.parametrize(("carry_over", "carried"), [(0.0, 0), (0.3, 1), (0.5, 2), (1.5, 6), (9.0, 10)])
-def test_how_many_earlier_samples_are_carried_over(carry_over: float, carried: int) -> None:
+@pytest.mark.parametrize(("replay_ratio", "carried"), [(0.0, 0), (0.3, 1), (0.5, 2), (1.5, 6), (9.0, 10)])
+def test_how_many_earlier_samples_are_carried_over(replay_ratio: float, carried: int) -> None:
     """Shares of the new ones, of which there are four, rounded down; at most those that there are."""
 
     def asked(name: str) -> Group:
@@ -986,9 +997,9 @@ def test_how_many_earlier_samples_are_carried_over(carry_over: float, carried: i
 
     earlier, fresh = [asked(f"old {n}") for n in range(10)], [asked(f"new {n}") for n in range(4)]
     looking, logged = context([earlier])
-    chosen = new(RejectionSampling, carry_over=carry_over).select(fresh, looking)
+    chosen = new(RejectionSampling, replay_ratio=replay_ratio).select(fresh, looking)
     assert [group.id for group in chosen[:4]] == [group.id for group in fresh]
-    assert len({group.id for group in chosen[4:]}) == len(chosen) - 4 == carried == logged["carried_over"]
+    assert len({group.id for group in chosen[4:]}) == len(chosen) - 4 == carried == logged["replayed"]
     assert all(group.responses[0].text.endswith("1") and len(group.responses) == 1 for group in chosen)
 
 

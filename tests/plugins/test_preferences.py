@@ -22,10 +22,10 @@ from torch import Tensor
 
 from alignkit import Algorithm, Batch, DataError, Group, Outputs, Pair, Pairs, Response, SelectContext
 from alignkit import functional as F
-from alignkit.recipe import load_recipe
-from alignkit.run import run_recipe
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
-from alignkit.train import _count, _weighted
+from alignkit.training.learner import _count, _weighted
 from alignkit_cpl import CPL
 from alignkit_dpo import DPO
 from alignkit_hir import HIR, HIROffline, Instruct, instructed
@@ -39,7 +39,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-10}
 @pytest.mark.parametrize(
     ("cls", "options", "separable"),
     [
-        (DPO, {"loss": {"sigmoid": 0.8, "ipo": 0.2}, "sft_coefficient": 0.3}, True),
+        (DPO, {"loss": {"sigmoid": 0.8, "ipo": 0.2}, "nll_coefficient": 0.3}, True),
         (DPO, {"loss": {"robust": 1, "sigmoid_norm": 2, "ipo_norm": 1}, "label_smoothing": 0.1}, None),
         (DPO, {"loss": "hinge"}, None),
         (SimPO, {}, None),
@@ -50,10 +50,10 @@ EXACT = {"rtol": 1e-9, "atol": 1e-10}
         (CPO, {"nll": "sequence_mean"}, None),
         (KTO, {"desirable_weight": 1.3}, None),
         (CPL, {}, None),
-        (CPL, {"reference": True, "gamma": 0.9, "bc_coefficient": 0.1}, None),
+        (CPL, {"reference": True, "gamma": 0.9, "nll_coefficient": 0.1}, None),
         # A bundle's groups are told by the places of their responses, so these must stay together.
         (HIR, {"thresholds": [0.25], "label_smoothing": 0.2}, False),
-        (HIR, {"thresholds": [0, 1], "instructions": ["a", "b", "c"], "length_normalised": False}, False),
+        (HIR, {"thresholds": [0, 1], "instructions": ["a", "b", "c"], "length_normalized": False}, False),
         (HIROffline, {"place": "system"}, None),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
@@ -67,7 +67,7 @@ def test_conforms(cls: type[Algorithm], options: dict[str, Any], separable: bool
 
 def total(algorithm: Algorithm, batch: Batch, out: Outputs) -> Tensor:
     """The loss as the loop reduces it."""
-    weights = algorithm.weights(batch)
+    weights = algorithm.term_weights(batch)
     loss = torch.zeros((), dtype=torch.float64)
     for name, term in algorithm.loss(batch, out).items():
         count = weights.get(name, _count(term.per, batch)).sum()
@@ -157,7 +157,7 @@ def test_dpo_gives_the_golden_numbers(case: dict[str, Any], key: str, loss: str,
     (gradient,) = torch.autograd.grad(found, logprobs)
     assert not gradient[~batch.mask].any()
     same(gradient[:, 0], [*wanted["grad_policy_chosen"], *wanted["grad_policy_rejected"]])
-    report = algorithm.report(batch, out)
+    report = algorithm.report_metrics(batch, out)
     same(report["implicit_reward/better"].values, case["expected"]["chosen_rewards"])
     same(report["implicit_reward/worse"].values, case["expected"]["rejected_rewards"])
     same(report["accuracy"].values.double().mean(), case["expected"]["accuracy_strict"])
@@ -226,7 +226,7 @@ def test_cpl_gives_the_golden_numbers(case: dict[str, Any]) -> None:
     same(found, expected["loss"])
     (gradient,) = torch.autograd.grad(found, logprobs)
     same(gradient[:count], expected["grad_logp_1"])
-    report = algorithm.report(batch, out)
+    report = algorithm.report_metrics(batch, out)
     same(report["segment/better"].values, expected["segment_advantage_1"])
     same(report["segment/worse"].values, expected["segment_advantage_2"])
 
@@ -249,13 +249,13 @@ def hir(levels: int, **options: Any) -> HIR:
 
 
 @pytest.mark.parametrize("case", [c for c in golden("hir") if "contrastive" in c.id and c.id != "contrastive_n1"])
-@pytest.mark.parametrize("length_normalised", [True, False])
-def test_hir_gives_the_golden_contrast(case: dict[str, Any], length_normalised: bool) -> None:
+@pytest.mark.parametrize("length_normalized", [True, False])
+def test_hir_gives_the_golden_contrast(case: dict[str, Any], length_normalized: bool) -> None:
     table = torch.tensor(case["inputs"]["logp_output_given_instruction"], dtype=torch.float64, requires_grad=True)
     batch, rows = hir_batch(table), table.T.reshape(-1, 1)
-    algorithm = hir(len(table), length_normalised=length_normalised, beta=0.0)
+    algorithm = hir(len(table), length_normalized=length_normalized, beta=0.0)
     out = Outputs(logprobs=rows, entropy=torch.zeros_like(rows))
-    term, weights = algorithm.loss(batch, out)["contrast"], algorithm.weights(batch)["contrast"]
+    term, weights = algorithm.loss(batch, out)["contrast"], algorithm.term_weights(batch)["contrast"]
     same(term.values.sum(), case["expected"]["contrastive_sum"])
     contrast = _weighted(term, batch, weights) / weights.sum()
     same(contrast, case["expected"]["contrastive_mean"])
@@ -384,7 +384,7 @@ def trl_dpo(numbers: Numbers, losses: Mapping[str, float], beta: float, label_sm
         ({"loss": "hinge"}, {"hinge": 1.0}),
         ({"loss": "ipo_norm"}, {"ipo": 1.0}),
         ({"loss": {"sigmoid": 0.8, "ipo_norm": 0.2}}, {"sigmoid": 0.8, "ipo": 0.2}),
-        ({"loss": {"hinge": 0.5}, "sft_coefficient": 0.3}, {"hinge": 0.5, "sft": 0.3}),
+        ({"loss": {"hinge": 0.5}, "nll_coefficient": 0.3}, {"hinge": 0.5, "sft": 0.3}),
     ],
     ids=lambda value: "+".join(value) if "loss" not in value else "",
 )
@@ -557,7 +557,7 @@ def test_a_soft_label_is_the_expectation_over_hard_ones(algorithm: Algorithm) ->
 @pytest.mark.parametrize(
     ("algorithm", "name"),
     [
-        (DPO(DPO.Options(sft_coefficient=1.0)), "sft"),
+        (DPO(DPO.Options(nll_coefficient=1.0)), "sft"),
         (CPO(CPO.Options(nll="token_mean")), "nll"),
     ],
     ids=["dpo", "cpo"],
@@ -565,7 +565,7 @@ def test_a_soft_label_is_the_expectation_over_hard_ones(algorithm: Algorithm) ->
 def test_a_token_mean_counts_responses_as_often_as_they_are_better(algorithm: Algorithm, name: str) -> None:
     numbers = Numbers(seed=4)
     batch = make_batch(numbers.mask, SOFT, numbers.reference)
-    term, weights = algorithm.loss(batch, Outputs(logprobs=numbers.logprobs))[name], algorithm.weights(batch)[name]
+    term, weights = algorithm.loss(batch, Outputs(logprobs=numbers.logprobs))[name], algorithm.term_weights(batch)[name]
     nll, tokens = 0.0, 0.0
     for better, worse, p in SOFT:
         for row, weight in ((better, p), (worse, 1 - p)):
@@ -598,7 +598,7 @@ def test_cpl_discounts_from_the_first_token_and_favours_what_it_knows() -> None:
 
 def test_cpl_clones_every_segment() -> None:
     logprobs, mask = spread([-2.0, -9.0], [2, 3])
-    term = CPL(CPL.Options(bc_coefficient=0.5)).loss(make_batch(mask, [(0, 1, 1.0)]), Outputs(logprobs=logprobs))["bc"]
+    term = CPL(CPL.Options(nll_coefficient=0.5)).loss(make_batch(mask, [(0, 1, 1.0)]), Outputs(logprobs=logprobs))["bc"]
     batch = make_batch(mask)
     assert float(_weighted(term, batch, None) / _count(term.per, batch).sum()) == pytest.approx(11 / 5)
     assert term.coefficient == 0.5
@@ -807,18 +807,18 @@ def test_responses_that_are_not_whole_behind_all_instructions_have_no_contrast(c
     batch, mask = hir_batch(torch.zeros(2, 2)), torch.ones(4, 2, dtype=torch.bool)
     if cut:
         mask[1, 1] = False
-        batch = make_batch(mask, groups=batch.groups, group=batch.group)
+        batch = make_batch(mask, groups=batch.groups, group=batch.group_index)
     else:
-        batch = make_batch(mask[:2], groups=batch.groups[:1], group=batch.group[:2])
+        batch = make_batch(mask[:2], groups=batch.groups[:1], group=batch.group_index[:2])
     count = len(batch.mask)
     logprobs = -torch.arange(1.0, 2 * count + 1).reshape(count, 2) * batch.mask
     out = Outputs(logprobs=logprobs, entropy=torch.zeros(count, 2))
-    algorithm = hir(2, length_normalised=False)
-    weights, contrast = algorithm.weights(batch)["contrast"], algorithm.loss(batch, out)["contrast"].values
+    algorithm = hir(2, length_normalized=False)
+    weights, contrast = algorithm.term_weights(batch)["contrast"], algorithm.loss(batch, out)["contrast"].values
     assert weights.tolist() == ([1.0, 0.0, 0.0, 0.0] if cut else [0.0, 0.0])
     if cut:  # response 0 stands in rows 0 and 2
         assert contrast[0] == pytest.approx(math.log(1 + math.exp((-5 - 6) - (-1 - 2))), rel=1e-3)
-    told = algorithm.report(batch, out)["without_contrast"].values
+    told = algorithm.report_metrics(batch, out)["without_contrast"].values
     assert [x for x in told.tolist() if not math.isnan(x)] == ([0.0, 1.0] if cut else [1.0])
 
 
@@ -827,18 +827,18 @@ def test_hir_by_hand() -> None:
     batch = hir_batch(torch.zeros(2, 2))  # rows: responses 0 and 1 behind instruction 0, then behind instruction 1
     out = Outputs(logprobs=torch.tensor([[-1.0], [-2.0], [-3.0], [-4.0]]), entropy=torch.full((4, 1), 0.5))
     algorithm = hir(2, alpha=0.7, beta=0.01)
-    loss, weights = algorithm.loss(batch, out), algorithm.weights(batch)
+    loss, weights = algorithm.loss(batch, out), algorithm.term_weights(batch)
     own = torch.tensor([1.0, 0.0, 0.0, 1.0])
     assert torch.equal(loss["nll"].values, -out.logprobs) and torch.equal(weights["nll"][:, 0], own)  # type: ignore[operator]
-    assert torch.equal(loss["negative_entropy"].values, torch.full((4, 1), -0.5))
-    assert torch.equal(weights["contrast"], own) and torch.equal(weights["negative_entropy"][:, 0], own)
-    assert (loss["contrast"].coefficient, loss["negative_entropy"].coefficient) == (0.7, 0.01)
+    assert torch.equal(loss["entropy"].values, torch.full((4, 1), -0.5))
+    assert torch.equal(weights["contrast"], own) and torch.equal(weights["entropy"][:, 0], own)
+    assert (loss["contrast"].coefficient, loss["entropy"].coefficient) == (0.7, 0.01)
     wanted = [math.log(1 + math.exp(-3 - -1)), math.log(1 + math.exp(-2 - -4))]
     assert loss["contrast"].values[[0, 3]].tolist() == pytest.approx(wanted)
-    right = algorithm.report(batch, out)["contrast_accuracy"].values
+    right = algorithm.report_metrics(batch, out)["contrast_accuracy"].values
     assert right[[0, 3]].tolist() == [1.0, 0.0] and bool(right[[1, 2]].isnan().all())
-    silent = make_batch(torch.zeros(4, 1, dtype=torch.bool), groups=batch.groups, group=batch.group)
-    assert not algorithm.weights(silent)["contrast"].any()
+    silent = make_batch(torch.zeros(4, 1, dtype=torch.bool), groups=batch.groups, group=batch.group_index)
+    assert not algorithm.term_weights(silent)["contrast"].any()
 
 
 def test_shares_are_of_what_has_feedback() -> None:
@@ -889,7 +889,7 @@ def test_cloning_is_of_segments_that_stand_in_a_pair() -> None:
     group = Group((), tuple(Response(text=t) for t in "abc"), (Pair(2, 0),), id="g")
     mask = torch.tensor([[True, True], [True, True], [True, False]])
     batch = make_batch(mask, [(2, 0, 1.0)], groups=[group], group=torch.zeros(3, dtype=torch.long))
-    found = CPL(CPL.Options(bc_coefficient=1.0)).weights(batch)["bc"]
+    found = CPL(CPL.Options(nll_coefficient=1.0)).weights(batch)["bc"]
     assert found.tolist() == [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
     assert CPL(CPL.Options()).weights(batch) == {}
 
@@ -897,8 +897,9 @@ def test_cloning_is_of_segments_that_stand_in_a_pair() -> None:
 def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
     """The engine's, in as many micro-batches as there are prompts, against the paper's loss in one graph."""
     from alignkit import testing
-    from alignkit.batch import Encoder, Examples, encode_all
-    from alignkit.recipe import Settings
+    from alignkit.models.encoding import Encoder, encode_all
+    from alignkit.models.examples import Examples
+    from alignkit.settings import Settings
 
     policy = testing._tiny()
     policy.add_role("hir", start=None, head="language")
@@ -906,7 +907,7 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
     try:
         groups = testing.example_groups(3, Encoder(policy.tokenizer))
         options = {"instructions": LEVELS, "thresholds": [0.0, 1.0], "alpha": 0.7, "beta": 0.1}
-        algorithm = HIR(HIR.Options(**options, length_normalised=False))
+        algorithm = HIR(HIR.Options(**options, length_normalized=False))
         encoded = encode_all(Encoder(policy.tokenizer), algorithm.select(groups, context()), 256)
         learner = testing._Watched(policy, algorithm, Settings(), "hir")
         policy.budget = 1
@@ -965,7 +966,7 @@ def test_every_method_learns_from_the_formats_that_people_have(tmp_path: Path) -
     ]
     (tmp_path / "thumbs.jsonl").write_text("\n".join(map(json.dumps, unpaired)), encoding="utf-8")
     algorithms: dict[str, Any] = {
-        "dpo": {"loss": {"sigmoid": 0.8, "ipo": 0.2}, "sft_coefficient": 0.1},
+        "dpo": {"loss": {"sigmoid": 0.8, "ipo": 0.2}, "nll_coefficient": 0.1},
         "simpo": {},
         "orpo": {},
         "cpo": {},

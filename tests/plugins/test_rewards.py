@@ -17,11 +17,12 @@ import torch
 import yaml
 
 from alignkit import Context, Group, RecipeError, Response, RunFailed, cli
-from alignkit.data import read_groups
-from alignkit.recipe import RewardSpec, load_recipe
-from alignkit.reward import Combined
-from alignkit.run import Run
-from alignkit.scoring import Scorer
+from alignkit.data.group import read_groups
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import RewardSpec
+from alignkit.reward import CombinedReward
+from alignkit.runs.run import Run
+from alignkit.training.scoring import Scorer
 from alignkit_rewards import Length, Normalized, Python, WeightedSum
 
 ASK = ({"role": "user", "content": "How are you?"},)
@@ -278,7 +279,7 @@ def test_a_combination_that_gives_no_number_stops_the_run(tmp_path: Path, at: st
     scored = scorer.score([Group(ASK, (Response("1"), Response("2")))])
     assert scorer.combine(scored).reward.tolist() == [1.0, 2.0]
     whole, broken = torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.nan])
-    found = Combined(broken, whole, {}) if at == "reward" else Combined(whole, broken, {})
+    found = CombinedReward(broken, whole, {}) if at == "reward" else CombinedReward(whole, broken, {})
     scorer._combined = lambda *_: found  # type: ignore[method-assign]
     with pytest.raises(RunFailed, match=r"'rm' makes .*nan.* of \{'rm': 2.0"):
         scorer.combine(scored)
@@ -475,9 +476,9 @@ def test_weighted_sum() -> None:
     columns = {"a": torch.tensor([1.0, 2.0, math.nan]), "b": torch.tensor([4.0, 0.0, 1.0])}
     combined = thing.combine(GROUPS, {name: x.double() for name, x in columns.items()})
     assert list(thing.parts()) == ["a", "b"]
-    assert combined.plain[:2].tolist() == [0.0, 4.0] and combined.plain[2].isnan()
-    assert torch.equal(combined.reward[:2], combined.plain[:2])
-    assert combined.metrics == pytest.approx({"a_mean": 1.5, "b_mean": 5 / 3, "plain_mean": 2.0})
+    assert combined.raw[:2].tolist() == [0.0, 4.0] and combined.raw[2].isnan()
+    assert torch.equal(combined.reward[:2], combined.raw[:2])
+    assert combined.metrics == pytest.approx({"a_mean": 1.5, "b_mean": 5 / 3, "raw_mean": 2.0})
 
 
 @pytest.mark.parametrize(

@@ -23,18 +23,7 @@ from pydantic import ValidationError
 
 import alignkit_judges as judges
 import alignkit_rlaif as rlaif
-from alignkit import (
-    Context,
-    Group,
-    Judge,
-    Pair,
-    PluginError,
-    RemoteError,
-    Response,
-    RunFailed,
-    StepContext,
-    Verdict,
-)
+from alignkit import Context, Group, Judge, Pair, PluginError, RemoteError, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
 from alignkit.remote import retry_after
 
@@ -112,7 +101,7 @@ def test_a_question_too_long_for_the_judge_has_no_verdict(tmp_path: Path) -> Non
 
 def component(thing: Any, options: Any) -> Any:
     """What a JudgeRef option holds after validation."""
-    return SimpleNamespace(kind="judge", name="x", claim=SimpleNamespace(thing=thing), options=options)
+    return SimpleNamespace(kind="judge", name="x", registration=SimpleNamespace(thing=thing), options=options)
 
 
 # --- the question and the verdict ---------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignkit import Algorithm, Batch, DataError, Group, Message, Outputs, Pairs, Response, SelectContext
-from alignkit.algorithm import Per
+from alignkit.loss import Per
 from alignkit_sft import LM, SFT
 
 NOTHING = torch.zeros(0, dtype=torch.int64)

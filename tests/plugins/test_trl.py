@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 import alignkit_trl
 from alignkit import Group, Pair, Response, RunFailed
-from alignkit.data import write_groups
+from alignkit.data.group import write_groups
 from alignkit.errors import DataError, RecipeError
-from alignkit.recipe import load_recipe
-from alignkit.run import run_recipe
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import run_recipe
 from alignkit_trl import apart, check_reference, config_fields, demonstrations, pairs, reward_function, thumbs
 
 PROMPT = ({"role": "user", "content": "how are you"},)
@@ -116,7 +116,7 @@ def test_the_reward_is_the_stages_own(monkeypatch: pytest.MonkeyPatch) -> None:
         def combine(self, groups: Any) -> Any:
             return SimpleNamespace(reward=torch.tensor([g.responses[0].scores["reward"] * 10 for g in groups]))
 
-    monkeypatch.setattr("alignkit.scoring.Scorer", Scorer)
+    monkeypatch.setattr("alignkit.training.scoring.Scorer", Scorer)
     run: Any = SimpleNamespace(
         settings=SimpleNamespace(reward=None, rollout=SimpleNamespace(missing_eos_penalty=0.5)),
         context=lambda: None,
@@ -173,7 +173,7 @@ def test_what_trl_cannot_do_is_refused(folder: Path, change: dict[str, Any], mes
         ("dpo", {"mix": {"data": "demos.jsonl", "objective": "sft", "weight": 1}}, "trl takes no 'mix'"),
         ("dpo", {"validation": "pairs.jsonl"}, "trl takes no 'validation'"),
         ("dpo", {"data": {"path": "pairs.jsonl", "validation": 0.5}}, "trl takes no 'data.validation'"),
-        ("sft", {"keep_epochs": True}, "trl takes no 'keep_epochs'"),
+        ("sft", {"keep_versions": True}, "trl takes no 'keep_versions'"),
         ("grpo", {"rollout": {"samples_per_prompt": 2, "stop": ["."]}}, "trl takes no 'rollout.stop'"),
         ("rloo", {"rollout": {"samples_per_prompt": 1}}, "trl needs at least 2 responses to each prompt, not 1"),
     ],

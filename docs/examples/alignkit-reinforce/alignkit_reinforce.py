@@ -3,7 +3,7 @@
 A whole response is one action. Its return is the score minus `beta` times the KL to the reference, and a baseline
 that does not depend on the response is taken off. Differs from Williams: the KL price. There is no importance ratio:
 where `batch_size` is below `prompts_per_iteration`, or `epochs` above 1, an iteration's later steps learn from
-responses of a policy a few steps older. A few steps did no harm (docs/writing-a-plugin.md, section 3).
+responses of a policy a few steps older. A few steps did no harm (docs/plugins/tutorial.md, section 3).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from alignkit import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.hookspecs import Register
+    from alignkit import Register
 
 
 class Reinforce(Algorithm):
@@ -47,7 +47,7 @@ class Reinforce(Algorithm):
         returns = rollouts.rewards - self.options.beta * kl  # [R]
         self.metrics = {"return": float(returns.mean())}
         if self.options.baseline == "leave_one_out":
-            return {"advantages": F.rloo_advantages(returns, rollouts.group)}
+            return {"advantages": F.rloo_advantages(returns, rollouts.group_index)}
         mean, decay = self.metrics["return"], self.options.decay
         known = self.state.get("baseline", mean)  # `state` is in every checkpoint, so a resumed run agrees
         self.state["baseline"] = decay * known + (1 - decay) * mean

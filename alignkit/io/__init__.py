@@ -1,0 +1,1 @@
+"""Files that are whole or absent, digests, progress on the terminal."""

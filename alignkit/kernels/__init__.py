@@ -1,0 +1,1 @@
+"""The only code that knows about processors. `ALIGNKIT_KERNELS=torch` switches all of it to plain torch."""

@@ -1,0 +1,1 @@
+"""YAML -> Recipe: read, expanded, validated and resolved before anything heavy is imported."""

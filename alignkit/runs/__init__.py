@@ -1,0 +1,1 @@
+"""A run: stages in order, each reused, resumed or started."""

@@ -1,0 +1,76 @@
+"""What a stage's result depends on, as one hash: a finished stage whose hash is the same is reused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from alignkit.data.sources import DataSource, DataSpec
+from alignkit.io.digest import digest, file_digest, model_digest, versions
+from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of
+from alignkit.registry import Component
+
+
+def stage_hash(stage: Stage, recipe: Recipe, base: Any, seed: int, upstream: Mapping[str, str]) -> str:
+    """Everything the stage's result depends on. base: digest of the base model. upstream: hashes of earlier stages."""
+    model = recipe.model.model_dump()
+    template = recipe.folder / (recipe.model.chat_template or "")
+    if template.is_file():  # by its name and, below, its content: where it lies changes nothing
+        model["chat_template"] = template.name
+    return digest(
+        {
+            "component": _fingerprint(stage.component, recipe.folder),
+            "settings": _fingerprint(stage.settings, recipe.folder),
+            "upstream": dict(upstream),
+            "model": model,
+            "from": model_digest(stage.settings.from_) if stage.settings and stage.settings.from_ else None,
+            "template": _files_named(recipe.model, recipe.folder),
+            "base": base,
+            "seed": seed,
+            "versions": versions(),
+        }
+    )
+
+
+def _fingerprint(value: Any, folder: Path) -> Any:
+    """Plain data that changes when what it stands for changes: files by content, plugins by version and source."""
+    if isinstance(value, Component):
+        source = getattr(value.registration, "source_path", None)
+        return {
+            "name": value.name,
+            "version": value.registration.version,
+            "source": file_digest(Path(source)) if source and Path(source).is_file() else None,
+            "options": _fingerprint(value.options, folder),
+            "files": _files_named(value.options, folder),
+        }
+    if isinstance(value, BaseModel):
+        return {name: _fingerprint(item, folder) for name, item in fields_of(value).items()}
+    if isinstance(value, DataSource | DataSpec | RewardSpec):
+        pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        found = {name: _fingerprint(item, folder) for name, item in pairs}
+        if isinstance(value, RewardSpec) and value.kind == "folder":
+            found["files"] = model_digest(value.name)
+        return found
+    if isinstance(value, Path):
+        path = folder / value
+        return file_digest(path) if path.is_file() else str(value)
+    if isinstance(value, Mapping):
+        return {key: _fingerprint(item, folder) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_fingerprint(item, folder) for item in value]
+    return value
+
+
+def _files_named(options: Any, folder: Path) -> dict[str, str]:
+    """Digests of files that options name by a relative path: Python rewards, templates."""
+    found = {}
+    for name, value in fields_of(options).items() if isinstance(options, BaseModel) else ():
+        if isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
+            path = folder / value
+            if path.is_file():
+                found[name] = file_digest(path)
+    return found

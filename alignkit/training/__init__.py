@@ -1,0 +1,1 @@
+"""Everything that learns: the loop, the two kinds of training stage, scoring, checkpoints."""

@@ -1,0 +1,82 @@
+"""Files that are either complete or not there: write beside the target, fsync, rename; checksums on checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignkit.errors import RunFailed
+from alignkit.io.atomic import replace_folder
+from alignkit.io.digest import file_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass
+class Checkpoint:
+    """Everything a stage's numbers depend on: tensors (weights and optimiser) and plain state."""
+
+    tensors: Mapping[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, number: int, checkpoint: Checkpoint, keep: int = 2) -> Path:
+    """Write `folder/NUMBER` whole and verified, then remove all but the newest `keep`."""
+    from safetensors.torch import save_file
+
+    target = folder / f"{number:06d}"
+    with replace_folder(target) as new:
+        tensors = {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}
+        save_file(tensors, new / "tensors.safetensors")
+        (new / "state.json").write_text(json.dumps(checkpoint.state, sort_keys=True), encoding="utf-8")
+        sums = {file.name: file_digest(file) for file in sorted(new.iterdir())}
+        (new / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for old in _numbered(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(folder: Path, say: Any) -> Checkpoint | None:
+    """The newest whole checkpoint; damaged ones are reported through `say` and passed over. None: there is none.
+
+    Raises RunFailed when checkpoints exist and all are damaged: starting afresh would be a silent loss.
+    """
+    from safetensors.torch import load_file
+
+    found = _numbered(folder)
+    for path in reversed(found):
+        fault = _damage(path)
+        if fault is None:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            return Checkpoint(load_file(path / "tensors.safetensors"), state)
+        say(f"checkpoint {path} is damaged ({fault}); falling back to the one before")
+    if found:
+        raise RunFailed(f"all checkpoints in {folder} are damaged; delete the folder to start this stage afresh")
+    return None
+
+
+def _numbered(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.isdigit())
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{MANIFEST}: {error}"
+    for name, expected in sums.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file_digest(file) != expected:
+            return f"{name} differs from its checksum"
+    return None
