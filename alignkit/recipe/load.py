@@ -20,7 +20,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), registry: Regis
 
 def _shipped() -> dict[str, Path]:
     """The recipes that come with alignkit, by name: in a checkout, or beside the installed package."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     folders = (root / "alignkit_recipes", root / "recipes")
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
 
