@@ -1,0 +1,112 @@
+"""Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
+
+A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
+`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `plugins`, or a kind and a name: `algorithm ppo`.
+With --check nothing is written; stale pages are listed and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from alignkit.plugins import plugins
+from alignkit.recipe.option_table import OptionRow, option_rows, stage_defaults
+from alignkit.recipe.schema import DataKeys, TopKeys
+from alignkit.registry import KINDS, Registration
+from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS: dict[str, type[BaseModel]] = {
+    "recipe": TopKeys,
+    "model": ModelSpec,
+    "lora": LoraSpec,
+    "settings": Settings,
+    "rollout": Rollout,
+    "mix": Mix,
+    "data": DataKeys,
+}
+PART = re.compile(r"^(<!-- generated: (.+?) -->\n)(.*?)^(<!-- /generated -->)$", re.MULTILINE | re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """The pages that may have generated parts."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def filled(text: str) -> str:
+    """The page with every generated part written again. Raises ValueError for a part that does not exist."""
+    if text.count("<!-- generated:") != len(PART.findall(text)):
+        raise ValueError("a part is not closed by <!-- /generated -->, or a marker is not on its own line")
+    return PART.sub(lambda match: f"{match[1]}{part(match[2])}{match[4]}", text)
+
+
+def part(what: str) -> str:
+    """The Markdown of one generated part."""
+    kind, _, name = what.partition(" ")
+    if what in MODELS:
+        return table(option_rows(MODELS[what]))
+    if what == "plugins":
+        return plugin_table()
+    if kind in KINDS and plugins().registry.has(kind, name):
+        return component(kind, plugins().registry.get(kind, name))
+    raise ValueError(f"'{what}' cannot be generated; known are {', '.join([*MODELS, 'plugins', 'KIND NAME'])}")
+
+
+def component(kind: str, registration: Registration) -> str:
+    """A plugin's options and, of an algorithm, the stage-level defaults that it sets."""
+    rows = option_rows(registration.implementation.Options)
+    text = table(rows) if rows else f"`{registration.name}` has no options.\n"
+    defaults = stage_defaults(registration.implementation) if kind == "algorithm" else {}
+    if defaults:
+        text += f"\nStage defaults: {', '.join(f'`{name}` {value}' for name, value in defaults.items())}.\n"
+    return text
+
+
+def table(rows: Sequence[OptionRow]) -> str:
+    lines = [(f"`{row.name}`", row.type_and_range, row.default, row.description) for row in rows]
+    return markdown(("key", "type", "default", "meaning"), lines)
+
+
+def plugin_table() -> str:
+    """The plugins that come with alignkit, and what each provides."""
+    provides: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for registration in plugins().registry.registrations(kind):
+            if registration.distribution == "alignkit":
+                text = f"{kind} `{registration.name}`"
+                text += f": {registration.summary}" if registration.summary else ""
+                provides.setdefault(registration.plugin, []).append(text)
+    lines = [(f"`{plugin}`", "; ".join(texts)) for plugin, texts in sorted(provides.items())]
+    return markdown(("plugin", "provides"), lines)
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [header, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
+    first, *rest = [f"| {' | '.join(row)} |\n" for row in rows]
+    return "".join([first, "|---" * len(header) + "|\n", *rest])
+
+
+def main(arguments: Sequence[str]) -> int:
+    stale = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        try:
+            new = filled(text)
+        except ValueError as error:
+            raise SystemExit(f"{page.relative_to(ROOT)}: {error}") from None
+        if new != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if "--check" not in arguments:
+                page.write_text(new, encoding="utf-8")
+    if stale:
+        print(f"{'stale' if '--check' in arguments else 'written'}: {', '.join(stale)}")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""Options as text: types, ranges and defaults read from the fields themselves."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from alignkit import Algorithm, DataRef, Field, Options, StageRef
+from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults
+from alignkit.options import Ref
+from alignkit.plugins import load_plugins
+from alignkit.recipe.option_table import (
+    needs_of,
+    option_rows,
+    stage_defaults,
+    stage_keys_required,
+    value_text,
+)
+from alignkit.recipe.schema import DataKeys, TopKeys
+from alignkit.registry import KINDS
+from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
+
+CORE = (TopKeys, DataKeys, ModelSpec, LoraSpec, Rollout, Mix, Settings)
+FIRST_PARTY = [
+    registration
+    for kind in KINDS
+    for registration in load_plugins().registry.registrations(kind)
+    if registration.distribution == "alignkit" and hasattr(registration.implementation, "Options")
+]
+
+
+class Sample(Options):
+    rate: float = Field(1e-5, gt=0, lt=1, description="a rate\n  on two lines")
+    count: int | None = Field(None, ge=1, le=9)
+    on: bool = True
+    mode: Literal["a", "b"] = "a"
+    source: Annotated[str, Ref("from")] | None = Field(None, alias="from")
+    data: DataRef = None
+    stages: list[StageRef] = Field(default_factory=list)
+    file: Path
+    words: str = "x" * 100
+    table: dict[str, Any] = Field(default_factory=dict)
+
+
+def test_rows() -> None:
+    rows = {row.name: (row.type_and_range, row.default) for row in option_rows(Sample)}
+    assert rows == {
+        "rate": ("number, above 0 and below 1", "1e-5"),
+        "count": ("integer or none, 1 to 9", "none"),
+        "on": ("true | false", "true"),
+        "mode": ("a | b", "a"),
+        "from": ("stage, folder or none", "none"),
+        "data": ("data or none", "none"),
+        "stages": ("list of stages", "empty"),
+        "file": ("file", "required"),
+        "words": ("text", "built-in"),
+        "table": ("mapping", "empty"),
+    }
+    assert option_rows(Sample)[0].description == "a rate on two lines"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "none"), (False, "false"), (1e-8, "1e-8"), (2e-4, "0.0002"), ([0.5, 1], "[0.5, 1]"), ("", "empty")],
+)
+def test_values_are_written_as_in_a_recipe(value: Any, text: str) -> None:
+    assert value_text(value) == text
+
+
+def test_facts_of_an_algorithm() -> None:
+    class Online(Algorithm):
+        source = ROLLOUTS
+        defaults = StageDefaults(learning_rate=1e-5, epochs=2)
+        needs = Needs(old_logprobs=True, min_samples=2)
+
+    assert stage_defaults(Online) == {"learning_rate": "1e-5", "epochs": "2"}
+    assert stage_keys_required(Online) == ("prompts", "reward")
+    assert stage_keys_required(Algorithm) == ("data",)
+    assert needs_of(Online) == ["old_logprobs", "min_samples"]
+
+
+@pytest.mark.parametrize("model", CORE, ids=lambda model: model.__name__)
+def test_every_key_of_the_core_has_a_description(model: type[Options]) -> None:
+    assert [row.name for row in option_rows(model) if not row.description] == []
+
+
+@pytest.mark.parametrize("registration", FIRST_PARTY, ids=lambda registration: registration.name)
+def test_every_option_of_a_first_party_plugin_has_a_description(registration) -> None:
+    assert [row.name for row in option_rows(registration.implementation.Options) if not row.description] == []
+    assert registration.summary
