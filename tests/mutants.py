@@ -1,11 +1,11 @@
-"""Break each algorithm, and what they stand on, in every way that is silent in training; see that tests notice.
+"""Break each algorithm and the core modules under it in ways that training does not show; check that tests notice.
 
-    python tests/mutants.py [--only ppo,batch] [--list] [--jobs 2] [--every 10]
+    python tests/mutants.py [--only ppo,encoding] [--list] [--jobs 2] [--every 10]
 
-Mutants are made one at a time from an algorithm's module and from the functions of `alignkit.functional` that it
-calls: a sign flipped, an operand or a factor dropped, a mask dropped, an index shifted, a normaliser or a comparison
-changed. A mutant is killed when its algorithm's tests fail (a function's: the golden numbers and its own). What
-survives is printed and makes the exit status 1.
+Each mutant has one change, in the algorithm's module or in a function of `alignkit.functional` that it calls: a
+flipped sign, a dropped operand, factor or mask, a shifted index, another comparison or reduction. A mutant is killed
+if the algorithm's tests fail (for a function: the golden numbers and its own tests). Survivors are printed and make
+the exit status 1.
 """
 
 from __future__ import annotations
@@ -24,36 +24,35 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FUNCTIONAL = "alignkit/functional.py"
-MINUTES = 10  # longer than any algorithm's tests take: a mutant may also hang
+FUNCTIONAL = "alignkit/functional"  # a package
+MINUTES = 10  # longer than the tests of any algorithm take: a mutant may hang
 
-# The tests that have to notice, the quick ones first; those of known optima, which take minutes, must not be needed.
-GOLDEN = ("tests/test_golden.py", "tests/test_functional.py")
+# Test files by name, wherever they are under tests/, the fast ones first. Tests of known optima take minutes; every
+# mutant must die without them.
+GOLDEN = ("test_golden.py", "test_functional.py")
 TESTS = {
-    "sft": [*GOLDEN, "tests/plugins/test_sft.py", "tests/test_testing.py"],
-    "reward_model": [*GOLDEN, "tests/plugins/test_reward_model.py", "tests/test_testing.py"],
-    "ppo": [*GOLDEN, "tests/plugins/test_online.py", "tests/test_ppo_checklist.py", "tests/test_testing.py"],
-    "rejection_sampling": [*GOLDEN, "tests/plugins/test_online.py", "tests/test_testing.py"],
-    "dpo": [*GOLDEN, "tests/plugins/test_preferences.py", "tests/test_testing.py"],
-    **{name: [*GOLDEN, "tests/plugins/test_preferences.py"] for name in ("reference_free", "kto", "cpl", "hir")},
-    **{
-        name: [*GOLDEN, "tests/plugins/test_online.py"]
-        for name in ("grpo", "rloo", "reinforce_pp", "online_dpo", "rest")
-    },
-    "llama2": [*GOLDEN, "tests/plugins/test_llama2.py"],
-    # The engine's modules that every algorithm stands on.
-    "batch": ["tests/test_batch.py", "tests/test_testing.py"],
-    "scoring": ["tests/plugins/test_rewards.py", "tests/plugins/test_llama2.py", "tests/test_ppo_checklist.py"],
-    "train": ["tests/test_train.py", "tests/test_testing.py", "tests/test_ppo_checklist.py"],
-    "rollout": ["tests/test_attention.py", "tests/test_ppo_checklist.py"],
-    "attention": ["tests/test_tiles.py", "tests/test_attention.py"],
-    "tiles": ["tests/test_tiles.py", "tests/test_attention.py"],
-    "lora": ["tests/test_lora.py"],
-    "products": ["tests/test_products.py", "tests/test_merged.py"],
-    "merged": ["tests/test_merged.py"],
+    "sft": [*GOLDEN, "test_sft.py", "test_testing.py"],
+    "reward_model": [*GOLDEN, "test_reward_model.py", "test_testing.py"],
+    "ppo": [*GOLDEN, "test_online.py", "test_ppo_checklist.py", "test_testing.py"],
+    "rejection_sampling": [*GOLDEN, "test_online.py", "test_testing.py"],
+    "dpo": [*GOLDEN, "test_preferences.py", "test_testing.py"],
+    **{name: [*GOLDEN, "test_preferences.py"] for name in ("reference_free", "kto", "cpl", "hir")},
+    **{name: [*GOLDEN, "test_online.py"] for name in ("grpo", "rloo", "reinforce_pp", "online_dpo", "rest")},
+    "llama2": [*GOLDEN, "test_llama2.py"],
+    # Core modules that every algorithm depends on.
+    "encoding": ["test_batch.py", "test_testing.py"],
+    "scoring": ["test_rewards.py", "test_llama2.py", "test_ppo_checklist.py"],
+    "learner": ["test_train.py", "test_testing.py", "test_ppo_checklist.py"],
+    "sampling": ["test_attention.py", "test_ppo_checklist.py"],
+    "attention": ["test_tiles.py", "test_attention.py"],
+    "tiled_attention": ["test_tiles.py", "test_attention.py"],
+    "lora": ["test_lora.py"],
+    "matmul": ["test_products.py", "test_merged.py"],
+    "sampling_weights": ["test_merged.py"],
 }
 
 SWAPS = {
@@ -74,23 +73,23 @@ COMPARISONS = {ast.Gt: ast.Lt, ast.GtE: ast.Lt, ast.Lt: ast.Gt, ast.LtE: ast.Gt,
 
 @dataclass(frozen=True)
 class Mutant:
-    """A changed module: `file` relative to the root, what was changed at which line, and the new text."""
+    """A changed module: `file` is relative to the root, `text` its new content."""
 
     algorithm: str
     file: str
     line: int
-    what: str
+    change: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.algorithm}: {self.file}:{self.line} {self.what}"
+        return f"{self.algorithm}: {self.file}:{self.line} {self.change}"
 
 
 # --- making mutants
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """What may stand in a node's place, with words for it."""
+    """Possible replacements of a node, each with its description."""
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         other = copy.deepcopy(node)
         other.op = OPERATORS[type(node.op)]()
@@ -124,18 +123,18 @@ def _calls(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
         assert isinstance(other.func, ast.Attribute)
         other.func.attr = "maximum" if name == "minimum" else "minimum"
         yield f"{name} -> {other.func.attr}", other
-    for place, keyword in enumerate(node.keywords):
+    for index, keyword in enumerate(node.keywords):
         if keyword.arg == "mask":
             other = copy.deepcopy(node)
-            del other.keywords[place]
+            del other.keywords[index]
             yield f"{ast.unparse(node)} without its mask", other
-    if name == "_cut":
+    if name == "zero_masked":
         yield f"{ast.unparse(node)} -> {ast.unparse(node.args[0])}", node.args[0]
     if name == "detach" and isinstance(node.func, ast.Attribute):
         yield f"{ast.unparse(node)} without detach", node.func.value
 
 
-class _Put(ast.NodeTransformer):
+class _Replace(ast.NodeTransformer):
     def __init__(self, old: ast.AST, new: ast.AST):
         self.old, self.new = old, new
 
@@ -144,7 +143,7 @@ class _Put(ast.NodeTransformer):
 
 
 def computing(tree: ast.Module, wanted: set[str] | None) -> Iterator[ast.FunctionDef]:
-    """Functions that compute the signal; `wanted` None: every function but options, registration and messages."""
+    """The functions named by `wanted`; for None, all but those that register the plugin."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and (
             node.name in wanted if wanted is not None else not node.name.startswith("register_")
@@ -156,30 +155,30 @@ def mutants_of(algorithm: str, file: str, wanted: set[str] | None) -> Iterator[M
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     seen: set[str] = set()
     for function in computing(tree, wanted):
-        quiet = {id(n) for part in ast.walk(function) if _words(part) for n in ast.walk(part)}
-        quiet |= {id(n) for n in _dimensions(function)}
-        annotations = {id(n) for n in _annotations(function)}
+        skipped = {id(n) for part in ast.walk(function) if _raises(part) for n in ast.walk(part)}
+        skipped |= {id(n) for n in _dimensions(function)}
+        skipped |= {id(n) for n in _annotations(function)}
         for node in ast.walk(function):
-            if id(node) in quiet or id(node) in annotations:
+            if id(node) in skipped:
                 continue
-            for what, new in changes(node):
-                _Put(node, new).visit(tree)
+            for change, new in changes(node):
+                _Replace(node, new).visit(tree)
                 changed = ast.unparse(tree)
-                _Put(new, node).visit(tree)
+                _Replace(new, node).visit(tree)
                 if changed not in seen:
                     seen.add(changed)
-                    yield Mutant(algorithm, file, getattr(node, "lineno", 0), what, changed)
+                    yield Mutant(algorithm, file, getattr(node, "lineno", 0), change, changed)
 
 
-def _words(node: ast.AST) -> bool:
-    """Messages and checks of shapes: what is wrong there is loud."""
+def _raises(node: ast.AST) -> bool:
+    """Whether a node raises an error or checks shapes: mistakes there are never silent."""
     return isinstance(node, ast.Raise) or (
         isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check_shapes"
     )
 
 
 def _dimensions(function: ast.FunctionDef) -> Iterator[ast.AST]:
-    """Which dimension of a tensor: the last of two is the second."""
+    """Nodes that select a tensor's dimension: -1 and 1 are the same dimension of a matrix."""
     for node in ast.walk(function):
         if isinstance(node, ast.Call):
             yield from (keyword.value for keyword in node.keywords if keyword.arg == "dim")
@@ -196,45 +195,68 @@ def _annotations(function: ast.FunctionDef) -> Iterator[ast.AST]:
             yield from ast.walk(part)
 
 
+@cache
+def library() -> dict[str, tuple[str, ast.FunctionDef]]:
+    """Every function of `alignkit.functional`, with the file that defines it."""
+    return {
+        node.name: (str(path.relative_to(ROOT)), node)
+        for path in sorted((ROOT / FUNCTIONAL).glob("*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
 def called(file: str) -> set[str]:
-    """Functions of `alignkit.functional` that a plugin calls, and those that they call."""
+    """Functions of `alignkit.functional` that a module calls, directly or through each other."""
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    found = {
+    names = {
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("F", "alignkit.functional")
-    }
-    library = {f.name: f for f in ast.parse((ROOT / FUNCTIONAL).read_text()).body if isinstance(f, ast.FunctionDef)}
+    } & library().keys()
     while True:
-        inner = {n.id for name in found & library.keys() for n in ast.walk(library[name]) if isinstance(n, ast.Name)}
-        if inner & library.keys() <= found:
-            return found & library.keys()
-        found |= inner & library.keys()
+        functions = [library()[name][1] for name in names]
+        inner = {node.id for function in functions for node in ast.walk(function) if isinstance(node, ast.Name)}
+        if inner & library().keys() <= names:
+            return names
+        names |= inner & library().keys()
 
 
 def unchanged(algorithm: str) -> Mutant:
-    """No mutant: its tests must pass, or all of them would seem killed."""
+    """The control: its tests must pass, or every mutant would seem killed."""
     file = module(algorithm)
-    return Mutant(algorithm, file, 0, "as it is", (ROOT / file).read_text(encoding="utf-8"))
+    return Mutant(algorithm, file, 0, "unchanged", (ROOT / file).read_text(encoding="utf-8"))
 
 
 def module(name: str) -> str:
-    """An algorithm's plugin, or a module of the engine."""
+    """The file of an algorithm's plugin, or of a core module."""
     plugin = f"plugins/alignkit_{name}.py"
-    return plugin if (ROOT / plugin).exists() else f"alignkit/{name}.py"
+    return plugin if (ROOT / plugin).exists() else _only("alignkit", f"{name}.py")
+
+
+def _only(folder: str, name: str) -> str:
+    """The path of the only file of this name under a folder."""
+    paths = [str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(name)]
+    if len(paths) != 1:
+        raise SystemExit(f"{folder}/ must hold one {name}, but there are {len(paths)}: {', '.join(paths)}")
+    return paths[0]
 
 
 def mutants(algorithm: str) -> list[Mutant]:
-    file = module(algorithm)
-    return [*mutants_of(algorithm, file, None), *mutants_of(algorithm, FUNCTIONAL, called(file))]
+    own, names = module(algorithm), called(module(algorithm))
+    found = list(mutants_of(algorithm, own, None))
+    for file in sorted({library()[name][0] for name in names}):
+        found += mutants_of(algorithm, file, names)
+    return found
 
 
-# --- trying them
+# --- testing mutants
 
 
 def tests_of(mutant: Mutant) -> list[str]:
-    """Functions are held by their own numbers alone, whatever else would notice."""
-    return [*GOLDEN] if mutant.file == FUNCTIONAL else TESTS[mutant.algorithm]
+    """The golden numbers must kill a changed function without the help of other tests."""
+    names = GOLDEN if mutant.file.startswith(FUNCTIONAL) else TESTS[mutant.algorithm]
+    return [_only("tests", name) for name in names]
 
 
 def survives(mutant: Mutant) -> bool:
@@ -249,16 +271,16 @@ def survives(mutant: Mutant) -> bool:
             code = 1
             try:
                 code = _tested(copied, tests_of(mutant))
-            finally:  # whatever happens, the child must not go on as its parent
+            finally:  # whatever happens, the child must not continue with the parent's work
                 os._exit(code)
         status = os.waitpid(child, 0)[1]
         with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # what its tests started and left behind
+            os.killpg(child, signal.SIGKILL)  # processes that its tests left behind
         return os.waitstatus_to_exitcode(status) == 0
 
 
 def _tested(project: Path, tests: list[str]) -> int:
-    """pytest's exit code, in a child process that has the heavy libraries already but nothing of the project."""
+    """Run pytest in a child process that has imported the heavy libraries, but nothing of the project."""
     import pytest
 
     os.setsid()
@@ -268,12 +290,12 @@ def _tested(project: Path, tests: list[str]) -> int:
     os.chdir(project)
     sys.path[:0] = [str(project), str(project / "plugins"), str(project / "tests")]
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])  # for tests that start processes of their own
-    signal.alarm(60 * MINUTES)  # ends the process: a mutant that hangs is noticed
+    signal.alarm(60 * MINUTES)  # ends the process, so that a mutant that hangs counts as killed
     return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
 
 
 def _load_libraries() -> None:
-    """What every test run would import again; not alignkit, which the mutants change."""
+    """Import what every test run would import again, except alignkit, which the mutants change."""
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false"}
     sys.dont_write_bytecode = True
     for name in ("torch", "peft", "transformers.models.llama.modeling_llama", "pytest", "hypothesis", "datasets"):
@@ -283,14 +305,14 @@ def _load_libraries() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="algorithms, separated by commas", default=",".join(TESTS))
-    parser.add_argument("--list", action="store_true", help="print the mutants and try none")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--every", type=int, default=1, help="try every n-th mutant only")
-    parser.add_argument("--first", type=int, default=1, help="start with this one")
+    parser.add_argument("--only", help="comma-separated algorithms and core modules", default=",".join(TESTS))
+    parser.add_argument("--list", action="store_true", help="print the mutants without testing them")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants tested at the same time")
+    parser.add_argument("--every", type=int, default=1, help="test every n-th mutant only")
+    parser.add_argument("--first", type=int, default=1, help="number of the first mutant to test")
     options = parser.parse_args()
     found = [mutant for name in options.only.split(",") for mutant in mutants(name)]
-    # A function that several algorithms call is changed once, under the first of them.
+    # A function that several algorithms call is tested once, under the first of them.
     chosen = list({(mutant.file, mutant.text): mutant for mutant in reversed(found)}.values())[::-1]
     if options.list:
         print(*chosen, f"{len(chosen)} mutants", sep="\n")
@@ -299,11 +321,11 @@ def main() -> int:
     _load_libraries()
     survivors = 0
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
-        # Algorithms that have the same tests are one control.
+        # Algorithms with the same tests share a control.
         controls = list({tuple(TESTS[name]): unchanged(name) for name in options.only.split(",")}.values())
         for control, passes in zip(controls, pool.map(survives, controls), strict=True):
             if not passes:
-                print(f"the tests of {control.algorithm} fail without a change: {' '.join(TESTS[control.algorithm])}")
+                print(f"{control.algorithm}: tests fail without any change: {' '.join(tests_of(control))}")
                 return 2
         for number, (mutant, alive) in enumerate(zip(chosen, pool.map(survives, chosen), strict=True), 1):
             survivors += alive

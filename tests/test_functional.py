@@ -175,7 +175,7 @@ def test_masked_garbage_leaves_no_trace(garbage: float, dtype: torch.dtype) -> N
             F.ppo_policy_loss(x, 0.9 * other, other + 1.0, 0.2, 0.2, 3.0, mask=mask).sum(),
             F.ppo_value_loss(x, 0.9 * other, -other, 0.2, mask=mask).sum(),
             *(estimator(x, 2 * other, mask).sum() for estimator in F.KL_ESTIMATORS.values()),
-            *(F.aggregate(x, mask, mode) for mode in ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum")),
+            *(F.aggregate(x, mask, mode) for mode in ("token_mean", "sequence_mean", "constant_length")),
             F.sequence_log_ratio(x, 2 * other, mask).sum(),
             F.segment_advantage(x, mask, 0.1, 0.9).sum(),
         ]
@@ -427,7 +427,7 @@ def test_llama2_threshold_is_a_probability() -> None:
         (lambda x: F.llama2_margin("better", "huge"), "huge"),
         (lambda x: F.expected_best_of_n(x, 4), "best of 4"),
         (lambda x: F.adaptive_kl(0.1, 1.0, 0.0, 100, 1), "target"),
-        (lambda x: F.reward_normalizer(x[:0]), "demonstrations"),
+        (lambda x: F.reward_normalizer(x[:0]), "demonstration"),
     ],
 )
 def test_errors_name_what_is_wrong(mistake, named: str) -> None:  # type: ignore[no-untyped-def]

@@ -22,7 +22,11 @@ from alignkit.data.group import ranking_pairs
 from alignkit.kernels.lm_head import logprobs_from_hidden
 
 WITHOUT_TENSORS = {"agreement", "ranking", "gopher_dialogue"}
-AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm")
+AGGREGATIONS = {
+    "token_mean": "token_mean",
+    "seq_mean_token_mean": "sequence_mean",
+    "seq_mean_token_sum_norm": "constant_length",
+}
 
 
 class Case:
@@ -119,12 +123,23 @@ def identity_head(case: Case, logits: Tensor, tokens: Tensor, **options: Any) ->
     return results
 
 
+def next_tokens(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(targets of `logits[:, :-1]`, mask), both [B, T-1], from labels [B, T]; -100 marks tokens without a loss."""
+    mask = labels[:, 1:] != -100
+    return labels[:, 1:].masked_fill(~mask, 0), mask
+
+
+def accuracy(better: Tensor, worse: Tensor, ties: str = "strict") -> Tensor:
+    """The share of pairs scored in the right order."""
+    return F.right_order(better, worse, ties).mean()
+
+
 # --- log-probabilities --------------------------------------------------------------------------------------------
 
 
 def check_sft_ce(case: Case) -> None:
     logits = case.tensor("logits", grad=True)
-    tokens, mask = F.next_tokens(case.ids("labels"))
+    tokens, mask = next_tokens(case.ids("labels"))
     case.close("n_tokens", mask.sum())
     case.close("mask_shifted", mask)
     predicted = logits[:, :-1]
@@ -192,14 +207,15 @@ def check_kl_estimators(case: Case) -> None:
 
 
 def check_exact_kl(case: Case) -> None:
+    """The KL divergence itself is the expectation of k1 over all tokens."""
     logits, reference = case.tensor("policy_logits", grad=True), case.tensor("ref_logits")
-    forward = F.exact_kl(logits, reference)
-    case.close("kl_policy_ref", forward)
-    case.close("kl_ref_policy", F.exact_kl(reference, logits))
-    case.gradient("grad_kl_wrt_policy_logits", forward, logits)
     tokens = torch.arange(len(logits))
     logprobs = F.token_logprobs(logits.expand(len(logits), -1), tokens)
     reference_logprobs = F.token_logprobs(reference.expand(len(reference), -1), tokens)
+    forward = (logprobs.exp() * F.kl_k1(logprobs, reference_logprobs)).sum()
+    case.close("kl_policy_ref", forward)
+    case.close("kl_ref_policy", (reference_logprobs.exp() * F.kl_k1(reference_logprobs, logprobs)).sum())
+    case.gradient("grad_kl_wrt_policy_logits", forward, logits)
     weights = logprobs.detach().exp()
     for name, estimator in F.KL_ESTIMATORS.items():
         expectation = (weights * estimator(logprobs, reference_logprobs, None)).sum()
@@ -220,7 +236,7 @@ def check_reward_shaping(case: Case) -> None:
     p, mask = case.params, case.mask()
     scores, logprobs, reference = case.tensors("scores", "logprob", "ref_logprob")
     clip, estimator = p["score_clip"], p["kl_estimator"]
-    rewards = F.shape_rewards(scores, logprobs, reference, mask, beta=p["beta"], score_clip=clip, estimator=estimator)
+    rewards = F.shape_rewards(scores, logprobs, reference, mask, p["beta"], score_clip=clip, estimator=estimator)
     case.close("rewards", rewards)
     case.close("sequence_return", F.sum_tokens(rewards, mask))
     case.close("sequence_kl", F.sum_tokens(F.KL_ESTIMATORS[estimator](logprobs, reference, mask), mask))
@@ -248,16 +264,18 @@ def check_ppo_policy_loss(case: Case) -> None:
     old, advantages = case.tensors("old_logprob", "advantages")
     low, high = p["clip_low"], p["clip_high"]
     per_token = F.ppo_policy_loss(logprobs, old, advantages, low, high, p["dual_clip"], mask=mask)
-    for mode in AGGREGATIONS:
-        loss = F.aggregate(per_token, mask, mode)
-        case.close(f"{mode}.loss", loss)
-        case.gradient(f"{mode}.grad_logprob", loss, logprobs)
+    losses = {key: F.aggregate(per_token, mask, mode) for key, mode in AGGREGATIONS.items()}
+    losses["seq_mean_token_sum"] = F.masked_mean(F.sum_tokens(per_token, mask), mask.any(-1))
+    for key, loss in losses.items():
+        case.close(f"{key}.loss", loss)
+        case.gradient(f"{key}.grad_logprob", loss, logprobs)
     case.close("clip_fraction_active", F.masked_mean(F.clipped(logprobs, old, advantages, low, high, mask), mask))
-    case.close("clip_fraction_ratio", F.ratio_clip_fraction(logprobs, old, low, high, mask))
+    ratios = F.ratio(logprobs, old, mask)
+    case.close("clip_fraction_ratio", F.masked_mean(((ratios < 1 - low) | (ratios > 1 + high)).double(), mask))
     case.close("approx_kl_k1_old_new", F.masked_mean(F.kl_k1(old, logprobs, mask), mask))
     case.close("approx_kl_k2", F.masked_mean(F.kl_k2(old, logprobs, mask), mask))
     case.close("approx_kl_k3", F.masked_mean(F.kl_k3(old, logprobs, mask), mask))
-    case.close("mean_ratio", F.masked_mean(F.ratio(logprobs, old, mask), mask))
+    case.close("mean_ratio", F.masked_mean(ratios, mask))
 
 
 def check_ppo_value_loss(case: Case) -> None:
@@ -279,15 +297,7 @@ def check_ppo_total(case: Case) -> None:
     value = F.masked_mean(F.ppo_value_loss(values, old_values, returns, p["clip_value"], mask=mask), mask)
     entropy = F.masked_mean(F.token_entropy(logits), mask)
     ptx = -F.masked_mean(*ptx_logprobs(ptx_logits, case.ids("ptx_labels")))
-    total = F.ppo_total(
-        policy,
-        value,
-        entropy,
-        ptx,
-        value_coef=p["value_coef"],
-        entropy_coef=p["entropy_coef"],
-        ptx_coef=p["ptx_coef"],
-    )
+    total = policy + p["value_coef"] * value - p["entropy_coef"] * entropy + p["ptx_coef"] * ptx
     case.close("policy_loss", policy)
     case.close("value_loss", value)
     case.close("entropy", entropy)
@@ -299,7 +309,7 @@ def check_ppo_total(case: Case) -> None:
 
 
 def ptx_logprobs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    tokens, mask = F.next_tokens(labels)
+    tokens, mask = next_tokens(labels)
     return F.token_logprobs(logits[:, :-1], tokens), mask
 
 
@@ -336,7 +346,7 @@ def check_group_advantage(case: Case) -> None:
 def check_group_policy_loss(case: Case) -> None:
     logprobs, mask = case.tensor("logprob", grad=True), case.mask()
     old, reference, advantages = case.tensors("old_logprob", "ref_logprob", "advantages")
-    modes = {"grpo": "seq_mean_token_mean", "dr_grpo": "seq_mean_token_sum_norm", "dapo": "token_mean"}
+    modes = {"grpo": "sequence_mean", "dr_grpo": "constant_length", "dapo": "token_mean"}
     for name in ("grpo", "dr_grpo", "dapo", "gspo", "gspo_wide"):
         options = {key: case.expected[f"{name}.params.{key}"] for key in PARAMS_OF_GROUP_LOSSES}
         case.left -= {f"{name}.params.{key}" for key in PARAMS_OF_GROUP_LOSSES}
@@ -345,7 +355,7 @@ def check_group_policy_loss(case: Case) -> None:
             per_token = advantages[:, None].expand_as(logprobs)
             losses = F.ppo_policy_loss(logprobs, old, per_token, low, high, mask=mask)
             losses = losses + beta * F.kl_k3(logprobs, reference, mask)
-            loss = F.aggregate(losses, mask, modes[name], constant=length)
+            loss = F.aggregate(losses, mask, modes[name], length)
             clipped = F.masked_mean(F.clipped(logprobs, old, per_token, low, high, mask), mask)
         else:
             ratios, rows = F.sequence_log_ratio(logprobs, old, mask), mask.any(-1)
@@ -393,14 +403,14 @@ def check_dpo(case: Case) -> None:
     case.close("chosen_rewards", better)
     case.close("rejected_rewards", worse)
     case.close("margins", margin)
-    case.close("accuracy_strict", F.pairwise_accuracy(better, worse))
+    case.close("accuracy_strict", accuracy(better, worse))
 
 
 def check_dpo_from_logits(case: Case) -> None:
     logits = case.tensor("policy_chosen_logits", grad=True)
     sums = {}
     for side in ("chosen", "rejected"):
-        tokens, mask = F.next_tokens(case.ids(f"{side}_labels"))
+        tokens, mask = next_tokens(case.ids(f"{side}_labels"))
         for who in ("policy", "ref"):
             name = f"{who}_{side}"
             source = logits if name == "policy_chosen" else case.tensor(f"{name}_logits")
@@ -472,7 +482,7 @@ def check_cpl(case: Case) -> None:
     case.gradient("grad_logp_1", losses.mean(), logprobs)
     decided = (label != 0.5) & (first != second)
     sign = torch.where(label > 0.5, 1.0, -1.0)[decided]
-    case.close("accuracy_strict_pairs", F.pairwise_accuracy(sign * first[decided], sign * second[decided]))
+    case.close("accuracy_strict_pairs", accuracy(sign * first[decided], sign * second[decided]))
 
 
 def check_hir(case: Case) -> None:
@@ -510,7 +520,7 @@ def check_hir(case: Case) -> None:
 def check_rm_pairwise(case: Case) -> None:
     if "p_a" in case:
         a, b = case.tensor("a", grad=True), case.tensor("b", grad=True)
-        loss = F.soft_label_loss(a, b, case.tensor("p_a")).mean()
+        loss = F.pairwise_loss(a, b, p=case.tensor("p_a")).mean()
         case.close("loss", loss)
         case.gradient("grad_a", loss, a)
         case.gradient("grad_b", loss, b)
@@ -522,8 +532,8 @@ def check_rm_pairwise(case: Case) -> None:
     case.close("per_pair", losses)
     case.gradient("grad_chosen", loss, chosen)
     case.gradient("grad_rejected", loss, rejected)
-    case.close("accuracy_strict", F.pairwise_accuracy(chosen, rejected))
-    case.close("accuracy_ties_half", F.pairwise_accuracy(chosen, rejected, ties="half"))
+    case.close("accuracy_strict", accuracy(chosen, rejected))
+    case.close("accuracy_ties_half", accuracy(chosen, rejected, ties="half"))
     case.close("mean_margin", (chosen - rejected).mean())
 
 
@@ -557,7 +567,7 @@ def check_llama2_margin(case: Case) -> None:
     case.close("loss", losses.mean())
     case.gradient("grad_chosen", losses.mean(), chosen)
     case.gradient("grad_rejected", losses.mean(), rejected)
-    case.close("accuracy", F.pairwise_accuracy(chosen, rejected))
+    case.close("accuracy", accuracy(chosen, rejected))
 
 
 def check_rm_normalize(case: Case) -> None:
@@ -580,7 +590,7 @@ def check_llama2_reward(case: Case) -> None:
     selected, uses_safety = F.llama2_select(helpful, safety, is_safety, p["threshold"])
     case.same("uses_safety", uses_safety)
     case.close("R_c", selected)
-    logit = F.clamped_logit(selected, p["logit_eps"])
+    logit = torch.logit(selected, p["logit_eps"])
     # Close to 1 float32 has steps of 6e-8, and logit(1 - 1e-6) magnifies them.
     near_one = {"rtol": 5e-3, "atol": 1e-5} if case.dtype == torch.float32 else None
     case.close("logit_clamped", logit, near_one)
@@ -613,7 +623,7 @@ def check_best_of_n(case: Case) -> None:
         for n in sorted({int(key.split(".")[0]) for key in case.expected}):
             policy = F.best_of_n_distribution(base, reward, n)
             case.close(f"{n}.policy", policy)
-            case.close(f"{n}.kl_exact", F.exact_kl(policy.log(), base.log()))
+            case.close(f"{n}.kl_exact", F.masked_sum(policy * F.kl_k1(policy.log(), base.log()), policy > 0))
             case.close(f"{n}.kl_bound", F.best_of_n_kl(n))
             case.close(f"{n}.expected_reward", (policy * reward).sum())
         return
@@ -680,7 +690,7 @@ def check_rlaif(case: Case) -> None:
     case.close("position_inconsistent_rate", inconsistent.double().mean())
     case.close("cai_clamped_40_60", F.clamp_cai(p_a))
     reward_a, reward_b = case.tensor("reward_a", grad=True), case.tensor("reward_b")
-    loss = F.soft_label_loss(reward_a, reward_b, p_a).mean()
+    loss = F.pairwise_loss(reward_a, reward_b, p=p_a).mean()
     case.close("rm_loss_soft", loss)
     case.gradient("grad_reward_a", loss, reward_a)
 

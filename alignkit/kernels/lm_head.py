@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from alignkit.functional import _entropy, _log_softmax, _wide, check_shapes
+from alignkit.functional._tensors import check_shapes
+from alignkit.functional._tensors import widen as _wide
+from alignkit.functional.logprobs import entropy_of as _entropy
+from alignkit.functional.logprobs import log_softmax as _log_softmax
 from alignkit.kernels.matmul import linear, times
 
 # Whether entropies are asked for; "reported": without gradients, which saves a third of the products.

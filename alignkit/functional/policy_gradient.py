@@ -1,0 +1,100 @@
+"""Clipped policy and value losses of PPO and its relatives, and which tokens the clipping affects."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from alignkit.functional._tensors import check_shapes, exponent, widen, zero_masked
+from alignkit.functional.kl import log_ratio
+from alignkit.functional.reductions import mean_tokens
+
+
+def ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
+    """pi / pi_old per token: [B, T] -> [B, T]; 1 on masked entries."""
+    # The mask applies before exp: applied after it, the gradient of a masked entry would be 0 * inf.
+    return exponent(log_ratio(logprobs, old_logprobs, mask)).exp()
+
+
+def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Mean over tokens of log(pi / pi_old): [B, T] -> [B], the log of GSPO's importance ratio (Zheng et al. 2025)."""
+    return mean_tokens(log_ratio(logprobs, old_logprobs, mask), mask)
+
+
+def ppo_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """-min(r A, clip(r, 1 - clip_range, 1 + clip_range_high) A) per token: [B, T] -> [B, T], 0 on masked entries.
+
+    Schulman et al. 2017, eq. (7). `clip_range_high` defaults to clip_range; a larger one is DAPO's clip-higher.
+    `dual_clip` c > 1 bounds the loss by c |A| if A < 0 (Ye et al. 2019). Gradients flow through `logprobs` only.
+    Works for any shape: GSPO passes [B].
+    """
+    check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    if dual_clip is not None and dual_clip <= 1:
+        raise ValueError(f"dual_clip must be greater than 1, not {dual_clip}")
+    advantages = zero_masked(widen(advantages.detach()), mask)
+    r = ratio(logprobs, old_logprobs.detach(), mask)
+    objective = torch.minimum(r * advantages, _clip_ratio(r, clip_range, clip_range_high) * advantages)
+    if dual_clip is not None:
+        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+    return -objective
+
+
+def clipped(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """1 for tokens whose gradient the clipping removes, i.e. clip(r) A < r A, else 0: [B, T] -> [B, T]."""
+    with torch.no_grad():
+        r, advantages = ratio(logprobs, old_logprobs, mask), widen(advantages)
+        return (_clip_ratio(r, clip_range, clip_range_high) * advantages < r * advantages).to(r.dtype)
+
+
+def _clip_ratio(r: Tensor, low: float, high: float | None) -> Tensor:
+    return r.clamp(1 - low, 1 + (low if high is None else high))
+
+
+def ppo_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None, *, mask: Tensor | None = None
+) -> Tensor:
+    """0.5 max((V - G)^2, (V_old + clip(V - V_old) - G)^2) per token: [B, T] -> [B, T], 0 on masked entries.
+
+    From OpenAI baselines; not in the PPO paper. The maximum is the pessimistic choice. Without a `clip_range`: plain
+    squared error. Gradients flow through `values` only.
+    """
+    check_shapes(values=values, old_values=old_values, returns=returns)
+    v, old, target = (zero_masked(widen(x), mask) for x in (values, old_values.detach(), returns.detach()))
+    loss = (v - target) ** 2
+    if clip_range is not None:
+        loss = torch.maximum(loss, (old + (v - old).clamp(-clip_range, clip_range) - target) ** 2)
+    return 0.5 * loss
+
+
+def value_clipped(
+    values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None, mask: Tensor | None = None
+) -> Tensor:
+    """1 for tokens whose value gradient the clipping removes, else 0: [B, T] -> [B, T].
+
+    These are the tokens at which the clipped value has the larger error.
+    """
+    with torch.no_grad():
+        v, old, target = (zero_masked(widen(x), mask) for x in (values, old_values, returns))
+        limit = math.inf if clip_range is None else clip_range
+        outside = (v - old).abs() > limit
+        larger = (old + (v - old).clamp(-limit, limit) - target).abs() > (v - target).abs()
+        # Inside the range, old + (v - old) may differ from v by rounding, which must not count.
+        return (outside & larger).to(v.dtype)

@@ -1,0 +1,72 @@
+"""Sums, means and whitening under a mask, and the three ways to reduce per-token losses to one number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alignkit.functional._tensors import widen, zero_masked
+
+
+def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of the valid entries, over everything or along `dim`."""
+    valid = zero_masked(widen(x), mask)
+    return valid.sum() if dim is None else valid.sum(dim)
+
+
+def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Mean of the valid entries, over everything or along `dim`; 0 with a zero gradient if there are none."""
+    count = mask.bool().sum() if dim is None else mask.bool().sum(dim)
+    return masked_sum(x, mask, dim) / count.clamp(min=1)
+
+
+def sum_tokens(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum over the valid tokens of each sequence: [B, T] -> [B]. Of log-probabilities: log pi(y | x)."""
+    return masked_sum(x, mask, dim=-1)
+
+
+def mean_tokens(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the valid tokens of each sequence: [B, T] -> [B]."""
+    return masked_mean(x, mask, dim=-1)
+
+
+def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, unbiased: bool = True, eps: float = 1e-8) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) over all valid entries, 0 on masked ones. Same shape as `x`, no gradient.
+
+    `unbiased` selects the sample variance. `shift_mean=False` adds the mean back, so that only the scale changes
+    (Ziegler et al. 2019, lm-human-preferences). Pass the whole batch: the statistics of its parts differ.
+    """
+    with torch.no_grad():
+        values, count = widen(x), mask.bool().sum()
+        mean = masked_mean(values, mask)
+        # sqrt(eps) is 1e-4, so without a second pass the mean's rounding error would appear 10,000 times larger.
+        mean = mean + masked_mean(values - mean, mask)
+        variance = masked_sum((values - mean) ** 2, mask) / (count - int(unbiased)).clamp(min=1)
+        white = (values - mean) * torch.rsqrt(variance + eps)
+        return zero_masked(white if shift_mean else white + mean, mask)
+
+
+def whiten(x: Tensor, unbiased: bool = True, eps: float = 1e-8) -> Tensor:
+    """`masked_whiten` of all entries, such as the scores [N] of a whole batch of responses."""
+    return masked_whiten(x, torch.ones_like(x, dtype=torch.bool), unbiased=unbiased, eps=eps)
+
+
+def aggregate(x: Tensor, mask: Tensor, mode: str, length: float | None = None) -> Tensor:
+    """Reduce per-token losses [B, T] to a scalar, by one of the values of the recipe key `aggregation`.
+
+    - `token_mean`: every token has the same weight (DAPO, eq. 8).
+    - `sequence_mean`: the mean over sequences of their token means (GRPO, eq. 3).
+    - `constant_length`: the sum over all tokens, divided by B * `length` (default T). B includes empty rows, so a
+      token has the same weight in every batch of this size (Dr. GRPO, Liu et al. 2025).
+
+    Raises `ValueError` for any other mode. The denominators are those of the given tensors, so do not apply it to
+    micro-batches.
+    """
+    match mode:
+        case "token_mean":
+            return masked_mean(x, mask)
+        case "sequence_mean":
+            return mean_tokens(x, mask).sum() / mask.bool().any(-1).sum().clamp(min=1)
+        case "constant_length":
+            return masked_sum(x, mask) / (max(len(x), 1) * float(x.shape[-1] if length is None else length))
+    raise ValueError(f"aggregation must be token_mean, sequence_mean or constant_length, not {mode!r}")
