@@ -397,12 +397,12 @@ def test_layers_computed_twice_give_the_same_gradients(
         loss = (logprobs * torch.arange(len(logprobs)) + values.square()).sum()
         policy.hidden(BASE, TreeLayout([GroupSpan(0, 4, ())]), row.tokens[:4])
         found = torch.autograd.grad(loss, [p for own in parameters.values() for p in own.values()])
-        assert policy.switch.adapter is None
+        assert policy.active_adapter.name is None
         return list(found)
 
     kept = gradients()
     assert policy.recomputed == 0 and all(gradient.any() for gradient in kept)
-    monkeypatch.setattr("alignkit.models.shared_model.total", lambda device: 0.0)
+    monkeypatch.setattr("alignkit.models.budget.total", lambda device: 0.0)
     again = gradients()
     assert policy.recomputed == 3  # the pass as another role, too
     for one, other in zip(again, kept, strict=True):
@@ -704,8 +704,8 @@ def test_choose_draws_from_the_filtered_policy(temperature: float) -> None:
 
 def test_attention_that_ignores_the_layout_falls_back(unpacked: SharedModel) -> None:
     assert not unpacked.packs
-    said = {"DiffLlama": "decoding token by token differs", "Qwen2Moe": "its window of 14 tokens is in a mask",
-            "Llama4": "it scales queries by their place"}  # fmt: skip
+    said = {"DiffLlama": "decoding token by token differs", "Qwen2Moe": "its window of 14 tokens is only in its own mask",
+            "Llama4": "it scales queries by their position"}  # fmt: skip
     assert said.get(type(unpacked.model).__name__.removesuffix("ForCausalLM"), "") in unpacked.unpacked_because
     assert unpacked.unpacked_because
     check_logprobs(unpacked)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.data.chat_templates import CHATML, REWARD_KEY
+from alignkit.data.chat_templates import CHATML, PLAIN
 from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import DataError
 from alignkit.models.encoding import Encoded, Encoder, ResponseTokens, encode_all
@@ -41,7 +41,7 @@ WIDE = CHATML.replace("'<|im_end|>\n'", "' :<|im_end|>\n'")
 TEMPLATES = {
     "tiny": (CHAT_TEMPLATE, "<|im_end|>"),
     "chatml": (CHATML, "<|im_end|>"),
-    "plain, for base models": (REWARD_KEY, "<|im_end|>"),
+    "plain, for base models": (PLAIN, "<|im_end|>"),
     "a system message of its own": (SYSTEM + CHATML, "<|im_end|>"),
     "llama 3": (HEADERS, "<|eot|>"),
     "gemma": (GEMMA, "<|eot|>"),
@@ -283,7 +283,7 @@ def test_a_token_is_predicted_from_the_one_before_it() -> None:
     p, second = len(rows[0].prompt), len(rows[0].prompt) + 9 + len(rows[1].prompt)
     assert packed.targets.tolist() == [30, 31, 32, 33, 40, 42, 50, 51, 60]
     assert packed.before.tolist() == [p - 1, p, p + 1, p + 2, p - 1, p + 5, p - 1, p + 7, second - 1]
-    assert packed.place.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 2], [2, 0], [2, 1], [3, 0]]
+    assert packed.cells.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 2], [2, 0], [2, 1], [3, 0]]
     assert packed.last.tolist() == [p + 3, p + 6, p + 8, second]
 
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from alignkit import Group, Response
 from alignkit.kernels import memory
 from alignkit.kernels.memory import GROWTH, TrimOnGrowth, ran_out
+from alignkit.models.budget import LEAST_TOKENS
 from alignkit.models.encoding import Encoder
 from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
-from alignkit.models.shared_model import BASE, LEAST_TOKENS, SharedModel
+from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.training.learner import Learner
 
@@ -86,7 +87,7 @@ def test_a_step_that_does_not_fit_is_done_again_in_smaller_pieces(policy: Shared
     whole = {name: p.grad.clone() for name, p in work.parameters.items() if p.grad is not None}
     with memory_for(policy, 700, pieces=2) as fitted:
         again = work.step(data, 0.0)
-    assert policy.token_budget <= 700 < before and policy.halvings > 0
+    assert policy.token_budget <= 700 < before and policy.memory.halvings > 0
     assert again["token_budget"] == policy.token_budget and max(fitted) <= 700 and len(fitted) > 1
     # A half-finished attempt must leave nothing behind: its gradients are not added to the second's.
     for name, gradient in whole.items():
@@ -115,19 +116,19 @@ def test_other_errors_are_not_retried(policy: SharedModel) -> None:
     policy.hidden = broken  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="sizes do not match"):
         measure(policy, BASE, examples(policy).groups, "logprobs")
-    assert policy.halvings == 0
+    assert policy.memory.halvings == 0
     assert ran_out(MemoryError()) and ran_out(torch.OutOfMemoryError("CUDA out of memory"))
 
 
 def test_little_memory_makes_small_pieces(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "ENOUGH", 2.0**26)
     enough = policy.token_budget
-    policy.activation_bytes = None
+    policy.memory.activation_bytes = None
     monkeypatch.setattr(memory, "total", lambda device: 2.0**27 + 1)  # a quarter of it may be taken
     assert policy.token_budget > LEAST_TOKENS and policy.token_budget == pytest.approx(enough / 2, abs=1)
     monkeypatch.setattr(memory, "total", lambda device: 1.0)
     assert policy.token_budget == pytest.approx(enough / 2, abs=1)  # kept: rows are packed alike to the end
-    policy.activation_bytes = None
+    policy.memory.activation_bytes = None
     assert policy.token_budget == LEAST_TOKENS
 
 
@@ -139,7 +140,7 @@ def test_a_quarter_of_a_gpu_is_for_activations(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_dropped_copy_of_the_model_is_freed(policy: SharedModel) -> None:
     """Also where no adapter is used and a role is a model of its own, whose layers know themselves."""
-    policy.lora = None
+    policy.adapters = None
     policy.add_role("copy", start=BASE)
     left = weakref.ref(next(iter(policy.parameters_of("copy").values())))
     gc.disable()
@@ -152,14 +153,14 @@ def test_a_dropped_copy_of_the_model_is_freed(policy: SharedModel) -> None:
 
 def test_a_resumed_stage_packs_as_the_killed_one_did(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     work = learner(policy)
-    policy.halvings = 2
+    policy.memory.halvings = 2
     budget = policy.token_budget
     tensors, state = work.state()
-    policy.halvings, policy.activation_bytes = 0, None
+    policy.memory.halvings, policy.memory.activation_bytes = 0, None
     monkeypatch.setattr(memory, "total", lambda device: 1.0)
     work.restore(tensors, state)
     assert policy.token_budget == budget
-    assert policy.halvings == 2
+    assert policy.memory.halvings == 2
 
 
 def test_memory_is_given_back_when_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:

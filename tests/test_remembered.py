@@ -111,7 +111,7 @@ def test_other_circumstances_are_measured(make: Callable[..., ModelService], mon
     assert not known and not torch.equal(base[0], engine.reference_logprobs_of("sft", groups)[0][0])
     assert not make(lora_seed=2).reference_logprobs_of("sft", groups)[1]
     assert not make(dtype="bfloat16").reference_logprobs_of("sft", groups)[1]
-    engine.policy.halve_token_budget()
+    engine.policy.memory.halve()
     assert not engine.reference_logprobs_of("sft", groups)[1]
     for fact in ("amd", "multiplies_bf16"):
         engine = make()
@@ -145,7 +145,7 @@ def test_memory_that_runs_out_meanwhile_leaves_nothing_behind(make: Callable[...
 
     engine.policy.hidden = once  # type: ignore[method-assign]
     found, known = engine.reference_logprobs_of("sft", groups)
-    assert not known and engine.policy.halvings == 1 and len(found) == 7
+    assert not known and engine.policy.memory.halvings == 1 and len(found) == 7
     assert engine.remembered is not None and not engine.remembered.folder.exists()
 
 

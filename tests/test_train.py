@@ -17,7 +17,7 @@ from alignkit.kernels import attention
 from alignkit.models.encoding import Encoder
 from alignkit.models.examples import Examples, join_outputs
 from alignkit.models.forward import measure
-from alignkit.models.packing import micro_batches, units
+from alignkit.models.packing import indivisible, micro_batches
 from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
@@ -87,7 +87,7 @@ def test_memory_that_runs_out_in_held_out_data_leaves_what_was_trained(
 
     monkeypatch.setattr(learner.algorithm, "loss", loss)
     assert learner.evaluate(encoded(model, 5))["seen"] == 5
-    assert model.halvings == 1
+    assert model.memory.halvings == 1
     assert learner.algorithm.state == {"responses": 3}
 
 
@@ -115,8 +115,8 @@ def test_embeddings_cannot_have_an_adapter(tmp_path: Path) -> None:
 def test_groups_of_a_bundle_are_one_unit_and_stay_in_one_micro_batch(tmp_path: Path) -> None:
     model = policy(tmp_path)
     apart, together = encoded(model, 6).groups, encoded(model, 6, bundles=2).groups
-    assert units([e.group.bundle for e in apart]) == [[n] for n in range(6)]
-    assert units([e.group.bundle for e in together]) == [[0, 2, 4], [1, 3, 5]]
+    assert indivisible([e.group.bundle for e in apart]) == [[n] for n in range(6)]
+    assert indivisible([e.group.bundle for e in together]) == [[0, 2, 4], [1, 3, 5]]
     assert list(micro_batches(apart, 1)) == [[n] for n in range(6)]
     assert list(micro_batches(together, 1)) == [[0, 2, 4], [1, 3, 5]]
 
@@ -131,7 +131,7 @@ def test_measured_rows_stand_in_the_order_of_their_groups(tmp_path: Path) -> Non
         for n, (w, bundle) in enumerate(zip(words, ("a", "b", "a", None, "b"), strict=True))
     ]
     whole = [e for group in groups if (e := encoder.encode(group, 200)) is not None]
-    assert [len(unit) for unit in units([e.group.bundle for e in whole])] == [2, 2, 1]
+    assert [len(unit) for unit in indivisible([e.group.bundle for e in whole])] == [2, 2, 1]
     model.add_role("rm", head="scalar")
     for role, what in (("base", "logprobs"), ("rm", "values"), ("rm", "scores")):
         alone = [row for e in whole for row in measure(model, role, [e], what)]

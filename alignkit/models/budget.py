@@ -1,42 +1,97 @@
-"""How many tokens a packed row may hold, and what happens when memory runs out."""
+"""The memory budget: how many tokens a packed row may hold, and how that shrinks when memory runs out."""
 
 from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from alignkit.kernels.memory import ran_out, total
+
 if TYPE_CHECKING:
     from alignkit.models.shared_model import SharedModel
-from alignkit.kernels.memory import ran_out, total
 
 T = TypeVar("T")
 
+MOST_TOKENS = 16384
+LEAST_TOKENS, LEAST_ON_GPU = 256, 512  # before any halving
+CPU_ACTIVATIONS = 2.0**30  # bytes per packed row on a CPU; longer rows are hardly faster
+SHARE = 1 / 4  # of all memory, for the activations of a packed row
 
-ENOUGH = 1.0 * 2**30  # bytes of activations in a packed row on a CPU: more makes next to nothing faster
+
+@dataclass
+class MemoryBudget:
+    """Tokens per packed row with gradients, so that a step's memory does not depend on the batch size.
+
+    bytes_per_token: activations that a forward pass stores for backward. activation_bytes: activations that a packed
+    row may take, read from the device when first needed. halvings: of the token budget, each after memory ran out.
+
+    Packing changes the last bits of the gradients, so checkpoints store the budget.
+    """
+
+    device: torch.device
+    bytes_per_token: int
+    activation_bytes: float | None = None
+    halvings: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Most tokens of a packed row."""
+        if self.activation_bytes is None:
+            self.activation_bytes = activation_budget(self.device)
+        least = LEAST_TOKENS if self.device.type == "cpu" else LEAST_ON_GPU
+        tokens = int(min(MOST_TOKENS, max(least, self.activation_bytes // self.bytes_per_token)))
+        return max(least // 8, tokens >> self.halvings)
+
+    def halve(self) -> bool:
+        """Halve the token budget. Returns whether it shrank."""
+        before = self.tokens
+        self.halvings += 1
+        return self.tokens < before
+
+    def must_recompute(self, tokens: int) -> bool:
+        """Whether a row is too long to store its activations.
+
+        A single group cannot be cut and may exceed the budget. The limit is a quarter of all memory, and halves
+        with the budget.
+        """
+        return tokens * self.bytes_per_token > total(self.device) * SHARE / 2**self.halvings
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint stores."""
+        return {"halvings": self.halvings, "activation_bytes": self.activation_bytes}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue with a checkpoint's budget, or with this process's if that has been halved more often."""
+        self.halvings = max(self.halvings, state["halvings"])
+        if state.get("activation_bytes") is not None:
+            self.activation_bytes = state["activation_bytes"]
 
 
 def activation_budget(device: torch.device) -> float:
-    """Bytes that the activations of a packed row may take: a power of two up to a quarter of all memory, on a CPU no
-    more than is of use. Not of what is free: the same recipe on the same machine is to be packed alike.
+    """Bytes that the activations of a packed row may take: a power of two, up to a quarter of all memory.
+
+    Depends on total memory, not on free memory, so that a machine always packs a recipe the same way. On a CPU at most
+    CPU_ACTIVATIONS.
     """
-    quarter = total(device) / 4
-    rounded = 2.0 ** math.floor(math.log2(quarter)) if quarter < math.inf else quarter
-    return rounded if device.type == "cuda" else min(ENOUGH, rounded)
+    share = total(device) * SHARE
+    rounded = 2.0 ** math.floor(math.log2(share)) if share < math.inf else share
+    return rounded if device.type == "cuda" else min(CPU_ACTIVATIONS, rounded)
 
 
-def within_memory(policy: SharedModel, work: Callable[[], T]) -> T:
-    """`work()`, again with half the policy's token budget whenever memory runs out, until it cannot be halved."""
+def within_memory(model: SharedModel, work: Callable[[], T]) -> T:
+    """Return `work()`. When memory runs out, halve the model's token budget and repeat until it cannot shrink."""
     while True:
         try:
             return work()
         except (MemoryError, RuntimeError) as error:
-            if not ran_out(error) or not policy.halve_token_budget():
+            if not ran_out(error) or not model.memory.halve():
                 raise
-        # Outside of the handler: the error's traceback would keep the activations alive.
+        # Outside the handler, because the traceback of a handled error keeps the activations alive.
         gc.collect()
-        if policy.device.type == "cuda":
+        if model.device.type == "cuda":
             torch.cuda.empty_cache()

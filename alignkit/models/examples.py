@@ -1,28 +1,27 @@
-"""Encoded groups with the numbers measured for their responses, and the arrays that algorithms see of them."""
+"""Encoded groups with the numbers measured for their responses, and the batches that algorithms see."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from alignkit.batch import Batch, Outputs, Pairs, filled
-from alignkit.models.encoding import Encoded
+from alignkit.models.encoding import Encoded, ResponseTokens
 
-if TYPE_CHECKING:
-    pass
+BATCH_COLUMNS = ("old_logprobs", "reference_logprobs", "old_values", "rewards", "raw_rewards")
 
 
 @dataclass
 class Examples:
-    """Encoded groups with what was measured for their responses: each column has an entry per response, in order.
+    """Encoded groups with columns of measured numbers, one entry per response in the order of the groups.
 
-    Token columns hold [tokens] tensors, response columns numbers.
+    token_columns: fp32 tensors [tokens]. columns: numbers. signal_names: the columns that hold an algorithm's signals.
     """
 
     groups: list[Encoded]
@@ -31,15 +30,21 @@ class Examples:
     signal_names: tuple[str, ...] = ()
 
     @cached_property
+    def rows(self) -> list[ResponseTokens]:
+        """The responses of all groups."""
+        return [row for group in self.groups for row in group.rows]
+
+    @cached_property
     def offsets(self) -> list[int]:
-        """Index of each group's first response."""
+        """Index of each group's first response, and the number of responses."""
         return [0, *np.cumsum([len(group.rows) for group in self.groups]).tolist()]
 
     def rows_of(self, indices: Sequence[int]) -> list[int]:
+        """Indices of these groups' responses."""
         return [row for i in indices for row in range(self.offsets[i], self.offsets[i + 1])]
 
     def take(self, indices: Sequence[int]) -> Examples:
-        """The same of some groups."""
+        """Select groups, with their columns."""
         rows = self.rows_of(indices)
         return Examples(
             [self.groups[i] for i in indices],
@@ -49,63 +54,59 @@ class Examples:
         )
 
     def add_signals(self, signals: Mapping[str, Tensor]) -> None:
-        """Keep what `signal` returned: [R, T] or [R] over all responses."""
+        """Add the tensors that an algorithm's `signal` returned as columns, each [R, T] or [R]."""
         for name, tensor in signals.items():
+            values = tensor.detach()
             if tensor.dim() == 2:
-                lengths = [len(row.tokens) for group in self.groups for row in group.rows]
-                self.token_columns[name] = [tensor[r, :n].detach() for r, n in enumerate(lengths)]
+                self.token_columns[name] = [values[r, : len(row.tokens)] for r, row in enumerate(self.rows)]
             else:
-                self.columns[name] = tensor.detach().tolist()
+                self.columns[name] = values.tolist()
         self.signal_names = (*self.signal_names, *signals)
 
     def batch(self, device: torch.device | str = "cpu") -> Batch:
-        """The arrays that algorithms see."""
-        rows = [row for group in self.groups for row in group.rows]
-        count, longest = len(rows), max((len(row.tokens) for row in rows), default=0)
-        tokens = torch.zeros(count, longest, dtype=torch.int64)
-        mask = torch.zeros(count, longest, dtype=torch.bool)
-        filled = torch.arange(longest) < torch.tensor([[len(row.tokens)] for row in rows], dtype=torch.int64)
-        tokens[filled] = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.int64)
-        mask[filled] = torch.tensor([counts for row in rows for counts in row.mask], dtype=torch.bool)
-        owner = torch.tensor([g for g, group in enumerate(self.groups) for _ in group.rows], dtype=torch.int64)
-        names = {"old_logprobs", "reference_logprobs", "old_values", "rewards", "raw_rewards"}
-        arrays = {name: self._array(name, count, longest).to(device) for name in self.columns | self.token_columns}
+        """Pad everything to the longest response: tables [R, T] of R responses and T tokens."""
+        arrays = {name: torch.tensor(column, dtype=torch.float32) for name, column in self.columns.items()}
+        arrays |= {name: self._padded(column, torch.float32) for name, column in self.token_columns.items()}
+        arrays = {name: array.to(device) for name, array in arrays.items()}
         return Batch(
-            groups=[group.group for group in self.groups],
-            tokens=tokens.to(device),
-            mask=mask.to(device),
-            group_index=owner.to(device),
+            groups=[encoded.group for encoded in self.groups],
+            tokens=self._padded((row.tokens for row in self.rows), torch.int64).to(device),
+            mask=self._padded((row.mask for row in self.rows), torch.bool).to(device),
+            group_index=_integers([g for g, group in enumerate(self.groups) for _ in group.rows], device),
             pairs=self._pairs(device),
-            truncated=torch.tensor([row.truncated for row in rows], dtype=torch.bool, device=device),
+            truncated=torch.tensor([row.truncated for row in self.rows], dtype=torch.bool, device=device),
             signals={name: arrays[name] for name in self.signal_names},
-            **{name: arrays[name] for name in names & arrays.keys()},
+            **{name: arrays[name] for name in BATCH_COLUMNS if name in arrays},
         )
 
-    def _array(self, name: str, count: int, longest: int) -> Tensor:
-        if name in self.columns:
-            return torch.tensor(self.columns[name], dtype=torch.float32)
-        out = torch.zeros(count, longest)
-        for r, values in enumerate(self.token_columns[name]):
-            out[r, : len(values)] = values
-        return out
+    def _padded(self, column: Iterable[Any], dtype: torch.dtype) -> Tensor:
+        """One sequence per response as [R, T], zero (or false) after its end."""
+        longest = max((len(row.tokens) for row in self.rows), default=0)
+        table = torch.zeros(len(self.rows), longest, dtype=dtype)
+        for r, values in enumerate(column):
+            table[r, : len(values)] = torch.as_tensor(values, dtype=dtype)
+        return table
 
     def _pairs(self, device: torch.device | str) -> Pairs:
-        found = [(pair, g) for g, group in enumerate(self.groups) for pair in group.pairs]
-        better = [self.offsets[g] + pair.better for pair, g in found]
-        worse = [self.offsets[g] + pair.worse for pair, g in found]
-        margins = [float(pair.margin) if isinstance(pair.margin, int | float) else 0.0 for pair, _ in found]
+        pairs = [(pair, g) for g, group in enumerate(self.groups) for pair in group.pairs]
+        # A margin may be a level's name instead of a number.
+        margins = [float(pair.margin) if isinstance(pair.margin, int | float) else 0.0 for pair, _ in pairs]
         return Pairs(
-            better=torch.tensor(better, dtype=torch.int64, device=device),
-            worse=torch.tensor(worse, dtype=torch.int64, device=device),
-            p=torch.tensor([pair.p for pair, _ in found], dtype=torch.float32, device=device),
+            better=_integers([self.offsets[g] + pair.better for pair, g in pairs], device),
+            worse=_integers([self.offsets[g] + pair.worse for pair, g in pairs], device),
+            p=torch.tensor([pair.p for pair, _ in pairs], dtype=torch.float32, device=device),
             margin=torch.tensor(margins, dtype=torch.float32, device=device),
-            group_index=torch.tensor([g for _, g in found], dtype=torch.int64, device=device),
-            levels=tuple(pair.margin if isinstance(pair.margin, str) else None for pair, _ in found),
+            group_index=_integers([g for _, g in pairs], device),
+            levels=tuple(pair.margin if isinstance(pair.margin, str) else None for pair, _ in pairs),
         )
+
+
+def _integers(values: Sequence[int], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
 
 
 def join(parts: Sequence[Examples]) -> Examples:
-    """Several examples as one."""
+    """Concatenate examples that have the same columns."""
     first = parts[0]
     return Examples(
         [group for part in parts for group in part.groups],
@@ -116,13 +117,10 @@ def join(parts: Sequence[Examples]) -> Examples:
 
 
 def join_outputs(outs: Sequence[Outputs], batches: Sequence[Batch]) -> Outputs:
-    """Outputs of several micro-batches as one, padded to the longest response."""
+    """Concatenate the outputs of micro-batches, padded to the longest response of all."""
     longest = max(batch.tokens.shape[1] for batch in batches)
 
-    def cat(name: str) -> Tensor:
-        found = [getattr(out, name) for out in outs]
-        if found[0].dim() == 1:
-            return torch.cat(found)
-        return torch.cat([nn.functional.pad(x, (0, longest - x.shape[1])) for x in found])
+    def padded(values: Tensor) -> Tensor:
+        return values if values.dim() == 1 else nn.functional.pad(values, (0, longest - values.shape[1]))
 
-    return Outputs(**{name: cat(name) for name in filled(outs[0])})
+    return Outputs(**{name: torch.cat([padded(getattr(out, name)) for out in outs]) for name in filled(outs[0])})

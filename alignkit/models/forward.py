@@ -1,75 +1,108 @@
-"""Forward passes over packed groups: log-probabilities, values and scores of every response."""
+"""The one forward pass of training, measuring, and the conformance kit: pack, hidden states, heads, unpack."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from alignkit.batch import Outputs, filled
+from alignkit.kernels.lm_head import Entropy
 from alignkit.models.budget import within_memory
 from alignkit.models.encoding import Encoded
-from alignkit.models.packing import PackedBatch, micro_batches, pack, spread
+from alignkit.models.examples import Examples
+from alignkit.models.packing import micro_batches, pack
 from alignkit.models.shared_model import SharedModel
 
-if TYPE_CHECKING:
-    pass
+MEASURED_BUDGETS = 4  # without gradients nothing is stored for a backward pass, so packed rows may be longer
+
+
+@dataclass(frozen=True)
+class Wants:
+    """The numbers to compute for every response.
+
+    logprobs: log-probability of each counted token at `temperature`, in nats. entropy: of the same distributions;
+    "reported" gives it no gradient. values: the role whose scalar head predicts one before each counted token.
+    scores: the scalar head of the role itself, at the last token.
+    """
+
+    logprobs: bool = True
+    entropy: Entropy = False
+    values: str | None = None
+    scores: bool = False
+    temperature: float = 1.0
+
+
+def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> Outputs:
+    """Run a role over examples in one packed row.
+
+    Returns fp32 tables [responses, tokens], zero where no token counts; scores are [responses]. With gradients enabled
+    they reach the role's parameters and those of the value role.
+    """
+    packed = pack(examples.groups)
+    hidden = model.hidden(role, packed.layout, packed.tokens)
+    outputs = Outputs()
+    if wants.scores:
+        outputs.scores = model.scalars(role, hidden[packed.last])
+    if wants.logprobs:
+        logprobs, entropy = model.logprobs(
+            role, hidden[packed.before], packed.targets, temperature=wants.temperature, entropy=wants.entropy
+        )
+        outputs.logprobs = packed.unpack(logprobs)
+        if entropy is not None:
+            outputs.entropy = packed.unpack(entropy)
+    if wants.values is not None:
+        if model.backbone_role(wants.values) != model.backbone_role(role):
+            hidden = model.hidden(wants.values, packed.layout, packed.tokens)
+        outputs.values = packed.unpack(model.scalars(wants.values, hidden[packed.before]))
+    return outputs
 
 
 def measure(
-    policy: SharedModel, role: str, groups: Sequence[Encoded], what: str, *, temperature: float = 1.0
+    model: SharedModel,
+    role: str,
+    groups: Sequence[Encoded],
+    what: Literal["logprobs", "values", "scores"],
+    *,
+    temperature: float = 1.0,
 ) -> list[Tensor]:
-    """`logprobs` (nats) or `values` of a role for every response, fp32 [tokens] each, zero where a token counts not;
-    or `scores`, [] each, from the last token.
+    """Compute one output of a role for every response, without gradients, as fp32 tensors on the CPU.
+
+    `logprobs` (nats) and `values` are [tokens], zero where a token does not count. `scores` are [].
     """
-    return within_memory(policy, lambda: _measure(policy, role, groups, {role: what}, temperature))[role]
+    wants = Wants(what == "logprobs", values=role if what == "values" else None, scores=what == "scores",
+                  temperature=temperature)  # fmt: skip
+    return _measure(model, role, groups, wants).get(what, [])
 
 
 def measure_with_values(
-    policy: SharedModel, role: str, value_role: str, groups: Sequence[Encoded], *, temperature: float = 1.0
+    model: SharedModel, role: str, value_role: str, groups: Sequence[Encoded], *, temperature: float = 1.0
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Log-probabilities of a role and values of a value role; one pass where it is a head on the role's trunk."""
-    if policy.roles[value_role].trunk != role:
-        logprobs = measure(policy, role, groups, "logprobs", temperature=temperature)
-        return logprobs, measure(policy, value_role, groups, "values")
-    wanted = {role: "logprobs", value_role: "values"}
-    found = within_memory(policy, lambda: _measure(policy, role, groups, wanted, temperature))
-    return found[role], found[value_role]
+    """Compute a role's log-probabilities and a value role's values; see `measure`. A shared backbone runs once."""
+    measured = _measure(model, role, groups, Wants(values=value_role, temperature=temperature))
+    return measured.get("logprobs", []), measured.get("values", [])
+
+
+def _measure(model: SharedModel, role: str, groups: Sequence[Encoded], wants: Wants) -> dict[str, list[Tensor]]:
+    examples = Examples(list(groups))
+    return within_memory(model, lambda: _in_micro_batches(model, role, examples, wants))
 
 
 @torch.no_grad()
-def _measure(
-    policy: SharedModel, role: str, groups: Sequence[Encoded], wanted: Mapping[str, str], temperature: float
-) -> dict[str, list[Tensor]]:
-    """wanted: what to read off the role's hidden states, by the name of the role that reads it."""
-    found: dict[str, list[list[Tensor]]] = {reader: [[] for _ in groups] for reader in wanted}
-    for indices in micro_batches(groups, 4 * policy.token_budget):  # not in order: members of a bundle stand together
-        policy.should_stop()
-        part = [groups[i] for i in indices]
-        row = pack(part)
-        lengths = [len(r.tokens) for encoded in part for r in encoded.rows]
-        if not lengths:
+def _in_micro_batches(model: SharedModel, role: str, examples: Examples, wants: Wants) -> dict[str, list[Tensor]]:
+    """Return every output as one tensor per response, in the order of the examples."""
+    measured: dict[str, list[Tensor]] = {}
+    # A micro-batch is not a run of consecutive groups: it keeps bundles together.
+    for indices in micro_batches(examples.groups, MEASURED_BUDGETS * model.token_budget):
+        model.should_stop()
+        part = examples.take(indices)
+        if not part.rows:
             continue
-        hidden = policy.hidden(role, row.layout, row.tokens)
-        for reader, what in wanted.items():
-            if what == "scores":
-                values = iter(policy.scalars(reader, hidden[row.last]).cpu())
-            else:
-                values = iter(_split(_measured(policy, reader, hidden, row, what, temperature), row, lengths))
-            for index in indices:
-                found[reader][index] = [next(values) for _ in groups[index].rows]
-    return {reader: [row for rows in per_group for row in rows] for reader, per_group in found.items()}
-
-
-def _measured(
-    policy: SharedModel, role: str, hidden: Tensor, row: PackedBatch, what: str, temperature: float
-) -> Tensor:
-    if what == "values":
-        return policy.scalars(role, hidden[row.before])
-    return policy.logprobs(role, hidden[row.before], row.targets, temperature=temperature)[0]
-
-
-def _split(values: Tensor, row: PackedBatch, lengths: Sequence[int]) -> list[Tensor]:
-    table = spread(values, row, (len(lengths), max(lengths))).cpu()
-    return [table[r, :n].clone() for r, n in enumerate(lengths)]
+        for name, table in filled(forward(model, role, part, wants)).items():
+            column = measured.setdefault(name, [torch.empty(0)] * len(examples.rows))
+            for position, row, values in zip(examples.rows_of(indices), part.rows, table.cpu(), strict=True):
+                column[position] = values[: len(row.tokens)].clone() if values.dim() else values
+    return measured

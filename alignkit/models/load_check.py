@@ -1,11 +1,13 @@
-"""Whether a model computes as alignkit takes it to: tried once when it is loaded, on two dozen tokens.
+"""Checks of a base model when it is loaded, on two dozen tokens: does it compute what alignkit expects?
 
-Transformers has hundreds of models. One that is not as the others would otherwise train on wrong numbers in silence.
+Transformers has hundreds of architectures. Without these checks, an unusual one would train on wrong numbers, without
+an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,90 +21,123 @@ from alignkit.models.loading import backbone, largest
 if TYPE_CHECKING:
     from alignkit.models.shared_model import SharedModel
 
+# Two groups: a prompt of 5 tokens with responses of 6 and 3, and a prompt of 4 with a response of 6.
+SPANS = [GroupSpan(0, 5, (6, 3)), GroupSpan(14, 4, (6,))]
+LENGTH = 24
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Two computations of the same hidden states, and their largest relative distance, in fp32 and in other dtypes."""
+
+    description: str
+    ours: Tensor
+    theirs: Tensor
+    tolerance: float
+    tolerance_fp32: float = 1e-3
+
+    def failure(self, dtype: torch.dtype) -> str:
+        """Say by how much the two differ, if it is too much."""
+        distance = float((self.ours - self.theirs).float().norm() / self.theirs.float().norm())
+        tolerance = self.tolerance_fp32 if dtype == torch.float32 else self.tolerance
+        return "" if distance <= tolerance else f"{self.description} by {distance:.2g}"  # a nan fails
+
 
 @torch.no_grad()
-def why_not_packable(policy: SharedModel, base: str) -> str:
-    """Why packed rows cannot be used with the base, the role `base`; empty where they can.
-
-    A packed row is held against separate rows by the same attention code, tightly, and these against the model's
-    own attention, in bf16 loosely: two correct kernels differ there.
-    """
-    model, config = policy.model, policy.model.config.get_text_config()
-    # From all over: the first are often special ones, whose huge activations make more of rounding.
-    ids = torch.linspace(config.vocab_size // 4, config.vocab_size - 1, 24).long()
-    parts = [
-        TreeLayout([GroupSpan(0, 5, (6,))]),
-        TreeLayout([GroupSpan(0, 5, (3,))]),
-        TreeLayout([GroupSpan(0, 4, (6,))]),
-    ]
-    rows = [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
-    fault = ""
+def why_not_packable(model: SharedModel, base: str) -> str:
+    """Say why the base model (role `base`) cannot use packed rows; empty if it can."""
+    # Ids from the whole vocabulary: the first ones are often special tokens with huge activations, which amplify
+    # rounding errors.
+    size = model.model.config.get_text_config().vocab_size
+    ids = torch.linspace(size // 4, size - 1, LENGTH).long()
+    failure = ""
     try:
-        tree = TreeLayout([GroupSpan(0, 5, (6, 3)), GroupSpan(14, 4, (6,))], keep=True)
-        together = policy.hidden(base, tree, ids)
-        if len(tree.kept) < config.num_hidden_layers:
-            return f"only {len(tree.kept)} of its layers use transformers' attention interface"
-        if getattr(config, "attn_temperature_tuning", None):  # by thousands of tokens: not seen in two dozen
-            return "it scales queries by their place in the row"
-        if (window := _window(config)) and window < policy.context and tree.windows == {None}:
-            return f"its window of {window} tokens is in a mask of its own, which packed rows do without"
-        tiled = policy.hidden(base, TreeLayout(tree.segments, costs=tiled_attention.NOTHING), ids)
-        decoded = _decoded(policy, base, [rows[0], rows[2]])
-        alone = [policy.hidden(base, part, row) for part, row in zip(parts, rows, strict=True)]
-    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError) as raised:
-        fault = f"{type(raised).__name__}: {raised}"
-    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
-    if fault:
-        return fault
-    theirs = [backbone(model)(input_ids=row[None].to(policy.device)).last_hidden_state[0] for row in rows]
-    full = policy.dtype == torch.float32
-    ours = torch.cat([alone[0], alone[1][5:], alone[2]])
-    own = torch.cat([theirs[0], theirs[1][5:], theirs[2]])
-    for other, found, tolerance in (
-        ("separate rows", ours, 1e-3 if full else 0.05),
-        ("itself in tiles", tiled, 1e-3 if full else 0.3),
-        ("its own", own, 1e-3 if full else 0.5),
-    ):
-        if not (error := _difference(together, found)) <= tolerance:
-            return f"packed attention differs from {other} by {error:.2g}"
-    if not (error := _difference(decoded, torch.stack([alone[0][-1], alone[2][-1]]))) <= (1e-3 if full else 0.5):
-        return f"decoding token by token differs from reading by {error:.2g}"
+        packed = TreeLayout(SPANS, keep=True)
+        together = model.hidden(base, packed, ids)
+        if refusal := _refusal(model, packed):
+            return refusal
+        tiled = model.hidden(base, TreeLayout(SPANS, costs=tiled_attention.NOTHING), ids)
+        rows = _rows(ids)
+        separate = [model.hidden(base, TreeLayout([_one_row(row)]), row) for row in rows]
+        decoded = _decoded(model, base, [rows[0], rows[2]])
+    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, LookupError) as error:
+        failure = f"{type(error).__name__}: {error}"
+    model.model.set_attn_implementation("sdpa" if model.model._supports_sdpa else "eager")
+    if failure:
+        return failure
+    native = [backbone(model.model)(input_ids=row[None].to(model.device)).last_hidden_state[0] for row in rows]
+    checks = [
+        # The same attention code, so the tolerance is tight. Two correct kernels differ much more in bf16.
+        _Check("packed attention differs from separate rows", together, _unshared(separate), 0.05),
+        _Check("packed attention differs from itself in tiles", together, tiled, 0.3),
+        _Check("packed attention differs from the model's own", together, _unshared(native), 0.5),
+        _Check(
+            "decoding token by token differs from reading the whole row",
+            decoded,
+            torch.stack([separate[0][-1], separate[2][-1]]),
+            0.5,
+        ),
+    ]
+    return next((failure for check in checks if (failure := check.failure(model.dtype))), "")
+
+
+def _refusal(model: SharedModel, packed: TreeLayout) -> str:
+    """Say why the configuration rules packed rows out, whatever two dozen tokens show. packed: after a forward pass."""
+    config = model.model.config.get_text_config()
+    if len(packed.kept) < config.num_hidden_layers:
+        return f"only {len(packed.kept)} of its layers use transformers' attention interface"
+    if getattr(config, "attn_temperature_tuning", None):  # only takes effect after thousands of tokens
+        return "it scales queries by their position in the row"
+    window = _window(config)
+    if window and window < model.context and packed.windows == {None}:
+        return f"its window of {window} tokens is only in its own mask, which packed rows do not use"
     return ""
 
 
+def _rows(ids: Tensor) -> list[Tensor]:
+    """The token rows of SPANS' three responses, each behind its prompt."""
+    return [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
+
+
+def _one_row(row: Tensor) -> GroupSpan:
+    return GroupSpan(0, len(row), ())
+
+
+def _unshared(rows: Sequence[Tensor]) -> Tensor:
+    """Arrange the hidden states of `_rows` as in the packed row, where the first two share a prompt."""
+    return torch.cat([rows[0], rows[1][5:], rows[2]])
+
+
 @torch.no_grad()
-def check_head(policy: SharedModel, base: str) -> None:
-    """The language head is applied outside the model: raises RunFailed where the model does more there."""
-    model = policy.model
-    row = (torch.arange(1, 9, device=policy.device) % model.config.get_text_config().vocab_size)[None]
+def check_head(model: SharedModel, base: str) -> None:
+    """Raise RunFailed if the model's logits are not those of `SharedModel.next_logits`, which replaces its head."""
+    network = model.model
+    row = (torch.arange(1, 9, device=model.device) % network.config.get_text_config().vocab_size)[None]
     with attention.using(TreeLayout([GroupSpan(0, 8, ())])):
-        theirs = model(input_ids=row).logits[0].float()
-        ours = policy.next_logits(base, backbone(model)(input_ids=row).last_hidden_state[0])
-    if (ours - theirs).norm() > (1e-3 if policy.dtype == torch.float32 else 0.05) * theirs.norm():
-        kind = type(model).__name__
-        raise RunFailed(f"{kind} computes its logits in a way that alignkit does not know; please report it")
+        theirs = network(input_ids=row).logits[0].float()
+        ours = model.next_logits(base, backbone(network)(input_ids=row).last_hidden_state[0])
+    if (ours - theirs).norm() > (1e-3 if model.dtype == torch.float32 else 0.05) * theirs.norm():
+        raise RunFailed(
+            f"{type(network).__name__} computes its logits in a way that alignkit does not know; please report it"
+        )
 
 
-def _decoded(policy: SharedModel, base: str, rows: Sequence[Tensor]) -> Tensor:
-    """Hidden states of each row's last token as sampling computes them, [rows, hidden]."""
+def _decoded(model: SharedModel, base: str, rows: Sequence[Tensor]) -> Tensor:
+    """Compute the hidden states of each row's last token the way sampling does, [rows, hidden]."""
     starts = [sum(len(row) - 1 for row in rows[:number]) for number in range(len(rows))]
     prefill = TreeLayout([GroupSpan(s, len(row) - 1, ()) for s, row in zip(starts, rows, strict=True)], keep=True)
-    policy.hidden(base, prefill, torch.cat([row[:-1] for row in rows]))
+    model.hidden(base, prefill, torch.cat([row[:-1] for row in rows]))
     decoding = Decoding()
     decoding.change_rows([], 1, prefill, range(len(rows)))
-    positions = torch.tensor([[len(row) - 1] for row in rows], device=policy.device)
-    last = torch.stack([row[-1:] for row in rows]).to(policy.device)
-    with attention.using(decoding), policy.using_role(base) as model:
-        states: Tensor = backbone(model)(input_ids=last, position_ids=positions, use_cache=False).last_hidden_state
+    positions = torch.tensor([[len(row) - 1] for row in rows], device=model.device)
+    last = torch.stack([row[-1:] for row in rows]).to(model.device)
+    with attention.using(decoding), model.using_role(base) as network:
+        states: Tensor = backbone(network)(input_ids=last, position_ids=positions, use_cache=False).last_hidden_state
     return states[:, 0]
 
 
-def _difference(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).float().norm() / wanted.float().norm())
-
-
 def _window(config: Any) -> int | None:
-    """The window or chunk of tokens that some of a model's layers see at most."""
+    """The longest attention window or chunk of a model's layers, in tokens; None if all layers see everything."""
     kinds = getattr(config, "layer_types", None)
     if kinds and not {"sliding_attention", "chunked_attention"} & set(kinds):
         return None

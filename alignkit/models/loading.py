@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from alignkit.data.chat_templates import write_template
+from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed
 from alignkit.kernels.matmul import multiplies_bf16
 
@@ -81,7 +81,7 @@ def load_tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=spec.trust_remote_code)
-    write_template(tokenizer, spec.chat_template)
+    set_chat_template(tokenizer, spec.chat_template)
     return tokenizer
 
 
@@ -111,7 +111,7 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **o
     return model, sorted(key for key in found["unexpected_keys"] if not key.endswith(spare))
 
 
-def tell_unused(source: str | Path, model: Any, names: list[str]) -> None:
+def warn_unused(source: str | Path, model: Any, names: list[str]) -> None:
     """One line about weights that were left out."""
     logging.getLogger("alignkit").warning(f"{source}: a {type(model).__name__} does not use its weights {_some(names)}")
 

@@ -1,4 +1,4 @@
-"""Encoded groups laid side by side in one row of tokens, and cut into micro-batches."""
+"""Packed batches: encoded groups side by side in one row of tokens, and how a global batch is cut into them."""
 
 from __future__ import annotations
 
@@ -15,84 +15,92 @@ from alignkit.models.encoding import Encoded
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Encoded groups in one row of tokens.
+    """Encoded groups in one row of N tokens, with R responses of up to T tokens, n of which count.
 
-    tokens: [N]. before: for every counted response token the place of its predecessor, [n]. place: (response, token)
-    of each, [n, 2]. targets: the tokens themselves, [n]. last: place of every response's last token, [R].
+    layout: which tokens attend to which. tokens: [N] the row. targets: [n] the counted tokens. before: [n] index in the
+    row of each target's predecessor. cells: [n, 2] response and token index of each target. last: [R] index in the row
+    of each response's last token. shape: (R, T). All tensors are int64 on the CPU.
     """
 
     layout: TreeLayout
     tokens: Tensor
-    before: Tensor
-    place: Tensor
     targets: Tensor
+    before: Tensor
+    cells: Tensor
     last: Tensor
+    shape: tuple[int, int]
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Arrange one value per target [n] as [R, T], zero elsewhere; differentiable."""
+        response, token = self.cells.to(values.device).unbind(1)
+        return values.new_zeros(self.shape).index_put((response, token), values)
 
 
 def pack(groups: Sequence[Encoded]) -> PackedBatch:
-    """Lay groups side by side; each prompt stands once before its responses."""
-    tokens: list[int] = []
-    segments: list[GroupSpan] = []
+    """Lay groups side by side; each prompt appears once, before its responses."""
+    row: list[int] = []
+    spans: list[GroupSpan] = []
     counts: list[bool] = []
-    firsts: list[int] = []  # of each response: where it begins
-    prompt_ends: list[int] = []
+    starts: list[int] = []  # of each response
+    prompt_ends: list[int] = []  # of each response: the last token of its prompt
     for group in groups:
-        segments.append(GroupSpan(len(tokens), len(group.prompt), tuple(len(row.tokens) for row in group.rows)))
-        tokens += group.prompt
-        end = len(tokens) - 1
-        for row in group.rows:
-            firsts.append(len(tokens))
-            prompt_ends.append(end)
-            tokens += row.tokens
-            counts += row.mask
-    ids = np.array(tokens, dtype=np.int64)
-    first = np.array(firsts, dtype=np.int64)
-    lengths = np.array([n for segment in segments for n in segment.responses], dtype=np.int64)
+        spans.append(GroupSpan(len(row), len(group.prompt), tuple(len(r.tokens) for r in group.rows)))
+        row += group.prompt
+        prompt_end = len(row) - 1
+        for response in group.rows:
+            starts.append(len(row))
+            prompt_ends.append(prompt_end)
+            row += response.tokens
+            counts += response.mask
+    tokens = np.array(row, dtype=np.int64)
+    start = np.array(starts, dtype=np.int64)
+    lengths = np.array([n for span in spans for n in span.responses], dtype=np.int64)
     counted = np.array(counts, dtype=bool)
-    response = np.repeat(np.arange(len(lengths)), lengths)[counted]
-    token = (np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths))[counted]
-    where = first[response] + token
-    before = np.where(token > 0, where - 1, np.array(prompt_ends, dtype=np.int64)[response])
+    response_index = np.repeat(np.arange(len(lengths)), lengths)[counted]
+    token_index = (np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths))[counted]
+    targets = start[response_index] + token_index
+    before = np.where(token_index > 0, targets - 1, np.array(prompt_ends, dtype=np.int64)[response_index])
     return PackedBatch(
-        layout=TreeLayout(segments),
-        tokens=torch.from_numpy(ids),
+        layout=TreeLayout(spans),
+        tokens=torch.from_numpy(tokens),
+        targets=torch.from_numpy(tokens[targets]),
         before=torch.from_numpy(before),
-        place=torch.from_numpy(np.stack([response, token], axis=1)),
-        targets=torch.from_numpy(ids[where]),
-        last=torch.from_numpy(first + lengths - 1),
+        cells=torch.from_numpy(np.stack([response_index, token_index], axis=1)),
+        last=torch.from_numpy(start + lengths - 1),
+        shape=(len(lengths), int(lengths.max(initial=0))),
     )
 
 
-def spread(values: Tensor, row: PackedBatch, shape: tuple[int, int]) -> Tensor:
-    """Values of counted tokens [n] as [R, T], zero elsewhere; differentiable."""
-    place = row.place.to(values.device)
-    return values.new_zeros(shape).index_put((place[:, 0], place[:, 1]), values)
+def indivisible(bundles: Sequence[str | None]) -> list[list[int]]:
+    """Group indices in units that no batch may split: a bundle's groups together, every other group on its own.
 
-
-def units(bundles: Sequence[str | None]) -> list[list[int]]:
-    """Indices of groups in order, those of one bundle together: what no batch is cut inside of."""
-    found: list[list[int]] = []
-    keys: dict[str, int] = {}
+    bundles: each group's bundle, or None. Units are in the order of their first groups.
+    """
+    units: list[list[int]] = []
+    unit_of: dict[str, list[int]] = {}
     for index, bundle in enumerate(bundles):
-        if bundle is not None and bundle in keys:
-            found[keys[bundle]].append(index)
+        if bundle is not None and bundle in unit_of:
+            unit_of[bundle].append(index)
             continue
+        units.append([index])
         if bundle is not None:
-            keys[bundle] = len(found)
-        found.append([index])
-    return found
+            unit_of[bundle] = units[-1]
+    return units
 
 
 def micro_batches(groups: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
-    """Indices of groups in order, cut where the tokens would exceed the budget; bundles stay together."""
-    current: list[int] = []
+    """Cut groups into batches of at most `budget` tokens, as lists of indices.
+
+    Indivisible units stay together, so a unit over the budget makes a batch of its own.
+    """
+    batch: list[int] = []
     used = 0
-    for indices in units([encoded.group.bundle for encoded in groups]):
-        length = sum(groups[index].length for index in indices)
-        if current and used + length > budget:
-            yield current
-            current, used = [], 0
-        current += indices
+    for unit in indivisible([encoded.group.bundle for encoded in groups]):
+        length = sum(groups[index].length for index in unit)
+        if batch and used + length > budget:
+            yield batch
+            batch, used = [], 0
+        batch += unit
         used += length
-    if current:
-        yield current
+    if batch:
+        yield batch

@@ -1,8 +1,7 @@
-"""Activation checkpointing: what happens inside a layer is not kept for backward but computed a second time there.
+"""Activation checkpointing: a layer keeps only its input for backward, and is computed a second time there.
 
-Roles share one model, so by the time of backward another role may be switched on, and another row of tokens may be the
-one that attention sees. The second computation therefore brings both back; without that gradients are wrong and nobody
-notices.
+Roles share one model, so by the time of backward another role may be active, and attention may follow the layout of
+another packed row. The second computation restores both; otherwise gradients would be wrong without an error.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-Restored = Callable[[], AbstractContextManager[Any]]
-_restored: ContextVar[Restored | None] = ContextVar("alignkit_restored", default=None)
+Restore = Callable[[], AbstractContextManager[Any]]
+_restore: ContextVar[Restore | None] = ContextVar("alignkit_restore", default=None)
 
 
-def prepare(model: nn.Module) -> bool:
-    """Let the model's layers be computed twice under `recomputing`. Gives whether it has such layers."""
+def make_recomputable(model: nn.Module) -> bool:
+    """Let `recomputing` act on the model's layers. Returns whether it has layers that support this."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
         layer.forward = MethodType(_forward, layer)
@@ -30,23 +29,23 @@ def prepare(model: nn.Module) -> bool:
 
 
 @contextmanager
-def recomputing(restored: Restored) -> Iterator[None]:
-    """Layers of forward passes inside keep their inputs alone. restored: makes role and row those of this pass."""
-    token = _restored.set(restored)
+def recomputing(restore: Restore) -> Iterator[None]:
+    """Recompute the layers of forward passes inside. restore: brings back this pass's role and layout in backward."""
+    token = _restore.set(restore)
     try:
         yield
     finally:
-        _restored.reset(token)
+        _restore.reset(token)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    plain, restored = type(self).forward, _restored.get()
-    if restored is None:
-        return plain(self, *args, **kwargs)
+    layer_forward, restore = type(self).forward, _restore.get()
+    if restore is None:
+        return layer_forward(self, *args, **kwargs)
 
-    def run(*given: Any) -> Any:
-        with restored():
-            return plain(self, *given, **kwargs)
+    def run(*inputs: Any) -> Any:
+        with restore():
+            return layer_forward(self, *inputs, **kwargs)
 
-    # Nothing in a layer is random: dropout is off for ever.
+    # Layers draw no random numbers, because dropout is always off.
     return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)

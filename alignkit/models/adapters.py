@@ -1,0 +1,204 @@
+"""LoRA adapters on one base model: peft holds the weights, a shared switch selects the adapter that layers add.
+
+peft's own switch would walk over all layers and change `requires_grad`. Here every LoRA layer reads `ActiveAdapter`,
+so selecting an adapter costs nothing and has no side effects.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from alignkit.errors import RunFailed
+from alignkit.kernels import matmul
+from alignkit.kernels.lora import adapted, low_rank
+
+if TYPE_CHECKING:
+    from alignkit.settings import LoraSpec
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SCORE = "base_model.model.score.weight"  # a scalar head, as peft names it
+
+
+@dataclass
+class ActiveAdapter:
+    """The adapter that the LoRA layers of a model add; None: the base only."""
+
+    name: str | None = None
+
+
+class Adapters:
+    """The adapters of one model.
+
+    base_name, revision: the base as saved adapters name it.
+    """
+
+    def __init__(self, model: Any, spec: LoraSpec, active: ActiveAdapter, base_name: str, revision: str | None):
+        self.model, self.spec, self.active = model, spec, active
+        self.base_name, self.revision = base_name, revision
+        self._peft: Any = None
+
+    def add(self, role: str, seed: int, start: Path | str | None) -> str:
+        """Add an adapter for a role and return its name.
+
+        start: the folder of a saved adapter, the name of an adapter to copy, or None for a new one drawn from `seed`.
+        Raises RunFailed if the saved adapter or `model.lora` does not fit the model.
+        """
+        # The prefix avoids role names such as `train`, which are attributes of the modules that hold the adapters.
+        adapter = "role_" + role.replace(".", "%")  # torch allows no dot here
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._inject(adapter, seed)
+        try:
+            if isinstance(start, Path):
+                self._load(adapter, start)
+            elif start is not None:
+                self._copy(start, adapter)
+        except BaseException:
+            self.drop(adapter)
+            raise
+        finally:
+            # peft turns gradients on for the new adapter and off for all others, one of which may be in training.
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+        return adapter
+
+    def drop(self, adapter: str) -> None:
+        """Remove an adapter and its weights."""
+        for layer in self._layers():
+            for store in (layer.lora_A, layer.lora_B, layer.lora_dropout, layer.scaling, layer.r):
+                store.pop(adapter, None) if isinstance(store, dict) else store.pop(adapter)
+        del self.model.peft_config[adapter]
+
+    def parameters(self, adapter: str) -> dict[str, nn.Parameter]:
+        """The weights of an adapter by name."""
+        suffix = f".{adapter}.weight"
+        return {name: p for name, p in self.model.named_parameters() if name.endswith(suffix)}
+
+    def save(self, adapter: str, folder: Path, head: Tensor | None) -> None:
+        """Write a plain peft adapter. head: [1, hidden], which makes it a reward model."""
+        from peft import get_peft_model_state_dict
+
+        config = copy.deepcopy(self.model.peft_config[adapter])
+        config.inference_mode = True
+        config.base_model_name_or_path, config.revision = self.base_name, self.revision
+        if not isinstance(config.target_modules, str):  # a string is a pattern
+            config.target_modules = sorted(config.target_modules)
+        self._peft.active_adapter = adapter  # peft reads it, and the adapter added last may have been dropped
+        state = get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
+        state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        if head is not None:
+            config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+            state[SCORE] = head.detach().cpu().contiguous()
+        save_file(dict(sorted(state.items())), folder / WEIGHTS, metadata={"format": "pt"})
+        config.save_pretrained(folder)
+
+    def _inject(self, adapter: str, seed: int) -> None:
+        """Add new adapter weights to the layers that `model.lora` names."""
+        from peft import LoraConfig
+
+        config = LoraConfig(task_type="CAUSAL_LM", **self.spec.model_dump())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                self._inject_by_peft(adapter, config)
+            except ValueError as error:
+                raise RunFailed(f"model.lora: {error}") from error
+        for layer in self._layers():
+            _patch_forward(layer, self.active)
+        self._refuse_embeddings()
+
+    def _inject_by_peft(self, adapter: str, config: Any) -> None:
+        from peft import get_peft_model
+
+        if self._peft is None:
+            self._peft = get_peft_model(self.model, config, adapter_name=adapter)
+            self.model.peft_config = self._peft.peft_config
+            return
+        # alignkit ignores peft's active adapter, but it must name one that exists.
+        self._peft.base_model.active_adapter = adapter
+        self._peft.add_adapter(adapter, config)
+
+    def _refuse_embeddings(self) -> None:
+        from peft.tuners.lora import LoraLayer
+
+        if isinstance(self.model.get_output_embeddings(), LoraLayer):
+            raise RunFailed("model.lora.target_modules: the language head cannot have an adapter; leave it out")
+        if isinstance(self.model.get_input_embeddings(), LoraLayer):
+            raise RunFailed("model.lora.target_modules: token embeddings cannot have an adapter; leave them out")
+
+    def _load(self, adapter: str, folder: Path) -> None:
+        from peft import set_peft_model_state_dict
+
+        self._check_config(adapter, folder)
+        state = load_file(folder / WEIGHTS)
+        state.pop(SCORE, None)
+        result = set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
+        missing = [key for key in result.missing_keys if f".{adapter}." in key]
+        if missing or result.unexpected_keys:
+            weight = (missing or result.unexpected_keys)[0]
+            raise RunFailed(
+                f"{folder}: this adapter does not fit the recipe's model.base or model.lora: "
+                + (f"it lacks the weight {weight}" if missing else f"it has the unknown weight {weight}")
+            )
+
+    def _check_config(self, adapter: str, folder: Path) -> None:
+        """Refuse an adapter of another scale or base: it would load and compute something else."""
+        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        ours = self.model.peft_config[adapter]
+        expected = {"r": ours.r, "lora_alpha": ours.lora_alpha, "use_rslora": ours.use_rslora, "use_dora": False}
+        expected |= {"rank_pattern": {}, "alpha_pattern": {}}
+        for key, value in expected.items():
+            theirs = saved.get(key, value) or type(value)()
+            if theirs != value:
+                raise RunFailed(f"{folder}: this adapter has {key} {theirs}, but the recipe's model.lora has {value}")
+        check_base(folder, self.base_name)
+
+    def _copy(self, source: str, target: str) -> None:
+        for layer in self._layers():
+            for store in (layer.lora_A, layer.lora_B):
+                store[target].load_state_dict(store[source].state_dict())
+
+    def _layers(self) -> list[Any]:
+        from peft.tuners.lora import LoraLayer
+
+        return [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+
+
+def check_base(folder: Path, base_name: str) -> bool:
+    """Whether a folder holds an adapter. Raises RunFailed if it is for another base model than `base_name`."""
+    if not (folder / CONFIG).is_file():
+        return False
+    saved = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if saved != base_name:
+        raise RunFailed(f"{folder} is an adapter for the base model '{saved}', not for '{base_name}'")
+    return True
+
+
+def _patch_forward(layer: Any, active: ActiveAdapter) -> None:
+    """Let a LoRA layer add the active adapter instead of peft's."""
+    if not hasattr(layer, "alignkit_active"):
+        layer.alignkit_active = active
+        layer.forward = MethodType(_forward, layer)
+
+
+def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The base layer plus the active adapter, in the layer's dtype; adapters are stored in fp32."""
+    base, adapter = self.base_layer, self.alignkit_active.name
+    plain = type(base) is nn.Linear  # quantized layers are subclasses with a product of their own
+    if adapter is None:
+        return matmul.linear(x, base.weight, base.bias) if plain else base(x, *args, **kwargs)
+    down, up, scale = self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.scaling[adapter]
+    if plain:
+        return adapted(x, base.weight, base.bias, down, up, scale)
+    result: Tensor = base(x, *args, **kwargs)
+    return result + low_rank(x, down, up, scale)
