@@ -1,12 +1,14 @@
 """Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
-`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `plugins`, or a kind and a name: `algorithm ppo`.
+`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data` and `plugins`; a package (`room alignkit/kernels`); or a kind
+and a name (`algorithm ppo`).
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -52,9 +54,13 @@ def part(what: str) -> str:
         return table(option_rows(MODELS[what]))
     if what == "plugins":
         return plugin_table()
+    if kind == "room" and (ROOT / name / "__init__.py").is_file():
+        return room(ROOT / name)
     if kind in KINDS and plugins().registry.has(kind, name):
         return component(kind, plugins().registry.get(kind, name))
-    raise ValueError(f"'{what}' cannot be generated; known are {', '.join([*MODELS, 'plugins', 'KIND NAME'])}")
+    raise ValueError(
+        f"'{what}' cannot be generated; known are {', '.join([*MODELS, 'plugins', 'room FOLDER', 'KIND NAME'])}"
+    )
 
 
 def component(kind: str, registration: Registration) -> str:
@@ -83,6 +89,19 @@ def plugin_table() -> str:
                 provides.setdefault(registration.plugin, []).append(text)
     lines = [(f"`{plugin}`", "; ".join(texts)) for plugin, texts in sorted(provides.items())]
     return markdown(("plugin", "provides"), lines)
+
+
+def room(folder: Path) -> str:
+    """A package's modules, each with the first sentence of its docstring."""
+    modules = sorted(file for file in folder.glob("*.py") if not file.name.startswith("_"))
+    rows = [(f"`{file.name}`", first_sentence(file)) for file in modules]
+    return f"{first_sentence(folder / '__init__.py')}\n\n{markdown(('module', 'purpose'), rows)}"
+
+
+def first_sentence(file: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s", paragraph)[0]
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
