@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from alignkit.batch import Batch, Outputs
 from alignkit.data.group import Group, previews
@@ -18,7 +18,7 @@ from alignkit.options import Options as _Options
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit.kernels.lm_head import Entropy
+Entropy = bool | Literal["reported"]  # "reported": without a gradient
 
 
 class Source(enum.Enum):

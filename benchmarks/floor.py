@@ -152,7 +152,7 @@ def probe(job: Job, gate: Gate) -> None:
     gate.begin()
     import torch
 
-    from alignkit.kernels.matmul import times
+    from alignkit.kernels.matmul import matmul
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     width = 8192 if device == "cuda" else 256 if job.short else 2048
@@ -160,7 +160,7 @@ def probe(job: Job, gate: Gate) -> None:
     for name in BYTES:
         a, b = (torch.randn(width, width, device=device, dtype=getattr(torch, name)) for _ in range(2))
         # Whichever is faster of what torch takes and what we take: a slow one would flatter us.
-        best = min(_best(lambda a=a, b=b, product=product: product(a, b)) for product in (torch.mm, times))  # type: ignore[misc]
+        best = min(_best(lambda a=a, b=b, product=product: product(a, b)) for product in (torch.mm, matmul))  # type: ignore[misc]
         rates["flop"][name] = 2 * width**3 / best
     x = torch.ones((32 if job.short else 256) * 2**20, device=device)
     rates["bandwidth"] = x.numel() * 4 / _best(x.sum)

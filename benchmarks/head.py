@@ -65,12 +65,12 @@ def run(job: Job, gate: Gate, score: Callable[[Problem, Tensor], Tensor]) -> Non
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.kernels.lm_head import logprobs_from_hidden
+    from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
 
     def score(problem: Problem, hidden: Tensor) -> Tensor:
         counts = problem.scored[:, 1:]
         tokens = problem.tokens[:, 1:][counts]
-        return -logprobs_from_hidden(hidden[:, :-1][counts], problem.weight, tokens)[0].mean()
+        return -logprobs_and_entropy(hidden[:, :-1][counts], tokens, HeadSpec(problem.weight))[0].mean()
 
     run(job, gate, score)
 

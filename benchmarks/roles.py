@@ -65,7 +65,8 @@ def _ours(job: Job) -> tuple[SharedModel, dict[str, float]]:
     """The base with its roles, and what each of them thinks of a text; without adapters fresh ones."""
     import torch
 
-    from alignkit.kernels.attention import GroupSpan, TreeLayout
+    from alignkit.kernels.attention import TreeLayout
+    from alignkit.kernels.layout import GroupSpan
 
     adapters = folders(job) if job.adapters else dict.fromkeys(ROLES)
     policy = models.load(job)

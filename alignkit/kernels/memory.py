@@ -1,44 +1,33 @@
-"""When memory runs out, micro-batches are halved and the work is done again: the same result in smaller pieces.
-
-And before that: what large tensors free is kept for the next ones, and goes back to the system when it has piled up.
-"""
+"""How much memory a device has, whether it ran out, and when freed memory returns to the system."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-if TYPE_CHECKING:
-    pass
+from alignkit.kernels import capabilities, mode
 
-T = TypeVar("T")
-CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 GROWTH = 512 * 2**20  # bytes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's `mallopt`
 
 
 def total(device: torch.device) -> float:
-    """Bytes of the device's memory, or of main memory, of the container's where that has less; without limit where the
-    system does not tell.
-    """
+    """Bytes of memory of a GPU, of the machine or of the container, if that has less; inf if unknown."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[1])
     try:
         machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (OSError, ValueError, AttributeError):
         machine = float("inf")
-    return min([machine, *(_limit(file) for file in CONTAINER)])
+    return min([machine, *(_cgroup_limit(file) for file in CGROUP_LIMITS)])
 
 
-def _limit(file: Path) -> float:
-    """What a file of a control group says, in bytes; it says "max" where there is no limit."""
+def _cgroup_limit(file: Path) -> float:
+    """The limit in a control group's file, in bytes; inf if the file is missing or says "max"."""
     try:
         return float(file.read_text().strip().replace("max", "inf"))
     except (OSError, ValueError):
@@ -46,58 +35,59 @@ def _limit(file: Path) -> float:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, told by what libraries raise for it."""
+    """Whether an error, by its type or text, means that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate" in text)
 
 
-@functools.cache
-def _allocator(name: str) -> Callable[..., int] | None:
-    """A function of glibc's allocator; None where there is another."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+def release_cached(device: torch.device) -> None:
+    """Return memory that torch caches on a GPU, so that larger pieces can be allocated."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def retain_freed_memory() -> None:
-    """Let glibc keep what large tensors free: giving it back and faulting it in again costs a tenth of a step."""
-    if (mallopt := _allocator("mallopt")) is not None:
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
+    """Let glibc keep the memory of freed tensors. Returning it and faulting it in again takes a tenth of a step."""
+    mallopt = capabilities.glibc("mallopt")
+    if mallopt is not None and mode() == "fast":
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
 
 
-def trim_freed_memory() -> None:
-    """Let glibc give freed memory back to the system."""
-    if (trim := _allocator("malloc_trim")) is not None:
-        trim(0)
+def trim() -> bool:
+    """Let glibc return freed memory to the system; whether it could be asked to."""
+    malloc_trim = capabilities.glibc("malloc_trim")
+    if malloc_trim is None or mode() == "torch":
+        return False
+    malloc_trim(0)
+    return True
 
 
 @dataclass
 class TrimOnGrowth:
-    """Gives freed memory back once the process has grown by GROWTH.
+    """Trims the process once it has grown by GROWTH.
 
-    Rows of tokens differ in size from step to step, so the pieces that `retain_freed_memory` keeps fit badly, and the
-    process would grow without end: SFT of a model with 135M weights from 2 to 4.4 GiB in 20 steps.
+    Packed rows differ in size from step to step, so pieces kept by `retain_freed_memory` fit badly. Without trimming,
+    the process grows without bound: SFT of a model with 135M weights went from 2 to 4.4 GiB in 20 steps.
     """
 
-    before: int | None = None  # bytes that were resident when it was first looked at after giving back
+    baseline: int | None = None  # resident bytes at the first check after a trim
 
-    def now(self) -> bool:
-        """Call it where little is held, such as between steps. Whether memory was given back."""
-        if _allocator("malloc_trim") is None:
-            return False
+    def check(self) -> bool:
+        """Trim if the process has grown enough; whether it did. Call it between steps, when little is allocated."""
         resident = _resident()
-        if self.before is None:
-            self.before = resident
-        if resident < self.before + GROWTH:
+        if self.baseline is None:
+            self.baseline = resident
+        if resident < self.baseline + GROWTH or not trim():
             return False
-        trim_freed_memory()
-        self.before = None
+        self.baseline = None
         return True
 
 
 def _resident() -> int:
-    """Bytes of this process in memory; 0 where the system does not tell."""
+    """Resident bytes of this process; 0 if the system does not report them."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

@@ -1,56 +1,56 @@
-"""Weights for sampling a few rows in fp32 on a CPU: a role's adapter merged into a copy in the kernels' own order.
+"""Packed weights for sampling a few rows in fp32 on a CPU, with a role's adapter merged in.
 
-A product of few rows could take as long as reading the weights. But libraries bring these into an order of their own
-first, at every call, and the two thin products of an adapter cost as much again in calls.
+A product of a few rows could take no longer than reading the weight. But the libraries reorder the weight at every
+call, and the adapter's two thin products cost as much again in calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignkit.kernels import matmul, memory
+from alignkit.kernels import capabilities, matmul, memory
 from alignkit.kernels.matmul import PackedWeight
 
-if TYPE_CHECKING:
-    from alignkit.models.shared_model import Role, SharedModel
-
-MOST_ROWS = 96  # with more, plain products are as fast
-LEAST_TOKENS = 16  # with fewer, making the copy takes longer than it saves
-SHARE = 1 / 16  # of all memory, that the copy may take
+MAX_ROWS = 96  # with more rows, plain products are as fast
+MIN_TOKENS = 16  # with fewer tokens per row, packing takes longer than it saves
+MEMORY_SHARE = 1 / 16  # share of all memory that the packed weights may take
 
 
 @contextmanager
-def merged(policy: SharedModel, name: str, rows: int, tokens: int) -> Iterator[None]:
-    """Inside, products of up to `rows` rows without gradients by a role's layers use a copy of their weights, if that
-    is of use to sample so many tokens a row. The role must not learn meanwhile.
+def prepacked_weights(model: Any, adapter: str | None, rows: int, tokens: int) -> Iterator[None]:
+    """Pack the weights for sampling `tokens` tokens in each of up to `rows` rows, if that is faster.
+
+    model: a transformers model, whose adapters may be peft's. adapter: the one to merge; None: the base. Its parameters
+    must not change inside.
     """
-    useful = 0 < rows <= MOST_ROWS and tokens >= LEAST_TOKENS
-    if not (useful and _possible(policy)):
+    if not (0 < rows <= MAX_ROWS and tokens >= MIN_TOKENS and _packable(model)):
         yield
         return
-    memory.trim_freed_memory()  # what is kept from the last step, and fits no copy, would stay beside them
+    memory.trim()  # freed memory of the last step comes in pieces that no packed weight fits
     try:
-        with matmul.using(_copies_if_they_fit(policy.roles[name], rows)):
+        with matmul.using(_pack_within_memory(model, adapter, rows)):
             yield
     finally:
-        memory.trim_freed_memory()  # what comes next would not fit into the gaps that many small copies leave
+        memory.trim()  # many small weights leave gaps that the next step's tensors do not fit
 
 
-def _possible(policy: SharedModel) -> bool:
-    if policy.device.type != "cpu" or policy.dtype != torch.float32 or not matmul.can_order():
+def _packable(model: Any) -> bool:
+    weight = model.get_output_embeddings().weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not capabilities.can_pack_weights():
         return False
-    return sum(parameter.nbytes for parameter in policy.model.parameters()) <= SHARE * memory.total(policy.device)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    return bool(size <= MEMORY_SHARE * memory.total(weight.device))
 
 
-def _copies_if_they_fit(role: Role, rows: int) -> dict[int, PackedWeight]:
-    """An empty mapping where memory runs out: sampling goes on without."""
+def _pack_within_memory(model: Any, adapter: str | None, rows: int) -> dict[int, PackedWeight]:
+    """`_pack`, or no packed weights if memory runs out: sampling works without them."""
     try:
-        return _make_copies(role, rows)
+        return _pack(model, adapter, rows)
     except (MemoryError, RuntimeError) as error:
         if not memory.ran_out(error):
             raise
@@ -58,21 +58,22 @@ def _copies_if_they_fit(role: Role, rows: int) -> dict[int, PackedWeight]:
 
 
 @torch.no_grad()
-def _make_copies(role: Role, rows: int) -> dict[int, PackedWeight]:
-    """By the parameter that names a product: an adapter's upper factor, or a weight without an adapter."""
+def _pack(model: Any, adapter: str | None, rows: int) -> dict[int, PackedWeight]:
+    """Packed weights by the `id` of the parameter they replace: the adapter's upper factor, or the plain weight."""
     from peft.tuners.lora import LoraLayer
 
-    head = role.model.get_output_embeddings()
-    found = {id(head.weight): PackedWeight(head.weight, getattr(head, "bias", None), rows)}
-    for layer in role.model.modules():
+    head = model.get_output_embeddings()
+    packed = {id(head.weight): PackedWeight(head.weight, getattr(head, "bias", None), rows)}
+    for layer in model.modules():
+        # Quantized layers are subclasses of `nn.Linear`, and their weights are no plain matrices.
         if isinstance(layer, LoraLayer) and type(layer.base_layer) is nn.Linear:
-            key, weight = _weight(layer, role.adapter)
-            found[id(key)] = PackedWeight(weight, layer.base_layer.bias, rows)
-    return found
+            key, weight = _merged(layer, adapter)
+            packed[id(key)] = PackedWeight(weight, layer.base_layer.bias, rows)
+    return packed
 
 
-def _weight(layer: Any, adapter: str | None) -> tuple[Tensor, Tensor]:
-    """The parameter that names the layer's product, and the weight with the adapter merged into it."""
+def _merged(layer: Any, adapter: str | None) -> tuple[Tensor, Tensor]:
+    """The parameter that stands for the layer's product, and the layer's weight with the adapter merged in."""
     weight = layer.base_layer.weight
     if adapter is None:
         return weight, weight

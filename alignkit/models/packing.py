@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit.kernels.attention import GroupSpan, TreeLayout
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import GroupSpan
 from alignkit.models.encoding import Encoded
 
 

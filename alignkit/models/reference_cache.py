@@ -21,10 +21,11 @@ from torch import Tensor
 
 from alignkit.io.atomic import whole_file
 from alignkit.io.digest import digest, file_digest, model_digest, versions
-from alignkit.kernels import matmul
+from alignkit.kernels import capabilities
 from alignkit.models.encoding import Encoded
 from alignkit.models.shared_model import SharedModel
 
+PACKAGE = Path(__file__).parent.parent
 KEPT = 2**30  # bytes of all files, the ones used last
 
 
@@ -68,18 +69,15 @@ class ReferenceCache:
 
 
 def _key(policy: SharedModel, adapter: Path | None, encoded: Sequence[Encoded]) -> str:
-    where = policy.device
     facts = {
         "base": model_digest(policy.source),
         "adapter": model_digest(str(adapter)) if adapter is not None else None,
         "precision": [str(policy.dtype), policy.spec.quantization, torch.get_float32_matmul_precision()],
         "packing": [policy.packs, policy.token_budget],
-        "hardware": [str(where), torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()],
-        "kernels": [matmul.amd(), matmul.multiplies_bf16()],  # what they are chosen by
-        "gpu": torch.cuda.get_device_name(where) if where.type == "cuda" else None,
+        "kernels": capabilities.choices(policy.device),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "versions": versions() | {"bitsandbytes": importlib.metadata.version("bitsandbytes")},
-        "code": [file_digest(file) for file in sorted(Path(__file__).parent.glob("*.py"))],
+        "code": [file_digest(file) for file in sorted(PACKAGE.rglob("*.py"))],
     }
     key = hashlib.sha256(digest(facts).encode())
     for group in encoded:  # piece by piece: as one text they may be larger than the model

@@ -18,8 +18,10 @@ from alignkit import seeds
 from alignkit.data.group import Group, Response
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels import attention
-from alignkit.kernels.attention import Decoding, GroupSpan, TreeLayout
-from alignkit.kernels.sampling_weights import merged
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.decoding import Decoding
+from alignkit.kernels.layout import GroupSpan
+from alignkit.kernels.sampling_weights import prepacked_weights
 from alignkit.models.encoding import Encoder, Ids
 from alignkit.models.loading import backbone, largest
 from alignkit.models.shared_model import SharedModel
@@ -109,7 +111,8 @@ def sample(
     queue = deque(sorted(waiting, key=lambda s: (-len(prompts[s.prompt]), s.prompt, s.sample)))
     if policy.packs:
         limit = _most_rows(policy, max((len(prompt) for prompt in prompts), default=0), sampling)
-        with merged(policy, role, min(limit, len(queue)), sampling.max_new_tokens):
+        owner = policy.roles[role]
+        with prepacked_weights(owner.model, owner.adapter, min(limit, len(queue)), sampling.max_new_tokens):
             _write_packed(policy, role, encoder, prompts, queue, sampling, limit)
     else:
         _write_unpacked(policy, role, encoder, prompts, queue, sampling)
@@ -211,7 +214,7 @@ def _enter(
     """
     entering = rows[len(keep) :]
     if not entering:
-        decoding.change_rows(keep, _room(rows))
+        decoding.update_rows(keep, _room(rows))
         return torch.zeros(0, device=policy.device)
     wanted = sorted({draft.prompt for draft in entering})
     segments: list[GroupSpan] = []
@@ -219,10 +222,10 @@ def _enter(
     for prompt in wanted:
         segments.append(GroupSpan(len(tokens), len(prompts[prompt]), ()))
         tokens += prompts[prompt]
-    prefill = TreeLayout(segments, keep=True)
+    prefill = TreeLayout(segments, store_kv=True)
     hidden = policy.hidden(role, prefill, torch.tensor(tokens))
     owners = [wanted.index(draft.prompt) for draft in entering]
-    decoding.change_rows(keep, _room(rows), prefill, owners)
+    decoding.update_rows(keep, _room(rows), prefill, owners)
     ends = [segments[owner].start + segments[owner].prompt - 1 for owner in owners]
     return policy.next_logits(role, hidden[ends])
 

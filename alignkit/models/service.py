@@ -15,7 +15,8 @@ from torch import Tensor
 
 from alignkit.data.group import Group, Message, previews
 from alignkit.errors import DataError, RunFailed
-from alignkit.kernels.attention import GroupSpan, TreeLayout
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import GroupSpan
 from alignkit.models.encoding import Encoded, Encoder, Ids
 from alignkit.models.forward import measure
 from alignkit.models.loading import has_score, load_weights

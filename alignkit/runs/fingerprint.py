@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from alignkit import kernels
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.io.digest import digest, file_digest, model_digest, versions
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of
@@ -31,6 +32,7 @@ def stage_hash(stage: Stage, recipe: Recipe, base: Any, seed: int, upstream: Map
             "template": _files_named(recipe.model, recipe.folder),
             "base": base,
             "seed": seed,
+            "kernels": kernels.mode(),
             "versions": versions(),
         }
     )

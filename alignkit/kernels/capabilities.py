@@ -1,0 +1,147 @@
+"""What this machine and this build of torch can do, and every private torch operator that the kernels call.
+
+The answers follow from names and versions, never from timings: a resumed run must round exactly as the original did.
+A private operator may change in any release of torch. One that is missing, or takes other arguments, counts as
+unavailable, and torch's public operators are used instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.kernels import mode
+
+# CPU flags of instructions that multiply bf16.
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
+
+
+def choices(device: torch.device) -> dict[str, Any]:
+    """Which kernels run on this machine, and the facts behind that: part of the key of anything stored bit for bit."""
+    return {
+        "mode": mode(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "amd": is_amd(),
+        "bf16": multiplies_bf16(torch.device("cpu")),
+        "onednn": uses_onednn(),
+        "tiles": can_tile(),
+    }
+
+
+# The machine
+
+
+def default_device() -> torch.device:
+    """The GPU if torch can use one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@functools.cache
+def is_amd() -> bool:
+    """Whether this is an AMD processor."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bf16."""
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bf16()
+
+
+@functools.cache
+def _cpu_multiplies_bf16() -> bool:
+    # Not `mkldnn.is_bf16_supported`: without the instructions oneDNN converts every number, four times as slow as fp32.
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        flags = torch.cpu.get_capabilities()
+        return any(flags.get(name) for name in BF16_INSTRUCTIONS)
+    if platform.machine() == "aarch64":  # from here on: an older torch
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@functools.cache
+def glibc(name: str) -> Callable[..., int] | None:
+    """A function of glibc's allocator; None if the C library has no such function."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+
+
+# Private operators
+
+
+@functools.cache
+def _has_operator(namespace: str, name: str, arguments: int, overload: str = "default") -> bool:
+    """Whether torch has the operator `torch.ops.namespace.name` and it takes this number of arguments."""
+    operator = getattr(getattr(getattr(torch.ops, namespace), name, None), overload, None)
+    return operator is not None and len(operator._schema.arguments) == arguments
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether fp32 products by oneDNN are available."""
+    return torch.backends.mkldnn.is_available() and _has_operator("mkldnn", "_linear_pointwise", 6)
+
+
+def uses_onednn() -> bool:
+    """Whether fp32 products go to oneDNN: on AMD processors, where torch's default, MKL, is slower."""
+    return mode() == "fast" and is_amd() and has_onednn()
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b by oneDNN, without a gradient; W may be packed."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def can_pack_weights() -> bool:
+    """Whether the library of fp32 products can reorder a weight in advance."""
+    if mode() == "torch":
+        return False
+    if uses_onednn():
+        return _has_operator("mkldnn", "_reorder_linear_weight", 2)
+    mkl = _has_operator("mkl", "_mkl_reorder_linear_weight", 2) and _has_operator("mkl", "_mkl_linear", 5)
+    return torch.backends.mkl.is_available() and mkl
+
+
+def onednn_pack(weight: Tensor, rows: int) -> Tensor:
+    """The weight in oneDNN's order for products of `rows` rows."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return packed
+
+
+def mkl_pack(weight: Tensor, rows: int) -> Tensor:
+    """The weight in MKL's order for products of exactly `rows` rows."""
+    packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+    return packed
+
+
+def mkl_linear(x: Tensor, packed: Tensor, shape: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b by MKL for as many rows as W was packed for; `shape` is any tensor of W's shape."""
+    product: Tensor = torch.ops.mkl._mkl_linear(x, packed, shape, bias, len(x))
+    return product
+
+
+def can_tile() -> bool:
+    """Whether attention in tiles is available: its backward pass needs one private operator."""
+    return mode() == "fast" and _has_operator("aten", "_softmax_backward_data", 5, "out")
+
+
+def softmax_backward_(gradient: Tensor, probabilities: Tensor) -> Tensor:
+    """The gradient of the last dimension's softmax, given that of its result; written over `gradient`."""
+    dtype = probabilities.dtype
+    torch.ops.aten._softmax_backward_data.out(gradient, probabilities, -1, dtype, grad_input=gradient)
+    return gradient

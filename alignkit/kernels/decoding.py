@@ -1,0 +1,139 @@
+"""Attention for sampling: one new token per row against a preallocated cache.
+
+The rows of the cache are right-aligned, so all of them write their next token to the same column. The only mask is the
+empty space to the left of the shorter ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignkit.kernels.attention import TreeLayout, attention
+from alignkit.kernels.layout import AttentionArgs, GroupSpan
+
+BLOCK = 32  # rows that one call of the attention decodes
+
+KeyValues = dict[int, tuple[Tensor, Tensor]]  # of each layer
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Which rows of a cache remain and which prompts enter.
+
+    keep: rows that remain. used: the columns that they fill. prompts: of the rows that enter behind them. column: where
+    all rows end afterwards. room: columns to allocate after it.
+    """
+
+    keep: list[int]
+    used: slice
+    prompts: Sequence[GroupSpan]
+    column: int
+    room: int
+
+
+class Cache:
+    """Keys and values of each layer, [rows, heads, columns, size]."""
+
+    def __init__(self) -> None:
+        self.layers: KeyValues = {}
+
+    def update(self, change: _Change, prefill: KeyValues) -> None:
+        """Replace the cache, one tensor at a time, so that only one layer is in memory twice.
+
+        prefill: keys and values of the entering prompts, [heads, tokens, size] each.
+        """
+        for layer in list(self.layers or prefill):
+            old, new = self.layers.get(layer), prefill.get(layer)
+            keys = _updated(old and old[0], new and new[0], change)
+            self.layers[layer] = (keys, _updated(old and old[1], new and new[1], change))
+
+
+def _updated(old: Tensor | None, prefill: Tensor | None, change: _Change) -> Tensor:
+    like = old[0] if old is not None else prefill
+    assert like is not None  # a layer without a cache has been prefilled
+    rows, kept = len(change.keep) + len(change.prompts), len(change.keep)
+    new = like.new_zeros(rows, like.shape[0], change.column + change.room, like.shape[-1])
+    if old is not None and kept:
+        _right_align(new[:kept], old[:, :, change.used][change.keep], change.column)
+    if prefill is not None:
+        for row, span in zip(new[kept:], change.prompts, strict=True):
+            _right_align(row, prefill[:, span.start : span.start + span.prompt], change.column)
+    return new
+
+
+def _right_align(rows: Tensor, values: Tensor, column: int) -> None:
+    """Write values so that they end before `column`, both [..., columns, size]."""
+    rows[..., column - values.shape[-2] : column, :] = values
+
+
+class Decoding:
+    """A `Layout` that attends with one new token per row to all that the row has so far.
+
+    Rows leave and enter while others continue. Neighbors should have similar lengths: rows are decoded in blocks, and a
+    block skips the columns that all of its rows leave empty.
+    """
+
+    def __init__(self) -> None:
+        self.column = 0  # where every row's next token goes
+        self.starts = torch.zeros(0, dtype=torch.int64)  # [rows], first column of each
+        self.cache = Cache()
+        self._blocks: list[tuple[slice, int]] = []  # rows, and the first column that any of them fills
+        self._masks: dict[int | None, Tensor] = {}
+
+    def update_rows(
+        self, keep: Sequence[int], room: int, prefill: TreeLayout | None = None, owners: Sequence[int] = ()
+    ) -> None:
+        """Drop all rows but `keep`, then append one for each of `owners`: the prompt's index in `prefill.spans`.
+
+        prefill: has stored its prompts' keys and values. room: tokens that a row may still write.
+        """
+        prompts = [prefill.spans[owner] for owner in owners] if prefill is not None else []
+        kept = self.starts[list(keep)]
+        first = int(kept.min()) if len(kept) else self.column
+        column = max(self.column - first, *(span.prompt for span in prompts), 0)
+        change = _Change(list(keep), slice(first, self.column), prompts, column, room)
+        self.cache.update(change, prefill.kv if prefill is not None else {})
+        entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
+        self.starts = torch.cat([kept + column - self.column, entered])
+        self.column = column
+        self._blocks = [
+            (slice(row, row + BLOCK), int(self.starts[row : row + BLOCK].min()))
+            for row in range(0, len(self.starts), BLOCK)
+        ]
+        self._masks.clear()
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+        """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""
+        keys, values = self.cache.layers[layer]
+        keys[:, :, self.column] = k[:, :, 0]
+        values[:, :, self.column] = v[:, :, 0]
+        mask = self._mask(args.window, q.device)
+        rows, heads, _, size = q.shape
+        # The query heads that share a key head become its queries: one product per key head, and no copy of the keys.
+        q = q.view(rows, k.shape[1], heads // k.shape[1], size)
+        parts = []
+        for block, first in self._blocks:
+            seen = slice(first, self.column + 1)
+            parts.append(
+                attention(q[block], keys[block, :, seen], values[block, :, seen], mask[block, ..., seen], args)
+            )
+        return torch.cat(parts).reshape(rows, heads, 1, -1)  # values may differ in size from queries
+
+    def _mask(self, window: int | None, device: torch.device) -> Tensor:
+        """[rows, 1, 1, column + 1], true if a row sees a column."""
+        if window not in self._masks:
+            columns = torch.arange(self.column + 1)[None]
+            sees = columns >= self.starts[:, None]
+            if window is not None:
+                sees &= columns > self.column - window
+            self._masks[window] = sees[:, None, None].to(device)
+        return self._masks[window]
+
+    def advance(self) -> None:
+        """Move to the next column; all layers have written this one."""
+        self.column += 1
+        self._masks.clear()

@@ -1,0 +1,59 @@
+"""How the tokens of a forward pass see each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionArgs:
+    """What a model's layer asks of its attention: scale of the scores, sliding window in tokens, cap of the scores."""
+
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+
+
+class Layout(Protocol):
+    """Computes attention for the tokens that it describes."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+        """q [rows, heads, tokens, size], k and v with fewer heads or as many -> [rows, heads, tokens, size of v]."""
+        ...
+
+
+@dataclass(frozen=True)
+class GroupSpan:
+    """A group's place in a packed row: its first token, and the lengths of its prompt and responses in tokens."""
+
+    start: int
+    prompt: int
+    responses: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.prompt + sum(self.responses)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and its longest response."""
+        return self.prompt + max(self.responses, default=0)
+
+    @property
+    def split_responses(self) -> bool:
+        """Whether padded rows, one per response, take clearly fewer products than one mask over the whole group."""
+        if len(self.responses) < 2 or min(self.prompt, *self.responses) == 0:
+            return False
+        longest = max(self.responses)
+        split = self.prompt**2 + len(self.responses) * longest * (self.prompt + longest)
+        return 2 * split < self.length**2
+
+    def positions(self) -> Tensor:
+        """Each token's position in its own sequence, [length]: every response continues the prompt."""
+        parts = [torch.arange(self.prompt)]
+        parts += [torch.arange(self.prompt, self.prompt + length) for length in self.responses]
+        return torch.cat(parts)
