@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from alignkit.kernels.memory import ran_out, total
+from alignkit.kernels.memory import ran_out, release_cached, total
 
 if TYPE_CHECKING:
     from alignkit.models.shared_model import SharedModel
@@ -93,5 +93,4 @@ def within_memory(model: SharedModel, work: Callable[[], T]) -> T:
                 raise
         # Outside the handler, because the traceback of a handled error keeps the activations alive.
         gc.collect()
-        if model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cached(model.device)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from alignkit.errors import RunFailed
 from alignkit.kernels import attention, tiled_attention
-from alignkit.kernels.attention import Decoding, GroupSpan, TreeLayout
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.decoding import Decoding
+from alignkit.kernels.layout import GroupSpan
 from alignkit.models.loading import backbone, largest
 
 if TYPE_CHECKING:
@@ -52,11 +54,11 @@ def why_not_packable(model: SharedModel, base: str) -> str:
     ids = torch.linspace(size // 4, size - 1, LENGTH).long()
     failure = ""
     try:
-        packed = TreeLayout(SPANS, keep=True)
+        packed = TreeLayout(SPANS, store_kv=True)
         together = model.hidden(base, packed, ids)
         if refusal := _refusal(model, packed):
             return refusal
-        tiled = model.hidden(base, TreeLayout(SPANS, costs=tiled_attention.NOTHING), ids)
+        tiled = model.hidden(base, TreeLayout(SPANS, costs=tiled_attention.ALWAYS_TILE), ids)
         rows = _rows(ids)
         separate = [model.hidden(base, TreeLayout([_one_row(row)]), row) for row in rows]
         decoded = _decoded(model, base, [rows[0], rows[2]])
@@ -84,8 +86,8 @@ def why_not_packable(model: SharedModel, base: str) -> str:
 def _refusal(model: SharedModel, packed: TreeLayout) -> str:
     """Say why the configuration rules packed rows out, whatever two dozen tokens show. packed: after a forward pass."""
     config = model.model.config.get_text_config()
-    if len(packed.kept) < config.num_hidden_layers:
-        return f"only {len(packed.kept)} of its layers use transformers' attention interface"
+    if len(packed.kv) < config.num_hidden_layers:
+        return f"only {len(packed.kv)} of its layers use transformers' attention interface"
     if getattr(config, "attn_temperature_tuning", None):  # only takes effect after thousands of tokens
         return "it scales queries by their position in the row"
     window = _window(config)
@@ -125,10 +127,10 @@ def check_head(model: SharedModel, base: str) -> None:
 def _decoded(model: SharedModel, base: str, rows: Sequence[Tensor]) -> Tensor:
     """Compute the hidden states of each row's last token the way sampling does, [rows, hidden]."""
     starts = [sum(len(row) - 1 for row in rows[:number]) for number in range(len(rows))]
-    prefill = TreeLayout([GroupSpan(s, len(row) - 1, ()) for s, row in zip(starts, rows, strict=True)], keep=True)
+    prefill = TreeLayout([GroupSpan(s, len(row) - 1, ()) for s, row in zip(starts, rows, strict=True)], store_kv=True)
     model.hidden(base, prefill, torch.cat([row[:-1] for row in rows]))
     decoding = Decoding()
-    decoding.change_rows([], 1, prefill, range(len(rows)))
+    decoding.update_rows([], 1, prefill, range(len(rows)))
     positions = torch.tensor([[len(row) - 1] for row in rows], device=model.device)
     last = torch.stack([row[-1:] for row in rows]).to(model.device)
     with attention.using(decoding), model.using_role(base) as network:

@@ -14,7 +14,7 @@ import torch
 
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed
-from alignkit.kernels.matmul import multiplies_bf16
+from alignkit.kernels import capabilities
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
@@ -23,9 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def device_of(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    return capabilities.default_device() if name == "auto" else torch.device(name)
 
 
 def dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:
@@ -34,9 +32,7 @@ def dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:
         return DTYPES[spec.dtype]
     if spec.lora is None:
         return torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if multiplies_bf16() else torch.float32
+    return torch.bfloat16 if capabilities.multiplies_bf16(device) else torch.float32
 
 
 def load_base(

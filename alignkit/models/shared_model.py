@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
-from alignkit.kernels import attention, lm_head, matmul
+from alignkit.kernels import attention, matmul
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.lm_head import Entropy
+from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.memory import retain_freed_memory
 from alignkit.models import load_check
 from alignkit.models.adapters import ActiveAdapter, Adapters
@@ -239,7 +239,7 @@ class SharedModel:
         """Compute the same with the model's own attention: each response in a row of its own, behind its prompt."""
         parts: list[Tensor] = []
         with self.using_role(name) as model:
-            for span in layout.segments:
+            for span in layout.spans:
                 prompt = tokens[span.start : span.start + span.prompt]
                 start = span.start + span.prompt
                 for index, length in enumerate(span.responses or (0,)):
@@ -257,16 +257,8 @@ class SharedModel:
         hidden: [n, hidden], the states before the tokens [n]. entropy: "reported" gives it no gradient.
         """
         head = self.roles[name].model.get_output_embeddings()
-        return lm_head.logprobs_from_hidden(
-            hidden,
-            head.weight,
-            tokens.to(self.device),
-            bias=getattr(head, "bias", None),
-            temperature=temperature,
-            softcap=self._softcap,
-            scale=self._logit_scale,
-            entropy=entropy,
-        )
+        spec = HeadSpec(head.weight, getattr(head, "bias", None), temperature, self._softcap, self._logit_scale)
+        return logprobs_and_entropy(hidden, tokens.to(self.device), spec, entropy=entropy)
 
     def next_logits(self, name: str, hidden: Tensor) -> Tensor:
         """Compute the logits of every next token [n, vocabulary], fp32, from hidden states [n, hidden]."""
