@@ -1,4 +1,4 @@
-"""Groups on disk, files of every kind and their faults, detection, splitting, mixing, and the shipped data."""
+"""Groups on disk, every kind of file and its faults, format detection, splitting, mixing, and the shipped data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import json
 import math
 import re
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,71 +16,46 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit.data import files, sources
 from alignkit.data import group as groups_module
-from alignkit.data.files import SkippedRow
+from alignkit.data.files import MAX_LISTED, SkippedRow
 from alignkit.data.group import Group, Message, Pair, Response
+from alignkit.data.sources import DataSource, DataSpec, Loaded
+from alignkit.data.sources import load as load_spec
 from alignkit.errors import BadRow, DataError
 from alignkit.formats import Format
+from alignkit.registry import Component, Registration
 
 PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "dialogues", "groups")
 SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
 FORMATS: dict[str, type[Format]] = {}
 for plugin in PLUGINS:
     importlib.import_module(f"alignkit_{plugin}").register_formats(
-        lambda name, thing, summary="": FORMATS.__setitem__(name, thing)
+        lambda name, cls, summary="": FORMATS.__setitem__(name, cls)
     )
 
 
-@dataclass
-class Registration:
-    thing: type[Format]
+def component(cls: type[Format], **options: Any) -> Component:
+    return Component("format", cls.__name__, Registration(cls.__name__, cls), cls.Options(**options))
 
 
-@dataclass
-class Chosen:
-    """A recipe's component: a format and its options."""
-
-    registration: Registration
-    options: Any
+def named(name: str, **options: Any) -> Component:
+    return component(FORMATS[name], **options)
 
 
-@dataclass
-class Source:
-    """A recipe's DataSource."""
-
-    path: Path | None = None
-    format: Chosen | None = None
-    stage: str | None = None
-    hub: str | None = None
-    limit: int | None = None
-    split: str | None = None
-    validation: float = 0.0
-    weight: float = 1.0
-    on_bad_row: str = "error"
-    columns: dict[str, str] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
+def source(path: Path, **keys: Any) -> DataSource:
+    return DataSource(path=path, **keys)
 
 
-@dataclass
-class Spec:
-    sources: tuple[Source, ...]
-
-
-def named(name: str, **options: Any) -> Chosen:
-    return Chosen(Registration(FORMATS[name]), FORMATS[name].Options(**options))
-
-
-def load(*sources: Source, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> sources.Loaded:
-    return sources.load(Spec(sources), formats=formats, seed=seed, stage_data=stage_data)  # type: ignore[arg-type]
+def load(*sources: DataSource, seed: int = 0, formats: Any = FORMATS, stage_data: Any = None) -> Loaded:
+    return load_spec(DataSpec(sources), formats=formats, seed=seed, stage_data=stage_data)
 
 
 def bad_rows(path: Path, **settings: Any) -> list[tuple[int, str]]:
-    """Row and reason of each bad row, as `skip` lists them; `error` must name the same ones."""
-    skipped = load(Source(path, on_bad_row="skip", **settings)).skipped
+    """Row and reason of each bad row that `skip` counts; `error` must list the same ones."""
+    skipped = load(source(path, on_bad_row="skip", **settings)).skipped
     with pytest.raises(DataError) as error:
-        load(Source(path, **settings))
-    for row in skipped[: files.SHOWN]:
+        load(source(path, **settings))
+    for row in skipped[:MAX_LISTED]:
         assert f"{path}:{row.row}: {row.reason}" in str(error.value)
     return [(row.row, row.reason) for row in skipped]
 
@@ -174,27 +148,27 @@ def test_defaults_are_not_written() -> None:
     [
         ({"prompt": []}, "no key 'alignkit'"),
         ({"alignkit": 2, "prompt": []}, "version 2"),
-        ({"alignkit": 1, "prompt": [], "colour": 1}, "unknown keys: colour"),
+        ({"alignkit": 1, "prompt": [], "color": 1}, "unknown keys: color; the known keys are prompt, responses"),
         ({"alignkit": 1, "prompt": [], "responses": [{"words": ""}]}, "unknown keys: words"),
         ({"alignkit": 1}, "KeyError: 'prompt'"),
         ({"alignkit": 1, "prompt": 5}, "TypeError"),
         ({"alignkit": 1, "prompt": [{"role": "user", "content": 3}]}, "must be text"),
-        ({"alignkit": 1, "prompt": [], "responses": [3]}, "a response is a number"),
+        ({"alignkit": 1, "prompt": [], "responses": [3]}, "a response must be an object, not a number"),
         ({"alignkit": 1, "prompt": [], "pairs": [{"better": 0, "worse": 1}]}, "there are 0"),
     ],
 )
-def test_what_is_no_group_is_refused_with_a_reason(row: Any, reason: str) -> None:
+def test_a_row_that_is_not_a_group_is_bad(row: Any, reason: str) -> None:
     with pytest.raises(BadRow, match=re.escape(reason)):
         groups_module.group_from_json(json.dumps(row))
 
 
 def test_meta_that_json_cannot_hold_names_the_group() -> None:
-    with pytest.raises(ValueError, match="group 'g7': meta"):
+    with pytest.raises(ValueError, match="group 'g7': meta holds a value"):
         groups_module.group_to_json(Group((), id="g7", meta={"x": math.nan}))
 
 
 @pytest.mark.parametrize("name", ["g.jsonl", "deep/er/g.jsonl.gz"])
-def test_written_groups_are_read_back_and_equal_bytes_follow_from_equal_groups(tmp_path: Path, name: str) -> None:
+def test_written_groups_are_read_back_and_equal_groups_have_equal_bytes(tmp_path: Path, name: str) -> None:
     wanted = [Group(prompt(f"q{i}\u2028\x85"), (Response(text="", tokens=(1, 2)),), id=str(i)) for i in range(5)]
     groups_module.write_groups(tmp_path / name, wanted)
     once = (tmp_path / name).read_bytes()
@@ -222,13 +196,13 @@ def test_read_groups_names_every_bad_line(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         groups_module.read_groups(path)
     assert f"{path}:2: not a group" in str(error.value) and f"{path}:4: not valid JSON" in str(error.value)
-    assert "cut off" in str(error.value)
+    assert "may be truncated" in str(error.value)
 
 
 # Pairs, ids, prompts
 
 
-def test_pairs_follow_from_ranks_and_ties_give_none() -> None:
+def test_pairs_follow_from_ranks_and_ties_form_none() -> None:
     ranked = tuple(Response(text=str(r), rank=r) for r in (2, 1, 2, None, 3))
     pairs = groups_module.resolved_pairs(Group((), ranked))
     assert {(p.better, p.worse) for p in pairs} == {(1, 0), (1, 2), (1, 4), (0, 4), (2, 4)}
@@ -250,7 +224,7 @@ def test_an_id_depends_on_the_words_only_and_never_changes() -> None:
     assert len({one, *others}) == 5
 
 
-def test_prompts_of_any_groups_once_each_in_order() -> None:
+def test_each_prompt_is_listed_once_in_order() -> None:
     given_groups = [
         Group(prompt("b"), (Response(text="1"), Response(text="2")), pairs=(Pair(0, 1),), meta={"safety": True}),
         Group(prompt("a"), (Response(text="1"),), bundle="x"),
@@ -289,24 +263,24 @@ FILES = {
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("name", FILES)
-def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str, mark: str, packed: bool) -> None:
+def test_every_kind_of_file_has_the_same_rows(tmp_path: Path, name: str, mark: str, packed: bool) -> None:
     raw = (mark + FILES[name]).encode()
     path = tmp_path / (name + ".gz" * packed)
     path.write_bytes(gzip.compress(raw) if packed else raw)
-    loaded = load(Source(path))
+    loaded = load(source(path))
     assert words(loaded.groups) == [row["prompt"] for row in ROWS]
     assert [str(g.meta["safety"]).lower() for g in loaded.groups] == ["true", "false"]
     assert loaded.validation == [] and loaded.skipped == []
     assert all(g.id == groups_module.group_id(g.prompt) for g in loaded.groups)
 
 
-def test_plain_text_files_become_raw_text_or_what_the_named_format_makes_of_a_line(tmp_path: Path) -> None:
+def test_text_files_become_raw_text_or_rows_of_the_named_format(tmp_path: Path) -> None:
     path = tmp_path / "d.txt"
     path.write_bytes(b"\xef\xbb\xbffirst line\r\nsecond\r\n\r\nthird\n")
-    assert [g.responses[0].text for g in load(Source(path)).groups] == ["first line\nsecond\n\nthird"]
-    assert words(load(Source(path, format=named("prompt_only"))).groups) == ["first line", "second", "third"]
-    with pytest.raises(DataError, match="name the format of a plain text file"):
-        load(Source(path), formats={"prompt_only": FORMATS["prompt_only"]})
+    assert [g.responses[0].text for g in load(source(path)).groups] == ["first line\nsecond\n\nthird"]
+    assert words(load(source(path, format=named("prompt_only"))).groups) == ["first line", "second", "third"]
+    with pytest.raises(DataError, match="a text file needs a format"):
+        load(source(path), formats={"prompt_only": FORMATS["prompt_only"]})
     path.write_bytes(b"good\ncaf\xe9\n")
     assert bad_rows(path) == [(2, "not valid UTF-8 at byte 4 of the line")]
 
@@ -317,7 +291,7 @@ def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
     blank = [b"Q. ", *talk[1:]]
     path.write_bytes(b"\r\n\r\n".join([*talk, b"caf\xe9", b"The end", *blank, b"prose", *talk, b"Q. and?"]))
     chosen = named("dialogues", min_paragraphs=4)
-    found = load(Source(path, format=chosen, on_bad_row="skip"))
+    found = load(source(path, format=chosen, on_bad_row="skip"))
     assert words(found.groups) == ["why?", "why?"]
     for group in found.groups:
         assert [turn["content"] for turn in group.responses[0].messages or ()] == ["so.", "really?", "yes."]
@@ -327,14 +301,14 @@ def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
     ]
     path.write_text("Once upon a time.")
     with pytest.raises(DataError, match="no usable row"):
-        load(Source(path, format=chosen))
+        load(source(path, format=chosen))
 
 
 def test_a_json_file_may_be_one_object_or_a_list_of_texts_under_one_key(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text('{"prompt": "q"}')
-    assert words(load(Source(tmp_path / "one.json")).groups) == ["q"]
+    assert words(load(source(tmp_path / "one.json")).groups) == ["q"]
     (tmp_path / "named.json").write_text('{"questions": ["a", "b"]}')
-    assert words(load(Source(tmp_path / "named.json")).groups) == ["a", "b"]
+    assert words(load(source(tmp_path / "named.json")).groups) == ["a", "b"]
 
 
 def test_parquet_is_read_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,11 +317,11 @@ def test_parquet_is_read_through_datasets(tmp_path: Path, monkeypatch: pytest.Mo
     columns = {"prompt": ["a", "b"], "margin": [1.5, math.nan], "chosen": ["x", "y"], "rejected": ["y", "x"]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    loaded = load(Source(tmp_path / "d.parquet"))
+    loaded = load(source(tmp_path / "d.parquet"))
     assert [g.pairs for g in loaded.groups] == [(Pair(0, 1, margin=1.5),), (Pair(0, 1),)]
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(DataError, match=r"broken\.parquet: cannot be loaded"):
-        load(Source(tmp_path / "broken.parquet"))
+    with pytest.raises(DataError, match=r"broken\.parquet: `datasets` cannot load it"):
+        load(source(tmp_path / "broken.parquet"))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +333,7 @@ def test_parquet_is_read_through_datasets(tmp_path: Path, monkeypatch: pytest.Mo
         (b'{"prompt": "\\ud83d alone"}', "half a surrogate"),
         (b'{"prompt": "q", "x": NaN}', "NaN is not a JSON number"),
         (b'{"prompt": "q", "x": -Infinity}', "-Infinity is not a JSON number"),
-        (b'{"prompt": "q", "x": 1e999}', "1e999 is too large"),
+        (b'{"prompt": "q", "x": 1e999}', "the number 1e999 is too large"),
         (b'{"prompt": "q", "x": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"prompt": "q",}', "not valid JSON"),
         (b"{'prompt': 'q'}", "not valid JSON: Expecting property name enclosed in double quotes at column 2"),
@@ -385,20 +359,20 @@ def test_a_bad_line_is_named_with_file_row_and_reason(tmp_path: Path, line: byte
     path.write_bytes(b'{"prompt": "first"}\n' + line + b'\n{"prompt": "third"}\n')
     [(row, found)] = bad_rows(path)
     assert row == 2 and reason in found
-    assert words(load(Source(path, on_bad_row="skip")).groups) == ["first", "third"]
+    assert words(load(source(path, on_bad_row="skip")).groups) == ["first", "third"]
 
 
 def test_duplicate_keys_and_a_long_line_are_fine(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "a", "prompt": "b"}\n' + json.dumps({"prompt": "x" * 3_000_000}) + "\n")
-    assert [len(word) for word in words(load(Source(path)).groups)] == [1, 3_000_000]
+    assert [len(word) for word in words(load(source(path)).groups)] == [1, 3_000_000]
 
 
 def test_a_truncated_last_line_says_so(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": "b')
     [(row, reason)] = bad_rows(path)
-    assert row == 2 and "cut off" in reason
+    assert row == 2 and "the file may be truncated" in reason
 
 
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz"])
@@ -409,11 +383,11 @@ def test_a_truncated_gzip_keeps_the_rows_before_and_says_so(tmp_path: Path, name
     path = tmp_path / name
     path.write_bytes(packed[: len(packed) // 2])
     reasons = [reason for _, reason in bad_rows(path)]
-    assert any("gzip file is damaged or cut off" in reason for reason in reasons)
-    assert 100 < len(load(Source(path, on_bad_row="skip")).groups) < 3000
+    assert any("gzip file is damaged or truncated" in reason for reason in reasons)
+    assert 100 < len(load(source(path, on_bad_row="skip")).groups) < 3000
     path.write_bytes(b"this is no gzip file")
     with pytest.raises(DataError, match="damaged"):
-        load(Source(path))
+        load(source(path))
 
 
 @pytest.mark.parametrize(
@@ -421,8 +395,8 @@ def test_a_truncated_gzip_keeps_the_rows_before_and_says_so(tmp_path: Path, name
     [
         ('[{"prompt": "a"}, {"prompt": "b"', 2, "not valid JSON"),
         ('[{"prompt": "a"},\n {"prompt": NaN}]', 2, "NaN is not a JSON number"),
-        ('[{"prompt": "a"}', 2, "array is cut off"),
-        ('[{"prompt": "a"}] x', 2, "followed by something else"),
+        ('[{"prompt": "a"}', 2, "array is truncated"),
+        ('[{"prompt": "a"}] x', 2, "followed by other text"),
         ('[{"prompt": "a"}, 7]', 2, "'prompt' is missing"),
         ('[{"prompt": "a"}, ' + "[" * 100_000, 2, "nested too deeply"),
         ('[{"prompt": "a"},\n{"prompt" "b"}]', 2, "at line 2, column 11"),
@@ -441,7 +415,7 @@ def test_faults_of_a_json_array_are_named_by_element(tmp_path: Path, text: str, 
         (b"one,two,three", "has 3 cells, but the header has 2"),
         (b"one", "has 1 cells, but the header has 2"),
         (b"caf\xe9,x", "not valid UTF-8"),
-        (b'"a"b,x', "not a valid row of a table"),
+        (b'"a"b,x', "not a valid table row"),
         (b",x", "empty"),
     ],
 )
@@ -450,19 +424,19 @@ def test_faults_of_a_table_are_named_by_the_spreadsheets_row(tmp_path: Path, lin
     path.write_bytes(b'prompt,note\n"two\nlines",x\n' + line + b"\n,\n\nlast,x\n")
     [(row, found)] = bad_rows(path)
     assert row == 3 and reason in found
-    assert words(load(Source(path, on_bad_row="skip")).groups) == ["two\nlines", "last"]
+    assert words(load(source(path, on_bad_row="skip")).groups) == ["two\nlines", "last"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("none.jsonl", None, "cannot be read: No such file"),
-        ("d.docx", b"x", "cannot read this kind of file"),
+        ("none.jsonl", None, "cannot read the file: No such file"),
+        ("d.docx", b"x", "unknown file type '.docx'"),
         ("d.jsonl", '{"prompt": "a"}'.encode("utf-16"), "the file is UTF-16"),
         ("d.jsonl", b"", "no usable row"),
         ("d.json", b"[]", "no usable row"),
         ("d.json", b'[\n"caf\xe9"]', "d.json:2: not valid UTF-8"),
-        ("d.csv", b"a,a\n1,2\n", "name each column once"),
+        ("d.csv", b"a,a\n1,2\n", "every column in the header needs a different name"),
         ("d.csv", b"", "no usable row"),
     ],
 )
@@ -470,49 +444,49 @@ def test_files_that_cannot_be_read_at_all(tmp_path: Path, name: str, content: by
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=re.escape(reason)):
-        load(Source(tmp_path / name))
+        load(source(tmp_path / name))
 
 
 def test_all_bad_rows_of_all_sources_are_counted_and_the_first_twenty_listed(tmp_path: Path) -> None:
     one = write(tmp_path / "one.jsonl", *({"prompt": ""} for _ in range(15)))
     two = write(tmp_path / "two.jsonl", {"prompt": "good"}, *({"prompt": ""} for _ in range(15)))
     with pytest.raises(DataError) as error:
-        load(Source(one), Source(two))
+        load(source(one), source(two))
     lines = str(error.value).splitlines()
-    assert lines[0] == "30 rows cannot be used:" and lines[-1].strip() == "... and 10 more"
+    assert lines[0] == "30 bad rows:" and lines[-1].strip() == "... and 10 more"
     assert lines[1].strip().startswith(f"{one}:1: ") and len(lines) == 22
     assert error.value.exit_code == 4
-    skipped = load(Source(two, on_bad_row="skip")).skipped
+    skipped = load(source(two, on_bad_row="skip")).skipped
     assert len(skipped) == 15 and skipped[0] == SkippedRow(str(two), 2, "the last turn of the prompt is empty")
     with pytest.raises(DataError, match="all 15 were skipped"):
-        load(Source(one, on_bad_row="skip"))
+        load(source(one, on_bad_row="skip"))
 
 
-def test_a_format_that_trips_over_a_row_names_the_row(tmp_path: Path) -> None:
+def test_a_format_that_fails_names_the_row(tmp_path: Path) -> None:
     class Fragile(Format):
         def read(self, row: Any) -> Group:
             return Group(prompt(row["a"]["b"]))
 
     path = write(tmp_path / "d.jsonl", {"a": {"b": "fine"}}, {"a": 5})
-    with pytest.raises(DataError, match=r"d\.jsonl:2: Fragile failed: TypeError"):
-        load(Source(path, format=Chosen(Registration(Fragile), None)))
+    with pytest.raises(DataError, match=r"d\.jsonl:2: the format Fragile failed: TypeError"):
+        load(source(path, format=component(Fragile)))
 
 
 # Detection and columns
 
 
-def test_a_row_that_no_format_wants_is_told_what_each_wants(tmp_path: Path) -> None:
+def test_an_undetected_format_lists_what_each_format_wants(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {"question": "q", "reply": "a"})
     with pytest.raises(DataError) as error:
-        load(Source(path))
+        load(source(path))
     text = str(error.value)
     assert "columns question, reply" in text and "columns: {expected: actual}" in text
     assert all(name in text and cls.wants in text for name, cls in FORMATS.items())
-    renamed = load(Source(path, columns={"prompt": "question", "completion": "reply"}))
+    renamed = load(source(path, columns={"prompt": "question", "completion": "reply"}))
     assert renamed.groups[0].prompt == prompt("q") and renamed.groups[0].responses == (Response(text="a"),)
 
 
-def test_a_row_that_several_formats_want_names_just_these(tmp_path: Path) -> None:
+def test_an_ambiguous_format_lists_only_those_that_match(tmp_path: Path) -> None:
     class Greedy(Format):
         wants = "anything"
 
@@ -527,41 +501,43 @@ def test_a_row_that_several_formats_want_names_just_these(tmp_path: Path) -> Non
 
     path = write(tmp_path / "d.jsonl", {"prompt": "q"})
     with pytest.raises(DataError) as error:
-        load(Source(path), formats={**FORMATS, "greedy": Greedy, "broken": BrokenPlugin})
+        load(source(path), formats={**FORMATS, "greedy": Greedy, "broken": BrokenPlugin})
     text = str(error.value)
     assert "greedy" in text and "prompt_only" in text and "alpaca" not in text and "broken" not in text
-    assert words(load(Source(path, format=named("prompt_only"))).groups) == ["q"]
+    assert words(load(source(path, format=named("prompt_only"))).groups) == ["q"]
 
 
 def test_the_first_row_that_can_be_parsed_decides(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{broken\n{"prompt": "q"}\n')
-    assert words(load(Source(path, on_bad_row="skip")).groups) == ["q"]
+    assert words(load(source(path, on_bad_row="skip")).groups) == ["q"]
 
 
 def test_columns_may_be_swapped_and_a_missing_one_is_a_bad_row(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "a"})
     columns = {"chosen": "rejected", "rejected": "chosen"}
-    loaded = load(Source(path, columns=columns, on_bad_row="skip"))
+    loaded = load(source(path, columns=columns, on_bad_row="skip"))
     assert [r.text for r in loaded.groups[0].responses] == ["b", "a"]
-    assert bad_rows(path, columns=columns) == [(2, "no column 'rejected'; the row has prompt, chosen")]
+    assert bad_rows(path, columns=columns) == [(2, "no column 'rejected' to rename; the row has prompt, chosen")]
 
 
 def test_meta_of_the_source_is_added_to_each_group_and_wins(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {"prompt": "q", "kind": "row", "n": 1})
-    assert load(Source(path, meta={"kind": "source"})).groups[0].meta == {"kind": "source", "n": 1}
+    assert load(source(path, meta={"kind": "source"})).groups[0].meta == {"kind": "source", "n": 1}
 
 
-def test_a_stage_is_read_as_its_groups_whatever_was_sampled(tmp_path: Path) -> None:
+def test_the_data_of_a_stage_are_its_groups(tmp_path: Path) -> None:
     sampled = [Group(prompt("q"), (Response(text="", tokens=(2,)), Response(text="")), pairs=(Pair(0, 1),), id="kept")]
     groups_module.write_groups(tmp_path / "data.jsonl", sampled)
-    loaded = load(Source(stage="make"), stage_data=lambda stage: tmp_path / "data.jsonl" if stage == "make" else None)
+    loaded = load(
+        DataSource(stage="make"), stage_data=lambda stage: tmp_path / "data.jsonl" if stage == "make" else None
+    )
     assert loaded.groups == sampled
 
 
-def test_a_split_that_a_file_cannot_have_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'split' names a part of a hub data set"):
-        load(Source(prompts(tmp_path / "d.jsonl", 3), split="train"))
+def test_a_split_of_a_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="only a hub data set has a 'split'"):
+        load(source(prompts(tmp_path / "d.jsonl", 3), split="train"))
 
 
 def test_a_hub_data_set_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,8 +550,8 @@ def test_a_hub_data_set_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) 
             return [{"prompt": "q"}, {"prompt": ""}]
 
     monkeypatch.setitem(sys.modules, "datasets", Datasets)
-    loaded = load(Source(hub="org/name", on_bad_row="skip"))
-    load(Source(hub="org/name", split="test[:10]", limit=1))
+    loaded = load(DataSource(hub="org/name", on_bad_row="skip"))
+    load(DataSource(hub="org/name", split="test[:10]", limit=1))
     assert asked == [("org/name", {"split": "train"}), ("org/name", {"split": "test[:10]"})]
     assert [str(row) for row in loaded.skipped] == ["org/name[train]:2: the last turn of the prompt is empty"]
 
@@ -586,14 +562,14 @@ def test_a_hub_data_set_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) 
 def test_limit_counts_good_rows_and_stops_reading(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": ""}\n{"prompt": "b"}\nnot even json\n')
-    loaded = load(Source(path, limit=2, on_bad_row="skip"))
+    loaded = load(source(path, limit=2, on_bad_row="skip"))
     assert words(loaded.groups) == ["a", "b"] and [row.row for row in loaded.skipped] == [2]
-    assert words(load(Source(path, limit=1)).groups) == ["a"]
+    assert words(load(source(path, limit=1)).groups) == ["a"]
 
 
 def test_validation_never_shares_a_prompt_and_nothing_is_lost(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i % 100}", "completion": f"answer {i}"} for i in range(300)]
-    loaded = load(Source(write(tmp_path / "d.jsonl", *rows), validation=0.2))
+    loaded = load(source(write(tmp_path / "d.jsonl", *rows), validation=0.2))
     held, kept = set(words(loaded.validation)), set(words(loaded.groups))
     assert not held & kept and len(loaded.groups) + len(loaded.validation) == 300
     assert 10 <= len(held) <= 30
@@ -601,53 +577,53 @@ def test_validation_never_shares_a_prompt_and_nothing_is_lost(tmp_path: Path) ->
 
 def test_validation_is_stable_under_new_rows_and_order_and_moves_with_the_seed(tmp_path: Path) -> None:
     few, many = prompts(tmp_path / "few.jsonl", 200), prompts(tmp_path / "many.jsonl", 400)
-    held = set(words(load(Source(few, validation=0.1)).validation))
-    assert held == set(words(load(Source(many, validation=0.1)).validation)) & {f"question {i}" for i in range(200)}
+    held = set(words(load(source(few, validation=0.1)).validation))
+    assert held == set(words(load(source(many, validation=0.1)).validation)) & {f"question {i}" for i in range(200)}
     backwards = write(tmp_path / "back.jsonl", *({"prompt": f"question {i}"} for i in reversed(range(200))))
-    assert held == set(words(load(Source(backwards, validation=0.1)).validation))
-    assert held != set(words(load(Source(few, validation=0.1), seed=1).validation))
-    assert held < set(words(load(Source(few, validation=0.3)).validation))
+    assert held == set(words(load(source(backwards, validation=0.1)).validation))
+    assert held != set(words(load(source(few, validation=0.1), seed=1).validation))
+    assert held < set(words(load(source(few, validation=0.3)).validation))
 
 
 def test_a_prompt_held_out_of_one_source_is_held_out_of_all(tmp_path: Path) -> None:
     path = prompts(tmp_path / "d.jsonl", 50)
     other = prompts(tmp_path / "e.jsonl", 50, start=100)
-    loaded = load(Source(path, validation=0.2), Source(path), Source(other, validation=0.2))
+    loaded = load(source(path, validation=0.2), source(path), source(other, validation=0.2))
     held = words(loaded.validation)
     assert not set(held) & set(words(loaded.groups)) and len(loaded.groups) + len(held) == 150
     assert {word for word in held if int(word.split()[1]) < 100} and len(set(held)) < len(held)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.999])
-def test_both_sides_get_something_when_there_is_enough(tmp_path: Path, share: float) -> None:
-    loaded = load(Source(prompts(tmp_path / "d.jsonl", 4), validation=share))
+def test_both_sides_have_a_prompt_if_there_are_two(tmp_path: Path, share: float) -> None:
+    loaded = load(source(prompts(tmp_path / "d.jsonl", 4), validation=share))
     assert loaded.groups and loaded.validation
-    single = load(Source(prompts(tmp_path / "one.jsonl", 1), validation=share))
+    single = load(source(prompts(tmp_path / "one.jsonl", 1), validation=share))
     assert single.groups and not single.validation
 
 
-def test_raw_text_is_split_by_its_words(tmp_path: Path) -> None:
+def test_raw_text_is_split_by_its_text(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", *({"text": f"text {i}"} for i in range(100)))
-    loaded = load(Source(path, validation=0.3))
+    loaded = load(source(path, validation=0.3))
     assert 15 <= len(loaded.validation) <= 45
 
 
 def test_weights_of_one_keep_every_row_in_order(tmp_path: Path) -> None:
     one, two = prompts(tmp_path / "a.jsonl", 30), prompts(tmp_path / "b.jsonl", 10, start=100)
-    assert words(load(Source(one), Source(two)).groups) == [f"question {i}" for i in [*range(30), *range(100, 110)]]
+    assert words(load(source(one), source(two)).groups) == [f"question {i}" for i in [*range(30), *range(100, 110)]]
 
 
-def test_other_weights_repeat_and_thin_out_to_their_proportion(tmp_path: Path) -> None:
+def test_other_weights_repeat_and_thin_in_proportion(tmp_path: Path) -> None:
     one, two = prompts(tmp_path / "a.jsonl", 90), prompts(tmp_path / "b.jsonl", 10, start=100)
-    loaded = load(Source(one, weight=3.0), Source(two, weight=1.0))
+    loaded = load(source(one, weight=3.0), source(two, weight=1.0))
     found = words(loaded.groups)
     small = [word for word in found if int(word.split()[1]) >= 100]
     assert (len(found), len(small)) == (100, 25)
     assert {small.count(word) for word in small} == {2, 3} and len(set(small)) == 10
     large = [word for word in found if word not in small]
     assert len(set(large)) == 75 and large == sorted(large, key=lambda word: int(word.split()[1]))
-    assert load(Source(one, weight=3.0), Source(two, weight=1.0)).groups == loaded.groups
-    assert load(Source(one, weight=3.0), Source(two, weight=1.0), seed=5).groups != loaded.groups
+    assert load(source(one, weight=3.0), source(two, weight=1.0)).groups == loaded.groups
+    assert load(source(one, weight=3.0), source(two, weight=1.0), seed=5).groups != loaded.groups
 
 
 # The data that the recipes use
@@ -663,7 +639,7 @@ COUNTS = {
 
 
 def shipped(name: str) -> list[Group]:
-    return load(Source(SHIPPED / name)).groups
+    return load(source(SHIPPED / name)).groups
 
 
 def openings(*names: str) -> set[str]:
@@ -684,17 +660,17 @@ def test_shipped_held_out_prompts_are_in_no_training_file() -> None:
     assert not openings("prompts.jsonl") & openings("helpful.jsonl.gz", "safety.jsonl.gz")
 
 
-def test_shipped_files_hold_what_the_recipes_expect_of_them() -> None:
+def test_shipped_files_have_the_contents_that_recipes_expect() -> None:
     assert [g.meta["safety"] for g in shipped("prompts.jsonl")].count(True) == 200
     assert [g.meta["safety"] for g in shipped("heldout.jsonl")].count(True) == 89
     assert all(4 <= len(g.responses) <= 9 and groups_module.resolved_pairs(g) for g in shipped("rankings.jsonl"))
     margins = {pair.margin for g in shipped("graded.jsonl") for pair in g.pairs or ()}
     assert margins == {"significantly", "slightly"}
-    text = load(Source(SHIPPED / "text.txt")).groups
+    text = load(source(SHIPPED / "text.txt")).groups
     assert len(text) > 20 and not any("gutenberg" in g.responses[0].text.lower() for g in text)
 
 
-def test_shipped_sums_are_right_and_none_is_held_out_and_learned() -> None:
+def test_shipped_sums_are_right_and_no_held_out_sum_is_learned() -> None:
     asked = {name: [g.prompt[0]["content"] for g in shipped(name)] for name in ("sums.jsonl", "sums_heldout.jsonl")}
     assert not set(asked["sums.jsonl"]) & set(asked["sums_heldout.jsonl"])
     for name in asked:
@@ -703,7 +679,7 @@ def test_shipped_sums_are_right_and_none_is_held_out_and_learned() -> None:
             assert group.meta["answer"] == int(one) + int(other)
 
 
-def test_nothing_is_shipped_without_a_licence_and_all_of_it_is_small() -> None:
+def test_all_shipped_data_have_a_license_and_are_small() -> None:
     files = [path for path in SHIPPED.iterdir() if path.name != "LICENSES.md"]
     assert {path.name for path in files} == {*COUNTS, "text.txt"}
     assert sum(path.stat().st_size for path in files) < 4_000_000

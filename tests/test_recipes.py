@@ -15,9 +15,9 @@ import yaml
 
 from alignkit import cli
 from alignkit.algorithm import ROLLOUTS
+from alignkit.io.cache import cache_folder
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.run import cache_folder
 
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
 ON_POLICY = [
@@ -218,7 +218,7 @@ def test_skipped_rows_are_listed_where_it_says(tmp_path: Path) -> None:
     code, err = own(tmp_path, "sft", good + bad + good + bad, on_bad_row="skip")
     assert code == 0, err
     place = tmp_path / "out" / "only" / "stage.json"
-    assert f"2 bad rows skipped, the first: {tmp_path / 'rows.jsonl'}:2: " in err and f"(all are in {place} " in err
+    assert f"skipped 2 bad rows, the first: {tmp_path / 'rows.jsonl'}:2: " in err and f"({place} lists all " in err
     listed = json.loads(place.read_text())["summary"]["bad_rows"]
     assert [row.split(":")[1] for row in listed] == ["2", "4"]
 
@@ -239,7 +239,7 @@ def test_pairs_equal_in_tokens_are_counted_once(tmp_path: Path) -> None:
         ('{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}', "has 2 responses"),
         ('{"prompt": "Why is the sky blue?"}', "has no response"),
         ('{"alignkit": 1, "prompt": [{"role": "user", "content": "Why is the sky blue?"}], '
-         '"responses": [{"text": "b", "label": false}]}', "has a thumbs down"),
+         '"responses": [{"text": "b", "label": false}]}', "is labeled as bad"),
         ('{"text": "Why is the sky blue?"}', "is raw text without a prompt"),
     ],
 )  # fmt: skip
@@ -285,7 +285,7 @@ def test_a_changed_option_reruns_its_stage_and_those_after_it(smoke: Done, copy:
     for name in ("sft", "helpful", "safety"):
         assert f"{name}: unchanged, reused" in again.err
     for name in ("best", "align", "report"):
-        assert f"{name}: it or something it depends on has changed, started afresh" in again.err
+        assert f"{name}: changed since the last run, starting over" in again.err
     assert (copy / "helpful" / WEIGHTS).read_bytes() == (smoke.folder / "helpful" / WEIGHTS).read_bytes()
     assert (copy / "best" / WEIGHTS).read_bytes() != (smoke.folder / "best" / WEIGHTS).read_bytes()
 

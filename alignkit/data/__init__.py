@@ -1,1 +1,1 @@
-"""Groups, the one data object: what they are, how files are cut into rows, and how rows become groups."""
+"""Groups, the only data object; files as numbered rows; and the sources that turn rows into groups."""

@@ -1,4 +1,4 @@
-"""Chat templates by name: for base models without one, and for models whose own puts words into every prompt."""
+"""Named chat templates: for base models without one, and for models whose own template adds text to every prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAIN = (
     "{% else %}{{ 'Assistant: ' + m['content'] + eos_token + '\n\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
 )
-# Without a system message that nobody wrote: SmolLM2's own template, and others', begin every prompt with one.
+# Adds no default system message, as the templates of SmolLM2 and other models do.
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -23,20 +23,24 @@ TEMPLATES = {"plain": PLAIN, "chatml": CHATML}
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
-def write_template(tokenizer: Any, name: str | None) -> None:
-    """Give a tokenizer the chat template that `model.chat_template` names; None: its own, else the plain one.
+def set_chat_template(tokenizer: Any, name: str | None) -> None:
+    """Set a tokenizer's chat template to the one that `model.chat_template` names: a key of TEMPLATES or a Jinja file.
 
-    Raises RunFailed where the tokenizer lacks the template's tokens, or nothing has the name.
+    None keeps the tokenizer's own template, or sets the plain one if it has none. Raises `RunFailed` for an unknown
+    name, or if the tokenizer lacks tokens of the template.
     """
     if name in TEMPLATES:
         missing = [token for token in CHATML_TOKENS if token not in tokenizer.get_vocab()] if name == "chatml" else []
         if missing:
-            raise RunFailed(f"model.chat_template: chatml needs tokens that this tokenizer lacks: {', '.join(missing)}")
+            raise RunFailed(
+                f"model.chat_template: this tokenizer lacks tokens that chatml needs: {', '.join(missing)}; "
+                "use another template"
+            )
         tokenizer.chat_template = TEMPLATES[name]
     elif name is not None:
         if not Path(name).is_file():
-            known = " nor ".join(f"'{known}'" for known in TEMPLATES)
-            raise RunFailed(f"model.chat_template: '{name}' is neither {known} nor a Jinja file")
+            known = ", ".join(TEMPLATES)
+            raise RunFailed(f"model.chat_template: there is no template or file '{name}'; use {known} or a Jinja file")
         tokenizer.chat_template = Path(name).read_text(encoding="utf-8")
     elif not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN

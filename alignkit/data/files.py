@@ -1,8 +1,8 @@
-"""Files cut into rows: jsonl, json, csv, tsv, txt (each also .gz), and parquet and hub data sets through `datasets`.
+"""Files as numbered rows: jsonl, json, csv, tsv, txt (each also .gz), and parquet and hub data sets via `datasets`.
 
-A row is numbered from 1: the line in jsonl and txt, the element of a json array, the record of parquet and hub data,
-and in csv and tsv the row a spreadsheet shows (the header is row 1). A row that cannot be parsed does not end the
-file: a `BadRow` stands in its place, and every fault is reported as `file:row: reason`.
+Rows are numbered from 1: lines of jsonl and txt, elements of a json array, records of parquet and hub data, and the
+rows that a spreadsheet shows for csv and tsv (the header is row 1). A row that cannot be parsed becomes a `BadRow`
+and does not end the file, so that all faults can be reported together as `file:row: reason`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 
 from alignkit.errors import BadRow, DataError
 
-SHOWN = 20  # bad rows listed in an error; the rest are counted
+MAX_LISTED = 20  # bad rows listed in an error; the rest are counted
 
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row that could not be used. `row` counts from 1; 0 where the file as a whole is meant."""
+    """A row that cannot be used. `row` counts from 1."""
 
     file: str
     row: int
@@ -35,17 +35,17 @@ class SkippedRow:
         return f"{self.file}:{self.row}: {self.reason}"
 
 
-def bad_rows(bad: Sequence[SkippedRow]) -> DataError:
-    """The error that lists them, the first `SHOWN` by name."""
+def bad_rows_error(bad: Sequence[SkippedRow]) -> DataError:
+    """The error that lists the first MAX_LISTED bad rows and counts the others."""
     rows = "row" if len(bad) == 1 else "rows"
-    lines = [f"{len(bad)} {rows} cannot be used:", *(f"  {row}" for row in bad[:SHOWN])]
-    if len(bad) > SHOWN:
-        lines.append(f"  ... and {len(bad) - SHOWN} more")
+    lines = [f"{len(bad)} bad {rows}:", *(f"  {row}" for row in bad[:MAX_LISTED])]
+    if len(bad) > MAX_LISTED:
+        lines.append(f"  ... and {len(bad) - MAX_LISTED} more")
     return DataError("\n".join(lines))
 
 
-def raised(row: Any) -> Any:
-    """A fault found while a file was cut into rows travels as a value, so that the rows after it are still read."""
+def raise_if_bad(row: Any) -> Any:
+    """Return a row that was parsed; raise one that is a `BadRow`."""
     if isinstance(row, BadRow):
         raise row
     return row
@@ -58,17 +58,20 @@ _KINDS = {
 
 
 def kind_of(value: Any) -> str:
-    """What JSON calls a value's type."""
+    """The JSON name of a value's type, for messages: "a number", "a list"."""
     return _KINDS.get(type(value), type(value).__name__)
 
 
 def suffix_of(path: Path) -> str:
-    """The kind of a file: its last suffix, or the one before `.gz`."""
+    """A file's last suffix in lower case, or the one before `.gz`."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
 def file_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Numbered rows of a file; a `BadRow` stands in the place of one that cannot be parsed."""
+    """Numbered rows of a file; a row that cannot be parsed is a `BadRow`.
+
+    Raises `DataError` for a file of an unknown kind, or one that cannot be read at all.
+    """
     suffix = suffix_of(path)
     if suffix in (".jsonl", ".ndjson"):
         return _jsonl_rows(path)
@@ -78,11 +81,13 @@ def file_rows(path: Path) -> Iterator[tuple[int, Any]]:
         return _table_rows(path, "," if suffix == ".csv" else "\t")
     if suffix == ".parquet":
         return dataset_rows("parquet", data_files=str(path), split="train")
-    raise DataError(f"{path}: cannot read this kind of file; known are jsonl, json, csv, tsv, txt (also .gz), parquet")
+    raise DataError(
+        f"{path}: unknown file type '{suffix}'; use .jsonl, .json, .csv, .tsv or .txt (each also .gz), or .parquet"
+    )
 
 
 def _byte_lines(path: Path) -> Iterator[tuple[int, bytes | BadRow]]:
-    """Numbered lines as they are on the disk, without a byte order mark; damage in a gzip file is the last line."""
+    """Numbered lines without a byte order mark; a damaged gzip file ends with a `BadRow`."""
     number = 0
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
@@ -91,13 +96,13 @@ def _byte_lines(path: Path) -> Iterator[tuple[int, bytes | BadRow]]:
                     raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
                 yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        yield number + 1, BadRow(f"the gzip file is damaged or cut off: {error}")
+        yield number + 1, BadRow(f"the gzip file is damaged or truncated: {error}")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str | BadRow]]:
-    """Numbered lines as text, without their ends (LF or CRLF)."""
+    """Numbered lines as text, without line ends (LF or CRLF)."""
     for number, line in _byte_lines(path):
         yield number, line if isinstance(line, BadRow) else _decoded(line)
 
@@ -114,16 +119,16 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
         if isinstance(line, BadRow):
             yield number, line
         elif line.strip():
-            yield number, _attempt(line)
+            yield number, _parse_or_bad(line)
 
 
-def _attempt(line: bytes) -> Any:
-    """The value of a line, or the `BadRow` that says why it has none."""
+def _parse_or_bad(line: bytes) -> Any:
+    """The value of a line of JSON, or a `BadRow`."""
     try:
         return parse(line)
     except BadRow as error:
-        whole = line.endswith(b"\n")
-        return error if whole else BadRow(f"{error}; the line has no end: the file may have been cut off")
+        complete = line.endswith(b"\n")
+        return error if complete else BadRow(f"{error}; the line has no line end: the file may be truncated")
 
 
 def _no_constant(name: str) -> Any:
@@ -132,7 +137,7 @@ def _no_constant(name: str) -> Any:
 
 def _float(digits: str) -> float:
     if math.isinf(value := float(digits)):
-        raise ValueError(f"{digits[:20]} is too large a number")
+        raise ValueError(f"the number {digits[:20]} is too large")
     return value
 
 
@@ -140,10 +145,10 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_float)
 
 
 def parse(line: str | bytes) -> Any:
-    """The value of a line of JSON; raises `BadRow`."""
-    text = line if isinstance(line, str) else raised(_decoded(line))
+    """The value of a line of JSON. Raises `BadRow` if it is not valid."""
+    text = line if isinstance(line, str) else raise_if_bad(_decoded(line))
     if "\0" in text:
-        raise BadRow("has a NUL byte")
+        raise BadRow("the row contains a NUL byte")
     try:
         return _DECODER.decode(text.strip())
     except json.JSONDecodeError as error:
@@ -152,13 +157,13 @@ def parse(line: str | bytes) -> Any:
     except ValueError as error:
         raise BadRow(f"not valid JSON: {error}") from error
     except RecursionError as error:
-        raise BadRow("nested too deeply") from error
+        raise BadRow("the JSON is nested too deeply") from error
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Rows of a JSON file: the elements of an array, or one object.
 
-    An object whose only key holds a list of texts is that list. A fault ends the file, but the rows before it count.
+    An object whose only key holds a list of texts is read as that list. A fault ends the file, not the rows before it.
     """
     lines = [line for _, line in text_lines(path)]
     bad = next(((number, line) for number, line in enumerate(lines, 1) if isinstance(line, BadRow)), None)
@@ -168,16 +173,16 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if text.startswith("["):
         yield from enumerate(_elements(text), 1)
     elif text:
-        yield from enumerate(_listed(_attempt(text.encode() + b"\n")), 1)
+        yield from enumerate(_rows_of_object(_parse_or_bad(text.encode() + b"\n")), 1)
 
 
-def _listed(value: Any) -> list[Any]:
+def _rows_of_object(value: Any) -> list[Any]:
     inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
     return inner if isinstance(inner, list) and all(isinstance(item, str) for item in inner) else [value]
 
 
 def _elements(text: str) -> Iterator[Any]:
-    """Elements of a JSON array one by one, so that a fault costs only what comes after it."""
+    """Elements of a JSON array, parsed one by one, so that a fault costs only the elements after it."""
     position = _after_space(text, 1)
     if text[position : position + 1] == "]":
         return
@@ -191,7 +196,7 @@ def _elements(text: str) -> Iterator[Any]:
             yield BadRow(f"not valid JSON: {error}")
             return
         except RecursionError:
-            yield BadRow("nested too deeply")
+            yield BadRow("the JSON is nested too deeply")
             return
         yield value
         position = _after_space(text, position)
@@ -200,7 +205,7 @@ def _elements(text: str) -> Iterator[Any]:
         if separator != ",":
             break
     if separator != "]" or position < len(text):
-        yield BadRow("the array is cut off or followed by something else")
+        yield BadRow("the array is truncated or followed by other text")
 
 
 def _after_space(text: str, position: int) -> int:
@@ -210,8 +215,8 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
-    """Rows of a csv or tsv file as objects; the header is row 1, and quoted cells may hold line ends."""
-    csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 128 KiB
+    """Rows of a csv or tsv file as objects; the header is row 1, and quoted cells may contain line ends."""
+    csv.field_size_limit(2**31 - 1)  # the default limit is 128 KiB
     damage: list[BadRow] = []
     records = csv.reader(_table_lines(path, damage), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -223,7 +228,7 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
         except StopIteration:
             break
         except csv.Error as error:
-            yield number, BadRow(f"not a valid row of a table: {error}")
+            yield number, BadRow(f"not a valid table row: {error}")
             continue
         if not header:
             header = _header(path, cells)
@@ -233,7 +238,7 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
 
 
 def _table_lines(path: Path, damage: list[BadRow]) -> Iterator[str]:
-    """Lines with their ends; bytes that are not UTF-8 become surrogates, which `_record` finds again."""
+    """Lines with their ends; bytes that are not UTF-8 become surrogates, which `_record` detects."""
     for _, line in _byte_lines(path):
         if isinstance(line, BadRow):
             damage.append(line)
@@ -244,32 +249,32 @@ def _table_lines(path: Path, damage: list[BadRow]) -> Iterator[str]:
 def _header(path: Path, cells: Sequence[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
     if not any(names) or len(set(names)) < len(names):
-        raise DataError(f"{path}:1: the header must name each column once: {', '.join(cells)}")
+        raise DataError(f"{path}:1: every column in the header needs a different name; found: {', '.join(cells)}")
     return names
 
 
 def _record(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | BadRow:
     if len(cells) != len(header):
-        return BadRow(f"has {len(cells)} cells, but the header has {len(header)}")
+        return BadRow(f"the row has {len(cells)} cells, but the header has {len(header)}")
     if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
         return BadRow("not valid UTF-8")
     return dict(zip(header, cells, strict=True))
 
 
 def dataset_rows(name: str, **where: Any) -> Iterator[tuple[int, Any]]:
-    """Rows of a parquet file or hub data set; `datasets` keeps them mapped from the disk."""
-    datasets = importlib.import_module("datasets")  # seconds to import, so only when it is needed
+    """Rows of a parquet file or hub data set, memory-mapped by `datasets`."""
+    datasets = importlib.import_module("datasets")  # takes seconds, so only when needed
     try:
         rows = datasets.load_dataset(name, **where)
-    except Exception as error:  # whatever the network, the hub or Arrow raise
-        place = where.get("data_files", name)
-        raise DataError(f"{place}: cannot be loaded through `datasets`: {type(error).__name__}: {error}") from error
+    except Exception as error:  # the network, the hub and Arrow raise many kinds
+        source = where.get("data_files", name)
+        raise DataError(f"{source}: `datasets` cannot load it: {type(error).__name__}: {error}") from error
     for number, row in enumerate(rows, 1):
         yield number, _without_nan(row)
 
 
 def _without_nan(value: Any) -> Any:
-    """Tables mark missing numbers by NaN, JSON by null."""
+    """The value with None for NaN: tables mark a missing number with NaN, JSON with null."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Groups: a prompt with K responses, the one data object; and their form on the disk, one JSON object a line."""
+"""Groups: a prompt with K responses, the only data object, and how they are stored: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, TypedDict, cast
 
-from alignkit.data.files import SkippedRow, bad_rows, file_rows, kind_of, parse, raised
+from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, kind_of, parse, raise_if_bad
 from alignkit.errors import BadRow
 from alignkit.io.atomic import whole_file
 
 ROLES = ("system", "user", "assistant")
 LEVELS = ("significantly", "better", "slightly", "unsure")
 _VERSION = 1  # of a group's JSON
-_SHOWN = 60  # characters of a prompt in a message
-_NAMED = 3  # rows in a message
+_PREVIEW_LENGTH = 60  # characters of a prompt in a message
+_PREVIEWS = 3  # groups in a message
 
 
 class Message(TypedDict, total=False):
-    """One turn. `train` (assistant turns of a demonstration): whether its tokens are learned."""
+    """One turn of a conversation.
+
+    `role` is one of ROLES. `train` says whether the tokens of an assistant turn in a demonstration are learned; the
+    default is true.
+    """
 
     role: str
     content: str
@@ -32,14 +36,14 @@ class Message(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Response:
-    """One answer to a prompt, with what is known about it.
+    """One response to a prompt, with its ratings and, if it was sampled, its tokens.
 
-    text: the assistant's words, or `messages` for several turns (demonstrations; `train` flags say which count).
-    rank: 1 is best, ties allowed. scores: named reward components. label: thumbs up or down.
-    tokens, logprobs: what the sampler wrote (logprobs in nats, by the sampler, for diagnosis only).
-    written: one flag a token, true where the policy wrote it (absent: all).
-    truncated: the sampler was cut off before an end of turn.
-    source: who wrote it.
+    text: the assistant's text. messages: instead of `text`, the turns of a demonstration with several.
+    rank: 1 is best; ties are allowed. scores: reward components by name. label: true for good, false for bad.
+    tokens: the sampled token ids. logprobs: the sampler's log-probabilities in nats, for diagnosis only.
+    written: for each token, whether the policy wrote it; None means all.
+    truncated: whether sampling stopped before an end of turn.
+    source: the author, such as a model's name.
     """
 
     text: str = ""
@@ -55,18 +59,19 @@ class Response:
 
     @property
     def reward(self) -> float:
-        """The un-whitened combination of its scores; only for responses that were scored, as an algorithm's are."""
-        reward = self.scores["reward"]
-        assert reward is not None
+        """The combined reward before whitening. Raises `ValueError` if the response has not been scored."""
+        reward = self.scores.get("reward")
+        if reward is None:
+            raise ValueError("this response has no reward; only an algorithm's samples have one, after scoring")
         return reward
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Response `better` is preferred to `worse` (indices into the group's responses).
+    """A preference between two responses of a group.
 
-    p: probability that it is really better (soft AI labels). margin: in units of the reward, or a level's name
-    (`significantly`, `better`, `slightly`, `unsure`) that a reward model's table turns into a number.
+    better, worse: indices into the group's responses. p: the probability that `better` really is the better one, as
+    an AI judge estimates it. margin: in units of the reward, or one of LEVELS, which a reward model maps to a number.
     """
 
     better: int
@@ -77,7 +82,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Group:
-    """A prompt with its responses. `bundle`: groups with one key stay in one micro-batch. `meta`: extra columns."""
+    """A prompt with its responses and their comparisons.
+
+    prompt: the conversation up to the responses; empty for raw text. pairs: None derives them from the ranks.
+    bundle: groups with the same key stay in one micro-batch. meta: columns of the row that its format did not use.
+    """
 
     prompt: tuple[Message, ...]
     responses: tuple[Response, ...] = ()
@@ -88,111 +97,118 @@ class Group:
 
 
 def resolved_pairs(group: Group) -> tuple[Pair, ...]:
-    """The group's pairs; where it has none, those that its ranks imply (a lower rank is better, ties give none)."""
+    """The group's pairs, or if they are None, those that its ranks imply."""
     if group.pairs is not None:
         return group.pairs
     return tuple(Pair(i, j) for i, j in ranking_pairs([response.rank for response in group.responses]))
 
 
 def ranking_pairs(ranks: Sequence[float | None]) -> list[tuple[int, int]]:
-    """Pairs (i, j) with i better than j, i.e. of lower rank; 1 is best, ties and what has no rank give no pair."""
+    """Pairs (i, j) in which response i has the better, i.e. lower, rank. Ties and missing ranks form no pair."""
     ranked = [(index, rank) for index, rank in enumerate(ranks) if rank is not None]
     return [(i, j) for i, best in ranked for j, rank in ranked if best < rank]
 
 
 def with_labels(group: Group) -> Group:
-    """The group's labelled responses alone; where there is no label, one that wins more pairs than it loses is
-    desirable, one that loses more is not.
+    """The group with labels instead of pairs and ranks.
+
+    A response without a label is good if it wins more of its pairs than it loses, bad if it loses more. Responses
+    with neither a label nor such a balance are left out.
     """
-    lead = [0.0] * len(group.responses)
+    balance = [0.0] * len(group.responses)
     for pair in resolved_pairs(group):
-        lead[pair.better] += 2 * pair.p - 1
-        lead[pair.worse] -= 2 * pair.p - 1
-    rated = []
-    for response, ahead in zip(group.responses, lead, strict=True):
-        if response.label is not None or ahead:
-            label = ahead > 0 if response.label is None else response.label
-            rated.append(replace(response, label=label, rank=None))
-    return replace(group, responses=tuple(rated), pairs=())
+        balance[pair.better] += 2 * pair.p - 1
+        balance[pair.worse] -= 2 * pair.p - 1
+    labeled = []
+    for response, wins in zip(group.responses, balance, strict=True):
+        if response.label is not None or wins:
+            label = wins > 0 if response.label is None else response.label
+            labeled.append(replace(response, label=label, rank=None))
+    return replace(group, responses=tuple(labeled), pairs=())
 
 
 def why_not_demonstration(group: Group) -> str:
-    """Why a group is no demonstration, and what it is good for; empty where it is one."""
+    """Why a group is not a demonstration, and what to do with it; empty if it is one."""
     count = len(group.responses)
     if not group.prompt:
-        return "is raw text without a prompt, which is for lm"
+        return "is raw text without a prompt; use an algorithm that learns raw text"
     if count == 0:
-        return "has no response; prompts alone are for algorithms that sample (ppo, grpo ...)"
+        return "has no response; use an algorithm that samples responses"
     if count > 1:
-        return f"has {count} responses, which would all be learned; comparisons are for reward_model or dpo"
+        return f"has {count} responses, all of which would be learned; use an algorithm that learns comparisons"
     if group.responses[0].label is False:
-        return "has a thumbs down and would be learned all the same; leave such rows out, or use kto"
+        return "is labeled as bad, but would still be learned; remove it, or use an algorithm that learns labels"
     return ""
 
 
 def preview(group: Group) -> str:
-    """A group as a person knows it, by its first words in quotes: the id is a hash."""
+    """The beginning of a group's prompt in quotes: people recognize it, unlike the id."""
     messages = [message for message in group.prompt if message["role"] == "user"] or list(group.prompt)
     text = messages[0]["content"] if messages else next((response.text for response in group.responses), "")
-    words = " ".join(text[: 4 * _SHOWN].split())
-    return f"'{words if len(words) <= _SHOWN else words[:_SHOWN] + '...'}'"
+    words = " ".join(text[: 4 * _PREVIEW_LENGTH].split())
+    return f"'{words if len(words) <= _PREVIEW_LENGTH else words[:_PREVIEW_LENGTH] + '...'}'"
 
 
 def previews(groups: Sequence[Group]) -> str:
-    """The first of some groups, as a person knows them, and how many more there are."""
-    more = f" and {len(groups) - _NAMED} more" if len(groups) > _NAMED else ""
-    return ", ".join(preview(group) for group in groups[:_NAMED]) + more
+    """Previews of the first groups, and the number of the others."""
+    more = f" and {len(groups) - _PREVIEWS} more" if len(groups) > _PREVIEWS else ""
+    return ", ".join(preview(group) for group in groups[:_PREVIEWS]) + more
 
 
 def group_id(prompt: Sequence[Message], responses: Sequence[Response] = ()) -> str:
-    """16 hex digits that depend on the words of the prompt and the responses only."""
-    said = [r.text if r.messages is None else turns_of(r.messages) for r in responses]
-    return sha256_of([turns_of(prompt), said])[:16]
+    """16 hex digits that depend only on the text of the prompt and the responses."""
+    texts = [r.text if r.messages is None else turns_of(r.messages) for r in responses]
+    return sha256_of([turns_of(prompt), texts])[:16]
 
 
 def prompts_of(groups: Iterable[Group]) -> list[Group]:
-    """The prompts alone, each once, in the order in which they first appear; raw text has none."""
-    found: dict[str, Group] = {}
+    """Each different prompt once, without responses, in order of appearance; raw text has no prompt."""
+    prompts: dict[str, Group] = {}
     for group in groups:
         if group.prompt:
-            found.setdefault(key := group_id(group.prompt), Group(group.prompt, id=key, meta=group.meta))
-    return list(found.values())
+            prompts.setdefault(key := group_id(group.prompt), Group(group.prompt, id=key, meta=group.meta))
+    return list(prompts.values())
 
 
 def turns_of(messages: Sequence[Message]) -> list[list[str]]:
+    """Role and content of each message, without the `train` flags."""
     return [[message["role"], message["content"]] for message in messages]
 
 
 def sha256_of(value: Any) -> str:
+    """Hex digest of a value's JSON."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-# A group as JSON: keys that hold their default are left out, and numbers that JSON lacks are written as strings.
+# --- groups as JSON: keys with their default value are omitted, and nan, inf and -inf are written as strings
 
 
 def group_to_json(group: Group) -> str:
-    """The group as one line of standard JSON; `group_from_json` gives an equal group back."""
+    """The group as one line of standard JSON, which `group_from_json` reads back as an equal group.
+
+    Raises `ValueError` if `meta` holds a value that JSON cannot represent.
+    """
     row: dict[str, Any] = {"alignkit": _VERSION}
-    row |= _changed(group, responses=lambda rs: [_response_to_row(r) for r in rs], pairs=_pairs_to_rows)
+    row |= _non_defaults(group, responses=lambda rs: [_response_to_row(r) for r in rs], pairs=_pairs_to_rows)
     try:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise ValueError(f"group {group.id!r}: meta must hold what JSON can: {error}") from error
+        raise ValueError(f"group {group.id!r}: meta holds a value that JSON cannot represent: {error}") from error
     try:
         line.encode()
-    except UnicodeEncodeError:  # half a surrogate pair has no UTF-8, but JSON can escape it
+    except UnicodeEncodeError:  # UTF-8 cannot encode half a surrogate pair, but JSON can escape it
         line = json.dumps(row, allow_nan=False)
     return line
 
 
 def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
-    """The group of a line, or of the object already read from it; `BadRow` when it is not one."""
+    """The group that a line, or the object parsed from it, represents. Raises `BadRow` if it is not a group."""
     row = parse(line) if isinstance(line, str | bytes) else line
     if not isinstance(row, Mapping) or "alignkit" not in row:
-        raise BadRow("not a group written by alignkit (no key 'alignkit')")
+        raise BadRow("not a group written by alignkit: it has no key 'alignkit'")
     if row["alignkit"] != _VERSION:
-        raise BadRow(f"a group of version {row['alignkit']!r}; this alignkit reads version {_VERSION}")
-    values = _known(row, Group, "group", extra=("alignkit",))
+        raise BadRow(f"the group has format version {row['alignkit']!r}, but this alignkit reads version {_VERSION}")
+    values = _fields_of(row, Group, "group", extra=("alignkit",))
     try:
         values["prompt"] = tuple(_stored_message(m) for m in values["prompt"])
         values["responses"] = tuple(_response_from_row(r) for r in values.get("responses", ()))
@@ -200,113 +216,115 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
             values["pairs"] = tuple(_pair_from_row(p) for p in values["pairs"])
         group = Group(**values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise BadRow(f"not a group written by alignkit ({type(error).__name__}: {error})") from error
+        raise BadRow(f"not a group written by alignkit: {type(error).__name__}: {error}") from error
     for pair in group.pairs or ():
         check_indices(pair, len(group.responses))
     return group
 
 
-def _changed(thing: Any, **encode: Callable[[Any], Any]) -> dict[str, Any]:
-    """The fields of a dataclass that differ from their defaults."""
+def _non_defaults(instance: Any, **encoders: Callable[[Any], Any]) -> dict[str, Any]:
+    """The encoded fields of a dataclass that differ from their defaults."""
     row = {}
-    for spec in fields(thing):
-        value = getattr(thing, spec.name)
+    for spec in fields(instance):
+        value = getattr(instance, spec.name)
         default = spec.default_factory() if spec.default_factory is not MISSING else spec.default
         if value != default or type(value) is not type(default):
-            row[spec.name] = encode.get(spec.name, _plain)(value)
+            row[spec.name] = encoders.get(spec.name, _encode_number)(value)
     return row
 
 
-def _plain(value: Any) -> Any:
+def _encode_number(value: Any) -> Any:
+    """Turn nan, inf and -inf, which JSON lacks, into strings; return any other value unchanged."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _number(value: Any) -> Any:
+def _decode_number(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _response_to_row(response: Response) -> dict[str, Any]:
-    return _changed(
+    return _non_defaults(
         response,
-        logprobs=lambda values: [_plain(value) for value in values],
-        scores=lambda scores: {name: _plain(value) for name, value in scores.items()},
+        logprobs=lambda values: [_encode_number(value) for value in values],
+        scores=lambda scores: {name: _encode_number(value) for name, value in scores.items()},
     )
 
 
 def _pairs_to_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    return [_changed(pair) for pair in pairs]
+    return [_non_defaults(pair) for pair in pairs]
 
 
-def _known(row: Any, kind: type, name: str, extra: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The row without `extra`; a key that the dataclass does not have is an error, never silently lost."""
+def _fields_of(row: Any, dataclass_: type, name: str, extra: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The row's values for a dataclass; keys in `extra` are dropped. Raises `BadRow` for any other unknown key."""
     if not isinstance(row, Mapping):
-        raise BadRow(f"a {name} is {kind_of(row)}, not an object")
+        raise BadRow(f"a {name} must be an object, not {kind_of(row)}")
     values = {key: value for key, value in row.items() if key not in extra}
-    unknown = values.keys() - {spec.name for spec in fields(kind)}
-    if unknown:
-        raise BadRow(f"a {name} has unknown keys: {', '.join(sorted(unknown))}")
+    known = [spec.name for spec in fields(dataclass_)]
+    if unknown := sorted(values.keys() - set(known)):
+        raise BadRow(f"a {name} has unknown keys: {', '.join(unknown)}; the known keys are {', '.join(known)}")
     return values
 
 
 def _response_from_row(row: Any) -> Response:
-    values = _known(row, Response, "response")
+    values = _fields_of(row, Response, "response")
     for name in ("tokens", "written"):
         if values.get(name) is not None:
             values[name] = tuple(values[name])
     if values.get("logprobs") is not None:
-        values["logprobs"] = tuple(_number(value) for value in values["logprobs"])
+        values["logprobs"] = tuple(_decode_number(value) for value in values["logprobs"])
     if values.get("messages") is not None:
         values["messages"] = tuple(_stored_message(m) for m in values["messages"])
     if "scores" in values:
-        values["scores"] = {name: _number(value) for name, value in values["scores"].items()}
+        values["scores"] = {name: _decode_number(value) for name, value in values["scores"].items()}
     if "rank" in values:
-        values["rank"] = _number(values["rank"])
+        values["rank"] = _decode_number(values["rank"])
     return Response(**values)
 
 
 def _pair_from_row(row: Any) -> Pair:
-    values = _known(row, Pair, "pair")
-    return Pair(**{name: _number(value) for name, value in values.items()})
+    values = _fields_of(row, Pair, "pair")
+    return Pair(**{name: _decode_number(value) for name, value in values.items()})
 
 
 def _stored_message(row: Any) -> Message:
     if not isinstance(row["role"], str) or not isinstance(row["content"], str):
-        raise TypeError("role and content of a message must be text")
+        raise TypeError("the role and content of a message must be text")
     return cast(Message, dict(row))
 
 
 def check_indices(pair: Pair, count: int) -> None:
+    """Raise `BadRow` unless the pair compares two different responses out of `count`."""
     for index in (pair.better, pair.worse):
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
-            raise BadRow(f"a pair names response {index!r}, but there are {count} (counted from 0)")
+            raise BadRow(f"a pair names response {index!r}, but there are {count}, counted from 0")
     if pair.better == pair.worse:
         raise BadRow(f"a pair compares response {pair.better} with itself")
 
 
 def write_groups(path: Path | str, groups: Iterable[Group]) -> None:
-    """Write one line a group; the file appears under its name only when it is whole and on the disk."""
+    """Write one line per group, atomically: an existing file stays in place until the new one is complete on disk."""
     path = Path(path)
     with whole_file(path) as file:
-        _write_lines(file, groups, packed=path.suffix == ".gz")
+        _write_lines(file, groups, compress=path.suffix == ".gz")
 
 
-def _write_lines(file: IO[bytes], groups: Iterable[Group], packed: bool) -> None:
-    if not packed:
+def _write_lines(file: IO[bytes], groups: Iterable[Group], compress: bool) -> None:
+    if not compress:
         file.writelines(group_to_json(group).encode() + b"\n" for group in groups)
         return
-    # No name and no time in the header, so that equal groups give equal bytes.
+    # Without a name and a time in the header, equal groups produce equal bytes.
     with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
         stream.writelines(group_to_json(group).encode() + b"\n" for group in groups)
 
 
 def read_groups(path: Path | str) -> list[Group]:
-    """The groups of a file that `write_groups` wrote; `DataError` naming every line that is not one."""
+    """The groups in a file that `write_groups` wrote. Raises `DataError` that lists every line that is not a group."""
     groups, bad = [], []
     for number, row in file_rows(Path(path)):
         try:
-            groups.append(group_from_json(raised(row)))
+            groups.append(group_from_json(raise_if_bad(row)))
         except BadRow as error:
             bad.append(SkippedRow(str(path), number, str(error)))
     if bad:
-        raise bad_rows(bad)
+        raise bad_rows_error(bad)
     return groups

@@ -328,7 +328,7 @@ def test_smollm2_reads_numbered_lists_as_it_writes_them(smollm2: tuple[Path, Any
 
 def test_chatml_adds_no_words_of_its_own() -> None:
     """The named template, on a tokenizer that has its tokens and on one that has not."""
-    from alignkit.data.chat_templates import TEMPLATES, write_template
+    from alignkit.data.chat_templates import TEMPLATES, set_chat_template
     from alignkit.errors import RunFailed
 
     def render(template: str) -> str:
@@ -347,15 +347,15 @@ def test_chatml_adds_no_words_of_its_own() -> None:
             return {token: number for number, token in enumerate(self.tokens)}
 
     tokenizer = Known("<|im_start|>", "<|im_end|>")
-    write_template(tokenizer, None)
+    set_chat_template(tokenizer, None)
     assert tokenizer.chat_template == Known.chat_template
-    write_template(tokenizer, "chatml")
+    set_chat_template(tokenizer, "chatml")
     assert tokenizer.chat_template == TEMPLATES["chatml"]
     assert render(TEMPLATES["chatml"]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    with pytest.raises(RunFailed, match=r"chatml needs tokens that this tokenizer lacks: <\|im_end\|>"):
-        write_template(Known("<|im_start|>"), "chatml")
-    with pytest.raises(RunFailed, match="'chatlm' is neither 'plain' nor 'chatml' nor a Jinja file"):
-        write_template(tokenizer, "chatlm")
+    with pytest.raises(RunFailed, match=r"lacks tokens that chatml needs: <\|im_end\|>"):
+        set_chat_template(Known("<|im_start|>"), "chatml")
+    with pytest.raises(RunFailed, match="no template or file 'chatlm'; use plain, chatml or a Jinja file"):
+        set_chat_template(tokenizer, "chatlm")
 
 
 @pytest.mark.slow
