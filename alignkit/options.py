@@ -1,4 +1,4 @@
-"""Options: the keys that a recipe may write for a plugin, and marks for those that refer to something else."""
+"""Options of plugins, and the marks for options that refer to stages, data, rewards or judges."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from pydantic import Field as Field
 
 
 class Options(BaseModel):
-    """Base of every plugin's options. Unknown keys are errors; every field has a description and, if it can, a range."""
+    """Base class of every plugin's options.
+
+    Unknown keys are errors. Give every field a description and, if possible, a range.
+    """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class Ref:
-    """Marks an option as a reference, so that the graph of stages is known before anything runs."""
+    """Marks an option as a reference, so that the stage graph is known before anything runs."""
 
     kind: Literal["stage", "policy", "from", "reward", "data", "judge"]
 
 
 StageRef = Annotated[str, Ref("stage")]  # stays text: `base`, `sft` or `sft@2`
-PolicyRef = Annotated[str, Ref("policy")]  # the same, but not a reward model
+PolicyRef = Annotated[str, Ref("policy")]  # the same, except that reward models are refused
 RewardRef = Annotated[Any, Ref("reward")]  # becomes a RewardSpec
 DataRef = Annotated[Any, Ref("data")]  # becomes a DataSpec
 JudgeRef = Annotated[Any, Ref("judge")]  # becomes a Component

@@ -1,4 +1,4 @@
-"""The keys of `model` and of a training stage: the same for every algorithm."""
+"""The keys of `model:` and of a training stage. They are the same for every algorithm."""
 
 from __future__ import annotations
 
@@ -10,55 +10,73 @@ from alignkit.options import DataRef, Options, Ref, RewardRef, StageRef
 
 
 class LoraSpec(Options):
-    """The adapter, in peft's own names."""
+    """The LoRA adapter, under peft's names."""
 
-    r: int = Field(default=16, ge=1, le=4096, description="rank")
-    lora_alpha: int = Field(default=32, ge=1, description="scale: the adapter counts lora_alpha / r")
-    target_modules: str | list[str] = Field(default="all-linear", description="layers that get an adapter")
-    use_rslora: bool = Field(default=False, description="scale by lora_alpha / sqrt(r)")
-    lora_dropout: float = Field(default=0.0, description="always 0")
+    r: int = Field(default=16, ge=1, le=4096, description="rank of the adapter")
+    lora_alpha: int = Field(default=32, ge=1, description="scale of the adapter: its output is times lora_alpha / r")
+    target_modules: str | list[str] = Field(
+        default="all-linear", description="layers that get an adapter: names, or all-linear for every linear layer"
+    )
+    use_rslora: bool = Field(default=False, description="scale by lora_alpha / sqrt(r) instead of lora_alpha / r")
+    lora_dropout: float = Field(default=0.0, description="must be 0: alignkit trains without dropout")
 
     @field_validator("lora_dropout")
     @classmethod
     def _no_dropout(cls, value: float) -> float:
         if value != 0:
-            raise ValueError("alignkit trains without dropout so that old and new log-probabilities agree")
+            raise ValueError("must be 0: alignkit trains without dropout, so that old and new log-probabilities agree")
         return value
 
 
 def _none_word(value: Any) -> Any:
+    """`lora: none` means no adapter; YAML reads `none` as text."""
     return None if value == "none" else value
 
 
 class ModelSpec(Options):
-    """The base model and how it is trained."""
+    """The base model, and how its weights are trained."""
 
-    base: str = Field(min_length=1, description="hub id, folder, or a model plugin's name")
-    revision: str | None = Field(default=None, description="commit or tag on the hub")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
-    lora: Annotated[LoraSpec | None, BeforeValidator(_none_word)] = Field(
-        default=LoraSpec(), description="adapter options; none: train all weights"
+    base: str = Field(min_length=1, description="Hugging Face model id, folder, or name of a model plugin")
+    revision: str | None = Field(default=None, description="commit, branch or tag on the Hub; default: the latest")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="dtype of the base weights; auto: bfloat16 if the base is frozen and the hardware is fast at it, "
+        "else float32; float16 is refused because it needs loss scaling",
     )
-    chat_template: str | None = Field(default=None, description="name or file of a template; none: the model's own")
-    trust_remote_code: bool = False
-    device: str = "auto"
+    quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
+        default="none", description="store the base weights in 4 or 8 bits (bitsandbytes); only LoRA can train on top"
+    )
+    lora: Annotated[LoraSpec | None, BeforeValidator(_none_word)] = Field(
+        default=LoraSpec(), description="LoRA options, such as {r: 16}; none: train all weights"
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="plain, chatml (adds no default system message), or a Jinja file; "
+        "default: the model's own, or plain if it has none",
+    )
+    trust_remote_code: bool = Field(default=False, description="run Python code that comes with a Hub model")
+    device: str = Field(default="auto", description="torch device, such as cpu or cuda:1; auto: a GPU if there is one")
 
 
 class Rollout(Options):
-    """How responses are sampled."""
+    """How the policy samples responses."""
 
     samples_per_prompt: int | None = Field(default=1, ge=1, le=1024, description="responses to each prompt")
-    max_new_tokens: int | None = Field(default=128, ge=1, description="longest response")
-    min_new_tokens: int = Field(default=0, ge=0, description="no end of turn before this many tokens")
-    temperature: float | None = Field(default=1.0, gt=0, description="of sampling; log-probabilities use it too")
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0, description="0: all tokens")
+    max_new_tokens: int | None = Field(default=128, ge=1, description="maximum response length, in tokens")
+    min_new_tokens: int = Field(default=0, ge=0, description="minimum response length, in tokens")
+    temperature: float | None = Field(
+        default=1.0, gt=0, description="sampling temperature; log-probabilities are computed at it too"
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="sample from the most likely tokens with this total probability; 1: all"
+    )
+    top_k: int = Field(default=0, ge=0, description="sample from this many most likely tokens; 0: all")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=list, description="texts that end a response and stay in it, however short it is"
+        default_factory=list,
+        description="texts that end a response, even before min_new_tokens; they stay part of the response",
     )
     missing_eos_penalty: float = Field(
-        default=0.0, ge=0, description="taken off the reward of a response that was cut off at max_new_tokens"
+        default=0.0, ge=0, description="subtracted from the reward of a response truncated at max_new_tokens"
     )
 
     @model_validator(mode="after")
@@ -69,49 +87,87 @@ class Rollout(Options):
 
 
 class Mix(Options):
-    """A second stream of data beside the algorithm's own (InstructGPT's ptx)."""
+    """A second data stream in every optimizer step (InstructGPT's PPO-ptx)."""
 
-    data: DataRef
-    objective: Literal["text", "sft"] = "text"
-    weight: float = Field(ge=0, description="its loss counts so much")
-    batch_size: int | None = Field(default=None, ge=1)
+    data: DataRef = Field(description="the second data stream")
+    objective: Literal["text", "sft"] = Field(
+        default="text", description="how the rows are used: as raw text, or as demonstrations"
+    )
+    weight: float = Field(ge=0, description="weight of this loss, added to the algorithm's own loss")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="rows per optimizer step; default: the stage's batch_size"
+    )
 
 
 class Settings(Options):
-    """The stage-level keys of a training stage; the same for every algorithm."""
+    """The keys of a training stage."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
 
     from_: Annotated[str, Ref("from")] | None = Field(
-        default=None, alias="from", description="stage, stage@k, base, or a local adapter folder to start from"
+        default=None,
+        alias="from",
+        description="starting weights: a stage, stage@k, base, or a folder with an adapter or a model; default: base",
     )
     reference: StageRef | None = Field(
-        default=None, description="stage to stay near; default: where the stage starts from"
+        default=None, description="stage that the policy is kept close to; default: the starting weights"
     )
-    data: DataRef = None
-    validation: DataRef = None
-    prompts: DataRef = None
-    reward: RewardRef = None
-    rollout: Rollout = Field(default_factory=Rollout)
-    iterations: int = Field(default=10, ge=1)
-    prompts_per_iteration: int = Field(default=32, ge=1)
-    mix: Mix | None = None
-    value_from: StageRef | None = Field(default=None, description="reward-model stage that the value role starts from")
-    batch_size: int = Field(default=16, ge=1, description="groups per optimiser step, over all devices")
-    epochs: int = Field(default=1, ge=1)
-    max_steps: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=2e-4, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(default=1e-8, gt=0)
-    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    max_length: int = Field(default=1024, ge=2, description="longest prompt with response, in tokens")
-    seed: int | None = Field(default=None, ge=0)
+    data: DataRef = Field(default=None, description="training data (offline algorithms)")
+    validation: DataRef = Field(
+        default=None,
+        description="held-out data; its loss is measured after every epoch, and the best epoch is kept "
+        "(offline algorithms)",
+    )
+    prompts: DataRef = Field(default=None, description="prompts that the policy responds to (online algorithms)")
+    reward: RewardRef = Field(
+        default=None, description="scores the responses: a reward-model stage or a reward plugin (online algorithms)"
+    )
+    rollout: Rollout = Field(default_factory=Rollout, description="how responses are sampled (online algorithms)")
+    iterations: int = Field(
+        default=10, ge=1, description="rounds of sampling, scoring and learning (online algorithms)"
+    )
+    prompts_per_iteration: int = Field(
+        default=32, ge=1, description="prompts sampled per iteration (online algorithms)"
+    )
+    mix: Mix | None = Field(default=None, description="a second data stream in every optimizer step")
+    value_from: StageRef | None = Field(
+        default=None,
+        description="reward-model stage that the value function starts from; "
+        "default: the first one in reward, else a zero head on the policy",
+    )
+    batch_size: int = Field(
+        default=16, ge=1, description="groups per optimizer step, over all devices; micro-batches follow from memory"
+    )
+    epochs: int = Field(default=1, ge=1, description="passes over the data, or over the rollouts of an iteration")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="stop after this many optimizer steps; default: no limit (offline algorithms)"
+    )
+    learning_rate: float = Field(default=2e-4, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay rate of AdamW's first moment")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay rate of AdamW's second moment")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="epsilon of AdamW")
+    warmup_ratio: float = Field(
+        default=0.0, ge=0, le=1, description="fraction of the steps with a rising learning rate (offline algorithms)"
+    )
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
+        default="linear", description="learning rate after warmup, over steps (offline) or iterations (online)"
+    )
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
+    max_length: int = Field(
+        default=1024, ge=2, description="maximum length of a prompt and its response together, in tokens"
+    )
+    seed: int | None = Field(default=None, ge=0, description="seed of this stage; default: the recipe's seed")
     checkpoint_every: int | None = Field(
-        default=None, ge=1, description="steps (of a data set) or iterations (of rollouts) between checkpoints"
+        default=None,
+        ge=1,
+        description="steps (offline; default: a tenth of the stage) or iterations (online; default: 1) "
+        "between checkpoints",
     )
-    keep_versions: bool = Field(default=False, description="keep the adapter of every epoch or iteration k as NAME@k")
-    replay_from: list[StageRef] = Field(default_factory=list, description="earlier stages whose rollouts count too")
+    keep_versions: bool = Field(
+        default=False, description="keep the adapter of every epoch or iteration k, for use as STAGE@k"
+    )
+    replay_from: list[StageRef] = Field(
+        default_factory=list,
+        description="earlier stages whose rollouts are replayed, rescored by this stage's reward; default: none",
+    )

@@ -79,7 +79,7 @@ def test_crlf_and_bom_and_wide_characters_keep_lines_right(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message", "where"),
     [
-        ("a: 1\nb:\n  c: 2\n  c: 3\n", "the key 'c' is given twice (first in line 3)", (4, 3, 1)),
+        ("a: 1\nb:\n  c: 2\n  c: 3\n", "duplicate key 'c' (first on line 3)", (4, 3, 1)),
         ("a: 1\n2: b\n", "a key must be text: write '2' in quotes", (2, 1, 1)),
         ("a: 1\ntrue: b\n", "a key must be text: write 'true' in quotes", (2, 1, 4)),
         ("a: {[1]: 2}\n", "a key must be text, not a list or mapping", (1, 5, 3)),
@@ -96,7 +96,7 @@ def test_crlf_and_bom_and_wide_characters_keep_lines_right(tmp_path: Path) -> No
         ("a: \x1b[31m\n", "special characters are not allowed", (1, 4, 1)),
         ("a: *nowhere\n", "found undefined alias", (1, 4, 1)),
         ("a: 1\n---\nb: 2\n", "but found another document", (2, 1, 1)),
-        ("- a\n", "a recipe is a mapping", (1, 1, 3)),
+        ("- a\n", "a recipe must be a mapping", (1, 1, 3)),
         (b"a: 1\nb: \xff\n", "not valid UTF-8: byte 0xff", (2, 4, 1)),
         ("", "the file is empty", (0, 0, 1)),
         ("# nothing\n", "the file is empty", (0, 0, 1)),
@@ -181,12 +181,12 @@ def test_override_into_a_scalar_component(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("a", "written key.path=value"),
-        ("=1", "written key.path=value"),
-        ("a..b=1", "written key.path=value"),
-        ("~stges", "no 'stges' to delete"),
+        ("a", "must be key.path=value"),
+        ("=1", "must be key.path=value"),
+        ("a..b=1", "must be key.path=value"),
+        ("~stges", "cannot delete 'stges'"),
         ("a=[1", "not valid YAML"),
-        ("a={b: 1, b: 2}", "the key 'b' is given twice (in the override)"),
+        ("a={b: 1, b: 2}", "duplicate key 'b' (in the override)"),
         ("list.7=1", "is a list of 1"),
         ("list.x.y=1", "is a list of 1"),
         ("extends=x", "cannot be overridden"),
@@ -236,8 +236,8 @@ def test_a_component_is_replaced_by_another_and_merged_with_its_own(tmp_path: Pa
 def test_extends_problems(tmp_path: Path) -> None:
     write(tmp_path, "extends: r.yaml\n", "b.yaml")
     (problem,) = problems(tmp_path, "extends: b.yaml\n")
-    assert "in a circle: r.yaml -> b.yaml -> r.yaml" in problem.message
+    assert "in a cycle: r.yaml -> b.yaml -> r.yaml" in problem.message
     assert problem.file.endswith("b.yaml") and place(problem) == (1, 10, 6)
     (problem,) = problems(tmp_path, "a: 1\nextends: nope.yaml\n")
     assert "no such file" in problem.message and place(problem) == (2, 10, 9)
-    assert "names one file" in problems(tmp_path, "extends: [a]\n")[0].message
+    assert "must be the name of one file" in problems(tmp_path, "extends: [a]\n")[0].message

@@ -249,7 +249,7 @@ def test_versions(bench: Bench) -> None:
     keep = "stages.first.keep_versions=true"
     assert bench.stages(FIRST + text, keep).stages["next"].upstream == ("first",)
     assert "has only 3 epochs" in bench.problem(FIRST + text, keep, "stages.next.from=first@4").message
-    assert "counted from 1" in bench.problem(FIRST + text, keep, "stages.next.from=first@0").message
+    assert "starting at 1" in bench.problem(FIRST + text, keep, "stages.next.from=first@0").message
     assert "no versions" in bench.problem(FIRST + text, keep, "stages.next.from=base@1").message
 
 
@@ -257,68 +257,68 @@ def test_versions(bench: Bench) -> None:
 
 CASES = {
     "unknown stage key": (FIRST[:-2] + ", epochz: 1}\n", "unknown key 'epochz'", (3, 44, 6), "did you mean 'epochs'?"),
-    "other tool's key": (FIRST[:-2] + ", num_train_epochs: 1}\n", "unknown key 'num_train_epochs'", (3, 44, 16), "write 'epochs'"),
+    "other tool's key": (FIRST[:-2] + ", num_train_epochs: 1}\n", "unknown key 'num_train_epochs'", (3, 44, 16), "use 'epochs'"),
     "option at stage level": (FIRST[:-2] + ", beta: 1}\n", "unknown key 'beta'", (3, 44, 4), "algorithm: {plain: {beta: ...}}"),
     "model key in a stage": (FIRST[:-2] + ", lora_alpha: 1}\n", "unknown key 'lora_alpha'", (3, 44, 10), "'model: lora:'"),
     "stage key in options": ("  s: {algorithm: {plain: {epochs: 1}}, data: d.jsonl}\n", "unknown key 'epochs'", (3, 27, 6), "belongs in the stage"),
     "unknown option": ("  s: {algorithm: {plain: {betta: 1}}, data: d.jsonl}\n", "unknown key 'betta'", (3, 27, 5), "'beta'"),
     "out of range": ("  s: {algorithm: {plain: {beta: 0}}, data: d.jsonl}\n", "expected a number above 0, got 0", (3, 33, 1), "pull towards"),
-    "text for a number": (FIRST[:-2] + ", batch_size: 1_000}\n", "stages.first.batch_size: expected a whole number, got '1_000'", (3, 56, 5), "write 1000"),
-    "boolean for a number": (FIRST[:-2] + ", epochs: true}\n", "expected a whole number, got true", (3, 52, 4), ""),
-    "fraction": (FIRST[:-2] + ", epochs: 1.5}\n", "expected a whole number, got 1.5", (3, 52, 3), ""),
-    "yes is no boolean": (FIRST[:-2] + ", keep_versions: yes}\n", "expected true or false, got 'yes'", (3, 57, 3), "write true"),
+    "text for a number": (FIRST[:-2] + ", batch_size: 1_000}\n", "stages.first.batch_size: expected an integer, got '1_000'", (3, 56, 5), "write 1000"),
+    "boolean for a number": (FIRST[:-2] + ", epochs: true}\n", "expected an integer, got true", (3, 52, 4), ""),
+    "fraction": (FIRST[:-2] + ", epochs: 1.5}\n", "expected an integer, got 1.5", (3, 52, 3), ""),
+    "yes is no boolean": (FIRST[:-2] + ", keep_versions: yes}\n", "expected true or false, got 'yes'", (3, 59, 3), "write true"),
     "infinite": (FIRST[:-2] + ", learning_rate: .inf}\n", "expected a finite number", (3, 59, 4), ""),
     "choice": (FIRST[:-2] + ", lr_scheduler_type: cosin}\n", "expected 'constant', 'linear' or 'cosine', got 'cosin'", (3, 63, 5), "did you mean 'cosine'?"),
     "unknown algorithm": ("  s: {algorithm: plane, data: d.jsonl}\n", "no algorithm 'plane'", (3, 18, 5), "did you mean 'plain'?"),
     "unknown algorithm as key": ("  s: {algorithm: {plane: {}}, data: d.jsonl}\n", "no algorithm 'plane'", (3, 19, 5), "'plain'"),
     "two algorithms": ("  s: {algorithm: {plain: {}, online: {}}, data: d.jsonl}\n", "got 2 names", (3, 18, 23), ""),
     "options not a mapping": ("  s: {algorithm: {plain: 3}, data: d.jsonl}\n", "expected a mapping of options, got 3", (3, 26, 1), ""),
-    "neither": ("  s: {algoritm: plain}\n", "names neither an algorithm nor a step", (3, 3, 1), "did you mean 'algorithm'?"),
+    "neither": ("  s: {algoritm: plain}\n", "has neither 'algorithm' nor 'step'", (3, 3, 1), "did you mean 'algorithm'?"),
     "both": ("  s: {algorithm: plain, step: compare}\n", "has both 'algorithm' and 'step'", (3, 3, 1), ""),
     "stage not a mapping": ("  s: plain\n", "expected a mapping, got 'plain'", (3, 6, 5), ""),
-    "no data": ("  s: {algorithm: plain}\n", "'stages.s.data' is missing: plain needs it", (3, 3, 1), ""),
-    "rollout without need": (FIRST[:-2] + ", rollout: {}}\n", "plain takes no 'rollout'", (3, 44, 7), "samples nothing"),
+    "no data": ("  s: {algorithm: plain}\n", "'stages.s.data' is missing: plain requires it", (3, 3, 1), ""),
+    "rollout without need": (FIRST[:-2] + ", rollout: {}}\n", "plain does not use 'rollout'", (3, 44, 7), "samples nothing"),
     "missing file": ("  s: {algorithm: plain, data: e.jsonl}\n", "no such file or stage: e.jsonl", (3, 31, 7), "jsonl'?"),
     "missing path": ("  s: {algorithm: plain, data: {path: x/y.jsonl}}\n", "no such file: x/y.jsonl", (3, 38, 9), "looked in"),
-    "no origin": ("  s: {algorithm: plain, data: {limit: 3}}\n", "expected one of 'path', 'hub' and 'stage'", (3, 25, 4), ""),
-    "two origins": ("  s: {algorithm: plain, data: {path: d.jsonl, hub: a/b}}\n", "got both path and hub", (3, 31, 25), ""),
+    "no origin": ("  s: {algorithm: plain, data: {limit: 3}}\n", "expected exactly one of 'path', 'hub' and 'stage'", (3, 25, 4), ""),
+    "two origins": ("  s: {algorithm: plain, data: {path: d.jsonl, hub: a/b}}\n", "got 'path' and 'hub'", (3, 31, 25), ""),
     "data key": ("  s: {algorithm: plain, data: {path: d.jsonl, limt: 1}}\n", "unknown key 'limt'", (3, 47, 4), "'limit'"),
     "data range": ("  s: {algorithm: plain, data: {path: d.jsonl, validation: 1}}\n", "expected a number below 1", (3, 59, 1), ""),
     "unknown format": ("  s: {algorithm: plain, data: {prf: {path: d.jsonl}}}\n", "no format 'prf'", (3, 32, 3), "'pref'"),
-    "data of no step": (FIRST + "  s: {algorithm: plain, data: first}\n", "'first' makes no data: only steps do", (4, 31, 5), ""),
-    "no data in the first round": ("  b:\n    repeat: 1\n    stages:\n      s: {algorithm: plain, data: [m@all]}\n      m: {step: compare}\n", "expected at least one source", (6, 35, 7), ""),
-    "empty data": ("  s: {algorithm: plain, data: []}\n", "expected at least one source", (3, 31, 2), ""),
+    "data of no step": (FIRST + "  s: {algorithm: plain, data: first}\n", "'first' does not produce data; only steps do", (4, 31, 5), ""),
+    "no data in the first round": ("  b:\n    repeat: 1\n    stages:\n      s: {algorithm: plain, data: [m@all]}\n      m: {step: compare}\n", "expected at least one data source", (6, 35, 7), ""),
+    "empty data": ("  s: {algorithm: plain, data: []}\n", "expected at least one data source", (3, 31, 2), ""),
     "unknown from": (FIRST[:-2] + ", from: frist}\n" + FIRST.replace("first", "other"), "neither a stage nor a folder", (3, 50, 5), "'first'"),
     "itself": (FIRST[:-2] + ", from: first}\n", "stage 'first' refers to itself", (3, 50, 5), ""),
     "unknown reference": (FIRST[:-2] + ", reference: bse}\n", "no stage 'bse'", (3, 55, 3), "did you mean 'base'?"),
     "ref in a list": (FIRST + "  s: {step: compare, policies: [base, frst]}\n", "no stage 'frst'", (4, 39, 4), "'first'"),
     "ref not text": ("  s: {step: compare, policies: [3]}\n", "expected text, got 3", (3, 33, 1), ""),
-    "reward of a policy": (FIRST + "  s: {step: compare, rewards: {x: first}}\n", "stage 'first' gives no reward", (4, 35, 5), ""),
+    "reward of a policy": (FIRST + "  s: {step: compare, rewards: {x: first}}\n", "stage 'first' cannot be a reward", (4, 35, 5), ""),
     "unknown reward": (FIRST + "  s: {step: compare, rewards: {x: lenght}}\n", "no reward 'lenght'", (4, 35, 6), "'length'"),
     "reward option": ("  s: {step: compare, rewards: {x: {length: {target: 0}}}}\n", "expected at least 1, got 0", (3, 53, 1), ""),
     "missing nested": ("  s: {step: compare, rewards: {x: {sum: {}}}}\n", "'stages.s.rewards.x.sum.main' is missing", (3, 36, 3), ""),
     "missing folder": ("  s: {step: compare, rewards: {x: {folder: no}}}\n", "no such folder: no", (3, 44, 2), ""),
     "judge option": ("  s: {step: compare, judge: {asks: {role: q}}}\n", "no stage 'q'", (3, 43, 1), ""),
     "step key": ("  s: {step: compare, policy: [base]}\n", "unknown key 'policy'", (3, 22, 6), "did you mean 'policies'?"),
-    "beside a full step": ("  s: {step: {compare: {}}, strict: true}\n", "unknown key 'strict'", (3, 28, 6), "beside 'step: compare'"),
-    "reward's name": ("  length: {algorithm: plain, data: d.jsonl}\n", "has the name of an installed reward", (3, 3, 6), "rename"),
+    "next to a full step": ("  s: {step: {compare: {}}, strict: true}\n", "unknown key 'strict'", (3, 28, 6), "next to 'step: compare'"),
+    "reward's name": ("  length: {algorithm: plain, data: d.jsonl}\n", "has the same name as an installed reward", (3, 3, 6), "rename"),
     "a reward model as policy": (ALL + "  s: {step: compare, policies: [helpful]}\n", "'helpful' is a reward model", (10, 33, 7), ""),
     "misspelt algorithm": (ALL + "    algorthm: plain\n", "unknown key 'algorthm'", (10, 5, 8), "did you mean 'algorithm'?"),
-    "base": ("  base: {algorithm: plain, data: d.jsonl}\n", "cannot be called 'base'", (3, 3, 4), ""),
+    "base": ("  base: {algorithm: plain, data: d.jsonl}\n", "'base' is reserved", (3, 3, 4), ""),
     "bad name": ("  a/b: {algorithm: plain, data: d.jsonl}\n", "it becomes a folder", (3, 3, 3), ""),
     "rollout range": (ALL + "    rollout: {samples_per_prompt: 0}\n", "expected at least 1, got 0", (10, 35, 1), ""),
     "too few samples": (ALL + "    rollout: {samples_per_prompt: 1}\n", "needs at least 2 responses", (10, 35, 1), ""),
-    "data for rollouts": (ALL + "    data: d.jsonl\n", "online takes no 'data'", (10, 5, 4), "'mix: {data: ...}'"),
-    "value without need": (ALL + "    value_from: helpful\n", "online trains no value role", (10, 5, 10), ""),
-    "reference without need": (FIRST[:-2] + ", reference: base}\n", "plain compares with no reference here", (3, 44, 9), ""),
+    "data for rollouts": (ALL + "    data: d.jsonl\n", "online does not use 'data'", (10, 5, 4), "'mix: {data: ...}'"),
+    "value without need": (ALL + "    value_from: helpful\n", "online does not use values", (10, 5, 10), ""),
+    "reference without need": (FIRST[:-2] + ", reference: base}\n", "plain does not use a reference", (3, 44, 9), ""),
     "empty stop": (ALL + "    rollout: {stop: ['']}\n", "expected at least 1 character", (10, 22, 2), ""),
     "from a reward model": (ALL.replace("    from: first", "    from: helpful"), "'helpful' is a reward model", (7, 11, 7), ""),
     "mix without weight": (ALL + "    mix: {data: d.jsonl}\n", "'stages.align.mix.weight' is missing", (10, 5, 3), ""),
-    "no room": (ALL + "    max_length: 32\n    rollout: {max_new_tokens: 32}\n", "max_new_tokens 32 leaves no room for a prompt in max_length 32", (11, 31, 2), "a prompt with its response"),
+    "no room": (ALL + "    max_length: 32\n    rollout: {max_new_tokens: 32}\n", "max_new_tokens 32 leaves no room for a prompt in max_length 32", (11, 31, 2), "a prompt and its response"),
     "no room by default": (ALL + "    max_length: 64\n", "max_new_tokens 64 leaves no room for a prompt in max_length 64", (10, 17, 2), ""),
-    "key for data": (FIRST[:-2] + ", promts: p.jsonl}\n", "unknown key 'promts'", (3, 44, 6), "did you mean 'prompts'? plain takes none: it learns from 'data'"),
+    "key for data": (FIRST[:-2] + ", promts: p.jsonl}\n", "unknown key 'promts'", (3, 44, 6), "did you mean 'prompts'? plain does not use it: it learns from 'data'"),
     "list of names": ("  s: {algorithm: [plain], data: d.jsonl}\n", "expected the name of an algorithm, or one", (3, 18, 7), ""),
-    "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "wait for each other: helpful -> align -> helpful", (4, 3, 7), ""),
+    "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "depend on each other in a cycle: helpful -> align -> helpful", (4, 3, 7), ""),
 }  # fmt: skip
 
 
@@ -363,7 +363,7 @@ def test_room_is_counted_where_another_key_is_wrong(bench: Bench) -> None:
         ("  s: {step: compare, policies: [3, nobody]}\n", [], ["expected text, got 3", "no stage 'nobody'"]),
         (ALL, ["stages.align.from=helpful", "stages.align.epoks=1"], ["'helpful' is a reward model", "'epoks'"]),
         (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.epoks=2"], ["'epoks'", "keeps only its last"]),
-        (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.keep_epoch=true"], ["'keep_epoch'"]),
+        (FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@2}\n", ["stages.first.keep_version=true"], ["'keep_version'"]),
         (
             FIRST + "  n: {algorithm: plain, data: d.jsonl, from: first@3}\n",
             ["stages.first={algorithm: plain, data: d.jsonl, keep_versions: true, epochs: 2, x: 1}"],
@@ -431,7 +431,7 @@ stages:
 
 def test_rollouts_need_prompts_and_reward(bench: Bench) -> None:
     messages = [problem.message for problem in bench.problems("  s: {algorithm: online}\n")]
-    assert messages == [f"'stages.s.{key}' is missing: online needs it" for key in ("prompts", "reward")]
+    assert messages == [f"'stages.s.{key}' is missing: online requires it" for key in ("prompts", "reward")]
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_file(bench: Bench) -> None:
@@ -447,12 +447,12 @@ extra: 1
     with pytest.raises(RecipeError) as caught:
         bench.load(text)
     assert [(problem.line, problem.message) for problem in caught.value.problems] == [
-        (1, "seed: expected a whole number, got 'x'"),
+        (1, "seed: expected an integer, got 'x'"),
         (2, "'model.base' is missing"),
         (2, "unknown key 'bas'"),
         (
             2,
-            "model.lora.lora_dropout: alignkit trains without dropout so that old and new log-probabilities agree",
+            "model.lora.lora_dropout: must be 0: alignkit trains without dropout, so that old and new log-probabilities agree",
         ),
         (2, "model.lora.r: expected at least 1, got 0"),
         (4, "stages.first.algorithm.plain.beta: expected a number above 0, got -1"),
@@ -501,7 +501,7 @@ def test_a_swap_is_one_line(bench: Bench) -> None:
 
 def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
     registry.add("algorithm", Registration("plain", Plain, distribution="other", version="2"))
-    assert "claimed by dist 1 and other 2" in bench.problem(FIRST).message
+    assert "provided by dist 1 and other 2" in bench.problem(FIRST).message
     text = FIRST.replace("plain", "other:plain")
     assert bench.stages(text).stages["first"].component.registration.distribution == "other"
     registry.broken.append(BrokenPlugin("x-gone", "x-gone", "3", "ImportError: no torch", None))
@@ -521,7 +521,7 @@ def test_a_misspelt_model_plugin(bench: Bench) -> None:
 def test_requires(bench: Bench) -> None:
     assert bench.stages(FIRST, "requires=[pydantic>=2]")
     (wrong, missing, odd) = bench.problems(FIRST, "requires=['pydantic<1', 'no-such-thing-xyz', '>>']")
-    assert "installed is" in wrong.message and "not installed" in missing.message and "no requirement" in odd.message
+    assert "but" in wrong.message and "not installed" in missing.message and "not a package requirement" in odd.message
 
 
 def test_a_recipe_needs_a_model_and_stages(bench: Bench) -> None:
@@ -534,10 +534,27 @@ def test_a_recipe_needs_a_model_and_stages(bench: Bench) -> None:
         bench.load("model: tiny\nstages: []\n")
 
 
-def test_a_combination_that_cannot_name_its_parts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sum, "parts", lambda self: 1 / 0)
-    problem = bench.problem(ALL, "stages.align.reward={sum: {main: helpful}}")
-    assert "combination 'sum' cannot name its rewards: ZeroDivisionError" in problem.message
+def fails(*args: Any) -> Any:
+    """A bug in a plugin."""
+    raise ZeroDivisionError("in a plugin")
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "override", "message"),
+    [
+        (Sum, "parts", "stages.align.reward={sum: {main: helpful}}", "reward combination 'sum' failed in parts()"),
+        (Online, "needs", "seed=1", "algorithm 'online' failed in needs"),
+        (Online, "specialize", "seed=1", "algorithm 'online' failed in specialize()"),
+    ],
+)
+def test_a_bug_in_a_plugin_is_the_plugins_error(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, cls: type, name: str, override: str, message: str
+) -> None:
+    monkeypatch.setattr(cls, name, property(fails) if name == "needs" else fails)
+    with pytest.raises(RecipeError) as caught:
+        bench.stages(ALL, override)
+    assert [problem.message for problem in caught.value.problems] == [f"{message}: ZeroDivisionError: in a plugin"]
+    assert caught.value.exit_code == 3
 
 
 def test_find_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,5 +563,5 @@ def test_find_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_recipe("mine.yaml") == Path("mine.yaml")
     with pytest.raises(RecipeError, match=r"no such recipe: mine.yml\n  help: did you mean 'mine.yaml'"):
         find_recipe("mine.yml")
-    with pytest.raises(RecipeError, match="this is a folder"):
+    with pytest.raises(RecipeError, match="got a folder"):
         find_recipe(str(tmp_path))

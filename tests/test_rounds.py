@@ -98,16 +98,16 @@ def test_overrides_reach_into_the_block(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message", "line"),
     [
-        ("    start: {align: sft}\n", "", "the first round has no 'align' yet", 7),
-        ("repeat: 3", "repeat: 0", "expected a whole number from 1 to 100, got 0", 5),
-        ("repeat: 3", "repeat: yes", "expected a whole number", 5),
-        ("start: {align: sft}", "start: {algn: sft}", "start: 'algn' is no stage of the block", 6),
-        ("start: {align: sft}", "start: sft", "expected 'stage of the block: stage before it'", 6),
+        ("    start: {align: sft}\n", "", "'align' does not exist yet in round 1", 7),
+        ("repeat: 3", "repeat: 0", "stages.rlhf.repeat: expected at least 1, got 0", 5),
+        ("repeat: 3", "repeat: yes", "expected an integer", 5),
+        ("start: {align: sft}", "start: {algn: sft}", "start: 'algn' is not a stage of this block", 6),
+        ("start: {align: sft}", "start: sft", "start: expected a mapping (key: value), got 'sft'", 6),
         ("start: {align: sft}", "begin: {align: sft}", "unknown key 'begin'", 6),
-        ("  report:", "  align_2:", "stage 'align_2' is there twice", 10),
-        ("      scores:", "      sft:", "stage 'sft' is there twice", 9),
+        ("  report:", "  align_2:", "stage 'align_2' is defined twice", 10),
+        ("      scores:", "      sft:", "stage 'sft' is defined twice", 9),
         ("reward: scores", "reward: score", "no reward 'score'", 14),
-        ("iterations: 1", "iterations: x", "expected a whole number", 17),
+        ("iterations: 1", "iterations: x", "expected an integer", 17),
     ],
 )
 def test_a_mistake_is_told_where_it_stands(folder: Path, old: str, new: str, message: str, line: int) -> None:

@@ -1,4 +1,4 @@
-"""Find a recipe on disk or among the shipped ones, and load it."""
+"""Find a recipe on disk or among the shipped recipes, and load it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from pathlib import Path
 
 from alignkit.errors import Problem, RecipeError, did_you_mean
 from alignkit.plugins import plugins
-from alignkit.recipe.build import validate
+from alignkit.recipe.build import build
 from alignkit.recipe.document import load_document
 from alignkit.recipe.schema import Recipe
 from alignkit.registry import Registry
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
-    """Read and check a recipe; raises RecipeError with every problem found. Nothing heavy is imported."""
-    return validate(load_document(Path(path), overrides), registry if registry is not None else plugins().registry)
+    """Read and check a recipe, without importing anything heavy. Raises RecipeError with every problem found."""
+    return build(load_document(Path(path), overrides), registry if registry is not None else plugins().registry)
 
 
 def _shipped() -> dict[str, Path]:
-    """The recipes that come with alignkit, by name: in a checkout, or beside the installed package."""
+    """Return the shipped recipes by name: those of a checkout, or those installed next to the package."""
     root = Path(__file__).resolve().parents[2]
     folders = (root / "alignkit_recipes", root / "recipes")
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
 
 
 def find_recipe(name: str | Path) -> Path:
-    """A path, or the name of a shipped recipe (`quickstart`)."""
+    """Return the file of a recipe, given as a path or by the name of a shipped recipe (`quickstart`)."""
     path = Path(name)
     if path.is_file():
         return path
@@ -34,7 +34,7 @@ def find_recipe(name: str | Path) -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     if path.is_dir():
-        raise RecipeError([Problem("a recipe is a file, this is a folder", str(name))])
+        raise RecipeError([Problem("expected a recipe file, got a folder", str(name))])
     near = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     help = did_you_mean(path.name, [*near, *shipped]) or f"shipped recipes: {', '.join(shipped) or 'none'}"
     raise RecipeError([Problem(f"no such recipe: {name}", help=help)])

@@ -4,152 +4,156 @@
       repeat: 3
       start: {align: sft}
       stages:
-        labels: {step: judge_pairs, policy: align, ...}                            # the round before's: align is below
+        labels: {step: judge_pairs, policy: align, ...}                         # last round's, because align is below
         reward: {algorithm: reward_model, from: sft, data: [human.jsonl, labels@all]}   # labels of all rounds so far
         align: {algorithm: ppo, from: align, reward: reward, ...}
 
-gives `labels_1`, `reward_1`, `align_1`, `labels_2` and so on. Inside the block a name means this round's stage if that
-stands above, else the round before's; `start` says what that is in the first round. Outside it means the last round's.
-`NAME@all`, in a list or as data, means every round's so far.
+becomes `labels_1`, `reward_1`, `align_1`, `labels_2` and so on. Inside the block, a name means this round's stage if
+that stage is above, else the previous round's. `start` says what such a name means in round 1. Outside the block, a
+name means the last round's stage. `NAME@all`, in a list or as data, means the stages of all rounds so far.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from alignkit.errors import Problem, did_you_mean
+from alignkit.errors import did_you_mean
 from alignkit.recipe.document import Document, Keys
+from alignkit.recipe.problems import Problems
+from alignkit.recipe.schema import BlockKeys
+from alignkit.recipe.validation import validate
 
-MOST_ROUNDS = 100
 T = TypeVar("T")
-BLOCK_KEYS = ("repeat", "start", "stages")
+OUTSIDE = ""  # instead of a stage: any stage outside of blocks
 
 
 @dataclass
 class Rounds:
-    """What names mean, by the stage in which they stand ('' : in any stage outside of blocks)."""
+    """What names mean, by the stage that uses them.
+
+    means: stage -> name -> the stage that it means. every: stage -> name -> the stages of all rounds so far.
+    missing: stage -> names that mean nothing yet.
+    """
 
     means: dict[str, dict[str, str]] = field(default_factory=dict)
     every: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    missing: dict[str, dict[str, str]] = field(default_factory=dict)  # stage -> name -> why it means nothing yet
+    missing: dict[str, set[str]] = field(default_factory=dict)
 
-    def named(self, stage: str, reference: str) -> str:
-        """The reference with its stage's real name; what no block declares stays as it is."""
+    def resolve_name(self, stage: str, reference: str) -> str:
+        """Return the reference with the stage that it means. A name that no block declares stays as it is."""
         name, at, version = reference.partition("@")
-        found = self._of(self.means, stage, name) or name
-        return f"{found}@{version}" if at else found
+        meant = self._lookup(self.means, stage, name) or name
+        return f"{meant}@{version}" if at else meant
 
-    def why_missing(self, stage: str, reference: str) -> str:
-        return self.missing.get(stage, {}).get(reference.partition("@")[0], "")
+    def is_missing(self, stage: str, reference: str) -> bool:
+        """Whether a name means nothing yet, because the stage belongs to round 1 and `start` lacks the name."""
+        return reference.partition("@")[0] in self.missing.get(stage, ())
 
-    def all(self, stage: str, reference: Any) -> list[str] | None:
-        """The stages that `NAME@all` stands for; None where the reference is something else."""
+    def all_rounds(self, stage: str, reference: Any) -> list[str] | None:
+        """Return the stages that `NAME@all` means, or None if the reference is something else."""
         if not isinstance(reference, str) or not reference.endswith("@all"):
             return None
-        return self._of(self.every, stage, reference.removesuffix("@all"))
+        return self._lookup(self.every, stage, reference.removesuffix("@all"))
 
-    def _of(self, table: Mapping[str, Mapping[str, T]], stage: str, name: str) -> T | None:
-        """What the stage's own block means by a name, else what it means outside of blocks."""
+    def _lookup(self, table: Mapping[str, Mapping[str, T]], stage: str, name: str) -> T | None:
+        """Return the meaning of a name in the stage's own block, else its meaning outside of blocks."""
         own = table.get(stage, {})
-        return own.get(name) if name in own or name in self.missing.get(stage, {}) else table.get("", {}).get(name)
+        if name in own or self.is_missing(stage, name):
+            return own.get(name)
+        return table.get(OUTSIDE, {}).get(name)
 
 
-def expand(document: Document) -> tuple[Document, Rounds, list[Problem]]:
-    """The document with every block's stages written out, what names mean, and what is wrong with the blocks."""
-    rounds = Rounds()
-    problems: list[Problem] = []
+def expand(document: Document) -> tuple[Rounds, Problems]:
+    """Write out the stages of every block.
+
+    Returns the meaning of names, and the problems of the expanded document, which they hold.
+    """
+    rounds, problems = Rounds(), Problems(document)
     stages = document.data.get("stages")
-    blocks = {n: b for n, b in stages.items() if _is_block(b)} if isinstance(stages, dict) else {}
-    if not blocks:
-        return document, rounds, problems
+    if not isinstance(stages, dict) or not any(map(_is_block, stages.values())):
+        return rounds, problems
     places = dict(document.places)
     written: dict[str, Any] = {}
     for name, stage in stages.items():
-        if name not in blocks:
+        if not _is_block(stage):
             written[name] = stage
             continue
-        found = _faults(document, ("stages", name), stage, set(stages) - {name} | set(written))
-        problems += found
-        if found:
+        block = _block(stage, ("stages", name), stages.keys() - {name} | written.keys(), problems)
+        if block is None:
             continue
-        for number in range(1, stage["repeat"] + 1):
-            _declare(rounds, stage, number)
-            for inner, content in stage["stages"].items():
-                real = f"{inner}_{number}"
-                written[real] = copy.deepcopy(content)
-                _copy_places(places, ("stages", name, "stages", inner), ("stages", real))
-        _declare_outside(rounds, stage)
-    return Document(document.path, {**document.data, "stages": written}, places), rounds, problems
+        for number in range(1, block.repeat + 1):
+            _declare(rounds, block, number)
+            for inner, content in block.stages.items():
+                written[_real(inner, number)] = copy.deepcopy(content)
+                _copy_places(places, ("stages", name, "stages", inner), ("stages", _real(inner, number)))
+        _declare_outside(rounds, block)
+    problems.document = Document(document.path, {**document.data, "stages": written}, places)
+    return rounds, problems
+
+
+def _real(name: str, number: int) -> str:
+    """Return the name of a block's stage in one round."""
+    return f"{name}_{number}"
 
 
 def _is_block(stage: Any) -> bool:
     return isinstance(stage, dict) and "repeat" in stage and not {"algorithm", "step"} & stage.keys()
 
 
-def _faults(document: Document, keys: Keys, block: Mapping[str, Any], taken: set[str]) -> list[Problem]:
-    """What is wrong with a block itself; its stages are judged like all others once they are written out."""
-    wrong = [
-        document.problem((*keys, key), f"unknown key '{key}'", at_key=True, help=_help(key))
-        for key in block
-        if key not in BLOCK_KEYS
-    ]
-    count, inner, start = block["repeat"], block.get("stages"), block.get("start")
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_ROUNDS:
-        message = f"{'.'.join(map(str, keys))}.repeat: expected a whole number from 1 to {MOST_ROUNDS}, got {count!r}"
-        wrong.append(document.problem((*keys, "repeat"), message))
-        return wrong
-    if not isinstance(inner, dict) or not inner:
-        wrong.append(document.problem((*keys, "stages"), f"'{keys[-1]}' repeats stages, and has none"))
-        return wrong
-    for name in inner:
-        clash = next((real for k in range(1, count + 1) if (real := f"{name}_{k}") in taken), "")
-        if name in taken or clash:
-            message = f"stage '{clash or name}' is there twice"
-            wrong.append(document.problem((*keys, "stages", name), message, at_key=True))
-    if start is not None and not (isinstance(start, dict) and all(isinstance(v, str) for v in start.values())):
-        wrong.append(document.problem((*keys, "start"), "start: expected 'stage of the block: stage before it'"))
-    elif start is not None:
-        for name in start:
-            if name not in inner:
-                message = f"start: '{name}' is no stage of the block"
-                wrong.append(
-                    document.problem((*keys, "start", name), message, at_key=True, help=did_you_mean(name, inner))
-                )
-    return wrong
+def _block(raw: Mapping[str, Any], keys: Keys, taken: Collection[str], problems: Problems) -> BlockKeys | None:
+    """Validate a block itself; its stages are validated like all others once they are written out."""
+    written = {key: value for key, value in raw.items() if value is not None}
+    before = len(problems)
+    block = validate(BlockKeys, written, keys, problems).value
+    if block is None:
+        return None
+    for name in block.stages:
+        _check_unique(name, block.repeat, (*keys, "stages", name), taken, problems)
+    for name in block.start:
+        if name not in block.stages:
+            help = did_you_mean(name, block.stages) or f"stages of the block: {', '.join(block.stages)}"
+            message = f"start: '{name}' is not a stage of this block"
+            problems.error((*keys, "start", name), message, at_key=True, help=help)
+    return block if len(problems) == before else None
 
 
-def _help(key: str) -> str:
-    return did_you_mean(key, BLOCK_KEYS) or f"a block of repeated stages has {', '.join(BLOCK_KEYS)}"
+def _check_unique(name: str, repeat: int, keys: Keys, taken: Collection[str], problems: Problems) -> None:
+    """Report a stage of a block whose names in the rounds, or whose own name, another stage has."""
+    names = [name, *(_real(name, number) for number in range(1, repeat + 1))]
+    clash = next((one for one in names if one in taken), None)
+    if clash is not None:
+        help = f"the block turns '{name}' into {_real(name, 1)} ... {_real(name, repeat)}; rename one of the two stages"
+        problems.error(keys, f"stage '{clash}' is defined twice", at_key=True, help=help)
 
 
-def _declare(rounds: Rounds, block: Mapping[str, Any], number: int) -> None:
-    """What the block's names mean in the stages of one round."""
-    order = list(block["stages"])
+def _declare(rounds: Rounds, block: BlockKeys, number: int) -> None:
+    """Note what the block's names mean in the stages of one round."""
+    order = list(block.stages)
     for position, stage in enumerate(order):
         means: dict[str, str] = {}
         every: dict[str, list[str]] = {}
-        missing: dict[str, str] = {}
-        for place, name in enumerate(order):
-            last = number if place < position else number - 1
-            every[name] = [f"{name}_{k}" for k in range(1, last + 1)]
+        missing: set[str] = set()
+        for index, name in enumerate(order):
+            last = number if index < position else number - 1
+            every[name] = [_real(name, k) for k in range(1, last + 1)]
             if last:
-                means[name] = f"{name}_{last}"
-            elif name in (block.get("start") or {}):
-                means[name] = rounds.named("", block["start"][name])
+                means[name] = _real(name, last)
+            elif name in block.start:
+                means[name] = rounds.resolve_name(OUTSIDE, block.start[name])
             else:
-                missing[name] = f"the first round has no '{name}' yet"
-        real = f"{stage}_{number}"
+                missing.add(name)
+        real = _real(stage, number)
         rounds.means[real], rounds.every[real], rounds.missing[real] = means, every, missing
 
 
-def _declare_outside(rounds: Rounds, block: Mapping[str, Any]) -> None:
-    count = block["repeat"]
-    for name in block["stages"]:
-        rounds.means.setdefault("", {})[name] = f"{name}_{count}"
-        rounds.every.setdefault("", {})[name] = [f"{name}_{k}" for k in range(1, count + 1)]
+def _declare_outside(rounds: Rounds, block: BlockKeys) -> None:
+    """Note what the block's names mean in stages outside of it."""
+    for name in block.stages:
+        rounds.means.setdefault(OUTSIDE, {})[name] = _real(name, block.repeat)
+        rounds.every.setdefault(OUTSIDE, {})[name] = [_real(name, k) for k in range(1, block.repeat + 1)]
 
 
 def _copy_places(places: dict[Keys, Any], source: Keys, target: Keys) -> None:

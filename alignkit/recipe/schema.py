@@ -1,4 +1,4 @@
-"""YAML -> Recipe: the types that a recipe consists of, and how one is found and loaded."""
+"""The types of a validated recipe, and the keys of its top level, its blocks and its data sources."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
+from alignkit.algorithm import Needs
 from alignkit.data.sources import DataSpec
 from alignkit.options import Options
 from alignkit.registry import Component
 from alignkit.settings import ModelSpec, Settings
 
+MAX_ROUNDS = 100
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """A reward: a stage's model, a model in a folder (`name` is its path), a plugin, or a combination of these."""
+    """A reward: a stage's model, a model in a folder (`name` is its path), a plugin, or a combination of rewards."""
 
     kind: Literal["stage", "folder", "reward", "combine"]
     name: str
@@ -27,18 +31,25 @@ class RewardSpec:
 
 @dataclass(frozen=True)
 class Stage:
-    """One named entry of a recipe. `settings`: None for a step. `upstream`: stages that it needs, by name."""
+    """One named entry of a recipe.
+
+    settings, needs: None for a step. upstream: names of the stages that must run before it.
+    """
 
     name: str
     kind: Literal["algorithm", "step"]
     component: Component
     settings: Settings | None
     upstream: tuple[str, ...]
+    needs: Needs | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A valid recipe. `stages` are in an order in which they can run; `resolved` is its plain data."""
+    """A validated recipe.
+
+    stages: in an order in which they can run. resolved: the recipe as plain data with absolute paths.
+    """
 
     name: str
     path: Path
@@ -53,61 +64,92 @@ class Recipe:
 class TopKeys(Options):
     """The keys of a recipe."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = ""
-    seed: int = Field(default=0, ge=0)
-    requires: list[str] = Field(default_factory=list)
-    model: Any
-    stages: dict[str, Any] = Field(min_length=1)
+    name: str | None = Field(
+        default=None,
+        pattern=NAME_PATTERN,
+        description="name of the run's folder, runs/NAME; default: the name of the file",
+    )
+    description: str = Field(default="", description="what the recipe does, for people who read it")
+    extends: str | None = Field(
+        default=None, description="recipe that this one is merged over; the path is relative to this file"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of all random draws")
+    requires: list[str] = Field(
+        default_factory=list, description="packages that must be installed, such as alignkit-reinforce>=0.1"
+    )
+    model: Any = Field(description="the base model")
+    stages: dict[str, Any] = Field(
+        min_length=1, description="stages by name; each runs after the stages that it refers to"
+    )
+
+
+class BlockKeys(Options):
+    """The keys of a block of stages that a recipe repeats."""
+
+    repeat: int = Field(ge=1, le=MAX_ROUNDS, description="number of rounds; each runs every stage of the block once")
+    start: dict[str, str] = Field(
+        default_factory=dict,
+        description="in round 1, what a block stage's name means before that stage has run, such as {align: sft}",
+    )
+    stages: dict[str, Any] = Field(min_length=1, description="stages of one round; in round k, STAGE is named STAGE_k")
 
 
 class DataKeys(Options):
-    """The keys every data source understands, whatever its format."""
+    """The keys of every data source, in any format."""
 
-    path: str | None = None
-    hub: str | None = None
-    stage: str | None = None
-    limit: int | None = Field(default=None, ge=1)
-    split: str | None = None
-    validation: float = Field(default=0.0, ge=0, lt=1)
-    weight: float = Field(default=1.0, gt=0)
-    on_bad_row: Literal["error", "skip"] = "error"
-    columns: dict[str, str] = Field(default_factory=dict)
-    meta: dict[str, Any] = Field(default_factory=dict)
+    path: str | None = Field(default=None, description="file; set exactly one of path, hub and stage")
+    hub: str | None = Field(default=None, description="data set on the Hugging Face Hub")
+    stage: str | None = Field(default=None, description="step that produces the data")
+    limit: int | None = Field(default=None, ge=1, description="use only the first N good rows; default: all")
+    split: str | None = Field(default=None, description="split of a Hub data set; default: train")
+    validation: float = Field(
+        default=0.0, ge=0, lt=1, description="fraction of the prompts that is held out for validation"
+    )
+    weight: float = Field(default=1.0, gt=0, description="relative weight of this source among several")
+    on_bad_row: Literal["error", "skip"] = Field(
+        default="error", description="error: stop and list the bad rows; skip: count them and continue"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="column names as {the name the format expects: the name in the file}"
+    )
+    meta: dict[str, Any] = Field(default_factory=dict, description="values to add to every row, such as {safety: true}")
+
+
+def allowed_keys(model: type[BaseModel]) -> list[str]:
+    """Return the keys that a recipe may write for a model."""
+    return [info.alias or name for name, info in model.model_fields.items()]
 
 
 def fields_of(model: BaseModel) -> dict[str, Any]:
-    """What stands in its fields, those included that its class allows without naming them."""
+    """Return the values of a model's fields, including extra fields that its class allows."""
     return {**{name: getattr(model, name) for name in type(model).model_fields}, **(model.model_extra or {})}
 
-
-# --- what a recipe's parts refer to
 
 Spec = TypeVar("Spec", DataSpec, RewardSpec)
 
 
 def specs(value: Any, kind: type[Spec]) -> list[Spec]:
-    """Every data entry or reward in settings and options, wherever it stands, each once."""
+    """Return every data entry or reward inside settings and options, at any depth, each once."""
     found: dict[int, Spec] = {}
 
     def walk(item: Any) -> None:
         if isinstance(item, kind):
             found[id(item)] = item
-        if isinstance(item, BaseModel):
-            below: Iterable[Any] = fields_of(item).values()
-        elif isinstance(item, Component):
-            below = [item.options]
-        elif isinstance(item, RewardSpec):
-            below = [item.component, *item.children.values()]
-        elif isinstance(item, Mapping):
-            below = item.values()
-        else:
-            below = item if isinstance(item, list | tuple) else ()
-        for part in below:
+        for part in _parts(item):
             walk(part)
 
     walk(value)
     return list(found.values())
 
 
-# --- a recipe from the disk
+def _parts(item: Any) -> Iterable[Any]:
+    """Return the values directly inside an item."""
+    if isinstance(item, BaseModel):
+        return fields_of(item).values()
+    if isinstance(item, Component):
+        return [item.options]
+    if isinstance(item, RewardSpec):
+        return [item.component, *item.children.values()]
+    if isinstance(item, Mapping):
+        return item.values()
+    return item if isinstance(item, list | tuple) else ()

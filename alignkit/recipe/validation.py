@@ -1,123 +1,204 @@
-"""One mapping of a recipe against its model: strictly, and with every complaint in plain words at its place."""
+"""Validates one mapping of a recipe against its model, and reports pydantic's errors in plain words."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from alignkit.errors import Problem, did_you_mean
+from alignkit.errors import did_you_mean
 from alignkit.options import Options
-from alignkit.recipe.document import Document, Keys, non_finite
-from alignkit.recipe.schema import TopKeys
-from alignkit.settings import LoraSpec, ModelSpec, Rollout, Settings
+from alignkit.recipe.document import Keys, non_finite
+from alignkit.recipe.problems import Problems, path_text, shown
+from alignkit.recipe.schema import NAME_PATTERN, allowed_keys
+from alignkit.settings import Settings
 
-# --- what people write who come from other tools
+Model = TypeVar("Model", bound=Options)
+ErrorItem = Mapping[str, Any]  # one of `ValidationError.errors()`
 
-_BATCH = "'batch_size' counts groups per optimiser step over all devices; micro-batches follow from memory"
-_ADVICE = {
-    **dict.fromkeys(["num_train_epochs", "num_epochs", "num_ppo_epochs", "ppo_epochs"], "write 'epochs'"),
-    **dict.fromkeys(["lr", "learn_rate"], "write 'learning_rate'"),
-    **dict.fromkeys(["lora_rank", "lora_r", "rank"], "write 'r' under 'model: lora:'"),
-    **dict.fromkeys(["lora_target", "lora_target_modules"], "write 'target_modules' under 'model: lora:'"),
-    **dict.fromkeys(["base_model", "model_name_or_path", "model_name"], "write 'base' under 'model:'"),
-    **dict.fromkeys(["cutoff_len", "sequence_len", "max_seq_length", "max_seq_len"], "write 'max_length'"),
-    **dict.fromkeys(["per_device_train_batch_size", "train_batch_size", "micro_batch_size"], _BATCH),
-    **dict.fromkeys(["gradient_accumulation_steps", "mini_batch_size"], _BATCH),
-    **dict.fromkeys(["kl_coef", "init_kl_coef", "kl_coeff"], "the pull to the reference is the algorithm's option"),
-    **dict.fromkeys(["num_generations", "num_return_sequences"], "write 'samples_per_prompt' under 'rollout:'"),
-    **dict.fromkeys(["max_completion_length", "response_length"], "write 'max_new_tokens' under 'rollout:'"),
-    **dict.fromkeys(["load_in_4bit", "bnb_4bit_quant_type"], "write 'quantization: nf4' under 'model:'"),
-    "load_in_8bit": "write 'quantization: int8' under 'model:'",
-    **dict.fromkeys(["adapter", "finetuning_type"], "the default is LoRA; 'model: {lora: none}' trains all weights"),
-    **dict.fromkeys(["bf16", "fp16", "torch_dtype"], "write 'dtype' under 'model:'"),
-    **dict.fromkeys(["datasets", "dataset", "train_file"], "write 'data' in the stage"),
-    **dict.fromkeys(["ref_model", "reference_model"], "write 'reference', naming a stage or 'base'"),
-    **dict.fromkeys(["reward_model", "reward_funcs"], "write 'reward', naming a stage or a reward plugin"),
-    **dict.fromkeys(["lr_scheduler", "scheduler"], "write 'lr_scheduler_type'"),
-    **dict.fromkeys(["warmup_steps"], "write 'warmup_ratio', a share of all steps"),
-    **dict.fromkeys(["template", "prompt_template"], "write 'chat_template' under 'model:'"),
-    **dict.fromkeys(["save_steps", "save_every"], "write 'checkpoint_every'"),
-    **dict.fromkeys(["gradient_clipping", "clip_grad"], "write 'max_grad_norm'"),
-    **dict.fromkeys(["depends_on", "after", "needs"], "the order follows from the stages that a stage names"),
-    "output_dir": "the folder is given on the command line: --out DIR",
-    "type": "a component is its name, or 'name: {options}'",
+
+@dataclass(frozen=True)
+class Checked(Generic[Model]):
+    """The result of `validate`. value: None if anything is wrong. failed: paths of the values that are wrong."""
+
+    value: Model | None
+    failed: frozenset[Keys] = frozenset()
+
+
+def validate(
+    model: type[Model],
+    raw: Any,
+    keys: Keys,
+    problems: Problems,
+    *,
+    hint: Callable[[str], str] = lambda key: "",
+    hidden: Collection[str] = (),
+) -> Checked[Model]:
+    """Validate plain data strictly: '1e-5' in quotes is not a number, and `yes` is not a boolean.
+
+    hint: help for an unknown key, or an empty string. hidden: keys of the model that must not be suggested.
+    """
+    infinite = list(non_finite(raw))
+    for place in infinite:
+        problems.error((*keys, *place), f"{path_text((*keys, *place))}: expected a finite number")
+    failed = set(infinite)
+    try:
+        # In JSON mode pydantic is strict about scalars, but accepts lists for tuples, and text for paths and enums.
+        value = model.model_validate_json(json.dumps(raw), strict=True)
+        if not infinite:
+            return Checked(value)
+    except ValidationError as error:
+        places = {place: errors for place, errors in _by_place(error, raw).items() if place not in failed}
+        failed |= places.keys()
+        mapping = _Mapping(model, keys, problems, hint, hidden)
+        for place in places:
+            mapping.report(place, places)
+    except Exception as error:  # a plugin's validator raised something else
+        problems.error(keys, f"{path_text(keys)}: {type(error).__name__}: {error}")
+    return Checked(None, frozenset((*keys, *place) for place in failed))
+
+
+def _by_place(error: ValidationError, raw: Any) -> dict[Keys, list[ErrorItem]]:
+    """Group errors by their path in the YAML."""
+    places: dict[Keys, list[ErrorItem]] = {}
+    for item in error.errors(include_url=False):
+        places.setdefault(_place(item, raw), []).append(item)
+    return places
+
+
+def _place(item: ErrorItem, raw: Any) -> Keys:
+    """Return an error's path in the YAML. pydantic's own path also contains names of union arms."""
+    place: list[str | int] = []
+    value = raw
+    last = len(item["loc"]) - 1
+    for index, part in enumerate(item["loc"]):
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+            value = value[part]
+            place.append(part)
+        elif index == last and item["type"] == "missing":
+            place.append(part)
+    return tuple(place)
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    """The mapping whose errors are reported."""
+
+    model: type[BaseModel]
+    keys: Keys
+    problems: Problems
+    hint: Callable[[str], str]
+    hidden: Collection[str]
+
+    def report(self, place: Keys, places: Mapping[Keys, Sequence[ErrorItem]]) -> None:
+        """Report the errors at one place as one problem."""
+        errors = places[place]
+        kinds = {item["type"] for item in errors}
+        full = (*self.keys, *place)
+        if _expected(errors[0]) and _has_deeper(place, places):
+            return  # an arm of a union that fits the value less well than the arm that failed deeper
+        if "extra_forbidden" in kinds:
+            self._report_unknown(place, errors[0])
+        elif "missing" in kinds:
+            help = self._describe(place)
+            self.problems.error(full, f"'{path_text(full)}' is missing", at_key=True, help=help)
+        else:
+            message, help = _wrong_value(path_text(full) or "recipe", errors)
+            self.problems.error(full, message, help=help or self._describe(place))
+
+    def _report_unknown(self, place: Keys, error: ErrorItem) -> None:
+        nested = len(place) > 1
+        allowed = [key for key in _siblings(self.model, error["loc"][:-1]) if nested or key not in self.hidden]
+        help = "" if nested else self.hint(str(place[-1]))
+        self.problems.unknown_key((*self.keys, *place), allowed, help)
+
+    def _describe(self, place: Keys) -> str:
+        """Return the description of a key of the mapping itself."""
+        info = _field(self.model, place[0]) if len(place) == 1 else None
+        return (info.description or "") if info else ""
+
+
+def _has_deeper(place: Keys, places: Iterable[Keys]) -> bool:
+    """Whether anything inside the value at a place is wrong too."""
+    return any(len(other) > len(place) and other[: len(place)] == place for other in places)
+
+
+def _siblings(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
+    """Return the keys that are allowed at an error's place."""
+    current: type[BaseModel] | None = model
+    for part in loc:
+        info = _field(current, part) if current else None
+        if info is not None:
+            current = _model_in(info.annotation)
+    if current is None:
+        return []
+    # A stage's `algorithm` is not part of its settings, but is written next to them.
+    return (["algorithm"] if current is Settings else []) + allowed_keys(current)
+
+
+def _field(model: type[BaseModel], key: str | int) -> Any:
+    """Return the field that a recipe writes under a key, or None."""
+    return next((info for name, info in model.model_fields.items() if key in (name, info.alias)), None)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model class inside `Model`, `Model | None`, `list[Model]` ..."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
+
+
+# --- pydantic's errors in plain words
+
+_MAPPING = "a mapping (key: value)"
+_INTEGER = "an integer"
+_EXPECTED = {
+    "int_type": _INTEGER,
+    "int_from_float": _INTEGER,
+    "int_parsing": _INTEGER,
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list without duplicates",
+    "dict_type": _MAPPING,
+    "model_type": _MAPPING,
+    "dataclass_type": _MAPPING,
+    "none_required": "null",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "multiple_of": "a multiple of {multiple_of:g}",
+    "too_short": "at least {min_length} items",
+    "too_long": "at most {max_length} items",
+    "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length} characters",
+    "string_pattern_mismatch": "text that matches {pattern}",
 }
-# Where each key belongs, for a key that stands in the wrong place.
-_PLACES: dict[str, type[Options]] = {
-    "the recipe's top level": TopKeys,
-    "'model:'": ModelSpec,
-    "'model: lora:'": LoraSpec,
-    "the stage": Settings,
-    "the stage's 'rollout:'": Rollout,
-}
 
 
-def allowed_keys(model: type[BaseModel]) -> list[str]:
-    """The keys a recipe may write for a model."""
-    return [info.alias or name for name, info in model.model_fields.items()]
+def _expected(error: ErrorItem) -> str | None:
+    """Return the expected value in words, or None if the error has its own message."""
+    phrase, details = _EXPECTED.get(error["type"]), error.get("ctx", {})
+    if phrase is None:
+        return None
+    if details.get("pattern") == NAME_PATTERN:
+        return "letters, digits, '.', '_' and '-', starting with a letter or digit"
+    return re.sub(r"\b1 (item|character)s$", r"1 \1", phrase.format(**details))
 
 
-def path_text(keys: Iterable[str | int]) -> str:
-    return ".".join(str(key) for key in keys)
-
-
-# --- pydantic's complaints in plain words
-
-_EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "missing": lambda c: "a value",
-    "int_type": lambda c: "a whole number",
-    "int_from_float": lambda c: "a whole number",
-    "int_parsing": lambda c: "a whole number",
-    "float_type": lambda c: "a number",
-    "float_parsing": lambda c: "a number",
-    "finite_number": lambda c: "a finite number",
-    "string_type": lambda c: "text",
-    "bool_type": lambda c: "true or false",
-    "list_type": lambda c: "a list",
-    "tuple_type": lambda c: "a list",
-    "set_type": lambda c: "a list without repetitions",
-    "dict_type": lambda c: "a mapping (key: value)",
-    "model_type": lambda c: "a mapping (key: value)",
-    "dataclass_type": lambda c: "a mapping (key: value)",
-    "none_required": lambda c: "nothing",
-    "literal_error": lambda c: f"{c['expected']}",
-    "enum": lambda c: f"{c['expected']}",
-    "greater_than": lambda c: f"a number above {c['gt']:g}",
-    "greater_than_equal": lambda c: f"at least {c['ge']:g}",
-    "less_than": lambda c: f"a number below {c['lt']:g}",
-    "less_than_equal": lambda c: f"at most {c['le']:g}",
-    "multiple_of": lambda c: f"a multiple of {c['multiple_of']:g}",
-    "too_short": lambda c: f"at least {c['min_length']} of them",
-    "too_long": lambda c: f"at most {c['max_length']} of them",
-    "string_too_short": lambda c: f"at least {c['min_length']} character(s)",
-    "string_too_long": lambda c: f"at most {c['max_length']} characters",
-    "string_pattern_mismatch": lambda c: (
-        "letters, digits, '.', '_' and '-'"
-        if c["pattern"] == r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-        else f"text like {c['pattern']}"
-    ),
-}
-
-
-def _expected(error: Mapping[str, Any]) -> str | None:
-    """What was expected, or None where the error has words of its own."""
-    phrase = _EXPECTED.get(error["type"])
-    return phrase(error.get("ctx", {})) if phrase else None
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return "nothing" if value is None else str(value).lower()
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _wrong_value(where: str, errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Message and help for the errors at one place; a union gives one for each of its arms."""
+def _wrong_value(where: str, errors: Sequence[ErrorItem]) -> tuple[str, str]:
+    """Return message and help for the errors at one place. A union causes one error per arm."""
     value = errors[0]["input"]
     phrases = list(dict.fromkeys(phrase for phrase in map(_expected, errors) if phrase))
     if not phrases:
@@ -126,149 +207,15 @@ def _wrong_value(where: str, errors: Sequence[Mapping[str, Any]]) -> tuple[str, 
     return f"{where}: expected {' or '.join(phrases)}, got {shown(value)}", _value_help(value, phrases)
 
 
-def _value_help(value: Any, phrases: list[str]) -> str:
-    if isinstance(value, str) and any("number" in phrase for phrase in phrases):
+def _value_help(value: Any, phrases: Sequence[str]) -> str:
+    """Suggest how to write a value that has the wrong type or is misspelled."""
+    if isinstance(value, str) and any(phrase in (_INTEGER, "a number") for phrase in phrases):
         plain = value.replace("_", "").strip()
         if re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", plain):
             return f"write {plain}"
     if "true or false" in phrases and str(value).lower() in ("yes", "no", "on", "off", "0", "1", "true", "false"):
         return f"write {'true' if str(value).lower() in ('yes', 'on', '1', 'true') else 'false'}"
     if isinstance(value, str):
-        options = [option for phrase in phrases for option in re.findall(r"'([^']*)'", phrase)]
-        return did_you_mean(value, options)
+        choices = [choice for phrase in phrases for choice in re.findall(r"'([^']*)'", phrase)]
+        return did_you_mean(value, choices)
     return ""
-
-
-# --- one mapping
-
-Model = TypeVar("Model", bound=Options)
-
-
-class Validator:
-    """Validates mappings of a document, collecting problems; a mapping that has one is None."""
-
-    def __init__(self, document: Document):
-        self.document = document
-        self.problems: list[Problem] = []
-
-    def wrong(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> None:
-        problem = self.document.problem(keys, message, at_key=at_key, help=help)
-        if problem not in self.problems:
-            self.problems.append(problem)
-
-    def unknown(self, keys: Keys, allowed: Iterable[str], extra: str = "") -> None:
-        """An unknown key, with the nearest allowed one or the place where it belongs."""
-        key, allowed = str(keys[-1]), list(allowed)
-        help = extra or self._advice(key, allowed)
-        self.wrong(keys, f"unknown key '{key}'", at_key=True, help=help)
-
-    def _advice(self, key: str, allowed: list[str]) -> str:
-        homes = [place for place, model in _PLACES.items() if key in allowed_keys(model) and key not in allowed]
-        if homes:
-            return f"'{key}' belongs in {' or '.join(homes)}"
-        near = did_you_mean(key, allowed)
-        return _ADVICE.get(key) or near or f"known keys: {', '.join(sorted(allowed)) or 'none'}"
-
-    def validate(
-        self,
-        model: type[Model],
-        raw: Any,
-        keys: Keys,
-        *,
-        hint: Callable[[str], str] | None = None,
-        refused: Collection[str] = (),
-    ) -> Model | None:
-        """Validate plain data, strictly: '1e-5' in quotes is no number and `yes` no boolean.
-
-        hint: what to say of an unknown key. refused: keys of the model that mean nothing here, so none is suggested.
-        """
-        infinite = list(non_finite(raw))
-        for path in infinite:
-            self.wrong((*keys, *path), f"{path_text((*keys, *path))}: expected a finite number")
-        failed = set(infinite)
-        try:
-            # JSON mode is strict about scalars, and yet takes lists for tuples and text for paths and enums.
-            found = model.model_validate_json(json.dumps(raw), strict=True)
-            if not infinite:
-                return found
-        except ValidationError as error:
-            failed |= self._report(model, error, raw, keys, hint, refused, infinite)
-        except Exception as error:  # a plugin's validator raised something else
-            self.wrong(keys, f"{path_text(keys)}: {type(error).__name__}: {error}")
-        self.raw_references(model, raw, keys, failed)
-        return None
-
-    def _report(
-        self,
-        model: type[BaseModel],
-        error: ValidationError,
-        raw: Any,
-        keys: Keys,
-        hint: Callable[[str], str] | None,
-        refused: Collection[str],
-        told: Collection[Keys],
-    ) -> set[Keys]:
-        """Tell what is wrong, but for places told before; gives the places."""
-        places: dict[Keys, list[Mapping[str, Any]]] = {}
-        for item in error.errors(include_url=False):
-            if (place := self._place(item, raw)) not in told:
-                places.setdefault(place, []).append(item)
-        for place, errors in places.items():
-            deeper = any(other[: len(place)] == place and len(other) > len(place) for other in places)
-            if deeper and _expected(errors[0]):
-                continue  # an arm of a union that fits less well than the one that failed deeper
-            full = (*keys, *place)
-            kinds = {item["type"] for item in errors}
-            if "extra_forbidden" in kinds:
-                extra = hint(str(place[-1])) if hint and len(place) == 1 else ""
-                siblings = self._siblings(model, errors[0]["loc"][:-1])
-                self.unknown(full, [key for key in siblings if len(place) > 1 or key not in refused], extra)
-            elif "missing" in kinds:
-                self.wrong(full, f"'{path_text(full)}' is missing", at_key=True, help=self._describe(model, place))
-            else:
-                message, help = _wrong_value(path_text(full) or "recipe", errors)
-                self.wrong(full, message, help=help or self._describe(model, place))
-        return set(places)
-
-    @staticmethod
-    def _place(item: Mapping[str, Any], raw: Any) -> Keys:
-        """The error's path in the YAML: pydantic's has names of union arms in it."""
-        place: list[str | int] = []
-        value = raw
-        loc = item["loc"]
-        for index, part in enumerate(loc):
-            last = index == len(loc) - 1
-            if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
-                value = value[part]
-                place.append(part)
-            elif last and item["type"] == "missing":
-                place.append(part)
-        return tuple(place)
-
-    @staticmethod
-    def _siblings(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
-        """Keys allowed at an error's place."""
-        current: type[BaseModel] | None = model
-        for part in loc:
-            info = next((i for n, i in current.model_fields.items() if part in (n, i.alias)), None) if current else None
-            if info is not None:
-                current = _model_in(info.annotation)
-        kind = ["algorithm"] if current is Settings else []  # read apart from the settings, and written beside them
-        return kind + allowed_keys(current) if current else []
-
-    @staticmethod
-    def _describe(model: type[BaseModel], place: Keys) -> str:
-        if len(place) != 1:
-            return ""
-        info = next((i for n, i in model.model_fields.items() if place[0] in (n, i.alias)), None)
-        return info.description or "" if info else ""
-
-    def raw_references(self, model: type[BaseModel], raw: Any, keys: Keys, failed: Iterable[Keys]) -> None:
-        """Called for a mapping that failed in places, so that what its other keys refer to is checked all the same."""
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model class inside `Model`, `Model | None`, `list[Model]` ..."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)

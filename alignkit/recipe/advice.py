@@ -1,0 +1,76 @@
+"""What to do about an unknown key: a misspelling, a key in the wrong place, or a key of another tool."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from alignkit.errors import did_you_mean
+from alignkit.recipe.schema import TopKeys, allowed_keys
+from alignkit.settings import LoraSpec, ModelSpec, Rollout, Settings
+
+# Where a key belongs that was written somewhere else.
+_PLACES: dict[str, Collection[str]] = {
+    "the top level of the recipe": allowed_keys(TopKeys),
+    "'model:'": allowed_keys(ModelSpec),
+    "'model: lora:'": allowed_keys(LoraSpec),
+    "the stage": allowed_keys(Settings),
+    "the stage's 'rollout:'": allowed_keys(Rollout),
+    "a data source": ("hub", "columns", "on_bad_row", "meta"),
+    "a block of stages, next to its 'stages:'": ("repeat",),
+}
+
+_BATCH = "use 'batch_size': groups per optimizer step over all devices; micro-batches follow from memory"
+_OPTION = "write it as an option, 'algorithm: {{NAME: {{{}: ...}}}}'; `alignkit plugins NAME` lists the options"
+_NLL = "use the algorithm's option 'nll_coefficient', or 'mix:' for a second data set"
+# What TRL, OpenRLHF, axolotl, LLaMA-Factory and others call a thing -> what to write here.
+_OTHER_TOOLS: dict[tuple[str, ...], str] = {
+    ("num_train_epochs", "num_epochs", "num_ppo_epochs", "ppo_epochs", "num_iterations"): "use 'epochs'",
+    ("lr", "learn_rate", "actor_learning_rate"): "use 'learning_rate'",
+    ("lora_rank", "lora_r", "rank"): "use 'r' under 'model: lora:'",
+    ("lora_target", "lora_target_modules"): "use 'target_modules' under 'model: lora:'",
+    ("base_model", "model_name_or_path", "model_name", "pretrain"): "use 'base' under 'model:'",
+    ("cutoff_len", "sequence_len", "max_seq_length", "max_seq_len", "max_len"): "use 'max_length'",
+    ("max_prompt_length", "prompt_max_len"): "use 'max_length', which covers the prompt and its response",
+    ("per_device_train_batch_size", "train_batch_size", "micro_batch_size", "micro_train_batch_size"): _BATCH,
+    ("gradient_accumulation_steps", "mini_batch_size", "ppo_mini_batch_size", "num_mini_batches"): _BATCH,
+    ("rollout_batch_size",): "use 'prompts_per_iteration'",
+    ("total_episodes", "num_episodes"): "use 'iterations' and 'prompts_per_iteration'",
+    ("kl_coef", "init_kl_coef", "kl_coeff", "kl_loss_coef"): _OPTION.format("kl_coefficient"),
+    ("cliprange", "clip_eps", "eps_clip", "clip_ratio"): _OPTION.format("clip_range"),
+    ("cliprange_value", "value_clip"): _OPTION.format("value_clip_range"),
+    ("clip_eps_high", "epsilon_high", "clip_ratio_high"): _OPTION.format("clip_range_high"),
+    ("scale_rewards",): _OPTION.format("scale_by_std"),
+    ("ptx_coef", "sft_coef", "sft_weight", "rpo_alpha"): _NLL,
+    ("num_generations", "num_return_sequences", "n_samples_per_prompt"): "use 'samples_per_prompt' under 'rollout:'",
+    ("max_completion_length", "response_length", "generate_max_len"): "use 'max_new_tokens' under 'rollout:'",
+    ("stop_token", "stop_strings", "stop_sequences"): "use 'stop' under 'rollout:'",
+    ("load_in_4bit", "bnb_4bit_quant_type"): "use 'quantization: nf4' under 'model:'",
+    ("load_in_8bit",): "use 'quantization: int8' under 'model:'",
+    ("adapter", "finetuning_type", "use_peft"): "LoRA is the default; 'model: {lora: none}' trains all weights",
+    ("bf16", "fp16", "torch_dtype", "precision"): "use 'dtype' under 'model:'",
+    ("datasets", "dataset", "dataset_name", "train_file"): "use 'data' in the stage",
+    ("eval_dataset", "eval_file"): "use 'validation' in the stage",
+    ("ref_model", "reference_model", "ref_policy"): "use 'reference', with the name of a stage or 'base'",
+    ("reward_model", "reward_funcs", "reward_model_path"): "use 'reward', with the name of a stage or a reward plugin",
+    ("value_model", "critic", "critic_model"): "use 'value_from', with the name of a reward-model stage",
+    ("scheduler", "lr_scheduler"): "use 'lr_scheduler_type'",
+    ("warmup_steps",): "use 'warmup_ratio', a fraction of all steps",
+    ("template", "prompt_template"): "use 'chat_template' under 'model:'",
+    ("save_steps", "save_every", "save_strategy"): "use 'checkpoint_every'",
+    ("save_total_limit",): "use 'keep_versions: true'; versions are then STAGE@k",
+    ("replay_buffer", "replay"): "use 'replay_from', a list of stages",
+    ("gradient_clipping", "clip_grad", "max_norm"): "use 'max_grad_norm'",
+    ("depends_on", "after", "needs"): "leave it out: the order follows from the stages that a stage refers to",
+    ("resume_from_checkpoint",): "leave it out: an interrupted run resumes when you run it again",
+    ("output_dir", "save_path"): "set the folder on the command line: --out DIR",
+    ("type",): "write a plugin as its name, or as 'NAME: {options}'",
+}
+_ADVICE = {key: text for keys, text in _OTHER_TOOLS.items() for key in keys}
+
+
+def advice(key: str, allowed: list[str]) -> str:
+    """Return the help for an unknown key, at a place where the allowed keys are known."""
+    places = [place for place, keys in _PLACES.items() if key in keys and key not in allowed]
+    if places:
+        return f"'{key}' belongs in {' or '.join(places)}"
+    return _ADVICE.get(key) or did_you_mean(key, allowed) or f"known keys: {', '.join(sorted(allowed)) or 'none'}"

@@ -1,0 +1,229 @@
+"""Reads a training stage: its algorithm's options, its settings, and whether they go together."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults, Trains
+from alignkit.recipe.components import options_of, read_component, read_options
+from alignkit.recipe.document import Keys
+from alignkit.recipe.problems import path_text
+from alignkit.recipe.schema import Stage, allowed_keys
+from alignkit.recipe.scope import BASE, Declared, Scope
+from alignkit.registry import Component
+from alignkit.settings import Rollout, Settings
+
+# Keys that only algorithms of the other kind use, with the help that explains it.
+_ONLY_ONLINE = {
+    "prompts": "it learns from 'data' and samples nothing",
+    "reward": "it learns from 'data', so there are no samples to score",
+    "rollout": "it learns from 'data' and samples nothing",
+    "iterations": "it makes 'epochs' passes over 'data'",
+    "prompts_per_iteration": "it learns from 'data' and samples nothing",
+    "replay_from": "it learns from 'data' and has no rollouts to replay",
+}
+_ONLY_OFFLINE = {
+    "data": "it learns from its own responses to 'prompts'; to add a data set, use 'mix: {data: ...}'",
+    "max_steps": "'iterations' sets its length",
+    "validation": "its reward measures its progress; to evaluate it, add a step",
+}
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A training stage as written. Any key may have a value of the wrong type.
+
+    written: its keys, without those set to null. filled: the same, with the algorithm's defaults.
+    """
+
+    name: str
+    algorithm: Any
+    written: Mapping[str, Any]
+    filled: Mapping[str, Any]
+    keys: Keys
+    scope: Scope
+
+    @property
+    def online(self) -> bool:
+        """Whether the algorithm learns from rollouts."""
+        return self.algorithm.source is ROLLOUTS
+
+    def error(self, path: tuple[str, ...], message: str, help: str = "", *, at_key: bool = False) -> None:
+        """Report a problem at a key of the stage."""
+        self.scope.problems.error((*self.keys, *path), message, at_key=at_key, help=help)
+
+
+def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope: Scope) -> Stage | None:
+    """Return a training stage, or None if anything is wrong with it."""
+    before = len(scope.problems)
+    registration = declared.registration
+    written = {key: value for key, value in raw.items() if key not in ("algorithm", "step") and value is not None}
+    filled = _with_defaults(written, registration.implementation.defaults)
+    draft = _Draft(registration.name, registration.implementation, written, filled, keys, scope)
+    component = read_component("algorithm", raw["algorithm"], (*keys, "algorithm"), scope, registration)
+    refused = _refused_keys(draft)
+    _check_keys(draft, refused)
+    options = allowed_keys(options_of(registration))
+
+    def hint(key: str) -> str:
+        return _hint(key, draft.name, options, refused)
+
+    settings = read_options(Settings, filled, keys, scope, hint=hint, hidden=refused)
+    needs = _needs_of(component, draft)
+    _check_roles(draft, needs)
+    _check_unsupported(draft)
+    if draft.online:
+        _check_rollout(draft, needs)
+    if component is None or settings is None or len(scope.problems) > before:
+        return None
+    return Stage(scope.stage, "algorithm", component, settings, tuple(scope.upstream), needs)
+
+
+def _with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:
+    """Return a stage's keys with the algorithm's own defaults for those that it does not set."""
+    filled = dict(written)
+    rollout = filled.get("rollout", {})
+    if isinstance(rollout, dict):
+        rollout = {key: value for key, value in rollout.items() if value is not None}
+    for key, value in vars(defaults).items():
+        if value is None:
+            continue
+        if key not in Rollout.model_fields:
+            filled.setdefault(key, value)
+        elif isinstance(rollout, dict):
+            rollout.setdefault(key, value)
+    return {**filled, "rollout": rollout}
+
+
+def _needs_of(component: Component | None, draft: _Draft) -> Needs | None:
+    """Return what an algorithm needs, or None if its options are wrong, because it may depend on them."""
+    if component is None:
+        return None
+    try:
+        needs: Needs = draft.algorithm(component.options).needs
+    except Exception as error:
+        message = f"algorithm '{draft.name}' failed in needs: {type(error).__name__}: {error}"
+        draft.scope.problems.error((*draft.keys, "algorithm"), message, plugin=True)
+        return None
+    return needs
+
+
+# --- keys
+
+
+def _refused_keys(draft: _Draft) -> dict[str, str]:
+    """Return the keys that mean nothing to the algorithm, with the reason."""
+    refused = dict(_ONLY_OFFLINE if draft.online else _ONLY_ONLINE)
+    if draft.algorithm.trains is Trains.REWARD:
+        refused["mix"] = "a reward model has no language-model head to train on it"
+    return refused
+
+
+def _check_keys(draft: _Draft, refused: Mapping[str, str]) -> None:
+    """Report keys that the algorithm does not use, and missing keys that it requires."""
+    for key, reason in refused.items():
+        if key in draft.written:
+            draft.error((key,), f"{draft.name} does not use '{key}'", reason, at_key=True)
+    for key in ("prompts", "reward") if draft.online else ("data",):
+        if key not in draft.written:
+            message = f"'{path_text((*draft.keys, key))}' is missing: {draft.name} requires it"
+            draft.error((key,), message, Settings.model_fields[key].description or "", at_key=True)
+
+
+def _hint(key: str, name: str, options: list[str], refused: Mapping[str, str]) -> str:
+    """Return the help for an unknown key of a stage: an option of its algorithm, or nearly a key that it refuses."""
+    if key in options:
+        return f"'{key}' is an option of {name}: write 'algorithm: {{{name}: {{{key}: ...}}}}'"
+    near = next(iter(difflib.get_close_matches(key, allowed_keys(Settings), 1)), "")
+    return f"did you mean '{near}'? {name} does not use it: {refused[near]}" if near in refused else ""
+
+
+def _check_unsupported(draft: _Draft) -> None:
+    """Report keys that the algorithm says it would ignore; `rollout.stop` is the key `stop` under `rollout`."""
+    for path, reason in draft.algorithm.unsupported_keys.items():
+        *parents, key = path.split(".")
+        inner: Any = draft.written
+        for parent in parents:
+            inner = inner.get(parent) if isinstance(inner, Mapping) else None
+        if isinstance(inner, Mapping) and inner.get(key) is not None:
+            draft.error((*parents, key), f"{draft.name} does not support '{path}'", reason, at_key=True)
+
+
+# --- roles
+
+
+def _check_roles(draft: _Draft, needs: Needs | None) -> None:
+    """Check that the stages that the stage starts from are of the right kind."""
+    refs = {
+        key: draft.scope.resolve_name(draft.written[key])
+        for key in ("value_from", "from", "reference")
+        if isinstance(draft.written.get(key), str)
+    }
+    if draft.algorithm.trains is Trains.POLICY:
+        for key in ("from", "reference"):
+            if key in refs and draft.scope.trains_reward(refs[key]):
+                draft.error((key,), f"'{refs[key]}' is a reward model, but {draft.name} needs a policy here")
+    _check_values(refs.get("value_from"), draft, needs)
+    _check_reference(refs.get("reference"), draft, needs)
+
+
+def _check_values(stage: str | None, draft: _Draft, needs: Needs | None) -> None:
+    if stage is None:
+        return
+    if draft.scope.trains_reward(stage) is False:
+        help = "name a stage that trains a reward model"
+        draft.error(("value_from",), f"'{stage}' does not train a reward model", help)
+    if needs is not None and needs.shared_values:
+        help = "leave 'value_from' out"
+        draft.error(("value_from",), f"{draft.name} computes its values from the policy", help, at_key=True)
+    elif needs is not None and not needs.values:
+        draft.error(("value_from",), f"{draft.name} does not use values", "leave 'value_from' out", at_key=True)
+
+
+def _check_reference(stage: str | None, draft: _Draft, needs: Needs | None) -> None:
+    if stage is None or needs is None or draft.online or needs.reference_logprobs:
+        return
+    if stage == BASE or draft.scope.trains_reward(stage) is not None:  # otherwise already reported
+        draft.error(("reference",), f"{draft.name} does not use a reference", "leave 'reference' out", at_key=True)
+
+
+# --- rollouts
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_rollout(draft: _Draft, needs: Needs | None) -> None:
+    """Check that the algorithm can learn from the samples."""
+    rollout = draft.filled["rollout"] if isinstance(draft.filled["rollout"], dict) else {}
+    longest = rollout.get("max_new_tokens", Rollout().max_new_tokens)
+    _check_room(draft, longest)
+    if needs is None:
+        return
+    samples = rollout.get("samples_per_prompt", Rollout().samples_per_prompt)
+    if _is_integer(samples) and 0 < samples < needs.min_samples:
+        message = f"{draft.name} needs at least {needs.min_samples} responses to each prompt, got {samples}"
+        help = f"set 'rollout: {{samples_per_prompt: {needs.min_samples}}}' or more"
+        draft.error(("rollout", "samples_per_prompt"), message, help)
+    required = needs.max_new_tokens
+    if required is not None and _is_integer(longest) and longest != required:
+        message = f"the options of {draft.name} imply max_new_tokens {required}, but 'rollout' has {longest}"
+        draft.error(("rollout", "max_new_tokens"), message, "make the two equal")
+
+
+def _check_room(draft: _Draft, longest: Any) -> None:
+    """Check that a prompt fits into max_length, next to the longest response."""
+    limit = draft.filled.get("max_length", Settings().max_length)
+    if not (_is_integer(longest) and _is_integer(limit) and limit > 1 and longest >= limit):
+        return
+    document = draft.scope.problems.document
+    places = [("rollout", "max_new_tokens"), ("max_length",)]
+    written = [place for place in places if (*draft.keys, *place) in document.places]
+    overridden = [place for place in written if document.overridden((*draft.keys, *place))]
+    message = f"max_new_tokens {longest} leaves no room for a prompt in max_length {limit}"
+    help = "max_length covers a prompt and its response, in tokens"
+    draft.error((overridden or written or places)[0], message, help)

@@ -1,0 +1,113 @@
+"""Reads the plugins that a recipe names, with their options: `name`, or `name: {options}`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from alignkit.errors import did_you_mean
+from alignkit.options import Options
+from alignkit.recipe.document import Keys
+from alignkit.recipe.problems import path_text, shown
+from alignkit.recipe.references import check_references, replace_references
+from alignkit.recipe.scope import Scope
+from alignkit.recipe.validation import Model, validate
+from alignkit.registry import Component, Registration, Unresolved
+
+
+@dataclass(frozen=True)
+class Named:
+    """A plugin's name and raw options.
+
+    keys: path of the options. name_keys, at_key: the place of the name, which is a key if it has options.
+    """
+
+    name: str
+    options: Any
+    keys: Keys
+    name_keys: Keys
+    at_key: bool
+
+
+def options_of(registration: Registration) -> type[Options]:
+    """Return the model of a plugin's options."""
+    options: type[Options] = getattr(registration.implementation, "Options", Options)
+    return options
+
+
+def split(kind: str, raw: Any, keys: Keys, scope: Scope) -> Named | None:
+    """Split `name` or `name: {options}`."""
+    if isinstance(raw, str):
+        return Named(raw, {}, (*keys, raw), keys, at_key=False)
+    if isinstance(raw, dict) and len(raw) == 1:
+        ((name, options),) = raw.items()
+        return Named(name, {} if options is None else options, (*keys, name), (*keys, name), at_key=True)
+    got = f"{len(raw)} names" if isinstance(raw, dict) else shown(raw)
+    article = "an" if kind[0] in "aeiou" else "a"
+    message = f"{path_text(keys)}: expected the name of {article} {kind}, or one 'name: {{options}}', got {got}"
+    scope.problems.error(keys, message)
+    return None
+
+
+def find(kind: str, name: str, keys: Keys, scope: Scope, *, at_key: bool = False) -> Registration | None:
+    """Return the plugin that a name means."""
+    try:
+        return scope.registry.get(kind, name)
+    except Unresolved as error:
+        scope.problems.error(keys, error.message, at_key=at_key, help=error.help, plugin=error.broken)
+        return None
+
+
+def find_reward(named: Named, scope: Scope) -> Registration | None:
+    """Return the plugin that a reward's name means. The name could also be meant to be a stage's."""
+    try:
+        return scope.registry.get("reward", named.name)
+    except Unresolved as error:
+        near = did_you_mean(named.name, [*scope.declared, *scope.registry.names("reward")])
+        help = near or f"{error.help}; or name a stage that trains a reward model"
+        scope.problems.error(named.name_keys, error.message, at_key=named.at_key, help=help, plugin=error.broken)
+        return None
+
+
+def read_component(
+    kind: str, raw: Any, keys: Keys, scope: Scope, registration: Registration | None = None
+) -> Component | None:
+    """Return the plugin that is named, with its options. registration: the plugin, if it is known."""
+    named = split(kind, raw, keys, scope)
+    if named is None:
+        return None
+    registration = registration or find(kind, named.name, named.name_keys, scope, at_key=named.at_key)
+    if registration is None:
+        return None
+    return with_options(kind, named.name, registration, named.options, named.keys, scope)
+
+
+def with_options(
+    kind: str, name: str, registration: Registration, raw: Any, keys: Keys, scope: Scope
+) -> Component | None:
+    """Return a plugin with its options, validated and with their references replaced."""
+    if not isinstance(raw, dict):
+        scope.problems.error(keys, f"{path_text(keys)}: expected a mapping of options, got {shown(raw)}")
+        return None
+    before = len(scope.problems)
+    options = read_options(options_of(registration), raw, keys, scope)
+    return None if options is None or len(scope.problems) > before else Component(kind, name, registration, options)
+
+
+def read_options(
+    model: type[Model],
+    raw: Any,
+    keys: Keys,
+    scope: Scope,
+    *,
+    hint: Callable[[str], str] = lambda key: "",
+    hidden: Collection[str] = (),
+) -> Model | None:
+    """Validate options and replace their references. If validation fails, their references are checked anyway."""
+    checked = validate(model, raw, keys, scope.problems, hint=hint, hidden=hidden)
+    if checked.value is None:
+        scope.failed.update(checked.failed)
+        check_references(model, raw, keys, scope)
+        return None
+    return replace_references(checked.value, keys, scope)

@@ -1,0 +1,147 @@
+"""Reads the data entries of a recipe: files, Hub data sets and steps, each perhaps with a format and options."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alignkit.data.sources import DataSource, DataSpec
+from alignkit.options import Options
+from alignkit.recipe.components import find, options_of, with_options
+from alignkit.recipe.document import Keys
+from alignkit.recipe.problems import path_text, shown
+from alignkit.recipe.references import expand_all
+from alignkit.recipe.schema import DataKeys, allowed_keys
+from alignkit.recipe.scope import BASE, Scope, check_stage
+from alignkit.recipe.validation import validate
+from alignkit.registry import Registration
+
+_COMMON = allowed_keys(DataKeys)
+
+
+def read_data(raw: Any, keys: Keys, scope: Scope) -> DataSpec | None:
+    """Return the sources of a data entry, which is one source or a list of them."""
+    if (stages := scope.all_rounds(raw)) is not None:
+        raw = stages
+    if isinstance(raw, list):
+        parts = expand_all(raw, scope)
+        if not parts:
+            scope.problems.error(keys, f"{path_text(keys)}: expected at least one data source, got an empty list")
+        sources = [_read_source(part, (*keys, i), scope) for i, part in parts]
+    else:
+        sources = [_read_source(raw, keys, scope)]
+    good = [source for source in sources if source is not None]
+    return DataSpec(tuple(good)) if good and len(good) == len(sources) else None
+
+
+def _read_source(raw: Any, keys: Keys, scope: Scope) -> DataSource | None:
+    if isinstance(raw, str):
+        return _read_name(raw, keys, scope)
+    if not isinstance(raw, dict):
+        expected = "expected a file, a stage, or a mapping such as {path: FILE}"
+        scope.problems.error(keys, f"{path_text(keys)}: {expected}, got {shown(raw)}")
+        return None
+    if name := _format_name(raw):
+        return _read_formatted(name, raw[name], (*keys, name), scope)
+    return _Source(raw, keys, scope).read()
+
+
+def _read_name(raw: str, keys: Keys, scope: Scope) -> DataSource | None:
+    """Return the source that a text names: a file or a stage."""
+    if scope.is_missing(raw):
+        check_stage(raw, keys, scope)
+        return None
+    name = scope.resolve_name(raw)
+    if name in scope.declared:
+        return DataSource(stage=name) if _check_data_stage(name, keys, scope) else None
+    path = scope.paths.file(name, keys, also=scope.declared)
+    return DataSource(path=path) if path else None
+
+
+def _format_name(raw: Mapping[str, Any]) -> str:
+    """Return the format in `{FORMAT: {...}}`, or an empty string."""
+    if len(raw) != 1:
+        return ""
+    ((name, value),) = raw.items()
+    if name in _COMMON:
+        return ""
+    misspelled = not isinstance(value, dict) and difflib.get_close_matches(name, _COMMON, 1, 0.8)
+    return "" if misspelled else name
+
+
+def _read_formatted(name: str, raw: Any, keys: Keys, scope: Scope) -> DataSource | None:
+    registration = find("format", name, keys, scope, at_key=True)
+    if isinstance(raw, str):  # `{hh_rlhf: file.jsonl}`
+        return _Source({"path": raw}, keys, scope, name, registration, path_keys=keys).read()
+    if not isinstance(raw, dict):
+        scope.problems.error(keys, f"{path_text(keys)}: expected a file, or a mapping with 'path', got {shown(raw)}")
+        return None
+    if registration is None:  # its options are unknown, but the other keys can be checked
+        raw = {key: value for key, value in raw.items() if key in _COMMON}
+    return _Source(raw, keys, scope, name, registration).read()
+
+
+class _Source:
+    """A source written as a mapping. registration: of the format; None if there is none, or it is unknown."""
+
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        keys: Keys,
+        scope: Scope,
+        name: str = "",
+        registration: Registration | None = None,
+        path_keys: Keys | None = None,
+    ):
+        self.raw, self.keys, self.scope = raw, keys, scope
+        self.name, self.registration = name, registration
+        self.path_keys = (*keys, "path") if path_keys is None else path_keys
+
+    def read(self) -> DataSource | None:
+        """Return the source, or None if anything is wrong with it."""
+        problems = self.scope.problems
+        before = len(problems)
+        model = options_of(self.registration) if self.registration else Options
+        own = allowed_keys(model)
+        for key in self.raw:
+            if key not in _COMMON and key not in own:
+                problems.unknown_key((*self.keys, key), [*_COMMON, *own])
+        common = {key: value for key, value in self.raw.items() if key in _COMMON}
+        values = validate(DataKeys, common, self.keys, problems).value
+        component = None
+        if self.registration:
+            options = {key: value for key, value in self.raw.items() if key in own}
+            component = with_options("format", self.name, self.registration, options, self.keys, self.scope)
+        path, stage = self._origin()
+        if values is None or (self.name and self.registration is None) or len(problems) > before:
+            return None
+        return DataSource(format=component, path=path, stage=stage, **values.model_dump(exclude={"path", "stage"}))
+
+    def _origin(self) -> tuple[Path | None, str | None]:
+        """Return the file or stage that the data come from; neither for a Hub data set."""
+        origins = [name for name in ("path", "hub", "stage") if self.raw.get(name) is not None]
+        if not all(isinstance(self.raw[name], str) for name in origins):
+            return None, None  # already reported
+        if len(origins) != 1:
+            got = " and ".join(f"'{name}'" for name in origins) or "none of them"
+            message = f"{path_text(self.keys)}: expected exactly one of 'path', 'hub' and 'stage', got {got}"
+            self.scope.problems.error(self.keys, message, at_key=not origins)
+            return None, None
+        stage = self.scope.resolve_name(self.raw.get("stage"))
+        if stage is not None:
+            _check_data_stage(stage, (*self.keys, "stage"), self.scope)
+        path = self.raw.get("path")
+        return None if path is None else self.scope.paths.file(path, self.path_keys), stage
+
+
+def _check_data_stage(name: str, keys: Keys, scope: Scope) -> bool:
+    """Check a stage whose data are used."""
+    if not check_stage(name, keys, scope):
+        return False
+    declared = scope.declared.get(name)
+    if name == BASE or "@" in name or (declared and declared.kind != "step"):
+        scope.problems.error(keys, f"'{name}' does not produce data; only steps do")
+        return False
+    return True

@@ -1,0 +1,84 @@
+"""Reads `model:`, the base model of a recipe."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from alignkit.data.chat_templates import TEMPLATES
+from alignkit.recipe.components import find
+from alignkit.recipe.document import Keys
+from alignkit.recipe.scope import Scope
+from alignkit.recipe.validation import validate
+from alignkit.settings import ModelSpec
+
+_KEYS: Keys = ("model",)
+
+
+def read_model(raw: Any, scope: Scope) -> ModelSpec | None:
+    """Return the base model with absolute paths."""
+    if isinstance(raw, str):
+        scope.problems.error(_KEYS, "model: expected a mapping", help=f"write 'model: {{base: {raw}}}'")
+        return None
+    spec = validate(ModelSpec, raw, _KEYS, scope.problems).value
+    written = raw if isinstance(raw, dict) else {}
+    _check_template(written.get("chat_template"), scope)
+    base = _read_base(written.get("base"), scope)
+    if spec is None:
+        return None
+    _check_trainable(spec, scope)
+    changes = {"base": base}
+    if spec.chat_template is not None and spec.chat_template not in TEMPLATES:
+        template = scope.paths.for_run(Path(spec.chat_template), (*_KEYS, "chat_template"))
+        changes["chat_template"] = str(template)
+    return spec.model_copy(update=changes)
+
+
+def _check_trainable(spec: ModelSpec, scope: Scope) -> None:
+    """Report weights in which training would be impossible or lossy."""
+    problems = scope.problems
+    if spec.quantization != "none" and spec.lora is None:
+        # If an override made one of the two, it is at fault.
+        culprit = "lora" if problems.document.overridden((*_KEYS, "lora")) else "quantization"
+        message = f"model: {spec.quantization} weights cannot be trained"
+        problems.error((*_KEYS, culprit), message, help="train a LoRA adapter, or set 'quantization: none'")
+    if spec.dtype == "float16":
+        message = "model.dtype: float16 would lose small gradients, because alignkit does no loss scaling"
+        help = "'dtype: auto' chooses bfloat16 if the hardware is fast at it"
+        problems.error((*_KEYS, "dtype"), message, help=help)
+    elif spec.dtype == "bfloat16" and spec.lora is None:
+        message = "model.dtype: bfloat16 weights would lose most updates at the learning rates of fine-tuning"
+        problems.error((*_KEYS, "dtype"), message, help="leave 'dtype' out, or train a LoRA adapter")
+
+
+def _check_template(template: Any, scope: Scope) -> None:
+    """Check that a chat template is built in, or is a file."""
+    if not isinstance(template, str) or template in TEMPLATES:
+        return
+    path = scope.paths.locate(template, (*_KEYS, "chat_template"))
+    if not path.is_file():
+        built_in = ", ".join(f"'{name}'" for name in TEMPLATES)
+        message = f"model.chat_template: '{template}' is neither a built-in template ({built_in}) nor a Jinja file"
+        scope.problems.error((*_KEYS, "chat_template"), message, help=f"looked for {path}")
+
+
+def _read_base(base: Any, scope: Scope) -> str:
+    """Return the base model. A plugin's name and a Hub id stay as they are; a folder becomes absolute."""
+    if not isinstance(base, str) or not base:
+        return ""
+    keys = (*_KEYS, "base")
+    if scope.registry.has("model", base):
+        find("model", base, keys, scope)  # reports a name that two plugins claim
+        return base
+    path = scope.paths.locate(base, keys)
+    if path.is_dir():
+        return str(path)
+    if base.startswith((".", "/", "~")):
+        scope.problems.error(keys, f"no such folder: {base}", help=f"looked for {path}")
+    elif "/" not in base:
+        # Few Hub ids have no namespace, so a misspelled plugin is more likely.
+        near = difflib.get_close_matches(base, scope.registry.names("model"), 1, 0.85)
+        if near or scope.registry.likely_providers(base):
+            find("model", base, keys, scope)
+    return base

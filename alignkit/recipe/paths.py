@@ -1,0 +1,76 @@
+"""Files and folders that a recipe names. Relative paths start at the folder of the file that they are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import did_you_mean
+from alignkit.recipe.document import Document, Keys
+from alignkit.recipe.problems import Problems
+
+
+@dataclass
+class Paths:
+    """Locates the paths of one document and remembers them."""
+
+    problems: Problems
+    located: dict[int, tuple[str, str]] = field(default_factory=dict)  # id of a value's mark -> (text, absolute path)
+
+    @property
+    def document(self) -> Document:
+        """The recipe."""
+        return self.problems.document
+
+    def locate(self, text: str, keys: Keys) -> Path:
+        """Return the absolute path that a text at a place means, whether or not the file exists."""
+        path = Path(text).expanduser()
+        if path.is_absolute():
+            return path
+        path = (self.document.folder(keys) / path).resolve()
+        if keys in self.document.places and path.exists():
+            self.located[id(self.document.places[keys][1])] = (text, str(path))
+        return path
+
+    def file(self, text: str, keys: Keys, also: Iterable[str] = ()) -> Path | None:
+        """Return the absolute path of a file that must exist. also: stages that could be meant instead."""
+        path = self.locate(text, keys)
+        if path.exists():
+            return path
+        near = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+        help = did_you_mean(path.name, [*near, *also]) or f"looked in {path.parent}"
+        self.problems.error(keys, f"no such file{' or stage' if also else ''}: {text}", help=help)
+        return None
+
+    def folder(self, text: str, keys: Keys) -> Path | None:
+        """Return the absolute path of a folder that must exist."""
+        path = self.locate(text, keys)
+        if path.is_dir():
+            return path
+        self.problems.error(keys, f"no such folder: {text}", help=f"looked for {path}")
+        return None
+
+    def option(self, value: Path, keys: Keys) -> Path:
+        """Check the file that an option names."""
+        path = self.locate(str(value), keys)
+        if not path.exists():
+            self.problems.error(keys, f"no such file: {value}", help=f"looked for {path}")
+        return self.for_run(value, keys)
+
+    def for_run(self, value: Path, keys: Keys) -> Path:
+        """Return a path that a run can use. A run looks in the recipe's folder, not in those of extended files."""
+        if self.document.folder(keys) == self.document.path.parent:
+            return value
+        return self.locate(str(value), keys)
+
+    def portable(self, value: Any, keys: Keys = ()) -> Any:
+        """Return plain data of the document with all located paths absolute, so that it works in any folder."""
+        if isinstance(value, dict):
+            return {key: self.portable(item, (*keys, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.portable(item, (*keys, i)) for i, item in enumerate(value)]
+        mark = self.document.places[keys][1] if keys in self.document.places else None
+        text, path = self.located.get(id(mark), (None, ""))
+        return path if isinstance(value, str) and value == text else value

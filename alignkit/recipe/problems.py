@@ -1,0 +1,62 @@
+"""Collects everything that is wrong with a recipe, so that one run reports it all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignkit.errors import Problem, RecipeError
+from alignkit.recipe.advice import advice
+from alignkit.recipe.document import Document, Keys
+
+PLUGIN_ERROR = 3  # exit code of a recipe in which nothing but a plugin is wrong
+
+
+@dataclass
+class Problems:
+    """The problems of one document. `len(problems)` tells whether a step of reading added any."""
+
+    document: Document
+    items: list[Problem] = field(default_factory=list)
+    of_plugins: int = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def error(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "", plugin: bool = False) -> None:
+        """Add a problem, unless it is already known.
+
+        at_key: point at the key instead of its value. plugin: the plugin is wrong, not the recipe.
+        """
+        problem = self.document.problem(keys, message, at_key=at_key, help=help)
+        if problem not in self.items:
+            self.items.append(problem)
+            self.of_plugins += plugin
+
+    def unknown_key(self, keys: Keys, allowed: Iterable[str], help: str = "") -> None:
+        """Add an unknown key. Without a help text, suggest the nearest allowed key or the place where it belongs."""
+        key = str(keys[-1])
+        self.error(keys, f"unknown key '{key}'", at_key=True, help=help or advice(key, list(allowed)))
+
+    def as_error(self) -> RecipeError:
+        """Return the error that reports every problem in the order of the file."""
+        error = RecipeError(sorted(self.items, key=lambda problem: (problem.file, problem.line, problem.column)))
+        if self.of_plugins == len(self.items):
+            error.exit_code = PLUGIN_ERROR
+        return error
+
+
+def path_text(keys: Iterable[str | int]) -> str:
+    """Return a path as people write it: `stages.align.epochs`."""
+    return ".".join(str(key) for key in keys)
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error shows it: as YAML writes it, and at most 60 characters."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

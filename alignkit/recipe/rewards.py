@@ -1,0 +1,71 @@
+"""Reads the rewards of a recipe: a stage, a folder, a plugin, or a combination of these."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignkit.recipe.components import find_reward, split, with_options
+from alignkit.recipe.document import Keys
+from alignkit.recipe.problems import path_text, shown
+from alignkit.recipe.schema import RewardSpec
+from alignkit.recipe.scope import Scope, check_stage
+from alignkit.registry import Component
+from alignkit.reward import RewardCombination
+
+
+def read_reward(raw: Any, keys: Keys, scope: Scope) -> RewardSpec | None:
+    """Return the reward that a value means."""
+    if isinstance(raw, RewardSpec):  # already replaced in the options of a combination
+        return raw
+    raw = scope.resolve_name(raw)
+    if isinstance(raw, str) and scope.is_stage(raw):
+        return _read_stage(raw, keys, scope)
+    if isinstance(raw, dict) and list(raw) == ["folder"]:
+        return _read_folder(raw["folder"], (*keys, "folder"), scope)
+    named = split("reward", raw, keys, scope)
+    if named is None:
+        return None
+    if named.name in scope.declared:
+        message = f"'{named.name}' is a stage and takes no options here"
+        scope.problems.error(named.keys, message, at_key=True, help=f"write just '{named.name}'")
+        return None
+    registration = find_reward(named, scope)
+    if registration is None:
+        return None
+    component = with_options("reward", named.name, registration, named.options, named.keys, scope)
+    return _read_plugin(component, named.keys, scope) if component else None
+
+
+def _read_stage(name: str, keys: Keys, scope: Scope) -> RewardSpec | None:
+    if not check_stage(name, keys, scope):
+        return None
+    trains = scope.trains_reward(name)
+    if trains is False:
+        message = f"stage '{name.partition('@')[0]}' cannot be a reward: it does not train a reward model"
+        help = "a reward is a stage that trains a reward model, a reward plugin, or {folder: PATH}"
+        scope.problems.error(keys, message, help=help)
+    return RewardSpec("stage", name) if trains else None
+
+
+def _read_folder(raw: Any, keys: Keys, scope: Scope) -> RewardSpec | None:
+    if not isinstance(raw, str):
+        scope.problems.error(keys, f"{path_text(keys)}: expected a folder, got {shown(raw)}")
+        return None
+    path = scope.paths.folder(raw, keys)
+    return RewardSpec("folder", str(path)) if path else None
+
+
+def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec | None:
+    """Return a reward plugin; a combination also has its parts."""
+    if not issubclass(component.registration.implementation, RewardCombination):
+        return RewardSpec("reward", component.name, component)
+    try:
+        parts = dict(component.registration.implementation(component.options).parts())
+    except Exception as error:
+        message = f"reward combination '{component.name}' failed in parts(): {type(error).__name__}: {error}"
+        scope.problems.error(keys, message, plugin=True)
+        return None
+    # `parts` may return rewards that no RewardRef option holds; they are read as if they were options.
+    children = {name: read_reward(value, (*keys, name), scope) for name, value in parts.items()}
+    good = {name: child for name, child in children.items() if child is not None}
+    return RewardSpec("combine", component.name, component, good) if len(good) == len(children) else None

@@ -1,0 +1,122 @@
+"""What one stage is read with: the recipe's shared collectors, and the meaning of names in that stage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from alignkit.algorithm import Trains
+from alignkit.errors import did_you_mean
+from alignkit.recipe.document import Keys
+from alignkit.recipe.paths import Paths
+from alignkit.recipe.problems import Problems, path_text, shown
+from alignkit.recipe.rounds import OUTSIDE, Rounds
+from alignkit.registry import Registration, Registry
+
+BASE = "base"  # in place of a stage: the unmodified model
+StageKind = Literal["algorithm", "step"]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a declared stage is, before it is read."""
+
+    kind: StageKind
+    registration: Registration
+
+    @property
+    def trains_reward(self) -> bool:
+        """Whether the stage trains a reward model."""
+        return self.kind == "algorithm" and self.registration.implementation.trains is Trains.REWARD
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A recipe being read, and the stage that is being read.
+
+    resolvers: read a reference, by its kind. declared: every stage; None if it is unknown what the stage is.
+    versions: all `stage@k` references. upstream: stages that this stage needs. failed: values of this stage that are
+    wrong, so that nothing they refer to is checked.
+    """
+
+    problems: Problems
+    paths: Paths
+    registry: Registry
+    rounds: Rounds
+    resolvers: Mapping[str, Resolver]
+    declared: dict[str, Declared | None] = field(default_factory=dict)
+    versions: list[tuple[Keys, str]] = field(default_factory=list)
+    stage: str = OUTSIDE
+    upstream: list[str] = field(default_factory=list)
+    failed: set[Keys] = field(default_factory=set)
+
+    def of_stage(self, name: str) -> Scope:
+        """Return the scope of another stage of the same recipe."""
+        return replace(self, stage=name, upstream=[], failed=set())
+
+    def resolve_name(self, reference: Any) -> Any:
+        """Return a reference with the stage that it means here. Anything but text stays as it is."""
+        return self.rounds.resolve_name(self.stage, reference) if isinstance(reference, str) else reference
+
+    def is_missing(self, reference: str) -> bool:
+        """Whether the name means nothing yet in round 1 of a block."""
+        return self.rounds.is_missing(self.stage, reference)
+
+    def all_rounds(self, reference: Any) -> list[str] | None:
+        """Return the stages that `NAME@all` means here, or None if the reference is something else."""
+        return self.rounds.all_rounds(self.stage, reference)
+
+    def is_stage(self, reference: str) -> bool:
+        """Whether a reference names a declared stage, perhaps one of its versions."""
+        return reference.partition("@")[0] in self.declared
+
+    def trains_reward(self, reference: str) -> bool | None:
+        """Whether a stage trains a reward model; None if that is unknown."""
+        declared = self.declared.get(reference.partition("@")[0])
+        return declared.trains_reward if declared else None
+
+    def suggest_stage(self, name: str) -> str:
+        """Return the help for a name that is not a stage."""
+        known = [*self.declared, BASE]
+        return did_you_mean(name, known) or f"stages: {', '.join(known)}"
+
+
+Resolver = Callable[[Any, Keys, Scope], Any]  # value, place, scope -> the object that the reference means, or None
+
+
+def check_stage(reference: Any, keys: Keys, scope: Scope) -> bool:
+    """Check `base`, `stage` or `stage@k`, and note that the stage being read needs it."""
+    if not isinstance(reference, str):
+        scope.problems.error(keys, f"{path_text(keys)}: expected a stage name, got {shown(reference)}")
+        return False
+    name, at, version = reference.partition("@")
+    if name == BASE and not at:
+        return True
+    if fault := _stage_fault(name, at, version, scope):
+        message, help = fault
+        scope.problems.error(keys, message, help=help)
+        return False
+    if at:
+        scope.versions.append((keys, reference))
+    if name not in scope.upstream:
+        scope.upstream.append(name)
+    return True
+
+
+def _stage_fault(name: str, at: str, version: str, scope: Scope) -> tuple[str, str] | None:
+    """Return why a reference means no stage, as message and help."""
+    if name == BASE:
+        return "'base' is the unmodified model and has no versions", ""
+    if name not in scope.declared:
+        if scope.is_missing(name):
+            help = f"add 'start: {{{name}: STAGE}}' next to 'repeat' to say what '{name}' means in round 1"
+            return f"'{name}' does not exist yet in round 1", help
+        return f"no stage '{name}'", scope.suggest_stage(name)
+    if name == scope.stage:
+        return f"stage '{name}' refers to itself", ""
+    if at and not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+        message = f"'{name}@{version}': '@' must be followed by an epoch or iteration number, starting at 1"
+        return message, ""
+    return None

@@ -1,0 +1,119 @@
+"""Reads the stages of a recipe: first what each one is, then its options, settings and references."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from alignkit.errors import did_you_mean
+from alignkit.recipe.algorithm_stage import read_algorithm
+from alignkit.recipe.components import Named, find, read_component, read_options, split, with_options
+from alignkit.recipe.document import Keys
+from alignkit.recipe.problems import shown
+from alignkit.recipe.schema import Stage
+from alignkit.recipe.scope import BASE, Declared, Scope, StageKind
+from alignkit.registry import Registration
+from alignkit.settings import Settings
+
+_KINDS: tuple[StageKind, ...] = ("algorithm", "step")
+_RESERVED = (BASE, "none", "folder")
+
+
+def declare(stages: Mapping[str, Any], scope: Scope) -> None:
+    """Note which stages there are and what each is, so that references can be checked."""
+    for name, raw in stages.items():
+        keys: Keys = ("stages", name)
+        _check_name(name, keys, scope)
+        if isinstance(raw, dict):
+            scope.declared[name] = _declaration(name, raw, keys, scope)
+        else:
+            scope.declared[name] = None
+            help = "write '{algorithm: NAME, ...}' or '{step: NAME, ...}'"
+            scope.problems.error(keys, f"stage '{name}': expected a mapping, got {shown(raw)}", help=help)
+
+
+def _check_name(name: str, keys: Keys, scope: Scope) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        message = f"stage name '{name}': expected letters, digits, '_' and '-', because it becomes a folder name"
+        scope.problems.error(keys, message, at_key=True)
+    elif name in _RESERVED:
+        scope.problems.error(keys, f"'{name}' is reserved and cannot be a stage name", at_key=True)
+    elif scope.registry.has("reward", name):
+        message = f"stage '{name}' has the same name as an installed reward"
+        help = f"'reward: {name}' would be ambiguous; rename the stage"
+        scope.problems.error(keys, message, at_key=True, help=help)
+
+
+def _declaration(name: str, raw: Mapping[str, Any], keys: Keys, scope: Scope) -> Declared | None:
+    kinds = [kind for kind in _KINDS if raw.get(kind) is not None]
+    if len(kinds) != 1:
+        got = "has both 'algorithm' and 'step'" if kinds else "has neither 'algorithm' nor 'step'"
+        near = next((did_you_mean(key, _KINDS) for key in raw), "") if not kinds else ""
+        help = near or "a stage needs exactly one of them"
+        scope.problems.error(keys, f"stage '{name}' {got}", at_key=True, help=help)
+        return None
+    (kind,) = kinds
+    named = split(kind, raw[kind], (*keys, kind), scope)
+    if named is None:
+        return None
+    registration = find(kind, named.name, named.name_keys, scope, at_key=named.at_key)
+    if registration is not None and kind == "algorithm":
+        registration = _specialized(registration, named, scope)
+    return Declared(kind, registration) if registration else None
+
+
+def _specialized(registration: Registration, named: Named, scope: Scope) -> Registration | None:
+    """Return the variant of an algorithm that its raw options ask for."""
+    try:
+        implementation = registration.implementation.specialize(named.options)
+    except Exception as error:
+        message = f"algorithm '{named.name}' failed in specialize(): {type(error).__name__}: {error}"
+        scope.problems.error(named.name_keys, message, at_key=named.at_key, plugin=True)
+        return None
+    return replace(registration, implementation=implementation)
+
+
+def read_stages(stages: Mapping[str, Any], scope: Scope) -> tuple[dict[str, Stage], dict[str, list[str]]]:
+    """Return the stages without problems, and the upstream stages of all stages."""
+    good: dict[str, Stage] = {}
+    upstream: dict[str, list[str]] = {}
+    for name, raw in stages.items():
+        own = scope.of_stage(name)
+        upstream[name] = own.upstream
+        stage = _read_stage(raw, ("stages", name), own)
+        if stage is not None:
+            good[name] = stage
+    return good, upstream
+
+
+def _read_stage(raw: Any, keys: Keys, scope: Scope) -> Stage | None:
+    declared = scope.declared[scope.stage]
+    if declared is None:
+        _check_settings(raw, keys, scope)
+        return None
+    read = read_algorithm if declared.kind == "algorithm" else _read_step
+    return read(declared, raw, keys, scope)
+
+
+def _check_settings(raw: Any, keys: Keys, scope: Scope) -> None:
+    """Check the settings of a stage whose algorithm is unknown, so that one run reports every problem."""
+    if isinstance(raw, dict) and raw.get("algorithm") is not None and raw.get("step") is None:
+        settings = {key: value for key, value in raw.items() if key not in _KINDS and value is not None}
+        read_options(Settings, settings, keys, scope)
+
+
+def _read_step(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope: Scope) -> Stage | None:
+    """Return a step. Its options are next to `step: NAME`, or inside `step: {NAME: {...}}`."""
+    named, registration = raw["step"], declared.registration
+    options = {key: value for key, value in raw.items() if key not in _KINDS}
+    if isinstance(named, dict):
+        name = next(iter(named))
+        for key in options:
+            help = f"write all options either next to 'step: {name}' or inside 'step: {{{name}: {{...}}}}'"
+            scope.problems.unknown_key((*keys, key), (), help)
+        component = read_component("step", named, (*keys, "step"), scope, registration)
+    else:
+        component = with_options("step", named, registration, options, keys, scope)
+    return Stage(scope.stage, "step", component, None, tuple(scope.upstream)) if component else None

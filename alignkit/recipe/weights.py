@@ -1,0 +1,40 @@
+"""References to trained weights: a stage, a stage's policy, or the starting point of a stage (`from`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignkit.recipe.document import Keys
+from alignkit.recipe.scope import BASE, Scope, check_stage
+
+_WEIGHTS = ("adapter_config.json", "config.json")
+
+
+def read_stage(value: Any, keys: Keys, scope: Scope) -> str | None:
+    """Return `base`, `stage` or `stage@k`, with the stage that is meant."""
+    name = scope.resolve_name(value)
+    return name if check_stage(name, keys, scope) else None
+
+
+def read_policy(value: Any, keys: Keys, scope: Scope) -> str | None:
+    """Return a stage that does not train a reward model."""
+    name = read_stage(value, keys, scope)
+    if name is not None and scope.trains_reward(name):
+        scope.problems.error(keys, f"'{name}' is a reward model, but a policy is needed here")
+        return None
+    return name
+
+
+def read_start(value: str, keys: Keys, scope: Scope) -> str | None:
+    """Return a stage, or the absolute path of a folder that holds an adapter or a model."""
+    name = scope.resolve_name(value)
+    if scope.is_missing(value) or scope.is_stage(name) or name.partition("@")[0] == BASE:
+        return read_stage(value, keys, scope)
+    folder = scope.paths.locate(name, keys)
+    if not folder.is_dir():
+        scope.problems.error(keys, f"'{name}' is neither a stage nor a folder", help=scope.suggest_stage(name))
+        return None
+    if not any((folder / file).is_file() for file in _WEIGHTS):
+        message = f"folder '{name}' holds neither an adapter (adapter_config.json) nor a model (config.json)"
+        scope.problems.error(keys, message)
+    return str(folder)
