@@ -1,4 +1,4 @@
-"""Plugins: find them, isolate the broken ones, and resolve a name in a recipe to the one thing that claims it."""
+"""Find and load plugins. A broken plugin breaks only itself."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from alignkit.errors import AlignkitError, PluginError, did_you_mean
 from alignkit.external import ExternalTrainer
 from alignkit.formats import Format
 from alignkit.options import Options
-from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, _normalized
+from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, normalized_name
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.step import Step
 
 GROUP = "alignkit"
-# Registration hook -> the kind whose name space it fills. Combinations stand wherever a reward may stand.
+# Registration hook -> kind. A combination can be used wherever a reward can.
 _HOOKS = {
     "register_models": "model",
     "register_formats": "format",
@@ -39,7 +39,7 @@ _HOOKS = {
     "register_steps": "step",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# Words that already mean something where a recipe would name the thing.
+# Words that recipes use for something else where they would name the implementation.
 _RESERVED = {
     "format": {"path", "hub", "stage", "limit", "split", "validation", "weight", "on_bad_row", "columns", "meta"},
     "reward": {"folder"},
@@ -47,8 +47,8 @@ _RESERVED = {
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A plugin before it is loaded."""
+class _Candidate:
+    """A plugin that is not loaded yet."""
 
     name: str
     distribution: str
@@ -62,14 +62,14 @@ class _Found:
         return f"{self.distribution} {self.version}".strip()
 
     def is_called(self, name: str) -> bool:
-        """Whether a person means this plugin by `name` or `package:name`."""
+        """Whether `name` or `package:name` means this plugin."""
         package, _, plain = name.rpartition(":")
-        return _normalized(plain) == _normalized(self.name) and package in ("", self.distribution)
+        return normalized_name(plain) == normalized_name(self.name) and package in ("", self.distribution)
 
     def broken(self, reason: str) -> BrokenPlugin:
         return BrokenPlugin(self.name, self.distribution, self.version, reason, self._path())
 
-    def off(self, reason: str) -> UnavailablePlugin:
+    def disabled(self, reason: str) -> UnavailablePlugin:
         return UnavailablePlugin(self.name, self.distribution, self.version, reason, self._path())
 
     def _path(self) -> Path | None:
@@ -79,7 +79,10 @@ class _Found:
 
 
 class Plugins:
-    """Everything installed: `registry` for the names in recipes, `broken`, and `manager` for event hooks."""
+    """The installed plugins.
+
+    registry: what recipes can name. broken: plugins that failed to load. manager: pluggy's, which calls event hooks.
+    """
 
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(GROUP)
@@ -88,21 +91,22 @@ class Plugins:
         self.registry = Registry(self.broken)
 
     def notify(self, hook: str, **kwargs: Any) -> None:
-        """Tell the observers. A failing one stops the run, which would otherwise go on unobserved.
+        """Call an event hook. An observer that fails stops the run, which would otherwise continue unobserved.
 
-        Except `run_finished`: the run is over, so its failure is only reported.
+        After `run_finished` there is nothing to stop, so a failure is only a warning.
         """
         try:
             getattr(self.manager.hook, hook)(**kwargs)
         except AlignkitError:
             raise
         except Exception as error:
-            message = f"{self._culprit(hook, error)} failed in {hook}: {_reason(error)}"
+            message = f"{self._failing_plugin(hook, error)} failed in {hook}: {_reason(error)}"
             if hook != "run_finished":
                 raise PluginError(message) from error
             print(f"warning: {message}", file=sys.stderr)
 
-    def _culprit(self, hook: str, error: BaseException) -> str:
+    def _failing_plugin(self, hook: str, error: BaseException) -> str:
+        """The plugin whose implementation of the hook is in the traceback."""
         impls = getattr(self.manager.hook, hook).get_hookimpls()
         names = {impl.function.__code__: impl.plugin_name for impl in impls if hasattr(impl.function, "__code__")}
         trace = error.__traceback__
@@ -112,35 +116,40 @@ class Plugins:
             trace = trace.tb_next
         return "a plugin"
 
-    def _load(self, found: _Found) -> None:
-        """Load one plugin; whatever goes wrong in it is recorded and leaves no trace in the manager."""
+    def load(self, candidate: _Candidate) -> None:
+        """Load one plugin. If that fails, record why and leave no trace in the manager."""
         try:
-            _check_requirements(found.requires())
-            plugin = found.load()
-            self.manager.register(plugin, name=found.name)
-            self.manager.check_pending()  # a misspelt hook would otherwise be ignored in silence
-            registrations = self._collect(found, plugin)
+            _check_requirements(candidate.requires())
+            plugin = candidate.load()
+            self.manager.register(plugin, name=candidate.name)
+            self.manager.check_pending()  # pluggy would ignore a misspelled hook
+            registrations = self._registrations(candidate, plugin)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # sys.exit() at import is the plugin's mistake as well, not the user's wish
-            if self.manager.has_plugin(found.name):
-                self.manager.unregister(name=found.name)
-            broken = found.broken(_reason(error))
-            if _strict():
-                raise PluginError(str(broken)) from error
-            self.broken.append(broken)
+        except BaseException as error:  # includes sys.exit() at import
+            if self.manager.has_plugin(candidate.name):
+                self.manager.unregister(name=candidate.name)
+            self.reject(candidate, _reason(error), error)
         else:
             for kind, registration in registrations:
                 self.registry.add(kind, registration)
 
-    def _collect(self, found: _Found, plugin: Any) -> list[tuple[str, Registration]]:
-        """Call the plugin's register hooks one by one, so that a mistake is laid at its door."""
+    def reject(self, candidate: _Candidate, reason: str, error: BaseException | None = None) -> None:
+        """Record a plugin as broken. With ALIGNKIT_STRICT, raise PluginError instead."""
+        broken = candidate.broken(reason)
+        if _strict():
+            raise PluginError(str(broken)) from error
+        self.broken.append(broken)
+
+    def _registrations(self, candidate: _Candidate, plugin: Any) -> list[tuple[str, Registration]]:
+        """Call the plugin's registration hooks itself, not through the manager: an error is then this plugin's."""
         file = getattr(plugin, "__file__", None) or getattr(sys.modules.get(type(plugin).__module__), "__file__", None)
-        origin = Registration("", None, "", found.name, found.distribution, found.version, Path(file) if file else None)
+        path = Path(file) if file else None
+        origin = Registration("", None, "", candidate.name, candidate.distribution, candidate.version, path)
         registrations: list[tuple[str, Registration]] = []
         for hook in _HOOKS:
             for impl in getattr(self.manager.hook, hook).get_hookimpls():
-                if impl.plugin_name != found.name:
+                if impl.plugin_name != candidate.name:
                     continue
                 if impl.wrapper or impl.hookwrapper:
                     raise TypeError(f"{hook} cannot be a wrapper")
@@ -150,7 +159,7 @@ class Plugins:
 
 
 def _registrar(hook: str, origin: Registration, registrations: list[tuple[str, Registration]]) -> Callable[..., None]:
-    """The `register` that a plugin is handed: checks what it is given at the line that gives it."""
+    """The `register` that a plugin calls. It checks its arguments, so that a traceback points at the plugin."""
     kind = _HOOKS[hook]
 
     def register(name: str, implementation: Any, *, summary: str = "") -> None:
@@ -165,16 +174,15 @@ def _registrar(hook: str, origin: Registration, registrations: list[tuple[str, R
 
 def _check_name(kind: str, name: Any) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{kind} name {name!r} is not made of letters, digits, '.', '_' and '-'")
+        raise ValueError(f"{kind} name {name!r} must consist of letters, digits, '.', '_' and '-'")
     if name in _RESERVED.get(kind, ()):
-        raise ValueError(f"{kind} name '{name}' is reserved: recipes use the word for something else")
+        raise ValueError(f"{kind} name '{name}' is reserved: recipes use this word for something else")
 
 
 def _base(hook: str) -> type | None:
-    """What a registered class must derive from; None: any callable."""
-    if hook == "register_formats":
-        return Format
+    """The class that a registered class must derive from; None if any callable will do."""
     return {
+        "register_formats": Format,
         "register_algorithms": Algorithm,
         "register_rewards": Reward,
         "register_combinations": RewardCombination,
@@ -184,7 +192,7 @@ def _base(hook: str) -> type | None:
 
 
 def _check_implementation(hook: str, name: str, implementation: Any) -> None:
-    """Refuse what the engine could only trip over later, with a reason in the plugin author's words."""
+    """Refuse an implementation that could only fail later, with a reason that its author understands."""
     label = f"{_HOOKS[hook]} '{name}'"
     base = _base(hook)
     if base is None:
@@ -205,17 +213,17 @@ def _check_algorithm(label: str, implementation: type[Algorithm]) -> None:
     expected = {"source": Source, "trains": Trains, "defaults": StageDefaults, "needs": Needs}
     for attribute, wanted in expected.items():
         value = getattr(implementation, attribute)
-        if not isinstance(value, (wanted, property)):  # a property: depends on the options
+        if not isinstance(value, (wanted, property)):  # a property depends on the options
             raise TypeError(f"{label}: {attribute} must be alignkit's {wanted.__name__}, not {value!r}")
     if issubclass(implementation, ExternalTrainer):
         if implementation.train is ExternalTrainer.train:
-            raise TypeError(f"{label} trains nothing: define train(self, run)")
+            raise TypeError(f"{label} does not train: define train(self, context)")
     elif implementation.loss is Algorithm.loss:
-        raise TypeError(f"{label} gives no loss: define loss(self, batch, out)")
+        raise TypeError(f"{label} has no loss: define loss(self, batch, out)")
 
 
 def _check_requirements(requires: Iterable[str]) -> None:
-    """A distribution says in its own metadata which alignkit it was built for; hold it to that."""
+    """Refuse a plugin whose metadata requires another version of alignkit."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     for text in requires:
@@ -226,7 +234,7 @@ def _check_requirements(requires: Iterable[str]) -> None:
         if requirement.name != GROUP or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
         if not requirement.specifier.contains(__version__, prereleases=True):
-            raise ImportError(f"needs alignkit{requirement.specifier}, this is {__version__}")
+            raise ImportError(f"needs alignkit{requirement.specifier}, but this is {__version__}")
 
 
 def _reason(error: BaseException) -> str:
@@ -238,18 +246,18 @@ def _strict() -> bool:
     return os.environ.get("ALIGNKIT_STRICT", "") not in ("", "0")
 
 
-def _entry_points() -> list[_Found]:
-    """Installed plugins by metadata alone; nothing is imported. Sorted: the order never depends on the disk."""
-    found = []
-    known: dict[int, tuple[str, str]] = {}  # one distribution may hold many plugins, and parsing metadata is slow
+def _entry_points() -> list[_Candidate]:
+    """The installed plugins, from their metadata; nothing is imported. Sorted, as the file system has no order."""
+    candidates = []
+    known: dict[int, tuple[str, str]] = {}  # parsing metadata is slow, and a distribution may have many plugins
     for point in importlib.metadata.entry_points(group=GROUP):
         dist = point.dist
         if id(dist) not in known:
             known[id(dist)] = (dist.metadata["Name"], dist.version) if dist else ("", "")
         name, version = known[id(dist)]
         requires = _requirements(dist) if name != GROUP else tuple
-        found.append(_Found(point.name, name, version, point.load, requires, _locator(point.module)))
-    return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
+        candidates.append(_Candidate(point.name, name, version, point.load, requires, _locator(point.module)))
+    return sorted(candidates, key=lambda plugin: (plugin.name, plugin.distribution))
 
 
 def _requirements(dist: importlib.metadata.Distribution | None) -> Callable[[], Iterable[str]]:
@@ -264,9 +272,9 @@ def _locator(module: str) -> Callable[[], Path | None]:
     return locate
 
 
-def _file_plugin(path: Path) -> _Found:
-    """A plugin given as a file (`--plugin`), which is its own distribution."""
-    return _Found(path.name, path.name, "", lambda: _import_file(path), locate=lambda: path)
+def _file_plugin(path: Path) -> _Candidate:
+    """A plugin given as a file (`--plugin`), which counts as its own distribution."""
+    return _Candidate(path.name, path.name, "", lambda: _import_file(path), locate=lambda: path)
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -274,13 +282,13 @@ def _import_file(path: Path) -> ModuleType:
         raise IsADirectoryError(f"{path} is a folder; --plugin takes a .py file")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    # The prefix keeps a file called `json.py` from hiding the module of that name.
+    # With the prefix a file called `json.py` does not hide the standard module.
     name = f"alignkit_plugin_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"not a Python file: {path}")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pickling and dataclasses look it up while it runs
+    sys.modules[name] = module  # pickle and dataclasses look it up while it runs
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -289,47 +297,44 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _enabled(found: list[_Found], disabled: Sequence[str]) -> tuple[list[_Found], list[UnavailablePlugin]]:
-    """What is left, and what is switched off, by name or `package:name`; to ask so for what isn't there is an error."""
+def _enabled(candidates: list[_Candidate], disabled: Sequence[str]) -> tuple[list[_Candidate], list[UnavailablePlugin]]:
+    """Split plugins into enabled and disabled. disabled: `name` or `package:name`; an unknown one is an error."""
     for name in disabled:
-        if not any(plugin.is_called(name) for plugin in found):
-            known = sorted({plugin.name for plugin in found})
-            hint = did_you_mean(name, known) or f"(installed: {', '.join(known) or 'none'})"
-            raise PluginError(f"cannot switch off plugin '{name}': there is none; {hint}")
+        if not any(plugin.is_called(name) for plugin in candidates):
+            known = sorted({plugin.name for plugin in candidates})
+            hint = did_you_mean(name, known) or f"installed: {', '.join(known) or 'none'}"
+            raise PluginError(f"cannot disable plugin '{name}': no such plugin is installed; {hint}")
     environment = os.environ.get("ALIGNKIT_DISABLE_PLUGINS", "").split(",")
     ways = {name.strip(): "ALIGNKIT_DISABLE_PLUGINS" for name in environment if name.strip()}
     ways |= {name: f"--no-plugin {name}" for name in disabled}
-    left, off = [], []
-    for plugin in found:
+    enabled, refused = [], []
+    for plugin in candidates:
         way = next((way for name, way in ways.items() if plugin.is_called(name)), None)
         if way is None:
-            left.append(plugin)
+            enabled.append(plugin)
         else:
-            off.append(plugin.off(f"is switched off by {way}"))
-    return left, off
+            refused.append(plugin.disabled(f"is disabled by {way}"))
+    return enabled, refused
 
 
 _current: Plugins | None = None
 
 
 def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = ()) -> Plugins:
-    """Load everything installed and the extra files anew; `plugins()` gives the result from then on."""
+    """Load the installed plugins and the extra files; `plugins()` returns the result from then on."""
     global _current
     result = Plugins()
-    found, off = _enabled([*_entry_points(), *(_file_plugin(Path(path)) for path in extra_files)], disabled)
-    result.registry.off += off
-    counts = Counter(plugin.name for plugin in found)
-    for plugin in found:
+    found = [*_entry_points(), *(_file_plugin(Path(path)) for path in extra_files)]
+    candidates, result.registry.disabled = _enabled(found, disabled)
+    counts = Counter(plugin.name for plugin in candidates)
+    for plugin in candidates:
         if counts[plugin.name] == 1:
-            result._load(plugin)
-            continue
-        # The manager would keep the first and drop the second in silence.
-        who = " and ".join(other.origin for other in found if other.name == plugin.name)
-        reason = f"two plugins are called '{plugin.name}' ({who}); remove one, or --no-plugin PACKAGE:NAME"
-        broken = plugin.broken(reason)
-        if _strict():
-            raise PluginError(str(broken))
-        result.broken.append(broken)
+            result.load(plugin)
+        else:  # pluggy would keep the first and silently drop the others
+            who = " and ".join(other.origin for other in candidates if other.name == plugin.name)
+            result.reject(
+                plugin, f"two plugins are called '{plugin.name}' ({who}); remove one, or --no-plugin PACKAGE:NAME"
+            )
     _current = result
     return result
 

@@ -1,4 +1,4 @@
-"""Rewards score responses, combinations join the scores, judges compare in words."""
+"""The interfaces of rewards, which score responses; of combinations of rewards; and of judges, which compare responses."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ REWARD_KEY = "reward"  # the combined raw reward in Response.scores, next to its
 
 
 class Models(Protocol):
-    """What the engine offers to rewards, judges and steps. A role is `base`, or a stage's name (`sft`, `sft@2`).
+    """The run's models, for rewards, judges and steps. A role is `base` or a stage reference (`sft`, `sft@2`).
 
-    For one thread: all roles share a model, which can be only one of them at a time.
+    Not thread-safe: all roles share one network, which takes one role at a time.
     """
 
     def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
-        """Raw scalar-head scores of all responses, in order; None where prompt and response do not fit."""
+        """A reward model's scores of all responses, in order; None if prompt and response do not fit."""
         ...
 
     def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
-        """Log-probabilities of all responses in order by the training path: float32 [tokens] each, in nats.
+        """Log-probabilities of all responses, in order: float32 [tokens] each, in nats, computed as in training.
 
-        Shorter than the response where it was cut to fit, [0] where its prompt leaves no room.
+        A response that was truncated to fit has fewer tokens; one whose prompt leaves no room has none.
         """
         ...
 
@@ -40,24 +40,26 @@ class Models(Protocol):
     ) -> Tensor:
         """log P(first token of each answer | templated prompt + prefill), float32 [prompts, answers], in nats.
 
-        Not renormalised: the sum of the exponentials is the mass the model puts on the answers. NaN where a prompt is
-        longer than what the model was made for.
+        Not renormalized: the sum of the probabilities is the mass that the model puts on the answers. NaN if a
+        prompt exceeds the model's context.
         """
         ...
 
     def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
-        """Responses to prompts; `sampling` takes the recipe's `rollout` keys, and `processors`: a list of transformers'
-        logits processors. Raises ValueError for what means nothing, such as `top_p=0`.
+        """Sample responses to prompts.
+
+        sampling: the keys of `rollout`, and `processors`, a list of transformers logits processors. Raises
+        ValueError for invalid values such as `top_p=0`.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a reward, judge or step is given before it works.
+    """What a reward, judge or step works with.
 
-    models: the engine. cache: a folder that lasts across runs of this recipe. folder: the recipe's folder,
-    relative paths start there. seed: of the stage. load: groups of a DataRef option.
+    cache: a folder that is kept between runs of this recipe. folder: the recipe's; relative paths start there.
+    seed: the stage's. load: reads the groups of a DataRef option.
     """
 
     models: Models
@@ -68,7 +70,7 @@ class Context:
 
 
 class Reward:
-    """Maps groups to named scores; pure, so that scores can be cached."""
+    """Base class of a reward: maps groups to named scores. It must be pure, as scores are cached."""
 
     class Options(_Options):
         """No options."""
@@ -77,26 +79,26 @@ class Reward:
         self.options = options
 
     def check(self, folder: Path) -> None:
-        """Called before a run's first stage, without models: raise what can be known by then.
+        """Raise errors that can be known without models; called before the first stage of a run.
 
-        folder: the recipe's, where relative paths start.
+        folder: the recipe's; relative paths start there.
         """
 
     def prepare(self, context: Context) -> None:
-        """Called once before the first `score`, and before its stage's work starts: load, measure, fail early."""
+        """Load and measure what scoring needs; called once, before the work of the stage begins."""
         self.context = context
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        """For each component, one number per response of all groups, in order; None: could not be scored.
+        """For each component, one score per response of all groups, in order; None if it cannot be scored.
 
-        A single component is named after the reward itself: return `{"": [...]}`.
+        A single component takes the reward's own name: return `{"": [...]}`.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class CombinedReward:
-    """reward: [R] for gradient methods. raw: [R] un-whitened, for curves, selection and evaluation."""
+    """reward: float [responses], for learning. raw: float [responses], not whitened, for curves and selection."""
 
     reward: Tensor
     raw: Tensor
@@ -104,7 +106,7 @@ class CombinedReward:
 
 
 class RewardCombination:
-    """Joins several rewards into one number per response, once an iteration over the global batch."""
+    """Base class of a combination: several rewards become one number per response, over the whole iteration's batch."""
 
     class Options(_Options):
         """No options."""
@@ -113,16 +115,19 @@ class RewardCombination:
         self.options = options
 
     def parts(self) -> Mapping[str, Any]:
-        """Child name -> reward reference (a RewardRef field's value)."""
+        """The rewards to combine: name -> value of a RewardRef option."""
         raise NotImplementedError
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """components: child name -> [R] float64, NaN where a score is missing (those responses are dropped)."""
+        """Combine the scores of all responses.
+
+        components: name -> float64 [responses]; NaN for a missing score, whose response is then dropped.
+        """
         raise NotImplementedError
 
 
 class Judge:
-    """A model asked in words which response is better."""
+    """Base class of a judge: a model that is asked in words which response is better."""
 
     class Options(_Options):
         """No options."""
@@ -131,18 +136,19 @@ class Judge:
         self.options = options
 
     def prepare(self, context: Context) -> None:
+        """Called once, before the first comparison."""
         self.context = context
 
     def compare(self, items: Sequence[tuple[Sequence[Message], str, str]]) -> list[Verdict]:
-        """P(first is better) for (prompt, first, second) triples, both orders asked and averaged."""
+        """Judge (prompt, first, second) triples, in order. Ask in both orders and average."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """p_first: P(first is better) after averaging both orders, None when unusable (with the reason).
+    """p_first: P(first is better), averaged over both orders; None if there is no verdict, with the reason.
 
-    p_orders: P(first is better) when shown first and when shown second. mass: probability on the two answers.
+    p_orders: P(first is better) if shown first, and if shown second. mass: probability of the two answers together.
     """
 
     p_first: float | None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignkit.data.group import Group
+from alignkit.io.atomic import write_json
 from alignkit.options import Options as _Options
 from alignkit.reward import Context
 
@@ -16,12 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a step leaves behind.
+    """The result of a step.
 
-    groups: becomes `data.jsonl`, readable by later stages as `data: STAGE` or `prompts: STAGE`.
-    policy: the stage reference this step stands for (`choose`), so that later stages may say `from: STAGE`.
-    summary: small JSON kept in stage.json. table: rows (dicts) shown at the end of the run.
-    text: printed at the end of the run.
+    groups: written to `data.jsonl`; later stages read them with `data: STAGE` or `prompts: STAGE`.
+    policy: a stage reference such as `sft@2`; `from: STAGE` then starts from it.
+    summary: small JSON, stored in stage.json. text: printed at the end of the run.
     """
 
     groups: Sequence[Group] | None = None
@@ -32,10 +32,12 @@ class Artifact:
 
 @dataclass(frozen=True)
 class StepContext(Context):
-    """out: the stage's folder. scorer: builds a RewardRef option, see `Scorer`.
+    """What a step works with, in addition to `Context`.
 
-    map(name, rows, f): f over rows, durable: results are kept on disk by row content, a killed run goes on after
-    the last finished chunk. log: metrics. say: one line to the user.
+    out: the stage's folder. scorer: makes the scorer of a RewardRef option. log: writes metrics.
+    say: prints one line.
+    map(name, rows, f): the results of f over rows. They are stored by the content of the rows, so a run that was
+    killed continues after the last complete chunk.
     """
 
     out: Path
@@ -44,9 +46,13 @@ class StepContext(Context):
     log: Callable[..., None]
     say: Callable[[str], None]
 
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file into the stage's folder, complete or not at all."""
+        write_json(self.out / name, value)
+
 
 class Step:
-    """Base class of a step. Its Options' fields stand at stage level in the recipe."""
+    """Base class of a step. In a recipe its options are keys of the stage."""
 
     class Options(_Options):
         """No options."""
@@ -55,4 +61,5 @@ class Step:
         self.options = options
 
     def run(self, context: StepContext) -> Artifact:
+        """Do the work. Called again from the beginning after an interruption; `context.map` keeps its results."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Plugins are found, the broken ones are isolated with a reason, and a name resolves to one thing or an error."""
+"""Plugins are found, broken ones are isolated with a reason, and a name resolves to one implementation or an error."""
 
 import sys
 import textwrap
@@ -82,7 +82,7 @@ BROKEN = {
         "from alignkit import hookimpl\n@hookimpl\ndef register_algorithms(register, nope): ...",
         "hook 'register_algorithms'",
     ),
-    "misspelt": ("from alignkit import hookimpl\n@hookimpl\ndef register_algoritms(register): ...", "unknown hook"),
+    "misspelled": ("from alignkit import hookimpl\n@hookimpl\ndef register_algoritms(register): ...", "unknown hook"),
     "raises": (
         GOOD.format(name="half") + "    raise RuntimeError('boom')\n",
         "RuntimeError: boom",
@@ -94,7 +94,7 @@ BROKEN = {
     "no-loss": (
         "from alignkit import Algorithm, hookimpl\nclass A(Algorithm): ...\n"
         "@hookimpl\ndef register_algorithms(register): register('a', A)",
-        "algorithm 'a' gives no loss",
+        "algorithm 'a' has no loss",
     ),
     "wrong-base": (
         "from alignkit import hookimpl\n@hookimpl\ndef register_rewards(register): register('a', dict)",
@@ -122,7 +122,7 @@ BROKEN = {
         "source must be alignkit's Source, not 'rollouts'",
     ),
     "twice": (GOOD.format(name="a") + "    register('a', Mine)\n", "registers algorithm 'a' twice"),
-    "name": (GOOD.format(name="a:b"), "algorithm name 'a:b' is not made of"),
+    "name": (GOOD.format(name="a:b"), "algorithm name 'a:b' must consist of"),
     "reserved": (
         "from alignkit import Reward, hookimpl\nclass R(Reward): ...\n"
         "@hookimpl\ndef register_rewards(register): register('folder', R)",
@@ -150,7 +150,7 @@ def test_a_plugin_for_another_alignkit_is_refused(distribution: MakeDistribution
     distribution("x-old", GOOD.format(name="old"), requires="alignkit<0.0.1")
     distribution("x-fits", GOOD.format(name="fits"), requires="alignkit>=0.0.1")
     loaded = load_plugins()
-    assert "needs alignkit<0.0.1, this is" in reason(loaded, "x-old")
+    assert "needs alignkit<0.0.1, but this is" in reason(loaded, "x-old")
     assert loaded.registry.has("algorithm", "fits")
 
 
@@ -178,27 +178,27 @@ def test_the_same_plugin_name_from_two_distributions(distribution: MakeDistribut
     assert chosen.registry.has("algorithm", "one") and not chosen.registry.has("algorithm", "two")
 
 
-def test_two_claims_on_a_name_name_both_and_can_be_told_apart(distribution: MakeDistribution) -> None:
+def test_a_name_of_two_plugins_names_both_and_how_to_choose(distribution: MakeDistribution) -> None:
     distribution("x-one", GOOD.format(name="same"))
     distribution("x-two", GOOD.format(name="same"))
     registry = load_plugins().registry
     with pytest.raises(PluginError) as caught:
         registry.get("algorithm", "same")
     assert str(caught.value) == (
-        "algorithm 'same' is claimed by x-one 1.2 and x-two 1.2\n"
-        "  write 'x-one:same' or 'x-two:same', or switch one off with --no-plugin"
+        "algorithm 'same' is provided by x-one 1.2 and x-two 1.2\n"
+        "  write 'x-one:same' or 'x-two:same', or disable one of them with --no-plugin"
     )
     assert registry.get("algorithm", "x-two:same").distribution == "x-two"
 
 
-def test_switching_off(distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabling(distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution("x-one", GOOD.format(name="one"), point="alignkit_one")
     distribution("x-two", GOOD.format(name="two"))
     assert not load_plugins(disabled=["one"]).registry.has("algorithm", "one")  # the prefix may be left out
     monkeypatch.setenv("ALIGNKIT_DISABLE_PLUGINS", "alignkit_one, x-two,not-installed")
     loaded = load_plugins()
     assert not loaded.registry.has("algorithm", "one") and not loaded.registry.has("algorithm", "two")
-    with pytest.raises(PluginError, match=r"no.*'x-tow'.*did you mean 'x-two'"):
+    with pytest.raises(PluginError, match=r"'x-tow'.*did you mean 'x-two'"):
         load_plugins(disabled=["x-tow"])
 
 
@@ -219,29 +219,29 @@ def test_files_as_plugins(tmp_path: Path) -> None:
 def test_unknown_names() -> None:
     registry = Registry()
     registry.add("algorithm", Registration("dpo", object))
-    registry.add("algorithms", Registration("ppo", object))
+    registry.add("algorithm", Registration("ppo", object))
     with pytest.raises(PluginError, match=r"no algorithm 'pppo'\n  did you mean 'ppo'\? \(installed: dpo, ppo\)"):
         registry.get("algorithm", "pppo")
     assert PluginError.exit_code == 3
 
 
-def test_a_broken_plugin_is_named_when_its_thing_is_asked_for(distribution: MakeDistribution) -> None:
+def test_a_broken_plugin_is_named_when_its_name_is_asked_for(distribution: MakeDistribution) -> None:
     distribution("x-pack", "import no_such_module_at_all\n" + GOOD.format(name="wanted"))
     with pytest.raises(PluginError, match=r"(?s)'wanted' cannot be used: plugin 'x-pack'.*no_such_module_at_all"):
         load_plugins().registry.get("algorithm", "wanted")
 
 
-def test_what_is_switched_off_is_named_when_its_thing_is_asked_for(
+def test_a_disabled_plugin_is_named_when_its_name_is_asked_for(
     distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     distribution("x-pack", GOOD.format(name="wanted"))
     with pytest.raises(
-        PluginError, match=r"'wanted' cannot be used: plugin 'x-pack'.*off by --no-plugin x_pack\n"
+        PluginError, match=r"'wanted' cannot be used: plugin 'x-pack'.*disabled by --no-plugin x_pack\n"
     ) as e:
         load_plugins(disabled=["x_pack"]).registry.get("algorithm", "wanted")
-    assert "switch it on again" in str(e.value) and not load_plugins(disabled=["x_pack"]).broken
+    assert "enable it, or use another algorithm" in str(e.value) and not load_plugins(disabled=["x_pack"]).broken
     monkeypatch.setenv("ALIGNKIT_DISABLE_PLUGINS", "x-pack")
-    with pytest.raises(PluginError, match="is switched off by ALIGNKIT_DISABLE_PLUGINS"):
+    with pytest.raises(PluginError, match="is disabled by ALIGNKIT_DISABLE_PLUGINS"):
         load_plugins().registry.get("algorithm", "wanted")
     with pytest.raises(PluginError, match=r"^no algorithm 'other'"):
         load_plugins().registry.get("algorithm", "other")
@@ -253,9 +253,9 @@ def test_a_folder_is_no_plugin_file(tmp_path: Path) -> None:
 
 def test_rewards_and_combinations_share_names() -> None:
     registry = Registry()
-    registry.add("rewards", Registration("a", object, distribution="one"))
-    registry.add("combines", Registration("a", object, distribution="two"))
-    with pytest.raises(PluginError, match="claimed by one and two"):
+    registry.add("reward", Registration("a", object, distribution="one"))
+    registry.add("reward", Registration("a", object, distribution="two"))
+    with pytest.raises(PluginError, match="provided by one and two"):
         registry.get("reward", "a")
 
 

@@ -264,7 +264,7 @@ def test_sigterm_ends_with_75_and_the_command(place: Place, tmp_path: Path) -> N
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 75, err
     assert "stopped: SIGTERM" in err and "Traceback" not in err
-    (command,) = [line for line in err.splitlines() if line.startswith("to continue: ")]
+    (command,) = [line for line in err.splitlines() if line.startswith("to resume: ")]
     assert command.endswith(shlex.join(place.arguments(tmp_path)))
     code, err = place.here(tmp_path)
     assert code == 0 and "sft: continuing after step" in err
@@ -276,7 +276,7 @@ def test_sigterm_ends_with_75_and_the_command(place: Place, tmp_path: Path) -> N
 )
 def test_a_stop_in_any_phase_continues(place: Place, tmp_path: Path, event: str) -> None:
     code, err = place.here(tmp_path, f"stop={event}")
-    assert code == 75 and "to continue: " in err, err
+    assert code == 75 and "to resume: " in err, err
     code, err = place.here(tmp_path)
     assert code == 0, err
     place.check(tmp_path)
@@ -342,7 +342,7 @@ def test_a_missing_part_is_an_error_and_no_fresh_start(place: Place, stopped: Pa
 def test_two_runs_in_one_folder_are_refused(place: Place, stopped: Path) -> None:
     with FileLock(stopped / ".lock"):
         code, err = place.here(stopped)
-    assert code == 1 and "another run is working in" in err and "--out" in err
+    assert code == 1 and "another run is using" in err and "--out" in err
     code, err = place.here(stopped)
     assert code == 0, err
     place.check(stopped)

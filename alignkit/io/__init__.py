@@ -1,1 +1,1 @@
-"""Files that are whole or absent, digests, progress on the terminal."""
+"""Atomic files, digests, the cache folder, and console output."""

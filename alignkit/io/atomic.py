@@ -13,7 +13,7 @@ from typing import IO, Any
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write; it appears under its name, whole and on the disk, when the block ends without an error."""
+    """Open a file that appears under its name, complete and flushed to disk, if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -29,12 +29,13 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never half of either."""
+    """Write a text file; a crash leaves the old file or the new one, never a part."""
     with whole_file(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write plain data as indented JSON, like `write_text`."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -49,9 +50,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """A new folder to fill, put in the target's place when the block ends without an error.
+    """Yield a new folder to fill; it replaces the target if the block ends without an error.
 
-    Its files may be read and written by whom the umask says, also those of safetensors, which makes them private.
+    All files get the permissions of the umask; safetensors would make its files private.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f".{target.name}.new")
@@ -62,7 +63,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    mode = new.stat().st_mode & 0o666  # the umask, or what the parent folder says in its place
+    mode = new.stat().st_mode & 0o666  # those of the umask, or of the parent folder's default access list
     for file in new.rglob("*"):
         if file.is_file():
             file.chmod(mode)

@@ -1,4 +1,4 @@
-"""Digests of files, folders and plain data, and the versions that results depend on."""
+"""Digests of files, models and plain data, and the versions of the libraries that results depend on."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def digest(value: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of alignkit and the libraries whose numbers a result depends on."""
+    """Versions of alignkit and of the libraries that determine a result's numbers."""
     names = ("torch", "transformers", "peft", "trl")
     return {"alignkit": alignkit.__version__, **{name: importlib.metadata.version(name) for name in names}}
 
 
 def model_digest(source: str) -> Any:
-    """What identifies a model's weights, tokenizer and template: its files; the name of one that is not a folder."""
+    """Identifies a model's weights, tokenizer and template: digests of a folder's files, or the hub id itself."""
     folder = Path(source)
     if not folder.is_dir():
         return source

@@ -1,4 +1,4 @@
-"""What a person sees while a run works, and the metrics file that keeps everything."""
+"""A run's console output, and the metrics files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 SHOWN = {"loss": "loss", "reward": "reward", "kl": "kl", "accuracy": "accuracy", "tokens_per_second": "tok/s"}
-PLAIN_SECONDS = 10.0
+PLAIN_SECONDS = 10.0  # between progress lines in a pipe
 
 
 class Reporter:
@@ -34,11 +34,11 @@ class Reporter:
         self._facts = ""
 
     def say(self, text: str) -> None:
-        """One line to the user."""
+        """Print one line on stderr."""
         self.err.print(text, markup=False, soft_wrap=True)
 
     def start(self, stage: str, total: int, done: int = 0) -> None:
-        """A stage of `total` steps begins, or continues after `done`."""
+        """Begin a stage of `total` steps, of which `done` are complete."""
         self.stop()
         self._stage, self._total, self._first, self._facts = stage, total, done, ""
         self._started, self._last = time.monotonic(), 0.0
@@ -67,20 +67,22 @@ class Reporter:
             return
         self._last = now
         pace = (now - self._started) / max(1, done - self._first)
-        self.say(f"{self._stage} {done}/{self._total} {facts} left {_clock(pace * (self._total - done))}")
+        left = duration(pace * (self._total - done), digits=0)
+        self.say(f"{self._stage} {done}/{self._total} {facts} ({left} left)")
 
     def note(self, text: str) -> None:
-        """What is being done inside a step, shown beside the bar only."""
+        """Show what happens inside a step, next to the live bar; a pipe does not show it."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, facts=f"{self._facts} [dim]{text}[/dim]")
 
     def stop(self) -> None:
+        """Remove the live bar."""
         if self._progress is not None:
             self._progress.stop()
         self._progress = self._task = None
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A result, on stdout."""
+        """Print a result on stdout."""
         table = Table(title=title, title_justify="left")
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index == 0 else "right")
@@ -90,23 +92,23 @@ class Reporter:
 
 
 class Metrics:
-    """A stage's metrics.jsonl: one JSON object a step, each step once even when a run was killed and resumed."""
+    """A stage's metrics.jsonl: one JSON object per step, each step once even if the run was killed and resumed."""
 
     def __init__(self, path: Path, size: int = 0):
-        """size: bytes that the last checkpoint had seen; what was written after it is written again."""
+        """size: bytes at the last checkpoint. Later lines are cut off, as their steps run again."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.truncate(size)
 
     def write(self, **values: Any) -> None:
-        """Numbers that JSON lacks are written as strings: "nan", "inf"."""
+        """Append one object. Numbers that JSON cannot hold become strings: "nan", "inf"."""
         plain = {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain, allow_nan=False) + "\n")
 
     def sync(self) -> int:
-        """Make it durable; gives its size in bytes."""
+        """Flush the file to disk; returns its size in bytes."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         return self.path.stat().st_size
@@ -116,6 +118,7 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+def duration(seconds: float, digits: int = 1) -> str:
+    """`1m05s`, or `7.3s` below a minute."""
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}m{int(rest):02d}s" if minutes else f"{rest:.{digits}f}s"

@@ -1,0 +1,53 @@
+"""The base model of a run: where it comes from, how it is loaded, and what the user is told about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from alignkit.errors import RunFailed
+from alignkit.io.cache import cache_folder
+from alignkit.kernels.capabilities import multiplies_bf16
+from alignkit.models.shared_model import SharedModel
+from alignkit.plugins import plugins
+from alignkit.recipe.schema import Recipe
+from alignkit.seeds import number
+from alignkit.settings import ModelSpec
+
+
+def base_source(base: str) -> str:
+    """A local folder or a hub id for `model.base`. A model plugin is called, and may download."""
+    if Path(base).is_dir() or base not in plugins().registry.names("model"):
+        return base
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    return str(plugins().registry.get("model", base).implementation(cache))
+
+
+def load_base_model(recipe: Recipe, source: str, say: Callable[[str], None]) -> SharedModel:
+    """Load the recipe's base model. Raises RunFailed with the reason if it cannot be loaded."""
+    spec = recipe.model
+    template = recipe.folder / (spec.chat_template or "")
+    if template.is_file():
+        spec = spec.model_copy(update={"chat_template": str(template)})
+    say(f"loading {spec.base}")
+    try:
+        model = SharedModel(spec, source, revision=spec.revision, seed=number(recipe.seed, "init"))
+    except (OSError, ValueError, AssertionError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RunFailed(f"model.base '{spec.base}' cannot be loaded with these settings: {reason}") from error
+    say(f"base {spec.base}: {_description(spec, model)}")
+    if model.dtype_name == "bfloat16" and model.device.type == "cpu" and not multiplies_bf16(model.device):
+        say("this processor has no bfloat16 instructions: float32 is faster here")
+    return model
+
+
+def _description(spec: ModelSpec, model: SharedModel) -> str:
+    """`bfloat16 on cpu, packed rows of up to 8192 tokens`."""
+    dtype = model.dtype_name
+    if spec.quantization != "none":
+        dtype = f"{spec.quantization}, computing in {dtype},"
+    rows = f"packed rows of up to {model.token_budget} tokens"
+    if model.unpacked_because:
+        rows = f"one sequence at a time: its attention cannot be packed ({model.unpacked_because})"
+    return f"{dtype} on {model.device.type}, {rows}"
