@@ -48,11 +48,12 @@ TESTS = {
     "scoring": ["test_rewards.py", "test_llama2.py", "test_ppo_checklist.py"],
     "learner": ["test_train.py", "test_testing.py", "test_ppo_checklist.py"],
     "sampling": ["test_attention.py", "test_ppo_checklist.py"],
-    "attention": ["test_tiles.py", "test_attention.py"],
-    "tiled_attention": ["test_tiles.py", "test_attention.py"],
+    "attention": ["test_tiled_attention.py", "test_attention.py"],
+    "tiled_attention": ["test_tiled_attention.py", "test_attention.py"],
     "lora": ["test_lora.py"],
-    "matmul": ["test_products.py", "test_merged.py"],
-    "sampling_weights": ["test_merged.py"],
+    "lm_head": ["test_lm_head.py", "test_golden.py"],
+    "matmul": ["test_matmul.py", "test_sampling_weights.py"],
+    "sampling_weights": ["test_sampling_weights.py"],
 }
 
 SWAPS = {

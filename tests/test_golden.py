@@ -1,9 +1,9 @@
 """`alignkit.functional` against known answers: every key of every case, gradients included, in float64 and float32.
 
-So are `alignkit.agreement`, `ranking` and `dialogues`, once, as they compute with plain numbers.
+`alignkit.agreement`, `ranking` and `dialogues` compute with plain numbers, so their cases run once.
 
-`--golden DIR` runs another folder of the same schema (tests/golden/README.md). A function `check_NAME` below maps the
-file NAME.json onto our functions; a file without one is reported as not covered.
+`--golden DIR` runs another folder with the same schema (tests/golden/README.md). A function `check_NAME` below maps the
+file NAME.json to our functions; a file without one is reported as not covered.
 """
 
 import json
@@ -19,7 +19,7 @@ from torch import Tensor
 from alignkit import agreement, dialogues, ranking
 from alignkit import functional as F
 from alignkit.data.group import ranking_pairs
-from alignkit.kernels.lm_head import logprobs_from_hidden
+from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
 
 WITHOUT_TENSORS = {"agreement", "ranking", "gopher_dialogue"}
 AGGREGATIONS = {
@@ -30,7 +30,7 @@ AGGREGATIONS = {
 
 
 class Case:
-    """One golden case in one dtype: hands out inputs, compares results, knows which keys were not compared yet."""
+    """One golden case in one dtype: provides inputs, compares results, and tracks the keys not compared yet."""
 
     def __init__(self, data: dict[str, Any], tolerance: dict[str, float], dtype: torch.dtype):
         self.id, self.params, self.inputs, self.dtype = data["id"], data["params"], data["inputs"], dtype
@@ -73,7 +73,7 @@ class Case:
         if key.endswith("_fd"):
             tolerance = {"rtol": max(tolerance["rtol"], 1e-5), "atol": max(tolerance["atol"], 1e-7)}
         if self.expected[key] is None:
-            # Undefined, e.g. the accuracy of no pairs: any number is as good as another, but it is one number.
+            # Undefined, such as the accuracy of no pairs: any single number will do.
             assert torch.as_tensor(result).dim() == 0, key
             return
         expected = torch.tensor(self.expected[key], dtype=torch.float64)
@@ -81,7 +81,7 @@ class Case:
         torch.testing.assert_close(result, expected, **tolerance, msg=lambda text: f"{key}: {text}")
 
     def defined(self, key: str, result: float | None) -> None:
-        """Close, and None exactly where it is undefined."""
+        """Close, or None if the value is undefined."""
         if self.expected[key] is None:
             self.same(key, result)
         else:
@@ -100,7 +100,7 @@ class Case:
             self.close(key, gradients[0])
 
     def trap(self, key: str, right: str, result: Any) -> None:
-        """`result` is not the usual mistake, where the mistake can be told from the right answer."""
+        """Compare `result` with a common mistake, unless the mistake equals the right answer in this case."""
         self.left.discard(key)
         if self.expected[key] is None:
             return
@@ -108,16 +108,18 @@ class Case:
         truth = torch.tensor(self.expected[right], dtype=torch.float64)
         if not torch.allclose(wrong, truth, rtol=1e-3, atol=1e-4):
             result = torch.as_tensor(result, dtype=torch.float64).detach()
-            assert not torch.allclose(result, wrong, rtol=1e-4, atol=1e-5), f"{key}: the usual mistake"
+            assert not torch.allclose(result, wrong, rtol=1e-4, atol=1e-5), f"{key}: the common mistake"
 
 
-def identity_head(case: Case, logits: Tensor, tokens: Tensor, **options: Any) -> list[tuple[Tensor, Tensor]]:
-    """(log-probabilities, entropies) through the engine's head, which must be the same: hidden states = logits."""
+def identity_head(case: Case, logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> list[tuple[Tensor, Tensor]]:
+    """(log-probabilities, entropies) by the language head of the engine, whose hidden states are the logits here."""
     shape, vocabulary = tokens.shape, logits.shape[-1]
     rows, targets = logits.reshape(-1, vocabulary), tokens.reshape(-1)
     results = []
-    for head, chunk in ((None, 128), (None, 3), (torch.eye(vocabulary, dtype=case.dtype), 2)):
-        logprobs, entropy = logprobs_from_hidden(rows, head, targets, entropy=True, chunk=chunk, **options)
+    for learned, chunk in ((False, 2), (False, 128), (True, 3)):
+        weight = torch.eye(vocabulary, dtype=case.dtype, requires_grad=learned)
+        head = HeadSpec(weight, temperature=temperature)
+        logprobs, entropy = logprobs_and_entropy(rows, targets, head, entropy=True, chunk=chunk)
         assert entropy is not None
         results.append((logprobs.view(shape), entropy.view(shape)))
     return results
@@ -182,8 +184,8 @@ def check_response_mask(case: Case) -> None:
     case.close("last_index", F.last_index(mask))
     case.close("n_truncated", (~has_eos).sum())
     scores = case.tensor("scores")
-    penalised = F.missing_eos_penalty(scores, has_eos, penalty=case.params["penalty"])
-    case.close("score_missing_eos_subtract", penalised)
+    penalized = F.missing_eos_penalty(scores, has_eos, penalty=case.params["penalty"])
+    case.close("score_missing_eos_subtract", penalized)
     replaced = F.missing_eos_penalty(scores, has_eos, replace=case.params["replace_value"])
     case.close("score_missing_eos_replace", replaced)
 
@@ -488,10 +490,10 @@ def check_cpl(case: Case) -> None:
 def check_hir(case: Case) -> None:
     if "samples" in case:
         outcomes = [int(sample["feedback"] > 0) for sample in case.inputs["samples"]]
-        relabelled = [case.inputs["instructions_by_outcome"][str(outcome)] for outcome in outcomes]
-        case.same("relabelled_instruction", relabelled)
+        relabeled = [case.inputs["instructions_by_outcome"][str(outcome)] for outcome in outcomes]
+        case.same("relabelled_instruction", relabeled)
         originals = [sample["instruction"] for sample in case.inputs["samples"]]
-        case.same("changed", [old != new for old, new in zip(originals, relabelled, strict=True)])
+        case.same("changed", [old != new for old, new in zip(originals, relabeled, strict=True)])
         return
     if "avg_logp_right_instruction" in case:
         right, wrong = case.tensors("avg_logp_right_instruction", "avg_logp_wrong_instruction")
@@ -695,7 +697,7 @@ def check_rlaif(case: Case) -> None:
     case.gradient("grad_reward_a", loss, reward_a)
 
 
-# --- people and policies compared ---------------------------------------------------------------------------------
+# --- comparing labelers and policies ---------------------------------------------------------------------------------
 
 
 def check_agreement(case: Case) -> None:
@@ -762,8 +764,8 @@ def check_bradley_terry(case: Case) -> None:
 
 def check_gopher_dialogue(case: Case) -> None:
     found = dialogues.find_dialogues(case.inputs["text"], min_paragraphs=case.params["min_paragraphs"])
-    told = [{"start": d.start, "n_paragraphs": len(d.turns), "prefixes": list(d.prefixes)} for d in found]
-    case.same("dialogues", told)
+    summaries = [{"start": d.start, "n_paragraphs": len(d.turns), "prefixes": list(d.prefixes)} for d in found]
+    case.same("dialogues", summaries)
 
 
 # --- running them -------------------------------------------------------------------------------------------------
