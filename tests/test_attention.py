@@ -14,11 +14,15 @@ from alignkit import Group
 from alignkit import functional as F
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels import attention, tiled_attention
-from alignkit.kernels.attention import Decoding, GroupSpan, TreeLayout
+from alignkit.kernels import decoding as decoding_module
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.decoding import Decoding
+from alignkit.kernels.layout import GroupSpan
 from alignkit.models import sampling as sampling_module
 from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.models.next_token import choose, inverse_cdf
 from alignkit.models.packing import pack
-from alignkit.models.sampling import Sampling, choose, inverse_cdf, sample
+from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 
@@ -152,14 +156,18 @@ def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return load(make(tmp_path_factory.mktemp(request.param), request.param))
 
 
-@pytest.fixture(params=["one mask", "rows beside each other", "tiles"])
+@pytest.fixture(params=["one mask", "split responses", "tiles"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """All ways of computing a segment's attention, whatever its shape would choose."""
-    rows = request.param == "rows beside each other"
+    """Every way to compute a group's attention, whichever its shape would select."""
+    split = request.param == "split responses"
     if request.param == "tiles":
-        monkeypatch.setattr(TreeLayout, "__init__", partialmethod(TreeLayout.__init__, costs=tiled_attention.NOTHING))
+        monkeypatch.setattr(
+            TreeLayout, "__init__", partialmethod(TreeLayout.__init__, costs=tiled_attention.ALWAYS_TILE)
+        )
         monkeypatch.setattr(tiled_attention, "QUERIES", 2)
-    monkeypatch.setattr(GroupSpan, "as_rows", property(lambda s: rows and len(s.responses) > 0 < min(s.responses)))
+    monkeypatch.setattr(
+        GroupSpan, "split_responses", property(lambda s: split and len(s.responses) > 0 < min(s.responses))
+    )
     return str(request.param)
 
 
@@ -216,15 +224,13 @@ def test_packed_hidden_states_at_prompts_and_responses(policy: SharedModel, way:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "responses", "rows"),
+    ("prompt", "responses", "split"),
     [(60, (25,) * 6, True), (60, (20, 25, 25, 25, 25), True), (256, (128, 128), False),
      (20, (200, 5), False), (9, (7,), False),
      (30, (), False), (30, (20, 0, 20, 20, 20), False)],
 )  # fmt: skip
-def test_responses_stand_beside_each_other_where_that_saves_products(
-    prompt: int, responses: tuple[int, ...], rows: bool
-) -> None:
-    assert GroupSpan(0, prompt, responses).as_rows is rows
+def test_responses_are_split_if_that_saves_products(prompt: int, responses: tuple[int, ...], split: bool) -> None:
+    assert GroupSpan(0, prompt, responses).split_responses is split
 
 
 def test_gradients_of_a_packed_tree(policy: SharedModel, way: str) -> None:
@@ -258,16 +264,16 @@ def test_decoding_is_the_full_forward(policy: SharedModel) -> None:
     model = plain(policy)
     prompts = [tokens(7, 1), tokens(2, 2), tokens(4, 3)]
     starts = [0, 7, 9]
-    prefill = TreeLayout([GroupSpan(s, len(p), ()) for s, p in zip(starts, prompts, strict=True)], keep=True)
+    prefill = TreeLayout([GroupSpan(s, len(p), ()) for s, p in zip(starts, prompts, strict=True)], store_kv=True)
     policy.hidden(BASE, prefill, torch.tensor([t for p in prompts for t in p]))
     owners = [0, 1, 1, 2]
     decoding = Decoding()
-    decoding.change_rows([], 10, prefill, owners)
+    decoding.update_rows([], 10, prefill, owners)
     rows = [(*prompts[owner], *tokens(8, 10 + n)) for n, owner in enumerate(owners)]
     lengths = [len(prompts[owner]) for owner in owners]
     for step in range(8):
         if step == 4:
-            decoding.change_rows([0, 2, 3], 6)
+            decoding.update_rows([0, 2, 3], 6)
             rows, lengths = [rows[0], *rows[2:]], [lengths[0], *lengths[2:]]
         new = torch.tensor([[row[n + step]] for row, n in zip(rows, lengths, strict=True)])
         positions = torch.tensor([[n + step] for n in lengths])
@@ -293,9 +299,9 @@ def test_rows_enter_while_others_go_on(policy: SharedModel, entering: int) -> No
     def enter(keep: Sequence[int], new: Sequence[int]) -> None:
         starts = [sum(lengths[n] for n in new[:i]) for i in range(len(new))]
         segments = [GroupSpan(start, lengths[n], ()) for start, n in zip(starts, new, strict=True)]
-        prefill = TreeLayout(segments, keep=True)
+        prefill = TreeLayout(segments, store_kv=True)
         policy.hidden(BASE, prefill, torch.tensor([t for n in new for t in rows[n][: lengths[n]]]))
-        decoding.change_rows(keep, 8, prefill, range(len(new)))
+        decoding.update_rows(keep, 8, prefill, range(len(new)))
 
     enter([], active)
     for step in range(7):
@@ -425,13 +431,13 @@ def questions(count: int) -> list[Group]:
 def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many rows stayed each time that finished sequences left."""
     seen: list[int] = []
-    original = Decoding.change_rows
+    original = Decoding.update_rows
 
     def spy(self: Decoding, keep: Sequence[int], *others: Any) -> None:
         seen.append(len(keep))
         original(self, keep, *others)
 
-    monkeypatch.setattr(Decoding, "change_rows", spy)
+    monkeypatch.setattr(Decoding, "update_rows", spy)
     yield seen
 
 
@@ -466,7 +472,7 @@ def check_greedy(policy: SharedModel, count: int = 20, length: int = 12) -> None
 
 def test_greedy_sampling_is_generate(policy: SharedModel, copies: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     check_greedy(policy)
-    monkeypatch.setattr(attention, "BLOCK", 3)  # rows beside each other leave out columns that none of them has
+    monkeypatch.setattr(decoding_module, "BLOCK", 3)  # small blocks skip the columns that all of their rows leave empty
     check_greedy(policy)
     assert len(copies) > 1
     copies.clear()
@@ -534,8 +540,8 @@ def test_processors_are_not_asked_about_what_has_ended(llama: SharedModel) -> No
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"top_p": 0.0}, "top_p is 0.0"), ({"temperature": -1.0}, "temperature is -1.0"), ({"top_k": -1}, "top_k"),
-     ({"temperature": float("nan")}, "temperature is nan")],
+    [({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"), ({"top_k": -1}, "top_k must be at least 0, not -1"),
+     ({"temperature": -1.0}, "temperature must be at least 0"), ({"temperature": float("nan")}, "0, not nan")],
 )  # fmt: skip
 def test_sampling_that_means_nothing_is_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
@@ -543,7 +549,7 @@ def test_sampling_that_means_nothing_is_refused(options: dict[str, Any], told: s
 
 
 def test_a_prompt_without_a_token_has_no_response(llama: SharedModel) -> None:
-    with pytest.raises(DataError, match="no token that a response could follow"):
+    with pytest.raises(DataError, match="cannot sample from an empty prompt"):
         sample(llama, BASE, Encoder(llama.tokenizer), [*questions(1), Group(())], Sampling(1, 4), seed=0)
 
 
@@ -614,13 +620,13 @@ def test_prompts_enter_in_parts_that_fit_the_token_budget(llama: SharedModel, mo
 def test_the_cache_keeps_to_its_bound(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     bound, held = 40_000, []
     monkeypatch.setattr(sampling_module, "CACHE_BYTES", bound)
-    original = Decoding.change_rows
+    original = Decoding.update_rows
 
     def spy(self: Decoding, *given: Any) -> None:
         original(self, *given)
-        held.append(sum(x.numel() * x.element_size() for pair in self.cache.values() for x in pair))
+        held.append(sum(x.numel() * x.element_size() for pair in self.cache.layers.values() for x in pair))
 
-    monkeypatch.setattr(Decoding, "change_rows", spy)
+    monkeypatch.setattr(Decoding, "update_rows", spy)
     sample(llama, BASE, encoder_with_ends(llama, range(1, 12)), questions(30), Sampling(2, 12), seed=5)
     assert len(held) > 5 and bound / 3 < max(held) <= bound
 

@@ -96,7 +96,7 @@ def _instead(source: str) -> str:
 
     from alignkit.plugins import plugins
 
-    known = ", ".join(plugins().registry.names("models"))
+    known = ", ".join(plugins().registry.names("model"))
     return (
         f"set model.base to a local folder or an installed model ({known}), or fill the cache {constants.HF_HUB_CACHE} "
         f"where there is a network (`hf download {source}`), copy it here and set HF_HUB_OFFLINE=1"

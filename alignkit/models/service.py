@@ -180,7 +180,7 @@ class ModelService:
             [groups[p] for p in places],
             wanted,
             seed=seed,
-            places=places,
+            numbers=places,
         )
         answered = dict(zip(places, found, strict=True))
         return [answered.get(place, group) for place, group in enumerate(groups)]

@@ -1,0 +1,115 @@
+"""The choice of the next token: temperature, filters, and a draw by inverse CDF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignkit.errors import RunFailed
+
+if TYPE_CHECKING:
+    from alignkit.models.sampling import Sampling
+
+BLOCK = 256  # tokens of the vocabulary that `inverse_cdf` first adds up
+
+
+def choose(
+    logits: Tensor,
+    draws: Sequence[float],
+    sampling: Sampling,
+    lengths: Sequence[int],
+    end_ids: frozenset[int],
+    processed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Choose the next tokens [n]; also return their log-probabilities [n] at the sampling temperature, unfiltered.
+
+    logits: [n, vocabulary] fp32. draws: [n] uniform in [0, 1). lengths: [n] tokens written; below `min_new_tokens` no
+    end token is chosen. processed: the logits to choose by, if processors have changed them. Raises RunFailed if no
+    token can be chosen.
+    """
+    changed = logits if processed is None else processed
+    if sampling.temperature == 0:
+        allowed = _forbid_ends(changed, lengths, sampling, end_ids)
+        chosen = allowed.argmax(dim=-1)
+        logprobs = torch.log_softmax(logits, dim=-1)
+    else:
+        logprobs = _at_temperature(logits, sampling)
+        candidates = logprobs if changed is logits else _at_temperature(changed, sampling)
+        allowed = _filter(_forbid_ends(candidates, lengths, sampling, end_ids), sampling)
+        chosen = inverse_cdf(allowed.exp(), torch.tensor(np.asarray(draws), dtype=torch.float64, device=logits.device))
+    if changed is not logits and not bool(allowed.amax(dim=-1).isfinite().all()):
+        raise RunFailed("the logits processors masked every token of a response, or produced NaN")
+    chosen_logprobs = logprobs.gather(-1, chosen[:, None])[:, 0]
+    if not bool(chosen_logprobs.isfinite().all()):
+        raise RunFailed("the policy's next-token probabilities are NaN: training has diverged; lower learning_rate")
+    return chosen, chosen_logprobs
+
+
+def process(logits: Tensor, sequences: Sequence[Sequence[int] | None], sampling: Sampling) -> Tensor:
+    """Apply the logits processors to rows [n, vocabulary].
+
+    sequences: prompt and response of each row; None if the row has ended, which processors never see. Rows of one
+    length are processed together, because a processor would take padding for tokens.
+    """
+    processed = logits.clone()
+    for length in sorted({len(row) for row in sequences if row is not None}):
+        rows = [index for index, row in enumerate(sequences) if row is not None and len(row) == length]
+        ids = torch.tensor([sequences[row] for row in rows], device=logits.device)
+        part = processed[rows]
+        for processor in sampling.processors:
+            part = processor(ids, part)
+        processed[rows] = part
+    return processed
+
+
+def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:
+    """Return the first index whose cumulative share exceeds the draw, [n]; never one of weight 0.
+
+    weights: [n, vocabulary] fp32, at least 0, with any sum. draws: [n] fp64 in [0, 1). Finds a block first, then the
+    index in it: a cumulative sum over the whole vocabulary in fp64 takes longer than a small model's forward pass.
+    """
+    count, size = weights.shape
+    blocks = F.pad(weights, (0, -size % BLOCK)).view(count, -1, BLOCK)
+    cumulative = blocks.sum(dim=-1).double().cumsum(dim=-1)  # [n, blocks]
+    target = draws[:, None] * cumulative[:, -1:]
+    block = torch.searchsorted(cumulative, target, right=True).clamp_(max=_last(cumulative))
+    inside = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(dim=-1)  # [n, BLOCK]
+    before = F.pad(cumulative, (1, 0)).gather(1, block)
+    index = torch.searchsorted(inside, target - before, right=True).clamp_(max=_last(inside))
+    return (block * BLOCK + index)[:, 0]
+
+
+def _last(cumulative: Tensor) -> Tensor:
+    """Return where a cumulative sum [n, m] reaches its total, [n, 1]: rounding must not choose an index after it."""
+    return (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+
+
+def _at_temperature(logits: Tensor, sampling: Sampling) -> Tensor:
+    return torch.log_softmax(logits if sampling.temperature == 1 else logits / sampling.temperature, dim=-1)
+
+
+def _forbid_ends(scores: Tensor, lengths: Sequence[int], sampling: Sampling, end_ids: frozenset[int]) -> Tensor:
+    """Mask the end tokens of rows that are shorter than `min_new_tokens`."""
+    early = [row for row, length in enumerate(lengths) if length < sampling.min_new_tokens]
+    if not early or not end_ids:
+        return scores
+    scores = scores.clone()
+    scores[torch.tensor(early)[:, None], torch.tensor(sorted(end_ids))] = float("-inf")
+    return scores
+
+
+def _filter(logprobs: Tensor, sampling: Sampling) -> Tensor:
+    """Keep the `top_k` most likely tokens, then the smallest set with probability `top_p`."""
+    if sampling.top_k:
+        smallest = logprobs.topk(min(sampling.top_k, logprobs.shape[-1]), dim=-1).values[:, -1:]
+        logprobs = logprobs.masked_fill(logprobs < smallest, float("-inf"))
+    if sampling.top_p < 1.0:
+        ordered, order = torch.softmax(logprobs, dim=-1).sort(dim=-1, descending=True)
+        outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
+        logprobs = logprobs.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
+    return logprobs
