@@ -1,7 +1,7 @@
 """Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
-`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `plugins`, a package (`room alignkit/kernels`), or a kind
+`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `plugins`, a package (`room alignkit/io`), or a kind
 and a name (`algorithm ppo`).
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
