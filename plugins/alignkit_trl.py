@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from alignkit import Register
+    from alignkit.external import TrainerContext
     from alignkit.settings import ModelSpec, Settings
-    from alignkit.training.stage import StageContext
 
 TRAINERS = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO", "rloo": "RLOO"}
 ONLINE = ("grpo", "rloo")
@@ -138,27 +138,25 @@ class TRL(ExternalTrainer):
             except ValidationError as error:
                 raise RunFailed(f"trl: {name}: {value!r}: {error.errors()[0]['msg']}") from error
 
-    def train(self, run: StageContext) -> Mapping[str, Any]:
+    def train(self, context: TrainerContext) -> Mapping[str, Any]:
         from transformers import PrinterCallback
 
-        options, settings, policy = self.options, run.settings, run.engine.policy
-        start = settings.from_ or "base"
+        options = self.options
         reward = options.trainer == "reward"
         with tempfile.TemporaryDirectory() as folder:
             before, after = Path(folder) / "before", Path(folder) / "after"
-            role = f"{run.name}~trl"
-            policy.add_role(role, start=run.engine.role(start), head="scalar" if reward else "language")
-            policy.save(role, before)
-            policy.drop_role(role)
-            trainer = self._trainer(run, load_model(policy, before, reward), Path(folder) / "out")
+            context.export_start(before, scalar_head=reward)
+            trainer = self._trainer(context, load_model(context, before, reward), Path(folder) / "out")
             if options.trainer in WITH_REFERENCE:
                 check_reference(trainer)
-            run.reporter.say(f"{run.name}: TRL's {TRAINERS[options.trainer]}Trainer; if killed it begins again")
+            context.say(f"TRL's {TRAINERS[options.trainer]}Trainer; if killed it begins again")
             trainer.remove_callback(PrinterCallback)  # which writes what `progress` writes
             try:
                 trainer.train()
             except (ValueError, TypeError) as error:
-                raise RunFailed(f"trl: {TRAINERS[options.trainer]}Trainer unsupported_keys: {error}") from error
+                raise RunFailed(
+                    f"trl: {TRAINERS[options.trainer]}Trainer rejected the configuration: {error}"
+                ) from error
             if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
                 raise RunFailed("trl: the weights are not numbers any more: it has diverged; lower learning_rate")
             steps = int(trainer.state.global_step)
@@ -166,60 +164,64 @@ class TRL(ExternalTrainer):
             if idle == steps:
                 raise RunFailed(f"trl: in all {steps} steps the rewards of each prompt's samples were equal")
             trainer.model.save_pretrained(after, selected_adapters=["default"])
-            policy.add_role(role, start=after, head="scalar" if reward else "language")
-            policy.save(role, run.adapter)
-            policy.drop_role(role)
+            context.import_adapter(after, scalar_head=reward)
         found = {"trainer": f"{TRAINERS[options.trainer]}Trainer", "steps": steps, "rows": len(trainer.train_dataset)}
         if options.trainer in ONLINE:
             found |= {"steps_without_spread": idle, "unscored": getattr(trainer.reward_funcs[0], "unscored", 0)}
         return found
 
-    def _trainer(self, run: StageContext, model: Any, folder: Path) -> Any:
+    def _trainer(self, context: TrainerContext, model: Any, folder: Path) -> Any:
         import trl
 
         name = TRAINERS[self.options.trainer]
         config = getattr(trl, f"{name}Config")
         try:
             args = config(
-                **arguments(run, self.options.trainer, folder) | stage_length(run, config) | self.options.model_extra
+                **arguments(context, self.options.trainer, folder)
+                | stage_length(context, config)
+                | self.options.model_extra
             )
-            rows, more = self._rows(run)
+            rows, more = self._rows(context)
             trainer: Any = getattr(trl, f"{name}Trainer")(
                 model=model,
                 args=args,
                 train_dataset=rows,
-                processing_class=run.engine.policy.tokenizer,
-                callbacks=[progress(run)],
+                processing_class=context.tokenizer,
+                callbacks=[progress(context)],
                 **more,
             )
         except (ValueError, TypeError) as error:
-            raise RunFailed(f"trl: {name}Trainer unsupported_keys: {error}") from error
+            raise RunFailed(f"trl: {name}Trainer rejected the configuration: {error}") from error
         return trainer
 
-    def _rows(self, run: StageContext) -> tuple[Any, dict[str, Any]]:
+    def _rows(self, context: TrainerContext) -> tuple[Any, dict[str, Any]]:
         """The trainer's data set in TRL's conversational format, and further arguments of the trainer."""
         from datasets import Dataset
 
         from alignkit import seeds
 
         make = {"sft": demonstrations, "kto": thumbs}.get(self.options.trainer, pairs)
-        loaded = run.load(run.settings.data)
+        loaded = context.load(context.settings.data)
         if loaded.validation:
-            raise RunFailed(f"stage '{run.name}': trl takes no share of 'data' for validation")
+            raise RunFailed(f"stage '{context.name}': trl takes no share of 'data' for validation")
         made = [make(group) for group in loaded.groups]
         rows = [row for found in made for row in found]
         if not rows:
-            raise DataError(f"stage '{run.name}': no row gives TRL's {self.options.trainer} trainer anything to learn")
+            raise DataError(
+                f"stage '{context.name}': no row gives TRL's {self.options.trainer} trainer anything to learn"
+            )
         if without := made.count([]):
-            run.reporter.say(f"{run.name}: {without} of {len(loaded.groups)} rows give it nothing and are left out")
+            context.say(f"{without} of {len(loaded.groups)} rows give it nothing and are left out")
         if self.options.trainer == "kto":
             if len({row["label"] for row in rows}) < 2:
                 raise DataError(
-                    f"stage '{run.name}': kto needs desirable and undesirable responses: all are of one kind"
+                    f"stage '{context.name}': kto needs desirable and undesirable responses: all are of one kind"
                 )
-            rows, alike = apart(rows, run.settings.batch_size or 1, seeds.stream(run.seed, run.name, "shuffle"))
+            rows, alike = apart(
+                rows, context.settings.batch_size or 1, seeds.stream(context.seed, context.name, "shuffle")
+            )
             if alike:
-                run.reporter.say(f"{run.name}: {alike} of {len(rows)} responses count for z0 behind their own prompt")
+                context.say(f"{alike} of {len(rows)} responses count for z0 behind their own prompt")
         if self.options.trainer != "reward" or not any(row["margin"] for row in rows):
             rows = [{key: row[key] for key in row if key != "margin"} for row in rows]
         return Dataset.from_list(rows), {}
@@ -243,14 +245,14 @@ class TRLOnline(TRL):
     source: ClassVar[Source] = ROLLOUTS
     needs: ClassVar[Needs] = Needs(min_samples=2)
 
-    def _rows(self, run: StageContext) -> tuple[Any, dict[str, Any]]:
+    def _rows(self, context: TrainerContext) -> tuple[Any, dict[str, Any]]:
         from datasets import Dataset
 
         from alignkit.data.group import prompts_of
 
-        prompts = prompts_of(run.load(run.settings.prompts).groups)
+        prompts = prompts_of(context.load(context.settings.prompts).groups)
         rows = [{"prompt": list(group.prompt), "place": place} for place, group in enumerate(prompts)]
-        return Dataset.from_list(rows), {"reward_funcs": reward_function(run, prompts)}
+        return Dataset.from_list(rows), {"reward_funcs": reward_function(context, prompts)}
 
 
 # --- groups -> TRL's rows
@@ -327,31 +329,22 @@ def apart(rows: Sequence[ResponseTokens], batch: int, rng: np.random.Generator) 
     return order, sum(map(alike, range(len(order))))
 
 
-def reward_function(run: StageContext, prompts: Sequence[Group]) -> Callable[..., list[float | None]]:
+def reward_function(context: TrainerContext, prompts: Sequence[Group]) -> Callable[..., list[float | None]]:
     """The stage's reward in TRL's signature; a response that cannot be scored is None, which TRL leaves out."""
-    from alignkit.reward import REWARD_KEY
-    from alignkit.training.scoring import Scorer
-
-    scorer = Scorer(run.settings.reward, run.context())
-    ends = run.engine.encoder.end_ids
-    penalty = run.settings.rollout.missing_eos_penalty
 
     def reward(completions: Any, completion_ids: Any, place: Sequence[int], **_: Any) -> list[float | None]:
-        run.engine.forget_scores()
         responses = [
-            Response(text=completion[0]["content"], tokens=tuple(ids), truncated=not ids or ids[-1] not in ends)
+            Response(
+                text=completion[0]["content"],
+                tokens=tuple(ids),
+                truncated=not ids or ids[-1] not in context.end_ids,
+            )
             for completion, ids in zip(completions, completion_ids, strict=True)
         ]
         groups = [replace(prompts[at], responses=(response,)) for at, response in zip(place, responses, strict=True)]
-        scored = scorer.score(groups)
-        kept = [at for at, group in enumerate(scored) if group.responses[0].scores.get(REWARD_KEY) is not None]
-        found: list[float | None] = [None] * len(groups)
-        reward.unscored += len(groups) - len(kept)  # type: ignore[attr-defined]
-        if kept:
-            combined = scorer.combine([scored[at] for at in kept]).reward.tolist()
-            for at, value in zip(kept, combined, strict=True):
-                found[at] = value - penalty * responses[at].truncated
-        return found
+        scores = context.score(groups)
+        reward.unscored += scores.count(None)  # type: ignore[attr-defined]
+        return scores
 
     reward.unscored = 0  # type: ignore[attr-defined]
     return reward
@@ -365,17 +358,17 @@ def without_spread(history: Sequence[Mapping[str, Any]]) -> int:
 # --- TRL's side
 
 
-def load_model(policy: Any, adapter: Path, reward: bool) -> Any:
-    """The base with the adapter to train, apart from the policy's own: TRL's trainers change what they are given."""
+def load_model(context: TrainerContext, adapter: Path, reward: bool) -> Any:
+    """The base with the adapter to train, in a copy of its own: TRL's trainers modify the model they get."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if reward:
-        base = AutoModelForSequenceClassification.from_pretrained(policy.source, num_labels=1, dtype=policy.dtype)
-        base.config.pad_token_id = policy.tokenizer.pad_token_id
+        base = AutoModelForSequenceClassification.from_pretrained(context.base, num_labels=1, dtype=context.dtype)
+        base.config.pad_token_id = context.tokenizer.pad_token_id
     else:
-        base = AutoModelForCausalLM.from_pretrained(policy.source, dtype=policy.dtype)
-    return PeftModel.from_pretrained(base.to(policy.device), adapter, is_trainable=True)
+        base = AutoModelForCausalLM.from_pretrained(context.base, dtype=context.dtype)
+    return PeftModel.from_pretrained(base.to(context.device), adapter, is_trainable=True)
 
 
 def check_reference(trainer: Any) -> None:
@@ -392,11 +385,11 @@ def check_reference(trainer: Any) -> None:
         raise RunFailed("trl: the trainer's reference is not the policy that the stage starts from")
 
 
-def arguments(run: StageContext, trainer: str, folder: Path) -> dict[str, Any]:
+def arguments(context: TrainerContext, trainer: str, folder: Path) -> dict[str, Any]:
     """The trainer's config as the stage's keys decide it."""
     import torch
 
-    settings, device = run.settings, run.engine.policy.device.type
+    settings, device = context.settings, context.device.type
     found = {
         "output_dir": str(folder),
         "per_device_train_batch_size": settings.batch_size,
@@ -409,8 +402,8 @@ def arguments(run: StageContext, trainer: str, folder: Path) -> dict[str, Any]:
         "adam_epsilon": settings.adam_epsilon,
         "lr_scheduler_type": settings.lr_scheduler_type,
         "max_grad_norm": settings.max_grad_norm,
-        "seed": run.seed,
-        "bf16": run.engine.policy.dtype == torch.bfloat16,
+        "seed": context.seed,
+        "bf16": context.dtype == torch.bfloat16,
         "use_cpu": device == "cpu",
         "report_to": "none",
         "save_strategy": "no",
@@ -442,40 +435,29 @@ def online(settings: Settings) -> dict[str, Any]:
     }
 
 
-def stage_length(run: StageContext, config: type) -> dict[str, Any]:
+def stage_length(context: TrainerContext, config: type) -> dict[str, Any]:
     names = {field.name for field in config.__dataclass_fields__.values()}  # type: ignore[attr-defined]
-    return {"max_length": run.settings.max_length} if "max_length" in names else {}
+    return {"max_length": context.settings.max_length} if "max_length" in names else {}
 
 
-def progress(run: StageContext) -> Any:
+def progress(context: TrainerContext) -> Any:
     """TRL's log lines go where every stage's go."""
     from transformers import TrainerCallback
 
-    from alignkit.io.progress import Metrics
-
-    metrics = Metrics(run.folder / "metrics.jsonl")
-
     class Progress(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            run.reporter.start(run.name, state.max_steps, 0)
+            context.start(state.max_steps)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            run.should_stop()
+            context.check_stop()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            found = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
-            if not all(math.isfinite(found.get(key, 0.0)) for key in ("loss", "grad_norm")):
+            metrics = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
+            if not all(math.isfinite(metrics.get(key, 0.0)) for key in ("loss", "grad_norm")):
                 raise RunFailed(
                     f"trl: loss or gradient is not a number at step {state.global_step}; lower learning_rate"
                 )
-            metrics.write(stage=run.name, step=state.global_step, **found)
-            run.notify("metrics_logged", step=state.global_step, metrics=found)
-            if "loss" in found:
-                run.reporter.advance(state.global_step, found)
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            metrics.sync()
-            run.reporter.stop()
+            context.log(state.global_step, metrics)
 
     return Progress()
 

@@ -1,47 +1,67 @@
-"""Averages of unreduced terms over the global batch."""
+"""Averages: of unreduced terms over a global batch, and of metrics over steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from alignkit.batch import Batch
-from alignkit.errors import RunFailed
 from alignkit.loss import Per, Term
-
-if TYPE_CHECKING:
-    pass
 
 
 class Averages:
     """Weighted means of unreduced terms over several micro-batches.
 
-    unknown: entries that are not a number do not count, as in an algorithm's report; in a loss they are a fault.
+    skip_nan: entries that are NaN do not count. Metrics use NaN for "unknown"; in a loss it is an error to be seen.
     """
 
-    def __init__(self, *, unknown: bool = False) -> None:
-        self.unknown = unknown
+    def __init__(self, *, skip_nan: bool = False) -> None:
+        self.skip_nan = skip_nan
         self.sums: dict[str, float] = {}
-        self.counts: dict[str, float] = {}
+        self.totals: dict[str, float] = {}
 
     def add(self, terms: Mapping[str, Term], batch: Batch, weights: Mapping[str, Tensor] | None = None) -> None:
         for name, term in terms.items():
-            weight = _weights(term, batch, (weights or {}).get(name))
-            counted = (weight > 0) & ~term.values.isnan() if self.unknown else weight > 0
+            weight = (weights or {}).get(name)
+            weight = counts(term.per, batch) if weight is None else weight
+            counted = (weight > 0) & ~term.values.isnan() if self.skip_nan else weight > 0
             values = torch.where(counted, term.values, 0.0)
             weight = torch.where(counted, weight, 0.0)
             self.sums[name] = self.sums.get(name, 0.0) + float((values * weight).sum())
-            self.counts[name] = self.counts.get(name, 0.0) + float(weight.sum())
+            self.totals[name] = self.totals.get(name, 0.0) + float(weight.sum())
 
     def means(self) -> dict[str, float]:
-        return {name: self.sums[name] / self.counts[name] for name in self.sums if self.counts[name]}
+        """The mean of every term with an entry that counts."""
+        return {name: self.sums[name] / self.totals[name] for name in self.sums if self.totals[name]}
 
 
-def _count(per: Per, batch: Batch) -> Tensor:
-    """1 where an entry of this kind counts, else 0."""
+class StepAverages:
+    """Means of metrics over optimizer steps. Skipped steps are only counted, because their numbers are not finite."""
+
+    def __init__(self) -> None:
+        self.skipped = 0
+        self._values: dict[str, list[float]] = {}
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        if "skipped" in metrics:
+            self.skipped += 1
+            return
+        for name, value in metrics.items():
+            self._values.setdefault(name, []).append(value)
+
+    def means(self) -> dict[str, float]:
+        return {name: sum(values) / len(values) for name, values in self._values.items()}
+
+    @property
+    def learned(self) -> bool:
+        """Whether any step had a gradient."""
+        return any(self._values.get("grad_norm", ()))
+
+
+def counts(per: Per, batch: Batch) -> Tensor:
+    """1 for entries that count and 0 for others, in the shape of a term: [responses, tokens], [responses], ..."""
     if per is Per.TOKEN:
         return batch.mask.float()
     if per is Per.RESPONSE:
@@ -51,16 +71,7 @@ def _count(per: Per, batch: Batch) -> Tensor:
     return torch.ones(len(batch.groups), device=batch.mask.device)
 
 
-def _weights(term: Term, batch: Batch, given: Tensor | None) -> Tensor:
-    """What each entry of a term counts; raises RunFailed where the term has not the shape that it must have."""
-    count = _count(term.per, batch)
-    for weights in (count, count if given is None else given):
-        if weights.shape != term.values.shape:
-            shapes = f"{tuple(term.values.shape)}, not {tuple(weights.shape)}"
-            raise RunFailed(f"a term per {term.per.value} has shape {shapes}")
-    return count if given is None else given
-
-
-def _weighted(term: Term, batch: Batch, weights: Tensor | None) -> Tensor:
-    weights = _weights(term, batch, weights)
+def weighted_sum(term: Term, batch: Batch, weights: Tensor | None = None) -> Tensor:
+    """The sum of a term's entries, weighted: []. Entries of weight 0 may be anything, NaN included."""
+    weights = counts(term.per, batch) if weights is None else weights
     return (torch.where(weights > 0, term.values, 0.0) * weights).sum()

@@ -1,10 +1,10 @@
-"""Files that are either complete or not there: write beside the target, fsync, rename; checksums on checkpoints."""
+"""Checkpoints of a training stage: numbered folders, complete or absent, with checksums."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,14 @@ MANIFEST = "MANIFEST.json"
 
 @dataclass
 class Checkpoint:
-    """Everything a stage's numbers depend on: tensors (weights and optimiser) and plain state."""
+    """Everything a stage's numbers depend on: tensors (weights and optimizer) and JSON state."""
 
     tensors: Mapping[str, Tensor]
     state: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, number: int, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write `folder/NUMBER` whole and verified, then remove all but the newest `keep`."""
+    """Write `folder/NUMBER` with checksums, then remove all but the newest `keep` checkpoints."""
     from safetensors.torch import save_file
 
     target = folder / f"{number:06d}"
@@ -43,22 +43,22 @@ def save_checkpoint(folder: Path, number: int, checkpoint: Checkpoint, keep: int
     return target
 
 
-def load_checkpoint(folder: Path, say: Any) -> Checkpoint | None:
-    """The newest whole checkpoint; damaged ones are reported through `say` and passed over. None: there is none.
+def load_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is not damaged, or None if there are none. Damaged ones are reported through `say`.
 
-    Raises RunFailed when checkpoints exist and all are damaged: starting afresh would be a silent loss.
+    Raises RunFailed if all checkpoints are damaged: to start over would lose work silently.
     """
     from safetensors.torch import load_file
 
-    found = _numbered(folder)
-    for path in reversed(found):
-        fault = _damage(path)
-        if fault is None:
+    checkpoints = _numbered(folder)
+    for path in reversed(checkpoints):
+        damage = _damage(path)
+        if damage is None:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
             return Checkpoint(load_file(path / "tensors.safetensors"), state)
-        say(f"checkpoint {path} is damaged ({fault}); falling back to the one before")
-    if found:
-        raise RunFailed(f"all checkpoints in {folder} are damaged; delete the folder to start this stage afresh")
+        say(f"checkpoint {path} is damaged ({damage}); trying the one before")
+    if checkpoints:
+        raise RunFailed(f"all checkpoints in {folder} are damaged; delete the folder to start this stage over")
     return None
 
 
@@ -69,6 +69,7 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
     try:
         sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

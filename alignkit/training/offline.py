@@ -1,197 +1,256 @@
-"""A training stage over a data set: epochs, validation, the best version kept.
+"""A training stage over a data set: epochs, validation, and the best version as its result.
 
-A large data set is not turned into tokens before the first step, which for a million rows would take minutes and
-gigabytes, but batch by batch. What does not fit then makes its batch smaller, and is told at the end of an epoch.
+A large data set is not tokenized before the first step, which would take minutes and gigabytes for a million rows, but
+batch by batch. A row that does not fit then makes its batch smaller, and is reported at the end of the first epoch.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from alignkit import seeds
-from alignkit.algorithm import Phase, SelectContext
+from alignkit.algorithm import Algorithm, SelectContext
 from alignkit.data.group import Group
+from alignkit.data.sources import Loaded
 from alignkit.errors import AlignkitError, DataError
 from alignkit.models.examples import Examples
-from alignkit.models.packing import units
+from alignkit.models.packing import indivisible
+from alignkit.training.context import StageContext
+from alignkit.training.encoder import UNFIT, counted, requirement, unfit
 from alignkit.training.schedule import schedule
-from alignkit.training.stage import ENCODING_FACTS, StageWork, wanted
+from alignkit.training.stage import StageWork
 
-CHECKPOINTS = 10  # of a stage, where the recipe does not say how many
-AHEAD = 20_000  # rows that may become tokens before the first step
+CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
+EAGER_ROWS = 20_000  # most rows that are tokenized before the first step
 
 
-class Dataset(StageWork):
-    """Epochs over a fixed data set; with validation data the checkpoint with the lowest loss is the one kept."""
+@dataclass(frozen=True)
+class Plan:
+    """What a stage will learn from, and in how many steps.
+
+    groups: the selected data. encoded: the same in tokens; None if they are tokenized batch by batch. units: indices of
+    groups that stay in one batch. per_epoch, total: steps. every: steps between checkpoints.
+    """
+
+    groups: Sequence[Group]
+    encoded: Examples | None
+    validation: Examples | None
+    units: list[list[int]]
+    per_epoch: int
+    total: int
+    every: int
+
+    def ends_epoch(self, steps: int) -> bool:
+        """Whether an epoch, or the stage, ends after this many steps."""
+        return steps % self.per_epoch == 0 or steps == self.total
+
+
+class OfflineStage:
+    """Epochs over a fixed data set. With validation data, the epoch with the lowest loss is the result."""
+
+    def __init__(self, context: StageContext, algorithm: Algorithm):
+        self.context, self.settings = context, context.settings
+        self.work = StageWork(context, algorithm)
+        self.algorithm = self.work.algorithm
+        self.best = math.inf  # lowest validation loss
+        self._order: tuple[int, list[int]] = (-1, [])  # of the current epoch
 
     def run(self) -> dict[str, Any]:
-        loaded = self.run_.load(self.settings.data)
-        groups = self._chosen(loaded.groups)
-        # A reference measures all tokens before the first step, so there is nothing to put off.
-        later = len(groups) > AHEAD and not self.algorithm.needs.reference_logprobs
-        if later:
-            self._say(f"{len(groups)} rows, each of which becomes tokens when its turn comes")
-            self._check(groups)
-        ready = None if later else self._examples(groups)
-        if ready is not None:
-            groups = [encoded.group for encoded in ready.groups]
-        validation = self._validation(loaded)
-        size, epochs = self.settings.batch_size or 1, self.settings.epochs or 1
-        whole = units([group.bundle for group in groups])
-        per_epoch = math.ceil(len(whole) / size)
-        total = min(per_epoch * epochs, self.settings.max_steps or per_epoch * epochs)
-        every = self.settings.checkpoint_every or max(1, math.ceil(total / CHECKPOINTS))
-        facts = {"groups": len(groups), "steps": total}
-        self.summary = facts | self.summary | facts  # first, and true
-        best = self.done.get("best", math.inf)
-        run = self.run_
-        if self.done:
-            self.summary = self.done["summary"]
-        order: np.ndarray | None = None
-        run.reporter.start(run.name, total, self.learner.steps)
-        while self.learner.steps < total:
-            step = self.learner.steps
-            try:
-                run.should_stop()
-            except AlignkitError:
-                self.checkpoint(step, f"step {step} of {total}", best=best)
-                raise
-            epoch, at = divmod(step, per_epoch)
-            if at == 0 or order is None:
-                order = seeds.stream(run.seed, run.name, "shuffle", epoch).permutation(len(whole))
-            began = time.monotonic()
-            indices = [i for unit in order[at * size : (at + 1) * size] for i in whole[unit]]
-            part = ready.take(indices) if ready is not None else self._now([groups[i] for i in indices], epoch)
-            factor = schedule(self.settings.lr_scheduler_type, step, total, self.settings.warmup_ratio)
-            metrics = self.learner.step(part, factor)
-            metrics["tokens_per_second"] = sum(e.length for e in part.groups) / (time.monotonic() - began)
-            metrics["epoch"] = (step + 1) / per_epoch
-            self.log(step + 1, metrics)
-            run.reporter.advance(step + 1, metrics)
-            if at + 1 == per_epoch or step + 1 == total:
-                if later and epoch == 0:
-                    self._tell_left_out()
-                best = self._end_epoch(epoch + 1, validation, best)
-                self.checkpoint(step + 1, f"step {step + 1} of {total}", best=best)
-            elif (step + 1) % every == 0:
-                self.checkpoint(step + 1, f"step {step + 1} of {total}", best=best)
-        return self.finish()
+        """Train to the end; the summary is for stage.json."""
+        work, context = self.work, self.context
+        plan = self._plan(context.load(self.settings.data))
+        self.best = work.done.get("best", math.inf)
+        work.restore_summary()
+        context.reporter.start(context.name, plan.total, work.learner.steps)
+        while work.learner.steps < plan.total:
+            self._check_stop(plan)
+            metrics = self._step(plan)
+            self._after(plan, metrics)
+        if "best_epoch" not in work.summary or not context.adapter.exists():
+            work.save()
+        return work.summary
 
-    def _chosen(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
-        """What the algorithm wants of these rows."""
-        rng = seeds.stream(self.run_.seed, self.run_.name, "select")
-        context = SelectContext(
-            0, self.run_.seed, lambda: [], lambda **m: self.summary.update(m), rng, validation, self._say
-        )
-        with self._naming_the_stage():
-            chosen = self.algorithm.select(groups, context)
-        flat: list[Group] = []
-        for item in chosen:
-            flat += list(item.groups) if isinstance(item, Phase) else [item]
-        return flat
+    def close(self) -> None:
+        self.work.close()
 
-    def _check(self, groups: Sequence[Group]) -> None:
-        with self._naming_the_stage():
+    # Data
+
+    def _plan(self, loaded: Loaded) -> Plan:
+        groups: Sequence[Group] = self._selected(loaded.groups)
+        # The reference reads all tokens before the first step, so there is nothing to postpone.
+        lazy = len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs
+        if lazy:
+            self.context.say(f"{len(groups)} rows, tokenized as needed")
             self.algorithm.check_data(groups)
+        encoded = None if lazy else self._examples(groups)
+        if encoded is not None:
+            groups = [e.group for e in encoded.groups]
+        validation = self._validation(loaded)
+        units = indivisible([group.bundle for group in groups])
+        per_epoch = math.ceil(len(units) / self._batch_size)
+        steps = per_epoch * (self.settings.epochs or 1)
+        total = min(steps, self.settings.max_steps or steps)
+        every = self.settings.checkpoint_every or max(1, math.ceil(total / CHECKPOINTS))
+        self._summarize(groups=len(groups), steps=total)
+        return Plan(groups, encoded, validation, units, per_epoch, total, every)
 
-    def _now(self, groups: Sequence[Group], epoch: int) -> Examples:
-        """The rows of one batch; those that cannot be used are counted in the first epoch."""
-        whole = groups
+    @property
+    def _batch_size(self) -> int:
+        return self.settings.batch_size or 1
+
+    def _summarize(self, **facts: Any) -> None:
+        """Put facts first in the summary."""
+        rest = dict(self.work.summary)
+        self.work.summary.clear()
+        self.work.summary.update(facts | rest)
+
+    def _selected(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
+        """The groups that the algorithm selects."""
+        random = seeds.stream(self.context.seed, self.context.name, "select")
+        context = SelectContext(
+            0, self.context.seed, lambda: [], self.work.summary.update, random, validation, self.context.say
+        )
+        return [group for phase in self.algorithm.select(groups, context) for group in phase.groups]
+
+    def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
+        """The groups in tokens, with what the algorithm needs. Raises DataError if nothing can be learned from."""
+        encoded = self.work.encoder.learnable(self.work.encoder.encode(groups))
+        if not encoded:
+            raise self._nothing_to_learn(len(groups))
+        if not validation:
+            self.algorithm.check_data([e.group for e in encoded])
+        examples = Examples(encoded)
+        if self.algorithm.needs.reference_logprobs:
+            reference = self.work.roles.reference_name
+            logprobs, cached = self.work.models.reference_logprobs_of(reference, encoded)
+            examples.token_columns["reference_logprobs"] = logprobs
+            if cached:
+                self.context.say(f"reference log-probabilities of {counted(len(encoded), 'group')} read from the cache")
+        return examples
+
+    def _validation(self, loaded: Loaded) -> Examples | None:
+        groups = list(loaded.validation)
+        if self.settings.validation is not None:
+            groups += self.context.load(self.settings.validation).groups
+        return self._examples(self._selected(groups, validation=True), validation=True) if groups else None
+
+    def _nothing_to_learn(self, rows: int) -> DataError:
+        counts: Mapping[str, int] = self.work.summary.get("encoding", {})
+        facts = "; ".join(unfit(name, count) for name, count in counts.items())
+        return DataError(
+            f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn from any of "
+            f"{counted(rows, 'row')}: each needs {requirement(self.algorithm.needs)}" + (f" ({facts})" if facts else "")
+        )
+
+    # Steps
+
+    def _check_stop(self, plan: Plan) -> None:
         try:
-            encoded = self._encoded(groups)
+            self.context.should_stop()
+        except AlignkitError:
+            self._checkpoint(plan)
+            raise
+
+    def _step(self, plan: Plan) -> dict[str, Any]:
+        """One optimizer step; returns its metrics."""
+        step, began = self.work.learner.steps, time.monotonic()
+        batch = self._batch_at(plan, step)
+        factor = schedule(self.settings.lr_scheduler_type, step, plan.total, self.settings.warmup_ratio)
+        metrics: dict[str, Any] = self.work.learner.step(batch, factor)
+        metrics["tokens_per_second"] = sum(e.length for e in batch.groups) / (time.monotonic() - began)
+        metrics["epoch"] = (step + 1) / plan.per_epoch
+        return metrics
+
+    def _batch_at(self, plan: Plan, step: int) -> Examples:
+        """The batch of a step: a slice of its epoch's order."""
+        epoch, index = divmod(step, plan.per_epoch)
+        order = self._order_of(epoch, len(plan.units))
+        chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
+        indices = [group for unit in chosen for group in plan.units[unit]]
+        if plan.encoded is not None:
+            return plan.encoded.take(indices)
+        return self._encode_batch([plan.groups[index] for index in indices], first_epoch=epoch == 0)
+
+    def _order_of(self, epoch: int, count: int) -> list[int]:
+        """The order of an epoch's units; drawn once, because a million are slow to shuffle."""
+        if self._order[0] != epoch:
+            random = seeds.stream(self.context.seed, self.context.name, "shuffle", epoch)
+            self._order = (epoch, random.permutation(count).tolist())
+        return self._order[1]
+
+    def _after(self, plan: Plan, metrics: dict[str, Any]) -> None:
+        """Log a step; at the end of an epoch validate; write a checkpoint if it is time."""
+        steps = self.work.learner.steps
+        self.work.log(steps, metrics)
+        self.context.reporter.advance(steps, metrics)
+        if plan.ends_epoch(steps):
+            epoch = math.ceil(steps / plan.per_epoch)
+            if plan.encoded is None and epoch == 1:
+                self._report_lazy()
+            self.work.keep_version(epoch)
+            if plan.validation is not None:
+                self._validate(epoch, plan.validation)
+            self._checkpoint(plan)
+        elif steps % plan.every == 0:
+            self._checkpoint(plan)
+
+    def _checkpoint(self, plan: Plan) -> None:
+        steps = self.work.learner.steps
+        self.work.checkpoint(steps, f"step {steps} of {plan.total}", best=self.best)
+
+    def _validate(self, epoch: int, validation: Examples) -> None:
+        """Measure the epoch; the best one so far becomes the stage's result."""
+        metrics = self.work.learner.evaluate(validation)
+        self.work.log(self.work.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
+        facts = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self.context.say(f"validation after epoch {epoch}: {facts}")
+        if not math.isfinite(metrics["loss"]):
+            self.context.say("the validation loss is not finite, so this epoch cannot become the result")
+        if metrics["loss"] < self.best:
+            self.best = metrics["loss"]
+            self.work.save()
+            self.work.summary["best_epoch"] = epoch
+            self.work.summary["validation"] = metrics
+
+    # Lazy tokenization
+
+    def _encode_batch(self, groups: Sequence[Group], *, first_epoch: bool) -> Examples:
+        """The rows of one batch in tokens. In the first epoch, rows that cannot be used are counted."""
+        encoder, valid = self.work.encoder, list(groups)
+        try:
+            encoded = encoder.encode_quietly(groups)
         except DataError:
-            whole = [group for group in groups if self._encodes(group)]
-            encoded = self._encoded(whole)
-        kept, lost = self._usable(encoded)
-        if epoch == 0:
-            counts = {"tried": len(groups), "used": len(kept), "broken": len(groups) - len(whole), "lost": len(lost)}
-            self._count_lost(lost)
-            self._add_counts("in_turn", counts | self._count_unfit())
-        return Examples(kept)
+            valid = [group for group in groups if self._is_valid(group)]
+            encoded = encoder.encode_quietly(valid)
+        usable, lost = encoder.split(encoded)
+        if first_epoch:
+            counts = {"rows": len(groups), "used": len(usable), "invalid": len(groups) - len(valid), "lost": len(lost)}
+            encoder.count_lost(lost)
+            encoder.add_counts("lazy", counts | encoder.count_unfit())
+        return Examples(usable)
 
-    def _encodes(self, group: Group) -> bool:
-        """False, and said, where the chat template cannot take a row: hours into a run it must not end it."""
+    def _is_valid(self, group: Group) -> bool:
+        """Whether the chat template accepts a row. If not it is reported: hours into a run it must not end it."""
         try:
-            self._encoded([group])
+            self.work.encoder.encode_quietly([group])
         except DataError as error:
-            self._say(f"left out: {error}")
+            self.context.say(f"left out: {error}")
             return False
         return True
 
-    def _tell_left_out(self) -> None:
-        """After the first epoch of rows that became tokens in their turn."""
-        counts = self.summary["in_turn"]
+    def _report_lazy(self) -> None:
+        """Report what the first epoch could not use."""
+        counts = self.work.summary["lazy"]
         if not counts["used"]:
-            raise self._nothing_to_learn(counts["tried"])
-        named = ENCODING_FACTS | {
-            "broken": "left out: the chat template cannot take them",
-            "lost": f"left out: without {wanted(self.algorithm)}",
-        }
-        facts = [f"{counts[name]} {what}" for name, what in named.items() if counts.get(name)]
+            raise self._nothing_to_learn(counts["rows"])
+        facts = [unfit(name, counts[name]) for name in UNFIT if counts.get(name)]
+        if counts["invalid"]:
+            facts.append(f"{counted(counts['invalid'], 'row')} left out, because the chat template rejects them")
+        if counts["lost"]:
+            facts.append(f"{counted(counts['lost'], 'row')} left out, without {requirement(self.algorithm.needs)}")
         if facts:
-            self._say(f"of {counts['tried']} rows: " + "; ".join(facts))
-
-    def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
-        kept = self._require(self._encode(groups))
-        if not kept:
-            raise self._nothing_to_learn(len(groups))
-        if not validation:
-            self._check([encoded.group for encoded in kept])
-        examples = Examples(kept)
-        if self.algorithm.needs.reference_logprobs:
-            found, known = self.engine.reference_logprobs_of(self.reference_name, kept)
-            examples.token_columns["reference_logprobs"] = found
-            if known:
-                self.run_.reporter.say(f"{self.run_.name}: the reference has seen these {len(kept)} groups before")
-        return examples
-
-    def _nothing_to_learn(self, rows: int) -> DataError:
-        name, counts = self.run_.stage.component.name, self.summary.get("encoding", {})
-        return DataError(
-            f"stage '{self.run_.name}': none of {rows} rows gives {name} anything to learn from: "
-            f"it needs {wanted(self.algorithm)}" + (f" ({counts})" if counts else "")
-        )
-
-    @contextmanager
-    def _naming_the_stage(self) -> Iterator[None]:
-        """What the algorithm finds wrong with the data is said of this stage."""
-        try:
-            yield
-        except DataError as error:
-            raise DataError(f"stage '{self.run_.name}': {error}") from error
-
-    def _validation(self, loaded: Any) -> Examples | None:
-        groups = list(loaded.validation)
-        if self.settings.validation is not None:
-            groups += self.run_.load(self.settings.validation).groups
-        return self._examples(self._chosen(groups, validation=True), validation=True) if groups else None
-
-    def _end_epoch(self, epoch: int, validation: Examples | None, best: float) -> float:
-        run = self.run_
-        if self.settings.keep_versions:
-            self.policy.save(self.role, run.folder / "kept" / str(epoch))
-        if validation is None:
-            return best
-        found = self.learner.evaluate(validation)
-        self.log(self.learner.steps, {f"validation/{name}": value for name, value in found.items()})
-        facts = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
-        run.reporter.say(f"{run.name}: validation after epoch {epoch}: {facts}")
-        if not math.isfinite(found["loss"]):
-            run.reporter.say(f"{run.name}: the validation loss is not a number, so this epoch is not the best one")
-        if found["loss"] < best:
-            self.policy.save(self.role, run.adapter)
-            self.summary["best_epoch"] = epoch
-            self.summary["validation"] = found
-            return found["loss"]
-        return best
-
-    def finish(self) -> dict[str, Any]:
-        if "best_epoch" not in self.summary:
-            self.policy.save(self.role, self.run_.adapter)
-        return super().finish()
+            self.context.say(f"{counted(counts['rows'], 'row')}: {'; '.join(facts)}")

@@ -1,17 +1,18 @@
-"""A recipe's `reward:` at work: score responses by every component, then combine."""
+"""A recipe's `reward:` at work: score responses by every component, then combine the scores."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from alignkit.data.group import Group, preview
+from alignkit.data.group import Group, Response, preview
 from alignkit.errors import RunFailed
+from alignkit.functional import missing_eos_penalty
 from alignkit.reward import REWARD_KEY, CombinedReward, Context, Reward, RewardCombination
 
 if TYPE_CHECKING:
@@ -19,16 +20,14 @@ if TYPE_CHECKING:
 
 
 class Scorer:
-    """One node of a reward expression and the nodes below it."""
+    """One node of a reward expression with the nodes below it."""
 
     def __init__(self, spec: RewardSpec, context: Context, name: str = ""):
         self.spec, self.context = spec, context
         self.name = name or spec.name
         self.children = {child: Scorer(below, context, child) for child, below in spec.children.items()}
         if REWARD_KEY in self.children:
-            raise RunFailed(
-                f"a part of a combination cannot be called '{REWARD_KEY}': the combination is; rename the stage"
-            )
+            raise RunFailed(f"a part of a combination cannot be named '{REWARD_KEY}'; rename the stage")
         self.plugin: Any = None
         if spec.component is not None:
             self.plugin = spec.component.registration.implementation(spec.component.options)
@@ -36,33 +35,33 @@ class Scorer:
             self.plugin.prepare(context)
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups with every component and the un-whitened combination (`reward`) in their responses' scores."""
+        """The groups, with every component and the raw combination (`reward`) among their responses' scores."""
         if not any(group.responses for group in groups):
             return list(groups)
         components = self._components(groups)
-        plain = self._combined(groups, components).raw.tolist()
-        columns = {**components, REWARD_KEY: [None if math.isnan(x) else x for x in plain]}
-        scored, at = [], 0
+        raw = self._combined(groups, components).raw.tolist()
+        columns = {**components, REWARD_KEY: [None if math.isnan(x) else x for x in raw]}
+        scored, index = [], 0
         for group in groups:
             responses = []
             for response in group.responses:
-                scores = {name: column[at] for name, column in columns.items()}
+                scores = {name: column[index] for name, column in columns.items()}
                 responses.append(replace(response, scores={**response.scores, **scores}))
-                at += 1
+                index += 1
             scored.append(replace(group, responses=tuple(responses)))
         return scored
 
     def combine(self, groups: Sequence[Group]) -> CombinedReward:
-        """The combination over these scored groups as one batch."""
+        """The combination over these scored groups as one batch. Raises RunFailed if a reward is not finite."""
         names = self._component_names()
         responses = [response for group in groups for response in group.responses]
-        found = self._combined(groups, {name: [r.scores.get(name) for r in responses] for name in names})
-        for place, (reward, plain) in enumerate(zip(found.reward.tolist(), found.raw.tolist(), strict=True)):
-            if not math.isfinite(reward) or not math.isfinite(plain):
+        combined = self._combined(groups, {name: [r.scores.get(name) for r in responses] for name in names})
+        for response, reward, raw in zip(responses, combined.reward.tolist(), combined.raw.tolist(), strict=True):
+            if not math.isfinite(reward) or not math.isfinite(raw):
                 raise RunFailed(
-                    f"reward '{self.name}' makes {reward} (before whitening {plain}) of {responses[place].scores}"
+                    f"reward '{self.name}' is {reward} ({raw} before whitening) for scores {response.scores}"
                 )
-        return found
+        return combined
 
     def _component_names(self, prefix: str = "") -> list[str]:
         if not self.children:
@@ -74,28 +73,29 @@ class Scorer:
     def _components(self, groups: Sequence[Group], prefix: str = "") -> dict[str, list[float | None]]:
         if not self.children:
             return {prefix + self.name: self._leaf(groups)}
-        found: dict[str, list[float | None]] = {}
+        columns: dict[str, list[float | None]] = {}
         for name, child in self.children.items():
-            found |= child._components(groups, f"{prefix}{name}/" if child.children else prefix)
-        return found
+            columns |= child._components(groups, f"{prefix}{name}/" if child.children else prefix)
+        return columns
 
     def _leaf(self, groups: Sequence[Group]) -> list[float | None]:
+        """The scores of a single component, one per response."""
         count = sum(len(group.responses) for group in groups)
         if self.spec.kind in ("stage", "folder"):
             column = list(self.context.models.scores(self.spec.name, groups))
         else:
-            assert isinstance(self.plugin, Reward)
             scores = self.plugin.score(groups)
             if len(scores) != 1:
-                raise RunFailed(f"reward '{self.name}' gave components {sorted(scores)}; expected one")
+                raise RunFailed(f"reward '{self.name}' must return one component, not {sorted(scores)}")
             column = list(next(iter(scores.values())))
         if len(column) != count:
-            raise RunFailed(f"reward '{self.name}' gave {len(column)} scores for {count} responses")
-        for place, value in enumerate(column):
+            raise RunFailed(f"reward '{self.name}' must return {count} scores, one per response, not {len(column)}")
+        for index, value in enumerate(column):
             if value is not None and not math.isfinite(value):
-                prompt = preview([group for group in groups for _ in group.responses][place])
+                prompt = preview([group for group in groups for _ in group.responses][index])
                 raise RunFailed(
-                    f"reward '{self.name}' gave {value} for response {place}, to {prompt}; a failed score is None"
+                    f"reward '{self.name}' is {value} for response {index}, to {prompt}; "
+                    "return None for a response that cannot be scored"
                 )
         return column
 
@@ -115,3 +115,69 @@ class Scorer:
 
 def _tensor(column: Sequence[float | None]) -> Tensor:
     return torch.tensor([math.nan if x is None else x for x in column], dtype=torch.float64)
+
+
+# --- rollouts
+
+
+@dataclass(frozen=True)
+class ScoredRollouts:
+    """Rollouts with their rewards.
+
+    groups: those responses that could be scored, in their groups; groups left without a response are absent.
+    combined: the reward of these responses; `raw` is without the penalty for a missing end of turn.
+    all_groups: every response, scored or not.
+    """
+
+    groups: list[Group]
+    combined: CombinedReward
+    all_groups: list[Group]
+
+    @property
+    def usable(self) -> list[bool]:
+        """Whether each response of `all_groups` could be scored."""
+        return [_has_score(response) for group in self.all_groups for response in group.responses]
+
+    @property
+    def unscored(self) -> int:
+        """How many responses could not be scored."""
+        return self.usable.count(False)
+
+
+def score_rollouts(scorer: Scorer, groups: Sequence[Group], penalty: float = 0.0) -> ScoredRollouts:
+    """Score and combine. penalty: subtracted from the rewards of truncated responses."""
+    scored = scorer.score(groups)
+    usable = with_scores(scored)
+    if not usable:
+        nothing = torch.zeros(0, dtype=torch.float64)
+        return ScoredRollouts([], CombinedReward(nothing, nothing, {}), scored)
+    combined = scorer.combine(usable)
+    if not penalty:
+        return ScoredRollouts(usable, combined, scored)
+    scored = penalize(scored, penalty)
+    usable = with_scores(scored)
+    ended = torch.tensor([not response.truncated for group in usable for response in group.responses])
+    reward = missing_eos_penalty(combined.reward, ended, penalty)
+    return ScoredRollouts(usable, replace(combined, reward=reward), scored)
+
+
+def with_scores(groups: Sequence[Group]) -> list[Group]:
+    """The groups without the responses that could not be scored."""
+    scored = [replace(group, responses=tuple(filter(_has_score, group.responses))) for group in groups]
+    return [group for group in scored if group.responses]
+
+
+def penalize(groups: Sequence[Group], penalty: float) -> list[Group]:
+    """The groups, with the penalty subtracted from the raw reward of truncated responses, by which methods select."""
+    return [replace(group, responses=tuple(_penalized(r, penalty) for r in group.responses)) for group in groups]
+
+
+def _penalized(response: Response, penalty: float) -> Response:
+    score = response.scores[REWARD_KEY]
+    if score is None or not response.truncated:
+        return response
+    return replace(response, scores={**response.scores, REWARD_KEY: score - penalty})
+
+
+def _has_score(response: Response) -> bool:
+    return response.scores.get(REWARD_KEY) is not None

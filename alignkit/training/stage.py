@@ -1,257 +1,117 @@
-"""What training stages share, from a data set or in iterations: roles, the learner, encoding, checkpoints, metrics."""
+"""What both kinds of training stage work with: roles, encoder, learner, checkpoints, metrics, summary."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from alignkit import seeds
-from alignkit.algorithm import REWARD, Algorithm
-from alignkit.data.group import Group, previews, resolved_pairs
-from alignkit.data.sources import DataSpec
-from alignkit.errors import DataError
-from alignkit.io.progress import Metrics, Reporter
-from alignkit.models.encoding import Encoded, encode_all
-from alignkit.models.service import ModelService
-from alignkit.models.shared_model import BASE
-from alignkit.recipe.schema import RewardSpec, Stage, specs
-from alignkit.reward import Context
-from alignkit.settings import Settings
+from alignkit.algorithm import Algorithm
+from alignkit.io.progress import Metrics
+from alignkit.training.auxiliary import auxiliary_loss
+from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from alignkit.training.learner import Learner, Mix
-
-ENCODING_FACTS = {
-    "no_room": "left out: the prompt leaves no room in max_length",
-    "cut": "responses cut at max_length",
-    "equal_pairs": "pairs left out: equal in tokens",
-    "uncounted_pairs": "pairs left out: no token of a response counts",
-}
-
-
-@dataclass
-class StageContext:
-    """What a training stage works with."""
-
-    stage: Stage
-    engine: ModelService
-    folder: Path
-    seed: int
-    load: Callable[[DataSpec], Any]
-    context: Callable[[], Context]
-    earlier_stage: Callable[[str], Path]
-    reporter: Reporter
-    notify: Callable[..., None]
-    should_stop: Callable[[], None]
-
-    @property
-    def settings(self) -> Settings:
-        assert self.stage.settings is not None
-        return self.stage.settings
-
-    @property
-    def name(self) -> str:
-        return self.stage.name
-
-    @property
-    def adapter(self) -> Path:
-        return self.folder / "adapter"
+from alignkit.training.context import StageContext
+from alignkit.training.encoder import StageEncoder
+from alignkit.training.learner import Learner
+from alignkit.training.roles import StageRoles, add_roles
 
 
 class StageWork:
-    """What both kinds of training stage share: roles, learner, checkpoints, metrics."""
+    """A stage that is ready to train, from its last checkpoint if it has one.
 
-    def __init__(self, run: StageContext, algorithm: Algorithm):
-        self.run_, self.algorithm = run, algorithm
-        self.settings, self.engine, self.policy = run.settings, run.engine, run.engine.policy
+    done: that checkpoint's state, empty if there is none. summary: what stage.json tells about the stage.
+    """
+
+    def __init__(self, context: StageContext, algorithm: Algorithm, temperature: float = 1.0):
+        """temperature: of the policy's distributions; rollouts are learned at the temperature they were sampled at."""
+        self.context, self.settings = context, context.settings
+        self.models, self.model = context.models, context.model
+        self.algorithm = CheckedAlgorithm(algorithm, context.author)
         self.summary: dict[str, Any] = {}
-        self.max_length = min(self.settings.max_length, self.policy.context)
-        if self.max_length < self.settings.max_length:
-            run.reporter.say(f"{run.name}: max_length is {self.max_length}, the model's context")
-        self.role = f"{run.name}~new"
-        self.value_role: str | None = None
-        head = "scalar" if algorithm.trains is REWARD else "language"
-        self.policy.seed = seeds.number(run.seed, run.name, "init")
-        source = self.settings.from_ or BASE
-        start = self.engine.role(source)
-        self.policy.add_role(self.role, start=start, head=head)  # type: ignore[arg-type]
-        self.reference_name = self.settings.reference or source
-        self.reference = self.engine.role(self.reference_name)
-        value_source = self._add_value_role() if algorithm.needs.values else None
+        self.encoder = StageEncoder(context, self.algorithm, self.summary)
+        self.roles = add_roles(context, self.algorithm)
         self.learner = Learner(
-            self.policy, algorithm, self.settings, self.role, self.value_role, self._temperature(), self._mix()
+            self.model,
+            algorithm,
+            self.settings,
+            self.roles.trained,
+            self.roles.values,
+            temperature,
+            auxiliary_loss(context, self.encoder),
+            context.author,
         )
-        checkpoint = load_checkpoint(run.folder / "checkpoints", run.reporter.say)
         self.done: dict[str, Any] = {}
-        if checkpoint is not None:
-            self.learner.restore(checkpoint.tensors, checkpoint.state["learner"])
-            self.done = checkpoint.state
-            self._tell_changes(checkpoint.state)
-            run.reporter.say(f"{run.name}: continuing after {self.done['position']}")
-        self.metrics = Metrics(run.folder / "metrics.jsonl", int(self.done.get("metrics_bytes", 0)))
-        facts = [f"starts from {source}"]
-        if algorithm.needs.reference_logprobs:
-            facts.append(f"reference is {self.reference_name}")
-        if value_source is not None:
-            facts.append(f"value starts from {value_source}")
-        run.reporter.say(f"{run.name}: {run.stage.component.name}, {', '.join(facts)}")
+        self._resume()
+        self.metrics = Metrics(context.folder / "metrics.jsonl", int(self.done.get("metrics_bytes", 0)))
+        context.say(f"{context.stage.component.name} from {_described(self.roles, self.algorithm)}")
 
-    def _tell_changes(self, state: Mapping[str, Any]) -> None:
-        """What else than on the machine that wrote the checkpoint changes the result."""
-        threads, dtype = torch.get_num_threads(), self.policy.dtype_name
+    def _resume(self) -> None:
+        checkpoint = load_checkpoint(self.context.folder / "checkpoints", self.context.reporter.say)
+        if checkpoint is None:
+            return
+        self.learner.restore(checkpoint.tensors, checkpoint.state["learner"])
+        self.done = checkpoint.state
+        self._warn_of_changes(checkpoint.state)
+        self.context.say(f"continuing after {self.done['position']}")
+
+    def _warn_of_changes(self, state: Mapping[str, Any]) -> None:
+        """Report differences to the machine that wrote the checkpoint, if they change the result."""
+        threads, dtype = torch.get_num_threads(), self.model.dtype_name
         if state["threads"] != threads:
-            self._say(
+            self.context.say(
                 f"the checkpoint was written with {state['threads']} threads, now there are {threads}: the result may "
-                "differ in the last bits (OMP_NUM_THREADS sets it)"
+                "differ in the last bits (set OMP_NUM_THREADS)"
             )
-        if (before := state.get("dtype", dtype)) != dtype:  # `auto` on another processor
-            self._say(f"the checkpoint was written in {before}, this machine takes {dtype}: the result will differ")
-
-    def _say(self, text: str) -> None:
-        self.run_.reporter.say(f"{self.run_.name}: {text}")
-
-    def _temperature(self) -> float:
-        return 1.0
-
-    def _add_value_role(self) -> str:
-        """InstructGPT starts the value function from a reward model; without one it starts at zero. Gives which.
-
-        The head is kept only where that model's own score is the reward: a combination is on another scale (Llama 2's
-        is whitened), and a value on a wrong scale is worse than none.
-        """
-        self.value_role = f"{self.run_.name}~value"
-        if self.algorithm.needs.shared_values:
-            self.policy.add_head(self.value_role, self.role)
-            return "a zero head on the policy"
-        reward = self.settings.reward
-        models = [spec.name for spec in specs(reward, RewardSpec) if spec.kind == "stage"]
-        source = self.settings.value_from or (models[0] if models else None)
-        start = self.role if source is None else self.engine.role(source)
-        role = self.policy.add_role(self.value_role, start=start, head="scalar")
-        own = source is not None and reward is not None and reward.kind == "stage" and reward.name == source
-        if own and not self.algorithm.needs.centered_values:
-            return str(source)
-        assert role.head is not None
-        role.head.data.zero_()
-        return "a zero head" if source is None else f"{source} with a zero head"
-
-    def _mix(self) -> Mix | None:
-        mix = self.settings.mix
-        if mix is None or mix.weight == 0:
-            return None
-        groups = self.run_.load(mix.data).groups
-        if any(bool(g.prompt) != (mix.objective == "sft") or len(g.responses) != 1 for g in groups):
-            wanted = (
-                "raw text, without prompts" if mix.objective == "text" else "demonstrations: prompts with one response"
+        if state["dtype"] != dtype:  # `auto` depends on the processor
+            self.context.say(
+                f"the checkpoint was written in {state['dtype']}, but this machine uses {dtype}: the result will differ"
             )
-            raise DataError(f"{self.run_.name}.mix: objective '{mix.objective}' wants {wanted}")
-        encoded = self._encode(groups)
-        if not encoded:
-            raise DataError(f"{self.run_.name}.mix.data has no usable row")
-        size = mix.batch_size or self.settings.batch_size or 1
 
-        def draw(count: int) -> list[Encoded]:
-            # Epochs over the second stream follow from the number of steps alone, so that a resumed run agrees.
-            first = self.learner.steps * size
-            picks = []
-            for place in range(first, first + count):
-                epoch, at = divmod(place, len(encoded))
-                order = seeds.stream(self.run_.seed, self.run_.name, "mix", epoch).permutation(len(encoded))
-                picks.append(encoded[int(order[at])])
-            return picks
-
-        return Mix(draw, mix.weight, size)
-
-    def _encode(self, groups: Sequence[Group]) -> list[Encoded]:
-        """Encode and report what did not fit."""
-        found = self._encoded(groups)
-        if counts := self._count_unfit():
-            named = self.engine.encoder.groups
-            facts = "; ".join(f"{n} {ENCODING_FACTS[name]} ({previews(named[name])})" for name, n in counts.items())
-            self._say(f"of {len(groups)} groups: {facts}")
-        return found
-
-    def _encoded(self, groups: Sequence[Group]) -> list[Encoded]:
-        encoder = self.engine.encoder
-        encoder.forget_counts()
-        scoring = self.algorithm.trains is REWARD
-        return encode_all(encoder, groups, self.max_length, turns=self.algorithm.trained_turns(), scoring=scoring)
-
-    def _count_unfit(self) -> dict[str, int]:
-        """Add what the last `_encoded` could not use to the summary; gives that."""
-        counts = {name: count for name, count in self.engine.encoder.counts.items() if count}
-        if counts:
-            self._add_counts("encoding", counts)
-        return counts
-
-    def _add_counts(self, key: str, counts: Mapping[str, int]) -> None:
-        before = self.summary.get(key, {})
-        self.summary[key] = {name: before.get(name, 0) + counts.get(name, 0) for name in {**before, **counts}}
-
-    def _require(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        """Groups the algorithm can learn from; others are reported, but for those whose pairs the encoder counted."""
-        kept, lost = self._usable(encoded)
-        self._count_lost(lost)
-        if lost:
-            self._say(f"{len(lost)} rows without {wanted(self.algorithm)} are left out: {previews(lost)}")
-        return kept
-
-    def _usable(self, encoded: Sequence[Encoded]) -> tuple[list[Encoded], list[Group]]:
-        needs = self.algorithm.needs
-        kept, lost = [], []
-        for e in encoded:
-            if len(e.rows) >= needs.min_samples and (e.pairs or not needs.pairs):
-                kept.append(e)
-            elif not (needs.pairs and resolved_pairs(e.group)):
-                lost.append(e.group)
-        return kept, lost
-
-    def _count_lost(self, lost: Sequence[Group]) -> None:
-        if lost:
-            self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
+    def restore_summary(self) -> None:
+        """Continue with the checkpoint's summary: what was counted since the start is in it."""
+        if self.done:
+            self.summary.clear()
+            self.summary.update(self.done["summary"])
 
     def checkpoint(self, number: int, position: str, **more: Any) -> None:
+        """Write checkpoint `number`. position: `step 3 of 12`. more: state of the kind of stage."""
         tensors, state = self.learner.state()
-        everything = {
+        self.done = {
             "learner": state,
             "position": position,
             "threads": torch.get_num_threads(),
-            "dtype": self.policy.dtype_name,
+            "dtype": self.model.dtype_name,
             "metrics_bytes": self.metrics.sync(),
             "summary": self.summary,
             **more,
         }
-        path = save_checkpoint(self.run_.folder / "checkpoints", number, Checkpoint(tensors, everything))
-        self.done = everything
-        self.run_.notify("checkpoint_saved", path=str(path))
+        path = save_checkpoint(self.context.folder / "checkpoints", number, Checkpoint(tensors, self.done))
+        self.context.notify("checkpoint_saved", path=str(path))
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        self.metrics.write(stage=self.run_.name, step=step, **metrics)
-        self.run_.notify("metrics_logged", step=step, metrics=metrics)
+        """Write metrics and tell the observers."""
+        self.metrics.write(stage=self.context.name, step=step, **metrics)
+        self.context.notify("metrics_logged", step=step, metrics=metrics)
 
-    def finish(self) -> dict[str, Any]:
-        self.metrics.sync()
-        if not self.run_.adapter.exists():
-            self.policy.save(self.role, self.run_.adapter)
-        return self.summary
+    def keep_version(self, number: int) -> None:
+        """Save the version `NAME@number`, if the recipe asks for versions."""
+        if self.settings.keep_versions:
+            self.model.save(self.roles.trained, self.context.folder / "kept" / str(number))
+
+    def save(self) -> None:
+        """Make what is trained now the stage's result."""
+        self.model.save(self.roles.trained, self.context.adapter)
 
     def close(self) -> None:
-        self.policy.drop_role(self.role)
-        if self.value_role is not None:
-            self.policy.drop_role(self.value_role)
-        self.run_.reporter.stop()
-
-    def run(self) -> dict[str, Any]:
-        raise NotImplementedError
+        self.metrics.sync()
+        self.roles.drop(self.model)
+        self.context.reporter.stop()
 
 
-def wanted(algorithm: Algorithm) -> str:
-    needs = []
-    if algorithm.needs.pairs:
-        needs.append("pairs of a better and a worse response")
-    if algorithm.needs.min_samples > 1:
-        needs.append(f"{algorithm.needs.min_samples} responses a prompt")
-    return ", ".join(needs) or "a response with a token that counts"
+def _described(roles: StageRoles, algorithm: CheckedAlgorithm) -> str:
+    """`'best' (reference: best; values: helpful's network, head at zero)`."""
+    facts = [f"reference: {roles.reference_name}"] if algorithm.needs.reference_logprobs else []
+    facts += [f"values: {roles.value_start}"] if roles.values is not None else []
+    return f"'{roles.start}'" + (f" ({'; '.join(facts)})" if facts else "")

@@ -101,30 +101,22 @@ def test_pairs_and_thumbs() -> None:
     assert found == [(ANSWERS[0].text, True), ("go away", False), ("fine", False)]
 
 
-def test_the_reward_is_the_stages_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Scorer:
-        def __init__(self, *_: Any) -> None:
-            pass
+def test_the_reward_is_the_stages_own() -> None:
+    seen: list[Group] = []
 
-        def score(self, groups: Any) -> list[Group]:
-            lengths = [float(len(group.responses[0].text)) for group in groups]
-            return [
-                replace(g, responses=(replace(g.responses[0], scores={"reward": None if n == 3 else n}),))
-                for g, n in zip(groups, lengths, strict=True)
-            ]
+    def score(groups: Any) -> list[float | None]:
+        seen.extend(groups)
+        return [1.0, None, 3.0]
 
-        def combine(self, groups: Any) -> Any:
-            return SimpleNamespace(reward=torch.tensor([g.responses[0].scores["reward"] * 10 for g in groups]))
-
-    monkeypatch.setattr("alignkit.training.scoring.Scorer", Scorer)
-    run: Any = SimpleNamespace(
-        settings=SimpleNamespace(reward=None, rollout=SimpleNamespace(missing_eos_penalty=0.5)),
-        context=lambda: None,
-        engine=SimpleNamespace(encoder=SimpleNamespace(end_ids={9}), forget_scores=lambda: None),
-    )
-    reward = reward_function(run, [Group(PROMPT, id="a"), Group(PROMPT, id="b")])
-    completions = [[{"role": "assistant", "content": text}] for text in ("one", "seven", "nineteen")]
-    assert reward(completions=completions, completion_ids=[[1, 9], [1, 9], [1, 1]], place=[0, 1, 1]) == [None, 50, 79.5]
+    context: Any = SimpleNamespace(end_ids={9}, score=score)
+    reward = reward_function(context, [Group(PROMPT, id="a"), Group(PROMPT, id="b")])
+    completions = [[{"role": "assistant", "content": text}] for text in ("one", "two", "three")]
+    ids = [[1, 9], [1, 9], [1, 1]]
+    assert reward(completions=completions, completion_ids=ids, place=[0, 1, 1]) == [1.0, None, 3.0]
+    assert reward.unscored == 1  # type: ignore[attr-defined]
+    assert [group.id for group in seen] == ["a", "b", "b"]
+    assert [group.responses[0].text for group in seen] == ["one", "two", "three"]
+    assert [group.responses[0].truncated for group in seen] == [False, False, True]
 
 
 def test_options_are_trls_own_fields(folder: Path) -> None:
@@ -151,10 +143,10 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
     ("change", "message"),
     [
         ({"data": "demos.jsonl"}, "trl learns from pairs of a better and a worse response"),
-        ({"algorithm": {"trl": {"trainer": "dpo", "loss_type": "nonsense"}}}, "DPOTrainer refuses"),
+        ({"algorithm": {"trl": {"trainer": "dpo", "loss_type": "nonsense"}}}, "DPOTrainer rejected"),
         (
             {"algorithm": {"trl": {"trainer": "sft"}}},
-            "with the prompt 'how are you, 0' has 3 responses, which would all",
+            "with the prompt 'how are you, 0' has 3 responses, all of which",
         ),
         ({"data": [{"path": "pairs.jsonl", "validation": 0.5}]}, "no share of 'data' for validation"),
         ({"learning_rate": 1e38, "max_grad_norm": 1e38, "warmup_ratio": 0.0}, "not a number|not numbers"),
@@ -169,13 +161,13 @@ def test_what_trl_cannot_do_is_refused(folder: Path, change: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("trainer", "change", "message"),
     [
-        ("dpo", {"reference": "base"}, "trl takes no 'reference'"),
-        ("dpo", {"mix": {"data": "demos.jsonl", "objective": "sft", "weight": 1}}, "trl takes no 'mix'"),
-        ("dpo", {"validation": "pairs.jsonl"}, "trl takes no 'validation'"),
-        ("dpo", {"data": {"path": "pairs.jsonl", "validation": 0.5}}, "trl takes no 'data.validation'"),
-        ("sft", {"keep_versions": True}, "trl takes no 'keep_versions'"),
-        ("grpo", {"rollout": {"samples_per_prompt": 2, "stop": ["."]}}, "trl takes no 'rollout.stop'"),
-        ("rloo", {"rollout": {"samples_per_prompt": 1}}, "trl needs at least 2 responses to each prompt, not 1"),
+        ("dpo", {"reference": "base"}, "trl does not support 'reference'"),
+        ("dpo", {"mix": {"data": "demos.jsonl", "objective": "sft", "weight": 1}}, "trl does not support 'mix'"),
+        ("dpo", {"validation": "pairs.jsonl"}, "trl does not support 'validation'"),
+        ("dpo", {"data": {"path": "pairs.jsonl", "validation": 0.5}}, "trl does not support 'data.validation'"),
+        ("sft", {"keep_versions": True}, "trl does not support 'keep_versions'"),
+        ("grpo", {"rollout": {"samples_per_prompt": 2, "stop": ["."]}}, "trl does not support 'rollout.stop'"),
+        ("rloo", {"rollout": {"samples_per_prompt": 1}}, "trl needs at least 2 responses to each prompt, got 1"),
     ],
 )
 def test_keys_that_would_change_nothing_are_refused(

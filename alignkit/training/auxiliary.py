@@ -1,0 +1,57 @@
+"""A second stream of data mixed into every step (`mix`; InstructGPT's ptx)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from numpy.random import Generator
+
+from alignkit import seeds
+from alignkit.errors import DataError
+from alignkit.models.encoding import Encoded
+from alignkit.training.context import StageContext
+from alignkit.training.encoder import StageEncoder
+
+OBJECTIVES = {"text": "raw text, without prompts", "sft": "demonstrations: prompts with one response"}
+
+
+@dataclass
+class AuxiliaryLoss:
+    """Cross-entropy on groups of their own, added to every step's loss.
+
+    weight: of the token mean in the loss. batch_size: groups per step. stream: random numbers of an epoch over the
+    groups.
+    """
+
+    groups: list[Encoded]
+    weight: float
+    batch_size: int
+    stream: Callable[[int], Generator]
+
+    def batch(self, step: int) -> list[Encoded]:
+        """The groups of a step, from 0. They depend on nothing but the step, so that a resumed run draws the same."""
+        batch = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, index = divmod(position, len(self.groups))
+            order = self.stream(epoch).permutation(len(self.groups))
+            batch.append(self.groups[int(order[index])])
+        return batch
+
+
+def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLoss | None:
+    """The stage's `mix`, if it has one. Raises DataError if its rows do not suit its objective."""
+    mix = context.settings.mix
+    if mix is None or mix.weight == 0:
+        return None
+    groups = context.load(mix.data).groups
+    if any(bool(group.prompt) != (mix.objective == "sft") or len(group.responses) != 1 for group in groups):
+        raise DataError(f"{context.name}.mix: objective '{mix.objective}' needs {OBJECTIVES[mix.objective]}")
+    encoded = encoder.encode(groups)
+    if not encoded:
+        raise DataError(f"{context.name}.mix.data has no usable row")
+
+    def stream(epoch: int) -> Generator:
+        return seeds.stream(context.seed, context.name, "mix", epoch)
+
+    return AuxiliaryLoss(encoded, mix.weight, mix.batch_size or context.settings.batch_size or 1, stream)

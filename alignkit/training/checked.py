@@ -1,0 +1,255 @@
+"""An algorithm as the training loop calls it: results are checked, and mistakes are reported as the plugin's.
+
+A plugin author sees which plugin, stage and method are wrong, what was expected, and what to write instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from alignkit.algorithm import DATASET, Algorithm, Phase, SelectContext, Skip
+from alignkit.batch import Batch, Outputs
+from alignkit.data.group import Group
+from alignkit.errors import AlignkitError, DataError, PluginError
+from alignkit.kernels.memory import ran_out
+from alignkit.loss import Per, Term
+from alignkit.models.examples import BATCH_COLUMNS
+
+AXES = {
+    Per.TOKEN: "[responses, tokens]",
+    Per.RESPONSE: "[responses]",
+    Per.PAIR: "[pairs]",
+    Per.GROUP: "[groups]",
+}
+
+
+@dataclass(frozen=True)
+class Author:
+    """Whose code runs and in which stage; errors begin with it: `plugin 'x' (dist 0.1), stage 'align'`."""
+
+    plugin: str
+    stage: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.plugin}, stage '{self.stage}'" if self.stage else self.plugin
+
+
+class AuthorError(PluginError):
+    """A mistake in an author's code, with plugin, stage and method in its message."""
+
+
+@contextmanager
+def calling(author: Author, method: str, owner: object) -> Iterator[None]:
+    """Report an exception of an author's method as the plugin's, with its place in the author's file.
+
+    Data errors name the stage. Other errors of alignkit pass, and so do an exhausted memory or disk.
+    """
+    try:
+        yield
+    except AuthorError:
+        raise
+    except DataError as error:
+        raise DataError(f"stage '{author.stage}': {error}" if author.stage else str(error)) from error
+    except PluginError as error:
+        raise AuthorError(f"{author}, in `{method}`: {error}{_place(error, owner)}") from error
+    except AlignkitError:
+        raise
+    except Exception as error:
+        if ran_out(error) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        reason = " ".join(str(error).split())
+        name = type(error).__name__
+        message = f"{name}: {reason}" if reason else name
+        raise AuthorError(f"{author}, in `{method}`: {message}{_place(error, owner)}") from error
+
+
+def _place(error: BaseException, owner: object) -> str:
+    """` (file.py:12)`: the innermost line of the owner's module in the traceback, else the innermost line."""
+    modules = [cls.__module__ for cls in type(owner).__mro__ if not cls.__module__.startswith("alignkit.")]
+    files = {getattr(sys.modules.get(name), "__file__", None) for name in modules}
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename in files] or list(frames)
+    return f" ({own[-1].filename.rpartition('/')[2]}:{own[-1].lineno})" if own else ""
+
+
+class CheckedAlgorithm:
+    """Calls an algorithm's methods and checks what they return. Raises PluginError for an author's mistake."""
+
+    def __init__(self, algorithm: Algorithm, author: Author | None = None):
+        self.algorithm = algorithm
+        self.author = author or Author(f"algorithm {type(algorithm).__name__}")
+        with self._calling("needs"):
+            self.needs = algorithm.needs
+        if self.needs.old_logprobs and algorithm.source is DATASET:
+            raise self._error("needs", "old_logprobs exist only for rollouts: declare `source = ROLLOUTS`")
+
+    def _calling(self, method: str) -> Any:
+        return calling(self.author, method, self.algorithm)
+
+    def _error(self, method: str, text: str) -> AuthorError:
+        return AuthorError(f"{self.author}, in `{method}`: {text}")
+
+    # Groups
+
+    def select(self, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
+        """What to learn from; groups without a phase are one phase."""
+        with self._calling("select"):
+            chosen = self.algorithm.select(groups, context)
+        if not isinstance(chosen, Sequence) or not all(isinstance(item, Group | Phase) for item in chosen):
+            raise self._error("select", f"return a list of groups or of phases, not {_kind(chosen)}")
+        phases = [item for item in chosen if isinstance(item, Phase)]
+        if phases and len(phases) < len(chosen):
+            raise self._error("select", "groups next to phases: put every group into a Phase")
+        return phases or [Phase([item for item in chosen if isinstance(item, Group)])]
+
+    def keep_group(self, group: Group) -> bool:
+        with self._calling("keep_group"):
+            return bool(self.algorithm.keep_group(group))
+
+    def check_data(self, groups: Sequence[Group]) -> None:
+        with self._calling("check_data"):
+            self.algorithm.check_data(groups)
+
+    def trained_turns(self) -> str:
+        with self._calling("trained_turns"):
+            return self.algorithm.trained_turns()
+
+    # Signal
+
+    def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
+        """The signals, each [responses, tokens] or [responses]; or why the iteration teaches nothing."""
+        with self._calling("signal"):
+            signals = self.algorithm.signal(rollouts)
+        self._check_metrics()
+        if isinstance(signals, Skip):
+            return signals
+        if not isinstance(signals, Mapping):
+            raise self._error("signal", f'return a dict of tensors or Skip("reason"), not {_kind(signals)}')
+        for name, values in signals.items():
+            self._check_signal(name, values, rollouts)
+        return signals
+
+    def _check_signal(self, name: str, values: Any, rollouts: Batch) -> None:
+        if name in BATCH_COLUMNS:
+            raise self._error("signal", f"'{name}' is a field of the batch; rename the signal")
+        shapes = [_wanted(Per.TOKEN, rollouts), _wanted(Per.RESPONSE, rollouts)]
+        if not isinstance(values, Tensor) or tuple(values.shape) not in [shape for shape, _ in shapes]:
+            wanted = " or ".join(text for _, text in shapes)
+            raise self._error("signal", f"signal '{name}' must be {wanted}, not {_kind(values)}")
+
+    def _check_metrics(self) -> None:
+        for name, value in self.algorithm.metrics.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise self._error("signal", f"metrics['{name}'] must be a number, not {_kind(value)}; use float(...)")
+
+    # Loss
+
+    def before_step(self, batch: Batch, out: Outputs) -> None:
+        """Let the algorithm gather statistics of the global batch in its `state`."""
+        with self._calling("before_step"):
+            state = self.algorithm.before_step(batch, out)
+        if not isinstance(state, Mapping):
+            raise self._error("before_step", f"return a dict of numbers, not {_kind(state)}")
+        self.algorithm.state |= dict(state)
+
+    def loss(self, batch: Batch, out: Outputs) -> tuple[Mapping[str, Term], Mapping[str, Tensor]]:
+        """The terms of the loss, and the weights of those that have weights."""
+        with self._calling("loss"):
+            terms = self.algorithm.loss(batch, out)
+        self._check_terms("loss", terms, batch)
+        weights = self.term_weights(batch)
+        for name, values in weights.items():
+            if name in terms and values.shape != terms[name].values.shape:
+                wanted = _dimensions(terms[name].values.shape)
+                raise self._error(
+                    "term_weights", f"the weights of '{name}' must be {wanted} as the term, not {_kind(values)}"
+                )
+        return terms, weights
+
+    def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Weights by the name of their term."""
+        with self._calling("term_weights"):
+            weights = self.algorithm.term_weights(batch)
+        if not isinstance(weights, Mapping) or not all(isinstance(values, Tensor) for values in weights.values()):
+            raise self._error("term_weights", f"return a dict of tensors, not {_kind(weights)}")
+        return weights
+
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        """Metrics as unreduced terms."""
+        with self._calling("report_metrics"):
+            terms = self.algorithm.report_metrics(batch, out)
+        self._check_terms("report_metrics", terms, batch)
+        return terms
+
+    def check_gradient(self, terms: Mapping[str, Term]) -> None:
+        """Raise if the loss trains nothing: the run would look as if it worked."""
+        if self.needs.entropy == "reported":
+            for name, term in terms.items():
+                if term.coefficient and not term.values.requires_grad:
+                    raise self._error(
+                        "loss",
+                        f"loss term '{name}' has no gradient; to learn from the entropy, declare `Needs(entropy=True)`",
+                    )
+        if not any(term.values.requires_grad for term in terms.values()):
+            names = ", ".join(f"'{name}'" for name in terms) or "none"
+            raise self._error(
+                "loss",
+                f"the loss has no gradient (terms: {names}): compute it from `out`, without detach() or no_grad()",
+            )
+
+    def _check_terms(self, method: str, terms: Any, batch: Batch) -> None:
+        if not isinstance(terms, Mapping):
+            wanted = "Loss(name=per_token(...))" if method == "loss" else "a dict of terms such as per_token(...)"
+            raise self._error(method, f"return {wanted}, not {_kind(terms)}")
+        for name, term in terms.items():
+            self._check_term(method, name, term, batch)
+
+    def _check_term(self, method: str, name: str, term: Any, batch: Batch) -> None:
+        what = f"loss term '{name}'" if method == "loss" else f"metric '{name}'"
+        if not isinstance(term, Term):
+            raise self._error(method, f"{what} must say what it is averaged over: per_token(...), not {_kind(term)}")
+        shape, wanted = _wanted(term.per, batch)
+        if isinstance(term.values, Tensor) and tuple(term.values.shape) == shape:
+            return
+        others = [per for per in Per if isinstance(term.values, Tensor) and _wanted(per, batch)[0] == term.values.shape]
+        advice = " or ".join(f"per_{per.value}(...)" for per in others)
+        hint = f"write {advice}" if advice else "return unreduced values; alignkit averages them"
+        raise self._error(
+            method, f"{what} is per_{term.per.value} and must be {wanted}, not {_kind(term.values)}; {hint}"
+        )
+
+    # State
+
+    def state(self) -> dict[str, Any]:
+        """The state for a checkpoint. Raises PluginError if it is not JSON."""
+        for name, value in self.algorithm.state.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise AuthorError(f"{self.author}: state['{name}'] must be JSON; use float(...) ({error})") from error
+        return self.algorithm.state
+
+
+def _wanted(per: Per, batch: Batch) -> tuple[tuple[int, ...], str]:
+    """The shape of a term, and the same in words: `[responses, tokens] = [12, 165]`."""
+    sizes = {Per.RESPONSE: len(batch.mask), Per.PAIR: len(batch.pairs), Per.GROUP: len(batch.groups)}
+    shape = tuple(batch.mask.shape) if per is Per.TOKEN else (sizes[per],)
+    return shape, f"{AXES[per]} = {_dimensions(shape)}"
+
+
+def _dimensions(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _kind(value: Any) -> str:
+    """A tensor's shape, or the type of anything else."""
+    return _dimensions(value.shape) if isinstance(value, Tensor) else type(value).__name__

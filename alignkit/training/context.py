@@ -1,0 +1,66 @@
+"""What a run hands to a training stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignkit.data.sources import DataSpec, Loaded
+from alignkit.io.progress import Reporter
+from alignkit.models.service import ModelService
+from alignkit.models.shared_model import SharedModel
+from alignkit.recipe.schema import Stage
+from alignkit.reward import Context
+from alignkit.settings import Settings
+from alignkit.training.checked import Author
+
+
+@dataclass
+class StageContext:
+    """What a training stage works with.
+
+    folder: the stage's own. load: read a data entry. reward_context: what the stage's rewards work with.
+    folder_of: the folder of an earlier stage. notify: call an event hook. should_stop: raise if the run must stop.
+    """
+
+    stage: Stage
+    models: ModelService
+    folder: Path
+    seed: int
+    load: Callable[[DataSpec], Loaded]
+    reward_context: Callable[[], Context]
+    folder_of: Callable[[str], Path]
+    reporter: Reporter
+    notify: Callable[..., None]
+    should_stop: Callable[[], None]
+
+    @property
+    def settings(self) -> Settings:
+        assert self.stage.settings is not None  # of training stages it is set
+        return self.stage.settings
+
+    @property
+    def model(self) -> SharedModel:
+        """The base model with its roles."""
+        return self.models.policy
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def adapter(self) -> Path:
+        """Where the stage's result goes."""
+        return self.folder / "adapter"
+
+    @property
+    def author(self) -> Author:
+        """Whose algorithm the stage runs."""
+        claim = self.stage.component.registration
+        origin = f" ({claim.origin})" if claim.distribution not in ("", claim.plugin) else ""
+        return Author(f"plugin '{claim.plugin}'{origin}", self.name)
+
+    def say(self, text: str) -> None:
+        """Print one line about this stage."""
+        self.reporter.say(f"{self.name}: {text}")

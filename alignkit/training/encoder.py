@@ -1,0 +1,112 @@
+"""Groups in tokens, as a stage's algorithm learns them; groups that cannot be used are counted and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alignkit.algorithm import REWARD, Needs
+from alignkit.data.group import Group, previews, resolved_pairs
+from alignkit.models.encoding import Encoded, encode_all
+from alignkit.training.checked import CheckedAlgorithm
+from alignkit.training.context import StageContext
+
+# What the encoder counts: noun, and what happened to it.
+UNFIT = {
+    "no_room": ("row", "left out, because its prompt leaves no room in max_length"),
+    "cut": ("response", "truncated at max_length"),
+    "equal_pairs": ("pair", "left out, because both responses have the same tokens"),
+    "uncounted_pairs": ("pair", "left out, because no token of a response counts"),
+}
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def unfit(name: str, count: int) -> str:
+    """`2 responses truncated at max_length`."""
+    noun, what = UNFIT[name]
+    return f"{counted(count, noun)} {what}"
+
+
+class StageEncoder:
+    """Encodes groups for one stage.
+
+    summary: the stage's; counts of what could not be used are added to it.
+    """
+
+    def __init__(self, context: StageContext, algorithm: CheckedAlgorithm, summary: dict[str, Any]):
+        self.context, self.algorithm, self.summary = context, algorithm, summary
+        self.encoder = context.models.encoder
+        self.max_length = min(context.settings.max_length, context.model.context)
+        if self.max_length < context.settings.max_length:
+            context.say(f"max_length is {self.max_length}, the model's context")
+
+    def encode(self, groups: Sequence[Group]) -> list[Encoded]:
+        """Encode the groups that fit, and report the others."""
+        encoded = self.encode_quietly(groups)
+        if counts := self.count_unfit():
+            facts = [f"{unfit(name, n)} ({previews(self.encoder.groups[name])})" for name, n in counts.items()]
+            self.context.say(f"{counted(len(groups), 'group')}: {'; '.join(facts)}")
+        return encoded
+
+    def encode_quietly(self, groups: Sequence[Group]) -> list[Encoded]:
+        """Encode the groups that fit; `count_unfit` counts the others."""
+        self.encoder.forget_counts()
+        scoring = self.algorithm.algorithm.trains is REWARD
+        turns = self.algorithm.trained_turns()
+        return encode_all(self.encoder, groups, self.max_length, turns=turns, scoring=scoring)
+
+    def count_unfit(self) -> dict[str, int]:
+        """Add what the last `encode_quietly` could not use to the summary, and return it."""
+        counts = {name: count for name, count in self.encoder.counts.items() if count}
+        if counts:
+            self.add_counts("encoding", counts)
+        return counts
+
+    def add_counts(self, key: str, counts: Mapping[str, int]) -> None:
+        """Add counts to those under a key of the summary."""
+        before = self.summary.get(key, {})
+        self.summary[key] = {name: before.get(name, 0) + counts.get(name, 0) for name in {**before, **counts}}
+
+    # What the algorithm can learn from
+
+    def learnable(self, encoded: Sequence[Encoded]) -> list[Encoded]:
+        """The groups that the algorithm can learn from; others are reported."""
+        usable, lost = self.split(encoded)
+        self.count_lost(lost)
+        if lost:
+            self.context.say(
+                f"{counted(len(lost), 'row')} left out, without {requirement(self.algorithm.needs)}: {previews(lost)}"
+            )
+        return usable
+
+    def split(self, encoded: Sequence[Encoded]) -> tuple[list[Encoded], list[Group]]:
+        """Groups with the responses and pairs that the algorithm needs, and groups that never had them.
+
+        A group whose pairs the encoder left out is in neither list: it is counted already.
+        """
+        needs = self.algorithm.needs
+        usable, lost = [], []
+        for e in encoded:
+            if len(e.rows) >= needs.min_samples and (e.pairs or not needs.pairs):
+                usable.append(e)
+            elif not (needs.pairs and resolved_pairs(e.group)):
+                lost.append(e.group)
+        return usable, lost
+
+    def count_lost(self, lost: Sequence[Group]) -> None:
+        if lost:
+            self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
+
+
+def requirement(needs: Needs) -> str:
+    """What a row must have to be learned from."""
+    parts = []
+    if needs.pairs:
+        parts.append("a pair of a better and a worse response")
+    if needs.min_samples > 1:
+        parts.append(f"{needs.min_samples} responses to its prompt")
+    return " and ".join(parts) or "a response with a token that counts"

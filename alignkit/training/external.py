@@ -1,0 +1,81 @@
+"""What external trainers get: the model in and out as adapters, the stage's reward, progress and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from alignkit.data.group import Group
+from alignkit.data.sources import Loaded
+from alignkit.external import ExternalTrainer
+from alignkit.io.progress import Metrics
+from alignkit.models.shared_model import BASE
+from alignkit.training.checked import calling
+from alignkit.training.context import StageContext
+from alignkit.training.scoring import Scorer, score_rollouts
+
+
+class ExternalStage:
+    """Runs an external trainer; to the trainer it is the `TrainerContext`."""
+
+    def __init__(self, context: StageContext, trainer: ExternalTrainer):
+        self._context, self._trainer = context, trainer
+        self._model = context.model
+        self._metrics = Metrics(context.folder / "metrics.jsonl")
+        self.name, self.seed, self.settings = context.name, context.seed, context.settings
+        self.base, self.dtype, self.device = self._model.source, self._model.dtype, self._model.device
+        self.tokenizer, self.end_ids = self._model.tokenizer, context.models.encoder.end_ids
+
+    def run(self) -> dict[str, Any]:
+        """Train; the summary is for stage.json."""
+        with calling(self._context.author, "train", self._trainer):
+            return dict(self._trainer.train(self))
+
+    def close(self) -> None:
+        self._metrics.sync()
+        self._context.reporter.stop()
+
+    # The trainer's side
+
+    def load(self, data: Any) -> Loaded:
+        return self._context.load(data)
+
+    def export_start(self, folder: Path, *, scalar_head: bool = False) -> None:
+        start = self._context.models.role(self.settings.from_ or BASE)
+        self._save(start, folder, scalar_head)
+
+    def import_adapter(self, folder: Path, *, scalar_head: bool = False) -> None:
+        self._save(folder, self._context.adapter, scalar_head)
+
+    def _save(self, start: str | Path, folder: Path, scalar_head: bool) -> None:
+        role = f"{self.name}~external"
+        self._model.add_role(role, start=start, head="scalar" if scalar_head else "language")
+        self._model.save(role, folder)
+        self._model.drop_role(role)
+
+    def score(self, groups: Sequence[Group]) -> list[float | None]:
+        self._context.models.forget_scores()
+        scored = score_rollouts(self._scorer, groups, self.settings.rollout.missing_eos_penalty)
+        rewards = iter(scored.combined.reward.tolist() if scored.groups else [])
+        return [next(rewards) if usable else None for usable in scored.usable]
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.settings.reward, self._context.reward_context())
+
+    def start(self, steps: int) -> None:
+        self._context.reporter.start(self.name, steps)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._metrics.write(stage=self.name, step=step, **metrics)
+        self._context.notify("metrics_logged", step=step, metrics=dict(metrics))
+        if "loss" in metrics:
+            self._context.reporter.advance(step, metrics)
+
+    def say(self, text: str) -> None:
+        self._context.say(text)
+
+    def check_stop(self) -> None:
+        self._context.should_stop()

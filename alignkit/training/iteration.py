@@ -1,0 +1,99 @@
+"""One iteration of an online stage: what its steps hand on to each other."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from alignkit.data.group import Group
+from alignkit.models.examples import Examples
+from alignkit.reward import REWARD_KEY, CombinedReward
+from alignkit.training.scoring import ScoredRollouts
+
+
+@dataclass
+class Iteration:
+    """What is known of an iteration.
+
+    number: counts from 1. rollouts: every sample with its scores. groups, combined: those that the algorithm keeps,
+    with their reward. examples: these groups in tokens, with what was measured and the signal.
+    skipped: why nothing is learned; empty if something may be.
+    """
+
+    number: int
+    rollouts: ScoredRollouts = field(init=False)
+    groups: list[Group] = field(init=False)
+    combined: CombinedReward = field(init=False)
+    examples: Examples = field(init=False)
+    skipped: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timer(self, part: str) -> Iterator[None]:
+        """Measure the wall-clock time of a part of the iteration."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = time.monotonic() - began
+
+    def speed_metrics(self) -> dict[str, float]:
+        """Seconds in total and by part, and tokens sampled per second."""
+        new_tokens = sum(len(r.tokens or ()) for group in self.rollouts.all_groups for r in group.responses)
+        parts = {f"seconds/{part}": seconds for part, seconds in self.seconds.items()}
+        speed = new_tokens / self.seconds["rollout"]
+        return {"tokens_per_second": speed, "seconds": sum(self.seconds.values()), **parts}
+
+    def why_nothing_learned(self) -> str:
+        """The reason, as far as the numbers tell."""
+        rewards = self.rollouts.combined.raw.tolist()
+        low, high = min(rewards), max(rewards)
+        if self.metrics.get("skipped"):
+            return "the loss or its gradient was not finite"
+        if low == high:
+            equal = f"all {len(rewards)} rewards were {low:.4g}"
+            reason = f"{self.skipped} ({equal})" if self.skipped else equal
+            return f"{reason}. Check the reward, or start with easier prompts"
+        if self.skipped:
+            return self.skipped
+        return f"no sample was selected: rewards ranged from {low:.4g} to {high:.4g}"
+
+
+def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
+    """Mean and deviation of the raw reward, means of its components, lengths, and how many responses were cut off."""
+    responses = [response for group in rollouts.groups for response in group.responses]
+    raw = rollouts.combined.raw
+    metrics: dict[str, Any] = {
+        "reward": float(raw.mean()),
+        "reward_std": float(raw.std(correction=0)),
+        "unscored": rollouts.unscored,
+    }
+    for name in responses[0].scores:
+        values = [score for response in responses if (score := response.scores.get(name)) is not None]
+        if name != REWARD_KEY and values:
+            metrics[f"score/{name}"] = sum(values) / len(values)
+    metrics |= {f"reward/{name}": value for name, value in rollouts.combined.metrics.items()}
+    metrics["response_tokens"] = sum(len(response.tokens or ()) for response in responses) / len(responses)
+    metrics["truncated"] = sum(response.truncated for response in responses) / len(responses)
+    return metrics
+
+
+def mean_kl(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+    """Mean over responses of the summed log ratio of policy and reference, in nats. NaN if the policy diverged."""
+    kl = [float((a - b).sum()) for a, b in zip(logprobs, reference, strict=True)]
+    return sum(kl) / len(kl) if kl else math.nan
+
+
+def sampler_gap(groups: Sequence[Group], measured: Sequence[torch.Tensor]) -> float:
+    """Mean absolute difference of log-probabilities between sampler and training path, in nats per token."""
+    sampled = [response.logprobs or () for group in groups for response in group.responses]
+    gaps = [(torch.tensor(s) - m).abs().sum() for s, m in zip(sampled, measured, strict=True) if s and len(s) == len(m)]
+    tokens = sum(len(s) for s in sampled) or 1
+    return float(sum(gaps, torch.zeros(()))) / tokens

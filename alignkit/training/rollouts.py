@@ -1,0 +1,85 @@
+"""Rollouts: the prompts they answer, and their files, which later iterations and stages may read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from alignkit import seeds
+from alignkit.data.group import Group, prompts_of, read_groups, write_groups
+from alignkit.errors import DataError, RunFailed
+from alignkit.training.context import StageContext
+from alignkit.training.encoder import counted
+from alignkit.training.scoring import Scorer, penalize, with_scores
+
+
+class PromptSource:
+    """The prompts of a stage, without those that leave no room for a response."""
+
+    def __init__(self, context: StageContext, max_length: int, new_tokens: int):
+        self.context = context
+        loaded = context.load(context.settings.prompts)
+        groups = prompts_of(loaded.groups)
+        if loaded.groups and not groups:
+            raise DataError(f"stage '{context.name}': the rows of 'prompts' are raw text, without a prompt to answer")
+        self.prompts = [group for group in groups if context.models.fits(group, max_length, new_tokens)]
+        self.without_room = len(groups) - len(self.prompts)
+        room = f"no room for {new_tokens} new tokens in max_length {max_length}"
+        if not self.prompts:
+            raise DataError(f"stage '{context.name}': every prompt leaves {room}")
+        if self.without_room:
+            context.say(f"{self.without_room} of {counted(len(groups), 'prompt')} left out, with {room}")
+
+    def draw(self, iteration: int) -> list[Group]:
+        """The prompts of an iteration, from 1: shuffled epochs over all of them."""
+        count = self.context.settings.prompts_per_iteration or len(self.prompts)
+        drawn = []
+        for position in range((iteration - 1) * count, iteration * count):
+            epoch, index = divmod(position, len(self.prompts))
+            random = seeds.stream(self.context.seed, self.context.name, "prompts", epoch)
+            drawn.append(self.prompts[int(random.permutation(len(self.prompts))[index])])
+        return drawn
+
+
+class RolloutFiles:
+    """The scored rollouts of a stage on disk, one file per iteration, and those of the stages in `replay_from`."""
+
+    def __init__(self, context: StageContext, scorer: Scorer):
+        self.context, self.scorer = context, scorer
+
+    def write(self, iteration: int, groups: Sequence[Group]) -> None:
+        write_groups(self._file(iteration), groups)
+
+    def forget_after(self, iteration: int) -> None:
+        """Remove the rollouts of iterations that were not completed: they will be written again."""
+        for path in self.folder.glob("*.jsonl"):
+            if int(path.stem) > iteration:
+                path.unlink()
+
+    def before(self, iteration: int) -> list[list[Group]]:
+        """Scored rollouts of the stages in `replay_from`, then of this stage's earlier iterations."""
+        own = [read_groups(self._file(number)) for number in range(1, iteration)]
+        return [with_scores(groups) for groups in (*self._replayed, *own)]
+
+    @property
+    def folder(self) -> Path:
+        return self.context.folder / "rollouts"
+
+    def _file(self, iteration: int) -> Path:
+        return self.folder / f"{iteration:04d}.jsonl"
+
+    @cached_property
+    def _replayed(self) -> list[list[Group]]:
+        """Rollouts of other stages, scored again by this stage's reward, whose scale may differ from theirs."""
+        self.context.models.forget_scores()  # so that a resumed run packs them the same way
+        penalty = self.context.settings.rollout.missing_eos_penalty
+        replayed = []
+        for stage in self.context.settings.replay_from:
+            paths = sorted((self.context.folder_of(stage) / "rollouts").glob("*.jsonl"))
+            if not paths:
+                raise RunFailed(f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts")
+            for path in paths:
+                scored = self.scorer.score(read_groups(path))
+                replayed.append(penalize(scored, penalty) if penalty else scored)
+        return replayed
