@@ -27,7 +27,7 @@ def batch() -> Batch:
         worse=torch.tensor([1, 2, 2, 2]),
         p=torch.tensor([1.0, 0.7, 0.2, 0.5], dtype=torch.float64),
         margin=torch.tensor(MARGINS["data"], dtype=torch.float64),
-        group=torch.tensor([0, 0, 0, 1]),
+        group_index=torch.tensor([0, 0, 0, 1]),
         levels=LEVELS,
     )
     ones = torch.ones(4, 1, dtype=torch.int64)
@@ -52,17 +52,17 @@ def test_the_loss_of_a_pair_with_its_margin(kind: str) -> None:
         assert float(loss["center"].values[place]) == pytest.approx(float(SCORES[better] + SCORES[worse]) ** 2)
     assert loss["rank"].coefficient == 1.0 and loss["center"].coefficient == 0.3
     # A ranking counts once, however many pairs it has.
-    assert all(w.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0]) for w in model.weights(given).values())
+    assert all(w.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0]) for w in model.term_weights(given).values())
 
 
 def test_what_it_reports() -> None:
     given = batch()
-    averages = Averages(unknown=True)
-    averages.add(RewardModel(RewardModel.Options()).report(given, Outputs(scores=SCORES)), given)
+    averages = Averages(skip_nan=True)
+    averages.add(RewardModel(RewardModel.Options()).report_metrics(given, Outputs(scores=SCORES)), given)
     found = averages.means()
     # Right: 0 over 1, 0 over 2; wrong: 1 over 2 (P 0.2 says the other way); undecided: 3 over 2.
     assert found["accuracy"] == pytest.approx(2 / 3)
-    assert found["score_gap"] == pytest.approx((1.5 + 3.0 + 1.5 + 1.25) / 4)
+    assert found["rewards/margins"] == pytest.approx((1.5 + 3.0 + 1.5 + 1.25) / 4)
     assert found["accuracy/significantly"] == 1.0 and found["accuracy/better"] == 1.0
     assert "accuracy/unsure" not in found
 
@@ -81,7 +81,7 @@ def test_pairs_without_a_margin_are_counted(kind: str, without: int | None, want
     assert logged == ({} if without is None else {"pairs_without_margin": without})
     if kind != "none":
         bare = [Group((), responses, (Pair(0, 1),))]
-        with pytest.raises(DataError, match=f"margin: {kind} needs pairs whose margin is {wanted}"):
+        with pytest.raises(DataError, match=f"'margin: {kind}' needs pairs whose margin is {wanted}"):
             model.select(bare, context)
         held_out = SelectContext(0, 0, lambda: [], lambda **m: None, np.random.default_rng(0), validation=True)
         assert model.select(bare, held_out) == bare
