@@ -16,6 +16,8 @@ from alignkit.errors import PluginError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from alignkit.loss import Term
+
 
 class _OnRequest:
     """A field that is filled only for an algorithm that asks for it; reading it otherwise says how to ask."""
@@ -88,6 +90,18 @@ class Pairs:
         better, worse = self.take(x)
         right = right_order(better, worse).where(self.p > 0.5, right_order(worse, better))
         return right.masked_fill(self.p == 0.5, float("nan"))
+
+    def metrics(self, rewards: Tensor) -> dict[str, Term]:
+        """What methods that learn from pairs report about their responses' rewards [R], under TRL's names."""
+        from alignkit.loss import per_pair
+
+        chosen, rejected = self.take(rewards)
+        return {
+            "accuracy": per_pair(self.right(rewards)),
+            "rewards/chosen": per_pair(chosen),
+            "rewards/rejected": per_pair(rejected),
+            "rewards/margins": per_pair(chosen - rejected),
+        }
 
 
 @dataclass(eq=False, repr=False)

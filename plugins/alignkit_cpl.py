@@ -1,9 +1,9 @@
-"""CPL: contrastive preference learning (Hejna et al. 2023, arXiv:2310.13639): pairs of segments, regret-based.
+"""CPL: contrastive preference learning (Hejna et al. 2023, arXiv:2310.13639), which models preferences by regret.
 
-A response is a segment whose tokens are the actions; its score S = sum_t gamma^t alpha log pi(token t) is a discounted
-sum of advantages, and P(better) = e^S+ / (e^S+ + e^(lam S-)), eq. (5) with the conservative weight of section 3.3.
-With `reference`, log pi/pi_ref in place of log pi; with gamma = lam = 1 that is DPO with beta = alpha.
-Differs from the paper: soft labels; segments of unequal length, which the sum favours when they are short.
+A response is a segment whose tokens are the actions. Its score S = sum_t gamma^t alpha log pi(token t) is a discounted
+sum of advantages, and P(better) = e^S+ / (e^S+ + e^(lambda S-)): eq. 5 with the conservative weight lambda of section
+3.3. With `reference`, log pi/pi_ref replaces log pi; with gamma = lambda = 1 this is then DPO with beta = alpha.
+Differs from the paper: labels may be soft, and segments may differ in length, in which case the sum favors short ones.
 """
 
 from __future__ import annotations
@@ -32,16 +32,18 @@ if TYPE_CHECKING:
 
 
 class CPL(Algorithm):
-    """Learn from pairs of segments, as if the policy's log-probabilities were their advantages."""
+    """Learn from pairs of segments, with the policy's log-probabilities as advantages."""
 
     defaults = StageDefaults(learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1)
 
     class Options(Algorithm.Options):
-        alpha: float = Field(0.1, gt=0, description="advantage of a nat of log-probability")
+        alpha: float = Field(0.1, gt=0, description="scale of the segment score: advantage per nat of log-probability")
         gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
-        lam: float = Field(0.5, gt=0, le=1, description="conservative weight of the worse segment; 1: none")
-        reference: bool = Field(False, description="log-probabilities count relative to the reference's")
-        nll_coefficient: float = Field(0.0, ge=0, description="weight of cloning: mean NLL of a token of both segments")
+        conservative_weight: float = Field(
+            0.5, gt=0, le=1, description="weight of the worse segment's score: the paper's lambda; 1: no regularization"
+        )
+        reference: bool = Field(False, description="measure log-probabilities relative to the reference")
+        nll_coefficient: float = Field(0.0, ge=0, description="weight of the NLL term: over both segments' tokens")
 
     @property
     def needs(self) -> Needs:
@@ -49,30 +51,24 @@ class CPL(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         better, worse = batch.pairs.take(self._scores(batch, out))
-        terms = {"cpl": per_pair(F.cpl_loss(better, worse, batch.pairs.p, self.options.lam))}
+        terms = {"cpl": per_pair(F.cpl_loss(better, worse, batch.pairs.p, self.options.conservative_weight))}
         if self.options.nll_coefficient:
             terms["nll"] = per_token(-out.logprobs, self.options.nll_coefficient)
         return Loss(**terms)
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """`bc` is a mean over the tokens of segments that stand in a pair."""
+        """`nll` is averaged over the tokens of paired segments."""
         if not self.options.nll_coefficient:
             return {}
         paired = batch.mask.new_zeros(len(batch.mask)).index_fill(0, batch.pairs.better, True)
         paired = paired.index_fill(0, batch.pairs.worse, True)
-        return {"bc": (batch.mask & paired[:, None]).float()}
+        return {"nll": (batch.mask & paired[:, None]).float()}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        scores = self._scores(batch, out)
-        better, worse = batch.pairs.take(scores)
-        return {
-            "accuracy": per_pair(batch.pairs.right(scores)),
-            "segment/better": per_pair(better),
-            "segment/worse": per_pair(worse),
-        }
+        return batch.pairs.metrics(self._scores(batch, out))
 
     def _scores(self, batch: Batch, out: Outputs) -> Tensor:
-        """S of responses: [R]. Time counts from a response's first token, whether it counts or not."""
+        """Segment scores S: [R]. Masked tokens advance the discount, too."""
         logprobs = out.logprobs
         if self.options.reference:
             logprobs = logprobs - batch.reference_logprobs
@@ -81,4 +77,4 @@ class CPL(Algorithm):
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("cpl", CPL, summary="contrastive preference learning on segments, with a discount; DPO is a special case")
+    register("cpl", CPL, summary="contrastive preference learning on segments with a discount; DPO is a special case")

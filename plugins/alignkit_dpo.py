@@ -1,15 +1,16 @@
-"""DPO: direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), and losses that only shape its pair.
+"""DPO: direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), and other losses on the same margin.
 
-All see h = log pi/pi_ref (better) - log pi/pi_ref (worse), sums over tokens; those called *_norm means over them.
-sigmoid with label_smoothing is cDPO (Mitchell 2023). robust: Chowdhury et al. 2024, arXiv:2403.00409. ipo: Azar et al.
-2023, arXiv:2310.12036, eq. (17). hinge: SLiC-HF's (Zhao et al. 2023, arXiv:2305.10425).
-Differs from the papers: soft labels, for which a loss is its expectation over the label; SLiC-HF has no reference.
+The margin is h = log pi/pi_ref (better) - log pi/pi_ref (worse). Log-ratios are sums over tokens, or means for the
+losses named *_norm. `sigmoid` with label_smoothing is cDPO (Mitchell 2023), `robust` is Chowdhury et al. 2024
+(arXiv:2403.00409), `ipo` is Azar et al. 2023 (arXiv:2310.12036, eq. 17), and `hinge` is SLiC-HF's (Zhao et al. 2023,
+arXiv:2305.10425).
+Differs from the papers: labels may be soft; a loss is then its expectation over the label. SLiC-HF has no reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import model_validator
 
@@ -37,30 +38,32 @@ SMOOTHED = {"sigmoid", "sigmoid_norm", "robust"}
 
 
 class DPO(Algorithm):
-    """Learn from preference pairs without a reward model."""
+    """Make the better response of a pair likelier than the worse one, relative to the reference."""
 
     needs = Needs(reference_logprobs=True, min_samples=2, pairs=True)
     defaults = StageDefaults(learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1)
 
     class Options(Algorithm.Options):
-        beta: float = Field(0.1, gt=0, description="pull towards the reference, per nat")
-        loss: LossName | Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
-            "sigmoid", description="of a pair; or several with weights: {sigmoid: 0.8, ipo: 0.2}"
+        beta: float = Field(
+            0.1, gt=0, description="scale of the implicit reward: higher keeps the policy closer to the reference"
         )
-        label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong")
-        nll_coefficient: float = Field(0.0, ge=0, description="weight of the better responses' mean NLL of a token")
+        loss: LossName | Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
+            "sigmoid", description="loss of a pair, or several with weights: {sigmoid: 0.8, ipo: 0.2}"
+        )
+        label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels assumed to be wrong")
+        nll_coefficient: float = Field(0.0, ge=0, description="weight of the NLL term: over better responses' tokens")
 
         @property
         def losses(self) -> dict[LossName, float]:
-            """The losses with their weights."""
+            """Losses and their weights."""
             return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
 
         @model_validator(mode="after")
-        def _smoothing_has_a_use(self) -> Any:
+        def _smoothing_is_used(self) -> DPO.Options:
             if self.label_smoothing and not SMOOTHED & self.losses.keys():
-                raise ValueError(f"label_smoothing bears on {', '.join(sorted(SMOOTHED))} alone")
+                raise ValueError(f"label_smoothing only applies to {', '.join(sorted(SMOOTHED))}")
             if "robust" in self.losses and not self.label_smoothing:
-                raise ValueError("robust is for labels of which a known share is flipped: give it as label_smoothing")
+                raise ValueError("`robust` needs the share of flipped labels: set label_smoothing")
             return self
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
@@ -70,37 +73,32 @@ class DPO(Algorithm):
         for name, weight in self.options.losses.items():
             better, worse = batch.pairs.take(means if name.endswith("_norm") else sums)
             margin, p = better - worse, batch.pairs.p
-            # The expectation over a soft label: with 1 - p the other one is better.
-            terms[name] = per_pair(p * self._pair_loss(name, margin) + (1 - p) * self._pair_loss(name, -margin), weight)
+            # A soft label: the expectation, because the other response is better with probability 1 - p.
+            losses = p * self._pair_loss(name, margin) + (1 - p) * self._pair_loss(name, -margin)
+            terms[name] = per_pair(losses, weight)
         if self.options.nll_coefficient:
             terms["nll"] = per_token(-out.logprobs, self.options.nll_coefficient)
         return Loss(**terms)
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """`sft` is a mean over better responses' tokens; a response counts as often as it is the better of a pair."""
+        """`nll` counts a response as often as it is the better one of a pair."""
         if not self.options.nll_coefficient:
             return {}
-        return {"sft": batch.mask * batch.pairs.times_better(len(batch.mask))[:, None]}
+        return {"nll": batch.mask * batch.pairs.times_better(len(batch.mask))[:, None]}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        rewards = F.sum_tokens(self._rewards(batch, out), batch.mask)
-        better, worse = batch.pairs.take(rewards)
-        return {
-            "accuracy": per_pair(batch.pairs.right(rewards)),
-            "implicit_reward/better": per_pair(better),
-            "implicit_reward/worse": per_pair(worse),
-        }
+        return batch.pairs.metrics(F.sum_tokens(self._rewards(batch, out), batch.mask))
 
     def _rewards(self, batch: Batch, out: Outputs) -> Tensor:
-        """beta log pi/pi_ref of each token, [R, T]."""
+        """Implicit rewards of the tokens, beta log pi/pi_ref: [R, T]."""
         return F.implicit_reward(out.logprobs, batch.reference_logprobs, self.options.beta)
 
     def _pair_loss(self, name: LossName, margin: Tensor) -> Tensor:
-        """Of pairs whose first response is the better one; margin = beta h: [P] -> [P]."""
+        """Loss of pairs whose first response is the better one, for margins beta h: [P] -> [P]."""
         beta, smoothing = self.options.beta, self.options.label_smoothing
         match name.removesuffix("_norm"):
             case "sigmoid":
-                return F.preference_loss(margin, smoothing)  # eq. (7)
+                return F.preference_loss(margin, smoothing)  # Rafailov et al., eq. 7
             case "robust":
                 return F.robust_loss(margin, smoothing)
             case "ipo":
@@ -110,4 +108,4 @@ class DPO(Algorithm):
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("dpo", DPO, summary="learn from preference pairs without a reward model; also cDPO, IPO, hinge, robust")
+    register("dpo", DPO, summary="learn from preference pairs without a reward model; also cDPO, robust, IPO, hinge")

@@ -1,8 +1,9 @@
-"""GRPO: policy gradient with the group as its own baseline (Shao et al. 2024, arXiv:2402.03300, eq. 3).
+"""GRPO: policy gradient with the mean of a prompt's samples as baseline (Shao et al. 2024, arXiv:2402.03300, eq. 3).
 
-Its corrections are options: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), DAPO (Yu et al. 2025, arXiv:2503.14476) and
-GSPO (Zheng et al. 2025, arXiv:2507.18071). Differs from the papers: DAPO samples until the batch is full again, here
-groups without spread are left out and counted; an iteration in which nothing can be learned is skipped and counted.
+Later corrections are options: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), DAPO (Yu et al. 2025, arXiv:2503.14476) and
+GSPO (Zheng et al. 2025, arXiv:2507.18071).
+Differs from the papers: DAPO samples until the batch is full, whereas here groups of equal rewards are left out and
+counted. An iteration that has nothing to learn from is skipped and counted.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ from alignkit import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUNDING = 1e-6  # nats; policy and reference that differ by less are the same
+ROUNDING = 1e-6  # nats; smaller differences between policy and reference are rounding errors
 
 
 class GRPO(Algorithm):
-    """Raise the probability of responses that did better than the others to their prompt."""
+    """Make responses likelier that score above the mean of their group, and the others less likely."""
 
     source = ROLLOUTS
     defaults = StageDefaults(
-        learning_rate=1e-3,  # for LoRA on models of some 100M weights; a tenth of it above a billion
+        learning_rate=1e-3,  # for LoRA on a model of about 100M weights; use a tenth of it above 1B
         epochs=2,
         batch_size=16,
         lr_scheduler_type="linear",
@@ -50,49 +51,56 @@ class GRPO(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        kl_coefficient: float = Field(0.04, ge=0, description="weight of the KL to the reference (k3) in the loss")
-        scale_by_std: bool = Field(True, description="of the group's rewards; Dr. GRPO does not")
-        clip_range: float = Field(0.2, gt=0, description="policy ratio may move so far in one iteration")
-        clip_range_high: float | None = Field(None, gt=0, description="the same upwards, where it differs (DAPO: 0.28)")
-        ratio: Literal["token", "sequence"] = Field("token", description="what has a ratio; sequence: GSPO")
-        aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = Field(
-            "sequence_mean", description="mean over responses of their token means, over tokens, or sum / max_tokens"
+        kl_coefficient: float = Field(
+            0.04, ge=0, description="weight of the KL to the reference: a term of the loss (k3)"
         )
-        dynamic_sampling: bool = Field(False, description="leave out groups whose rewards are all equal (DAPO)")
+        scale_by_std: bool = Field(
+            True, description="divide advantages by the standard deviation of the group (Dr. GRPO: false)"
+        )
+        clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
+        clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different (DAPO: 0.28)")
+        ratio: Literal["token", "sequence"] = Field(
+            "token", description="ratio of each token, or of the whole response (GSPO)"
+        )
+        aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = Field(
+            "sequence_mean",
+            description="how the policy loss is averaged: per response first, over tokens, or as sum / max_tokens",
+        )
+        dynamic_sampling: bool = Field(False, description="leave out groups of equal rewards (DAPO)")
         max_tokens: int | None = Field(
-            None, ge=1, description="longest response; with overlong_cache it must be the rollout's max_new_tokens"
+            None,
+            ge=1,
+            description="longest response, in tokens; overlong_cache needs the rollout's max_new_tokens here",
         )
         overlong_cache: int | None = Field(
-            None, ge=1, description="DAPO: the last tokens before max_tokens cost up to 1 reward"
+            None, ge=1, description="last tokens before max_tokens, over which the penalty rises to 1 (DAPO)"
         )
 
         @model_validator(mode="after")
         def _consistent(self) -> GRPO.Options:
             if self.max_tokens is None and (self.aggregation == "constant_length" or self.overlong_cache is not None):
-                raise ValueError(
-                    "'aggregation: constant_length' and 'overlong_cache' need max_tokens, as in the rollout"
-                )
+                raise ValueError("'aggregation: constant_length' and overlong_cache need max_tokens")
             if self.max_tokens is not None and self.aggregation != "constant_length" and self.overlong_cache is None:
-                raise ValueError("max_tokens bears on 'aggregation: constant_length' and overlong_cache alone")
+                raise ValueError("max_tokens only applies to 'aggregation: constant_length' and overlong_cache")
             if (self.overlong_cache or 0) > (self.max_tokens or 0):
                 raise ValueError(f"overlong_cache {self.overlong_cache} is above max_tokens {self.max_tokens}")
             if self.ratio == "sequence" and self.aggregation != "sequence_mean":
-                raise ValueError("'ratio: sequence' is a mean over responses: leave 'aggregation: sequence_mean'")
+                raise ValueError("'ratio: sequence' requires 'aggregation: sequence_mean'")
             return self
 
     @property
     def needs(self) -> Needs:
-        """A group's mean takes two."""
+        """The mean of a group needs two samples."""
         longest = self.options.max_tokens if self.options.overlong_cache is not None else None
         return Needs(old_logprobs=True, reference_logprobs=True, min_samples=2, max_new_tokens=longest)
 
     def keep_group(self, group: Group) -> bool:
-        """By DAPO eq. (11) a group must hold rewards that differ."""
+        """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11)."""
         rewards = {response.scores["reward"] for response in group.responses}
         return super().keep_group(group) and (len(rewards) > 1 or not self.options.dynamic_sampling)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
-        """Advantages, [R]: the same for all tokens of a response."""
+        """Advantages, [R]: all tokens of a response share one."""
         o, rewards = self.options, rollouts.rewards
         self.metrics = {}
         if o.overlong_cache is not None:
@@ -101,8 +109,8 @@ class GRPO(Algorithm):
             rewards = rewards + penalty
         spread = F.group_has_spread(rewards, rollouts.group_index)
         self.metrics["groups_without_spread"] = rollouts.group_index[~spread].unique().numel()
-        away = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask).abs().max() > ROUNDING
-        if not spread.any() and not (o.kl_coefficient > 0 and away):
+        kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask)
+        if not spread.any() and not (o.kl_coefficient > 0 and kl.abs().max() > ROUNDING):
             return Skip("no group has spread")
         advantages = F.grpo_advantages if o.scale_by_std else F.centered_advantages
         return {"advantages": advantages(rewards, rollouts.group_index)}
@@ -115,39 +123,41 @@ class GRPO(Algorithm):
             policy_loss=per_response(policy) if o.ratio == "sequence" else self._aggregated(policy, batch.mask)
         )
         if o.kl_coefficient:
-            k3 = F.kl_k3(out.logprobs, batch.reference_logprobs, batch.mask)  # Shao et al., eq. (4)
+            k3 = F.kl_k3(out.logprobs, batch.reference_logprobs, batch.mask)  # Shao et al., eq. 4
             terms["kl_loss"] = self._aggregated(k3, batch.mask, o.kl_coefficient)
         return terms
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """With a constant length a response without a counted token is one of the responses, too."""
+        """With a constant length, responses without a counted token are part of the average, too."""
         if self.options.aggregation != "constant_length":
             return {}
-        every = batch.mask.new_ones(len(batch.mask)).float()
-        return {"policy_loss": every, "kl_loss": every}
+        ones = batch.mask.new_ones(len(batch.mask)).float()
+        return {"policy_loss": ones, "kl_loss": ones}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Share of tokens (or responses) whose gradient the clip removes, the ratio; KL moved in this iteration."""
-        o, per = self.options, per_token if self.options.ratio == "token" else per_response
+        """The share of tokens (of responses with `ratio: sequence`) that clipping leaves without a gradient, the ratio,
+        and the KL to the old policy.
+        """
+        o = self.options
+        per = per_token if o.ratio == "token" else per_response
         logprobs, old, advantages, mask = self._ratios(batch, out)
         clipped = F.clipped(logprobs, old, advantages, o.clip_range, o.clip_range_high or o.clip_range, mask)
-        moved = F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)
         return {
             "clip_fraction": per(clipped),
             "ratio": per(F.ratio(logprobs, old, mask)),
-            "approx_kl": per_token(moved),
+            "approx_kl": per_token(F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)),
         }
 
     def _ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Log-probabilities after and before, advantages, mask: [R, T] each, or of whole responses, [R] (GSPO)."""
+        """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole responses (GSPO)."""
         advantages = batch["advantages"]
         if self.options.ratio == "token":
             return out.logprobs, batch.old_logprobs, advantages[:, None].expand_as(out.logprobs), batch.mask
-        log_ratio = F.sequence_log_ratio(out.logprobs, batch.old_logprobs, batch.mask)  # Zheng et al., eq. (7)
+        log_ratio = F.sequence_log_ratio(out.logprobs, batch.old_logprobs, batch.mask)  # Zheng et al., eq. 7
         return log_ratio, log_ratio.new_zeros(len(log_ratio)), advantages, batch.mask.any(dim=1)
 
     def _aggregated(self, values: Tensor, mask: Tensor, coefficient: float = 1.0) -> Term:
-        """Values [R, T] as a term: Shao et al. eq. (3), DAPO eq. (8), or Dr. GRPO's constant length."""
+        """Values [R, T] as a term: averaged as in DAPO eq. 8, Shao et al. eq. 3, or over Dr. GRPO's constant length."""
         if self.options.aggregation == "token_mean":
             return per_token(values, coefficient)
         if self.options.aggregation == "sequence_mean":

@@ -1,24 +1,26 @@
-"""HIR: hindsight instruction relabelling (Zhang et al. 2023, arXiv:2302.05206), and the step `instruct`.
+"""HIR: hindsight instruction relabeling (Zhang et al. 2023, arXiv:2302.05206), and the step `instruct`.
 
-Every response is learned as an answer to the instruction that it really fulfils, successes and failures alike.
-A contrast makes that instruction likelier than the others: the softmax of log P(response | instruction) over all
-instructions (eq. 4), for which each response is also put behind them. The groups of a prompt are one bundle.
-Differs from the paper: the contrast is over the different instructions, not over those of a batch with repetitions.
+Every response is learned as an answer to the instruction that it really fulfills, successes and failures alike. A
+contrast makes this instruction likelier than the others: a softmax of log P(response | instruction) over all
+instructions (eq. 4), for which every response also appears under every other instruction. All groups of a prompt form
+one bundle, so that a batch holds them together.
+Differs from the paper: the contrast is over the distinct instructions, not over those of a batch with repetitions.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
 import alignkit
 from alignkit import (
     DATASET,
+    REWARD_KEY,
     ROLLOUTS,
     Algorithm,
     Artifact,
@@ -42,6 +44,7 @@ from alignkit import (
     per_token,
 )
 from alignkit import functional as F
+from alignkit.data.group import group_id, prompts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +52,23 @@ if TYPE_CHECKING:
     from alignkit import StepContext
 
 InstructionRole = Literal["user", "system"]
-ROLE = "before the words of the last turn, or as (the beginning of) a system message"
+ROLE = "where the instruction goes: before the text of the last turn, or at the start of a system message"
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """Where N responses of a batch appear under each of M instructions.
+
+    rows: [N, M] rows of the batch. fulfilled: [N] the instruction that each response fulfills. own_row: [N] its row
+    under this instruction.
+    """
+
+    rows: Tensor
+    fulfilled: Tensor
+
+    @property
+    def own_row(self) -> Tensor:
+        return self.rows.gather(1, self.fulfilled[:, None])[:, 0]
 
 
 class HIR(Algorithm):
@@ -58,7 +77,7 @@ class HIR(Algorithm):
     source = ROLLOUTS
     needs = Needs(entropy=True)
     defaults = StageDefaults(
-        learning_rate=1e-3,  # for LoRA on models of some 100M weights; a tenth of it above a billion
+        learning_rate=1e-3,  # for LoRA on a model of about 100M weights; use a tenth of it above 1B
         epochs=2,
         batch_size=16,
         lr_scheduler_type="linear",
@@ -69,111 +88,119 @@ class HIR(Algorithm):
         instructions: list[str] = Field(
             ["Generate an incorrect answer to this problem.", "Generate a correct answer to this problem."],
             min_length=2,
-            description="what responses fulfil, from the lowest scores to the highest",
+            description="instructions that responses fulfill, from the lowest scores to the highest",
         )
         thresholds: list[float] = Field(
-            [0.0], description="between the instructions: a score above the k-th fulfils the next; a label is 0 or 1"
+            [0.0],
+            description="rising thresholds of the reward: one between each two instructions; a label counts as 0 or 1",
         )
         role: InstructionRole = Field("user", description=ROLE)
         contrast_coefficient: float = Field(1.0, ge=0, description="weight of the contrast over instructions")
         entropy_coefficient: float = Field(0.001, ge=0, description="weight of the entropy bonus")
-        label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the contrast that other instructions get")
+        label_smoothing: float = Field(
+            0.0, ge=0, lt=1, description="share of labels assumed to be wrong, split among the other instructions"
+        )
         length_normalized: bool = Field(
-            True, description="log P is a mean over tokens, as in the authors' code, or a sum"
+            True, description="use the mean of a response's token log-probabilities, not their sum"
         )
 
         @model_validator(mode="after")
-        def _fit(self) -> Any:
-            if len(self.thresholds) != len(self.instructions) - 1:
-                raise ValueError(f"{len(self.instructions)} instructions have {len(self.instructions) - 1} thresholds")
+        def _consistent(self) -> HIR.Options:
+            needed = len(self.instructions) - 1
+            if len(self.thresholds) != needed:
+                raise ValueError(
+                    f"{len(self.instructions)} instructions need {needed} threshold{'s' if needed > 1 else ''}, "
+                    f"not {len(self.thresholds)}"
+                )
             if self.label_smoothing and not self.contrast_coefficient:
                 raise ValueError("label_smoothing only applies to the contrast, and contrast_coefficient is 0")
-            if self.thresholds != sorted(set(self.thresholds)) or len(set(self.instructions)) < len(self.instructions):
-                raise ValueError("thresholds must rise, and instructions differ")
+            if self.thresholds != sorted(set(self.thresholds)):
+                raise ValueError(f"thresholds must rise, and {self.thresholds} do not")
+            if len(set(self.instructions)) < len(self.instructions):
+                raise ValueError("instructions must differ from each other")
             return self
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        """The responses behind the instruction that they fulfil, and with a contrast behind all others as well.
+        """Groups of responses under the instruction they fulfill; with a contrast, under all other instructions, too.
 
-        Raises DataError where no response has a score or label.
+        Raises DataError if no response has a score or a label.
         """
-        found: Counter[int | None] = Counter(self._fulfils(r) for group in groups for r in group.responses)
-        relabelled = [new for number, group in enumerate(groups) for new in self._relabelled(group, number)]
-        if not relabelled:
+        relabeled = [new for number, group in enumerate(groups) for new in self._relabel(group, number)]
+        if not relabeled:
             raise DataError(
-                f"hir needs responses with a score or a label, and none of {len(groups)} groups has one: give `label` "
-                "(true, false) or `score` (a number) with prompt and completion"
+                f"hir needs responses with a score or a label, but none of {len(groups)} groups has one; "
+                "give `label` (true or false) or `score` (a number) with prompt and completion"
             )
         if not context.validation:
-            known = found.total() - found[None]
-            shares = {f"fulfilled/{level}": found[level] / known for level in range(len(self.options.instructions))}
-            context.log(**shares)
-            silent = [group for group in groups if any(self._fulfils(r) is None for r in group.responses)]
-            context.left_out("without_feedback", found[None], silent)
-        return relabelled
+            self._report(groups, context)
+        return relabeled
 
-    def _relabelled(self, group: Group, number: int) -> list[Group]:
-        o, made = self.options, []
-        bundle = f"hir {number}" if o.contrast_coefficient else None  # a prompt may stand in an iteration twice
-        rated = [response for response in group.responses if self._fulfils(response) is not None]
-        for level, instruction in enumerate(o.instructions):
-            here = (
-                rated
-                if o.contrast_coefficient
-                else [response for response in rated if self._fulfils(response) == level]
+    def _report(self, groups: Sequence[Group], context: SelectContext) -> None:
+        """Log the share of responses that fulfill each instruction, and the number that have no feedback."""
+        counts = Counter(self._fulfilled(response) for group in groups for response in group.responses)
+        known = counts.total() - counts[None]
+        context.log(**{f"fulfilled/{k}": counts[k] / known for k in range(len(self.options.instructions))})
+        silent = [group for group in groups if any(self._fulfilled(r) is None for r in group.responses)]
+        context.left_out("without_feedback", counts[None], silent)
+
+    def _relabel(self, group: Group, number: int) -> list[Group]:
+        """The group under each instruction that some of its responses are learned with."""
+        o, groups = self.options, []
+        # Numbered, because a prompt may be sampled twice in an iteration.
+        bundle = f"hir {number}" if o.contrast_coefficient else None
+        fulfilled = [(self._fulfilled(response), response) for response in group.responses]
+        for index, instruction in enumerate(o.instructions):
+            responses = tuple(
+                response for own, response in fulfilled if own is not None and (own == index or o.contrast_coefficient)
             )
-            if here:
+            if responses:
                 prompt = instructed(group.prompt, instruction, o.role, o.instructions)
-                meta = {**group.meta, "hir": level}
-                made.append(replace(group, prompt=prompt, responses=tuple(here), pairs=(), bundle=bundle, meta=meta))
-        return made
+                meta = {**group.meta, "hir": index}
+                groups.append(replace(group, prompt=prompt, responses=responses, pairs=(), bundle=bundle, meta=meta))
+        return groups
 
-    def _fulfils(self, response: Response) -> int | None:
-        """Index of the instruction that a response fulfils; None without a score or label."""
-        score = response.scores.get("reward")
+    def _fulfilled(self, response: Response) -> int | None:
+        """Index of the instruction that a response fulfills; None without a score or a label."""
+        score = response.scores.get(REWARD_KEY)
         score = response.label if score is None else score
-        return (
-            None
-            if score is None or math.isnan(score)
-            else sum(score > threshold for threshold in self.options.thresholds)
-        )
+        if score is None or math.isnan(score):
+            return None
+        return sum(score > threshold for threshold in self.options.thresholds)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, logprobs = self.options, self._logprobs(batch, out)
         terms = {"nll": per_token(-out.logprobs) if o.length_normalized else per_response(-logprobs)}
         if o.contrast_coefficient:
-            rows, own, place = self._rows(batch)
-            losses = F.instruction_contrast(logprobs[rows], own, o.label_smoothing)
-            terms["contrast"] = per_response(
-                logprobs.new_zeros(len(logprobs)).index_put((place,), losses), o.contrast_coefficient
-            )
+            contrasts = self._contrasts(batch)
+            losses = F.instruction_contrast(logprobs[contrasts.rows], contrasts.fulfilled, o.label_smoothing)
+            values = logprobs.new_zeros(len(logprobs)).index_put((contrasts.own_row,), losses)
+            terms["contrast"] = per_response(values, o.contrast_coefficient)
         terms["entropy"] = per_token(out.entropy, -o.entropy_coefficient)
         return Loss(**terms)
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Means over responses behind the instruction that they fulfil, or over their tokens."""
-        own = (self._fulfilled(batch) == _behind(batch))[:, None] & batch.mask
-        tokens, responses = own.float(), own.any(dim=1).float()
-        nll = tokens if self.options.length_normalized else responses
-        found = {"nll": nll, "entropy": tokens}
+        """Only responses under the instruction they fulfill count, and their tokens."""
+        tokens = (self._is_own(batch)[:, None] & batch.mask).float()
+        responses = tokens.any(dim=1).float()
+        weights = {"nll": tokens if self.options.length_normalized else responses, "entropy": tokens}
         if self.options.contrast_coefficient:
-            found["contrast"] = responses.new_zeros(len(responses)).index_fill(0, self._rows(batch)[2], 1.0)
-        return found
+            own_row = self._contrasts(batch).own_row
+            weights["contrast"] = responses.new_zeros(len(responses)).index_fill(0, own_row, 1.0)
+        return weights
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """`contrast_accuracy`: share of responses to whom the instruction that they fulfil gives the largest P.
-        `without_contrast`: share of responses that are not there whole behind every instruction.
+        """contrast_accuracy: share of responses that are likeliest under the instruction they fulfill.
+        without_contrast: share of responses that are not complete under every instruction.
         """
         if not self.options.contrast_coefficient:
             return {}
-        logprobs = self._logprobs(batch, out)
-        rows, own, place = self._rows(batch)
-        right = (logprobs[rows].argmax(dim=1) == own).float()
+        logprobs, contrasts = self._logprobs(batch, out), self._contrasts(batch)
+        right = (logprobs[contrasts.rows].argmax(dim=1) == contrasts.fulfilled).float()
         unknown = logprobs.new_full((len(logprobs),), float("nan"))
-        without = unknown.masked_fill(self._fulfilled(batch) == _behind(batch), 1.0)
+        without = unknown.masked_fill(self._is_own(batch), 1.0)
         return {
-            "contrast_accuracy": per_response(unknown.index_put((place,), right)),
-            "without_contrast": per_response(without.index_fill(0, place, 0.0)),
+            "contrast_accuracy": per_response(unknown.index_put((contrasts.own_row,), right)),
+            "without_contrast": per_response(without.index_fill(0, contrasts.own_row, 0.0)),
         }
 
     def _logprobs(self, batch: Batch, out: Outputs) -> Tensor:
@@ -181,36 +208,45 @@ class HIR(Algorithm):
         over_tokens = F.mean_tokens if self.options.length_normalized else F.sum_tokens
         return over_tokens(out.logprobs, batch.mask)
 
-    def _fulfilled(self, batch: Batch) -> Tensor:
-        """Index of the instruction that each response fulfils: [R]."""
-        return batch.tokens.new_tensor([self._fulfils(r) for group in batch.groups for r in group.responses])
+    def _is_own(self, batch: Batch) -> Tensor:
+        """Whether each response is under the instruction that it fulfills: [R]."""
+        return self._all_fulfilled(batch) == _instructions(batch)
 
-    def _rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Where each response stands behind each instruction, [N, M], which one it fulfils, [N], and where it stands
-        behind that, [N]. Those that do not stand behind all of them, or are cut behind one and not behind another,
-        are left out: their contrast would be that of different words.
+    def _all_fulfilled(self, batch: Batch) -> Tensor:
+        """Index of the instruction that each response fulfills: [R]."""
+        return batch.tokens.new_tensor([self._fulfilled(r) for group in batch.groups for r in group.responses])
+
+    def _contrasts(self, batch: Batch) -> Contrasts:
+        """The responses that are complete under all instructions.
+
+        A response that lacks an instruction, or is cut under one of them, has no contrast: it would compare different
+        texts.
         """
-        places = [(group.bundle, place) for group in batch.groups for place in range(len(group.responses))]
-        found: dict[tuple[str | None, int], dict[int, int]] = {}
-        for row, (place, level) in enumerate(zip(places, _behind(batch).tolist(), strict=True)):
-            found.setdefault(place, {})[level] = row
-        count, lengths = len(self.options.instructions), batch.mask.sum(dim=1).tolist()
-        tokens = {place: {lengths[row] for row in rows.values()} for place, rows in found.items()}
-        whole = [
-            r for place, r in found.items() if len(r) == count and len(tokens[place]) == 1 and 0 not in tokens[place]
+        rows_of: defaultdict[tuple[str | None, int], dict[int, int]] = defaultdict(dict)
+        responses = ((group.bundle, place) for group in batch.groups for place in range(len(group.responses)))
+        for row, (response, instruction) in enumerate(zip(responses, _instructions(batch).tolist(), strict=True)):
+            rows_of[response][instruction] = row
+        lengths, count = batch.mask.sum(dim=1).tolist(), len(self.options.instructions)
+        complete = [
+            [rows[instruction] for instruction in range(count)]
+            for rows in rows_of.values()
+            if len(rows) == count and _one_length([lengths[row] for row in rows.values()])
         ]
-        table = batch.tokens.new_tensor([[rows[level] for level in range(count)] for rows in whole]).reshape(-1, count)
-        own = self._fulfilled(batch)[table[:, 0]]
-        return table, own, table.gather(1, own[:, None])[:, 0]
+        table = batch.tokens.new_tensor(complete).reshape(-1, count)
+        return Contrasts(table, self._all_fulfilled(batch)[table[:, 0]])
 
 
-def _behind(batch: Batch) -> Tensor:
-    """Index of the instruction that each response stands behind: [R]."""
+def _one_length(lengths: Sequence[int]) -> bool:
+    return len(set(lengths)) == 1 and lengths[0] > 0
+
+
+def _instructions(batch: Batch) -> Tensor:
+    """Index of the instruction that each response is under: [R]."""
     return batch.tokens.new_tensor([group.meta["hir"] for group in batch.groups for _ in group.responses])
 
 
 class HIROffline(HIR):
-    """Relabel and learn responses that are there already, by their scores or labels."""
+    """Relabel and learn the responses of a data set, by their scores or labels."""
 
     source = DATASET
     defaults = StageDefaults(learning_rate=1e-4, epochs=1, batch_size=16, lr_scheduler_type="linear")
@@ -222,46 +258,49 @@ class HIROffline(HIR):
 def instructed(
     prompt: Sequence[Message], instruction: str, role: InstructionRole, known: Sequence[str] = ()
 ) -> tuple[Message, ...]:
-    """The prompt with the instruction in its place; one of the known ones that is there already goes."""
+    """The prompt with the instruction, which replaces a `known` one."""
     turns = list(prompt)
     if role == "system" and not (turns and turns[0]["role"] == "system"):
         return (Message(role="system", content=instruction), *turns)
-    at, between = (0, "\n\n") if role == "system" else (-1, "\n")
-    words = turns[at]["content"]
-    for old in sorted(known, key=len, reverse=True):
-        if words == old or words.startswith(old + between):
-            words = words[len(old + between) :]
-            break
-    turns[at] = Message(role=turns[at]["role"], content=between.join([instruction, words] if words else [instruction]))
+    index, separator = (0, "\n\n") if role == "system" else (-1, "\n")
+    text = _without(turns[index]["content"], known, separator)
+    content = separator.join([instruction, text] if text else [instruction])
+    turns[index] = Message(role=turns[index]["role"], content=content)
     return tuple(turns)
 
 
+def _without(text: str, instructions: Sequence[str], separator: str) -> str:
+    """The text without the instruction that it starts with; of several, the longest."""
+    for instruction in sorted(instructions, key=len, reverse=True):
+        if text == instruction or text.startswith(instruction + separator):
+            return text[len(instruction + separator) :]
+    return text
+
+
 class Instruct(Step):
-    """Put an instruction before prompts, to sample under it in `hir` and to evaluate what it learned."""
+    """Add an instruction to prompts, to sample under it in `hir` or to evaluate the policy with it."""
 
     class Options(alignkit.Options):
-        data: DataRef = Field(description="whose prompts; of equal ones the first counts")
-        instruction: str = Field(min_length=1, description="what is put before each of them")
+        data: DataRef = Field(description="groups to take the prompts from; duplicates are dropped")
+        instruction: str = Field(min_length=1, description="instruction to add to each prompt")
         role: InstructionRole = Field("user", description=ROLE)
 
     options: Options
 
     def run(self, context: StepContext) -> Artifact:
-        from alignkit.data.group import group_id, prompts_of
-
-        made = []
+        groups = []
         for group in prompts_of(context.load(self.options.data)):
             prompt = instructed(group.prompt, self.options.instruction, self.options.role)
-            made.append(replace(group, prompt=prompt, id=group_id(prompt)))
-        return Artifact(groups=made, summary={"prompts": len(made)}, text=f"{len(made)} prompts")
+            groups.append(replace(group, prompt=prompt, id=group_id(prompt)))
+        return Artifact(groups=groups, summary={"prompts": len(groups)}, text=f"{len(groups)} prompts")
 
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("hir", HIR, summary="learn every sample as an answer to the instruction that it fulfils")
-    register("hir_offline", HIROffline, summary="the same for responses of a data set")
+    register("hir", HIR, summary="learn every sample as an answer to the instruction that it fulfills")
+    register("hir_offline", HIROffline, summary="learn a data set's responses under the instructions they fulfill")
 
 
 @hookimpl
 def register_steps(register: Register) -> None:
-    register("instruct", Instruct, summary="put an instruction before prompts")
+    register("instruct", Instruct, summary="add an instruction to prompts")

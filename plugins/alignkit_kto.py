@@ -1,13 +1,15 @@
 """KTO: learn from thumbs up and down, without pairs (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8).
 
-The reference point z0 estimates KL(pi || pi_ref) from responses to *other* prompts. So each response is also put
-behind another prompt, where it counts for z0 alone: the mean over the whole batch, without a gradient.
-Differs from the paper: the other prompt is any of the data, not a neighbour in the batch; pairs may serve as thumbs.
+The reference point z0 estimates KL(pi || pi_ref) from mismatched responses, which were written to other prompts. So
+every response also enters a second group, under another prompt and without a label, where it counts for z0 only. z0 is
+averaged over the whole batch and has no gradient.
+Differs from the paper: the other prompt may be any of the data set, not only a neighbor in the batch, and pairs can
+serve as labels.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -38,41 +40,56 @@ if TYPE_CHECKING:
 
 
 class KTO(Algorithm):
-    """Raise desirable responses above z0 and lower undesirable ones below it."""
+    """Raise the rewards of desirable responses above z0, and lower those of undesirable ones below it."""
 
     needs = Needs(reference_logprobs=True)
     defaults = StageDefaults(learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1)
 
     class Options(Algorithm.Options):
-        beta: float = Field(0.1, gt=0, description="pull towards the reference, per nat")
-        desirable_weight: float = Field(1.0, gt=0, description="weight of a thumbs up, the paper's lambda_D")
-        undesirable_weight: float = Field(1.0, gt=0, description="weight of a thumbs down, the paper's lambda_U")
+        beta: float = Field(
+            0.1, gt=0, description="scale of the implicit reward: higher keeps the policy closer to the reference"
+        )
+        desirable_weight: float = Field(1.0, gt=0, description="weight of desirable responses: the paper's lambda_D")
+        undesirable_weight: float = Field(
+            1.0, gt=0, description="weight of undesirable responses: the paper's lambda_U"
+        )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        """Labelled responses, and beside them as many of other prompts, whose label is None.
+        """Labeled responses, plus as many mismatched ones, whose label is None.
 
-        Raises DataError where there is no label, one class of labels, or one prompt only.
+        Raises DataError if there are no labels, labels of one kind only, or fewer than two prompts.
         """
-        thumbs = [with_labels(group) for group in groups]
-        rated, labels = [group for group in thumbs if group.responses], _labels_of(thumbs)
-        mixed = _with_strangers(rated, context.rng)
-        strangers = sum(response.label is None for group in mixed for response in group.responses)
+        labeled = [with_labels(group) for group in groups]
+        mixed = _with_mismatched([group for group in labeled if group.responses], context.rng)
         if not context.validation:
-            _check(labels, len(groups))
-            if not strangers:
-                raise DataError("kto needs two different prompts at least: z0 is that of responses to other prompts")
-            context.log(desirable=labels[True], undesirable=labels[False])
-            unlabeled = [g for g, t in zip(groups, thumbs, strict=True) if len(t.responses) < len(g.responses)]
-            context.left_out("without_label", sum(len(g.responses) for g in groups) - labels.total(), unlabeled)
-            context.log(without_other_prompt=labels.total() - strangers)
+            labels = _count_labels(labeled)
+            _check_labels(labels, len(groups))
+            self._report(groups, labeled, mixed, labels, context)
         return mixed
 
+    def _report(
+        self,
+        groups: Sequence[Group],
+        labeled: Sequence[Group],
+        mixed: Sequence[Group],
+        labels: Counter[bool | None],
+        context: SelectContext,
+    ) -> None:
+        """Log what the data hold; raise DataError if no response could be mismatched."""
+        mismatched = sum(response.label is None for group in mixed for response in group.responses)
+        if not mismatched:
+            raise DataError("kto needs at least two different prompts, to estimate z0 from mismatched responses")
+        context.log(desirable=labels[True], undesirable=labels[False])
+        incomplete = [g for g, kept in zip(groups, labeled, strict=True) if len(kept.responses) < len(g.responses)]
+        context.left_out("without_label", sum(len(g.responses) for g in groups) - labels.total(), incomplete)
+        context.log(without_other_prompt=labels.total() - mismatched)
+
     def check_data(self, groups: Sequence[Group]) -> None:
-        """What did not fit may have been all of one class."""
-        _check(_labels_of(groups), len(groups))
+        """Check again: the rows that did not fit may have held all labels of one kind."""
+        _check_labels(_count_labels(groups), len(groups))
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
-        """z0 in nats; a batch without a response to another prompt keeps the one before."""
+        """z0 in nats. A batch without mismatched responses keeps the previous one."""
         log_ratios = _log_ratios(batch, out)[_labels(batch).isnan()]
         return {"z0": float(F.kto_reference_point(log_ratios))} if len(log_ratios) else {}
 
@@ -85,14 +102,15 @@ class KTO(Algorithm):
         return Loss(kto=per_response(losses))
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """A mean over the labelled responses."""
+        """The loss is averaged over the labeled responses."""
         return {"kto": (batch.mask.any(dim=1) & ~_labels(batch).isnan()).float()}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        """Rewards of desirable and undesirable responses, under TRL's names."""
         rewards, labels = self.options.beta * _log_ratios(batch, out), _labels(batch)
         return {
-            "implicit_reward/desirable": per_response(rewards.masked_fill(labels != 1, float("nan"))),
-            "implicit_reward/undesirable": per_response(rewards.masked_fill(labels != 0, float("nan"))),
+            "rewards/chosen": per_response(rewards.masked_fill(labels != 1, float("nan"))),
+            "rewards/rejected": per_response(rewards.masked_fill(labels != 0, float("nan"))),
             "z0": per_group(self._z0(rewards).expand(len(batch.groups))),
         }
 
@@ -101,52 +119,61 @@ class KTO(Algorithm):
 
 
 def _log_ratios(batch: Batch, out: Outputs) -> Tensor:
-    """log pi/pi_ref of responses: [R] nats."""
+    """log pi/pi_ref of the responses in nats: [R]."""
     return F.sum_tokens(out.logprobs - batch.reference_logprobs, batch.mask)
 
 
 def _labels(batch: Batch) -> Tensor:
-    """1 desirable, 0 undesirable, nan where it stands behind another prompt: [R]."""
+    """1 for desirable, 0 for undesirable and NaN for mismatched responses: [R]."""
     labels = [response.label for group in batch.groups for response in group.responses]
     numbers = [float("nan") if label is None else float(label) for label in labels]
     return batch.pairs.p.new_tensor(numbers)
 
 
-def _labels_of(groups: Sequence[Group]) -> Counter[bool | None]:
-    """How many responses have which label; those behind another prompt have none."""
+def _count_labels(groups: Sequence[Group]) -> Counter[bool | None]:
+    """The number of responses with each label; mismatched responses have none."""
     return Counter(r.label for group in groups for r in group.responses if r.label is not None)
 
 
-def _check(labels: Mapping[bool | None, int], rows: int) -> None:
+def _check_labels(labels: Mapping[bool | None, int], rows: int) -> None:
     if labels[True] and labels[False]:
         return
-    found = f"all {labels[True]} are desirable" if labels[True] else f"all {labels[False]} are undesirable"
+    if not labels:
+        fault = f"none of {rows} rows has a label"
+    elif labels[True]:
+        fault = f"all {labels[True]} labels of {rows} rows are desirable"
+    else:
+        fault = f"all {labels[False]} labels of {rows} rows are undesirable"
     raise DataError(
-        f"kto needs desirable and undesirable responses: of the labels in {rows} rows "
-        f"{found if labels else 'there is none'}; give `label: true` and `label: false` with prompt and completion, "
-        "or pairs"
+        f"kto needs desirable and undesirable responses, but {fault}; "
+        "give `label: true` and `label: false` with prompt and completion, or give pairs"
     )
 
 
-def _with_strangers(groups: Sequence[Group], rng: Any) -> list[Group]:
-    """Each group with as many responses of other prompts; over all groups every response is a stranger once.
+def _with_mismatched(groups: Sequence[Group], rng: Any) -> list[Group]:
+    """Add responses of other prompts to each group, as many as its own. Each response is added to one group.
 
-    Where one prompt has more than half of the responses, some of its own find no other prompt and no stranger.
+    If one prompt has more than half of the responses, some of them find no other prompt and are left out.
     """
-    places: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for index, group in enumerate(groups):
-        places.setdefault(tuple((turn["role"], turn["content"]) for turn in group.prompt), []).append(index)
-    alike = list(places.values())
-    # Responses of one prompt stand side by side, so those of another are as far away as the longest such row.
-    order = [index for at in rng.permutation(len(alike)) for index in alike[at]]
-    flat = [(index, response) for index in order for response in groups[index].responses]
-    step = max((sum(len(groups[index].responses) for index in same) for same in alike), default=0)
-    strangers: list[list[Response]] = [[] for _ in groups]
-    for at, (index, _) in enumerate(flat):
-        other, response = flat[at - step]
+    same_prompt = list(_by_prompt(groups).values())
+    order = [index for drawn in rng.permutation(len(same_prompt)) for index in same_prompt[drawn]]
+    responses = [(index, response) for index in order for response in groups[index].responses]
+    # Responses to one prompt are neighbors in this order. A shift by the largest such run reaches another prompt.
+    shift = max((sum(len(groups[index].responses) for index in indices) for indices in same_prompt), default=0)
+    added: defaultdict[int, list[Response]] = defaultdict(list)
+    for place, (index, _) in enumerate(responses):
+        other, response = responses[place - shift]
         if groups[other].prompt != groups[index].prompt:
-            strangers[index].append(replace(response, label=None))
-    return [replace(group, responses=(*group.responses, *new)) for group, new in zip(groups, strangers, strict=True)]
+            added[index].append(replace(response, label=None))
+    return [replace(group, responses=(*group.responses, *added[index])) for index, group in enumerate(groups)]
+
+
+def _by_prompt(groups: Sequence[Group]) -> dict[tuple[tuple[str, str], ...], list[int]]:
+    """Indices of the groups of each prompt."""
+    indices = defaultdict(list)
+    for index, group in enumerate(groups):
+        indices[tuple((turn["role"], turn["content"]) for turn in group.prompt)].append(index)
+    return indices
 
 
 @hookimpl

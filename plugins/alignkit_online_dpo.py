@@ -1,7 +1,8 @@
 """Online DPO: DPO on pairs of the policy's own samples (Guo et al. 2024, arXiv:2402.04792).
 
-A reward decides which sample of a pair is better; ties give no pair. Differs from the paper: the label comes from a
-reward, which may be `rlaif`'s judge, and more than two samples a prompt give the best against the worst, or all pairs.
+A reward decides which sample of a pair is better; tied samples form no pair.
+Differs from the paper: the label comes from any reward, of which a judge (`rlaif`) is one, and a prompt may have more
+than two samples, of which the best is paired with the worst, or each with each.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class OnlineDPO(Algorithm):
-    """Learn preferences between the policy's own samples."""
+    """Make the better of the policy's own samples likelier than the worse, relative to the reference."""
 
     source = ROLLOUTS
     needs = Needs(reference_logprobs=True, min_samples=2, pairs=True)
@@ -47,62 +48,72 @@ class OnlineDPO(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        beta: float = Field(0.1, gt=0, description="pull towards the reference, per nat")
+        beta: float = Field(
+            0.1, gt=0, description="scale of the implicit reward: higher keeps the policy closer to the reference"
+        )
         pairs: Literal["best_worst", "all"] = Field(
-            "best_worst", description="which of a prompt's samples are compared"
+            "best_worst", description="samples of a prompt to compare: the best with the worst, or all"
         )
         labels: Literal["score", "bradley_terry", "soft"] = Field(
-            "score", description="the better score wins; or with P = sigma(difference): by chance, or as a soft label"
+            "score", description="the higher score wins, or wins with P = sigma(difference), drawn or as a soft label"
         )
-        loss: Literal["sigmoid", "ipo", "hinge"] = Field("sigmoid", description="DPO's, IPO's or SLiC's")
-        label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="sigmoid: share of labels taken to be wrong")
+        loss: Literal["sigmoid", "ipo", "hinge"] = Field(
+            "sigmoid", description="loss of a pair: DPO's, IPO's or SLiC-HF's"
+        )
+        label_smoothing: float = Field(
+            0.0, ge=0, lt=0.5, description="share of labels assumed to be wrong, for `loss: sigmoid`"
+        )
 
         @model_validator(mode="after")
-        def _smoothing_has_a_use(self) -> OnlineDPO.Options:
+        def _smoothing_is_used(self) -> OnlineDPO.Options:
             if self.label_smoothing and self.loss != "sigmoid":
-                raise ValueError("label_smoothing bears on 'loss: sigmoid' alone")
+                raise ValueError("label_smoothing only applies to 'loss: sigmoid'")
             return self
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        """Groups with pairs; without one (all scores tie) they are left out and counted."""
-        found = [group for group in (self._paired(group, context.rng) for group in groups) if group.pairs]
-        count = sum(len(group.pairs or ()) for group in found)
-        context.log(pairs=count, groups_tied=len(groups) - len(found))
-        return found
+        """Groups with their pairs. Groups without a pair, because all scores tie, are left out and counted."""
+        paired = [group for group in (self._paired(group, context.rng) for group in groups) if group.pairs]
+        pairs = sum(len(group.pairs or ()) for group in paired)
+        context.log(pairs=pairs, groups_tied=len(groups) - len(paired))
+        return paired
 
     def _paired(self, group: Group, rng: Any) -> Group:
         scores = [response.reward for response in group.responses]
         if self.options.pairs == "all":
             compared = list(combinations(range(len(scores)), 2))
-            return replace(group, pairs=self._labelled(group, scores, compared, rng))
+            return replace(group, pairs=self._labeled(group, scores, compared, rng))
         best, worst = scores.index(max(scores)), scores.index(min(scores))
         two = replace(group, responses=(group.responses[best], group.responses[worst]))
-        return replace(two, pairs=self._labelled(two, [scores[best], scores[worst]], [(0, 1)], rng))
+        return replace(two, pairs=self._labeled(two, [scores[best], scores[worst]], [(0, 1)], rng))
 
-    def _labelled(
+    def _labeled(
         self, group: Group, scores: Sequence[float], compared: Sequence[tuple[int, int]], rng: Any
     ) -> tuple[Pair, ...]:
+        """The compared pairs of responses (indices) with their labels; without ties and equal responses."""
         pairs = []
-        for pair, first in zip(compared, F.preferred([(scores[i], scores[j]) for i, j in compared]), strict=True):
-            words = [group.responses[index].tokens for index in pair]
-            if first is None or (words[0] is not None and words[0] == words[1]):  # a tie, or the same words
-                continue
-            better, worse = pair[first], pair[1 - first]
-            p = 1 / (1 + math.exp(scores[worse] - scores[better]))  # Bradley-Terry
-            if self.options.labels == "bradley_terry" and rng.random() >= p:
-                better, worse = worse, better
-            pairs.append(Pair(better, worse, p=p if self.options.labels == "soft" else 1.0))
+        winners = F.preferred([(scores[i], scores[j]) for i, j in compared])
+        for pair, winner in zip(compared, winners, strict=True):
+            first, second = (group.responses[index].tokens for index in pair)
+            if winner is not None and (first is None or first != second):
+                pairs.append(self._label(scores, pair[winner], pair[1 - winner], rng))
         return tuple(pairs)
+
+    def _label(self, scores: Sequence[float], better: int, worse: int, rng: Any) -> Pair:
+        """The pair of two responses, of which `better` has the higher score."""
+        p = 1 / (1 + math.exp(scores[worse] - scores[better]))  # Bradley-Terry
+        if self.options.labels == "bradley_terry" and rng.random() >= p:
+            better, worse = worse, better
+        return Pair(better, worse, p=p if self.options.labels == "soft" else 1.0)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         losses, p = self._losses(), batch.pairs.p
         better, worse = batch.pairs.take(_log_ratios(batch, out))
         h = better - worse
-        # With P(better) = p < 1 the expectation over the label.
+        # A soft label: the expectation, because the other response is better with probability 1 - p.
         return Loss(**{self.options.loss: per_pair(p * losses(h) + (1 - p) * losses(-h))})
 
     def _losses(self) -> Callable[[Tensor], Tensor]:
-        """The loss of a pair as a function of h, the difference of its log-ratios in nats."""
+        """The loss of pairs as a function of h, the difference of their log-ratios in nats: [P] -> [P]."""
         o = self.options
         if o.loss == "ipo":
             return lambda h: F.ipo_loss(h, o.beta)
@@ -111,20 +122,14 @@ class OnlineDPO(Algorithm):
         return lambda h: F.preference_loss(o.beta * h, o.label_smoothing)
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        rewards = self.options.beta * _log_ratios(batch, out)
-        better, worse = batch.pairs.take(rewards)
-        return {
-            "accuracy": per_pair(batch.pairs.right(rewards)),
-            "implicit_reward/better": per_pair(better),
-            "implicit_reward/worse": per_pair(worse),
-        }
+        return batch.pairs.metrics(self.options.beta * _log_ratios(batch, out))
 
 
 def _log_ratios(batch: Batch, out: Outputs) -> Tensor:
-    """log P(response) / P_ref(response), [R] nats."""
+    """log pi/pi_ref of the responses in nats: [R]."""
     return F.sum_tokens(out.logprobs - batch.reference_logprobs, batch.mask)
 
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("online_dpo", OnlineDPO, summary="DPO on pairs of the policy's own samples, decided by a reward")
+    register("online_dpo", OnlineDPO, summary="DPO on pairs of the policy's own samples, labeled by a reward")

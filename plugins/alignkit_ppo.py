@@ -1,9 +1,10 @@
-"""PPO: proximal policy optimisation with a per-token KL penalty (Schulman et al. 2017; InstructGPT 2022 eq. (2)).
+"""PPO: proximal policy optimization with a KL penalty per token (Schulman et al. 2017, arXiv:1707.06347).
 
-Per-token rewards are -beta KL to the reference with the score on the last token (Ziegler et al. 2019), advantages
-by GAE with a value role of its own, policy and value losses clipped. InstructGPT's ptx is the stage's `mix`.
-Differs from InstructGPT: the score is normalised by demonstrations only where the recipe's reward is `normalized`;
-learning rate and clip suit LoRA.
+As in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, eq. 2), the reward of a token is minus the KL to the reference,
+and the last token also receives the score. Advantages are GAE's, from a value role; both losses are clipped.
+InstructGPT's pretraining mix (ptx) is the stage's `mix`.
+Differs from InstructGPT: scores are not shifted by those of demonstrations unless the reward is `normalized`, and the
+defaults for the learning rate and the clip range suit LoRA.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 
 class PPO(Algorithm):
-    """Raise the reward at a price per nat of KL."""
+    """Maximize the reward minus a KL penalty."""
 
     source = ROLLOUTS
     defaults = StageDefaults(
-        learning_rate=1e-3,  # for LoRA on models of some 100M weights; a tenth of it above a billion
+        learning_rate=1e-3,  # for LoRA on a model of about 100M weights; use a tenth of it above 1B
         epochs=2,
         batch_size=16,
         adam_epsilon=1e-5,
@@ -47,42 +48,48 @@ class PPO(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        kl_coefficient: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in reward units")
+        kl_coefficient: float = Field(0.05, ge=0, description="weight of the KL to the reference: reward per nat")
         kl_target: float | None = Field(
-            None, gt=0, description="nats per response; adapts kl_coefficient (Ziegler 2019)"
+            None, gt=0, description="KL to adapt kl_coefficient to, in nats per response (Ziegler et al. 2019)"
         )
-        kl_horizon: float = Field(10_000, gt=0, description="responses over which kl_coefficient adapts")
-        gamma: float = Field(1.0, gt=0, le=1, description="discount")
-        lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda")
-        clip_range: float = Field(0.2, gt=0, description="policy ratio may move so far in one iteration")
-        clip_range_high: float | None = Field(None, gt=0, description="the same upwards, where it differs")
-        value_clip_range: float | None = Field(0.2, gt=0, description="values may move so far; none: not clipped")
-        dual_clip: float | None = Field(None, gt=1, description="bound on the loss at negative advantages")
+        kl_horizon: float = Field(10_000, gt=0, description="number of responses over which kl_coefficient adapts")
+        gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
+        lam: float = Field(0.95, ge=0, le=1, description="lambda of GAE: 0 trusts the values, 1 the returns")
+        clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
+        clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different")
+        value_clip_range: float | None = Field(
+            0.2, gt=0, description="clip range of the value update; none: no clipping"
+        )
+        dual_clip: float | None = Field(
+            None, gt=1, description="dual-clip bound of the ratio at negative advantages (Ye et al. 2020)"
+        )
         value_coefficient: float = Field(0.1, ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
-        whiten_advantages: bool = Field(True, description="to mean 0 and variance 1 over the iteration's tokens")
+        whiten_advantages: bool = Field(
+            True, description="scale advantages to mean 0 and variance 1 over the iteration's tokens"
+        )
         group_baseline: bool = Field(
-            False, description="take the mean score of a prompt's samples off, so that values start right at zero"
+            False, description="subtract the mean score of a prompt's samples; values then start near zero"
         )
         shared_value: bool = Field(
-            False, description="values from a head on the policy's own hidden states; nearly halves the time to learn"
+            False, description="read values from the policy's hidden states; nearly halves the training time"
         )
-        score_clip: float | None = Field(None, gt=0, description="scores are held within so much of 0")
+        score_clip: float | None = Field(None, gt=0, description="clip scores to plus or minus this")
         aggregation: Literal["token_mean", "sequence_mean"] = Field(
-            "token_mean", description="what the policy loss is a mean of"
+            "token_mean", description="how the policy loss is averaged: over tokens, or per response first"
         )
 
         @model_validator(mode="after")
         def _target_has_a_use(self) -> PPO.Options:
             if self.kl_target is not None and not self.kl_coefficient:
-                raise ValueError("kl_target moves kl_coefficient by shares of it: give kl_coefficient above 0")
+                raise ValueError("kl_target scales kl_coefficient, so kl_coefficient must be above 0")
             if self.kl_target is None and "kl_horizon" in self.model_fields_set:
-                raise ValueError("kl_horizon bears on kl_target alone")
+                raise ValueError("kl_horizon only applies to kl_target")
             return self
 
     @property
     def needs(self) -> Needs:
-        """A group's mean takes two."""
+        """The mean of a group needs two samples."""
         o = self.options
         return Needs(
             old_logprobs=True,
@@ -95,27 +102,39 @@ class PPO(Algorithm):
         )
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
-        """Advantages and returns, [R, T], with the KL price of this iteration, which adapts afterwards."""
+        """Advantages and returns, [R, T]. The KL coefficient adapts for the next iteration."""
         o, mask = self.options, rollouts.mask
-        beta = self.state.get("kl_coefficient", o.kl_coefficient)
-        scores = rollouts.rewards
-        if o.score_clip is not None:
-            scores = scores.clamp(-o.score_clip, o.score_clip)
-        if o.group_baseline:  # as Shao et al. 2024; a prompt's level says nothing about its responses
-            scores = F.centered_advantages(scores, rollouts.group_index)
-        rewards = F.shape_rewards(scores, rollouts.old_logprobs, rollouts.reference_logprobs, mask, beta)
+        kl_coefficient = self.state.get("kl_coefficient", o.kl_coefficient)
+        rewards = F.shape_rewards(
+            self._scores(rollouts), rollouts.old_logprobs, rollouts.reference_logprobs, mask, kl_coefficient
+        )
         advantages, returns = F.gae(rewards, rollouts.old_values, mask, o.gamma, o.lam)
-        kl = F.sum_tokens(F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, mask), mask)
         self.metrics = {
-            "kl_coefficient": beta,
+            "kl_coefficient": kl_coefficient,
             "return": float(F.masked_mean(returns, mask)),
-            "explained_variance": _explained(rollouts.old_values[mask], returns[mask]),
+            "explained_variance": _explained_variance(rollouts.old_values[mask], returns[mask]),
         }
         if o.kl_target is not None:
-            seen = min(len(kl), o.kl_horizon)  # beyond it one iteration could make the price negative
-            self.state["kl_coefficient"] = F.adaptive_kl(beta, float(kl.mean()), o.kl_target, o.kl_horizon, seen)
-        whitened = F.masked_whiten(advantages, mask) if o.whiten_advantages else advantages
-        return {"advantages": whitened, "returns": returns}
+            self.state["kl_coefficient"] = self._adapted(kl_coefficient, rollouts)
+        return {
+            "advantages": F.masked_whiten(advantages, mask) if o.whiten_advantages else advantages,
+            "returns": returns,
+        }
+
+    def _scores(self, rollouts: Batch) -> Tensor:
+        """Clipped and centered scores, [R]."""
+        o, scores = self.options, rollouts.rewards
+        if o.score_clip is not None:
+            scores = scores.clamp(-o.score_clip, o.score_clip)
+        # As in GRPO: how hard a prompt is says nothing about which of its responses is better.
+        return F.centered_advantages(scores, rollouts.group_index) if o.group_baseline else scores
+
+    def _adapted(self, kl_coefficient: float, rollouts: Batch) -> float:
+        o, mask = self.options, rollouts.mask
+        kl = F.sum_tokens(F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, mask), mask)
+        # With more responses than the horizon, one iteration could make the coefficient negative.
+        count = min(len(kl), o.kl_horizon)
+        return F.adaptive_kl(kl_coefficient, float(kl.mean()), o.kl_target, o.kl_horizon, count)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o = self.options
@@ -135,14 +154,14 @@ class PPO(Algorithm):
         )
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """With `aggregation: sequence_mean` a response's tokens share the weight 1."""
+        """With `aggregation: sequence_mean` the tokens of a response share a weight of 1."""
         if self.options.aggregation == "token_mean":
             return {}
         mask = batch.mask.float()
         return {"policy_loss": mask / mask.sum(dim=1, keepdim=True).clamp(min=1)}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Over counted tokens: shares whose gradient the clips remove, KL moved in this iteration (k3), the ratio."""
+        """Over tokens: the shares that clipping leaves without a gradient, the KL to the old policy, and the ratio."""
         o, mask = self.options, batch.mask
         clipped = F.clipped(
             out.logprobs, batch.old_logprobs, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range
@@ -156,12 +175,12 @@ class PPO(Algorithm):
         }
 
 
-def _explained(values: Tensor, returns: Tensor) -> float:
-    """Share of the returns' variance that the values explain."""
+def _explained_variance(values: Tensor, returns: Tensor) -> float:
+    """Share of the variance of the returns that the values explain, for [N] and [N]; 0 if the returns are equal."""
     variance = float(returns.var()) if len(returns) > 1 else 0.0
     return 1 - float((returns - values).var()) / variance if variance else 0.0
 
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("ppo", PPO, summary="policy gradient with clipped updates, a value role and a KL price per token")
+    register("ppo", PPO, summary="policy gradient with clipped updates, a value role and a KL penalty per token")

@@ -1,8 +1,8 @@
 """SimPO, ORPO and CPO: preference pairs without a reward model and without a reference.
 
-SimPO: Meng et al. 2024, arXiv:2405.14734, eq. (6). ORPO: Hong et al. 2024, arXiv:2403.07691, eqs. (4), (7). CPO: Xu et
-al. 2024, arXiv:2401.08417. They differ in how a response is rated and in what its NLL is a mean of.
-Differs from the papers: soft labels, for which both terms are expectations over the label.
+SimPO: Meng et al. 2024, arXiv:2405.14734, eq. 6. ORPO: Hong et al. 2024, arXiv:2403.07691, eqs. 4 and 7. CPO: Xu et al.
+2024, arXiv:2401.08417. They differ in the implicit reward of a response and in how its NLL is averaged.
+Differs from the papers: labels may be soft, and both terms are then expectations over the label.
 """
 
 from __future__ import annotations
@@ -31,31 +31,34 @@ from alignkit import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-NLL = Literal["token_mean", "sequence_mean", "sequence_sum"]
-OF = "NLL of the better response: mean over all tokens, or over pairs of a response's mean or sum"
+NLLAggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
+NLL_AGGREGATION = "how the NLL is averaged: over tokens, or over pairs of each better response's mean or sum"
 
 
 class ReferenceFree(Algorithm):
-    """-log sigma(rating of the better - rating of the worse - margin), and the better one's NLL."""
+    """The loss -log sigma(reward of the better - reward of the worse - margin), plus the NLL of the better one."""
 
     needs = Needs(min_samples=2, pairs=True)
     defaults = StageDefaults(learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1)
-    margin = 0.0
 
     def coefficients(self) -> tuple[float, float]:
-        """Of the preference and of the NLL."""
+        """Weights of the preference term and of the NLL term."""
         return 1.0, self.options.nll_coefficient
 
-    def rating(self, sums: Tensor, means: Tensor) -> Tensor:
-        """Of responses, by the sum and the mean of their tokens' log-probabilities: [R], [R] -> [R]."""
+    def margin(self) -> float:
+        """What the better response's reward must exceed the worse one's by."""
+        return 0.0
+
+    def reward(self, sums: Tensor, means: Tensor) -> Tensor:
+        """Implicit rewards of responses, from the sums and the means of their log-probabilities: [R], [R] -> [R]."""
         raise NotImplementedError
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        better, worse = batch.pairs.take(self._ratings(batch, out))
-        p, (coefficient, nll_coefficient) = batch.pairs.p, self.coefficients()
-        # The expectation over a soft label: with 1 - p the other one is better.
-        losses = p * F.preference_loss(better - worse - self.margin)
-        losses = losses + (1 - p) * F.preference_loss(worse - better - self.margin)
+        better, worse = batch.pairs.take(self._rewards(batch, out))
+        p, margin, (coefficient, nll_coefficient) = batch.pairs.p, self.margin(), self.coefficients()
+        # A soft label: the expectation, because the other response is better with probability 1 - p.
+        losses = p * F.preference_loss(better - worse - margin)
+        losses = losses + (1 - p) * F.preference_loss(worse - better - margin)
         terms = {"preference": per_pair(losses, coefficient)}
         if nll_coefficient:
             terms["nll"] = self._nll(batch, out, nll_coefficient)
@@ -69,76 +72,71 @@ class ReferenceFree(Algorithm):
         return per_pair(batch.pairs.p * better + (1 - batch.pairs.p) * worse, coefficient)
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """`token_mean` is over better responses; one counts as often as it is the better of a pair."""
+        """With `token_mean`, `nll` counts a response as often as it is the better one of a pair."""
         if self.options.nll_aggregation != "token_mean":
             return {}
         return {"nll": batch.mask * batch.pairs.times_better(len(batch.mask))[:, None]}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        ratings = self._ratings(batch, out)
-        better, worse = batch.pairs.take(ratings)
-        return {
-            "accuracy": per_pair(batch.pairs.right(ratings)),
-            "rating/better": per_pair(better),
-            "rating/worse": per_pair(worse),
-        }
+        return batch.pairs.metrics(self._rewards(batch, out))
 
-    def _ratings(self, batch: Batch, out: Outputs) -> Tensor:
-        return self.rating(F.sum_tokens(out.logprobs, batch.mask), F.mean_tokens(out.logprobs, batch.mask))
+    def _rewards(self, batch: Batch, out: Outputs) -> Tensor:
+        return self.reward(F.sum_tokens(out.logprobs, batch.mask), F.mean_tokens(out.logprobs, batch.mask))
 
 
 class SimPO(ReferenceFree):
-    """Rated by the mean log-probability of a token; the better one must be ahead by gamma."""
+    """The implicit reward is the mean log-probability of a token, and the better one must win by a margin."""
 
     class Options(Algorithm.Options):
-        beta: float = Field(2.0, gt=0, description="scale of the mean log-probability of a token")
-        gamma: float = Field(1.0, ge=0, description="the better response must be ahead by so much")
-        nll_coefficient: float = Field(0.0, ge=0, description="weight of the NLL (CPO-SimPO)")
-        nll_aggregation: NLL = Field("token_mean", description=OF)
+        beta: float = Field(2.0, gt=0, description="scale of the implicit reward: the mean log-probability of a token")
+        target_margin: float = Field(1.0, ge=0, description="margin the better response must win by: SimPO's gamma")
+        nll_coefficient: float = Field(0.0, ge=0, description="weight of the NLL term: above 0 it is CPO-SimPO")
+        nll_aggregation: NLLAggregation = Field("token_mean", description=NLL_AGGREGATION)
 
         @model_validator(mode="after")
-        def _nll_has_a_use(self) -> SimPO.Options:
-            return _used(self)
+        def _nll_is_used(self) -> SimPO.Options:
+            return _check_nll(self)
 
-    @property
-    def margin(self) -> float:  # type: ignore[override]
-        return float(self.options.gamma)
+    def margin(self) -> float:
+        return float(self.options.target_margin)
 
-    def rating(self, sums: Tensor, means: Tensor) -> Tensor:
+    def reward(self, sums: Tensor, means: Tensor) -> Tensor:
         return self.options.beta * means
 
 
 class ORPO(ReferenceFree):
-    """Rated by the log-odds of the mean token's probability."""
+    """The implicit reward is the log-odds of the mean token."""
 
     class Options(Algorithm.Options):
-        lam: float = Field(0.1, gt=0, description="weight of the odds ratio; TRL's beta")
-        nll_aggregation: NLL = Field("sequence_mean", description=OF)
+        odds_ratio_coefficient: float = Field(
+            0.1, gt=0, description="weight of the odds-ratio term: the paper's lambda, TRL's beta"
+        )
+        nll_aggregation: NLLAggregation = Field("sequence_mean", description=NLL_AGGREGATION)
 
     def coefficients(self) -> tuple[float, float]:
-        return self.options.lam, 1.0
+        return self.options.odds_ratio_coefficient, 1.0
 
-    def rating(self, sums: Tensor, means: Tensor) -> Tensor:
+    def reward(self, sums: Tensor, means: Tensor) -> Tensor:
         return F.log_odds(means)
 
 
 class CPO(ReferenceFree):
-    """Rated by the log-probability."""
+    """The implicit reward is the log-probability of the response."""
 
     class Options(Algorithm.Options):
-        beta: float = Field(0.1, gt=0, description="scale of the log-probability")
-        nll_coefficient: float = Field(1.0, ge=0, description="weight of the NLL; TRL's cpo_alpha")
-        nll_aggregation: NLL = Field("sequence_sum", description=OF)
+        beta: float = Field(0.1, gt=0, description="scale of the implicit reward: the log-probability of the response")
+        nll_coefficient: float = Field(1.0, ge=0, description="weight of the NLL term: TRL's cpo_alpha")
+        nll_aggregation: NLLAggregation = Field("sequence_sum", description=NLL_AGGREGATION)
 
         @model_validator(mode="after")
-        def _nll_has_a_use(self) -> CPO.Options:
-            return _used(self)
+        def _nll_is_used(self) -> CPO.Options:
+            return _check_nll(self)
 
-    def rating(self, sums: Tensor, means: Tensor) -> Tensor:
+    def reward(self, sums: Tensor, means: Tensor) -> Tensor:
         return self.options.beta * sums
 
 
-def _used(options: Any) -> Any:
+def _check_nll(options: Any) -> Any:
     if "nll_aggregation" in options.model_fields_set and not options.nll_coefficient:
         raise ValueError("'nll_aggregation' has no effect while nll_coefficient is 0")
     return options
@@ -146,6 +144,6 @@ def _used(options: Any) -> Any:
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("simpo", SimPO, summary="preference pairs by mean log-probability and a margin, without a reference")
-    register("orpo", ORPO, summary="demonstrations and the odds of better over worse at once, without a reference")
-    register("cpo", CPO, summary="preference pairs by log-probability and the better one's NLL, without a reference")
+    register("simpo", SimPO, summary="learn from pairs by mean log-probability and a margin, without a reference")
+    register("orpo", ORPO, summary="learn the better responses and the odds ratio at once, without a reference")
+    register("cpo", CPO, summary="learn from pairs by log-probability, plus the NLL of the better, without a reference")

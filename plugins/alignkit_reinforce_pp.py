@@ -1,9 +1,9 @@
 """REINFORCE++: PPO without a value role (Hu 2025, arXiv:2501.03262).
 
-A token's return is the score minus beta times the KL from it to the end, whitened over all tokens of the iteration;
-updates are clipped as in PPO. REINFORCE++-baseline is `group_baseline`. Differs from the paper: with the group baseline
-the KL stays in the reward, where its later versions put k2 into the loss; an iteration in which no return differs is
-skipped and counted.
+The return of a token is the score minus `kl_coefficient` times the KL from this token to the end. Returns are whitened
+over all tokens of the iteration, and updates are clipped as in PPO. `group_baseline` makes it REINFORCE++-baseline.
+Differs from the paper: with the group baseline the KL stays in the reward, whereas later versions of the paper add k2
+to the loss. An iteration of equal returns is skipped and counted.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from alignkit import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUNDING = 1e-6  # returns that differ by less, in reward units, are equal
+ROUNDING = 1e-6  # reward units; returns that differ by less are equal
 
 
 class ReinforcePP(Algorithm):
-    """Raise the probability of tokens whose return was above the whole batch's."""
+    """Make tokens likelier that return more than the iteration's mean, and the others less likely."""
 
     source = ROLLOUTS
     defaults = StageDefaults(
-        learning_rate=1e-3,  # for LoRA on models of some 100M weights; a tenth of it above a billion
+        learning_rate=1e-3,  # for LoRA on a model of about 100M weights; use a tenth of it above 1B
         epochs=2,
         batch_size=16,
         lr_scheduler_type="linear",
@@ -48,22 +48,22 @@ class ReinforcePP(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        kl_coefficient: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in reward units")
-        group_baseline: bool = Field(False, description="take the mean score of the prompt's responses off first")
+        kl_coefficient: float = Field(0.05, ge=0, description="weight of the KL to the reference: reward per nat")
+        group_baseline: bool = Field(False, description="subtract the mean score of a prompt's samples")
         whiten_advantages: bool = Field(
-            True, description="returns to mean 0 and variance 1 over all tokens of the iteration"
+            True, description="scale advantages to mean 0 and variance 1 over the iteration's tokens"
         )
-        clip_range: float = Field(0.2, gt=0, description="policy ratio may move so far in one iteration")
-        clip_range_high: float | None = Field(None, gt=0, description="the same upwards, where it differs")
+        clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
+        clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different")
         aggregation: Literal["token_mean", "sequence_mean"] = Field(
-            "token_mean", description="mean over tokens, or over responses of their token means"
+            "token_mean", description="how the policy loss is averaged: over tokens, or per response first"
         )
 
     @property
     def needs(self) -> Needs:
-        """A group's mean takes two."""
-        least = 2 if self.options.group_baseline else 1
-        return Needs(old_logprobs=True, reference_logprobs=True, min_samples=least)
+        """The mean of a group needs two samples."""
+        min_samples = 2 if self.options.group_baseline else 1
+        return Needs(old_logprobs=True, reference_logprobs=True, min_samples=min_samples)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R, T]."""
@@ -81,18 +81,16 @@ class ReinforcePP(Algorithm):
         return {"advantages": F.masked_whiten(returns, mask) if o.whiten_advantages else returns}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        o, mask = self.options, batch.mask
+        o = self.options
         policy = F.ppo_policy_loss(
             out.logprobs, batch.old_logprobs, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range
         )
-        return Loss(
-            policy_loss=per_token(policy)
-            if o.aggregation == "token_mean"
-            else per_response(F.mean_tokens(policy, mask))
-        )
+        if o.aggregation == "token_mean":
+            return Loss(policy_loss=per_token(policy))
+        return Loss(policy_loss=per_response(F.mean_tokens(policy, batch.mask)))
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Over counted tokens: share whose gradient the clip removes, KL moved in this iteration (k3), the ratio."""
+        """Over tokens: the share that clipping leaves without a gradient, the KL to the old policy, and the ratio."""
         o, old, mask = self.options, batch.old_logprobs, batch.mask
         clipped = F.clipped(
             out.logprobs, old, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range, mask
@@ -106,4 +104,6 @@ class ReinforcePP(Algorithm):
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("reinforce_pp", ReinforcePP, summary="REINFORCE++: clipped updates with returns whitened over the batch")
+    register(
+        "reinforce_pp", ReinforcePP, summary="REINFORCE++: clipped updates with returns whitened over the iteration"
+    )

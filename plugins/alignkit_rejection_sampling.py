@@ -1,16 +1,17 @@
-"""Rejection sampling: fine-tune on the best of K samples by reward (Llama 2 2023, section 3.2.3).
+"""Rejection sampling: fine-tune on the best of K samples by reward (Llama 2, Touvron et al. 2023, arXiv:2307.09288).
 
-Later iterations learn the best samples of earlier ones again (Llama 2 found that learning from the last iteration's
-samples alone forgets): a prompt's earlier sample stands while no later one is better; which prompts come back is drawn
-anew each time, because the same few samples again and again would be learned by heart. Differs from Llama 2: every
-model size samples for itself. `pool: batch` is RAFT's global variant (Dong et al. 2023,
-arXiv:2304.06767): the best 1/K of all samples, so that a prompt may get several or none; it carries none over.
+Llama 2 (section 3.2.3) found that a policy forgets if it learns from the samples of the last iteration only. So later
+iterations replay the best samples of earlier prompts; a prompt keeps its sample until a better one is drawn. Which
+prompts return is random in every iteration, because the same few samples would be memorized.
+Differs from Llama 2: every model samples for itself, not for smaller ones. `pool: batch` is RAFT's global variant (Dong
+et al. 2023, arXiv:2304.06767): the best 1/K of all samples, so that a prompt may have several or none. It replays none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Literal
 
 from pydantic import model_validator
@@ -34,8 +35,17 @@ from alignkit import (
 from alignkit import functional as F
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best sample of a prompt. Iterations count from 0."""
+
+    group: Group
+    response: Response
+    iteration: int
+
+
 class RejectionSampling(Algorithm):
-    """Sample K, keep the best, learn it as a demonstration."""
+    """Sample K responses, keep the best, and learn it as a demonstration."""
 
     source = ROLLOUTS
     defaults = StageDefaults(
@@ -43,17 +53,15 @@ class RejectionSampling(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        replay_ratio: float = Field(
-            0.5, ge=0, description="samples of earlier iterations per new one; 0: none are carried"
-        )
+        replay_ratio: float = Field(0.5, ge=0, description="replayed samples of earlier iterations per new sample")
         pool: Literal["prompt", "batch"] = Field(
-            "prompt", description="best of each prompt's K samples, or the best 1/K of all (RAFT)"
+            "prompt", description="learn the best of each prompt's K samples, or the best 1/K of all (RAFT)"
         )
 
         @model_validator(mode="after")
-        def _carries_prompts(self) -> RejectionSampling.Options:
+        def _replay_needs_prompts(self) -> RejectionSampling.Options:
             if self.pool == "batch" and self.replay_ratio and "replay_ratio" in self.model_fields_set:
-                raise ValueError("'pool: batch' carries nothing over: leave replay_ratio out")
+                raise ValueError("'pool: batch' replays nothing: leave replay_ratio out")
             return self
 
         @property
@@ -63,61 +71,72 @@ class RejectionSampling(Algorithm):
 
     @property
     def needs(self) -> Needs:
+        """A choice needs two samples."""
         return Needs(min_samples=2, replay=self.options.replays)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        tied = sum(len({response.reward for response in group.responses}) == 1 for group in groups)
-        context.log(groups_tied=tied)
-        if tied == len(groups) and len({group.responses[0].reward for group in groups}) == 1:
-            return []  # nothing is better than anything else
-        chosen = _top(groups) if self.options.pool == "batch" else self._best_of_prompts(groups, context)
-        rewards = [response.reward for group in chosen for response in group.responses]
-        carried = sum(bool(group.meta.get("replayed")) for group in chosen)
-        context.log(best_reward=sum(rewards) / max(1, len(rewards)), replayed=carried)
+        """The best samples, each in a group of its own or with others of its prompt; none if all rewards are equal."""
+        rewards = [{response.reward for response in group.responses} for group in groups]
+        context.log(groups_tied=sum(len(distinct) == 1 for distinct in rewards))
+        if len(set().union(*rewards)) == 1:
+            return []
+        chosen = _best_of_all(groups) if self.options.pool == "batch" else self._best_of_prompts(groups, context)
+        learned = [response.reward for group in chosen for response in group.responses]
+        context.log(
+            best_reward=sum(learned) / max(1, len(learned)),
+            replayed=sum(bool(group.meta.get("replayed")) for group in chosen),
+        )
         return chosen
 
     def _best_of_prompts(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        earlier = context.replay() if self.options.replays else ()
-        *old, fresh = tables = [_samples(iteration) for iteration in (*earlier, groups)]
-        prompts = list(dict.fromkeys(key for table in tables for key in table))
-        rewards = [[[response.reward for _, response in table.get(key, ())] for key in prompts] for table in tables]
-        iterations, places, _ = F.best_so_far(rewards)
-        best: dict[str, Group] = {}
-        for key, iteration, place in zip(prompts, iterations[-1].tolist(), places[-1].tolist(), strict=True):
-            group, response = tables[iteration][key][place]
-            meta = {**group.meta, "replayed": True} if iteration < len(old) else group.meta
-            best[key] = replace(group, responses=(response,), pairs=None, meta=meta)
-        past = sorted(best.keys() - fresh.keys())
-        count = min(len(past), int(self.options.replay_ratio * len(fresh)))
-        drawn = [best[past[place]] for place in context.rng.permutation(len(past))[:count]]
-        return [*(best[key] for key in fresh), *drawn]
+        """The best sample of each prompt of this iteration, then replayed ones of other prompts."""
+        earlier = context.replay() if self.options.replays else []
+        best = _best([*earlier, groups])
+        new = dict.fromkeys(_key(group) for group in groups)
+        old = sorted(best.keys() - new.keys())
+        replayed = min(len(old), int(self.options.replay_ratio * len(new)))
+        drawn = [old[place] for place in context.rng.permutation(len(old))[:replayed]]
+        return [_demonstration(best[key], current=len(earlier)) for key in (*new, *drawn)]
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         return Loss(nll=per_token(-out.logprobs))
 
 
-def _samples(groups: Sequence[Group]) -> dict[str, list[tuple[Group, Response]]]:
-    """Each prompt's responses with their groups, in order; a prompt may stand in an iteration twice."""
-    found: dict[str, list[tuple[Group, Response]]] = {}
-    for group in groups:
-        key = "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in group.prompt)
-        found.setdefault(key, []).extend((group, response) for response in group.responses)
-    return found
+def _best(iterations: Sequence[Sequence[Group]]) -> dict[str, Best]:
+    """The best sample of each prompt over all iterations; of equal rewards, the first."""
+    best: dict[str, Best] = {}
+    for iteration, groups in enumerate(iterations):
+        for group in groups:
+            for response in group.responses:
+                known = best.get(_key(group))
+                if known is None or response.reward > known.response.reward:
+                    best[_key(group)] = Best(group, response, iteration)
+    return best
 
 
-def _top(groups: Sequence[Group]) -> list[Group]:
-    """The best samples of all prompts together, as many as there are prompts, each with its prompt's others."""
+def _key(group: Group) -> str:
+    """The prompt as text. The same prompt may be sampled for several groups."""
+    return "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in group.prompt)
+
+
+def _demonstration(best: Best, current: int) -> Group:
+    """The group with its best response only, marked if it comes from an earlier iteration."""
+    meta = {**best.group.meta, "replayed": True} if best.iteration < current else best.group.meta
+    return replace(best.group, responses=(best.response,), pairs=None, meta=meta)
+
+
+def _best_of_all(groups: Sequence[Group]) -> list[Group]:
+    """The best samples of all prompts together, as many as there are prompts."""
     import torch
 
     rewards = torch.tensor([response.reward for group in groups for response in group.responses], dtype=torch.float64)
     top = set(F.raft_top(rewards, count=len(groups)).tolist())
-    found, first = [], 0
-    for group in groups:
-        kept = tuple(response for place, response in enumerate(group.responses, first) if place in top)
-        first += len(group.responses)
-        if kept:
-            found.append(replace(group, responses=kept, pairs=None))
-    return found
+    place = count()
+    chosen = [
+        replace(group, responses=tuple(response for response in group.responses if next(place) in top), pairs=None)
+        for group in groups
+    ]
+    return [group for group in chosen if group.responses]
 
 
 @hookimpl

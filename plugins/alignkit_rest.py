@@ -1,9 +1,10 @@
-"""ReST and expert iteration: fine-tune on those of the policy's own samples that scored above a threshold.
+"""ReST and expert iteration: fine-tune on those of the policy's own samples that score above a threshold.
 
-ReST (Gulcehre et al. 2023, arXiv:2308.08998, algorithm 1): grow a set of samples once, then improve on it in several
-steps whose threshold rises while the learning rate falls. Expert iteration: one step, for rewards that verify. Differs
-from the paper: the loss is a mean over the learned tokens, where the paper divides by the size of the grown set, which
-has the same minimum; ReST-EM starts every iteration from the base model again, here it goes on.
+ReST (Gulcehre et al. 2023, arXiv:2308.08998, algorithm 1) grows a set of samples once, then improves on it in several
+steps, in which the threshold rises and the learning rate falls. Expert iteration takes one step; it suits rewards that
+verify an answer.
+Differs from the paper: the loss is averaged over the learned tokens, whereas the paper divides by the size of the grown
+set; the minimum is the same. ReST-EM starts every iteration from the base model; here the policy continues.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from alignkit import (
 
 
 class ReST(Algorithm):
-    """Grow a set of samples, then learn ever better parts of it."""
+    """Grow a set of samples, then learn better and better subsets of it."""
 
     source = ROLLOUTS
     defaults = StageDefaults(
@@ -41,37 +42,41 @@ class ReST(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        thresholds: list[float] = Field([0.5, 0.7, 0.9], min_length=1, description="rising, one for each improve step")
-        scale: Literal["quantile", "absolute"] = Field(
-            "quantile", description="thresholds are quantiles of all samples of the iteration, or rewards"
+        thresholds: list[float] = Field(
+            [0.5, 0.7, 0.9], min_length=1, description="rising thresholds of the reward: one for each improve step"
         )
-        lr_decay: float = Field(0.5, gt=0, le=1, description="learning rate of an improve step over that before it")
+        scale: Literal["quantile", "absolute"] = Field(
+            "quantile", description="scale of the thresholds: quantiles of the iteration's samples, or rewards"
+        )
+        lr_decay: float = Field(
+            0.5, gt=0, le=1, description="factor of the learning rate from step to step"
+        )
 
         @model_validator(mode="after")
         def _rising(self) -> ReST.Options:
             if any(low >= high for low, high in pairwise(self.thresholds)):
                 raise ValueError(f"thresholds must rise, and {self.thresholds} do not")
             if self.scale == "quantile" and not 0 <= self.thresholds[0] <= self.thresholds[-1] < 1:
-                raise ValueError("quantiles are from 0 to below 1; rewards are 'scale: absolute'")
+                raise ValueError("quantiles must be at least 0 and below 1; for rewards set 'scale: absolute'")
             if len(self.thresholds) == 1 and "lr_decay" in self.model_fields_set:
-                raise ValueError("lr_decay is between improve steps, and one threshold makes one step")
+                raise ValueError("lr_decay needs several improve steps, but there is one threshold")
             return self
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
-        """A phase for each threshold that some sample exceeds; the others are counted (`empty_steps`)."""
+        """A phase for each threshold that a sample exceeds; the others are counted as `empty_steps`."""
         thresholds = self._thresholds([response.reward for group in groups for response in group.responses])
         total, phases = sum(len(group.responses) for group in groups), []
         for step, threshold in enumerate(thresholds):
-            kept = _above(groups, threshold)
-            share = sum(len(group.responses) for group in kept) / max(1, total)
+            above = _above(groups, threshold)
+            share = sum(len(group.responses) for group in above) / max(1, total)
             context.log(**{f"threshold/{step + 1}": threshold, f"learned/{step + 1}": share})
-            if kept:
-                phases.append(Phase(kept, lr_scale=self.options.lr_decay**step))
+            if above:
+                phases.append(Phase(above, lr_scale=self.options.lr_decay**step))
         context.log(empty_steps=len(thresholds) - len(phases))
         return phases
 
     def _thresholds(self, rewards: Sequence[float]) -> list[float]:
-        """In reward units; quantiles are of the whole grown set, not of what the step before kept."""
+        """Thresholds in reward units. Quantiles are of the whole grown set, not of the previous step's subset."""
         if self.options.scale == "absolute":
             return list(self.options.thresholds)
         import numpy as np
@@ -83,7 +88,7 @@ class ReST(Algorithm):
 
 
 class ExpertIteration(Algorithm):
-    """Learn the samples that a verifier accepts."""
+    """Learn the samples that a reward accepts."""
 
     source = ROLLOUTS
     defaults = StageDefaults(
@@ -91,13 +96,13 @@ class ExpertIteration(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        threshold: float = Field(0.0, description="samples with a reward above it are learned; equal is not above")
+        threshold: float = Field(0.0, description="learn samples whose reward is above this")
         max_per_prompt: int | None = Field(
-            None, ge=1, description="most samples of one prompt, so that easy ones do not prevail"
+            None, ge=1, description="learn at most this many samples of a prompt, so that easy prompts do not dominate"
         )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
-        """Groups with their accepted samples, the first `cap` of each in the order of sampling."""
+        """Groups with their accepted samples, the first `max_per_prompt` of each."""
         accepted = _above(groups, self.options.threshold)
         chosen = [replace(group, responses=group.responses[: self.options.max_per_prompt]) for group in accepted]
         context.log(
@@ -112,16 +117,16 @@ class ExpertIteration(Algorithm):
 
 
 def _above(groups: Sequence[Group], threshold: float) -> list[Group]:
-    """Groups with those responses whose reward is above the threshold; without the groups that have none."""
-    found = []
+    """Groups with the responses whose reward is above the threshold; groups without any are left out."""
+    above = []
     for group in groups:
-        kept = tuple(response for response in group.responses if response.reward > threshold)
-        if kept:
-            found.append(replace(group, responses=kept, pairs=None))
-    return found
+        responses = tuple(response for response in group.responses if response.reward > threshold)
+        if responses:
+            above.append(replace(group, responses=responses, pairs=None))
+    return above
 
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("rest", ReST, summary="grow a set of samples, then fine-tune on ever better parts of it")
+    register("rest", ReST, summary="grow a set of samples, then fine-tune on better and better subsets of it")
     register("expert_iteration", ExpertIteration, summary="fine-tune on samples with a reward above a threshold")

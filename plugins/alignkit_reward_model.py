@@ -1,8 +1,10 @@
-"""Reward model: a scalar head learns which response people preferred (Bradley-Terry).
+"""Reward model: a scalar head learns which response people prefer (Bradley-Terry).
 
-Pairs: Stiennon et al. 2020, section 3.4. Rankings of K: InstructGPT 2022 eq. (1), all pairs of a prompt in one batch
-element, averaged per prompt, each response run once. Margins: Llama 2 2023 eq. (2), table 27. Centring: Eisenstein
-et al. 2023. Differs from the papers: tied responses give no pair.
+Pairs: Stiennon et al. 2020 (arXiv:2009.01325, section 3.4). Rankings: InstructGPT (Ouyang et al. 2022,
+arXiv:2203.02155, eq. 1); all pairs of a ranking share a weight of 1, and each response runs through the model once.
+Margins: Llama 2 (Touvron et al. 2023, arXiv:2307.09288, eq. 2 and table 27). Centering: Eisenstein et al. 2023
+(arXiv:2312.09244).
+Differs from the papers: tied responses form no pair.
 """
 
 from __future__ import annotations
@@ -35,31 +37,31 @@ if TYPE_CHECKING:
 
 
 class RewardModel(Algorithm):
-    """Learn preferences."""
+    """Score the better response of a pair higher than the worse."""
 
     trains = REWARD
     needs = Needs(min_samples=2, pairs=True)
-    # One epoch: InstructGPT found that more over-fit.
+    # One epoch: InstructGPT found that more overfit.
     defaults = StageDefaults(learning_rate=2e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
 
     class Options(Algorithm.Options):
         margin: Literal["none", "llama2-small", "llama2-large", "data"] = Field(
-            "none", description="a pair's margin: by its level in one of Llama 2's tables, or the data's own number"
+            "none", description="margin of a pair: from Llama 2's table by its level, or the number in the data"
         )
-        center_coefficient: float = Field(0.01, ge=0, description="pull of the scores' free level towards 0")
+        center_coefficient: float = Field(0.01, ge=0, description="weight of the term that centers scores around 0")
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
-        """Raises DataError when margins are asked for and no pair has one of that kind; counts pairs without."""
+        """Raise DataError if no pair has the kind of margin that the options ask for; count the pairs that lack it."""
         kind = self.options.margin
         if kind == "none" or context.validation:
             return groups
         margins = [pair.margin for group in groups for pair in resolved_pairs(group)]
         wanted = (int, float) if kind == "data" else str
-        without = sum(not isinstance(margin, wanted) for margin in margins)
-        if without == len(margins):
-            what = "a number" if kind == "data" else "the name of a level"
-            raise DataError(f"margin: {kind} needs pairs whose margin is {what}, and no pair has one")
-        context.log(pairs_without_margin=without)
+        missing = sum(not isinstance(margin, wanted) for margin in margins)
+        if missing == len(margins):
+            expected = "a number" if kind == "data" else "the name of a level"
+            raise DataError(f"'margin: {kind}' needs pairs whose margin is {expected}, but no pair has one")
+        context.log(pairs_without_margin=missing)
         return groups
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -73,16 +75,16 @@ class RewardModel(Algorithm):
         return Loss(rank=per_pair(rank), center=per_pair(center, self.options.center_coefficient))
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        better, worse = batch.pairs.take(out.scores)
-        right = batch.pairs.right(out.scores)
-        found = {"accuracy": per_pair(right), "score_gap": per_pair(better - worse)}
-        for level in sorted({level for level in batch.pairs.levels if level is not None}):
-            is_level = right.new_tensor([float(other == level) for other in batch.pairs.levels]) > 0
-            found[f"accuracy/{level}"] = per_pair(right.masked_fill(~is_level, float("nan")))
-        return found
+        """`accuracy/LEVEL` is over the pairs whose margin is that level."""
+        right, levels = batch.pairs.right(out.scores), batch.pairs.levels
+        metrics = batch.pairs.metrics(out.scores)
+        for level in sorted({level for level in levels if level is not None}):
+            others = right.new_tensor([other != level for other in levels]).bool()
+            metrics[f"accuracy/{level}"] = per_pair(right.masked_fill(others, float("nan")))
+        return metrics
 
     def _margins(self, batch: Batch) -> Tensor:
-        """[P]"""
+        """Margins of the pairs: [P]."""
         kind = self.options.margin
         if kind == "none":
             return batch.pairs.margin.new_zeros(len(batch.pairs))
@@ -93,7 +95,7 @@ class RewardModel(Algorithm):
 
 
 def _level(level: str | None, table: str) -> float:
-    """Llama 2's margin of a level; pairs that state none count as its lowest."""
+    """Llama 2's margin of a level; 0, the lowest, for a pair without a level."""
     if level is None:
         return 0.0
     return F.llama2_margin(level if level in ("better", "unsure") else f"{level}_better", table)
@@ -101,4 +103,4 @@ def _level(level: str | None, table: str) -> float:
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("reward_model", RewardModel, summary="learn a scalar score from pairs or rankings")
+    register("reward_model", RewardModel, summary="learn a scalar score from preference pairs or rankings")

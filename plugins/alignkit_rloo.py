@@ -1,8 +1,9 @@
 """RLOO: REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024, arXiv:2402.14740, section 3.2).
 
-A whole response is one action; its return is the score minus beta times the KL of the whole response. Differs from the
-paper: the ratio to the policy that sampled is clipped as in PPO, so that rollouts may be learned more than once; at
-ratio 1, in the first step of an iteration, the gradient is the paper's.
+A whole response is one action. Its return is the score minus `kl_coefficient` times the KL of the response, and its
+baseline is the mean return of the prompt's other responses.
+Differs from the paper: the ratio to the policy that wrote the response is clipped as in PPO, so that rollouts can be
+learned from more than once. In the first step of an iteration the ratio is 1 and the gradient is the paper's.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from alignkit import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUNDING = 1e-6  # advantages below it, in reward units, are rounding errors
+ROUNDING = 1e-6  # reward units; smaller advantages are rounding errors
 
 
 class RLOO(Algorithm):
-    """Raise the probability of responses whose return was above that of the others to their prompt."""
+    """Make responses likelier that return more than the prompt's others, and the rest less likely."""
 
     source = ROLLOUTS
     needs = Needs(old_logprobs=True, reference_logprobs=True, min_samples=2)
     defaults = StageDefaults(
-        learning_rate=1e-3,  # for LoRA on models of some 100M weights; a tenth of it above a billion
+        learning_rate=1e-3,  # for LoRA on a model of about 100M weights; use a tenth of it above 1B
         epochs=1,
         batch_size=16,
         lr_scheduler_type="linear",
@@ -48,9 +49,9 @@ class RLOO(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        kl_coefficient: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in reward units")
-        clip_range: float = Field(0.2, gt=0, description="ratio of a whole response may move so far in one iteration")
-        clip_range_high: float | None = Field(None, gt=0, description="the same upwards, where it differs")
+        kl_coefficient: float = Field(0.05, ge=0, description="weight of the KL to the reference: reward per nat")
+        clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio, which is of whole responses")
+        clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different")
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R]."""
@@ -59,7 +60,7 @@ class RLOO(Algorithm):
         advantages = F.rloo_advantages(returns, rollouts.group_index)
         self.metrics = {"return": float(returns.mean()), "advantage_size": float(advantages.abs().mean())}
         if not advantages.abs().max() > ROUNDING:
-            return Skip("no return differs from the others of its group")
+            return Skip("in every group the returns are equal")
         return {"advantages": advantages}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
@@ -68,20 +69,18 @@ class RLOO(Algorithm):
         return Loss(policy_loss=per_response(policy))
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Share of responses whose gradient the clip removes, their ratio; KL moved in this iteration (k3)."""
+        """The share of responses that clipping leaves without a gradient, the ratio, and the KL to the old policy."""
         o, sums = self.options, _sums(batch, out)
-        moved = F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)
+        clipped = F.clipped(*sums, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range)
         return {
-            "clip_fraction": per_response(
-                F.clipped(*sums, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range)
-            ),
+            "clip_fraction": per_response(clipped),
             "ratio": per_response(F.ratio(*sums)),
-            "approx_kl": per_token(moved),
+            "approx_kl": per_token(F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)),
         }
 
 
 def _sums(batch: Batch, out: Outputs) -> tuple[Tensor, Tensor]:
-    """log P(response) now and when it was sampled, [R] nats."""
+    """New and old log-probabilities of the responses in nats: [R], [R]."""
     return F.sum_tokens(out.logprobs, batch.mask), F.sum_tokens(batch.old_logprobs, batch.mask)
 
 

@@ -1,7 +1,8 @@
-"""SFT: cross-entropy on the assistant's tokens (InstructGPT 2022, section 3.5; Llama 2 2023, section 3.1), and `lm`,
-the same on raw text.
+"""Supervised learning: `sft` learns demonstrations, `lm` raw text.
 
-Differs from the papers: nothing. The mean is over the counted tokens of the whole optimiser batch.
+Both minimize the cross-entropy, averaged over the tokens of the whole optimizer batch. `sft` counts the assistant's
+tokens only (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; Llama 2, Touvron et al. 2023,
+arXiv:2307.09288, section 3.1). Differs from the papers: nothing.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from alignkit.data.group import preview, why_not_demonstration
 
 
 class SFT(Algorithm):
-    """Learn demonstrations."""
+    """Make the assistant's turns of demonstrations likelier."""
 
     defaults = StageDefaults(learning_rate=2e-4, epochs=2, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
 
     class Options(Algorithm.Options):
-        turns: Literal["all", "last"] = Field("all", description="assistant turns that are learned")
+        turns: Literal["all", "last"] = Field("all", description="assistant turns of a conversation to learn")
 
     def trained_turns(self) -> str:
         return str(self.options.turns)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
-        """Raises DataError for what is no demonstration: of comparisons the worse response would be learned, too."""
+        """Raise DataError if a row is no demonstration: the worse response of a comparison would be learned, too."""
         for group in groups:
             if fault := why_not_demonstration(group):
                 raise DataError(f"sft learns demonstrations, but the row with the prompt {preview(group)} {fault}")
@@ -49,17 +50,16 @@ class SFT(Algorithm):
 
 
 class LM(Algorithm):
-    """Learn raw text, every token of it."""
+    """Make every token of raw text likelier."""
 
     defaults = StageDefaults(learning_rate=2e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
-        """Raises DataError for what is no raw text."""
+        """Raise DataError if a row is no raw text."""
         for group in groups:
             if group.prompt or len(group.responses) != 1:
-                raise DataError(
-                    f"lm learns raw text, and the row {preview(group)} is none: sft, dpo ... learn such rows"
-                )
+                fault = "has a prompt" if group.prompt else f"has {len(group.responses)} texts"
+                raise DataError(f"lm needs raw text, but row {preview(group)} {fault}; use sft or dpo")
         return groups
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
@@ -69,4 +69,4 @@ class LM(Algorithm):
 @hookimpl
 def register_algorithms(register: Register) -> None:
     register("sft", SFT, summary="learn demonstrations: cross-entropy on the assistant's tokens")
-    register("lm", LM, summary="learn raw text")
+    register("lm", LM, summary="learn raw text: cross-entropy on every token")

@@ -147,7 +147,7 @@ def test_length_normalised_dpo_reaches_the_optimum_of_a_lower_price(problem: Pro
 
 @on("one", "three")
 def test_cpl_with_a_reference_reaches_dpos_optimum(problem: Problem) -> None:
-    options = {"alpha": 0.5, "lam": 1.0, "reference": True}
+    options = {"alpha": 0.5, "conservative_weight": 1.0, "reference": True}
     found = learn(problem, {"cpl": options}, every_pair(problem), preferences(problem))
     check(found, problem.optimum(0.5), problem.reference)
 
@@ -155,7 +155,7 @@ def test_cpl_with_a_reference_reaches_dpos_optimum(problem: Problem) -> None:
 @pytest.mark.parametrize(("problem", "gamma"), [("one", 1.0), ("flat", 0.7)], indirect=["problem"])
 def test_cpl_reaches_the_optimal_policy_of_maximum_entropy(problem: Problem, gamma: float) -> None:
     alpha = 0.5 if problem.length == 1 else 1.0
-    options = {"alpha": alpha, "gamma": gamma, "lam": 1.0}
+    options = {"alpha": alpha, "gamma": gamma, "conservative_weight": 1.0}
     found = learn(problem, {"cpl": options}, every_pair(problem), preferences(problem))
     check(found, maximum_entropy(problem, alpha, gamma), problem.reference)
 
@@ -217,8 +217,8 @@ def least(problem: Problem, expected: Expected) -> Tensor:
 @pytest.mark.parametrize(
     ("algorithm", "expected"),
     [
-        ({"simpo": {"beta": 2.0, "gamma": 0.5}}, simpo),
-        ({"orpo": {"lam": 0.7}}, orpo),
+        ({"simpo": {"beta": 2.0, "target_margin": 0.5}}, simpo),
+        ({"orpo": {"odds_ratio_coefficient": 0.7}}, orpo),
         ({"cpo": {"beta": 0.5, "nll_coefficient": 0.2}}, cpo),
     ],
     ids=["simpo", "orpo", "cpo"],

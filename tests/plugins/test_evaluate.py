@@ -113,7 +113,7 @@ def summary(folder: Path, models: Any = None, groups: Sequence[Group] | None = N
 
 def combined() -> RewardSpec:
     options = llama2.Llama2.Options(helpful="helpful", safety="safety")
-    component: Any = SimpleNamespace(registration=SimpleNamespace(thing=llama2.Llama2), options=options)
+    component: Any = SimpleNamespace(registration=SimpleNamespace(implementation=llama2.Llama2), options=options)
     return RewardSpec("combine", "llama2", component, {"helpful": HELPFUL, "safety": SAFETY})
 
 

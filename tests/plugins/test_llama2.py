@@ -80,7 +80,7 @@ def test_missing_scores_stay_nan_and_leave_the_others_alone(mode: str) -> None:
     # The third has a low safety score and the second a missing one, which must not read as "safe enough".
     whole = combine([1.0, 2.0], [0.0, 1.0], mode=mode)
     holed = combine([1.0, 7.0, NAN, 2.0], [0.0, NAN, -9.0, 1.0], mode=mode)
-    for name in ("reward", "plain"):
+    for name in ("reward", "raw"):
         values = getattr(holed, name)
         assert values.isnan().tolist() == [False, True, True, False]
         assert torch.equal(values[[0, 3]], getattr(whole, name))

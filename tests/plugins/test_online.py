@@ -1,6 +1,6 @@
 """Online and self-training methods: the plugins themselves against golden numbers, TRL's losses and bad input.
 
-Where they end is in test_optimum_online.py.
+test_optimum_online.py tests what they converge to.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,13 +33,14 @@ from alignkit import (
     Response,
     RunFailed,
     SelectContext,
+    Skip,
 )
 from alignkit.loss import Per
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
-from alignkit.training.averages import Averages
-from alignkit.training.learner import Learner, _weighted
+from alignkit.training.averages import Averages, weighted_sum
+from alignkit.training.learner import Learner
 from alignkit_dpo import DPO
 from alignkit_grpo import GRPO
 from alignkit_online_dpo import OnlineDPO
@@ -91,6 +91,12 @@ def rollouts(rewards: Any, group: Any, mask: Any | None = None, old: Any = None,
     return batch(mask, group, rewards=rewards, old_logprobs=old, reference_logprobs=reference)
 
 
+def advantages_of(algorithm: Algorithm, given: Batch) -> Tensor:
+    """An iteration that is skipped has no advantages: zeros."""
+    signal = algorithm.signal(given)
+    return torch.zeros_like(given.rewards) if isinstance(signal, Skip) else signal["advantages"]
+
+
 def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Tensor:
     """The loss of a global batch in these parts, as the training loop adds it up."""
     learner = SimpleNamespace(algorithm=algorithm)
@@ -100,14 +106,14 @@ def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Te
         weights = algorithm.term_weights(part)
         for name, term in algorithm.loss(part, out).items():
             over = totals[name if name in weights else term.per]
-            total = total + term.coefficient * _weighted(term, part, weights.get(name)) / over
+            total = total + term.coefficient * weighted_sum(term, part, weights.get(name)) / over
     return total
 
 
 def reported(algorithm: Algorithm, part: Batch, out: Outputs) -> dict[str, float]:
     averages = Averages()
     with torch.no_grad():
-        averages.add(algorithm.report(part, out), part)
+        averages.add(algorithm.report_metrics(part, out), part)
     return averages.means()
 
 
@@ -142,21 +148,21 @@ def places(groups: Sequence[Group]) -> list[tuple[int, int]]:
     ("cls", "options"),
     [
         (GRPO, {}),
-        (GRPO, {"scale_by_std": False, "aggregation": "constant", "max_tokens": 20, "kl_coefficient": 0.3}),
-        (GRPO, {"aggregation": "token", "clip_range_high": 0.28, "dynamic_sampling": True, "kl_coefficient": 0.0}),
+        (GRPO, {"scale_by_std": False, "aggregation": "constant_length", "max_tokens": 20, "kl_coefficient": 0.3}),
+        (GRPO, {"aggregation": "token_mean", "clip_range_high": 0.28, "dynamic_sampling": True, "kl_coefficient": 0.0}),
         (GRPO, {"max_tokens": 30, "overlong_cache": 20}),
-        (GRPO, {"ratio": "sequence", "clip": 3e-4, "clip_range_high": 4e-4}),
+        (GRPO, {"ratio": "sequence", "clip_range": 3e-4, "clip_range_high": 4e-4}),
         (RLOO, {}),
         (ReinforcePP, {}),
-        (ReinforcePP, {"group_baseline": True, "aggregation": "sequence"}),
-        (ReinforcePP, {"whiten": False, "clip_range_high": 0.3}),
+        (ReinforcePP, {"group_baseline": True, "aggregation": "sequence_mean"}),
+        (ReinforcePP, {"whiten_advantages": False, "clip_range_high": 0.3}),
         (OnlineDPO, {}),
         (OnlineDPO, {"pairs": "all", "labels": "soft", "label_smoothing": 0.1}),
         (OnlineDPO, {"pairs": "all", "labels": "bradley_terry", "loss": "ipo"}),
         (OnlineDPO, {"loss": "hinge"}),
         (ReST, {}),
         (ReST, {"scale": "absolute", "thresholds": [0.0]}),
-        (ExpertIteration, {"cap": 1}),
+        (ExpertIteration, {"max_per_prompt": 1}),
         (RejectionSampling, {"pool": "batch"}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else ",".join(value) or "default",
@@ -179,14 +185,14 @@ def test_group_advantages(case: Mapping[str, Any]) -> None:
         "reinforce_pp_baseline_ddof1": new(ReinforcePP, group_baseline=True),
     }
     for name, algorithm in found.items():
-        advantages = algorithm.signal(rollouts(table.flatten(), group))["advantages"]
+        advantages = advantages_of(algorithm, rollouts(table.flatten(), group))
         close(advantages.view_as(table), case["expected"][name])
     varied = [bool(row.max() > row.min()) for row in table]
     assert found["dr_grpo"].metrics["groups_without_spread"] == varied.count(False)
     dynamic = new(GRPO, dynamic_sampling=True)
-    assert [dynamic.keep(group) for group in scored(table.tolist())] == case["expected"]["dapo_keep_group"]
+    assert [dynamic.keep_group(group) for group in scored(table.tolist())] == case["expected"]["dapo_keep_group"]
     plain = new(GRPO)
-    assert [plain.keep(group) for group in scored(table.tolist())] == [table.shape[1] > 1] * len(table)
+    assert [plain.keep_group(group) for group in scored(table.tolist())] == [table.shape[1] > 1] * len(table)
 
 
 @pytest.mark.parametrize("case", cases("group_advantage", "kl_k1"))
@@ -195,7 +201,7 @@ def test_returns_of_tokens(case: Mapping[str, Any]) -> None:
     given = rollouts(scores, torch.arange(len(scores)), mask, old=kl)
     beta, kept = case["params"]["beta"], torch.tensor(mask).bool()
     for name, whiten in (("returns", False), ("advantages_ddof1", True)):
-        algorithm = new(ReinforcePP, kl_coefficient=beta, whiten=whiten)
+        algorithm = new(ReinforcePP, kl_coefficient=beta, whiten_advantages=whiten)
         found = algorithm.signal(given)["advantages"]
         close(found[kept], double(case["expected"][name])[kept])
         assert algorithm.metrics["return"] == pytest.approx(double(case["expected"]["returns"])[kept].mean().item())
@@ -225,14 +231,14 @@ def test_which_kl_is_where(case: Mapping[str, Any]) -> None:
     sums = -double(expected["k1_sequence_sum"])
     others = (sums.sum() - sums) / max(1, len(sums) - 1)
     close(
-        new(RLOO, kl_coefficient=1.0).signal(given)["advantages"],
+        advantages_of(new(RLOO, kl_coefficient=1.0), given),
         sums - others if len(sums) > 1 else 0 * sums,
         atol=1e-7,
     )
     remaining = -double(expected["k1"]).flip(-1).cumsum(-1).flip(-1)
-    found = new(ReinforcePP, kl_coefficient=1.0, whiten=False).signal(given)["advantages"]
+    found = new(ReinforcePP, kl_coefficient=1.0, whiten_advantages=False).signal(given)["advantages"]
     close(found[kept], remaining[kept])
-    algorithm = new(GRPO, kl_coefficient=0.3, aggregation="token")
+    algorithm = new(GRPO, kl_coefficient=0.3, aggregation="token_mean")
     given.old_logprobs = double(logprobs)
     given.signals = {"advantages": torch.zeros(len(mask), dtype=torch.float64)}
     term = algorithm.loss(given, Outputs(logprobs=double(logprobs)))["kl_loss"]
@@ -244,8 +250,8 @@ def test_which_kl_is_where(case: Mapping[str, Any]) -> None:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grpo": {},
-    "dr_grpo": {"aggregation": "constant"},
-    "dapo": {"aggregation": "token"},
+    "dr_grpo": {"aggregation": "constant_length"},
+    "dapo": {"aggregation": "token_mean"},
     "gspo": {"ratio": "sequence"},
     "gspo_wide": {"ratio": "sequence"},
 }
@@ -271,8 +277,8 @@ def test_group_policy_loss(case: Mapping[str, Any], variant: str) -> None:
     given = expected["params"]
     algorithm = new(
         GRPO,
-        clip=given["clip_low"],
-        clip_range_high=given["clip_range_high"],
+        clip_range=given["clip_low"],
+        clip_range_high=given["clip_high"],
         kl_coefficient=given["beta_kl_k3"],
         max_tokens=given["max_completion_length"],
         **VARIANTS[variant],
@@ -291,17 +297,17 @@ def test_a_constant_length_counts_empty_responses() -> None:
     given = batch([[1, 1], [0, 0]], old_logprobs=double([[-1.0, -1.0], [0.0, 0.0]]))
     given.reference_logprobs = given.old_logprobs + 0.5
     given.signals = {"advantages": double([3.0, 1.0])}
-    algorithm = new(GRPO, aggregation="constant", max_tokens=4, kl_coefficient=0.2)
+    algorithm = new(GRPO, aggregation="constant_length", max_tokens=4, kl_coefficient=0.2)
     loss = averaged(algorithm, [(given, Outputs(logprobs=given.old_logprobs))])
     close(loss, (-3.0 * 2 + 0.2 * 2 * (math.exp(0.5) - 1 - 0.5)) / (2 * 4))
 
 
 def test_what_may_be_combined() -> None:
     for options, message in (
-        ({"aggregation": "constant"}, "need max_tokens"),
+        ({"aggregation": "constant_length"}, "need max_tokens"),
         ({"overlong_cache": 4}, "need max_tokens"),
         ({"overlong_cache": 4, "max_tokens": 3}, "overlong_cache 4 is above max_tokens 3"),
-        ({"ratio": "sequence", "aggregation": "token"}, "a mean over responses"),
+        ({"ratio": "sequence", "aggregation": "token_mean"}, "requires 'aggregation: sequence_mean'"),
     ):
         with pytest.raises(ValidationError, match=message):
             GRPO.Options(**options)
@@ -367,10 +373,10 @@ def trl_inputs(given: Batch) -> dict[str, Any]:
     ("options", "settings"),
     [
         ({"kl_coefficient": 0.04}, {"loss_type": "grpo"}),
-        ({"kl_coefficient": 0.2, "clip": 0.1, "clip_range_high": 0.28, "aggregation": "token"}, {"loss_type": "dapo"}),
-        ({"kl_coefficient": 0.1, "aggregation": "constant", "max_tokens": 9}, {"loss_type": "dr_grpo"}),
+        ({"kl_coefficient": 0.2, "clip_range": 0.1, "clip_range_high": 0.28, "aggregation": "token_mean"}, {"loss_type": "dapo"}),
+        ({"kl_coefficient": 0.1, "aggregation": "constant_length", "max_tokens": 9}, {"loss_type": "dr_grpo"}),
         (
-            {"kl_coefficient": 0.1, "ratio": "sequence", "clip": 0.02},
+            {"kl_coefficient": 0.1, "ratio": "sequence", "clip_range": 0.02},
             {"loss_type": "grpo", "importance_sampling_level": "sequence"},
         ),
     ],
@@ -387,8 +393,8 @@ def test_trl_has_the_same_group_losses(options: dict[str, Any], settings: dict[s
         theirs,
         **{"importance_sampling_level": "token", **settings},
         beta=own.kl_coefficient,
-        epsilon_low=own.clip,
-        epsilon_high=own.clip_range_high or own.clip,
+        epsilon_low=own.clip_range,
+        epsilon_high=own.clip_range_high or own.clip_range,
         max_completion_length=own.max_tokens,
     )
     wanted = GRPOTrainer._compute_loss(trainer, None, trl_inputs(given))
@@ -408,7 +414,7 @@ def test_trl_has_the_same_rloo_loss() -> None:
     trainer = trl_trainer(theirs, epsilon_low=0.2, epsilon_high=0.4)
     old = (given.old_logprobs * given.mask).sum(1)
     wanted = RLOOTrainer._compute_loss(trainer, None, {**trl_inputs(given), "old_logps": old})
-    algorithm = new(RLOO, clip=0.2, clip_range_high=0.4)
+    algorithm = new(RLOO, clip_range=0.2, clip_range_high=0.4)
     found = averaged(algorithm, [(given, Outputs(logprobs=ours))])
     close(found, wanted)
     close(torch.autograd.grad(found, ours)[0], torch.autograd.grad(wanted, theirs)[0])
@@ -427,8 +433,8 @@ def test_reinforce_pp_updates_as_ppo_does(case: Mapping[str, Any]) -> None:
     inputs, expected, params = case["inputs"], case["expected"], case["params"]
     given = batch(inputs["mask"], old_logprobs=double(inputs["old_logprob"]))
     given.signals = {"advantages": double(inputs["advantages"])}
-    for aggregation, key in (("token", "token_mean"), ("sequence", "seq_mean_token_mean")):
-        clip = {"clip": params["clip_low"], "clip_range_high": params["clip_range_high"]}
+    for aggregation, key in (("token_mean", "token_mean"), ("sequence_mean", "seq_mean_token_mean")):
+        clip = {"clip_range": params["clip_low"], "clip_range_high": params["clip_high"]}
         algorithm = new(ReinforcePP, aggregation=aggregation, **clip)
         logprobs = double(inputs["logprob"]).requires_grad_(True)
         loss = averaged(algorithm, [(given, Outputs(logprobs=logprobs))])
@@ -437,12 +443,12 @@ def test_reinforce_pp_updates_as_ppo_does(case: Mapping[str, Any]) -> None:
         found = reported(algorithm, given, Outputs(logprobs=double(inputs["logprob"])))
         assert found["clip_fraction"] == pytest.approx(expected["clip_fraction_active"], abs=1e-9)
         assert found["ratio"] == pytest.approx(expected["mean_ratio"])
-        assert found["moved"] == pytest.approx(expected["approx_kl_k3"], abs=1e-9)
+        assert found["approx_kl"] == pytest.approx(expected["approx_kl_k3"], abs=1e-9)
     # GRPO measures the same.
     other = batch(inputs["mask"], old_logprobs=double(inputs["old_logprob"]))
     other.signals = {"advantages": double(inputs["advantages"])[:, 0]}
     measured = reported(new(GRPO), other, Outputs(logprobs=double(inputs["logprob"])))
-    assert [measured["ratio"], measured["moved"]] == [found["ratio"], found["moved"]]
+    assert [measured["ratio"], measured["approx_kl"]] == [found["ratio"], found["approx_kl"]]
 
 
 def ppo_batch(inputs: Mapping[str, Any]) -> tuple[Batch, Outputs]:
@@ -460,28 +466,28 @@ def ppo_batch(inputs: Mapping[str, Any]) -> tuple[Batch, Outputs]:
 def test_ppo_policy(case: Mapping[str, Any]) -> None:
     expected, params = case["expected"], case["params"]
     given, out = ppo_batch(case["inputs"])
-    for aggregation, key in (("token", "token_mean"), ("response", "seq_mean_token_mean")):
+    for aggregation, key in (("token_mean", "token_mean"), ("sequence_mean", "seq_mean_token_mean")):
         clip = {
-            "clip": params["clip_low"],
-            "clip_range_high": params["clip_range_high"],
+            "clip_range": params["clip_low"],
+            "clip_range_high": params["clip_high"],
             "dual_clip": params["dual_clip"],
         }
         algorithm = new(PPO, aggregation=aggregation, value_coefficient=0.0, **clip)
         loss = averaged(algorithm, [(given, out)])
-        near = {"rtol": 1e-6, "atol": 1e-7} if aggregation == "response" else {}  # its weights are float32
+        near = {"rtol": 1e-6, "atol": 1e-7} if aggregation == "sequence_mean" else {}  # its weights are float32
         close(loss, expected[key]["loss"], **near)
         close(torch.autograd.grad(loss, out.logprobs)[0], expected[key]["grad_logprob"], **near)
         found = reported(algorithm, given, out)
         assert found["clip_fraction"] == pytest.approx(expected["clip_fraction_active"], abs=1e-9)
         assert found["ratio"] == pytest.approx(expected["mean_ratio"])
-        assert found["moved"] == pytest.approx(expected["approx_kl_k3"], abs=1e-9)
+        assert found["approx_kl"] == pytest.approx(expected["approx_kl_k3"], abs=1e-9)
         assert found["value_clip_fraction"] == 0.0
 
 
 @pytest.mark.parametrize("case", cases("ppo_value_loss", "values"))
 def test_ppo_values(case: Mapping[str, Any]) -> None:
     given, out = ppo_batch(case["inputs"])
-    algorithm = new(PPO, value_clip_range=case["params"]["value_clip_range"], value_coefficient=0.7)
+    algorithm = new(PPO, value_clip_range=case["params"]["clip_value"], value_coefficient=0.7)
     loss = averaged(algorithm, [(given, out)])
     close(loss, 0.7 * case["expected"]["loss"])
     close(torch.autograd.grad(loss, out.values)[0], 0.7 * double(case["expected"]["grad_values"]))
@@ -502,7 +508,7 @@ def test_accuracy_of_pairs(case: Mapping[str, Any]) -> None:
     wanted = pytest.approx(case["expected"]["accuracy_strict"], abs=1e-9)
     found = reported(new(RewardModel), given, Outputs(scores=both))
     assert [found["accuracy"], found["accuracy/slightly"]] == [wanted, wanted]
-    assert found["score_gap"] == pytest.approx(case["expected"]["mean_margin"])
+    assert found["rewards/margins"] == pytest.approx(case["expected"]["mean_margin"])
     assert reported(new(OnlineDPO), given, Outputs(logprobs=both[:, None]))["accuracy"] == wanted
 
 
@@ -519,7 +525,7 @@ def test_ratios_of_whole_responses() -> None:
     ):
         found = reported(algorithm, given, out)
         assert found["ratio"] == pytest.approx(sum(ratios) / 2)
-        assert found["moved"] == pytest.approx(sum(moved) / 3)
+        assert found["approx_kl"] == pytest.approx(sum(moved) / 3)
         assert found["clip_fraction"] == 0.5  # the first is above 1.2
 
 
@@ -597,8 +603,8 @@ def test_labels_are_drawn_with_bradley_terry_s_chance() -> None:
     assert found != paired(scored([[0.0, 0.7]] * 2000), seed=1, labels="bradley_terry")[0]
 
 
-def test_smoothing_bears_on_one_loss() -> None:
-    with pytest.raises(ValidationError, match="label_smoothing bears on 'loss: sigmoid' alone"):
+def test_smoothing_only_applies_to_one_loss() -> None:
+    with pytest.raises(ValidationError, match="label_smoothing only applies to 'loss: sigmoid'"):
         OnlineDPO.Options(loss="ipo", label_smoothing=0.1)
 
 
@@ -610,7 +616,7 @@ def rows_of(values: Sequence[Any], width: int = 3) -> list[list[Any]]:
 
 
 def nll_of(algorithm: Algorithm, groups: Sequence[Group], nll: Sequence[float], lengths: Sequence[int]) -> float:
-    """The loss of these groups' responses where response 3 p + k has this NLL in so many tokens."""
+    """The loss of these groups' responses, if response 3 p + k has this NLL and this length."""
     chosen = [3 * p + k for p, k in places(groups)]
     mask = torch.arange(max(lengths)) < torch.tensor([lengths[i] for i in chosen])[:, None]
     logprobs = -double([nll[i] / lengths[i] for i in chosen])[:, None].expand(mask.shape)
@@ -650,9 +656,9 @@ def test_quantiles_of_the_whole_grown_set(case: Mapping[str, Any]) -> None:
 def test_thresholds_rise() -> None:
     for options, message in (
         ({"thresholds": [0.5, 0.5]}, "thresholds must rise"),
-        ({"thresholds": [0.5, 1.0]}, "quantiles are from 0 to below 1"),
-        ({"thresholds": [0.1, 0.5, 1.5]}, "quantiles are from 0 to below 1"),
-        ({"thresholds": [-0.1, 0.5]}, "quantiles are from 0 to below 1"),
+        ({"thresholds": [0.5, 1.0]}, "quantiles must be at least 0 and below 1"),
+        ({"thresholds": [0.1, 0.5, 1.5]}, "quantiles must be at least 0 and below 1"),
+        ({"thresholds": [-0.1, 0.5]}, "quantiles must be at least 0 and below 1"),
         ({"thresholds": []}, "at least 1 item"),
     ):
         with pytest.raises(ValidationError, match=message):
@@ -665,7 +671,7 @@ def test_expert_iteration_learns_what_is_accepted() -> None:
     for options, kept in (
         ({}, [(0, 0), (0, 2), (0, 3), (2, 0), (2, 1), (2, 3)]),
         ({"threshold": 0.5}, [(0, 0), (0, 2), (0, 3), (2, 1)]),
-        ({"cap": 2}, [(0, 0), (0, 2), (2, 0), (2, 1)]),
+        ({"max_per_prompt": 2}, [(0, 0), (0, 2), (2, 0), (2, 1)]),
     ):
         given, logged = context()
         algorithm = new(ExpertIteration, **options)
@@ -724,10 +730,10 @@ def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
     said = [(group.responses[0].text, group.meta) for group in found]
     assert said == [
         ("c3.1", {"of": "c3"}),
-        ("a0.1", {"of": "a0", "carried": True}),  # as good as what came later
+        ("a0.1", {"of": "a0", "replayed": True}),  # as good as what came later
         ("c4.0", {"of": "c4"}),
-        ("a1.0", {"of": "a1", "carried": True}),
-        ("b0.1", {"of": "b0", "carried": True}),
+        ("a1.0", {"of": "a1", "replayed": True}),
+        ("b0.1", {"of": "b0", "replayed": True}),
     ]
     assert all(len(group.responses) == 1 and group.pairs is None for group in found)
     assert logged == {
@@ -741,8 +747,8 @@ def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
     assert new(RejectionSampling).select([], context()[0]) == []
 
 
-def test_carried_prompts_are_drawn_anew() -> None:
-    """Each of the other prompts comes back now and then, with its best sample, whatever its level of reward."""
+def test_replayed_prompts_are_drawn_again_each_time() -> None:
+    """Every other prompt returns now and then, with its best sample, however low its rewards."""
     earlier = scored([[0.0, 1.0], [5.0, 4.0], [1.0, 9.0], [0.5, 0.2], [7.0, 7.5], [-3.0, -2.0]])
     seen: dict[int, int] = {}
     for seed in range(200):
@@ -764,7 +770,7 @@ def test_the_pool_may_lack_samples() -> None:
     assert places(found) == [(0, 1), (0, 2), (1, 0)]
     assert [len(group.responses) for group in found] == [2, 1]
     assert logged["best_reward"] == pytest.approx(6.5 / 3)
-    with pytest.raises(ValidationError, match="carries nothing over"):
+    with pytest.raises(ValidationError, match="replays nothing"):
         RejectionSampling.Options(pool="batch", replay_ratio=0.5)
 
 
@@ -773,33 +779,29 @@ def test_the_pool_may_lack_samples() -> None:
 
 @pytest.mark.parametrize("cls", [GRPO, RLOO])
 def test_an_iteration_without_a_signal_is_skipped(cls: type[Algorithm]) -> None:
-    """One group with rewards that differ is enough, and so is a KL that pulls, where it has a price."""
-    equal, groups, (given, _) = [1.0, 1.0, 2.0, 2.0], scored([[0.0, 0.0], [0.0, 0.0]]), context()
-    away = [[0.5], [0.0], [0.0], [0.0]]
-    for rewards, old, beta, learned in (
-        (equal, None, 0.1, 0),
-        (equal, away, 0.0, 0),
-        (equal, away, 0.1, 2),
-        ([1.0, 1.0, 2.0, 2.5], None, 0.0, 2),
+    """One group of different rewards is enough to learn from, and so is a KL with a coefficient."""
+    equal, away = [1.0, 1.0, 2.0, 2.0], [[0.5], [0.0], [0.0], [0.0]]
+    for rewards, old, kl_coefficient, skipped in (
+        (equal, None, 0.1, True),
+        (equal, away, 0.0, True),
+        (equal, away, 0.1, False),
+        ([1.0, 1.0, 2.0, 2.5], None, 0.0, False),
     ):
-        algorithm = new(cls, kl_coefficient=beta)
-        algorithm.signal(rollouts(rewards, [0, 0, 1, 1], old=old))
-        assert len(algorithm.select(groups, given)) == learned
+        algorithm = new(cls, kl_coefficient=kl_coefficient)
+        assert isinstance(algorithm.signal(rollouts(rewards, [0, 0, 1, 1], old=old)), Skip) == skipped
 
 
 def test_reinforce_pp_skips_an_iteration_of_equal_returns() -> None:
-    groups, (given, _) = scored([[0.0, 0.0], [0.0, 0.0]]), context()
-    for rewards, old, options, learned in (
-        ([1.0] * 4, None, {}, 0),
-        ([1.0, 1.0, 2.0, 2.0], None, {}, 2),
-        ([1.0, 1.0, 2.0, 2.0], None, {"group_baseline": True}, 0),
-        ([1.0] * 4, [[0.5], [0.0], [0.0], [0.0]], {}, 2),
-        ([1.0] * 4, [[0.5], [0.0], [0.0], [0.0]], {"kl_coefficient": 0.0}, 0),
+    for rewards, old, options, skipped in (
+        ([1.0] * 4, None, {}, True),
+        ([1.0, 1.0, 2.0, 2.0], None, {}, False),
+        ([1.0, 1.0, 2.0, 2.0], None, {"group_baseline": True}, True),
+        ([1.0] * 4, [[0.5], [0.0], [0.0], [0.0]], {}, False),
+        ([1.0] * 4, [[0.5], [0.0], [0.0], [0.0]], {"kl_coefficient": 0.0}, True),
     ):
         for whiten in (True, False):
-            algorithm = new(ReinforcePP, whiten=whiten, **options)
-            algorithm.signal(rollouts(rewards, [0, 0, 1, 1], old=old))
-            assert len(algorithm.select(groups, given)) == learned
+            algorithm = new(ReinforcePP, whiten_advantages=whiten, **options)
+            assert isinstance(algorithm.signal(rollouts(rewards, [0, 0, 1, 1], old=old)), Skip) == skipped
 
 
 def test_a_group_of_one_has_no_baseline() -> None:
@@ -807,7 +809,7 @@ def test_a_group_of_one_has_no_baseline() -> None:
     for algorithm in (new(GRPO), new(RLOO), new(ReinforcePP, group_baseline=True)):
         assert not algorithm.keep_group(single) and algorithm.keep_group(double_)
         assert algorithm.needs.min_samples == 2
-    assert new(ReinforcePP).keep(single) and new(ReinforcePP).needs.min_samples == 1
+    assert new(ReinforcePP).keep_group(single) and new(ReinforcePP).needs.min_samples == 1
 
 
 @pytest.fixture(scope="module")
@@ -909,7 +911,7 @@ def test_dynamic_sampling_leaves_out_groups_without_spread(problem: Problem) -> 
     reward = "[float(i) if i < 4 else 1.0 for i in range(len(completions))]"
     rows = {}
     for dynamic in (False, True):
-        options = {"dynamic_sampling": dynamic, "kl_coefficient": 0.0, "aggregation": "token"}
+        options = {"dynamic_sampling": dynamic, "kl_coefficient": 0.0, "aggregation": "token_mean"}
         path = recipe(problem, reward, {"grpo": options}, epochs=1, max_grad_norm=100.0)
         rows[dynamic] = metrics_of(problem, path, f"dynamic-{dynamic}")
     assert rows[False]["groups_without_spread"] == 2 and "groups_without_signal" not in rows[False]
@@ -931,7 +933,7 @@ def test_a_length_that_the_rollout_does_not_have_is_refused(problem: Problem) ->
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "online_dpo"])
 def test_one_sample_a_prompt_is_refused(problem: Problem, algorithm: str) -> None:
     path = recipe(problem, SAME, algorithm, rollout={"samples_per_prompt": 1})
-    with pytest.raises(RecipeError, match=f"{algorithm} needs at least 2 responses to each prompt, not 1"):
+    with pytest.raises(RecipeError, match=f"{algorithm} needs at least 2 responses to each prompt, got 1"):
         load_recipe(path)
 
 
@@ -941,7 +943,7 @@ def test_one_sample_a_prompt_and_a_group_baseline(problem: Problem) -> None:
         path = recipe(problem, "[1.0] * len(completions)", {"reinforce_pp": {"group_baseline": baseline}})
         path.write_text(path.read_text().replace("samples_per_prompt: 4", "samples_per_prompt: 1"), encoding="utf-8")
         if baseline:
-            with pytest.raises(RecipeError, match="reinforce_pp needs at least 2 responses to each prompt, not 1"):
+            with pytest.raises(RecipeError, match="reinforce_pp needs at least 2 responses to each prompt, got 1"):
                 load_recipe(path)
         else:
             load_recipe(path)
@@ -951,14 +953,14 @@ def test_one_sample_a_prompt_and_a_group_baseline(problem: Problem) -> None:
     ("cls", "options"),
     [
         (GRPO, {}),
-        (GRPO, {"aggregation": "token", "kl_coefficient": 0.1}),
-        (GRPO, {"aggregation": "constant", "max_tokens": 4}),
+        (GRPO, {"aggregation": "token_mean", "kl_coefficient": 0.1}),
+        (GRPO, {"aggregation": "constant_length", "max_tokens": 4}),
         (GRPO, {"ratio": "sequence"}),
         (RLOO, {}),
         (ReinforcePP, {}),
-        (ReinforcePP, {"aggregation": "sequence"}),
+        (ReinforcePP, {"aggregation": "sequence_mean"}),
         (PPO, {"entropy_coefficient": 0.1, "dual_clip": 3.0}),
-        (PPO, {"aggregation": "response"}),
+        (PPO, {"aggregation": "sequence_mean"}),
     ],
 )
 def test_what_the_mask_removes_gets_a_gradient_of_zero(cls: type[Algorithm], options: dict[str, Any]) -> None:
@@ -966,7 +968,7 @@ def test_what_the_mask_removes_gets_a_gradient_of_zero(cls: type[Algorithm], opt
     mask = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
     noise = double([[-1.0, -2.0, 1e4], [-0.5, 1e4, 1e4], [1e4, 1e4, 1e4]])
     given = batch(mask, old_logprobs=torch.zeros(3, 3).double(), old_values=torch.zeros(3, 3).double())
-    given = replace(given, reference_logprobs=-0.3 * torch.ones(3, 3).double())
+    given.reference_logprobs = -0.3 * torch.ones(3, 3).double()
     flat = cls in (GRPO, RLOO)
     advantages = double([1.0, -2.0, 3.0]) if flat else double([[1.0, -1.0, 2.0], [-2.0, 5.0, -5.0], [3.0, 3.0, 3.0]])
     given.signals = {"advantages": advantages, "returns": torch.ones(3, 3).double()}
@@ -987,9 +989,9 @@ def test_what_is_selected_becomes_likelier(cls: type[Algorithm]) -> None:
     assert term.values[mask].tolist() == [1.0, 2.0, 4.0]
 
 
-@pytest.mark.parametrize(("replay_ratio", "carried"), [(0.0, 0), (0.3, 1), (0.5, 2), (1.5, 6), (9.0, 10)])
-def test_how_many_earlier_samples_are_carried_over(replay_ratio: float, carried: int) -> None:
-    """Shares of the new ones, of which there are four, rounded down; at most those that there are."""
+@pytest.mark.parametrize(("replay_ratio", "replayed"), [(0.0, 0), (0.3, 1), (0.5, 2), (1.5, 6), (9.0, 10)])
+def test_how_many_earlier_samples_are_replayed(replay_ratio: float, replayed: int) -> None:
+    """A share of the four new ones, rounded down, and at most the ten earlier ones."""
 
     def asked(name: str) -> Group:
         two = tuple(Response(text=f"{name}{k}", scores={"reward": float(k)}) for k in range(2))
@@ -999,7 +1001,7 @@ def test_how_many_earlier_samples_are_carried_over(replay_ratio: float, carried:
     looking, logged = context([earlier])
     chosen = new(RejectionSampling, replay_ratio=replay_ratio).select(fresh, looking)
     assert [group.id for group in chosen[:4]] == [group.id for group in fresh]
-    assert len({group.id for group in chosen[4:]}) == len(chosen) - 4 == carried == logged["replayed"]
+    assert len({group.id for group in chosen[4:]}) == len(chosen) - 4 == replayed == logged["replayed"]
     assert all(group.responses[0].text.endswith("1") and len(group.responses) == 1 for group in chosen)
 
 

@@ -25,7 +25,7 @@ from alignkit import functional as F
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
-from alignkit.training.learner import _count, _weighted
+from alignkit.training.averages import counts, weighted_sum
 from alignkit_cpl import CPL
 from alignkit_dpo import DPO
 from alignkit_hir import HIR, HIROffline, Instruct, instructed
@@ -45,16 +45,16 @@ EXACT = {"rtol": 1e-9, "atol": 1e-10}
         (SimPO, {}, None),
         (SimPO, {"nll_coefficient": 0.5}, True),
         (ORPO, {}, None),
-        (ORPO, {"nll": "token_mean"}, True),
+        (ORPO, {"nll_aggregation": "token_mean"}, True),
         (CPO, {}, None),
-        (CPO, {"nll": "sequence_mean"}, None),
+        (CPO, {"nll_aggregation": "sequence_mean"}, None),
         (KTO, {"desirable_weight": 1.3}, None),
         (CPL, {}, None),
         (CPL, {"reference": True, "gamma": 0.9, "nll_coefficient": 0.1}, None),
         # A bundle's groups are told by the places of their responses, so these must stay together.
         (HIR, {"thresholds": [0.25], "label_smoothing": 0.2}, False),
         (HIR, {"thresholds": [0, 1], "instructions": ["a", "b", "c"], "length_normalized": False}, False),
-        (HIROffline, {"place": "system"}, None),
+        (HIROffline, {"role": "system"}, None),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
@@ -70,8 +70,8 @@ def total(algorithm: Algorithm, batch: Batch, out: Outputs) -> Tensor:
     weights = algorithm.term_weights(batch)
     loss = torch.zeros((), dtype=torch.float64)
     for name, term in algorithm.loss(batch, out).items():
-        count = weights.get(name, _count(term.per, batch)).sum()
-        loss = loss + term.coefficient * _weighted(term, batch, weights.get(name)) / count
+        count = weights.get(name, counts(term.per, batch)).sum()
+        loss = loss + term.coefficient * weighted_sum(term, batch, weights.get(name)) / count
     return loss
 
 
@@ -87,13 +87,13 @@ def make_batch(
         worse=torch.tensor(worse, dtype=torch.long),
         p=torch.tensor(p, dtype=torch.float64),
         margin=torch.zeros(len(pairs)),
-        group=torch.tensor(better, dtype=torch.long),
+        group_index=torch.tensor(better, dtype=torch.long),
     )
     defaults = {
         "groups": groups,
         "tokens": torch.zeros(mask.shape, dtype=torch.long),
         "mask": mask,
-        "group": torch.arange(count),
+        "group_index": torch.arange(count),
         "pairs": table,
         "truncated": torch.zeros(count, dtype=torch.bool),
     }
@@ -158,8 +158,8 @@ def test_dpo_gives_the_golden_numbers(case: dict[str, Any], key: str, loss: str,
     assert not gradient[~batch.mask].any()
     same(gradient[:, 0], [*wanted["grad_policy_chosen"], *wanted["grad_policy_rejected"]])
     report = algorithm.report_metrics(batch, out)
-    same(report["implicit_reward/better"].values, case["expected"]["chosen_rewards"])
-    same(report["implicit_reward/worse"].values, case["expected"]["rejected_rewards"])
+    same(report["rewards/chosen"].values, case["expected"]["chosen_rewards"])
+    same(report["rewards/rejected"].values, case["expected"]["rejected_rewards"])
     same(report["accuracy"].values.double().mean(), case["expected"]["accuracy_strict"])
 
 
@@ -168,7 +168,7 @@ def test_reference_free_methods_give_the_golden_numbers(case: dict[str, Any]) ->
     p, expected = case["params"], case["expected"]
     logprobs, batch = chosen_and_rejected(case, "chosen_sum_logp", "rejected_sum_logp")
     out = Outputs(logprobs=logprobs)
-    simpo = SimPO(SimPO.Options(beta=p["simpo_beta"], gamma=p["simpo_gamma"]))
+    simpo = SimPO(SimPO.Options(beta=p["simpo_beta"], target_margin=p["simpo_gamma"]))
     found = total(simpo, batch, out)
     same(found, expected["simpo"]["loss"])
     same(simpo.loss(batch, out)["preference"].values, expected["simpo"]["per_pair"])
@@ -176,11 +176,11 @@ def test_reference_free_methods_give_the_golden_numbers(case: dict[str, Any]) ->
     wanted = [*expected["simpo"]["grad_chosen_sum_logp"], *expected["simpo"]["grad_rejected_sum_logp"]]
     same(gradient[:, 0], wanted)
     for nll, key in (("token_mean", "loss_token_mean_nll"), ("sequence_mean", "loss_sequence_mean_nll")):
-        orpo = ORPO(ORPO.Options(lam=p["orpo_lambda"], nll=nll))
+        orpo = ORPO(ORPO.Options(odds_ratio_coefficient=p["orpo_lambda"], nll_aggregation=nll))
         same(total(orpo, batch, out), expected["orpo"][key])
     same(orpo.loss(batch, out)["preference"].values, expected["orpo"]["or_loss_per_pair"])
     for nll, key in (("token_mean", "loss_nll_token_mean"), ("sequence_sum", "loss_nll_sequence_sum")):
-        cpo = CPO(CPO.Options(beta=p["cpo_beta"], nll=nll))
+        cpo = CPO(CPO.Options(beta=p["cpo_beta"], nll_aggregation=nll))
         same(total(cpo, batch, out), expected["cpo"][key])
 
 
@@ -209,7 +209,7 @@ def test_kto_gives_the_golden_numbers(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", golden("cpl"))
 def test_cpl_gives_the_golden_numbers(case: dict[str, Any]) -> None:
     p, inputs, expected = case["params"], case["inputs"], case["expected"]
-    options = {"alpha": p["alpha"], "gamma": p["gamma"], "lam": p["lam"]}
+    options = {"alpha": p["alpha"], "gamma": p["gamma"], "conservative_weight": p["lam"]}
     if case["id"] == "dpo_special_case":
         logprobs, batch = chosen_and_rejected(case, "policy_chosen_logp", "policy_rejected_logp")
         algorithm = CPL(CPL.Options(**options, reference=True))
@@ -227,8 +227,8 @@ def test_cpl_gives_the_golden_numbers(case: dict[str, Any]) -> None:
     (gradient,) = torch.autograd.grad(found, logprobs)
     same(gradient[:count], expected["grad_logp_1"])
     report = algorithm.report_metrics(batch, out)
-    same(report["segment/better"].values, expected["segment_advantage_1"])
-    same(report["segment/worse"].values, expected["segment_advantage_2"])
+    same(report["rewards/chosen"].values, expected["segment_advantage_1"])
+    same(report["rewards/rejected"].values, expected["segment_advantage_2"])
 
 
 def hir_batch(logprobs: Tensor) -> Batch:
@@ -239,7 +239,7 @@ def hir_batch(logprobs: Tensor) -> Batch:
     return make_batch(
         torch.ones(count * count, 1, dtype=torch.bool),
         groups=groups,
-        group=torch.arange(count).repeat_interleave(count),
+        group_index=torch.arange(count).repeat_interleave(count),
     )
 
 
@@ -253,11 +253,11 @@ def hir(levels: int, **options: Any) -> HIR:
 def test_hir_gives_the_golden_contrast(case: dict[str, Any], length_normalized: bool) -> None:
     table = torch.tensor(case["inputs"]["logp_output_given_instruction"], dtype=torch.float64, requires_grad=True)
     batch, rows = hir_batch(table), table.T.reshape(-1, 1)
-    algorithm = hir(len(table), length_normalized=length_normalized, beta=0.0)
+    algorithm = hir(len(table), length_normalized=length_normalized, entropy_coefficient=0.0)
     out = Outputs(logprobs=rows, entropy=torch.zeros_like(rows))
     term, weights = algorithm.loss(batch, out)["contrast"], algorithm.term_weights(batch)["contrast"]
     same(term.values.sum(), case["expected"]["contrastive_sum"])
-    contrast = _weighted(term, batch, weights) / weights.sum()
+    contrast = weighted_sum(term, batch, weights) / weights.sum()
     same(contrast, case["expected"]["contrastive_mean"])
     same(torch.autograd.grad(contrast, table)[0], case["expected"]["grad_contrastive_mean"])
 
@@ -265,7 +265,7 @@ def test_hir_gives_the_golden_contrast(case: dict[str, Any], length_normalized: 
 def test_hir_gives_the_golden_smoothed_contrast() -> None:
     (case,) = (c.values[0] for c in golden("hir") if c.id == "two_way_smoothed")
     right, wrong = (case["inputs"][f"avg_logp_{name}_instruction"] for name in ("right", "wrong"))
-    algorithm = hir(2, label_smoothing=case["params"]["eps"], beta=0.0)
+    algorithm = hir(2, label_smoothing=case["params"]["eps"], entropy_coefficient=0.0)
     losses = []
     for high, low in zip(right, wrong, strict=True):  # two outputs of one batch, the first of which is the golden one
         rows = torch.tensor([high, 0.0, low, 0.0], dtype=torch.float64)[:, None]
@@ -277,7 +277,7 @@ def test_hir_gives_the_golden_smoothed_contrast() -> None:
 def test_hir_relabels_as_the_golden_samples() -> None:
     (case,) = (c.values[0] for c in golden("hir") if c.id == "relabel")
     by_outcome = case["inputs"]["instructions_by_outcome"]
-    algorithm = HIR(HIR.Options(instructions=[by_outcome["0"], by_outcome["1"]], alpha=0.0))
+    algorithm = HIR(HIR.Options(instructions=[by_outcome["0"], by_outcome["1"]], contrast_coefficient=0.0))
     found = []
     for sample in case["inputs"]["samples"]:
         prompt = instructed(({"role": "user", "content": "q"},), sample["instruction"], "user")
@@ -485,10 +485,10 @@ class Logits:
 @pytest.mark.parametrize(
     ("algorithm", "theirs"),
     [
-        (SimPO(SimPO.Options(beta=2.5, gamma=1.2)), {"loss_type": "simpo", "beta": 2.5, "cpo_alpha": 0.0}),
+        (SimPO(SimPO.Options(beta=2.5, target_margin=1.2)), {"loss_type": "simpo", "beta": 2.5, "cpo_alpha": 0.0}),
         (SimPO(SimPO.Options(beta=2.5, nll_coefficient=0.4)), {"loss_type": "simpo", "beta": 2.5, "cpo_alpha": 0.4}),
         (
-            CPO(CPO.Options(beta=0.3, nll_coefficient=0.6, nll="token_mean")),
+            CPO(CPO.Options(beta=0.3, nll_coefficient=0.6, nll_aggregation="token_mean")),
             {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0.6},
         ),
     ],
@@ -498,9 +498,9 @@ def test_simpo_and_cpo_agree_with_trl(algorithm: Algorithm, theirs: dict[str, An
     from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
     numbers = Logits(prompt=3)
-    gamma = getattr(algorithm.options, "gamma", 0.0)
+    margin = getattr(algorithm.options, "target_margin", 0.0)
     ours = numbers.ours(algorithm)
-    found = numbers.theirs(CPOTrainer, alpha=0.0, label_smoothing=0.0, simpo_gamma=gamma, **theirs)
+    found = numbers.theirs(CPOTrainer, alpha=0.0, label_smoothing=0.0, simpo_gamma=margin, **theirs)
     torch.testing.assert_close(ours, found, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(*numbers.gradients(ours, found), rtol=1e-6, atol=1e-8)
 
@@ -509,7 +509,7 @@ def test_orpo_agrees_with_trl_where_the_prompt_is_one_token() -> None:
     """TRL's NLL is of the prompt as well: with one token, which nothing predicts, there is none of it."""
     from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
-    algorithm = ORPO(ORPO.Options(lam=0.4, nll="token_mean"))
+    algorithm = ORPO(ORPO.Options(odds_ratio_coefficient=0.4, nll_aggregation="token_mean"))
     one, long = Logits(prompt=1), Logits(prompt=4)
     ours, theirs = one.ours(algorithm), one.theirs(ORPOTrainer, beta=0.4)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -541,7 +541,7 @@ def by_label(algorithm: Algorithm, numbers: Numbers, pairs: Sequence[tuple[int, 
         DPO(DPO.Options(label_smoothing=0.1)),
         SimPO(SimPO.Options()),
         ORPO(ORPO.Options()),
-        CPO(CPO.Options(nll="sequence_mean")),
+        CPO(CPO.Options(nll_aggregation="sequence_mean")),
         CPO(CPO.Options()),
         CPL(CPL.Options(reference=True, gamma=0.9)),
     ],
@@ -557,8 +557,8 @@ def test_a_soft_label_is_the_expectation_over_hard_ones(algorithm: Algorithm) ->
 @pytest.mark.parametrize(
     ("algorithm", "name"),
     [
-        (DPO(DPO.Options(nll_coefficient=1.0)), "sft"),
-        (CPO(CPO.Options(nll="token_mean")), "nll"),
+        (DPO(DPO.Options(nll_coefficient=1.0)), "nll"),
+        (CPO(CPO.Options(nll_aggregation="token_mean")), "nll"),
     ],
     ids=["dpo", "cpo"],
 )
@@ -571,7 +571,7 @@ def test_a_token_mean_counts_responses_as_often_as_they_are_better(algorithm: Al
         for row, weight in ((better, p), (worse, 1 - p)):
             nll += weight * float(-numbers.logprobs[row][numbers.mask[row]].sum())
             tokens += weight * float(numbers.mask[row].sum())
-    assert float(_weighted(term, batch, weights) / weights.sum()) == pytest.approx(nll / tokens, rel=1e-9)
+    assert float(weighted_sum(term, batch, weights) / weights.sum()) == pytest.approx(nll / tokens, rel=1e-9)
     # A response that is better in no pair is not learned: 3 loses surely or with p = 0 wins surely.
     assert float(weights[3].sum()) == float(numbers.mask[3].sum()) and not weights[6].any() and not weights[7].any()
 
@@ -581,7 +581,7 @@ def test_dpo_is_cpl_without_discount_and_with_a_reference() -> None:
     batch, out = make_batch(numbers.mask, SOFT, numbers.reference), Outputs(logprobs=numbers.logprobs)
     losses = [
         total(DPO(DPO.Options(beta=0.3)), batch, out),
-        total(CPL(CPL.Options(alpha=0.3, gamma=1.0, lam=1.0, reference=True)), batch, out),
+        total(CPL(CPL.Options(alpha=0.3, gamma=1.0, conservative_weight=1.0, reference=True)), batch, out),
     ]
     assert float(losses[0]) == float(losses[1])
     gradients = [torch.autograd.grad(loss, numbers.logprobs)[0] for loss in losses]
@@ -592,29 +592,29 @@ def test_cpl_discounts_from_the_first_token_and_favours_what_it_knows() -> None:
     """Two tokens against one, all of log-probability -1: S = -alpha (1 + gamma) and -alpha."""
     logprobs, mask = spread([-2.0, -1.0], [2, 1])
     batch, out = make_batch(mask, [(0, 1, 1.0)]), Outputs(logprobs=logprobs)
-    (value,) = CPL(CPL.Options(alpha=0.5, gamma=0.6, lam=0.4)).loss(batch, out)["cpl"].values.tolist()
+    (value,) = CPL(CPL.Options(alpha=0.5, gamma=0.6, conservative_weight=0.4)).loss(batch, out)["cpl"].values.tolist()
     assert value == pytest.approx(-math.log(1 / (1 + math.exp(0.5 * 1.6 - 0.4 * 0.5))), rel=1e-9)
 
 
 def test_cpl_clones_every_segment() -> None:
     logprobs, mask = spread([-2.0, -9.0], [2, 3])
-    term = CPL(CPL.Options(nll_coefficient=0.5)).loss(make_batch(mask, [(0, 1, 1.0)]), Outputs(logprobs=logprobs))["bc"]
+    term = CPL(CPL.Options(nll_coefficient=0.5)).loss(make_batch(mask, [(0, 1, 1.0)]), Outputs(logprobs=logprobs))["nll"]
     batch = make_batch(mask)
-    assert float(_weighted(term, batch, None) / _count(term.per, batch).sum()) == pytest.approx(11 / 5)
+    assert float(weighted_sum(term, batch, None) / counts(term.per, batch).sum()) == pytest.approx(11 / 5)
     assert term.coefficient == 0.5
 
 
 def test_cpl_measures_the_reference_only_where_it_counts() -> None:
     assert not CPL(CPL.Options()).needs.reference_logprobs
     assert CPL(CPL.Options(reference=True)).needs.reference_logprobs
-    assert CPL(CPL.Options(reference=True)).needs.pairs and not CPL.needs.reference_logprobs
+    assert CPL(CPL.Options(reference=True)).needs.pairs
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing bears on robust, sigmoid, sigmoid_norm alone"),
-        ({"loss": "robust"}, "give it as label_smoothing"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing only applies to robust, sigmoid, sigmoid_norm"),
+        ({"loss": "robust"}, "set label_smoothing"),
         ({"loss": {}}, "at least 1"),
         ({"loss": {"sigmoid": 0}}, "greater than 0"),
         ({"loss": {"exo": 1.0}}, "'sigmoid'"),
@@ -694,9 +694,9 @@ def test_pairs_become_thumbs() -> None:
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([thumbs("a", True, True), thumbs("b", True)], "of the labels in 2 rows all 3 are desirable"),
-        ([thumbs("a", False), thumbs("b", False)], "of the labels in 2 rows all 2 are undesirable"),
-        ([thumbs("a", None), thumbs("b", None)], "of the labels in 2 rows there is none"),
+        ([thumbs("a", True, True), thumbs("b", True)], "all 3 labels of 2 rows are desirable"),
+        ([thumbs("a", False), thumbs("b", False)], "all 2 labels of 2 rows are undesirable"),
+        ([thumbs("a", None), thumbs("b", None)], "none of 2 rows has a label"),
         ([thumbs("a", True, False), thumbs("a", True)], "two different prompts"),
     ],
 )
@@ -743,7 +743,7 @@ def behind(group: Group) -> tuple[str, list[str]]:
 def test_all_responses_get_the_instruction_that_they_fulfil() -> None:
     # A threshold belongs to the lower level.
     looking = context()
-    chosen = polite(alpha=0.0).select([scored("p", -1.0, 0.0, 0.5), scored("q", 7.0, 1.0)], looking)
+    chosen = polite(contrast_coefficient=0.0).select([scored("p", -1.0, 0.0, 0.5), scored("q", 7.0, 1.0)], looking)
     assert [behind(group) for group in chosen] == [
         ("Be rude.\np", ["p0", "p1"]),
         ("Be plain.\np", ["p2"]),
@@ -790,7 +790,7 @@ def test_what_has_no_feedback_is_counted_and_labels_are_feedback() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"thresholds": [0.0, 1.0]}, "2 instructions have 1 thresholds"),
+        ({"thresholds": [0.0, 1.0]}, "2 instructions need 1 threshold"),
         ({"instructions": ["a"], "thresholds": []}, "at least 2"),
         ({"instructions": LEVELS, "thresholds": [1.0, 0.0]}, "thresholds must rise"),
         ({"instructions": ["a", "a"]}, "instructions differ"),
@@ -807,9 +807,9 @@ def test_responses_that_are_not_whole_behind_all_instructions_have_no_contrast(c
     batch, mask = hir_batch(torch.zeros(2, 2)), torch.ones(4, 2, dtype=torch.bool)
     if cut:
         mask[1, 1] = False
-        batch = make_batch(mask, groups=batch.groups, group=batch.group_index)
+        batch = make_batch(mask, groups=batch.groups, group_index=batch.group_index)
     else:
-        batch = make_batch(mask[:2], groups=batch.groups[:1], group=batch.group_index[:2])
+        batch = make_batch(mask[:2], groups=batch.groups[:1], group_index=batch.group_index[:2])
     count = len(batch.mask)
     logprobs = -torch.arange(1.0, 2 * count + 1).reshape(count, 2) * batch.mask
     out = Outputs(logprobs=logprobs, entropy=torch.zeros(count, 2))
@@ -826,18 +826,18 @@ def test_hir_by_hand() -> None:
     """Two responses behind two instructions: signs, what counts, and which instruction is the likelier one."""
     batch = hir_batch(torch.zeros(2, 2))  # rows: responses 0 and 1 behind instruction 0, then behind instruction 1
     out = Outputs(logprobs=torch.tensor([[-1.0], [-2.0], [-3.0], [-4.0]]), entropy=torch.full((4, 1), 0.5))
-    algorithm = hir(2, alpha=0.7, beta=0.01)
+    algorithm = hir(2, contrast_coefficient=0.7, entropy_coefficient=0.01)
     loss, weights = algorithm.loss(batch, out), algorithm.term_weights(batch)
     own = torch.tensor([1.0, 0.0, 0.0, 1.0])
     assert torch.equal(loss["nll"].values, -out.logprobs) and torch.equal(weights["nll"][:, 0], own)  # type: ignore[operator]
-    assert torch.equal(loss["entropy"].values, torch.full((4, 1), -0.5))
+    assert torch.equal(loss["entropy"].values, torch.full((4, 1), 0.5))
     assert torch.equal(weights["contrast"], own) and torch.equal(weights["entropy"][:, 0], own)
-    assert (loss["contrast"].coefficient, loss["entropy"].coefficient) == (0.7, 0.01)
+    assert (loss["contrast"].coefficient, loss["entropy"].coefficient) == (0.7, -0.01)
     wanted = [math.log(1 + math.exp(-3 - -1)), math.log(1 + math.exp(-2 - -4))]
     assert loss["contrast"].values[[0, 3]].tolist() == pytest.approx(wanted)
     right = algorithm.report_metrics(batch, out)["contrast_accuracy"].values
     assert right[[0, 3]].tolist() == [1.0, 0.0] and bool(right[[1, 2]].isnan().all())
-    silent = make_batch(torch.zeros(4, 1, dtype=torch.bool), groups=batch.groups, group=batch.group_index)
+    silent = make_batch(torch.zeros(4, 1, dtype=torch.bool), groups=batch.groups, group_index=batch.group_index)
     assert not algorithm.term_weights(silent)["contrast"].any()
 
 
@@ -859,9 +859,9 @@ def test_a_score_that_is_not_a_number_is_no_feedback() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (HIROffline, {"label_smoothing": 0.1}, "bears on the contrast alone"),
-        (SimPO, {"nll": "sequence_sum"}, "nll_coefficient is the weight of"),
-        (CPO, {"nll": "sequence_sum", "nll_coefficient": 0.0}, "nll_coefficient is the weight of"),
+        (HIROffline, {"label_smoothing": 0.1}, "only applies to the contrast"),
+        (SimPO, {"nll_aggregation": "sequence_sum"}, "has no effect while nll_coefficient is 0"),
+        (CPO, {"nll_aggregation": "sequence_sum", "nll_coefficient": 0.0}, "has no effect while nll_coefficient is 0"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(kind: Any, options: dict[str, Any], message: str) -> None:
@@ -871,9 +871,9 @@ def test_options_that_would_change_nothing_are_refused(kind: Any, options: dict[
 
 def test_rows_that_do_not_fit_may_leave_one_class_of_labels() -> None:
     chosen = kto_select([thumbs("a", True), thumbs("b", False)])[0]
-    KTO(KTO.Options()).check(chosen)
-    with pytest.raises(DataError, match="all 1 are desirable"):
-        KTO(KTO.Options()).check(chosen[:1])
+    KTO(KTO.Options()).check_data(chosen)
+    with pytest.raises(DataError, match="all 1 labels of 1 rows are desirable"):
+        KTO(KTO.Options()).check_data(chosen[:1])
 
 
 def test_what_is_left_out_is_named() -> None:
@@ -888,10 +888,10 @@ def test_what_is_left_out_is_named() -> None:
 def test_cloning_is_of_segments_that_stand_in_a_pair() -> None:
     group = Group((), tuple(Response(text=t) for t in "abc"), (Pair(2, 0),), id="g")
     mask = torch.tensor([[True, True], [True, True], [True, False]])
-    batch = make_batch(mask, [(2, 0, 1.0)], groups=[group], group=torch.zeros(3, dtype=torch.long))
-    found = CPL(CPL.Options(nll_coefficient=1.0)).weights(batch)["bc"]
+    batch = make_batch(mask, [(2, 0, 1.0)], groups=[group], group_index=torch.zeros(3, dtype=torch.long))
+    found = CPL(CPL.Options(nll_coefficient=1.0)).term_weights(batch)["nll"]
     assert found.tolist() == [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
-    assert CPL(CPL.Options()).weights(batch) == {}
+    assert CPL(CPL.Options()).term_weights(batch) == {}
 
 
 def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
@@ -906,7 +906,7 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
     testing._shake(policy, "hir", 0.05, seed=0)
     try:
         groups = testing.example_groups(3, Encoder(policy.tokenizer))
-        options = {"instructions": LEVELS, "thresholds": [0.0, 1.0], "alpha": 0.7, "beta": 0.1}
+        options = {"instructions": LEVELS, "thresholds": [0.0, 1.0], "contrast_coefficient": 0.7, "entropy_coefficient": 0.1}
         algorithm = HIR(HIR.Options(**options, length_normalized=False))
         encoded = encode_all(Encoder(policy.tokenizer), algorithm.select(groups, context()), 256)
         learner = testing._Watched(policy, algorithm, Settings(), "hir")
@@ -972,7 +972,7 @@ def test_every_method_learns_from_the_formats_that_people_have(tmp_path: Path) -
         "cpo": {},
         "cpl": {"reference": True},
         "kto": {},
-        "hir_offline": {"alpha": 0.5},
+        "hir_offline": {"contrast_coefficient": 0.5},
     }
     stages = {
         f"by-{name}": {

@@ -396,7 +396,7 @@ def test_normalized_references_are_checked(place: Place) -> None:
     assert "liked" in align.upstream
     for options, message in (
         ({"reward_model": "likd"}, "did you mean 'liked'"),
-        ({"reward_model": "sft"}, "stage 'sft' gives no reward: it trains no reward model"),
+        ({"reward_model": "sft"}, "stage 'sft' cannot be a reward: it does not train a reward model"),
         ({"reward_model": "align"}, "refers to itself"),
         ({"reward_model": {"length": {"unit": "words"}}}, "expected a stage that trains a reward model"),
         ({"data": "peopel.jsonl"}, "did you mean 'people.jsonl'"),
@@ -426,10 +426,10 @@ def test_normalized_in_a_run_is_of_the_demonstrations_it_names(place: Place, who
     run, settings = Run(recipe, whole), recipe.stages["align"].settings
     assert settings is not None
     demos = run.load(settings.reward.component.options.data, 0).groups
-    known = torch.tensor(run.engine.scores("liked", demos), dtype=torch.float64)
+    known = torch.tensor(run.models.scores("liked", demos), dtype=torch.float64)
     assert len(known) == 12 and known.std() > 1e-3
     groups = rolled_out(whole)
-    raw = torch.tensor(run.engine.scores("liked", groups), dtype=torch.float64)
+    raw = torch.tensor(run.models.scores("liked", groups), dtype=torch.float64)
     found = [response.scores for group in groups for response in group.responses]
     assert len(found) == 8 and all(scores["normalized"] == scores["reward"] for scores in found)
     wanted = (raw - known.mean()) / known.std(correction=0)
@@ -461,7 +461,7 @@ def test_changed_demonstrations_start_the_stage_afresh(place: Place, whole: Path
         demos.write_text(good, encoding="utf-8")
     assert code == 0, err
     assert [f"{name}: unchanged, reused" in err for name in ("sft", "liked", "seen")] == [True] * 3
-    assert "align: it or something it depends on has changed, started afresh" in err
+    assert "align: changed since the last run, starting over" in err
     new, old = rolled_out(out)[0].responses[0], rolled_out(whole)[0].responses[0]
     assert new.tokens == old.tokens  # they were drawn before anything was learned
     assert new.scores != old.scores

@@ -11,10 +11,10 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-import alignkit_select_best as choose
 from alignkit import Artifact, Group, Response, RunFailed, StepContext
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.scoring import Scorer
+from alignkit_select_best import SelectBest
 
 SCORES: dict[str, list[float | None]] = {"sft@1": [1.0, 2.0, 3.0], "sft@2": [2.0, 2.5, 4.5], "sft@3": [0.0, 3.0, 4.0]}
 
@@ -46,7 +46,7 @@ class Scripted:
 
 def run(folder: Path, models: Scripted, **options: Any) -> Artifact:
     options = {"policies": list(models.scripted), "reward": RewardSpec("stage", "rm"), "prompts": "x", **options}
-    step = choose.Choose(choose.Choose.Options(**options))
+    step = SelectBest(SelectBest.Options(**options))
     found = [Group(({"role": "user", "content": str(i)},), meta={"safety": True}) for i in range(3)]
 
     def scorer(spec: RewardSpec) -> Scorer:
@@ -117,4 +117,4 @@ def test_same_streams_and_the_prompts_own_columns(tmp_path: Path) -> None:
 def test_policies_must_be_two_and_distinct() -> None:
     for policies, message in ((["a"], "at least 2"), (["a", "a"], "more than once")):
         with pytest.raises(ValidationError, match=message):
-            choose.Choose.Options(policies=policies, reward="x", prompts="y")
+            SelectBest.Options(policies=policies, reward="x", prompts="y")
