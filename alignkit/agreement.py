@@ -1,12 +1,11 @@
-"""How far labellers agree, and how much of that is more than chance.
+"""Agreement between labelers, and how much of it exceeds chance.
 
-A unit is what is labelled, such as a prompt with two responses. `units[u]` holds the ratings that unit u got, in any
-order: None or NaN stands for one that was not given. Ratings are numbers, or anything hashable (names, say) where only
-equal and different count.
+A unit is a labeled item, such as a prompt with two responses. `units[u]` holds the ratings of unit u in any order;
+None or NaN is a missing rating. Ratings are numbers, or any hashable values if only their equality matters.
 
-The coefficients are 1 - D_o / D_e, observed over expected disagreement: 1 is perfect, 0 is what chance gives, less
-than 0 is worse than that. They are None, not 1, where chance would never disagree (everybody gave one rating only) and
-where no unit has two ratings: such labels say nothing about the labellers.
+The coefficients are 1 - D_o / D_e, where D_o is the observed and D_e the expected disagreement: 1 is perfect
+agreement, 0 is chance, and negative values are worse than chance. They are None if chance could never disagree
+(all ratings are equal) or if no unit has two ratings: such labels say nothing about the labelers.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ Values = Sequence[Any] | Array
 
 
 def pairwise_agreement(units: Sequence[Unit]) -> float | None:
-    """How often two ratings of one unit are equal, chance included: InstructGPT's labellers agreed on 72.6% of
-    comparisons (Ouyang et al. 2022, arXiv:2203.02155, section 3.4). None where no unit has two ratings.
+    """How often two ratings of the same unit are equal, including by chance; None if no unit has two ratings.
 
-    Every pair of ratings counts once, so a unit with more ratings counts more.
+    Every pair of ratings counts once, so units with more ratings have more weight. InstructGPT's labelers agreed on
+    72.6% of comparisons (Ouyang et al. 2022, arXiv:2203.02155, section 3.4).
     """
     _, counts = _counted(units)
     pairs = _pairs(counts.sum(1)).sum()
@@ -40,23 +39,27 @@ def pairwise_agreement(units: Sequence[Unit]) -> float | None:
 
 
 def cohen_kappa(first: Unit, second: Unit, weights: Weights = "equal") -> float | None:
-    """Two labellers' agreement: `first[u]` and `second[u]` are their ratings of unit u; units that one of them did not
-    rate are left out.
+    """Agreement of two labelers: `first[u]` and `second[u]` are their ratings of unit u.
 
-    equal: a disagreement is one (Cohen 1960, "A coefficient of agreement for nominal scales"). linear, quadratic: it
-    weighs the distance of the two ratings, which must be numbers, or its square (Cohen 1968, "Weighted kappa").
+    weights: `equal` counts every disagreement once (Cohen 1960, "A coefficient of agreement for nominal scales");
+    `linear` and `quadratic` weigh it by the distance of the two ratings, which must be numbers, or by its square
+    (Cohen 1968, "Weighted kappa"). Units with a missing rating are left out.
+
+    Raises `ValueError` for lists of different lengths, unknown weights, or ratings that must be numbers and are not.
     """
     if len(first) != len(second):
-        raise ValueError(f"both labellers rate the same units, but there are {len(first)} and {len(second)} ratings")
-    distance_of = _chosen(_WEIGHTS, weights)
+        raise ValueError(
+            f"both labelers must rate the same units, but there are {len(first)} and {len(second)} ratings"
+        )
+    distance_of = _chosen(_WEIGHTS, "weights", weights)
     both = [pair for pair in zip(first, second, strict=True) if not any(map(_missing, pair))]
     if not both:
         return None
     values = _values((rating for pair in both for rating in pair), None if weights == "equal" else weights)
-    place = {value: index for index, value in enumerate(values)}
+    index = {value: number for number, value in enumerate(values)}
     table = np.zeros((len(values), len(values)))
     for one, other in both:
-        table[place[one], place[other]] += 1
+        table[index[one], index[other]] += 1
     distance = distance_of(values, table.sum(1))
     n = len(both)
     observed = (table * distance).sum() / n
@@ -64,8 +67,10 @@ def cohen_kappa(first: Unit, second: Unit, weights: Weights = "equal") -> float 
 
 
 def fleiss_kappa(units: Sequence[Unit]) -> float | None:
-    """Agreement where all units have the same number of ratings, by whomever (Fleiss 1971, "Measuring nominal scale
-    agreement among many raters"). `ValueError` that names the units with another number; see `krippendorff_alpha`.
+    """Agreement if all units have the same number of ratings, from any labelers.
+
+    Fleiss 1971, "Measuring nominal scale agreement among many raters". Raises `ValueError` that names the units with
+    another number of ratings; `krippendorff_alpha` accepts those.
     """
     values, counts = _counted(units)
     sizes = [int(size) for size in counts.sum(1)]
@@ -73,7 +78,10 @@ def fleiss_kappa(units: Sequence[Unit]) -> float | None:
     others = [f"{unit} has {size}" for unit, size in enumerate(sizes) if size != usual]
     if others:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        raise ValueError(f"Fleiss' kappa needs {usual} ratings of every unit; {', '.join(others[:5])}{more}")
+        raise ValueError(
+            f"Fleiss' kappa needs the same number of ratings for every unit, here {usual}, but unit "
+            f"{', '.join(others[:5])}{more}; use krippendorff_alpha"
+        )
     agreement = pairwise_agreement(units)
     if agreement is None:
         return None
@@ -82,20 +90,22 @@ def fleiss_kappa(units: Sequence[Unit]) -> float | None:
 
 
 def krippendorff_alpha(units: Sequence[Unit], level: Level = "nominal") -> float | None:
-    """Agreement of any number of labellers, with missing ratings (Krippendorff 2011, "Computing Krippendorff's
-    alpha-reliability"). Units with fewer than two ratings are left out.
+    """Agreement of any number of labelers, with missing ratings.
 
-    nominal: ratings are equal or not. ordinal: their distance is how many ratings lie between them. interval: it is the
-    difference of the numbers. Both are squared. Ratings must be numbers except where nominal.
+    Krippendorff 2011, "Computing Krippendorff's alpha-reliability". Units with fewer than two ratings are left out.
+
+    level: the distance of two ratings. `nominal`: equal or not. `ordinal`: the number of ratings between them, squared.
+    `interval`: their difference, squared. Raises `ValueError` for an unknown level, or for ratings that are not
+    numbers unless the level is nominal.
     """
-    distance_of = _chosen(_LEVELS, level)
+    distance_of = _chosen(_LEVELS, "level", level)
     values, counts = _counted(units, None if level == "nominal" else level)
     counts = counts[counts.sum(1) >= 2]
     totals, n = counts.sum(0), counts.sum()
     if n == 0:
         return None
     distance = distance_of(values, totals)
-    # A rating's coincidence with itself would be taken off the diagonal, where the distance is 0.
+    # The coincidence of a rating with itself is not subtracted: it is on the diagonal, whose distance is 0.
     coincidences = (counts / (counts.sum(1, keepdims=True) - 1)).T @ counts
     observed = (coincidences * distance).sum() / n
     return _beyond_chance(observed, totals @ distance @ totals / (n * (n - 1)))
@@ -105,7 +115,7 @@ def _beyond_chance(observed: float, expected: float) -> float | None:
     return float(1 - observed / expected) if expected else None
 
 
-# Disagreement [values, values] of each two ratings; totals: how often each rating was given.
+# The disagreement [values, values] of every two ratings. totals: how often each rating was given.
 
 
 def _unequal(values: Values, totals: Array) -> Array:
@@ -130,36 +140,36 @@ _WEIGHTS: dict[str, _Distance] = {"equal": _unequal, "linear": _linear, "quadrat
 _LEVELS: dict[str, _Distance] = {"nominal": _unequal, "ordinal": _ordinal, "interval": _quadratic}
 
 
-def _chosen(distances: Mapping[str, _Distance], name: str) -> _Distance:
+def _chosen(distances: Mapping[str, _Distance], argument: str, name: str) -> _Distance:
     if name not in distances:
-        raise ValueError(f"{name!r} is none of {', '.join(distances)}")
+        raise ValueError(f"{argument} must be {', '.join(distances)}, not {name!r}")
     return distances[name]
 
 
 def _missing(rating: Any) -> bool:
-    return rating is None or rating != rating  # NaN alone is not equal to itself
+    return rating is None or rating != rating  # only NaN differs from itself
 
 
 def _values(ratings: Iterable[Rating], numbers_for: str | None) -> list[Any]:
-    """The different ratings, as they come, or in order where the disagreement called `numbers_for` needs numbers."""
+    """The different ratings: in order of appearance, or sorted if the distance named by `numbers_for` needs numbers."""
     values: list[Any] = list(dict.fromkeys(ratings))
     if numbers_for is None:
         return values
     for value in values:
         if not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f"{numbers_for}: ratings must be numbers, not {value!r}")
+            raise ValueError(f"{numbers_for}: ratings must be finite numbers, not {value!r}")
     return sorted(values)
 
 
 def _counted(units: Sequence[Unit], numbers_for: str | None = None) -> tuple[list[Any], Array]:
-    """The different ratings, and how often each unit got each of them [units, values]."""
+    """The different ratings, and the count of each for every unit [units, values]."""
     given = [[rating for rating in unit if not _missing(rating)] for unit in units]
     values = _values((rating for unit in given for rating in unit), numbers_for)
-    place = {value: index for index, value in enumerate(values)}
+    index = {value: number for number, value in enumerate(values)}
     counts = np.zeros((len(given), len(values)))
     for row, unit in zip(counts, given, strict=True):
         for rating in unit:
-            row[place[rating]] += 1
+            row[index[rating]] += 1
     return values, counts
 
 

@@ -1,11 +1,11 @@
-"""Dialogues in raw text, by the heuristic that made Gopher's dialogue data (Rae et al. 2021, arXiv:2112.11446).
+"""Dialogues in raw text, found by the heuristic behind Gopher's dialogue data (Rae et al. 2021, arXiv:2112.11446).
 
-A dialogue is a run of at least 6 paragraphs whose even ones begin with one prefix and whose odd ones begin with
-another: `Gopher: `, `Dr Smith - `, `Q. `. So two speakers take turns without a gap, and nobody else speaks.
+A dialogue is a run of at least 6 paragraphs in which two speakers take turns: the odd paragraphs begin with one
+prefix, the even ones with another, such as `Gopher: `, `Dr Smith - ` or `Q. `.
 
-The paper leaves open what a prefix is. Here it ends, within the first line and the first 40 characters, in one of the
-separators `: `, ` - ` and `. `, after at least one other character; of all prefixes that a speaker's paragraphs share
-the longest counts, so that `Dr. Ann: ` and `Dr. Ben: ` are two speakers.
+The paper does not define a prefix. Here it ends with one of the separators `: `, ` - ` and `. `, after at least one
+other character, within the first line and the first 40 characters. Of the prefixes that all paragraphs of a speaker
+share, the longest counts, so that `Dr. Ann: ` and `Dr. Ben: ` are two speakers.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-SEPARATOR = re.compile(r"(?<=.)(?=(: | - |\. ))")  # looks ahead, as two separators may overlap
-LONGEST = 40
+SEPARATOR = re.compile(r"(?<=.)(?=(: | - |\. ))")  # a lookahead, because two separators may overlap
+MAX_PREFIX = 40  # characters
 
 
 @dataclass(frozen=True)
 class Dialogue:
     """Two speakers taking turns.
 
-    start: the paragraph it begins with, counted from 0. line: the line that one begins at, from 1. prefixes: how the
-    first and the second speaker's paragraphs begin. turns: the paragraphs without them.
+    start: number of the first paragraph, from 0. line: number of its first line, from 1. prefixes: of the first and
+    the second speaker's paragraphs. turns: the paragraphs without their prefixes.
     """
 
     start: int
@@ -33,56 +33,57 @@ class Dialogue:
 
 
 def find_dialogues(text: str, *, min_paragraphs: int = 6) -> list[Dialogue]:
-    """All dialogues of a text, as long as they go on, in their order; no paragraph is in two of them.
+    """All dialogues of a text in order, each as long as possible, without overlaps.
 
-    Lines that are empty or white space part paragraphs.
+    Blank lines separate paragraphs. Raises `ValueError` if `min_paragraphs` is below 2.
     """
     if min_paragraphs < 2:
-        raise ValueError(f"a dialogue has at least 2 paragraphs, not {min_paragraphs}")
-    parts = list(_paragraphs(text))
-    prefixes = [_prefixes(words) for _, words in parts]
-    found: list[Dialogue] = []
+        raise ValueError(f"min_paragraphs must be at least 2, not {min_paragraphs}")
+    paragraphs = list(_paragraphs(text))
+    prefixes = [_prefixes(paragraph) for _, paragraph in paragraphs]
+    dialogues: list[Dialogue] = []
     start = 0
-    while start + min_paragraphs <= len(parts):
+    while start + min_paragraphs <= len(paragraphs):
         length, speakers = _run(prefixes, start)
         if length < min_paragraphs:
             start += 1
             continue
-        said = parts[start : start + length]
-        turns = tuple(words[len(speakers[i % 2]) :].strip() for i, (_, words) in enumerate(said))
-        found.append(Dialogue(start, said[0][0], speakers, turns))
+        run = paragraphs[start : start + length]
+        turns = tuple(paragraph[len(speakers[i % 2]) :].strip() for i, (_, paragraph) in enumerate(run))
+        dialogues.append(Dialogue(start, run[0][0], speakers, turns))
         start += length
-    return found
+    return dialogues
 
 
 def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
-    """Each paragraph, with the number of its first line."""
-    start, held = 0, list[str]()
+    """Each paragraph with the number of its first line."""
+    start, lines = 0, list[str]()
     for number, line in enumerate([*text.replace("\r\n", "\n").split("\n"), ""], 1):
         if line.strip():
-            start = start if held else number
-            held.append(line)
-        elif held:
-            yield start, "\n".join(held).lstrip()
-            held = []
+            start = start if lines else number
+            lines.append(line)
+        elif lines:
+            yield start, "\n".join(lines).lstrip()
+            lines = []
 
 
 def _prefixes(paragraph: str) -> frozenset[str]:
+    """All possible prefixes of a paragraph."""
     line = paragraph.split("\n", 1)[0]
-    ends = (match.end(1) for match in SEPARATOR.finditer(line, 0, LONGEST))
+    ends = (match.end(1) for match in SEPARATOR.finditer(line, 0, MAX_PREFIX))
     return frozenset(line[:end] for end in ends)
 
 
 def _run(prefixes: list[frozenset[str]], start: int) -> tuple[int, tuple[str, str]]:
-    """How many paragraphs from `start` on are two speakers' turns, and how these begin."""
+    """The number of paragraphs from `start` in which two speakers take turns, and the speakers' prefixes."""
     shared: list[frozenset[str]] = [frozenset(), frozenset()]
     length = 0
     while start + length < len(prefixes):
-        speaker, found = length % 2, prefixes[start + length]
-        kept = found & shared[speaker] if length > 1 else found
-        if not kept or _longest(kept) == _longest(shared[1 - speaker]):
+        speaker, candidates = length % 2, prefixes[start + length]
+        remaining = candidates & shared[speaker] if length > 1 else candidates
+        if not remaining or _longest(remaining) == _longest(shared[1 - speaker]):
             break
-        shared[speaker] = kept
+        shared[speaker] = remaining
         length += 1
     return length, (_longest(shared[0]), _longest(shared[1]))
 

@@ -1,7 +1,7 @@
-"""Policies ranked by comparisons of their answers: win rates, Elo, Bradley-Terry; what a gap in reward is worth.
+"""Policies ranked by pairwise comparisons: win rates, Elo, Bradley-Terry, and their relation to gaps in reward.
 
-A game is `(a, b, score)`: two policies and the score of the first, 1 for a win, 0.5 for a tie, 0 for a loss, or a
-judge's probability. Games of different judges belong in different rankings.
+A game is `(a, b, score)`: two policies and the first one's score, which is 1 for a win, 0.5 for a tie, 0 for a loss,
+or a judge's probability. Rank the games of different judges separately.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ELO_PER_NAT = 400 / math.log(10)
 
 
 class WinRate(TypedDict):
-    """How often one of two policies won, by the three ways to count ties; None of no game, or none decided."""
+    """How often one policy beat another, with ties counted in three ways; None if no game counts."""
 
     wins: int
     losses: int
@@ -34,10 +34,13 @@ class WinRate(TypedDict):
 
 
 def win_rate(scores: Sequence[float]) -> WinRate:
-    """From a policy's scores against one other (1, 0.5 or 0); one score a prompt, as intervals count them as draws."""
+    """The win rate of a policy against another, from its scores: 1, 0.5 or 0.
+
+    Pass one score per prompt, because the intervals assume independent draws. Raises `ValueError` for other scores.
+    """
     for number, score in enumerate(scores):
         if score not in (0, 0.5, 1):
-            raise ValueError(f"score {number} is {score!r}, not 1 (won), 0.5 (tied) or 0 (lost)")
+            raise ValueError(f"score {number} must be 1 (won), 0.5 (tied) or 0 (lost), not {score!r}")
     wins, ties, n = sum(score == 1 for score in scores), sum(score == 0.5 for score in scores), len(scores)
     return {
         "wins": wins,
@@ -50,14 +53,14 @@ def win_rate(scores: Sequence[float]) -> WinRate:
 
 
 def win_probability(gap: float) -> float:
-    """That of the better one, `gap` nats of reward or Bradley-Terry strength ahead (Bradley and Terry 1952)."""
+    """P(first beats second) if it leads by `gap` nats of reward or Bradley-Terry strength (Bradley and Terry 1952)."""
     from scipy.special import expit
 
     return float(expit(gap))
 
 
 def elo_gap(gap: float) -> float:
-    """Elo points that `gap` nats are worth: 173.7 each (Bai et al. 2022, arXiv:2204.05862, on preference models)."""
+    """A gap in nats as Elo points, 173.7 per nat (Bai et al. 2022, arXiv:2204.05862, on preference models)."""
     return ELO_PER_NAT * gap
 
 
@@ -69,24 +72,24 @@ def elo(
     initial: float = 1000.0,
     scale: float = 400.0,
 ) -> dict[Policy, float]:
-    """Elo ratings after the games, one after the other; `policies` are rated even without a game.
+    """Elo ratings after playing the games in order; `policies` are rated even without a game.
 
-    k: points at stake in a game. scale: points that make the odds 10 to 1.
+    k: points at stake in a game. scale: the lead that makes the odds 10 to 1.
 
-    The order of the games changes the ratings, and no policy grows between them as a chess player may: to rank
-    policies that stay as they are, `bradley_terry` uses all games alike.
+    The order of the games affects the ratings, which suits chess players, whose strength changes. To rank fixed
+    policies, use `bradley_terry`, which treats all games alike.
     """
     ratings = dict.fromkeys(policies, float(initial))
     for a, b, score in _checked(games):
-        ahead = ratings.setdefault(a, float(initial)) - ratings.setdefault(b, float(initial))
-        won = k * (score - win_probability(ahead * math.log(10) / scale))
-        ratings[a] += won
-        ratings[b] -= won
+        lead = ratings.setdefault(a, float(initial)) - ratings.setdefault(b, float(initial))
+        gain = k * (score - win_probability(lead * math.log(10) / scale))
+        ratings[a] += gain
+        ratings[b] -= gain
     return ratings
 
 
 def tally(games: Iterable[tuple[Policy, Policy, float]]) -> dict[tuple[Policy, Policy], float]:
-    """How often a policy beat another: (winner, loser) -> wins, a tie being half a win for both."""
+    """How often each policy beat each other one: (winner, loser) -> wins. A tie is half a win for both."""
     wins: dict[tuple[Policy, Policy], float] = {}
     for a, b, score in _checked(games):
         wins[a, b] = wins.get((a, b), 0.0) + score
@@ -95,33 +98,37 @@ def tally(games: Iterable[tuple[Policy, Policy, float]]) -> dict[tuple[Policy, P
 
 
 def bradley_terry(wins: Mapping[tuple[Policy, Policy], float], *, ridge: float = 0.0) -> dict[Policy, float]:
-    """Strengths in nats with mean 0, best first, by maximum likelihood (Zermelo 1929; Bradley and Terry 1952): the
-    maximum over s of `sum of wins[a, b] * log sigma(s[a] - s[b])`. `elo_gap` turns them into Elo points.
+    """Strengths in nats with mean 0, best first, by maximum likelihood (Zermelo 1929; Bradley and Terry 1952).
 
-    ridge: `ridge / 2 * sum of s**2` is taken off. Without it the maximum exists if, however the policies are divided in
-    two, each side has beaten the other (Ford 1957, "Solution of a ranking problem from binary comparisons"); a
-    `ValueError` says who is infinitely better than whom, or was never compared. With it these have strengths too, but
-    policies that no games connect are then apart by nothing but the ridge.
+    They maximize `sum of wins[a, b] * log sigma(s[a] - s[b]) - ridge / 2 * sum of s**2`. `elo_gap` converts them to
+    Elo points.
+
+    Without a ridge, the maximum exists if, in every division of the policies into two sides, each side has beaten the
+    other (Ford 1957, "Solution of a ranking problem from binary comparisons"). Otherwise a `ValueError` names the
+    policies that are infinitely better or were never compared. With a ridge, these have strengths, too, but only the
+    ridge determines the distance between policies that no games connect.
     """
     import numpy as np
 
     policies = list(dict.fromkeys(policy for pair in wins for policy in pair))
     if not policies:
-        raise ValueError("there are no comparisons")
+        raise ValueError("ranking needs at least one comparison")
     if not (math.isfinite(ridge) and ridge >= 0):
-        raise ValueError(f"ridge must be at least 0, not {ridge!r}")
-    place = {policy: index for index, policy in enumerate(policies)}
+        raise ValueError(f"ridge must be a finite number of at least 0, not {ridge!r}")
+    index = {policy: number for number, policy in enumerate(policies)}
     table = np.zeros((len(policies), len(policies)))
     for (winner, loser), count in wins.items():
         if winner == loser:
             raise ValueError(f"{winner!r} is compared with itself")
         if not (math.isfinite(count) and count >= 0):
-            raise ValueError(f"{winner!r} cannot have beaten {loser!r} {count!r} times")
-        table[place[winner], place[loser]] = count
+            raise ValueError(
+                f"the wins of {winner!r} over {loser!r} must be a finite number of at least 0, not {count!r}"
+            )
+        table[index[winner], index[loser]] = count
     if not ridge:
         _check_finite(table, policies)
     strengths = _most_likely(table, ridge)
-    return {policies[index]: float(strengths[index]) for index in np.argsort(-strengths, kind="stable")}
+    return {policies[number]: float(strengths[number]) for number in np.argsort(-strengths, kind="stable")}
 
 
 def _checked(
@@ -131,12 +138,12 @@ def _checked(
         if a == b:
             raise ValueError(f"game {number}: {a!r} plays against itself")
         if not 0 <= score <= 1:
-            raise ValueError(f"game {number}: the score is {score!r}, not between 0 (lost) and 1 (won)")
+            raise ValueError(f"game {number}: the score must be between 0 (lost) and 1 (won), not {score!r}")
         yield a, b, score
 
 
 def _check_finite(table: NDArray[np.float64], policies: Sequence[Hashable]) -> None:
-    """Raises `ValueError` unless everybody has beaten everybody else, if by way of others."""
+    """Raise `ValueError` unless every policy has beaten every other one, directly or through others."""
     from scipy.sparse.csgraph import connected_components
 
     for connection in ("weak", "strong"):
@@ -145,13 +152,13 @@ def _check_finite(table: NDArray[np.float64], policies: Sequence[Hashable]) -> N
             continue
         groups = [[i for i in range(len(policies)) if part[i] == number] for number in range(count)]
         if connection == "weak":
-            told = "; ".join(_named(group, policies) for group in groups)
-            raise ValueError(f"nothing compares these with each other: {told}. Add games between them, or a ridge")
+            parts = "; ".join(_named(group, policies) for group in groups)
+            raise ValueError(f"no game connects these policies: {parts}. Add games between them, or a ridge")
         best = next(group for group in groups if not table[part != part[group[0]]][:, group].any())
         others = [i for i in range(len(policies)) if i not in best]
         raise ValueError(
-            f"{_named(others, policies)} never won or tied against {_named(best, policies)}, which would be infinitely "
-            f"better. Add games, or a ridge"
+            f"{_named(others, policies)} never beat or tied {_named(best, policies)}, so the lead is infinite. "
+            "Add games, or a ridge"
         )
 
 
@@ -160,29 +167,29 @@ def _named(group: Sequence[int], policies: Sequence[Hashable]) -> str:
 
 
 def _most_likely(table: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
-    """The strengths at which everybody wins as often as expected: there the gradient of the likelihood is 0.
+    """The strengths at which every policy wins as often as expected, i.e. the gradient of the likelihood is 0.
 
-    Solved as equations: a minimiser stops where the likelihood, flat at its maximum, changes no more, half the digits
-    away.
+    An equation solver finds all digits. A minimizer would stop with half of them, because the likelihood is flat at
+    its maximum.
     """
     import numpy as np
     from scipy.optimize import root
     from scipy.special import expit
 
     n, games = len(table), table + table.T
-    anchor = games.sum() / n**2  # holds the mean at 0, where the likelihood does not care
+    anchor = games.sum() / n**2  # keeps the mean at 0; the likelihood depends on differences only
 
     def gradient(strengths: NDArray[np.float64]) -> NDArray[np.float64]:
-        lost = table * expit(strengths - strengths[:, None])  # wins that were surprises, as far as they were
-        return lost.sum(0) - lost.sum(1) + ridge * strengths + anchor * strengths.sum()
+        surprise = table * expit(strengths - strengths[:, None])  # wins times the probability of losing
+        return surprise.sum(0) - surprise.sum(1) + ridge * strengths + anchor * strengths.sum()
 
     def curvature(strengths: NDArray[np.float64]) -> NDArray[np.float64]:
         gaps = strengths[:, None] - strengths
-        each = games * expit(gaps) * expit(-gaps)
-        return np.diag(each.sum(1)) - each + ridge * np.eye(n) + anchor
+        variance = games * expit(gaps) * expit(-gaps)
+        return np.diag(variance.sum(1)) - variance + ridge * np.eye(n) + anchor
 
-    found = root(gradient, np.zeros(n), jac=curvature, tol=1e-10)
-    if not found.success:
-        raise ValueError("the likelihood is too flat for its maximum to be found; add games, or a ridge")
-    strengths: NDArray[np.float64] = found.x
+    solution = root(gradient, np.zeros(n), jac=curvature, tol=1e-10)
+    if not solution.success:
+        raise ValueError("the likelihood is too flat to find its maximum; add games, or a ridge")
+    strengths: NDArray[np.float64] = solution.x
     return strengths

@@ -1,4 +1,4 @@
-"""Random draws come from named streams: a draw depends on the seed and its place, never on what ran before it."""
+"""Random numbers from named streams: a draw depends on the seed and the stream's name, never on earlier draws."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import hashlib
 import numpy as np
 
 
-def stream(seed: int, *place: str | int) -> np.random.Generator:
-    """A generator for one place, `stream(seed, "align", "rollout", iteration, prompt, sample)`."""
-    return np.random.Generator(np.random.Philox(key=number(seed, *place)))
+def stream(seed: int, *name: str | int) -> np.random.Generator:
+    """A generator for one stream, such as `stream(seed, "align", "rollout", iteration, prompt, sample)`."""
+    return np.random.Generator(np.random.Philox(key=number(seed, *name)))
 
 
-def number(seed: int, *place: str | int) -> int:
-    """A 64-bit seed for one place, for libraries that want a number."""
-    text = "\x1f".join([str(seed), *map(str, place)])
+def number(seed: int, *name: str | int) -> int:
+    """A non-negative 63-bit seed for one stream, for libraries that need a number."""
+    text = "\x1f".join([str(seed), *map(str, name)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,6 +1,6 @@
-"""Statistics of measured means and shares, with intervals at 95%; plain numbers in, plain dictionaries out.
+"""Means and proportions with 95% confidence intervals: plain numbers in, plain dictionaries out.
 
-The unit of all of them is one independent draw, in alignkit a prompt: samples of one prompt are averaged first.
+The unit is one independent draw. In alignkit that is a prompt: average the samples of a prompt first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 
 
 class Estimate(TypedDict):
-    """`n` values' mean and its interval; what is None cannot be told from so few values."""
+    """The mean of `n` values and its interval; None if there are too few values."""
 
     mean: float | None
     low: float | None
@@ -31,7 +31,7 @@ class Share(TypedDict):
 
 
 class EqualLength(TypedDict):
-    """A difference that is left at equal length; see `at_equal_length`."""
+    """A difference corrected for length; see `at_equal_length`."""
 
     mean: float
     low: float
@@ -47,13 +47,13 @@ def mean(values: Sequence[float]) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean of independent values with its t interval (Student 1908, "The probable error of a mean")."""
+    """The mean of independent values with its t interval (Student 1908, "The probable error of a mean")."""
     from scipy import stats
 
     n = len(values)
     if n == 0:
         return {"mean": None, "low": None, "high": None, "n": 0}
-    if min(values) == max(values):  # scipy gives NaN where nothing varies
+    if min(values) == max(values):  # scipy returns NaN for constant values
         bound = values[0] if n > 1 else None
         return {"mean": values[0], "low": bound, "high": bound, "n": n}
     middle = mean(values)
@@ -62,23 +62,25 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Mean of `ours - theirs`, value by value, with the interval of the paired t test.
+    """The mean of `ours - theirs`, value by value, with the interval of the paired t test.
 
-    Narrower than that of two separate means where both were measured on the same prompts, which differ more than
-    policies do.
+    Measured on the same prompts, this interval is narrower than those of the two means: prompts differ more than
+    policies do. Raises `ValueError` if the numbers of values differ.
     """
     return estimate([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
 def at_equal_length(differences: Sequence[float], longer: Sequence[float]) -> EqualLength | None:
-    """The difference that is left where answers are equally long: the intercept of the least-squares line of paired
-    differences on those in length (tokens), with its t interval. `per_token`: the line's slope.
+    """The difference expected between answers of equal length, with its t interval.
 
-    Length is what fools rewards most often (Singhal et al. 2023, arXiv:2310.03716); the same correction by
-    regression as in length-controlled AlpacaEval (Dubois et al. 2024, arXiv:2404.04475), there a logistic one.
+    differences: paired differences in reward. longer: paired differences in length, in tokens. The result is the
+    intercept of the least-squares line of the former on the latter; `per_token` is its slope. `extrapolated` means
+    that equal length is outside the data: all answers are longer, or all are shorter.
 
-    None when length does not vary, or too few prompts for a line with an interval. `extrapolated`: all answers are
-    longer, or all are shorter, so that equal length lies outside the data.
+    Length is the most common reason for misleading rewards (Singhal et al. 2023, arXiv:2310.03716). Length-controlled
+    AlpacaEval (Dubois et al. 2024, arXiv:2404.04475) makes the same correction with a logistic regression.
+
+    Returns None if the length does not vary, or for fewer than three prompts.
     """
     from scipy import stats
 
@@ -86,7 +88,7 @@ def at_equal_length(differences: Sequence[float], longer: Sequence[float]) -> Eq
     if n < 3 or min(longer) == max(longer):
         return None
     slope, intercept, error = 0.0, differences[0], 0.0
-    if min(differences) < max(differences):  # scipy gives NaN where nothing varies
+    if min(differences) < max(differences):  # scipy returns NaN for constant values
         line = stats.linregress(longer, differences)
         slope, intercept, error = float(line.slope), float(line.intercept), float(line.intercept_stderr)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 2)) * error
@@ -101,11 +103,11 @@ def at_equal_length(differences: Sequence[float], longer: Sequence[float]) -> Eq
 
 
 def share(hits: float, n: int) -> Share | None:
-    """A proportion with its interval by Wilson 1927 ("Probable inference, the law of succession, and statistical
-    inference"), which holds for few trials and for shares near 0 and 1; None without a trial.
+    """A proportion with its Wilson interval; None without a trial.
 
-    A tie may be half a hit: it varies less than a trial of hit or miss, so the interval is then too wide, never too
-    narrow. (scipy has this interval for whole hits only.)
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference". The interval is valid for few
+    trials and for proportions near 0 and 1. A tie may count as half a hit: ties vary less than hits and misses, so the
+    interval is then too wide, never too narrow. (scipy's version accepts integers only.)
     """
     from scipy import stats
 
@@ -115,6 +117,6 @@ def share(hits: float, n: int) -> Share | None:
     shrink = 1 + z * z / n
     middle = (p + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-    low = 0.0 if hits == 0 else middle - half  # which rounding misses by a hair
+    low = 0.0 if hits == 0 else middle - half  # exact, unlike the formula
     high = 1.0 if hits == n else middle + half
     return {"mean": p, "low": low, "high": high, "n": n}

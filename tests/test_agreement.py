@@ -1,4 +1,4 @@
-"""What the known answers of tests/golden leave open: missing ratings, distances, what is undefined, and errors."""
+"""Beyond the known answers of tests/golden: missing ratings, distances, undefined coefficients, and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_missing_rating_is_no_rating(absent: Any) -> None:
     assert cohen_kappa([1, 2, absent, 3], [1, 3, 2, absent]) == cohen_kappa([1, 2], [1, 3])
 
 
-def test_a_unit_with_one_rating_tells_nothing_about_agreement_nor_about_chance() -> None:
+def test_a_unit_with_one_rating_is_ignored() -> None:
     for level in ("nominal", "ordinal", "interval"):
         assert krippendorff_alpha([*UNITS, [9], [8]], level) == krippendorff_alpha(UNITS, level)
 
@@ -51,20 +51,20 @@ def test_ratings_may_be_words(coefficient: Any) -> None:
     assert cohen_kappa("aabb", "abbb") == cohen_kappa([0, 0, 1, 1], [0, 1, 1, 1]) == 0.5
 
 
-def test_weights_are_distances_of_the_numbers_not_of_their_places() -> None:
+def test_weights_are_distances_of_the_numbers_not_of_their_order() -> None:
     """Nobody rated 2, yet 3 is 2 away from 1. Over all pairs the distances' mean is 4/3, their squares' 28/9."""
     first, second = [0, 1, 3], [0, 3, 1]
     assert cohen_kappa(first, second, "linear") == pytest.approx(1 - (4 / 3) / (4 / 3), abs=1e-15)
     assert cohen_kappa(first, second, "quadratic") == pytest.approx(1 - (8 / 3) / (28 / 9))
 
 
-def test_labellers_who_rate_differently_on_average_have_their_own_chance() -> None:
-    """Cohen's expected disagreement is of a rating by the one with one by the other: here 0.75 * 0.5 + 0.25 * 0.5."""
+def test_each_labeler_has_a_chance_distribution() -> None:
+    """Cohen's expected disagreement pairs a rating of one labeler with one of the other: 0.75 * 0.5 + 0.25 * 0.5."""
     assert cohen_kappa([1, 1, 1, 0], [1, 1, 0, 0]) == pytest.approx(1 - 0.25 / 0.5)
     assert cohen_kappa([1, 1, 1, 1], [0, 0, 0, 1]) == pytest.approx(0)
 
 
-def test_ordinal_looks_at_the_order_alone() -> None:
+def test_ordinal_depends_on_the_order_only() -> None:
     stretched = [[rating**5 for rating in unit] for unit in UNITS]
     assert krippendorff_alpha(stretched, "ordinal") == krippendorff_alpha(UNITS, "ordinal")
     assert krippendorff_alpha(stretched, "interval") != pytest.approx(krippendorff_alpha(UNITS, "interval"), abs=0.01)
@@ -81,56 +81,56 @@ def test_ordinal_distance_is_the_number_of_ratings_between() -> None:
 
 @pytest.mark.parametrize("units", [[], [[]], [[1], [2]], [[None, 1], [math.nan, None]]])
 @pytest.mark.parametrize("coefficient", [pairwise_agreement, krippendorff_alpha])
-def test_undefined_where_no_unit_has_two_ratings(coefficient: Any, units: Any) -> None:
+def test_undefined_if_no_unit_has_two_ratings(coefficient: Any, units: Any) -> None:
     assert coefficient(units) is None
 
 
 @pytest.mark.parametrize("units", [[], [[], []], [[1], [2]]])
-def test_fleiss_is_undefined_where_no_unit_has_two_ratings(units: Any) -> None:
+def test_fleiss_is_undefined_if_no_unit_has_two_ratings(units: Any) -> None:
     assert fleiss_kappa(units) is None
 
 
 @pytest.mark.parametrize("weights", ["equal", "linear", "quadratic"])
 @pytest.mark.parametrize(("first", "second"), [([], []), ([1, None], [None, 2]), ([3], [3]), ([0, 0], [0, 0])])
-def test_cohen_is_undefined_where_chance_alone_agrees(first: Any, second: Any, weights: Any) -> None:
+def test_cohen_is_undefined_if_chance_always_agrees(first: Any, second: Any, weights: Any) -> None:
     assert cohen_kappa(first, second, weights) is None
 
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
 @pytest.mark.parametrize("rating", [0, 0.1, 7])
-def test_one_rating_only_is_undefined_not_perfect(level: Any, rating: float) -> None:
+def test_equal_ratings_are_undefined_not_perfect(level: Any, rating: float) -> None:
     units = [[rating] * count for count in (3, 3, 3)]
     assert krippendorff_alpha([*units, [5]], level) is None
     assert fleiss_kappa(units) is None
     assert pairwise_agreement(units) == 1
 
 
-def test_fleiss_expects_of_two_raters_what_all_ratings_together_make_likely() -> None:
-    """Of 12 ratings 7 are a and 5 are b, so that two by chance differ in 70 of 144 cases; here in 1 of 6."""
+def test_fleiss_pools_all_ratings_for_chance() -> None:
+    """Of 12 ratings, 7 are a and 5 are b: two drawn by chance differ in 70 of 144 cases, here in 1 of 6."""
     assert fleiss_kappa(["aa", "aa", "bb", "bb", "ab", "aa"]) == pytest.approx(1 - (1 / 6) / (70 / 144))
 
 
 def test_fleiss_names_the_units_with_another_number_of_ratings() -> None:
-    with pytest.raises(ValueError, match=r"needs 3 ratings of every unit; 1 has 2, 3 has 0$"):
+    with pytest.raises(ValueError, match=r"for every unit, here 3, but unit 1 has 2, 3 has 0; use krippendorff_alpha$"):
         fleiss_kappa([[1, 2, 1], [1, None, 2], [2, 2, 2], []])
-    with pytest.raises(ValueError, match=r"; 8 has 1, 9 has 1, 10 has 1, 11 has 1, 12 has 1 and 2 more$"):
+    with pytest.raises(ValueError, match=r"unit 8 has 1, 9 has 1, 10 has 1, 11 has 1, 12 has 1 and 2 more; use"):
         fleiss_kappa([[1, 2]] * 8 + [[1]] * 7)
 
 
 @pytest.mark.parametrize("rating", ["better", math.inf])
 def test_distances_need_numbers(rating: Any) -> None:
     for weights in ("linear", "quadratic"):
-        with pytest.raises(ValueError, match=f"{weights}: ratings must be numbers, not {rating!r}"):
+        with pytest.raises(ValueError, match=f"{weights}: ratings must be finite numbers, not {rating!r}"):
             cohen_kappa([1, rating], [1, 2], weights)
     for level in ("ordinal", "interval"):
-        with pytest.raises(ValueError, match=f"{level}: ratings must be numbers, not {rating!r}"):
+        with pytest.raises(ValueError, match=f"{level}: ratings must be finite numbers, not {rating!r}"):
             krippendorff_alpha([[1, rating], [1, 2]], level)
 
 
 def test_other_mistakes() -> None:
     with pytest.raises(ValueError, match="there are 2 and 1 ratings"):
         cohen_kappa([1, 2], [1])
-    with pytest.raises(ValueError, match="'cubic' is none of equal, linear, quadratic"):
+    with pytest.raises(ValueError, match="weights must be equal, linear, quadratic, not 'cubic'"):
         cohen_kappa([1], [1], "cubic")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'ratio' is none of nominal, ordinal, interval"):
+    with pytest.raises(ValueError, match="level must be nominal, ordinal, interval, not 'ratio'"):
         krippendorff_alpha([[1, 2]], "ratio")  # type: ignore[arg-type]
