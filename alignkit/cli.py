@@ -1,6 +1,6 @@
-"""The command line. Results go to stdout, everything else to stderr; the exit code says what kind of thing failed.
+"""The command line. Results go to stdout, everything else to stderr; the exit code says what kind of error occurred.
 
-Each command imports what it needs when it runs, so that `--help` costs nothing.
+Each command imports what it needs when it runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -30,12 +30,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a recipe that comes with alignkit.")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Change values: a.b=c sets, ~a.b deletes.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides: a.b=c sets a key, ~a.b deletes it.")
 ]
 PluginFiles = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load a plugin from a file.")]
-NoPlugins = Annotated[list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Switch a plugin off.")]
+NoPlugins = Annotated[list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Disable a plugin.")]
+PluginName = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KIND NAME", help="Show the plugins of a kind, or the options of one name."),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -61,7 +67,7 @@ def run(
     plugin: PluginFiles = None,
     no_plugin: NoPlugins = None,
 ) -> None:
-    """Run a recipe, or continue it where it stopped."""
+    """Run a recipe. The same command resumes a run that was interrupted."""
     checked = _load(recipe, overrides, plugin, no_plugin)
     from alignkit.runs.run import run_recipe
 
@@ -78,34 +84,56 @@ def validate(
 
 
 @app.command()
-def plugins(plugin: PluginFiles = None, no_plugin: NoPlugins = None) -> None:
-    """List what is installed, and what is broken and why."""
-    from alignkit.plugins import load_plugins
+def plugins(what: PluginName = None, plugin: PluginFiles = None, no_plugin: NoPlugins = None) -> None:
+    """List the installed plugins, or show the options of one.
 
-    _print_plugins(load_plugins(plugin or (), no_plugin or ()))
+    Broken plugins are listed with the reason. Examples: `plugins ppo`, `plugins step evaluate`, `plugins reward`.
+    """
+    from alignkit.plugins import load_plugins
+    from alignkit.recipe import plugin_help
+
+    loaded = load_plugins(plugin or (), no_plugin or ())
+    if not what:
+        _print_plugins(loaded)
+    else:
+        plugin_help.show(what, loaded.registry, _console())
+
+
+@app.command()
+def schema(plugin: PluginFiles = None, no_plugin: NoPlugins = None) -> None:
+    """Print the JSON schema of recipes, for editors.
+
+    It covers all installed plugins. With `# yaml-language-server: $schema=FILE` as a recipe's first line, editors
+    complete and check its keys.
+    """
+    import json
+
+    from alignkit.plugins import load_plugins
+    from alignkit.recipe.json_schema import recipe_schema
+
+    print(json.dumps(recipe_schema(load_plugins(plugin or (), no_plugin or ()).registry), indent=1, ensure_ascii=False))
 
 
 def _load(
     name: str, overrides: Sequence[str] | None, files: Sequence[Path] | None, disabled: Sequence[str] | None
 ) -> Recipe:
-    """Plugins, then the recipe; broken plugins are warnings unless they were given as files."""
+    """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file."""
     from alignkit.plugins import load_plugins
     from alignkit.recipe.load import find_recipe, load_recipe
 
     path = find_recipe(name)
     loaded = load_plugins(files or (), disabled or ())
-    asked_for = {file.name for file in files or ()}
+    requested = {file.name for file in files or ()}
     for broken in loaded.broken:
-        if broken.distribution in asked_for:
+        if broken.distribution in requested:
             raise PluginError(str(broken))
     recipe = load_recipe(path, list(overrides or ()), loaded.registry)
-    for broken in loaded.broken:  # a wrong recipe's errors name them where they matter
+    for broken in loaded.broken:  # only now: if the recipe needs one of them, its error says so
         print(f"warning: {broken}", file=sys.stderr)
     return recipe
 
 
 def _print_plugins(loaded: Plugins) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -116,13 +144,21 @@ def _print_plugins(loaded: Plugins) -> None:
         registrations = loaded.registry.registrations(kind)
         names = [registration.name for registration in registrations]
         for registration in registrations:
-            note = " (claimed twice: write PACKAGE:NAME)" if names.count(registration.name) > 1 else ""
+            note = " (several plugins have this name: write PACKAGE:NAME)" * (names.count(registration.name) > 1)
             table.add_row(*map(Text, (kind, registration.name, registration.summary + note, registration.origin)))
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 200, highlight=False)
+    console = _console()
     console.print(table)
     for broken in loaded.broken:
         console.print(Text(f"broken: {broken}", style="red"), soft_wrap=True)
+    if sys.stdout.isatty():
+        console.print("\n`alignkit plugins NAME` shows the options of one.", style="dim")
+
+
+def _console() -> Any:
+    """Stdout; wide if it is a pipe, so that no table cell is cut."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,8 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(error: Exception) -> int:
-    """Tell what went wrong, without a traceback unless a developer asks for it."""
-    if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command-line parser
+    """Print what went wrong and return the exit code. ALIGNKIT_DEBUG=1 adds the traceback."""
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # the command-line parser's usage errors
         error.show()
         return int(error.exit_code)
     if type(error).__name__ == "Abort":
@@ -150,9 +186,9 @@ def _failed(error: Exception) -> int:
     if isinstance(error, AlignkitError):
         text, code = str(error), error.exit_code
     elif isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-        text, code = f"out of memory or disk: {error}", OutOfResource.exit_code
+        text, code = f"out of memory or disk space: {error}", OutOfResource.exit_code
     else:
-        text = f"unexpected {type(error).__name__}: {error} (ALIGNKIT_DEBUG=1 shows where)"
+        text = f"unexpected {type(error).__name__}: {error} (set ALIGNKIT_DEBUG=1 for the traceback)"
         code = 1
     if os.environ.get("ALIGNKIT_DEBUG", "") not in ("", "0"):
         import traceback

@@ -24,6 +24,10 @@ class Ref:
 
     kind: Literal["stage", "policy", "from", "reward", "data", "judge"]
 
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """A marker that `alignkit schema` replaces by the schema of such references."""
+        return {"x-alignkit": self.kind}
+
 
 StageRef = Annotated[str, Ref("stage")]  # stays text: `base`, `sft` or `sft@2`
 PolicyRef = Annotated[str, Ref("policy")]  # the same, except that reward models are refused

@@ -1,5 +1,6 @@
 """The command line: exit codes, where output goes, and what it does not import."""
 
+import json
 import subprocess
 import sys
 import types
@@ -63,7 +64,7 @@ def test_validate_prints_the_stages(recipe: list[str], capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "ok: small: stages first -> second\n"
 
 
-def test_validate_tells_all_mistakes_on_stderr(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_reports_all_mistakes_on_stderr(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["validate", *recipe, "stages.first.epochs=0", "stages.first.lr=1"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("error: ") == 2 and "Traceback" not in err
@@ -75,7 +76,7 @@ def test_run_validates_first(recipe: list[str], runs: list[tuple]) -> None:
     assert runs == []
 
 
-def test_run_passes_on(recipe: list[str], runs: list[tuple], tmp_path: Path) -> None:
+def test_run_passes_the_recipe_and_the_folder_on(recipe: list[str], runs: list[tuple], tmp_path: Path) -> None:
     assert cli.main(["run", *recipe, "stages.first.epochs=2", "--out", str(tmp_path / "o")]) == 0
     ((checked, out),) = runs
     assert (checked.stages["first"].settings.epochs, out) == (2, tmp_path / "o")
@@ -142,6 +143,45 @@ def test_plugins_lists(recipe: list[str], capsys: pytest.CaptureFixture[str]) ->
     assert ["algorithm", "fake_plain", "plain", "fake.py"] in rows
 
 
+def test_plugins_shows_the_options_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins", "dpo"]) == 0
+    out = capsys.readouterr().out
+    assert "algorithm dpo (alignkit 0." in out and "stage keys it needs: data" in out
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("beta ")]
+    assert row[1:5] == ["number,", "above", "0", "0.1"]
+
+
+@pytest.mark.parametrize("words", [["step", "instruct"], ["instruct"]])
+def test_plugins_takes_a_kind_and_a_name(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins", *words]) == 0
+    assert capsys.readouterr().out.startswith("step instruct ")
+
+
+def test_plugins_shows_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins", "judge"]) == 0
+    out = capsys.readouterr().out
+    assert "judge local_judge" in out and "judge openai_judge" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dpoo"], "no plugin provides 'dpoo'; did you mean 'dpo'?"),
+        (["step", "dpo"], "no step 'dpo'"),
+        (["one", "two"], "expected NAME, KIND or KIND NAME, not 'one two'"),
+    ],
+)
+def test_plugins_that_are_not_there(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins", *words]) == 3
+    assert message in capsys.readouterr().err
+
+
+def test_schema_covers_extra_plugins(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["schema", *recipe[1:]]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out)["title"] == "alignkit recipe" and '"fake_noop"' in out
+
+
 def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["vlidate"]) == 2
     assert "'validate'" in capsys.readouterr().err
@@ -156,9 +196,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("alignkit 0.")
 
 
-@pytest.mark.parametrize("command", ["--help", "validate", "plugins", "bad"])
+@pytest.mark.parametrize("command", ["--help", "validate", "plugins", "schema", "bad"])
 def test_nothing_heavy_is_imported(recipe: list[str], command: str) -> None:
     arguments = {"--help": ["--help"], "validate": ["validate", *recipe], "plugins": ["plugins", *recipe[1:]]}
+    arguments |= {"schema": ["schema", *recipe[1:]]}
     argv = arguments.get(command, ["run", *recipe, "stages.first.epochs=0"])
     code = f"import sys; from alignkit.cli import main; rc = main({argv!r})\n"
     code += f"print(rc, [m for m in {HEAVY} if m in sys.modules], 'alignkit.plugins' in sys.modules)"

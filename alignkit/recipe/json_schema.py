@@ -1,0 +1,133 @@
+"""The JSON schema of recipes, for editors: the keys, types, ranges and descriptions of everything that is installed.
+
+It accepts every valid recipe and catches misspelled keys and values. It does not check whether stages exist and keys
+go together: `alignkit validate` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from alignkit.recipe.components import options_of
+from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
+from alignkit.registry import Registry
+from alignkit.settings import ModelSpec, Settings
+
+Schema = dict[str, Any]
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+TEXT: Schema = {"type": "string"}
+_CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings)
+_KINDS = ("format", "algorithm", "reward", "judge", "step")  # that have options
+
+
+def recipe_schema(registry: Registry) -> Schema:
+    """The schema of a recipe file that may use every plugin of the registry."""
+    return _Builder(registry).recipe()
+
+
+class _Builder:
+    """Joins the schemas that pydantic makes of the models with those of references, components and stages."""
+
+    def __init__(self, registry: Registry):
+        self._options = {
+            kind: {item.name: options_of(item) for item in registry.registrations(kind)} for kind in _KINDS
+        }
+        options = [model for models in self._options.values() for model in models.values()]
+        models = list(dict.fromkeys([*_CORE, *options]))
+        refs, shared = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
+        self._refs: dict[type[BaseModel], Schema] = {model: refs[model, "validation"] for model in models}
+        self._defs: dict[str, Schema] = _with_references(shared["$defs"])
+
+    def recipe(self) -> Schema:
+        """The schema of the top level. A file that extends another one may leave out anything."""
+        top = self._schema(TopKeys)
+        lora = self._schema(ModelSpec)["properties"]["lora"]
+        lora["anyOf"] = [*lora["anyOf"], {"const": "none"}]
+        stages: Schema = {"type": "object", "additionalProperties": _ref("stage_or_block")}
+        return {
+            "$schema": DIALECT,
+            "title": "alignkit recipe",
+            "type": "object",
+            "properties": {**top["properties"], "model": {"type": "object"}, "stages": {"type": "object"}},
+            "additionalProperties": False,
+            "if": {"not": {"required": ["extends"]}},
+            "then": {
+                "required": top["required"],
+                "properties": {"model": self._refs[ModelSpec], "stages": stages},
+            },
+            "$defs": {**self._defs, **self._shapes()},
+        }
+
+    def _shapes(self) -> dict[str, Schema]:
+        """The shapes that the models leave open, by the names that `_ref` takes."""
+        block = self._schema(BlockKeys)
+        inner = {"type": "object", "additionalProperties": _ref("stage")}
+        block = {**block, "properties": {**block["properties"], "stages": inner}}
+        sources = [TEXT, self._refs[DataKeys], *self._formats()]
+        shapes = {
+            "data": _any_of([*sources, {"type": "array", "items": _any_of(sources)}]),
+            "reward": _any_of([TEXT, _object({"folder": TEXT}, ["folder"]), self._component("reward")]),
+            "judge": self._component("judge"),
+            "stage": _any_of([self._training_stage(), *self._steps()]),
+            "stage_or_block": _any_of([_ref("stage"), block]),
+            **dict.fromkeys(("stage_name", "policy", "from"), TEXT),
+        }
+        return {f"alignkit.{name}": shape for name, shape in shapes.items()}
+
+    def _component(self, kind: str) -> Schema:
+        """`NAME`, `PACKAGE:NAME` or `NAME: {options}`."""
+        options = {name: self._refs[model] for name, model in self._options[kind].items()}
+        with_options = {**_object(options), "minProperties": 1, "maxProperties": 1}
+        return _any_of([{"enum": sorted(options)}, {**TEXT, "pattern": ":"}, with_options])
+
+    def _formats(self) -> Iterable[Schema]:
+        """`FORMAT: PATH`, or `FORMAT: {path: PATH, option: ...}`."""
+        for name, model in self._options["format"].items():
+            keys = {**self._schema(DataKeys)["properties"], **self._schema(model).get("properties", {})}
+            yield _object({name: _any_of([TEXT, _object(keys)])}, [name])
+
+    def _training_stage(self) -> Schema:
+        keys = self._schema(Settings)["properties"]
+        return _object({"algorithm": self._component("algorithm"), **keys}, ["algorithm"])
+
+    def _steps(self) -> Iterable[Schema]:
+        """`step: NAME` with its options next to it, or `step: {NAME: {options}}`."""
+        for name, model in self._options["step"].items():
+            options = self._schema(model)
+            keys = {"step": {"const": name}, **options.get("properties", {})}
+            yield _object(keys, ["step", *options.get("required", [])])
+        yield _object({"step": self._component("step")}, ["step"])
+
+    def _schema(self, model: type[BaseModel]) -> Schema:
+        return self._defs[self._refs[model]["$ref"].removeprefix("#/$defs/")]
+
+
+def _with_references(value: Any) -> Any:
+    """The schema with every marked reference (see `Ref`) replaced by the schema of its kind."""
+    if isinstance(value, dict):
+        if kind := value.get("x-alignkit"):
+            others = {key: item for key, item in value.items() if key != "x-alignkit"}
+            return {**others, **_ref("stage_name" if kind == "stage" else kind)}
+        return {key: _with_references(item) for key, item in value.items()}
+    return [_with_references(item) for item in value] if isinstance(value, list) else value
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/$defs/alignkit.{name}"}
+
+
+def _any_of(schemas: Iterable[Schema]) -> Schema:
+    return {"anyOf": list(schemas)}
+
+
+def _object(properties: Mapping[str, Schema], required: Iterable[str] = ()) -> Schema:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(required),
+        "additionalProperties": False,
+    }

@@ -1,0 +1,71 @@
+"""What `alignkit plugins NAME` prints: a plugin's summary, its options, and an algorithm's stage defaults and needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from alignkit.errors import PluginError, did_you_mean
+from alignkit.recipe.components import options_of
+from alignkit.recipe.option_table import OptionRow, needs_of, option_rows, stage_defaults, stage_keys_required
+from alignkit.registry import KINDS, Registration, Registry
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show(words: Sequence[str], registry: Registry, console: Console) -> None:
+    """Print what `KIND`, `NAME` or `KIND NAME` means. Raises PluginError if nothing is called so."""
+    for kind, registration in find(words, registry):
+        origin = f" ({registration.origin})" if registration.origin else ""
+        console.print(f"[bold]{kind} {registration.name}[/bold]{origin}")
+        if registration.summary:
+            console.print(f"  {registration.summary}", markup=False)
+        _print_options(option_rows(options_of(registration)), console)
+        for line in facts(kind, registration):
+            console.print(f"  {line}", markup=False, soft_wrap=True)
+        console.print()
+
+
+def find(words: Sequence[str], registry: Registry) -> list[tuple[str, Registration]]:
+    """The registrations that `KIND`, `NAME` or `KIND NAME` means, with their kinds."""
+    kinds, name = (KINDS, words[0]) if len(words) == 1 else ((words[0],), words[1])
+    if len(words) > 2 or kinds[0] not in KINDS:
+        raise PluginError(f"expected NAME, KIND or KIND NAME, not '{' '.join(words)}'; kinds: {', '.join(KINDS)}")
+    if len(words) == 1 and name in KINDS:
+        return [(name, registration) for registration in registry.registrations(name)]
+    matches = [(kind, registry.get(kind, name)) for kind in kinds if registry.has(kind, name)]
+    if not matches and len(kinds) == 1:
+        registry.get(kinds[0], name)  # raises, and says what is installed
+    if not matches:
+        known = [*KINDS, *(known for kind in KINDS for known in registry.names(kind))]
+        hint = did_you_mean(name, known) or "`alignkit plugins` lists what is installed"
+        raise PluginError(f"no plugin provides '{name}'; {hint}")
+    return matches
+
+
+def facts(kind: str, registration: Registration) -> Iterator[str]:
+    """Lines about an algorithm or a format."""
+    implementation = registration.implementation
+    if kind == "format" and implementation.wants:
+        yield f"columns: {implementation.wants}"
+    if kind != "algorithm":
+        return
+    yield f"stage keys it needs: {', '.join(stage_keys_required(implementation))}"
+    if defaults := stage_defaults(implementation):
+        yield f"stage defaults: {', '.join(f'{name} {value}' for name, value in defaults.items())}"
+    if needs := needs_of(implementation):
+        yield f"with default options it uses: {', '.join(needs)}"
+
+
+def _print_options(rows: Sequence[OptionRow], console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        console.print("  no options")
+        return
+    table = Table("option", "type", "default", "meaning", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for row in rows:
+        table.add_row(*map(Text, (row.name, row.type_and_range, row.default, row.description)))
+    console.print(table)
