@@ -196,7 +196,8 @@ def _added(result: torch.Size, a: torch.Size, b: torch.Size, out_shape: Any = No
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_floor_counts_the_products_that_torch_does(lora: bool, tmp_path: Path) -> None:
     """Forward and backward on the tiny model; attention, of which torch counts more than is seen, apart."""
-    from alignkit.kernels.attention import GroupSpan, TreeLayout
+    from alignkit.kernels.attention import TreeLayout
+    from alignkit.kernels.layout import GroupSpan
     from alignkit.models.shared_model import BASE, SharedModel
     from alignkit.settings import ModelSpec
     from benchmarks.models import folder_of

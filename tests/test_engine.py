@@ -1,4 +1,4 @@
-"""What judges, rewards and steps are told by the models of a run."""
+"""The models of a run, as rewards, judges and steps see them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import RunFailed
-from alignkit.kernels.attention import GroupSpan, TreeLayout, using
+from alignkit.kernels.attention import TreeLayout, using
+from alignkit.kernels.layout import GroupSpan
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> ModelService:
+def models(tmp_path: Path) -> ModelService:
     import alignkit_tiny
 
-    policy = SharedModel(ModelSpec(base="tiny", dtype="float32", device="cpu"), str(alignkit_tiny.source(tmp_path)))
-    return ModelService(policy, lambda reference: tmp_path / reference)
+    model = SharedModel(ModelSpec(base="tiny", dtype="float32", device="cpu"), str(alignkit_tiny.source(tmp_path)))
+    return ModelService(model, lambda reference: tmp_path / reference)
 
 
 def asked(text: str) -> list[Message]:
@@ -28,53 +29,52 @@ def asked(text: str) -> list[Message]:
 
 
 @torch.no_grad()
-def test_next_token_logprobs_are_the_models_own(engine: ModelService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_token_logprobs_are_the_models_own(models: ModelService, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [asked("is it so?"), asked("is it not so, or is it?"), asked("well?")]
     monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows, in order
-    found = engine.next_token_logprobs("base", prompts, ["1", "2"], prefill="answer=")
+    found = models.next_token_logprobs("base", prompts, ["1", "2"], prefill="answer=")
     assert found.shape == (3, 2) and found.dtype == torch.float32
-    first = [engine.encoder.text(answer)[0] for answer in ("1", "2")]
+    first = [models.encoder.text(answer)[0] for answer in ("1", "2")]
     for prompt, row in zip(prompts, found, strict=True):
-        tokens = torch.tensor([engine.encoder.prompt(prompt) + engine.encoder.text("answer=")])
+        tokens = torch.tensor([models.encoder.prompt(prompt) + models.encoder.text("answer=")])
         with using(TreeLayout([GroupSpan(0, tokens.shape[1], ())])):
-            logits = engine.policy.model(input_ids=tokens).logits[0, -1]
+            logits = models.model.model(input_ids=tokens).logits[0, -1]
         wanted = torch.log_softmax(logits.float(), -1)[first]
         torch.testing.assert_close(row, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_a_question_longer_than_the_context_has_no_answer(engine: ModelService) -> None:
+def test_a_question_longer_than_the_context_has_no_answer(models: ModelService) -> None:
     """Beyond its context a model gives numbers that mean nothing."""
-    long = asked("is it? " * engine.policy.context)
-    found = engine.next_token_logprobs("base", [asked("well?"), long, asked("is it so?")], ["1", "2"])
+    long = asked("is it? " * models.model.context)
+    found = models.next_token_logprobs("base", [asked("well?"), long, asked("is it so?")], ["1", "2"])
     assert found.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
-    alone = engine.next_token_logprobs("base", [asked("is it so?")], ["1", "2"])
+    alone = models.next_token_logprobs("base", [asked("is it so?")], ["1", "2"])
     torch.testing.assert_close(found[2:], alone, atol=1e-5, rtol=1e-5)
-    assert engine.next_token_logprobs("base", [long], ["1", "2"]).isnan().all()
-    assert engine.next_token_logprobs("base", [], ["1", "2"]).shape == (0, 2)
+    assert models.next_token_logprobs("base", [long], ["1", "2"]).isnan().all()
+    assert models.next_token_logprobs("base", [], ["1", "2"]).shape == (0, 2)
 
 
-def test_answers_that_begin_alike_are_refused(engine: ModelService) -> None:
+def test_answers_that_begin_alike_are_refused(models: ModelService) -> None:
     with pytest.raises(RunFailed, match="begin with the same token"):
-        engine.next_token_logprobs("base", [asked("well?")], ["1", "1"])
+        models.next_token_logprobs("base", [asked("well?")], ["1", "1"])
 
 
-def test_what_a_reward_model_does_not_read_to_its_end_is_told(engine: ModelService) -> None:
+def test_what_a_reward_model_does_not_read_to_its_end_is_told(models: ModelService) -> None:
     said: list[str] = []
-    engine.say = said.append
-    engine.policy.add_role("judge", head="scalar")
-    engine.role = lambda reference: reference  # type: ignore[method-assign]
-    long = "well " * engine.max_length
+    models.say = said.append
+    models.model.add_role("judge", head="scalar")
+    models.role = lambda reference: reference  # type: ignore[method-assign]
+    long = "well " * models.max_length
     groups = [
         Group(tuple(asked(text)), (Response(text=answer),)) for text, answer in (("a", "b"), ("c", long), (long, "d"))
     ]
-    scores = engine.scores("judge", groups)
+    scores = models.scores("judge", groups)
     assert [score is None for score in scores] == [False, False, True]
-    limit = "the longest sequence it may read, max_length"
     assert said == [
-        f"judge: 1 responses are read up to {limit}: 'c'",
-        f"judge: 1 groups have no score: their prompts fill {limit}: '{long[:60]}...'",
+        "judge: responses truncated to max_length before scoring: 1 ('c')",
+        f"judge: groups without a score, because their prompts fill max_length: 1 ('{long[:60]}...')",
     ]
-    engine.scores("judge", groups[:1])
+    models.scores("judge", groups[:1])
     assert len(said) == 2
 
 

@@ -1,10 +1,11 @@
-"""A reference's log-probabilities on disk: found again for what they were measured on, and bit for bit the same."""
+"""The reference cache: log-probabilities are reused for the same data and reference only, bit for bit."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -15,8 +16,7 @@ import torch
 from safetensors.torch import save
 
 from alignkit import Group, Response, cli
-from alignkit.io.digest import file_digest
-from alignkit.kernels import matmul
+from alignkit.kernels import capabilities
 from alignkit.models import reference_cache
 from alignkit.models.encoding import Encoded, Encoder
 from alignkit.models.forward import measure
@@ -28,12 +28,12 @@ from alignkit.settings import LoraSpec, ModelSpec
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., ModelService]:
-    """An engine on the tiny model as a new process would have it; `adapter` gives the folder of one, by its seed."""
+    """A service on the tiny model, as a new process would have it; `sft` is an adapter drawn from `lora_seed`."""
     import alignkit_tiny
 
     base = alignkit_tiny.source(tmp_path / "models")
 
-    def engine(lora_seed: int = 1, dtype: str = "float32") -> ModelService:
+    def models(lora_seed: int = 1, dtype: str = "float32") -> ModelService:
         spec = ModelSpec(base="tiny", dtype=dtype, device="cpu", lora=LoraSpec(r=4, lora_alpha=8))  # type: ignore[arg-type]
         policy = SharedModel(spec, str(base), seed=lora_seed)
         folder = tmp_path / f"adapter{lora_seed}"
@@ -44,32 +44,32 @@ def make(tmp_path: Path) -> Callable[..., ModelService]:
         policy.save("made", folder)
         policy.drop_role("made")
         store = ReferenceCache(tmp_path / "logprobs")
-        return ModelService(policy, lambda reference: folder, remembered=store)
+        return ModelService(policy, lambda reference: folder, reference_cache=store)
 
-    return engine
+    return models
 
 
-def pairs(engine: ModelService, questions: int = 3) -> list[Encoded]:
+def pairs(models: ModelService, questions: int = 3) -> list[Encoded]:
     words = ("yes", "no, not at all", "perhaps, who knows?")
     groups = [
         Group(({"role": "user", "content": f"is it {n}?"},), tuple(Response(text=w) for w in words[: 2 + n % 2]))
         for n in range(questions)
     ]
-    found = [Encoder(engine.policy.tokenizer).encode(group, 256) for group in groups]
+    found = [Encoder(models.model.tokenizer).encode(group, 256) for group in groups]
     return [encoded for encoded in found if encoded is not None]
 
 
 def test_a_later_run_finds_what_was_measured_bit_for_bit(make: Callable[..., ModelService]) -> None:
-    engine = make()
-    groups = pairs(engine)
-    first, known = engine.reference_logprobs_of("sft", groups)
+    models = make()
+    groups = pairs(models)
+    first, known = models.reference_logprobs("sft", groups)
     assert not known
-    direct = measure(engine.policy, engine.role("sft"), groups, "logprobs")
+    direct = measure(models.model, models.role("sft"), groups, "logprobs")
     rows = [row for group in groups for row in group.rows]
     assert len(rows) == 7 and [len(x) for x in first] == [len(row.tokens) for row in rows]
     later = make()
     later.policy.hidden = None  # type: ignore[assignment,method-assign]  # not a token is computed
-    second, known = later.reference_logprobs_of("sft", groups)
+    second, known = later.reference_logprobs("sft", groups)
     assert known
     for found, again, wanted in zip(first, second, direct, strict=True):
         assert torch.equal(found, wanted) and torch.equal(again, wanted)
@@ -94,48 +94,63 @@ def other_prompt(groups: list[Encoded]) -> list[Encoded]:
 def test_other_data_is_measured(
     make: Callable[..., ModelService], change: Callable[[list[Encoded]], list[Encoded]]
 ) -> None:
-    engine = make()
-    groups = pairs(engine)
-    engine.reference_logprobs_of("sft", groups)
-    found, known = engine.reference_logprobs_of("sft", change(groups))
+    models = make()
+    groups = pairs(models)
+    models.reference_logprobs("sft", groups)
+    found, known = models.reference_logprobs("sft", change(groups))
     assert not known
-    assert all(map(torch.equal, found, measure(engine.policy, "sft", change(groups), "logprobs")))
+    assert all(map(torch.equal, found, measure(models.model, "sft", change(groups), "logprobs")))
 
 
 def test_other_circumstances_are_measured(make: Callable[..., ModelService], monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make()
-    groups = pairs(engine)
-    engine.reference_logprobs_of("sft", groups)
-    assert engine.reference_logprobs_of("sft", groups)[1]
-    base, known = engine.reference_logprobs_of(BASE, groups)
-    assert not known and not torch.equal(base[0], engine.reference_logprobs_of("sft", groups)[0][0])
-    assert not make(lora_seed=2).reference_logprobs_of("sft", groups)[1]
-    assert not make(dtype="bfloat16").reference_logprobs_of("sft", groups)[1]
-    engine.policy.memory.halve()
-    assert not engine.reference_logprobs_of("sft", groups)[1]
-    for fact in ("amd", "multiplies_bf16"):
-        engine = make()
-        assert engine.reference_logprobs_of("sft", groups)[1]
+    models = make()
+    groups = pairs(models)
+    models.reference_logprobs("sft", groups)
+    assert models.reference_logprobs("sft", groups)[1]
+    base, known = models.reference_logprobs(BASE, groups)
+    assert not known and not torch.equal(base[0], models.reference_logprobs("sft", groups)[0][0])
+    assert not make(lora_seed=2).reference_logprobs("sft", groups)[1]
+    assert not make(dtype="bfloat16").reference_logprobs("sft", groups)[1]
+    models.model.memory.halve()
+    assert not models.reference_logprobs("sft", groups)[1]
+    for fact in ("is_amd", "can_tile"):
+        models = make()
+        assert models.reference_logprobs("sft", groups)[1]
         with monkeypatch.context() as other:
-            turned = not getattr(matmul, fact)()
-            other.setattr(matmul, fact, lambda turned=turned: turned)
-            assert not engine.reference_logprobs_of("sft", groups)[1], fact
-    engine = make()
+            opposite = not getattr(capabilities, fact)()
+            other.setattr(capabilities, fact, lambda opposite=opposite: opposite)
+            assert not models.reference_logprobs("sft", groups)[1], fact
+    with monkeypatch.context() as other:
+        other.setattr(capabilities, "mode", lambda: "torch")
+        assert not models.reference_logprobs("sft", groups)[1]
+    models = make()
     bundled = [dataclasses.replace(e, group=dataclasses.replace(e.group, bundle="one")) for e in groups]
-    assert not engine.reference_logprobs_of("sft", bundled)[1]
+    assert not models.reference_logprobs("sft", bundled)[1]
     for changed in ("config.json", "tokenizer.json", "modeling_tiny.py"):
-        file = Path(engine.policy.source) / changed
+        file = Path(models.model.source) / changed
         file.write_text((file.read_text(encoding="utf-8") if file.exists() else "") + "\n", encoding="utf-8")
-        assert not make().reference_logprobs_of("sft", groups)[1]
-    engine = make()
-    assert engine.reference_logprobs_of("sft", groups)[1]
-    monkeypatch.setattr(reference_cache, "file_digest", lambda path: file_digest(path) + "edited")
-    assert not engine.reference_logprobs_of("sft", groups)[1]
+        assert not make().reference_logprobs("sft", groups)[1]
+
+
+def test_a_change_of_any_module_is_measured(
+    make: Callable[..., ModelService], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = make()
+    groups = pairs(models, 1)
+    package = tmp_path / "alignkit"
+    shutil.copytree(reference_cache.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(reference_cache, "PACKAGE", package)
+    models.reference_logprobs("sft", groups)
+    assert models.reference_logprobs("sft", groups)[1]
+    for room in (".", "functional", "kernels", "models", "training"):
+        module = package / room / "__init__.py"
+        module.write_text(module.read_text(encoding="utf-8") + "# edited\n", encoding="utf-8")
+        assert not models.reference_logprobs("sft", groups)[1], room
 
 
 def test_memory_that_runs_out_meanwhile_leaves_nothing_behind(make: Callable[..., ModelService]) -> None:
-    engine = make()
-    groups, hidden = pairs(engine), engine.policy.hidden
+    models = make()
+    groups, hidden = pairs(models), models.model.hidden
     failures = iter([MemoryError("out of memory")])
 
     def once(*arguments: Any) -> Any:
@@ -143,10 +158,10 @@ def test_memory_that_runs_out_meanwhile_leaves_nothing_behind(make: Callable[...
             raise failure
         return hidden(*arguments)
 
-    engine.policy.hidden = once  # type: ignore[method-assign]
-    found, known = engine.reference_logprobs_of("sft", groups)
-    assert not known and engine.policy.memory.halvings == 1 and len(found) == 7
-    assert engine.remembered is not None and not engine.remembered.folder.exists()
+    models.model.hidden = once  # type: ignore[method-assign]
+    found, known = models.reference_logprobs("sft", groups)
+    assert not known and models.model.memory.halvings == 1 and len(found) == 7
+    assert models.reference_cache is not None and not models.reference_cache.folder.exists()
 
 
 SHORT = save({"logprobs": torch.zeros(3)})
@@ -154,49 +169,47 @@ SHORT = save({"logprobs": torch.zeros(3)})
 
 @pytest.mark.parametrize("damage", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", SHORT, None])
 def test_a_damaged_file_is_measured_and_written_again(make: Callable[..., ModelService], damage: bytes | None) -> None:
-    engine = make()
-    groups = pairs(engine)
-    wanted, _ = engine.reference_logprobs_of("sft", groups)
-    assert engine.remembered is not None
-    (file,) = engine.remembered.folder.iterdir()
+    models = make()
+    groups = pairs(models)
+    wanted, _ = models.reference_logprobs("sft", groups)
+    assert models.reference_cache is not None
+    (file,) = models.reference_cache.folder.iterdir()
     file.write_bytes(file.read_bytes()[:-4] if damage is None else damage)
-    found, known = engine.reference_logprobs_of("sft", groups)
+    found, known = models.reference_logprobs("sft", groups)
     assert not known and all(map(torch.equal, found, wanted))
-    assert engine.reference_logprobs_of("sft", groups)[1]
+    assert models.reference_logprobs("sft", groups)[1]
 
 
 def test_a_folder_that_cannot_be_written_costs_time_alone(make: Callable[..., ModelService], tmp_path: Path) -> None:
-    engine = make()
-    groups = pairs(engine)
-    wanted, _ = engine.reference_logprobs_of("sft", groups)
+    models = make()
+    groups = pairs(models)
+    wanted, _ = models.reference_logprobs("sft", groups)
     (tmp_path / "file").touch()
-    assert engine.remembered is not None
-    engine.remembered = dataclasses.replace(engine.remembered, folder=tmp_path / "file" / "below")
-    found, known = engine.reference_logprobs_of("sft", groups)
+    assert models.reference_cache is not None
+    models.reference_cache = dataclasses.replace(models.reference_cache, folder=tmp_path / "file" / "below")
+    found, known = models.reference_logprobs("sft", groups)
     assert not known and all(map(torch.equal, found, wanted))
 
 
 def test_the_ones_used_last_are_kept(make: Callable[..., ModelService], monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    engine = make()
-    assert engine.remembered is not None
-    folder = engine.remembered.folder
+    models = make()
+    assert models.reference_cache is not None
+    folder = models.reference_cache.folder
     for count in (1, 2):
-        engine.reference_logprobs_of("sft", pairs(engine, count))
+        models.reference_logprobs("sft", pairs(models, count))
         for file in folder.iterdir():
             os.utime(file, (count, count))
-    assert engine.reference_logprobs_of("sft", pairs(engine, 1))[1]  # used: newer than the other now
+    assert models.reference_logprobs("sft", pairs(models, 1))[1]  # used: newer than the other now
     sizes = sum(file.stat().st_size for file in folder.iterdir())
-    monkeypatch.setattr(reference_cache, "KEPT", sizes)
-    engine.reference_logprobs_of("sft", pairs(engine, 3))
+    monkeypatch.setattr(reference_cache, "MOST_BYTES", sizes)
+    models.reference_logprobs("sft", pairs(models, 3))
     assert sum(file.stat().st_size for file in folder.iterdir()) <= sizes
-    assert engine.reference_logprobs_of("sft", pairs(engine, 3))[1]
-    assert not engine.reference_logprobs_of("sft", pairs(engine, 2))[1]
-    monkeypatch.setattr(reference_cache, "KEPT", 8)
-    assert not any(
-        engine.reference_logprobs_of("sft", swapped(pairs(engine)))[1] for _ in range(2)
-    )  # too large to keep
+    assert models.reference_logprobs("sft", pairs(models, 3))[1]
+    assert not models.reference_logprobs("sft", pairs(models, 2))[1]
+    monkeypatch.setattr(reference_cache, "MOST_BYTES", 8)
+    assert not any(models.reference_logprobs("sft", swapped(pairs(models)))[1] for _ in range(2))  # too large to keep
 
 
 def test_another_beta_measures_no_reference_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit.kernels import matmul
+from alignkit.kernels import capabilities, matmul
 from alignkit.kernels.lora import adapted
 
 SCALE = 1.7
@@ -34,12 +34,12 @@ def written_out(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up
 def test_values_and_gradients(
     shape: tuple[int, ...], biased: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if onednn and not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()):
+    if onednn and not capabilities.has_onednn():
         pytest.skip("torch was built without oneDNN")
-    plain, calls = matmul._product, []
-    monkeypatch.setattr(matmul, "_product", lambda *given: calls.append(1) or plain(*given))
-    monkeypatch.setattr(matmul, "by_onednn", lambda: onednn)
-    monkeypatch.setattr(matmul, "LEAST", 1)
+    original, calls = matmul._onednn_product, []
+    monkeypatch.setattr(matmul, "_onednn_product", lambda *factors: calls.append(1) or original(*factors))
+    monkeypatch.setattr(capabilities, "uses_onednn", lambda: onednn)
+    monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 1)
     given = drawn(shape, torch.float32 if onednn else torch.float64)
     bias = given["bias"] if biased else None
     arguments = (given["x"], given["weight"], bias, given["down"], given["up"], SCALE)

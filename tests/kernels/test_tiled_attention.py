@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit.kernels import attention, tiled_attention
-from alignkit.kernels.attention import AttentionArgs, GroupSpan, TreeLayout
+from alignkit.kernels import attention, capabilities, tiled_attention
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import AttentionArgs, GroupSpan
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 # Prompts alone, a response alone, responses of like and unlike lengths, an empty one.
@@ -43,7 +44,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, prompt: int, responses: tuple[i
 def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: float | None) -> None:
     segment = GroupSpan(0, prompt, responses)
     q, k, v = drawn(segment.length)
-    used = tiled_attention.tiles(segment, HEADS * SIZE, tiled_attention.NOTHING)
+    used = tiled_attention.tiles(segment, HEADS * SIZE, tiled_attention.ALWAYS_TILE)
     assert used is not None
     assert len(used) > 1
     found = tiled_attention.attention(q, k, v, used, scale)
@@ -56,7 +57,7 @@ def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: fl
 
 @pytest.mark.parametrize(("prompt", "responses"), GROUPS)
 def test_every_query_is_in_one_tile(prompt: int, responses: tuple[int, ...]) -> None:
-    used = tiled_attention.tiles(GroupSpan(0, prompt, responses), HEADS * SIZE, tiled_attention.NOTHING)
+    used = tiled_attention.tiles(GroupSpan(0, prompt, responses), HEADS * SIZE, tiled_attention.ALWAYS_TILE)
     assert used is not None
     queries = [query for tile in used for query in range(tile.start, tile.stop)]
     assert queries == list(range(prompt + sum(responses)))
@@ -67,7 +68,7 @@ def test_bf16_is_near_what_it_rounds() -> None:
     """Where queries are much nearer to some keys than to others, rounded scores or sums would show."""
     segment = GroupSpan(0, 100, (100, 100))
     q, k, v = (x * factor for x, factor in zip(drawn(300), (3, 3, 1), strict=True))
-    used = tiled_attention.tiles(segment, HEADS * SIZE, tiled_attention.NOTHING)
+    used = tiled_attention.tiles(segment, HEADS * SIZE, tiled_attention.ALWAYS_TILE)
     assert used is not None
     upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     results = []
@@ -82,21 +83,21 @@ def test_bf16_is_near_what_it_rounds() -> None:
 
 @pytest.mark.parametrize("by_itself", [True, False])
 def test_only_numbers_that_the_processor_multiplies_by_itself(by_itself: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled_attention, "multiplies_bf16", lambda: by_itself)
+    monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: by_itself)
     found = {
-        dtype: tiled_attention.fast(torch.zeros(1, dtype=dtype))
+        dtype: tiled_attention.supported(torch.zeros(1, dtype=dtype))
         for dtype in (torch.float32, torch.float64, torch.float16)
     }
     assert found == {torch.float32: True, torch.float64: True, torch.float16: False}
-    assert tiled_attention.fast(torch.zeros(1, dtype=torch.bfloat16)) is by_itself
-    assert not tiled_attention.fast(torch.zeros(1, device="meta"))
+    assert tiled_attention.supported(torch.zeros(1, dtype=torch.bfloat16)) is by_itself
+    assert not tiled_attention.supported(torch.zeros(1, device="meta"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_of_groups_that_take_different_ways(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled_attention, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: True)
     row = TreeLayout(
-        [GroupSpan(0, 9, (8,)), GroupSpan(17, 1, ())], costs=tiled_attention.NOTHING
+        [GroupSpan(0, 9, (8,)), GroupSpan(17, 1, ())], costs=tiled_attention.ALWAYS_TILE
     )  # one token has nothing to cut
     q, k, v = (x.detach()[None].to(dtype) for x in drawn(18))
     found = row.attend(0, q, k, v, AttentionArgs(None, None, None))
@@ -109,7 +110,7 @@ def test_a_row_of_groups_that_take_different_ways(dtype: torch.dtype, monkeypatc
 
 def test_values_of_another_size_take_another_way() -> None:
     """As in attention with compressed keys (DeepSeek's)."""
-    row = TreeLayout([GroupSpan(0, 5, (8, 3))], costs=tiled_attention.NOTHING)
+    row = TreeLayout([GroupSpan(0, 5, (8, 3))], costs=tiled_attention.ALWAYS_TILE)
     q, k, v = (x[None] for x in drawn(16))
     found = row.attend(0, q, k, v[..., :6], AttentionArgs(None, None, None))
     wanted = row.attend(0, q, k, v, AttentionArgs(None, None, None))[..., :6]
@@ -118,7 +119,7 @@ def test_values_of_another_size_take_another_way() -> None:
 
 def test_long_groups_are_cut_and_short_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled_attention, "QUERIES", 128)
-    slow = tiled_attention.WHERE_FUSED_IS_SLOW
+    slow = tiled_attention.SLOW_FUSED
     assert tiled_attention.tiles(GroupSpan(0, 100, (60,)), 576, slow) is None
     assert tiled_attention.tiles(GroupSpan(0, 300, (300,)), 64, slow) is None, (
         "narrow heads make products cheap and tiles dear"
@@ -126,7 +127,7 @@ def test_long_groups_are_cut_and_short_ones_are_not(monkeypatch: pytest.MonkeyPa
     found = tiled_attention.tiles(GroupSpan(0, 90, (180, 180)), 576, slow)
     assert found is not None
     assert [tile.stop for tile in found] == [90, 180, 270, 360, 450]
-    assert tiled_attention.tiles(GroupSpan(0, 90, (180, 180)), 576, tiled_attention.USUAL) == found
+    assert tiled_attention.tiles(GroupSpan(0, 90, (180, 180)), 576, tiled_attention.DEFAULT) == found
 
 
 @pytest.mark.parametrize("responses", [(), (500,)])
@@ -136,8 +137,8 @@ def test_a_good_fused_kernel_keeps_what_causal_order_tells_it(
     """It leaves out the half that no query sees, which tiles do no better."""
     monkeypatch.setattr(tiled_attention, "QUERIES", 128)
     segment = GroupSpan(0, 1000 - sum(responses), responses)
-    assert tiled_attention.tiles(segment, 576, tiled_attention.USUAL) is None
-    assert tiled_attention.tiles(segment, 576, tiled_attention.WHERE_FUSED_IS_SLOW) is not None
+    assert tiled_attention.tiles(segment, 576, tiled_attention.DEFAULT) is None
+    assert tiled_attention.tiles(segment, 576, tiled_attention.SLOW_FUSED) is not None
 
 
 def test_costs_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,13 +148,11 @@ def test_costs_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> No
     q, k = torch.zeros(1, 9, 600, 64), torch.zeros(1, 3, 600, 64)
     used = {}
     for amd in (True, False):
-        monkeypatch.setattr(tiled_attention, "amd", lambda amd=amd: amd)
-        monkeypatch.setattr(tiled_attention, "multiplies_bf16", lambda: True)
+        monkeypatch.setattr(capabilities, "is_amd", lambda amd=amd: amd)
+        monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: True)
         for dtype in (torch.float32, torch.bfloat16):
-            given = (q.to(dtype), k.to(dtype), k.to(dtype))
-            used[amd, dtype] = (
-                TreeLayout([segment])._tiles_of(0, segment, given, AttentionArgs(None, None, None)) is not None
-            )
+            qkv = (q.to(dtype), k.to(dtype), k.to(dtype))
+            used[amd, dtype] = TreeLayout([segment])._tiles_of(0, *qkv, AttentionArgs(None, None, None)) is not None
     assert used == {
         (True, torch.float32): True,
         (True, torch.bfloat16): True,
@@ -181,13 +180,13 @@ def test_windows_and_caps_take_another_way(how: AttentionArgs, tiled: bool, monk
         return own(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tiled_attention, "attention", counted)
-    row = TreeLayout([GroupSpan(0, 5, (8, 3)), GroupSpan(16, 13, ())], costs=tiled_attention.NOTHING)
+    row = TreeLayout([GroupSpan(0, 5, (8, 3)), GroupSpan(16, 13, ())], costs=tiled_attention.ALWAYS_TILE)
     q, k, v = (x[None] for x in drawn(29))
     found = row.attend(0, q, k, v, how)
     assert bool(called) is tiled
-    for index, segment in enumerate(row.segments):
+    for index, segment in enumerate(row.spans):
         part = slice(segment.start, segment.start + segment.length)
-        mask = row._mask(index, segment, how.window, q.device)
+        mask = row._group_mask(index, how.window, q.device)
         wanted = attention.attention(q[:, :, part], k[:, :, part], v[:, :, part], mask, how)
         torch.testing.assert_close(found[:, :, part], wanted)
 
@@ -197,11 +196,11 @@ def test_windows_and_caps_take_another_way(how: AttentionArgs, tiled: bool, monk
 def test_a_real_model_in_bf16_stays_packed_and_as_near_to_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles and the fused kernel differ on it by 3%; fp32 tells that each of them is as right as the other."""
     import alignkit_smollm2
+    from alignkit.io.cache import cache_folder
     from alignkit.models.shared_model import BASE, SharedModel
-    from alignkit.runs.run import cache_folder
     from alignkit.settings import ModelSpec
 
-    monkeypatch.setattr(tiled_attention, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: True)
     source = str(alignkit_smollm2.source(cache_folder()))
     ids = torch.linspace(10_000, 49_000, 24).long()
     groups = [GroupSpan(0, 5, (6, 3)), GroupSpan(14, 4, (6,))]
@@ -209,12 +208,12 @@ def test_a_real_model_in_bf16_stays_packed_and_as_near_to_fp32(monkeypatch: pyte
     for dtype in ("float32", "bfloat16"):
         policy = SharedModel(ModelSpec(base=source, dtype=dtype, device="cpu"), source)  # type: ignore[arg-type]
         assert policy.packs, policy.unpacked_because
-        for costs in (tiled_attention.NOTHING, None):
+        for costs in (tiled_attention.ALWAYS_TILE, None):
             found[dtype, costs] = policy.hidden(BASE, TreeLayout(groups, costs=costs), ids).float()
     exact = found["float32", None]
-    assert float((found["float32", tiled_attention.NOTHING] - exact).norm() / exact.norm()) < 1e-4
+    assert float((found["float32", tiled_attention.ALWAYS_TILE] - exact).norm() / exact.norm()) < 1e-4
     tiled, fused = (
-        float((found["bfloat16", costs] - exact).norm() / exact.norm()) for costs in (tiled_attention.NOTHING, None)
+        float((found["bfloat16", costs] - exact).norm() / exact.norm()) for costs in (tiled_attention.ALWAYS_TILE, None)
     )
     assert fused < 0.2
     assert tiled < 1.25 * fused

@@ -1,4 +1,4 @@
-"""Sampling by a merged, ordered copy of the weights: the same policy, whose copy nothing else sees."""
+"""Sampling with packed weights: the same samples, from weights that nothing else sees."""
 
 from __future__ import annotations
 
@@ -12,42 +12,41 @@ import torch.nn.functional as F
 
 from alignkit import Group
 from alignkit.data.group import Message
-from alignkit.kernels import lora, matmul, memory, sampling_weights
-from alignkit.kernels.attention import GroupSpan, TreeLayout
+from alignkit.kernels import capabilities, lora, matmul, memory, sampling_weights
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.matmul import PackedWeight, packed_weight_for, using
 from alignkit.models.encoding import Encoder
 from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 
-pytestmark = pytest.mark.skipif(not matmul.can_order(), reason="this torch cannot order weights")
-LONG = Sampling(2, sampling_weights.LEAST_TOKENS, min_new_tokens=sampling_weights.LEAST_TOKENS)
+pytestmark = pytest.mark.skipif(not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights")
+LONG = Sampling(2, sampling_weights.MIN_TOKENS, min_new_tokens=sampling_weights.MIN_TOKENS)
 LIBRARIES = {"MKL": False, "oneDNN": True}
 
 
 @pytest.fixture(params=list(LIBRARIES))
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The copies of this library, whichever the processor's is."""
-    monkeypatch.setattr(matmul, "by_onednn", lambda: LIBRARIES[request.param])
-    matmul.can_order.cache_clear()
-    if not matmul.can_order():
+    """Packed weights of this library, whichever the processor's is."""
+    monkeypatch.setattr(capabilities, "uses_onednn", lambda: LIBRARIES[request.param])
+    if not capabilities.can_pack_weights():
         pytest.skip(f"torch was built without {request.param}")
     yield request.param
-    matmul.can_order.cache_clear()
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows of every product by a copy."""
-    found: list[int] = []
-    plain = PackedWeight.__call__
+    """The rows of every product by a packed weight."""
+    rows: list[int] = []
+    original = PackedWeight.__call__
 
-    def counted(self: PackedWeight, x: torch.Tensor) -> torch.Tensor:
-        found.append(x.numel() // x.shape[-1])
-        return plain(self, x)
+    def spy(self: PackedWeight, x: torch.Tensor) -> torch.Tensor:
+        rows.append(x.numel() // x.shape[-1])
+        return original(self, x)
 
-    monkeypatch.setattr(PackedWeight, "__call__", counted)
-    return found
+    monkeypatch.setattr(PackedWeight, "__call__", spy)
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["biased", "without biases"])
 def policy(tiny: Path, request: pytest.FixtureRequest) -> SharedModel:
-    """The roles `one` and `other` have adapters that change much."""
+    """Its roles `one` and `other` have adapters with large effects."""
     spec = ModelSpec(base=str(tiny), dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu")
     made = SharedModel(spec, str(tiny))
     generator = torch.Generator().manual_seed(0)
@@ -86,45 +85,44 @@ def written(policy: SharedModel, role: str, sampling: Sampling = LONG) -> list[t
 
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("shape", [(4,), (1,), (1, 3), (2, 2)])
-def test_a_product_by_a_copy(shape: tuple[int, ...], biased: bool, library: str) -> None:
+def test_a_product_by_a_packed_weight(shape: tuple[int, ...], biased: bool, library: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(size, generator=generator) for size in ((*shape, 5), (6, 5), (6,)))
-    found = PackedWeight(weight, bias if biased else None, 4)(x)
-    torch.testing.assert_close(found, F.linear(x, weight, bias if biased else None))
+    product = PackedWeight(weight, bias if biased else None, 4)(x)
+    torch.testing.assert_close(product, F.linear(x, weight, bias if biased else None))
 
 
-def test_a_copy_stays_as_it_was(library: str) -> None:
+def test_a_packed_weight_is_a_copy(library: str) -> None:
     weight, x = torch.randn(6, 5), torch.randn(3, 5)
-    copy, wanted = PackedWeight(weight, None, 3), F.linear(x, weight)
+    packed, wanted = PackedWeight(weight, None, 3), F.linear(x, weight)
     weight.zero_()
-    torch.testing.assert_close(copy(x), wanted)
+    torch.testing.assert_close(packed(x), wanted)
 
 
 @torch.no_grad()
-def test_products_that_a_copy_is_for() -> None:
+def test_which_products_a_packed_weight_replaces() -> None:
     weight, x = torch.randn(6, 5), torch.randn(3, 5)
-    copies = {id(weight): PackedWeight(2 * weight, None, 3)}
-    with using(copies):
-        assert packed_weight_for(weight, x, None) is copies[id(weight)]
+    packed = {id(weight): PackedWeight(2 * weight, None, 3)}
+    with using(packed):
+        assert packed_weight_for(weight, x, None) is packed[id(weight)]
         torch.testing.assert_close(matmul.linear(x, weight), 2 * F.linear(x, weight))
         assert packed_weight_for(weight.clone(), x, None) is None
         assert packed_weight_for(weight, torch.randn(2, 2, 5), None) is None  # more rows
         assert packed_weight_for(weight, x[:0], None) is None
-        assert packed_weight_for(weight, x, torch.zeros(6)) is None  # the copy adds no bias
+        assert packed_weight_for(weight, x, torch.zeros(6)) is None  # it adds no bias
         with torch.enable_grad():
             assert packed_weight_for(weight, x, None) is None
     assert packed_weight_for(weight, x, None) is None
 
 
 @torch.no_grad()
-def test_no_copy_when_nearly_all_rows_have_left() -> None:
+def test_no_packed_weight_when_nearly_all_rows_have_left() -> None:
     weight = torch.randn(6, 5)
-    rows = 2 * matmul.FILLED
+    rows = 2 * matmul.MAX_PADDING
     with using({id(weight): PackedWeight(weight, None, rows)}):
-        taken = [
-            packed_weight_for(weight, torch.zeros(count, 5), None) is not None for count in (1, 2, 3, rows, rows + 1)
-        ]
-    assert taken == [False, True, True, True, False]
+        counts = (1, 2, 3, rows, rows + 1)
+        used = [packed_weight_for(weight, torch.zeros(count, 5), None) is not None for count in counts]
+    assert used == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize("role", ["one", "other", BASE])
@@ -133,11 +131,11 @@ def test_samples_are_those_of_the_role(
 ) -> None:
     found = written(policy, role)
     layers = sum(1 for _ in lora_layers(policy))
-    # The first token comes from reading the prompts, of more rows; only the head takes as many.
+    # The first token follows from the prompts' many rows, of which only the head gets 6.
     products_made = (layers + 1) * (LONG.max_new_tokens - 1) + 1
     assert len(calls) == products_made
     assert set(calls) == {6}
-    monkeypatch.setattr(sampling_weights, "MOST_ROWS", 0)
+    monkeypatch.setattr(sampling_weights, "MAX_ROWS", 0)
     wanted = written(policy, role)
     assert len(calls) == products_made
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in wanted]
@@ -152,7 +150,7 @@ def lora_layers(policy: SharedModel) -> Iterator[Any]:
 
 
 def test_the_roles_differ(policy: SharedModel) -> None:
-    """Otherwise the test above would say nothing about which adapter is merged."""
+    """Otherwise the test above would not show which adapter is merged."""
     assert len({tuple(tokens for tokens, _ in written(policy, role)) for role in ("one", "other", BASE)}) == 3
 
 
@@ -161,13 +159,14 @@ def test_the_roles_differ(policy: SharedModel) -> None:
 def test_inside_another_role_is_itself(entered: str, policy: SharedModel, library: str, calls: list[int]) -> None:
     row, ids = TreeLayout([GroupSpan(0, 3, ())]), torch.tensor([5, 6, 7])
     apart = {role: policy.hidden(role, row, ids) for role in ("one", "other", BASE)}
-    with sampling_weights.merged(policy, entered, 6, sampling_weights.LEAST_TOKENS):
+    packed = policy.roles[entered]
+    with sampling_weights.prepacked_weights(packed.model, packed.adapter, 6, sampling_weights.MIN_TOKENS):
         for role, wanted in apart.items():
             torch.testing.assert_close(policy.hidden(role, row, ids), wanted)
     assert calls
 
 
-def test_what_is_learned_shows_in_the_next_samples(tiny: Path) -> None:
+def test_updates_show_in_the_next_samples(tiny: Path) -> None:
     spec = ModelSpec(base=str(tiny), dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu")
     policy = SharedModel(spec, str(tiny))
     policy.add_role("one")
@@ -177,97 +176,103 @@ def test_what_is_learned_shows_in_the_next_samples(tiny: Path) -> None:
     assert written(policy, "one") != before
 
 
-def test_a_copy_ends_with_the_sampling_even_if_that_fails(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_weights_end_with_sampling_even_if_it_fails(
+    policy: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(policy, "should_stop", stop)
     with pytest.raises(KeyboardInterrupt):
         written(policy, "one")
-    assert matmul._copies.get({}) == {}
+    assert matmul._packed_weights.get({}) == {}
 
 
-@pytest.mark.parametrize("why", ["too few tokens", "too many rows", "too little memory", "another torch", "in bf16"])
-def test_no_copy_where_it_is_of_no_use(
+@pytest.mark.parametrize("why", ["too few tokens", "too many rows", "too little memory", "another torch"])
+def test_weights_are_packed_only_if_that_helps(
     why: str, policy: SharedModel, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampling = LONG
     if why == "too few tokens":
-        sampling = Sampling(2, sampling_weights.LEAST_TOKENS - 1)
+        sampling = Sampling(2, sampling_weights.MIN_TOKENS - 1)
     elif why == "too many rows":
-        monkeypatch.setattr(sampling_weights, "MOST_ROWS", 5)
+        monkeypatch.setattr(sampling_weights, "MAX_ROWS", 5)
     elif why == "too little memory":
         size = sum(parameter.nbytes for parameter in policy.model.parameters())
-        monkeypatch.setattr(memory, "total", lambda device: (size - 1) / sampling_weights.SHARE)
-    elif why == "another torch":
-        monkeypatch.setattr(matmul, "can_order", lambda: False)
+        monkeypatch.setattr(memory, "total", lambda device: (size - 1) / sampling_weights.MEMORY_SHARE)
     else:
-        monkeypatch.setattr(policy, "dtype", torch.bfloat16)
+        monkeypatch.setattr(capabilities, "can_pack_weights", lambda: False)
     written(policy, "one", sampling)
     assert not calls
 
 
-def test_only_on_a_cpu(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sampling_weights._possible(policy)
-    monkeypatch.setattr(policy, "device", torch.device("meta"))
-    assert not sampling_weights._possible(policy)
+@pytest.mark.parametrize(("device", "dtype", "packable"), [
+    ("cpu", torch.float32, True), ("cpu", torch.bfloat16, False), ("meta", torch.float32, False)])  # fmt: skip
+def test_only_fp32_on_a_cpu(device: str, dtype: torch.dtype, packable: bool) -> None:
+    class Model(torch.nn.Linear):
+        def get_output_embeddings(self) -> torch.nn.Linear:
+            return self
+
+    assert sampling_weights._packable(Model(3, 4, device=device, dtype=dtype)) is packable
 
 
-def test_without_memory_for_a_copy_sampling_goes_on(
+def test_sampling_works_without_memory_for_packed_weights(
     policy: SharedModel, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none_left(*given: Any) -> None:
+    def none_left(*args: Any) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
-    monkeypatch.setattr(sampling_weights, "_make_copies", none_left)
+    monkeypatch.setattr(sampling_weights, "_pack", none_left)
     assert written(policy, "one")
     assert not calls
 
-    def wrong(*given: Any) -> None:
+    def broken(*args: Any) -> None:
         raise RuntimeError("another fault")
 
-    monkeypatch.setattr(sampling_weights, "_make_copies", wrong)
+    monkeypatch.setattr(sampling_weights, "_pack", broken)
     with pytest.raises(RuntimeError, match="another fault"):
         written(policy, "one")
 
 
-def test_layers_in_few_bits_keep_their_own_products(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their weights are no matrices. Stood in for by another subclass of the linear layer, as theirs are."""
+def test_quantized_layers_keep_their_own_products(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their weights are no plain matrices. As theirs, this stand-in is a subclass of the linear layer."""
 
-    class InFewBits(torch.nn.Linear):
+    class Quantized(torch.nn.Linear):
         pass
 
     layers = list(lora_layers(policy))
     for layer in layers[1:]:
-        monkeypatch.setattr(layer.base_layer, "__class__", InFewBits)
-    assert len(sampling_weights._make_copies(policy.roles["one"], 4)) == 2  # the head and the layer that is left
+        monkeypatch.setattr(layer.base_layer, "__class__", Quantized)
+    assert len(pack(policy, "one")) == 2  # the head and the remaining layer
 
 
-def test_memory_is_given_back(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[bool] = []
-    monkeypatch.setattr(memory, "give_back", lambda: given.append(True))
-    written(policy, "one", Sampling(2, sampling_weights.LEAST_TOKENS - 1))
-    assert not given
+def test_memory_is_trimmed_before_and_after(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[bool] = []
+    monkeypatch.setattr(memory, "trim", lambda: trims.append(True))
+    written(policy, "one", Sampling(2, sampling_weights.MIN_TOKENS - 1))
+    assert not trims
     written(policy, "one")
-    assert given == [True, True]  # before the copies are made and after they are gone
+    assert trims == [True, True]
 
 
-def test_a_layer_s_name_for_its_product_is_what_the_layer_asks_for(
+def test_a_layer_looks_its_product_up_by_the_right_parameter(
     policy: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both sides name it by a parameter; were they two, the copies would lie idle."""
+    """If the two sides used different parameters as keys, the packed weights would lie idle."""
     asked: list[int] = []
 
     def note(parameter: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
         asked.append(id(parameter))
 
-    monkeypatch.setattr(lora, "copy_for", note)
+    monkeypatch.setattr(lora, "packed_weight_for", note)
     with torch.no_grad(), policy.using_role("one") as model:
         for layer in lora_layers(policy):
             model.get_submodule(_name(model, layer))(torch.zeros(1, layer.base_layer.in_features))
-    assert set(asked) == set(sampling_weights._make_copies(policy.roles["one"], 4)) - {
-        id(policy.model.get_output_embeddings().weight)
-    }
+    assert set(asked) == set(pack(policy, "one")) - {id(policy.model.get_output_embeddings().weight)}
+
+
+def pack(policy: SharedModel, role: str) -> dict[int, PackedWeight]:
+    return sampling_weights._pack(policy.roles[role].model, policy.roles[role].adapter, 4)
 
 
 def _name(model: Any, wanted: Any) -> str:
@@ -277,19 +282,19 @@ def _name(model: Any, wanted: Any) -> str:
 def test_rows_that_have_ended_leave(
     policy: SharedModel, library: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A product takes as many rows as there are, of those that the copy was made for."""
+    """A product has the rows that remain, not those that the weights were packed for."""
     encoder = Encoder(policy.tokenizer)
     free = written(policy, "one")
     calls.clear()
     encoder.__dict__["end_ids"] = frozenset(token for tokens, _ in free[:4] for token in tokens[2:4])
 
     def responses() -> list[Any]:
-        sampling = Sampling(2, sampling_weights.LEAST_TOKENS)
+        sampling = Sampling(2, sampling_weights.MIN_TOKENS)
         return [r for g in sample(policy, "one", encoder, questions(3), sampling, seed=4) for r in g.responses]
 
     found = responses()
     assert min(calls) < max(calls) <= 6
-    monkeypatch.setattr(sampling_weights, "MOST_ROWS", 0)
+    monkeypatch.setattr(sampling_weights, "MAX_ROWS", 0)
     wanted = responses()
     assert [r.tokens for r in found] == [r.tokens for r in wanted]
     for mine, theirs in zip(found, wanted, strict=True):

@@ -1,0 +1,106 @@
+"""What the kernels are chosen by: the processor, and private operators of torch that may change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit.kernels import capabilities, matmul, tiled_attention
+from alignkit.models.loading import dtype_of
+from alignkit.settings import ModelSpec
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A processor with these instructions."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(request.param, True), raising=False)
+    capabilities._cpu_multiplies_bf16.cache_clear()
+    yield
+    capabilities._cpu_multiplies_bf16.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("processor", "native"),
+    [
+        (("avx512_f", "avx512_bw", "avx512_vnni"), False),  # oneDNN claims bf16 here, but converts every number
+        (("avx2", "fma3"), False),
+        (("avx512_f", "avx512_bf16"), True),
+        (("neon", "bf16"), True),
+    ],
+    indirect=["processor"],
+)
+@pytest.mark.usefixtures("processor")
+def test_auto_dtype_is_bf16_only_with_instructions_for_it(native: bool) -> None:
+    def chosen(**keys: Any) -> torch.dtype:
+        return dtype_of(ModelSpec(base="x", **keys), CPU)
+
+    assert chosen() == (torch.bfloat16 if native else torch.float32)
+    assert chosen(dtype="bfloat16") == torch.bfloat16
+    assert chosen(lora=None) == torch.float32  # weights that learn need more digits
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_answers_for_itself(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: native)
+    assert capabilities.multiplies_bf16(torch.device("cuda")) is native
+
+
+class Operators:
+    """A namespace of torch.ops whose only operator takes three arguments."""
+
+    class _Schema:
+        arguments = (1, 2, 3)
+
+    class known:
+        class default:
+            pass
+
+    known.default._schema = _Schema  # type: ignore[attr-defined]
+
+
+def test_an_operator_with_other_arguments_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops, "invented", Operators, raising=False)
+    assert capabilities._has_operator("invented", "known", 3)
+    assert not capabilities._has_operator("invented", "known", 4)
+    assert not capabilities._has_operator("invented", "known", 3, "out")
+    assert not capabilities._has_operator("invented", "unknown", 3)
+
+
+def test_without_private_operators_torchs_own_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "is_amd", lambda: True)
+    monkeypatch.setattr(capabilities, "_has_operator", lambda *operator: False)
+    capabilities.has_onednn.cache_clear()
+    try:
+        assert not capabilities.uses_onednn()
+        assert not capabilities.can_pack_weights()
+        assert not tiled_attention.supported(torch.zeros(1))
+        x, weight = torch.randn(300, 64), torch.randn(64, 64)
+        assert torch.equal(matmul.linear(x, weight), torch.nn.functional.linear(x, weight))
+    finally:
+        capabilities.has_onednn.cache_clear()
+
+
+@torch.no_grad()
+def test_softmax_backward_is_torchs_in_place() -> None:
+    scores = torch.randn(3, 7, dtype=torch.float64)
+    with torch.enable_grad():
+        wanted = torch.autograd.functional.vjp(lambda s: s.softmax(-1), scores, scores.square())[1]
+    gradient = scores.square()
+    result = capabilities.softmax_backward_(gradient, scores.softmax(-1))
+    assert result is gradient
+    torch.testing.assert_close(result, wanted)
+
+
+@pytest.mark.parametrize("fact", ["is_amd", "multiplies_bf16", "uses_onednn", "can_tile"])
+def test_choices_contain_every_fact(fact: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = capabilities.choices(CPU)
+    arguments = (CPU,) if fact == "multiplies_bf16" else ()
+    opposite = not getattr(capabilities, fact)(*arguments)
+    monkeypatch.setattr(capabilities, fact, lambda *_: opposite)
+    assert capabilities.choices(CPU) != before

@@ -1,0 +1,88 @@
+"""Products by oneDNN: the values and gradients of torch's own, and only for the tensors they are meant for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alignkit.kernels import capabilities, matmul
+
+needs_onednn = pytest.mark.skipif(not capabilities.has_onednn(), reason="torch was built without oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def _as_on_amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "uses_onednn", capabilities.has_onednn)
+    monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 1)
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(7, 5), (1, 7, 5), (2, 3, 5)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_linear_has_torchs_values_and_gradients(shape: tuple[int, ...], biased: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(size, generator=generator) for size in (shape, (4, 5), (4,)))
+    x.requires_grad_()
+    added = bias if biased else None
+    ours, theirs = matmul.linear(x, weight, added), F.linear(x, weight, added)
+    assert "_FrozenLinear" in type(ours.grad_fn).__name__
+    torch.testing.assert_close(ours, theirs)
+    upstream = torch.randn(theirs.shape, generator=generator)
+    gradients = [torch.autograd.grad(y, x, upstream)[0] for y in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+    flat = upstream.flatten(0, -2)
+    torch.testing.assert_close(matmul.matmul(flat, weight), flat @ weight)
+    with torch.no_grad():
+        torch.testing.assert_close(matmul.linear(x, weight, added), theirs)
+
+
+@needs_onednn
+def test_a_slice_of_a_larger_matrix_is_copied_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's values would be right for other strides too, but take a thousand times as long."""
+    original, contiguous = capabilities.onednn_linear, []
+
+    def spy(x: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
+        contiguous.append(weight.is_contiguous() or weight.t().is_contiguous())
+        return original(x, weight, bias)
+
+    monkeypatch.setattr(capabilities, "onednn_linear", spy)
+    a, b = torch.randn(6, 3), torch.randn(3, 9)[:, 2:6]
+    for left, right in ((a, b), (a, torch.randn(4, 3).t()), (a, torch.randn(3, 1).expand(3, 4))):
+        torch.testing.assert_close(matmul.matmul(left, right), left @ right)
+    assert contiguous == [True] * 3
+
+
+@needs_onednn
+def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    original = matmul._onednn_product
+    monkeypatch.setattr(matmul, "_onednn_product", lambda x, *rest: rows.append(len(x)) or original(x, *rest))
+    monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 2 * 5 * 4)
+    for count in (1, 2, 3):
+        matmul.linear(torch.randn(count, 5), torch.randn(4, 5))
+        matmul.matmul(torch.randn(count, 4), torch.randn(4, 5))
+    assert rows == [2, 2, 3, 3]
+
+
+@needs_onednn
+@pytest.mark.parametrize("onednn", [True, False])
+def test_matmul_has_no_gradient_in_either_library(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "uses_onednn", lambda: onednn)
+    assert not matmul.matmul(torch.randn(3, 4, requires_grad=True), torch.randn(4, 5)).requires_grad
+
+
+@pytest.mark.parametrize("case", ["learned weight", "learned bias", "bfloat16", "float64", "no rows"])
+def test_everything_else_is_torchs_own(case: str) -> None:
+    dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(case, torch.float32)
+    x = torch.randn(0 if case == "no rows" else 3, 5, dtype=dtype).requires_grad_()
+    weight = torch.randn(4, 5, dtype=dtype, requires_grad=case == "learned weight")
+    bias = torch.randn(4, dtype=dtype, requires_grad=case == "learned bias")
+    product = matmul.linear(x, weight, bias)
+    torch.testing.assert_close(product, F.linear(x, weight, bias), rtol=0, atol=0)
+    product.sum().backward()
+    assert x.grad is not None
+    for parameter in (weight, bias):
+        assert (parameter.grad is not None) == parameter.requires_grad

@@ -1,0 +1,76 @@
+"""Memory of the device: how much there is, errors that mean it ran out, and freed memory that returns to the system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignkit.kernels import capabilities, memory
+from alignkit.kernels.memory import GROWTH, TrimOnGrowth, ran_out
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("content", "limit"), [("1048576\n", 2.0**20), ("max\n", None), (None, None)])
+def test_a_containers_limit_counts(
+    content: str | None, limit: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", ())
+    machine = memory.total(CPU)
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", (file, tmp_path / "none"))
+    assert memory.total(CPU) == (machine if limit is None else limit)
+
+
+def test_a_gpu_has_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 80 * 2**30))
+    assert memory.total(torch.device("cuda")) == 80 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("HIP out of memory"), True),
+        (RuntimeError("sizes do not match"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_that_mean_memory_ran_out(error: Exception, expected: bool) -> None:
+    assert ran_out(error) is expected
+
+
+def test_the_process_is_trimmed_once_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [3, 3 + GROWTH - 1, 3 + GROWTH, 5, 4 + GROWTH, 5 + GROWTH, 9]
+    monkeypatch.setattr(memory, "_resident", lambda: sizes.pop(0))
+    monkeypatch.setattr(memory, "trim", lambda: True)
+    growth = TrimOnGrowth()
+    assert [growth.check() for _ in range(7)] == [False, False, True, False, False, True, False]
+
+
+def test_without_glibc_nothing_is_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "glibc", lambda name: None)
+    sizes = [3, 3 + GROWTH]
+    monkeypatch.setattr(memory, "_resident", lambda: sizes.pop(0))
+    growth = TrimOnGrowth()
+    assert not growth.check() and not growth.check()
+
+
+@pytest.mark.skipif(capabilities.glibc("malloc_trim") is None, reason="only glibc retains freed memory")
+def test_gaps_between_live_tensors_are_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "GROWTH", 50 * 2**20)
+    growth = TrimOnGrowth()
+    assert not growth.check()
+    tensors = [torch.ones(16_000) for _ in range(4000)]  # 64 kB each: too small for mappings of their own
+    live = tensors[::100]
+    del tensors
+    before = memory._resident()
+    assert growth.check()
+    assert memory._resident() < before - 100 * 2**20
+    assert all(float(tensor.sum()) == 16_000 for tensor in live)
