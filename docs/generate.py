@@ -101,7 +101,7 @@ def room(folder: Path) -> str:
 def first_sentence(file: Path) -> str:
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(docstring.split("\n\n")[0].split())
-    return re.split(r"(?<=\.)\s", paragraph)[0]
+    return re.split(r"(?<=\.)\s(?=[A-Z`])", paragraph)[0]
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -1,90 +1,74 @@
-"""The documentation says what the code has: keys, options, hooks, files, plugins, links, and what examples print."""
+"""The documentation describes the code: options, hooks, packages, plugins, links, and what examples print."""
 
 import ast
 import doctest
+import importlib.util
 import inspect
+import json
 import re
-import tomllib
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from alignkit import hookspecs
-from alignkit.data.sources import DataSource
 from alignkit.plugins import load_plugins
-from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit.testing import check_algorithm
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-DESIGN = (ROOT / "docs/design.md").read_text(encoding="utf-8")
-RECIPES = (DOCS / "recipes.md").read_text(encoding="utf-8")
-ALGORITHMS = {path.stem: path.read_text(encoding="utf-8") for path in sorted((DOCS / "algorithms").glob("*.md"))}
-PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md"))]
-HOOKS = [
-    name for name, thing in vars(hookspecs).items() if inspect.isfunction(thing) and hasattr(thing, "alignkit_spec")
-]
-CLAIMS = [
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+README = TEXTS[ROOT / "README.md"]
+ALGORITHMS = {page.stem: text for page, text in TEXTS.items() if page.parent.name == "algorithms"}
+TUTORIAL, REFERENCE = TEXTS[DOCS / "plugins" / "tutorial.md"], TEXTS[DOCS / "plugins" / "reference.md"]
+HOOKS = [name for name, hook in vars(hookspecs).items() if inspect.isfunction(hook) and hasattr(hook, "alignkit_spec")]
+KINDS = ("format", "algorithm", "reward", "judge", "step")
+REGISTRATIONS = [
     (kind, registration)
-    for kind in ("formats", "algorithms", "rewards", "judges", "steps")
+    for kind in KINDS
     for registration in load_plugins().registry.registrations(kind)
     if registration.distribution == "alignkit"
 ]
 
 
-def documented(key: str, *texts: str) -> bool:
-    """Whether a table has a row for the key."""
-    return any(f"\n| `{key}` |" in text for text in texts)
+def script(name: str) -> ModuleType:
+    """A script of `docs/` as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.parametrize("model", [ModelSpec, LoraSpec, Rollout, Mix, Settings], ids=lambda model: model.__name__)
-def test_every_key_of_a_recipe(model: type) -> None:
-    keys = [info.alias or name for name, info in model.model_fields.items()]
-    assert [key for key in keys if not documented(key, RECIPES)] == []
+@pytest.mark.parametrize("part", ["recipe", "model", "lora", "settings", "rollout", "mix", "plugins"])
+def test_every_table_of_keys_is_generated(part: str) -> None:
+    assert any(f"\n<!-- generated: {part} -->\n" in text for text in TEXTS.values())
 
 
-def test_every_key_of_a_data_source() -> None:
-    keys = [name for name in DataSource.__dataclass_fields__ if name != "format"]
-    assert [key for key in keys if not documented(key, RECIPES)] == []
+@pytest.mark.parametrize(("kind", "registration"), REGISTRATIONS, ids=lambda value: getattr(value, "name", None))
+def test_options_of_every_plugin_are_generated(kind: str, registration) -> None:
+    marked = any(f"\n<!-- generated: {kind} {registration.name} -->\n" in text for text in TEXTS.values())
+    assert marked or not registration.implementation.Options.model_fields
 
 
-@pytest.mark.parametrize(("kind", "claim"), CLAIMS, ids=lambda value: getattr(value, "name", None))
-def test_every_option_of_a_plugin(kind: str, registration) -> None:
-    pages = ALGORITHMS.values() if kind == "algorithms" else [RECIPES]
-    assert [key for key in registration.implementation.Options.model_fields if not documented(key, *pages)] == []
-
-
-@pytest.mark.parametrize(
-    "claim", [registration for _, registration in CLAIMS], ids=lambda registration: registration.name
-)
-def test_every_name_a_recipe_can_use_is_explained(registration) -> None:
-    assert any(f"`{registration.name}`" in text for text in (README, RECIPES, *ALGORITHMS.values()))
-
-
-def test_defaults_in_the_tables_are_those_of_the_code() -> None:
-    """Numbers and words; references and mappings are described in words."""
-    wrong = []
-    for model in (ModelSpec, LoraSpec, Rollout, Settings):
-        for name, info in model.model_fields.items():
-            row = re.search(rf"\n\| `{info.alias or name}` \|.*", RECIPES)
-            if row is None or not isinstance(info.default, bool | int | float | str):
-                continue
-            told = [cell.strip() for cell in re.split(r"(?<!\\)\|", row[0])][3]
-            default = str(info.default).lower() if isinstance(info.default, bool) else info.default
-            same = told == default if isinstance(default, str) else float(told) == default
-            if not same:
-                wrong.append((name, told, default))
-    assert wrong == []
+@pytest.mark.parametrize(("kind", "registration"), REGISTRATIONS, ids=lambda value: getattr(value, "name", None))
+def test_every_name_a_recipe_can_use_is_explained(kind: str, registration) -> None:
+    mentioned = re.compile(rf"`{registration.name}`|\b{kind}: \{{?{registration.name}\b")
+    pages = {
+        page: text for page, text in TEXTS.items() if page.name != "index.md"
+    }  # a generated table is no explanation
+    assert any(mentioned.search(text) for text in pages.values())
 
 
 def plugins_in(page: Path) -> list[str]:
-    """The code blocks that are whole plugins."""
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    """The code blocks that are complete plugins."""
+    blocks = re.findall(r"^```python\n(.*?)^```", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
     return [block for block in blocks if block.startswith("from alignkit import") and "@hookimpl" in block]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "writing-a-plugin.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "plugins" / "reference.md"], ids=lambda page: page.stem)
 def test_plugins_in_the_text_load(page: Path, tmp_path: Path) -> None:
     blocks = plugins_in(page)
     assert blocks
@@ -93,15 +77,14 @@ def test_plugins_in_the_text_load(page: Path, tmp_path: Path) -> None:
         file.write_text(block, encoding="utf-8")
         loaded = load_plugins([file])
         assert loaded.broken == []
-        kinds = ("format", "algorithm", "reward", "judge", "step")
-        assert [c for kind in kinds for c in loaded.registry.registrations(kind) if c.distribution == file.name]
+        assert [c for kind in KINDS for c in loaded.registry.registrations(kind) if c.distribution == file.name]
     load_plugins()
 
 
 def tutorial() -> str:
-    """The blocks of the first four sections, one below the other."""
-    text = (DOCS / "writing-a-plugin.md").read_text(encoding="utf-8").split("## 5. The package")[0]
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    """The code of the tutorial's first four sections."""
+    sections = TUTORIAL.split("## 5. The package")[0]
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", sections, flags=re.MULTILINE | re.DOTALL))
 
 
 def test_the_tutorial_is_a_plugin(tmp_path: Path) -> None:
@@ -109,17 +92,13 @@ def test_the_tutorial_is_a_plugin(tmp_path: Path) -> None:
     file.write_text(tutorial(), encoding="utf-8")
     loaded = load_plugins([file])
     assert loaded.broken == []
-    (registration,) = [
-        registration
-        for registration in loaded.registry.registrations("algorithm")
-        if registration.distribution == file.name
-    ]
+    (registration,) = [c for c in loaded.registry.registrations("algorithm") if c.distribution == file.name]
     assert registration.name == "reinforce"
     check_algorithm(registration.implementation)
     load_plugins()
 
 
-def test_the_code_of_the_tutorial_is_that_of_the_example() -> None:
+def test_the_tutorial_and_the_example_have_the_same_code() -> None:
     """Comments and docstrings may differ."""
 
     def code(text: str) -> str:
@@ -134,9 +113,9 @@ def test_the_code_of_the_tutorial_is_that_of_the_example() -> None:
 
 
 def test_examples_print_what_the_text_says() -> None:
-    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    text = TEXTS[DOCS / "evaluation.md"]
     blocks = re.findall(r"^```python\n(>>> .*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "data.md", "docs/data.md", 0)
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "evaluation.md", "docs/evaluation.md", 0)
     assert len(test.examples) == text.count("\n>>> ") > 0
     printed: list[str] = []
     failed = doctest.DocTestRunner().run(test, out=printed.append).failed
@@ -146,39 +125,33 @@ def test_examples_print_what_the_text_says() -> None:
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_with_its_arguments(hook: str) -> None:
     arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
-    assert f"| `{hook}({arguments})` |" in (DOCS / "writing-a-plugin.md").read_text(encoding="utf-8")
+    assert f"| `{hook}({arguments})` |" in REFERENCE
 
 
 def test_hooks_are_found() -> None:
     assert len(HOOKS) >= 14
 
 
-def test_the_layout_names_every_file_of_the_package() -> None:
-    layout = DESIGN.split("## Layout of the code")[1].split("```")[1]
-    named = re.findall(r"^  (\w+\.py) ", layout, flags=re.MULTILINE)
-    assert len(named) == len(set(named))
-    private = {"__init__.py", "__main__.py"}
-    assert set(named) == {path.name for path in (ROOT / "alignkit").glob("*.py")} - private
+def test_the_architecture_has_a_section_for_every_package() -> None:
+    """With its generated table of modules, so that every module is listed."""
+    package = ROOT / "alignkit"
+    rooms = {file.parent.relative_to(ROOT).as_posix() for file in package.rglob("__init__.py")}
+    assert rooms == set(re.findall(r"^<!-- generated: room (\S+) -->$", TEXTS[DOCS / "architecture.md"], re.MULTILINE))
 
 
-def test_the_table_of_plugins_is_complete() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["readme"] == "README.md"
-    rows = dict(re.findall(r"^\| `(alignkit_\w+)` \| (.*) \|$", README, flags=re.MULTILINE))
-    assert rows.keys() == project["entry-points"]["alignkit"].keys()
-    for registration in load_plugins().registry.registrations("model"):
-        assert registration.distribution != "alignkit" or f"`{registration.name}`" in rows[registration.plugin]
-    for _, registration in CLAIMS:
-        assert f"`{registration.name}`" in rows[registration.plugin]
-
-
-def test_the_table_of_recipes_is_complete() -> None:
-    named = set(re.findall(r"\(recipes/(\w+\.yaml)\)", README))
-    assert named == {path.name for path in (ROOT / "recipes").glob("*.yaml")}
+def test_recipes_are_listed() -> None:
+    listed = set(re.findall(r"\(\.\./recipes/(\w+\.yaml)\)", TEXTS[DOCS / "recipes.md"]))
+    assert listed == {path.name for path in (ROOT / "recipes").glob("*.yaml")}
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) < 280
+    assert len(README.splitlines()) < 180
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = TEXTS[DOCS / "index.md"]
+    pages = [page.relative_to(DOCS).as_posix() for page in PAGES if DOCS in page.parents]
+    assert [page for page in pages if f"({page}" not in index and page != "index.md" and "examples" not in page] == []
 
 
 def test_pages_of_algorithms_have_the_same_headings() -> None:
@@ -187,10 +160,39 @@ def test_pages_of_algorithms_have_the_same_headings() -> None:
     assert headings == dict.fromkeys(ALGORITHMS, expected)
 
 
+def test_charts_are_drawn_from_the_results() -> None:
+    charts = script("make_charts")
+    for name, theme in charts.THEMES.items():
+        assert (DOCS / "assets" / f"speed-{name}.svg").read_text(encoding="utf-8") == charts.chart(theme)
+
+
+def test_the_tables_of_results_and_the_data_agree() -> None:
+    page = TEXTS[DOCS / "benchmarks" / "results.md"]
+    machines = json.loads((DOCS / "benchmarks" / "results.json").read_text(encoding="utf-8"))["machines"]
+    written = [
+        tuple(cell.strip(" `").replace(",", "") for cell in row.strip("|").split("|"))
+        for row in re.findall(r"^\| `\w+.*$", page, flags=re.MULTILINE)
+        if row.count("|") == 11
+    ]
+    rows = [row for machine in machines for row in machine["rows"]]
+    assert len(written) == len(rows)
+    for cells, row in zip(written, rows, strict=True):
+        columns = ("ours", "peer", "ratio", None, "ours_gib", "peer_gib", "memory_ratio")
+        assert cells[0].split("`")[0].split(" ")[0] == row["name"]
+        assert cells[1] == row["unit"]
+        assert [float(c) for c, name in zip(cells[2:], columns, strict=False) if name] == [row[c] for c in columns if c]
+
+
+@pytest.mark.parametrize("picture", ["speed-light", "speed-dark", "smoke", "wrong-recipe"])
+def test_pictures_of_the_readme(picture: str) -> None:
+    assert f"docs/assets/{picture}.svg" in README
+    text = (DOCS / "assets" / f"{picture}.svg").read_text(encoding="utf-8")
+    assert text.startswith("<svg") and "Traceback" not in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", text):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", TEXTS[page]):
         file = (page.parent / target) if target else page
         assert file.exists(), target
         if anchor:
