@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import alignkit_tiny
 from alignkit import RunFailed
-from alignkit.models.service import ForeignScorer
+from alignkit.models.foreign_reward import ForeignRewardModel
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.training.checkpoint import Checkpoint, save_checkpoint
@@ -86,7 +86,7 @@ def test_whole_reward_models_are_read_without_a_word(
     made.add_role("reward", head="scalar")
     made.save("reward", tmp_path / "reward")
     made.add_role("again", start=tmp_path / "reward", head="scalar")
-    ForeignScorer(tmp_path / "reward", made)
+    ForeignRewardModel(tmp_path / "reward", made)
     said = captured(capfd, caplog)
     assert "REPORT" not in said and "score.weight" not in said
     assert TRANSFORMERS.filters == []
@@ -121,4 +121,4 @@ def test_weights_of_another_shape_are_an_error(tiny: Path) -> None:
 def test_a_language_model_is_no_reward_model(tiny: Path) -> None:
     """Its scores would be those of a head drawn at random."""
     with pytest.raises(RunFailed, match=r"are not in its files: score\.weight"):
-        ForeignScorer(tiny, policy(tiny, LORA))
+        ForeignRewardModel(tiny, policy(tiny, LORA))

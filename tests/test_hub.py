@@ -1,4 +1,4 @@
-"""A model of the hub: asked for once, taken from the cache where the hub has no answer, and in words where neither."""
+"""Base models on the hub: one request, then the cached copy, then an error that says what to do."""
 
 from __future__ import annotations
 
@@ -111,14 +111,14 @@ def test_the_users_timeout_counts(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
         (
             unreachable(),
             "neither a folder nor in the hub's cache",
-            "a local folder or an installed model (smollm2-135m",
+            "a local folder or an installed model (see `alignkit plugins`)",
         ),
         (answer(errors.RepositoryNotFoundError, 401), "no such model, or it is private", "correct the name"),
         (answer(errors.HfHubHTTPError, 404), "no such model, or it is private", "correct the name"),
-        (answer(errors.GatedRepoError, 403), "it is gated", f"accept them at https://hub.test/{ID}, then `hf auth"),
-        (answer(errors.RevisionNotFoundError, 404), "no revision 'main' of it", "model.revision takes a branch"),
-        (answer(errors.HfHubHTTPError, 401), "does not let you read it (401)", "HF_TOKEN"),
-        (answer(errors.HfHubHTTPError, 503), "answers with an error (503)", "try again later, or set model.base to"),
+        (answer(errors.GatedRepoError, 403), "it is gated", f"accept them at https://hub.test/{ID}, then run `hf auth"),
+        (answer(errors.RevisionNotFoundError, 404), "no revision 'main' of it", "model.revision must be a branch"),
+        (answer(errors.HfHubHTTPError, 401), "denies access to it (401)", "HF_TOKEN"),
+        (answer(errors.HfHubHTTPError, 503), "answered with an error (503)", "try again later, or set model.base to"),
     ],
 )
 def test_why_not_and_what_to_do(hub: Hub, error: Exception, wrong: str, help: str) -> None:

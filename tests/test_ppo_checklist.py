@@ -24,11 +24,11 @@ from alignkit.algorithm import Phase
 from alignkit.batch import Pairs
 from alignkit.data.group import write_groups
 from alignkit.errors import RecipeError
-from alignkit.kernels.lm_head import logprobs_from_hidden
+from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
 from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
 from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
-from alignkit.models.packing import pack, spread
+from alignkit.models.packing import pack
 from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
@@ -214,7 +214,7 @@ def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Onlin
     recipe_stage = run.recipe.stages["align"]
     component = recipe_stage.component
     found = OnlineStage(
-        run._stage_run(recipe_stage, folder / "run" / "align"), component.registration.implementation(component.options)
+        run.stage_context(recipe_stage, folder / "run" / "align"), component.registration.implementation(component.options)
     )
     try:
         yield found
@@ -253,7 +253,7 @@ def written(prompt: Sequence[int], *rows: Sequence[int], name: str = "g") -> Enc
 
 
 def algorithm(name: str = "ppo", **options: Any) -> Any:
-    thing = plugins().registry.get("algorithms", name).implementation
+    thing = plugins().registry.get("algorithm", name).implementation
     return thing(thing.Options(**options))
 
 
@@ -411,8 +411,8 @@ def test_a_value_is_read_before_its_token(work: OnlineStage) -> None:
 
 
 def test_reference_and_base_stay_bit_identical(watched: Watched) -> None:
-    watched.run.engine.role("sft")
-    assert set(watched.run.policy.parameters_of("sft")) < set(watched.frozen)
+    watched.run.models.role("sft")
+    assert set(watched.run.model.parameters_of("sft")) < set(watched.frozen)
     assert any("base_layer" in name for name in watched.frozen)
     for name, weight in watched.frozen.items():
         assert torch.equal(watched.steps[-1]["fixed"][name], weight), name
@@ -548,16 +548,16 @@ def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 def test_values_start_at_zero_or_at_the_reward_model(work: OnlineStage, reward_model: Trained) -> None:
     examples = rolled_out(work)
     assert all(not bool(values.any()) for values in examples.token_columns["old_values"])
-    engine = reward_model.run.engine
-    engine.policy.add_role("value", start=engine.role("rm"), head="scalar")
+    engine = reward_model.run.models
+    engine.model.add_role("value", start=engine.role("rm"), head="scalar")
     try:
         groups = [replace(g, responses=(Response(text="fine"),)) for g in prompts(4)]
         encoded = [e for g in groups if (e := engine.encoder.encode(g, 200, scoring=True)) is not None]
-        scores = torch.stack(measure(engine.policy, "value", encoded, "scores"))
+        scores = torch.stack(measure(engine.model, "value", encoded, "scores"))
         assert scores.tolist() == pytest.approx(engine.scores("rm", groups), abs=1e-5)
         assert float(scores.abs().max()) > 0
     finally:
-        engine.policy.drop_role("value")
+        engine.model.drop_role("value")
 
 
 def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path, reward_model: Trained) -> None:
@@ -574,12 +574,12 @@ def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path,
         folder = tmp_path / f"{baseline}{samples}"
         folder.mkdir()
         if baseline and samples == 1:
-            with pytest.raises(RecipeError, match="ppo needs at least 2 responses to each prompt, not 1"):
+            with pytest.raises(RecipeError, match="ppo needs at least 2 responses to each prompt, got 1"):
                 make_run(folder, {"align": stage})
         else:
             make_run(folder, {"align": stage})
-    engine = reward_model.run.engine
-    head = engine.policy.roles[engine.role("rm")].head
+    engine = reward_model.run.models
+    head = engine.model.roles[engine.role("rm")].head
     for options, kept in (({"group_baseline": True}, False), ({}, True)):
         settings = SimpleNamespace(reward=RewardSpec("stage", "rm"), value_from=None)
         training: Any = SimpleNamespace(
@@ -587,12 +587,12 @@ def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path,
             algorithm=algorithm(**options),
             settings=settings,
             engine=engine,
-            policy=engine.policy,
+            policy=engine.model,
             role="base",
         )
         said = StageWork._add_value_role(training)
-        value = engine.policy.roles["align~value"].head
-        engine.policy.drop_role("align~value")
+        value = engine.model.roles["align~value"].head
+        engine.model.drop_role("align~value")
         assert head is not None and value is not None
         assert torch.equal(value, head if kept else torch.zeros_like(head))
         assert said == ("rm" if kept else "rm with a zero head")
@@ -647,7 +647,7 @@ def test_a_shared_value_is_a_head_on_the_policys_own_states(tmp_path: Path, lora
         assert batch.old_logprobs is not None
         row = pack(examples.groups)
         states = policy.hidden(work.role, row.layout, row.tokens)[row.before]
-        expected = spread(states @ head[0] / math.sqrt(policy.hidden_size), row, tuple(batch.mask.shape))
+        expected = row.unpack(states @ head[0] / math.sqrt(policy.hidden_size))
         for values in (out.values, batch.old_values):
             torch.testing.assert_close(values[batch.mask], expected[batch.mask], rtol=1e-4, atol=1e-5)
         assert float(expected[batch.mask].detach().std()) > 0.01
@@ -666,11 +666,11 @@ def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     run, folder, groups = reward_model.run, reward_model.folder, questions()
-    ours = run.engine.scores("rm", groups)
+    ours = run.models.scores("rm", groups)
     assert ours == pytest.approx(reward_model.scores, abs=1e-5)
     assert len(set(ours)) == len(ours)
     is_adapter = (folder / "adapter_config.json").exists()
-    source = run.source() if is_adapter else folder
+    source = run.source if is_adapter else folder
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
     if is_adapter:
         model = PeftModel.from_pretrained(model, folder)
@@ -984,11 +984,11 @@ def test_kl_is_zero_at_first_and_then_not(watched: Watched) -> None:
     """The reference is the SFT policy, not the base."""
     assert abs(watched.metrics[0]["kl"]) < 1e-6
     assert abs(watched.metrics[1]["kl"]) > 1e-3
-    policy = watched.run.policy
-    engine = watched.run.engine
+    policy = watched.run.model
+    engine = watched.run.models
     group = [replace(prompts(1)[0], responses=(Response(text="bread is good"),))]
     sft, base = engine.logprobs("sft", group)[0], engine.logprobs(BASE, group)[0]
-    assert float((sft - base).abs().max()) > 0.01 and policy.lora is not None
+    assert float((sft - base).abs().max()) > 0.01 and policy.adapters is not None
 
 
 def test_long_prompts_are_left_out(tmp_path: Path) -> None:
@@ -1062,7 +1062,7 @@ def test_bf16_logits_are_widened_before_the_softmax() -> None:
     hidden = (torch.randn(40, 16, generator=generator) * 30).bfloat16()
     head = torch.randn(50, 16, generator=generator).bfloat16()
     tokens = torch.randint(0, 50, (40,), generator=generator)
-    found, entropy = logprobs_from_hidden(hidden, head, tokens, entropy=True)
+    found, entropy = logprobs_and_entropy(hidden, tokens, HeadSpec(head), entropy=True)
     wanted = torch.log_softmax(torch.nn.functional.linear(hidden, head).double(), -1)
     assert found.dtype == torch.float32 and entropy is not None
     torch.testing.assert_close(found.double(), wanted.gather(-1, tokens[:, None])[:, 0], atol=1e-4, rtol=1e-5)

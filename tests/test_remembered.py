@@ -68,7 +68,7 @@ def test_a_later_run_finds_what_was_measured_bit_for_bit(make: Callable[..., Mod
     rows = [row for group in groups for row in group.rows]
     assert len(rows) == 7 and [len(x) for x in first] == [len(row.tokens) for row in rows]
     later = make()
-    later.policy.hidden = None  # type: ignore[assignment,method-assign]  # not a token is computed
+    later.model.hidden = None  # type: ignore[assignment,method-assign]  # not a token is computed
     second, known = later.reference_logprobs("sft", groups)
     assert known
     for found, again, wanted in zip(first, second, direct, strict=True):
@@ -234,10 +234,10 @@ def test_another_beta_measures_no_reference_again(tmp_path: Path, monkeypatch: p
             assert cli.main(options) == 0, err.getvalue()
         return err.getvalue(), (tmp_path / out / "align/adapter/adapter_model.safetensors").read_bytes()
 
-    told = "the reference has seen these 8 groups before"
-    assert told not in run("first", 0.1)[0]
+    message = "reference log-probabilities of 8 groups read from the cache"
+    assert message not in run("first", 0.1)[0]
     said, second = run("second", 0.5)
-    assert told in said
+    assert message in said
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "other"))
     said, fresh = run("third", 0.5)
-    assert told not in said and fresh == second
+    assert message not in said and fresh == second

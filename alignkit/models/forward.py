@@ -17,8 +17,6 @@ from alignkit.models.examples import Examples
 from alignkit.models.packing import micro_batches, pack
 from alignkit.models.shared_model import SharedModel
 
-MEASURED_BUDGETS = 4  # without gradients nothing is stored for a backward pass, so packed rows may be longer
-
 
 @dataclass(frozen=True)
 class Wants:
@@ -96,7 +94,7 @@ def _in_micro_batches(model: SharedModel, role: str, examples: Examples, wants: 
     """Return every output as one tensor per response, in the order of the examples."""
     measured: dict[str, list[Tensor]] = {}
     # A micro-batch is not a run of consecutive groups: it keeps bundles together.
-    for indices in micro_batches(examples.groups, MEASURED_BUDGETS * model.token_budget):
+    for indices in micro_batches(examples.groups, model.inference_budget):
         model.should_stop()
         part = examples.take(indices)
         if not part.rows:

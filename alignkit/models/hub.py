@@ -1,21 +1,36 @@
-"""Base models of the hub: from the hub, from its cache where it gives no answer, or why not, within seconds."""
+"""Base models on the Hugging Face hub: download, cached copy, or an error within seconds.
+
+Transformers would ask for several files and retry each for half a minute. This asks for one file, once.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alignkit.errors import RunFailed
 
-TIMEOUT = 5  # seconds for an answer; HF_HUB_ETAG_TIMEOUT says otherwise
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+TIMEOUT = 5  # seconds to wait for the hub, unless HF_HUB_ETAG_TIMEOUT is set
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-def locate(source: str, revision: str | None = None) -> str:
-    """What transformers is to load: `source` itself, or the cached copy's folder where the hub does not give it.
+@dataclass(frozen=True)
+class _Refusal:
+    """Why the hub does not serve a model, and what to do."""
 
-    Asks for one file without retries: transformers would ask for several, each with half a minute of them.
-    Raises RunFailed where there is neither an answer nor a copy.
+    reason: str
+    help: str
+
+
+def locate(source: str, revision: str | None = None) -> str:
+    """Return what transformers can load: `source` itself, or its cached copy if the hub does not serve it.
+
+    source: a folder or hub id. Raises RunFailed, with what to do, if there is neither.
     """
     if Path(source).is_dir():
         return source
@@ -23,81 +38,82 @@ def locate(source: str, revision: str | None = None) -> str:
 
     try:
         cached = _cached(source, revision)
-        refused = _refused(source, revision)
+        refusal = _refusal(source, revision)
     except HFValidationError as error:
         raise RunFailed(
             f"model.base '{source}' is neither a folder nor a hub id (owner/name)\nhelp: correct the path or the id"
         ) from error
-    if refused is None:
+    if refusal is None:
         return source
     if cached is not None:
         return str(cached)
-    what, help = refused
-    raise RunFailed(f"model.base '{source}' is neither a folder nor in the hub's cache, and {what}\nhelp: {help}")
+    raise RunFailed(
+        f"model.base '{source}' is neither a folder nor in the hub's cache, and {refusal.reason}\nhelp: {refusal.help}"
+    )
 
 
 def _cached(source: str, revision: str | None) -> Path | None:
-    """The folder of a copy that has a configuration and weights."""
+    """The folder of a cached copy, if it has a configuration and weights."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source, "config.json", revision=revision)
-    if not isinstance(found, str):
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    if not isinstance(config, str):
         return None
-    folder = Path(found).parent
+    folder = Path(config).parent
     return folder if any((folder / name).exists() for name in WEIGHTS) else None
 
 
-def _refused(source: str, revision: str | None) -> tuple[str, str] | None:
-    """Why the hub does not give the model, and what to do; None: it may, and transformers says the rest."""
+def _refusal(source: str, revision: str | None) -> _Refusal | None:
+    """Ask the hub for the model's configuration. None: transformers may load the model, or reports the problem best."""
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
-    hub = constants.ENDPOINT
     if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set", f"unset it, or {_instead(source)}"
+        return _Refusal("HF_HUB_OFFLINE is set", f"unset it, or {_alternatives(source)}")
     timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else TIMEOUT
     try:
         get_hf_file_metadata(hf_hub_url(source, "config.json", revision=revision), timeout=timeout)
-    except errors.GatedRepoError:
-        return (
-            f"it is gated: {hub} gives it only to those who accepted its terms",
-            f"accept them at {hub}/{source}, then `hf auth login` (or set HF_TOKEN)",
-        )
     except errors.EntryNotFoundError:
-        return None  # no configuration: an adapter, perhaps
-    except errors.RevisionNotFoundError:
-        return (
-            f"{hub} has no revision '{revision or 'main'}' of it",
-            f"model.revision takes a branch, tag or commit of {hub}/{source}",
-        )
+        pass  # the repository has no configuration; it may be an adapter
     except errors.HfHubHTTPError as error:
-        code = error.response.status_code
-        if code == 404 or isinstance(error, errors.RepositoryNotFoundError):  # the hub's own way to say it has code 401
-            return (
-                f"{hub} has no such model, or it is private",
-                "correct the name; for a private model `hf auth login` (or set HF_TOKEN)",
-            )
-        if code in (401, 403):
-            return (
-                f"{hub} does not let you read it ({code})",
-                "`hf auth login` (or set HF_TOKEN) with a token that may",
-            )
-        if code >= 500:
-            return f"{hub} answers with an error ({code})", f"try again later, or {_instead(source)}"
-    except (
-        Exception
-    ) as error:  # the class is that of the HTTP library, another one with each major version of the hub's
+        return _refusal_of(error, source, revision)
+    except Exception as error:  # of the HTTP library, which changes with huggingface_hub's major version
         reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-        return f"{hub} cannot be reached ({reason})", f"restore the network, or {_instead(source)}"
+        return _Refusal(
+            f"{constants.ENDPOINT} cannot be reached ({reason})", f"check the network, or {_alternatives(source)}"
+        )
     return None
 
 
-def _instead(source: str) -> str:
+def _refusal_of(error: HfHubHTTPError, source: str, revision: str | None) -> _Refusal | None:
+    """Translate the hub's answer."""
+    from huggingface_hub import constants, errors
+
+    hub, code = constants.ENDPOINT, error.response.status_code
+    log_in = "run `hf auth login` (or set HF_TOKEN)"
+    if isinstance(error, errors.GatedRepoError):
+        return _Refusal(
+            f"it is gated: {hub} only serves it to users who accepted its terms",
+            f"accept them at {hub}/{source}, then {log_in}",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return _Refusal(
+            f"{hub} has no revision '{revision or 'main'}' of it",
+            f"model.revision must be a branch, tag or commit of {hub}/{source}",
+        )
+    if code == 404 or isinstance(error, errors.RepositoryNotFoundError):  # the hub sends this one with code 401
+        return _Refusal(f"{hub} has no such model, or it is private", f"correct the name; for a private model {log_in}")
+    if code in (401, 403):
+        return _Refusal(f"{hub} denies access to it ({code})", f"{log_in} with a token that has access")
+    if code >= 500:
+        return _Refusal(f"{hub} answered with an error ({code})", f"try again later, or {_alternatives(source)}")
+    return None
+
+
+def _alternatives(source: str) -> str:
     from huggingface_hub import constants
 
-    from alignkit.plugins import plugins
-
-    known = ", ".join(plugins().registry.names("model"))
     return (
-        f"set model.base to a local folder or an installed model ({known}), or fill the cache {constants.HF_HUB_CACHE} "
-        f"where there is a network (`hf download {source}`), copy it here and set HF_HUB_OFFLINE=1"
+        "set model.base to a local folder or an installed model (see `alignkit plugins`), or run "
+        f"`hf download {source}` on a machine with a network, copy its cache to {constants.HF_HUB_CACHE} here, and set "
+        "HF_HUB_OFFLINE=1"
     )

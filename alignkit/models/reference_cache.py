@@ -1,7 +1,7 @@
-"""Log-probabilities of a reference, kept on disk: for the same data and reference they are measured once, in all runs.
+"""Reference log-probabilities on disk: measured once for the same data and reference, then reused by all runs.
 
-DPO with another beta, or with another loss, needs no second pass of the reference. What is kept stands for everything
-that its bits depend on (weights, tokens, precision, packing, hardware, this code), so that using it changes no result.
+DPO with another beta or loss needs no second pass over the reference. The key covers everything that the bits depend on
+(weights, tokens, precision, packing, hardware, library versions, code), so reuse changes no result.
 """
 
 from __future__ import annotations
@@ -19,77 +19,86 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+import alignkit
 from alignkit.io.atomic import whole_file
 from alignkit.io.digest import digest, file_digest, model_digest, versions
 from alignkit.kernels import capabilities
 from alignkit.models.encoding import Encoded
 from alignkit.models.shared_model import SharedModel
 
-PACKAGE = Path(__file__).parent.parent
-KEPT = 2**30  # bytes of all files, the ones used last
+MOST_BYTES = 2**30  # of all files; the least recently used are deleted
+PACKAGE = Path(alignkit.__file__).parent
 
 
 @dataclass(frozen=True)
 class ReferenceCache:
-    """A folder of log-probabilities."""
+    """A folder with one file of log-probabilities per key."""
 
     folder: Path
 
     def logprobs(
-        self, policy: SharedModel, adapter: Path | None, encoded: Sequence[Encoded], measure: Callable[[], list[Tensor]]
+        self, model: SharedModel, adapter: Path | None, encoded: Sequence[Encoded], measure: Callable[[], list[Tensor]]
     ) -> tuple[list[Tensor], bool]:
-        """What `measure` gives for the rows of `encoded`, fp32 [tokens] each, and whether it was known already.
+        """Return the log-probabilities of all responses, fp32 [tokens] each, and whether they were in the cache.
 
-        adapter: the reference's folder; None: the base. `measure` must depend on nothing but the arguments.
+        adapter: the reference's folder; None: the base. measure: computes them from nothing but the other arguments.
         """
-        path, packing = self.folder / f"{_key(policy, adapter, encoded)}.safetensors", policy.token_budget
+        path, budget = self.folder / f"{_key(model, adapter, encoded)}.safetensors", model.token_budget
         lengths = [len(row.tokens) for group in encoded for row in group.rows]
-        known = _read(path, sum(lengths))
-        if known is not None:
+        cached = _read(path, sum(lengths))
+        if cached is not None:
             with suppress(OSError):
                 os.utime(path)
-            return list(known.split(lengths)), True
-        found = measure()
-        if found and policy.token_budget == packing:  # packed smaller, when memory ran out, the last bits differ
+            return list(cached.split(lengths)), True
+        logprobs = measure()
+        # If memory ran out, rows were packed shorter than the key says, and the last bits differ.
+        if logprobs and model.token_budget == budget:
             with suppress(OSError):  # a folder that cannot be written costs time, not the run
-                self._keep(path, torch.cat(found))
-        return found, False
+                self._write(path, torch.cat(logprobs))
+        return logprobs, False
 
-    def _keep(self, path: Path, found: Tensor) -> None:
-        if found.nbytes > KEPT:
+    def _write(self, path: Path, logprobs: Tensor) -> None:
+        """Write a file and delete the least recently used ones over MOST_BYTES."""
+        if logprobs.nbytes > MOST_BYTES:
             return
         with whole_file(path) as file:
-            file.write(save({"logprobs": found}))
-        facts = [(kept.stat(), kept) for kept in self.folder.glob("*.safetensors")]
+            file.write(save({"logprobs": logprobs}))
+        files = [(file.stat(), file) for file in self.folder.glob("*.safetensors")]
         total = 0
-        for fact, kept in sorted(facts, key=lambda pair: -pair[0].st_mtime):
-            total += fact.st_size
-            if total > KEPT:
-                kept.unlink(missing_ok=True)
+        for stat, file in sorted(files, key=lambda entry: -entry[0].st_mtime):
+            total += stat.st_size
+            if total > MOST_BYTES:
+                file.unlink(missing_ok=True)
 
 
-def _key(policy: SharedModel, adapter: Path | None, encoded: Sequence[Encoded]) -> str:
+def _key(model: SharedModel, adapter: Path | None, encoded: Sequence[Encoded]) -> str:
     facts = {
-        "base": model_digest(policy.source),
+        "base": model_digest(model.source),
         "adapter": model_digest(str(adapter)) if adapter is not None else None,
-        "precision": [str(policy.dtype), policy.spec.quantization, torch.get_float32_matmul_precision()],
-        "packing": [policy.packs, policy.token_budget],
-        "kernels": capabilities.choices(policy.device),
+        "precision": [str(model.dtype), model.spec.quantization, torch.get_float32_matmul_precision()],
+        "packing": [model.packs, model.token_budget],
+        "kernels": capabilities.choices(model.device),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "versions": versions() | {"bitsandbytes": importlib.metadata.version("bitsandbytes")},
-        "code": [file_digest(file) for file in sorted(PACKAGE.rglob("*.py"))],
+        "code": _code(),
     }
     key = hashlib.sha256(digest(facts).encode())
-    for group in encoded:  # piece by piece: as one text they may be larger than the model
+    for group in encoded:  # one at a time, because all of them as text may be larger than the model
         rows = [(row.tokens, row.mask) for row in group.rows]
         key.update(digest([group.prompt, rows, group.group.bundle]).encode())
     return key.hexdigest()
 
 
+def _code() -> dict[str, str]:
+    """Digests of all modules of alignkit."""
+    return {path.relative_to(PACKAGE).as_posix(): file_digest(path) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
 def _read(path: Path, count: int) -> Tensor | None:
-    """The `count` numbers of a file; None where it is not there or not whole."""
+    """Read `count` log-probabilities; None if the file is missing or damaged."""
     try:
-        found = load(path.read_bytes()).get("logprobs")
+        logprobs = load(path.read_bytes()).get("logprobs")
     except (OSError, SafetensorError):
         return None
-    return found if found is not None and found.shape == (count,) and found.dtype == torch.float32 else None
+    whole = logprobs is not None and logprobs.shape == (count,) and logprobs.dtype == torch.float32
+    return logprobs if whole else None

@@ -235,7 +235,7 @@ class _Batch:
 
     def _dequeue(self, vacant: int) -> Iterator[list[ActiveSequence]]:
         """Take up to `vacant` sequences off the queue, in parts whose distinct prompts fit a packed row."""
-        budget = 4 * self.model.token_budget  # without gradients nothing is stored for a backward pass
+        budget = self.model.inference_budget
         while vacant and self.queue:
             part: list[ActiveSequence] = []
             tokens, last = 0, -1

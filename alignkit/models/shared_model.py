@@ -322,6 +322,11 @@ class SharedModel:
         """Most tokens of a packed row with gradients; see `MemoryBudget`."""
         return self.memory.tokens
 
+    @property
+    def inference_budget(self) -> int:
+        """Most tokens of a packed row without gradients, for which no activations are stored."""
+        return 4 * self.token_budget
+
     # Disk
 
     def save(self, name: str, folder: Path) -> None:

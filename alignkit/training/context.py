@@ -43,7 +43,7 @@ class StageContext:
     @property
     def model(self) -> SharedModel:
         """The base model with its roles."""
-        return self.models.policy
+        return self.models.model
 
     @property
     def name(self) -> str:

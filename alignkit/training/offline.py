@@ -126,7 +126,7 @@ class OfflineStage:
         examples = Examples(encoded)
         if self.algorithm.needs.reference_logprobs:
             reference = self.work.roles.reference_name
-            logprobs, cached = self.work.models.reference_logprobs_of(reference, encoded)
+            logprobs, cached = self.work.models.reference_logprobs(reference, encoded)
             examples.token_columns["reference_logprobs"] = logprobs
             if cached:
                 self.context.say(f"reference log-probabilities of {counted(len(encoded), 'group')} read from the cache")
