@@ -1,4 +1,4 @@
-"""The conformance kit: every first-party algorithm passes, and each kind of broken one is told what is wrong."""
+"""The conformance kit: every first-party algorithm passes, and each kind of broken one is reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignkit import ROLLOUTS, Algorithm, Batch, Field, Group, Loss, Needs, Outp
 from alignkit import functional as F
 from alignkit.batch import Pairs
 from alignkit.loss import Term, per_token
-from alignkit.testing import Unfit, check_algorithm, example_groups
+from alignkit.testing import ConformanceError, check_algorithm, example_groups
 from alignkit_dpo import DPO
 from alignkit_ppo import PPO
 from alignkit_rejection_sampling import RejectionSampling
@@ -38,7 +38,7 @@ TEXTS = [Group((), (Response(text=text),), id=text[:5]) for text in ("A river ra
         (RewardModel, {"margin": "data"}),
         (RewardModel, {"margin": "llama2-large", "center_coefficient": 0.0}),
         (PPO, {}),
-        (PPO, {"aggregation": "response", "kl_target": 3.0, "entropy_coefficient": 0.1, "dual_clip": 3.0}),
+        (PPO, {"aggregation": "sequence_mean", "kl_target": 3.0, "entropy_coefficient": 0.1, "dual_clip": 3.0}),
         (PPO, {"whiten_advantages": False, "gamma": 0.9, "score_clip": 1.0, "value_clip_range": None}),
         (RejectionSampling, {}),
         (DPO, {}),
@@ -66,21 +66,18 @@ class OnPairs(Algorithm):
 
 class IgnoresMask(OnPairs):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         better, worse = batch.pairs.take(out.logprobs.sum(dim=1))
         return Loss(dpo=per_pair(-torch.nn.functional.logsigmoid(0.01 * (better - worse))))
 
 
 class MeanOfMicroBatch(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         mean = F.masked_mean(-out.logprobs, batch.mask)
         return Loss(nll=per_response(mean.expand(len(batch.tokens))))
 
 
 class WhitensInTheLoss(OnPairs):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         better, worse = batch.pairs.take(F.sum_tokens(out.logprobs, batch.mask))
         gap = better - worse
         return Loss(gap=per_pair(-gap / (1 + gap.detach().abs().max())))
@@ -88,13 +85,11 @@ class WhitensInTheLoss(OnPairs):
 
 class RootOfZero(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(root=per_token((out.logprobs - out.logprobs.detach()).abs().sqrt()))
 
 
 class Dropout(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs * torch.rand_like(out.logprobs)))
 
 
@@ -102,44 +97,37 @@ class Remembers(Algorithm):
     seen = 0
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         self.seen += 1
         return Loss(nll=per_token(-out.logprobs * self.seen))
 
 
 class Detached(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs.detach()))
 
 
 class ByPlace(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         even = torch.arange(len(batch.tokens)) % 2 == 0
         return Loss(nll=per_response(F.sum_tokens(-out.logprobs, batch.mask) * even))
 
 
 class ByGroupSize(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         size = torch.bincount(batch.group_index)[batch.group_index]
         return Loss(nll=per_response(F.sum_tokens(-out.logprobs, batch.mask) / size))
 
 
 class WrongShape(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(nll=per_token(F.sum_tokens(-out.logprobs, batch.mask)))
 
 
 class TensorInState(Algorithm):
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
-        assert out.logprobs is not None
         return {"mean": out.logprobs.mean()}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs))
 
 
@@ -147,7 +135,6 @@ class BonusWithoutGradient(Algorithm):
     needs = Needs(entropy="reported")
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None and out.entropy is not None
         return Loss(nll=per_token(-out.logprobs), entropy=per_token(-out.entropy, 0.1))
 
 
@@ -160,36 +147,38 @@ class Bare(SFT):
 
 class ReportsIgnoringMask(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(nll=per_token(-out.logprobs))
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        assert out.logprobs is not None
         return {"length": per_response((out.logprobs != 0).float().sum(dim=1))}
 
 
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (IgnoresMask, r"^IgnoresMask: garbage where the mask is false changes gradient by .* must use batch.mask"),
-        (MeanOfMicroBatch, "cutting the batch into micro-batches changes gradient by .* unreduced entries"),
-        (WhitensInTheLoss, "cutting the batch into micro-batches changes gradient by .* belong in `before_step`"),
+        (IgnoresMask, r"^IgnoresMask: garbage outside the mask changes the gradient by .* must use batch.mask"),
+        (MeanOfMicroBatch, "cutting the batch into micro-batches changes the gradient by .* unreduced entries"),
+        (WhitensInTheLoss, "cutting the batch into micro-batches changes the gradient by .* belong in `before_step`"),
         (RootOfZero, "the gradient is not finite: look for sqrt"),
-        (Dropout, "a second look at the same batch changes gradient by .* random numbers"),
-        (Remembers, "a second look at the same batch changes gradient by .* belongs in `state`"),
-        (Detached, "depends on nothing that is trained"),
-        (BonusWithoutGradient, "'entropy' in the loss of BonusWithoutGradient has no gradient"),
-        (ByPlace, "the order of groups and responses changes gradient by .* batch.group_index"),
-        (ByGroupSize, "responses that share a prompt groups of their own changes gradient by .*separable=False"),
-        (WrongShape, r"a term per token has shape"),
+        (Dropout, "a second look at the same batch changes the gradient by .* random numbers"),
+        (Remembers, "a second look at the same batch changes the gradient by .* belongs in `state`"),
+        (Detached, r"in `loss`: the loss has no gradient \(terms: 'nll'\): compute it from `out`"),
+        (BonusWithoutGradient, r"in `loss`: loss term 'entropy' has no gradient; .* declare `Needs\(entropy=True\)`"),
+        (ByPlace, "the order of groups and responses changes the gradient by .* batch.group_index"),
+        (ByGroupSize, "a group of its own for every response changes the gradient by .*separable=False"),
+        (
+            WrongShape,
+            r"^WrongShape: in `loss`: loss term 'nll' is per_token and must be "
+            r"\[responses, tokens\] = \[12, \d+\], not \[12\]; write per_response",
+        ),
         (TensorInState, r"state\['mean'\] after `before_step` is not JSON: Object of type Tensor"),
         (Bare, "^Bare: options without a description, a range or choices: strength$"),
-        (ReportsIgnoringMask, r"garbage where the mask is false changes 'length' by"),
+        (ReportsIgnoringMask, r"garbage outside the mask changes 'length' by"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_broken_algorithms_are_told_what_is_wrong(cls: type[Algorithm], message: str) -> None:
-    with pytest.raises(Unfit, match=message):
+def test_broken_algorithms_are_reported(cls: type[Algorithm], message: str) -> None:
+    with pytest.raises(ConformanceError, match=message):
         check_algorithm(cls)
 
 
@@ -210,23 +199,19 @@ class Online(Algorithm):
     needs = Needs(min_samples=2)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Any]:
-        assert rollouts.rewards is not None
         return {"advantage": F.rloo_advantages(rollouts.rewards, rollouts.group_index)}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        assert out.logprobs is not None
         return Loss(policy=per_token(-out.logprobs * batch["advantage"][:, None]))
 
 
 class WrongSignal(Online):
     def signal(self, rollouts: Batch) -> Mapping[str, Any]:
-        assert rollouts.rewards is not None
         return {"advantage": rollouts.rewards[:, None]}
 
 
 class LogOfRewards(Online):
     def signal(self, rollouts: Batch) -> Mapping[str, Any]:
-        assert rollouts.rewards is not None
         return {"advantage": rollouts.rewards.log()}
 
 
@@ -234,13 +219,11 @@ class SignalIgnoresMask(Online):
     needs = Needs(old_logprobs=True, min_samples=2)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Any]:
-        assert rollouts.old_logprobs is not None
         return {"advantage": rollouts.old_logprobs.sum(dim=1)}
 
 
 class SignalByPlace(Online):
     def signal(self, rollouts: Batch) -> Mapping[str, Any]:
-        assert rollouts.rewards is not None
         return {"advantage": rollouts.rewards.cumsum(0)}
 
 
@@ -258,17 +241,20 @@ class SelectsNothing(Online):
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (WrongSignal, r"signal 'advantage' is \(12, 1\), not \[R, T\] = \(12, \d+\) or \[R\] = \(12,\)"),
+        (
+            WrongSignal,
+            r"signal 'advantage' must be \[responses, tokens\] = \[12, \d+\] or \[responses\] = \[12\], not \[12, 1\]",
+        ),
         (LogOfRewards, "signal 'advantage' is not finite everywhere"),
-        (SignalIgnoresMask, "garbage where the mask is false changes signal 'advantage' by"),
+        (SignalIgnoresMask, "garbage outside the mask changes signal 'advantage' by"),
         (SignalByPlace, "the order of groups and responses changes signal 'advantage' by"),
-        (SignalState, r"state\['seen'\] after `signal` does not come back from JSON as it was"),
+        (SignalState, r"state\['seen'\] after `signal` changes when saved as JSON and loaded"),
         (SelectsNothing, "leave none of the example groups to learn from"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
-def test_broken_signals_are_told_what_is_wrong(cls: type[Algorithm], message: str) -> None:
-    with pytest.raises(Unfit, match=message):
+def test_broken_signals_are_reported(cls: type[Algorithm], message: str) -> None:
+    with pytest.raises(ConformanceError, match=message):
         check_algorithm(cls)
 
 

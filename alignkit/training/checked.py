@@ -42,6 +42,11 @@ class Author:
     def __str__(self) -> str:
         return f"{self.plugin}, stage '{self.stage}'" if self.stage else self.plugin
 
+    def error(self, method: str, text: str) -> AuthorError:
+        """An error in one of the author's methods."""
+        place = f"{self}, in `{method}`" if self.plugin else f"in `{method}`"
+        return AuthorError(f"{place}: {text}")
+
 
 class AuthorError(PluginError):
     """A mistake in an author's code, with plugin, stage and method in its message."""
@@ -60,7 +65,7 @@ def calling(author: Author, method: str, owner: object) -> Iterator[None]:
     except DataError as error:
         raise DataError(f"stage '{author.stage}': {error}" if author.stage else str(error)) from error
     except PluginError as error:
-        raise AuthorError(f"{author}, in `{method}`: {error}{_place(error, owner)}") from error
+        raise author.error(method, f"{error}{_place(error, owner)}") from error
     except AlignkitError:
         raise
     except Exception as error:
@@ -69,7 +74,7 @@ def calling(author: Author, method: str, owner: object) -> Iterator[None]:
         reason = " ".join(str(error).split())
         name = type(error).__name__
         message = f"{name}: {reason}" if reason else name
-        raise AuthorError(f"{author}, in `{method}`: {message}{_place(error, owner)}") from error
+        raise author.error(method, f"{message}{_place(error, owner)}") from error
 
 
 def _place(error: BaseException, owner: object) -> str:
@@ -96,7 +101,7 @@ class CheckedAlgorithm:
         return calling(self.author, method, self.algorithm)
 
     def _error(self, method: str, text: str) -> AuthorError:
-        return AuthorError(f"{self.author}, in `{method}`: {text}")
+        return self.author.error(method, text)
 
     # Groups
 
@@ -235,7 +240,7 @@ class CheckedAlgorithm:
             try:
                 json.dumps(value)
             except (TypeError, ValueError) as error:
-                raise AuthorError(f"{self.author}: state['{name}'] must be JSON; use float(...) ({error})") from error
+                raise self._error("before_step", f"state['{name}'] must be JSON; use float(...) ({error})") from error
         return self.algorithm.state
 
 

@@ -22,7 +22,7 @@ from alignkit.loss import Per
 from alignkit.models.budget import within_memory
 from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples, join, join_outputs
-from alignkit.models.forward import MEASURED_BUDGETS, Wants, forward
+from alignkit.models.forward import Wants, forward
 from alignkit.models.packing import micro_batches
 from alignkit.models.shared_model import SharedModel
 from alignkit.training.averages import Averages, counts, weighted_sum
@@ -226,8 +226,7 @@ class Learner:
 
     @torch.no_grad()
     def _evaluate(self, examples: Examples, state: Mapping[str, Any]) -> dict[str, float]:
-        budget = MEASURED_BUDGETS * self.model.token_budget
-        parts = [examples.take(i) for i in micro_batches(examples.groups, budget)]
+        parts = [examples.take(i) for i in micro_batches(examples.groups, self.model.inference_budget)]
         self.algorithm.state = dict(state)  # an attempt that ran out of memory may have changed it
         self._before_step(parts, [part.batch(self.model.device) for part in parts])
         losses, metrics = Averages(), Averages(skip_nan=True)
