@@ -69,7 +69,7 @@ _ADVICE = {key: text for keys, text in _OTHER_TOOLS.items() for key in keys}
 
 
 def advice(key: str, allowed: list[str]) -> str:
-    """Return the help for an unknown key, at a place where the allowed keys are known."""
+    """Return the help for an unknown key, given the keys that are allowed in its place."""
     places = [place for place, keys in _PLACES.items() if key in keys and key not in allowed]
     if places:
         return f"'{key}' belongs in {' or '.join(places)}"

@@ -60,12 +60,15 @@ def find(kind: str, name: str, keys: Keys, scope: Scope, *, at_key: bool = False
 
 
 def find_reward(named: Named, scope: Scope) -> Registration | None:
-    """Return the plugin that a reward's name means. The name could also be meant to be a stage's."""
+    """Return the plugin that a reward's name means. A misspelled name may be meant for a stage, too."""
     try:
         return scope.registry.get("reward", named.name)
     except Unresolved as error:
-        near = did_you_mean(named.name, [*scope.declared, *scope.registry.names("reward")])
-        help = near or f"{error.help}; or name a stage that trains a reward model"
+        help = did_you_mean(named.name, [*scope.declared, *scope.registry.names("reward")])
+        if not help:
+            first, *rest = error.help.splitlines()
+            unknown = not scope.registry.has("reward", named.name)
+            help = "\n".join([f"{first}; or name a stage that trains a reward model" if unknown else first, *rest])
         scope.problems.error(named.name_keys, error.message, at_key=named.at_key, help=help, plugin=error.broken)
         return None
 

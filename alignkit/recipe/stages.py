@@ -51,7 +51,7 @@ def _declaration(name: str, raw: Mapping[str, Any], keys: Keys, scope: Scope) ->
     if len(kinds) != 1:
         got = "has both 'algorithm' and 'step'" if kinds else "has neither 'algorithm' nor 'step'"
         near = next((did_you_mean(key, _KINDS) for key in raw), "") if not kinds else ""
-        help = near or "a stage needs exactly one of them"
+        help = near or "a stage needs either 'algorithm' or 'step'"
         scope.problems.error(keys, f"stage '{name}' {got}", at_key=True, help=help)
         return None
     (kind,) = kinds

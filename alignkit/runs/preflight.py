@@ -48,9 +48,8 @@ def check_data(stages: Sequence[Stage], load: Callable[[Stage, DataSpec], Loaded
 
 
 def _check_pairs(stage: Stage, spec: DataSpec, loaded: Loaded) -> None:
-    settings = stage.settings
-    algorithm = stage.component.registration.implementation
-    if settings is None or spec is not settings.data or not algorithm(stage.component.options).needs.pairs:
+    settings, needs = stage.settings, stage.needs
+    if settings is None or needs is None or spec is not settings.data or not needs.pairs:
         return
     if any(source.path is None for source in spec.sources):  # a stage or the hub may give what the files have not
         return

@@ -16,11 +16,11 @@ from alignkit.recipe.option_table import (
     stage_keys_required,
     value_text,
 )
-from alignkit.recipe.schema import DataKeys, TopKeys
+from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
 from alignkit.registry import KINDS
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 
-CORE = (TopKeys, DataKeys, ModelSpec, LoraSpec, Rollout, Mix, Settings)
+CORE = (TopKeys, BlockKeys, DataKeys, ModelSpec, LoraSpec, Rollout, Mix, Settings)
 FIRST_PARTY = [
     registration
     for kind in KINDS

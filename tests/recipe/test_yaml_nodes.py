@@ -1,11 +1,11 @@
-"""YAML files become plain data that knows where it was written, or problems with exact places."""
+"""YAML text becomes plain data that knows where it was written, or problems with exact places."""
 
 from pathlib import Path
 
 import pytest
 
 from alignkit.errors import Problem, RecipeError
-from alignkit.recipe.document import MAX_BYTES, Document, load_document
+from alignkit.recipe.document import load_document
 
 
 def write(folder: Path, text: str | bytes, name: str = "r.yaml") -> Path:
@@ -142,102 +142,3 @@ def test_alias_inside_its_own_anchor(tmp_path: Path) -> None:
 
 def test_aliases_are_copies(tmp_path: Path) -> None:
     assert data(tmp_path, "a: &x {b: 1}\nc: *x\n", "c.b=2") == {"a": {"b": 1}, "c": {"b": 2}}
-
-
-def test_too_large_missing_and_folder(tmp_path: Path) -> None:
-    assert "larger than 1 MiB" in problems(tmp_path, b"#" * (MAX_BYTES + 1))[0].message
-    for path, reason in ((tmp_path / "none.yaml", "no such file"), (tmp_path, "is a directory")):
-        with pytest.raises(RecipeError, match=reason):
-            load_document(path)
-
-
-# overrides
-
-
-def test_override_sets_and_deletes(tmp_path: Path) -> None:
-    text = "model: {base: tiny, lora: {r: 8}}\nlist: [{x: 1}, 2]\nempty:\n"
-    got = data(
-        tmp_path, text, "model.lora=none", "model.quantization=nf4", "new.deep.key=1e-5", "~model.base", "list.0.x=3",
-        "list.1=[a, b]", "empty.k=", "text=a=b",
-    )  # fmt: skip
-    assert got == {
-        "model": {"lora": "none", "quantization": "nf4"},
-        "list": [{"x": 3}, ["a", "b"]],
-        "empty": {"k": None},
-        "new": {"deep": {"key": 1e-5}},
-        "text": "a=b",
-    }
-
-
-def test_override_into_a_scalar_component(tmp_path: Path) -> None:
-    text = "algorithm: ppo\n"
-    assert data(tmp_path, text, "algorithm.ppo.x=1", "algorithm.ppo.y=2") == {"algorithm": {"ppo": {"x": 1, "y": 2}}}
-    assert data(tmp_path, text, "algorithm=dpo") == {"algorithm": "dpo"}
-    (problem,) = problems(tmp_path, text, "algorithm.dpo.x=1")
-    assert problem.message == "'algorithm' is 'ppo', so it has no key 'dpo'"
-    assert problem.file == "override 'algorithm.dpo.x=1'"
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("a", "must be key.path=value"),
-        ("=1", "must be key.path=value"),
-        ("a..b=1", "must be key.path=value"),
-        ("~stges", "cannot delete 'stges'"),
-        ("a=[1", "not valid YAML"),
-        ("a={b: 1, b: 2}", "duplicate key 'b' (in the override)"),
-        ("list.7=1", "is a list of 1"),
-        ("list.x.y=1", "is a list of 1"),
-        ("extends=x", "cannot be overridden"),
-    ],
-)
-def test_wrong_overrides_are_named(tmp_path: Path, override: str, message: str) -> None:
-    (problem,) = problems(tmp_path, "stages: 1\nlist: [1]\n", override)
-    assert message in problem.message
-    assert str(problem).splitlines()[1] == f"  --> override '{override}'"
-
-
-def test_an_override_makes_no_stage_by_a_slip_of_the_pen(tmp_path: Path) -> None:
-    text = "stages:\n  align: {algorithm: ppo}\n"
-    (problem,) = problems(tmp_path, text, "stages.algn.algorithm=dpo")
-    assert problem.message == "no stage 'algn'" and problem.help == "did you mean 'align'?"
-    assert data(tmp_path, text, "stages.more={step: x}", "stages.more.y=1")["stages"]["more"] == {"step": "x", "y": 1}
-
-
-def test_a_wrong_delete_suggests(tmp_path: Path) -> None:
-    assert problems(tmp_path, "stages: 1\n", "~stges")[0].help == "did you mean 'stages'?"
-
-
-# extends
-
-
-def load_extending(folder: Path, base: str, over: str) -> Document:
-    (folder / "sub").mkdir(exist_ok=True)
-    write(folder / "sub", base, "base.yaml")
-    return load_document(write(folder, "extends: sub/base.yaml\n" + over))
-
-
-def test_extends_merges_deeply_and_remembers_files(tmp_path: Path) -> None:
-    document = load_extending(tmp_path, "m: {a: 1, b: {c: 2, d: 3}}\nl: [1, 2]\n", "m: {b: {c: 9}}\nl: [3]\n")
-    assert document.data == {"m": {"a": 1, "b": {"c": 9, "d": 3}}, "l": [3]}
-    assert document.places[("m", "b", "d")][1].file.endswith("base.yaml")
-    assert document.places[("m", "b", "c")][1].file.endswith("r.yaml")
-    assert document.folder(("m", "a")) == tmp_path / "sub"
-    assert document.folder(("m", "b", "c")) == tmp_path
-
-
-def test_a_component_is_replaced_by_another_and_merged_with_its_own(tmp_path: Path) -> None:
-    base = "algorithm: {ppo: {a: 1}}\n"
-    assert load_extending(tmp_path, base, "algorithm: {dpo: {b: 2}}").data == {"algorithm": {"dpo": {"b": 2}}}
-    assert load_extending(tmp_path, base, "algorithm: {ppo: {b: 2}}").data == {"algorithm": {"ppo": {"a": 1, "b": 2}}}
-
-
-def test_extends_problems(tmp_path: Path) -> None:
-    write(tmp_path, "extends: r.yaml\n", "b.yaml")
-    (problem,) = problems(tmp_path, "extends: b.yaml\n")
-    assert "in a cycle: r.yaml -> b.yaml -> r.yaml" in problem.message
-    assert problem.file.endswith("b.yaml") and place(problem) == (1, 10, 6)
-    (problem,) = problems(tmp_path, "a: 1\nextends: nope.yaml\n")
-    assert "no such file" in problem.message and place(problem) == (2, 10, 9)
-    assert "must be the name of one file" in problems(tmp_path, "extends: [a]\n")[0].message

@@ -1,0 +1,74 @@
+"""pydantic's errors in plain words, at their place in the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.options import Field, Options
+from alignkit.recipe.document import load_document
+from alignkit.recipe.problems import Problems
+from alignkit.recipe.validation import Checked, validate
+
+
+class Inner(Options):
+    size: int = Field(1, ge=1, le=4, multiple_of=1)
+
+
+class Sample(Options):
+    union: int | list[str] = 1
+    inner: Inner | None = Field(None, description="a part")
+    names: list[str] = Field(default_factory=lambda: ["a"], min_length=1, max_length=2)
+    table: dict[str, float] = Field(default_factory=dict)
+    word: str | None = Field(None, pattern="^[a-c]+$")
+    nested: list[Inner] = Field(default_factory=list)
+
+
+@pytest.fixture
+def check(tmp_path: Path):
+    def run(text: str) -> tuple[Checked[Sample], Problems]:
+        path = tmp_path / "r.yaml"
+        path.write_text(text)
+        document = load_document(path)
+        problems = Problems(document)
+        return validate(Sample, document.data, (), problems), problems
+
+    return run
+
+
+def test_valid_data_become_the_model(check: Any) -> None:
+    checked, problems = check("union: [a]\ninner: {size: 2}\n")
+    assert checked.value == Sample(union=["a"], inner=Inner(size=2)) and not checked.failed and not len(problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("union: {}", "union: expected an integer or a list, got {}"),
+        ("union: [1]", "union.0: expected text, got 1"),  # the arm that failed deeper fits best
+        ("inner: 3", "inner: expected a mapping (key: value), got 3"),
+        ("inner: {size: 5}", "inner.size: expected at most 4, got 5"),
+        ("inner: {size: null}", "inner.size: expected an integer, got null"),
+        ("names: []", "names: expected at least 1 item, got []"),
+        ("names: [a, b, c]", "names: expected at most 2 items, got ['a', 'b', 'c']"),
+        ("table: {a: .nan}", "table.a: expected a finite number"),
+        ("word: xyz", "word: expected text that matches ^[a-c]+$, got 'xyz'"),
+        ("nested: [{size: 1}, {sise: 1}]", "unknown key 'sise'"),
+        (f"inner: {'x' * 99}", f"inner: expected a mapping (key: value), got '{'x' * 56}..."),
+    ],
+)
+def test_a_problem_in_words(check: Any, text: str, message: str) -> None:
+    checked, problems = check(text)
+    assert checked.value is None
+    assert [problem.message for problem in problems.items] == [message]
+
+
+def test_the_description_is_the_help_if_there_is_no_better_one(check: Any) -> None:
+    assert check("inner: 3")[1].items[0].help == "a part"
+    assert check("nested: [{sise: 1}]")[1].items[0].help == "did you mean 'size'?"
+
+
+def test_failed_places_are_whole_paths(check: Any) -> None:
+    assert check("inner: {size: 5}\ntable: {a: .inf}")[0].failed == {("inner", "size"), ("table", "a")}
