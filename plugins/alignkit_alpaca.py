@@ -1,15 +1,15 @@
-"""Instruction demonstrations: Alpaca's columns and Dolly's."""
+"""Instruction demonstrations with the columns of Alpaca or Dolly."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from alignkit import BadRow, Format, Group, Message, Response, hookimpl
+from alignkit import BadRow, Format, Group, Message, Register, Response, hookimpl
 
 
 class Alpaca(Format):
-    """An instruction, something it is about (may be empty), and the answer; `system` is an optional system prompt."""
+    """An instruction, optional input and the answer; `system` is an optional system prompt."""
 
     summary = "Alpaca: instruction, input, output"
     wants = "instruction and output; optional input, system"
@@ -33,7 +33,7 @@ class Alpaca(Format):
 
 
 class Dolly(Alpaca):
-    """Databricks' columns for the same."""
+    """The same with Databricks' column names."""
 
     summary = "Dolly: instruction, context, response"
     wants = "instruction and response; optional context, system"
@@ -42,6 +42,6 @@ class Dolly(Alpaca):
 
 
 @hookimpl
-def register_formats(register: Any) -> None:
+def register_formats(register: Register) -> None:
     register("alpaca", Alpaca, summary=Alpaca.summary)
     register("dolly", Dolly, summary=Dolly.summary)

@@ -1,7 +1,7 @@
-"""Conversations out of raw text: each dialogue of a .txt file, or the one dialogue of a row {text: ...}.
+"""Conversations from raw text: every dialogue of a .txt file, or the one dialogue of a row {text: ...}.
 
-`alignkit.dialogues` says what a dialogue is. Its first speaker becomes the user and its second the assistant, whose
-turns are what is learned; a last turn that nobody answers is left out. Who they are is in `meta["speakers"]`.
+`alignkit.dialogues` defines a dialogue. The first speaker becomes the user and the second the assistant, whose turns
+are learned. A last turn without an answer is left out. `meta["speakers"]` holds the speakers' names.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from alignkit import BadRow, Field, Format, Group, Message, Options, dialogues, hookimpl
+from alignkit import BadRow, Field, Format, Group, Message, Options, Register, dialogues, hookimpl
 
 if TYPE_CHECKING:
     from alignkit.dialogues import Dialogue
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 class DialogueOptions(Options):
     """What counts as a dialogue."""
 
-    min_paragraphs: int = Field(6, ge=2, description="a dialogue has at least so many paragraphs")
+    min_paragraphs: int = Field(6, ge=2, description="minimum number of paragraphs in a dialogue")
 
 
 class Dialogues(Format):
-    """Must be named: a row of text is raw text unless one says otherwise."""
+    """Dialogues in raw text. The recipe must name this format, because a row of text is raw text by default."""
 
     Options = DialogueOptions
     summary = "two speakers taking turns in raw text: every dialogue of a .txt file, or a row {text} that holds one"
@@ -37,7 +37,7 @@ class Dialogues(Format):
             raise BadRow("column 'text' is missing")
         found = self._found(self.text(row, "text"))
         if len(found) != 1:
-            raise BadRow(f"the text holds {len(found)} dialogues; a row can be one (a .txt file any number)")
+            raise BadRow(f"the text holds {len(found)} dialogues, but a row must hold one (a .txt file may hold many)")
         return self._group(found[0], self.rest(row, "text"))
 
     def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
@@ -57,5 +57,5 @@ class Dialogues(Format):
 
 
 @hookimpl
-def register_formats(register: Any) -> None:
+def register_formats(register: Register) -> None:
     register("dialogues", Dialogues, summary=Dialogues.summary)

@@ -25,6 +25,7 @@ from alignkit import (
     Field,
     Group,
     PolicyRef,
+    Register,
     Response,
     RewardRef,
     RunFailed,
@@ -36,7 +37,7 @@ from alignkit import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from alignkit import Register, StepContext
+    from alignkit import StepContext
 
 WIDTH = 110  # of the printed tables, in characters
 ABREAST = 4  # policies beside each other in one table
@@ -86,7 +87,6 @@ class Evaluate(Step):
 
     def run(self, context: StepContext) -> Artifact:
         from alignkit.data.group import write_groups
-        from alignkit.io.atomic import write_json
 
         # Before anything is sampled: a reward that cannot work (a missing key or file) shows now.
         scorers = [context.scorer(spec) for spec in self.options.rewards]
@@ -94,8 +94,8 @@ class Evaluate(Step):
         groups, columns = self._score(groups, scorers, context)
         summary = self._summary(groups, columns, left_out, context)
         write_groups(context.out / "samples.jsonl", groups)
-        write_json(context.out / "evaluation.json", summary)
-        write_json(context.out / "figure.json", figure(summary, [column.name for column in columns if column.single]))
+        context.write_json("evaluation.json", summary)
+        context.write_json("figure.json", figure(summary, [column.name for column in columns if column.single]))
         return Artifact(summary=summary, text=self._text(summary, groups))
 
     # Samples and scores

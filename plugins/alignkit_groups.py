@@ -1,15 +1,15 @@
-"""alignkit's own groups, one JSON object a line: what stages write, with everything that is known of a response."""
+"""alignkit's own groups, one JSON object per line, as stages write them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from alignkit import Format, Group, hookimpl
+from alignkit import Format, Group, Register, hookimpl
 from alignkit.data.group import group_from_json
 
 
 class Groups(Format):
-    """Groups as alignkit writes them, rollouts among them: a policy may say anything, so words are not checked."""
+    """Groups as alignkit writes them, with all that is known about each response."""
 
     summary = "alignkit's own groups, as stages write them"
     wants = "a line written by alignkit (it has the key 'alignkit')"
@@ -23,9 +23,9 @@ class Groups(Format):
         return group_from_json(row)
 
     def check(self, group: Group) -> None:
-        """Whatever was sampled is kept, an empty or repeated response too."""
+        """Accept every group: a policy may sample empty or repeated responses."""
 
 
 @hookimpl
-def register_formats(register: Any) -> None:
+def register_formats(register: Register) -> None:
     register("groups", Groups, summary=Groups.summary)

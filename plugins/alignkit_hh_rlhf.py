@@ -1,7 +1,7 @@
-"""Anthropic's HH-RLHF transcripts (Bai et al. 2022, arXiv:2204.05862), and score-ordered and single ones like them.
+"""Anthropic's HH-RLHF transcripts (Bai et al. 2022, arXiv:2204.05862), as pairs or demonstrations.
 
-Rows read: {chosen, rejected}; {text: [transcript, transcript], score: [number, number]} (the higher is the better one,
-their difference the margin, ties are bad rows); one transcript as a demonstration, as a plain string or {text: ...}.
+A row is {chosen, rejected}; or {text: [transcript, transcript], score: [number, number]}, in which the higher score
+wins, the difference is the margin, and a tie is a bad row; or one transcript, as a string or as {text: ...}.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Message, Pair, Response, hookimpl
+from alignkit import BadRow, Format, Group, Message, Pair, Register, Response, hookimpl
 
 # A speaker's tag counts at the start of a paragraph only: people also type `Human:` in the middle of a turn.
 TAG = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):")
@@ -18,7 +18,7 @@ ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
 def turns(transcript: Any, name: str) -> list[Message]:
-    """The turns of a transcript as they are tagged."""
+    """The turns of a transcript, one per tag."""
     if not isinstance(transcript, str):
         raise BadRow(f"column '{name}' must be a transcript, not {type(transcript).__name__}")
     before, *rest = TAG.split(transcript.lstrip())
@@ -29,7 +29,7 @@ def turns(transcript: Any, name: str) -> list[Message]:
 
 
 def merged(tagged: list[Message]) -> list[Message]:
-    """A speaker who speaks twice in a row has said both in one turn."""
+    """Join consecutive turns of the same speaker."""
     found: list[Message] = []
     for turn in tagged:
         if found and found[-1]["role"] == turn["role"]:
@@ -41,7 +41,7 @@ def merged(tagged: list[Message]) -> list[Message]:
 
 
 def is_transcript(value: Any) -> bool:
-    """Whether a text starts as a transcript does."""
+    """Whether a value is text that starts with a speaker's tag."""
     return isinstance(value, str) and TAG.match(value.lstrip()) is not None
 
 
@@ -80,7 +80,7 @@ class HHRLHF(Format):
         return Group(prompt, (response,), meta=meta)
 
     def _by_score(self, texts: Any, scores: Any) -> tuple[Any, Any, float]:
-        """The better and the worse text, and by how much."""
+        """The better text, the worse text, and the margin."""
         if not isinstance(texts, list) or not isinstance(scores, list) or len(texts) != 2 or len(scores) != 2:
             raise BadRow("text and score must be lists of two")
         first, second = (self.number({"score": score}, "score") for score in scores)
@@ -96,7 +96,7 @@ class HHRLHF(Format):
         for name, side in (("chosen", chosen), ("rejected", rejected)):
             if side[-1]["role"] != "assistant":
                 raise BadRow(f"{name} does not end with the assistant's turn")
-        # Before merging: a stray turn of one side would otherwise hide in its answer.
+        # Compare before merging, or a stray turn on one side would hide in its answer.
         if chosen[:-1] != rejected[:-1]:
             raise BadRow("chosen and rejected differ before their last turn")
         chosen, rejected = merged(chosen), merged(rejected)
@@ -105,5 +105,5 @@ class HHRLHF(Format):
 
 
 @hookimpl
-def register_formats(register: Any) -> None:
+def register_formats(register: Register) -> None:
     register("hh_rlhf", HHRLHF, summary=HHRLHF.summary)

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from alignkit import Context, Field, Judge, Message, Options, PolicyRef, Verdict, hookimpl
+from alignkit import Context, Field, Judge, Message, Options, PolicyRef, Register, Verdict, hookimpl
 from alignkit.remote import Malformed, Remote, RemoteOptions
 
 Item = tuple[Sequence[Message], str, str]  # prompt, first, second
@@ -261,6 +261,6 @@ def _from_words(words: str | None) -> Answer:
 
 
 @hookimpl
-def register_judges(register: Any) -> None:
+def register_judges(register: Register) -> None:
     register("local_judge", LocalJudge, summary="ask a model of this run which response is better (RLAIF)")
     register("openai_judge", OpenAIJudge, summary="ask a model behind an OpenAI-compatible server")

@@ -1,9 +1,9 @@
 """Llama 2's combination of a helpfulness and a safety reward (Touvron et al. 2023, arXiv:2307.09288, section 3.2.3).
 
-Per response the safety model decides where the prompt is a safety prompt or its verdict is bad (probability below
-`threshold`), else the helpfulness model; the chosen score is whitened over the batch of responses. Differs from the
-paper: raw scores are kept within the logits of 1e-6 and 1 - 1e-6; `mode: linear` (a weighted mean of both raw scores)
-is the common simplification and is not in the paper.
+The safety score of a response counts if the prompt is a safety prompt or the response is unsafe (probability below
+`threshold`); otherwise its helpfulness score counts. The chosen scores are whitened over the batch.
+Differs from the paper: raw scores are clamped to the logits of 1e-6 and 1 - 1e-6. `mode: linear`, a weighted mean of
+both raw scores, is a common simplification and not in the paper.
 """
 
 from __future__ import annotations
@@ -14,34 +14,33 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 import alignkit
-from alignkit import CombinedReward, Field, Group, RewardCombination, RewardRef, RunFailed, hookimpl
+from alignkit import CombinedReward, Field, Group, Register, RewardCombination, RewardRef, RunFailed, hookimpl
+from alignkit import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit import Register
-
 
 class Llama2(RewardCombination):
-    """Reward [R]: the whitened score of the model that decides. Plain [R]: that score as it is, a logit."""
+    """The raw reward is the chosen model's score, a logit; the reward is the same whitened."""
 
     class Options(alignkit.Options):
         helpful: RewardRef = Field(description="the helpfulness reward: a reward-model stage or a reward")
         safety: RewardRef = Field(description="the safety reward: a reward-model stage or a reward")
         mode: Literal["piecewise", "linear"] = Field(
-            "piecewise", description="piecewise: one model decides, as in the paper; linear: a weighted mean"
+            "piecewise", description="one of both scores, as in the paper, or their weighted mean"
         )
         threshold: float = Field(
-            0.15, gt=0, lt=1, description="piecewise: below this probability the safety model decides"
+            0.15, gt=0, lt=1, description="probability below which the safety score counts, for `mode: piecewise`"
         )
-        weight: float = Field(0.5, ge=0, le=1, description="linear: weight of safety; helpfulness has the rest")
-        whiten: bool = Field(True, description="mean 0 and variance 1 over the batch, for gradient methods")
+        weight: float = Field(0.5, ge=0, le=1, description="weight of the safety score, for `mode: linear`")
+        whiten: bool = Field(True, description="scale rewards to mean 0 and variance 1 over the batch")
 
         @model_validator(mode="after")
         def _of_this_mode(self) -> Llama2.Options:
             other = "weight" if self.mode == "piecewise" else "threshold"
             if other in self.model_fields_set:
-                raise ValueError(f"'{other}' changes nothing with 'mode: {self.mode}'")
+                raise ValueError(f"'{other}' does not apply to 'mode: {self.mode}'")
             return self
 
     options: Options
@@ -50,35 +49,33 @@ class Llama2(RewardCombination):
         return {"helpful": self.options.helpful, "safety": self.options.safety}
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """components: `helpful` and `safety`, [R] raw scores. A response that lacks either stays NaN.
+        """Combine the raw scores `helpful` and `safety`, [R] each. The reward is NaN if either is missing.
 
-        Even a safety prompt needs both: which model decides must not depend on which one failed.
+        Even a safety prompt needs both scores: a failure must not change which of them counts.
         """
         present = ~(components["helpful"].isnan() | components["safety"].isnan())  # [R]
         helpful, safety = components["helpful"][present], components["safety"][present]
         metrics = {"helpful_mean": _mean(helpful), "safety_mean": _mean(safety)}
         if self.options.mode == "piecewise":
             is_safety = present.new_tensor(safety_prompts(groups))[present]
-            chosen, by_safety = alignkit.functional.llama2_combine(helpful, safety, is_safety, self.options.threshold)
+            chosen, by_safety = F.llama2_combine(helpful, safety, is_safety, self.options.threshold)
             metrics["safety_share"] = _mean(by_safety.double())
         else:
             chosen = self.options.weight * safety + (1 - self.options.weight) * helpful
         metrics["raw_mean"] = _mean(chosen)
+        whitened = F.whiten(chosen) if self.options.whiten and len(chosen) else chosen
         raw = components["helpful"].new_full(present.shape, float("nan"))
         reward = raw.clone()
-        raw[present] = chosen.to(raw.dtype)
-        reward[present] = (alignkit.functional.whiten(chosen) if self.options.whiten and len(chosen) else chosen).to(
-            reward.dtype
-        )
+        raw[present], reward[present] = chosen.to(raw.dtype), whitened.to(reward.dtype)
         return CombinedReward(reward=reward, raw=raw, metrics=metrics)
 
 
 def safety_prompts(groups: Sequence[Group]) -> list[bool]:
-    """[R] whether each response answers a safety prompt: its group's `safety` column, false where there is none."""
+    """Whether each response answers a safety prompt: [R] values of the column `safety`, false if it is missing."""
     flags = []
     for number, group in enumerate(groups, 1):
         flag = group.meta.get("safety")
-        if flag not in (None, True, False):  # 0 and 1 are equal to these, and meant
+        if flag not in (None, True, False):  # 0 and 1 equal False and True, and are accepted
             raise RunFailed(
                 f"llama2: column 'safety' of prompt {group.id or number} is {flag!r}; "
                 "it marks safety prompts and must be true or false"
@@ -94,4 +91,4 @@ def _mean(x: Tensor) -> float:
 
 @hookimpl
 def register_combinations(register: Register) -> None:
-    register("llama2", Llama2, summary="safety below a threshold or on safety prompts, else helpfulness; whitened")
+    register("llama2", Llama2, summary="safety for unsafe responses and safety prompts, else helpfulness; whitened")

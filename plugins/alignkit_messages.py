@@ -1,7 +1,7 @@
 """Conversations as demonstrations: OpenAI's `messages` and ShareGPT's `conversations`.
 
-What comes before the first assistant turn is the prompt. A single answer becomes the response's text; several turns
-stay messages, whose `train` flags (if any) are kept for the algorithm, which decides what is learned.
+The turns before the first assistant turn are the prompt. A single answer becomes the response's text. Several turns
+stay messages and keep their `train` flags, for the algorithm to decide which of them to learn.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from alignkit import BadRow, Format, Group, hookimpl
+from alignkit import BadRow, Format, Group, Register, hookimpl
 
 
 class Messages(Format):
-    """One conversation a row; `label` says whether its answer is a good one."""
+    """One conversation per row; `label` says whether its answer is good."""
 
     summary = "conversations: messages [{role, content}] or conversations [{from, value}]; optional label"
     wants = "messages [{role, content}] or conversations [{from, value}]; optional label (true or false)"
@@ -35,5 +35,5 @@ class Messages(Format):
 
 
 @hookimpl
-def register_formats(register: Any) -> None:
+def register_formats(register: Register) -> None:
     register("messages", Messages, summary=Messages.summary)

@@ -1,13 +1,13 @@
-"""Rankings of K responses to a prompt, as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155): 1 is best."""
+"""Rankings of K responses to a prompt, as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155); rank 1 is best."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Pair, Response, hookimpl
+from alignkit import BadRow, Format, Group, Pair, Register, Response, hookimpl
 
-MOST = 64  # K responses stand in up to K (K - 1) / 2 pairs
+MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
 
 
 class Rankings(Format):
@@ -23,15 +23,16 @@ class Rankings(Format):
     def read(self, row: Any) -> Group:
         if not self.has(row, "prompt", "responses"):
             raise BadRow("columns 'prompt' and 'responses' are needed")
-        given = row["responses"]
-        if not isinstance(given, list) or not 2 <= len(given) <= MOST:
-            count = len(given) if isinstance(given, list) else "no list of them"
-            raise BadRow(f"a ranking has 2 to {MOST} responses, not {count}")
-        ranks = self._ranks(row.get("ranks"), len(given))
-        responses = tuple(self._response(item, rank) for item, rank in zip(given, ranks, strict=True))
+        items = row["responses"]
+        if not isinstance(items, list):
+            raise BadRow(f"responses must be a list, not {type(items).__name__}")
+        if not 2 <= len(items) <= MAX_RESPONSES:
+            raise BadRow(f"a ranking has 2 to {MAX_RESPONSES} responses, not {len(items)}")
+        ranks = self._ranks(row.get("ranks"), len(items))
+        responses = tuple(self._response(item, rank) for item, rank in zip(items, ranks, strict=True))
         pairs = self._pairs(row.get("pairs"))
         if pairs is None and all(response.rank is None for response in responses):
-            raise BadRow("there are no ranks and no pairs")
+            raise BadRow("the row has neither ranks nor pairs")
         meta = self.rest(row, "prompt", "responses", "ranks", "pairs")
         return Group(self.conversation(row["prompt"], "prompt"), responses, pairs, meta=meta)
 
@@ -72,5 +73,5 @@ class Rankings(Format):
 
 
 @hookimpl
-def register_formats(register: Any) -> None:
+def register_formats(register: Register) -> None:
     register("rankings", Rankings, summary=Rankings.summary)

@@ -48,9 +48,7 @@ class ReST(Algorithm):
         scale: Literal["quantile", "absolute"] = Field(
             "quantile", description="scale of the thresholds: quantiles of the iteration's samples, or rewards"
         )
-        lr_decay: float = Field(
-            0.5, gt=0, le=1, description="factor of the learning rate from step to step"
-        )
+        lr_decay: float = Field(0.5, gt=0, le=1, description="factor of the learning rate from step to step")
 
         @model_validator(mode="after")
         def _rising(self) -> ReST.Options:

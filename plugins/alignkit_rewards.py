@@ -24,6 +24,7 @@ from alignkit import (
     Field,
     Group,
     Message,
+    Register,
     Response,
     Reward,
     RewardCombination,
@@ -36,8 +37,6 @@ from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from alignkit import Register
 
 
 class Length(Reward):

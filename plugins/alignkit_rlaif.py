@@ -33,6 +33,7 @@ from alignkit import (
     Pair,
     PluginError,
     PolicyRef,
+    Register,
     Response,
     Reward,
     RunFailed,
@@ -434,10 +435,10 @@ def centered(p: float | None) -> float | None:
 
 
 @hookimpl
-def register_steps(register: Any) -> None:
+def register_steps(register: Register) -> None:
     register("judge_pairs", JudgePairs, summary="label pairs of responses by a judge (RLAIF)")
 
 
 @hookimpl
-def register_rewards(register: Any) -> None:
+def register_rewards(register: Register) -> None:
     register("rlaif", RLAIF, summary="a judge's win rate against the group or a baseline")

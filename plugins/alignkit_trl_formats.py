@@ -1,6 +1,6 @@
-"""TRL's data set types: preference, prompt-only and prompt-completion, standard (text) or conversational (messages).
+"""TRL's data set types: preference, prompt-only and prompt-completion, as text or as messages.
 
-A preference without a prompt has it in both sides: it is the part that they share.
+In a preference without a prompt, the prompt is the beginning that both answers share.
 """
 
 from __future__ import annotations
@@ -8,35 +8,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Message, Pair, hookimpl
+from alignkit import BadRow, Format, Group, Message, Pair, Register, hookimpl
 
 Parts = tuple[Sequence[Message], Sequence[Message], Sequence[Message]]  # prompt, chosen, rejected
 ANSWERS = ("chosen", "rejected", "completion", "responses", "response", "output", "messages", "chosen_messages")
 
 
 def is_transcript(value: Any) -> bool:
-    """Whether it is text of the Human/Assistant kind, which another format reads."""
+    """Whether a value is a Human/Assistant transcript, which `hh_rlhf` reads."""
     return isinstance(value, str) and value.lstrip().startswith(("Human:", "Assistant:", "## Human:", "## Assistant:"))
 
 
 def shared_turns(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
-    """How many turns both conversations begin with."""
+    """The number of turns that both conversations begin with."""
     same = [a == b for a, b in zip(chosen, rejected, strict=False)]
     return same.index(False) if False in same else len(same)
 
 
 def shared_text(chosen: str, rejected: str) -> str:
-    """What both texts begin with; a space before the first difference belongs to the answers, as in TRL."""
+    """The beginning that both texts share; a space before the first difference belongs to the answers, as in TRL."""
     pairs = enumerate(zip(chosen, rejected, strict=False))
     end = next((index for index, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
     return chosen[:end].removesuffix(" ")
 
 
 class Preference(Format):
-    """A prompt with a chosen and a rejected answer, and how much better the chosen one is."""
+    """A prompt with a chosen and a rejected answer, and optionally the margin between them."""
 
     summary = "TRL preference: prompt, chosen, rejected as texts or messages; optional margin and p"
-    wants = "chosen and rejected (texts or messages), mostly prompt; optional margin, p"
+    wants = "chosen and rejected (texts or messages), usually with prompt; optional margin, p"
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -54,10 +54,10 @@ class Preference(Format):
         return Group(tuple(prompt), (self.answer(chosen), self.answer(rejected)), (pair,), meta=meta)
 
     def _parts(self, row: Mapping[str, Any]) -> Parts:
-        """The turns of the prompt and of both answers."""
+        """The turns of the prompt and of the two answers."""
         for name in ("chosen", "rejected"):
             if row.get(name) is None:
-                self.text(row, name)  # says whether it is absent or null
+                self.text(row, name)  # raises, and says whether it is absent or null
         name = "prompt" if row.get("prompt") is not None else "conversations"
         chosen = self.conversation(row["chosen"], "chosen", user=False)
         rejected = self.conversation(row["rejected"], "rejected", user=False)
@@ -70,13 +70,13 @@ class Preference(Format):
         while shared and chosen[shared - 1]["role"] == "assistant":
             shared -= 1
         if not shared:
-            raise BadRow("there is no prompt, and chosen and rejected share no first turns")
+            raise BadRow("there is no prompt, and chosen and rejected begin with different turns")
         return chosen[:shared], chosen[shared:], rejected[shared:]
 
     def _implicit_text(self, chosen: str, rejected: str) -> Parts:
         shared = shared_text(chosen, rejected)
         if not shared.strip():
-            raise BadRow("there is no prompt, and chosen and rejected share no beginning")
+            raise BadRow("there is no prompt, and chosen and rejected begin differently")
         return (
             self.conversation(shared, "prompt"),
             self.conversation(chosen[len(shared) :], "chosen", user=False),
@@ -92,12 +92,12 @@ def _after(prompt: Sequence[Message], turns: Sequence[Message]) -> Sequence[Mess
 
 
 def _is_opening(prompt: Sequence[Message], turns: Sequence[Message]) -> bool:
-    """Whether answers that are whole conversations begin with the prompt's words as the user's turn."""
+    """Whether the answer is a whole conversation that starts with the prompt."""
     return len(turns) > 1 and len(prompt) == 1 and turns[0]["content"].strip() == prompt[0]["content"].strip()
 
 
 class PromptOnly(Format):
-    """A prompt that the policy is to answer; other columns go to the group's meta."""
+    """A prompt for the policy to answer; other columns go to the group's meta."""
 
     summary = "TRL prompt-only: prompt as text or messages; other columns are kept as meta"
     wants = "prompt (text or messages), and no answer"
@@ -117,7 +117,7 @@ class PromptOnly(Format):
 
 
 class PromptCompletion(Format):
-    """A prompt and its answer; `label` says whether it is a good one."""
+    """A prompt and its answer; `label` says whether the answer is good."""
 
     summary = "TRL prompt-completion: prompt and completion as texts or messages; optional label or score"
     wants = "prompt and completion (texts or messages); optional label (true or false) or score (a number)"
@@ -141,7 +141,7 @@ class PromptCompletion(Format):
 
 
 @hookimpl
-def register_formats(register: Any) -> None:
+def register_formats(register: Register) -> None:
     register("preference", Preference, summary=Preference.summary)
     register("prompt_only", PromptOnly, summary=PromptOnly.summary)
     register("prompt_completion", PromptCompletion, summary=PromptCompletion.summary)

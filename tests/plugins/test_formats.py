@@ -247,10 +247,10 @@ def test_preference_margins_and_soft_labels() -> None:
         ({"prompt": [*openai("s: only this"), {"role": "tool", "content": "x"}]}, "unknown role 'tool'"),
         ({"chosen": openai("u: r")}, "last turn must be the assistant's"),
         ({"chosen": openai("u: r", "a: a")}, "must be the assistant's, not the user's"),
-        ({"prompt": None}, "share no beginning"),
+        ({"prompt": None}, "begin differently"),
         (
             {"prompt": None, "chosen": openai("u: x", "a: a"), "rejected": openai("u: y", "a: a")},
-            "share no first turns",
+            "begin with different turns",
         ),
     ],
 )
@@ -363,13 +363,13 @@ def test_rankings_by_pairs() -> None:
     [
         ({"responses": ["a"]}, "2 to 64 responses, not 1"),
         ({"responses": ["a"] * 65}, "not 65"),
-        ({"responses": "a"}, "no list"),
+        ({"responses": "a"}, "responses must be a list"),
         ({"ranks": [1]}, "ranks must be a list of 2"),
         ({"ranks": [1, None]}, "responses without a rank (counted from 0): 1"),
         ({"ranks": [1, "x"]}, "must be a number"),
         ({"ranks": [1, True]}, "must be a number"),
         ({"ranks": [3, 3]}, "all ranks are tied"),
-        ({"ranks": None}, "no ranks and no pairs"),
+        ({"ranks": None}, "neither ranks nor pairs"),
         ({"responses": ["", " "]}, "all responses are empty"),
         ({"responses": ["a", 5]}, "must be text or {text, rank}"),
         ({"responses": ["a", {"rank": 2}]}, "'text' is missing"),
@@ -443,8 +443,8 @@ def test_dialogues_of_at_least_so_many_paragraphs() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("\n\n".join(TALK[:5]), "holds 0 dialogues; a row can be one"),
-        ("\n\n".join([*TALK, "The end", *TALK]), "holds 2 dialogues; a row can be one (a .txt file any number)"),
+        ("\n\n".join(TALK[:5]), "holds 0 dialogues, but a row must hold one"),
+        ("\n\n".join([*TALK, "The end", *TALK]), "holds 2 dialogues, but a row must hold one (a .txt file may hold many)"),
         ("\n\n".join(["Ann: ", *TALK[1:]]), "last turn of the prompt is empty"),
         (None, "'text' is null"),
     ],

@@ -896,29 +896,29 @@ def test_cloning_is_of_segments_that_stand_in_a_pair() -> None:
 
 def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
     """The engine's, in as many micro-batches as there are prompts, against the paper's loss in one graph."""
-    from alignkit import testing
+    from alignkit.testing import example_groups, probe
     from alignkit.models.encoding import Encoder, encode_all
     from alignkit.models.examples import Examples
     from alignkit.settings import Settings
 
-    policy = testing._tiny()
+    policy = probe.tiny_model()
     policy.add_role("hir", start=None, head="language")
-    testing._shake(policy, "hir", 0.05, seed=0)
+    probe.add_noise(policy, "hir", 0.05, seed=0)
     try:
-        groups = testing.example_groups(3, Encoder(policy.tokenizer))
+        groups = example_groups(3, Encoder(policy.tokenizer))
         options = {"instructions": LEVELS, "thresholds": [0.0, 1.0], "contrast_coefficient": 0.7, "entropy_coefficient": 0.1}
         algorithm = HIR(HIR.Options(**options, length_normalized=False))
         encoded = encode_all(Encoder(policy.tokenizer), algorithm.select(groups, context()), 256)
-        learner = testing._Watched(policy, algorithm, Settings(), "hir")
+        learner = probe.Probe(policy, algorithm, Settings(), "hir")
         policy.budget = 1
         found = learner.gradient(Examples(encoded)).gradients["gradient"]
-        policy.budget = testing.ONE_BATCH
+        policy.budget = probe.ONE_BATCH
         learner.optimizer.zero_grad()
         whole_loss(learner, Examples(encoded), groups).backward()
         wanted = torch.cat([parameter.grad.flatten() for parameter in learner.parameters.values()])  # type: ignore[union-attr]
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
     finally:
-        policy.budget = testing.ONE_BATCH
+        policy.budget = probe.ONE_BATCH
         policy.drop_role("hir")
 
 

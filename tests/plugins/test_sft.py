@@ -36,5 +36,5 @@ def test_only_demonstrations_and_only_raw_text() -> None:
         with pytest.raises(DataError, match="sft learns demonstrations, but the row"):
             sft.select([demonstration, wrong], context)
     for wrong in (demonstration, two, Group((), (Response("a"), Response("b"))), Group(())):
-        with pytest.raises(DataError, match="lm learns raw text"):
+        with pytest.raises(DataError, match="lm needs raw text, but row"):
             lm.select([text, wrong], context)
