@@ -172,7 +172,7 @@ def test_a_template_without_an_end_of_turn_ends_with_eos() -> None:
 
 def test_a_template_that_drops_what_was_said_is_refused() -> None:
     forgets = CHATML.replace("m['content']", "(m['content'] if loop.last or m['role'] == 'user' else '...')")
-    with pytest.raises(DataError, match="does not keep the assistant's words"):
+    with pytest.raises(DataError, match="does not keep the assistant's text"):
         encoder(forgets).encode(conversation(True, True, True), 500)
 
 

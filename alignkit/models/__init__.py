@@ -1,1 +1,11 @@
-"""Everything that runs a network without learning: loading, encoding, packing, forward passes, sampling."""
+"""Running networks without learning: loading, encoding, packing, forward passes, sampling.
+
+- `loading`, `hub`, `load_check`: find a base model, read it, and check that it computes what alignkit expects.
+- `shared_model`: one base with many roles. `adapters`, `budget` and `recompute` are parts of it.
+- `encoding`, `packing`, `examples`: from groups to tokens, packed rows, and the batches that algorithms see.
+- `forward`: the forward pass of training and measuring. `reference_cache` keeps measurements of references.
+- `sampling`, `next_token`: responses.
+- `service`: the models as rewards, judges and steps see them. `foreign_reward`: reward models on another base.
+
+Design: docs/architecture.md.
+"""

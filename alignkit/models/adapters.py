@@ -65,7 +65,7 @@ class Adapters:
             self.drop(adapter)
             raise
         finally:
-            # peft turns gradients on for the new adapter and off for all others, one of which may be in training.
+            # peft turns gradients on for the new adapter and off for all others, even if another role is in training.
             for parameter in self.model.parameters():
                 parameter.requires_grad_(False)
             for parameter in trained:

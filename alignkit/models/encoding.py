@@ -1,15 +1,14 @@
-"""From groups to tokens: the chat template, masks, packed rows, and the batches that algorithms see.
+"""From groups to tokens: chat template, masks, and a limit on the length.
 
-Treatment of what does not fit, counted in `Encoder.counts` and logged, never silent:
+Nothing is dropped silently. `Encoder.counts` counts what does not fit:
 
-| case | treatment |
-|---|---|
-| prompt that leaves no room for a response token | the group is left out (`no_room`) |
-| response longer than the room | cut on the right, no end of turn: the model is not taught to stop there (`cut`) |
-| the same for scoring | cut, then the end of turn, as a reward model was trained (`cut`) |
-| pair whose responses are equal once cut | the pair is left out (`equal_pairs`) |
-| pair with a response of which no token counts | left out, except for a reward model (`uncounted_pairs`) |
-| empty response | the end of turn alone |
+| case | treatment | counted as |
+|---|---|---|
+| the prompt leaves no room for a response token | the group is dropped | `no_room` |
+| a response is longer than the room | truncated, no end of turn: the model must not learn to stop there | `cut` |
+| the same, for scoring | truncated, then the end of turn, as the reward model was trained | `cut` |
+| truncation makes the responses of a pair equal | the pair is dropped | `equal_pairs` |
+| no token of a pair's response counts | the pair is dropped, except for a reward model | `uncounted_pairs` |
 """
 
 from __future__ import annotations
@@ -24,20 +23,21 @@ from alignkit.data.group import Group, Message, Pair, Response, resolved_pairs
 from alignkit.errors import DataError
 
 Ids = tuple[int, ...]
+Mask = tuple[bool, ...]
 
 
 @dataclass(frozen=True)
 class ResponseTokens:
-    """A response in tokens. mask: true where a token counts. truncated: it ends without an end of turn."""
+    """A response in tokens. mask: whether each token counts. truncated: it has no end of turn."""
 
     tokens: Ids
-    mask: tuple[bool, ...]
+    mask: Mask
     truncated: bool = False
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A group in tokens. pairs: those whose responses differ in tokens; indices are into rows."""
+    """A group in tokens. rows: its responses. pairs: indices into `rows`; their tokens differ."""
 
     group: Group
     prompt: Ids
@@ -46,130 +46,147 @@ class Encoded:
 
     @property
     def length(self) -> int:
-        """Tokens in a packed row: the prompt counts once."""
+        """Tokens in a packed row, where the prompt appears once."""
         return len(self.prompt) + sum(len(row.tokens) for row in self.rows)
 
 
 class Encoder:
-    """The one place where text becomes tokens, so that training, sampling and scoring agree."""
+    """The only place that turns text into tokens, so training, sampling, and scoring agree.
+
+    counts: what did not fit, by the names in the module's table. groups: the groups it happened in.
+    """
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self.counts: Counter[str] = Counter()
-        self.groups: dict[str, list[Group]] = {}  # those counted
+        self.groups: dict[str, list[Group]] = {}
 
     def forget_counts(self) -> None:
         self.counts.clear()
         self.groups.clear()
 
-    def _count(self, what: str, group: Group, count: int = 1) -> None:
+    def _count(self, case: str, group: Group, count: int = 1) -> None:
         if count:
-            self.counts[what] += count
-            self.groups.setdefault(what, []).append(group)
+            self.counts[case] += count
+            self.groups.setdefault(case, []).append(group)
 
     # Pieces of text
 
     def text(self, text: str) -> Ids:
-        """Tokens of plain text; special tokens that occur in it are ordinary text, so data cannot end a turn."""
+        """Encode plain text. Special tokens in it are ordinary text, so data cannot end a turn."""
         return tuple(
             self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         )
 
     def templated(self, text: str) -> Ids:
-        """Tokens of what the chat template wrote."""
+        """Encode text that the chat template wrote, in which special tokens count as such."""
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def render(self, messages: Sequence[Message], generation: bool) -> str:
+        """Apply the chat template. generation: append the start of the assistant's turn."""
         plain = [{"role": m["role"], "content": m["content"]} for m in messages]
         text: str = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation)
         return text
 
     @cached_property
     def bos(self) -> Ids:
-        """What the tokenizer puts before a text of its own accord."""
+        """The beginning-of-sequence token, if the tokenizer adds one."""
         empty = self.tokenizer("")["input_ids"]
         return tuple(empty[:1]) if empty and empty[0] == self.tokenizer.bos_token_id else ()
 
     @cached_property
     def end_of_turn(self) -> Ids:
-        """What ends an assistant's turn: the template's first special token after its words, else the EOS token."""
+        """The tokens from the end of the assistant's text to the template's next special token; else the EOS token."""
         question: list[Message] = [{"role": "user", "content": "q"}]
         answer: Message = {"role": "assistant", "content": "answer"}
         before, whole = self.render(question, True), self.render([*question, answer], False)
-        eos = self.tokenizer.eos_token_id
-        start = whole.rfind("answer") + len("answer")
         if before and whole.startswith(before.rstrip()):
-            ids = self.templated(whole[start:])
+            ids = self.templated(whole[whole.rfind("answer") + len("answer") :])
             special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
             for index, token in enumerate(ids):
                 if token in special:
                     return ids[: index + 1]
-        return (eos,)
+        return (self.tokenizer.eos_token_id,)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a response."""
         return frozenset({self.end_of_turn[-1], self.tokenizer.eos_token_id})
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Decode a response without its end of turn."""
+        ids = list(tokens)
+        while ids and ids[-1] in self.end_ids:
+            ids.pop()
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
     # Groups
 
     def prompt(self, messages: Sequence[Message]) -> Ids:
-        """A prompt in tokens, up to where the assistant begins to write; empty for raw text."""
+        """Encode a prompt up to the start of the assistant's text; raw text has an empty prompt."""
         if not messages:
             return self.bos
         ids = self.templated(self.render(messages, True))
         ids = ids if ids[: len(self.bos)] == self.bos else self.bos + ids
-        if not ids:  # a response is predicted from its prompt's last token
-            raise DataError(f"the chat template makes no token of the prompt {list(messages)!r}")
+        if not ids:  # the prompt's last token predicts a response's first one
+            raise DataError(f"the chat template renders the prompt {list(messages)!r} as an empty text")
         return ids
 
     def encode(self, group: Group, max_length: int, *, turns: str = "all", scoring: bool = False) -> Encoded | None:
-        """A group in tokens, each sequence at most `max_length`; None when its prompt leaves no room.
+        """Encode a group, each prompt with a response in at most `max_length` tokens; None if its prompt does not fit.
 
-        turns: which assistant turns of a demonstration count, `all` or `last`. scoring: every response ends with an
-        end of turn.
+        turns: the assistant's turns that count in a demonstration, "all" or "last". scoring: make every response end
+        with an end of turn. Raises DataError if the chat template drops text, or if a response's `written` does not
+        match its tokens.
         """
         prompt = self.prompt(group.prompt)
         room = max_length - len(prompt)
         if room < 1 + (len(self.end_of_turn) if scoring else 0):
             self._count("no_room", group)
             return None
-        rows = tuple(self._row(group, response, room, turns, scoring) for response in group.responses)
-        return Encoded(group, prompt, rows, self._pairs(group, rows, scoring))
+        rows = []
+        for response in group.responses:
+            row = self._response(group, response, turns)
+            rows.append(self._cut(group, self._ended(row) if scoring else row, room, scoring))
+        return Encoded(group, prompt, tuple(rows), self._pairs(group, rows, scoring))
 
-    def _row(self, group: Group, response: Response, room: int, turns: str, scoring: bool) -> ResponseTokens:
-        tokens, mask, truncated = self._response(group, response, turns)
-        if scoring and (not tokens or tokens[-1] not in self.end_ids):
-            tokens, mask = tokens + self.end_of_turn, mask + (True,) * len(self.end_of_turn)
-            truncated = False
-        if len(tokens) > room:
-            self._count("cut", group)
-            end = self.end_of_turn if scoring else ()
-            tokens = tokens[: room - len(end)] + end
-            mask = mask[: room - len(end)] + (True,) * len(end)
-            truncated = not scoring
-        return ResponseTokens(tokens, mask, truncated)
+    def _ended(self, row: ResponseTokens) -> ResponseTokens:
+        """Append an end of turn unless there is one."""
+        if row.tokens and row.tokens[-1] in self.end_ids:
+            return row
+        return ResponseTokens(row.tokens + self.end_of_turn, row.mask + (True,) * len(self.end_of_turn))
 
-    def _response(self, group: Group, response: Response, turns: str) -> tuple[Ids, tuple[bool, ...], bool]:
+    def _cut(self, group: Group, row: ResponseTokens, room: int, scoring: bool) -> ResponseTokens:
+        """Truncate a response on the right, keeping an end of turn for scoring."""
+        if len(row.tokens) <= room:
+            return row
+        self._count("cut", group)
+        end = self.end_of_turn if scoring else ()
+        keep = room - len(end)
+        return ResponseTokens(row.tokens[:keep] + end, row.mask[:keep] + (True,) * len(end), not scoring)
+
+    def _response(self, group: Group, response: Response, turns: str) -> ResponseTokens:
+        """Encode a response: a sample's own tokens, a demonstration's turns, raw text, or one turn."""
         if response.tokens is not None:
             written = response.written or (True,) * len(response.tokens)
             if len(written) != len(response.tokens):
                 raise DataError(
-                    f"group {group.id}: a response has {len(response.tokens)} tokens, but {len(written)} marks of "
-                    "which of them the policy wrote"
+                    f"group {group.id}: a response has {len(response.tokens)} tokens, but {len(written)} marks in "
+                    "`written`; there must be one for each token"
                 )
-            return response.tokens, written, response.truncated
+            return ResponseTokens(response.tokens, written, response.truncated)
         if response.messages is not None:
             return self._turns(group, response.messages, turns)
         if not group.prompt:
             tokens = (*self.text(response.text), self.tokenizer.eos_token_id)
-            # Without a token before it the first one is nobody's prediction.
-            return tokens, (bool(self.bos), *(True for _ in tokens[1:])), False
+            # Without a BOS token nothing predicts the first token.
+            return ResponseTokens(tokens, (bool(self.bos), *(True for _ in tokens[1:])))
         tokens = self.text(response.text) + (() if response.truncated else self.end_of_turn)
-        return tokens, (True,) * len(tokens), response.truncated
+        return ResponseTokens(tokens, (True,) * len(tokens), response.truncated)
 
-    def _turns(self, group: Group, messages: Sequence[Message], turns: str) -> tuple[Ids, tuple[bool, ...], bool]:
-        """Several turns: the assistant's words and ends of turn count, what the template and others wrote does not."""
+    def _turns(self, group: Group, messages: Sequence[Message], turns: str) -> ResponseTokens:
+        """Encode several turns. The assistant's text and ends of turn count; the template and other authors do not."""
         tokens: list[int] = []
         mask: list[bool] = []
         history = list(group.prompt)
@@ -184,54 +201,41 @@ class Encoder:
                 tokens += between
                 mask += [False] * len(between)
                 history, pending = [*history, *pending], []
-            words = self.text(message["content"]) + self.end_of_turn
+            turn = self.text(message["content"]) + self.end_of_turn
             counts = message.get("train", True) and (turns == "all" or index == last)
-            tokens += words
-            mask += [counts] * len(words)
+            tokens += turn
+            mask += [counts] * len(turn)
             history = [*history, message]
-        return tuple(tokens), tuple(mask), False
+        return ResponseTokens(tuple(tokens), tuple(mask))
 
     def _between(self, group: Group, history: Sequence[Message], new: Sequence[Message]) -> str:
-        """What the template writes between an assistant's end of turn and its next words."""
+        """Render everything from an assistant's end of turn to the start of its next text."""
         whole = self.render([*history, *new], True)
         end = self.tokenizer.decode(list(self.end_of_turn))
         before = self.render(history[:-1], False)
-        place = whole.find(end, len(before) if whole.startswith(before) else 0)
-        words = history[-1]["content"].strip()
-        if place < 0 or words not in whole[:place]:
+        position = whole.find(end, len(before) if whole.startswith(before) else 0)
+        text = history[-1]["content"].strip()
+        if position < 0 or text not in whole[:position]:
             raise DataError(
-                f"group {group.id}: the chat template does not keep the assistant's words and '{end}' after them, so "
-                "it is not known which tokens to learn; name another one under model.chat_template"
+                f"group {group.id}: the chat template does not keep the assistant's text followed by '{end}', so the "
+                "tokens to learn are unknown; set model.chat_template to another template"
             )
-        return whole[place + len(end) :]
+        return whole[position + len(end) :]
 
     def _pairs(self, group: Group, rows: Sequence[ResponseTokens], scoring: bool) -> tuple[Pair, ...]:
+        """Return the pairs that can be learned from and count the others."""
         pairs = resolved_pairs(group)
         unequal = [pair for pair in pairs if rows[pair.better].tokens != rows[pair.worse].tokens]
-        # A response without a counted token would have probability 1.
-        found = [pair for pair in unequal if scoring or (any(rows[pair.better].mask) and any(rows[pair.worse].mask))]
+        # Without a counted token a response's log-probability would be 0.
+        usable = [pair for pair in unequal if scoring or (any(rows[pair.better].mask) and any(rows[pair.worse].mask))]
         self._count("equal_pairs", group, len(pairs) - len(unequal))
-        self._count("uncounted_pairs", group, len(unequal) - len(found))
-        return tuple(found)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """A response's words without its end of turn."""
-        ids = list(tokens)
-        while ids and ids[-1] in self.end_ids:
-            ids.pop()
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
-
-
-# Packed rows
-
-
-# What algorithms see
+        self._count("uncounted_pairs", group, len(unequal) - len(usable))
+        return tuple(usable)
 
 
 def encode_all(
     encoder: Encoder, groups: Sequence[Group], max_length: int, *, turns: str = "all", scoring: bool = False
 ) -> list[Encoded]:
-    """All groups that fit."""
-    found = (encoder.encode(group, max_length, turns=turns, scoring=scoring) for group in groups)
-    return [encoded for encoded in found if encoded is not None]
+    """Encode all groups and return those that fit."""
+    encoded = (encoder.encode(group, max_length, turns=turns, scoring=scoring) for group in groups)
+    return [e for e in encoded if e is not None]

@@ -69,7 +69,7 @@ def measure(
 ) -> list[Tensor]:
     """Compute one output of a role for every response, without gradients, as fp32 tensors on the CPU.
 
-    `logprobs` (nats) and `values` are [tokens], zero where a token does not count. `scores` are [].
+    `logprobs` (nats) and `values` are [tokens], zero for tokens that do not count. `scores` are [].
     """
     wants = Wants(what == "logprobs", values=role if what == "values" else None, scores=what == "scores",
                   temperature=temperature)  # fmt: skip

@@ -1,4 +1,4 @@
-"""A base model's weights and tokenizer as they are read from disk: device, dtype, quantization, what is missing."""
+"""Reading models from disk: device, dtype, quantization, tokenizer, and errors for incomplete weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def device_of(name: str) -> torch.device:
+    """The device that `model.device` names; `auto`: the GPU if there is one."""
     return capabilities.default_device() if name == "auto" else torch.device(name)
 
 
 def dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:
-    """`auto`: bf16 where the hardware multiplies it natively and the base is frozen, else fp32."""
+    """The dtype that `model.dtype` names.
+
+    `auto`: bf16 if the base is frozen and the device has instructions that multiply bf16, else fp32.
+    """
     if spec.dtype != "auto":
         return DTYPES[spec.dtype]
     if spec.lora is None:
@@ -44,17 +48,13 @@ def load_base(
     attention_name: str | None,
     spare: tuple[str, ...] = (),
 ) -> tuple[Any, list[str]]:
-    """The model, and weights it has no place for. attention_name: None for its own. spare: see `load_weights`."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    """Load a language model. Returns it with the names of weights in its files that it does not use.
 
-    _quiet()
-    quantization: Any = None
-    if spec.quantization in ("nf4", "fp4"):
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_compute_dtype=dtype
-        )
-    elif spec.quantization == "int8":
-        quantization = BitsAndBytesConfig(load_in_8bit=True)
+    attention_name: None for the model's own. spare: see `load_weights`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _silence_libraries()
     model, unused = load_weights(
         AutoModelForCausalLM,
         source,
@@ -62,18 +62,29 @@ def load_base(
         revision=revision,
         dtype=dtype,
         attn_implementation=attention_name,
-        quantization_config=quantization,
+        quantization_config=_quantization(spec, dtype),
         trust_remote_code=spec.trust_remote_code,
         device_map={"": device},
     )
     for module in model.modules():
-        # bitsandbytes' fast layout for CPUs with AVX512-BF16 has no backward: gradients would be lost without an error.
+        # bitsandbytes' fast layout for CPUs with AVX512-BF16 has no backward pass: gradients would vanish silently.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model, unused
 
 
+def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if spec.quantization == "none":
+        return None
+    if spec.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_compute_dtype=dtype)
+
+
 def load_tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
+    """Load a tokenizer with the recipe's chat template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=spec.trust_remote_code)
@@ -82,52 +93,54 @@ def load_tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
 
 
 def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **options: Any) -> tuple[Any, list[str]]:
-    """`kind.from_pretrained`: the model, and the names of weights in its files that it has no place for.
+    """Call `kind.from_pretrained`. Returns the model and the names of weights in its files that it does not use.
 
-    Raises RunFailed for weights that the files lack or have in another shape: they would be random numbers.
-    spare: ends of names that may be missing or left over.
+    spare: endings of names that may be missing or unused. Raises RunFailed if other weights are missing or have the
+    wrong shape: transformers would draw them at random.
     """
-    # Shapes are checked here: transformers' own error refers to the table that is held back.
-    with _without_table():
-        model, found = kind.from_pretrained(
+    # Shapes are checked here, because transformers' error refers to the report that is held back.
+    with _without_report():
+        model, report = kind.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
         )
-    missing = sorted(key for key in found["missing_keys"] if not key.endswith(spare))
+    architecture = type(model).__name__
+    missing = sorted(key for key in report["missing_keys"] if not key.endswith(spare))
     if missing:
         raise RunFailed(
-            f"{source}: these weights of a {type(model).__name__} are not in its files: {_some(missing)}\n"
+            f"{source}: these weights of a {architecture} are not in its files: {_first(missing)}\n"
             f"help: use a complete model of this kind; its config.json names {model.config.architectures}"
         )
-    if found["mismatched_keys"]:
-        name, theirs, ours = min(found["mismatched_keys"])
+    if report["mismatched_keys"]:
+        name, theirs, ours = min(report["mismatched_keys"])
         raise RunFailed(
-            f"{source}: {name} has the shape {list(theirs)}, a {type(model).__name__} of its config.json {list(ours)}\n"
-            "help: use a folder whose configuration and weights belong together"
+            f"{source}: {name} has the shape {list(theirs)}, but its config.json describes a {architecture} with "
+            f"{list(ours)}\nhelp: use a folder whose configuration and weights belong together"
         )
-    return model, sorted(key for key in found["unexpected_keys"] if not key.endswith(spare))
+    return model, sorted(key for key in report["unexpected_keys"] if not key.endswith(spare))
 
 
 def warn_unused(source: str | Path, model: Any, names: list[str]) -> None:
-    """One line about weights that were left out."""
-    logging.getLogger("alignkit").warning(f"{source}: a {type(model).__name__} does not use its weights {_some(names)}")
+    """Log one line about weights that the model does not use."""
+    logger = logging.getLogger("alignkit")
+    logger.warning(f"{source}: a {type(model).__name__} does not use its weights {_first(names)}")
 
 
-def _some(names: list[str], shown: int = 3) -> str:
+def _first(names: list[str], shown: int = 3) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
 
 @contextmanager
-def _without_table() -> Iterator[None]:
-    """Hold back transformers' table of missing and unexpected weights; an error brings it, as errors refer to it."""
+def _without_report() -> Iterator[None]:
+    """Hold back transformers' table of missing and unused weights, unless an error occurs, which may refer to it."""
     logger = logging.getLogger("transformers.modeling_utils")
     held: list[logging.LogRecord] = []
 
     def hold(record: logging.LogRecord) -> bool:
-        table = "LOAD REPORT" in record.getMessage()
-        if table:
+        report = "LOAD REPORT" in record.getMessage()
+        if report:
             held.append(record)
-        return not table
+        return not report
 
     logger.addFilter(hold)
     try:
@@ -141,8 +154,8 @@ def _without_table() -> Iterator[None]:
         logger.removeFilter(hold)
 
 
-def _quiet() -> None:
-    """What these libraries say at every start is about choices that are not the user's."""
+def _silence_libraries() -> None:
+    """Turn off messages about choices that are not the user's."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -152,22 +165,23 @@ def _quiet() -> None:
 
 def has_score(folder: Path) -> bool:
     """Whether a saved role is a reward model."""
-    found = []
+    kinds = []
     for name in ("adapter_config.json", "config.json"):
         if (folder / name).is_file():
             config = json.loads((folder / name).read_text(encoding="utf-8"))
-            found += [str(config.get("task_type")), *(config.get("architectures") or [])]
-    return any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in found)
+            kinds += [str(config.get("task_type")), *(config.get("architectures") or [])]
+    return any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in kinds)
 
 
 def largest(config: Any, name: str) -> int | None:
-    """A number of a model's config, the largest where its layers differ; None where it has none."""
-    found = [getattr(layer, name, None) for layer in getattr(config, "per_layer_config", None) or [config]]
-    numbers = [max(value) if isinstance(value, list | tuple) else value for value in found if value]
+    """A number in a model's configuration, the largest one if layers differ; None if there is none."""
+    layers = getattr(config, "per_layer_config", None) or [config]
+    values = [value for layer in layers if (value := getattr(layer, name, None))]
+    numbers = [max(value) if isinstance(value, list | tuple) else value for value in values]
     return int(max(numbers)) if numbers else None
 
 
 def backbone(model: Any) -> Any:
-    """A model without its head, of language or of scores: what gives hidden states."""
-    found = getattr(model, model.base_model_prefix, None)
-    return model.model if found is None else found  # the prefix of Llama 4 names nothing
+    """The network below a model's head, which computes hidden states."""
+    network = getattr(model, model.base_model_prefix, None)
+    return model.model if network is None else network  # Llama 4's prefix names an attribute that does not exist

@@ -293,7 +293,7 @@ class SharedModel:
 
     @property
     def _logit_scale(self) -> float:
-        """The factor of the logits; models have two names for it, one of them for a divisor."""
+        """The factor of the logits. Some models specify it as a divisor."""
         factor, divisor = (getattr(self._config, name, None) for name in ("logit_scale", "logits_scaling"))
         return float(factor or 1.0) / float(divisor or 1.0)
 
