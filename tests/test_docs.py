@@ -137,6 +137,8 @@ def test_the_architecture_has_a_section_for_every_package() -> None:
     package = ROOT / "alignkit"
     rooms = {file.parent.relative_to(ROOT).as_posix() for file in package.rglob("__init__.py")}
     assert rooms == set(re.findall(r"^<!-- generated: room (\S+) -->$", TEXTS[DOCS / "architecture.md"], re.MULTILINE))
+    docstrings = {room: ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())) for room in rooms}
+    assert [room for room, text in docstrings.items() if "docs/architecture.md" not in text] == ["alignkit"]
 
 
 def test_recipes_are_listed() -> None:

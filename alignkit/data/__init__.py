@@ -1,1 +1,4 @@
-"""Groups, the only data object; files as numbered rows; and the sources that turn rows into groups."""
+"""Groups, the only data object; files as numbered rows; and the sources that turn rows into groups.
+
+Design: docs/architecture.md.
+"""

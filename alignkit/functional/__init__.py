@@ -23,6 +23,8 @@ Conventions, for choices that the papers leave open:
 - Ties: rankings drop them, best-of-n takes the first, `best_so_far` the earliest, and a judge's tie forms no pair.
 - In a group with one member or without spread, advantages are 0.
 - IPO uses sums over tokens, as in its paper; pass per-token means for the other variant.
+
+Design: docs/architecture.md.
 """
 
 from alignkit.functional._tensors import check_shapes

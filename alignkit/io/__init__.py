@@ -1,1 +1,1 @@
-"""Atomic files, digests, the cache folder, and console output."""
+"""Atomic files, digests, the cache folder, and console output. Design: docs/architecture.md."""

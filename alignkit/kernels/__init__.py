@@ -14,6 +14,8 @@ The environment variable `ALIGNKIT_KERNELS` chooses between two sets of operator
 
 Both compute the same values up to rounding, so use `torch` to rule the kernels out when numbers look wrong. Because the
 last bits differ, the choice is part of stage hashes and of the reference cache's keys.
+
+Design: docs/architecture.md.
 """
 
 from __future__ import annotations

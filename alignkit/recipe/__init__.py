@@ -1,1 +1,4 @@
-"""YAML -> Recipe: read, expanded, validated and resolved before anything heavy is imported."""
+"""YAML -> Recipe: read, expanded, validated and resolved before anything heavy is imported.
+
+Design: docs/architecture.md.
+"""

@@ -1,1 +1,1 @@
-"""A run: stages in order, each reused, resumed or started."""
+"""A run: stages in order, each reused, resumed or started. Design: docs/architecture.md."""

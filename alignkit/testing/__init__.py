@@ -19,6 +19,8 @@ The checks run alignkit's own code (encoding, packing, `signal`, `select`, the g
 | order | of groups, and of responses within them, has no effect |
 | masks | garbage outside the mask, in the batch and in the outputs, has no effect |
 | shared prompts | responses in one group, or each in its own: the prompt that they share has no effect |
+
+Design: docs/architecture.md.
 """
 
 from alignkit.testing.examples import example_groups as example_groups
