@@ -86,8 +86,8 @@ class TreeLayout:
         self.windows.add(args.window)
         # Split, not sliced: the backward pass of a slice writes a gradient as long as the whole row.
         lengths = [span.length for span in self.spans]
-        qkv = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
-        parts = [self._group(index, *group, args) for index, group in enumerate(qkv)]
+        qs, ks, vs = (x.split(lengths, dim=2) for x in (q, k, v))
+        parts = [self._group(index, qs[index], ks[index], vs[index], args) for index in range(len(lengths))]
         return torch.cat([part.to(q.dtype) for part in parts], dim=2)
 
     def _group(self, index: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:

@@ -31,7 +31,7 @@ def prepacked_weights(model: Any, adapter: str | None, rows: int, tokens: int) -
     if not (0 < rows <= MAX_ROWS and tokens >= MIN_TOKENS and _packable(model)):
         yield
         return
-    memory.trim()  # freed memory of the last step comes in pieces that no packed weight fits
+    memory.trim()  # the last step left freed pieces that no packed weight fits
     try:
         with matmul.using(_pack_within_memory(model, adapter, rows)):
             yield
@@ -73,7 +73,7 @@ def _pack(model: Any, adapter: str | None, rows: int) -> dict[int, PackedWeight]
 
 
 def _merged(layer: Any, adapter: str | None) -> tuple[Tensor, Tensor]:
-    """The parameter that stands for the layer's product, and the layer's weight with the adapter merged in."""
+    """The parameter that a packed weight replaces, and the layer's weight with the adapter merged in."""
     weight = layer.base_layer.weight
     if adapter is None:
         return weight, weight

@@ -1,4 +1,4 @@
-"""A frozen layer and its adapter in one step against the two written out."""
+"""A frozen layer and its adapter in one step, against separate operators."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def test_values_and_gradients(
     monkeypatch.setattr(matmul, "_onednn_product", lambda *factors: calls.append(1) or original(*factors))
     monkeypatch.setattr(capabilities, "uses_onednn", lambda: onednn)
     monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 1)
-    given = drawn(shape, torch.float32 if onednn else torch.float64)
-    bias = given["bias"] if biased else None
-    arguments = (given["x"], given["weight"], bias, given["down"], given["up"], SCALE)
+    inputs = drawn(shape, torch.float32 if onednn else torch.float64)
+    bias = inputs["bias"] if biased else None
+    arguments = (inputs["x"], inputs["weight"], bias, inputs["down"], inputs["up"], SCALE)
     found, wanted = adapted(*arguments), written_out(*arguments)
     torch.testing.assert_close(found, wanted)
     upstream = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1))
-    learned = [given[name] for name in NAMES]
+    learned = [inputs[name] for name in NAMES]
     both = [torch.autograd.grad(out, learned, upstream) for out in (found, wanted)]
     for name, mine, theirs in zip(NAMES, *both, strict=True):
         torch.testing.assert_close(mine, theirs, msg=lambda text, name=name: f"{name}: {text}")
-    # Forward W x and A x, the way back to x twice, to A and to B; the two sums are torch's own.
+    # Forward: W x and A x. Backward: two for x, one each for A and B. The two sums are torch's own.
     assert len(calls) == (6 if onednn else 0)
     with torch.no_grad():
         torch.testing.assert_close(adapted(*arguments), wanted)
@@ -58,34 +58,34 @@ def test_values_and_gradients(
 
 
 @pytest.mark.parametrize("learned", [("x",), ("down",), ("up",), ("down", "up")])
-def test_only_what_learns_gets_a_gradient(learned: tuple[str, ...]) -> None:
-    given = drawn((7,))
+def test_only_learned_inputs_get_a_gradient(learned: tuple[str, ...]) -> None:
+    inputs = drawn((7,))
     for name in NAMES:
-        given[name].requires_grad_(name in learned)
-    adapted(given["x"], given["weight"], given["bias"], given["down"], given["up"], SCALE).sum().backward()
-    got = {name: given[name].grad for name in NAMES}
+        inputs[name].requires_grad_(name in learned)
+    adapted(inputs["x"], inputs["weight"], inputs["bias"], inputs["down"], inputs["up"], SCALE).sum().backward()
+    got = {name: inputs[name].grad for name in NAMES}
     assert {name for name, gradient in got.items() if gradient is not None} == set(learned)
     for name in learned:
-        given[name].grad = None
-    written_out(given["x"], given["weight"], given["bias"], given["down"], given["up"], SCALE).sum().backward()
+        inputs[name].grad = None
+    written_out(inputs["x"], inputs["weight"], inputs["bias"], inputs["down"], inputs["up"], SCALE).sum().backward()
     for name in learned:
-        torch.testing.assert_close(got[name], given[name].grad)
+        torch.testing.assert_close(got[name], inputs[name].grad)
 
 
-def test_the_input_and_the_weights_stay_as_they_are() -> None:
-    """The sums are made in place; what they start from must be fresh."""
-    given = drawn((3,))
-    before = {name: value.detach().clone() for name, value in given.items()}
-    adapted(given["x"], given["weight"], given["bias"], given["down"], given["up"], SCALE).sum().backward()
-    for name, value in given.items():
+def test_inputs_are_not_overwritten() -> None:
+    """The sums are made in place, so each must start from a fresh tensor."""
+    inputs = drawn((3,))
+    before = {name: value.detach().clone() for name, value in inputs.items()}
+    adapted(inputs["x"], inputs["weight"], inputs["bias"], inputs["down"], inputs["up"], SCALE).sum().backward()
+    for name, value in inputs.items():
         torch.testing.assert_close(value.detach(), before[name], rtol=0, atol=0)
 
 
-def test_what_comes_out_may_be_changed_in_place() -> None:
-    """As some models do that cut off what is too large (Olmo's `clip_qkv`)."""
-    given = drawn((1, 7))
-    arguments = (given["x"], given["weight"], given["bias"], given["down"], given["up"], SCALE)
-    learned = [given[name] for name in NAMES]
+def test_the_output_may_be_changed_in_place() -> None:
+    """Some models clamp it (Olmo's `clip_qkv`)."""
+    inputs = drawn((1, 7))
+    arguments = (inputs["x"], inputs["weight"], inputs["bias"], inputs["down"], inputs["up"], SCALE)
+    learned = [inputs[name] for name in NAMES]
     found = torch.autograd.grad(adapted(*arguments).clamp_(-1, 1).square().sum(), learned)
     wanted = torch.autograd.grad(written_out(*arguments).clamp(-1, 1).square().sum(), learned)
     for mine, theirs in zip(found, wanted, strict=True):
@@ -93,20 +93,20 @@ def test_what_comes_out_may_be_changed_in_place() -> None:
 
 
 def test_fp32_adapters_on_a_bf16_layer() -> None:
-    """Adapters are kept in fp32, and so are their gradients; the layer's dtype is that of its products."""
-    given = drawn((7,), torch.float32)
-    low = {name: given[name].detach().bfloat16() for name in ("x", "weight", "bias")}
-    out = adapted(low["x"], low["weight"], low["bias"], given["down"], given["up"], SCALE)
+    """Adapters and their gradients are fp32; products have the layer's dtype."""
+    inputs = drawn((7,), torch.float32)
+    low = {name: inputs[name].detach().bfloat16() for name in ("x", "weight", "bias")}
+    out = adapted(low["x"], low["weight"], low["bias"], inputs["down"], inputs["up"], SCALE)
     assert out.dtype == torch.bfloat16
     wanted = written_out(
-        low["x"].float(), low["weight"].float(), low["bias"].float(), given["down"], given["up"], SCALE
+        low["x"].float(), low["weight"].float(), low["bias"].float(), inputs["down"], inputs["up"], SCALE
     )
     assert float((out.float() - wanted).detach().norm() / wanted.detach().norm()) < 0.01
     out.float().sum().backward()
-    found = [given["down"].grad, given["up"].grad]
-    given["down"].grad = given["up"].grad = None
+    found = [inputs["down"].grad, inputs["up"].grad]
+    inputs["down"].grad = inputs["up"].grad = None
     wanted.sum().backward()
-    for mine, theirs in zip(found, (given["down"].grad, given["up"].grad), strict=True):
+    for mine, theirs in zip(found, (inputs["down"].grad, inputs["up"].grad), strict=True):
         assert mine is not None
         assert theirs is not None
         assert mine.dtype == torch.float32

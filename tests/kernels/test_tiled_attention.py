@@ -1,4 +1,4 @@
-"""Attention by tiles against attention written out, over all tokens at once with a mask."""
+"""Attention in tiles against attention written out token by token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
-# Prompts alone, a response alone, responses of like and unlike lengths, an empty one.
+# Only a prompt, only a response, responses of similar and of different lengths, an empty one.
 GROUPS = [(9, ()), (0, (11,)), (6, (7,)), (5, (8, 3)), (1, (1, 9)), (7, (0, 6, 5))]
 
 
@@ -27,24 +27,24 @@ def drawn(length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, prompt: int, responses: tuple[int, ...], scale: float) -> Tensor:
-    """Token by token: a key is seen if it is of the prompt or of the same response, and not behind the query."""
+    """A query sees its prompt's keys and its own response's, up to its own position."""
     owner = [-1] * prompt + [index for index, length in enumerate(responses) for _ in range(length)]
     out = torch.zeros_like(q)
     for head in range(HEADS):
         of = head * KEY_HEADS // HEADS
         for at, own in enumerate(owner):
             seen = [key for key in range(at + 1) if owner[key] in (-1, own)]
-            shares = torch.softmax(scale * (k[of, seen] @ q[head, at]), dim=0)
-            out[head, at] = shares @ v[of, seen]
+            probabilities = torch.softmax(scale * (k[of, seen] @ q[head, at]), dim=0)
+            out[head, at] = probabilities @ v[of, seen]
     return out
 
 
 @pytest.mark.parametrize(("prompt", "responses"), GROUPS)
 @pytest.mark.parametrize("scale", [None, 0.7])
 def test_values_and_gradients(prompt: int, responses: tuple[int, ...], scale: float | None) -> None:
-    segment = GroupSpan(0, prompt, responses)
-    q, k, v = drawn(segment.length)
-    used = tiled_attention.tiles(segment, HEADS * SIZE, tiled_attention.ALWAYS_TILE)
+    span = GroupSpan(0, prompt, responses)
+    q, k, v = drawn(span.length)
+    used = tiled_attention.tiles(span, HEADS * SIZE, tiled_attention.ALWAYS_TILE)
     assert used is not None
     assert len(used) > 1
     found = tiled_attention.attention(q, k, v, used, scale)
@@ -64,11 +64,11 @@ def test_every_query_is_in_one_tile(prompt: int, responses: tuple[int, ...]) -> 
     assert max(tile.stop - tile.start for tile in used) <= tiled_attention.QUERIES
 
 
-def test_bf16_is_near_what_it_rounds() -> None:
-    """Where queries are much nearer to some keys than to others, rounded scores or sums would show."""
-    segment = GroupSpan(0, 100, (100, 100))
+def test_bf16_is_close_to_float64() -> None:
+    """Queries are much nearer to some keys than to others, so rounded scores or sums would show."""
+    span = GroupSpan(0, 100, (100, 100))
     q, k, v = (x * factor for x, factor in zip(drawn(300), (3, 3, 1), strict=True))
-    used = tiled_attention.tiles(segment, HEADS * SIZE, tiled_attention.ALWAYS_TILE)
+    used = tiled_attention.tiles(span, HEADS * SIZE, tiled_attention.ALWAYS_TILE)
     assert used is not None
     upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     results = []
@@ -81,20 +81,20 @@ def test_bf16_is_near_what_it_rounds() -> None:
         assert float((mine.double() - theirs).norm() / theirs.norm()) < 0.005
 
 
-@pytest.mark.parametrize("by_itself", [True, False])
-def test_only_numbers_that_the_processor_multiplies_by_itself(by_itself: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: by_itself)
+@pytest.mark.parametrize("native", [True, False])
+def test_only_dtypes_that_the_processor_multiplies_natively(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: native)
     found = {
         dtype: tiled_attention.supported(torch.zeros(1, dtype=dtype))
         for dtype in (torch.float32, torch.float64, torch.float16)
     }
     assert found == {torch.float32: True, torch.float64: True, torch.float16: False}
-    assert tiled_attention.supported(torch.zeros(1, dtype=torch.bfloat16)) is by_itself
+    assert tiled_attention.supported(torch.zeros(1, dtype=torch.bfloat16)) is native
     assert not tiled_attention.supported(torch.zeros(1, device="meta"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_row_of_groups_that_take_different_ways(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_with_a_tiled_and_an_untiled_group(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: True)
     row = TreeLayout(
         [GroupSpan(0, 9, (8,)), GroupSpan(17, 1, ())], costs=tiled_attention.ALWAYS_TILE
@@ -108,8 +108,8 @@ def test_a_row_of_groups_that_take_different_ways(dtype: torch.dtype, monkeypatc
     assert float((found[0].double() - wanted).norm() / wanted.norm()) < (0.01 if dtype == torch.bfloat16 else 1e-5)
 
 
-def test_values_of_another_size_take_another_way() -> None:
-    """As in attention with compressed keys (DeepSeek's)."""
+def test_values_of_another_size_are_not_tiled() -> None:
+    """DeepSeek's attention with compressed keys has them."""
     row = TreeLayout([GroupSpan(0, 5, (8, 3))], costs=tiled_attention.ALWAYS_TILE)
     q, k, v = (x[None] for x in drawn(16))
     found = row.attend(0, q, k, v[..., :6], AttentionArgs(None, None, None))
@@ -122,7 +122,7 @@ def test_long_groups_are_cut_and_short_ones_are_not(monkeypatch: pytest.MonkeyPa
     slow = tiled_attention.SLOW_FUSED
     assert tiled_attention.tiles(GroupSpan(0, 100, (60,)), 576, slow) is None
     assert tiled_attention.tiles(GroupSpan(0, 300, (300,)), 64, slow) is None, (
-        "narrow heads make products cheap and tiles dear"
+        "narrow heads make products cheap and tiles expensive"
     )
     found = tiled_attention.tiles(GroupSpan(0, 90, (180, 180)), 576, slow)
     assert found is not None
@@ -131,20 +131,18 @@ def test_long_groups_are_cut_and_short_ones_are_not(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("responses", [(), (500,)])
-def test_a_good_fused_kernel_keeps_what_causal_order_tells_it(
-    responses: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It leaves out the half that no query sees, which tiles do no better."""
+def test_a_fast_fused_kernel_keeps_causal_groups(responses: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It skips the half that no query sees, and tiles cannot do better."""
     monkeypatch.setattr(tiled_attention, "QUERIES", 128)
-    segment = GroupSpan(0, 1000 - sum(responses), responses)
-    assert tiled_attention.tiles(segment, 576, tiled_attention.DEFAULT) is None
-    assert tiled_attention.tiles(segment, 576, tiled_attention.SLOW_FUSED) is not None
+    span = GroupSpan(0, 1000 - sum(responses), responses)
+    assert tiled_attention.tiles(span, 576, tiled_attention.DEFAULT) is None
+    assert tiled_attention.tiles(span, 576, tiled_attention.SLOW_FUSED) is not None
 
 
-def test_costs_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AMD's fused kernel is slow; in bf16, where tiles are used at all, any processor's is."""
+def test_the_costs_depend_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused kernel is slow on AMD, and in bf16 on every processor that supports tiles of it."""
     monkeypatch.setattr(tiled_attention, "QUERIES", 128)
-    segment = GroupSpan(0, 300, (300,))
+    span = GroupSpan(0, 300, (300,))
     q, k = torch.zeros(1, 9, 600, 64), torch.zeros(1, 3, 600, 64)
     used = {}
     for amd in (True, False):
@@ -152,7 +150,7 @@ def test_costs_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: True)
         for dtype in (torch.float32, torch.bfloat16):
             qkv = (q.to(dtype), k.to(dtype), k.to(dtype))
-            used[amd, dtype] = TreeLayout([segment])._tiles_of(0, *qkv, AttentionArgs(None, None, None)) is not None
+            used[amd, dtype] = TreeLayout([span])._tiles_of(0, *qkv, AttentionArgs(None, None, None)) is not None
     assert used == {
         (True, torch.float32): True,
         (True, torch.bfloat16): True,
@@ -162,7 +160,7 @@ def test_costs_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("how", "tiled"),
+    ("args", "tiled"),
     [
         (AttentionArgs(None, None, None), True),
         (AttentionArgs(0.7, None, None), True),
@@ -171,30 +169,30 @@ def test_costs_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> No
         (AttentionArgs(None, None, 30.0), False),
     ],
 )
-def test_windows_and_caps_take_another_way(how: AttentionArgs, tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_and_caps_are_not_tiled(args: AttentionArgs, tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[int] = []
-    own = tiled_attention.attention
+    original = tiled_attention.attention
 
-    def counted(*args: object) -> Tensor:
+    def counted(*inputs: object) -> Tensor:
         called.append(1)
-        return own(*args)  # type: ignore[arg-type]
+        return original(*inputs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tiled_attention, "attention", counted)
     row = TreeLayout([GroupSpan(0, 5, (8, 3)), GroupSpan(16, 13, ())], costs=tiled_attention.ALWAYS_TILE)
     q, k, v = (x[None] for x in drawn(29))
-    found = row.attend(0, q, k, v, how)
+    found = row.attend(0, q, k, v, args)
     assert bool(called) is tiled
-    for index, segment in enumerate(row.spans):
-        part = slice(segment.start, segment.start + segment.length)
-        mask = row._group_mask(index, how.window, q.device)
-        wanted = attention.attention(q[:, :, part], k[:, :, part], v[:, :, part], mask, how)
+    for index, span in enumerate(row.spans):
+        part = slice(span.start, span.start + span.length)
+        mask = row._group_mask(index, args.window, q.device)
+        wanted = attention.attention(q[:, :, part], k[:, :, part], v[:, :, part], mask, args)
         torch.testing.assert_close(found[:, :, part], wanted)
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_a_real_model_in_bf16_stays_packed_and_as_near_to_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles and the fused kernel differ on it by 3%; fp32 tells that each of them is as right as the other."""
+def test_tiles_are_as_close_to_fp32_as_the_fused_kernel_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a real model the two differ by 3% in bf16; fp32 shows that neither is worse."""
     import alignkit_smollm2
     from alignkit.io.cache import cache_folder
     from alignkit.models.shared_model import BASE, SharedModel

@@ -125,9 +125,7 @@ def test_little_memory_makes_a_small_budget(policy: SharedModel, monkeypatch: py
     monkeypatch.setattr(budget, "total", lambda device: 2.0**27 + 1)  # a quarter of it may be taken
     assert policy.token_budget > LEAST_TOKENS and policy.token_budget == pytest.approx(most / 2, abs=1)
     monkeypatch.setattr(budget, "total", lambda device: 1.0)
-    assert policy.token_budget == pytest.approx(
-        most / 2, abs=1
-    )  # read from the device once
+    assert policy.token_budget == pytest.approx(most / 2, abs=1)  # read from the device once
     policy.memory.activation_bytes = None
     assert policy.token_budget == LEAST_TOKENS
 

@@ -1,0 +1,80 @@
+"""Decoding against the same attention over whole sequences, with rows that leave and enter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignkit.kernels import decoding as decoding_module
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.decoding import Decoding
+from alignkit.kernels.layout import AttentionArgs, GroupSpan
+
+HEADS, KEY_HEADS, SIZE = 4, 2, 8
+PROMPTS = (5, 2, 7, 3)
+TOKENS = 6  # written after each prompt
+
+
+@pytest.fixture
+def sequences() -> list[tuple[Tensor, Tensor, Tensor]]:
+    """q, k and v of whole sequences, [1, heads, tokens, size] each."""
+    generator = torch.Generator().manual_seed(0)
+    heads = (HEADS, KEY_HEADS, KEY_HEADS)
+    return [
+        tuple(torch.randn(1, h, prompt + TOKENS, SIZE, generator=generator, dtype=torch.float64) for h in heads)  # type: ignore[misc]
+        for prompt in PROMPTS
+    ]
+
+
+def prefilled(sequences: list[tuple[Tensor, Tensor, Tensor]], indices: list[int], args: AttentionArgs) -> TreeLayout:
+    """The stored keys and values of these sequences' prompts."""
+    starts = [sum(PROMPTS[i] for i in indices[:n]) for n in range(len(indices))]
+    spans = [GroupSpan(start, PROMPTS[i], ()) for start, i in zip(starts, indices, strict=True)]
+    layout = TreeLayout(spans, store_kv=True)
+    q, k, v = (torch.cat([sequences[i][part][:, :, : PROMPTS[i]] for i in indices], dim=2) for part in range(3))
+    layout.attend(0, q, k, v, args)
+    return layout
+
+
+@pytest.mark.parametrize("block", [32, 2])
+@pytest.mark.parametrize(
+    "args", [AttentionArgs(None, None, None), AttentionArgs(0.3, 4, None), AttentionArgs(None, None, 2.0)]
+)
+def test_every_token_attends_as_in_its_whole_sequence(
+    args: AttentionArgs, block: int, sequences: list[tuple[Tensor, Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding_module, "BLOCK", block)
+    expected = [TreeLayout([GroupSpan(0, q.shape[2], ())]).attend(0, q, k, v, args) for q, k, v in sequences]
+    decoding, rows, written = Decoding(), [0, 1, 2], dict.fromkeys(range(4), 0)
+    decoding.update_rows([], TOKENS, prefilled(sequences, rows, args), range(3))
+    for step in range(TOKENS):
+        if step == 2:  # the longest leaves and another enters
+            decoding.update_rows([0, 1], TOKENS, prefilled(sequences, [3], args), [0])
+            rows = [0, 1, 3]
+        if step == 4:
+            decoding.update_rows([1, 2], TOKENS)
+            rows = [1, 3]
+        at = [PROMPTS[i] + written[i] for i in rows]
+        q, k, v = (
+            torch.cat([sequences[i][part][:, :, n : n + 1] for i, n in zip(rows, at, strict=True)]) for part in range(3)
+        )
+        out = decoding.attend(0, q, k, v, args)
+        decoding.advance()
+        for row, (i, n) in enumerate(zip(rows, at, strict=True)):
+            torch.testing.assert_close(out[row], expected[i][0, :, n : n + 1])
+            written[i] += 1
+
+
+def test_the_cache_drops_columns_that_no_row_uses(sequences: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    args, decoding = AttentionArgs(None, None, None), Decoding()
+    decoding.update_rows([], 4, prefilled(sequences, [0, 1, 2], args), range(3))
+    assert decoding.column == 7 and decoding.starts.tolist() == [2, 5, 0]
+    decoding.update_rows([0, 1], 4)  # without the longest
+    assert decoding.column == 5 and decoding.starts.tolist() == [0, 3]
+    keys, values = decoding.cache.layers[0]
+    assert keys.shape == values.shape == (2, KEY_HEADS, 5 + 4, SIZE)
+    assert not keys[1, :, :3].any()
+    torch.testing.assert_close(keys[1, :, 3:5], sequences[1][1][0, :, :2])
+    decoding.update_rows([], 4)
+    assert decoding.column == 0 and len(decoding.starts) == 0
