@@ -63,12 +63,12 @@ class ReferenceCache:
             return
         with whole_file(path) as file:
             file.write(save({"logprobs": logprobs}))
-        files = [(file.stat(), file) for file in self.folder.glob("*.safetensors")]
+        entries = [(entry, entry.stat()) for entry in self.folder.glob("*.safetensors")]
         total = 0
-        for stat, file in sorted(files, key=lambda entry: -entry[0].st_mtime):
+        for entry, stat in sorted(entries, key=lambda pair: -pair[1].st_mtime):
             total += stat.st_size
             if total > MOST_BYTES:
-                file.unlink(missing_ok=True)
+                entry.unlink(missing_ok=True)
 
 
 def _key(model: SharedModel, adapter: Path | None, encoded: Sequence[Encoded]) -> str:
