@@ -1,4 +1,4 @@
-"""Before the first stage: data in which there is nothing to learn cost no training."""
+"""Before the first stage: data that can teach nothing are reported, so that no training is wasted."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])
-def test_no_pair_in_any_file_is_told(tmp_path: Path, algorithm: str) -> None:
-    with pytest.raises(DataError, match=r"stage 'align': \w+ learns from pairs .* no row of .*demos.jsonl has one"):
+def test_data_without_pairs_are_reported(tmp_path: Path, algorithm: str) -> None:
+    with pytest.raises(DataError, match=r"stage 'align': \w+ learns from pairs .* no row of .*demos.jsonl has a pair"):
         checked(tmp_path, "demos.jsonl", algorithm)
 
 
@@ -46,11 +46,11 @@ def test_one_source_with_a_pair_is_enough(tmp_path: Path) -> None:
     checked(tmp_path, "demos.jsonl", "sft")
 
 
-def test_a_stage_may_give_the_pairs_that_files_lack(tmp_path: Path) -> None:
+def test_a_stage_may_produce_the_pairs_that_files_lack(tmp_path: Path) -> None:
     checked(tmp_path, ["demos.jsonl", {"stage": "labels"}])
 
 
-def test_a_bad_row_is_told(tmp_path: Path) -> None:
+def test_a_bad_row_is_reported(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "is it?", "chosen": "yes"}', encoding="utf-8")
     with pytest.raises(DataError, match=r"bad\.jsonl"):
         checked(tmp_path, ["pairs.jsonl", "bad.jsonl"])

@@ -20,8 +20,6 @@ _PLACES: dict[str, Collection[str]] = {
 }
 
 _BATCH = "use 'batch_size': groups per optimizer step over all devices; micro-batches follow from memory"
-_OPTION = "write it as an option, 'algorithm: {{NAME: {{{}: ...}}}}'; `alignkit plugins NAME` lists the options"
-_NLL = "use the algorithm's option 'nll_coefficient', or 'mix:' for a second data set"
 # What TRL, OpenRLHF, axolotl, LLaMA-Factory and others call a thing -> what to write here.
 _OTHER_TOOLS: dict[tuple[str, ...], str] = {
     ("num_train_epochs", "num_epochs", "num_ppo_epochs", "ppo_epochs", "num_iterations"): "use 'epochs'",
@@ -35,12 +33,7 @@ _OTHER_TOOLS: dict[tuple[str, ...], str] = {
     ("gradient_accumulation_steps", "mini_batch_size", "ppo_mini_batch_size", "num_mini_batches"): _BATCH,
     ("rollout_batch_size",): "use 'prompts_per_iteration'",
     ("total_episodes", "num_episodes"): "use 'iterations' and 'prompts_per_iteration'",
-    ("kl_coef", "init_kl_coef", "kl_coeff", "kl_loss_coef"): _OPTION.format("kl_coefficient"),
-    ("cliprange", "clip_eps", "eps_clip", "clip_ratio"): _OPTION.format("clip_range"),
-    ("cliprange_value", "value_clip"): _OPTION.format("value_clip_range"),
-    ("clip_eps_high", "epsilon_high", "clip_ratio_high"): _OPTION.format("clip_range_high"),
-    ("scale_rewards",): _OPTION.format("scale_by_std"),
-    ("ptx_coef", "sft_coef", "sft_weight", "rpo_alpha"): _NLL,
+    ("ptx_coef", "ptx_coefficient"): "use 'mix: {data: ..., weight: ...}' in the stage",
     ("num_generations", "num_return_sequences", "n_samples_per_prompt"): "use 'samples_per_prompt' under 'rollout:'",
     ("max_completion_length", "response_length", "generate_max_len"): "use 'max_new_tokens' under 'rollout:'",
     ("stop_token", "stop_strings", "stop_sequences"): "use 'stop' under 'rollout:'",
@@ -65,7 +58,17 @@ _OTHER_TOOLS: dict[tuple[str, ...], str] = {
     ("output_dir", "save_path"): "set the folder on the command line: --out DIR",
     ("type",): "write a plugin as its name, or as 'NAME: {options}'",
 }
+# The same for options of algorithms -> the name that our algorithms share.
+_OPTIONS: dict[tuple[str, ...], str] = {
+    ("kl_coef", "init_kl_coef", "kl_coeff", "kl_loss_coef", "kl_penalty"): "kl_coefficient",
+    ("clip", "clip_coef", "clip_eps", "eps_clip", "cliprange", "clip_ratio"): "clip_range",
+    ("clip_eps_high", "epsilon_high", "clip_ratio_high"): "clip_range_high",
+    ("cliprange_value", "value_clip"): "value_clip_range",
+    ("scale_rewards",): "scale_by_std",
+    ("sft_coef", "sft_weight", "rpo_alpha", "nll_weight", "nll_coef"): "nll_coefficient",
+}
 _ADVICE = {key: text for keys, text in _OTHER_TOOLS.items() for key in keys}
+_OPTION = {key: option for keys, option in _OPTIONS.items() for key in keys}
 
 
 def advice(key: str, allowed: list[str]) -> str:
@@ -73,4 +76,7 @@ def advice(key: str, allowed: list[str]) -> str:
     places = [place for place, keys in _PLACES.items() if key in keys and key not in allowed]
     if places:
         return f"'{key}' belongs in {' or '.join(places)}"
+    if option := _OPTION.get(key):
+        elsewhere = f"write it as an option of the algorithm: 'algorithm: {{NAME: {{{option}: ...}}}}'"
+        return f"use '{option}'" if option in allowed else elsewhere
     return _ADVICE.get(key) or did_you_mean(key, allowed) or f"known keys: {', '.join(sorted(allowed)) or 'none'}"

@@ -64,11 +64,10 @@ def find_reward(named: Named, scope: Scope) -> Registration | None:
     try:
         return scope.registry.get("reward", named.name)
     except Unresolved as error:
-        help = did_you_mean(named.name, [*scope.declared, *scope.registry.names("reward")])
-        if not help:
-            first, *rest = error.help.splitlines()
-            unknown = not scope.registry.has("reward", named.name)
-            help = "\n".join([f"{first}; or name a stage that trains a reward model" if unknown else first, *rest])
+        help = did_you_mean(named.name, [*scope.declared, *scope.registry.names("reward")]) or error.help
+        if help.startswith("(installed"):
+            first, *rest = help.splitlines()
+            help = "\n".join([f"{first.strip('()')}; or name a stage that trains a reward model", *rest])
         scope.problems.error(named.name_keys, error.message, at_key=named.at_key, help=help, plugin=error.broken)
         return None
 

@@ -117,8 +117,9 @@ class _Mapping:
         self.problems.unknown_key((*self.keys, *place), allowed, help)
 
     def _describe(self, place: Keys) -> str:
-        """Return the description of a key of the mapping itself."""
-        info = _field(self.model, place[0]) if len(place) == 1 else None
+        """Return the description of the key at a place."""
+        model = _model_at(self.model, place[:-1])
+        info = _field(model, place[-1]) if model and place else None
         return (info.description or "") if info else ""
 
 
@@ -129,15 +130,21 @@ def _has_deeper(place: Keys, places: Iterable[Keys]) -> bool:
 
 def _siblings(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
     """Return the keys that are allowed at an error's place."""
-    current: type[BaseModel] | None = model
-    for part in loc:
-        info = _field(current, part) if current else None
-        if info is not None:
-            current = _model_in(info.annotation)
+    current = _model_at(model, loc)
     if current is None:
         return []
     # A stage's `algorithm` is not part of its settings, but is written next to them.
     return (["algorithm"] if current is Settings else []) + allowed_keys(current)
+
+
+def _model_at(model: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel] | None:
+    """Return the model of the mapping at a path, which may contain indices and names of union arms."""
+    current: type[BaseModel] | None = model
+    for part in path:
+        info = _field(current, part) if current else None
+        if info is not None:
+            current = _model_in(info.annotation)
+    return current
 
 
 def _field(model: type[BaseModel], key: str | int) -> Any:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from alignkit.plugins import load_plugins
-from alignkit.recipe.advice import _ADVICE, _PLACES, advice
+from alignkit.recipe.advice import _ADVICE, _OPTION, _PLACES, advice
 from alignkit.recipe.components import options_of
 from alignkit.recipe.schema import allowed_keys
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
@@ -21,15 +21,19 @@ def options() -> set[str]:
 
 
 def test_advice_names_keys_that_exist() -> None:
-    known = CORE | options()
     for text in set(_ADVICE.values()):
         keys = [key for quoted in re.findall(r"'([^']*)'", text) for key in re.findall(r"(\w+):|^(\w+)$", quoted)]
         named = {first or second for first, second in keys} - {"base"}
-        assert named <= known, text
+        assert named <= CORE, text
+
+
+def test_advice_names_options_that_algorithms_have() -> None:
+    assert set(_OPTION.values()) <= options()
+    assert advice("cliprange", ["clip_range"]) == "use 'clip_range'"
 
 
 def test_no_key_of_another_tool_is_a_key_of_the_core() -> None:
-    assert not _ADVICE.keys() & {
+    assert not (_ADVICE | _OPTION).keys() & {
         key for model in (ModelSpec, LoraSpec, Rollout, Settings) for key in allowed_keys(model)
     }
 
@@ -38,7 +42,7 @@ def test_no_key_of_another_tool_is_a_key_of_the_core() -> None:
     ("key", "text"),
     [
         ("kl_coef", "kl_coefficient"),
-        ("cliprange", "clip_range"),
+        ("cliprange", "an option of the algorithm: 'algorithm: {NAME: {clip_range: ...}}'"),
         ("save_total_limit", "keep_versions"),
         ("replay_buffer", "replay_from"),
         ("num_generations", "'samples_per_prompt' under 'rollout:'"),

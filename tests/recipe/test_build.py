@@ -1,6 +1,6 @@
-"""Recipes: what a valid one becomes, and that every mistake is told at once, at its place, with what to do."""
+"""What a valid recipe becomes; and every mistake is reported at once, at its place, with help."""
 
-# ruff: noqa: E501  (one line for one mistake: its text, message, place and help)
+# ruff: noqa: E501  (one line per mistake: its text, message, place and help)
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def registry() -> Registry:
 
 
 class Bench:
-    """Writes recipes beside two data files and reads them."""
+    """Writes recipes next to two data files and loads them."""
 
     def __init__(self, folder: Path, registry: Registry):
         self.folder, self.registry = folder, registry
@@ -160,7 +160,12 @@ def test_defaults_come_from_the_algorithm_then_from_alignkit(bench: Bench) -> No
     assert (rollout.samples_per_prompt, rollout.max_new_tokens, rollout.temperature) == (4, 64, 0.7)
 
 
-def test_null_is_silence(bench: Bench) -> None:
+def test_a_stage_carries_the_needs_of_its_algorithm(bench: Bench) -> None:
+    stages = bench.stages(ALL + "  s: {step: compare}\n").stages
+    assert [stages[name].needs for name in ("first", "align", "s")] == [Needs(), Needs(min_samples=2), None]
+
+
+def test_null_means_the_default(bench: Bench) -> None:
     settings = bench.stages(FIRST, "stages.first.learning_rate=null").stages["first"].settings
     assert settings is not None and settings.learning_rate == 1e-3
 
@@ -212,7 +217,7 @@ def test_data_becomes_a_spec(bench: Bench) -> None:
     assert stage.upstream == ("made",)
 
 
-def test_paths_of_a_base_file_start_there(bench: Bench) -> None:
+def test_paths_of_an_extended_file_start_at_its_folder(bench: Bench) -> None:
     (bench.folder / "sub").mkdir()
     (bench.folder / "sub/own.jsonl").write_text("")
     (bench.folder / "sub/base.yaml").write_text("model: {base: tiny}\nstages: {a: {algorithm: plain, data: own.jsonl}}")
@@ -221,7 +226,7 @@ def test_paths_of_a_base_file_start_there(bench: Bench) -> None:
     assert paths == [bench.folder / "sub/own.jsonl", bench.folder / "d.jsonl"]
 
 
-def test_steps_take_options_beside_or_inside(bench: Bench) -> None:
+def test_steps_take_options_next_to_their_name_or_inside(bench: Bench) -> None:
     beside = "  s: {step: compare, policies: [base, first], judge: {asks: {role: align}}, rewards: {x: helpful}}\n"
     inside = "  t: {step: {compare: {opponent: first}}}\n"
     recipe = bench.stages(beside + inside + ALL)
@@ -295,6 +300,9 @@ CASES = {
     "ref not text": ("  s: {step: compare, policies: [3]}\n", "expected text, got 3", (3, 33, 1), ""),
     "reward of a policy": (FIRST + "  s: {step: compare, rewards: {x: first}}\n", "stage 'first' cannot be a reward", (4, 35, 5), ""),
     "unknown reward": (FIRST + "  s: {step: compare, rewards: {x: lenght}}\n", "no reward 'lenght'", (4, 35, 6), "'length'"),
+    "no reward at all": (FIRST + "  s: {step: compare, rewards: {x: zzz}}\n", "no reward 'zzz'", (4, 35, 3), "installed: length, sum; or name a stage that trains a reward model"),
+    "unknown reward with options": (FIRST + "  s: {step: compare, rewards: {x: {helpfull: {}}}}\n", "no reward 'helpfull'", (4, 36, 8), "installed:"),
+    "options of a reward stage": (FIRST + HELPFUL + "  s: {step: compare, rewards: {x: {helpful: {}}}}\n", "'helpful' is a stage and takes no options", (5, 36, 7), "write just 'helpful'"),
     "reward option": ("  s: {step: compare, rewards: {x: {length: {target: 0}}}}\n", "expected at least 1, got 0", (3, 53, 1), ""),
     "missing nested": ("  s: {step: compare, rewards: {x: {sum: {}}}}\n", "'stages.s.rewards.x.sum.main' is missing", (3, 36, 3), ""),
     "missing folder": ("  s: {step: compare, rewards: {x: {folder: no}}}\n", "no such folder: no", (3, 44, 2), ""),
@@ -323,7 +331,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_mistake_is_told_at_its_place(bench: Bench, name: str) -> None:
+def test_a_mistake_is_reported_at_its_place(bench: Bench, name: str) -> None:
     text, message, where, help = CASES[name]
     problem = bench.problem(text)
     assert message in problem.message
@@ -331,7 +339,7 @@ def test_a_mistake_is_told_at_its_place(bench: Bench, name: str) -> None:
     assert help in problem.help
 
 
-def test_only_keys_that_the_algorithm_takes_are_named(bench: Bench) -> None:
+def test_only_keys_that_the_algorithm_uses_are_suggested(bench: Bench) -> None:
     def known(text: str) -> set[str]:
         return set(bench.problem(text).help.removeprefix("known keys: ").split(", "))
 
@@ -341,7 +349,7 @@ def test_only_keys_that_the_algorithm_takes_are_named(bench: Bench) -> None:
     assert "mix" not in known(FIRST + HELPFUL[:-2] + ", zzz: 1}\n")
 
 
-def test_room_is_counted_where_another_key_is_wrong(bench: Bench) -> None:
+def test_room_for_a_prompt_is_checked_even_if_another_key_is_wrong(bench: Bench) -> None:
     text = ALL + "    epochs: 0\n    max_length: 10\n    rollout: {max_new_tokens: 10, samples_per_prompt: 1}\n"
     said = [problem.message.partition(" ")[0] for problem in bench.problems(text)]
     assert said == ["stages.align.epochs:", "max_new_tokens", "online"]
@@ -383,7 +391,7 @@ class Reads(Step):
         limit: int = Field(1, ge=1)
 
 
-def test_a_missing_file_beside_a_wrong_option(bench: Bench, registry: Registry) -> None:
+def test_a_missing_file_next_to_a_wrong_option(bench: Bench, registry: Registry) -> None:
     registry.add("step", Registration("reads", Reads))
     problems = bench.problems("  s: {step: reads, file: no.py, limit: 0}\n")
     assert [problem.message for problem in problems] == [
@@ -392,7 +400,7 @@ def test_a_missing_file_beside_a_wrong_option(bench: Bench, registry: Registry) 
     ]
 
 
-def test_the_resolved_recipe_means_the_same_elsewhere(bench: Bench, registry: Registry) -> None:
+def test_the_resolved_recipe_works_in_any_folder(bench: Bench, registry: Registry) -> None:
     registry.add("step", Registration("reads", Reads))
     for folder in ("sub", "ad", "rm", "run"):
         (bench.folder / folder).mkdir()
@@ -429,7 +437,7 @@ stages:
     assert elsewhere.model.chat_template == str(bench.folder / "sub/own.jsonl")  # a run looks in the recipe's folder
 
 
-def test_rollouts_need_prompts_and_reward(bench: Bench) -> None:
+def test_online_algorithms_require_prompts_and_a_reward(bench: Bench) -> None:
     messages = [problem.message for problem in bench.problems("  s: {algorithm: online}\n")]
     assert messages == [f"'stages.s.{key}' is missing: online requires it" for key in ("prompts", "reward")]
 
@@ -486,7 +494,7 @@ def test_mistakes_of_overrides_name_them(bench: Bench, overrides: list[str], mes
     assert f"--> override '{origin}'" in str(problem)
 
 
-def test_a_stage_of_an_unknown_algorithm_is_checked_all_the_same(bench: Bench) -> None:
+def test_a_stage_of_an_unknown_algorithm_is_checked_anyway(bench: Bench) -> None:
     problems = bench.problems(FIRST + "  s: {algorithm: plane, data: d.jsonl, from: frist, epochs: 0}\n")
     assert [problem.message.split(":")[0] for problem in problems] == [
         "no algorithm 'plane'",
@@ -512,7 +520,7 @@ def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
     assert caught.value.exit_code == 3
 
 
-def test_a_misspelt_model_plugin(bench: Bench) -> None:
+def test_a_misspelled_model_plugin(bench: Bench) -> None:
     problem = bench.problem(FIRST, "model.base=tinny")
     assert (problem.message, problem.help.startswith("did you mean 'tiny'?")) == ("no model 'tinny'", True)
     assert "no such folder" in bench.problem(FIRST, "model.base=./x").message

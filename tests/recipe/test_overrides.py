@@ -68,7 +68,7 @@ def test_wrong_overrides_are_named(tmp_path: Path, override: str, message: str) 
     assert str(problem).splitlines()[1] == f"  --> override '{override}'"
 
 
-def test_an_override_makes_no_stage_by_a_slip_of_the_pen(tmp_path: Path) -> None:
+def test_an_override_of_a_misspelled_stage_does_not_add_it(tmp_path: Path) -> None:
     text = "stages:\n  align: {algorithm: ppo}\n"
     (problem,) = problems(tmp_path, text, "stages.algn.algorithm=dpo")
     assert problem.message == "no stage 'algn'" and problem.help == "did you mean 'align'?"

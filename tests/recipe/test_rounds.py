@@ -1,4 +1,4 @@
-"""Repeated blocks of stages: what they become, what names mean in them, and what is refused where."""
+"""Repeated blocks of stages: the stages they become, the meaning of names in them, and their mistakes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def problems(folder: Path, text: str, *overrides: str) -> list[Problem]:
     return caught.value.problems
 
 
-def test_a_block_becomes_a_stage_per_round_and_names_mean_the_nearest_before(folder: Path) -> None:
+def test_a_block_becomes_a_stage_per_round_and_names_mean_the_nearest_one_before(folder: Path) -> None:
     recipe = load(folder, HEAD + BLOCK)
     assert list(recipe.stages) == [
         "sft", *(f"{name}_{k}" for k in (1, 2, 3) for name in ("more", "scores", "align")), "report"
@@ -62,8 +62,8 @@ def test_a_block_becomes_a_stage_per_round_and_names_mean_the_nearest_before(fol
         more, align = recipe.stages[f"more_{number}"].settings, recipe.stages[f"align_{number}"].settings
         before = "sft" if number == 1 else f"align_{number - 1}"
         assert more is not None and align is not None
-        assert more.from_ == align.from_ == before  # align stands below `more`, and is its own name in `align`
-        assert align.reward.name == f"scores_{number}"  # which stands above: this round's
+        assert more.from_ == align.from_ == before  # below `more`, and the stage itself in `align`
+        assert align.reward.name == f"scores_{number}"  # above `align`, so this round's
         assert align.replay_from == [f"align_{k}" for k in range(1, number)]
     report = recipe.stages["report"].component.options
     assert report.policies == ["sft", "more_3", "align_1", "align_2", "align_3"]
@@ -110,29 +110,29 @@ def test_overrides_reach_into_the_block(folder: Path) -> None:
         ("iterations: 1", "iterations: x", "expected an integer", 17),
     ],
 )
-def test_a_mistake_is_told_where_it_stands(folder: Path, old: str, new: str, message: str, line: int) -> None:
+def test_a_mistake_is_reported_at_its_place(folder: Path, old: str, new: str, message: str, line: int) -> None:
     assert old in BLOCK
     found = problems(folder, HEAD + BLOCK.replace(old, new))
     assert message in found[0].message and found[0].line == line
 
 
-def test_a_mistake_in_a_block_is_told_once(folder: Path) -> None:
+def test_a_mistake_in_a_block_is_reported_once(folder: Path) -> None:
     found = problems(folder, HEAD + BLOCK.replace("iterations: 1", "iteration: 1"))
     assert [problem.message for problem in found] == ["unknown key 'iteration'"]
 
 
-def test_rounds_run_resume_like_stages_and_a_further_one_reuses_the_others(folder: Path) -> None:
+def test_rounds_run_and_resume_like_stages_and_another_round_reuses_them(folder: Path) -> None:
     recipe = load(folder, HEAD + BLOCK, "stages.rlhf.repeat=1")
     run_recipe(recipe, folder / "out")
     resolved = yaml.safe_load((folder / "out" / "recipe.resolved.yaml").read_text())
-    assert resolved["stages"]["rlhf"]["repeat"] == 1  # as written, so that it can be run again
+    assert resolved["stages"]["rlhf"]["repeat"] == 1  # as written, so that it can be edited and run again
     before = (folder / "out" / "align_1" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
     run_recipe(load(folder, HEAD + BLOCK, "stages.rlhf.repeat=2"), folder / "out")
     assert (folder / "out" / "align_1" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
     assert (folder / "out" / "align_2" / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_a_later_block_may_name_stages_of_an_earlier_one(folder: Path) -> None:
+def test_a_later_block_may_refer_to_stages_of_an_earlier_one(folder: Path) -> None:
     second = """\
   polish:
     repeat: 2
@@ -149,8 +149,8 @@ def test_a_later_block_may_name_stages_of_an_earlier_one(folder: Path) -> None:
     assert one.reward is not None and one.reward.name == "scores_3"
 
 
-def test_samples_of_an_earlier_round_are_judged_by_this_rounds_reward(folder: Path) -> None:
-    """A first round whose rewards lie far above the second's: its samples must not win by that."""
+def test_samples_of_an_earlier_round_are_scored_by_the_reward_of_this_round(folder: Path) -> None:
+    """The first round's rewards are far higher, which must not make its samples win."""
     (folder / "reward.py").write_text(
         "def high(completions):\n    return [100.0 - len(text) for text in completions]\n"
         "def low(completions):\n    return [float(len(text)) for text in completions]\n"

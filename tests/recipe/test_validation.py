@@ -14,7 +14,7 @@ from alignkit.recipe.validation import Checked, validate
 
 
 class Inner(Options):
-    size: int = Field(1, ge=1, le=4, multiple_of=1)
+    size: int = Field(1, ge=1, le=4, description="how large")
 
 
 class Sample(Options):
@@ -67,6 +67,7 @@ def test_a_problem_in_words(check: Any, text: str, message: str) -> None:
 
 def test_the_description_is_the_help_if_there_is_no_better_one(check: Any) -> None:
     assert check("inner: 3")[1].items[0].help == "a part"
+    assert check("nested: [{size: 9}]")[1].items[0].help == "how large"
     assert check("nested: [{sise: 1}]")[1].items[0].help == "did you mean 'size'?"
 
 

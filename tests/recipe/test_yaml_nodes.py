@@ -109,13 +109,13 @@ def test_unusable_yaml(tmp_path: Path, text: str | bytes, message: str, where: t
     assert problem.file == str(tmp_path / "r.yaml")
 
 
-def test_carets_stand_under_the_text(tmp_path: Path) -> None:
+def test_carets_are_under_the_text(tmp_path: Path) -> None:
     lines = str(problems(tmp_path, "a: 1\na: 2\n")[0]).splitlines()
     assert lines[1].endswith("r.yaml:2:1")
     assert lines[2:4] == ["2 | a: 2", "    ^"]
 
 
-def test_every_problem_of_a_file_is_told(tmp_path: Path) -> None:
+def test_every_problem_of_a_file_is_reported(tmp_path: Path) -> None:
     assert len(problems(tmp_path, "a: 1\na: 2\n3: 4\nb: !x 1\n", "nothing", "~zz")) == 5
 
 
