@@ -15,7 +15,7 @@ from alignkit.errors import DataError
 from alignkit.models.encoding import Encoder
 from alignkit.models.examples import Examples
 from alignkit.recipe.load import load_recipe
-from alignkit.runs import run
+from alignkit.runs import data, run
 from alignkit.runs.run import run_recipe
 from alignkit.training import offline
 from alignkit.training.learner import Learner
@@ -44,11 +44,11 @@ def weights(folder: Path) -> bytes:
 
 def test_batch_by_batch_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(tmp_path, demonstrations(5))
-    monkeypatch.setattr(offline, "AHEAD", 4)
+    monkeypatch.setattr(offline, "EAGER_ROWS", 4)
     summary = trained(tmp_path, demonstrations(5), "later")
     assert weights(tmp_path / "later") == weights(tmp_path / "out")
     assert (summary["groups"], summary["steps"]) == (5, 6)
-    assert summary["in_turn"] == {"tried": 5, "used": 5, "broken": 0, "lost": 0}
+    assert summary["lazy"] == {"rows": 5, "used": 5, "invalid": 0, "lost": 0}
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -56,13 +56,14 @@ def test_what_does_not_fit_is_counted_once_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], batch_size: int
 ) -> None:
     """Where nothing of a batch fits, its step teaches nothing and the stage goes on."""
-    monkeypatch.setattr(offline, "AHEAD", 0)
+    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
     rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}, {"prompt": "so?", "completion": LONG}]
     summary = trained(tmp_path, rows, batch_size=batch_size)
     assert summary["encoding"] == {"no_room": 1, "cut": 1}
-    assert (summary["in_turn"]["tried"], summary["in_turn"]["used"], summary["steps"]) == (4, 3, 8 // batch_size)
+    assert (summary["lazy"]["rows"], summary["lazy"]["used"], summary["steps"]) == (4, 3, 8 // batch_size)
     said = capsys.readouterr().err
-    assert "of 4 rows: 1 left out: the prompt leaves no room in max_length; 1 responses cut" in said.replace("\n", " ")
+    fact = "4 rows: 1 row left out, because its prompt leaves no room in max_length; 1 response truncated at max_length"
+    assert fact in said.replace("\n", " ")
     lines = (tmp_path / "out" / "only" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 8 // batch_size
     assert sum("loss" not in json.loads(line) for line in lines) == (2 if batch_size == 1 else 0)
@@ -71,13 +72,13 @@ def test_what_does_not_fit_is_counted_once_and_told(
 def test_validation_is_not_counted_among_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(offline, "AHEAD", 0)
+    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
     held = [*demonstrations(1), *[{"prompt": LONG, "completion": "yes"}] * 3]
     (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, held)), encoding="utf-8")
     rows = [*demonstrations(2), {"prompt": LONG, "completion": "yes"}]
     summary = trained(tmp_path, rows, validation="held.jsonl")
-    assert summary["in_turn"]["no_room"] == 1 and summary["encoding"]["no_room"] == 4
-    assert "of 3 rows: 1 left out" in capsys.readouterr().err.replace("\n", " ")
+    assert summary["lazy"]["no_room"] == 1 and summary["encoding"]["no_room"] == 4
+    assert "3 rows: 1 row left out" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_row_that_the_template_cannot_take_is_left_out_and_told(
@@ -94,12 +95,13 @@ def test_a_row_that_the_template_cannot_take_is_left_out_and_told(
     monkeypatch.setattr(Encoder, "prompt", broken)
     with pytest.raises(DataError, match="makes no token"):
         trained(tmp_path, demonstrations(4), "ahead")
-    monkeypatch.setattr(offline, "AHEAD", 0)
+    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
     summary = trained(tmp_path, demonstrations(4))
-    assert summary["in_turn"] == {"tried": 4, "used": 3, "broken": 1, "lost": 0}
+    assert summary["lazy"] == {"rows": 4, "used": 3, "invalid": 1, "lost": 0}
     said = capsys.readouterr().err.replace("\n", " ")
     assert (
-        "left out: the chat template makes no token of 'is it 1?'" in said and "1 left out: the chat template" in said
+        "left out: the chat template makes no token of 'is it 1?'" in said
+        and "1 row left out, because the chat template" in said
     )
 
 
@@ -107,7 +109,7 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the same bytes and the same counts."""
-    monkeypatch.setattr(offline, "AHEAD", 0)
+    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
     rows = [*demonstrations(6), {"prompt": LONG, "completion": "yes"}]
     wanted = trained(tmp_path, rows)
     step, left = Learner.step, [2]
@@ -127,16 +129,18 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
 
 
 def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offline, "AHEAD", 0)
-    with pytest.raises(DataError, match=r"stage 'only': none of 3 rows gives sft anything .*no_room': 3"):
+    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
+    with pytest.raises(
+        DataError, match=r"stage 'only': sft cannot learn from any of 3 rows: .*3 rows left out, because its prompt"
+    ):
         trained(tmp_path, [{"prompt": LONG, "completion": "yes"}] * 3)
 
 
 def test_what_a_reference_measures_is_tokens_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offline, "AHEAD", 0)
+    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
     rows = [{"prompt": f"is it {n}?", "chosen": "yes", "rejected": "no"} for n in range(3)]
-    assert "in_turn" not in trained(tmp_path, rows, algorithm="dpo")
-    assert trained(tmp_path, rows, "reward", algorithm="reward_model")["in_turn"]["used"] == 3
+    assert "lazy" not in trained(tmp_path, rows, algorithm="dpo")
+    assert trained(tmp_path, rows, "reward", algorithm="reward_model")["lazy"]["used"] == 3
 
 
 def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,20 +150,20 @@ def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytes
         read.append(given)
         return sources.load(*given, **named)
 
-    monkeypatch.setattr(run, "load", counted)
+    monkeypatch.setattr(data, "load", counted)
     trained(tmp_path, demonstrations(4))
     assert len(read) == 1
 
 
 def test_a_file_that_changes_before_its_stage_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage's hash is of what the file holds by then, and so must be what is learned."""
-    hashed = run.Run._hash
+    hashed = run.Run.hash_of
 
     def edit(self: run.Run, stage: Any) -> str:
         (tmp_path / "rows.jsonl").write_text(json.dumps(demonstrations(1)[0]), encoding="utf-8")
         return hashed(self, stage)
 
-    monkeypatch.setattr(run.Run, "_hash", edit)
+    monkeypatch.setattr(run.Run, "hash_of", edit)
     assert trained(tmp_path, demonstrations(4))["groups"] == 1
 
 

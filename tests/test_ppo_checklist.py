@@ -34,14 +34,14 @@ from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
-from alignkit.reward import CombinedReward
 from alignkit.runs.run import Run
 from alignkit.settings import ModelSpec
 from alignkit.training.averages import Averages
+from alignkit.training.iteration import Iteration
 from alignkit.training.learner import Learner
 from alignkit.training.online import OnlineStage
+from alignkit.training.roles import add_value_role
 from alignkit.training.schedule import schedule
-from alignkit.training.stage import StageWork
 
 ITEMS = {
     1: "test_positions_do_not_depend_on_neighbours",
@@ -169,7 +169,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         if self.value_role is None:
             return original(self, examples, lr_factor)
         if not found.frozen:
-            found.frozen = {name: p.clone() for name, p in fixed_weights(self.policy, self).items()}
+            found.frozen = {name: p.clone() for name, p in fixed_weights(self.model, self).items()}
         before = {name: p.clone() for name, p in self.parameters.items()}
         batch = examples.batch()
         metrics = original(self, examples, lr_factor)
@@ -181,8 +181,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
                 "metrics": metrics,
                 "advantage": float(F.masked_mean(batch["advantages"], batch.mask)),
                 "moved": any(not torch.equal(p, before[name]) for name, p in self.parameters.items()),
-                "fixed": {name: p.clone() for name, p in fixed_weights(self.policy, self).items()},
-                "training": self.policy.model.training,
+                "fixed": {name: p.clone() for name, p in fixed_weights(self.model, self).items()},
+                "training": self.model.model.training,
             }
         )
         return metrics
@@ -201,7 +201,7 @@ def fixed_weights(policy: SharedModel, learner: Learner) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Iterator[OnlineStage]:
+def stage(tmp_path: Path) -> Iterator[OnlineStage]:
     with started(tmp_path, ppo_stage()) as found:
         yield found
 
@@ -214,7 +214,8 @@ def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Onlin
     recipe_stage = run.recipe.stages["align"]
     component = recipe_stage.component
     found = OnlineStage(
-        run.stage_context(recipe_stage, folder / "run" / "align"), component.registration.implementation(component.options)
+        run.stage_context(recipe_stage, folder / "run" / "align"),
+        component.registration.implementation(component.options),
     )
     try:
         yield found
@@ -222,21 +223,28 @@ def started(folder: Path, stage: dict[str, Any], **model: Any) -> Iterator[Onlin
         found.close()
 
 
-def scored(work: OnlineStage, groups: Sequence[Group]) -> tuple[list[Group], CombinedReward]:
-    kept, combined, *_ = work._score(groups)
-    return kept, combined
+def scored(stage: OnlineStage, groups: Sequence[Group]) -> Iteration:
+    iteration = Iteration(1)
+    stage.score(iteration, groups)
+    return iteration
 
 
-def rolled_out(work: OnlineStage, count: int = 5) -> Examples:
+def measured(stage: OnlineStage, groups: Sequence[Group]) -> Iteration:
+    iteration = scored(stage, groups)
+    stage.measure(iteration)
+    return iteration
+
+
+def rolled_out(stage: OnlineStage, count: int = 5) -> Examples:
     """Scored and measured rollouts."""
-    return work._measure(*scored(work, work._roll_out(1, prompts(count))), {})
+    return measured(stage, stage.roll_out(prompts(count), 1)).examples
 
 
-def move(work: OnlineStage) -> None:
+def move(stage: OnlineStage) -> None:
     """Policy and value role away from where they started, as after some steps."""
-    work.learner.steps = 1
-    disturb(work.policy, work.role)
-    disturb(work.policy, work.value_role or "", 0.1)
+    stage.learner.steps = 1
+    disturb(stage.work.model, stage.work.roles.trained)
+    disturb(stage.work.model, stage.work.roles.values or "", 0.1)
 
 
 def disturb(policy: SharedModel, role: str, size: float = 0.05) -> None:
@@ -267,12 +275,13 @@ def by_hand(mask: Tensor, **columns: Tensor) -> Batch:
         "reference_logprobs": torch.zeros(mask.shape),
         "old_values": torch.zeros(mask.shape),
         "rewards": torch.zeros(count),
+        "raw_rewards": torch.zeros(count),
     }
     return Batch(
         groups=[Group(())],
         tokens=torch.zeros(mask.shape, dtype=torch.int64),
         mask=mask,
-        group=torch.zeros(count, dtype=torch.int64),
+        group_index=torch.zeros(count, dtype=torch.int64),
         pairs=Pairs(none, none, torch.zeros(0), torch.zeros(0), none),
         **{**known, **columns},
     )
@@ -285,12 +294,12 @@ NOISE = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 # 1-7: which token is where
 
 
-def test_positions_do_not_depend_on_neighbours(work: OnlineStage) -> None:
-    policy = work.policy
-    disturb(policy, work.role)
+def test_positions_do_not_depend_on_neighbours(stage: OnlineStage) -> None:
+    policy = stage.work.model
+    disturb(policy, stage.work.roles.trained)
     prompt, rows = tuple(range(20, 26)), [tuple(range(30, 34)), (40,), tuple(range(50, 59))]
     other = [written((60, 61, 62), (70, 71), name="a"), written(tuple(range(80, 95)), (9, 10, 11), name="b")]
-    for what, role in (("logprobs", work.role), ("values", work.value_role or "")):
+    for what, role in (("logprobs", stage.work.roles.trained), ("values", stage.work.roles.values or "")):
         if what == "values":
             disturb(policy, role, 0.2)
         alone = [measure(policy, role, [written(prompt, row)], what)[0] for row in rows]
@@ -301,9 +310,9 @@ def test_positions_do_not_depend_on_neighbours(work: OnlineStage) -> None:
             torch.testing.assert_close(p, a, atol=1e-5, rtol=0)
 
 
-def test_masks_come_from_lengths_not_from_ids(work: OnlineStage) -> None:
+def test_masks_come_from_lengths_not_from_ids(stage: OnlineStage) -> None:
     """Padding and end ids inside a response are tokens like others; shorter rows have none after their end."""
-    tokenizer = work.policy.tokenizer
+    tokenizer = stage.work.model.tokenizer
     row = (tokenizer.pad_token_id, 30, tokenizer.eos_token_id, 31, tokenizer.pad_token_id)
     batch = Examples([written((5, 6), row, (40, 41))]).batch()
     assert batch.mask.tolist() == [[True] * 5, [True, True, False, False, False]]
@@ -311,12 +320,12 @@ def test_masks_come_from_lengths_not_from_ids(work: OnlineStage) -> None:
     assert len(pack([written((5, 6), row, (40, 41))]).targets) == 7
 
 
-def test_the_end_of_turn_counts_and_nothing_follows_it(work: OnlineStage) -> None:
+def test_the_end_of_turn_counts_and_nothing_follows_it(stage: OnlineStage) -> None:
     """Also with several end ids."""
-    encoder = Encoder(work.policy.tokenizer)
+    encoder = Encoder(stage.work.model.tokenizer)
     ends = set(range(1, 80))
     encoder.__dict__["end_ids"] = frozenset(ends)
-    found = sample(work.policy, work.role, encoder, prompts(6), Sampling(4, 7), seed=0)
+    found = sample(stage.work.model, stage.work.roles.trained, encoder, prompts(6), Sampling(4, 7), seed=0)
     responses = [r for g in found for r in g.responses]
     encoded = [encoder.encode(g, 200) for g in found]
     rows = [row for e in encoded if e is not None for row in e.rows]
@@ -329,11 +338,11 @@ def test_the_end_of_turn_counts_and_nothing_follows_it(work: OnlineStage) -> Non
 
 def test_scores_see_the_whole_response_with_its_end(tmp_path: Path) -> None:
     """The reward here is the number of tokens, the end of turn included."""
-    with started(tmp_path, ppo_stage(reward="length")) as work:
-        work.engine.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
-        examples = rolled_out(work)
-        assert examples.columns["scores"] == [len(row.tokens) for e in examples.groups for row in e.rows]
-        assert len(set(examples.columns["scores"])) > 3
+    with started(tmp_path, ppo_stage(reward="length")) as stage:
+        stage.work.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
+        examples = rolled_out(stage)
+        assert examples.columns["raw_rewards"] == [len(row.tokens) for e in examples.groups for row in e.rows]
+        assert len(set(examples.columns["raw_rewards"])) > 3
 
 
 def test_group_baseline() -> None:
@@ -341,7 +350,7 @@ def test_group_baseline() -> None:
     mask = torch.tensor([[True, True]] * 6)
     group = torch.tensor([0, 0, 1, 1, 2, 3])
     rewards = torch.tensor([1.0, 3.0, -7.0, -7.0, 5.0, 5.0])
-    batch = replace(by_hand(mask, rewards=rewards), group=group)
+    batch = replace(by_hand(mask, rewards=rewards), group_index=group)
     options = {"kl_coefficient": 0.0, "lam": 1.0, "whiten_advantages": False}
     found = algorithm(group_baseline=True, **options).signal(batch)["returns"]
     assert found.tolist() == [[-1.0] * 2, [1.0] * 2, *[[0.0] * 2] * 4]
@@ -354,12 +363,11 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
     for penalty in (0.0, 5.0):
         rollout = {"samples_per_prompt": 3, "max_new_tokens": 7, "temperature": 0.7, "missing_eos_penalty": penalty}
         (tmp_path / str(penalty)).mkdir()
-        with started(tmp_path / str(penalty), ppo_stage(rollout=rollout)) as work:
-            work.engine.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
-            groups, combined, everything = work._score(work._roll_out(1, prompts(5)))
-            columns = work._measure(groups, combined, {}).columns
-            found[penalty] = groups, combined, columns
-            assert everything == groups
+        with started(tmp_path / str(penalty), ppo_stage(rollout=rollout)) as stage:
+            stage.work.models.encoder.__dict__["end_ids"] = frozenset(range(1, 60))
+            iteration = measured(stage, stage.roll_out(prompts(5), 1))
+            found[penalty] = iteration.groups, iteration.combined, iteration.examples.columns
+            assert iteration.rollouts.all_groups == iteration.groups
     (groups, without, plain), (again, combined, columns) = found[0.0], found[5.0]
     cut = torch.tensor([response.truncated for group in groups for response in group.responses])
     assert cut.any() and not cut.all()
@@ -367,8 +375,8 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
     assert torch.equal(without.reward - combined.reward, 5.0 * cut)
     seen = [[r.scores["reward"] for group in some for r in group.responses] for some in (groups, again)]
     assert torch.equal(torch.tensor(seen[0]) - torch.tensor(seen[1]), 5.0 * cut)  # what selection sees
-    assert columns["scores"] == seen[1] and columns["rewards"] == combined.reward.tolist()
-    assert plain["scores"] == seen[0]
+    assert columns["raw_rewards"] == seen[1] and columns["rewards"] == combined.reward.tolist()
+    assert plain["raw_rewards"] == seen[0]
 
 
 def test_an_end_at_the_very_last_place_is_an_end() -> None:
@@ -394,8 +402,8 @@ def test_a_cut_off_response_is_terminal() -> None:
         assert signal["returns"].tolist() == [[0.5, 0.5, 0.5, 1], [2, 0, 0, 0], [0.5, 0.5, 3, 0]]
 
 
-def test_a_value_is_read_before_its_token(work: OnlineStage) -> None:
-    policy, role = work.policy, work.value_role or ""
+def test_a_value_is_read_before_its_token(stage: OnlineStage) -> None:
+    policy, role = stage.work.model, stage.work.roles.values or ""
     disturb(policy, role, 0.2)
     prompt, row = (20, 21, 22), (30, 31, 32, 33)
     values = measure(policy, role, [written(prompt, row)], "values")[0]
@@ -434,18 +442,18 @@ def test_kl_is_priced_in_the_reward_and_only_there() -> None:
     torch.testing.assert_close(batch["advantages"], wanted)
     out = Outputs(logprobs=old + 0.1, values=NOISE, entropy=NOISE.abs())
     terms = ppo.loss(batch, out)
-    assert set(terms) == {"policy", "value", "entropy"}
+    assert set(terms) == {"policy_loss", "value_loss", "entropy"}
     moved = replace(batch, reference_logprobs=reference + 1)
     for name, term in ppo.loss(moved, out).items():
         assert torch.equal(term.values, terms[name].values)
 
 
-def test_first_minibatch_is_on_policy(work: OnlineStage, watched: Watched) -> None:
+def test_first_minibatch_is_on_policy(stage: OnlineStage, watched: Watched) -> None:
     """Temperature 0.7: ratio 1 at every token, nothing clipped, and the loss is minus the mean advantage."""
-    move(work)
-    examples = rolled_out(work)
+    move(stage)
+    examples = rolled_out(stage)
     batch = examples.batch()
-    out = work.learner._forward(examples)
+    out = stage.learner._forward(examples)
     logprobs = out.logprobs
     assert out.values is not None and batch.old_values is not None
     torch.testing.assert_close(out.values.detach(), batch.old_values, atol=1e-5, rtol=0)
@@ -454,19 +462,21 @@ def test_first_minibatch_is_on_policy(work: OnlineStage, watched: Watched) -> No
     first = watched.steps[0]
     assert first["metrics"]["ratio"] == pytest.approx(1, abs=1e-5)
     assert first["metrics"]["clip_fraction"] == 0
-    assert first["metrics"]["policy"] == pytest.approx(-first["advantage"], abs=1e-5)
+    assert first["metrics"]["policy_loss"] == pytest.approx(-first["advantage"], abs=1e-5)
     assert watched.steps[-1]["metrics"]["ratio"] != pytest.approx(1, abs=1e-5)
     assert watched.metrics[0]["sampler_gap"] < 1e-4
 
 
-def test_temperature_divides_policy_old_and_reference_alike(work: OnlineStage) -> None:
-    move(work)
-    examples = rolled_out(work)
+def test_temperature_divides_policy_old_and_reference_alike(stage: OnlineStage) -> None:
+    move(stage)
+    examples = rolled_out(stage)
     row = pack(examples.groups)
     lengths = [len(r.tokens) for e in examples.groups for r in e.rows]
-    for role, name in ((work.role, "old_logprobs"), (BASE, "reference_logprobs")):
+    for role, name in ((stage.work.roles.trained, "old_logprobs"), (BASE, "reference_logprobs")):
         with torch.no_grad():
-            logits = work.policy.next_logits(role, work.policy.hidden(role, row.layout, row.tokens)[row.before])
+            logits = stage.work.model.next_logits(
+                role, stage.work.model.hidden(role, row.layout, row.tokens)[row.before]
+            )
         wanted = torch.log_softmax(logits / 0.7, -1).gather(-1, row.targets[:, None])[:, 0].split(lengths)
         for a, b in zip(examples.token_columns[name], wanted, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
@@ -475,9 +485,9 @@ def test_temperature_divides_policy_old_and_reference_alike(work: OnlineStage) -
 def test_sampling_filters_are_off_and_harmless(tmp_path: Path) -> None:
     """By default none; with one, log-probabilities stay those of the unfiltered policy, so KL is finite."""
     stage = ppo_stage(rollout={"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 2, "top_p": 0.5})
-    with started(tmp_path, stage) as work:
-        assert (work.sampling.top_k, work.sampling.top_p) == (2, 0.5)
-        examples = rolled_out(work)
+    with started(tmp_path, stage) as stage:
+        assert (stage.sampling.top_k, stage.sampling.top_p) == (2, 0.5)
+        examples = rolled_out(stage)
         batch = examples.batch()
         assert bool(batch["advantages"].isfinite().all())
         sampled = [x for e in examples.groups for r in e.group.responses for x in r.logprobs or ()]
@@ -545,8 +555,8 @@ def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     return found
 
 
-def test_values_start_at_zero_or_at_the_reward_model(work: OnlineStage, reward_model: Trained) -> None:
-    examples = rolled_out(work)
+def test_values_start_at_zero_or_at_the_reward_model(stage: OnlineStage, reward_model: Trained) -> None:
+    examples = rolled_out(stage)
     assert all(not bool(values.any()) for values in examples.token_columns["old_values"])
     engine = reward_model.run.models
     engine.model.add_role("value", start=engine.role("rm"), head="scalar")
@@ -565,8 +575,8 @@ def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path,
     centered = algorithm(group_baseline=True)
     two = Group((), (Response(text="a"), Response(text="b")))
     assert centered.needs.min_samples == 2 and algorithm().needs.min_samples == 1
-    assert centered.keep(two) and not centered.keep(replace(two, responses=two.responses[:1]))
-    assert algorithm().keep(replace(two, responses=two.responses[:1]))
+    assert centered.keep_group(two) and not centered.keep_group(replace(two, responses=two.responses[:1]))
+    assert algorithm().keep_group(replace(two, responses=two.responses[:1]))
     write_groups(tmp_path / "pairs.jsonl", prompts(2))
     for baseline, samples in ((True, 1), (True, 2), (False, 1)):
         options = {"ppo": {"group_baseline": baseline}}
@@ -582,33 +592,25 @@ def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path,
     head = engine.model.roles[engine.role("rm")].head
     for options, kept in (({"group_baseline": True}, False), ({}, True)):
         settings = SimpleNamespace(reward=RewardSpec("stage", "rm"), value_from=None)
-        training: Any = SimpleNamespace(
-            run_=SimpleNamespace(name="align"),
-            algorithm=algorithm(**options),
-            settings=settings,
-            engine=engine,
-            policy=engine.model,
-            role="base",
-        )
-        said = StageWork._add_value_role(training)
+        context: Any = SimpleNamespace(name="align", settings=settings, models=engine, model=engine.model)
+        _, start = add_value_role(context, algorithm(**options).needs, "base")
         value = engine.model.roles["align~value"].head
         engine.model.drop_role("align~value")
         assert head is not None and value is not None
         assert torch.equal(value, head if kept else torch.zeros_like(head))
-        assert said == ("rm" if kept else "rm with a zero head")
+        assert start == ("rm" if kept else "rm's network, head at zero")
 
 
 def test_a_skipped_step_hides_no_other_steps_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An iteration's metrics are means over the steps that were taken, beside how many were not."""
-    with started(tmp_path, ppo_stage(epochs=2, batch_size=2)) as work:
+    with started(tmp_path, ppo_stage(epochs=2, batch_size=2)) as stage:
         steps = iter(
             [{"loss": 1.0}, {"loss": math.nan, "skipped": 1.0}, {"loss": 3.0}, {"loss": math.inf, "skipped": 1.0}]
         )
-        monkeypatch.setattr(work.learner, "step", lambda part, factor: next(steps, {"loss": 5.0}))
-        groups, combined = scored(work, work._roll_out(1, prompts(5)))
-        metrics: dict[str, Any] = {}
-        examples = work._measure(groups, combined, metrics)
-        work._learn(1, 0, Phase(groups), examples, 1.0, metrics)
+        monkeypatch.setattr(stage.learner, "step", lambda part, factor: next(steps, {"loss": 5.0}))
+        iteration = measured(stage, stage.roll_out(prompts(5), 1))
+        stage.learn(iteration, 0, Phase(iteration.groups), iteration.examples)
+    metrics = iteration.metrics
     assert metrics["loss"] == pytest.approx((1 + 3 + 2 * 5) / 4) and metrics["skipped"] == 2
 
 
@@ -618,46 +620,46 @@ SHARED = {"ppo": {"kl_coefficient": 0.1, "shared_value": True}}
 @pytest.mark.parametrize("lora", [{"r": 4}, "none"])
 @pytest.mark.parametrize("options", [{}, {"algorithm": SHARED}], ids=["own", "shared"])
 def test_value_gradient_does_not_reach_the_policy(tmp_path: Path, lora: Any, options: dict[str, Any]) -> None:
-    with started(tmp_path, ppo_stage(**options), lora=lora) as work:
-        move(work)
-        examples = rolled_out(work)
+    with started(tmp_path, ppo_stage(**options), lora=lora) as stage:
+        move(stage)
+        examples = rolled_out(stage)
         examples.token_columns["advantages"] = [torch.zeros_like(x) for x in examples.token_columns["advantages"]]
-        work.learner._accumulate(examples)
+        stage.learner._accumulate(examples)
         norms = {"new": 0.0, "value": 0.0}
-        for name, parameter in work.learner.parameters.items():
+        for name, parameter in stage.learner.parameters.items():
             assert parameter.grad is not None
             norms[name.split(":")[0].split("~")[1]] += float(parameter.grad.norm())
         assert norms["new"] == 0 and norms["value"] > 1e-3
-        assert all(p.grad is None for p in fixed_weights(work.policy, work.learner).values())
+        assert all(p.grad is None for p in fixed_weights(stage.work.model, stage.learner).values())
 
 
 @pytest.mark.parametrize("lora", [{"r": 4}, "none"])
 def test_a_shared_value_is_a_head_on_the_policys_own_states(tmp_path: Path, lora: Any) -> None:
     """The same numbers before and in training, no weights but the head's, and the adapter outlives it."""
-    with started(tmp_path, ppo_stage(algorithm=SHARED), lora=lora) as work:
-        policy, head = work.policy, work.policy.roles[work.value_role or ""].head
+    with started(tmp_path, ppo_stage(algorithm=SHARED), lora=lora) as stage:
+        policy, head = stage.work.model, stage.work.model.roles[stage.work.roles.values or ""].head
         assert head is not None and not bool(head.any())
-        assert [name for name in work.learner.parameters if "~value:" in name] == ["align~value:score.weight"]
-        assert work.learner.token_budget == policy.token_budget
-        move(work)
-        disturb(policy, work.value_role or "", 3.0)  # the tiny model's states are small
-        examples = rolled_out(work)
-        out, batch = work.learner._forward(examples), examples.batch()
+        assert [name for name in stage.learner.parameters if "~value:" in name] == ["align~value:score.weight"]
+        assert stage.learner.token_budget == policy.token_budget
+        move(stage)
+        disturb(policy, stage.work.roles.values or "", 3.0)  # the tiny model's states are small
+        examples = rolled_out(stage)
+        out, batch = stage.learner._forward(examples), examples.batch()
         assert out.values is not None and batch.old_values is not None and out.logprobs is not None
         assert batch.old_logprobs is not None
         row = pack(examples.groups)
-        states = policy.hidden(work.role, row.layout, row.tokens)[row.before]
+        states = policy.hidden(stage.work.roles.trained, row.layout, row.tokens)[row.before]
         expected = row.unpack(states @ head[0] / math.sqrt(policy.hidden_size))
         for values in (out.values, batch.old_values):
             torch.testing.assert_close(values[batch.mask], expected[batch.mask], rtol=1e-4, atol=1e-5)
         assert float(expected[batch.mask].detach().std()) > 0.01
         torch.testing.assert_close(out.logprobs[batch.mask], batch.old_logprobs[batch.mask], rtol=1e-4, atol=1e-5)
-        before = {name: p.clone() for name, p in policy.parameters_of(work.role).items()}
-        policy.drop_role(work.value_role or "")
-        assert {name: p.tolist() for name, p in policy.parameters_of(work.role).items()} == {
+        before = {name: p.clone() for name, p in policy.parameters_of(stage.work.roles.trained).items()}
+        policy.drop_role(stage.work.roles.values or "")
+        assert {name: p.tolist() for name, p in policy.parameters_of(stage.work.roles.trained).items()} == {
             name: p.tolist() for name, p in before.items()
         }
-        policy.add_head(work.value_role or "", work.role)  # for the stage to close
+        policy.add_head(stage.work.roles.values or "", stage.work.roles.trained)  # for the stage to close
 
 
 def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model: Trained) -> None:
@@ -689,8 +691,8 @@ def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model
 # 19-26: the update
 
 
-def test_advantages_are_whitened_over_all_rollouts(work: OnlineStage) -> None:
-    examples = rolled_out(work)
+def test_advantages_are_whitened_over_all_rollouts(stage: OnlineStage) -> None:
+    examples = rolled_out(stage)
     whole = torch.cat(examples.token_columns["advantages"])
     assert float(whole.mean()) == pytest.approx(0, abs=1e-5) and float(whole.std()) == pytest.approx(1, abs=1e-4)
     part = torch.cat(examples.take([0, 1]).token_columns["advantages"])
@@ -713,20 +715,20 @@ def test_every_sample_once_an_epoch(watched: Watched) -> None:
     assert orders[0] != orders[1] and set(orders[0]) == set(orders[1])
 
 
-def test_micro_batches_do_not_change_the_gradient(work: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_micro_batches_do_not_change_the_gradient(stage: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged lengths: means of micro-batch means would differ."""
-    move(work)
-    examples = rolled_out(work)
+    move(stage)
+    examples = rolled_out(stage)
     generator = torch.Generator().manual_seed(0)
     examples = cut_short(examples, generator)
     assert len({len(row.tokens) for e in examples.groups for row in e.rows}) > 3
-    disturb(work.policy, work.role)  # off policy: ratios differ from 1
+    disturb(stage.work.model, stage.work.roles.trained)  # off policy: ratios differ from 1
     found = []
     for budget in (10, 60, 10_000):
         monkeypatch.setattr(SharedModel, "token_budget", budget)
-        work.learner.optimizer.zero_grad()
-        metrics = work.learner._accumulate(examples)
-        found.append(({name: p.grad.clone() for name, p in work.learner.parameters.items()}, metrics))
+        stage.learner.optimizer.zero_grad()
+        metrics = stage.learner._accumulate(examples)
+        found.append(({name: p.grad.clone() for name, p in stage.learner.parameters.items()}, metrics))
     for gradients, metrics in found[1:]:
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, found[0][0][name], atol=1e-6, rtol=1e-5)
@@ -758,8 +760,8 @@ def losses(
         logprobs=ratio.log().requires_grad_(), values=values.requires_grad_(), entropy=torch.zeros(ratio.shape)
     )
     terms = ppo.loss(batch, out)
-    policy = torch.autograd.grad(terms["policy"].values.sum(), out.logprobs)[0]
-    value = torch.autograd.grad(terms["value"].values.sum(), out.values)[0]
+    policy = torch.autograd.grad(terms["policy_loss"].values.sum(), out.logprobs)[0]
+    value = torch.autograd.grad(terms["value_loss"].values.sum(), out.values)[0]
     return terms, policy, value
 
 
@@ -768,12 +770,12 @@ def test_policy_clip() -> None:
     ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5, 1.1, 1.25]])
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 2.0, 1.0]])
     terms, gradient, _ = losses(algorithm(), ratio, advantages, torch.zeros(1, 6))
-    assert terms["policy"].values.tolist()[0] == pytest.approx([-1.2, 1.5, -0.5, 0.8, -2.2, -1.2])
+    assert terms["policy_loss"].values.tolist()[0] == pytest.approx([-1.2, 1.5, -0.5, 0.8, -2.2, -1.2])
     assert gradient.tolist()[0] == pytest.approx([0, 1.5, -0.5, 0, -2.2, 0])
     higher = losses(algorithm(clip_range_high=0.3), ratio, advantages, torch.zeros(1, 6))[0]
-    assert higher["policy"].values.tolist()[0] == pytest.approx([-1.3, 1.5, -0.5, 0.8, -2.2, -1.25])
+    assert higher["policy_loss"].values.tolist()[0] == pytest.approx([-1.3, 1.5, -0.5, 0.8, -2.2, -1.25])
     dual = losses(algorithm(dual_clip=1.2), ratio, advantages, torch.zeros(1, 6))[0]
-    assert dual["policy"].values.tolist()[0] == pytest.approx([-1.2, 1.2, -0.5, 0.8, -2.2, -1.2])
+    assert dual["policy_loss"].values.tolist()[0] == pytest.approx([-1.2, 1.2, -0.5, 0.8, -2.2, -1.2])
 
 
 def test_value_clip() -> None:
@@ -782,10 +784,10 @@ def test_value_clip() -> None:
     old = torch.tensor([[0.0, 2.0, 0.5]])
     ones = torch.ones(1, 3)
     terms, _, gradient = losses(algorithm(), ones, ones, values, old_values=old)
-    assert terms["value"].values.tolist()[0] == pytest.approx([0.005, 0.5 * 1.8**2, 0.125])
+    assert terms["value_loss"].values.tolist()[0] == pytest.approx([0.005, 0.5 * 1.8**2, 0.125])
     assert gradient.tolist()[0] == pytest.approx([0.1, 0, -0.5])
     free = losses(algorithm(value_clip_range=None), ones, ones, values.detach(), old_values=old)[0]
-    assert free["value"].values.tolist()[0] == pytest.approx([0.005, 0.5, 0.125])
+    assert free["value_loss"].values.tolist()[0] == pytest.approx([0.005, 0.5, 0.125])
 
 
 @pytest.mark.parametrize("garbage", [1e30, math.nan])
@@ -816,24 +818,24 @@ def test_metrics_do_not_see_padding(garbage: float) -> None:
 
 def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
     stage = ppo_stage(algorithm={"ppo": {"kl_coefficient": 0.1, "kl_target": 3.0, "kl_horizon": 100.0}}, iterations=1)
-    with started(tmp_path, stage) as work:
-        work.learner.steps = 1  # not the first step: policy and reference may differ
-        disturb(work.policy, work.role, 0.1)
-        groups, combined = scored(work, work._roll_out(1, prompts(5)))
-        metrics: dict[str, Any] = {}
-        columns = work._measure(groups, combined, metrics).token_columns
+    with started(tmp_path, stage) as stage:
+        stage.learner.steps = 1  # not the first step: policy and reference may differ
+        disturb(stage.work.model, stage.work.roles.trained, 0.1)
+        iteration = measured(stage, stage.roll_out(prompts(5), 1))
+        metrics, columns = iteration.metrics, iteration.examples.token_columns
         differences = zip(columns["old_logprobs"], columns["reference_logprobs"], strict=True)
         wanted = sum(float((a - b).sum()) for a, b in differences) / 15
         assert metrics["kl"] == pytest.approx(wanted, abs=1e-5)
         assert abs(wanted) > 0.05
-        adapted = work.algorithm.state["kl_coefficient"]
+        adapted = stage.algorithm.algorithm.state["kl_coefficient"]
         assert adapted == pytest.approx(F.adaptive_kl(0.1, wanted, 3.0, 100.0, 15), rel=1e-5)
-        again = work._measure(groups, combined, {})
-        work.learner.step(again, 1.0)
-        work.learner.step(again, 1.0)
+        stage.measure(iteration)
+        again = iteration.examples
+        stage.learner.step(again, 1.0)
+        stage.learner.step(again, 1.0)
         # Once per rollout batch (two were measured), never per step.
         twice = F.adaptive_kl(adapted, wanted, 3.0, 100.0, 15)
-        assert work.algorithm.state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
+        assert stage.algorithm.algorithm.state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
 
 
 def test_the_price_of_kl_is_never_negative() -> None:
@@ -886,8 +888,8 @@ def test_what_the_values_explain() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl_coefficient": 0.0, "kl_target": 3.0}, "give kl_coefficient above 0"),
-        ({"kl_horizon": 9.0}, "bears on kl_target alone"),
+        ({"kl_coefficient": 0.0, "kl_target": 3.0}, "kl_coefficient must be above 0"),
+        ({"kl_horizon": 9.0}, "kl_horizon only applies to kl_target"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(options: dict[str, float], message: str) -> None:
@@ -895,25 +897,23 @@ def test_options_that_would_change_nothing_are_refused(options: dict[str, float]
         algorithm(**options)
 
 
-def test_a_mismatch_is_seen(work: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mismatch_is_seen(stage: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference that is not where the policy starts stops the run; another sampler shows as `sampler_gap`."""
-    groups, combined = scored(work, work._roll_out(1, prompts(5)))
-    metrics: dict[str, Any] = {}
-    work._measure(groups, combined, metrics)
-    assert metrics["sampler_gap"] < 1e-4
-    work.sampling = replace(work.sampling, temperature=1.4)
-    work._measure(groups, combined, metrics)
-    assert metrics["sampler_gap"] > 0.05
-    disturb(work.policy, work.role, 0.1)
+    iteration = measured(stage, stage.roll_out(prompts(5), 1))
+    assert iteration.metrics["sampler_gap"] < 1e-4
+    stage.sampling = replace(stage.sampling, temperature=1.4)
+    stage.measure(iteration)
+    assert iteration.metrics["sampler_gap"] > 0.05
+    disturb(stage.work.model, stage.work.roles.trained, 0.1)
     with pytest.raises(RunFailed, match="KL"):
-        work._measure(groups, combined, {})
+        stage.measure(iteration)
 
 
-def test_adam_settings(work: OnlineStage) -> None:
-    options = work.learner.optimizer.param_groups
+def test_adam_settings(stage: OnlineStage) -> None:
+    options = stage.learner.optimizer.param_groups
     assert len(options) == 1
     assert options[0]["eps"] == 1e-5 and options[0]["weight_decay"] == 0 and options[0]["betas"] == (0.9, 0.999)
-    assert len(options[0]["params"]) == len(work.learner.parameters)
+    assert len(options[0]["params"]) == len(stage.learner.parameters)
 
 
 def test_learning_rate_falls_per_iteration(watched: Watched) -> None:
@@ -923,21 +923,21 @@ def test_learning_rate_falls_per_iteration(watched: Watched) -> None:
     assert [schedule("linear", i, 4, 0.0) for i in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
-def test_each_roles_gradient_is_clipped_after_accumulation(work: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work.settings, "max_grad_norm", 0.01)
+def test_each_roles_gradient_is_clipped_after_accumulation(stage: OnlineStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage.settings, "max_grad_norm", 0.01)
     monkeypatch.setattr(SharedModel, "token_budget", 60)  # several micro-batches
-    disturb(work.policy, work.value_role or "", 0.1)
-    metrics = work.learner.step(rolled_out(work), 1.0)
+    disturb(stage.work.model, stage.work.roles.values or "", 0.1)
+    metrics = stage.learner.step(rolled_out(stage), 1.0)
     assert metrics["grad_norm"] > 0.02 and metrics["value_grad_norm"] > 0.02
-    for role in (work.role, work.value_role):
-        own = [p for name, p in work.learner.parameters.items() if name.startswith(f"{role}:")]
+    for role in (stage.work.roles.trained, stage.work.roles.values):
+        own = [p for name, p in stage.learner.parameters.items() if name.startswith(f"{role}:")]
         assert float(torch.nn.utils.get_total_norm([p.grad for p in own])) == pytest.approx(0.01, rel=1e-3)
 
 
 # 32-40: the rest
 
 
-def test_a_foreign_reward_model_reads_words(tmp_path: Path, work: OnlineStage) -> None:
+def test_a_foreign_reward_model_reads_words(tmp_path: Path, stage: OnlineStage) -> None:
     """A reward model with another vocabulary and template never sees the policy's ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
@@ -961,13 +961,13 @@ def test_a_foreign_reward_model_reads_words(tmp_path: Path, work: OnlineStage) -
     ids = [vocabulary[t] for t in ("[Q]", "bake", "bread", "[A]", "good", "bread", "<eos>")]
     with torch.no_grad():
         wanted = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
-    work.engine.artifact = lambda reference: folder
-    assert work.engine.scores(str(folder), [group]) == [pytest.approx(wanted, abs=1e-5)]
+    stage.work.models.artifact = lambda reference: folder
+    assert stage.work.models.scores(str(folder), [group]) == [pytest.approx(wanted, abs=1e-5)]
 
 
-def test_what_is_scored_ends_its_turn(work: OnlineStage) -> None:
+def test_what_is_scored_ends_its_turn(stage: OnlineStage) -> None:
     """Reward models were trained on ended turns; a cut-off response is given one, also where it is cut to fit."""
-    encoder = work.engine.encoder
+    encoder = stage.work.models.encoder
     end = encoder.end_of_turn
     group = replace(prompts(1)[0], responses=(Response(text="", tokens=tuple(range(30, 60)), truncated=True),))
     room = len(encoder.prompt(group.prompt))
@@ -994,23 +994,23 @@ def test_kl_is_zero_at_first_and_then_not(watched: Watched) -> None:
 def test_long_prompts_are_left_out(tmp_path: Path) -> None:
     encoder = Encoder(plugins_tokenizer())
     limit = sorted(len(encoder.prompt(g.prompt)) for g in prompts(8))[4] + 7
-    with started(tmp_path, ppo_stage(max_length=limit)) as work:
-        kept = work._prompts()
-        left_out = work.summary["prompts_without_room"]
+    with started(tmp_path, ppo_stage(max_length=limit)) as stage:
+        kept = stage.prompts().prompts
+        left_out = stage.work.summary["prompts_without_room"]
         assert kept and left_out and len(kept) + left_out == 8
-        lengths = {g.prompt[0]["content"]: len(work.engine.encoder.prompt(g.prompt)) for g in prompts(8)}
+        lengths = {g.prompt[0]["content"]: len(stage.work.models.encoder.prompt(g.prompt)) for g in prompts(8)}
         assert {g.prompt[0]["content"] for g in kept} == {text for text, n in lengths.items() if n + 7 <= limit}
 
 
-def test_a_response_of_one_end_token(work: OnlineStage) -> None:
+def test_a_response_of_one_end_token(stage: OnlineStage) -> None:
     """The end of turn as first token: one token, an empty text, and a batch of such rows is finite."""
-    encoder = work.engine.encoder
-    encoder.__dict__["end_ids"] = frozenset(range(work.policy.model.config.vocab_size))
-    groups = work._roll_out(1, prompts(5))
+    encoder = stage.work.models.encoder
+    encoder.__dict__["end_ids"] = frozenset(range(stage.work.model.model.config.vocab_size))
+    groups = stage.roll_out(prompts(5), 1)
     assert {(r.text, len(r.tokens or ()), r.truncated) for g in groups for r in g.responses} == {("", 1, False)}
-    examples = work._measure(*scored(work, groups), {})
+    examples = measured(stage, groups).examples
     assert all(bool(x.isfinite().all()) for x in examples.token_columns["advantages"])
-    metrics = work.learner.step(examples, 1.0)
+    metrics = stage.learner.step(examples, 1.0)
     assert math.isfinite(metrics["loss"]) and "skipped" not in metrics
     for mask in (torch.ones(1, 1, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.bool)):
         signal = algorithm().signal(by_hand(mask, rewards=torch.ones(len(mask))))
@@ -1019,36 +1019,38 @@ def test_a_response_of_one_end_token(work: OnlineStage) -> None:
 
 def test_ptx_is_a_token_mean_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = ppo_stage(mix={"data": {"path": "demos.jsonl"}, "objective": "sft", "weight": 3.0, "batch_size": 3})
-    with started(tmp_path, stage) as work:
-        learner = work.learner
-        examples = rolled_out(work)
+    with started(tmp_path, stage) as stage:
+        learner = stage.learner
+        examples = rolled_out(stage)
         monkeypatch.setattr(SharedModel, "token_budget", 60)
-        mix = learner.mix
+        mix = learner.auxiliary
         assert mix is not None
-        demos = mix.next(3)
+        demos = mix.batch(0)
         learner.optimizer.zero_grad()
         learner._accumulate(examples)
         ppo = {name: p.grad.clone() for name, p in learner.parameters.items()}
         learner.optimizer.zero_grad()
         row = pack(demos)
-        hidden = work.policy.hidden(work.role, row.layout, row.tokens)
-        nll = -work.policy.logprobs(work.role, hidden[row.before], row.targets)[0].mean()
+        hidden = stage.work.model.hidden(stage.work.roles.trained, row.layout, row.tokens)
+        nll = -stage.work.model.logprobs(stage.work.roles.trained, hidden[row.before], row.targets)[0].mean()
         nll.backward()
         ptx = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in learner.parameters.items()}
         learner.optimizer.zero_grad()
         learner._accumulate(examples)
-        assert learner._accumulate_mix(mix) == pytest.approx(nll.item(), abs=1e-5)
+        assert learner._accumulate_auxiliary(mix) == pytest.approx(nll.item(), abs=1e-5)
         for name, parameter in learner.parameters.items():
             torch.testing.assert_close(parameter.grad, ppo[name] + 3 * ptx[name], atol=1e-5, rtol=1e-4)
         assert any(float(g.abs().max()) > 1e-4 for g in ptx.values())
 
 
-def test_random_streams_differ_by_place(work: OnlineStage) -> None:
+def test_random_streams_differ_by_place(stage: OnlineStage) -> None:
     """Siblings, prompts of one text, iterations and stages never share draws; the same place gives the same."""
 
     def texts(**more: Any) -> list[Any]:
         place = more.pop("place", ("align", "rollout", 1))
-        found = sample(work.policy, BASE, work.engine.encoder, [prompts(1)[0]] * 2, Sampling(3, 7), seed=0, place=place)
+        found = sample(
+            stage.work.model, BASE, stage.work.models.encoder, [prompts(1)[0]] * 2, Sampling(3, 7), seed=0, place=place
+        )
         return [r.tokens for g in found for r in g.responses]
 
     first = texts()
@@ -1072,5 +1074,5 @@ def test_bf16_logits_are_widened_before_the_softmax() -> None:
 def test_a_shared_value_starts_from_no_reward_model(tmp_path: Path) -> None:
     stages = {"rm": REWARD_MODEL, "align": ppo_stage(algorithm=SHARED, value_from="rm")}
     write_groups(tmp_path / "pairs.jsonl", prompts(2))
-    with pytest.raises(RecipeError, match="ppo has its values from the policy"):
+    with pytest.raises(RecipeError, match="ppo computes its values from the policy"):
         make_run(tmp_path, stages)

@@ -201,7 +201,7 @@ KILLS = [
     pytest.param("kill=rollouts_scored:align:3", "align: continuing after iteration 2 of 4", id="before ppo learns"),
     pytest.param("kill=half:align:3", "align: continuing after iteration 2 of 4", id="while ppo saves"),
     pytest.param(
-        "kill=metrics_logged:align:1", "align: ppo", id="before ppo's first checkpoint", marks=pytest.mark.slow
+        "kill=metrics_logged:align:1", "align: ppo from", id="before ppo's first checkpoint", marks=pytest.mark.slow
     ),
     pytest.param(
         "kill=checkpoint_saved:align:4",
@@ -301,7 +301,7 @@ def test_a_damaged_checkpoint_falls_back(
     damage(stopped / "align" / "checkpoints" / "000003" / name)
     code, err = place.here(stopped)
     assert code == 0, err
-    assert "000003 is damaged" in err and name in err and "falling back to the one before" in err
+    assert "000003 is damaged" in err and name in err and "trying the one before" in err
     assert "align: continuing after iteration 2 of 4" in err
     place.check(stopped)
 
@@ -319,7 +319,7 @@ def test_nothing_but_damaged_checkpoints_is_an_error(place: Place, stopped: Path
     for folder in (stopped / "align" / "checkpoints").iterdir():
         truncate(folder / "tensors.safetensors")
     code, err = place.here(stopped)
-    assert code == 1 and "all checkpoints in" in err and "delete the folder to start this stage afresh" in err
+    assert code == 1 and "all checkpoints in" in err and "delete the folder to start this stage over" in err
     shutil.rmtree(stopped / "align" / "checkpoints")
     code, err = place.here(stopped)
     assert code == 0, err
@@ -336,7 +336,7 @@ def test_a_missing_part_is_an_error_and_no_fresh_start(place: Place, stopped: Pa
     (folder / MANIFEST).write_text(json.dumps(sums))
     code, err = place.here(stopped)
     assert code == 1, err
-    assert ("no weights for" if lacking == "weight/" else "no optimiser state for") in err
+    assert ("no weights for" if lacking == "weight/" else "no optimizer state for") in err
 
 
 def test_two_runs_in_one_folder_are_refused(place: Place, stopped: Path) -> None:
@@ -370,7 +370,7 @@ def test_another_dtype_is_said(place: Place, stopped: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(stage_module, "load_checkpoint", from_elsewhere)
     code, err = place.here(stopped, "stop=stage_started:align:1")
-    assert code == 75 and "was written in bfloat16, this machine takes float32" in err, err
+    assert code == 75 and "was written in bfloat16, but this machine uses float32" in err, err
 
 
 def written(out: Path) -> list[tuple[str, int]]:
