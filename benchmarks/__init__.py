@@ -1,1 +1,1 @@
-"""Ours against the peers' own code, round by round on one machine: `python -m benchmarks --help`."""
+"""alignkit compared with other libraries, alternately on one machine: `python -m benchmarks --help`."""

@@ -16,93 +16,99 @@ from benchmarks.catalogue import BENCHMARKS, Benchmark
 from benchmarks.measure import ENVIRONMENTS, Failed, ask_once, run
 from benchmarks.worker import Job
 
+COLUMNS = (
+    *("unit", "alignkit", "peer", "ratio", "alignkit GiB", "peer GiB", "memory ratio"),
+    *("times the floor", "loss difference", "rounds"),
+)
 MODEL, TINY = "smollm2-135m-instruct", "tiny"
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
-    only: Annotated[str, typer.Option(metavar="NAME,...", help="These alone.")] = "",
-    short: Annotated[bool, typer.Option("--short", help="Tiny model and sizes: does everything still work?")] = False,
-    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each side.")] = 3,
+    only: Annotated[str, typer.Option(metavar="NAME,...", help="Benchmarks to run; default: all.")] = "",
+    short: Annotated[
+        bool, typer.Option("--short", help="Tiny model and sizes, to check that everything works.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds per side; medians count.")] = 3,
     model: Annotated[
-        str | None, typer.Option(help=f"Base model: plugin's name, folder or hub id (else {MODEL}).")
+        str | None, typer.Option(help=f"Base model: a plugin's name, a folder or a hub id; default: {MODEL}.")
     ] = None,
     checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="TRL recomputes activations: less memory, more work.")
+        bool, typer.Option("--checkpointing", help="Let TRL recompute activations: less memory, more work.")
     ] = False,
-    listed: Annotated[bool, typer.Option("--list", help="What there is, and exit.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the benchmarks and exit.")] = False,
 ) -> None:
-    """Ours against the peers' own code: rounds in turn, medians, peak memory, distance to the machine's floor."""
+    """Compare alignkit with other libraries: speed, peak memory, and the time relative to the hardware limit."""
     chosen = _chosen(only)
     if listed:
         for benchmark in chosen:
-            print(f"{benchmark.name:<18} {benchmark.what}; against {benchmark.peer_is}")
+            print(f"{benchmark.name:<18} {benchmark.description}; peer: {benchmark.peer_name}")
         return
     if short and model:
-        raise typer.BadParameter("--short is for the tiny model: leave out --model")
+        raise typer.BadParameter("--short uses the tiny model: remove --model")
     if out is not None:
         _write([], out)
     with tempfile.TemporaryDirectory(prefix="alignkit-benchmarks-") as folder:
-        starts = Starts(
+        starts = StartingPoints(
             Job("", short=short, checkpointing=checkpointing), TINY if short else model or MODEL, Path(folder)
         )
         try:
-            found = ask_once(replace(starts.job, function="floor:probe"))
-            _say_machine(found["machine"], found["rates"])
-            failed = _measure(chosen, starts, rounds, found["machine"], found["rates"], out)
+            probed = ask_once(replace(starts.job, function="floor:probe"))
+            _print_machine(probed["machine"], probed["rates"])
+            failed = _measure(chosen, starts, rounds, probed["machine"], probed["rates"], out)
         except Failed as error:
             print(f"error: {error}", file=sys.stderr)
             failed = 1
     raise typer.Exit(1 if failed else 0)
 
 
-class Starts:
-    """What both sides start from, made when a benchmark first wants it: base models, and adapters in `folder`."""
+class StartingPoints:
+    """The base models, and the adapters in `folder`, that both sides start from; made when first needed."""
 
     def __init__(self, job: Job, model: str, folder: Path):
         self.job, self.model, self._folder = job, model, folder
-        self._made: dict[str, Job] = {}
+        self._jobs: dict[str, Job] = {}
 
     def of(self, benchmark: Benchmark) -> tuple[str, Job]:
-        """The model's name, and the job that both sides share. Raises Failed."""
+        """The model's name, and the job that both sides share. Raises `Failed`."""
         model = TINY if benchmark.tiny else self.model
-        if model not in self._made:
-            job = replace(self.job, adapters=str(self._folder / str(len(self._made))))
+        if model not in self._jobs:
+            job = replace(self.job, adapters=str(self._folder / str(len(self._jobs))))
             source = ask_once(replace(job, function="models:prepare", options={"model": model}))
-            self._made[model] = replace(job, source=source)
-        return model, self._made[model]
+            self._jobs[model] = replace(job, source=source)
+        return model, self._jobs[model]
 
 
 def _chosen(only: str) -> list[Benchmark]:
     names = [name.strip() for name in only.split(",") if name.strip()] or list(BENCHMARKS)
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
-        raise typer.BadParameter(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+        raise typer.BadParameter(f"no benchmark {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
     return [BENCHMARKS[name] for name in names]
 
 
 def _measure(
     chosen: Sequence[Benchmark],
-    starts: Starts,
+    starts: StartingPoints,
     rounds: int,
     machine: Mapping[str, Any],
     rates: Mapping[str, Any],
     out: Path | None,
 ) -> int:
-    """All of them; the rows are written after each, so that none is lost. Gives how many failed."""
+    """Run the benchmarks and return the number that failed. Results are written after each, so that none is lost."""
     rows: list[dict[str, Any]] = []
     failed = 0
     for benchmark in chosen:
         if not ENVIRONMENTS[benchmark.environment].is_file():
             print(
-                f"{benchmark.name}: left out: its peer has an environment of its own; `make bench` makes it",
+                f"{benchmark.name}: skipped: its peer needs its own environment, which `make bench` creates",
                 file=sys.stderr,
             )
-            failed += len(chosen) < len(BENCHMARKS)  # it was asked for by name
+            failed += len(chosen) < len(BENCHMARKS)  # it was requested by name
             continue
-        print(f"{benchmark.name}: {benchmark.what}; against {benchmark.peer_is}", file=sys.stderr)
+        print(f"{benchmark.name}: {benchmark.description}; peer: {benchmark.peer_name}", file=sys.stderr)
         try:
             model, job = starts.of(benchmark)
             row = run(benchmark, job, rounds, rates)
@@ -110,8 +116,8 @@ def _measure(
             print(f"error: {benchmark.name}: {error}", file=sys.stderr)
             failed += 1
             continue
-        how = {"model": model, "short": job.short, "checkpointing": job.checkpointing}
-        rows.append(row | how | {"machine": machine, "rates": rates})
+        settings = {"model": model, "short": job.short, "checkpointing": job.checkpointing}
+        rows.append(row | settings | {"machine": machine, "rates": rates})
         failed += not row["losses_agree"]
         print(_line(row), file=sys.stderr)
         if out is not None:
@@ -124,22 +130,22 @@ def _write(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     try:
         out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise typer.BadParameter(f"--json: {out} cannot be written: {error.strerror}") from error
+        raise typer.BadParameter(f"--json: cannot write {out}: {error.strerror}") from error
 
 
-def _say_machine(machine: Mapping[str, Any], rates: Mapping[str, Any]) -> None:
-    flop = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates["flop"].items())
+def _print_machine(machine: Mapping[str, Any], rates: Mapping[str, Any]) -> None:
+    products = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in rates["flop"].items())
     hardware = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
     packages = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers", "trl", "peft"))
     print(f"machine: {hardware}, {machine['memory_gib']} GiB; {packages}")
-    print(f"floor: matrix products {flop}; memory {rates['bandwidth'] / 1e9:.1f} GB/s")
+    print(f"hardware limit: matrix products {products}; memory {rates['bandwidth'] / 1e9:.1f} GB/s")
 
 
 def _line(row: Mapping[str, Any]) -> str:
     ratios = ", ".join(f"{ratio:.2f}" for ratio in row["ratios"])
-    text = f"{row['name']}: {row['ratio']:.2f} times {row['peer_is']} (rounds: {ratios})"
+    text = f"{row['name']}: {row['ratio']:.2f} times the speed of {row['peer_name']} (rounds: {ratios})"
     if not row["losses_agree"]:
-        text += f"; LOSSES DIFFER: ours {row['ours_losses']}, the peer's {row['peer_losses']}"
+        text += f"; LOSSES DIFFER: alignkit {row['ours_losses']}, peer {row['peer_losses']}"
     return text
 
 
@@ -149,7 +155,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("benchmark")
-    for name in ("unit", "ours", "peer", "ratio", "GiB", "peer", "ratio", "times the floor", "losses apart", "rounds"):
+    for name in COLUMNS:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*_cells(row))

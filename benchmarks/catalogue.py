@@ -1,4 +1,4 @@
-"""Every benchmark: what is measured, by which code, against whom."""
+"""Every benchmark: the work, the code on both sides, and the peer."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Any
 
 TRL = "TRL 1.16"
 GENERATE = "transformers' generate"
-OURS_FP32 = "ours in fp32"
+OURS_FP32 = "alignkit in fp32"
 BF16 = "bfloat16"
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """ours, peer: `module:function` of this package. unit: what the rates count.
+    """Two programs that do the same work.
 
-    environment: the peer's, see `measure`. extra_memory: memory counts on top of what there was before the work.
-    tiny: always on the tiny model. same_loss: whether the sides do the same work, so that their losses must agree.
+    description: the work of one round. unit: counted by the rates. ours, peer: `module:function` of this package.
+    peer_name: for messages. environment: the peer's Python, see `measure.ENVIRONMENTS`. extra_memory: subtract the
+    memory in use before the work. tiny: use the tiny model for any --model. same_loss: whether the losses of both
+    sides must agree. peer_options: None means the same options.
     """
 
     name: str
-    what: str
+    description: str
     unit: str
     ours: str
     peer: str
-    peer_is: str
+    peer_name: str
     dtype: str = "float32"
     peer_dtype: str = "float32"
     environment: str = "trl"
@@ -33,11 +35,11 @@ class Benchmark:
     tiny: bool = False
     same_loss: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
-    peer_options: Mapping[str, Any] | None = None  # None: those of ours
+    peer_options: Mapping[str, Any] | None = None
 
     @property
     def precision(self) -> str:
-        """That of the less precise side."""
+        """The dtype of the less precise side."""
         return BF16 if BF16 in (self.dtype, self.peer_dtype) else "float32"
 
 
@@ -54,12 +56,12 @@ BENCHMARKS = {
         ),
         Benchmark(
             "dpo_remembered",
-            "the same, the reference known from an earlier run",
+            "DPO step, reference log-probabilities read from the cache",
             "real tokens/s",
             "dpo:ours",
             "dpo:peer",
             f"{TRL} DPOTrainer with precompute_ref_log_probs",
-            options={"remembered": True},
+            options={"cached_reference": True},
         ),
         Benchmark(
             "dpo_bf16",
@@ -100,7 +102,7 @@ BENCHMARKS = {
         ),
         Benchmark(
             "sft_packed",
-            "the same",
+            "the same SFT step",
             "real tokens/s",
             "sft:ours",
             "sft:peer",
@@ -113,27 +115,27 @@ BENCHMARKS = {
             "new tokens/s",
             "ppo:ours",
             "ppo:peer",
-            "TRL 1.12 PPOTrainer with LoRA for its value model, too",
+            "TRL 1.12 PPOTrainer, value model with LoRA",
             environment="ppo",
         ),
         Benchmark(
             "ppo_shared",
-            "the same with ours' shared_value: a value head on the policy",
+            "PPO step with shared_value, a value head on the policy",
             "new tokens/s",
             "ppo:ours",
             "ppo:peer",
-            "TRL 1.12 PPOTrainer as it is: the value model trained whole",
+            "TRL 1.12 PPOTrainer unmodified: all weights of the value model are trained",
             environment="ppo",
             options={"shared_value": True},
         ),
         Benchmark("ppo_bf16", "PPO step in bf16", "new tokens/s", "ppo:ours", "ppo:ours", OURS_FP32, dtype=BF16),
         Benchmark(
             "ppo_memory",
-            "PPO step with two reward models; for its memory",
+            "PPO step with two reward models; only its memory counts",
             "steps/s",
             "ppo:two_rewards",
             "sft:ours",
-            "our SFT step on 8 demonstrations",
+            "alignkit's SFT step on 8 demonstrations",
             same_loss=False,
             peer_options={"units": 1},
         ),
@@ -156,7 +158,7 @@ BENCHMARKS = {
         ),
         Benchmark(
             "sample_bf16",
-            "the same in bf16",
+            "32 prompts x 4 samples x 64 tokens, in bf16",
             "useful tokens/s",
             "sample:ours",
             "sample:peer",
@@ -185,7 +187,7 @@ BENCHMARKS = {
         ),
         Benchmark(
             "head_bf16",
-            "the same in bf16",
+            "log-probabilities of 37% of 4096 positions, in bf16",
             "positions/s",
             "head:ours",
             "head:peer",
@@ -195,20 +197,20 @@ BENCHMARKS = {
         ),
         Benchmark(
             "prompt_once",
-            "forward and backward, a prompt of 256 tokens once for 2 x 128",
+            "SFT step, a prompt of 256 tokens computed once for 2 responses of 128",
             "responses/s",
             "prompt_once:ours",
             "prompt_once:peer",
-            "ours, a row a response",
+            "alignkit with one row per response",
             options={"responses": 2, "length": 128},
         ),
         Benchmark(
             "prompt_once_k9",
-            "forward and backward, a prompt of 256 tokens once for 9 x 64",
+            "SFT step, a prompt of 256 tokens computed once for 9 responses of 64",
             "responses/s",
             "prompt_once:ours",
             "prompt_once:peer",
-            "ours, a row a response",
+            "alignkit with one row per response",
             options={"responses": 9, "length": 64},
         ),
         Benchmark(
@@ -221,7 +223,7 @@ BENCHMARKS = {
         ),
         Benchmark(
             "roles_nf4",
-            "the same on a base in 4 bits",
+            "switching between five roles on a 4-bit base",
             "switches/s",
             "roles:ours",
             "roles:peer",
@@ -232,11 +234,11 @@ BENCHMARKS = {
         ),
         Benchmark(
             "qlora",
-            "SFT step on a base in 4 bits, bf16 products; memory of base and adapter",
+            "SFT step on a 4-bit base with bf16 products; memory of base and adapter",
             "real tokens/s",
             "sft:parameters",
             "sft:parameters",
-            "ours in bf16",
+            "alignkit in bf16",
             dtype=BF16,
             peer_dtype=BF16,
             same_loss=False,
@@ -245,22 +247,22 @@ BENCHMARKS = {
         ),
         Benchmark(
             "growth_k",
-            "SFT step, prompts of 64 tokens with 9 responses of 21",
+            "SFT step, prompts of 64 tokens with 9 responses of 21 tokens",
             "packed tokens/s",
             "growth:responses",
             "growth:responses",
-            "ours with 1 response, as many tokens",
+            "alignkit with 1 response per prompt, same number of tokens",
             same_loss=False,
             options={"responses": 9},
             peer_options={"responses": 1},
         ),
         Benchmark(
             "rows",
-            "a run of a million rows up to its first step: read, check, tokenise, learn",
+            "a run on a million rows up to its first step: read, check, tokenize, learn",
             "runs/s",
             "growth:rows",
             "growth:rows",
-            "ours of a thousand rows",
+            "alignkit on a thousand rows",
             extra_memory=True,
             tiny=True,
             same_loss=False,
@@ -269,11 +271,11 @@ BENCHMARKS = {
         ),
         Benchmark(
             "overhead",
-            "DPO steps of the tiny model",
+            "DPO steps on the tiny model",
             "steps/s",
             "overhead:ours",
             "overhead:peer",
-            "its forward, backward and optimiser alone",
+            "only the forward pass, backward pass and optimizer of the same step",
             tiny=True,
         ),
     )

@@ -1,6 +1,6 @@
-"""Seeded data of the wanted lengths, so that nothing is downloaded: common words, long-tailed (lognormal) lengths.
+"""Seeded random texts of given lengths, so that nothing is downloaded: common words, long-tailed (lognormal) lengths.
 
-A word is one token of the usual vocabularies, about three of the tiny model's; the chat template adds its own.
+A word is one token in common vocabularies, about three in the tiny model's. The chat template adds its own tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WORDS = COMMON.split()
 
 
 def lengths(rng: np.random.Generator, count: int, mean: float) -> list[int]:
-    """Lognormal lengths with this mean, in words, from an eighth of it to three times it."""
+    """Lognormal lengths in words with this mean, clipped to an eighth and three times the mean."""
     drawn = rng.lognormal(math.log(mean) - SPREAD**2 / 2, SPREAD, count)
     return [int(n) for n in np.clip(drawn, max(1, mean / 8), 3 * mean).round()]
 
@@ -35,16 +35,19 @@ def text(rng: np.random.Generator, words: int) -> str:
 
 
 def groups(count: int, responses: int, prompt: float, response: float, *, fixed_prompt: bool = False) -> list[Group]:
-    """Prompts with ranked responses, the first one best; means in words. fixed_prompt: all prompts are that long."""
+    """Prompts with ranked responses, the best first; `prompt` and `response` are mean lengths in words.
+
+    fixed_prompt: all prompts have exactly that length.
+    """
     rng = np.random.default_rng(0)
-    longest = [round(prompt)] * count if fixed_prompt else lengths(rng, count, prompt)
-    found = []
-    for number, words in enumerate(longest):
+    prompt_lengths = [round(prompt)] * count if fixed_prompt else lengths(rng, count, prompt)
+    made = []
+    for number, words in enumerate(prompt_lengths):
         question = (Message(role="user", content=text(rng, words)),)
         sizes = lengths(rng, responses, response)
         answers = [Response(text=text(rng, n), rank=float(rank)) for rank, n in enumerate(sizes, 1)]
-        found.append(Group(question, tuple(answers), id=f"{number}"))
-    return found
+        made.append(Group(question, tuple(answers), id=f"{number}"))
+    return made
 
 
 def demonstrations(count: int, prompt: float, response: float) -> list[Group]:
@@ -55,18 +58,18 @@ def prompts(count: int, mean: float) -> list[Group]:
     return groups(count, 0, prompt=mean, response=1)
 
 
-def caps(count: int, most: int) -> list[int]:
-    """Long-tailed lengths of responses that are cut at `most` tokens; half of them are below a fifth of it."""
+def long_tailed_caps(count: int, most: int) -> list[int]:
+    """Long-tailed response lengths, at most `most` tokens; half of them are below a fifth of it."""
     rng = np.random.default_rng(1)
     return [int(n) for n in np.clip(rng.lognormal(math.log(most / 5), SPREAD, count), 1, most).round()]
 
 
 def answers(count: int, tokens: int) -> list[str]:
-    """Texts of at least so many tokens."""
+    """Texts of at least `tokens` tokens."""
     rng = np.random.default_rng(2)
     return [text(rng, tokens) for _ in range(count)]
 
 
-def cut(ids: Sequence[int], tokens: int, end: Sequence[int]) -> tuple[int, ...]:
+def truncated(ids: Sequence[int], tokens: int, end: Sequence[int]) -> tuple[int, ...]:
     """A response of exactly `tokens` tokens that ends with an end of turn."""
     return (*ids[: tokens - len(end)], *end)

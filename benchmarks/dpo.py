@@ -1,4 +1,4 @@
-"""A DPO step on long-tailed pairs with the reference computed in every step, or known from an earlier run."""
+"""A DPO step on long-tailed pairs; the reference is computed in every step, or read from the cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.worker import Gate, Job
 if TYPE_CHECKING:
     from alignkit.models.encoding import Encoded
 
-MICRO_BATCH = 4  # pairs that TRL runs at once
+MICRO_BATCH = 4  # pairs per forward pass of TRL
 
 
 def pairs(job: Job, tokenizer: Any) -> list[Encoded]:
@@ -32,19 +32,20 @@ def ours(job: Job, gate: Gate) -> None:
     learner = models.learner(policy, "dpo", job.adapter(models.POLICY))
     encoded = pairs(job, policy.tokenizer)
     work = Work(Shape.of(job.source), job.dtype)
-    known = measure(policy, BASE, encoded, "logprobs") if job.options.get("remembered") else None
-    if known is None:
+    cached = measure(policy, BASE, encoded, "logprobs") if job.options.get("cached_reference") else None
+    if cached is None:
         work.read(lengths(encoded))
     work.learn(lengths(encoded))
     while True:
         gate.begin()
         examples = Examples(encoded)
-        reference = known or measure(policy, BASE, encoded, "logprobs")
+        reference = cached or measure(policy, BASE, encoded, "logprobs")
         examples.token_columns["reference_logprobs"] = reference
         metrics = learner.step(examples, 0.0)
         losses = {"loss": metrics["loss"]}
         if gate.checking and job.options.get("compared") == "nll":
-            # Two precisions: DPO's loss is of sums over hundreds of tokens, whose rounding does not average out.
+            # DPO's loss depends on sums over hundreds of tokens, whose rounding errors do not average out. So compare
+            # two precisions by their mean log-probability.
             own = measure(policy, models.ROLE, encoded, "logprobs")
             losses = {"loss": -float(torch.cat([*own, *reference]).mean()), "dpo": metrics["loss"]}
         gate.end(trl.real_tokens(encoded), losses, work.pieces)
@@ -55,7 +56,7 @@ def peer(job: Job, gate: Gate) -> None:
     from trl import DPOConfig, DPOTrainer
 
     class Prepared(DPOTrainer):
-        """On the same tokens as ours: TRL's own template adds a line break after the end of turn."""
+        """Keeps our tokens: TRL's template would add a line break after the end of turn."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
@@ -67,12 +68,12 @@ def peer(job: Job, gate: Gate) -> None:
     trainer = Prepared(
         model=trl.causal(job),
         args=DPOConfig(
-            **trl.arguments(job), **steps, beta=0.1, precompute_ref_log_probs=bool(job.options.get("remembered"))
+            **trl.arguments(job), **steps, beta=0.1, precompute_ref_log_probs=bool(job.options.get("cached_reference"))
         ),
         train_dataset=Dataset.from_list(list(trl.preferences(encoded))),
         processing_class=tokenizer,
         peft_config=trl.lora(job),
         callbacks=[trl.pace(gate, trl.real_tokens(encoded), lambda logs: {"loss": logs["loss"]})],
     )
-    trl.move(trainer.model, job.adapter(models.POLICY))
+    trl.load_adapter(trainer.model, job.adapter(models.POLICY))
     trl.run(trainer)

@@ -1,8 +1,8 @@
-"""What the machine could do at best: rates probed in the same run, and the least work that a benchmark needs.
+"""The hardware limit: rates measured in the same run, and the least work that a benchmark needs.
 
-The floor of a piece of work is the larger of its FLOP at the measured matrix-product rate and its bytes at the measured
-memory rate. It counts every prompt once, no padding, no recomputation, the language head only where a token is scored,
-and no gradient of frozen weights.
+The floor is the shortest possible time: FLOP at the measured rate of matrix products, or bytes at the measured memory
+rate, whichever takes longer. It counts every prompt once, no padding, no recomputation, the language head for scored
+tokens only, and no gradients of frozen weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.worker import Gate, Job
 if TYPE_CHECKING:
     from alignkit.models.encoding import Encoded
 
-Lengths = tuple[int, Sequence[int]]  # tokens of a prompt, and of each of its responses
+Lengths = tuple[int, Sequence[int]]  # the tokens of a prompt and of each response
 BYTES = {"float32": 4, "bfloat16": 2}
 RANK = 16
 TRIES = 5
@@ -31,7 +31,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft")
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama-like model with LoRA on all its linear layers."""
+    """The dimensions of a Llama-like model with LoRA on all linear layers."""
 
     layers: int
     hidden: int
@@ -43,7 +43,7 @@ class Shape:
 
     @classmethod
     def of(cls, source: str) -> Shape:
-        """From a model folder's config."""
+        """Read the config of a model's folder."""
         config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
         heads = config["num_attention_heads"]
         return cls(
@@ -58,28 +58,29 @@ class Shape:
 
     @property
     def linear(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of the linear layers of one transformer layer: q, k, v, o, gate, up, down."""
+        """(inputs, outputs) of the linear layers in one transformer layer: q, k, v, o, gate, up, down."""
         h, q, kv = self.hidden, self.heads * self.head_size, self.kv_heads * self.head_size
         return [(h, q), (h, kv), (h, kv), (q, h), (h, self.inner), (h, self.inner), (self.inner, h)]
 
     @property
     def weights(self) -> int:
-        """Of all layers, embeddings left out."""
+        """The number of weights in all layers, without embeddings."""
         return self.layers * sum(i * o for i, o in self.linear)
 
     @property
     def adapter(self) -> int:
-        """LoRA's weights."""
+        """The number of LoRA weights."""
         return self.layers * RANK * sum(i + o for i, o in self.linear)
 
     @property
     def head(self) -> int:
+        """The number of weights in the language head."""
         return self.vocabulary * self.hidden
 
 
 @dataclass
 class Work:
-    """Pieces of work as (FLOP, bytes). lora: whether the layers add an adapter."""
+    """Pieces of work as (FLOP, bytes). lora: whether the layers have an adapter."""
 
     shape: Shape
     dtype: str
@@ -87,35 +88,36 @@ class Work:
     pieces: list[tuple[float, float]] = field(default_factory=list)
 
     def read(self, groups: Sequence[Lengths], head: bool = True) -> None:
-        """A forward pass; with `head` the response tokens' log-probabilities."""
+        """A forward pass; `head` includes the log-probabilities of response tokens."""
         flop = self._forward(groups) + (self._head(groups) if head else 0.0)
         self.pieces.append((flop, self._weights(head)))
 
     def learn(self, groups: Sequence[Lengths], head: bool = True) -> None:
-        """A forward and a backward pass; frozen weights get no gradient, the adapter's do."""
+        """A forward and a backward pass; only the adapter's weights get gradients."""
         s = self.shape
         tokens = sum(prompt + sum(responses) for prompt, responses in groups)
-        # Of a product y = x W the backward is two like it, one for x and one for W; attention has two of each kind.
-        # Nothing before the first layer learns: its q, k and v need no gradient of x.
+        # The backward pass of a product has two products of its size: frozen weights need only the gradient of the
+        # input, adapters both; attention has twice as many. Nothing before the first layer learns, so its q, k and v
+        # need no gradient of their input.
         first = sum(i * o + (RANK * i if self.lora else 0) for i, o in s.linear[:3])
         backward = 2.0 * tokens * (s.weights + 2 * self._adapter - first) + 2 * self._attention(groups)
         heads = 2 * self._head(groups) if head else 0.0
         self.pieces.append((self._forward(groups) + backward + heads, 2 * self._weights(head)))
 
     def write(self, groups: Sequence[Lengths]) -> None:
-        """Sampling: each prompt read once, then a token at a time of all responses that have not ended."""
+        """Sampling: each prompt is read once, then one token at a time of all responses that have not ended."""
         s = self.shape
         self.read([(prompt, ()) for prompt, _ in groups], head=False)
         rows = [(prompt, length) for prompt, responses in groups for length in responses]
-        kept = 2 * s.layers * s.kv_heads * s.head_size * BYTES[self.dtype]
+        cached = 2 * s.layers * s.kv_heads * s.head_size * BYTES[self.dtype]  # keys and values of a token
         for step in range(max((length for _, length in rows), default=0)):
             seen = [prompt + step for prompt, length in rows if length > step]
             flop = 2.0 * len(seen) * (s.weights + self._adapter + s.head)
             flop += 4.0 * s.layers * s.heads * s.head_size * sum(seen)
-            self.pieces.append((flop, self._weights(True) + kept * sum(seen)))
+            self.pieces.append((flop, self._weights(True) + cached * sum(seen)))
 
     def score_head(self, positions: int) -> None:
-        """The language head alone, forward and backward to the hidden states."""
+        """Only the language head, forward and backward to the hidden states."""
         self.pieces.append((4.0 * positions * self.shape.head, 2.0 * self.shape.head * BYTES[self.dtype]))
 
     @property
@@ -123,6 +125,7 @@ class Work:
         return self.shape.adapter if self.lora else 0
 
     def _weights(self, head: bool) -> float:
+        """Bytes of all weights."""
         return float(BYTES[self.dtype] * (self.shape.weights + self._adapter + (self.shape.head if head else 0)))
 
     def _forward(self, groups: Sequence[Lengths]) -> float:
@@ -130,7 +133,7 @@ class Work:
         return 2.0 * tokens * (self.shape.weights + self._adapter) + self._attention(groups)
 
     def _attention(self, groups: Sequence[Lengths]) -> float:
-        """Two products over all (query, key) pairs that see each other."""
+        """FLOP of two products over all pairs of a query and a key that it attends to."""
         pairs = sum(p * (p + 1) // 2 + sum(n * p + n * (n + 1) // 2 for n in responses) for p, responses in groups)
         return 4.0 * self.shape.layers * self.shape.heads * self.shape.head_size * pairs
 
@@ -143,12 +146,12 @@ def lengths(groups: Sequence[Encoded]) -> list[Lengths]:
 
 
 def seconds(pieces: Sequence[Sequence[float]], rates: Mapping[str, Any], dtype: str) -> float:
-    """The least time for pieces of work on a machine with these rates."""
+    """The shortest time for pieces of work on a machine with these rates."""
     return sum(max(flop / rates["flop"][dtype], size / rates["bandwidth"]) for flop, size in pieces)
 
 
 def probe(job: Job, gate: Gate) -> None:
-    """A worker's function: the machine, and its rates in FLOP/s (by dtype) and bytes/s, each the best of several."""
+    """Worker function: the machine and its rates, in FLOP/s by dtype and bytes/s, each the best of several tries."""
     gate.begin()
     import torch
 
@@ -159,7 +162,7 @@ def probe(job: Job, gate: Gate) -> None:
     rates: dict[str, Any] = {"flop": {}}
     for name in BYTES:
         a, b = (torch.randn(width, width, device=device, dtype=getattr(torch, name)) for _ in range(2))
-        # Whichever is faster of what torch takes and what we take: a slow one would flatter us.
+        # The faster of torch's product and ours: a low rate would flatter us.
         best = min(_best(lambda a=a, b=b, product=product: product(a, b)) for product in (torch.mm, matmul))  # type: ignore[misc]
         rates["flop"][name] = 2 * width**3 / best
     x = torch.ones((32 if job.short else 256) * 2**20, device=device)
@@ -168,21 +171,21 @@ def probe(job: Job, gate: Gate) -> None:
 
 
 def _best(work: Callable[[], Any]) -> float:
-    """Seconds of the fastest of several tries."""
+    """Seconds of the fastest try."""
     import torch
 
-    found = []
+    times = []
     for _ in range(TRIES):
-        began = time.perf_counter()
+        start = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
-    return min(found)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def machine() -> dict[str, Any]:
-    """What the figures belong to."""
+    """The machine that produced the results."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

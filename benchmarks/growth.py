@@ -1,4 +1,4 @@
-"""Nothing grows faster than the work: tokens of a group with its responses, a run's first step with its rows."""
+"""Costs that must not grow faster than the work: with the responses of a group, and with the rows of a data set."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from benchmarks.worker import Gate, Job
 
 
 def responses(job: Job, gate: Gate) -> None:
-    """SFT steps on groups of `responses`; as many tokens in all whatever their number."""
+    """SFT steps on groups of `responses` responses; the total number of tokens is always the same."""
     from alignkit.data.group import Group
     from alignkit.models.encoding import Encoded, ResponseTokens
     from alignkit.models.examples import Examples
 
     k, prompt, length = job.options["responses"], *((8, 4) if job.short else (64, 21))
     tokens = 11 * (prompt + 9 * length)
-    scored = round(length * (prompt + k * length) / (prompt + length) / k)  # the same share of all tokens for any k
+    scored = round(length * (prompt + k * length) / (prompt + length) / k)  # the same share of the tokens for any k
     policy = models.load(job)
     learner = models.learner(policy, "sft", job.adapter(models.POLICY))
     rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def responses(job: Job, gate: Gate) -> None:
 
 
 def rows(job: Job, gate: Gate) -> None:
-    """Runs of SFT on `rows` demonstrations that end after their first step."""
+    """SFT runs on `rows` demonstrations that end after the first step."""
     from alignkit.recipe.load import load_recipe
     from alignkit.runs.run import run_recipe
 
@@ -65,7 +65,7 @@ def rows(job: Job, gate: Gate) -> None:
 
 
 def _write(path: Path, count: int) -> None:
-    """Demonstrations of about 80 words, no two alike."""
+    """Write different demonstrations of about 80 words."""
     rng = np.random.default_rng(0)
     words = np.array(data.WORDS)
     with path.open("w", encoding="utf-8") as file:

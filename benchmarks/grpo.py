@@ -1,4 +1,4 @@
-"""A GRPO cycle: 8 prompts, 8 responses of 64 tokens each, a reward function, two epochs, KL to the base."""
+"""A GRPO cycle: 8 prompts with 8 responses of 64 tokens, a reward function, two epochs, KL to the base model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from benchmarks import models, online, rewards, trl
 from benchmarks.floor import Lengths, Work
 from benchmarks.worker import Gate, Job
 
-KL_BETA = 0.04
+KL_COEFFICIENT = 0.04
 EPOCHS = 2
-MICRO_BATCH = 8  # responses that TRL learns from at once
+MICRO_BATCH = 8  # responses per forward pass of TRL
 
 
 def samples(job: Job) -> int:
@@ -21,7 +21,7 @@ def samples(job: Job) -> int:
 
 def ours(job: Job, gate: Gate) -> None:
     stage = {
-        "algorithm": {"grpo": {"kl_coefficient": KL_BETA}},
+        "algorithm": {"grpo": {"kl_coefficient": KL_COEFFICIENT}},
         "reward": {"python": {"path": str(Path(rewards.__file__)), "function": "even"}},
     }
     online.run(
@@ -59,7 +59,7 @@ def peer(job: Job, gate: Gate) -> None:
         max_completion_length=length,
         generation_kwargs={"min_new_tokens": length},
         num_iterations=EPOCHS,
-        beta=KL_BETA,
+        beta=KL_COEFFICIENT,
         loss_type="grpo",
     )
     trainer = GRPOTrainer(
@@ -73,19 +73,19 @@ def peer(job: Job, gate: Gate) -> None:
             trl.pace(gate, rows * length, lambda logs: {name: logs[name] for name in ("loss", "kl", "reward")}, EPOCHS)
         ],
     )
-    trl.move(trainer.model, job.adapter(models.POLICY))
-    _script(gate, trainer, online.fixed_responses(job, Encoder(tokenizer), each))
+    trl.load_adapter(trainer.model, job.adapter(models.POLICY))
+    _use_fixed_responses(gate, trainer, online.fixed_responses(job, Encoder(tokenizer), each))
     trl.run(trainer)
 
 
-def _script(gate: Gate, trainer: Any, fixed: dict[tuple[int, ...], list[tuple[int, ...]]]) -> None:
-    """In the check TRL's generation gives the fixed responses."""
+def _use_fixed_responses(gate: Gate, trainer: Any, fixed: dict[tuple[int, ...], list[tuple[int, ...]]]) -> None:
+    """Make TRL's generation return the fixed responses during the check."""
     generate = trainer._generate_single_turn
 
-    def scripted(prompt_ids: list[list[int]], *more: Any, **named: Any) -> Any:
+    def generate_or_fixed(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         if not gate.checking:
-            return generate(prompt_ids, *more, **named)
-        left = {prompt: iter(responses) for prompt, responses in fixed.items()}
-        return [list(next(left[tuple(ids)])) for ids in prompt_ids], None
+            return generate(prompt_ids, *args, **kwargs)
+        remaining = {prompt: iter(responses) for prompt, responses in fixed.items()}
+        return [list(next(remaining[tuple(ids)])) for ids in prompt_ids], None
 
-    trainer._generate_single_turn = scripted
+    trainer._generate_single_turn = generate_or_fixed

@@ -1,4 +1,4 @@
-"""Log-probabilities from hidden states, forward and backward: 4096 positions of which 37% are scored."""
+"""Log-probabilities from hidden states, forward and backward: 4096 positions, of which 37% are scored."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ class Problem:
         hidden = torch.randn(rows, length, shape.hidden, generator=generator).to(device, dtype)
         tokens = torch.randint(shape.vocabulary, (rows, length), generator=generator).to(device)
         scored = torch.zeros(rows, length, dtype=torch.bool, device=device)
-        scored[:, -round(SCORED * length) :] = True  # responses stand behind their prompts
+        scored[:, -round(SCORED * length) :] = True  # responses follow their prompts
         weight = torch.randn(shape.vocabulary, shape.hidden, generator=generator) / shape.hidden**0.5
         return cls(hidden, tokens, scored, weight.to(device, dtype))
 
-    def little(self) -> Problem:
-        """A few positions of it: what is imported and set up at the first use is not the work's memory."""
+    def warm_up(self) -> Problem:
+        """A few positions, whose first pass allocates what libraries allocate once."""
         last = slice(-4, None)
         return Problem(self.hidden[:1, last], self.tokens[:1, last], self.scored[:1, last], self.weight)
 
 
 def run(job: Job, gate: Gate, score: Callable[[Problem, Tensor], Tensor]) -> None:
-    """score: the mean of -log P over scored tokens, from the problem and its hidden states with a gradient."""
+    """Run rounds of `score`, which returns the mean of -log P over the scored tokens, given the hidden states."""
     problem = Problem.of(job)
     work = Work(Shape.of(job.source), job.dtype)
     work.score_head(int(problem.scored[:, 1:].sum()))
-    score(little := problem.little(), little.hidden.clone().requires_grad_()).backward()
+    score(few := problem.warm_up(), few.hidden.clone().requires_grad_()).backward()
     while True:
         gate.begin()
         hidden = problem.hidden.detach().requires_grad_()
         loss = score(problem, hidden)
         loss.backward()
         assert hidden.grad is not None
-        found = {"loss": float(loss), "gradient": float(hidden.grad.norm())}
+        losses = {"loss": float(loss), "gradient": float(hidden.grad.norm())}
         del hidden
-        gate.end(problem.tokens.numel(), found, work.pieces)
+        gate.end(problem.tokens.numel(), losses, work.pieces)
 
 
 def ours(job: Job, gate: Gate) -> None:
@@ -76,12 +76,12 @@ def ours(job: Job, gate: Gate) -> None:
 
 
 def peer(job: Job, gate: Gate) -> None:
-    """The head that TRL's trainers add to a model, with log-probabilities alone: the least that they ask of it."""
+    """The head that TRL's trainers add to a model, with log-probabilities only: the least that they use it for."""
     from torch import nn
     from trl.trainer.utils import add_fused_lm_head
 
     class Bare(nn.Module):
-        """A model whose layers have already run."""
+        """A model that has already computed its hidden states."""
 
         def __init__(self, problem: Problem, hidden: Tensor) -> None:
             super().__init__()
@@ -89,7 +89,7 @@ def peer(job: Job, gate: Gate) -> None:
             self.problem, self.hidden = problem, hidden
 
         def forward(self) -> None:
-            """Replaced by TRL's."""
+            """Replaced by TRL's method."""
 
         def base_model(self, **_: Any) -> Any:
             return SimpleNamespace(last_hidden_state=self.hidden)

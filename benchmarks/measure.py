@@ -1,4 +1,4 @@
-"""Two processes take turns: ours, the peer, ours, the peer; medians, ratios, memory, and whether the losses agree."""
+"""Two processes that take turns: medians of speed and memory, their ratios, and whether the losses agree."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from benchmarks.worker import Job
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = {"trl": Path(sys.executable), "ppo": ROOT / ".venv-bench-ppo" / "bin" / "python"}
 OFFLINE = {"TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-# How far losses may be apart: a share of their size, where sizes below the second number count as that.
+# The largest relative difference between losses, and the size below which the difference is relative to that size.
 TOLERANCES = {"float32": (1e-3, 0.01), "bfloat16": (1e-2, 1.0)}
-TOLD = 15  # last lines of a failed worker's log that are shown
+LOG_LINES = 15  # shown from the end of a failed worker's log
 
 
 class Failed(Exception):
-    """A benchmark could not be measured; the message says why."""
+    """A benchmark failed; the message says why."""
 
 
 class Side:
-    """One side of a benchmark, in a process of its own."""
+    """One side of a benchmark, in its own process."""
 
     def __init__(self, job: Job, python: Path = Path(sys.executable)):
         self.job = job
@@ -50,9 +50,9 @@ class Side:
         )
 
     def ask(self, check: bool = False, evidence: Any = None) -> dict[str, Any]:
-        """Have it work a round. Raises Failed with the end of its log when it dies."""
+        """Run one round. Raises `Failed` with the end of the log if the process dies."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        with suppress(BrokenPipeError):  # it is dead already: its log says why
+        with suppress(BrokenPipeError):  # the process has died; its log says why
             self._process.stdin.write(json.dumps({"check": check, "evidence": evidence}) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -64,17 +64,19 @@ class Side:
     def _fault(self) -> str:
         code = self._process.wait()
         self._log.seek(0)
-        log = "".join(self._log.readlines()[-TOLD:]).strip()
-        killed = " (killed: memory may have run out)" if code == -9 else ""
-        return f"{self.job.function} ended with code {code}{killed}\n{log}"
+        log = "".join(self._log.readlines()[-LOG_LINES:]).strip()
+        killed = " (killed, perhaps out of memory)" if code == -9 else ""
+        return f"{self.job.function} exited with code {code}{killed}\n{log}"
 
     def __enter__(self) -> Side:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.close()  # no more requests: it ends by itself
+            self._process.stdin.close()  # without further requests the process exits
         try:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
@@ -85,13 +87,13 @@ class Side:
 
 
 def ask_once(job: Job) -> Any:
-    """What a single round of a worker's function found."""
+    """Run a worker's function for one round and return its evidence."""
     with Side(job) as side:
         return side.ask()["evidence"]
 
 
 def run(benchmark: Benchmark, job: Job, rounds: int, rates: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure one benchmark; gives its row. job: what both sides share. Raises Failed."""
+    """Measure one benchmark and return its row. job: shared by both sides. Raises `Failed`."""
     job = replace(job, options=dict(benchmark.options))
     with ExitStack() as stack:
         ours = stack.enter_context(Side(replace(job, function=benchmark.ours, dtype=benchmark.dtype)))
@@ -103,8 +105,8 @@ def run(benchmark: Benchmark, job: Job, rounds: int, rates: Mapping[str, Any]) -
         answers = []
         for number in range(1, rounds + 1):
             answers.append((ours.ask(), peer.ask()))
-            took = " and ".join(f"{answer['seconds']:.3g} s" for answer in answers[-1])
-            print(f"  round {number} of {rounds}: {took}", file=sys.stderr)
+            took = ", peer ".join(f"{answer['seconds']:.3g} s" for answer in answers[-1])
+            print(f"  round {number} of {rounds}: alignkit {took}", file=sys.stderr)
     return row(benchmark, checks, answers, rates)
 
 
@@ -114,7 +116,7 @@ def row(
     answers: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
     rates: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The figures of a benchmark. ours, peer: medians of units a second; memory: bytes at the peak."""
+    """The results of a benchmark. ours, peer: medians in units per second; memory: bytes at the peak."""
     ours, peer = ([round_[side] for round_ in answers] for side in (0, 1))
     speeds = [[answer["units"] / answer["seconds"] for answer in side] for side in (ours, peer)]
     ratios = [a / b for a, b in zip(*speeds, strict=True)]
@@ -123,13 +125,13 @@ def row(
     took = [median(answer["seconds"] for answer in side) for side in (ours, peer)]
     difference: float | None = None
     if benchmark.same_loss:
-        difference = apart(checks[0]["losses"], checks[1]["losses"], benchmark.precision)
+        difference = relative_difference(checks[0]["losses"], checks[1]["losses"], benchmark.precision)
     return {
         "name": benchmark.name,
         "ours": median(speeds[0]),
         "peer": median(speeds[1]),
         "unit": benchmark.unit,
-        "ratio": median(ratios),  # sides of a round stand beside each other in time, so what slows both counts in none
+        "ratio": median(ratios),  # per round, so that a slowdown of the machine affects both sides
         "memory_ratio": memory[0] / memory[1] if memory[1] else None,
         "floor_ratio": took[0] / least if least else None,
         "rounds": len(answers),
@@ -139,7 +141,7 @@ def row(
         "ours_memory": memory[0],
         "peer_memory": memory[1],
         "dtype": benchmark.dtype,
-        "peer_is": benchmark.peer_is,
+        "peer_name": benchmark.peer_name,
         "ours_losses": checks[0]["losses"],
         "peer_losses": checks[1]["losses"],
         "loss_difference": difference if difference is not None and math.isfinite(difference) else None,
@@ -147,20 +149,20 @@ def row(
     }
 
 
-def apart(ours: Mapping[str, float], peer: Mapping[str, float], precision: str) -> float:
-    """The largest difference of like-named losses, as a share of their size; infinite where one is missing or nan.
+def relative_difference(ours: Mapping[str, float], peer: Mapping[str, float], precision: str) -> float:
+    """The largest relative difference between losses of the same name; infinite if one is missing or nan.
 
-    In bfloat16 of the loss alone: a gradient's norm or a KL summed over tokens keeps fewer digits.
+    In bfloat16, only "loss" is compared: a gradient norm or a KL summed over tokens has fewer correct digits.
     """
     least = TOLERANCES[precision][1]
     if "loss" not in ours or ours.keys() != peer.keys():
         return math.inf
     names = ["loss"] if precision == "bfloat16" else list(ours)
-    found = [abs(ours[name] - peer[name]) / max(abs(ours[name]), abs(peer[name]), least) for name in names]
-    return max(found) if all(map(math.isfinite, found)) else math.inf
+    differences = [abs(ours[name] - peer[name]) / max(abs(ours[name]), abs(peer[name]), least) for name in names]
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
 
 
 def _memory(benchmark: Benchmark, answers: Sequence[Mapping[str, Any]]) -> int:
-    """Peak of the process, or what the work took on top of what was there before."""
+    """The peak of the process, or its growth over the memory before the work, in bytes."""
     peak = max(answer["memory"] for answer in answers)
     return int(peak - answers[0]["resting"]) if benchmark.extra_memory else int(peak)

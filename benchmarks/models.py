@@ -1,7 +1,8 @@
-"""The same starting point for both sides: the base model, and adapters that differ from it.
+"""The starting point of both sides: the base model, and adapters that change its outputs.
 
-A fresh adapter changes nothing, so a comparison of first losses would say little (DPO's is log 2 whatever the code
-does). These are moved at random: by some hundredths of what a layer gives, less in deep models, whose changes add up.
+With a new adapter, which changes nothing, comparing first losses would be pointless: DPO's is log 2 for any code. So
+the adapters get random weights that change a layer's output by a few percent, less in deep models, where changes add
+up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from alignkit.models.shared_model import SharedModel
     from alignkit.training.learner import Learner
 
-MOVE = 0.02  # deviation of LoRA's upper factors, times the root of the number of layers
+LORA_STD = 0.02  # standard deviation of lora_B, times the square root of the number of layers
 ROLE = "ours"
 POLICY, REWARD = "policy", "reward"
 MAX_LENGTH = 1024  # tokens
@@ -33,9 +34,9 @@ def load(job: Job) -> SharedModel:
 
 
 def learner(policy: SharedModel, algorithm: str, start: Path, **options: Any) -> Learner:
-    """As a training stage makes it, from a saved adapter; steps are taken with a learning-rate factor of 0.
+    """A learner as a training stage creates it, from a saved adapter. algorithm, options: as in a recipe.
 
-    algorithm, options: as a recipe has them.
+    The benchmarks take steps with a learning-rate factor of 0.
     """
     from alignkit.algorithm import REWARD
     from alignkit.plugins import plugins
@@ -48,28 +49,28 @@ def learner(policy: SharedModel, algorithm: str, start: Path, **options: Any) ->
 
 
 def bytes_of(policy: SharedModel) -> int:
-    """What a policy's tensors take, each storage once: base, adapters, heads, and what quantised layers keep beside."""
+    """Bytes of a model's tensors, each storage once: base, adapters, heads, and the tables of quantized layers."""
     import torch
 
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
-    def add(thing: Any) -> None:
-        if isinstance(thing, torch.Tensor):
-            storage = thing.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
         for name in ("absmax", "code", "offset", "state2", "quant_state"):  # of bitsandbytes
-            if (inner := getattr(thing, name, None)) is not None:
+            if (inner := getattr(value, name, None)) is not None:
                 add(inner)
 
     for tensor in (*policy.model.parameters(), *policy.model.buffers()):
         add(tensor)
     for role in policy.roles.values():
         add(role.head)
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 def prepare(job: Job, gate: Gate) -> None:
-    """A worker's function: make the base model's folder and the adapters; gives where the base is."""
+    """Worker function: create the base model's folder and the adapters; the evidence is the folder."""
     import torch
 
     from alignkit.models.shared_model import SharedModel
@@ -79,7 +80,7 @@ def prepare(job: Job, gate: Gate) -> None:
     source = folder_of(job.options["model"])
     policy = SharedModel(ModelSpec(base=source, dtype="float32", device="cpu"), source)
     generator = torch.Generator().manual_seed(0)
-    size = MOVE / Shape.of(source).layers ** 0.5
+    size = LORA_STD / Shape.of(source).layers ** 0.5
     for name in (POLICY, REWARD):
         policy.add_role(name, head="scalar" if name == REWARD else "language")
         for key, parameter in policy.parameters_of(name).items():
@@ -91,23 +92,23 @@ def prepare(job: Job, gate: Gate) -> None:
 
 
 def folder_of(model: str) -> str:
-    """Where a base model is: a folder, or what a plugin's name or a hub id becomes."""
+    """The folder of a base model, which may be a plugin's name, a folder or a hub id."""
     from alignkit.errors import RunFailed
+    from alignkit.io.cache import cache_folder
     from alignkit.models.hub import locate
     from alignkit.plugins import plugins
-    from alignkit.runs.run import cache_folder
 
     registry: Any = plugins().registry
     if Path(model).is_dir():
         return str(Path(model).resolve())
-    if model not in registry.names("models"):
+    if model not in registry.names("model"):
         from huggingface_hub import snapshot_download
 
         try:
-            found = locate(model)
-            return found if Path(found).is_dir() else str(snapshot_download(found))
-        except RunFailed as error:  # a user's mistake: no traceback
+            source = locate(model)
+            return source if Path(source).is_dir() else str(snapshot_download(source))
+        except RunFailed as error:  # a mistake of the user needs no traceback
             raise SystemExit(str(error)) from error
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    return str(registry.get("models", model).implementation(cache))
+    return str(registry.get("model", model).implementation(cache))

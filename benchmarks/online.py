@@ -1,6 +1,6 @@
-"""What PPO and GRPO share: our side is a stage of a recipe, held between iterations by an event hook.
+"""Our side of PPO and GRPO: a stage of a recipe, which an event hook holds between iterations.
 
-Responses are sampled, so losses could not agree; in the check both sides learn from the same fixed ones.
+Losses on sampled responses could not agree, so in the check both sides learn from the same fixed responses.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from alignkit.data.group import Group
     from alignkit.models.encoding import Encoder, Ids
 
-STILL = 1e-30  # a learning rate that moves no weight; 0 is refused
-FOR_EVER = 1_000_000  # iterations
+NO_CHANGE = 1e-30  # a learning rate that changes no weight; 0 is not allowed
+ENDLESS = 1_000_000  # iterations; the worker exits when there are no more requests
 
 
 def prompts(job: Job) -> list[Group]:
@@ -36,12 +36,12 @@ def new_tokens(job: Job) -> int:
 
 
 def fixed_responses(job: Job, encoder: Encoder, samples: int) -> dict[Ids, list[Ids]]:
-    """For each prompt in tokens the responses that the check learns from; all end with an end of turn."""
+    """The responses to each tokenized prompt that the check learns from; all end with an end of turn."""
     length = new_tokens(job)
     questions = [encoder.prompt(group.prompt) for group in prompts(job)]
     texts = iter(data.answers(len(questions) * samples, length))
     return {
-        question: [data.cut(encoder.text(next(texts)), length, encoder.end_of_turn) for _ in range(samples)]
+        question: [data.truncated(encoder.text(next(texts)), length, encoder.end_of_turn) for _ in range(samples)]
         for question in questions
     }
 
@@ -59,10 +59,10 @@ def run(
     floor: Callable[[Work, Sequence[Lengths]], None] | None,
     units: int | None = None,
 ) -> None:
-    """Run a recipe of one on-policy stage, an iteration a round.
+    """Run a recipe with one on-policy stage, one iteration per round.
 
-    stage: what is its own of the stage's keys. units: of an iteration; None: its new tokens. floor: what
-    is done beside sampling; None: no floor is told.
+    stage: keys of the stage in addition to the shared ones. losses: picks the losses to compare from the metrics.
+    floor: adds the work other than sampling; None means no floor. units: of an iteration; None means its new tokens.
     """
     from transformers import AutoTokenizer
 
@@ -95,7 +95,7 @@ def run(
     plugins().manager.register(Pace())
     folder = Path(tempfile.mkdtemp(dir=job.adapters))
     recipe = load_recipe(_write_recipe(job, folder, stage, samples))
-    with patch.object(online, "sample", _scripted(gate, online.sample, fixed)):
+    with patch.object(online, "sample", _with_fixed_responses(gate, online.sample, fixed)):
         run_recipe(recipe, folder / "run")
 
 
@@ -112,9 +112,9 @@ def _write_recipe(job: Job, folder: Path, stage: Mapping[str, Any], samples: int
         "prompts_per_iteration": len(groups),
         "batch_size": len(groups),
         "epochs": 2,
-        "iterations": FOR_EVER,
-        "checkpoint_every": FOR_EVER,
-        "learning_rate": STILL,
+        "iterations": ENDLESS,
+        "checkpoint_every": ENDLESS,
+        "learning_rate": NO_CHANGE,
         "lr_scheduler_type": "constant",
     }
     recipe = {"model": {"base": job.source, "dtype": job.dtype}, "stages": {"benchmark": {**shared, **stage}}}
@@ -123,13 +123,17 @@ def _write_recipe(job: Job, folder: Path, stage: Mapping[str, Any], samples: int
     return path
 
 
-def _scripted(gate: Gate, sample: Callable[..., list[Group]], fixed: Mapping[Ids, list[Ids]]) -> Callable[..., Any]:
-    """`sample`, but in the check it gives the fixed responses."""
+def _with_fixed_responses(
+    gate: Gate, sample: Callable[..., list[Group]], fixed: Mapping[Ids, list[Ids]]
+) -> Callable[..., Any]:
+    """`sample`, which returns the fixed responses during the check."""
     from alignkit.data.group import Response
 
-    def scripted(policy: Any, role: str, encoder: Encoder, groups: Sequence[Group], *more: Any, **named: Any) -> Any:
+    def sample_or_fixed(
+        policy: Any, role: str, encoder: Encoder, groups: Sequence[Group], *args: Any, **kwargs: Any
+    ) -> Any:
         if not gate.checking:
-            return sample(policy, role, encoder, groups, *more, **named)
+            return sample(policy, role, encoder, groups, *args, **kwargs)
         return [
             replace(
                 group,
@@ -141,4 +145,4 @@ def _scripted(gate: Gate, sample: Callable[..., list[Group]], fixed: Mapping[Ids
             for group in groups
         ]
 
-    return scripted
+    return sample_or_fixed

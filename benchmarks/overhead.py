@@ -1,6 +1,6 @@
-"""What the engine itself costs: a DPO step on the tiny model against forward, backward and optimiser alone.
+"""The overhead of alignkit: a DPO step on the tiny model, compared with only its forward, backward and optimizer.
 
-On a model so small nearly everything is overhead; 1 - ratio is its share of the step.
+With such a small model nearly everything is overhead; 1 - ratio is its share of the step.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def ours(job: Job, gate: Gate) -> None:
 
 
 def peer(job: Job, gate: Gate) -> None:
-    """The same step written out, on a row that was packed before."""
+    """The same step written out, on a row that is already packed."""
     import torch
 
     from alignkit.models.packing import pack
@@ -51,11 +51,11 @@ def peer(job: Job, gate: Gate) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
     encoded = _pairs(job, policy)
     row = pack(encoded)
-    owner = row.place[:, 0].to(policy.device)
+    owner = row.cells[:, 0].to(policy.device)
     rows = sum(len(group.rows) for group in encoded)
 
     def sums(role: str) -> torch.Tensor:
-        """Log-probability of each response, [R]: better and worse in turn."""
+        """Log-probabilities [R] of the responses, better and worse alternately."""
         hidden = policy.hidden(role, row.layout, row.tokens)
         logprobs, _ = policy.logprobs(role, hidden[row.before], row.targets)
         return logprobs.new_zeros(rows).index_add(0, owner, logprobs)
@@ -83,5 +83,5 @@ def _pairs(job: Job, policy: SharedModel) -> list[Encoded]:
 
 
 def _steps(job: Job) -> int:
-    """Of a round; one takes milliseconds."""
+    """The number of steps in a round; one takes milliseconds."""
     return 5 if job.short else 200

@@ -1,7 +1,7 @@
-"""A PPO step: 8 prompts, one response of 64 tokens each, a reward model, two epochs; policy and value both LoRA.
+"""A PPO step: 8 prompts with one response of 64 tokens, a reward model, two epochs, LoRA for policy and value model.
 
-The peer is the last TRL that ships PPO, 1.12, in an environment of its own. TRL trains the whole value model; where
-both are to do the same it gets LoRA instead, from the same start as ours.
+The peer is TRL 1.12, the last version with PPO, in its own environment. It trains all weights of the value model;
+to compare the same work, its value model gets LoRA instead, with the same initial weights as ours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def ours(job: Job, gate: Gate) -> None:
         "kl_coefficient": 0.05,
         "value_coefficient": VALUE_COEFFICIENT,
         "lam": 0.95,
-        "clip": 0.2,
+        "clip_range": 0.2,
         "shared_value": shared,
     }
     stage = {"algorithm": {"ppo": options}, "reward": {"folder": str(job.adapter(models.REWARD))}}
@@ -32,12 +32,12 @@ def ours(job: Job, gate: Gate) -> None:
 
 
 def two_rewards(job: Job, gate: Gate) -> None:
-    """With a helpfulness and a safety model, as Llama 2 has them: policy, reference, value and both on one base."""
-    other = job.adapter(models.REWARD)
-    shutil.copytree(other, second := other.with_name("reward_2"), dirs_exist_ok=True)
+    """With Llama 2's helpfulness and safety models: policy, reference, value and both rewards on one base."""
+    first = job.adapter(models.REWARD)
+    shutil.copytree(first, second := first.with_name("reward_2"), dirs_exist_ok=True)
     stage = {
         "algorithm": {"ppo": {"kl_coefficient": 0.05}},
-        "reward": {"llama2": {"helpful": {"folder": str(other)}, "safety": {"folder": str(second)}}},
+        "reward": {"llama2": {"helpful": {"folder": str(first)}, "safety": {"folder": str(second)}}},
     }
     online.run(job, gate, stage, 1, lambda m: {"loss": m["loss"]}, None, units=1)
 
@@ -53,7 +53,7 @@ def _floor(work: Work, groups: Sequence[Lengths]) -> None:
 
 
 def _shared_floor(work: Work, groups: Sequence[Lengths]) -> None:
-    """The value is a head on the policy: no network of its own."""
+    """The value is a head on the policy, without a network of its own."""
     work.read(groups, head=False)  # reward model
     work.read(groups)  # policy and value, before the update
     work.read(groups)  # reference
@@ -73,12 +73,12 @@ def peer(job: Job, gate: Gate) -> None:
     queries = [list(encoder.prompt(group.prompt)) for group in online.prompts(job)]
     length = online.new_tokens(job)
     batch = {"per_device_train_batch_size": len(queries), "local_rollout_forward_batch_size": len(queries)}
-    given = trl.arguments(job)
-    del given["max_steps"]
+    shared = trl.arguments(job)
+    del shared["max_steps"]
     args = PPOConfig(
-        **given,
+        **shared,
         **batch,
-        total_episodes=trl.FOR_EVER * len(queries),
+        total_episodes=trl.ENDLESS * len(queries),
         response_length=length,
         temperature=1.0,
         num_ppo_epochs=2,
@@ -99,8 +99,8 @@ def peer(job: Job, gate: Gate) -> None:
         callbacks=[trl.pace(gate, len(queries) * length, _losses)],
         peft_config=trl.lora(job),
     )
-    trl.move(trainer.policy_model, job.adapter(models.POLICY))
-    _script(gate, online.fixed_responses(job, encoder, 1))
+    trl.load_adapter(trainer.policy_model, job.adapter(models.POLICY))
+    _use_fixed_responses(gate, online.fixed_responses(job, encoder, 1))
     trl.run(trainer)
 
 
@@ -110,43 +110,43 @@ def _losses(logs: Mapping[str, float]) -> dict[str, float]:
 
 
 def _reward_model(job: Job) -> Any:
-    """With its adapter merged: no cost of LoRA, and TRL finds the layers where it looks for them."""
+    """The reward model with its adapter merged, so that LoRA costs nothing and TRL finds its layers."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(trl.scorer(job), job.adapter(models.REWARD)).merge_and_unload().eval()
 
 
 def _value_model(job: Job) -> Any:
-    """The policy's adapter and a zero head, both trained; the layers stay where TRL looks for them.
+    """The base with the policy's adapter and a zero head, both trained, in a form in which TRL finds its layers.
 
-    As TRL ships it: the whole model.
+    For `shared_value`, as TRL ships it: all weights are trained.
     """
     from peft import inject_adapter_in_model
 
     model = trl.scorer(job)
     if not job.options.get("shared_value"):
         inject_adapter_in_model(trl.lora(job), model)
-        trl.move(model, job.adapter(models.POLICY))
+        trl.load_adapter(model, job.adapter(models.POLICY))
     model.score.weight.data.zero_()
     model.score.weight.requires_grad_(True)
     return model
 
 
-def _script(gate: Gate, fixed: Mapping[tuple[int, ...], list[tuple[int, ...]]]) -> None:
-    """In the check TRL's generation gives the fixed responses, with the logits that the policy has for them."""
+def _use_fixed_responses(gate: Gate, fixed: Mapping[tuple[int, ...], list[tuple[int, ...]]]) -> None:
+    """Make TRL's generation return the fixed responses and the policy's logits for them during the check."""
     import torch
     from trl.experimental.ppo import ppo_trainer
 
     generate = ppo_trainer.batch_generation
 
     @torch.no_grad()
-    def scripted(model: Any, queries: Any, size: int, pad: int, config: Any) -> Any:
+    def generate_or_fixed(model: Any, queries: Any, size: int, pad: int, config: Any) -> Any:
         if not gate.checking:
             return generate(model, queries, size, pad, config)
-        asked = [tuple(token for token in row if token != pad) for row in queries.tolist()]
-        answers = torch.tensor([fixed[query][0] for query in asked], device=queries.device)
-        whole = torch.cat([queries, answers], dim=1)
-        logits = ppo_trainer.forward(model, whole, pad).logits[:, queries.shape[1] - 1 : -1]
-        return whole, logits
+        prompts = [tuple(token for token in row if token != pad) for row in queries.tolist()]
+        responses = torch.tensor([fixed[prompt][0] for prompt in prompts], device=queries.device)
+        sequences = torch.cat([queries, responses], dim=1)
+        logits = ppo_trainer.forward(model, sequences, pad).logits[:, queries.shape[1] - 1 : -1]
+        return sequences, logits
 
-    ppo_trainer.batch_generation = scripted
+    ppo_trainer.batch_generation = generate_or_fixed

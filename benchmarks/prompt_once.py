@@ -1,4 +1,4 @@
-"""Each prompt once for its K responses against one row a response: the same step, forward and backward."""
+"""The same step with each prompt computed once for its K responses, or once per response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def together(job: Job) -> Encoded:
-    """A prompt with its responses, of exact lengths in tokens."""
+    """A prompt with its responses, with exact lengths in tokens."""
     from alignkit.data.group import Group
     from alignkit.models.encoding import Encoded, ResponseTokens
 
@@ -39,8 +39,8 @@ def ours(job: Job, gate: Gate) -> None:
 def peer(job: Job, gate: Gate) -> None:
     from alignkit.models.encoding import Encoded
 
-    whole = together(job)
-    step(job, gate, [Encoded(whole.group, whole.prompt, (row,)) for row in whole.rows])
+    group = together(job)
+    step(job, gate, [Encoded(group.group, group.prompt, (row,)) for row in group.rows])
 
 
 def step(job: Job, gate: Gate, groups: list[Encoded]) -> None:
@@ -53,5 +53,5 @@ def step(job: Job, gate: Gate, groups: list[Encoded]) -> None:
     while True:
         gate.begin()
         metrics = learner.step(Examples(groups), 0.0)
-        found = {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"]}
-        gate.end(sum(len(group.rows) for group in groups), found, work.pieces)
+        losses = {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"]}
+        gate.end(sum(len(group.rows) for group in groups), losses, work.pieces)

@@ -1,4 +1,4 @@
-"""A step of a reward model: on long-tailed pairs, or on rankings of K responses, which TRL sees as K(K-1)/2 pairs."""
+"""A reward-model step on long-tailed pairs, or on rankings of K responses, which are K(K-1)/2 pairs for TRL."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from benchmarks.worker import Gate, Job
 if TYPE_CHECKING:
     from alignkit.models.encoding import Encoded
 
-MICRO_BATCH = 4  # pairs that TRL runs at once
+MICRO_BATCH = 4  # pairs per forward pass of TRL
 
 
 def comparisons(job: Job, tokenizer: Any) -> list[Encoded]:
-    """Encoded as for scoring: each sequence ends with an end of turn, where the score is read."""
+    """Groups encoded for scoring: each sequence ends with an end of turn, whose position holds the score."""
     from alignkit.models.encoding import Encoder, encode_all
 
     k = job.options["responses"]
@@ -24,12 +24,12 @@ def comparisons(job: Job, tokenizer: Any) -> list[Encoded]:
     elif k == 2:
         groups = data.groups(8, k, 64, 128)
     else:
-        groups = data.groups(1, k, 98, 128, fixed_prompt=True)  # the system's words make it 128
+        groups = data.groups(1, k, 98, 128, fixed_prompt=True)  # 128 with the system message
     return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH, scoring=True)
 
 
 def units(job: Job, groups: list[Encoded]) -> int:
-    """Real tokens of pairs; rankings where a ranking is more than a pair."""
+    """The number of real tokens for pairs, of rankings for longer rankings."""
     return trl.real_tokens(groups) if job.options["responses"] == 2 else len(groups)
 
 

@@ -1,4 +1,4 @@
-"""A reward function in TRL's signature, given to both sides."""
+"""A reward function with TRL's signature, used by both sides."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def even(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """Share of a response's tokens whose number is even: it costs nothing and differs between responses."""
+    """The share of even token ids in each response: cheap, and different for each response."""
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]

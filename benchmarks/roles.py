@@ -1,4 +1,4 @@
-"""Five roles on one base (policy, reference, value, two reward models): what they take, and what a switch costs."""
+"""Five roles on one base (policy, reference, value, two reward models): their memory, and the time of a switch."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SWITCHES = 1000
 
 def folders(job: Job) -> dict[str, Path]:
     """An adapter for each role."""
-    found = {}
+    adapters = {}
     for role in ROLES:
         source = job.adapter(models.REWARD if role in HEADS else models.POLICY)
-        found[role] = job.adapter(f"role_{role}")
-        shutil.copytree(source, found[role], dirs_exist_ok=True)
-    return found
+        adapters[role] = job.adapter(f"role_{role}")
+        shutil.copytree(source, adapters[role], dirs_exist_ok=True)
+    return adapters
 
 
 def ids(job: Job, tokenizer: Any) -> Tensor:
@@ -40,8 +40,8 @@ def ids(job: Job, tokenizer: Any) -> Tensor:
     return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def held(before: int) -> int:
-    """What the process has grown by, bytes, once what it no longer needs has gone back to the system."""
+def growth(before: int) -> int:
+    """The growth of the process in bytes, after it has returned unused memory to the system."""
     gc.collect()
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).malloc_trim(0)
@@ -49,10 +49,10 @@ def held(before: int) -> int:
 
 
 def ours(job: Job, gate: Gate) -> None:
-    _ours(replace(job, source=models.folder_of("tiny"), adapters=""))  # what libraries set up once is nobody's memory
-    before = held(0)
+    _ours(replace(job, source=models.folder_of("tiny"), adapters=""))  # allocates what libraries allocate once
+    before = growth(0)
     policy, losses = _ours(job)
-    grown = held(before)
+    grown = growth(before)
     while True:
         gate.begin()
         for number in range(SWITCHES):
@@ -62,7 +62,7 @@ def ours(job: Job, gate: Gate) -> None:
 
 
 def _ours(job: Job) -> tuple[SharedModel, dict[str, float]]:
-    """The base with its roles, and what each of them thinks of a text; without adapters fresh ones."""
+    """The base with its roles, and each role's loss on a text. Roles without saved adapters get new ones."""
     import torch
 
     from alignkit.kernels.attention import TreeLayout
@@ -84,9 +84,9 @@ def _ours(job: Job) -> tuple[SharedModel, dict[str, float]]:
 
 def peer(job: Job, gate: Gate) -> None:
     _peer(replace(job, source=models.folder_of("tiny"), adapters=""))
-    before = held(0)
+    before = growth(0)
     model, losses = _peer(job)
-    grown = held(before)
+    grown = growth(before)
     while True:
         gate.begin()
         for number in range(SWITCHES // 100):
@@ -100,23 +100,23 @@ def _peer(job: Job) -> tuple[Any, dict[str, float]]:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype = getattr(torch, job.dtype)
-    given: dict[str, Any] = {}
+    quantization: dict[str, Any] = {}
     if job.options.get("quantization"):
-        given["quantization_config"] = BitsAndBytesConfig(
+        quantization["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    model: Any = AutoModelForCausalLM.from_pretrained(job.source, dtype=dtype, **given)
+    model: Any = AutoModelForCausalLM.from_pretrained(job.source, dtype=dtype, **quantization)
     if not job.adapters:
         config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, config, adapter_name=ROLES[0])
         for role in ROLES[1:]:
             model.add_adapter(role, config)
-    for place, (role, folder) in enumerate(folders(job).items() if job.adapters else ()):
-        alone = _without_head(folder)
-        if place:
-            model.load_adapter(alone, adapter_name=role)
+    for number, (role, folder) in enumerate(folders(job).items() if job.adapters else ()):
+        adapter = _without_head(folder)
+        if number:
+            model.load_adapter(adapter, adapter_name=role)
         else:
-            model = PeftModel.from_pretrained(model, alone, adapter_name=role)
+            model = PeftModel.from_pretrained(model, adapter, adapter_name=role)
     tokens = ids(job, trl.tokenizer(job))
     losses = {}
     with torch.no_grad():
@@ -128,16 +128,16 @@ def _peer(job: Job) -> tuple[Any, dict[str, float]]:
 
 
 def _without_head(folder: Path) -> Path:
-    """peft would look for a reward model's head in a language model: the adapter alone."""
+    """A copy of an adapter without a reward model's head, which peft would look for in the language model."""
     import json
 
     from safetensors.torch import load_file, save_file
 
     weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    kept = {key: value for key, value in load_file(weights).items() if "score" not in key}
-    new = folder.with_name(folder.name + "_alone")
+    tensors = {key: value for key, value in load_file(weights).items() if "score" not in key}
+    new = folder.with_name(folder.name + "_without_head")
     new.mkdir(exist_ok=True)
-    save_file(kept, new / weights.name, metadata={"format": "pt"})
-    told = json.loads(config.read_text(encoding="utf-8")) | {"task_type": "CAUSAL_LM", "modules_to_save": None}
-    (new / config.name).write_text(json.dumps(told), encoding="utf-8")
+    save_file(tensors, new / weights.name, metadata={"format": "pt"})
+    settings = json.loads(config.read_text(encoding="utf-8")) | {"task_type": "CAUSAL_LM", "modules_to_save": None}
+    (new / config.name).write_text(json.dumps(settings), encoding="utf-8")
     return new

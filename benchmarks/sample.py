@@ -1,7 +1,7 @@
-"""Sampling 4 responses of 64 tokens to each of 32 prompts against transformers' `generate` at its best batch size.
+"""Sampling 4 responses of 64 tokens to each of 32 prompts; the peer is transformers' `generate` at its best size.
 
-The end of turn is forbidden, so that both sides write equally long responses: all of them 64 tokens, or with a
-long-tailed length of its own for each (`long_tail`), at which it ends as it would by an end of turn.
+Both sides write equally long responses, because they may not sample an end of turn: all responses have 64 tokens, or
+with `long_tail` each has its own long-tailed length, at which it ends.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from alignkit.data.group import Group
     from alignkit.models.encoding import Ids
 
-BATCHES = (8, 32, 128)  # rows that `generate` is tried with
+BATCHES = (8, 32, 128)  # batch sizes tried with `generate`
 CHECKED = 8  # responses whose log-probabilities are compared
 
 
 def plan(job: Job) -> tuple[list[Group], int, int, list[int]]:
-    """Prompts, samples of each, new tokens, and the length at which each row ends, prompt by prompt."""
+    """Prompts, samples per prompt, new tokens, and the length of each response, prompt by prompt."""
     groups = data.prompts(3, 6) if job.short else data.prompts(32, 64)
     samples, tokens = (2, 8) if job.short else (4, 64)
     rows = len(groups) * samples
-    ends = data.caps(rows, tokens) if job.options["long_tail"] else [tokens] * rows
+    ends = data.long_tailed_caps(rows, tokens) if job.options["long_tail"] else [tokens] * rows
     return groups, samples, tokens, ends
 
 
@@ -46,21 +46,21 @@ def ours(job: Job, gate: Gate) -> None:
     own = [ends[start : start + samples] for start in range(0, len(ends), samples)]
     work.write([(len(prompt), lengths) for prompt, lengths in zip(prompts, own, strict=True)])
 
-    def ended(encoder: Encoder, draft: sampler.ActiveSequence, sampling: sampler.Sampling) -> bool:
-        return len(draft.tokens) >= own[draft.prompt][draft.sample]
+    def stopped(_: Any, sequence: sampler.ActiveSequence) -> bool:
+        return len(sequence.tokens) >= own[sequence.prompt][sequence.sample]
 
     seed = 0
-    with patch.object(sampler, "_stopped", ended):
+    with patch.object(sampler._Writer, "_stopped", stopped):
         while True:
             gate.begin()
             seed += 1
-            found = sampler.sample(policy, BASE, encoder, groups, sampling, seed=seed)
-            written = [(p, r) for p, group in zip(prompts, found, strict=True) for r in group.responses]
+            sampled = sampler.sample(policy, BASE, encoder, groups, sampling, seed=seed)
+            written = [(p, r) for p, group in zip(prompts, sampled, strict=True) for r in group.responses]
             assert [len(response.tokens or ()) for _, response in written] == ends
             seen = written[:: math.ceil(len(written) / CHECKED)]
-            told = [logprob for _, response in seen for logprob in response.logprobs or ()]
+            logprobs = [logprob for _, response in seen for logprob in response.logprobs or ()]
             evidence = [[list(prompt), list(response.tokens or ())] for prompt, response in seen]
-            gate.end(sum(ends), {"loss": -sum(told) / len(told)}, work.pieces, evidence=evidence)
+            gate.end(sum(ends), {"loss": -sum(logprobs) / len(logprobs)}, work.pieces, evidence=evidence)
 
 
 def peer(job: Job, gate: Gate) -> None:
@@ -74,21 +74,21 @@ def peer(job: Job, gate: Gate) -> None:
     model = trl.causal(job).to(device).eval()
     encoder = Encoder(tokenizer)
     prompts = [encoder.prompt(group.prompt) for group in groups for _ in range(samples)]
-    # Prompts of like lengths together: little padding.
+    # Sorting prompts by length saves padding.
     rows = sorted(zip(prompts, ends, strict=True), key=lambda row: -len(row[0]))
-    batch, told = len(rows), {}
+    batch, losses = len(rows), {}
     while True:
         gate.begin()
         if gate.checking:
-            told = {"loss": _nll(model, gate.evidence)}
-            batch = _best(model, tokenizer, rows, tokens)
+            losses = {"loss": _nll(model, gate.evidence)}
+            batch = _best_batch_size(model, tokenizer, rows, tokens)
         for start in range(0, len(rows), batch):
             _generate(model, tokenizer, rows[start : start + batch], tokens)
-        gate.end(sum(ends), told)
+        gate.end(sum(ends), losses)
 
 
 def _nll(model: Any, evidence: list[list[list[int]]]) -> float:
-    """Mean over all tokens of -log P, nats, of responses that the other side sampled."""
+    """Mean of -log P in nats over all tokens of responses that the other side sampled."""
     import torch
 
     total = count = 0.0
@@ -101,18 +101,18 @@ def _nll(model: Any, evidence: list[list[list[int]]]) -> float:
     return total / count
 
 
-def _best(model: Any, tokenizer: Any, rows: list[tuple[Ids, int]], tokens: int) -> int:
-    """The batch size of most tokens a second, tried on the longest prompts."""
+def _best_batch_size(model: Any, tokenizer: Any, rows: list[tuple[Ids, int]], tokens: int) -> int:
+    """The batch size with the most tokens per second on the longest prompts."""
     speeds = {}
     for size in sorted({min(size, len(rows)) for size in BATCHES}):
-        began = time.perf_counter()
+        start = time.perf_counter()
         _generate(model, tokenizer, rows[:size], tokens)
-        speeds[size] = sum(end for _, end in rows[:size]) / (time.perf_counter() - began)
+        speeds[size] = sum(end for _, end in rows[:size]) / (time.perf_counter() - start)
     return max(speeds, key=lambda size: speeds[size])
 
 
 def _generate(model: Any, tokenizer: Any, rows: list[tuple[Ids, int]], tokens: int) -> None:
-    """Unfiltered samples; a row is done at its own length, as it would be by an end of turn."""
+    """Sample without filters; each row ends at its own length, as if by an end of turn."""
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 

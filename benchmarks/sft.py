@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from alignkit.models.encoding import Encoded
     from alignkit.models.shared_model import SharedModel
 
-IGNORED = -100  # label of what is not learned
+IGNORED = -100  # label of tokens that are not learned
 
 
 def demonstrations(job: Job, tokenizer: Any) -> list[Encoded]:
@@ -28,7 +28,7 @@ def ours(job: Job, gate: Gate) -> None:
 
 
 def parameters(job: Job, gate: Gate) -> None:
-    """The same; memory is that of the parameters alone."""
+    """The same step; the memory is that of the parameters only."""
     step(job, gate, models.bytes_of)
 
 
@@ -37,7 +37,7 @@ def step(job: Job, gate: Gate, memory: Callable[[SharedModel], int | None]) -> N
 
     policy = models.load(job)
     learner = models.learner(policy, "sft", job.adapter(models.POLICY))
-    held = memory(policy)
+    parameter_bytes = memory(policy)
     encoded = demonstrations(job, policy.tokenizer)
     units = job.options.get("units") or trl.real_tokens(encoded)
     work = Work(Shape.of(job.source), job.dtype)
@@ -45,13 +45,13 @@ def step(job: Job, gate: Gate, memory: Callable[[SharedModel], int | None]) -> N
     while True:
         gate.begin()
         metrics = learner.step(Examples(encoded), 0.0)
-        gate.end(units, {"loss": metrics["loss"]}, work.pieces, memory=held)
+        gate.end(units, {"loss": metrics["loss"]}, work.pieces, memory=parameter_bytes)
 
 
 def peer(job: Job, gate: Gate) -> None:
-    """All sequences in one padded batch, or packed (best fit) and one pack at a time, the tokens as labels either way.
+    """All sequences in one padded batch, or packed (best fit) with one pack per forward pass; the labels are tokens.
 
-    What TRL's `assistant_only_loss` makes of a conversation, but for the line break that its template adds.
+    Equal to TRL's `assistant_only_loss` on conversations, without the line break that its template adds.
     """
     from datasets import Dataset
     from peft import PeftModel
@@ -68,7 +68,7 @@ def peer(job: Job, gate: Gate) -> None:
         for row in group.rows
     ]
     packed = job.options["packed"]
-    # An epoch is one step: what is left of an accumulation at its end makes a step of its own.
+    # One epoch is one step: the trainer also steps at the end of an epoch, before the accumulation is full.
     steps = {
         "per_device_train_batch_size": 1 if packed else len(rows),
         "gradient_accumulation_steps": len(rows) if packed else 1,

@@ -1,6 +1,6 @@
-"""What the sides that run TRL's trainers share: how they are paced, what they start from, their common arguments.
+"""Shared by the sides that run TRL's trainers: pacing, initial weights, common arguments.
 
-The trainers run as TRL ships them, in their own `train()`; a callback holds them between rounds.
+The trainers run unmodified in their own `train()`; a callback holds them between rounds.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from benchmarks.worker import Gate, Job
 if TYPE_CHECKING:
     from alignkit.models.encoding import Encoded
 
-FOR_EVER = 1_000_000  # steps; the worker ends when nobody asks for another round
+ENDLESS = 1_000_000  # steps; the worker exits when there are no more requests
 
 
 def pace(gate: Gate, units: float, losses: Callable[[Mapping[str, float]], dict[str, float]], steps: int = 1) -> Any:
-    """A callback that makes a round of every `steps` steps; the losses are those of a round's first step."""
+    """A callback that makes every `steps` steps a round; it reports the losses of the first one."""
     from transformers import TrainerCallback
 
     class Pace(TrainerCallback):
-        logged: list[Mapping[str, float]] = []  # noqa: RUF012 of the round under way
+        logged: list[Mapping[str, float]] = []  # noqa: RUF012 the logs of the current round
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             gate.begin()
@@ -40,12 +40,12 @@ def pace(gate: Gate, units: float, losses: Callable[[Mapping[str, float]], dict[
 
 
 def arguments(job: Job) -> dict[str, Any]:
-    """Of every trainer: one log a step, nothing saved, and weights that stay where they are."""
+    """Arguments of every trainer: one log per step, nothing saved, no changes to the weights."""
     import torch
 
     return {
         "output_dir": tempfile.mkdtemp(dir=job.adapters),
-        "max_steps": FOR_EVER,
+        "max_steps": ENDLESS,
         "learning_rate": 0.0,
         "lr_scheduler_type": "constant",
         "bf16": job.dtype == "bfloat16",
@@ -60,7 +60,7 @@ def arguments(job: Job) -> dict[str, Any]:
 
 
 def run(trainer: Any) -> None:
-    """Train until nobody asks for another round."""
+    """Train until there are no more requests."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -81,7 +81,7 @@ def causal(job: Job) -> Any:
 
 
 def scorer(job: Job) -> Any:
-    """The base with a scalar head."""
+    """The base model with a scalar head."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -90,7 +90,7 @@ def scorer(job: Job) -> Any:
 
 
 def lora(job: Job) -> Any:
-    """The configuration of the adapters, to be trained."""
+    """The configuration of the adapters, as trainable."""
     from peft import LoraConfig
 
     config = LoraConfig.from_pretrained(job.adapter(POLICY))
@@ -98,8 +98,8 @@ def lora(job: Job) -> Any:
     return config
 
 
-def move(model: Any, adapter: Path) -> None:
-    """Give a model's adapter `default` the saved weights; the reference stays the base without adapter."""
+def load_adapter(model: Any, adapter: Path) -> None:
+    """Load saved weights into a model's adapter `default`; the reference remains the base without an adapter."""
     import torch
     from safetensors.torch import load_file
 
@@ -112,7 +112,7 @@ def move(model: Any, adapter: Path) -> None:
 
 
 def preferences(groups: Sequence[Encoded]) -> Iterable[dict[str, list[int]]]:
-    """Pairs in tokens, in the columns of TRL's collator."""
+    """Tokenized pairs in the columns of TRL's collator."""
     for group in groups:
         for pair in group.pairs:
             better, worse = group.rows[pair.better].tokens, group.rows[pair.worse].tokens
@@ -120,5 +120,5 @@ def preferences(groups: Sequence[Encoded]) -> Iterable[dict[str, list[int]]]:
 
 
 def real_tokens(groups: Sequence[Encoded]) -> int:
-    """Tokens of all sequences, each with its prompt, without padding."""
+    """The number of tokens in all sequences, each with its prompt, without padding."""
     return sum(len(group.prompt) + len(row.tokens) for group in groups for row in group.rows)

@@ -1,7 +1,7 @@
-"""The process of one side: it builds once, then works a round whenever it is asked, so its peak memory is its own.
+"""The process of one side: it loads its model once, then runs a round per request. Its peak memory is its own.
 
-Requests come as JSON lines on stdin, answers go as JSON lines to stdout; what libraries print goes to stderr. The
-first request is the check: a round on fixed inputs, untimed, whose losses both sides are compared by.
+Requests are JSON lines on stdin, answers JSON lines on stdout; the output of libraries is redirected to stderr. The
+first request is the check: an untimed round on fixed inputs, whose losses are compared between the sides.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import Any, TextIO
 
 @dataclass(frozen=True)
 class Job:
-    """What a side is told. function: `module:function` in this package. source: folder of the base model.
+    """The task of one side.
 
-    adapters: folder of `policy` and `reward`, the same starting weights for both sides. short: the tiny sizes.
-    checkpointing: the peer recomputes activations. options: what tells apart benchmarks that share code.
+    function: `module:function` of this package. short: tiny sizes. source: folder of the base model. adapters: folder
+    of `policy` and `reward`, the initial weights of both sides. checkpointing: the peer recomputes activations.
+    options: of the benchmark, for functions that several benchmarks share.
     """
 
     function: str
@@ -40,17 +41,17 @@ class Job:
 
 
 class Gate:
-    """Where a side waits for its turn, and tells what the round gave."""
+    """Where a side waits for its turn and reports the result of a round."""
 
     def __init__(self, requests: TextIO, answers: TextIO):
         self._requests, self._answers = requests, answers
         self._began = 0.0
         self._resting: int | None = None
         self.checking = False
-        self.evidence: Any = None  # in the check of the second side: what the first one sampled
+        self.evidence: Any = None  # during the check of the second side: the samples of the first
 
     def begin(self) -> None:
-        """Wait for a request and start the clock. Raises SystemExit when there are no more."""
+        """Wait for a request and start the clock. Raises `SystemExit` if there are no more."""
         line = self._requests.readline()
         if not line:
             raise SystemExit(0)
@@ -60,7 +61,7 @@ class Gate:
             self._resting = resident()
             _forget_peak()
         gc.collect()
-        _synchronise()
+        _synchronize()
         self._began = time.perf_counter()
 
     def end(
@@ -71,11 +72,12 @@ class Gate:
         evidence: Any = None,
         memory: int | None = None,
     ) -> None:
-        """Stop the clock. units: what the rate counts. floor: pieces of work as (FLOP, bytes), see `floor.Work`.
+        """Stop the clock and send the answer.
 
-        memory: in bytes, where the peak is not what is meant.
+        units: the amount of work that the rate counts. floor: pieces of work as (FLOP, bytes), see `floor.Work`.
+        memory: in bytes; by default the peak of the process.
         """
-        _synchronise()
+        _synchronize()
         seconds = time.perf_counter() - self._began
         answer = {
             "seconds": seconds,
@@ -95,13 +97,13 @@ def _on_gpu() -> bool:
     return torch is not None and torch.cuda.is_available()
 
 
-def _synchronise() -> None:
+def _synchronize() -> None:
     if _on_gpu():
         sys.modules["torch"].cuda.synchronize()
 
 
 def _status(name: str) -> int | None:
-    """A line of /proc/self/status, in bytes; None where there is no such file."""
+    """An entry of /proc/self/status in bytes; None if the file does not exist."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith(f"{name}:"):
@@ -110,14 +112,14 @@ def _status(name: str) -> int | None:
 
 
 def resident() -> int:
-    """Memory held now, bytes: the GPU's where there is one."""
+    """Memory in use, in bytes: the GPU's if there is one."""
     if _on_gpu():
         return int(sys.modules["torch"].cuda.memory_allocated())
     return _status("VmRSS") or 0
 
 
 def _forget_peak() -> None:
-    """From here on the peak is that of the work; loading a model may for a moment take more."""
+    """Reset the peak, because loading a model may briefly need more memory than the work."""
     if _on_gpu():
         sys.modules["torch"].cuda.reset_peak_memory_stats()
         return
@@ -133,13 +135,13 @@ def _peak() -> int:
         return peak
     import resource
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main() -> None:
     job = Job(**json.loads(sys.argv[1]))
-    # What a library prints must not end up among the answers.
+    # Libraries that print must not corrupt the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module, _, function = job.function.partition(":")

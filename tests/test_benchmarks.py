@@ -1,4 +1,4 @@
-"""The benchmarks work: both sides run on the tiny model and their losses agree. What they measure is not tested."""
+"""The benchmarks run: both sides work on the tiny model and their losses agree. Their results are not tested."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import benchmarks.__main__ as program
 from benchmarks import data
 from benchmarks.catalogue import BENCHMARKS, Benchmark
 from benchmarks.floor import Shape, Work, seconds
-from benchmarks.measure import ENVIRONMENTS, Failed, Side, apart, row
+from benchmarks.measure import ENVIRONMENTS, Failed, Side, relative_difference, row
 from benchmarks.worker import Job
 
 ROOT = Path(__file__).parent.parent
 FAST = ["dpo", "sample_long_tail", "growth_k", "overhead"]
-WITHOUT_FLOOR = {"ppo_memory", "roles", "roles_nf4", "growth_k", "rows"}  # no arithmetic to speak of, or two kinds
+WITHOUT_FLOOR = {"ppo_memory", "roles", "roles_nf4", "growth_k", "rows"}  # little arithmetic, or two kinds of it
 FIELDS = {"name", "ours", "peer", "unit", "ratio", "memory_ratio", "floor_ratio", "rounds"}
 
 
@@ -37,7 +37,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def short(names: list[str], file: Path) -> None:
-    """Run benchmarks on the tiny model and look at their rows."""
+    """Run benchmarks on the tiny model and check their rows."""
     done = command("--short", "--rounds", "1", "--only", ",".join(names), "--json", str(file))
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text(encoding="utf-8"))
@@ -84,7 +84,10 @@ def test_names_are_checked_and_listed() -> None:
 
 
 def test_a_side_that_dies_says_why() -> None:
-    with Side(Job("dpo:nothing")) as side, pytest.raises(Failed, match=r"code 1\n(.|\n)*no attribute 'nothing'"):
+    with (
+        Side(Job("dpo:nothing")) as side,
+        pytest.raises(Failed, match=r"exited with code 1\n(.|\n)*no attribute 'nothing'"),
+    ):
         side.ask()
 
 
@@ -108,8 +111,8 @@ def test_the_page_names_every_benchmark() -> None:
         ({}, {}, "float32", math.inf),
     ],
 )
-def test_how_far_losses_are_apart(ours: dict, peer: dict, precision: str, expected: float) -> None:
-    assert apart(ours, peer, precision) == pytest.approx(expected)
+def test_relative_differences_of_losses(ours: dict, peer: dict, precision: str, expected: float) -> None:
+    assert relative_difference(ours, peer, precision) == pytest.approx(expected)
 
 
 def answer(seconds: float, memory: int, **losses: float) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def answer(seconds: float, memory: int, **losses: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("other", "code"), [(1.0, 0), (1.01, 1)])
-def test_the_command_fails_where_losses_differ(
+def test_the_command_fails_if_losses_differ(
     other: float, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     machine = dict.fromkeys(("cpu", "cores", "threads", "memory_gib", "gpu", "torch", "transformers", "trl", "peft"))
@@ -138,23 +141,23 @@ def test_the_command_fails_where_losses_differ(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["--json", "/nowhere/rows.json"], "/nowhere/rows.json cannot be written"),
-        (["--short", "--model", "tiny"], "leave out --model"),
-        (["--only", "dop"], "no benchmark dop; there are dpo, "),
+        (["--json", "/nowhere/rows.json"], "cannot write /nowhere/rows.json"),
+        (["--short", "--model", "tiny"], "remove --model"),
+        (["--only", "dop"], "no benchmark dop; choose from dpo, "),
     ],
 )
-def test_mistakes_are_told_before_anything_is_measured(
-    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+def test_mistakes_are_reported_before_anything_is_measured(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(program, "ask_once")
     done = CliRunner().invoke(program.app, arguments, env={"COLUMNS": "500"})
     assert done.exit_code == 2
-    assert told in done.stderr
+    assert message in done.stderr
 
 
-def test_a_model_that_is_not_there_is_told_without_a_traceback(tmp_path: Path) -> None:
+def test_an_unknown_model_is_reported_without_a_traceback(tmp_path: Path) -> None:
     done = command("--only", "head", "--model", "nosuchmodel", "--json", str(tmp_path / "rows.json"))
     assert done.returncode == 1
     assert "model.base 'nosuchmodel' is neither a folder nor" in done.stderr
@@ -163,12 +166,12 @@ def test_a_model_that_is_not_there_is_told_without_a_traceback(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("extra", [False, True])
-def test_a_row_is_made_of_medians(extra: bool) -> None:
+def test_a_row_has_medians(extra: bool) -> None:
     benchmark = Benchmark("name", "what", "unit", "a:b", "c:d", "them", extra_memory=extra)
     checks = [answer(9, 0, loss=1.0), answer(9, 0, loss=1.01)]
     rounds = [(answer(t, 30), answer(u, 50)) for t, u in ((1, 4), (2, 3), (100, 6))]
     found = row(benchmark, checks, rounds, {"flop": {"float32": 3.0}, "bandwidth": 1.0})
-    # 12 units in 2 and in 4 seconds; the middle one of the ratios
+    # 12 units in 2 and in 4 seconds, and the median of the ratios
     assert (found["ours"], found["peer"], found["ratio"]) == (6.0, 3.0, 1.5)
     assert found["ratios"] == [4.0, 1.5, 0.06]
     assert found["memory_ratio"] == (20 / 40 if extra else 30 / 50)
@@ -180,7 +183,7 @@ def test_a_row_is_made_of_medians(extra: bool) -> None:
 # --- the floor
 
 
-def test_the_floor_of_a_piece_is_what_takes_longer() -> None:
+def test_the_floor_of_a_piece_is_the_longer_of_two_times() -> None:
     rates = {"flop": {"float32": 10.0, "bfloat16": 20.0}, "bandwidth": 2.0}
     assert seconds([(100.0, 4.0), (10.0, 40.0)], rates, "float32") == 10.0 + 20.0
     assert seconds([(100.0, 4.0)], rates, "bfloat16") == 5.0
@@ -194,8 +197,8 @@ def _added(result: torch.Size, a: torch.Size, b: torch.Size, out_shape: Any = No
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_floor_counts_the_products_that_torch_does(lora: bool, tmp_path: Path) -> None:
-    """Forward and backward on the tiny model; attention, of which torch counts more than is seen, apart."""
+def test_the_floor_counts_the_products_of_torch(lora: bool, tmp_path: Path) -> None:
+    """Forward and backward on the tiny model, without attention: torch also counts its masked pairs."""
     from alignkit.kernels.attention import TreeLayout
     from alignkit.kernels.layout import GroupSpan
     from alignkit.models.shared_model import BASE, SharedModel
@@ -209,7 +212,7 @@ def test_the_floor_counts_the_products_that_torch_does(lora: bool, tmp_path: Pat
         policy.make_trainable("policy")
     prompt, answers = 5, (4, 3)
     length = prompt + sum(answers)
-    # torch counts no product that is added in place.
+    # By default torch does not count products that are added in place.
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _added}) as counter:
         hidden = policy.hidden(
             "policy" if lora else BASE, TreeLayout([GroupSpan(0, prompt, answers)]), torch.arange(length)
@@ -220,7 +223,7 @@ def test_the_floor_counts_the_products_that_torch_does(lora: bool, tmp_path: Pat
     done = sum(count for name, count in counts.items() if any(name is op for op in PRODUCTS))
     work = Work(Shape.of(source), "float32", lora=lora)
     (work.learn if lora else work.read)([(prompt, answers)], head=False)
-    seen = 15 + (4 * 5 + 10) + (3 * 5 + 6)  # pairs of a query and a key: within the prompt, and of each answer
+    seen = 15 + (4 * 5 + 10) + (3 * 5 + 6)  # pairs of a query and a key: of the prompt, and of each answer
     attention = (3 if lora else 1) * 4 * 2 * 64 * seen  # two layers of 64 dimensions
     assert work.pieces[0][0] - attention == done
 
@@ -252,7 +255,7 @@ def test_the_head_counts_once_for_each_scored_token() -> None:
 def test_lengths_are_long_tailed_about_their_mean() -> None:
     found = np.array(data.lengths(np.random.default_rng(0), 20_000, 64))
     assert found.min() == 8 and found.max() == 192
-    assert found.mean() == pytest.approx(60, abs=2)  # the cut tail is missing
+    assert found.mean() == pytest.approx(60, abs=2)  # the tail is clipped
     assert np.median(found) < 50
 
 
@@ -263,12 +266,12 @@ def test_data_are_the_same_every_time() -> None:
     assert len(group.prompt[0]["content"].split()) == 4
 
 
-def test_cut_responses_end_with_an_end_of_turn() -> None:
-    assert data.cut([5, 6, 7, 8], 3, [2]) == (5, 6, 2)
+def test_truncated_responses_end_with_an_end_of_turn() -> None:
+    assert data.truncated([5, 6, 7, 8], 3, [2]) == (5, 6, 2)
 
 
 def test_the_gate_stops_the_clock_and_ends_without_requests() -> None:
-    """A worker that is asked once answers once and ends by itself."""
+    """A worker that receives one request answers it and exits."""
     job = json.dumps({"function": "floor:probe", "short": True})
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.worker", job],
