@@ -6,14 +6,11 @@ import gc
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from alignkit.kernels.memory import ran_out, release_cached, total
-
-if TYPE_CHECKING:
-    from alignkit.models.shared_model import SharedModel
 
 T = TypeVar("T")
 
@@ -83,14 +80,14 @@ def activation_budget(device: torch.device) -> float:
     return rounded if device.type == "cuda" else min(CPU_ACTIVATIONS, rounded)
 
 
-def within_memory(model: SharedModel, work: Callable[[], T]) -> T:
-    """Return `work()`. When memory runs out, halve the model's token budget and repeat until it cannot shrink."""
+def within_memory(budget: MemoryBudget, work: Callable[[], T]) -> T:
+    """Return `work()`. When memory runs out, halve the token budget and repeat until it cannot shrink."""
     while True:
         try:
             return work()
         except (MemoryError, RuntimeError) as error:
-            if not ran_out(error) or not model.memory.halve():
+            if not ran_out(error) or not budget.halve():
                 raise
         # Outside the handler, because the traceback of a handled error keeps the activations alive.
         gc.collect()
-        release_cached(model.device)
+        release_cached(budget.device)

@@ -86,7 +86,7 @@ def measure_with_values(
 
 def _measure(model: SharedModel, role: str, groups: Sequence[Encoded], wants: Wants) -> dict[str, list[Tensor]]:
     examples = Examples(list(groups))
-    return within_memory(model, lambda: _in_micro_batches(model, role, examples, wants))
+    return within_memory(model.memory, lambda: _in_micro_batches(model, role, examples, wants))
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,12 +21,26 @@ from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.loading import backbone, largest
 
-if TYPE_CHECKING:
-    from alignkit.models.shared_model import SharedModel
-
 # Two groups: a prompt of 5 tokens with responses of 6 and 3, and a prompt of 4 with a response of 6.
 SPANS = [GroupSpan(0, 5, (6, 3)), GroupSpan(14, 4, (6,))]
 LENGTH = 24
+
+
+class CheckedModel(Protocol):
+    """The parts of `SharedModel` that the checks use."""
+
+    model: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def context(self) -> int: ...
+
+    def hidden(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor: ...
+
+    def next_logits(self, name: str, hidden: Tensor) -> Tensor: ...
+
+    def using_role(self, name: str) -> AbstractContextManager[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,7 @@ class _Check:
 
 
 @torch.no_grad()
-def why_not_packable(model: SharedModel, base: str) -> str:
+def why_not_packable(model: CheckedModel, base: str) -> str:
     """Say why the base model (role `base`) cannot use packed rows; empty if it can."""
     # Ids from the whole vocabulary: the first ones are often special tokens with huge activations, which amplify
     # rounding errors.
@@ -83,7 +98,7 @@ def why_not_packable(model: SharedModel, base: str) -> str:
     return next((failure for check in checks if (failure := check.failure(model.dtype))), "")
 
 
-def _refusal(model: SharedModel, packed: TreeLayout) -> str:
+def _refusal(model: CheckedModel, packed: TreeLayout) -> str:
     """Say why the configuration rules packed rows out, whatever two dozen tokens show. packed: after a forward pass."""
     config = model.model.config.get_text_config()
     if len(packed.kv) < config.num_hidden_layers:
@@ -111,7 +126,7 @@ def _unshared(rows: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def check_head(model: SharedModel, base: str) -> None:
+def check_head(model: CheckedModel, base: str) -> None:
     """Raise RunFailed if the model's logits are not those of `SharedModel.next_logits`, which replaces its head."""
     network = model.model
     row = (torch.arange(1, 9, device=model.device) % network.config.get_text_config().vocab_size)[None]
@@ -124,7 +139,7 @@ def check_head(model: SharedModel, base: str) -> None:
         )
 
 
-def _decoded(model: SharedModel, base: str, rows: Sequence[Tensor]) -> Tensor:
+def _decoded(model: CheckedModel, base: str, rows: Sequence[Tensor]) -> Tensor:
     """Compute the hidden states of each row's last token the way sampling does, [rows, hidden]."""
     starts = [sum(len(row) - 1 for row in rows[:number]) for number in range(len(rows))]
     prefill = TreeLayout([GroupSpan(s, len(row) - 1, ()) for s, row in zip(starts, rows, strict=True)], store_kv=True)

@@ -1,9 +1,9 @@
-"""The choice of the next token: temperature, filters, and a draw by inverse CDF."""
+"""How to sample, and the choice of the next token: temperature, filters, and a draw by inverse CDF."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,10 +12,36 @@ from torch import Tensor
 
 from alignkit.errors import RunFailed
 
-if TYPE_CHECKING:
-    from alignkit.models.sampling import Sampling
-
 BLOCK = 256  # tokens of the vocabulary that `inverse_cdf` first adds up
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample.
+
+    temperature: 0 is greedy. top_k, top_p: 0 and 1 do not filter. stop: texts that end a response and stay in it.
+    processors: transformers' logits processors. They change logits [n, vocabulary] first of all, given prompt and
+    response [n, tokens] of n rows of one length. Reported log-probabilities are always those of the unfiltered policy.
+    """
+
+    samples_per_prompt: int = 1
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: Sequence[str] = ()
+    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
+
+    def __post_init__(self) -> None:
+        lowest = {"samples_per_prompt": 1, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0, "top_k": 0}
+        values = {name: getattr(self, name) for name in lowest}
+        problems = [f"{name} must be at least {lowest[name]}, not {value}"
+                    for name, value in values.items() if not value >= lowest[name]]  # fmt: skip
+        if not 0 < self.top_p <= 1:
+            problems.append(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if problems:
+            raise ValueError("sampling: " + "; ".join(problems))
 
 
 def choose(

@@ -6,7 +6,7 @@ A sample depends on its prompt and its own random stream, not on the other rows 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,42 +23,13 @@ from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.sampling_weights import prepacked_weights
 from alignkit.models.encoding import Encoder, Ids
 from alignkit.models.loading import backbone, largest
-from alignkit.models.next_token import choose, process
+from alignkit.models.next_token import Sampling, choose, process
 from alignkit.models.shared_model import SharedModel
 
 ROWS = 128  # decoded together: enough to keep the processor busy
 CACHE_BYTES = 2 * 2**30  # of keys and values; fewer rows are decoded together if they need more
 # Replacing rows copies the cache, which takes about as long as a step. It pays once a fifth of the rows is idle.
 BUSY = 0.8
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample.
-
-    temperature: 0 is greedy. top_k, top_p: 0 and 1 do not filter. stop: texts that end a response and stay in it.
-    processors: transformers' logits processors. They change logits [n, vocabulary] first of all, given prompt and
-    response [n, tokens] of n rows of one length. Reported log-probabilities are always those of the unfiltered policy.
-    """
-
-    samples_per_prompt: int = 1
-    max_new_tokens: int = 128
-    min_new_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: Sequence[str] = ()
-    processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
-
-    def __post_init__(self) -> None:
-        lowest = {"samples_per_prompt": 1, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0, "top_k": 0}
-        values = {name: getattr(self, name) for name in lowest}
-        problems = [f"{name} must be at least {lowest[name]}, not {value}"
-                    for name, value in values.items() if not value >= lowest[name]]  # fmt: skip
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if problems:
-            raise ValueError("sampling: " + "; ".join(problems))
 
 
 @dataclass

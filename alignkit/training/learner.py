@@ -93,7 +93,7 @@ class Learner:
         learning_rate = self.settings.learning_rate * lr_factor
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        metrics = within_memory(self.model, lambda: self._gradients(examples)) | self._clip()
+        metrics = within_memory(self.model.memory, lambda: self._gradients(examples)) | self._clip()
         self.steps += 1
         metrics["learning_rate"] = learning_rate
         if all(math.isfinite(metrics[name]) for name in metrics if name.endswith("grad_norm") or name == "loss"):
@@ -220,7 +220,7 @@ class Learner:
         """Loss terms and metrics, averaged over all examples. The algorithm's state stays as it is."""
         state = dict(self.algorithm.state)
         try:
-            return within_memory(self.model, lambda: self._evaluate(examples, state))
+            return within_memory(self.model.memory, lambda: self._evaluate(examples, state))
         finally:
             self.algorithm.state = state
 
