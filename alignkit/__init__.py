@@ -1,6 +1,6 @@
 """alignkit: align language models with human and AI feedback, from YAML recipes and plugins.
 
-A plugin imports this one name. Nothing here loads torch before it is used.
+This is the name that plugins import. Importing it does not load torch; using some of its names does.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ if TYPE_CHECKING:
 
 
 class _Lazy(ModuleType):
-    """Stands for a module that is imported when something in it is asked for: `import` alone loads no torch."""
+    """A module that is imported on first use, so that `from alignkit import functional` does not load torch."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # who inspects modules (pluggy, inspect) wants nothing from this one
+        if name.startswith("__"):  # asked for by pluggy and inspect, which need nothing of the real module
             raise AttributeError(name)
         return getattr(importlib.import_module(self.__name__), name)
 

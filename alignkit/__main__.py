@@ -1,4 +1,4 @@
-"""`python -m alignkit` is `alignkit`."""
+"""`python -m alignkit` runs the command line."""
 
 from alignkit.cli import main
 

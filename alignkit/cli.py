@@ -128,7 +128,7 @@ def _load(
         if broken.distribution in requested:
             raise PluginError(str(broken))
     recipe = load_recipe(path, list(overrides or ()), loaded.registry)
-    for broken in loaded.broken:  # only now: if the recipe needs one of them, its error says so
+    for broken in loaded.broken:  # only now: an error of the recipe names the plugins it needs
         print(f"warning: {broken}", file=sys.stderr)
     return recipe
 

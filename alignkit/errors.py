@@ -1,4 +1,4 @@
-"""What can go wrong and who is told: each class carries the exit code that the command line ends with."""
+"""The errors that users see. Each class has the exit code of the command line."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 
 class AlignkitError(Exception):
-    """Shown to the user as one message without a traceback; `exit_code` is the process's."""
+    """Shown to the user as one message, without a traceback."""
 
     exit_code = 1
 
 
 class RunFailed(AlignkitError):
-    """Something failed while a stage was running; the run can be continued."""
+    """A stage failed; the run can be resumed."""
 
     exit_code = 1
 
 
 class RecipeError(AlignkitError):
-    """A recipe, an override or the usage is wrong; nothing was started. Holds every problem found."""
+    """A recipe, an override or the usage is wrong, so nothing was started. Holds every problem."""
 
     exit_code = 2
 
@@ -36,32 +36,33 @@ class PluginError(AlignkitError):
 
 
 class DataError(AlignkitError):
-    """Rows that cannot be used were found: the message names file, row and reason."""
+    """Some rows cannot be used; the message names file, row and reason."""
 
     exit_code = 4
 
 
 class OutOfResource(AlignkitError):
-    """Memory or disk ran out."""
+    """Memory or disk space ran out."""
 
     exit_code = 5
 
 
 class RemoteError(AlignkitError):
-    """A remote judge or reward stayed unavailable after all retries; the run can be continued."""
+    """A remote judge or reward was unavailable after all retries; the run can be resumed."""
 
     exit_code = 6
 
 
 class BadRow(Exception):
-    """Raised by a format's `read` for a row it cannot use; the reader adds file and row number."""
+    """A format raises this for a row that it cannot use; the reader adds file and row number."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in a recipe: where, what, and what to do.
+    """One error in a recipe: what is wrong, where, and what to do.
 
-    `line` and `column` count from 1; 0 means the place is not in a file (an override, say).
+    line, column: counted from 1; line 0 means that the place is not in a file, but in an override.
+    source: the text of the line. help: what to do.
     """
 
     message: str
@@ -87,6 +88,6 @@ class Problem:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'dpo'?` for the nearest of `known`, or an empty string."""
+    """`did you mean 'dpo'?`, for the closest of the known names; empty if none is close."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else ""

@@ -1,21 +1,21 @@
-"""The base class of data formats, and the checks that every row goes through after a format has read it.
+"""The base class of data formats, and the checks of every row that a format has read.
 
-What the checks make of a row (`Format.check`, which a format may override):
+`Format.check` decides which rows are bad; a format may override it:
 
-| found                                                                | the row is |
+| the row has                                                          | it is      |
 |----------------------------------------------------------------------|------------|
-| no prompt, or its last turn is blank, where the format needs one     | bad        |
-| prompt ends with the assistant's turn                                | bad        |
+| no prompt or a blank last turn, if the format needs a prompt         | bad        |
+| a prompt that ends with an assistant turn                            | bad        |
 | a role other than system, user, assistant                            | bad        |
-| NUL or half a surrogate pair in a text                               | bad        |
-| demonstration: blank response, or none of its turns is learned       | bad        |
+| a NUL character or an unpaired surrogate in a text                   | bad        |
+| demonstration: a blank response, or no turn that is learned          | bad        |
 | comparison: both responses blank                                     | bad        |
-| comparison: one response blank                                       | kept: it is the end of turn alone |
-| comparison: responses equal but for white space around them          | bad        |
+| comparison: one response blank                                       | good: only the end of turn |
+| comparison: responses that differ only in surrounding white space    | bad        |
 | ranking: fewer than 2 responses, a rank missing, all ranks tied      | bad        |
-| ranking: some ranks tied                                             | kept: ties give no pair |
+| ranking: some ranks tied                                             | good: ties make no pair |
 | rank, label, margin or p of a wrong type; margin < 0 or not a level; p outside 0..1 | bad |
-| a pair that names a response that is not there, or itself            | bad        |
+| a pair of a response with itself, or with one that does not exist    | bad        |
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from alignkit.options import Options
 
 
 class Format:
-    """Base class of a data format: says which rows are its own (`matches`) and turns one into a group (`read`).
+    """Base class of a data format: recognizes its rows (`matches`) and turns a row into a group (`read`).
 
-    summary: one line. wants: the columns it looks for, told to a user whose rows match no format.
-    needs_prompt: false where an empty prompt is right (raw text). plain_text: it may be chosen for a .txt file
-    without being named.
+    summary: one line. wants: the columns it expects, for the error if rows match no format.
+    needs_prompt: false if a prompt may be empty, as in raw text. plain_text: .txt files may have this format
+    without naming it.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -50,36 +50,36 @@ class Format:
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        """Whether a row looks like this format's, for a recipe that does not name one. Must not raise."""
+        """Whether a row has this format, for recipes that name none. Must not raise."""
         return False
 
     def read(self, row: Any) -> Group:
-        """The group of a row (what JSON can hold, mostly a dict); raises `BadRow(reason)`."""
+        """The group of a row, which is JSON data and usually a dict. Raises `BadRow(reason)`."""
         raise NotImplementedError
 
     def check(self, group: Group) -> None:
-        """Raises `BadRow` for a group that cannot be used; see the table in the module's docstring."""
+        """Raise BadRow if the group cannot be used; see the table in the module's docstring."""
         check_group(group, needs_prompt=self.needs_prompt)
 
     def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-        """Cuts a .txt file, given as numbered lines, into numbered rows. Default: a line is a row, blank ones none."""
+        """Cut a .txt file, given as numbered lines, into numbered rows. Default: every line that is not blank."""
         return ((number, line) for number, line in lines if line.strip())
 
-    # What most formats need to take a row apart.
+    # Helpers that read the columns of a row
 
     @staticmethod
     def has(row: Any, *names: str) -> bool:
-        """Whether the row is an object with all these columns, none of them null."""
+        """Whether the row has all these columns, and none is null."""
         return isinstance(row, Mapping) and all(row.get(name) is not None for name in names)
 
     @staticmethod
     def lacks(row: Any, *names: str) -> bool:
-        """Whether the row has none of these columns, or only null in them."""
+        """Whether the row has none of these columns, or they are null."""
         return isinstance(row, Mapping) and all(row.get(name) is None for name in names)
 
     @staticmethod
     def text(row: Mapping[str, Any], name: str, default: str | None = None) -> str:
-        """A column of text; absent or null: `default`, or a bad row where that is None."""
+        """A column of text. If absent or null: `default`, or a bad row if there is no default."""
         value = row.get(name)
         if value is None and default is not None:
             return default
@@ -91,7 +91,7 @@ class Format:
 
     @staticmethod
     def flag(row: Mapping[str, Any], name: str) -> bool | None:
-        """A column of true or false (csv: the words); None where it is absent, null or an empty cell."""
+        """A column of true or false (words in csv); None if absent, null or an empty cell."""
         value = row.get(name)
         value = {"true": True, "false": False, "": None}.get(value.lower(), value) if isinstance(value, str) else value
         if value is not None and not isinstance(value, bool):
@@ -100,20 +100,20 @@ class Format:
 
     @staticmethod
     def number(row: Mapping[str, Any], name: str) -> float | None:
-        """A column of numbers (csv: their digits); None where it is absent, null or an empty cell."""
+        """A column of numbers (digits in csv); None if absent, null or an empty cell."""
         return _to_number(row.get(name), f"column '{name}'")
 
     @staticmethod
     def margin(row: Mapping[str, Any], name: str = "margin") -> float | str | None:
-        """A pair's margin: a number, or the name of a level; None where it is absent."""
+        """A pair's margin: a number, or the name of a level; None if absent."""
         value = row.get(name)
         return value if value in LEVELS else _to_number(value, f"column '{name}'", f", or one of {', '.join(LEVELS)}")
 
     @staticmethod
     def conversation(value: Any, name: str, user: bool = True) -> tuple[Message, ...]:
-        """Turns from a list of messages (OpenAI or ShareGPT), one message, either as JSON text, or plain text.
+        """The turns of a column: a list of messages (OpenAI or ShareGPT), one message, JSON of these, or plain text.
 
-        Plain text is the turn of the user, or of the assistant where `user` is false.
+        Plain text becomes one turn: the user's, or the assistant's if `user` is false.
         """
         if isinstance(value, str):
             value = _messages_in_cell(value)
@@ -126,18 +126,18 @@ class Format:
 
     @staticmethod
     def answer(turns: Sequence[Message], **known: Any) -> Response:
-        """A response from the turns after the prompt: one turn becomes its text, several stay messages."""
+        """A response from the turns after the prompt: text if it is one turn, else messages."""
         if not turns or turns[-1]["role"] != "assistant":
-            raise BadRow("the last turn must be the assistant's")
+            raise BadRow("the last turn must be an assistant turn")
         if turns[0]["role"] != "assistant":
-            raise BadRow(f"the first turn after the prompt must be the assistant's, not the {turns[0]['role']}'s")
+            raise BadRow(f"the first turn after the prompt must be an assistant turn, not a {turns[0]['role']} turn")
         if len(turns) == 1 and turns[0].get("train", True):
             return Response(text=turns[0]["content"], **known)
         return Response(messages=tuple(turns), **known)
 
     @classmethod
     def demonstration(cls, turns: Sequence[Message], **known: Any) -> tuple[tuple[Message, ...], Response]:
-        """Splits a conversation before its first assistant turn: what is asked, and what is answered."""
+        """Split a conversation before its first assistant turn, into prompt and response."""
         first = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), None)
         if first is None:
             raise BadRow("there is no assistant turn")
@@ -145,7 +145,7 @@ class Format:
 
     @staticmethod
     def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
-        """The columns that the format did not use; they become the group's `meta`."""
+        """The columns that the format does not use; they become the group's `meta`."""
         return {name: value for name, value in row.items() if name not in used}
 
 
@@ -159,10 +159,10 @@ def _message(turn: Any, where: str) -> Message:
     speaker = turn.get("role", turn.get("from"))
     role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
     if role is None:
-        raise BadRow(f"{where} has the unknown role {speaker!r}; known are {', '.join(_SPEAKERS)}")
+        raise BadRow(f"{where} has the unknown role {speaker!r}; expected one of {', '.join(_SPEAKERS)}")
     content = turn.get("content", turn.get("value"))
     if content is None and turn.get("tool_calls"):
-        raise BadRow(f"{where} is a tool call; only turns of text can be read")
+        raise BadRow(f"{where} is a tool call; only text turns are supported")
     message = Message(role=role, content=_content(content, where))
     train = turn.get("train")
     if train is not None and not isinstance(train, bool):
@@ -173,11 +173,11 @@ def _message(turn: Any, where: str) -> Message:
 
 
 def _content(content: Any, where: str) -> str:
-    """A message's words: text, or a list of text parts, joined."""
+    """The text of a message, which may be a list of text parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
-        raise BadRow(f"{where} has no text: its content is {kind_of(content)}")
+        raise BadRow(f"{where} must have text as its content, not {kind_of(content)}")
     texts = [_part(part, where) for part in content]
     return "".join(texts)
 
@@ -189,7 +189,7 @@ def _part(part: Any, where: str) -> str:
         text = part.get("text", part.get("value"))
         if isinstance(text, str):
             return text
-    raise BadRow(f"{where} has a part that is not text: {str(part)[:60]}")
+    raise BadRow(f"{where} has content other than text: {str(part)[:60]}")
 
 
 def _to_number(value: Any, what: str, also: str = "") -> float | None:
@@ -212,7 +212,7 @@ def _finite(value: float) -> bool:
 
 
 def _messages_in_cell(text: str) -> Any:
-    """The list of messages that a cell of a table holds as JSON; any other text stays what it is."""
+    """The list of messages in a table's cell, if it is JSON of one; else the text unchanged."""
     if not text.lstrip().startswith("["):
         return text
     try:
@@ -227,7 +227,7 @@ def _messages_in_cell(text: str) -> Any:
 
 
 def check_group(group: Group, *, needs_prompt: bool = True) -> None:
-    """Raises `BadRow` for a group that cannot be used; see the table in the module's docstring."""
+    """Raise BadRow if the group cannot be used; see the table in the module's docstring."""
     for message in group.prompt:
         _check_message(message)
     for response in group.responses:
@@ -235,7 +235,7 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
     if needs_prompt and not (group.prompt and group.prompt[-1]["content"].strip()):
         raise BadRow("the last turn of the prompt is empty" if group.prompt else "there is no prompt")
     if group.prompt and group.prompt[-1]["role"] == "assistant":
-        raise BadRow("the prompt ends with the assistant's turn")
+        raise BadRow("the prompt must not end with an assistant turn")
     if group.pairs is not None:
         _check_pairs(group)
     elif any(response.rank is not None for response in group.responses):
@@ -246,19 +246,19 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
 
 def _check_message(message: Message) -> None:
     if message.get("role") not in ROLES:
-        raise BadRow(f"unknown role {message.get('role')!r}; known are {', '.join(ROLES)}")
+        raise BadRow(f"unknown role {message.get('role')!r}; expected one of {', '.join(ROLES)}")
     _check_words(message["content"])
 
 
 def _check_words(text: Any) -> None:
     if not isinstance(text, str):
-        raise BadRow(f"a text is {kind_of(text)}")
+        raise BadRow(f"expected text, not {kind_of(text)}")
     if "\0" in text:
-        raise BadRow("a text has a NUL character")
+        raise BadRow("a text contains a NUL character")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadRow("a text has half a surrogate pair (not valid Unicode)") from error
+        raise BadRow("a text contains an unpaired surrogate, which is not valid Unicode") from error
 
 
 def _check_response(response: Response) -> None:
@@ -266,7 +266,7 @@ def _check_response(response: Response) -> None:
     for message in response.messages or ():
         _check_message(message)
     if response.messages is not None and not any(_learned(message) for message in response.messages):
-        raise BadRow("no assistant turn is learned: each is empty or has train: false")
+        raise BadRow("no assistant turn can be learned: each is empty or has train: false")
     if response.label is not None and not isinstance(response.label, bool):
         raise BadRow(f"label must be true or false, not {response.label!r}")
     if response.rank is not None:
@@ -277,13 +277,13 @@ def _learned(message: Message) -> bool:
     return message["role"] == "assistant" and message.get("train", True) and bool(message["content"].strip())
 
 
-def said(response: Response) -> Any:
-    """What tells one response from another: its words, without white space around them."""
+def text_of(response: Response) -> Any:
+    """The response's text or turns, for comparison: without surrounding white space."""
     return response.text.strip() if response.messages is None else turns_of(response.messages)
 
 
 def _blank(response: Response) -> bool:
-    return not said(response)
+    return not text_of(response)
 
 
 def _check_pairs(group: Group) -> None:
@@ -293,11 +293,11 @@ def _check_pairs(group: Group) -> None:
 
 def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:
     check_indices(pair, len(responses))
-    better, worse = said(responses[pair.better]), said(responses[pair.worse])
+    better, worse = text_of(responses[pair.better]), text_of(responses[pair.worse])
     if not better and not worse:
         raise BadRow("both responses are empty")
     if better == worse:
-        raise BadRow("the better and the worse response are equal")
+        raise BadRow("the better and the worse response are the same")
     _check_number(pair.p, "p")
     if not 0 <= pair.p <= 1:
         raise BadRow(f"p must be between 0 and 1, not {pair.p!r}")
@@ -318,7 +318,7 @@ def _check_ranks(responses: Sequence[Response]) -> None:
         raise BadRow("a ranking needs at least 2 responses")
     missing = [str(index) for index, response in enumerate(responses) if response.rank is None]
     if missing:
-        raise BadRow(f"responses without a rank (counted from 0): {', '.join(missing)}")
+        raise BadRow(f"responses without a rank, counted from 0: {', '.join(missing)}")
     if len({response.rank for response in responses}) == 1:
         raise BadRow("all ranks are tied")
     if all(_blank(response) for response in responses):

@@ -1,7 +1,7 @@
-"""What can be extended: every hook a plugin may implement, in the order in which a run meets them.
+"""Every hook that a plugin may implement, in the order in which a run calls them.
 
-A plugin registers with `@alignkit.hookimpl` functions in a module named in the entry-point group `alignkit`.
-`register(name, implementation, summary="one line")` may be called several times. Implementations may take fewer arguments.
+A plugin is a module named in the entry-point group `alignkit`, with functions decorated by `@alignkit.hookimpl`.
+They may take fewer arguments than the hook has.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ hookimpl = pluggy.HookimplMarker("alignkit")
 
 
 class Register(Protocol):
-    """Claims a name for a thing; two claims on one name are an error when somebody asks for it."""
+    """Provides an implementation under a name. May be called several times.
+
+    If two plugins provide the same name, asking for it is an error. summary: one line for `alignkit plugins`.
+    """
 
     def __call__(self, name: str, implementation: Any, *, summary: str = "") -> None: ...
 
 
-# What a recipe can name.
+# What recipes can name
 
 
 @hookspec
 def register_models(register: Register) -> None:
-    """Sources of base models: `source(cache: Path) -> Path` gives a local transformers folder for `model.base`."""
+    """Sources of base models: `source(cache: Path) -> Path` returns a local transformers folder for `model.base`."""
 
 
 @hookspec
@@ -50,7 +53,7 @@ def register_rewards(register: Register) -> None:
 
 @hookspec
 def register_combinations(register: Register) -> None:
-    """Combinations of rewards: subclasses of `alignkit.RewardCombination`. They share one name space with rewards."""
+    """Combinations of rewards: subclasses of `alignkit.RewardCombination`. Their names must differ from rewards'."""
 
 
 @hookspec
@@ -63,7 +66,7 @@ def register_steps(register: Register) -> None:
     """Steps: subclasses of `alignkit.Step`."""
 
 
-# The time-line of a run. Observers only: what they return is ignored, and they change no mathematics.
+# Events of a run. Hooks observe: their results are ignored, and they must not change what is computed.
 
 
 @hookspec
@@ -73,17 +76,17 @@ def run_started(run: Any) -> None:
 
 @hookspec
 def stage_started(run: Any, stage: str) -> None:
-    """A stage begins or continues. :param stage: its name."""
+    """A stage begins or resumes. :param stage: its name."""
 
 
 @hookspec
 def rollouts_scored(run: Any, stage: str, iteration: int, groups: list[Group]) -> None:
-    """The rollouts of an iteration have their scores."""
+    """The rollouts of an iteration are scored."""
 
 
 @hookspec
 def metrics_logged(run: Any, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-    """Metrics of an optimiser step or iteration were written."""
+    """The metrics of an optimizer step or an iteration were written."""
 
 
 @hookspec
@@ -93,7 +96,7 @@ def checkpoint_saved(run: Any, stage: str, path: str) -> None:
 
 @hookspec
 def stage_finished(run: Any, stage: str, reused: bool) -> None:
-    """A stage's artifact is complete. :param reused: it was taken from an earlier run."""
+    """A stage is complete. :param reused: its result is that of an earlier run."""
 
 
 @hookspec

@@ -149,7 +149,7 @@ def _ambiguous(kind: str, name: str, matches: Sequence[Registration]) -> Unresol
         packages = [registration.plugin for registration in matches]
     choices = " or ".join(f"'{package}:{matches[0].name}'" for package in packages)
     return Unresolved(
-        f"{kind} '{name}' is provided by {origins}", f"write {choices}, or disable one of them with --no-plugin"
+        f"{kind} '{name}' is provided by {origins}", f"write {choices}, or disable one with --no-plugin"
     )
 
 

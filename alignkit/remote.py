@@ -1,11 +1,11 @@
-"""JSON over HTTP for judges and rewards on a server: bounded, retried, and every reply kept on disk.
+"""JSON over HTTP for judges and rewards on a server: bounded, retried, with every reply stored on disk.
 
     remote = Remote("my_reward", self.options, "score", context.cache, read)  # options: your subclass of RemoteOptions
-    replies = remote.ask([{"text": ...}, ...])  # one Reply a body, in order
+    replies = remote.ask([{"text": ...}, ...])  # one Reply per request body, in order
 
-`read` turns a reply's bytes into a value that JSON can hold (what is kept), or raises `Malformed`. What may pass
-(no connection, time-outs, 408, 429, 5xx, malformed replies) is tried again; a hopeless status or a server that stays
-away ends the run with a `RemoteError`, and what was answered until then is not asked again.
+`read` turns the bytes of a reply into a JSON value, which is stored, or raises `Malformed`. Failures that may be
+temporary (no connection, time-outs, 408, 429, 5xx, malformed replies) are retried. Other statuses, and a server that
+stays unavailable, end the run with a `RemoteError`. Replies received by then are stored and not requested again.
 """
 
 from __future__ import annotations
@@ -38,28 +38,36 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 MOST_BYTES = 1 << 20  # a longer body is malformed
-LONGEST_PAUSE = 60.0  # seconds, of our own backoff; a server's Retry-After may ask for more
+LONGEST_PAUSE = 60.0  # seconds between attempts; a server's Retry-After may ask for more
 _TABLE = "create table if not exists replies (key text primary key, value text)"
-_HOPELESS = {
+_FATAL = {
     401: "the key in {variable} was not accepted",
     403: "the key in {variable} is not allowed to ask for this",
-    404: "there is no {path} there; is base_url right?",
+    404: "it has no path {path}; check base_url",
 }
 
 
 class RemoteOptions(Options):
-    """What everything that asks a server can be told."""
+    """The options of everything that sends requests to a server."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)  # a key pasted into the wrong place is not repeated
+    model_config = ConfigDict(
+        hide_input_in_errors=True
+    )  # errors must not repeat a key that was pasted into the wrong place
 
-    base_url: str = Field(description="address that the service's paths begin with, e.g. http://localhost:8000/v1")
-    api_key_env: str = Field(default="", description="environment variable that holds the key (never the key itself)")
-    concurrency: int = Field(default=8, ge=1, le=256, description="most requests at the same time")
-    timeout_seconds: float = Field(default=60.0, gt=0, description="for one request, from connecting to the last byte")
-    deadline_seconds: float = Field(default=1800.0, gt=0, description="for one batch of requests with all retries")
-    max_retries: int = Field(default=5, ge=0, description="further attempts after one that may succeed later")
-    backoff_seconds: float = Field(default=1.0, gt=0, description="first pause between attempts; doubles, with jitter")
-    trust_env: bool = Field(default=False, description="use proxies and certificates that the environment names")
+    base_url: str = Field(description="base address of the service, such as http://localhost:8000/v1")
+    api_key_env: str = Field(default="", description="environment variable that holds the key (not the key itself)")
+    concurrency: int = Field(default=8, ge=1, le=256, description="maximum concurrent requests")
+    timeout_seconds: float = Field(
+        default=60.0, gt=0, description="time limit of one request, from connecting to the last byte"
+    )
+    deadline_seconds: float = Field(
+        default=1800.0, gt=0, description="time limit of one batch of requests, including all retries"
+    )
+    max_retries: int = Field(default=5, ge=0, description="retries after a failure that may be temporary")
+    backoff_seconds: float = Field(
+        default=1.0, gt=0, description="pause before the first retry; it doubles with each retry, with jitter"
+    )
+    trust_env: bool = Field(default=False, description="use the proxies and certificates set in the environment")
 
     @field_validator("base_url")
     @classmethod
@@ -68,7 +76,9 @@ class RemoteOptions(Options):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must begin with http:// or https:// and name a host")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must be an address alone: name the key's environment variable in api_key_env")
+            raise ValueError(
+                "must not contain a user, a query or a fragment; put the key's environment variable into api_key_env"
+            )
         if _is_link_local(parts.hostname):
             raise ValueError("link-local addresses are not allowed")
         return url.rstrip("/")
@@ -82,7 +92,7 @@ class RemoteOptions(Options):
 
 
 def _is_link_local(host: str) -> bool:
-    """Whether a literal address, in any of the forms a resolver accepts, is link-local (cloud metadata services)."""
+    """Whether an IP address, in any form that a resolver accepts, is link-local, as cloud metadata services are."""
     try:
         return ipaddress.ip_address(host).is_link_local
     except ValueError:
@@ -94,7 +104,7 @@ def _is_link_local(host: str) -> bool:
 
 
 class TryAgain(Exception):
-    """The attempt failed in a way that may pass. `pause`: seconds the server asked for."""
+    """An attempt failed, perhaps temporarily. pause: seconds that the server asked for."""
 
     def __init__(self, reason: str, pause: float | None = None):
         super().__init__(reason)
@@ -102,12 +112,12 @@ class TryAgain(Exception):
 
 
 class Malformed(TryAgain):
-    """The server replied, but not with what was asked for: worth another try, then unusable. Raised by `read`."""
+    """The server's reply cannot be read. It is retried, then given up as unusable. Raised by `read`."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What `read` made of the server's reply; where there is nothing to use, `value` is None and `reason` says why."""
+    """A reply as `read` returned it. If it is unusable, `value` is None and `reason` says why."""
 
     value: Any = None
     reason: str = ""
@@ -118,11 +128,11 @@ Read = Callable[[bytes], Any]
 
 @dataclass(frozen=True)
 class Remote:
-    """One service: where it is, how its replies are read, and where they are kept.
+    """One service: where it is, how its replies are read, and where they are stored.
 
-    name: for messages and the file of kept replies. path: what follows `base_url`. folder: of kept replies. help:
-    words for a status that ends the run, where the general ones do not help; {variable} and {path} are filled in.
-    Creating one raises RunFailed when the key is missing or the folder's file is damaged: before anything is run.
+    name: for messages, and the name of the file of stored replies. path: appended to `base_url`. folder: of that file.
+    help: explains statuses that end the run, if the general texts do not; {variable} and {path} are filled in.
+    The constructor raises RunFailed if the key is missing or the file is damaged, before any request is sent.
     """
 
     name: str
@@ -134,7 +144,7 @@ class Remote:
 
     def __post_init__(self) -> None:
         self.key()
-        with closing(Kept(self.folder, self.name)):
+        with closing(ReplyStore(self.folder, self.name)):
             pass
 
     @property
@@ -142,34 +152,36 @@ class Remote:
         return f"{self.options.base_url}/{self.path}"
 
     def key(self) -> str:
-        """The key from the environment; messages never hold it."""
+        """The key, from the environment. Messages never contain it."""
         variable = self.options.api_key_env
         if not variable:
             return ""
         key = os.environ.get(variable, "").strip()
         if not key:
-            raise RunFailed(f"{self.name}: the environment variable {variable} is not set; it must hold the key")
+            raise RunFailed(f"{self.name}: the environment variable {variable} is not set, but must hold the key")
         if not (key.isascii() and key.isprintable()):
-            raise RunFailed(f"{self.name}: the environment variable {variable} does not hold a key (odd characters)")
+            raise RunFailed(
+                f"{self.name}: the key in the environment variable {variable} has unprintable or non-ASCII characters"
+            )
         return key
 
     def ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[Reply]:
-        """Replies to requests with these bodies, in order; equal ones are sent once, kept ones not at all."""
-        keys = [self._filed_under(body) for body in bodies]
-        with closing(Kept(self.folder, self.name)) as kept:
-            replies = kept.get(keys)
+        """Replies to requests with these bodies, in order. Equal requests are sent once, stored replies reused."""
+        keys = [self._key_of(body) for body in bodies]
+        with closing(ReplyStore(self.folder, self.name)) as store:
+            replies = store.get(keys)
             missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in replies}
             if missing:
-                replies |= asyncio.run(_ask_all(self, missing, kept))
+                replies |= asyncio.run(_ask_all(self, missing, store))
         return [replies[key] for key in keys]
 
-    def _filed_under(self, body: Mapping[str, Any]) -> str:
-        """Everything that a reply depends on."""
+    def _key_of(self, body: Mapping[str, Any]) -> str:
+        """A hash of everything that a reply depends on."""
         return hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
 
 
-class Kept:
-    """Replies by request, in one SQLite file: each is on disk before the next request is sent."""
+class ReplyStore:
+    """Replies by request, in one SQLite file. Each is on disk before the next request is sent."""
 
     def __init__(self, folder: Path, name: str):
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,10 +190,10 @@ class Kept:
             self._db = sqlite3.connect(self._path, timeout=60, isolation_level=None)  # every statement commits
             self._db.execute(_TABLE)
         except sqlite3.Error as error:
-            raise RunFailed(f"{name}: cannot use {self._path} ({error}); if damaged, move it away") from None
+            raise RunFailed(f"{name}: cannot use {self._path} ({error}); if it is damaged, delete it") from None
 
     def get(self, keys: Sequence[str]) -> dict[str, Reply]:
-        """The replies known among `keys`."""
+        """The stored replies, of those with these keys."""
         known = {}
         for key in keys:
             row = self._db.execute("select value from replies where key = ?", (key,)).fetchone()
@@ -190,7 +202,7 @@ class Kept:
         return known
 
     def put(self, key: str, value: Any) -> None:
-        """Keeps a value for good."""
+        """Store a value."""
         try:
             self._db.execute("insert or replace into replies values (?, ?)", (key, json.dumps(value)))
         except sqlite3.Error as error:
@@ -200,17 +212,17 @@ class Kept:
         self._db.close()
 
 
-# --- inside
+# Requests
 
 
-async def _ask_all(remote: Remote, bodies: Mapping[str, Any], kept: Kept) -> dict[str, Reply]:
-    """Replies to all requests, a bounded number at a time; each is kept on arrival. The first failure ends all."""
+async def _ask_all(remote: Remote, bodies: Mapping[str, Any], store: ReplyStore) -> dict[str, Reply]:
+    """Replies to all requests, a bounded number at a time, each stored on arrival. The first failure ends all."""
     import httpx
 
     options, key = remote.options, remote.key()
     replies: dict[str, Reply] = {}
     waiting = iter(bodies.items())
-    # No compression: what is counted on the wire is then what fills memory.
+    # Without compression, the bytes counted on arrival are the bytes in memory.
     headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
@@ -224,36 +236,38 @@ async def _ask_all(remote: Remote, bodies: Mapping[str, Any], kept: Kept) -> dic
             asyncio.TaskGroup() as tasks,
         ):
             for _ in range(min(options.concurrency, len(bodies))):
-                tasks.create_task(_worker(_Asker(client, remote, key), waiting, replies, kept))
+                tasks.create_task(_worker(_Asker(client, remote, key), waiting, replies, store))
     except TimeoutError:
         raise RemoteError(
-            f"{remote.name}: {len(bodies) - len(replies)} of {len(bodies)} requests were still open after "
-            f"deadline_seconds={options.deadline_seconds:g}; the replies so far are kept"
+            f"{remote.name}: {len(bodies) - len(replies)} of {len(bodies)} requests had no reply after "
+            f"deadline_seconds={options.deadline_seconds:g}; the replies received are stored"
         ) from None
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     return replies
 
 
-async def _worker(asker: _Asker, waiting: Iterator[tuple[str, Any]], replies: dict[str, Reply], kept: Kept) -> None:
-    """Asks until nothing waits; `waiting` and `replies` are shared with the other workers."""
+async def _worker(
+    asker: _Asker, waiting: Iterator[tuple[str, Any]], replies: dict[str, Reply], store: ReplyStore
+) -> None:
+    """Send requests until none is waiting; `waiting` and `replies` are shared by all workers."""
     for key, body in waiting:
         replies[key] = reply = await asker.ask(body)
         if not reply.reason:
-            kept.put(key, reply.value)
+            store.put(key, reply.value)
 
 
 class _Asker:
-    """One request after the other over a shared client."""
+    """Sends one request after another over a shared client."""
 
     def __init__(self, client: httpx.AsyncClient, remote: Remote, secret: str):
         self._client = client
         self._remote, self._options = remote, remote.options
         self._secret = secret
-        self._jitter = random.Random()  # its own: pauses must not move anybody's random numbers
+        self._jitter = random.Random()  # of its own, as pauses must not change other random draws
 
     async def ask(self, body: Mapping[str, Any]) -> Reply:
-        """The reply after as many attempts as it takes."""
+        """The reply, after retries if needed."""
         import tenacity
 
         options = self._options
@@ -271,11 +285,11 @@ class _Asker:
         except TryAgain as error:
             raise RemoteError(
                 f"{self._remote.name}: {options.base_url}: {error}, after {options.max_retries} retries; "
-                "the replies so far are kept, run again to continue"
+                "the replies received are stored; repeat the command to resume"
             ) from None
 
     def _pause(self, state: RetryCallState) -> float:
-        """Seconds until the next attempt: what the server asked for, else doubling, with jitter."""
+        """Seconds before the next attempt: as the server asked, else doubling, with jitter."""
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, TryAgain) and error.pause is not None:
             return error.pause
@@ -285,10 +299,10 @@ class _Asker:
     async def _attempt(self, body: Mapping[str, Any]) -> Reply:
         import httpx
 
-        content = json.dumps(body).encode()  # pure ASCII: half a surrogate pair in the data is no error here
+        content = json.dumps(body).encode()  # ASCII, so that an unpaired surrogate in the data can be sent
         try:
             async with (
-                asyncio.timeout(self._options.timeout_seconds),  # httpx's own would let a slow drip go on for ever
+                asyncio.timeout(self._options.timeout_seconds),  # httpx's own limit never ends a slow trickle of bytes
                 self._client.stream("POST", self._remote.url, content=content) as response,
             ):
                 text = await _limited(response)
@@ -303,30 +317,30 @@ class _Asker:
         return Reply(self._remote.read(text))
 
     def _refused(self, response: httpx.Response, text: bytes) -> Reply:
-        """What a status other than 200 means: another try, the end of the run, or an unusable reply."""
+        """Handle a status other than 200: retry, end the run, or return an unusable reply."""
         status, name = response.status_code, self._remote.name
         if status in (408, 429) or status >= 500:
             raise TryAgain(f"HTTP {status}", retry_after(response.headers.get("retry-after")))
         if status < 400:
             raise RemoteError(
-                f"{name}: {self._options.base_url} answers with HTTP {status}; redirects are not followed "
-                "(the key would go with them): give the final address as base_url"
+                f"{name}: {self._options.base_url} replied with HTTP {status}; redirects are not followed, "
+                "as they would receive the key: set base_url to the final address"
             )
-        if words := (_HOPELESS | dict(self._remote.help or {})).get(status):
+        if words := (_FATAL | dict(self._remote.help or {})).get(status):
             variable = self._options.api_key_env or "(no api_key_env is set)"
             raise RemoteError(
-                f"{name}: {self._options.base_url} answers with HTTP {status}: "
+                f"{name}: {self._options.base_url} replied with HTTP {status}: "
                 + words.format(variable=variable, path=self._remote.path)
             )
         return Reply(reason=f"HTTP {status}: " + self._safe(text.decode("utf-8", "replace"))[:200])
 
     def _safe(self, text: str) -> str:
-        """Words of others on one line, without the key."""
+        """Text from outside, on one line and without the key."""
         return " ".join((text.replace(self._secret, "***") if self._secret else text).split())
 
 
 async def _limited(response: httpx.Response) -> bytes:
-    """The body; reading ends soon after the limit, so that a longer one can be told by its length."""
+    """The body, or a little more than MOST_BYTES of a longer one."""
     body = bytearray()
     async for part in response.aiter_raw():
         body += part
@@ -336,7 +350,7 @@ async def _limited(response: httpx.Response) -> bytes:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds to wait by a Retry-After header, which holds seconds or a date; None if it makes no sense."""
+    """Seconds to wait according to a Retry-After header: seconds or a date; None if it is neither."""
     if not value:
         return None
     if value.strip().isdecimal():

@@ -186,7 +186,7 @@ def test_a_name_of_two_plugins_names_both_and_how_to_choose(distribution: MakeDi
         registry.get("algorithm", "same")
     assert str(caught.value) == (
         "algorithm 'same' is provided by x-one 1.2 and x-two 1.2\n"
-        "  write 'x-one:same' or 'x-two:same', or disable one of them with --no-plugin"
+        "  write 'x-one:same' or 'x-two:same', or disable one with --no-plugin"
     )
     assert registry.get("algorithm", "x-two:same").distribution == "x-two"
 

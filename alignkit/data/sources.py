@@ -23,7 +23,7 @@ from alignkit.data.files import (
 )
 from alignkit.data.group import Group, group_from_json, group_id, sha256_of, turns_of
 from alignkit.errors import BadRow, DataError
-from alignkit.formats import Format, said
+from alignkit.formats import Format, text_of
 from alignkit.registry import Component
 
 
@@ -247,7 +247,7 @@ def _described(formats: Mapping[str, type[Format]]) -> str:
 def _prompt_key(group: Group) -> str:
     """The same for equal prompts; raw text has no prompt and is identified by its text."""
     turns = [[role, content.strip()] for role, content in turns_of(group.prompt)]
-    return sha256_of(turns or [said(response) for response in group.responses])
+    return sha256_of(turns or [text_of(response) for response in group.responses])
 
 
 def _fraction(key: str, seed: int, purpose: str) -> float:

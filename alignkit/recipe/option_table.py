@@ -127,7 +127,7 @@ def _any_of(texts: Sequence[str]) -> str:
 
 
 def _type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """A type in words. metadata: what pydantic has taken off an outermost `Annotated`."""
+    """A type in words. metadata: that of an outermost `Annotated`, which pydantic has removed."""
     reference = next((mark for mark in metadata if isinstance(mark, Ref)), None)
     if reference is not None:
         return _REFERENCES[reference.kind]

@@ -1,4 +1,4 @@
-"""The base model of a run: where it comes from, how it is loaded, and what the user is told about it."""
+"""The base model of a run: find it, load it and describe it to the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage's result depends on, as one hash: a finished stage whose hash is the same is reused."""
+"""The hash of everything a stage's result depends on. A complete stage with the same hash is reused."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from alignkit.registry import Component
 
 
 def stage_hash(stage: Stage, recipe: Recipe, base: Any, seed: int, upstream: Mapping[str, str]) -> str:
-    """Everything the stage's result depends on. base: digest of the base model. upstream: hashes of earlier stages."""
+    """The stage's hash. base: digest of the base model. upstream: hashes of the stages it refers to."""
     model = recipe.model.model_dump()
     template = recipe.folder / (recipe.model.chat_template or "")
-    if template.is_file():  # by its name and, below, its content: where it lies changes nothing
+    if template.is_file():  # its name here and its content below; its folder does not matter
         model["chat_template"] = template.name
     return digest(
         {
@@ -39,7 +39,7 @@ def stage_hash(stage: Stage, recipe: Recipe, base: Any, seed: int, upstream: Map
 
 
 def _fingerprint(value: Any, folder: Path) -> Any:
-    """Plain data that changes when what it stands for changes: files by content, plugins by version and source."""
+    """Plain data that changes with the value: files count by content, plugins by version and source."""
     if isinstance(value, Component):
         source = getattr(value.registration, "source_path", None)
         return {
@@ -53,10 +53,10 @@ def _fingerprint(value: Any, folder: Path) -> Any:
         return {name: _fingerprint(item, folder) for name, item in fields_of(value).items()}
     if isinstance(value, DataSource | DataSpec | RewardSpec):
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        found = {name: _fingerprint(item, folder) for name, item in pairs}
+        plain = {name: _fingerprint(item, folder) for name, item in pairs}
         if isinstance(value, RewardSpec) and value.kind == "folder":
-            found["files"] = model_digest(value.name)
-        return found
+            plain["files"] = model_digest(value.name)
+        return plain
     if isinstance(value, Path):
         path = folder / value
         return file_digest(path) if path.is_file() else str(value)
@@ -68,11 +68,11 @@ def _fingerprint(value: Any, folder: Path) -> Any:
 
 
 def _files_named(options: Any, folder: Path) -> dict[str, str]:
-    """Digests of files that options name by a relative path: Python rewards, templates."""
-    found = {}
+    """Digests of the files that options name as text, by a relative path: templates, for example."""
+    digests = {}
     for name, value in fields_of(options).items() if isinstance(options, BaseModel) else ():
         if isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
             path = folder / value
             if path.is_file():
-                found[name] = file_digest(path)
-    return found
+                digests[name] = file_digest(path)
+    return digests

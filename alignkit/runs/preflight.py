@@ -1,4 +1,4 @@
-"""Before the first stage: what rewards and data can be told to be wrong without training anything."""
+"""Errors in models, rewards and data that can be found before the first stage runs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 
 
 def check_models(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """Let foreign trainers refuse the recipe's model before anything is trained."""
+    """Let external trainers refuse the recipe's model. Raises RecipeError."""
     for stage in stages:
-        if isinstance(kind := stage.component.registration.implementation, type) and issubclass(kind, ExternalTrainer):
+        trainer = stage.component.registration.implementation
+        if isinstance(trainer, type) and issubclass(trainer, ExternalTrainer):
             try:
-                kind(stage.component.options).check_model(recipe.model)
+                trainer(stage.component.options).check_model(recipe.model)
             except RunFailed as error:
                 raise RecipeError([Problem(f"stage '{stage.name}': {error}", str(recipe.path))]) from error
 
 
 def check_rewards(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """Let rewards raise what they know before anything is loaded or trained; all of it at once."""
+    """Let rewards check their options and files. Raises RecipeError with every problem."""
     problems: list[Problem] = []
     for stage in stages:
         for spec in specs([stage.settings, stage.component.options], RewardSpec):
@@ -38,7 +39,7 @@ def check_rewards(recipe: Recipe, stages: Sequence[Stage]) -> None:
 
 
 def check_data(stages: Sequence[Stage], load: Callable[[Stage, DataSpec], Loaded]) -> None:
-    """Read every file that these stages will want, before anything is trained: bad rows cost no training."""
+    """Read every data file of these stages, so that a bad row is found before anything is trained."""
     for stage in stages:
         for spec in specs([stage.settings, stage.component.options], DataSpec):
             files = tuple(source for source in spec.sources if source.path is not None)
@@ -51,10 +52,10 @@ def _check_pairs(stage: Stage, spec: DataSpec, loaded: Loaded) -> None:
     settings, needs = stage.settings, stage.needs
     if settings is None or needs is None or spec is not settings.data or not needs.pairs:
         return
-    if any(source.path is None for source in spec.sources):  # a stage or the hub may give what the files have not
+    if any(source.path is None for source in spec.sources):  # a stage or the hub may have the pairs
         return
     if not any(resolved_pairs(group) for part in (loaded.groups, loaded.validation) for group in part):
         raise DataError(
-            f"stage '{stage.name}': {stage.component.name} learns from pairs of a better and a worse response, and "
-            f"no row of {spec.sources[0].path} has one"
+            f"stage '{stage.name}': {stage.component.name} learns from pairs of a better and a worse response, "
+            f"but no row of {spec.sources[0].path} has a pair"
         )

@@ -137,7 +137,7 @@ def test_hh_one_speaker_twice_in_a_row_is_one_turn() -> None:
         (hh("\n\nHuman: q\n\nAssistant: a", "\n\nHuman: r\n\nAssistant: a"), "differ before their last turn"),
         (hh(Q + " x\n\nAssistant: a", Q + " b"), "differ before their last turn"),
         (hh(Q + " a\n\nHuman: bye", Q + " b\n\nHuman: bye"), "does not end with the assistant's turn"),
-        (hh(Q + " same", Q + " same "), "equal"),
+        (hh(Q + " same", Q + " same "), "are the same"),
         (hh(Q, Q + " "), "both responses are empty"),
         (hh("\n\nAssistant: a", "\n\nAssistant: b"), "no prompt"),
         (hh("\n\nHuman:\n\nAssistant: a", "\n\nHuman:\n\nAssistant: b"), "last turn of the prompt is empty"),
@@ -152,7 +152,7 @@ def test_hh_one_speaker_twice_in_a_row_is_one_turn() -> None:
         ({"text": [Q + " a", 5], "score": [0, 1]}, "must be a transcript"),
         ("\n\nHuman: q", "no assistant turn"),
         ("\n\nHuman: q\n\nAssistant:", "the response is empty"),
-        ("\n\nHuman: q\n\nAssistant: a\n\nHuman: r", "last turn must be the assistant's"),
+        ("\n\nHuman: q\n\nAssistant: a\n\nHuman: r", "last turn must be an assistant turn"),
     ],
 )
 def test_hh_bad_rows(row: Any, reason: str) -> None:
@@ -240,13 +240,13 @@ def test_preference_margins_and_soft_labels() -> None:
         ({"p": 1.5}, "between 0 and 1"),
         ({"p": "sure"}, "'p' must be a number"),
         ({"rejected": None}, "'rejected' is null"),
-        ({"rejected": "a "}, "equal"),
+        ({"rejected": "a "}, "are the same"),
         ({"chosen": "", "rejected": " "}, "both responses are empty"),
         ({"chosen": True}, "must be text or a list of messages, not true or false"),
         ({"prompt": ""}, "empty"),
         ({"prompt": [*openai("s: only this"), {"role": "tool", "content": "x"}]}, "unknown role 'tool'"),
-        ({"chosen": openai("u: r")}, "last turn must be the assistant's"),
-        ({"chosen": openai("u: r", "a: a")}, "must be the assistant's, not the user's"),
+        ({"chosen": openai("u: r")}, "last turn must be an assistant turn"),
+        ({"chosen": openai("u: r", "a: a")}, "must be an assistant turn, not a user turn"),
         ({"prompt": None}, "begin differently"),
         (
             {"prompt": None, "chosen": openai("u: x", "a: a"), "rejected": openai("u: y", "a: a")},
@@ -296,22 +296,22 @@ def test_messages_join_their_text_parts() -> None:
     row = {"messages": [{"role": "user", "content": parts}, *openai("a: a")]}
     assert read("messages", row).prompt == turns("u: one!")
     parts[0] = {"type": "image", "text": "x"}
-    assert "messages[0] has a part that is not text" in refused("messages", row)
+    assert "messages[0] has content other than text" in refused("messages", row)
 
 
 @pytest.mark.parametrize(
     ("conversation", "reason"),
     [
-        ([*sharegpt("u: q"), {"from": "function_call", "value": "x"}], "unknown role 'function_call'; known are human"),
+        ([*sharegpt("u: q"), {"from": "function_call", "value": "x"}], "unknown role 'function_call'; expected one of human"),
         (openai("u: q"), "no assistant turn"),
-        (openai("u: q", "a: a", "u: r"), "last turn must be the assistant's"),
+        (openai("u: q", "a: a", "u: r"), "last turn must be an assistant turn"),
         (openai("a: a"), "no prompt"),
         (openai("u: q", "a: "), "the response is empty"),
-        (openai("u: q", "a: ", "u: r", "a:  "), "no assistant turn is learned"),
-        ([*openai("u: q"), {"role": "assistant", "content": "a", "train": False}], "no assistant turn is learned"),
+        (openai("u: q", "a: ", "u: r", "a:  "), "no assistant turn can be learned"),
+        ([*openai("u: q"), {"role": "assistant", "content": "a", "train": False}], "no assistant turn can be learned"),
         ([*openai("u: q"), {"role": "assistant", "content": "a", "train": "yes"}], "train must be true or false"),
         ([*openai("u: q"), {"role": "assistant", "content": None, "tool_calls": [{}]}], "tool call"),
-        ([*openai("u: q"), {"role": "assistant"}], "content is null"),
+        ([*openai("u: q"), {"role": "assistant"}], "its content, not null"),
         ([*openai("u: q"), {"content": "a"}], "unknown role None"),
         ([*openai("u: q"), {"role": ["user"], "content": "a"}], "unknown role ['user']"),
         ([], "no assistant turn"),
@@ -365,7 +365,7 @@ def test_rankings_by_pairs() -> None:
         ({"responses": ["a"] * 65}, "not 65"),
         ({"responses": "a"}, "responses must be a list"),
         ({"ranks": [1]}, "ranks must be a list of 2"),
-        ({"ranks": [1, None]}, "responses without a rank (counted from 0): 1"),
+        ({"ranks": [1, None]}, "responses without a rank, counted from 0: 1"),
         ({"ranks": [1, "x"]}, "must be a number"),
         ({"ranks": [1, True]}, "must be a number"),
         ({"ranks": [3, 3]}, "all ranks are tied"),

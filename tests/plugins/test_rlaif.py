@@ -95,13 +95,13 @@ def test_a_question_too_long_for_the_judge_has_no_verdict(tmp_path: Path) -> Non
             return found
 
     lost, fine = local(Short(), tmp_path).compare([(PROMPT, "2", "1"), (PROMPT, "2", "1")])
-    assert lost.p_first is None and lost.reason == "the question is longer than what the judge was made for"
+    assert lost.p_first is None and lost.reason == "the question is longer than the judge's context"
     assert fine.p_first is not None and fine.p_first > 0.5
 
 
-def component(thing: Any, options: Any) -> Any:
+def component(implementation: Any, options: Any) -> Any:
     """What a JudgeRef option holds after validation."""
-    return SimpleNamespace(kind="judge", name="x", registration=SimpleNamespace(thing=thing), options=options)
+    return SimpleNamespace(kind="judge", name="x", registration=SimpleNamespace(implementation=implementation), options=options)
 
 
 # --- the question and the verdict ---------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_averaging_the_orders_removes_position_bias(tmp_path: Path) -> None:
 
 def test_low_mass_is_no_verdict(tmp_path: Path) -> None:
     (verdict,) = local(BiasedModels(mass=1e-4), tmp_path).compare([(PROMPT, "is 2", "is 1")])
-    assert verdict.p_first is None and "next to no probability" in verdict.reason
+    assert verdict.p_first is None and "too improbable" in verdict.reason
     assert verdict.mass == pytest.approx(1e-4, rel=1e-3)
     assert local(BiasedModels(mass=1e-4), tmp_path, min_mass=1e-5).compare([(PROMPT, "2", "1")])[0].p_first > 0.5
     assert local(BiasedModels(), tmp_path).compare([]) == []
@@ -154,8 +154,8 @@ def test_low_mass_is_no_verdict(tmp_path: Path) -> None:
         (math.nan, -1.0, "not log-probabilities"),
         (math.inf, -1.0, "not log-probabilities"),
         (2.0, -1.0, "not log-probabilities"),
-        (-0.1, -0.1, "two different tokens"),  # both answers begin with the same token
-        (-math.inf, -math.inf, "next to no probability"),
+        (-0.1, -0.1, "add up to more than 1"),  # both answers begin with the same token
+        (-math.inf, -math.inf, "too improbable"),
     ],
 )
 def test_impossible_logprobs_are_no_verdict(one: float, two: float, reason: str) -> None:
@@ -462,7 +462,7 @@ def test_a_bad_request_is_unusable_with_the_servers_words(remote: Any, server: S
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(401, "JUDGE_KEY was not accepted"), (403, "not allowed"), (404, "base_url"), (302, "redirect")],
+    [(401, "JUDGE_KEY was not accepted"), (403, "may not use"), (404, "base_url"), (302, "redirect")],
 )
 def test_hopeless_replies_end_at_once(remote: Any, server: Server, status: int, words: str) -> None:
     elsewhere = Server()
@@ -485,7 +485,7 @@ def walk(error: BaseException | None) -> Iterator[str]:
 def test_a_dead_server_ends_in_bounded_time(remote: Any, server: Server, reply: Reply) -> None:
     server.judge = lambda request: reply
     begun = time.monotonic()
-    with pytest.raises(RemoteError, match="run again to continue") as caught:
+    with pytest.raises(RemoteError, match="repeat the command to resume") as caught:
         remote(timeout_seconds=0.2, max_retries=1).compare([ITEM])
     assert time.monotonic() - begun < 2 and caught.value.exit_code == 6
 
@@ -498,7 +498,7 @@ def test_nobody_listens(remote: Any, server: Server) -> None:
 def test_the_deadline_ends_everything(remote: Any, server: Server) -> None:
     server.judge = lambda request: dataclasses.replace(honest(request), pause=0.25)
     items = [(PROMPT, f"is {n}", "is 0") for n in range(1, 20)]
-    with pytest.raises(RemoteError, match=r"still open after deadline_seconds=0\.6"):
+    with pytest.raises(RemoteError, match=r"no reply after deadline_seconds=0\.6"):
         remote(deadline_seconds=0.6, concurrency=2).compare(items)
 
 
@@ -559,7 +559,7 @@ def test_the_key_stays_in_the_environment(remote: Any, monkeypatch: pytest.Monke
     with pytest.raises(RunFailed, match="JUDGE_KEY is not set"):
         remote()
     monkeypatch.setenv("JUDGE_KEY", SECRET + "\n\u00e9")
-    with pytest.raises(RunFailed, match="odd characters") as caught:
+    with pytest.raises(RunFailed, match="non-ASCII characters") as caught:
         remote()
     assert SECRET not in "".join(walk(caught.value))
 
@@ -650,7 +650,7 @@ def test_pairs_point_from_better_to_worse_in_either_order_of_the_data(tmp_path: 
     assert (first.better, first.worse) == (0, 1) and (second.better, second.worse) == (1, 0)
     assert first.p == pytest.approx(second.p, abs=1e-6) and 0.5 < first.p < 1
     summary = artifact.summary
-    assert (summary["n"], summary["labelled"], summary["unusable"]) == (2, 2, {})
+    assert (summary["n"], summary["labeled"], summary["unusable"]) == (2, 2, {})
     assert summary["position_bias"] == 1.0 and summary["p_first_position"] > 0.7
     assert summary["mass"] == pytest.approx(0.9, abs=1e-6) and summary["agreement"] is None
 
@@ -662,10 +662,10 @@ def test_a_group_of_four_has_six_pairs_and_agreement_with_its_ranks(tmp_path: Pa
     agreement = artifact.summary["agreement"]
     assert (agreement["n"], agreement["rate"]) == (6, pytest.approx(5 / 6))  # the tie in rank does not count
     assert (agreement["low"], agreement["high"]) == pytest.approx((0.4365, 0.9699), abs=1e-3)  # Wilson, 5 of 6
-    assert "agreement with the data's labels: 83.3 %" in artifact.text and "6 of 6" not in artifact.text
+    assert "agreement with the data's labels: 83.3%" in artifact.text and "6 of 6" not in artifact.text
 
 
-def test_unusable_verdicts_are_counted_and_never_labelled(tmp_path: Path) -> None:
+def test_unusable_verdicts_are_counted_and_never_labeled(tmp_path: Path) -> None:
     data = [group("a", "b"), group("c", "d"), group("e", "e"), group("f", "g"), group("alone"), group()]
     judge = scripted(
         Verdict(None, reason="HTTP 400: too long"), Verdict(0.8, (0.9, 0.7)), Verdict(None, reason="HTTP 400: odd")
@@ -673,7 +673,7 @@ def test_unusable_verdicts_are_counted_and_never_labelled(tmp_path: Path) -> Non
     artifact = run_step(tmp_path, judge, data)
     assert [g.pairs for g in artifact.groups] == [(Pair(0, 1, p=0.8),)]
     assert artifact.summary["unusable"] == {"HTTP 400": 2, "identical responses": 1}
-    assert (artifact.summary["n"], artifact.summary["labelled"]) == (4, 1)
+    assert (artifact.summary["n"], artifact.summary["labeled"]) == (4, 1)
     assert artifact.summary["groups_without_pairs"] == 2
     assert "HTTP 400: " in artifact.text
 
@@ -709,8 +709,8 @@ def test_labels_match_the_golden_numbers(case_id: str, p: str, hard: str | None,
     def told(**options: Any) -> dict[int, float]:
         """P(first is better) of each group that got a pair."""
         judge = scripted(*(Verdict(x) for x in expected[p]))
-        labelled = run_step(tmp_path, judge, data, **options).groups
-        pairs = [(int(g.prompt[0]["content"]), g.pairs[0]) for g in labelled]
+        labeled = run_step(tmp_path, judge, data, **options).groups
+        pairs = [(int(g.prompt[0]["content"]), g.pairs[0]) for g in labeled]
         assert all(pair.p >= 0.5 for _, pair in pairs)
         return {i: pair.p if pair.better == 0 else 1 - pair.p for i, pair in pairs}
 
@@ -731,13 +731,13 @@ def test_a_clamp_keeps_the_order_and_the_confidence_that_is_asked_for(tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clamp": [0.6, 0.9]}, "is no range of probabilities around 0.5"),
-        ({"clamp": [0.6, 0.4]}, "is no range"),
-        ({"clamp": [0.1, 0.45]}, "is no range"),
-        ({"clamp": [-0.1, 0.6]}, "is no range"),
-        ({"clamp": [0.4, 1.6]}, "is no range"),
+        ({"clamp": [0.6, 0.9]}, "must be a range of probabilities around 0.5"),
+        ({"clamp": [0.6, 0.4]}, "must be a range"),
+        ({"clamp": [0.1, 0.45]}, "must be a range"),
+        ({"clamp": [-0.1, 0.6]}, "must be a range"),
+        ({"clamp": [0.4, 1.6]}, "must be a range"),
         ({"clamp": [0.4]}, "clamp"),
-        ({"clamp": [0.4, 0.6], "soft": False}, "clamp bears on soft labels alone"),
+        ({"clamp": [0.4, 0.6], "soft": False}, "clamp only applies to soft labels"),
     ],
     ids=str,
 )
@@ -747,7 +747,7 @@ def test_a_clamp_is_a_range_of_soft_labels(options: dict[str, Any], message: str
     assert rlaif.JudgePairs.Options(judge="local_judge", data="d", clamp=[0.4, 0.6]).clamp == (0.4, 0.6)
 
 
-def test_nothing_labelled_is_a_failure_with_reasons(tmp_path: Path) -> None:
+def test_nothing_labeled_is_a_failure_with_reasons(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="HTTP 400: x: 1"):
         run_step(tmp_path, scripted(Verdict(None, reason="HTTP 400: x")), [group("a", "b")])
 
