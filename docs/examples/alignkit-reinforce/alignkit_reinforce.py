@@ -1,9 +1,10 @@
 """REINFORCE with a baseline (Williams 1992; leave-one-out: Ahmadian et al. 2024, arXiv:2402.14740, section 3.2).
 
-A whole response is one action. Its return is the score minus `beta` times the KL to the reference, and a baseline
-that does not depend on the response is taken off. Differs from Williams: the KL price. There is no importance ratio:
-where `batch_size` is below `prompts_per_iteration`, or `epochs` above 1, an iteration's later steps learn from
-responses of a policy a few steps older. A few steps did no harm (docs/plugins/tutorial.md, section 3).
+A whole response is one action. Its return is the score minus `kl_coefficient` times the KL to the reference, and the
+advantage is the return minus a baseline that does not depend on the response. Differs from Williams: the KL penalty.
+There is no importance ratio, so if `batch_size` is below `prompts_per_iteration` or `epochs` is above 1, the later
+steps of an iteration learn from responses of a policy a few steps older. A few steps did no harm
+(docs/plugins/tutorial.md, section 3).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Reinforce(Algorithm):
-    """Raise the probability of responses that did better than expected, lower the others'."""
+    """Raise the probability of responses that did better than the baseline, lower that of the others."""
 
     source = ROLLOUTS
     defaults = StageDefaults(
@@ -29,32 +30,32 @@ class Reinforce(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        beta: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in reward units")
+        kl_coefficient: float = Field(0.05, ge=0, description="weight of the KL to the reference: reward per nat")
         baseline: Literal["leave_one_out", "running_mean"] = Field(
             "leave_one_out", description="mean return of the prompt's other responses, or of earlier iterations"
         )
-        decay: float = Field(0.9, ge=0, lt=1, description="running_mean: weight of what is known already")
+        decay: float = Field(0.9, ge=0, lt=1, description="weight of the old value in running_mean")
 
     @property
     def needs(self) -> Needs:
-        """Leaving one out takes at least two."""
-        least = 2 if self.options.baseline == "leave_one_out" else 1
-        return Needs(old_logprobs=True, reference_logprobs=True, min_samples=least)
+        """`leave_one_out` needs another response to the same prompt."""
+        min_samples = 2 if self.options.baseline == "leave_one_out" else 1
+        return Needs(old_logprobs=True, reference_logprobs=True, min_samples=min_samples)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
-        """Advantages, [R]."""
+        """Advantages, [R], in reward units."""
         kl = F.sum_tokens(F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask), rollouts.mask)
-        returns = rollouts.rewards - self.options.beta * kl  # [R]
+        returns = rollouts.rewards - self.options.kl_coefficient * kl  # [R]
         self.metrics = {"return": float(returns.mean())}
         if self.options.baseline == "leave_one_out":
             return {"advantages": F.rloo_advantages(returns, rollouts.group_index)}
         mean, decay = self.metrics["return"], self.options.decay
-        known = self.state.get("baseline", mean)  # `state` is in every checkpoint, so a resumed run agrees
-        self.state["baseline"] = decay * known + (1 - decay) * mean
-        return {"advantages": returns - known}
+        baseline = self.state.get("baseline", mean)  # `state` is in every checkpoint, so a resumed run agrees
+        self.state["baseline"] = decay * baseline + (1 - decay) * mean
+        return {"advantages": returns - baseline}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        return Loss(policy=per_response(-batch["advantages"] * F.sum_tokens(out.logprobs, batch.mask)))
+        return Loss(policy_loss=per_response(-batch["advantages"] * F.sum_tokens(out.logprobs, batch.mask)))
 
 
 @hookimpl

@@ -18,7 +18,7 @@ PLUGIN = [] if INSTALLED else ["--plugin", str(HERE / "alignkit_reinforce.py")]
 
 
 def batch(rewards: list[float], group: list[int]) -> Batch:
-    """Responses of two tokens each, the second padding for all but the first; KL is 0.5 nats a counted token."""
+    """Responses of two tokens; the second counts only in the first response. KL is 0.5 nats per counted token."""
     count, none = len(rewards), torch.zeros(0)
     mask = torch.ones(count, 2, dtype=torch.bool)
     mask[1:, 1] = False
@@ -26,7 +26,7 @@ def batch(rewards: list[float], group: list[int]) -> Batch:
         groups=[Group(()) for _ in set(group)],
         tokens=torch.zeros(count, 2, dtype=torch.int64),
         mask=mask,
-        group=torch.tensor(group),
+        group_index=torch.tensor(group),
         pairs=Pairs(none, none, none, none, none),
         truncated=torch.zeros(count, dtype=torch.bool),
         old_logprobs=torch.full((count, 2), -1.0),
@@ -41,26 +41,26 @@ def reinforce(**options: object) -> alignkit_reinforce.Reinforce:
 
 def test_leave_one_out() -> None:
     # returns: 3 - 0.2 * 1.0 = 2.8, 1 - 0.2 * 0.5 = 0.9, and 5 - 0.1, 5 - 0.1
-    found = reinforce(beta=0.2).signal(batch([3.0, 1.0, 5.0, 5.0], [0, 0, 1, 1]))["advantages"]
-    assert torch.allclose(found, torch.tensor([1.9, -1.9, 0.0, 0.0]), atol=1e-6)
+    advantages = reinforce(kl_coefficient=0.2).signal(batch([3.0, 1.0, 5.0, 5.0], [0, 0, 1, 1]))["advantages"]
+    assert torch.allclose(advantages, torch.tensor([1.9, -1.9, 0.0, 0.0]), atol=1e-6)
 
 
-def test_running_mean_is_that_of_earlier_iterations() -> None:
-    algorithm = reinforce(beta=0.0, baseline="running_mean", decay=0.5)
+def test_the_running_mean_covers_only_earlier_iterations() -> None:
+    algorithm = reinforce(kl_coefficient=0.0, baseline="running_mean", decay=0.5)
     first = algorithm.signal(batch([1.0, 3.0], [0, 1]))["advantages"]
     assert torch.allclose(first, torch.tensor([-1.0, 1.0]))
     second = algorithm.signal(batch([4.0, 6.0], [0, 1]))["advantages"]
-    assert torch.allclose(second, torch.tensor([2.0, 4.0]))  # against 2, not against 5
+    assert torch.allclose(second, torch.tensor([2.0, 4.0]))  # the baseline is 2, not 5
     assert algorithm.state == {"baseline": 3.5}
 
 
-def test_leaving_one_out_takes_two() -> None:
+def test_leave_one_out_needs_two_responses() -> None:
     assert reinforce().needs.min_samples == 2
     assert reinforce(baseline="running_mean").needs.min_samples == 1
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "running_mean"])
-def test_it_keeps_to_the_rules(baseline: str) -> None:
+def test_it_conforms(baseline: str) -> None:
     check_algorithm(alignkit_reinforce.Reinforce, {"baseline": baseline})
 
 
