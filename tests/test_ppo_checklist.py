@@ -864,7 +864,7 @@ def test_entropy_is_a_bonus() -> None:
     batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)
     batch = replace(batch, old_values=NOISE, signals={"advantages": NOISE, "returns": NOISE})
     term = ppo.loss(batch, Outputs(logprobs=NOISE, values=NOISE, entropy=NOISE.abs()))["entropy"]
-    assert torch.equal(term.values, -NOISE.abs()) and term.coefficient == 0.3
+    assert torch.equal(term.values, NOISE.abs()) and term.coefficient == -0.3
 
 
 def test_what_the_values_explain() -> None:

@@ -266,8 +266,8 @@ def test_rows_that_are_left_out_are_named(tmp_path: Path) -> None:
     ]
     code, err = own(tmp_path, "dpo", "\n".join(rows))
     assert code == 0, err
-    assert "only: 1 rows without pairs of a better and a worse response" in err and ": 'Never compared'" in err
-    assert "1 left out: the prompt leaves no room in max_length ('Why is the sky so very blue" in err
+    assert "only: 1 row left out, without a pair of a better and a worse response: 'Never compared'" in err
+    assert "1 row left out, because its prompt leaves no room in max_length ('Why is the sky so very blue" in err
 
 
 def test_a_second_run_reuses_everything_and_says_so(smoke: Done, copy: Path) -> None:

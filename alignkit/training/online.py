@@ -154,7 +154,10 @@ class OnlineStage:
         iteration.combined = replace(combined, reward=combined.reward[kept], raw=combined.raw[kept])
         iteration.groups = [group for group, k in zip(iteration.groups, keep, strict=True) if k]
         if not iteration.groups:
-            iteration.skipped = "the algorithm kept no group"
+            fewest = self.algorithm.needs.min_samples
+            too_few = all(len(group.responses) < fewest for group in iteration.rollouts.groups)
+            reason = "every prompt had too few responses with a score" if too_few else "the algorithm kept no group"
+            iteration.skipped = reason
 
     def measure(self, iteration: Iteration) -> None:
         """Encode the rollouts, measure what the algorithm needs before the first update, and compute the signal."""

@@ -1,0 +1,60 @@
+"""Averages of terms over a global batch, and of metrics over steps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from alignkit import Batch, per_response, per_token
+from alignkit.batch import Pairs
+from alignkit.training.averages import Averages, StepAverages, counts, weighted_sum
+
+
+def batch() -> Batch:
+    """Two responses of two tokens; the second response has one token that counts."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return Batch(
+        groups=[],
+        tokens=torch.zeros(2, 2, dtype=torch.int64),
+        mask=torch.tensor([[True, True], [True, False]]),
+        group_index=torch.zeros(2, dtype=torch.int64),
+        pairs=Pairs(none, none, torch.zeros(0), torch.zeros(0), none),
+        truncated=torch.zeros(2, dtype=torch.bool),
+    )
+
+
+VALUES = torch.tensor([[1.0, 2.0], [6.0, math.nan]])
+
+
+def test_entries_outside_the_mask_do_not_count() -> None:
+    assert float(weighted_sum(per_token(VALUES), batch())) == 9
+    assert counts(per_token(VALUES).per, batch()).tolist() == [[1, 1], [1, 0]]
+
+
+def test_micro_batches_share_one_denominator() -> None:
+    averages = Averages()
+    for _ in range(2):
+        averages.add(
+            {"nll": per_token(VALUES), "weighted": per_token(VALUES)}, batch(), {"weighted": VALUES.nan_to_num()}
+        )
+    assert averages.means() == pytest.approx({"nll": 3.0, "weighted": 41 / 9})
+
+
+def test_a_nan_is_unknown_in_a_metric_and_visible_in_a_loss() -> None:
+    term = {"length": per_response(torch.tensor([4.0, math.nan]))}
+    metrics, losses = Averages(skip_nan=True), Averages()
+    metrics.add(term, batch())
+    losses.add(term, batch())
+    assert metrics.means() == {"length": 4.0} and math.isnan(losses.means()["length"])
+
+
+def test_skipped_steps_are_only_counted() -> None:
+    averages = StepAverages()
+    assert not averages.learned
+    averages.add({"loss": 1.0, "grad_norm": 0.0})
+    averages.add({"loss": math.nan, "grad_norm": math.inf, "skipped": 1.0})
+    assert averages.means() == {"loss": 1.0, "grad_norm": 0.0} and averages.skipped == 1 and not averages.learned
+    averages.add({"loss": 3.0, "grad_norm": 2.0})
+    assert averages.means() == {"loss": 2.0, "grad_norm": 1.0} and averages.learned

@@ -1,0 +1,80 @@
+"""Rewards of rollouts: what cannot be scored is left out, and what was cut off pays the penalty."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit import Group, Response, RunFailed
+from alignkit.recipe.schema import RewardSpec
+from alignkit.training.external import ExternalStage
+from alignkit.training.scoring import Scorer, score_rollouts
+
+PROMPT = ({"role": "user", "content": "how are you"},)
+
+
+def response(score: float | None, truncated: bool = False) -> Response:
+    return Response(text=str(score), truncated=truncated)
+
+
+def scorer() -> Scorer:
+    """Scores a response by the number it consists of."""
+
+    def scores(name: str, groups: list[Group]) -> list[float | None]:
+        texts = [response.text for group in groups for response in group.responses]
+        return [None if text == "None" else float(text) for text in texts]
+
+    context: Any = SimpleNamespace(models=SimpleNamespace(scores=scores))
+    return Scorer(RewardSpec("stage", "liked"), context)
+
+
+GROUPS = [
+    Group(PROMPT, (response(1.0), response(None), response(3.0, truncated=True)), id="a"),
+    Group(PROMPT, (response(None),), id="b"),
+]
+
+
+def test_responses_without_a_score_are_left_out() -> None:
+    scored = score_rollouts(scorer(), GROUPS)
+    assert [group.id for group in scored.groups] == ["a"] and len(scored.groups[0].responses) == 2
+    assert scored.usable == [True, False, True, False] and scored.unscored == 2
+    assert scored.combined.reward.tolist() == scored.combined.raw.tolist() == [1.0, 3.0]
+    assert [len(group.responses) for group in scored.all_groups] == [3, 1]
+
+
+def test_the_penalty_is_in_the_reward_and_in_the_scores_but_not_in_the_raw_reward() -> None:
+    scored = score_rollouts(scorer(), GROUPS, penalty=0.5)
+    assert scored.combined.reward.tolist() == [1.0, 2.5] and scored.combined.raw.tolist() == [1.0, 3.0]
+    assert [r.scores["reward"] for r in scored.groups[0].responses] == [1.0, 2.5]
+
+
+def test_nothing_that_can_be_scored() -> None:
+    scored = score_rollouts(scorer(), GROUPS[1:])
+    assert scored.groups == [] and len(scored.combined.reward) == 0 and scored.unscored == 1
+
+
+def test_a_reward_that_is_not_finite_is_an_error() -> None:
+    groups = [Group(PROMPT, (response(math.inf),), id="a")]
+    with pytest.raises(RunFailed, match="reward 'liked' is inf for response 0, to 'how are you'; return None"):
+        score_rollouts(scorer(), groups)
+
+
+def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> None:
+    rollout = SimpleNamespace(missing_eos_penalty=0.5)
+    context: Any = SimpleNamespace(
+        name="align",
+        seed=0,
+        folder=tmp_path,
+        settings=SimpleNamespace(rollout=rollout),
+        models=SimpleNamespace(encoder=SimpleNamespace(end_ids=frozenset()), forget_scores=lambda: None),
+        model=SimpleNamespace(source="base", dtype=torch.float32, device=torch.device("cpu"), tokenizer=None),
+    )
+    stage = ExternalStage(context, SimpleNamespace())  # type: ignore[arg-type]
+    stage.__dict__["_scorer"] = scorer()
+    assert stage.score(GROUPS) == [1.0, None, 2.5, None]
+    assert stage.score(GROUPS[1:]) == [None]
