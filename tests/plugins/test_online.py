@@ -866,7 +866,7 @@ SAME = "[0.0] * len(completions)"
 def test_equal_rewards_in_a_whole_batch(problem: Problem, algorithm: Any, counted: dict[str, float]) -> None:
     """Nothing is learned: the metrics say so, and a stage that never learned anything is no success."""
     name = re.sub(r"\W", "", str(algorithm))
-    with pytest.raises(RunFailed, match="1 of 1 iterations had nothing to learn from"):
+    with pytest.raises(RunFailed, match="1 of 1 iteration had nothing to learn from"):
         metrics_of(problem, recipe(problem, SAME, algorithm), name)
     found = metrics_in(problem, name)
     assert {key: found[key] for key in counted} == counted
@@ -926,7 +926,7 @@ def test_a_length_that_the_rollout_does_not_have_is_refused(problem: Problem) ->
         if tokens == longest:
             load_recipe(path)
         else:
-            with pytest.raises(RecipeError, match=f"max_tokens is 4000, but the rollout's max_new_tokens is {longest}"):
+            with pytest.raises(RecipeError, match=f"imply max_new_tokens 4000, but 'rollout' has {longest}"):
                 load_recipe(path)
 
 
@@ -1007,14 +1007,14 @@ def test_how_many_earlier_samples_are_replayed(replay_ratio: float, replayed: in
 
 def test_why_nothing_was_learned(problem: Problem) -> None:
     for algorithm, reward, why in (
-        ("rejection_sampling", SAME, "all 12 rewards were 0: check the reward"),
+        ("rejection_sampling", SAME, "all 12 rewards were 0. Check the reward"),
         ({"expert_iteration": {"threshold": 5.0}}, "[float(i % 3) for i in range(len(completions))]",
-         "no sample was chosen: rewards went from 0 to 2"),
+         "no sample was selected: rewards ranged from 0 to 2"),
         ("rloo", "[1.0 if i % 4 == 0 else None for i in range(len(completions))]", "all 3 rewards were 1"),
         ("rloo", "[float(i) if i % 4 == 0 else None for i in range(len(completions))]", "had too few responses"),
     ):  # fmt: skip
         path = recipe(problem, reward, algorithm)
-        with pytest.raises(RunFailed, match=f"1 of 1 iterations had nothing to learn from; lately .*{why}"):
+        with pytest.raises(RunFailed, match=f"1 of 1 iteration had nothing to learn from. Last reason: .*{why}"):
             run_recipe(load_recipe(path), problem.folder / "why")
 
 
