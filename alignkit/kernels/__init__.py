@@ -37,5 +37,5 @@ def mode() -> Mode:
     value = os.environ.get(VARIABLE) or MODES[0]
     if value not in MODES:
         known = " or ".join(f"'{name}'" for name in MODES)
-        raise RecipeError([Problem(f"{VARIABLE} is '{value}'; it must be {known}", help=f"unset it, or set {known}")])
+        raise RecipeError([Problem(f"{VARIABLE} is '{value}'; it must be {known}", help="unset it for 'fast'")])
     return cast(Mode, value)
