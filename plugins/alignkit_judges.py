@@ -1,10 +1,10 @@
-"""Judges: which of two responses is better, asked of a local model or of an OpenAI-compatible server.
+"""Judges: a local model or an OpenAI-compatible server decides which of two responses is better.
 
-Lee et al. 2023, RLAIF (arXiv:2309.00267), sections 2.1 and 2.2: the log-probabilities of the answers "1" and "2" are
-normalised over these two; both orders are asked and averaged after undoing the swap. Differs from the paper: no
-chain of thought and no few-shot examples unless the template holds them; texts stand between markers with an
-unguessable code, so that they cannot speak for the judge; where the probability on both answers is next to nothing
-there is no verdict instead of a made-up one.
+As in RLAIF (Lee et al. 2023, arXiv:2309.00267, sections 2.1 and 2.2), the log-probabilities of the answers "1" and "2"
+are normalized over these two, and both orders are asked and averaged.
+Differs from the paper: chain of thought and few-shot examples are left to the template. The judged texts are enclosed
+in markers with an unguessable code, so that they cannot speak for the judge. If both answers are very improbable, there
+is no verdict.
 """
 
 from __future__ import annotations
@@ -47,21 +47,23 @@ Response 2:
 
 Which response is better? Answer with one digit, 1 or 2, and nothing else."""
 _FIELDS = re.compile(r"\{(criterion|nonce|prompt|first|second)\}")
-# The openings of control tokens of the usual chat templates: a tokenizer may turn them into the real tokens.
+# Beginnings of control tokens in common chat templates, which a tokenizer may turn into the real tokens.
 _CONTROL = re.compile(r"<(?=[|｜]|/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn)>|</?SYS>>)|\[(?=/?INST\])")
 
 
 class Asking(Options):
-    """What every judge that asks in words can be told."""
+    """Options of judges that ask in words."""
 
     criterion: str = Field(
-        "helpful", min_length=1, description="`helpful`, `harmless`, or a sentence saying what is good"
+        "helpful", min_length=1, description="`helpful`, `harmless`, or a sentence that describes a good response"
     )
     template: str = Field(
         TEMPLATE,
-        description="the question; {prompt}, {first}, {second}, and if wanted {criterion} and {nonce}, are filled in",
+        description="question with the fields {prompt}, {first}, {second}, and optionally {criterion} and {nonce}",
     )
-    min_mass: float = Field(1e-3, ge=0, lt=1, description="least probability on the answers 1 and 2 for a verdict")
+    min_mass: float = Field(
+        1e-3, ge=0, lt=1, description="minimum probability of `1` and `2` together; below it there is no verdict"
+    )
 
     @field_validator("template")
     @classmethod
@@ -74,7 +76,7 @@ class Asking(Options):
 
 
 def transcript(prompt: Sequence[Message]) -> str:
-    """A conversation as text: the words alone for a single user turn, otherwise one paragraph a turn."""
+    """A conversation as text: only the content of a single user turn, otherwise one paragraph per turn."""
     if len(prompt) == 1 and prompt[0].get("role") == "user":
         return prompt[0].get("content", "")
     return "\n\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in prompt)
@@ -83,8 +85,8 @@ def transcript(prompt: Sequence[Message]) -> str:
 def question(options: Asking, item: Item, seed: int = 0) -> list[Message]:
     """One user turn that asks which of the item's responses is better.
 
-    The template is filled in one pass, so braces in the data mean nothing. The code in the markers depends on the
-    seed and on all texts: it is the same on every run (answers can be cached), yet no text can contain its own.
+    The template is filled in one pass, so that braces in the data have no effect. The code in the markers is a digest
+    of the seed and all texts: answers can be cached, because it is the same in every run, yet no text can contain it.
     """
     prompt, first, second = transcript(item[0]), item[1], item[2]
     nonce = hashlib.sha256(json.dumps([seed, prompt, first, second]).encode()).hexdigest()[:16]
@@ -103,7 +105,7 @@ def question(options: Asking, item: Item, seed: int = 0) -> list[Message]:
 
 
 def both_orders(options: Asking, items: Sequence[Item], seed: int) -> list[list[Message]]:
-    """Questions for n items: the n as they stand, then the n with the responses swapped."""
+    """Questions for n items: first all n, then all n with the responses swapped."""
     swapped = [(prompt, second, first) for prompt, first, second in items]
     return [question(options, item, seed) for item in [*items, *swapped]]
 
@@ -113,7 +115,7 @@ def both_orders(options: Asking, items: Sequence[Item], seed: int) -> list[list[
 
 @dataclass(frozen=True)
 class Answer:
-    """Log-probabilities (nats) of the tokens "1" and "2", or the reason why there are none."""
+    """Log-probabilities of the tokens "1" and "2" in nats, or the reason why they are missing."""
 
     one: float = -math.inf
     two: float = -math.inf
@@ -121,26 +123,26 @@ class Answer:
 
     @property
     def mass(self) -> float:
-        """Probability on both answers together; NaN where these are no log-probabilities."""
-        if not (self.one <= 1e-3 and self.two <= 1e-3):  # also true of NaN; above 0 by rounding only
+        """Probability of both answers together; NaN if the numbers are not log-probabilities."""
+        if not (self.one <= 1e-3 and self.two <= 1e-3):  # also true for NaN; rounding may exceed 0
             return math.nan
         return math.exp(self.one) + math.exp(self.two)
 
     def unusable(self, min_mass: float) -> str:
-        """Why nothing can be concluded from this answer; empty when it is fine."""
+        """Why this answer allows no verdict; empty if it does."""
         if self.reason:
             return self.reason
         if math.isnan(self.mass):
             return "the judge's numbers are not log-probabilities"
         if self.mass > 1.01:
-            return "the judge's log-probabilities are not those of two different tokens"
+            return "the judge's probabilities of 1 and 2 add up to more than 1"
         if self.mass < max(min_mass, 1e-30):
-            return "the judge gives next to no probability to the answers 1 and 2"
+            return "the judge finds the answers 1 and 2 too improbable"
         return ""
 
 
 def verdicts(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
-    """Verdicts of n items from their 2n answers, in the order of `both_orders`; mass is the mean of both orders."""
+    """Verdicts on n items from 2n answers in the order of `both_orders`. `mass` is the mean over both orders."""
     import torch
 
     from alignkit import functional as F
@@ -163,11 +165,11 @@ def verdicts(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
 
 
 class LocalJudge(Judge):
-    """Asks a role of the run itself; no text is generated, one forward pass per question."""
+    """Ask a model of this run, with one forward pass per question and no sampling."""
 
     class Options(Asking):
-        role: PolicyRef = Field("base", description="who judges: `base` or a stage's policy")
-        prefill: str = Field("Preferred Response=", description="how the judge's turn begins; no space at the end")
+        role: PolicyRef = Field("base", description="model that judges: `base` or a stage")
+        prefill: str = Field("Preferred Response=", description="start of the judge's turn, without a space at the end")
 
     options: Options
 
@@ -183,7 +185,7 @@ class LocalJudge(Judge):
 
 def _local_answer(one: float, two: float) -> Answer:
     if math.isnan(one) and math.isnan(two):
-        return Answer(reason="the question is longer than what the judge was made for")
+        return Answer(reason="the question is longer than the judge's context")
     return Answer(one, two)
 
 
@@ -191,13 +193,13 @@ def _local_answer(one: float, two: float) -> Answer:
 
 
 class OpenAIJudge(Judge):
-    """Asks a chat-completions endpoint; answers are kept on disk, so no question is paid for twice."""
+    """Ask a chat-completions endpoint. Answers are cached on disk, so that no question is paid for twice."""
 
     class Options(Asking, RemoteOptions):
-        base_url: str = Field(description="as OpenAI's clients take it, e.g. http://localhost:8000/v1")
-        model: str = Field(min_length=1, description="the server's name of the model")
-        use_logprobs: bool = Field(True, description="ask for log-probabilities; otherwise the digit alone counts")
-        request: dict[str, Any] = Field({}, description="further fields of the request; null takes a field out")
+        base_url: str = Field(description="address of the API, such as http://localhost:8000/v1")
+        model: str = Field(min_length=1, description="model name on the server")
+        use_logprobs: bool = Field(True, description="request log-probabilities; otherwise only the digit counts")
+        request: dict[str, Any] = Field({}, description="additional fields of the request; null removes a field")
 
     options: Options
 
@@ -205,8 +207,8 @@ class OpenAIJudge(Judge):
         super().prepare(context)
         model = self.options.model.replace("{", "{{").replace("}", "}}")
         help = {
-            403: f"the key in {{variable}} is not allowed to use the model {model}",
-            404: f"there is no {{path}} or no model {model} there; base_url usually ends in /v1",
+            403: f"the key in {{variable}} may not use the model {model}",
+            404: f"{{path}} or the model {model} does not exist there; base_url usually ends in /v1",
         }
         self.remote = Remote("openai_judge", self.options, "chat/completions", context.cache, _stored, help)
 
@@ -225,12 +227,12 @@ class OpenAIJudge(Judge):
 
 
 def _stored(text: bytes) -> list[Any]:
-    """The answer in a chat completion, as it is kept."""
+    """The answer in a chat completion, as it is cached."""
     return list(astuple(read_answer(text)))
 
 
 def read_answer(text: bytes) -> Answer:
-    """The answer in a chat completion: from the log-probabilities of its first token, else from its words."""
+    """The answer in a chat completion: from the log-probabilities of its first token, or else from its text."""
     try:
         choice = json.loads(text)["choices"][0]
         tops = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
@@ -240,12 +242,12 @@ def read_answer(text: bytes) -> Answer:
 
 
 def _from_logprobs(tops: Sequence[Mapping[str, Any]]) -> Answer:
-    """From the likeliest tokens: "1" and " 1" are one answer; an answer not among them counts as impossible."""
+    """The answer by the likeliest tokens. "1" and " 1" are the same; an answer not among them has probability 0."""
     mass = {"1": 0.0, "2": 0.0}
     for top in tops:
         digit = top["token"].strip()
         if digit in mass:
-            if isinstance(top["logprob"], bool) or not top["logprob"] <= 1e-3:  # false also for NaN
+            if isinstance(top["logprob"], bool) or not top["logprob"] <= 1e-3:  # also false for NaN
                 raise ValueError("not a log-probability")
             mass[digit] += math.exp(top["logprob"])
     one, two = (math.log(p) if p > 0 else -math.inf for p in mass.values())
@@ -253,7 +255,7 @@ def _from_logprobs(tops: Sequence[Mapping[str, Any]]) -> Answer:
 
 
 def _from_words(words: str | None) -> Answer:
-    """A digit alone is a certain answer; anything else, a refusal say, is none."""
+    """The answer by its text: a lone digit is certain, and anything else, such as a refusal, is no answer."""
     digit = (words or "").strip()
     if digit not in ("1", "2"):
         return Answer(reason="the judge answered neither 1 nor 2")

@@ -1,4 +1,4 @@
-"""Rewards without a model (`length`, `python`), a normalised reward model, and a weighted sum (`weighted_sum`)."""
+"""Rewards without a model (`length`, `python`), a normalized reward model, and the combination `weighted_sum`."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 
 
 class Length(Reward):
-    """Longer is better, or nearer to a target is better: to test a set-up, and as a baseline for length bias."""
+    """Reward long responses, or those near a target length: for smoke tests, and as a baseline for length bias."""
 
     class Options(alignkit.Options):
-        unit: Literal["tokens", "characters", "words"] = Field("tokens", description="what is counted")
+        unit: Literal["tokens", "characters", "words"] = Field("tokens", description="unit of length")
         target: int | None = Field(
-            None, ge=0, description="reward is minus the distance to this length; none: the length itself"
+            None, ge=0, description="target length: the reward is minus the distance to it; none: the length itself"
         )
-        scale: float = Field(1.0, description="multiplies the reward")
+        scale: float = Field(1.0, description="factor of the reward")
 
     options: Options
 
@@ -60,30 +60,30 @@ class Length(Reward):
 
 
 def _length(response: Response, unit: str) -> int:
-    """Tokens are those the policy wrote, its end of turn included."""
+    """Tokens are those that the policy wrote, including its end of turn."""
     if unit == "tokens":
         if response.tokens is None:
             raise RunFailed(
-                "reward 'length' counts tokens, but a response was not sampled here and has none\n"
-                "help: unit: words or unit: characters"
+                "reward 'length' counts tokens, but a response was not sampled in this run and has none\n"
+                "help: set `unit: words` or `unit: characters`"
             )
         return len(response.tokens) if response.written is None else sum(response.written)
     return len(_text(response)) if unit == "characters" else len(_text(response).split())
 
 
 class Python(Reward):
-    """A function of the user's own, with TRL's signature: `f(prompts, completions, **columns)`, one number each.
+    """The user's function with TRL's signature, `f(prompts, completions, **columns)`, which returns a number for each.
 
-    Differs from TRL: columns the function does not name are not passed unless it takes `**kwargs`, and a failed
-    function stops the run. As in TRL, None means "could not be scored" and the function may be `async`.
+    As in TRL, None means "could not be scored", and the function may be `async`. Differs from TRL: without `**kwargs`
+    it receives only the columns that it names, and an exception stops the run.
     """
 
     class Options(alignkit.Options):
-        path: Path = Field(description="a .py file, relative to the recipe's folder")
-        function: str = Field(description="name of a function in it")
-        kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments for the function")
+        path: Path = Field(description="path of a .py file, relative to the recipe's folder")
+        function: str = Field(description="name of the function in the file")
+        kwargs: dict[str, Any] = Field(default_factory=dict, description="additional keyword arguments of the function")
         conversational: bool = Field(
-            False, description="prompts and completions are lists of messages, as TRL gives for chats; else strings"
+            False, description="pass prompts and completions as lists of messages, like TRL for chats, not as strings"
         )
 
     options: Options
@@ -144,20 +144,20 @@ class Python(Reward):
         prompt = f" (prompt {group.id})" if group.id else ""
         raise RunFailed(
             f"{self._name} returned {score!r:.200} for completion {place} of {len(rows)}{prompt}, "
-            f"expected a finite number, or None where it cannot be scored\n  completion: {_text(response)!r:.200}"
+            f"expected a finite number, or None if it cannot be scored\n  completion: {_text(response)!r:.200}"
         )
 
 
 def _load(file: Path, function: str) -> Callable[..., Any]:
     if not file.is_file():
-        raise RunFailed(f"reward 'python': there is no file {file}")
-    # A name of its own: two files called reward.py must not replace each other, nor a module of that name.
+        raise RunFailed(f"reward 'python': file {file} does not exist")
+    # A unique name: two files called reward.py must not replace each other, nor a module of that name.
     name = "alignkit_reward_" + hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
     module = types.ModuleType(name)
     module.__file__ = str(file)
     sys.modules[name] = module  # dataclasses and pickle look the module up while it runs
     try:
-        # Not through importlib: its bytecode cache may be older than the bytes that `fingerprint` saw.
+        # importlib could use bytecode that is older than the source that `fingerprint` hashed.
         exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
     except Exception as error:  # whatever a user's file raises
         del sys.modules[name]
@@ -165,13 +165,13 @@ def _load(file: Path, function: str) -> Callable[..., Any]:
     found = getattr(module, function, None)
     if not callable(found):
         names = sorted(n for n, thing in vars(module).items() if inspect.isfunction(thing) and not n.startswith("_"))
-        help = did_you_mean(function, names) or f"it has: {', '.join(names) or 'none'}"
+        help = did_you_mean(function, names) or f"its functions: {', '.join(names) or 'none'}"
         raise RunFailed(f"reward 'python': {file} has no function '{function}'; {help}")
     return found
 
 
 def _describe(error: BaseException, file: Path) -> str:
-    """The error, and the line of the user's file that it came from."""
+    """The error and the line of the user's file that raised it."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
     place = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"
@@ -182,7 +182,7 @@ async def _wait(result: Any) -> Any:
 
 
 def _arguments(rows: Sequence[tuple[Group, Response]], conversational: bool) -> dict[str, list[Any]]:
-    """TRL's arguments: one entry per response in each list, columns repeated over a prompt's responses."""
+    """TRL's arguments: lists with one entry per response; columns repeat over the responses of a prompt."""
     names = dict.fromkeys(name for group, _ in rows for name in group.meta)
     arguments: dict[str, list[Any]] = {name: [group.meta.get(name) for group, _ in rows] for name in names}
     if all(response.tokens is not None for _, response in rows):
@@ -197,7 +197,7 @@ def _arguments(rows: Sequence[tuple[Group, Response]], conversational: bool) -> 
 
 
 def _accepted(call: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that the function names, or all of them when it takes `**kwargs`."""
+    """The arguments that the function names, or all of them if it takes `**kwargs`."""
     try:
         parameters = inspect.signature(call).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature
@@ -223,14 +223,14 @@ def _messages(response: Response) -> list[dict[str, str]]:
 
 
 def _text(response: Response) -> str:
-    """What the assistant said: its turns of a longer dialogue are joined by line breaks."""
+    """The assistant's text; several turns are joined by line breaks."""
     if response.messages is None:
         return response.text
     return "\n".join(message["content"] for message in response.messages if message["role"] == "assistant")
 
 
 def _prompt_text(group: Group) -> str:
-    """A single message's words; several messages as `role: words` blocks."""
+    """The text of a single message; several messages become paragraphs `role: text`."""
     if len(group.prompt) == 1:
         return group.prompt[0]["content"]
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in group.prompt)
@@ -239,14 +239,14 @@ def _prompt_text(group: Group) -> str:
 class Normalized(Reward):
     """A reward model's score, shifted so that demonstrations have mean 0 (InstructGPT 2022, section 3.5).
 
-    With `gain` also scaled so that they have variance 1, as Ziegler et al. 2019, section 2.1, did with samples of the
-    reference policy. Bias and gain are measured once, from raw scores; what could not be scored does not count.
+    With `gain` it is also scaled so that they have variance 1; Ziegler et al. 2019 (section 2.1) did so with samples of
+    the reference policy. Bias and gain are measured once, from the raw scores of all responses that have one.
     """
 
     class Options(alignkit.Options):
-        reward_model: RewardRef = Field(description="a stage that trains a reward model, or {folder: PATH}")
-        data: DataRef = Field(description="demonstrations")
-        gain: bool = Field(False, description="scale too, so that demonstrations have variance 1")
+        reward_model: RewardRef = Field(description="stage that trains a reward model, or {folder: PATH}")
+        data: DataRef = Field(description="demonstrations that define the mean")
+        gain: bool = Field(False, description="also scale scores, so that demonstrations have variance 1")
 
         @field_validator("reward_model")
         @classmethod
@@ -262,14 +262,14 @@ class Normalized(Reward):
         model = self.options.reward_model
         if model.kind not in ("stage", "folder"):
             raise RunFailed(
-                f"reward 'normalized': '{model.name}' is no reward model\n"
-                "help: reward_model is a stage that trains one, or {folder: PATH}"
+                f"reward 'normalized': '{model.name}' is not a reward model\n"
+                "help: set reward_model to a stage that trains one, or to {folder: PATH}"
             )
         known = [score for score in self._raw(context.load(self.options.data)) if score is not None]
         if not all(map(math.isfinite, known)):
-            raise RunFailed(f"reward 'normalized': '{model.name}' gives scores that are not numbers")
+            raise RunFailed(f"reward 'normalized': '{model.name}' returns scores that are not finite")
         if not known:
-            raise RunFailed(f"reward 'normalized': '{model.name}' could score none of the demonstrations")
+            raise RunFailed(f"reward 'normalized': '{model.name}' could not score any demonstration")
         import torch
 
         bias, gain = F.reward_normalizer(torch.tensor(known, dtype=torch.float64))
@@ -283,18 +283,18 @@ class Normalized(Reward):
 
 
 class WeightedSum(RewardCombination):
-    """Sum of weight times reward, not whitened. A response that lacks a part stays NaN."""
+    """The weighted sum of rewards, not whitened. It is NaN for a response that lacks a part."""
 
     class Options(alignkit.Options):
-        rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards by a name of your choice")
-        weights: dict[str, float] = Field(description="a number for each of these names")
+        rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards to sum, under names of your choice")
+        weights: dict[str, float] = Field(description="weight of each reward, by its name")
 
         @model_validator(mode="after")
         def _same_names(self) -> WeightedSum.Options:
             if lacking := sorted(self.rewards.keys() - self.weights.keys()):
                 raise ValueError(f"no weight for {', '.join(lacking)}")
             if unknown := sorted(self.weights.keys() - self.rewards.keys()):
-                raise ValueError(f"a weight for {', '.join(unknown)}, which is not among the rewards")
+                raise ValueError(f"weights for {', '.join(unknown)}, which are not among the rewards")
             return self
 
     options: Options
@@ -303,20 +303,21 @@ class WeightedSum(RewardCombination):
         return self.options.rewards
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """components: name -> [R]."""
-        total = sum(weight * components[name] for name, weight in self.options.weights.items())
-        plain: Tensor = next(iter(components.values())).new_zeros(()) + total  # [R]
-        metrics = {f"{name}_mean": float(components[name].nanmean()) for name in self.options.weights}
-        return CombinedReward(reward=plain, raw=plain, metrics={**metrics, "raw_mean": float(plain.nanmean())})
+        """Sum the components, [R] each."""
+        weights = self.options.weights
+        zero = next(iter(components.values())).new_zeros(())
+        total = sum((weight * components[name] for name, weight in weights.items()), start=zero)  # [R]
+        metrics = {f"{name}_mean": float(components[name].nanmean()) for name in weights}
+        return CombinedReward(reward=total, raw=total, metrics={**metrics, "raw_mean": float(total.nanmean())})
 
 
 @hookimpl
 def register_rewards(register: Register) -> None:
-    register("length", Length, summary="length of the response, or its distance to a target")
-    register("python", Python, summary="a function in a file of yours, with TRL's signature")
-    register("normalized", Normalized, summary="a reward model's score, 0 on average for demonstrations")
+    register("length", Length, summary="length of the response, or distance to a target length")
+    register("python", Python, summary="your own function in a Python file, with TRL's signature")
+    register("normalized", Normalized, summary="a reward model's score, shifted to mean 0 for demonstrations")
 
 
 @hookimpl
 def register_combinations(register: Register) -> None:
-    register("weighted_sum", WeightedSum, summary="sum of rewards times weights")
+    register("weighted_sum", WeightedSum, summary="weighted sum of rewards")

@@ -1,9 +1,10 @@
 """RLAIF: a judge labels pairs of responses, or rewards responses directly (Lee et al. 2023, arXiv:2309.00267).
 
-The step `judge` turns groups, or prompts and a policy, into pairs whose `p` is the judge's P(better is better): soft
-labels for a reward model or DPO (section 2.2.1). The reward `rlaif` is the win rate against the other responses of a
-group, or against a fixed policy's response. Differs from the paper: its direct reward is a rating of 1 to 10
-(section 2.2.2); comparing within the group asks the same question as the labels do.
+The step `judge_pairs` labels the responses of groups, or of a policy to prompts. A pair's `p` is the judge's
+probability that the better response is better: a soft label for a reward model or DPO (section 2.2.1). The reward
+`rlaif` is the win rate against the other responses of the group, or against a baseline's response.
+Differs from the paper: its direct reward is a rating from 1 to 10 (section 2.2.2), whereas a win rate asks the judge
+the same question as the labels do.
 """
 
 from __future__ import annotations
@@ -49,52 +50,52 @@ Place = tuple[int, int, int]  # group, first response, second response
 
 
 def words(response: Response) -> str:
-    """What the judge reads of a response: its text, or its turns one after the other."""
+    """The text that the judge reads: the response, or the assistant's turns one after the other."""
     if response.messages is None:
         return response.text
     return "\n\n".join(turn.get("content", "") for turn in response.messages if turn.get("role") == "assistant")
 
 
 def build_judge(component: Any, context: Context) -> Judge:
-    """The judge that a JudgeRef option names, ready to be asked."""
+    """The judge that a JudgeRef option names, prepared."""
     judge: Judge = component.registration.implementation(component.options)
     judge.prepare(context)
     return judge
 
 
 def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
-    """The judge's verdicts, checked: one for each item, with probabilities or without any."""
-    given = judge.compare(items) if items else []
+    """The judge's verdicts on the items. Raises PluginError if their number or a probability is wrong."""
+    verdicts = judge.compare(items) if items else []
     name = type(judge).__name__
-    if len(given) != len(items):
-        raise PluginError(f"judge {name} gave {len(given)} verdicts for {len(items)} comparisons")
-    for verdict in given:
+    if len(verdicts) != len(items):
+        raise PluginError(f"judge {name} returned {len(verdicts)} verdicts for {len(items)} comparisons")
+    for verdict in verdicts:
         for p in (verdict.p_first, *(verdict.p_orders or ())):
-            if p is not None and not 0.0 <= p <= 1.0:  # also true of NaN
-                raise PluginError(f"judge {name} gave {p} where a probability belongs")
-    return given
+            if p is not None and not 0.0 <= p <= 1.0:  # also true for NaN
+                raise PluginError(f"judge {name} returned {p}, which is not a probability")
+    return verdicts
 
 
 # --- the step -----------------------------------------------------------------------------------------------------
 
 
 class JudgePairs(Step):
-    """Labels every pair of responses of every group."""
+    """Label every pair of responses of every group."""
 
     class Options(Options):
-        judge: JudgeRef = Field(description="who compares")
-        data: DataRef | None = Field(None, description="groups of at least two responses; or `prompts` and `policy`")
-        prompts: DataRef | None = Field(None, description="prompts to sample responses to")
-        policy: PolicyRef | None = Field(None, description="who writes the responses: `base` or a stage")
-        samples_per_prompt: int = Field(2, ge=2, le=16, description="responses to each prompt, all pairs are judged")
-        max_new_tokens: int = Field(128, ge=1, description="length of a sampled response, in tokens")
-        temperature: float = Field(1.0, gt=0, description="of the sampled responses")
-        soft: bool = Field(True, description="pairs carry the judge's probability; otherwise hard labels")
+        judge: JudgeRef = Field(description="judge that compares the responses")
+        data: DataRef | None = Field(None, description="groups of responses; or give `prompts` and `policy`")
+        prompts: DataRef | None = Field(None, description="prompts that the policy answers")
+        policy: PolicyRef | None = Field(None, description="model that answers: `base` or a stage")
+        samples_per_prompt: int = Field(2, ge=2, le=16, description="responses to each prompt; all pairs are judged")
+        max_new_tokens: int = Field(128, ge=1, description="longest response, in tokens")
+        temperature: float = Field(1.0, gt=0, description="sampling temperature of the responses")
+        soft: bool = Field(True, description="use the judge's probability as a soft label, not a hard one")
         clamp: tuple[float, float] | None = Field(
-            None, description="soft labels are kept within [low, high]; [0.4, 0.6] for a judge with a chain of thought"
+            None, description="range to clamp soft labels to; [0.4, 0.6] suits a judge with a chain of thought"
         )
-        min_confidence: float = Field(0.0, ge=0, le=0.5, description="pairs with |p - 0.5| below this are dropped")
-        drop_inconsistent: bool = Field(False, description="drop pairs where the order decided who won")
+        min_confidence: float = Field(0.0, ge=0, le=0.5, description="drop pairs with |p - 0.5| below this")
+        drop_inconsistent: bool = Field(False, description="drop pairs whose winner depends on the order")
 
         @model_validator(mode="after")
         def _one_source(self) -> Any:
@@ -102,22 +103,22 @@ class JudgePairs(Step):
                 raise ValueError("give either `data`, or `prompts` together with `policy`")
             given = {"samples_per_prompt", "max_new_tokens", "temperature"} & self.model_fields_set
             if self.data is not None and given:
-                raise ValueError(f"with `data` nothing is sampled: leave {' and '.join(sorted(given))} out")
+                raise ValueError(f"`data` is not sampled: leave {' and '.join(sorted(given))} out")
             return self
 
         @model_validator(mode="after")
         def _clamp_is_a_range(self) -> Any:
             low, high = self.clamp or (0.0, 1.0)
             if not 0 <= low <= 0.5 <= high <= 1:
-                raise ValueError(f"clamp [{low:g}, {high:g}] is no range of probabilities around 0.5")
+                raise ValueError(f"clamp [{low:g}, {high:g}] must be a range of probabilities around 0.5")
             if self.clamp is not None and not self.soft:
-                raise ValueError("clamp bears on soft labels alone")
+                raise ValueError("clamp only applies to soft labels")
             return self
 
     options: Options
 
     def run(self, context: StepContext) -> Artifact:
-        judge = build_judge(self.options.judge, context)  # before anything is sampled: a missing key shows now
+        judge = build_judge(self.options.judge, context)  # first, so that a missing key shows before sampling
         groups = self._groups(context)
         places, identical = pairs_to_judge(groups)
         rows = [list(item) for item in items_at(groups, places)]
@@ -127,21 +128,21 @@ class JudgePairs(Step):
 
         verdicts = [restored(row) for row in context.map("judge", rows, judged)]
         tally = Tally(groups, places, verdicts, identical)
-        labelled = self._label(groups, places, verdicts, tally)
+        labeled = self._label(groups, places, verdicts, tally)
         summary = tally.summary()
-        if not labelled:
-            raise RunFailed(f"judge_pairs: no pair got a label\n{report(summary)}")
-        return Artifact(groups=labelled, summary=summary, text=report(summary))
+        if not labeled:
+            raise RunFailed(f"judge_pairs: no pair was labeled\n{report(summary)}")
+        return Artifact(groups=labeled, summary=summary, text=report(summary))
 
     def _groups(self, context: StepContext) -> list[Group]:
-        """The groups whose responses are compared: read, or sampled."""
+        """The groups to judge, from the data or sampled."""
         options = self.options
         if options.data is not None:
             return context.load(options.data)
         prompts = context.load(options.prompts)
 
         def sampled(chunk: Sequence[Any]) -> list[list[dict[str, Any]]]:
-            # A stream of its own for each chunk: otherwise the n-th prompts of all chunks share their random numbers.
+            # A seed for each chunk, or the n-th prompts of all chunks would share their random numbers.
             seed = (context.seed + zlib.crc32(json.dumps(chunk).encode())) % 2**31
             groups = context.models.sample(
                 options.policy or "base",
@@ -153,7 +154,7 @@ class JudgePairs(Step):
             )
             return [[{"text": words(r), "truncated": r.truncated} for r in group.responses] for group in groups]
 
-        rows = [[i, list(group.prompt)] for i, group in enumerate(prompts)]  # the index keeps equal prompts apart
+        rows = [[i, list(group.prompt)] for i, group in enumerate(prompts)]  # the index tells equal prompts apart
         said = context.map("sample", rows, sampled)
         return [
             dataclasses.replace(group, pairs=None, responses=tuple(Response(**r, source=options.policy) for r in texts))
@@ -163,7 +164,7 @@ class JudgePairs(Step):
     def _label(
         self, groups: Sequence[Group], places: Sequence[Place], verdicts: Sequence[Verdict], tally: Tally
     ) -> list[Group]:
-        """Groups with the judge's pairs; groups without one are left out."""
+        """Groups with the judge's pairs; groups without a pair are left out."""
         pairs: dict[int, list[Pair]] = {}
         rows = zip(places, verdicts, self._labels(verdicts), tally.inconsistent, strict=True)
         for (g, i, j), verdict, label, swayed in rows:
@@ -175,11 +176,11 @@ class JudgePairs(Step):
                 tally.dropped["unsure"] += 1
             else:
                 pairs.setdefault(g, []).append(oriented(i, j, label))
-        tally.labelled = sum(map(len, pairs.values()))
+        tally.labeled = sum(map(len, pairs.values()))
         return [dataclasses.replace(groups[g], pairs=tuple(pairs[g])) for g in sorted(pairs)]
 
     def _labels(self, verdicts: Sequence[Verdict]) -> list[float]:
-        """P(first is better) as pairs tell it, for each verdict; NaN where there is none and the label is soft."""
+        """The label of each pair, as P(first is better). Without a verdict a soft label is NaN."""
         import torch
 
         from alignkit import functional as F
@@ -194,12 +195,12 @@ class JudgePairs(Step):
         return labels
 
     def _unsure(self, p: float, label: float) -> bool:
-        """Below the asked-for confidence; without soft labels a tie cannot be told as a label either."""
+        """Whether the confidence is too low. A tie has no hard label."""
         return abs(p - 0.5) < self.options.min_confidence or (not self.options.soft and label == 0.5)
 
 
 def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], int]:
-    """All pairs i < j of every group, and how many were left out because both responses say the same."""
+    """All pairs i < j of every group, and the number of pairs left out because their texts are identical."""
     places, identical = [], 0
     for g, group in enumerate(groups):
         said = [words(response) for response in group.responses]
@@ -212,7 +213,7 @@ def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], int]:
 
 
 def items_at(groups: Sequence[Group], places: Sequence[Place]) -> list[Item]:
-    """What a judge is asked about those pairs."""
+    """The judge's items for these pairs."""
     return [
         (list(groups[g].prompt), words(groups[g].responses[i]), words(groups[g].responses[j])) for g, i, j in places
     ]
@@ -225,13 +226,13 @@ def restored(row: Mapping[str, Any]) -> Verdict:
 
 
 def oriented(i: int, j: int, p: float) -> Pair:
-    """The pair of responses i and j where P(i better) = p: the likelier one is `better`."""
+    """The pair of responses i and j with P(i is better) = p. `better` is the likelier one."""
     return Pair(i, j, p=p) if p >= 0.5 else Pair(j, i, p=1.0 - p)
 
 
 @dataclass
 class Tally:
-    """What is known about all pairs that were judged; `inconsistent` has a flag for each verdict."""
+    """Statistics of the judged pairs; `inconsistent` has a flag for each verdict."""
 
     groups: Sequence[Group]
     places: Sequence[Place]
@@ -239,17 +240,17 @@ class Tally:
     identical: int
 
     def __post_init__(self) -> None:
-        self.labelled = 0
+        self.labeled = 0
         self.dropped: Counter[str] = Counter()
         self.inconsistent = inconsistent(self.verdicts)
 
     @property
     def n(self) -> int:
-        """Pairs there were."""
+        """Number of all pairs."""
         return len(self.places) + self.identical
 
     def summary(self) -> dict[str, Any]:
-        """Small JSON; figures that nothing is known for are None."""
+        """The statistics as JSON; an unknown one is None."""
         usable = [verdict for verdict in self.verdicts if verdict.p_first is not None]
         orders = [verdict.p_orders for verdict in usable if verdict.p_orders]
         unusable = Counter(v.reason.partition(":")[0] or "no reason given" for v in self.verdicts if v.p_first is None)
@@ -259,7 +260,7 @@ class Tally:
         return {
             "n": self.n,
             "groups_without_pairs": sum(len(group.responses) < 2 for group in self.groups),
-            "labelled": self.labelled,
+            "labeled": self.labeled,
             "dropped": dict(self.dropped),
             "unusable": dict(unusable.most_common()),
             "examples": examples,
@@ -272,7 +273,7 @@ class Tally:
         }
 
     def agreement(self) -> dict[str, Any] | None:
-        """How often the judge prefers what people prefer, ties of either left out, with a Wilson 95 % interval."""
+        """How often the judge agrees with people, without ties on either side, and the 95% Wilson interval."""
         same = [
             (verdict.p_first > 0.5) == preferred
             for (g, i, j), verdict in zip(self.places, self.verdicts, strict=True)
@@ -285,7 +286,7 @@ class Tally:
 
 
 def inconsistent(verdicts: Sequence[Verdict]) -> list[bool]:
-    """For each verdict, whether the same position was preferred in both orders; false where the orders are unknown."""
+    """Whether each verdict prefers the same position in both orders; false if the orders are unknown."""
     import torch
 
     from alignkit import functional as F
@@ -298,7 +299,7 @@ def inconsistent(verdicts: Sequence[Verdict]) -> list[bool]:
 
 
 def people_prefer(group: Group, i: int, j: int) -> bool | None:
-    """Whether the data prefers response i to j, by its pairs or else its ranks (1 is best); None: it does not say."""
+    """Whether the data prefer response i to j, by pairs or else by ranks (1 is best); None if they do not say."""
     if group.pairs is not None:
         for pair in group.pairs:
             if {pair.better, pair.worse} == {i, j} and pair.p != 0.5:
@@ -311,27 +312,27 @@ def people_prefer(group: Group, i: int, j: int) -> bool | None:
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """The average; None of nothing."""
+    """The average, or None without values."""
     known = list(values)
     return math.fsum(known) / len(known) if known else None
 
 
 def report(summary: Mapping[str, Any]) -> str:
-    """The step's figures in words."""
+    """The statistics as text."""
 
     def percent(share: float | None) -> str:
-        return "-" if share is None else f"{100 * share:.1f} %"
+        return "-" if share is None else f"{share:.1%}"
 
-    lines = [f"{summary['labelled']} of {summary['n']} pairs labelled"]
+    lines = [f"{summary['labeled']} of {summary['n']} pairs labeled"]
     if lone := summary["groups_without_pairs"]:
-        lines.append(f"  left out, fewer than two responses: {lone} prompts")
+        lines.append(f"  left out, fewer than two responses: {lone} groups")
     lines += [f"  dropped, {why}: {count}" for why, count in summary["dropped"].items()]
     lines += [f"  unusable, {summary['examples'].get(why, why)}: {count}" for why, count in summary["unusable"].items()]
     lines.append(f"same position preferred in both orders: {percent(summary['position_bias'])} of pairs")
-    lines.append(f"mean P(first position): {percent(summary['p_first_position'])} (50 % without position bias)")
-    lines.append(f"mean probability on the two answers: {percent(summary['mass'])}")
+    lines.append(f"mean P(first position): {percent(summary['p_first_position'])} (50% without position bias)")
+    lines.append(f"mean probability of both answers: {percent(summary['mass'])}")
     if found := summary["agreement"]:
-        interval = f"95 % interval {percent(found['low'])} to {percent(found['high'])}, {found['n']} pairs"
+        interval = f"95% interval {percent(found['low'])} to {percent(found['high'])}, {found['n']} pairs"
         lines.append(f"agreement with the data's labels: {percent(found['rate'])} ({interval})")
     return "\n".join(lines)
 
@@ -340,21 +341,21 @@ def report(summary: Mapping[str, Any]) -> str:
 
 
 class RLAIF(Reward):
-    """Mean P(better than the opponents) minus 0.5, in [-0.5, 0.5]; opponents without a verdict do not count."""
+    """The mean probability of beating the opponents, minus 0.5. Opponents without a verdict do not count."""
 
     class Options(Options):
-        judge: JudgeRef = Field(description="who compares")
+        judge: JudgeRef = Field(description="judge that compares the responses")
         opponent: Literal["group", "baseline"] = Field(
-            "group", description="each other response of the group, or one response of the baseline to the same prompt"
+            "group", description="opponents: the other responses of the group, or the baseline's response to the prompt"
         )
-        baseline: PolicyRef = Field("base", description="with `opponent: baseline`: whose likeliest response it is")
-        max_new_tokens: int = Field(128, ge=1, description="length of the baseline's response, in tokens")
+        baseline: PolicyRef = Field("base", description="model with the greedy response, for `opponent: baseline`")
+        max_new_tokens: int = Field(128, ge=1, description="longest response of the baseline, in tokens")
 
         @model_validator(mode="after")
         def _of_this_opponent(self) -> Any:
             given = {"baseline", "max_new_tokens"} & self.model_fields_set
             if self.opponent == "group" and given:
-                raise ValueError(f"{' and '.join(sorted(given))} bear on 'opponent: baseline' alone")
+                raise ValueError(f"{' and '.join(sorted(given))} only apply to 'opponent: baseline'")
             return self
 
     options: Options
@@ -371,8 +372,8 @@ class RLAIF(Reward):
     def _in_group(self, groups: Sequence[Group]) -> list[float | None]:
         if any(len(group.responses) == 1 for group in groups):
             raise RunFailed(
-                "reward rlaif compares the responses of a group, but there is one response to a prompt: "
-                "raise rollout.samples_per_prompt, or use `opponent: baseline`"
+                "reward 'rlaif' compares the responses of a group, but a prompt has only one\n"
+                "help: raise rollout.samples_per_prompt, or set `opponent: baseline`"
             )
         won: list[list[list[float]]] = [[[] for _ in group.responses] for group in groups]
         places, _ = pairs_to_judge(groups)
@@ -380,7 +381,7 @@ class RLAIF(Reward):
             if p is not None:
                 won[g][i].append(p)
                 won[g][j].append(1.0 - p)
-        for g, i, j in twins(groups):  # the same words: 0.5 by symmetry, nobody has to be asked
+        for g, i, j in identical_pairs(groups):  # identical texts: 0.5 by symmetry, without a question
             won[g][i].append(0.5)
             won[g][j].append(0.5)
         return [centered(mean(games)) for group in won for games in group]
@@ -399,9 +400,9 @@ class RLAIF(Reward):
         return [None if other is None else centered(next(verdicts).p_first) for _, _, other in games]
 
     def _baseline_responses(self, groups: Sequence[Group]) -> list[str | None]:
-        """The baseline's likeliest response (temperature 0) to each group's prompt; each prompt is sampled once.
+        """The baseline's greedy response to each group's prompt; None if the prompt leaves no room for one.
 
-        None: the prompt leaves no room for a response.
+        Each prompt is sampled once.
         """
         keys = [json.dumps(group.prompt) for group in groups]
         new = {key: group.prompt for key, group in zip(keys, groups, strict=True) if key not in self._baselines}
@@ -419,8 +420,8 @@ class RLAIF(Reward):
         return [self._baselines[key] for key in keys]
 
 
-def twins(groups: Sequence[Group]) -> list[Place]:
-    """The pairs i < j of a group whose responses say the same."""
+def identical_pairs(groups: Sequence[Group]) -> list[Place]:
+    """The pairs i < j of each group whose texts are identical."""
     return [
         (g, i, j)
         for g, group in enumerate(groups)
@@ -430,13 +431,13 @@ def twins(groups: Sequence[Group]) -> list[Place]:
 
 
 def centered(p: float | None) -> float | None:
-    """A win rate around 0; a missing one stays missing."""
+    """A win rate, shifted to be around 0; None stays None."""
     return None if p is None else p - 0.5
 
 
 @hookimpl
 def register_steps(register: Register) -> None:
-    register("judge_pairs", JudgePairs, summary="label pairs of responses by a judge (RLAIF)")
+    register("judge_pairs", JudgePairs, summary="label pairs of responses with a judge (RLAIF)")
 
 
 @hookimpl

@@ -15,7 +15,7 @@ import alignkit
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PLUGINS = sorted(path.stem for path in (ROOT / "plugins").glob("*.py"))
+PLUGINS = sorted(path.stem for path in (ROOT / "plugins").glob("alignkit_*"))
 RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
 
 

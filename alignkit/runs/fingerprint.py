@@ -38,14 +38,23 @@ def stage_hash(stage: Stage, recipe: Recipe, base: Any, seed: int, upstream: Map
     )
 
 
+def _source_digest(source: Path | None) -> Any:
+    """The digest of a plugin's file, or of every file of its package; None if it has no file."""
+    if source is None or not source.is_file():
+        return None
+    if source.name != "__init__.py":
+        return file_digest(source)
+    files = sorted(source.parent.rglob("*.py"))
+    return {str(file.relative_to(source.parent)): file_digest(file) for file in files}
+
+
 def _fingerprint(value: Any, folder: Path) -> Any:
     """Plain data that changes with the value: files count by content, plugins by version and source."""
     if isinstance(value, Component):
-        source = getattr(value.registration, "source_path", None)
         return {
             "name": value.name,
             "version": value.registration.version,
-            "source": file_digest(Path(source)) if source and Path(source).is_file() else None,
+            "source": _source_digest(getattr(value.registration, "source_path", None)),
             "options": _fingerprint(value.options, folder),
             "files": _files_named(value.options, folder),
         }

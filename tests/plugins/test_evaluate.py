@@ -22,6 +22,7 @@ from alignkit import Group, Response, RunFailed, StepContext, statistics
 from alignkit.data.group import read_groups
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.scoring import Scorer
+from alignkit_evaluate import report
 
 HELPFUL = RewardSpec("stage", "helpful")
 SAFETY = RewardSpec("stage", "safety")
@@ -258,7 +259,7 @@ def test_a_missing_score_is_left_out_in_pairs_and_counted(tmp_path: Path) -> Non
     assert triple(against["difference"]) == pytest.approx(hand_interval(GAIN[1:5]))
     assert (against["unpaired"], against["difference"]["n"]) == (2, 4)
     artifact = step().run(context(Scripted(scores), tmp_path))
-    assert "without a score" in artifact.text
+    assert "unscored" in artifact.text
 
 
 def test_nothing_scored(tmp_path: Path) -> None:
@@ -359,7 +360,7 @@ def test_files(tmp_path: Path) -> None:
 def test_text(tmp_path: Path) -> None:
     text = step(next="alignkit chat runs/x", show=2).run(context(Scripted(), tmp_path)).text
     lines = text.splitlines()
-    assert max(len(line) for line in lines if " against " not in line) <= evaluate.WIDTH  # verdicts are not wrapped
+    assert max(len(line) for line in lines if " against " not in line) <= report.WIDTH  # verdicts are not wrapped
     assert "mean and 95% interval over 6 prompts" in text
     assert "against sft, prompt by prompt" in text
     assert text.count("prompt: question") == 2
@@ -396,7 +397,7 @@ WIDTHS = [(0.21, 0.63, 2), (-5, 5, 1), (-50, 50, 0), (0, 2e-5, 6), (1, 1, 2)]
 
 @pytest.mark.parametrize(("low", "high", "digits"), WIDTHS)
 def test_digits_follow_the_interval(low: float, high: float, digits: int) -> None:
-    assert evaluate.decimals({"low": low, "high": high}) == digits
+    assert report.decimals({"low": low, "high": high}) == digits
 
 
 def test_the_plugin_is_light_to_import() -> None:

@@ -168,10 +168,10 @@ def test_python_failures_show_the_completion(python: Callable[..., Python]) -> N
 @pytest.mark.parametrize(
     ("source", "function", "message"),
     [
-        ("def other(): pass", "reward", "no function 'reward'; it has: other"),
+        ("def other(): pass", "reward", "no function 'reward'; its functions: other"),
         ("import nothing_of_this_name", "reward", r"ModuleNotFoundError.*\(line 1: import nothing_of_this_name\)"),
         ("def reward(: pass", "reward", "SyntaxError"),
-        ("reward = 3", "reward", "no function 'reward'; it has: none"),
+        ("reward = 3", "reward", "no function 'reward'; its functions: none"),
     ],
 )
 def test_python_fails_before_long_work_starts(
@@ -268,11 +268,11 @@ def normalized(demos: list[Group], folder: Path, kind: Any = "stage", **options:
 def test_a_reward_model_that_gives_no_number_stops_the_run(tmp_path: Path, value: str) -> None:
     context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
     groups = [Group(ASK, (Response("1"), Response("None"), Response(value)))]
-    with pytest.raises(RunFailed, match=f"'rm' gave {value} for response 2, to 'How are you"):
+    with pytest.raises(RunFailed, match=f"'rm' is {value} for response 2, to 'How are you"):
         Scorer(RewardSpec("stage", "rm"), context).score(groups)
 
 
-@pytest.mark.parametrize("at", ["reward", "plain"])
+@pytest.mark.parametrize("at", ["reward", "raw"])
 def test_a_combination_that_gives_no_number_stops_the_run(tmp_path: Path, at: str) -> None:
     context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
     scorer = Scorer(RewardSpec("stage", "rm"), context)
@@ -281,7 +281,7 @@ def test_a_combination_that_gives_no_number_stops_the_run(tmp_path: Path, at: st
     whole, broken = torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.nan])
     found = CombinedReward(broken, whole, {}) if at == "reward" else CombinedReward(whole, broken, {})
     scorer._combined = lambda *_: found  # type: ignore[method-assign]
-    with pytest.raises(RunFailed, match=r"'rm' makes .*nan.* of \{'rm': 2.0"):
+    with pytest.raises(RunFailed, match=r"'rm' is .*nan.* for scores \{'rm': 2.0"):
         scorer.combine(scored)
 
 
@@ -302,7 +302,7 @@ def test_normalized_leaves_out_what_could_not_be_scored(tmp_path: Path) -> None:
     thing, _ = normalized(saying(None, 0.0, 5.0, None), tmp_path)
     assert thing.score(saying(2.5, None, 3.5)) == {"": [0.0, None, 1.0]}
     for demos in (saying(None, None), []):
-        with pytest.raises(RunFailed, match="'rm' could score none of the demonstrations"):
+        with pytest.raises(RunFailed, match="'rm' could not score any demonstration"):
             normalized(demos, tmp_path)
     with pytest.raises(RunFailed, match="'rm' is no reward model"):
         normalized(saying(1.0), tmp_path, kind="reward")
@@ -382,7 +382,7 @@ def whole(place: Place) -> Path:
     """A run from its beginning to its end."""
     code, err = place.run(place.folder / "whole")
     assert code == 0, err
-    assert "value starts from liked with a zero head" in err
+    assert "values: liked's network, head at zero" in err
     return place.folder / "whole"
 
 
@@ -448,7 +448,7 @@ def test_normalized_is_the_same_after_a_stop(place: Place, whole: Path) -> None:
     assert (out / weights).read_bytes() == (whole / weights).read_bytes()
 
 
-def test_changed_demonstrations_start_the_stage_afresh(place: Place, whole: Path) -> None:
+def test_changed_demonstrations_start_the_stage_over(place: Place, whole: Path) -> None:
     out = place.folder / "changed"
     shutil.copytree(whole, out)
     demos = place.folder / "people.jsonl"
@@ -485,7 +485,7 @@ def test_weighted_sum() -> None:
     ("weights", "rewards", "message"),
     [
         ({"a": 1.0}, ["a", "b"], "no weight for b"),
-        ({"a": 1.0, "c": 1.0}, ["a"], "a weight for c, which is not among the rewards"),
+        ({"a": 1.0, "c": 1.0}, ["a"], "weights for c, which are not among the rewards"),
         ({}, [], "at least 1"),
     ],
 )

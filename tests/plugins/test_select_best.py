@@ -80,7 +80,7 @@ def test_the_best_mean_is_chosen(tmp_path: Path) -> None:
     assert set(found["lead"]) == {"sft@1", "sft@3"}
     assert json.loads(json.dumps(found)) == found
     lines = artifact.text.splitlines()
-    assert lines[0] == "chosen: sft@2, by mean reward over 3 prompts"
+    assert lines[0] == "selected: sft@2, by mean reward over 3 prompts"
     assert lines[1].startswith("  sft@1  2 [-0.484, 4.48]   behind by 1 [")
     assert lines[2].startswith("* sft@2  3 [") and "behind" not in lines[2]
 

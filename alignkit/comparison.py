@@ -1,0 +1,68 @@
+"""Several policies compared on the same prompts: their answers side by side, and a policy's average at each prompt.
+
+A prompt is the unit of all statistics, because samples of one prompt are not independent. `Response.source` names the
+policy that wrote an answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alignkit import statistics
+from alignkit.data.group import Group, Response
+from alignkit.step import StepContext
+
+
+def sample_policies(
+    context: StepContext, policies: Sequence[str], prompts: Sequence[Group], **sampling: Any
+) -> list[Group]:
+    """One group per prompt with the answers of all policies, in order.
+
+    Every policy samples from the same random streams, so equal policies give equal answers. A prompt is left out for
+    all policies if one of them has no room for an answer. `sampling` takes the keys of a recipe's `rollout`.
+    """
+    answers = []
+    for number, policy in enumerate(policies, 1):
+        context.say(f"{context.out.name}: {policy} answers {len(prompts)} prompts ({number} of {len(policies)})")
+        sampled = context.models.sample(policy, [group.prompt for group in prompts], seed=context.seed, **sampling)
+        answers.append([tuple(replace(r, source=policy, scores={}) for r in group.responses) for group in sampled])
+    # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
+    return [
+        replace(group, responses=tuple(itertools.chain(*responses)), pairs=None)
+        for group, *responses in zip(prompts, *answers, strict=True)
+        if all(responses)
+    ]
+
+
+def answers_of(group: Group, policy: str) -> list[Response]:
+    """The responses that a policy wrote."""
+    return [response for response in group.responses if response.source == policy]
+
+
+def length(response: Response) -> int:
+    """Tokens that the policy wrote, including its end of turn."""
+    return sum(response.written) if response.written is not None else len(response.tokens or ())
+
+
+@dataclass(frozen=True)
+class Average:
+    """A policy's averages over its scored answers to one prompt. length: in tokens."""
+
+    score: float
+    length: float
+
+
+def averages(groups: Sequence[Group], policy: str, score: str) -> list[Average | None]:
+    """A policy's averages at each prompt; None if no answer has this score."""
+    return [_average(answers_of(group, policy), score) for group in groups]
+
+
+def _average(answers: Sequence[Response], score: str) -> Average | None:
+    scored = [(value, length(response)) for response in answers if (value := response.scores[score]) is not None]
+    if not scored:
+        return None
+    values, lengths = zip(*scored, strict=True)
+    return Average(statistics.mean(values), statistics.mean(lengths))

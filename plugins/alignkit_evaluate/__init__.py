@@ -1,0 +1,285 @@
+"""The step `evaluate`: compare policies on held-out prompts by rewards, with confidence intervals.
+
+All policies answer the same prompts with the same random streams, and every reward scores all answers. A prompt is the
+unit of all statistics: its samples are averaged first, policies are compared prompt by prompt, and intervals are at 95%
+(`alignkit.statistics`). As in Llama 2 (Touvron et al. 2023, arXiv:2307.09288, section 3.4 and figure 11), the results
+are mean differences from a baseline and win rates. In addition to the paper, they show the difference at equal length,
+because longer answers are the usual way to fool a reward (Singhal et al. 2023, arXiv:2310.03716), and the KL to a
+reference in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+import alignkit
+from alignkit import (
+    REWARD_KEY,
+    Artifact,
+    DataRef,
+    Field,
+    Group,
+    PolicyRef,
+    Register,
+    RewardRef,
+    RunFailed,
+    Step,
+    StepContext,
+    hookimpl,
+    statistics,
+)
+from alignkit.comparison import answers_of, averages, length, sample_policies
+from alignkit.data.group import prompts_of, write_groups
+from alignkit_evaluate import report
+
+
+class Evaluate(Step):
+    """Sample from each policy, score with each reward, and compare each policy with the baseline."""
+
+    class Options(alignkit.Options):
+        policies: list[PolicyRef] = Field(min_length=1, description="policies to compare: `base`, stages or `STAGE@k`")
+        rewards: list[RewardRef] = Field(
+            min_length=1, description="rewards that score the answers"
+        )
+        prompts: DataRef = Field(description="held-out prompts; duplicates are dropped")
+        baseline: PolicyRef | None = Field(
+            None, description="policy to compare the others with; default: the last but one of `policies`"
+        )
+        reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
+        samples_per_prompt: int = Field(1, ge=1, le=1024, description="answers of each policy to each prompt")
+        max_new_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
+        temperature: float = Field(1.0, gt=0, description="sampling temperature; KL is measured at it, too")
+        limit: int | None = Field(None, ge=1, description="use only the first N prompts")
+        show: int = Field(3, ge=0, description="prompts whose answers are printed side by side")
+        seed: int | None = Field(None, ge=0, description="seed of the samples; default: the recipe's")
+        next: str = Field("", description="command to try next, printed last")
+
+        @model_validator(mode="after")
+        def _consistent(self) -> Any:
+            for key, names in (("policies", self.policies), ("rewards", [label(spec) for spec in self.rewards])):
+                repeated = sorted({name for name in names if names.count(name) > 1})
+                if repeated:
+                    raise ValueError(f"{key}: {', '.join(repeated)} more than once; names must be unique")
+            if self.baseline is not None and self.baseline not in self.policies:
+                raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {', '.join(self.policies)}")
+            return self
+
+    options: Options
+
+    @property
+    def baseline(self) -> str | None:
+        """The policy to compare the others with; None if there is only one policy."""
+        policies = self.options.policies
+        return self.options.baseline or (policies[-2] if len(policies) > 1 else None)
+
+    @property
+    def reference(self) -> str | None:
+        """The policy to measure the KL to."""
+        return self.options.reference or self.baseline
+
+    def run(self, context: StepContext) -> Artifact:
+        # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
+        scorers = [context.scorer(spec) for spec in self.options.rewards]
+        prompts = prompts_of(context.load(self.options.prompts))[: self.options.limit]
+        groups = self._sample(prompts, context)
+        groups, columns = self._score(groups, scorers, context)
+        summary = self._summary(groups, columns, len(prompts) - len(groups), context)
+        write_groups(context.out / "samples.jsonl", groups)
+        context.write_json("evaluation.json", summary)
+        context.write_json("figure.json", figure(summary, [column.name for column in columns if column.single]))
+        return Artifact(summary=summary, text=self._text(summary, groups))
+
+    def _sample(self, prompts: Sequence[Group], context: StepContext) -> list[Group]:
+        options = self.options
+        groups = sample_policies(
+            context,
+            options.policies,
+            prompts,
+            samples_per_prompt=options.samples_per_prompt,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+        )
+        if not groups:
+            raise RunFailed(f"evaluate: none of {len(prompts)} prompts could be answered by all policies")
+        return groups
+
+    def _score(
+        self, groups: Sequence[Group], scorers: Sequence[Any], context: StepContext
+    ) -> tuple[list[Group], list[Column]]:
+        """The groups with all columns as their responses' scores, and the columns."""
+        columns: list[Column] = []
+        scores: list[list[dict[str, float | None]]] = [[{} for _ in group.responses] for group in groups]
+        for spec, scorer in zip(self.options.rewards, scorers, strict=True):
+            context.say(f"{context.out.name}: scoring with {label(spec)}")
+            scored: list[Group] = scorer.score(groups)
+            new = columns_of(spec, scored[0].responses[0].scores, self.options.rewards)
+            for group, rows in zip(scored, scores, strict=True):
+                for response, row in zip(group.responses, rows, strict=True):
+                    row.update({column.name: response.scores[column.key] for column in new})
+            columns += new
+        return [_with_scores(group, rows) for group, rows in zip(groups, scores, strict=True)], columns
+
+    def _summary(
+        self, groups: Sequence[Group], columns: Sequence[Column], left_out: int, context: StepContext
+    ) -> dict[str, Any]:
+        options, baseline, names = self.options, self.baseline, [column.name for column in columns]
+        return {
+            "prompts": len(groups),
+            "left_out": left_out,
+            "sampling": {
+                "samples_per_prompt": options.samples_per_prompt,
+                "max_new_tokens": options.max_new_tokens,
+                "temperature": options.temperature,
+                "seed": context.seed,
+            },
+            "baseline": baseline,
+            "reference": self.reference,
+            "headline": next((column.name for column in columns if not column.single), names[0]),
+            "rewards": names,
+            "policies": {policy: self._measure(groups, policy, names, context) for policy in options.policies},
+            "against": {
+                policy: {name: compare(groups, policy, baseline, name) for name in names}
+                for policy in options.policies
+                if baseline is not None and policy != baseline
+            },
+        }
+
+    def _measure(
+        self, groups: Sequence[Group], policy: str, names: Sequence[str], context: StepContext
+    ) -> dict[str, Any]:
+        """The numbers of one policy, without a comparison."""
+        answers = [response for group in groups for response in answers_of(group, policy)]
+        rewards = {}
+        for name in names:
+            scores = [average.score for average in averages(groups, policy, name) if average is not None]
+            unscored = sum(response.scores[name] is None for response in answers)
+            rewards[name] = {**statistics.estimate(scores), "unscored": unscored}
+        lengths = [statistics.mean([length(r) for r in answers_of(group, policy)]) for group in groups]
+        return {
+            "rewards": rewards,
+            "length": statistics.estimate(lengths),
+            "truncated": sum(response.truncated for response in answers) / len(answers),
+            "kl": None if self.reference is None else self._kl(groups, policy, self.reference, context),
+        }
+
+    def _kl(self, groups: Sequence[Group], policy: str, reference: str, context: StepContext) -> dict[str, Any]:
+        """KL(policy || reference) in nats per response, at the sampling temperature.
+
+        The estimator is k1 (Schulman 2020, "Approximating KL Divergence"), the mean of log p - log q over the policy's
+        own samples: unbiased, and possibly negative. `unmeasured` counts responses that a model had to truncate.
+        """
+        if policy == reference:
+            return {**statistics.estimate([0.0] * len(groups)), "unmeasured": 0}
+        own = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
+        context.say(f"{context.out.name}: KL of {policy} to {reference}")
+        logprobs = [
+            iter(context.models.logprobs(role, own, temperature=self.options.temperature))
+            for role in (policy, reference)
+        ]
+        means, unmeasured = [], 0
+        for group in own:
+            ratios = []
+            for response in group.responses:
+                ours, theirs = (next(rows) for rows in logprobs)
+                if len(ours) == len(theirs) == len(response.tokens or ()):
+                    ratios.append(float((ours.double() - theirs.double()).sum()))
+                else:
+                    unmeasured += 1
+            means += [statistics.mean(ratios)] if ratios else []
+        return {**statistics.estimate(means), "unmeasured": unmeasured}
+
+    def _text(self, summary: Mapping[str, Any], groups: Sequence[Group]) -> str:
+        parts = [report.render(table) for table in report.tables(summary)]
+        for group in groups[: self.options.show]:
+            parts.append(report.side_by_side(group, self.options.policies, summary["headline"]))
+        parts.append("\n".join(report.verdict(summary, policy) for policy in summary["against"]))
+        parts.append(f"next: {self.options.next}" if self.options.next else "")
+        return "\n\n".join(part for part in parts if part)
+
+
+def _with_scores(group: Group, scores: Sequence[Mapping[str, float | None]]) -> Group:
+    responses = (replace(r, scores=dict(row)) for r, row in zip(group.responses, scores, strict=True))
+    return replace(group, responses=tuple(responses))
+
+
+# --- rewards and their columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A score of every response: its name in the tables, the scorer's key, and whether it is no combination."""
+
+    name: str
+    key: str
+    single: bool
+
+
+def label(spec: Any) -> str:
+    """The name of a reward in the tables; `spec` as in the recipe, or validated."""
+    if isinstance(spec, str):
+        return spec
+    if isinstance(spec, dict):
+        ((name, value),) = list(spec.items())[:1] or [("", "")]
+        return Path(str(value)).name if name == "folder" else str(name)
+    return Path(spec.name).name if spec.kind == "folder" else str(spec.name)
+
+
+def columns_of(spec: Any, keys: Sequence[str] | Mapping[str, Any], rewards: Sequence[Any]) -> list[Column]:
+    """The columns of a reward whose scorer wrote these keys. A combination also shows its parts, except those that are
+    among `rewards` themselves.
+    """
+    if spec.kind != "combine":
+        return [Column(label(spec), REWARD_KEY, single=True)]
+    parts = [key for key in keys if key != REWARD_KEY and spec.children.get(key) not in rewards]
+    columns = [Column(f"{label(spec)}/{key}", key, single=True) for key in parts]
+    return [*columns, Column(label(spec), REWARD_KEY, single=False)]
+
+
+# --- statistics
+
+
+def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
+    """A policy against the baseline by one reward, over the prompts at which both have a score.
+
+    unpaired: prompts at which one has none. at_equal_length: see `alignkit.statistics`. win_rate: among the prompts
+    without a tie, as in a sign test, because its interval needs independent wins and losses.
+    """
+    both = zip(averages(groups, policy, name), averages(groups, baseline, name), strict=True)
+    pairs = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
+    differences = [ours.score - theirs.score for ours, theirs in pairs]
+    longer = [ours.length - theirs.length for ours, theirs in pairs]
+    wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    return {
+        "difference": statistics.estimate(differences),
+        "at_equal_length": statistics.at_equal_length(differences, longer),
+        "win_rate": statistics.share(wins, wins + losses),
+        "wins": wins,
+        "losses": losses,
+        "ties": len(pairs) - wins - losses,
+        "unpaired": len(groups) - len(pairs),
+    }
+
+
+def figure(summary: Mapping[str, Any], singles: Sequence[str]) -> dict[str, Any]:
+    """The data of a figure like Llama 2's figure 11: single rewards of each policy, and win rates against the baseline,
+    null for the baseline itself.
+    """
+    versions = []
+    for policy, numbers in summary["policies"].items():
+        against = summary["against"].get(policy, {})
+        rewards = {
+            name: {**numbers["rewards"][name], "win_rate": against[name]["win_rate"] if against else None}
+            for name in singles
+        }
+        versions.append({"policy": policy, "rewards": rewards})
+    return {"baseline": summary["baseline"], "rewards": list(singles), "versions": versions}
+
+
+@hookimpl
+def register_steps(register: Register) -> None:
+    register("evaluate", Evaluate, summary="compare policies on held-out prompts by rewards, length and KL")
