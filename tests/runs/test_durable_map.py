@@ -1,0 +1,58 @@
+"""A durable map computes each chunk once, however often the run is killed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from alignkit.runs.durable_map import CHUNK, durable_map
+
+
+class Doubling:
+    """Doubles numbers, counts its calls, and fails at a call if told to."""
+
+    def __init__(self, fail_at: int = 0):
+        self.calls, self.fail_at = 0, fail_at
+
+    def __call__(self, rows: Sequence[int]) -> list[int]:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise RuntimeError("killed")
+        return [2 * row for row in rows]
+
+
+ROWS = list(range(2 * CHUNK + 3))
+DOUBLED = [2 * row for row in ROWS]
+
+
+def test_results_are_in_order_and_not_computed_again(tmp_path: Path) -> None:
+    function = Doubling()
+    assert durable_map(tmp_path / "map" / "x.jsonl", ROWS, function) == DOUBLED
+    assert durable_map(tmp_path / "map" / "x.jsonl", ROWS, function) == DOUBLED
+    assert function.calls == 3
+
+
+def test_a_killed_run_continues_after_the_last_complete_chunk(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        durable_map(tmp_path / "x.jsonl", ROWS, Doubling(fail_at=3))
+    with (tmp_path / "x.jsonl").open("a", encoding="utf-8") as file:
+        file.write('\n{"key": "cut sho')
+    function = Doubling()
+    assert durable_map(tmp_path / "x.jsonl", ROWS, function) == DOUBLED
+    assert function.calls == 1
+
+
+def test_changed_rows_are_computed_again(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Row:
+        value: int
+
+    for value in (1, 2):
+        assert durable_map(tmp_path / "x.jsonl", [Row(value)], lambda rows: [row.value for row in rows]) == [value]
+
+
+def test_a_stop_is_asked_for_before_each_chunk(tmp_path: Path) -> None:
+    stops = []
+    durable_map(tmp_path / "x.jsonl", ROWS, Doubling(), lambda: stops.append(1))
+    assert len(stops) == 3

@@ -1,0 +1,309 @@
+"""The rules of the house: layers, the closed contract, sizes, a test for every module, and plain American English."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from alignkit.plugins import load_plugins
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "alignkit"
+PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
+CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+MAX_FUNCTION, MAX_FILE = 60, 400  # lines
+
+# From the bottom to the top; a module may import from its own layer and from lower ones. What lies directly in
+# alignkit/ is the contract, unless it is named here.
+LAYERS = [
+    {"errors", "io", "seeds"},
+    {"contract"},
+    {"recipe"},
+    {"kernels"},
+    {"models"},
+    {"training"},
+    {"runs"},
+    {"cli", "testing", "__main__"},
+]
+ROOMS = {"io", "kernels", "models", "recipe", "runs", "training"}  # internal: plugins may not import them
+# Kernels know processors, and nothing of alignkit but these.
+BELOW_KERNELS = {"errors", "functional", "io"}
+# Modules that know each other, until they are untangled.
+KNOWN_CYCLES: set[frozenset[str]] = set()
+
+# Files that are too long, until they are split.
+LONG_FILES = {"plugins/alignkit_rlaif.py", "plugins/alignkit_trl.py"}
+
+# Modules that another module's test covers.
+TESTED_IN = {
+    "algorithm": "test_testing",
+    "batch": "test_train",
+    "comparison": "test_evaluate",
+    "data.chat_templates": "test_encoding",
+    "data.files": "test_data",
+    "data.group": "test_data",
+    "data.sources": "test_data",
+    "errors": "test_cli",
+    "external": "test_trl",
+    "functional._tensors": "test_functional",
+    "functional.advantages": "test_functional",
+    "functional.best_of_n": "test_functional",
+    "functional.judge": "test_functional",
+    "functional.kl": "test_functional",
+    "functional.logprobs": "test_functional",
+    "functional.policy_gradient": "test_functional",
+    "functional.preference": "test_functional",
+    "functional.reductions": "test_functional",
+    "hookspecs": "test_plugins",
+    "io.cache": "test_reference_cache",
+    "io.digest": "test_fingerprint",
+    "kernels.layout": "test_attention",
+    "loss": "test_train",
+    "models.foreign_reward": "test_artifacts",
+    "models.loading": "test_artifacts",
+    "options": "test_references",
+    "recipe.algorithm_stage": "test_build",
+    "recipe.components": "test_build",
+    "recipe.data_sources": "test_references",
+    "recipe.load": "test_build",
+    "recipe.model": "test_build",
+    "recipe.paths": "test_references",
+    "recipe.plugin_help": "test_cli",
+    "recipe.problems": "test_validation",
+    "recipe.schema": "test_settings",
+    "recipe.scope": "test_references",
+    "recipe.stages": "test_build",
+    "recipe.weights": "test_build",
+    "registry": "test_plugins",
+    "remote": "test_rlaif",
+    "reward": "test_rewards",
+    "runs.base_model": "test_recipes",
+    "runs.run": "test_resume",
+    "seeds": "test_resume",
+    "statistics": "test_evaluate",
+    "step": "test_evaluate",
+    "testing.checks": "test_testing",
+    "testing.kit": "test_testing",
+    "testing.probe": "test_testing",
+    "training.auxiliary": "test_train",
+    "training.checkpoint": "test_resume",
+    "training.context": "test_train",
+    "training.encoder": "test_dataset_stage",
+    "training.external": "test_trl",
+    "training.iteration": "test_ppo_checklist",
+    "training.learner": "test_train",
+    "training.offline": "test_dataset_stage",
+    "training.roles": "test_ppo_checklist",
+    "training.rollouts": "test_ppo_checklist",
+    "training.schedule": "test_train",
+    "training.stage": "test_resume",
+}
+
+# Words of first-party plugins that mean something else in the core: module -> words, with the reason.
+OTHER_MEANINGS = {
+    "alignkit.io.digest": {"trl"},  # the library, whose version is part of a stage's hash
+    "alignkit.settings": {"sft"},  # an objective of `mix`
+    "alignkit.training.auxiliary": {"sft"},  # the same
+}
+COMMON_WORDS = {
+    *("dialogues", "evaluate", "groups", "length", "lm", "messages", "normalized", "preference", "python"),
+    *("rankings", "rest", "reward_model", "text", "weighted_sum"),
+}
+
+
+class Import(NamedTuple):
+    """A statement that imports a module of alignkit, wherever it stands."""
+
+    module: str
+    line: int
+
+    @property
+    def room(self) -> str:
+        return self.module.split(".")[1] if "." in self.module else ""
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+INNER = sorted(MODULES.keys() - {"alignkit"})  # `alignkit` itself names everything, lazily
+
+
+def imports(path: Path) -> list[Import]:
+    """Every import of alignkit in a file, those of functions and for type checkers included."""
+    result = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            result += [Import(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            result += [Import(name if name in MODULES else node.module, node.lineno) for name in names]
+    return [item for item in result if item.module.split(".")[0] == "alignkit"]
+
+
+def layer(room: str) -> int:
+    return next((number for number, rooms in enumerate(LAYERS) if room in rooms), 1)
+
+
+# Layers
+
+
+def test_every_room_has_a_layer() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert rooms == ROOMS | {"data", "functional", "testing"}  # of which data and functional are in the contract
+
+
+@pytest.mark.parametrize("module", INNER)
+def test_imports_go_down(module: str) -> None:
+    room = module.split(".")[1]
+    upward = [item for item in imports(MODULES[module]) if item.room and layer(item.room) > layer(room)]
+    assert upward == []
+
+
+@pytest.mark.parametrize("module", [name for name in INNER if name.startswith("alignkit.kernels")])
+def test_kernels_know_little(module: str) -> None:
+    rooms = {item.room for item in imports(MODULES[module])}
+    assert rooms - BELOW_KERNELS - {"kernels"} == set()
+
+
+def cycles(graph: Mapping[str, set[str]]) -> set[frozenset[str]]:
+    """The groups of modules that import each other, directly or not."""
+    reach = {name: set(targets) for name, targets in graph.items()}
+    for middle in graph:
+        for targets in reach.values():
+            if middle in targets:
+                targets |= reach[middle]
+    return {frozenset(other for other in reach[name] if name in reach[other]) for name in graph if name in reach[name]}
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = {name: {item.module for item in imports(MODULES[name])} & set(INNER) - {name} for name in INNER}
+    assert cycles(graph) == KNOWN_CYCLES
+
+
+# The contract
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.stem)
+def test_first_party_plugins_import_the_contract_only(path: Path) -> None:
+    assert [item for item in imports(path) if item.room in ROOMS] == []
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.stem)
+def test_first_party_plugins_do_not_import_each_other(path: Path) -> None:
+    top = path.relative_to(ROOT / "plugins").parts[0].removesuffix(".py")
+    names = [node.module or "" for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in ast.walk(tree(path)) if isinstance(node, ast.Import) for alias in node.names]
+    assert [name for name in names if name.startswith("alignkit_") and name.split(".")[0] != top] == []
+
+
+@cache
+def first_party_names() -> set[str]:
+    """What first-party plugins are called in recipes, without names that are common words."""
+    kinds = ("format", "algorithm", "reward", "judge", "step")
+    registry = load_plugins().registry
+    own = [item for kind in kinds for item in registry.registrations(kind) if item.distribution == "alignkit"]
+    return {item.name for item in own} - COMMON_WORDS
+
+
+def words_of(path: Path) -> Iterator[str]:
+    """The words of identifiers, and whole texts; so docstrings and messages may give examples."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value.lower()
+        names = [getattr(node, field, None) for field in ("id", "attr", "name", "arg")]
+        for name in names:
+            if isinstance(name, str):
+                yield name.lower()
+                yield from name.lower().split("_")
+
+
+@pytest.mark.parametrize("module", [name for name in INNER if not name.startswith("alignkit.functional")])
+def test_the_core_names_no_plugin(module: str) -> None:
+    named = first_party_names() & set(words_of(MODULES[module]))
+    assert named == OTHER_MEANINGS.get(module, set())
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_are_short(path: Path) -> None:
+    functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    sizes = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
+    assert {name: size for name, size in sizes.items() if size > MAX_FUNCTION} == {}
+
+
+def test_files_are_short() -> None:
+    sizes = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in CODE}
+    assert {name for name, size in sizes.items() if size > MAX_FILE} <= LONG_FILES
+
+
+# Tests
+
+
+def test_every_module_has_a_test() -> None:
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+    modules = {
+        name.removeprefix("alignkit.") for name in INNER if MODULES[name].name not in ("__init__.py", "__main__.py")
+    }
+    without = {name for name in modules if name.split(".")[-1] not in tests}
+    assert without == TESTED_IN.keys()
+    assert {test for test in TESTED_IN.values() if not list((ROOT / "tests").rglob(f"{test}.py"))} == set()
+
+
+# Language
+
+IDIOMS = {
+    r"\b(?:is|are|was|were|be) told\b": "is reported, is printed",
+    r"\b(?:afresh|anew)\b": "again, from scratch",
+    r"\bfor ever\b": "forever, always",
+    r"\bbears? on\b": "applies to",
+    r"\bbeside\b": "next to, in addition to, compared with",
+    r"\bof like (?:length|size)\b": "of similar length",
+    r"\btaken off\b": "subtracted, removed",
+    r"\bas (?:it|they) stands?\b": "unchanged",
+    r"\bso (?:many|much)\b(?! (?:that|as))": "this many, up to N",
+    r"\bmend(?:s|ed|ing)?\b": "fix",
+    r"\b(?:goes|go|went|gone) on\b": "continue",
+    r"\b(?:this|that|it|them|these|policy|data|stage|plugin|words?|code) alone\b": "only",
+    r"\bof (?:its|their) own accord\b": "automatically",
+}
+BRITISH = {
+    r"\b\w*(?:normal|optim|initial|quant|summar|recogn|penal|random|general)is(?:e[ds]?|ing|ation|er)\b": "-ize",
+    r"\b\w*(?:behaviour|colour|favour|honour|neighbour)\w*\b": "-or",
+    r"\b(?:artefacts?|centre[ds]?|centring|grey|learnt|licences?|misspelt|spelt|whilst)\b": "American spelling",
+    r"\b(?:cancel|label|model|signal|travel)l(?:ed|ing)\b": "one l",
+}
+# Quotations and foreign names: (file, text).
+SPELLED_SO = {("alignkit/testing/examples.py", "Go on")}
+
+
+# Files that are not edited yet.
+UNEDITED = {"plugins/alignkit_trl.py", "docs/algorithms/trl.md"}
+
+
+@pytest.mark.parametrize("path", [*CODE, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_language(path: Path) -> None:
+    name, findings = str(path.relative_to(ROOT)), []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for pattern, better in {**IDIOMS, **BRITISH}.items():
+            for match in re.finditer(pattern, line, re.IGNORECASE):
+                if (name, match[0]) not in SPELLED_SO:
+                    findings.append(f"{name}:{number}: {match[0]!r}: write {better}")
+    assert findings == [] or name in UNEDITED
