@@ -13,11 +13,11 @@ class LoraSpec(Options):
     """The LoRA adapter, under peft's names."""
 
     r: int = Field(default=16, ge=1, le=4096, description="rank of the adapter")
-    lora_alpha: int = Field(default=32, ge=1, description="scale of the adapter: its output is times lora_alpha / r")
+    lora_alpha: int = Field(default=32, ge=1, description="scale: the adapter's output is multiplied by lora_alpha / r")
     target_modules: str | list[str] = Field(
         default="all-linear", description="layers that get an adapter: names, or all-linear for every linear layer"
     )
-    use_rslora: bool = Field(default=False, description="scale by lora_alpha / sqrt(r) instead of lora_alpha / r")
+    use_rslora: bool = Field(default=False, description="multiply by lora_alpha / sqrt(r) instead")
     lora_dropout: float = Field(default=0.0, description="must be 0: alignkit trains without dropout")
 
     @field_validator("lora_dropout")
@@ -40,7 +40,7 @@ class ModelSpec(Options):
     revision: str | None = Field(default=None, description="commit, branch or tag on the Hub; default: the latest")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="dtype of the base weights; auto: bfloat16 if the base is frozen and the hardware is fast at it, "
+        description="dtype of the base weights; auto: bfloat16 if the base is frozen and the hardware supports it natively, "
         "else float32; float16 is refused because it needs loss scaling",
     )
     quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
@@ -91,7 +91,7 @@ class Mix(Options):
 
     data: DataRef = Field(description="the second data stream")
     objective: Literal["text", "sft"] = Field(
-        default="text", description="how the rows are used: as raw text, or as demonstrations"
+        default="text", description="how the rows are used: text (raw text) or sft (demonstrations)"
     )
     weight: float = Field(ge=0, description="weight of this loss, added to the algorithm's own loss")
     batch_size: int | None = Field(
@@ -124,7 +124,7 @@ class Settings(Options):
     )
     rollout: Rollout = Field(default_factory=Rollout, description="how responses are sampled (online algorithms)")
     iterations: int = Field(
-        default=10, ge=1, description="rounds of sampling, scoring and learning (online algorithms)"
+        default=10, ge=1, description="number of iterations; each samples, scores and learns (online algorithms)"
     )
     prompts_per_iteration: int = Field(
         default=32, ge=1, description="prompts sampled per iteration (online algorithms)"
@@ -148,7 +148,10 @@ class Settings(Options):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay rate of AdamW's second moment")
     adam_epsilon: float = Field(default=1e-8, gt=0, description="epsilon of AdamW")
     warmup_ratio: float = Field(
-        default=0.0, ge=0, le=1, description="fraction of the steps with a rising learning rate (offline algorithms)"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="fraction of the steps in which the learning rate rises (offline algorithms)",
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         default="linear", description="learning rate after warmup, over steps (offline) or iterations (online)"
