@@ -1,4 +1,4 @@
-"""Sampling 4 responses of 64 tokens to each of 32 prompts; the peer is transformers' `generate` at its best size.
+"""Sampling 4 responses of 64 tokens to 32 prompts; the peer is transformers' `generate` at its best batch size.
 
 Both sides write equally long responses, because they may not sample an end of turn: all responses have 64 tokens, or
 with `long_tail` each has its own long-tailed length, at which it ends.
