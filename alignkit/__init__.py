@@ -18,7 +18,7 @@ _WHERE = {
     "batch": "Batch Outputs Pairs",
     "data.group": "Group Message Pair Response resolved_pairs",
     "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
-    "external": "ExternalTrainer",
+    "external": "ExternalTrainer TrainerContext",
     "formats": "Format",
     "hookspecs": "Register hookimpl",
     "loss": "Loss Per Term per_group per_pair per_response per_token",
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from alignkit.batch import Batch, Outputs, Pairs
     from alignkit.data.group import Group, Message, Pair, Response, resolved_pairs
     from alignkit.errors import AlignkitError, BadRow, DataError, PluginError, RecipeError, RemoteError, RunFailed
-    from alignkit.external import ExternalTrainer
+    from alignkit.external import ExternalTrainer, TrainerContext
     from alignkit.formats import Format
     from alignkit.hookspecs import Register, hookimpl
     from alignkit.loss import Loss, Per, Term, per_group, per_pair, per_response, per_token

@@ -1,6 +1,6 @@
-"""The interface of an algorithm: choose groups (`select`), compute the learning signal (`signal`), give the `loss`.
+"""The interface of an algorithm: select groups, compute a learning signal, and compute a loss.
 
-Shapes in this file: R responses, T response tokens (padded), P pairs, G groups.
+Shapes: R responses, T response tokens (padded), P pairs, G groups.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Source(enum.Enum):
 
 
 class Trains(enum.Enum):
-    """What an algorithm trains: the policy's language head, or a scalar reward head."""
+    """What an algorithm trains: a policy, or a reward model with a scalar head."""
 
     POLICY = "policy"
     REWARD = "reward"
@@ -41,16 +41,16 @@ POLICY, REWARD = Trains.POLICY, Trains.REWARD
 
 @dataclass(frozen=True)
 class Needs:
-    """What `signal` and `loss` need.
+    """What an algorithm reads. Fields of `Batch` and `Outputs` that are not declared here raise an error when read.
 
-    old_logprobs: of the policy that wrote the rollouts, by the training path. values: a value role is trained;
-    shared_values: it is a head that reads the policy's own hidden states and leaves them as they are.
-    centered_values: returns are around zero, so a reward model's head is no start for the values.
-    entropy: of the policy at each response token; "reported": without gradients, for less work.
-    min_samples: least responses in a group.
+    old_logprobs: log-probabilities of the policy that wrote the rollouts. reference_logprobs: of the reference.
+    values: train a value function. shared_values: as a head on the policy's hidden states, without a gradient into
+    them. centered_values: returns are centered on zero, so the values do not start from a reward model's head.
+    entropy: of the policy at each response token; "reported": without a gradient, which is cheaper.
+    min_samples: fewest responses in a group.
     pairs: groups without a pair are left out and counted; a data set without any pair is an error.
-    max_new_tokens: what the rollout's must be, where an option stands for it.
-    replay: `select` asks for the samples of earlier iterations.
+    max_new_tokens: what the recipe's `rollout.max_new_tokens` must be, if an option repeats it.
+    replay: `select` calls `context.replay()`.
     """
 
     old_logprobs: bool = False
@@ -66,12 +66,12 @@ class Needs:
 
     def __post_init__(self) -> None:
         if self.entropy not in (True, False, "reported"):
-            raise ValueError(f"Needs.entropy is True, False or 'reported', not {self.entropy!r}")
+            raise ValueError(f"Needs.entropy must be True, False or 'reported', not {self.entropy!r}")
 
 
 @dataclass(frozen=True)
 class StageDefaults:
-    """Stage-level settings that suit an algorithm, used where the recipe is silent. None: the general default."""
+    """Stage-level settings that suit an algorithm, for keys that the recipe does not set. None: the general default."""
 
     learning_rate: float | None = None
     epochs: int | None = None
@@ -90,7 +90,10 @@ class StageDefaults:
 
 @dataclass(frozen=True)
 class Phase:
-    """Part of an iteration: learn from `groups` for `epochs` passes at `lr_scale` times the stage's learning rate."""
+    """Part of an iteration: learn from `groups` in `epochs` passes at `lr_scale` times the stage's learning rate.
+
+    epochs: None: the stage's.
+    """
 
     groups: Sequence[Group]
     epochs: int | None = None
@@ -99,18 +102,18 @@ class Phase:
 
 @dataclass(frozen=True)
 class Skip:
-    """Returned by `signal` instead of tensors: this iteration teaches nothing, for this reason."""
+    """Returned by `signal` instead of tensors: there is nothing to learn in this iteration, and why."""
 
     reason: str
 
 
 class SelectContext:
-    """What `select` may look at beside its groups.
+    """What `select` may use in addition to its groups.
 
-    iteration: counts from 1 (0 for a dataset). seed: of the stage. replay(): the scored rollouts of the stage's
-    earlier iterations, oldest first, as lists of groups; with `replay_from` also those of earlier stages.
-    log(name=value): metrics of this iteration. validation: the groups are held out, nothing is learned from them.
-    left_out(name, count, groups): say and log that rows are not learned from.
+    iteration: counts from 1; 0 for a data set. seed: the stage's. rng: numpy's generator for this stage and iteration.
+    replay(): scored rollouts of earlier iterations, oldest first, one list of groups each; with the recipe's
+    `replay_from` those of earlier stages come first. log(name=value): add metrics to this iteration.
+    say(text): print a line to the user. validation: the groups are held out; nothing is learned from them.
     """
 
     def __init__(
@@ -129,19 +132,20 @@ class SelectContext:
         self.replay = replay
         self.log = log
         self.validation = validation
-        self.rng = rng  # numpy Generator of this stage and iteration
+        self.rng = rng
 
     def left_out(self, name: str, count: int, groups: Sequence[Group]) -> None:
-        """`count` responses (or rows) of these groups are not learned from; `name` says why, as a metric."""
+        """Log and report that `count` responses (or rows) of these groups are not learned from; `name` says why."""
         self.log(**{name: count})
         if count and not self.validation:
-            self.say(f"{name} {count}, left out: {previews(groups)}")
+            self.say(f"{count} left out ({name}): {previews(groups)}")
 
 
 class Algorithm:
-    """Base class of an alignment algorithm: subclass, give `Options` and `loss`, override what differs.
+    """Base class of an alignment algorithm: define `Options` and `loss`, and override what differs.
 
-    An instance belongs to one stage. `state` is small, JSON, and checkpointed.
+    An instance belongs to one stage. state: small JSON values that checkpoints keep. metrics: numbers that `signal`
+    logs for an iteration. unsupported_keys: stage keys that would have no effect (`rollout.stop`), and why.
     """
 
     class Options(_Options):
@@ -150,63 +154,60 @@ class Algorithm:
     defaults: ClassVar[StageDefaults] = StageDefaults()
     source: ClassVar[Source] = DATASET
     trains: ClassVar[Trains] = POLICY
-    unsupported_keys: ClassVar[
-        Mapping[str, str]
-    ] = {}  # stage keys that would change nothing (`rollout.stop`), with the reason
+    unsupported_keys: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: Any):
         self.options = options
         self.state: dict[str, Any] = {}
-        self.metrics: dict[str, float] = {}  # what `signal` wants logged for this iteration
+        self.metrics: dict[str, float] = {}
 
     @property
     def needs(self) -> Needs:
-        """What `signal` and `loss` read. A subclass sets a `Needs`, or overrides this property if it depends on options."""
+        """What the algorithm reads. Set `needs = Needs(...)`, or override this property if it depends on options."""
         return Needs()
 
     @classmethod
     def specialize(cls, options: Any) -> type[Algorithm]:
-        """The class that a recipe's raw options ask for, where what is trained or learned from depends on them."""
+        """The class for a recipe's raw options, if they decide what is trained or where groups come from."""
         return cls
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group] | list[Phase]:
-        """Choose, pair or relabel groups before anything is tokenised. Default: as they are."""
+        """Choose, pair or relabel groups before they are tokenized. Return groups or phases; by default all groups."""
         return groups
 
     def trained_turns(self) -> str:
-        """Which assistant turns of a demonstration count: `all` or `last`."""
+        """Which assistant turns of a demonstration are learned: `all` or `last`."""
         return "all"
 
     def keep_group(self, group: Group) -> bool:
-        """Whether a scored group has something to teach; rejected ones are counted and left out.
+        """Whether to learn from a scored group; others are counted and left out.
 
-        A group may hold fewer than `needs.min_samples` responses where some could not be scored.
+        A group has fewer than `needs.min_samples` responses if some could not be scored.
         """
         return len(group.responses) >= self.needs.min_samples
 
     def check_data(self, groups: Sequence[Group]) -> None:
-        """Raise DataError where these rows of a data set, all that will be learned from, cannot teach it."""
+        """Raise DataError if nothing can be learned from these groups of a data set. They are all that remain."""
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
-        """Tensors [R, T] or [R] computed once per iteration over all rollouts, such as advantages; or `Skip`."""
+        """Tensors [R, T] or [R], such as advantages, computed once per iteration over all rollouts; or a `Skip`."""
         return {}
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
-        """Statistics over the whole global batch, without a gradient, kept in `self.state` for `loss`."""
+        """Statistics over the global batch, without a gradient, which `loss` finds in `self.state`."""
         return {}
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Weights of terms whose denominator is not one per token, pair, response or group.
+        """Weights of the entries of a loss term, by its name and in its shape. By default all entries count equally.
 
-        Keys are names of loss terms; shapes as the term's values. The term's average is
-        sum(values * weights) / sum(weights over the global batch).
+        The term's average is sum(values * weights) / sum(weights over the global batch).
         """
         return {}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        """The loss of a micro-batch, unreduced."""
-        raise NotImplementedError(f"{type(self).__name__} gives no loss")
+        """The loss of a micro-batch, as named unreduced terms."""
+        raise NotImplementedError(f"{type(self).__name__} does not define a loss")
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Metrics of a micro-batch as unreduced terms, averaged as a loss term is; no gradient."""
+        """Metrics of a micro-batch as unreduced terms, averaged like loss terms. NaN entries do not count."""
         return {}

@@ -1,7 +1,6 @@
-"""What an algorithm sees: response tokens under one mask (`Batch`), and the trained roles' outputs (`Outputs`).
+"""What an algorithm sees: responses under one mask (`Batch`), and what the trained roles computed (`Outputs`).
 
-Shapes: R responses, T response tokens (padded), P pairs. Prompts, padding of the model's input, packing and devices
-never reach an algorithm.
+Shapes: R responses, T response tokens (padded), P pairs. Algorithms never see prompts, packing, or devices.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _OnRequest:
-    """A field that is filled only for an algorithm that asks for it; reading it otherwise says how to ask."""
+    """A field that is computed only on request. Reading it otherwise raises an error that says how to request it."""
 
     def __init__(self, how: str):
         self.how = how
@@ -40,7 +39,7 @@ class _OnRequest:
 
 
 def _on_request(how: str) -> Any:
-    """Any, so that a field can be annotated as the tensor it is whenever it can be read."""
+    """Typed as Any, so that the field can be annotated as the tensor that it is when it can be read."""
     return _OnRequest(how)
 
 
@@ -60,8 +59,8 @@ def filled(arrays: Batch | Outputs) -> dict[str, Any]:
 class Pairs:
     """Pairs of a batch as indices into its responses: `better`, `worse`, `p`, `margin`, `group_index`, each [P].
 
-    p: probability that `better` is better. levels: the margin's level if the data names one instead of a number
-    (`margin` is 0 there).
+    p: probability that `better` is the better one. levels: the margin's level, for data that names one instead of a
+    number; its `margin` is 0.
     """
 
     better: Tensor
@@ -75,16 +74,16 @@ class Pairs:
         return int(self.better.shape[0])
 
     def take(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The better and the worse responses' entries of `x` [R, ...]: two tensors [P, ...]."""
+        """The entries of `x` [R, ...] for the better and for the worse responses, each [P, ...]."""
         return x[self.better], x[self.worse]
 
     def times_better(self, count: int) -> Tensor:
-        """How often each of `count` responses is the better one of a pair, weighted by p: [R]."""
+        """How often each of `count` responses is the better one of a pair, weighted by p. Returns [R]."""
         times = self.p.new_zeros(count).index_add(0, self.better, self.p)
         return times.index_add(0, self.worse, 1 - self.p)
 
     def right(self, x: Tensor) -> Tensor:
-        """1 if the response that is more likely better has the higher `x` [R], else 0: [P]. NaN if p is 0.5."""
+        """Whether `x` [R] is higher for the response that is likelier the better one: 1 or 0 [P]; NaN if p is 0.5."""
         from alignkit.functional import right_order
 
         better, worse = self.take(x)
@@ -106,13 +105,13 @@ class Pairs:
 
 @dataclass(eq=False, repr=False)
 class Batch:
-    """Responses of some groups. `x[r, t]` belongs to the prediction of `tokens[r, t]`: there are no shifted copies.
+    """The responses of some groups. `x[r, t]` belongs to the prediction of `tokens[r, t]`: nothing is shifted.
 
-    tokens: [R, T] int64. mask: [R, T] bool, true for tokens of the response that count. group_index: [R] index of each
-    response's group in `groups`. pairs: see `Pairs`. truncated: [R] bool, the response has no end of turn.
-    old_logprobs, reference_logprobs, old_values: [R, T] fp32, measured before the first update.
-    rewards: [R] the reward that gradient methods see, whitened if the combination whitens. raw_rewards: [R] the same
-    before whitening. signals: what `signal` returned, sliced to these responses; `batch["name"]` reads one.
+    tokens: [R, T] int64. mask: [R, T] bool, true for tokens that count. group_index: [R] int64, each response's
+    index in `groups`. truncated: [R] bool, whether the response has no end of turn.
+    old_logprobs, reference_logprobs, old_values: [R, T] fp32, measured before the first update, in nats.
+    rewards: [R] for gradient methods, whitened if the combination whitens. raw_rewards: [R] before whitening.
+    signals: what `signal` returned, for these responses; `batch["name"]` reads one.
 
     Reading a field that was not requested through `Needs` raises PluginError.
     """
@@ -141,9 +140,9 @@ class Batch:
 
 @dataclass(eq=False, repr=False)
 class Outputs:
-    """What the trained roles computed for a batch, with gradients: logprobs, entropy, values [R, T]; scores [R].
+    """What the trained roles computed for a batch, with gradients: logprobs, entropy, and values [R, T]; scores [R].
 
-    An entropy that is only "reported" (`Needs.entropy`) has no gradient. Reading a field that was not requested raises
+    With `Needs(entropy="reported")` the entropy has no gradient. Reading a field that was not requested raises
     PluginError.
     """
 

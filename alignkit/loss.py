@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Per(enum.Enum):
-    """What one entry of a term stands for, and therefore what the term is averaged over."""
+    """What a term has one entry for, and is averaged over."""
 
     TOKEN = "token"
     PAIR = "pair"
@@ -24,7 +24,7 @@ class Per(enum.Enum):
 
 @dataclass(frozen=True)
 class Term:
-    """One named part of a loss: values [R, T] per token, [P] per pair, [R] per response or [G] per group."""
+    """One part of a loss: values [R, T] per token, [P] per pair, [R] per response, or [G] per group."""
 
     values: Tensor
     per: Per
@@ -32,29 +32,29 @@ class Term:
 
 
 def per_token(values: Tensor, coefficient: float = 1.0) -> Term:
-    """Average over all counted tokens of the global batch. values: [R, T]; entries outside the mask are ignored."""
+    """A term averaged over the tokens of the global batch that count. values: [R, T]; others are ignored."""
     return Term(values, Per.TOKEN, coefficient)
 
 
 def per_pair(values: Tensor, coefficient: float = 1.0) -> Term:
-    """Average over all pairs of the global batch. values: [P]."""
+    """A term averaged over all pairs of the global batch. values: [P]."""
     return Term(values, Per.PAIR, coefficient)
 
 
 def per_response(values: Tensor, coefficient: float = 1.0) -> Term:
-    """Average over all responses with a counted token in the global batch. values: [R]."""
+    """A term averaged over the responses of the global batch with a token that counts. values: [R]."""
     return Term(values, Per.RESPONSE, coefficient)
 
 
 def per_group(values: Tensor, coefficient: float = 1.0) -> Term:
-    """Average over all groups of the global batch. values: [G]."""
+    """A term averaged over all groups of the global batch. values: [G]."""
     return Term(values, Per.GROUP, coefficient)
 
 
 class Loss(dict[str, Term]):
-    """Named terms. Each is averaged over the global batch, multiplied by its coefficient, and added to the loss.
+    """Named terms: the loss is the sum of their averages over the global batch, times their coefficients.
 
-    A term's metric is its average without the coefficient.
+    Each term is logged under its name, without the coefficient.
     """
 
     def __init__(self, **terms: Term):

@@ -14,7 +14,7 @@ The checks run alignkit's own code (encoding, packing, `signal`, `select`, the g
 | signal | tensors [responses, tokens] or [responses], finite for what counts |
 | state | is JSON before and after, and survives saving and loading |
 | finite | losses and gradients are finite, and something is learned |
-| determinism | the same batch gives the same numbers; what the algorithm remembers is in `state` |
+| determinism | the same batch has the same numbers; what the algorithm remembers is in `state` |
 | micro-batches | one micro-batch or many: memory must not change what is learned |
 | order | of groups, and of responses within them, has no effect |
 | masks | garbage outside the mask, in the batch and in the outputs, has no effect |

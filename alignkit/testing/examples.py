@@ -21,7 +21,7 @@ _REWARDS = ((0.3, 1.2, -0.8, -1.9), (0.1, 0.9, -0.4, 1.4), (1.1, -1.3, 1.6, 0.2)
 def example_groups(samples: int = 3, encoder: Encoder | None = None) -> list[Group]:
     """Four prompts with `samples` responses each, of different lengths, with ranks, rewards, labels, and margins.
 
-    One response of each group has several turns, one of which does not count. With an encoder the responses are
+    One response of each group has several turns, and one turn does not count. With an encoder the responses are
     rollouts: given as tokens, some cut off, some with tokens that the policy did not write.
     """
     groups = []

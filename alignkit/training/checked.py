@@ -221,7 +221,7 @@ class CheckedAlgorithm:
     def _check_term(self, method: str, name: str, term: Any, batch: Batch) -> None:
         what = f"loss term '{name}'" if method == "loss" else f"metric '{name}'"
         if not isinstance(term, Term):
-            raise self._error(method, f"{what} must say what it is averaged over: per_token(...), not {_kind(term)}")
+            raise self._error(method, f"{what} must be a term such as per_token(...), not {_kind(term)}")
         shape, wanted = _wanted(term.per, batch)
         if isinstance(term.values, Tensor) and tuple(term.values.shape) == shape:
             return
