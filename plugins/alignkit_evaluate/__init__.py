@@ -43,9 +43,7 @@ class Evaluate(Step):
 
     class Options(alignkit.Options):
         policies: list[PolicyRef] = Field(min_length=1, description="policies to compare: `base`, stages or `STAGE@k`")
-        rewards: list[RewardRef] = Field(
-            min_length=1, description="rewards that score the answers"
-        )
+        rewards: list[RewardRef] = Field(min_length=1, description="rewards that score the answers")
         prompts: DataRef = Field(description="held-out prompts; duplicates are dropped")
         baseline: PolicyRef | None = Field(
             None, description="policy to compare the others with; default: the last but one of `policies`"

@@ -302,7 +302,10 @@ def test_messages_join_their_text_parts() -> None:
 @pytest.mark.parametrize(
     ("conversation", "reason"),
     [
-        ([*sharegpt("u: q"), {"from": "function_call", "value": "x"}], "unknown role 'function_call'; expected one of human"),
+        (
+            [*sharegpt("u: q"), {"from": "function_call", "value": "x"}],
+            "unknown role 'function_call'; expected one of human",
+        ),
         (openai("u: q"), "no assistant turn"),
         (openai("u: q", "a: a", "u: r"), "last turn must be an assistant turn"),
         (openai("a: a"), "no prompt"),
@@ -444,7 +447,10 @@ def test_dialogues_of_at_least_so_many_paragraphs() -> None:
     ("text", "reason"),
     [
         ("\n\n".join(TALK[:5]), "holds 0 dialogues, but a row must hold one"),
-        ("\n\n".join([*TALK, "The end", *TALK]), "holds 2 dialogues, but a row must hold one (a .txt file may hold many)"),
+        (
+            "\n\n".join([*TALK, "The end", *TALK]),
+            "holds 2 dialogues, but a row must hold one (a .txt",
+        ),
         ("\n\n".join(["Ann: ", *TALK[1:]]), "last turn of the prompt is empty"),
         (None, "'text' is null"),
     ],

@@ -373,7 +373,10 @@ def trl_inputs(given: Batch) -> dict[str, Any]:
     ("options", "settings"),
     [
         ({"kl_coefficient": 0.04}, {"loss_type": "grpo"}),
-        ({"kl_coefficient": 0.2, "clip_range": 0.1, "clip_range_high": 0.28, "aggregation": "token_mean"}, {"loss_type": "dapo"}),
+        (
+            {"kl_coefficient": 0.2, "clip_range": 0.1, "clip_range_high": 0.28, "aggregation": "token_mean"},
+            {"loss_type": "dapo"},
+        ),
         ({"kl_coefficient": 0.1, "aggregation": "constant_length", "max_tokens": 9}, {"loss_type": "dr_grpo"}),
         (
             {"kl_coefficient": 0.1, "ratio": "sequence", "clip_range": 0.02},

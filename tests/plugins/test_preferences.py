@@ -598,7 +598,9 @@ def test_cpl_discounts_from_the_first_token_and_favours_what_it_knows() -> None:
 
 def test_cpl_clones_every_segment() -> None:
     logprobs, mask = spread([-2.0, -9.0], [2, 3])
-    term = CPL(CPL.Options(nll_coefficient=0.5)).loss(make_batch(mask, [(0, 1, 1.0)]), Outputs(logprobs=logprobs))["nll"]
+    term = CPL(CPL.Options(nll_coefficient=0.5)).loss(make_batch(mask, [(0, 1, 1.0)]), Outputs(logprobs=logprobs))[
+        "nll"
+    ]
     batch = make_batch(mask)
     assert float(weighted_sum(term, batch, None) / counts(term.per, batch).sum()) == pytest.approx(11 / 5)
     assert term.coefficient == 0.5
@@ -882,7 +884,7 @@ def test_what_is_left_out_is_named() -> None:
     looking.say = said.append
     groups = [thumbs(f"question {name}", None, True) for name in "abcde"]
     KTO(KTO.Options()).select([*groups, thumbs("z", False)], looking)
-    assert said == ["without_label 5, left out: 'question a', 'question b', 'question c' and 2 more"]
+    assert said == ["5 left out (without_label): 'question a', 'question b', 'question c' and 2 more"]
 
 
 def test_cloning_is_of_segments_that_stand_in_a_pair() -> None:
@@ -896,17 +898,22 @@ def test_cloning_is_of_segments_that_stand_in_a_pair() -> None:
 
 def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
     """The engine's, in as many micro-batches as there are prompts, against the paper's loss in one graph."""
-    from alignkit.testing import example_groups, probe
     from alignkit.models.encoding import Encoder, encode_all
     from alignkit.models.examples import Examples
     from alignkit.settings import Settings
+    from alignkit.testing import example_groups, probe
 
     policy = probe.tiny_model()
     policy.add_role("hir", start=None, head="language")
     probe.add_noise(policy, "hir", 0.05, seed=0)
     try:
         groups = example_groups(3, Encoder(policy.tokenizer))
-        options = {"instructions": LEVELS, "thresholds": [0.0, 1.0], "contrast_coefficient": 0.7, "entropy_coefficient": 0.1}
+        options = {
+            "instructions": LEVELS,
+            "thresholds": [0.0, 1.0],
+            "contrast_coefficient": 0.7,
+            "entropy_coefficient": 0.1,
+        }
         algorithm = HIR(HIR.Options(**options, length_normalized=False))
         encoded = encode_all(Encoder(policy.tokenizer), algorithm.select(groups, context()), 256)
         learner = probe.Probe(policy, algorithm, Settings(), "hir")

@@ -101,7 +101,9 @@ def test_a_question_too_long_for_the_judge_has_no_verdict(tmp_path: Path) -> Non
 
 def component(implementation: Any, options: Any) -> Any:
     """What a JudgeRef option holds after validation."""
-    return SimpleNamespace(kind="judge", name="x", registration=SimpleNamespace(implementation=implementation), options=options)
+    return SimpleNamespace(
+        kind="judge", name="x", registration=SimpleNamespace(implementation=implementation), options=options
+    )
 
 
 # --- the question and the verdict ---------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ from alignkit.data.group import write_groups
 from alignkit.errors import DataError, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit_trl import apart, check_reference, config_fields, demonstrations, pairs, reward_function, thumbs
+from alignkit_trl import StageReward, check_reference
+from alignkit_trl.config import config_fields
+from alignkit_trl.rows import demonstrations, mismatch_neighbors, pairs, thumbs
 
 PROMPT = ({"role": "user", "content": "how are you"},)
 ANSWERS = tuple(Response(text=text) for text in ("I am well, thank you", "go away", "fine"))
@@ -66,7 +68,7 @@ def test_every_trainer_starts_where_the_stage_does_and_leaves_an_adapter(folder:
     shared = before.keys() & trained.keys()
     assert len(shared) == len(before) and (trainer == "reward") == ("base_model.model.score.weight" in trained)
     moved = [float((trained[name] - before[name]).abs().max()) for name in shared]
-    # Three steps of 0.01: away from the SFT adapter, not from a fresh one (whose B is zero and A drawn anew).
+    # Three steps of 0.01 from the SFT adapter, not from a fresh one, which has a zero B and a random A.
     assert 0 < max(moved) < 0.05
     next_moved = [float((later[name] - trained[name]).abs().max()) for name in shared]
     assert 0 < max(next_moved) < 0.05
@@ -109,11 +111,11 @@ def test_the_reward_is_the_stages_own() -> None:
         return [1.0, None, 3.0]
 
     context: Any = SimpleNamespace(end_ids={9}, score=score)
-    reward = reward_function(context, [Group(PROMPT, id="a"), Group(PROMPT, id="b")])
+    reward = StageReward(context, [Group(PROMPT, id="a"), Group(PROMPT, id="b")])
     completions = [[{"role": "assistant", "content": text}] for text in ("one", "two", "three")]
     ids = [[1, 9], [1, 9], [1, 1]]
     assert reward(completions=completions, completion_ids=ids, place=[0, 1, 1]) == [1.0, None, 3.0]
-    assert reward.unscored == 1  # type: ignore[attr-defined]
+    assert reward.unscored == 1
     assert [group.id for group in seen] == ["a", "b", "b"]
     assert [group.responses[0].text for group in seen] == ["one", "two", "three"]
     assert [group.responses[0].truncated for group in seen] == [False, False, True]
@@ -149,7 +151,7 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
             "with the prompt 'how are you, 0' has 3 responses, all of which",
         ),
         ({"data": [{"path": "pairs.jsonl", "validation": 0.5}]}, "no share of 'data' for validation"),
-        ({"learning_rate": 1e38, "max_grad_norm": 1e38, "warmup_ratio": 0.0}, "not a number|not numbers"),
+        ({"learning_rate": 1e38, "max_grad_norm": 1e38, "warmup_ratio": 0.0}, "not finite"),
     ],
 )
 def test_what_trl_cannot_do_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
@@ -180,7 +182,7 @@ def test_keys_that_would_change_nothing_are_refused(
 def test_whole_models_are_refused_before_the_first_stage(folder: Path) -> None:
     recipe = load(folder, d=stage("dpo"))
     recipe = load_recipe(recipe.path, ["model.lora=none"])
-    with pytest.raises(RecipeError, match="needs LoRA on an unquantised base"):
+    with pytest.raises(RecipeError, match="needs LoRA on an unquantized base"):
         run_recipe(recipe, folder / "out")
     assert not (folder / "out" / "sft" / "adapter").exists()
 
@@ -216,17 +218,17 @@ def test_turns_of_a_demonstration_are_learned_each_behind_what_was_said_before()
 
 
 @pytest.mark.parametrize("batch", [2, 3, 4, 16])
-def test_neighbours_of_a_batch_have_different_prompts(batch: int) -> None:
+def test_neighbors_of_a_batch_have_different_prompts(batch: int) -> None:
     """Judged by what TRL does: it puts each response behind the prompt of the one before it in its batch."""
     rows = [{"prompt": f"p{n // 2}", "label": bool(n % 2)} for n in range(32)]
-    order, alike = apart(rows, batch, np.random.default_rng(0))
-    assert alike == 0 and sorted(map(str, order)) == sorted(map(str, rows))
+    order, matching = mismatch_neighbors(rows, batch, np.random.default_rng(0))
+    assert matching == 0 and sorted(map(str, order)) == sorted(map(str, rows))
     for start in range(0, 32, batch):
         ring = order[start : start + batch]
         turned = [ring[-1], *ring[:-1]]
         assert len(ring) == 1 or all(a["prompt"] != b["prompt"] for a, b in zip(ring, turned, strict=True))
     alone = [{"prompt": "p", "label": True}] * 4
-    assert apart(alone, batch, np.random.default_rng(0))[1] == (3 if batch == 3 else 4)  # one may stand by itself
+    assert mismatch_neighbors(alone, batch, np.random.default_rng(0))[1] == (3 if batch == 3 else 4)
 
 
 def test_warming_up_all_the_way(folder: Path) -> None:
@@ -239,7 +241,7 @@ def test_warming_up_all_the_way(folder: Path) -> None:
 def test_what_the_native_algorithms_refuse_is_refused_here(folder: Path) -> None:
     rows = [json.dumps({"prompt": f"how are you, {n}", "completion": "well", "label": True}) for n in range(6)]
     (folder / "up.jsonl").write_text("\n".join(rows))
-    with pytest.raises(DataError, match="kto needs desirable and undesirable responses: all are of one kind"):
+    with pytest.raises(DataError, match="kto needs desirable and undesirable responses, but all labels are the same"):
         run_recipe(load(folder, k=stage("kto") | {"data": "up.jsonl"}), folder / "out")
     (folder / "same.py").write_text("def same(completions):\n    return [1.0] * len(completions)\n")
     same = {"reward": {"python": {"path": "same.py", "function": "same"}}}

@@ -1,0 +1,134 @@
+"""TRL's configs: which fields they have, which of them the stage's own keys decide, and their values."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import math
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignkit.external import TrainerContext
+    from alignkit.settings import Settings
+
+TRAINERS = {"sft": "SFT", "dpo": "DPO", "kto": "KTO", "reward": "Reward", "grpo": "GRPO", "rloo": "RLOO"}
+ONLINE = ("grpo", "rloo")
+WITH_REFERENCE = ("dpo", "kto", "grpo", "rloo")
+# Fields of TRL's configs that the stage's keys decide.
+STAGE_KEYS = {
+    "output_dir": "--out",
+    "per_device_train_batch_size": "batch_size",
+    "num_train_epochs": "epochs",
+    "learning_rate": "learning_rate",
+    "weight_decay": "weight_decay",
+    "adam_beta1": "adam_beta1",
+    "adam_beta2": "adam_beta2",
+    "adam_epsilon": "adam_epsilon",
+    "warmup_steps": "warmup_ratio",
+    "warmup_ratio": "warmup_ratio",
+    "lr_scheduler_type": "lr_scheduler_type",
+    "max_grad_norm": "max_grad_norm",
+    "max_steps": "max_steps, or iterations",
+    "max_length": "max_length",
+    "seed": "seed",
+    "num_generations": "rollout: {samples_per_prompt: ...}",
+    "max_completion_length": "rollout: {max_new_tokens: ...}",
+    "temperature": "rollout: {temperature: ...}",
+    "top_p": "rollout: {top_p: ...}",
+    "top_k": "rollout: {top_k: ...}",
+    "generation_batch_size": "prompts_per_iteration",
+    "bf16": "model: {dtype: ...}",
+    "fp16": "model: {dtype: ...}",
+    "report_to": "nothing: alignkit writes metrics.jsonl",
+    "save_strategy": "nothing: alignkit saves the adapter",
+    "logging_steps": "nothing: every step is logged",
+}
+ONLINE_KEYS = {
+    "num_iterations": "epochs",
+    "steps_per_generation": "prompts_per_iteration and batch_size",
+    "gradient_accumulation_steps": "batch_size",
+}
+
+
+def arguments(context: TrainerContext, trainer: str, folder: Path) -> dict[str, Any]:
+    """The fields of the trainer's config that the stage's keys decide."""
+    import torch
+
+    settings = context.settings
+    fields = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": settings.batch_size,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "adam_beta1": settings.adam_beta1,
+        "adam_beta2": settings.adam_beta2,
+        "adam_epsilon": settings.adam_epsilon,
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        "max_grad_norm": settings.max_grad_norm,
+        "seed": context.seed,
+        "bf16": context.dtype == torch.bfloat16,
+        "use_cpu": context.device.type == "cpu",
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+    }
+    if settings.warmup_ratio:
+        fields["warmup_steps"] = min(settings.warmup_ratio, 1 - 1e-9)  # TRL reads a number below 1 as a share
+    if "max_length" in config_fields(trainer):
+        fields["max_length"] = settings.max_length
+    return fields | (_online_arguments(settings) if trainer in ONLINE else {})
+
+
+def _online_arguments(settings: Settings) -> dict[str, Any]:
+    """Sampling, with one generation of `prompts_per_iteration` prompts per iteration."""
+    rollout, samples = settings.rollout, settings.rollout.samples_per_prompt or 1
+    size = math.gcd(settings.batch_size * samples, settings.prompts_per_iteration * samples)
+    per_iteration = settings.prompts_per_iteration * samples
+    return {
+        "num_generations": samples,
+        "max_completion_length": rollout.max_new_tokens,
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "top_k": rollout.top_k,
+        "per_device_train_batch_size": size,
+        "generation_batch_size": per_iteration,
+        "num_iterations": settings.epochs,
+        "num_train_epochs": 1,
+        "max_steps": settings.iterations * settings.epochs * (per_iteration // size),
+    }
+
+
+@cache
+def config_fields(trainer: str) -> frozenset[str]:
+    """Names of a trainer's config fields. They are read from source files, because importing TRL takes seconds."""
+    trl, transformers = (Path(_folder(name)) for name in ("trl", "transformers"))
+    files = (
+        trl / "trainer" / f"{trainer}_config.py",
+        trl / "trainer" / "base_config.py",
+        transformers / "training_args.py",
+    )
+    return frozenset(name for file in files for name in _fields(file))
+
+
+def _folder(package: str) -> str:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"{package} is not installed")
+    return spec.submodule_search_locations[0]
+
+
+def _fields(file: Path) -> list[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    return [
+        item.target.id
+        for node in classes
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    ]
