@@ -44,10 +44,11 @@ TESTS = {
     **{name: [*GOLDEN, "test_online.py"] for name in ("grpo", "rloo", "reinforce_pp", "online_dpo", "rest")},
     "llama2": [*GOLDEN, "test_llama2.py"],
     # Core modules that every algorithm depends on.
-    "encoding": ["test_batch.py", "test_testing.py"],
+    "encoding": ["test_encoding.py", "test_testing.py"],
     "scoring": ["test_rewards.py", "test_llama2.py", "test_ppo_checklist.py"],
     "learner": ["test_train.py", "test_testing.py", "test_ppo_checklist.py"],
-    "sampling": ["test_attention.py", "test_ppo_checklist.py"],
+    "sampling": ["test_sampling.py", "test_ppo_checklist.py"],
+    "next_token": ["test_next_token.py"],
     "attention": ["test_tiled_attention.py", "test_attention.py"],
     "tiled_attention": ["test_tiled_attention.py", "test_attention.py"],
     "lora": ["test_lora.py"],

@@ -1,4 +1,4 @@
-"""From groups to tokens: what is learned of a conversation under templates of all kinds, what does not fit, rows.
+"""From groups to tokens: which tokens of a conversation count, under many chat templates, and what does not fit.
 
 What counts is found here another way than by the encoder: in the text that the template renders whole.
 """
@@ -9,14 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tiny import encoded, encoder, user, words
 
 from alignkit.data.chat_templates import CHATML, PLAIN
 from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import DataError
-from alignkit.models.encoding import Encoded, Encoder, ResponseTokens, encode_all
-from alignkit.models.examples import Examples
-from alignkit.models.packing import micro_batches, pack
-from alignkit_tiny import CHAT_TEMPLATE, _tokenizer
+from alignkit.models.encoding import Encoder, ResponseTokens, encode_all
+from alignkit_tiny import CHAT_TEMPLATE
 
 SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
 HEADERS = (
@@ -29,7 +28,7 @@ GEMMA = (
     "{{ '\n' + m['content'] | trim + '<|eot|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>model\n' }}{% endif %}"
 )
-BRACKETS = (  # nothing says that the assistant begins: the generation prompt is empty
+BRACKETS = (  # the generation prompt is empty
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
     "{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
 )
@@ -51,18 +50,6 @@ TEMPLATES = {
 SAID = ("Hello there", "Good day, I am here.", "and 2 + 2?", "4, of course\nor four", "Thank you")
 
 
-def encoder(template: str = CHAT_TEMPLATE, bos: bool = False) -> Encoder:
-    tokenizer = _tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|head|>", "<|eot|>", "<|bos|>"]})
-    tokenizer.bos_token = "<|bos|>" if bos else None
-    tokenizer.chat_template = template
-    return Encoder(tokenizer)
-
-
-def user(content: str) -> Message:
-    return Message(role="user", content=content)
-
-
 def assistant(content: str, **more: Any) -> Message:
     return Message(role="assistant", content=content, **more)
 
@@ -73,11 +60,6 @@ def conversation(*train: bool) -> Group:
     said = [assistant(turns[0], train=train[0]), user(SAID[2]), assistant(turns[1], train=train[1])]
     said += [user(SAID[4]), assistant(turns[2], train=train[2])]
     return Group((user(SAID[0]),), (Response(messages=tuple(said)),), id="talk")
-
-
-def encoded(found: Encoded | None) -> Encoded:
-    assert found is not None
-    return found
 
 
 def counted(made: Encoder, row: ResponseTokens) -> list[str]:
@@ -93,7 +75,7 @@ def counted(made: Encoder, row: ResponseTokens) -> list[str]:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("turns", ["all", "last"])
-def test_the_assistants_words_and_ends_of_turn_count(name: str, turns: str) -> None:
+def test_the_assistants_text_and_ends_of_turn_count(name: str, turns: str) -> None:
     template, end = TEMPLATES[name]
     made = encoder(template, bos="bos" in template)
     group = conversation(True, True, True)
@@ -109,14 +91,14 @@ def test_the_assistants_words_and_ends_of_turn_count(name: str, turns: str) -> N
     assert found.prompt.count(made.tokenizer.convert_tokens_to_ids("<|bos|>")) == ("bos" in template)
 
 
-def test_turns_that_are_not_to_be_learned_are_context() -> None:
+def test_turns_that_do_not_count_are_context() -> None:
     made = encoder()
     found = encoded(made.encode(conversation(False, True, False), 500))
     assert counted(made, found.rows[0]) == [SAID[3] + "<|im_end|>"]
     assert counted(made, encoded(made.encode(conversation(True, True, False), 500, turns="last")).rows[0]) == []
 
 
-def test_one_response_is_its_words_and_the_end_of_turn() -> None:
+def test_a_response_is_its_text_and_an_end_of_turn() -> None:
     made = encoder()
     group = Group((user("q"),), (Response(text="some words"), Response(text=""), Response(text="more", truncated=True)))
     rows = encoded(made.encode(group, 100)).rows
@@ -126,7 +108,7 @@ def test_one_response_is_its_words_and_the_end_of_turn() -> None:
 
 
 @pytest.mark.parametrize("name", ["chatml", "an end of turn of several tokens"])
-def test_what_is_scored_ends_once(name: str) -> None:
+def test_a_scored_response_ends_once(name: str) -> None:
     template, end = TEMPLATES[name]
     made = encoder(template)
     cut = Response(text="more", truncated=True)
@@ -139,12 +121,12 @@ def test_what_is_scored_ends_once(name: str) -> None:
     assert made.tokenizer.decode(short.tokens) == "m" + end and short.mask == (True,) * len(short.tokens)
 
 
-def test_a_template_without_the_bos_that_the_tokenizer_writes_gets_one() -> None:
+def test_the_tokenizers_bos_is_added_to_templates_without_it() -> None:
     from tokenizers.processors import TemplateProcessing
 
     made = encoder(bos=True)
     start = made.tokenizer.bos_token_id
-    assert made.bos == ()  # it has one and does not write it
+    assert made.bos == ()  # the tokenizer has one, but does not add it
     process = TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", start)])
     made.tokenizer.backend_tokenizer.post_processor = process
     for template in (CHATML, "{{ bos_token }}" + CHATML):
@@ -156,7 +138,7 @@ def test_a_template_without_the_bos_that_the_tokenizer_writes_gets_one() -> None
         assert made.tokenizer.decode(prompt[1:]) == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_words_come_back_without_their_end_of_turn() -> None:
+def test_decoded_text_has_no_end_of_turn() -> None:
     made = encoder()
     ids = made.text("some <|im_end|> words")
     assert made.decode(ids) == made.decode([*ids, *made.end_of_turn]) == "some <|im_end|> words"
@@ -170,14 +152,14 @@ def test_a_template_without_an_end_of_turn_ends_with_eos() -> None:
     assert row.tokens == (*made.text("a"), made.tokenizer.eos_token_id)
 
 
-def test_a_template_that_drops_what_was_said_is_refused() -> None:
+def test_a_template_that_drops_text_is_refused() -> None:
     forgets = CHATML.replace("m['content']", "(m['content'] if loop.last or m['role'] == 'user' else '...')")
     with pytest.raises(DataError, match="does not keep the assistant's text"):
         encoder(forgets).encode(conversation(True, True, True), 500)
 
 
 def test_special_tokens_in_data_are_ordinary_text() -> None:
-    """A user or a demonstration that writes the end of turn does not end one."""
+    """An end of turn written by a user or in a demonstration does not end a turn."""
     made = encoder()
     end = made.end_of_turn[-1]
     row = encoded(made.encode(Group((user("q"),), (Response(text="a<|im_end|>b"),)), 100)).rows[0]
@@ -198,7 +180,7 @@ def test_every_token_of_raw_text_that_can_be_predicted_counts(bos: bool) -> None
 
 
 def test_a_generation_prompt_that_the_template_does_not_keep() -> None:
-    """A model that thinks first: `<think>` stands in no turn that is over. The user has said the assistant's word."""
+    """A reasoning model: the template drops `<think>` from finished turns. The user's text contains the assistant's."""
     made = encoder(CHATML.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end"))
     assert made.render([user("x")], True).endswith("<think>\n")
     said = (assistant("yes"), user("and now?"), assistant("no"))
@@ -210,7 +192,7 @@ def test_a_generation_prompt_that_the_template_does_not_keep() -> None:
     assert counted(made, row) == ["yes<|im_end|>", "no<|im_end|>"]
 
 
-def test_marks_of_another_number_than_tokens() -> None:
+def test_written_must_match_the_tokens() -> None:
     group = Group((user("a"),), (Response(text="b", tokens=(3, 4, 5), written=(True, False)),), id="odd")
     with pytest.raises(DataError, match="group odd: a response has 3 tokens, but 2 marks"):
         encoder().encode(group, 100)
@@ -219,11 +201,7 @@ def test_marks_of_another_number_than_tokens() -> None:
 # What does not fit
 
 
-def words(count: int, first: int = 30) -> Response:
-    return Response(text="", tokens=tuple(range(first, first + count)))
-
-
-def test_a_long_response_is_cut_on_the_right_and_does_not_end() -> None:
+def test_a_long_response_is_truncated_without_an_end_of_turn() -> None:
     made = encoder()
     group = Group((user("q"),), (Response(text="many words that do not fit"), Response(text="a")))
     room = len(made.prompt(group.prompt))
@@ -238,7 +216,7 @@ def test_a_long_response_is_cut_on_the_right_and_does_not_end() -> None:
     assert not encoded(made.encode(group, room + whole)).rows[0].truncated and made.counts["cut"] == 2
 
 
-def test_a_prompt_without_room_is_left_out() -> None:
+def test_a_prompt_without_room_is_dropped() -> None:
     made = encoder()
     group = Group((user("q"),), (words(3),))
     prompt = len(made.prompt(group.prompt))
@@ -250,7 +228,7 @@ def test_a_prompt_without_room_is_left_out() -> None:
     ]
 
 
-def test_pairs_without_a_difference_or_without_counted_tokens_are_left_out() -> None:
+def test_equal_pairs_and_pairs_without_counted_tokens_are_dropped() -> None:
     made = encoder()
     one, other = words(8), Response(text="", tokens=(*range(30, 36), 90, 91))
     group = Group((user("q"),), (one, other), pairs=(Pair(0, 1),))
@@ -262,52 +240,6 @@ def test_pairs_without_a_difference_or_without_counted_tokens_are_left_out() -> 
     silent = replace(other, written=(False,) * 8)
     for responses in ((one, silent), (silent, one)):
         assert encoded(made.encode(replace(group, responses=responses), room + 8)).pairs == ()
-        # A reward model reads the last token's state, whoever wrote the tokens.
+        # A reward model reads the last token's state, whoever wrote it.
         assert len(encoded(made.encode(replace(group, responses=responses), room + 9, scoring=True)).pairs) == 1
     assert made.counts["uncounted_pairs"] == 2 and made.counts["equal_pairs"] == 1
-
-
-# Rows
-
-
-def test_a_token_is_predicted_from_the_one_before_it() -> None:
-    """The first of each response from the prompt's last, wherever the response stands in the row."""
-    made = encoder()
-    mask = (True, False, True)
-    responses = (words(4), Response(text="", tokens=(40, 41, 42), written=mask), words(2, 50))
-    groups = [Group((user("q"),), responses), Group((user("another"),), (words(1, 60),))]
-    rows = [encoded(made.encode(group, 100)) for group in groups]
-    packed = pack(rows)
-    everything = [*rows[0].prompt, *range(30, 34), 40, 41, 42, 50, 51, *rows[1].prompt, 60]
-    assert packed.tokens.tolist() == everything
-    p, second = len(rows[0].prompt), len(rows[0].prompt) + 9 + len(rows[1].prompt)
-    assert packed.targets.tolist() == [30, 31, 32, 33, 40, 42, 50, 51, 60]
-    assert packed.before.tolist() == [p - 1, p, p + 1, p + 2, p - 1, p + 5, p - 1, p + 7, second - 1]
-    assert packed.cells.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 2], [2, 0], [2, 1], [3, 0]]
-    assert packed.last.tolist() == [p + 3, p + 6, p + 8, second]
-
-
-def test_micro_batches_keep_the_order_the_budget_and_the_bundles() -> None:
-    made = encoder()
-    groups = [Group((user("q"),), (words(n),), id=str(n), bundle=bundle) for n, bundle in BUNDLES]
-    rows = [encoded(made.encode(group, 100)) for group in groups]
-    prompt = len(rows[0].prompt)
-    assert list(micro_batches(rows, 10**6)) == [[0, 3, 1, 2, 4]]
-    assert list(micro_batches(rows, 2 * prompt + 11)) == [[0, 3], [1, 2], [4]]
-    assert list(micro_batches(rows, 1)) == [[0, 3], [1], [2], [4]]  # what is alone too large goes by itself
-
-
-BUNDLES = ((3, "b"), (4, None), (6, None), (2, "b"), (9, None))
-
-
-def test_pairs_point_at_the_batchs_rows() -> None:
-    made = encoder()
-    first = Group((user("a"),), (words(2), words(3)), pairs=(Pair(1, 0, p=0.7, margin="better"),))
-    second = Group((user("b"),), (words(2), words(3), words(4)), pairs=(Pair(2, 0, margin=1.5), Pair(0, 1)))
-    batch = Examples([encoded(made.encode(group, 100)) for group in (first, second)]).batch()
-    pairs = batch.pairs
-    assert (pairs.better.tolist(), pairs.worse.tolist()) == ([1, 4, 2], [0, 2, 3])
-    assert pairs.p.tolist() == pytest.approx([0.7, 1, 1]) and pairs.margin.tolist() == [0, 1.5, 0]
-    assert pairs.group_index.tolist() == [0, 1, 1] and pairs.levels == ("better", None, None)
-    assert batch.group_index.tolist() == [0, 0, 1, 1, 1] and batch.tokens.shape == (5, 4)
-    assert batch.mask.sum(1).tolist() == [2, 3, 2, 3, 4] and bool((batch.tokens[~batch.mask] == 0).all())

@@ -29,7 +29,7 @@ def asked(text: str) -> list[Message]:
 
 
 @torch.no_grad()
-def test_next_token_logprobs_are_the_models_own(models: ModelService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_token_logprobs_match_the_models(models: ModelService, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [asked("is it so?"), asked("is it not so, or is it?"), asked("well?")]
     monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows, in order
     found = models.next_token_logprobs("base", prompts, ["1", "2"], prefill="answer=")
@@ -44,7 +44,7 @@ def test_next_token_logprobs_are_the_models_own(models: ModelService, monkeypatc
 
 
 def test_a_question_longer_than_the_context_has_no_answer(models: ModelService) -> None:
-    """Beyond its context a model gives numbers that mean nothing."""
+    """Beyond its context a model's numbers are meaningless."""
     long = asked("is it? " * models.model.context)
     found = models.next_token_logprobs("base", [asked("well?"), long, asked("is it so?")], ["1", "2"])
     assert found.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
@@ -59,7 +59,7 @@ def test_answers_that_begin_alike_are_refused(models: ModelService) -> None:
         models.next_token_logprobs("base", [asked("well?")], ["1", "1"])
 
 
-def test_what_a_reward_model_does_not_read_to_its_end_is_told(models: ModelService) -> None:
+def test_truncated_and_unscored_responses_are_reported(models: ModelService) -> None:
     said: list[str] = []
     models.say = said.append
     models.model.add_role("judge", head="scalar")
@@ -80,7 +80,7 @@ def test_what_a_reward_model_does_not_read_to_its_end_is_told(models: ModelServi
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_five_roles_hold_nothing_but_the_base_and_their_weights(tmp_path: Path, quantization: str) -> None:
-    """No copy of anything: the tensors are exactly the base's, the adapters' and the heads'."""
+    """No copies: the tensors are exactly the base's, the adapters', and the heads'."""
     import alignkit_tiny
     from benchmarks.models import bytes_of
 

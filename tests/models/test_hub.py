@@ -23,7 +23,7 @@ ID = "somebody/small"
 
 
 class Hub:
-    """In place of the network: how often it was asked, and what it says."""
+    """Replaces the network: records requests and raises the error it is given."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any]] = []
@@ -50,7 +50,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     point_to("https://hub.test", monkeypatch)
     monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", found)
-    # The default of the function was taken when it was defined.
+    # The function bound its default when it was defined.
     lookup = huggingface_hub.try_to_load_from_cache
     cache = tmp_path / "hub"
     monkeypatch.setattr(
@@ -82,17 +82,17 @@ def unreachable() -> Exception:
     return OSError("Name or service not known")
 
 
-def test_a_folder_asks_nobody(hub: Hub, tmp_path: Path) -> None:
+def test_a_folder_needs_no_request(hub: Hub, tmp_path: Path) -> None:
     assert locate(str(tmp_path)) == str(tmp_path)
     assert hub.asked == []
 
 
-def test_a_model_that_the_hub_has_is_left_to_transformers(hub: Hub) -> None:
+def test_a_model_on_the_hub_is_left_to_transformers(hub: Hub) -> None:
     assert locate(ID, "v2") == ID
     assert hub.asked == [(f"https://hub.test/{ID}/resolve/v2/config.json", 5)]
 
 
-def test_a_cached_model_is_looked_up_all_the_same(hub: Hub, cached: Path) -> None:
+def test_a_cached_model_is_still_looked_up(hub: Hub, cached: Path) -> None:
     assert locate(ID) == ID  # a newer version would be found
     assert len(hub.asked) == 1
 
@@ -121,7 +121,7 @@ def test_the_users_timeout_counts(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
         (answer(errors.HfHubHTTPError, 503), "answered with an error (503)", "try again later, or set model.base to"),
     ],
 )
-def test_why_not_and_what_to_do(hub: Hub, error: Exception, wrong: str, help: str) -> None:
+def test_refusals_say_what_to_do(hub: Hub, error: Exception, wrong: str, help: str) -> None:
     hub.error = error
     with pytest.raises(RunFailed) as caught:
         locate(ID)
@@ -131,7 +131,7 @@ def test_why_not_and_what_to_do(hub: Hub, error: Exception, wrong: str, help: st
     assert len(hub.asked) == 1, "no retries"
 
 
-def test_offline_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_needs_no_request(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(RunFailed, match=r"HF_HUB_OFFLINE is set\nhelp: unset it, or set model.base to"):
         locate(ID)
@@ -139,19 +139,19 @@ def test_offline_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("kind", "code"), [(errors.RemoteEntryNotFoundError, 404), (errors.HfHubHTTPError, 429)])
-def test_what_transformers_knows_better_is_left_to_it(hub: Hub, kind: type[Exception], code: int) -> None:
+def test_other_errors_are_left_to_transformers(hub: Hub, kind: type[Exception], code: int) -> None:
     hub.error = answer(kind, code)
     assert locate(ID) == ID
 
 
-def test_half_a_copy_is_none(hub: Hub, cached: Path) -> None:
+def test_an_incomplete_copy_does_not_count(hub: Hub, cached: Path) -> None:
     (cached / "model.safetensors").unlink()
     hub.error = unreachable()
     with pytest.raises(RunFailed, match="cannot be reached"):
         locate(ID)
 
 
-def test_what_is_no_hub_id(hub: Hub) -> None:
+def test_an_invalid_hub_id_is_an_error(hub: Hub) -> None:
     with pytest.raises(RunFailed, match=r"'models/my/own' is neither a folder nor a hub id"):
         locate("models/my/own")
 
@@ -171,8 +171,8 @@ def test_a_cached_model_loads_without_a_network(
     policy.add_role("again", start=tmp_path / "adapter")
 
 
-def test_a_network_that_is_not_there_costs_no_retries(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real request, to a port where nobody listens."""
+def test_a_missing_network_costs_no_retries(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real request, to a port without a listener."""
     monkeypatch.undo()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     point_to("http://127.0.0.1:9", monkeypatch)

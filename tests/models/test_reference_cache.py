@@ -59,7 +59,7 @@ def pairs(models: ModelService, questions: int = 3) -> list[Encoded]:
     return [encoded for encoded in found if encoded is not None]
 
 
-def test_a_later_run_finds_what_was_measured_bit_for_bit(make: Callable[..., ModelService]) -> None:
+def test_a_later_run_reuses_the_same_bits(make: Callable[..., ModelService]) -> None:
     models = make()
     groups = pairs(models)
     first, known = models.reference_logprobs("sft", groups)
@@ -68,7 +68,7 @@ def test_a_later_run_finds_what_was_measured_bit_for_bit(make: Callable[..., Mod
     rows = [row for group in groups for row in group.rows]
     assert len(rows) == 7 and [len(x) for x in first] == [len(row.tokens) for row in rows]
     later = make()
-    later.model.hidden = None  # type: ignore[assignment,method-assign]  # not a token is computed
+    later.model.hidden = None  # type: ignore[assignment,method-assign]  # computes nothing
     second, known = later.reference_logprobs("sft", groups)
     assert known
     for found, again, wanted in zip(first, second, direct, strict=True):
@@ -91,7 +91,7 @@ def other_prompt(groups: list[Encoded]) -> list[Encoded]:
 
 
 @pytest.mark.parametrize("change", [swapped, other_mask, other_prompt])
-def test_other_data_is_measured(
+def test_other_data_is_measured_again(
     make: Callable[..., ModelService], change: Callable[[list[Encoded]], list[Encoded]]
 ) -> None:
     models = make()
@@ -102,7 +102,9 @@ def test_other_data_is_measured(
     assert all(map(torch.equal, found, measure(models.model, "sft", change(groups), "logprobs")))
 
 
-def test_other_circumstances_are_measured(make: Callable[..., ModelService], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_circumstances_are_measured_again(
+    make: Callable[..., ModelService], monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = make()
     groups = pairs(models)
     models.reference_logprobs("sft", groups)
@@ -132,7 +134,7 @@ def test_other_circumstances_are_measured(make: Callable[..., ModelService], mon
         assert not make().reference_logprobs("sft", groups)[1]
 
 
-def test_a_change_of_any_module_is_measured(
+def test_a_change_in_any_module_changes_the_key(
     make: Callable[..., ModelService], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = make()
@@ -148,7 +150,7 @@ def test_a_change_of_any_module_is_measured(
         assert not models.reference_logprobs("sft", groups)[1], room
 
 
-def test_memory_that_runs_out_meanwhile_leaves_nothing_behind(make: Callable[..., ModelService]) -> None:
+def test_nothing_is_written_if_memory_ran_out(make: Callable[..., ModelService]) -> None:
     models = make()
     groups, hidden = pairs(models), models.model.hidden
     failures = iter([MemoryError("out of memory")])
@@ -168,7 +170,7 @@ SHORT = save({"logprobs": torch.zeros(3)})
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", SHORT, None])
-def test_a_damaged_file_is_measured_and_written_again(make: Callable[..., ModelService], damage: bytes | None) -> None:
+def test_a_damaged_file_is_replaced(make: Callable[..., ModelService], damage: bytes | None) -> None:
     models = make()
     groups = pairs(models)
     wanted, _ = models.reference_logprobs("sft", groups)
@@ -180,7 +182,7 @@ def test_a_damaged_file_is_measured_and_written_again(make: Callable[..., ModelS
     assert models.reference_logprobs("sft", groups)[1]
 
 
-def test_a_folder_that_cannot_be_written_costs_time_alone(make: Callable[..., ModelService], tmp_path: Path) -> None:
+def test_a_read_only_folder_only_costs_time(make: Callable[..., ModelService], tmp_path: Path) -> None:
     models = make()
     groups = pairs(models)
     wanted, _ = models.reference_logprobs("sft", groups)
@@ -191,7 +193,9 @@ def test_a_folder_that_cannot_be_written_costs_time_alone(make: Callable[..., Mo
     assert not known and all(map(torch.equal, found, wanted))
 
 
-def test_the_ones_used_last_are_kept(make: Callable[..., ModelService], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_files_are_deleted(
+    make: Callable[..., ModelService], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
 
     models = make()
@@ -201,7 +205,7 @@ def test_the_ones_used_last_are_kept(make: Callable[..., ModelService], monkeypa
         models.reference_logprobs("sft", pairs(models, count))
         for file in folder.iterdir():
             os.utime(file, (count, count))
-    assert models.reference_logprobs("sft", pairs(models, 1))[1]  # used: newer than the other now
+    assert models.reference_logprobs("sft", pairs(models, 1))[1]  # used, so now the newer one
     sizes = sum(file.stat().st_size for file in folder.iterdir())
     monkeypatch.setattr(reference_cache, "MOST_BYTES", sizes)
     models.reference_logprobs("sft", pairs(models, 3))
@@ -209,10 +213,10 @@ def test_the_ones_used_last_are_kept(make: Callable[..., ModelService], monkeypa
     assert models.reference_logprobs("sft", pairs(models, 3))[1]
     assert not models.reference_logprobs("sft", pairs(models, 2))[1]
     monkeypatch.setattr(reference_cache, "MOST_BYTES", 8)
-    assert not any(models.reference_logprobs("sft", swapped(pairs(models)))[1] for _ in range(2))  # too large to keep
+    assert not any(models.reference_logprobs("sft", swapped(pairs(models)))[1] for _ in range(2))  # too large
 
 
-def test_another_beta_measures_no_reference_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_beta_reuses_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     rows = [{"prompt": f"is it {n}?", "chosen": "yes", "rejected": "no, never"} for n in range(8)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

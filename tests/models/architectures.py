@@ -1,0 +1,197 @@
+"""Small random models of several architectures, and what transformers computes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit import functional as F
+from alignkit.data.group import Group
+from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.models.next_token import Sampling
+from alignkit.models.packing import pack
+from alignkit.models.sampling import sample
+from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.settings import ModelSpec
+
+VOCABULARY = 97
+
+
+LLAMA: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,  # with tied weights a random model repeats its input
+}
+
+
+# Windows are shorter than the sequences below, so that they have an effect.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "Llama": LLAMA,
+    "Qwen2": LLAMA,
+    "Gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 2.0},
+    "Mistral": {**LLAMA, "sliding_window": 5},
+    "GPT2": {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "tie_word_embeddings": False,
+    },  # absolute positions, and dropout by default
+    # Values differ in size from queries.
+    "DeepseekV2": {
+        **LLAMA,
+        **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 8),
+        **{"v_head_dim": 4, "num_key_value_heads": 4, "first_k_dense_replace": 2, "n_routed_experts": 4},
+    },
+    # Layers differ in size.
+    "Gemma4Text": {
+        **{**LLAMA, "head_dim": 8, "global_head_dim": 16, "sliding_window": 6},
+        **{"layer_types": ["sliding_attention", "full_attention"]},
+        **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY},
+    },
+}
+
+
+# Their own attention code: Bloom ignores the requested implementation (it adds ALiBi), GPT-J refuses to load with it.
+UNPACKED: dict[str, dict[str, Any]] = {
+    "Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False},
+    "GPTJ": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
+    # Calls attention twice per layer, but a layer has one entry in the cache.
+    "DiffLlama": LLAMA,
+    # Its window is only in its mask, and longer than the rows that are compared at loading.
+    "Qwen2Moe": {
+        **LLAMA,
+        **{"use_sliding_window": True, "sliding_window": 14, "max_window_layers": 2, "num_experts": 4},
+        **{"num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    },
+    # Scales queries by their position in the row; its backbone is not where its prefix says.
+    "Llama4Text": {
+        **{**LLAMA, "num_hidden_layers": 4, "head_dim": 8, "intermediate_size_mlp": 64},
+        **{"num_local_experts": 2, "attention_chunk_size": 6},
+    },
+}
+
+
+# Prompt and response lengths: several responses, none, one token, longer than every window.
+RAGGED = [(7, (5, 1, 9)), (3, (4,)), (6, ()), (1, (8, 2))]
+
+
+def make(folder: Path, name: str) -> Path:
+    """Save a random model with tokens t0 ... t96; t1 is the end. Its chat template only joins the messages."""
+    import transformers
+
+    options = {**ARCHITECTURES, **UNPACKED}[name]
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=1, pad_token_id=0, **options
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.ndim > 1:
+                    weight.normal_(0.0, 0.2)  # with the usual 0.02, attention has no effect at this size
+    model.save_pretrained(folder)
+    number_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def number_tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="t0",
+        eos_token="t1",
+        chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load(folder: Path) -> SharedModel:
+    policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", lora=None, device="cpu"), str(folder))
+    policy.tokenizer = number_tokenizer()  # transformers selects some tokenizers by model type, not by file
+    return policy
+
+
+def plain(policy: SharedModel) -> Any:
+    """The same model with transformers' eager attention and none of our code."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(policy.source, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def tokens(count: int, seed: int) -> tuple[int, ...]:
+    return tuple(torch.randint(2, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+def ragged() -> list[Encoded]:
+    found = []
+    for g, (prompt, lengths) in enumerate(RAGGED):
+        rows = [tokens(n, 100 * g + r) for r, n in enumerate(lengths)]
+        group = Group((), id=str(g))
+        found.append(
+            Encoded(group, tokens(prompt, 1000 + g), tuple(ResponseTokens(row, (True,) * len(row)) for row in rows))
+        )
+    return found
+
+
+@torch.no_grad()
+def logprobs_alone(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    row = torch.tensor([[*prompt, *response]])
+    return F.token_logprobs(model(input_ids=row).logits[0, :-1], row[0, 1:])[len(prompt) - 1 :]
+
+
+def check_logprobs(policy: SharedModel) -> None:
+    groups = ragged()
+    row = pack(groups)
+    with torch.no_grad():
+        hidden = policy.hidden(BASE, row.layout, row.tokens)
+        found, _ = policy.logprobs(BASE, hidden[row.before], row.targets)
+    model = plain(policy)
+    wanted = torch.cat([logprobs_alone(model, g.prompt, r.tokens) for g in groups for r in g.rows])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def questions(count: int) -> list[Group]:
+    """Prompts of 1 to 9 tokens."""
+    texts = [" ".join(f"t{t}" for t in tokens(1 + n % 9, 50 + n)) for n in range(count)]
+    return [Group(({"role": "user", "content": text},), id=str(n)) for n, text in enumerate(texts)]
+
+
+def encoder_with_ends(policy: SharedModel, ends: Sequence[int]) -> Encoder:
+    encoder = Encoder(policy.tokenizer)
+    encoder.__dict__["end_ids"] = frozenset(ends)
+    return encoder
+
+
+def check_greedy(policy: SharedModel, count: int = 20, length: int = 12) -> None:
+    groups = questions(count)
+    model = plain(policy)
+    ends = list(range(1, VOCABULARY, 9))  # a ninth of all tokens end a response, so rows finish at different steps
+    wanted = []
+    for group in groups:
+        ids = torch.tensor([policy.tokenizer(group.prompt[0]["content"])["input_ids"]])
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=length,
+            eos_token_id=ends,
+            pad_token_id=0,
+        )
+        wanted.append(tuple(out[0, ids.shape[1] :].tolist()))
+    assert len({len(row) for row in wanted}) > 2
+    encoder = encoder_with_ends(policy, ends)
+    found = sample(policy, BASE, encoder, groups, Sampling(1, length, temperature=0.0), seed=0)
+    assert [group.responses[0].tokens for group in found] == wanted
+    assert [group.responses[0].truncated for group in found] == [row[-1] not in ends for row in wanted]

@@ -1,0 +1,56 @@
+"""Models of several architectures, loaded once per module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partialmethod
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, UNPACKED, load, make
+
+from alignkit.kernels import tiled_attention
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import GroupSpan
+from alignkit.models.shared_model import SharedModel
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """A second thread makes models of this size slower, much slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
+    found = load(make(tmp_path_factory.mktemp(request.param), request.param))
+    assert found.packs, found.unpacked_because
+    return found
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
+    return load(make(tmp_path_factory.mktemp("llama"), "Llama"))
+
+
+@pytest.fixture(scope="module", params=list(UNPACKED))
+def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
+    return load(make(tmp_path_factory.mktemp(request.param), request.param))
+
+
+@pytest.fixture(params=["one mask", "split responses", "tiles"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every way to compute a group's attention, whichever its shape would select."""
+    split = request.param == "split responses"
+    if request.param == "tiles":
+        monkeypatch.setattr(
+            TreeLayout, "__init__", partialmethod(TreeLayout.__init__, costs=tiled_attention.ALWAYS_TILE)
+        )
+        monkeypatch.setattr(tiled_attention, "QUERIES", 2)
+    monkeypatch.setattr(
+        GroupSpan, "split_responses", property(lambda s: split and len(s.responses) > 0 < min(s.responses))
+    )
+    return str(request.param)

@@ -1,0 +1,57 @@
+"""LoRA adapters against peft's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import make, tokens
+
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import GroupSpan
+from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.settings import LoraSpec, ModelSpec
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("Llama", "all-linear"), ("GPT2", "all-linear"), ("Llama", r".*\.1\..*_proj")]
+)
+def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) -> None:
+    """Values and gradients, for linear layers and GPT-2's `Conv1D`, all layers or a pattern, after other adapters came
+    and went.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = make(tmp_path / "base", name)
+    lora = LoraSpec(r=2, lora_alpha=7, target_modules=layers)
+    policy = SharedModel(ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder))
+    policy.add_role("first")
+    policy.add_role("new")
+    policy.add_role("last")
+    policy.drop_role("first")
+    policy.drop_role("last")
+    parameters = policy.make_trainable("new")
+    with torch.no_grad():
+        for number, parameter in enumerate(parameters.values()):
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    policy.save("new", tmp_path / "adapter")
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "adapter", is_trainable=True
+    )
+    assert len(parameters) == len([p for p in model.parameters() if p.requires_grad])
+    ids = torch.tensor(tokens(9, 3))
+    wanted = model(input_ids=ids[None]).logits[0]
+    found = policy.next_logits("new", policy.hidden("new", TreeLayout([GroupSpan(0, 9, ())]), ids))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(
+        found, policy.next_logits(BASE, policy.hidden(BASE, TreeLayout([GroupSpan(0, 9, ())]), ids))
+    )
+    for logits in (wanted, found):
+        torch.log_softmax(logits, dim=-1)[:, 5].sum().backward()
+    theirs = {key.removeprefix("base_model.model."): p.grad for key, p in model.named_parameters()}
+    for key, parameter in parameters.items():
+        assert parameter.grad is not None
+        gradient = theirs[key.replace(".role_new.", ".default.")]
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}")

@@ -1,0 +1,49 @@
+"""Packed rows, and how groups are cut into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tiny import encoded, encoded_groups, encoder, tiny_model, user, words
+
+from alignkit.data.group import Group, Response
+from alignkit.models.packing import indivisible, micro_batches, pack
+
+
+def test_a_token_is_predicted_from_the_one_before_it() -> None:
+    """The prompt's last token predicts each response's first one, wherever the response is in the row."""
+    made = encoder()
+    mask = (True, False, True)
+    responses = (words(4), Response(text="", tokens=(40, 41, 42), written=mask), words(2, 50))
+    groups = [Group((user("q"),), responses), Group((user("another"),), (words(1, 60),))]
+    rows = [encoded(made.encode(group, 100)) for group in groups]
+    packed = pack(rows)
+    everything = [*rows[0].prompt, *range(30, 34), 40, 41, 42, 50, 51, *rows[1].prompt, 60]
+    assert packed.tokens.tolist() == everything
+    p, second = len(rows[0].prompt), len(rows[0].prompt) + 9 + len(rows[1].prompt)
+    assert packed.targets.tolist() == [30, 31, 32, 33, 40, 42, 50, 51, 60]
+    assert packed.before.tolist() == [p - 1, p, p + 1, p + 2, p - 1, p + 5, p - 1, p + 7, second - 1]
+    assert packed.cells.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 2], [2, 0], [2, 1], [3, 0]]
+    assert packed.last.tolist() == [p + 3, p + 6, p + 8, second]
+
+
+BUNDLES = ((3, "b"), (4, None), (6, None), (2, "b"), (9, None))
+
+
+def test_micro_batches_keep_the_order_the_budget_and_the_bundles() -> None:
+    made = encoder()
+    groups = [Group((user("q"),), (words(n),), id=str(n), bundle=bundle) for n, bundle in BUNDLES]
+    rows = [encoded(made.encode(group, 100)) for group in groups]
+    prompt = len(rows[0].prompt)
+    assert list(micro_batches(rows, 10**6)) == [[0, 3, 1, 2, 4]]
+    assert list(micro_batches(rows, 2 * prompt + 11)) == [[0, 3], [1, 2], [4]]
+    assert list(micro_batches(rows, 1)) == [[0, 3], [1], [2], [4]]  # a unit over the budget is a batch of its own
+
+
+def test_groups_of_a_bundle_are_one_unit_and_stay_in_one_micro_batch(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    apart, together = encoded_groups(model, 6).groups, encoded_groups(model, 6, bundles=2).groups
+    assert indivisible([e.group.bundle for e in apart]) == [[n] for n in range(6)]
+    assert indivisible([e.group.bundle for e in together]) == [[0, 2, 4], [1, 3, 5]]
+    assert list(micro_batches(apart, 1)) == [[n] for n in range(6)]
+    assert list(micro_batches(together, 1)) == [[0, 2, 4], [1, 3, 5]]

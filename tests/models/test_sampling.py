@@ -1,0 +1,223 @@
+"""Sampling against `generate`, one sequence at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import check_greedy, encoder_with_ends, questions
+from tiny import tiny_model
+from torch import Tensor
+
+from alignkit.data.group import Group
+from alignkit.errors import DataError, RunFailed
+from alignkit.kernels import decoding as decoding_module
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.decoding import Decoding
+from alignkit.models import sampling as sampling_module
+from alignkit.models.encoding import Encoder
+from alignkit.models.next_token import Sampling
+from alignkit.models.packing import pack
+from alignkit.models.sampling import sample
+from alignkit.models.shared_model import BASE, SharedModel
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The number of rows that remained at each update of the cache."""
+    seen: list[int] = []
+    original = Decoding.update_rows
+
+    def spy(self: Decoding, keep: Sequence[int], *others: Any) -> None:
+        seen.append(len(keep))
+        original(self, keep, *others)
+
+    monkeypatch.setattr(Decoding, "update_rows", spy)
+    yield seen
+
+
+def test_greedy_sampling_matches_generate(
+    policy: SharedModel, copies: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_greedy(policy)
+    monkeypatch.setattr(decoding_module, "BLOCK", 3)  # small blocks skip the columns that all of their rows leave empty
+    check_greedy(policy)
+    assert len(copies) > 1
+    copies.clear()
+    monkeypatch.setattr(sampling_module, "ROWS", 6)  # finished rows are replaced
+    check_greedy(policy)
+    assert any(0 < kept < 6 for kept in copies) and len(copies) > 6
+    monkeypatch.setattr(sampling_module, "CACHE_BYTES", 1)  # one row at a time
+    check_greedy(policy)
+
+
+def test_processors_change_the_choice_and_not_the_reported_logprobs(
+    llama: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers' processors see prompt and response as in `generate`."""
+    from transformers import NoRepeatNGramLogitsProcessor, SuppressTokensLogitsProcessor
+
+    groups, encoder, banned = questions(8), encoder_with_ends(llama, [1]), list(range(2, 50))
+    plain_ = Sampling(2, 12, temperature=0.0)
+    for rows in (128, 3):
+        monkeypatch.setattr(sampling_module, "ROWS", rows)
+        found = sample(
+            llama, BASE, encoder, groups, replace(plain_, processors=[SuppressTokensLogitsProcessor(banned)]), seed=0
+        )
+        written = [r for g in found for r in g.responses]
+        assert not any(set(r.tokens or ()) & set(banned) for r in written)
+        encoded = [e for g in found if (e := encoder.encode(g, 64)) is not None]
+        row = pack(encoded)
+        with torch.no_grad():
+            hidden = llama.hidden(BASE, row.layout, row.tokens)
+            policys, _ = llama.logprobs(BASE, hidden[row.before], row.targets)
+        torch.testing.assert_close(
+            torch.tensor([x for r in written for x in r.logprobs or ()]), policys, atol=1e-4, rtol=0
+        )
+        once = sample(
+            llama, BASE, encoder, groups, replace(plain_, processors=[NoRepeatNGramLogitsProcessor(1)]), seed=0
+        )
+        for group, response in ((g, r) for g in once for r in g.responses):
+            whole = [*encoder.prompt(group.prompt), *(response.tokens or ())]
+            new = whole[-len(response.tokens or ()) :]
+            assert len(set(new)) == len(new) and not set(new) & set(whole[: -len(new)])
+
+
+@pytest.mark.parametrize("wrong", [float("-inf"), float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_processors_that_leave_no_token_are_an_error(llama: SharedModel, wrong: float, temperature: float) -> None:
+    sampling = Sampling(1, 4, temperature=temperature, processors=[lambda ids, logits: torch.full_like(logits, wrong)])
+    with pytest.raises(RunFailed, match="logits processors"):
+        sample(llama, BASE, Encoder(llama.tokenizer), questions(2), sampling, seed=0)
+
+
+def test_processors_never_see_finished_rows(llama: SharedModel) -> None:
+    """A grammar allows nothing after the end, and finished rows stay in the batch for a while."""
+    ends = list(range(1, 8))
+
+    def grammar(ids: Tensor, logits: Tensor) -> Tensor:
+        over = torch.isin(ids[:, -1], torch.tensor(ends)) & (ids.shape[1] > 5)
+        return logits.masked_fill(over[:, None], float("-inf"))
+
+    groups = [Group(({"role": "user", "content": " ".join(f"t{t}" for t in range(60, 65))},)) for _ in range(12)]
+    encoder = encoder_with_ends(llama, ends)
+    found = sample(llama, BASE, encoder, groups, Sampling(1, 9, processors=[grammar]), seed=0)
+    lengths = {len(r.tokens or ()) for g in found for r in g.responses}
+    assert len(lengths) > 1, "some end before others"
+
+
+def test_an_empty_prompt_is_an_error(llama: SharedModel) -> None:
+    with pytest.raises(DataError, match="cannot sample from an empty prompt"):
+        sample(llama, BASE, Encoder(llama.tokenizer), [*questions(1), Group(())], Sampling(1, 4), seed=0)
+
+
+def test_sampled_logprobs_match_the_training_path(policy: SharedModel) -> None:
+    groups = questions(6)
+    encoder = Encoder(policy.tokenizer)
+    found = sample(policy, BASE, encoder, groups, Sampling(3, 8, temperature=0.7), seed=1)
+    encoded = [e for g in found if (e := encoder.encode(g, 64)) is not None]
+    row = pack(encoded)
+    with torch.no_grad():
+        hidden = policy.hidden(BASE, row.layout, row.tokens)
+        again, _ = policy.logprobs(BASE, hidden[row.before], row.targets, temperature=0.7)
+    sampled = [x for g in found for r in g.responses for x in r.logprobs or ()]
+    torch.testing.assert_close(torch.tensor(sampled), again, atol=1e-4, rtol=0)
+
+
+def test_a_sample_does_not_depend_on_its_batch(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, encoder = questions(10), encoder_with_ends(llama, range(1, 12))
+    sampling = Sampling(4, 10)
+
+    def draw(groups: Sequence[Group], sampling: Sampling, seed: int = 5, place: str = "a") -> list[list[Any]]:
+        found = sample(llama, BASE, encoder, groups, sampling, seed=seed, place=(place,))
+        return [[response.tokens for response in group.responses] for group in found]
+
+    all_of_them = draw(groups, sampling)
+    assert draw(groups[:3], sampling) == all_of_them[:3]
+    assert draw(groups, replace(sampling, samples_per_prompt=2)) == [rows[:2] for rows in all_of_them]
+    monkeypatch.setattr(sampling_module, "ROWS", 3)
+    assert draw(groups, sampling) == all_of_them
+    # Samples of one prompt differ, and so do seeds and places.
+    assert all(len(set(rows)) == len(rows) for rows in all_of_them)
+    assert draw(groups, sampling, seed=6) != all_of_them
+    assert draw(groups, sampling, place="b") != all_of_them
+
+
+@pytest.mark.parametrize("rows", [128, 7])
+def test_no_end_before_min_new_tokens(llama: SharedModel, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_module, "ROWS", rows)  # 7 rows differ in length
+    ends = set(range(1, 90))
+    encoder = encoder_with_ends(llama, sorted(ends))
+    groups = questions(5)
+    for temperature in (0.0, 1.0):
+        sampling = Sampling(4, 6, min_new_tokens=3, temperature=temperature)
+        found = sample(llama, BASE, encoder, groups, sampling, seed=0)
+        rows = [response.tokens or () for group in found for response in group.responses]
+        assert all(not ends & set(row[:3]) and not ends & set(row[:-1]) for row in rows)
+        assert 4 in {len(row) for row in rows}
+        assert all(len(row) > 3 for row in rows)
+
+
+def test_prompts_are_prefilled_within_the_token_budget(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, encoder, sampling = questions(12), encoder_with_ends(llama, range(1, 12)), Sampling(3, 10)
+    wanted = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
+    monkeypatch.setattr(SharedModel, "token_budget", property(lambda self: 5))
+    parts: list[int] = []
+    original = SharedModel.hidden
+
+    def spy(self: SharedModel, name: str, packed: TreeLayout, tokens: Tensor) -> Tensor:
+        parts.append(len(tokens))
+        return original(self, name, packed, tokens)
+
+    monkeypatch.setattr(SharedModel, "hidden", spy)
+    found = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
+    assert [[r.tokens for r in rows] for rows in found] == [[r.tokens for r in rows] for rows in wanted]
+    assert len(parts) > 2 and max(parts) <= 20  # four times the budget, as without gradients
+
+
+def test_the_cache_stays_within_its_limit(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound, held = 40_000, []
+    monkeypatch.setattr(sampling_module, "CACHE_BYTES", bound)
+    original = Decoding.update_rows
+
+    def spy(self: Decoding, *given: Any) -> None:
+        original(self, *given)
+        held.append(sum(x.numel() * x.element_size() for pair in self.cache.layers.values() for x in pair))
+
+    monkeypatch.setattr(Decoding, "update_rows", spy)
+    sample(llama, BASE, encoder_with_ends(llama, range(1, 12)), questions(30), Sampling(2, 12), seed=5)
+    assert len(held) > 5 and bound / 3 < max(held) <= bound
+
+
+def test_a_stop_string_ends_a_response_and_stays_in_it(llama: SharedModel) -> None:
+    encoder, groups = Encoder(llama.tokenizer), questions(8)
+    free = sample(llama, BASE, encoder, groups, Sampling(2, 12), seed=2)
+    stops = (" ".join(free[0].responses[0].text.split()[4:6]), free[1].responses[1].text.split()[7])
+    found = sample(llama, BASE, encoder, groups, Sampling(2, 12, stop=stops), seed=2)
+    cut = 0
+    for before, after in zip(free, found, strict=True):
+        for long, short in zip(before.responses, after.responses, strict=True):
+            words = (long.tokens or ())[: len(short.tokens or ())]
+            assert short.tokens == words
+            assert not any(stop in encoder.decode(words[:-1]) for stop in stops)
+            if len(words) < len(long.tokens or ()):
+                assert any(stop in short.text for stop in stops)
+                assert not short.truncated
+                cut += 1
+    assert cut >= 2
+
+
+def test_a_policy_that_has_diverged_does_not_sample(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    model.add_role("new")
+    for parameter in model.parameters_of("new").values():
+        parameter.data.fill_(math.nan)
+    group = Group(({"role": "user", "content": "how are you?"},), ())
+    for temperature in (0.0, 1.0):
+        with pytest.raises(RunFailed, match="training has diverged"):
+            sample(model, "new", Encoder(model.tokenizer), [group], Sampling(2, 3, temperature=temperature), seed=0)
