@@ -136,7 +136,7 @@ def align(
     return train(problem, trained={**stage, **more})
 
 
-DR: dict[str, Any] = {"scale_by_std": False, "aggregation": "constant", "max_tokens": 7}
+DR: dict[str, Any] = {"scale_by_std": False, "aggregation": "constant_length", "max_tokens": 7}
 
 
 def test_grpo_s_fixed_point_is_its_own(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_rloo_reaches_the_optimum(problem: Problem, beta: float, iterations: int
     ("problem", "beta", "options", "rate"),
     [
         (ONE, 0.25, {}, 5e-3),
-        (ONE, 0.5, {"whiten": False, "group_baseline": True}, 5e-3),
-        (THREE, 1.0, {"whiten": False, "group_baseline": True}, 8e-3),
+        (ONE, 0.5, {"whiten_advantages": False, "group_baseline": True}, 5e-3),
+        (THREE, 1.0, {"whiten_advantages": False, "group_baseline": True}, 8e-3),
     ],
     ids=["one-whitened", "one", "three"],
     indirect=["problem"],

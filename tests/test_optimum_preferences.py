@@ -332,7 +332,13 @@ def test_hir_learns_what_fulfils_each_instruction(asked: Problem, alpha: float) 
     NLL learns. The contrast, which has no optimum of its own, has nothing against it: P under the other one is 0.
     """
     prompts = 16
-    options = {"instructions": [BAD, GOOD], "thresholds": [0.0], "place": "system", "alpha": alpha, "beta": 0.0}
+    options = {
+        "instructions": [BAD, GOOD],
+        "thresholds": [0.0],
+        "role": "system",
+        "contrast_coefficient": alpha,
+        "entropy_coefficient": 0.0,
+    }
     stage = {
         "algorithm": {"hir": options},
         "prompts": write_prompts(asked, prompts),
