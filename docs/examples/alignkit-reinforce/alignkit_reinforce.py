@@ -1,10 +1,10 @@
 """REINFORCE with a baseline (Williams 1992; leave-one-out: Ahmadian et al. 2024, arXiv:2402.14740, section 3.2).
 
-A whole response is one action. Its return is the score minus `kl_coefficient` times the KL to the reference, and the
-advantage is the return minus a baseline that does not depend on the response. Differs from Williams: the KL penalty.
-There is no importance ratio, so if `batch_size` is below `prompts_per_iteration` or `epochs` is above 1, the later
-steps of an iteration learn from responses of a policy a few steps older. A few steps did no harm
-(docs/plugins/tutorial.md, section 3).
+A whole response is one action. Its return is the score minus `kl_coefficient` times the KL to the reference. A baseline
+that does not depend on the response is subtracted from the return.
+Differs from Williams: the KL penalty. There is no importance ratio, so with several steps per iteration (`batch_size`
+below `prompts_per_iteration`, or `epochs` above 1) the later steps learn from responses of a slightly older policy. A
+few steps did no harm (docs/plugins/tutorial.md, section 3).
 """
 
 from __future__ import annotations
@@ -12,17 +12,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from alignkit import ROLLOUTS, Algorithm, Batch, Field, Loss, Needs, Outputs, StageDefaults, hookimpl, per_response
+from alignkit import (
+    ROLLOUTS,
+    Algorithm,
+    Batch,
+    Field,
+    Loss,
+    Needs,
+    Outputs,
+    Register,
+    StageDefaults,
+    hookimpl,
+    per_response,
+)
 from alignkit import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alignkit import Register
-
 
 class Reinforce(Algorithm):
-    """Raise the probability of responses that did better than the baseline, lower that of the others."""
+    """Make responses likelier that return more than expected, and the others less likely."""
 
     source = ROLLOUTS
     defaults = StageDefaults(
@@ -34,16 +44,16 @@ class Reinforce(Algorithm):
         baseline: Literal["leave_one_out", "running_mean"] = Field(
             "leave_one_out", description="mean return of the prompt's other responses, or of earlier iterations"
         )
-        decay: float = Field(0.9, ge=0, lt=1, description="weight of the old value in running_mean")
+        decay: float = Field(0.9, ge=0, lt=1, description="weight of earlier iterations in the running mean")
 
     @property
     def needs(self) -> Needs:
-        """`leave_one_out` needs another response to the same prompt."""
+        """Leaving one response out needs two."""
         min_samples = 2 if self.options.baseline == "leave_one_out" else 1
         return Needs(old_logprobs=True, reference_logprobs=True, min_samples=min_samples)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
-        """Advantages, [R], in reward units."""
+        """Advantages, [R]."""
         kl = F.sum_tokens(F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask), rollouts.mask)
         returns = rollouts.rewards - self.options.kl_coefficient * kl  # [R]
         self.metrics = {"return": float(returns.mean())}
