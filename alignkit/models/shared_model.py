@@ -77,8 +77,8 @@ class SharedModel:
         self.tokenizer = load_tokenizer(spec, self.source, revision)
         self.active_adapter = ActiveAdapter()
         self.roles: dict[str, Role] = {}
-        self.recomputes = False  # whether layers can be computed a second time in backward
-        self.recomputed = 0  # packed rows whose layers were
+        self.recomputes = False  # whether the backward pass can compute layers a second time
+        self.recomputed = 0  # number of packed rows for which it does
         self.should_stop: Callable[[], None] = lambda: None  # called during long passes; raises to end them
         self._load_base()
         self.hidden_size = int(self._config.hidden_size)
@@ -120,13 +120,11 @@ class SharedModel:
 
     # Roles
 
-    def add_role(
-        self, name: str, *, start: str | Path | None = None, head: HeadKind = "language", fresh_head: bool = False
-    ) -> Role:
+    def add_role(self, name: str, *, start: str | Path | None = None, head: HeadKind = "language") -> Role:
         """Add a role that starts from another role, a saved adapter folder, or the base (None).
 
-        head: "scalar" copies the start's head, if it has one, unless `fresh_head`. Otherwise the head is drawn with
-        standard deviation 1 / sqrt(hidden + 1) (Stiennon et al. 2020). Raises RunFailed if the folder does not fit.
+        head: "scalar" copies the start's head, if it has one. Otherwise the head is drawn with standard deviation
+        1 / sqrt(hidden + 1) (Stiennon et al. 2020). Raises RunFailed if the folder does not fit.
         """
         if self.adapters is None:
             role = Role(name, self._copy_model(start), None)
@@ -134,7 +132,7 @@ class SharedModel:
             source = self.roles[start].adapter if isinstance(start, str) else start
             role = Role(name, self.model, self.adapters.add(name, self.seed, source))
         if head == "scalar":
-            role.head = self._start_head(None if fresh_head else start)
+            role.head = self._start_head(start)
         self.roles[name] = role
         return role
 
