@@ -51,7 +51,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-10}
         (KTO, {"desirable_weight": 1.3}, None),
         (CPL, {}, None),
         (CPL, {"reference": True, "gamma": 0.9, "nll_coefficient": 0.1}, None),
-        # A bundle's groups are told by the places of their responses, so these must stay together.
+        # A bundle finds its responses by their places, so its groups must stay together.
         (HIR, {"thresholds": [0.25], "label_smoothing": 0.2}, False),
         (HIR, {"thresholds": [0, 1], "instructions": ["a", "b", "c"], "length_normalized": False}, False),
         (HIROffline, {"role": "system"}, None),
@@ -795,7 +795,7 @@ def test_what_has_no_feedback_is_counted_and_labels_are_feedback() -> None:
         ({"thresholds": [0.0, 1.0]}, "2 instructions need 1 threshold"),
         ({"instructions": ["a"], "thresholds": []}, "at least 2"),
         ({"instructions": LEVELS, "thresholds": [1.0, 0.0]}, "thresholds must rise"),
-        ({"instructions": ["a", "a"]}, "instructions differ"),
+        ({"instructions": ["a", "a"]}, "instructions must differ"),
     ],
 )
 def test_hir_refuses_levels_that_do_not_fit(options: dict[str, Any], message: str) -> None:
@@ -818,7 +818,7 @@ def test_responses_that_are_not_whole_behind_all_instructions_have_no_contrast(c
     algorithm = hir(2, length_normalized=False)
     weights, contrast = algorithm.term_weights(batch)["contrast"], algorithm.loss(batch, out)["contrast"].values
     assert weights.tolist() == ([1.0, 0.0, 0.0, 0.0] if cut else [0.0, 0.0])
-    if cut:  # response 0 stands in rows 0 and 2
+    if cut:  # response 0 has the rows 0 and 2
         assert contrast[0] == pytest.approx(math.log(1 + math.exp((-5 - 6) - (-1 - 2))), rel=1e-3)
     told = algorithm.report_metrics(batch, out)["without_contrast"].values
     assert [x for x in told.tolist() if not math.isnan(x)] == ([0.0, 1.0] if cut else [1.0])
@@ -918,7 +918,7 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
         encoded = encode_all(Encoder(policy.tokenizer), algorithm.select(groups, context()), 256)
         learner = probe.Probe(policy, algorithm, Settings(), "hir")
         policy.budget = 1
-        found = learner.gradient(Examples(encoded)).gradients["gradient"]
+        found = learner.gradient(Examples(encoded)).gradients["grad_norm"]
         policy.budget = probe.ONE_BATCH
         learner.optimizer.zero_grad()
         whole_loss(learner, Examples(encoded), groups).backward()
