@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def stream(seed: int, *name: str | int) -> np.random.Generator:
     """A generator for one stream, such as `stream(seed, "align", "rollout", iteration, prompt, sample)`."""
+    import numpy as np  # only here, so that plugins load fast
+
     return np.random.Generator(np.random.Philox(key=number(seed, *name)))
 
 

@@ -251,7 +251,7 @@ def test_a_row_that_is_no_demonstration_is_named_by_its_prompt(tmp_path: Path, r
 
 def test_raw_text_is_all_that_lm_learns(tmp_path: Path) -> None:
     code, err = own(tmp_path, "lm", '{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}')
-    assert code == 4 and "stage 'only': lm learns raw text, and the row 'Why is the sky blue?' is none" in err
+    assert code == 4 and "stage 'only': lm needs raw text, but row 'Why is the sky blue?' has a prompt" in err
 
 
 def test_rows_that_are_left_out_are_named(tmp_path: Path) -> None:

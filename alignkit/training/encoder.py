@@ -107,6 +107,6 @@ def requirement(needs: Needs) -> str:
     parts = []
     if needs.pairs:
         parts.append("a pair of a better and a worse response")
-    if needs.min_samples > 1:
+    if needs.min_samples > (2 if needs.pairs else 1):  # a pair implies two responses
         parts.append(f"{needs.min_samples} responses to its prompt")
     return " and ".join(parts) or "a response with a token that counts"
