@@ -219,8 +219,7 @@ class HIR(Algorithm):
     def _contrasts(self, batch: Batch) -> Contrasts:
         """The responses that are complete under all instructions.
 
-        A response that lacks an instruction, or is cut under one of them, has no contrast: it would compare different
-        texts.
+        Others have no contrast. If a response is truncated under one instruction, it would compare different texts.
         """
         rows_of: defaultdict[tuple[str | None, int], dict[int, int]] = defaultdict(dict)
         responses = ((group.bundle, place) for group in batch.groups for place in range(len(group.responses)))

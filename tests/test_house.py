@@ -250,7 +250,7 @@ def test_functions_are_short(path: Path) -> None:
 
 def test_files_are_short() -> None:
     sizes = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in CODE}
-    assert {name for name, size in sizes.items() if size > MAX_FILE} <= LONG_FILES
+    assert {name for name, size in sizes.items() if size > MAX_FILE} == LONG_FILES
 
 
 # Tests
@@ -294,7 +294,7 @@ SPELLED_SO = {("alignkit/testing/examples.py", "Go on")}
 
 
 # Files that are not edited yet.
-UNEDITED = {"plugins/alignkit_trl.py", "docs/algorithms/trl.md"}
+UNEDITED: set[str] = set()
 
 
 @pytest.mark.parametrize("path", [*CODE, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))

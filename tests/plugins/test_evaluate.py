@@ -364,8 +364,8 @@ def test_text(tmp_path: Path) -> None:
     assert "mean and 95% interval over 6 prompts" in text
     assert "against sft, prompt by prompt" in text
     assert text.count("prompt: question") == 2
-    beside = next(line for line in lines if "sft says 1" in line)
-    assert "base says 1" in beside and "align says 1" in beside
+    row = next(line for line in lines if "sft says 1" in line)
+    assert "base says 1" in row and "align says 1" in row
     low, high = hand_interval(GAIN)[1:]
     verdict = next(line for line in lines if line.startswith("align against sft: "))
     longer = [a - b for a, b in zip(LENGTHS["align"], LENGTHS["sft"], strict=True)]

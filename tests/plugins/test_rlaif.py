@@ -26,6 +26,7 @@ import alignkit_rlaif as rlaif
 from alignkit import Context, Group, Judge, Pair, PluginError, RemoteError, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
 from alignkit.remote import retry_after
+from alignkit_rlaif.tally import inconsistent
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
 FENCED = re.compile(r"\[begin (\w{16})\]\n(.*?)\n\[end \1\]", re.DOTALL)
@@ -71,7 +72,7 @@ class BiasedModels:
 
 
 class Scripted(Judge):
-    """Gives the verdicts it was made with, in order; `options` is the list."""
+    """Returns prepared verdicts in order; `options` is the list."""
 
     def compare(self, items: Any) -> list[Verdict]:
         return [self.options.pop(0) for _ in items]
@@ -477,7 +478,7 @@ def test_hopeless_replies_end_at_once(remote: Any, server: Server, status: int, 
 
 
 def walk(error: BaseException | None) -> Iterator[str]:
-    """The error and all that stands behind it."""
+    """The error and all its causes."""
     while error is not None:
         yield repr(error)
         error = error.__cause__ or error.__context__
@@ -842,6 +843,6 @@ def test_reward_against_a_baseline(tmp_path: Path) -> None:
 
 def test_step_uses_the_functional_mathematics() -> None:
     verdicts = [Verdict(0.5, (1.0, 0.0)), Verdict(0.5, (0.5, 0.5)), Verdict(0.9, (1.0, 0.8)), Verdict(0.6)]
-    assert rlaif.inconsistent(verdicts) == [True, False, False, False]
-    assert rlaif.inconsistent([]) == []
+    assert inconsistent(verdicts) == [True, False, False, False]
+    assert inconsistent([]) == []
     assert F.judge_probability(torch.tensor([[-0.1, -9.0]]), torch.tensor([[-9.0, -0.1]])).item() > 0.99

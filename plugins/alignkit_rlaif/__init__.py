@@ -14,9 +14,7 @@ import itertools
 import json
 import math
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -42,11 +40,10 @@ from alignkit import (
     StepContext,
     Verdict,
     hookimpl,
-    statistics,
 )
+from alignkit_rlaif.tally import Place, Tally, mean, report
 
 Item = tuple[Sequence[Message], str, str]  # prompt, first, second
-Place = tuple[int, int, int]  # group, first response, second response
 
 
 def words(response: Response) -> str:
@@ -228,113 +225,6 @@ def restored(row: Mapping[str, Any]) -> Verdict:
 def oriented(i: int, j: int, p: float) -> Pair:
     """The pair of responses i and j with P(i is better) = p. `better` is the likelier one."""
     return Pair(i, j, p=p) if p >= 0.5 else Pair(j, i, p=1.0 - p)
-
-
-@dataclass
-class Tally:
-    """Statistics of the judged pairs; `inconsistent` has a flag for each verdict."""
-
-    groups: Sequence[Group]
-    places: Sequence[Place]
-    verdicts: Sequence[Verdict]
-    identical: int
-
-    def __post_init__(self) -> None:
-        self.labeled = 0
-        self.dropped: Counter[str] = Counter()
-        self.inconsistent = inconsistent(self.verdicts)
-
-    @property
-    def n(self) -> int:
-        """Number of all pairs."""
-        return len(self.places) + self.identical
-
-    def summary(self) -> dict[str, Any]:
-        """The statistics as JSON; an unknown one is None."""
-        usable = [verdict for verdict in self.verdicts if verdict.p_first is not None]
-        orders = [verdict.p_orders for verdict in usable if verdict.p_orders]
-        unusable = Counter(v.reason.partition(":")[0] or "no reason given" for v in self.verdicts if v.p_first is None)
-        if self.identical:
-            unusable["identical responses"] += self.identical
-        examples = {v.reason.partition(":")[0]: v.reason for v in self.verdicts if ":" in v.reason}
-        return {
-            "n": self.n,
-            "groups_without_pairs": sum(len(group.responses) < 2 for group in self.groups),
-            "labeled": self.labeled,
-            "dropped": dict(self.dropped),
-            "unusable": dict(unusable.most_common()),
-            "examples": examples,
-            "position_bias": mean(
-                float(swayed) for swayed, v in zip(self.inconsistent, self.verdicts, strict=True) if v.p_orders
-            ),
-            "p_first_position": mean((first + 1.0 - second) / 2 for first, second in orders),
-            "mass": mean(verdict.mass for verdict in usable),
-            "agreement": self.agreement(),
-        }
-
-    def agreement(self) -> dict[str, Any] | None:
-        """How often the judge agrees with people, without ties on either side, and the 95% Wilson interval."""
-        same = [
-            (verdict.p_first > 0.5) == preferred
-            for (g, i, j), verdict in zip(self.places, self.verdicts, strict=True)
-            if verdict.p_first not in (None, 0.5) and (preferred := people_prefer(self.groups[g], i, j)) is not None
-        ]
-        found = statistics.share(sum(same), len(same))
-        if found is None:
-            return None
-        return {"rate": found["mean"], "n": found["n"], "low": found["low"], "high": found["high"]}
-
-
-def inconsistent(verdicts: Sequence[Verdict]) -> list[bool]:
-    """Whether each verdict prefers the same position in both orders; false if the orders are unknown."""
-    import torch
-
-    from alignkit import functional as F
-
-    orders = [verdict.p_orders or (0.5, 0.5) for verdict in verdicts]
-    ab = torch.tensor([[first, 1 - first] for first, _ in orders], dtype=torch.float64).reshape(-1, 2).log()
-    ba = torch.tensor([[1 - second, second] for _, second in orders], dtype=torch.float64).reshape(-1, 2).log()
-    swayed: list[bool] = F.position_inconsistent(ab, ba).tolist()
-    return swayed
-
-
-def people_prefer(group: Group, i: int, j: int) -> bool | None:
-    """Whether the data prefer response i to j, by pairs or else by ranks (1 is best); None if they do not say."""
-    if group.pairs is not None:
-        for pair in group.pairs:
-            if {pair.better, pair.worse} == {i, j} and pair.p != 0.5:
-                return (pair.better == i) == (pair.p > 0.5)
-        return None
-    first, second = group.responses[i].rank, group.responses[j].rank
-    if first is None or second is None or first == second:
-        return None
-    return first < second
-
-
-def mean(values: Iterable[float]) -> float | None:
-    """The average, or None without values."""
-    known = list(values)
-    return math.fsum(known) / len(known) if known else None
-
-
-def report(summary: Mapping[str, Any]) -> str:
-    """The statistics as text."""
-
-    def percent(share: float | None) -> str:
-        return "-" if share is None else f"{share:.1%}"
-
-    lines = [f"{summary['labeled']} of {summary['n']} pairs labeled"]
-    if lone := summary["groups_without_pairs"]:
-        lines.append(f"  left out, fewer than two responses: {lone} groups")
-    lines += [f"  dropped, {why}: {count}" for why, count in summary["dropped"].items()]
-    lines += [f"  unusable, {summary['examples'].get(why, why)}: {count}" for why, count in summary["unusable"].items()]
-    lines.append(f"same position preferred in both orders: {percent(summary['position_bias'])} of pairs")
-    lines.append(f"mean P(first position): {percent(summary['p_first_position'])} (50% without position bias)")
-    lines.append(f"mean probability of both answers: {percent(summary['mass'])}")
-    if found := summary["agreement"]:
-        interval = f"95% interval {percent(found['low'])} to {percent(found['high'])}, {found['n']} pairs"
-        lines.append(f"agreement with the data's labels: {percent(found['rate'])} ({interval})")
-    return "\n".join(lines)
 
 
 # --- the reward ---------------------------------------------------------------------------------------------------
