@@ -82,13 +82,14 @@ def test_wheel_carries_everything_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert wheel.name == f"alignkit-{alignkit.__version__}-py3-none-any.whl"
-    assert {f"{name}.py" for name in PLUGINS} <= names
-    assert {f"alignkit/{path.name}" for path in (ROOT / "alignkit").glob("*.py")} | {"alignkit/py.typed"} <= names
+    plugins = {path.relative_to(ROOT / "plugins").as_posix() for path in (ROOT / "plugins").rglob("*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "alignkit").rglob("*.py")}
+    assert plugins | modules | {"alignkit/py.typed"} <= names
     assert {f"alignkit_recipes/{path.as_posix()}" for path in RECIPES} <= names
     info = f"alignkit-{alignkit.__version__}.dist-info"
     assert f"{info}/licenses/LICENSE" in names
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"alignkit", "alignkit_recipes", info, *(f"{name}.py" for name in PLUGINS)}
+    assert tops == {"alignkit", "alignkit_recipes", info, *(name.split("/")[0] for name in plugins)}
     assert not [name for name in names if "__pycache__" in name]
 
 
