@@ -918,7 +918,7 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
         encoded = encode_all(Encoder(policy.tokenizer), algorithm.select(groups, context()), 256)
         learner = probe.Probe(policy, algorithm, Settings(), "hir")
         policy.budget = 1
-        found = learner.gradient(Examples(encoded)).gradients["grad_norm"]
+        found = learner.gradient(Examples(encoded)).gradients["the gradient"]
         policy.budget = probe.ONE_BATCH
         learner.optimizer.zero_grad()
         whole_loss(learner, Examples(encoded), groups).backward()
