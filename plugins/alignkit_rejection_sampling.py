@@ -91,7 +91,7 @@ class RejectionSampling(Algorithm):
     def _best_of_prompts(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         """The best sample of each prompt of this iteration, then replayed ones of other prompts."""
         earlier = context.replay() if self.options.replays else []
-        best = _best([*earlier, groups])
+        best = best_samples([*earlier, groups])
         new = dict.fromkeys(_key(group) for group in groups)
         old = sorted(best.keys() - new.keys())
         replayed = min(len(old), int(self.options.replay_ratio * len(new)))
@@ -102,7 +102,7 @@ class RejectionSampling(Algorithm):
         return Loss(nll=per_token(-out.logprobs))
 
 
-def _best(iterations: Sequence[Sequence[Group]]) -> dict[str, Best]:
+def best_samples(iterations: Sequence[Sequence[Group]]) -> dict[str, Best]:
     """The best sample of each prompt over all iterations; of equal rewards, the first."""
     best: dict[str, Best] = {}
     for iteration, groups in enumerate(iterations):

@@ -91,11 +91,6 @@ def test_extreme_preferences_stay_finite() -> None:
     assert torch.autograd.grad(F.log_odds(certain).sum(), certain)[0].isfinite().all()
 
 
-def test_best_of_no_responses() -> None:
-    index, reward = F.best_of(torch.zeros(2, 0))
-    assert index.tolist() == [-1, -1] and bool(reward.isnan().all())
-
-
 def test_a_combined_score_stays_within_the_logits_of_eps() -> None:
     no = torch.tensor([False, False])
     found, _ = F.llama2_combine(torch.tensor([50.0, -50.0]), torch.tensor([9.0, 9.0]), no, eps=0.1)
@@ -208,25 +203,6 @@ def test_equal_rewards_have_zero_advantages() -> None:
     rewards, group = torch.full((7,), 0.1), torch.zeros(7)
     assert not F.grpo_advantages(rewards, group, eps=0.0).nan_to_num(0.0).any()
     assert not F.grpo_advantages(rewards, group, eps=1e-9).any()
-
-
-def test_best_of_with_missing_rewards() -> None:
-    index, reward = F.best_of([[None, -math.inf, 2.0], [None, None], [None, -math.inf], []])
-    assert index.tolist() == [2, -1, 1, -1]
-    assert reward[0] == 2.0 and reward[1].isnan() and reward[2] == -math.inf and reward[3].isnan()
-    iteration, index, reward = F.best_so_far([[[None], [1.0, 4.0]], [[0.5], [4.0, 4.0]]])
-    assert iteration.tolist() == [[-1, 0], [1, 0]]
-    assert index.tolist() == [[-1, 1], [0, 1]]
-    assert reward[1].tolist() == [0.5, 4.0]
-
-
-def test_best_so_far_with_prompts_missing_from_an_iteration() -> None:
-    """An entry without rewards: in the middle, at the end, in all of an iteration; and no prompts at all."""
-    iteration, index, reward = F.best_so_far([[[1.0], []], [[], []], [[], [-math.inf, 3.0]], [[2.0], []]])
-    assert iteration.tolist() == [[0, -1], [0, -1], [0, 2], [3, 2]]
-    assert index.tolist() == [[0, -1], [0, -1], [0, 1], [0, 1]]
-    assert reward[-1].tolist() == [2.0, 3.0]
-    assert [x.shape for x in F.best_so_far([[], []])] == [(2, 0)] * 3
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)

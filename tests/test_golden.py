@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import agreement, dialogues, ranking
+from alignkit import REWARD_KEY, Group, Response, agreement, dialogues, ranking
 from alignkit import functional as F
 from alignkit.data.group import ranking_pairs
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
+from alignkit_rejection_sampling import best_samples
 
 WITHOUT_TENSORS = {"agreement", "ranking", "gopher_dialogue"}
 AGGREGATIONS = {
@@ -631,23 +632,31 @@ def check_best_of_n(case: Case) -> None:
         return
     iterations = list(case.tensor("rewards_per_iteration"))
     for rewards, expected in zip(iterations, case.expected["per_iteration"], strict=True):
-        index, reward = F.best_of(rewards)
-        assert index.tolist() == expected["index"]
-        torch.testing.assert_close(
-            reward.double(), torch.tensor(expected["reward"], dtype=torch.float64), **case.tolerance
-        )
-    iteration, index, reward = F.best_so_far(iterations)
-    for i, expected in enumerate(case.expected["carry_over_best"]):
-        assert iteration[i].tolist() == expected["iteration"]
-        assert index[i].tolist() == expected["index"]
-        torch.testing.assert_close(
-            reward[i].double(), torch.tensor(expected["reward"], dtype=torch.float64), **case.tolerance
-        )
+        best = list(best_samples([one_group_a_prompt(rewards)]).values())
+        assert [int(sample.response.text) for sample in best] == expected["index"]
+        assert [sample.response.reward for sample in best] == pytest.approx(expected["reward"])
+    groups = [one_group_a_prompt(rewards) for rewards in iterations]
+    for last, expected in enumerate(case.expected["carry_over_best"]):
+        best = list(best_samples(groups[: last + 1]).values())
+        assert [sample.iteration for sample in best] == expected["iteration"]
+        assert [int(sample.response.text) for sample in best] == expected["index"]
+        assert [sample.response.reward for sample in best] == pytest.approx(expected["reward"])
     case.left -= {"per_iteration", "carry_over_best"}
-    case.close("mean_best_of_k", [F.best_of(rewards)[1].mean() for rewards in iterations])
+    case.close("mean_best_of_k", [rewards.amax(dim=1).mean() for rewards in iterations])
     case.close("raft_global_top_1_over_k_flat_index", F.raft_top(iterations[0]))
     estimates = [F.expected_best_of_n(iterations[0], n + 1) for n in range(iterations[0].shape[1])]
     case.close("unbiased_expected_best_of_n", torch.stack(estimates))
+
+
+def one_group_a_prompt(rewards: Tensor) -> list[Group]:
+    """Responses named by their index."""
+    return [
+        Group(
+            ({"role": "user", "content": str(prompt)},),
+            tuple(Response(text=str(index), scores={REWARD_KEY: reward}) for index, reward in enumerate(row)),
+        )
+        for prompt, row in enumerate(rewards.tolist())
+    ]
 
 
 def check_rest(case: Case) -> None:

@@ -20,7 +20,7 @@ Conventions, for choices that the papers leave open:
   tokens gets no score.
 - GAE skips masked positions: the next state is the next *valid* token. V after the end is 0 unless given.
 - Whitening adds eps inside the root. A single value becomes 0. Without the mean shift, the mean is added back.
-- Ties: rankings drop them, best-of-n takes the first, `best_so_far` the earliest, and a judge's tie forms no pair.
+- Ties: rankings drop them, best-of-n takes the first and earliest, and a judge's tie forms no pair.
 - In a group with one member or without spread, advantages are 0.
 - IPO uses sums over tokens, as in its paper; pass per-token means for the other variant.
 
@@ -42,10 +42,8 @@ from alignkit.functional.advantages import (
     shape_rewards,
 )
 from alignkit.functional.best_of_n import (
-    best_of,
     best_of_n_distribution,
     best_of_n_kl,
-    best_so_far,
     expected_best_of_n,
     raft_top,
 )
@@ -114,10 +112,8 @@ __all__ = [
     "LLAMA2_MARGINS",
     "adaptive_kl",
     "aggregate",
-    "best_of",
     "best_of_n_distribution",
     "best_of_n_kl",
-    "best_so_far",
     "centered_advantages",
     "centering_loss",
     "check_shapes",
