@@ -50,7 +50,7 @@ class PPO(Algorithm):
     class Options(Algorithm.Options):
         kl_coefficient: float = Field(0.05, ge=0, description="weight of the KL to the reference: reward per nat")
         kl_target: float | None = Field(
-            None, gt=0, description="KL to adapt kl_coefficient to, in nats per response (Ziegler et al. 2019)"
+            None, gt=0, description="target KL for adapting kl_coefficient, in nats per response (Ziegler et al. 2019)"
         )
         kl_horizon: float = Field(10_000, gt=0, description="number of responses over which kl_coefficient adapts")
         gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
@@ -61,7 +61,7 @@ class PPO(Algorithm):
             0.2, gt=0, description="clip range of the value update; none: no clipping"
         )
         dual_clip: float | None = Field(
-            None, gt=1, description="dual-clip bound of the ratio at negative advantages (Ye et al. 2020)"
+            None, gt=1, description="dual-clip bound of the ratio for negative advantages (Ye et al. 2020)"
         )
         value_coefficient: float = Field(0.1, ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
@@ -183,4 +183,4 @@ def _explained_variance(values: Tensor, returns: Tensor) -> float:
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("ppo", PPO, summary="policy gradient with clipped updates, a value role and a KL penalty per token")
+    register("ppo", PPO, summary="policy gradient with clipped updates, a value function and a KL penalty per token")
