@@ -146,7 +146,7 @@ def test_plugins_lists(recipe: list[str], capsys: pytest.CaptureFixture[str]) ->
 def test_plugins_shows_the_options_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins", "dpo"]) == 0
     out = capsys.readouterr().out
-    assert "algorithm dpo (alignkit 0." in out and "stage keys it needs: data" in out
+    assert "algorithm dpo (alignkit 0." in out and "required stage keys: data" in out
     (row,) = [line.split() for line in out.splitlines() if line.startswith("beta ")]
     assert row[1:5] == ["number,", "above", "0", "0.1"]
 
@@ -168,7 +168,7 @@ def test_plugins_shows_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["dpoo"], "no plugin provides 'dpoo'; did you mean 'dpo'?"),
         (["step", "dpo"], "no step 'dpo'"),
-        (["one", "two"], "expected NAME, KIND or KIND NAME, not 'one two'"),
+        (["one", "two"], "expected NAME, KIND or KIND NAME, got 'one two'"),
     ],
 )
 def test_plugins_that_are_not_there(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

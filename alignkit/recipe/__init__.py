@@ -1,4 +1,4 @@
-"""YAML -> Recipe: read, expanded, validated and resolved before anything heavy is imported.
+"""Turns a YAML file into a `Recipe`: reads, expands, validates and resolves it before anything heavy is imported.
 
 Design: docs/architecture.md.
 """

@@ -8,19 +8,19 @@ from alignkit.errors import did_you_mean
 from alignkit.recipe.schema import TopKeys, allowed_keys
 from alignkit.settings import LoraSpec, ModelSpec, Rollout, Settings
 
-# Where a key belongs that was written somewhere else.
+# Place -> the keys that belong there, to recognize a key that was written elsewhere.
 _PLACES: dict[str, Collection[str]] = {
-    "the top level of the recipe": allowed_keys(TopKeys),
-    "'model:'": allowed_keys(ModelSpec),
-    "'model: lora:'": allowed_keys(LoraSpec),
-    "the stage": allowed_keys(Settings),
-    "the stage's 'rollout:'": allowed_keys(Rollout),
-    "a data source": ("hub", "columns", "on_bad_row", "meta"),
-    "a block of stages, next to its 'stages:'": ("repeat",),
+    "at the top level of the recipe": allowed_keys(TopKeys),
+    "under 'model:'": allowed_keys(ModelSpec),
+    "under 'model: lora:'": allowed_keys(LoraSpec),
+    "in the stage": allowed_keys(Settings),
+    "under the stage's 'rollout:'": allowed_keys(Rollout),
+    "in a data source": ("hub", "columns", "on_bad_row", "meta"),
+    "in a block of stages, next to its 'stages:'": ("repeat",),
 }
 
 _BATCH = "use 'batch_size': groups per optimizer step over all devices; micro-batches follow from memory"
-# What TRL, OpenRLHF, axolotl, LLaMA-Factory and others call a thing -> what to write here.
+# Key of TRL, OpenRLHF, axolotl, LLaMA-Factory or another tool -> what to write here.
 _OTHER_TOOLS: dict[tuple[str, ...], str] = {
     ("num_train_epochs", "num_epochs", "num_ppo_epochs", "ppo_epochs", "num_iterations"): "use 'epochs'",
     ("lr", "learn_rate", "actor_learning_rate"): "use 'learning_rate'",
@@ -53,12 +53,12 @@ _OTHER_TOOLS: dict[tuple[str, ...], str] = {
     ("save_total_limit",): "use 'keep_versions: true'; versions are then STAGE@k",
     ("replay_buffer", "replay"): "use 'replay_from', a list of stages",
     ("gradient_clipping", "clip_grad", "max_norm"): "use 'max_grad_norm'",
-    ("depends_on", "after", "needs"): "leave it out: the order follows from the stages that a stage refers to",
+    ("depends_on", "after", "needs"): "leave it out: a stage runs after the stages that it refers to",
     ("resume_from_checkpoint",): "leave it out: an interrupted run resumes when you run it again",
     ("output_dir", "save_path"): "set the folder on the command line: --out DIR",
     ("type",): "write a plugin as its name, or as 'NAME: {options}'",
 }
-# The same for options of algorithms -> the name that our algorithms share.
+# The same for algorithm options -> the name that all algorithms of alignkit use.
 _OPTIONS: dict[tuple[str, ...], str] = {
     ("kl_coef", "init_kl_coef", "kl_coeff", "kl_loss_coef", "kl_penalty"): "kl_coefficient",
     ("clip", "clip_coef", "clip_eps", "eps_clip", "cliprange", "clip_ratio"): "clip_range",
@@ -72,10 +72,10 @@ _OPTION = {key: option for keys, option in _OPTIONS.items() for key in keys}
 
 
 def advice(key: str, allowed: list[str]) -> str:
-    """Return the help for an unknown key, given the keys that are allowed in its place."""
+    """Return the help for an unknown key. allowed: the keys that are known at its place."""
     places = [place for place, keys in _PLACES.items() if key in keys and key not in allowed]
     if places:
-        return f"'{key}' belongs in {' or '.join(places)}"
+        return f"'{key}' belongs {' or '.join(places)}"
     if option := _OPTION.get(key):
         elsewhere = f"write it as an option of the algorithm: 'algorithm: {{NAME: {{{option}: ...}}}}'"
         return f"use '{option}'" if option in allowed else elsewhere

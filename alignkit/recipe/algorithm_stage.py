@@ -1,4 +1,4 @@
-"""Reads a training stage: its algorithm's options, its settings, and whether they go together."""
+"""Reads a training stage: its algorithm's options, its settings, and whether they are compatible."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ONLY_ONLINE = {
 _ONLY_OFFLINE = {
     "data": "it learns from its own responses to 'prompts'; to add a data set, use 'mix: {data: ...}'",
     "max_steps": "'iterations' sets its length",
-    "validation": "its reward measures its progress; to evaluate it, add a step",
+    "validation": "the reward measures its progress; to evaluate its result, add a step",
 }
 
 
@@ -115,10 +115,10 @@ def _needs_of(component: Component | None, draft: _Draft) -> Needs | None:
 
 
 def _refused_keys(draft: _Draft) -> dict[str, str]:
-    """Return the keys that mean nothing to the algorithm, with the reason."""
+    """Return the keys that the algorithm does not use, with the reason."""
     refused = dict(_ONLY_OFFLINE if draft.online else _ONLY_ONLINE)
     if draft.algorithm.trains is Trains.REWARD:
-        refused["mix"] = "a reward model has no language-model head to train on it"
+        refused["mix"] = "a reward model has no language-model head, which 'mix' would train"
     return refused
 
 
@@ -134,7 +134,7 @@ def _check_keys(draft: _Draft, refused: Mapping[str, str]) -> None:
 
 
 def _hint(key: str, name: str, options: list[str], refused: Mapping[str, str]) -> str:
-    """Return the help for an unknown key of a stage: an option of its algorithm, or nearly a key that it refuses."""
+    """Return the help for an unknown key of a stage: an algorithm's option, or a misspelled key that it refuses."""
     if key in options:
         return f"'{key}' is an option of {name}: write 'algorithm: {{{name}: {{{key}: ...}}}}'"
     near = next(iter(difflib.get_close_matches(key, allowed_keys(Settings), 1)), "")
@@ -156,7 +156,7 @@ def _check_unsupported(draft: _Draft) -> None:
 
 
 def _check_roles(draft: _Draft, needs: Needs | None) -> None:
-    """Check that the stages that the stage starts from are of the right kind."""
+    """Check that `from`, `reference` and `value_from` name stages of the right kind."""
     refs = {
         key: draft.scope.resolve_name(draft.written[key])
         for key in ("value_from", "from", "reference")
@@ -198,7 +198,7 @@ def _is_integer(value: Any) -> TypeGuard[int]:
 
 
 def _check_rollout(draft: _Draft, needs: Needs | None) -> None:
-    """Check that the algorithm can learn from the samples."""
+    """Check that the rollouts have the samples that the algorithm needs."""
     rollout = draft.filled["rollout"] if isinstance(draft.filled["rollout"], dict) else {}
     longest = rollout.get("max_new_tokens", Rollout().max_new_tokens)
     _check_room(draft, longest)
@@ -212,11 +212,12 @@ def _check_rollout(draft: _Draft, needs: Needs | None) -> None:
     required = needs.max_new_tokens
     if required is not None and _is_integer(longest) and longest != required:
         message = f"the options of {draft.name} imply max_new_tokens {required}, but 'rollout' has {longest}"
-        draft.error(("rollout", "max_new_tokens"), message, "make the two equal")
+        help = f"set 'rollout: {{max_new_tokens: {required}}}', or change the options of {draft.name}"
+        draft.error(("rollout", "max_new_tokens"), message, help)
 
 
 def _check_room(draft: _Draft, longest: Any) -> None:
-    """Check that a prompt fits into max_length, next to the longest response."""
+    """Check that max_length leaves room for a prompt next to the longest response."""
     limit = draft.filled.get("max_length", Settings().max_length)
     if not (_is_integer(longest) and _is_integer(limit) and limit > 1 and longest >= limit):
         return

@@ -55,7 +55,7 @@ def build(document: Document, registry: Registry) -> Recipe:
         description=top.description,
         model=model,
         stages=stages,
-        # The blocks of the written recipe stay blocks, so that the copy in a run's folder can be edited.
+        # Blocks are not expanded here, so that users can edit the copy in the run's folder.
         resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
     )
 
@@ -97,7 +97,7 @@ def _check_versions(stages: Mapping[str, Stage], scope: Scope) -> None:
 
 
 def _versions_of(name: str, unit: str, stage: Stage | None, scope: Scope) -> tuple[bool, int | None]:
-    """Return whether a stage keeps its versions, and how many; None if that is unknown, because of a problem."""
+    """Return whether a stage keeps its versions, and how many (None if a problem makes that unknown)."""
     if stage is not None and stage.settings is not None:
         return stage.settings.keep_versions, getattr(stage.settings, unit)
     raw = scope.problems.document.data["stages"][name]
@@ -119,7 +119,8 @@ def _ordered(upstream: Mapping[str, Sequence[str]], scope: Scope) -> list[str]:
         if ready is None:
             cycle = _cycle(waiting[0], upstream, done)
             text = " -> ".join([*cycle, cycle[0]])
-            scope.problems.error(("stages", cycle[0]), f"stages depend on each other in a cycle: {text}", at_key=True)
+            message = f"stages depend on each other in a cycle: {text}"
+            scope.problems.error(("stages", cycle[0]), message, at_key=True, help="remove one of these references")
             return list(upstream)
         waiting.remove(ready)
         done.append(ready)

@@ -20,7 +20,7 @@ from alignkit.registry import Component, Registration, Unresolved
 class Named:
     """A plugin's name and raw options.
 
-    keys: path of the options. name_keys, at_key: the place of the name, which is a key if it has options.
+    keys: path of the options. name_keys: path of the name. at_key: whether the name is a key, as in `name: {options}`.
     """
 
     name: str
@@ -51,7 +51,7 @@ def split(kind: str, raw: Any, keys: Keys, scope: Scope) -> Named | None:
 
 
 def find(kind: str, name: str, keys: Keys, scope: Scope, *, at_key: bool = False) -> Registration | None:
-    """Return the plugin that a name means."""
+    """Return the plugin of this name, or report a problem."""
     try:
         return scope.registry.get(kind, name)
     except Unresolved as error:
@@ -60,7 +60,7 @@ def find(kind: str, name: str, keys: Keys, scope: Scope, *, at_key: bool = False
 
 
 def find_reward(named: Named, scope: Scope) -> Registration | None:
-    """Return the plugin that a reward's name means. A misspelled name may be meant for a stage, too."""
+    """Return the reward plugin of this name. Suggestions include stages, because a reward can be a stage."""
     try:
         return scope.registry.get("reward", named.name)
     except Unresolved as error:
@@ -75,7 +75,7 @@ def find_reward(named: Named, scope: Scope) -> Registration | None:
 def read_component(
     kind: str, raw: Any, keys: Keys, scope: Scope, registration: Registration | None = None
 ) -> Component | None:
-    """Return the plugin that is named, with its options. registration: the plugin, if it is known."""
+    """Return the named plugin with its options. registration: the plugin, if it is already known."""
     named = split(kind, raw, keys, scope)
     if named is None:
         return None
@@ -88,7 +88,7 @@ def read_component(
 def with_options(
     kind: str, name: str, registration: Registration, raw: Any, keys: Keys, scope: Scope
 ) -> Component | None:
-    """Return a plugin with its options, validated and with their references replaced."""
+    """Return a plugin with its options, after validating them and replacing their references."""
     if not isinstance(raw, dict):
         scope.problems.error(keys, f"{path_text(keys)}: expected a mapping of options, got {shown(raw)}")
         return None
@@ -106,7 +106,7 @@ def read_options(
     hint: Callable[[str], str] = lambda key: "",
     hidden: Collection[str] = (),
 ) -> Model | None:
-    """Validate options and replace their references. If validation fails, their references are checked anyway."""
+    """Validate options and replace their references. If validation fails, still check the references."""
     checked = validate(model, raw, keys, scope.problems, hint=hint, hidden=hidden)
     if checked.value is None:
         scope.failed.update(checked.failed)

@@ -1,4 +1,4 @@
-"""Reads the data entries of a recipe: files, Hub data sets and steps, each perhaps with a format and options."""
+"""Reads the data entries of a recipe: files, Hub data sets and steps, each with an optional format and its options."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _read_source(raw: Any, keys: Keys, scope: Scope) -> DataSource | None:
 
 
 def _read_name(raw: str, keys: Keys, scope: Scope) -> DataSource | None:
-    """Return the source that a text names: a file or a stage."""
+    """Return the source that a string names: a file or a stage."""
     if scope.is_missing(raw):
         check_stage(raw, keys, scope)
         return None
@@ -84,7 +84,7 @@ def _read_formatted(name: str, raw: Any, keys: Keys, scope: Scope) -> DataSource
 
 
 class _Source:
-    """A source written as a mapping. registration: of the format; None if there is none, or it is unknown."""
+    """A source written as a mapping. registration: that of its format; None if it has no format, or an unknown one."""
 
     def __init__(
         self,
@@ -104,15 +104,15 @@ class _Source:
         problems = self.scope.problems
         before = len(problems)
         model = options_of(self.registration) if self.registration else Options
-        own = allowed_keys(model)
+        format_keys = allowed_keys(model)
         for key in self.raw:
-            if key not in _COMMON and key not in own:
-                problems.unknown_key((*self.keys, key), [*_COMMON, *own])
+            if key not in _COMMON and key not in format_keys:
+                problems.unknown_key((*self.keys, key), [*_COMMON, *format_keys])
         common = {key: value for key, value in self.raw.items() if key in _COMMON}
         values = validate(DataKeys, common, self.keys, problems).value
         component = None
         if self.registration:
-            options = {key: value for key, value in self.raw.items() if key in own}
+            options = {key: value for key, value in self.raw.items() if key in format_keys}
             component = with_options("format", self.name, self.registration, options, self.keys, self.scope)
         path, stage = self._origin()
         if values is None or (self.name and self.registration is None) or len(problems) > before:
@@ -137,7 +137,7 @@ class _Source:
 
 
 def _check_data_stage(name: str, keys: Keys, scope: Scope) -> bool:
-    """Check a stage whose data are used."""
+    """Check that a stage exists and produces data."""
     if not check_stage(name, keys, scope):
         return False
     declared = scope.declared.get(name)

@@ -1,4 +1,4 @@
-"""Composes a recipe from its files and overrides, as plain data in which every key and value knows its place.
+"""Composes a recipe from its files and overrides, as plain data plus the place of every key and value.
 
 A file is merged over the file that it `extends`; overrides (`a.b=c`, `~a.b`) come last.
 """
@@ -19,7 +19,7 @@ from alignkit.recipe.yaml_nodes import dump as dump
 Keys = tuple[str | int, ...]
 
 MAX_BYTES = 1 << 20
-# A plugin is the only key of a mapping, so two such mappings that name different plugins are not merged.
+# A component is written `{PLUGIN: {options}}`. Options of different plugins must not be merged.
 _COMPONENTS = frozenset({"algorithm", "step", "reward", "rewards", "judge", "data", "prompts", "validation"})
 
 
@@ -32,7 +32,7 @@ class Document:
     places: dict[Keys, tuple[Mark, Mark]]
 
     def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
-        """Return a problem at a key or its value. If the path is not in the file, it is at the nearest parent's key."""
+        """Return a problem at a key or its value. If the path is not in the file, point at its nearest parent's key."""
         present = keys
         while present not in self.places:
             present = present[:-1]
@@ -44,7 +44,7 @@ class Document:
         return keys in self.places and not self.places[keys][1].line
 
     def folder(self, keys: Keys) -> Path:
-        """Return the folder that relative paths written here start from: that of the file that they are in."""
+        """Return the folder that a relative path at `keys` starts from: the folder of the file that has this key."""
         mark = self.places[keys][1] if keys in self.places else None
         return Path(mark.file).parent if mark and mark.line else self.path.parent
 
@@ -85,7 +85,7 @@ def _read_text(path: Path) -> str:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error).lower()
         raise Failed(Problem(f"cannot read the recipe: {reason}", str(path))) from None
     if len(raw) > MAX_BYTES:
-        raise Failed(Problem("larger than 1 MiB, so it is not a recipe", str(path)))
+        raise Failed(Problem("the file is larger than 1 MiB, so it cannot be a recipe", str(path)))
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -141,7 +141,7 @@ def _merge(base: Node, over: Node, key: str = "") -> Node:
 
 
 def _flatten(node: Node, key: Mark, keys: Keys, places: dict[Keys, tuple[Mark, Mark]]) -> Any:
-    """Return a node as plain data, and enter the places of its values."""
+    """Return a node as plain data, and record the places of its values."""
     places[keys] = (key, node.mark)
     if isinstance(node.value, dict):
         return {name: _flatten(child, node.keys[name], (*keys, name), places) for name, child in node.value.items()}

@@ -1,7 +1,7 @@
 """The JSON schema of recipes, for editors: the keys, types, ranges and descriptions of everything that is installed.
 
-It accepts every valid recipe and catches misspelled keys and values. It does not check whether stages exist and keys
-go together: `alignkit validate` does.
+It accepts every valid recipe and catches misspelled keys and values. `alignkit validate` also checks whether stages
+exist and whether keys are compatible.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TEXT: Schema = {"type": "string"}
 _CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings)
-_KINDS = ("format", "algorithm", "reward", "judge", "step")  # that have options
+_KINDS = ("format", "algorithm", "reward", "judge", "step")  # kinds of plugins with options
 
 
 def recipe_schema(registry: Registry) -> Schema:
@@ -30,7 +30,7 @@ def recipe_schema(registry: Registry) -> Schema:
 
 
 class _Builder:
-    """Joins the schemas that pydantic makes of the models with those of references, components and stages."""
+    """Combines pydantic's schemas of the models with the schemas of references, components and stages."""
 
     def __init__(self, registry: Registry):
         self._options = {
@@ -63,7 +63,7 @@ class _Builder:
         }
 
     def _shapes(self) -> dict[str, Schema]:
-        """The shapes that the models leave open, by the names that `_ref` takes."""
+        """The schemas of values that the models type as `Any`, by the names that `_ref` takes."""
         block = self._schema(BlockKeys)
         inner = {"type": "object", "additionalProperties": _ref("stage")}
         block = {**block, "properties": {**block["properties"], "stages": inner}}

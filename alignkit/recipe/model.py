@@ -36,10 +36,10 @@ def read_model(raw: Any, scope: Scope) -> ModelSpec | None:
 
 
 def _check_trainable(spec: ModelSpec, scope: Scope) -> None:
-    """Report weights in which training would be impossible or lossy."""
+    """Report settings with which training would be impossible or would lose updates."""
     problems = scope.problems
     if spec.quantization != "none" and spec.lora is None:
-        # If an override made one of the two, it is at fault.
+        # Point at the key that an override set, if any.
         culprit = "lora" if problems.document.overridden((*_KEYS, "lora")) else "quantization"
         message = f"model: {spec.quantization} weights cannot be trained"
         problems.error((*_KEYS, culprit), message, help="train a LoRA adapter, or set 'quantization: none'")

@@ -1,4 +1,4 @@
-"""Options as text: the one source of `alignkit plugins NAME` and of the tables in the documentation."""
+"""Describes options as text, for `alignkit plugins NAME` and the tables in the documentation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PLURALS = {"text": "texts", "integer": "integers", "number": "numbers", "stage"
 
 @dataclass(frozen=True)
 class OptionRow:
-    """One option, as a person reads it. range: `> 0`, `0 to 1` or empty."""
+    """One option in readable form. range: `> 0`, `0 to 1` or empty."""
 
     name: str
     type: str
@@ -76,12 +76,12 @@ def stage_defaults(algorithm: type[Algorithm]) -> dict[str, str]:
 
 
 def stage_keys_required(algorithm: type[Algorithm]) -> tuple[str, ...]:
-    """The stage-level keys that an algorithm cannot do without."""
+    """The stage-level keys that an algorithm requires."""
     return ("prompts", "reward") if algorithm.source is ROLLOUTS else ("data",)
 
 
 def needs_of(algorithm: type[Algorithm]) -> list[str]:
-    """What an algorithm asks of a run beyond log-probabilities, with its default options."""
+    """The fields of `Needs` that an algorithm sets if its options have their defaults."""
     try:
         needs = algorithm(algorithm.Options()).needs
     except ValidationError:  # an option is required, and `needs` may depend on it
@@ -90,7 +90,7 @@ def needs_of(algorithm: type[Algorithm]) -> list[str]:
 
 
 def value_text(value: Any) -> str:
-    """A value as a recipe would have it: `true`, `none`, `1e-5`, `[0.5, 0.7]`."""
+    """A value as written in a recipe: `true`, `none`, `1e-5`, `[0.5, 0.7]`."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -114,7 +114,7 @@ def _default_text(info: FieldInfo) -> str:
 
 
 def _field_type(info: FieldInfo) -> str:
-    """The type in words; `or none` also if none is the default of a reference, whose annotation is `Any`."""
+    """The type in words. A reference is annotated as `Any`, so only its default shows that it may be none."""
     text = _type_text(info.annotation, info.metadata)
     optional = not info.is_required() and info.get_default(call_default_factory=True) is None
     return _any_of([text, "none"]) if optional and "none" not in text else text

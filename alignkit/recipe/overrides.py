@@ -37,12 +37,12 @@ def _require_stage(root: Node, segments: Sequence[str], mark: Mark) -> None:
     known = stages.value if stages is not None and isinstance(stages.value, dict) else {}
     if segments[0] == "stages" and len(segments) > 2 and segments[1] not in known:
         name = segments[1]
-        help = did_you_mean(name, known) or f"stages: {', '.join(known)}; 'stages.{name}={{...}}' adds one"
+        help = did_you_mean(name, known) or f"stages: {', '.join(known)}; write 'stages.{name}={{...}}' to add it"
         raise Failed(mark.problem(f"no stage '{name}'", help))
 
 
 def _descend(node: Node, segment: str, before: Sequence[str], mark: Mark) -> Node:
-    """Return the child to write into. A missing mapping is created here, and checked by validation."""
+    """Return the child to write into. Create a missing mapping; validation checks it later."""
     if isinstance(node.value, list):
         return _item(node, segment, before, mark)
     _open(node, segment, before, mark)
@@ -64,7 +64,7 @@ def _open(node: Node, segment: str, before: Sequence[str], mark: Mark) -> None:
     else:
         where = ".".join(before)
         message = f"'{where}' is {node.value!r}, so it has no key '{segment}'"
-        raise Failed(mark.problem(message, f"'{where}={{...}}' replaces it"))
+        raise Failed(mark.problem(message, f"write '{where}={{...}}' to replace it"))
 
 
 def _item(node: Node, segment: str, before: Sequence[str], mark: Mark) -> Node:
@@ -103,5 +103,6 @@ def _delete(root: Node, segments: Sequence[str], mark: Mark) -> None:
         else:
             known = parent.value if isinstance(parent.value, dict) else ()
             message = f"cannot delete '{'.'.join(segments[: position + 1])}': no such key"
-            raise Failed(mark.problem(message, did_you_mean(segment, known)))
+            help = did_you_mean(segment, known) or (f"known keys: {', '.join(known)}" if known else "")
+            raise Failed(mark.problem(message, help))
         parent = child

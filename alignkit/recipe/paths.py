@@ -1,4 +1,4 @@
-"""Files and folders that a recipe names. Relative paths start at the folder of the file that they are written in."""
+"""Files and folders that a recipe names. Relative paths start at the folder of the file that contains them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Paths:
         return self.problems.document
 
     def locate(self, text: str, keys: Keys) -> Path:
-        """Return the absolute path that a text at a place means, whether or not the file exists."""
+        """Return the absolute path of a path written at `keys`, whether or not the file exists."""
         path = Path(text).expanduser()
         if path.is_absolute():
             return path
@@ -35,7 +35,7 @@ class Paths:
         return path
 
     def file(self, text: str, keys: Keys, also: Iterable[str] = ()) -> Path | None:
-        """Return the absolute path of a file that must exist. also: stages that could be meant instead."""
+        """Return the absolute path of a file that must exist. also: stages that the user may have meant instead."""
         path = self.locate(text, keys)
         if path.exists():
             return path

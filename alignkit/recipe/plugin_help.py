@@ -1,4 +1,4 @@
-"""What `alignkit plugins NAME` prints: a plugin's summary, its options, and an algorithm's stage defaults and needs."""
+"""Prints `alignkit plugins NAME`: a plugin's summary, its options, and an algorithm's stage defaults and needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def show(words: Sequence[str], registry: Registry, console: Console) -> None:
-    """Print what `KIND`, `NAME` or `KIND NAME` means. Raises PluginError if nothing is called so."""
+    """Print the plugins that `KIND`, `NAME` or `KIND NAME` selects. Raises PluginError if nothing has this name."""
     for kind, registration in find(words, registry):
         origin = f" ({registration.origin})" if registration.origin else ""
         console.print(f"[bold]{kind} {registration.name}[/bold]{origin}")
@@ -28,10 +28,10 @@ def show(words: Sequence[str], registry: Registry, console: Console) -> None:
 
 
 def find(words: Sequence[str], registry: Registry) -> list[tuple[str, Registration]]:
-    """The registrations that `KIND`, `NAME` or `KIND NAME` means, with their kinds."""
+    """The registrations that `KIND`, `NAME` or `KIND NAME` selects, with their kinds."""
     kinds, name = (KINDS, words[0]) if len(words) == 1 else ((words[0],), words[1])
     if len(words) > 2 or kinds[0] not in KINDS:
-        raise PluginError(f"expected NAME, KIND or KIND NAME, not '{' '.join(words)}'; kinds: {', '.join(KINDS)}")
+        raise PluginError(f"expected NAME, KIND or KIND NAME, got '{' '.join(words)}'; kinds: {', '.join(KINDS)}")
     if len(words) == 1 and name in KINDS:
         return [(name, registration) for registration in registry.registrations(name)]
     matches = [(kind, registry.get(kind, name)) for kind in kinds if registry.has(kind, name)]
@@ -51,11 +51,11 @@ def facts(kind: str, registration: Registration) -> Iterator[str]:
         yield f"columns: {implementation.wants}"
     if kind != "algorithm":
         return
-    yield f"stage keys it needs: {', '.join(stage_keys_required(implementation))}"
+    yield f"required stage keys: {', '.join(stage_keys_required(implementation))}"
     if defaults := stage_defaults(implementation):
         yield f"stage defaults: {', '.join(f'{name} {value}' for name, value in defaults.items())}"
     if needs := needs_of(implementation):
-        yield f"with default options it uses: {', '.join(needs)}"
+        yield f"with default options, it needs: {', '.join(needs)}"
 
 
 def _print_options(rows: Sequence[OptionRow], console: Console) -> None:

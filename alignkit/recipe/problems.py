@@ -10,12 +10,12 @@ from alignkit.errors import Problem, RecipeError
 from alignkit.recipe.advice import advice
 from alignkit.recipe.document import Document, Keys
 
-PLUGIN_ERROR = 3  # exit code of a recipe in which nothing but a plugin is wrong
+PLUGIN_ERROR = 3  # exit code if only plugins are wrong, not the recipe
 
 
 @dataclass
 class Problems:
-    """The problems of one document. `len(problems)` tells whether a step of reading added any."""
+    """The problems of one document. Compare `len(problems)` before and after a check to see whether it added any."""
 
     document: Document
     items: list[Problem] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Finds the references in options, by the marks in their annotations, and replaces them by what they refer to."""
+"""Finds references in options by the marks in their annotations, and replaces them with the objects they name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alignkit.recipe.validation import Model
 
 
 def replace_references(options: Model, keys: Keys, scope: Scope) -> Model:
-    """Return validated options with every reference checked, and replaced by what it refers to."""
+    """Return validated options with every reference checked and replaced with the object that it refers to."""
     changes = {}
     for name, info in type(options).model_fields.items():
         value, place = getattr(options, name), (*keys, info.alias or name)
@@ -31,7 +31,7 @@ def replace_references(options: Model, keys: Keys, scope: Scope) -> Model:
 
 
 def check_references(model: type[BaseModel], raw: Any, keys: Keys, scope: Scope) -> None:
-    """Check the references in options that failed validation elsewhere, so that one run reports every problem."""
+    """Check the references in options that failed validation, so that one run reports every problem."""
     for name, info in model.model_fields.items():
         key = info.alias or name
         if not isinstance(raw, dict) or key not in raw:
@@ -44,7 +44,7 @@ def check_references(model: type[BaseModel], raw: Any, keys: Keys, scope: Scope)
 
 
 def _annotation(info: FieldInfo) -> Any:
-    """Return a field's annotation including its marks, which pydantic keeps apart."""
+    """Return a field's annotation including its marks, which pydantic stores separately."""
     return Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
 
 
@@ -53,7 +53,7 @@ def _is_path(annotation: Any) -> bool:
 
 
 def _follow(annotation: Any, value: Any, keys: Keys, scope: Scope) -> Any:
-    """Return a value with the references in it replaced, or the value itself if it has none."""
+    """Return a value with its references replaced, or the value itself if it has none."""
     if value is None:
         return None
     args = get_args(annotation)

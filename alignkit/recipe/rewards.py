@@ -14,8 +14,8 @@ from alignkit.reward import RewardCombination
 
 
 def read_reward(raw: Any, keys: Keys, scope: Scope) -> RewardSpec | None:
-    """Return the reward that a value means."""
-    if isinstance(raw, RewardSpec):  # already replaced in the options of a combination
+    """Return the reward that a recipe's value describes."""
+    if isinstance(raw, RewardSpec):  # already read, as an option of a combination
         return raw
     raw = scope.resolve_name(raw)
     if isinstance(raw, str) and scope.is_stage(raw):
@@ -65,7 +65,7 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
         message = f"reward combination '{component.name}' failed in parts(): {type(error).__name__}: {error}"
         scope.problems.error(keys, message, plugin=True)
         return None
-    # `parts` may return rewards that no RewardRef option holds; they are read as if they were options.
+    # `parts` may return raw rewards that are not RewardRef options. Read them like options.
     children = {name: read_reward(value, (*keys, name), scope) for name, value in parts.items()}
     good = {name: child for name, child in children.items() if child is not None}
     return RewardSpec("combine", component.name, component, good) if len(good) == len(children) else None

@@ -4,12 +4,12 @@
       repeat: 3
       start: {align: sft}
       stages:
-        labels: {step: judge_pairs, policy: align, ...}                         # last round's, because align is below
+        labels: {step: judge_pairs, policy: align, ...}                         # of the round before: align is below
         reward: {algorithm: reward_model, from: sft, data: [human.jsonl, labels@all]}   # labels of all rounds so far
         align: {algorithm: ppo, from: align, reward: reward, ...}
 
 becomes `labels_1`, `reward_1`, `align_1`, `labels_2` and so on. Inside the block, a name means this round's stage if
-that stage is above, else the previous round's. `start` says what such a name means in round 1. Outside the block, a
+that stage is above, else the previous round's. `start` sets the meaning of such a name in round 1. Outside the block, a
 name means the last round's stage. `NAME@all`, in a list or as data, means the stages of all rounds so far.
 """
 
@@ -27,7 +27,7 @@ from alignkit.recipe.schema import BlockKeys
 from alignkit.recipe.validation import validate
 
 T = TypeVar("T")
-OUTSIDE = ""  # instead of a stage: any stage outside of blocks
+OUTSIDE = ""  # used in place of a stage's name for all stages outside of blocks
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Rounds:
     missing: dict[str, set[str]] = field(default_factory=dict)
 
     def resolve_name(self, stage: str, reference: str) -> str:
-        """Return the reference with the stage that it means. A name that no block declares stays as it is."""
+        """Return the reference with the actual name of its stage. A name that no block declares is unchanged."""
         name, at, version = reference.partition("@")
         meant = self._lookup(self.means, stage, name) or name
         return f"{meant}@{version}" if at else meant
@@ -67,9 +67,9 @@ class Rounds:
 
 
 def expand(document: Document) -> tuple[Rounds, Problems]:
-    """Write out the stages of every block.
+    """Expand every block into the stages of its rounds.
 
-    Returns the meaning of names, and the problems of the expanded document, which they hold.
+    Returns the meaning of names, and the problems, whose `document` is the expanded one.
     """
     rounds, problems = Rounds(), Problems(document)
     stages = document.data.get("stages")
@@ -104,7 +104,7 @@ def _is_block(stage: Any) -> bool:
 
 
 def _block(raw: Mapping[str, Any], keys: Keys, taken: Collection[str], problems: Problems) -> BlockKeys | None:
-    """Validate a block itself; its stages are validated like all others once they are written out."""
+    """Validate a block's own keys. Its stages are validated after expansion, like all others."""
     written = {key: value for key, value in raw.items() if value is not None}
     before = len(problems)
     block = validate(BlockKeys, written, keys, problems).value
@@ -121,7 +121,7 @@ def _block(raw: Mapping[str, Any], keys: Keys, taken: Collection[str], problems:
 
 
 def _check_unique(name: str, repeat: int, keys: Keys, taken: Collection[str], problems: Problems) -> None:
-    """Report a stage of a block whose names in the rounds, or whose own name, another stage has."""
+    """Report a block's stage if another stage has its name, or one of its names in the rounds."""
     names = [name, *(_real(name, number) for number in range(1, repeat + 1))]
     clash = next((one for one in names if one in taken), None)
     if clash is not None:
@@ -130,7 +130,7 @@ def _check_unique(name: str, repeat: int, keys: Keys, taken: Collection[str], pr
 
 
 def _declare(rounds: Rounds, block: BlockKeys, number: int) -> None:
-    """Note what the block's names mean in the stages of one round."""
+    """Record what the block's names mean in the stages of one round."""
     order = list(block.stages)
     for position, stage in enumerate(order):
         means: dict[str, str] = {}
@@ -150,7 +150,7 @@ def _declare(rounds: Rounds, block: BlockKeys, number: int) -> None:
 
 
 def _declare_outside(rounds: Rounds, block: BlockKeys) -> None:
-    """Note what the block's names mean in stages outside of it."""
+    """Record what the block's names mean in stages outside of it."""
     for name in block.stages:
         rounds.means.setdefault(OUTSIDE, {})[name] = _real(name, block.repeat)
         rounds.every.setdefault(OUTSIDE, {})[name] = [_real(name, k) for k in range(1, block.repeat + 1)]

@@ -48,7 +48,7 @@ class Stage:
 class Recipe:
     """A validated recipe.
 
-    stages: in an order in which they can run. resolved: the recipe as plain data with absolute paths.
+    stages: in the order in which they run. resolved: the recipe as plain data with absolute paths.
     """
 
     name: str
@@ -71,13 +71,13 @@ class TopKeys(Options):
     )
     description: str = Field(default="", description="what the recipe does, for people who read it")
     extends: str | None = Field(
-        default=None, description="recipe that this one is merged over; the path is relative to this file"
+        default=None, description="recipe whose keys this one inherits and overrides; the path is relative to this file"
     )
     seed: int = Field(default=0, ge=0, description="seed of all random draws")
     requires: list[str] = Field(
         default_factory=list, description="packages that must be installed, such as alignkit-reinforce>=0.1"
     )
-    model: Any = Field(description="the base model")
+    model: Any = Field(description="the base model, such as {base: HuggingFaceTB/SmolLM2-135M-Instruct}")
     stages: dict[str, Any] = Field(
         min_length=1, description="stages by name; each runs after the stages that it refers to"
     )
@@ -89,7 +89,7 @@ class BlockKeys(Options):
     repeat: int = Field(ge=1, le=MAX_ROUNDS, description="number of rounds; each runs every stage of the block once")
     start: dict[str, str] = Field(
         default_factory=dict,
-        description="in round 1, what a block stage's name means before that stage has run, such as {align: sft}",
+        description="round 1 only: the stage to use for a block stage that has not run yet, such as {align: sft}",
     )
     stages: dict[str, Any] = Field(min_length=1, description="stages of one round; in round k, STAGE is named STAGE_k")
 
@@ -116,7 +116,7 @@ class DataKeys(Options):
 
 
 def allowed_keys(model: type[BaseModel]) -> list[str]:
-    """Return the keys that a recipe may write for a model."""
+    """Return the keys that a recipe may use for a model."""
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
@@ -130,16 +130,16 @@ Spec = TypeVar("Spec", DataSpec, RewardSpec)
 
 def specs(value: Any, kind: type[Spec]) -> list[Spec]:
     """Return every data entry or reward inside settings and options, at any depth, each once."""
-    found: dict[int, Spec] = {}
+    unique: dict[int, Spec] = {}
 
     def walk(item: Any) -> None:
         if isinstance(item, kind):
-            found[id(item)] = item
+            unique[id(item)] = item
         for part in _parts(item):
             walk(part)
 
     walk(value)
-    return list(found.values())
+    return list(unique.values())
 
 
 def _parts(item: Any) -> Iterable[Any]:

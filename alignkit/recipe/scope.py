@@ -1,4 +1,4 @@
-"""What one stage is read with: the recipe's shared collectors, and the meaning of names in that stage."""
+"""The context for reading one stage: state shared by the whole recipe, and the meaning of names in this stage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from alignkit.recipe.problems import Problems, path_text, shown
 from alignkit.recipe.rounds import OUTSIDE, Rounds
 from alignkit.registry import Registration, Registry
 
-BASE = "base"  # in place of a stage: the unmodified model
+BASE = "base"  # a reserved stage name: the unmodified model
 StageKind = Literal["algorithm", "step"]
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What a declared stage is, before it is read."""
+    """The kind and plugin of a stage that is declared but not read yet."""
 
     kind: StageKind
     registration: Registration
@@ -36,9 +36,9 @@ class Declared:
 class Scope:
     """A recipe being read, and the stage that is being read.
 
-    resolvers: read a reference, by its kind. declared: every stage; None if it is unknown what the stage is.
-    versions: all `stage@k` references. upstream: stages that this stage needs. failed: values of this stage that are
-    wrong, so that nothing they refer to is checked.
+    resolvers: functions that read a reference, by its kind. declared: every stage, or None if its plugin is unknown.
+    versions: all `stage@k` references. upstream: stages that this stage needs. failed: invalid values of this
+    stage, whose references are not checked.
     """
 
     problems: Problems
@@ -57,7 +57,7 @@ class Scope:
         return replace(self, stage=name, upstream=[], failed=set())
 
     def resolve_name(self, reference: Any) -> Any:
-        """Return a reference with the stage that it means here. Anything but text stays as it is."""
+        """Return a reference with the actual name of its stage. Anything but text is unchanged."""
         return self.rounds.resolve_name(self.stage, reference) if isinstance(reference, str) else reference
 
     def is_missing(self, reference: str) -> bool:
@@ -87,7 +87,7 @@ Resolver = Callable[[Any, Keys, Scope], Any]  # value, place, scope -> the objec
 
 
 def check_stage(reference: Any, keys: Keys, scope: Scope) -> bool:
-    """Check `base`, `stage` or `stage@k`, and note that the stage being read needs it."""
+    """Check `base`, `stage` or `stage@k`, and record it as upstream of the stage being read."""
     if not isinstance(reference, str):
         scope.problems.error(keys, f"{path_text(keys)}: expected a stage name, got {shown(reference)}")
         return False
@@ -106,7 +106,7 @@ def check_stage(reference: Any, keys: Keys, scope: Scope) -> bool:
 
 
 def _stage_fault(name: str, at: str, version: str, scope: Scope) -> tuple[str, str] | None:
-    """Return why a reference means no stage, as message and help."""
+    """Return the message and help if a reference does not name a usable stage."""
     if name == BASE:
         return "'base' is the unmodified model and has no versions", ""
     if name not in scope.declared:

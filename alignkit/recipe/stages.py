@@ -1,4 +1,4 @@
-"""Reads the stages of a recipe: first what each one is, then its options, settings and references."""
+"""Reads the stages of a recipe: first the kind of each, then their options, settings and references."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RESERVED = (BASE, "none", "folder")
 
 
 def declare(stages: Mapping[str, Any], scope: Scope) -> None:
-    """Note which stages there are and what each is, so that references can be checked."""
+    """Record the name and plugin of every stage, so that references can be checked."""
     for name, raw in stages.items():
         keys: Keys = ("stages", name)
         _check_name(name, keys, scope)
@@ -80,9 +80,9 @@ def read_stages(stages: Mapping[str, Any], scope: Scope) -> tuple[dict[str, Stag
     good: dict[str, Stage] = {}
     upstream: dict[str, list[str]] = {}
     for name, raw in stages.items():
-        own = scope.of_stage(name)
-        upstream[name] = own.upstream
-        stage = _read_stage(raw, ("stages", name), own)
+        stage_scope = scope.of_stage(name)
+        upstream[name] = stage_scope.upstream
+        stage = _read_stage(raw, ("stages", name), stage_scope)
         if stage is not None:
             good[name] = stage
     return good, upstream

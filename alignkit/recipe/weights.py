@@ -11,7 +11,7 @@ _WEIGHTS = ("adapter_config.json", "config.json")
 
 
 def read_stage(value: Any, keys: Keys, scope: Scope) -> str | None:
-    """Return `base`, `stage` or `stage@k`, with the stage that is meant."""
+    """Return `base`, `stage` or `stage@k`, with the actual name of the stage."""
     name = scope.resolve_name(value)
     return name if check_stage(name, keys, scope) else None
 

@@ -1,4 +1,4 @@
-"""Reads one YAML text into nodes that know where they were written.
+"""Reads YAML text into nodes that record their place in the file.
 
 YAML 1.2 core rules: only `true` and `false` are booleans, `1e-5` is a number, `017` is seventeen, and `1_000`, `12:30`
 and dates are text.
@@ -46,7 +46,7 @@ class Node:
 
 
 class Failed(Exception):
-    """Nothing can be read because of one problem."""
+    """A problem that prevents reading anything else."""
 
     def __init__(self, problem: Problem):
         self.problem = problem
@@ -137,7 +137,7 @@ class Reader:
     # places
 
     def _mark(self, line: int, column: int, length: int = 1) -> Mark:
-        """Return the mark of a place that counts from 0. An override has no places inside."""
+        """Return the mark of a place, counted from 0. For an override, return a mark without line and column."""
         if not self.in_file:
             return Mark(self.file)
         source = self.lines[line] if line < len(self.lines) else ""
