@@ -16,7 +16,7 @@ from alignkit.settings import ModelSpec
 
 
 def base_source(base: str) -> str:
-    """A local folder or a hub id for `model.base`. A model plugin is called, and may download."""
+    """A local folder or a hub id for `model.base`. Calls a model plugin, which may download."""
     if Path(base).is_dir() or base not in plugins().registry.names("model"):
         return base
     cache = cache_folder()
@@ -38,7 +38,7 @@ def load_base_model(recipe: Recipe, source: str, say: Callable[[str], None]) -> 
         raise RunFailed(f"model.base '{spec.base}' cannot be loaded with these settings: {reason}") from error
     say(f"base {spec.base}: {_description(spec, model)}")
     if model.dtype_name == "bfloat16" and model.device.type == "cpu" and not multiplies_bf16(model.device):
-        say("this processor has no bfloat16 instructions: float32 is faster here")
+        say("this processor has no bfloat16 instructions; 'dtype: float32' is faster here")
     return model
 
 
@@ -49,5 +49,5 @@ def _description(spec: ModelSpec, model: SharedModel) -> str:
         dtype = f"{spec.quantization}, computing in {dtype},"
     rows = f"packed rows of up to {model.token_budget} tokens"
     if model.unpacked_because:
-        rows = f"one sequence at a time: its attention cannot be packed ({model.unpacked_because})"
+        rows = f"one sequence at a time, because its attention does not support packing ({model.unpacked_because})"
     return f"{dtype} on {model.device.type}, {rows}"

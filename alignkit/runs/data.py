@@ -1,4 +1,4 @@
-"""Read a run's data entries; those checked before the first stage are not read twice."""
+"""Read a run's data entries. Entries checked before the first stage are not read again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FileFacts = tuple[tuple[str, int, int], ...]  # name, time of change in ns and s
 
 @dataclass(frozen=True, eq=False)
 class _Preloaded:
-    """A data entry that was read before the first stage. files: as they were just before."""
+    """A data entry that was read before the first stage. files: their state just before reading."""
 
     spec: DataSpec
     seed: int
@@ -23,7 +23,7 @@ class _Preloaded:
 
 
 class RunData:
-    """Reads data entries. stage_data: the file in which a stage left its groups."""
+    """Reads data entries. stage_data: returns the file with the groups of a stage."""
 
     def __init__(self, stage_data: Callable[[str], Path]):
         self._stage_data = stage_data
@@ -37,11 +37,11 @@ class RunData:
         return loaded
 
     def load(self, spec: DataSpec, seed: int) -> Loaded:
-        """The rows of a data entry, as its files are now: they must be those that the stage's hash covers."""
+        """The rows of a data entry. Rereads changed files, because the stage's hash covers their current contents."""
         wanted = (spec, seed, _file_facts(spec))
         for entry in self._preloaded:
             if (entry.spec, entry.seed, entry.files) == wanted:
-                self._preloaded.remove(entry)  # only the stage holds the rows from here on
+                self._preloaded.remove(entry)  # so that the stage can free the rows
                 return entry.loaded
         return self.read(spec, seed)
 

@@ -21,7 +21,7 @@ def durable_map(
     function: Callable[[Sequence[Any]], Iterable[Any]],
     should_stop: Callable[[], None] = lambda: None,
 ) -> list[Any]:
-    """The function's results over rows, computed in chunks and stored in `path` by the content of the chunk.
+    """The function's results over rows, computed in chunks and stored in `path` by a hash of the chunk.
 
     Results must be JSON. should_stop: called before each chunk; may raise.
     """

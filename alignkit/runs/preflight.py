@@ -1,4 +1,4 @@
-"""Errors in models, rewards and data that can be found before the first stage runs."""
+"""Checks models, rewards and data before the first stage runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 
 
 def check_models(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """Let external trainers refuse the recipe's model. Raises RecipeError."""
+    """Let external trainers reject the recipe's model. Raises RecipeError."""
     for stage in stages:
         trainer = stage.component.registration.implementation
         if isinstance(trainer, type) and issubclass(trainer, ExternalTrainer):

@@ -50,7 +50,7 @@ class Stopped(AlignkitError):
 
 
 def run_recipe(recipe: Recipe, out: Path | None = None) -> None:
-    """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose exit code the process ends with."""
+    """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's."""
     folder = out or Path("runs") / recipe.name
     with _locked(folder):
         run = Run(recipe, folder)
@@ -106,7 +106,7 @@ class Run:
         self._data = RunData(self.store.data)
         self._texts: list[str] = []  # what steps print at the end of the run
         self._stage_name = ""  # of the current stage
-        self._bad_rows: dict[str, None] = {}  # it skipped; an ordered set, as data may be read twice
+        self._bad_rows: dict[str, None] = {}  # an ordered set: data may be read twice
 
     # Stopping
 
@@ -115,18 +115,18 @@ class Run:
         self.stop_reason = reason
 
     def should_stop(self) -> None:
-        """Raise Stopped if somebody asked for it."""
+        """Raise Stopped if a stop was requested."""
         if self.stop_reason is not None:
             raise Stopped(f"stopped: {self.stop_reason}")
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
         """Let SIGTERM request a stop."""
-        before = signal.signal(signal.SIGTERM, lambda *_: self.request_stop("SIGTERM"))
+        previous = signal.signal(signal.SIGTERM, lambda *_: self.request_stop("SIGTERM"))
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous)
 
     # Stages
 
@@ -221,10 +221,10 @@ class Run:
             write_groups(self.store.data(stage.name), artifact.groups)
         return dict(artifact.summary or {}), artifact
 
-    # What stages work with
+    # Contexts
 
     def stage_context(self, stage: Stage, folder: Path) -> StageContext:
-        """What a training stage works with."""
+        """Return the context of a training stage."""
         seed = self.seed_of(stage)
         return StageContext(
             stage=stage,
@@ -263,7 +263,7 @@ class Run:
         )
 
     def _reward_context(self, seed: int) -> Context:
-        """What rewards and judges work with. A score must not depend on what this process scored before."""
+        """Return the context of rewards and judges. A score must not depend on earlier scores of this process."""
         self.models.forget_scores()
         return Context(self.models, self._cache(), self.recipe.folder, seed, lambda spec: self.load(spec, seed).groups)
 
@@ -288,9 +288,9 @@ class Run:
     # Data
 
     def _check_read(self, stage: Stage, spec: DataSpec, keep: bool) -> Loaded:
-        """Read a data entry before any stage runs. keep: the stage runs first, so the rows stay in memory for it."""
+        """Read a data entry before any stage runs. keep: keep the rows in memory, because the stage runs first."""
         entries = specs([stage.settings, stage.component.options], DataSpec)
-        whole = any(spec is entry for entry in entries)  # else it is part of an entry, which no stage asks for
+        whole = any(spec is entry for entry in entries)  # a part of an entry is never requested by a stage
         return (self._data.preload if keep and whole else self._data.read)(spec, self.seed_of(stage))
 
     def load(self, spec: DataSpec, seed: int) -> Loaded:
@@ -333,7 +333,7 @@ class Run:
         return model_digest(self.source)
 
     def artifact(self, reference: str) -> Path:
-        """The folder of a saved role: a stage's, or a folder of the user's. Raises RunFailed if it does not exist."""
+        """The folder of a saved role: a stage's result, or the user's own. Raises RunFailed if it does not exist."""
         if reference.partition("@")[0] in self.recipe.stages:
             return self.store.artifact(reference)
         folder = self.recipe.folder / reference
@@ -342,7 +342,7 @@ class Run:
         return folder
 
     def hash_of(self, stage: Stage) -> str:
-        """The hash of everything the stage's result depends on; those of earlier stages are known by now."""
+        """The hash of everything the stage's result depends on; the hashes of earlier stages are already known."""
         upstream = {name: self.hashes[name] for name in stage.upstream}
         return stage_hash(stage, self.recipe, self.base_digest, self.seed_of(stage), upstream)
 
@@ -355,7 +355,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
 
 
 def _resource_error(error: BaseException) -> OutOfResource | None:
-    """The error to show if memory or disk space ran out, in whatever way a library reported it."""
+    """The error to show if memory or disk space ran out, however a library reported it."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfResource(f"the disk is full: {error}")
     if ran_out(error):

@@ -1,4 +1,4 @@
-"""The stages' folders in a run's folder: which are complete, where their results are, and what a change sets aside.
+"""The stages' folders in a run's folder: which are complete, where results are, and which earlier ones were set aside.
 
 NAME/stage.json          the stage's hash, whether it is complete, its summary
 NAME/adapter             the result of a training stage, in peft's format
@@ -39,7 +39,7 @@ class StageStore:
         return _record(self.path(stage))
 
     def is_complete(self, stage: str, stage_hash: str) -> bool:
-        """Whether the stage's result is there and depends on the same things as now."""
+        """Whether the stage has a complete result with this hash."""
         return _is_complete(self.record(stage), stage_hash)
 
     def begin(self, stage: str, stage_hash: str) -> Path:
