@@ -413,7 +413,7 @@ def test_faults_of_a_json_array_are_named_by_element(tmp_path: Path, text: str, 
     ("line", "reason"),
     [
         (b"one,two,three", "has 3 cells, but the header has 2"),
-        (b"one", "has 1 cells, but the header has 2"),
+        (b"one", "has 1 cell, but the header has 2"),
         (b"caf\xe9,x", "not valid UTF-8"),
         (b'"a"b,x', "not a valid table row"),
         (b",x", "empty"),
@@ -458,7 +458,7 @@ def test_all_bad_rows_of_all_sources_are_counted_and_the_first_twenty_listed(tmp
     assert error.value.exit_code == 4
     skipped = load(source(two, on_bad_row="skip")).skipped
     assert len(skipped) == 15 and skipped[0] == SkippedRow(str(two), 2, "the last turn of the prompt is empty")
-    with pytest.raises(DataError, match="all 15 were skipped"):
+    with pytest.raises(DataError, match="bad rows skipped: 15"):
         load(source(one, on_bad_row="skip"))
 
 

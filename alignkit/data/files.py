@@ -249,13 +249,13 @@ def _table_lines(path: Path, damage: list[BadRow]) -> Iterator[str]:
 def _header(path: Path, cells: Sequence[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
     if not any(names) or len(set(names)) < len(names):
-        raise DataError(f"{path}:1: every column in the header needs a different name; found: {', '.join(cells)}")
+        raise DataError(f"{path}:1: every column in the header needs a different name, got: {', '.join(cells)}")
     return names
 
 
 def _record(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | BadRow:
     if len(cells) != len(header):
-        return BadRow(f"the row has {len(cells)} cells, but the header has {len(header)}")
+        return BadRow(f"the row has {len(cells)} cell{'s' * (len(cells) != 1)}, but the header has {len(header)}")
     if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
         return BadRow("not valid UTF-8")
     return dict(zip(header, cells, strict=True))

@@ -106,13 +106,13 @@ def load(
             raise DataError(_no_usable_row(source, bad))
         parts.append(groups)
     if errors:
-        raise bad_rows_error(errors)
+        raise DataError(f"{bad_rows_error(errors)}\nhelp: correct the rows, or set 'on_bad_row: skip'")
     parts, validation = _split(parts, [source.validation for source in spec.sources], seed)
     return Loaded(_mix(parts, [source.weight for source in spec.sources], seed), validation, skipped)
 
 
 def _no_usable_row(source: DataSource, bad: Sequence[SkippedRow]) -> str:
-    why = f"all {len(bad)} were skipped, the first because of {bad[0]}" if bad else "it is empty"
+    why = f"bad rows skipped: {len(bad)}, the first: {bad[0]}" if bad else "the source is empty"
     return f"{source.name}: no usable row; {why}"
 
 
