@@ -266,8 +266,8 @@ def test_rows_that_are_left_out_are_named(tmp_path: Path) -> None:
     ]
     code, err = own(tmp_path, "dpo", "\n".join(rows))
     assert code == 0, err
-    assert "only: 1 row left out, without a pair of a better and a worse response: 'Never compared'" in err
-    assert "1 row left out, because its prompt leaves no room in max_length ('Why is the sky so very blue" in err
+    assert "only: left out 1 row without a pair of a better and a worse response: 'Never compared'" in err
+    assert "1 row left out: no room for a response in max_length ('Why is the sky so very blue" in err
 
 
 def test_a_second_run_reuses_everything_and_says_so(smoke: Done, copy: Path) -> None:

@@ -1,4 +1,4 @@
-"""Everything that learns: the loop, the two kinds of training stage, scoring, checkpoints.
+"""Training: the loop, the two kinds of training stage, scoring, checkpoints.
 
 Design: docs/architecture.md.
 """

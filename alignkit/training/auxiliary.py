@@ -18,10 +18,9 @@ OBJECTIVES = {"text": "raw text, without prompts", "sft": "demonstrations: promp
 
 @dataclass
 class AuxiliaryLoss:
-    """Cross-entropy on groups of their own, added to every step's loss.
+    """Cross-entropy on separate groups, added to every step's loss.
 
-    weight: of the token mean in the loss. batch_size: groups per step. stream: random numbers of an epoch over the
-    groups.
+    weight: factor of the token mean. batch_size: groups per step. stream: returns the random generator of an epoch.
     """
 
     groups: list[Encoded]
@@ -30,7 +29,7 @@ class AuxiliaryLoss:
     stream: Callable[[int], Generator]
 
     def batch(self, step: int) -> list[Encoded]:
-        """The groups of a step, from 0. They depend on nothing but the step, so that a resumed run draws the same."""
+        """The groups of a step (counted from 0). They depend only on the step, so that a resumed run draws the same."""
         batch = []
         for position in range(step * self.batch_size, (step + 1) * self.batch_size):
             epoch, index = divmod(position, len(self.groups))

@@ -14,7 +14,7 @@ from alignkit.loss import Per, Term
 class Averages:
     """Weighted means of unreduced terms over several micro-batches.
 
-    skip_nan: entries that are NaN do not count. Metrics use NaN for "unknown"; in a loss it is an error to be seen.
+    skip_nan: entries that are NaN do not count. In metrics, NaN means "unknown"; in a loss, it must stay visible.
     """
 
     def __init__(self, *, skip_nan: bool = False) -> None:

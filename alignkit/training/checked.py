@@ -1,4 +1,4 @@
-"""An algorithm as the training loop calls it: results are checked, and mistakes are reported as the plugin's.
+"""Wraps an algorithm for the training loop: checks its results and attributes mistakes to its plugin.
 
 A plugin author sees which plugin, stage and method are wrong, what was expected, and what to write instead.
 """
@@ -34,7 +34,7 @@ AXES = {
 
 @dataclass(frozen=True)
 class Author:
-    """Whose code runs and in which stage; errors begin with it: `plugin 'x' (dist 0.1), stage 'align'`."""
+    """The plugin whose code runs, and the stage. Errors begin with them: `plugin 'x' (dist 0.1), stage 'align'`."""
 
     plugin: str
     stage: str = ""
@@ -54,9 +54,9 @@ class AuthorError(PluginError):
 
 @contextmanager
 def calling(author: Author, method: str, owner: object) -> Iterator[None]:
-    """Report an exception of an author's method as the plugin's, with its place in the author's file.
+    """Report an exception of an author's method as the plugin's, with the line in the author's file.
 
-    Data errors name the stage. Other errors of alignkit pass, and so do an exhausted memory or disk.
+    Data errors name the stage. Other errors of alignkit pass unchanged, as does running out of memory or disk space.
     """
     try:
         yield
@@ -82,8 +82,8 @@ def _place(error: BaseException, owner: object) -> str:
     modules = [cls.__module__ for cls in type(owner).__mro__ if not cls.__module__.startswith("alignkit.")]
     files = {getattr(sys.modules.get(name), "__file__", None) for name in modules}
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename in files] or list(frames)
-    return f" ({own[-1].filename.rpartition('/')[2]}:{own[-1].lineno})" if own else ""
+    author_frames = [frame for frame in frames if frame.filename in files] or list(frames)
+    return f" ({author_frames[-1].filename.rpartition('/')[2]}:{author_frames[-1].lineno})" if author_frames else ""
 
 
 class CheckedAlgorithm:
@@ -106,14 +106,14 @@ class CheckedAlgorithm:
     # Groups
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
-        """What to learn from; groups without a phase are one phase."""
+        """The phases to learn from; groups without a phase form one phase."""
         with self._calling("select"):
             chosen = self.algorithm.select(groups, context)
         if not isinstance(chosen, Sequence) or not all(isinstance(item, Group | Phase) for item in chosen):
             raise self._error("select", f"return a list of groups or of phases, not {_kind(chosen)}")
         phases = [item for item in chosen if isinstance(item, Phase)]
         if phases and len(phases) < len(chosen):
-            raise self._error("select", "groups next to phases: put every group into a Phase")
+            raise self._error("select", "got both groups and phases: put every group into a Phase")
         return phases or [Phase([item for item in chosen if isinstance(item, Group)])]
 
     def keep_group(self, group: Group) -> bool:
@@ -176,7 +176,7 @@ class CheckedAlgorithm:
             if name in terms and values.shape != terms[name].values.shape:
                 wanted = _dimensions(terms[name].values.shape)
                 raise self._error(
-                    "term_weights", f"the weights of '{name}' must be {wanted} as the term, not {_kind(values)}"
+                    "term_weights", f"the weights of '{name}' must be {wanted}, like the term, not {_kind(values)}"
                 )
         return terms, weights
 
@@ -196,7 +196,7 @@ class CheckedAlgorithm:
         return terms
 
     def check_gradient(self, terms: Mapping[str, Term]) -> None:
-        """Raise if the loss trains nothing: the run would look as if it worked."""
+        """Raise if the loss has no gradient: otherwise the run would appear to work."""
         if self.needs.entropy == "reported":
             for name, term in terms.items():
                 if term.coefficient and not term.values.requires_grad:
@@ -257,4 +257,6 @@ def _dimensions(shape: Sequence[int]) -> str:
 
 def _kind(value: Any) -> str:
     """A tensor's shape, or the type of anything else."""
-    return _dimensions(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return _dimensions(value.shape) if value.dim() else "a scalar tensor"

@@ -1,4 +1,4 @@
-"""Checkpoints of a training stage: numbered folders, complete or absent, with checksums."""
+"""Checkpoints of a training stage: numbered folders with checksums, each either complete or absent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def save_checkpoint(folder: Path, number: int, checkpoint: Checkpoint, keep: int
 def load_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that is not damaged, or None if there are none. Damaged ones are reported through `say`.
 
-    Raises RunFailed if all checkpoints are damaged: to start over would lose work silently.
+    Raises RunFailed if all checkpoints are damaged: starting over would silently lose work.
     """
     from safetensors.torch import load_file
 
@@ -56,7 +56,7 @@ def load_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | No
         if damage is None:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
             return Checkpoint(load_file(path / "tensors.safetensors"), state)
-        say(f"checkpoint {path} is damaged ({damage}); trying the one before")
+        say(f"checkpoint {path} is damaged ({damage}); trying the previous one")
     if checkpoints:
         raise RunFailed(f"all checkpoints in {folder} are damaged; delete the folder to start this stage over")
     return None
@@ -69,7 +69,7 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """The damage of a checkpoint in words, or None."""
     try:
         sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What a run hands to a training stage."""
+"""The context that a run passes to a training stage."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from alignkit.training.checked import Author
 
 @dataclass
 class StageContext:
-    """What a training stage works with.
+    """The objects and callbacks of one training stage.
 
-    folder: the stage's own. load: read a data entry. reward_context: what the stage's rewards work with.
+    folder: the stage's own. load: read a data entry. reward_context: returns the context of the stage's rewards.
     folder_of: the folder of an earlier stage. notify: call an event hook. should_stop: raise if the run must stop.
     """
 
@@ -37,7 +37,7 @@ class StageContext:
 
     @property
     def settings(self) -> Settings:
-        assert self.stage.settings is not None  # of training stages it is set
+        assert self.stage.settings is not None  # always set for training stages
         return self.stage.settings
 
     @property
@@ -56,10 +56,10 @@ class StageContext:
 
     @property
     def author(self) -> Author:
-        """Whose algorithm the stage runs."""
-        claim = self.stage.component.registration
-        origin = f" ({claim.origin})" if claim.distribution not in ("", claim.plugin) else ""
-        return Author(f"plugin '{claim.plugin}'{origin}", self.name)
+        """The plugin and stage that errors name."""
+        registration = self.stage.component.registration
+        origin = f" ({registration.origin})" if registration.distribution not in ("", registration.plugin) else ""
+        return Author(f"plugin '{registration.plugin}'{origin}", self.name)
 
     def say(self, text: str) -> None:
         """Print one line about this stage."""

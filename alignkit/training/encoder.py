@@ -1,4 +1,4 @@
-"""Groups in tokens, as a stage's algorithm learns them; groups that cannot be used are counted and reported."""
+"""Tokenizes groups for a stage's algorithm; counts and reports the groups that cannot be used."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from alignkit.models.encoding import Encoded, encode_all
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
 
-# What the encoder counts: noun, and what happened to it.
+# Name of a count -> what is counted, and what happened to it.
 UNFIT = {
-    "no_room": ("row", "left out, because its prompt leaves no room in max_length"),
+    "no_room": ("row", "left out: no room for a response in max_length"),
     "cut": ("response", "truncated at max_length"),
-    "equal_pairs": ("pair", "left out, because both responses have the same tokens"),
-    "uncounted_pairs": ("pair", "left out, because no token of a response counts"),
+    "equal_pairs": ("pair", "left out: both responses have the same tokens"),
+    "uncounted_pairs": ("pair", "left out: a response has no token that counts"),
 }
 
 
@@ -34,7 +34,7 @@ def unfit(name: str, count: int) -> str:
 class StageEncoder:
     """Encodes groups for one stage.
 
-    summary: the stage's; counts of what could not be used are added to it.
+    summary: the stage's summary; counts of unusable groups are added to it.
     """
 
     def __init__(self, context: StageContext, algorithm: CheckedAlgorithm, summary: dict[str, Any]):
@@ -60,7 +60,7 @@ class StageEncoder:
         return encode_all(self.encoder, groups, self.max_length, turns=turns, scoring=scoring)
 
     def count_unfit(self) -> dict[str, int]:
-        """Add what the last `encode_quietly` could not use to the summary, and return it."""
+        """Add the counts of the last `encode_quietly` to the summary, and return them."""
         counts = {name: count for name, count in self.encoder.counts.items() if count}
         if counts:
             self.add_counts("encoding", counts)
@@ -71,7 +71,7 @@ class StageEncoder:
         before = self.summary.get(key, {})
         self.summary[key] = {name: before.get(name, 0) + counts.get(name, 0) for name in {**before, **counts}}
 
-    # What the algorithm can learn from
+    # Learnable groups
 
     def learnable(self, encoded: Sequence[Encoded]) -> list[Encoded]:
         """The groups that the algorithm can learn from; others are reported."""
@@ -79,14 +79,14 @@ class StageEncoder:
         self.count_lost(lost)
         if lost:
             self.context.say(
-                f"{counted(len(lost), 'row')} left out, without {requirement(self.algorithm.needs)}: {previews(lost)}"
+                f"left out {counted(len(lost), 'row')} without {requirement(self.algorithm.needs)}: {previews(lost)}"
             )
         return usable
 
     def split(self, encoded: Sequence[Encoded]) -> tuple[list[Encoded], list[Group]]:
         """Groups with the responses and pairs that the algorithm needs, and groups that never had them.
 
-        A group whose pairs the encoder left out is in neither list: it is counted already.
+        A group whose pairs the encoder left out is in neither list: it is already counted.
         """
         needs = self.algorithm.needs
         usable, lost = [], []
@@ -103,7 +103,7 @@ class StageEncoder:
 
 
 def requirement(needs: Needs) -> str:
-    """What a row must have to be learned from."""
+    """The part that a row must have so that the algorithm can learn from it."""
     parts = []
     if needs.pairs:
         parts.append("a pair of a better and a worse response")

@@ -1,4 +1,4 @@
-"""What external trainers get: the model in and out as adapters, the stage's reward, progress and metrics."""
+"""Runs external trainers: exports and imports the model as adapters, and offers the reward, progress and metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alignkit.training.scoring import Scorer, score_rollouts
 
 
 class ExternalStage:
-    """Runs an external trainer; to the trainer it is the `TrainerContext`."""
+    """Runs an external trainer, and is the `TrainerContext` that the trainer receives."""
 
     def __init__(self, context: StageContext, trainer: ExternalTrainer):
         self._context, self._trainer = context, trainer
@@ -37,7 +37,7 @@ class ExternalStage:
         self._metrics.sync()
         self._context.reporter.stop()
 
-    # The trainer's side
+    # TrainerContext
 
     def load(self, data: Any) -> Loaded:
         return self._context.load(data)

@@ -1,4 +1,4 @@
-"""One iteration of an online stage: what its steps hand on to each other."""
+"""One iteration of an online stage: the state that its steps share."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from alignkit.training.scoring import ScoredRollouts
 
 @dataclass
 class Iteration:
-    """What is known of an iteration.
+    """The state of one iteration, filled step by step.
 
-    number: counts from 1. rollouts: every sample with its scores. groups, combined: those that the algorithm keeps,
-    with their reward. examples: these groups in tokens, with what was measured and the signal.
-    skipped: why nothing is learned; empty if something may be.
+    number: counts from 1. rollouts: every sample with its scores. groups, combined: the groups that the
+    algorithm keeps, and their reward. examples: these groups in tokens, with the measurements and the signal.
+    skipped: why the iteration learns nothing, or an empty string.
     """
 
     number: int
@@ -52,7 +52,7 @@ class Iteration:
         return {"tokens_per_second": speed, "seconds": sum(self.seconds.values()), **parts}
 
     def why_nothing_learned(self) -> str:
-        """The reason, as far as the numbers tell."""
+        """The most likely reason, judging by the metrics."""
         rewards = self.rollouts.combined.raw.tolist()
         low, high = min(rewards), max(rewards)
         if self.metrics.get("skipped"):
@@ -67,7 +67,7 @@ class Iteration:
 
 
 def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
-    """Mean and deviation of the raw reward, means of its components, lengths, and how many responses were cut off."""
+    """Mean and deviation of the raw reward, means of its components, lengths, and the share of truncated responses."""
     responses = [response for group in rollouts.groups for response in group.responses]
     raw = rollouts.combined.raw
     metrics: dict[str, Any] = {

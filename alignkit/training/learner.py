@@ -1,7 +1,7 @@
 """The optimizer step: every algorithm's loss passes through here.
 
 A step takes a global batch of groups, cuts it into packed micro-batches by token budget, and averages each loss term
-over the whole global batch, so results do not depend on how it was cut.
+over the whole global batch, so results do not depend on the cuts.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from alignkit.settings import Settings
     from alignkit.training.auxiliary import AuxiliaryLoss
 
-NON_FINITE_IN_A_ROW = 5  # steps until the stage gives up
+NON_FINITE_IN_A_ROW = 5  # steps after which the stage fails
 ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass
 class Learner:
-    """One optimizer for what a stage trains: a role (policy or reward model), and a value role if it has one.
+    """The optimizer of a stage's trained roles: the policy or reward model, and the value role if there is one.
 
-    temperature: of the policy's distributions. author: whom errors in the algorithm name. skipped: steps in a row whose
-    loss or gradient was not finite.
+    temperature: of the policy's distributions. author: the plugin and stage that errors name. skipped: steps in a row
+    whose loss or gradient was not finite.
     """
 
     model: SharedModel
@@ -119,7 +119,7 @@ class Learner:
         return metrics
 
     def _clip(self) -> dict[str, float]:
-        """Clip each role's gradient separately, so that a surprised value role does not slow the policy down."""
+        """Clip each role's gradient separately, so that large value gradients do not shrink the policy's."""
         norms = {}
         for name, role in self._roles.items():
             parameters = [p for key, p in self.parameters.items() if key.startswith(f"{role}:")]
@@ -177,7 +177,7 @@ class Learner:
             self.checked.before_step(join(parts).batch(self.model.device), join_outputs(outs, batches))
 
     def _denominators(self, batches: Sequence[Batch]) -> dict[str | Per, float]:
-        """What each term is divided by: entries that count in the global batch, or the sum of the term's weights."""
+        """The denominator of each term: its counted entries in the global batch, or the sum of its weights."""
         totals: dict[str | Per, float] = {}
         for batch in batches:
             for per in Per:
@@ -208,7 +208,7 @@ class Learner:
                 yield logprobs[part.batch(logprobs.device).mask]
 
     def _forward(self, examples: Examples) -> Outputs:
-        """What the loss needs from the trained roles, [responses, tokens] or [responses], with gradients."""
+        """The outputs that the loss needs, [responses, tokens] or [responses], with gradients."""
         if self.algorithm.trains is REWARD:
             return forward(self.model, self.role, examples, Wants(logprobs=False, scores=True))
         wants = Wants(entropy=self.checked.needs.entropy, values=self.value_role, temperature=self.temperature)
@@ -217,7 +217,7 @@ class Learner:
     # Without gradients
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
-        """Loss terms and metrics, averaged over all examples. The algorithm's state stays as it is."""
+        """Loss terms and metrics, averaged over all examples. The algorithm's state does not change."""
         state = dict(self.algorithm.state)
         try:
             return within_memory(self.model.memory, lambda: self._evaluate(examples, state))

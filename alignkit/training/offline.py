@@ -1,7 +1,7 @@
 """A training stage over a data set: epochs, validation, and the best version as its result.
 
-A large data set is not tokenized before the first step, which would take minutes and gigabytes for a million rows, but
-batch by batch. A row that does not fit then makes its batch smaller, and is reported at the end of the first epoch.
+A large data set is tokenized batch by batch: a million rows at once would take minutes and gigabytes before the first
+step. A row that does not fit then makes its batch smaller, and is reported at the end of the first epoch.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from alignkit.training.schedule import schedule
 from alignkit.training.stage import StageWork
 
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
-EAGER_ROWS = 20_000  # most rows that are tokenized before the first step
+EAGER_ROWS = 20_000  # a data set with more rows is tokenized batch by batch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage will learn from, and in how many steps.
+    """The data and the number of steps of a stage.
 
     groups: the selected data. encoded: the same in tokens; None if they are tokenized batch by batch. units: indices of
     groups that stay in one batch. per_epoch, total: steps. every: steps between checkpoints.
@@ -81,7 +81,7 @@ class OfflineStage:
 
     def _plan(self, loaded: Loaded) -> Plan:
         groups: Sequence[Group] = self._selected(loaded.groups)
-        # The reference reads all tokens before the first step, so there is nothing to postpone.
+        # Reference log-probabilities need all tokens before the first step anyway.
         lazy = len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs
         if lazy:
             self.context.say(f"{len(groups)} rows, tokenized as needed")
@@ -117,7 +117,7 @@ class OfflineStage:
         return [group for phase in self.algorithm.select(groups, context) for group in phase.groups]
 
     def _examples(self, groups: Sequence[Group], validation: bool = False) -> Examples:
-        """The groups in tokens, with what the algorithm needs. Raises DataError if nothing can be learned from."""
+        """The groups in tokens, with the measurements that the algorithm needs. Raises DataError if none is usable."""
         encoded = self.work.encoder.learnable(self.work.encoder.encode(groups))
         if not encoded:
             raise self._nothing_to_learn(len(groups))
@@ -176,14 +176,14 @@ class OfflineStage:
         return self._encode_batch([plan.groups[index] for index in indices], first_epoch=epoch == 0)
 
     def _order_of(self, epoch: int, count: int) -> list[int]:
-        """The order of an epoch's units; drawn once, because a million are slow to shuffle."""
+        """The order of an epoch's units; drawn once per epoch, because shuffling a million units is slow."""
         if self._order[0] != epoch:
             random = seeds.stream(self.context.seed, self.context.name, "shuffle", epoch)
             self._order = (epoch, random.permutation(count).tolist())
         return self._order[1]
 
     def _after(self, plan: Plan, metrics: dict[str, Any]) -> None:
-        """Log a step; at the end of an epoch validate; write a checkpoint if it is time."""
+        """Log a step, validate at the end of an epoch, and write a checkpoint if one is due."""
         steps = self.work.learner.steps
         self.work.log(steps, metrics)
         self.context.reporter.advance(steps, metrics)
@@ -203,7 +203,7 @@ class OfflineStage:
         self.work.checkpoint(steps, f"step {steps} of {plan.total}", best=self.best)
 
     def _validate(self, epoch: int, validation: Examples) -> None:
-        """Measure the epoch; the best one so far becomes the stage's result."""
+        """Evaluate the epoch; the best epoch becomes the stage's result."""
         metrics = self.work.learner.evaluate(validation)
         self.work.log(self.work.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
         facts = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -234,7 +234,7 @@ class OfflineStage:
         return Examples(usable)
 
     def _is_valid(self, group: Group) -> bool:
-        """Whether the chat template accepts a row. If not it is reported: hours into a run it must not end it."""
+        """Whether the chat template accepts a row. A rejected row is reported: it must not end a run after hours."""
         try:
             self.work.encoder.encode_quietly([group])
         except DataError as error:
@@ -243,14 +243,14 @@ class OfflineStage:
         return True
 
     def _report_lazy(self) -> None:
-        """Report what the first epoch could not use."""
+        """Report the rows that the first epoch could not use."""
         counts = self.work.summary["lazy"]
         if not counts["used"]:
             raise self._nothing_to_learn(counts["rows"])
         facts = [unfit(name, counts[name]) for name in UNFIT if counts.get(name)]
         if counts["invalid"]:
-            facts.append(f"{counted(counts['invalid'], 'row')} left out, because the chat template rejects them")
+            facts.append(f"{counted(counts['invalid'], 'row')} left out: the chat template rejects them")
         if counts["lost"]:
-            facts.append(f"{counted(counts['lost'], 'row')} left out, without {requirement(self.algorithm.needs)}")
+            facts.append(f"left out {counted(counts['lost'], 'row')} without {requirement(self.algorithm.needs)}")
         if facts:
             self.context.say(f"{counted(counts['rows'], 'row')}: {'; '.join(facts)}")

@@ -27,7 +27,7 @@ from alignkit.training.schedule import minibatches, schedule
 from alignkit.training.scoring import Scorer, score_rollouts
 from alignkit.training.stage import StageWork
 
-# KL before the first update, nats per response, above which policy and reference cannot be the same adapter.
+# Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
 
 
@@ -39,13 +39,13 @@ class OnlineStage:
         rollout = self.settings.rollout
         self.sampling = Sampling(**rollout.model_dump(exclude={"missing_eos_penalty"}))
         self.missing_eos_penalty = rollout.missing_eos_penalty
-        # Learned at another temperature, its own samples would sharpen or flatten the policy.
+        # Learning at another temperature than that of the samples would sharpen or flatten the policy.
         self.work = StageWork(context, algorithm, self.sampling.temperature)
         self.algorithm, self.learner = self.work.algorithm, self.work.learner
         self.scorer = Scorer(self.settings.reward, context.reward_context())
         self.files = RolloutFiles(context, self.scorer)
-        if self.settings.replay_from and not self.algorithm.needs.replay:  # no error: one line swaps the algorithm
-            context.say("replay_from has no effect: the algorithm learns from its own samples only")
+        if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
+            context.say("replay_from has no effect: the algorithm learns only from its own samples")
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -74,7 +74,7 @@ class OnlineStage:
         return source
 
     def _after(self, iteration: Iteration, iterations: int) -> None:
-        """Log an iteration; keep its version; write a checkpoint if it is time."""
+        """Log an iteration, keep its version, and write a checkpoint if one is due."""
         number = iteration.number
         self.work.log(number, iteration.metrics)
         self.context.reporter.advance(number, iteration.metrics)
@@ -98,7 +98,7 @@ class OnlineStage:
     def _iterate(self, number: int, prompts: PromptSource) -> Iteration:
         iteration = Iteration(number)
         with iteration.timer("rollout"):
-            self.work.models.forget_scores()  # remembered scores would change how the next ones are packed
+            self.work.models.forget_scores()  # cached scores would change how responses are packed
             groups = self.roll_out(prompts.draw(number), number)
         with iteration.timer("score"):
             self.score(iteration, groups)
@@ -114,7 +114,7 @@ class OnlineStage:
         return iteration
 
     def roll_out(self, prompts: Sequence[Group], number: int) -> list[Group]:
-        """Sample responses with the policy as it is now. Their source is the stage, by which users know the role."""
+        """Sample responses with the current policy. Their source is the stage, the name that users know."""
         self.context.reporter.note("rolling out")
         name, seed = self.context.name, self.context.seed
         groups = sample(
@@ -133,11 +133,11 @@ class OnlineStage:
         self.context.reporter.note("scoring")
         rollouts = score_rollouts(self.scorer, groups, self.missing_eos_penalty)
         if not rollouts.groups:
-            raise RunFailed(f"stage '{self.context.name}': no response could be scored")
+            raise RunFailed(f"stage '{self.context.name}': no response could be scored; check the reward")
         if rollouts.unscored:
             groups = [g for g in rollouts.all_groups if any(r.scores[REWARD_KEY] is None for r in g.responses)]
             self.context.say(
-                f"{counted(rollouts.unscored, 'response')} could not be scored and are left out, to {previews(groups)}"
+                f"left out {counted(rollouts.unscored, 'response')} without a score; prompts: {previews(groups)}"
             )
         iteration.rollouts = rollouts
         iteration.groups, iteration.combined = rollouts.groups, rollouts.combined
@@ -149,9 +149,9 @@ class OnlineStage:
         if all(keep):
             return
         iteration.metrics["groups_without_signal"] = keep.count(False)
-        kept = torch.tensor([k for group, k in zip(iteration.groups, keep, strict=True) for _ in group.responses])
+        kept_rows = torch.tensor([k for group, k in zip(iteration.groups, keep, strict=True) for _ in group.responses])
         combined = iteration.combined
-        iteration.combined = replace(combined, reward=combined.reward[kept], raw=combined.raw[kept])
+        iteration.combined = replace(combined, reward=combined.reward[kept_rows], raw=combined.raw[kept_rows])
         iteration.groups = [group for group, k in zip(iteration.groups, keep, strict=True) if k]
         if not iteration.groups:
             fewest = self.algorithm.needs.min_samples
@@ -160,7 +160,7 @@ class OnlineStage:
             iteration.skipped = reason
 
     def measure(self, iteration: Iteration) -> None:
-        """Encode the rollouts, measure what the algorithm needs before the first update, and compute the signal."""
+        """Encode the rollouts, measure them before the first update, and compute the signal."""
         iteration.examples = Examples([])
         if not iteration.groups:
             return
@@ -194,7 +194,7 @@ class OnlineStage:
         iteration.metrics["kl"] = kl = mean_kl(old, reference)
         if not math.isfinite(kl):
             raise RunFailed(
-                f"stage '{self.context.name}': the policy has diverged: its log-probabilities are not finite"
+                f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
         iteration.metrics["sampler_gap"] = sampler_gap(iteration.groups, old)
         self._check_reference(kl)
@@ -203,10 +203,12 @@ class OnlineStage:
         return forward.measure(self.work.model, role, encoded, "logprobs", temperature=self.sampling.temperature)
 
     def _check_reference(self, kl: float) -> None:
-        """Catch the most repeated bug of the field: a reference that is not where the policy started."""
+        """Catch a common bug of RLHF code: a reference that differs from the policy's start."""
         same = self.work.roles.reference_name == self.work.roles.start
         if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
-            raise RunFailed(f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats")
+            raise RunFailed(
+                f"policy and reference start as the same adapter, but their KL is {kl:.3g} nats; please report it"
+            )
 
     def _signal(self, iteration: Iteration) -> None:
         signals = self.algorithm.signal(iteration.examples.batch())
@@ -219,7 +221,7 @@ class OnlineStage:
     def _learn(self, iteration: Iteration) -> None:
         """Learn from every phase that the algorithm selects."""
         phases = [] if iteration.skipped else self._phases(iteration)
-        # All are measured before any is learned from: "old" is the policy at the beginning of the iteration.
+        # Measure all phases before learning from any: "old" is the policy at the start of the iteration.
         chosen = [self._examples_of(phase, iteration.examples) for phase in phases]
         if not any(examples.groups for examples in chosen):
             iteration.metrics["empty_selection"] = 1.0
@@ -251,8 +253,8 @@ class OnlineStage:
         factor = schedule(self.settings.lr_scheduler_type, iteration.number - 1, iterations, self.settings.warmup_ratio)
         epochs = phase.epochs if phase.epochs is not None else self.settings.epochs or 1
         for epoch in range(epochs):
-            place = (self.context.name, "minibatch", iteration.number, index, epoch)
-            for part in minibatches(examples, self.settings.batch_size, seeds.stream(self.context.seed, *place)):
+            stream = (self.context.name, "minibatch", iteration.number, index, epoch)
+            for part in minibatches(examples, self.settings.batch_size, seeds.stream(self.context.seed, *stream)):
                 self.context.should_stop()
                 self.context.reporter.note(f"learning, epoch {epoch + 1}")
                 averages.add(self.learner.step(part, factor * phase.lr_scale))
@@ -261,10 +263,10 @@ class OnlineStage:
             iteration.metrics["skipped"] = iteration.metrics.get("skipped", 0) + averages.skipped
         return averages.learned
 
-    # What a phase learns from
+    # The examples of a phase
 
     def _examples_of(self, phase: Phase, rollouts: Examples) -> Examples:
-        """The phase's groups with something to learn from, in tokens and with what was measured."""
+        """The learnable groups of a phase in tokens, with their measurements."""
         index_of = {id(encoded.group): index for index, encoded in enumerate(rollouts.groups)}
         if all(id(group) in index_of for group in phase.groups):
             examples = rollouts.take([index_of[id(group)] for group in phase.groups])
@@ -274,12 +276,12 @@ class OnlineStage:
         return examples.take(learnable)
 
     def _is_learnable(self, encoded: Encoded) -> bool:
-        """`min_samples` applies to rollouts, not to what `select` leaves of them."""
+        """`min_samples` applies to rollouts, not to the groups that `select` returns."""
         has_pairs = bool(encoded.pairs) or not self.algorithm.needs.pairs
         return has_pairs and any(any(row.mask) for row in encoded.rows)
 
     def _examples_of_new(self, groups: Sequence[Group]) -> Examples:
-        """Groups that `select` made: they have no reward and no signal."""
+        """Encode groups that `select` created, which have no reward and no signal."""
         examples = Examples(self.work.encoder.encode(groups))
         if self.algorithm.needs.reference_logprobs:
             logprobs = self._logprobs(self.work.roles.reference, examples.groups)

@@ -53,14 +53,14 @@ def add_roles(context: StageContext, algorithm: CheckedAlgorithm) -> StageRoles:
 def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> tuple[str, str]:
     """Add the value function's role; returns its name and what it starts from, in words.
 
-    Like InstructGPT's it starts from a reward model. That model's head is kept only if its score is the reward:
-    a combination is on another scale (Llama 2's is whitened), and values on a wrong scale are worse than none.
+    As in InstructGPT, it starts from a reward model. That model's head is kept only if its score is the reward: a
+    combination has another scale (Llama 2's is whitened), and values on a wrong scale are worse than zeros.
     """
     models, reward = context.models, context.settings.reward
     name = f"{context.name}~value"
     if needs.shared_values:
         context.model.add_head(name, policy_role)
-        return name, "a head on the policy, at zero"
+        return name, "a zero head on the policy"
     reward_models = [spec.name for spec in specs(reward, RewardSpec) if spec.kind == "stage"]
     source = context.settings.value_from or (reward_models[0] if reward_models else None)
     start = policy_role if source is None else models.role(source)
@@ -70,4 +70,4 @@ def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> tup
         return name, str(source)
     assert role.head is not None
     role.head.data.zero_()
-    return name, f"{source or 'the policy'}'s network, head at zero"
+    return name, f"{source or 'the policy'}'s network with a zero head"

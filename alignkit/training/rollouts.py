@@ -1,4 +1,4 @@
-"""Rollouts: the prompts they answer, and their files, which later iterations and stages may read again."""
+"""The prompts of rollouts, and the files of rollouts, which later iterations and stages can replay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alignkit.training.scoring import Scorer, penalize, with_scores
 
 
 class PromptSource:
-    """The prompts of a stage, without those that leave no room for a response."""
+    """The prompts of a stage, without prompts that leave no room for a response."""
 
     def __init__(self, context: StageContext, max_length: int, new_tokens: int):
         self.context = context
@@ -29,7 +29,7 @@ class PromptSource:
         if not self.prompts:
             raise DataError(f"stage '{context.name}': every prompt leaves {room}")
         if self.without_room:
-            context.say(f"{self.without_room} of {counted(len(groups), 'prompt')} left out, with {room}")
+            context.say(f"left out {self.without_room} of {counted(len(groups), 'prompt')}: {room}")
 
     def draw(self, iteration: int) -> list[Group]:
         """The prompts of an iteration, from 1: shuffled epochs over all of them."""
@@ -59,8 +59,8 @@ class RolloutFiles:
 
     def before(self, iteration: int) -> list[list[Group]]:
         """Scored rollouts of the stages in `replay_from`, then of this stage's earlier iterations."""
-        own = [read_groups(self._file(number)) for number in range(1, iteration)]
-        return [with_scores(groups) for groups in (*self._replayed, *own)]
+        earlier = [read_groups(self._file(number)) for number in range(1, iteration)]
+        return [with_scores(groups) for groups in (*self._replayed, *earlier)]
 
     @property
     def folder(self) -> Path:

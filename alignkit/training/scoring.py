@@ -1,4 +1,4 @@
-"""A recipe's `reward:` at work: score responses by every component, then combine the scores."""
+"""Applies a recipe's `reward:`: scores responses with every component, then combines the scores."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Scorer:
             if value is not None and not math.isfinite(value):
                 prompt = preview([group for group in groups for _ in group.responses][index])
                 raise RunFailed(
-                    f"reward '{self.name}' is {value} for response {index}, to {prompt}; "
+                    f"reward '{self.name}' is {value} for response {index} (prompt: {prompt}); "
                     "return None for a response that cannot be scored"
                 )
         return column
@@ -140,7 +140,7 @@ class ScoredRollouts:
 
     @property
     def unscored(self) -> int:
-        """How many responses could not be scored."""
+        """The number of responses that could not be scored."""
         return self.usable.count(False)
 
 
@@ -168,7 +168,7 @@ def with_scores(groups: Sequence[Group]) -> list[Group]:
 
 
 def penalize(groups: Sequence[Group], penalty: float) -> list[Group]:
-    """The groups, with the penalty subtracted from the raw reward of truncated responses, by which methods select."""
+    """The groups, with the penalty subtracted from the raw reward of truncated responses; methods select by it."""
     return [replace(group, responses=tuple(_penalized(r, penalty) for r in group.responses)) for group in groups]
 
 

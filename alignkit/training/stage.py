@@ -1,4 +1,4 @@
-"""What both kinds of training stage work with: roles, encoder, learner, checkpoints, metrics, summary."""
+"""The parts that both kinds of training stage share: roles, encoder, learner, checkpoints, metrics, summary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alignkit.training.roles import StageRoles, add_roles
 class StageWork:
     """A stage that is ready to train, from its last checkpoint if it has one.
 
-    done: that checkpoint's state, empty if there is none. summary: what stage.json tells about the stage.
+    done: that checkpoint's state, empty if there is none. summary: for stage.json.
     """
 
     def __init__(self, context: StageContext, algorithm: Algorithm, temperature: float = 1.0):
@@ -57,12 +57,12 @@ class StageWork:
         self.context.say(f"continuing after {self.done['position']}")
 
     def _warn_of_changes(self, state: Mapping[str, Any]) -> None:
-        """Report differences to the machine that wrote the checkpoint, if they change the result."""
+        """Report differences from the machine that wrote the checkpoint, if they change the result."""
         threads, dtype = torch.get_num_threads(), self.model.dtype_name
         if state["threads"] != threads:
             self.context.say(
-                f"the checkpoint was written with {state['threads']} threads, now there are {threads}: the result may "
-                "differ in the last bits (set OMP_NUM_THREADS)"
+                f"the checkpoint was written with {state['threads']} threads, but this run uses {threads}: the "
+                f"result may differ in the last bits; set OMP_NUM_THREADS={state['threads']} to avoid this"
             )
         if state["dtype"] != dtype:  # `auto` depends on the processor
             self.context.say(
@@ -70,7 +70,7 @@ class StageWork:
             )
 
     def restore_summary(self) -> None:
-        """Continue with the checkpoint's summary: what was counted since the start is in it."""
+        """Continue with the checkpoint's summary, which already includes the counts of this start."""
         if self.done:
             self.summary.clear()
             self.summary.update(self.done["summary"])
@@ -91,7 +91,7 @@ class StageWork:
         self.context.notify("checkpoint_saved", path=str(path))
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Write metrics and tell the observers."""
+        """Write metrics and notify the event hooks."""
         self.metrics.write(stage=self.context.name, step=step, **metrics)
         self.context.notify("metrics_logged", step=step, metrics=metrics)
 
@@ -101,7 +101,7 @@ class StageWork:
             self.model.save(self.roles.trained, self.context.folder / "kept" / str(number))
 
     def save(self) -> None:
-        """Make what is trained now the stage's result."""
+        """Save the current weights as the stage's result."""
         self.model.save(self.roles.trained, self.context.adapter)
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class StageWork:
 
 
 def _described(roles: StageRoles, algorithm: CheckedAlgorithm) -> str:
-    """`'best' (reference: best; values: helpful's network, head at zero)`."""
+    """`'best' (reference: best; values: helpful's network with a zero head)`."""
     facts = [f"reference: {roles.reference_name}"] if algorithm.needs.reference_logprobs else []
     facts += [f"values: {roles.value_start}"] if roles.values is not None else []
     return f"'{roles.start}'" + (f" ({'; '.join(facts)})" if facts else "")

@@ -104,11 +104,11 @@ MISTAKES = {
     ),
     "a reduced loss": (
         "def loss(self, batch, out): return -out.logprobs.mean()",
-        r"in `loss`: return Loss\(name=per_token\(\.\.\.\)\), not \[\]",
+        r"in `loss`: return Loss\(name=per_token\(\.\.\.\)\), not a scalar tensor",
     ),
     "a reduced term": (
         "def loss(self, batch, out): return Loss(nll=per_token(-out.logprobs.mean()))",
-        r"must be \[responses, tokens\] = \[4, 5\], not \[\]; return unreduced values; alignkit averages them",
+        r"must be \[responses, tokens\] = \[4, 5\], not a scalar tensor; return unreduced values; alignkit averages",
     ),
     "an exception in loss": (
         "def loss(self, batch, out): return {}['nll']",
@@ -127,7 +127,7 @@ MISTAKES = {
     "an exception in term_weights": ("def term_weights(self, batch): return batch.weights", r"in `term_weights`: Attr"),
     "shape of weights": (
         "def term_weights(self, batch): return {'policy_loss': torch.ones(4)}",
-        r"in `term_weights`: the weights of 'policy_loss' must be \[4, 5\] as the term, not \[4\]",
+        r"in `term_weights`: the weights of 'policy_loss' must be \[4, 5\], like the term, not \[4\]",
     ),
     "an exception in before_step": ("def before_step(self, batch, out): return out.x", r"in `before_step`: Attr"),
     "a tensor in the state": (

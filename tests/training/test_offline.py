@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_counted_once_and_told(
     assert summary["encoding"] == {"no_room": 1, "cut": 1}
     assert (summary["lazy"]["rows"], summary["lazy"]["used"], summary["steps"]) == (4, 3, 8 // batch_size)
     said = capsys.readouterr().err
-    fact = "4 rows: 1 row left out, because its prompt leaves no room in max_length; 1 response truncated at max_length"
+    fact = "4 rows: 1 row left out: no room for a response in max_length; 1 response truncated at max_length"
     assert fact in said.replace("\n", " ")
     lines = (tmp_path / "out" / "only" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 8 // batch_size
@@ -101,7 +101,7 @@ def test_a_row_that_the_template_cannot_take_is_left_out_and_told(
     said = capsys.readouterr().err.replace("\n", " ")
     assert (
         "left out: the chat template makes no token of 'is it 1?'" in said
-        and "1 row left out, because the chat template" in said
+        and "1 row left out: the chat template" in said
     )
 
 
@@ -131,7 +131,7 @@ def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(
 def test_nothing_that_fits_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline, "EAGER_ROWS", 0)
     with pytest.raises(
-        DataError, match=r"stage 'only': sft cannot learn from any of 3 rows: .*3 rows left out, because its prompt"
+        DataError, match=r"stage 'only': sft cannot learn from any of 3 rows: .*3 rows left out: no room"
     ):
         trained(tmp_path, [{"prompt": LONG, "completion": "yes"}] * 3)
 

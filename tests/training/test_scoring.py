@@ -60,7 +60,7 @@ def test_nothing_that_can_be_scored() -> None:
 
 def test_a_reward_that_is_not_finite_is_an_error() -> None:
     groups = [Group(PROMPT, (response(math.inf),), id="a")]
-    with pytest.raises(RunFailed, match="reward 'liked' is inf for response 0, to 'how are you'; return None"):
+    with pytest.raises(RunFailed, match=r"reward 'liked' is inf for response 0 \(prompt: 'how are you'\); return None"):
         score_rollouts(scorer(), groups)
 
 
