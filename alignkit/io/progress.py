@@ -56,7 +56,7 @@ class Reporter:
             self._progress.start()
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Step `done` of the stage is complete."""
+        """Report that step `done` of the stage is complete."""
         facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
         self._facts = facts
         if self._progress is not None and self._task is not None:
@@ -71,7 +71,7 @@ class Reporter:
         self.say(f"{self._stage} {done}/{self._total} {facts} ({left} left)")
 
     def note(self, text: str) -> None:
-        """Show what happens inside a step, next to the live bar; a pipe does not show it."""
+        """Show the current activity of a step next to the live bar; a pipe does not show it."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, facts=f"{self._facts} [dim]{text}[/dim]")
 
@@ -95,7 +95,7 @@ class Metrics:
     """A stage's metrics.jsonl: one JSON object per step, each step once even if the run was killed and resumed."""
 
     def __init__(self, path: Path, size: int = 0):
-        """size: bytes at the last checkpoint. Later lines are cut off, as their steps run again."""
+        """size: bytes at the last checkpoint. Later lines are removed, because their steps run again."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:

@@ -28,7 +28,7 @@ _layout: ContextVar[Layout] = ContextVar("alignkit_layout")
 
 @contextmanager
 def using(layout: Layout) -> Iterator[None]:
-    """Compute the attention of forward passes inside by `layout`."""
+    """Let the forward passes inside compute their attention by `layout`."""
     token = _layout.set(layout)
     try:
         yield
@@ -91,7 +91,7 @@ class TreeLayout:
         return torch.cat([part.to(q.dtype) for part in parts], dim=2)
 
     def _group(self, index: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
-        """Attention of one group, [1, heads, length, size], by the fastest way that supports it."""
+        """Attention of one group, [1, heads, length, size], by the fastest method that supports it."""
         if tiles := self._tiles_of(index, q, k, v, args):
             return tiled_attention.attention(q[0], k[0], v[0], tiles, args.scaling)[None]
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:

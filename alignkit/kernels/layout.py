@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionArgs:
-    """What a model's layer asks of its attention: scale of the scores, sliding window in tokens, cap of the scores."""
+    """A layer's attention settings: scale of the scores, sliding window in tokens, cap of the scores."""
 
     scaling: float | None
     window: int | None
@@ -22,7 +22,7 @@ class Layout(Protocol):
     """Computes attention for the tokens that it describes."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
-        """q [rows, heads, tokens, size], k and v with fewer heads or as many -> [rows, heads, tokens, size of v]."""
+        """q [rows, heads, tokens, size], k and v with at most as many heads -> [rows, heads, tokens, size of v]."""
         ...
 
 

@@ -57,7 +57,7 @@ def retain_freed_memory() -> None:
 
 
 def trim() -> bool:
-    """Let glibc return freed memory to the system; whether it could be asked to."""
+    """Let glibc return freed memory to the system. Returns whether glibc supports this."""
     malloc_trim = capabilities.glibc("malloc_trim")
     if malloc_trim is None or mode() == "torch":
         return False
@@ -76,7 +76,7 @@ class TrimOnGrowth:
     baseline: int | None = None  # resident bytes at the first check after a trim
 
     def check(self) -> bool:
-        """Trim if the process has grown enough; whether it did. Call it between steps, when little is allocated."""
+        """Trim if the process has grown enough; return whether it did. Call between steps, when little is allocated."""
         resident = _resident()
         if self.baseline is None:
             self.baseline = resident

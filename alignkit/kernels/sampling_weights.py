@@ -1,7 +1,7 @@
 """Packed weights for sampling a few rows in fp32 on a CPU, with a role's adapter merged in.
 
-A product of a few rows could take no longer than reading the weight. But the libraries reorder the weight at every
-call, and the adapter's two thin products cost as much again in calls.
+A product of a few rows could be as fast as reading the weight. But the libraries reorder the weight in every call, and
+the calls of the adapter's two thin products cost as much again.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def _cut(start: int, stop: int, prompt: int) -> list[Tile]:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile], scale: float | None) -> Tensor:
-    """Scaled dot-product attention of a group: q [heads, tokens, size], k and v with as many heads or fewer.
+    """Scaled dot-product attention of a group: q [heads, tokens, size], k and v with at most as many heads.
 
     bfloat16, float32 or float64. Scores and softmax are at least float32. For bf16 inputs all other products are bf16.
     """

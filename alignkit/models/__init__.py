@@ -5,7 +5,7 @@
 - `encoding`, `packing`, `examples`: from groups to tokens, packed rows, and the batches that algorithms see.
 - `forward`: the forward pass of training and measuring. `reference_cache` keeps measurements of references.
 - `sampling`, `next_token`: responses.
-- `service`: the models as rewards, judges and steps see them. `foreign_reward`: reward models on another base.
+- `service`: the models, for rewards, judges and steps. `foreign_reward`: reward models on another base.
 
 Design: docs/architecture.md.
 """

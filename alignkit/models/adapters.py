@@ -1,4 +1,4 @@
-"""LoRA adapters on one base model: peft holds the weights, a shared switch selects the adapter that layers add.
+"""LoRA adapters on one base model: peft holds the weights, and a shared switch selects the adapter that layers add.
 
 peft's own switch would walk over all layers and change `requires_grad`. Here every LoRA layer reads `ActiveAdapter`,
 so selecting an adapter costs nothing and has no side effects.
@@ -30,7 +30,7 @@ SCORE = "base_model.model.score.weight"  # a scalar head, as peft names it
 
 @dataclass
 class ActiveAdapter:
-    """The adapter that the LoRA layers of a model add; None: the base only."""
+    """The adapter that the LoRA layers of a model add, or None for the base model."""
 
     name: str | None = None
 
@@ -152,7 +152,7 @@ class Adapters:
             )
 
     def _check_config(self, adapter: str, folder: Path) -> None:
-        """Refuse an adapter of another scale or base: it would load and compute something else."""
+        """Reject an adapter of another scale or base: it would load, but compute something else."""
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         ours = self.model.peft_config[adapter]
         expected = {"r": ours.r, "lora_alpha": ours.lora_alpha, "use_rslora": ours.use_rslora, "use_dora": False}
@@ -194,7 +194,7 @@ def _patch_forward(layer: Any, active: ActiveAdapter) -> None:
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The base layer plus the active adapter, in the layer's dtype; adapters are stored in fp32."""
     base, adapter = self.base_layer, self.alignkit_active.name
-    plain = type(base) is nn.Linear  # quantized layers are subclasses with a product of their own
+    plain = type(base) is nn.Linear  # quantized layers are subclasses with their own matrix product
     if adapter is None:
         return matmul.linear(x, base.weight, base.bias) if plain else base(x, *args, **kwargs)
     down, up, scale = self.lora_A[adapter].weight, self.lora_B[adapter].weight, self.scaling[adapter]

@@ -25,7 +25,7 @@ class MemoryBudget:
     """Tokens per packed row with gradients, so that a step's memory does not depend on the batch size.
 
     bytes_per_token: activations that a forward pass stores for backward. activation_bytes: activations that a packed
-    row may take, read from the device when first needed. halvings: of the token budget, each after memory ran out.
+    row may take, read from the device when first needed. halvings: how often memory ran out and the budget was halved.
 
     Packing changes the last bits of the gradients, so checkpoints store the budget.
     """
@@ -37,7 +37,7 @@ class MemoryBudget:
 
     @property
     def tokens(self) -> int:
-        """Most tokens of a packed row."""
+        """The maximum number of tokens in a packed row."""
         if self.activation_bytes is None:
             self.activation_bytes = activation_budget(self.device)
         least = LEAST_TOKENS if self.device.type == "cpu" else LEAST_ON_GPU
@@ -59,7 +59,7 @@ class MemoryBudget:
         return tokens * self.bytes_per_token > total(self.device) * SHARE / 2**self.halvings
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint stores."""
+        """Return the state for a checkpoint."""
         return {"halvings": self.halvings, "activation_bytes": self.activation_bytes}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -130,7 +130,7 @@ class Encoder:
         ids = self.templated(self.render(messages, True))
         ids = ids if ids[: len(self.bos)] == self.bos else self.bos + ids
         if not ids:  # the prompt's last token predicts a response's first one
-            raise DataError(f"the chat template renders the prompt {list(messages)!r} as an empty text")
+            raise DataError(f"the chat template renders the prompt {list(messages)!r} as empty text")
         return ids
 
     def encode(self, group: Group, max_length: int, *, turns: str = "all", scoring: bool = False) -> Encoded | None:

@@ -1,4 +1,4 @@
-"""Reward models with a base, tokenizer and chat template of their own."""
+"""Reward models with their own base, tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ForeignRewardModel:
         """Raises RunFailed if the folder holds no complete reward model."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        # Unused weights are not reported: the folder may still hold the language head the reward model started from.
+        # Unused weights are not reported: the folder may still hold the language head of the original model.
         self.network, _ = load_weights(AutoModelForSequenceClassification, folder, dtype=model.dtype, num_labels=1)
         self.network.to(model.device).eval()
         self.encoder = Encoder(AutoTokenizer.from_pretrained(folder))
@@ -33,7 +33,7 @@ class ForeignRewardModel:
         limit = getattr(self.network.config, "max_position_embeddings", DEFAULT_CONTEXT)
         scores: list[float | None] = []
         for group in groups:
-            # Text, because the policy's tokens mean something else in this vocabulary.
+            # Encode text, because this model has another vocabulary than the policy.
             responses = tuple(Response(text=r.text, messages=r.messages) for r in group.responses)
             encoded = self.encoder.encode(Group(group.prompt, responses, id=group.id), limit, scoring=True)
             if encoded is None:

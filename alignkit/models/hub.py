@@ -28,9 +28,9 @@ class _Refusal:
 
 
 def locate(source: str, revision: str | None = None) -> str:
-    """Return what transformers can load: `source` itself, or its cached copy if the hub does not serve it.
+    """Return a name that transformers can load: `source` itself, or its cached copy if the hub does not serve it.
 
-    source: a folder or hub id. Raises RunFailed, with what to do, if there is neither.
+    source: a folder or hub id. Raises RunFailed with advice if there is neither.
     """
     if Path(source).is_dir():
         return source
@@ -64,7 +64,7 @@ def _cached(source: str, revision: str | None) -> Path | None:
 
 
 def _refusal(source: str, revision: str | None) -> _Refusal | None:
-    """Ask the hub for the model's configuration. None: transformers may load the model, or reports the problem best."""
+    """Ask the hub for the model's configuration. None: let transformers load the model or report the problem."""
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
@@ -76,7 +76,7 @@ def _refusal(source: str, revision: str | None) -> _Refusal | None:
         pass  # the repository has no configuration; it may be an adapter
     except errors.HfHubHTTPError as error:
         return _refusal_of(error, source, revision)
-    except Exception as error:  # of the HTTP library, which changes with huggingface_hub's major version
+    except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub
         reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
         return _Refusal(
             f"{constants.ENDPOINT} cannot be reached ({reason})", f"check the network, or {_alternatives(source)}"

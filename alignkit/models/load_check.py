@@ -1,4 +1,4 @@
-"""Checks of a base model when it is loaded, on two dozen tokens: does it compute what alignkit expects?
+"""Checks on two dozen tokens whether a newly loaded base model computes what alignkit expects.
 
 Transformers has hundreds of architectures. Without these checks, an unusual one would train on wrong numbers, without
 an error.
@@ -45,7 +45,7 @@ class CheckedModel(Protocol):
 
 @dataclass(frozen=True)
 class _Check:
-    """Two computations of the same hidden states, and their largest relative distance, in fp32 and in other dtypes."""
+    """Two computations of the same hidden states, and the tolerated relative distance in fp32 and in other dtypes."""
 
     description: str
     ours: Tensor
@@ -54,7 +54,7 @@ class _Check:
     tolerance_fp32: float = 1e-3
 
     def failure(self, dtype: torch.dtype) -> str:
-        """Say by how much the two differ, if it is too much."""
+        """Describe the difference if it is too large, else return an empty string."""
         distance = float((self.ours - self.theirs).float().norm() / self.theirs.float().norm())
         tolerance = self.tolerance_fp32 if dtype == torch.float32 else self.tolerance
         return "" if distance <= tolerance else f"{self.description} by {distance:.2g}"  # a nan fails
@@ -62,7 +62,7 @@ class _Check:
 
 @torch.no_grad()
 def why_not_packable(model: CheckedModel, base: str) -> str:
-    """Say why the base model (role `base`) cannot use packed rows; empty if it can."""
+    """Return why the base model (role `base`) cannot use packed rows; empty if it can."""
     # Ids from the whole vocabulary: the first ones are often special tokens with huge activations, which amplify
     # rounding errors.
     size = model.model.config.get_text_config().vocab_size
@@ -99,7 +99,7 @@ def why_not_packable(model: CheckedModel, base: str) -> str:
 
 
 def _refusal(model: CheckedModel, packed: TreeLayout) -> str:
-    """Say why the configuration rules packed rows out, whatever two dozen tokens show. packed: after a forward pass."""
+    """Return why the configuration rules out packed rows, which two dozen tokens may not show. packed: after a pass."""
     config = model.model.config.get_text_config()
     if len(packed.kv) < config.num_hidden_layers:
         return f"only {len(packed.kv)} of its layers use transformers' attention interface"
@@ -135,7 +135,7 @@ def check_head(model: CheckedModel, base: str) -> None:
         ours = model.next_logits(base, backbone(network)(input_ids=row).last_hidden_state[0])
     if (ours - theirs).norm() > (1e-3 if model.dtype == torch.float32 else 0.05) * theirs.norm():
         raise RunFailed(
-            f"{type(network).__name__} computes its logits in a way that alignkit does not know; please report it"
+            f"{type(network).__name__} computes its logits in a way that alignkit does not support; please report this"
         )
 
 

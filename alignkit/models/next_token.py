@@ -1,4 +1,4 @@
-"""How to sample, and the choice of the next token: temperature, filters, and a draw by inverse CDF."""
+"""Sampling options, and the choice of the next token: temperature, filters, and a draw by inverse CDF."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BLOCK = 256  # tokens of the vocabulary that `inverse_cdf` first adds up
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample.
+    """Options of sampling.
 
     temperature: 0 is greedy. top_k, top_p: 0 and 1 do not filter. stop: texts that end a response and stay in it.
-    processors: transformers' logits processors. They change logits [n, vocabulary] first of all, given prompt and
+    processors: transformers' logits processors. They change logits [n, vocabulary] first, given prompt and
     response [n, tokens] of n rows of one length. Reported log-probabilities are always those of the unfiltered policy.
     """
 

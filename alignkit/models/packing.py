@@ -1,4 +1,4 @@
-"""Packed batches: encoded groups side by side in one row of tokens, and how a global batch is cut into them."""
+"""Packed batches: encoded groups side by side in one row of tokens, and the cuts of a global batch into them."""
 
 from __future__ import annotations
 

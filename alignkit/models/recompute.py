@@ -1,4 +1,4 @@
-"""Activation checkpointing: a layer keeps only its input for backward, and is computed a second time there.
+"""Activation checkpointing: a layer stores only its input, and is computed again during backward.
 
 Roles share one model, so by the time of backward another role may be active, and attention may follow the layout of
 another packed row. The second computation restores both; otherwise gradients would be wrong without an error.

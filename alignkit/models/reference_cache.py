@@ -41,7 +41,7 @@ class ReferenceCache:
     ) -> tuple[list[Tensor], bool]:
         """Return the log-probabilities of all responses, fp32 [tokens] each, and whether they were in the cache.
 
-        adapter: the reference's folder; None: the base. measure: computes them from nothing but the other arguments.
+        adapter: the reference's folder; None: the base. measure: computes them from the other arguments only.
         """
         path, budget = self.folder / f"{_key(model, adapter, encoded)}.safetensors", model.token_budget
         lengths = [len(row.tokens) for group in encoded for row in group.rows]
@@ -53,7 +53,7 @@ class ReferenceCache:
         logprobs = measure()
         # If memory ran out, rows were packed shorter than the key says, and the last bits differ.
         if logprobs and model.token_budget == budget:
-            with suppress(OSError):  # a folder that cannot be written costs time, not the run
+            with suppress(OSError):  # a folder without write access must not end the run
                 self._write(path, torch.cat(logprobs))
         return logprobs, False
 

@@ -1,4 +1,4 @@
-"""What rewards, judges and steps may ask of a run's models: scores, log-probabilities, samples, by role.
+"""The models of a run, for rewards, judges and steps: scores, log-probabilities and samples of a role.
 
 Roles are named by reference: `base`, a stage (`sft`), a kept version (`sft@2`), or an adapter folder. A role is loaded
 onto the shared base on first use.
@@ -69,7 +69,7 @@ class ModelService:
     # Scores
 
     def forget_scores(self) -> None:
-        """Score everything again. Kept scores change which responses are packed together, and so the last bits."""
+        """Score everything again. Cached scores change which responses are packed together, so the last bits differ."""
         self._scores.clear()
 
     def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
@@ -107,9 +107,9 @@ class ModelService:
         return known
 
     def _report_unread(self, stage: str, encoder: Encoder) -> None:
-        """Report responses of which the reward model could not read everything."""
+        """Report responses that the reward model could not read in full."""
         for case, problem in (
-            ("cut", "responses truncated to max_length before scoring"),
+            ("cut", "responses truncated at max_length before scoring"),
             ("no_room", "groups without a score, because their prompts fill max_length"),
         ):
             if count := encoder.counts[case]:

@@ -71,7 +71,7 @@ def test_truncated_and_unscored_responses_are_reported(models: ModelService) -> 
     scores = models.scores("judge", groups)
     assert [score is None for score in scores] == [False, False, True]
     assert said == [
-        "judge: responses truncated to max_length before scoring: 1 ('c')",
+        "judge: responses truncated at max_length before scoring: 1 ('c')",
         f"judge: groups without a score, because their prompts fill max_length: 1 ('{long[:60]}...')",
     ]
     models.scores("judge", groups[:1])
