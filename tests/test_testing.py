@@ -160,12 +160,12 @@ class ReportsIgnoringMask(Algorithm):
         (MeanOfMicroBatch, "cutting the batch into micro-batches changes the gradient by .* unreduced entries"),
         (WhitensInTheLoss, "cutting the batch into micro-batches changes the gradient by .* belong in `before_step`"),
         (RootOfZero, "the gradient is not finite: look for sqrt"),
-        (Dropout, "a second look at the same batch changes the gradient by .* random numbers"),
-        (Remembers, "a second look at the same batch changes the gradient by .* belongs in `state`"),
+        (Dropout, "a second pass over the same batch changes the gradient by .* random numbers"),
+        (Remembers, "a second pass over the same batch changes the gradient by .* belongs in `state`"),
         (Detached, r"in `loss`: the loss has no gradient \(terms: 'nll'\): compute it from `out`"),
         (BonusWithoutGradient, r"in `loss`: loss term 'entropy' has no gradient; .* declare `Needs\(entropy=True\)`"),
         (ByPlace, "the order of groups and responses changes the gradient by .* batch.group_index"),
-        (ByGroupSize, "a group of its own for every response changes the gradient by .*separable=False"),
+        (ByGroupSize, "a separate group for every response changes the gradient by .*separable=False"),
         (
             WrongShape,
             r"^WrongShape: in `loss`: loss term 'nll' is per_token and must be "

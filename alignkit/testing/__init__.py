@@ -1,4 +1,4 @@
-"""What every algorithm must keep to, checked in one line of a plugin's own tests.
+"""Checks the rules that every algorithm must follow, in one line of a plugin's tests.
 
     from alignkit.testing import check_algorithm
 

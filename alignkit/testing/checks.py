@@ -1,4 +1,4 @@
-"""Single rules of the conformance kit: each returns the problems it finds, in words for the author."""
+"""The rules of the conformance kit. Each returns the problems that it finds, as messages to the author."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
 
 
 def option_problems(cls: type[Algorithm]) -> list[str]:
-    """Users must find out what an option does: from its description, or else from its range or choices."""
+    """Every option must explain itself by a description, a range, or choices."""
     if not issubclass(cls.Options, Options):
         return ["Options must be a subclass of alignkit.Options"]
     bare = [
@@ -60,27 +60,27 @@ def finite_signal_problems(examples: Examples) -> list[str]:
     ]
 
 
-def finite_problems(found: Gradients) -> list[str]:
+def finite_problems(actual: Gradients) -> list[str]:
     """Losses and gradients must be finite, and not all zero."""
-    problems = [f"'{name}' is {value}" for name, value in found.metrics.items() if not math.isfinite(value)]
-    for name, gradient in found.gradients.items():
+    problems = [f"'{name}' is {value}" for name, value in actual.metrics.items() if not math.isfinite(value)]
+    for name, gradient in actual.gradients.items():
         if not bool(gradient.isfinite().all()):
             problems.append(f"{name} is not finite: look for sqrt, log or a division at 0, also outside the mask")
-    if not problems and not bool(found.gradients["the gradient"].any()):
+    if not problems and not bool(actual.gradients["the gradient"].any()):
         problems.append("the gradient is zero everywhere: nothing is learned (is `out` detached?)")
     return problems
 
 
-def changes(expected: Gradients, found: Gradients, cause: str, help: str) -> list[str]:
+def changes(expected: Gradients, actual: Gradients, cause: str, help: str) -> list[str]:
     """One line that lists every gradient and metric that differs."""
     differences = {
-        name: relative_distance(found.gradients[name], gradient) for name, gradient in expected.gradients.items()
+        name: relative_distance(actual.gradients[name], gradient) for name, gradient in expected.gradients.items()
     }
     for name, value in expected.metrics.items():
-        new = torch.tensor([found.metrics.get(name, math.nan)], dtype=torch.float64)
+        new = torch.tensor([actual.metrics.get(name, math.nan)], dtype=torch.float64)
         old = torch.tensor([value], dtype=torch.float64)
         differences[f"'{name}'"] = relative_distance(new, old, floor=1.0)
-    differences |= {f"'{name}'": math.nan for name in found.metrics.keys() - expected.metrics.keys()}
+    differences |= {f"'{name}'": math.nan for name in actual.metrics.keys() - expected.metrics.keys()}
     wrong = [f"{name} by {difference:.2g}" for name, difference in differences.items() if not difference <= TOLERANCE]
     return [f"{cause} changes {', '.join(wrong)} (relative; up to {TOLERANCE:g} is allowed): {help}"] if wrong else []
 

@@ -1,4 +1,4 @@
-"""The conformance kit: an algorithm on the tiny model, and what must hold for it."""
+"""The conformance kit: runs an algorithm on the tiny model and checks every rule."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from alignkit.training.checked import Author, CheckedAlgorithm
 
 LONGEST = 256  # tokens of a prompt with a response
 ROLE, BEFORE, VALUE, VALUE_BEFORE = "checked", "before", "value", "value-before"
-NAMELESS = Author("")  # the error names the class already
+NAMELESS = Author("")  # the error already names the class
 
 SAME = "a loss must not draw random numbers, and what it remembers belongs in `state`"
 MICRO = (
@@ -71,8 +71,8 @@ def check_algorithm(
 
     options: as in a recipe. groups: to learn from, instead of `example_groups`; for an algorithm that learns from
     rollouts every response needs `tokens` and a `reward` among its scores. separable: whether responses (or pairs) that
-    share a prompt can be put into groups of their own without changing the loss; default: judged by the terms of the
-    loss and by `needs`.
+    share a prompt can be put into groups of their own without changing the loss; default: inferred from the terms
+    of the loss and `needs`.
     """
     problems = option_problems(cls)
     if not problems:
@@ -114,7 +114,7 @@ class Kit:
             self.model.drop_role(role)
 
     def problems(self) -> list[str]:
-        """Every broken rule, up to the first check that makes the following ones pointless."""
+        """Every broken rule. Stops early if a failed check makes the later ones pointless."""
         algorithm = CheckedAlgorithm(self.new(), NAMELESS)
         problems = state_problems(algorithm.algorithm, "at first")
         try:
@@ -131,15 +131,15 @@ class Kit:
         except AlignkitError as error:  # a mistake that training would report, such as a term's shape
             return [*problems, str(error)]
 
-    # What training gives to an algorithm
+    # The inputs of an algorithm, as in training
 
     def rolled_out(self, algorithm: CheckedAlgorithm) -> Examples:
         """All rollouts as `signal` sees them; none for a data set."""
         if not self.rollouts:
             return Examples([])
-        kept = [group for group in self.groups if algorithm.keep_group(group)]
-        examples = self._measured(self._encoded(algorithm, kept))
-        rewards = [response.scores[REWARD_KEY] for group in kept for response in group.responses]
+        kept_groups = [group for group in self.groups if algorithm.keep_group(group)]
+        examples = self._measured(self._encoded(algorithm, kept_groups))
+        rewards = [response.scores[REWARD_KEY] for group in kept_groups for response in group.responses]
         examples.columns["rewards"] = [float(reward or 0.0) for reward in rewards]
         examples.columns["raw_rewards"] = list(examples.columns["rewards"])
         if self.needs.values:
@@ -147,10 +147,10 @@ class Kit:
         return examples
 
     def selected(self, algorithm: CheckedAlgorithm, rollouts: Examples) -> Examples:
-        """What the first phase learns from, as a stage chooses it."""
-        kept = [group for group in self.groups if algorithm.keep_group(group)] if self.rollouts else self.groups
+        """The examples of the first phase, chosen as in a stage."""
+        kept_groups = [group for group in self.groups if algorithm.keep_group(group)] if self.rollouts else self.groups
         context = SelectContext(1, 0, lambda: [], lambda **metrics: None, np.random.default_rng(0))
-        groups = algorithm.select(kept, context)[0].groups
+        groups = algorithm.select(kept_groups, context)[0].groups
         index_of = {id(encoded.group): index for index, encoded in enumerate(rollouts.groups)}
         if self.rollouts and all(id(group) in index_of for group in groups):
             examples = rollouts.take([index_of[id(group)] for group in groups])
@@ -175,7 +175,7 @@ class Kit:
                 examples.token_columns[name] = measure(self.model, role, encoded, "logprobs")
         return examples
 
-    # What must hold
+    # Rules
 
     def signal_problems(self, algorithm: CheckedAlgorithm, rollouts: Examples) -> list[str]:
         """Add the signal to the rollouts, and check it on variants of them."""
@@ -221,7 +221,7 @@ class Kit:
 
         expected = gradient(examples)
         problems = state_problems(algorithm, "after `before_step`") + finite_problems(expected)
-        problems = problems or changes(expected, gradient(examples), "a second look at the same batch", SAME)
+        problems = problems or changes(expected, gradient(examples), "a second pass over the same batch", SAME)
         if problems:
             return problems
         problems += changes(expected, gradient(examples, budget=1), "cutting the batch into micro-batches", MICRO)
@@ -230,7 +230,7 @@ class Kit:
         problems += changes(expected, spoiled, "garbage outside the mask", MASK)
         apart = self._apart(probe, examples)
         if apart is not None and not problems:
-            problems += changes(expected, gradient(apart), "a group of its own for every response", APART)
+            problems += changes(expected, gradient(apart), "a separate group for every response", APART)
         return problems
 
     def _apart(self, probe: Probe, examples: Examples) -> Examples | None:

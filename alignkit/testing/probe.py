@@ -52,7 +52,7 @@ def add_noise(model: SharedModel, role: str, size: float, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a global batch yields: every logged number, and the gradient of each role as one vector."""
+    """The results of a global batch: every logged number, and the gradient of each role as one vector."""
 
     metrics: dict[str, float]
     gradients: dict[str, Tensor]
@@ -76,7 +76,7 @@ class Probe(Learner):
         return Gradients(metrics, gradients)
 
     def terms(self, examples: Examples) -> list[tuple[Per, bool]]:
-        """What each term of the loss is averaged over, and whether it has weights."""
+        """The unit that each term of the loss is averaged over, and whether the term has weights."""
         with torch.no_grad():
             terms, weights = self.checked.loss(examples.batch(self.model.device), self._forward(examples))
         return [(term.per, name in weights) for name, term in terms.items()]
