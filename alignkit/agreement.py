@@ -163,11 +163,11 @@ def _values(ratings: Iterable[Rating], numbers_for: str | None) -> list[Any]:
 
 def _counted(units: Sequence[Unit], numbers_for: str | None = None) -> tuple[list[Any], Array]:
     """The different ratings, and the count of each for every unit [units, values]."""
-    given = [[rating for rating in unit if not _missing(rating)] for unit in units]
-    values = _values((rating for unit in given for rating in unit), numbers_for)
+    known = [[rating for rating in unit if not _missing(rating)] for unit in units]
+    values = _values((rating for unit in known for rating in unit), numbers_for)
     index = {value: number for number, value in enumerate(values)}
-    counts = np.zeros((len(given), len(values)))
-    for row, unit in zip(counts, given, strict=True):
+    counts = np.zeros((len(known), len(values)))
+    for row, unit in zip(counts, known, strict=True):
         for rating in unit:
             row[index[rating]] += 1
     return values, counts

@@ -41,7 +41,7 @@ POLICY, REWARD = Trains.POLICY, Trains.REWARD
 
 @dataclass(frozen=True)
 class Needs:
-    """What an algorithm reads. Fields of `Batch` and `Outputs` that are not declared here raise an error when read.
+    """The inputs of an algorithm. Fields of `Batch` and `Outputs` that are not declared here raise an error when read.
 
     old_logprobs: log-probabilities of the policy that wrote the rollouts. reference_logprobs: of the reference.
     values: train a value function. shared_values: as a head on the policy's hidden states, without a gradient into
@@ -108,7 +108,7 @@ class Skip:
 
 
 class SelectContext:
-    """What `select` may use in addition to its groups.
+    """Everything that `select` can use in addition to its groups.
 
     iteration: counts from 1; 0 for a data set. seed: the stage's. rng: numpy's generator for this stage and iteration.
     replay(): scored rollouts of earlier iterations, oldest first, one list of groups each; with the recipe's
@@ -163,7 +163,7 @@ class Algorithm:
 
     @property
     def needs(self) -> Needs:
-        """What the algorithm reads. Set `needs = Needs(...)`, or override this property if it depends on options."""
+        """The algorithm's inputs. Set `needs = Needs(...)`, or override this property if it depends on options."""
         return Needs()
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What an algorithm sees: responses under one mask (`Batch`), and what the trained roles computed (`Outputs`).
+"""The inputs of an algorithm: responses under one mask (`Batch`), and the outputs of the trained roles (`Outputs`).
 
 Shapes: R responses, T response tokens (padded), P pairs. Algorithms never see prompts, packing, or devices.
 """
@@ -39,7 +39,7 @@ class _OnRequest:
 
 
 def _on_request(how: str) -> Any:
-    """Typed as Any, so that the field can be annotated as the tensor that it is when it can be read."""
+    """Typed as Any, so that the field can be annotated as a Tensor."""
     return _OnRequest(how)
 
 
@@ -91,7 +91,7 @@ class Pairs:
         return right.masked_fill(self.p == 0.5, float("nan"))
 
     def metrics(self, rewards: Tensor) -> dict[str, Term]:
-        """What methods that learn from pairs report about their responses' rewards [R], under TRL's names."""
+        """The metrics of methods that learn from pairs, from the rewards [R] of their responses, under TRL's names."""
         from alignkit.loss import per_pair
 
         chosen, rejected = self.take(rewards)
@@ -140,7 +140,7 @@ class Batch:
 
 @dataclass(eq=False, repr=False)
 class Outputs:
-    """What the trained roles computed for a batch, with gradients: logprobs, entropy, and values [R, T]; scores [R].
+    """The outputs of the trained roles for a batch, with gradients: logprobs, entropy, and values [R, T]; scores [R].
 
     With `Needs(entropy="reported")` the entropy has no gradient. Reading a field that was not requested raises
     PluginError.

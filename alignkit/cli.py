@@ -128,7 +128,7 @@ def _load(
         if broken.distribution in requested:
             raise PluginError(str(broken))
     recipe = load_recipe(path, list(overrides or ()), loaded.registry)
-    for broken in loaded.broken:  # only now: an error of the recipe names the plugins it needs
+    for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         print(f"warning: {broken}", file=sys.stderr)
     return recipe
 
@@ -151,7 +151,7 @@ def _print_plugins(loaded: Plugins) -> None:
     for broken in loaded.broken:
         console.print(Text(f"broken: {broken}", style="red"), soft_wrap=True)
     if sys.stdout.isatty():
-        console.print("\n`alignkit plugins NAME` shows the options of one.", style="dim")
+        console.print("\n`alignkit plugins NAME` shows the options of a plugin.", style="dim")
 
 
 def _console() -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TrainerContext(Protocol):
-    """What a stage offers to an external trainer.
+    """The parts of a stage that an external trainer can use.
 
     name: the stage's name. seed: the stage's seed. settings: its stage-level keys, such as `learning_rate`.
     base: folder or hub id of the base model's weights. dtype, device: those of the base model.
@@ -75,7 +75,7 @@ class TrainerContext(Protocol):
 
 
 class ExternalTrainer(Algorithm):
-    """A foreign trainer as a stage: it trains, and alignkit provides everything around it.
+    """Base class of a stage that another library trains; alignkit provides everything around the training.
 
     It cannot resume inside a stage: a stage that was killed starts over.
     """

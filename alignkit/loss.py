@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Per(enum.Enum):
-    """What a term has one entry for, and is averaged over."""
+    """The unit of a term: it has one entry per unit, and is averaged over units."""
 
     TOKEN = "token"
     PAIR = "pair"

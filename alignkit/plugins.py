@@ -324,8 +324,8 @@ def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = ())
     """Load the installed plugins and the extra files; `plugins()` returns the result from then on."""
     global _current
     result = Plugins()
-    found = [*_entry_points(), *(_file_plugin(Path(path)) for path in extra_files)]
-    candidates, result.registry.disabled = _enabled(found, disabled)
+    everything = [*_entry_points(), *(_file_plugin(Path(path)) for path in extra_files)]
+    candidates, result.registry.disabled = _enabled(everything, disabled)
     counts = Counter(plugin.name for plugin in candidates)
     for plugin in candidates:
         if counts[plugin.name] == 1:
@@ -333,7 +333,8 @@ def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = ())
         else:  # pluggy would keep the first and silently drop the others
             who = " and ".join(other.origin for other in candidates if other.name == plugin.name)
             result.reject(
-                plugin, f"two plugins are called '{plugin.name}' ({who}); remove one, or --no-plugin PACKAGE:NAME"
+                plugin,
+                f"two plugins are called '{plugin.name}' ({who}); remove one, or disable it: --no-plugin PACKAGE:NAME",
             )
     _current = result
     return result

@@ -16,7 +16,7 @@ KINDS = ("model", "format", "algorithm", "reward", "judge", "step")  # combinati
 
 @dataclass(frozen=True)
 class Registration:
-    """What a plugin provides under a name. source_path: the plugin's module, which is part of stage hashes."""
+    """An implementation and its name. source_path: the plugin's module, which is part of stage hashes."""
 
     name: str
     implementation: Any
@@ -86,7 +86,7 @@ class Registry:
         self._registrations: dict[str, dict[str, list[Registration]]] = {kind: {} for kind in KINDS}
 
     def add(self, kind: str, registration: Registration) -> None:
-        """Add a registration. A name that is taken already becomes an error only when somebody asks for it."""
+        """Add a registration. A duplicate name becomes an error only when it is requested."""
         self._registrations[kind].setdefault(registration.name, []).append(registration)
 
     def names(self, kind: str) -> list[str]:
@@ -148,9 +148,7 @@ def _ambiguous(kind: str, name: str, matches: Sequence[Registration]) -> Unresol
     if len(set(packages)) < len(matches):  # two plugins of one package differ by their own names
         packages = [registration.plugin for registration in matches]
     choices = " or ".join(f"'{package}:{matches[0].name}'" for package in packages)
-    return Unresolved(
-        f"{kind} '{name}' is provided by {origins}", f"write {choices}, or disable one with --no-plugin"
-    )
+    return Unresolved(f"{kind} '{name}' is provided by {origins}", f"write {choices}, or disable one with --no-plugin")
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ class ReplyStore:
             raise RunFailed(f"{name}: cannot use {self._path} ({error}); if it is damaged, delete it") from None
 
     def get(self, keys: Sequence[str]) -> dict[str, Reply]:
-        """The stored replies, of those with these keys."""
+        """The stored replies to the requests with these keys."""
         known = {}
         for key in keys:
             row = self._db.execute("select value from replies where key = ?", (key,)).fetchone()
@@ -264,7 +264,7 @@ class _Asker:
         self._client = client
         self._remote, self._options = remote, remote.options
         self._secret = secret
-        self._jitter = random.Random()  # of its own, as pauses must not change other random draws
+        self._jitter = random.Random()  # a separate one: pauses must not change other random draws
 
     async def ask(self, body: Mapping[str, Any]) -> Reply:
         """The reply, after retries if needed."""
@@ -324,7 +324,7 @@ class _Asker:
         if status < 400:
             raise RemoteError(
                 f"{name}: {self._options.base_url} replied with HTTP {status}; redirects are not followed, "
-                "as they would receive the key: set base_url to the final address"
+                "because they would receive the key; set base_url to the final address"
             )
         if words := (_FATAL | dict(self._remote.help or {})).get(status):
             variable = self._options.api_key_env or "(no api_key_env is set)"

@@ -1,4 +1,4 @@
-"""The interfaces of rewards, which score responses; of combinations of rewards; and of judges, which compare responses."""
+"""The interfaces of rewards (score responses), combinations of rewards, and judges (compare responses)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Models(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a reward, judge or step works with.
+    """The models, folders and data that a reward, judge or step can use.
 
     cache: a folder that is kept between runs of this recipe. folder: the recipe's; relative paths start there.
     seed: the stage's. load: reads the groups of a DataRef option.
@@ -70,7 +70,7 @@ class Context:
 
 
 class Reward:
-    """Base class of a reward: maps groups to named scores. It must be pure, as scores are cached."""
+    """Base class of a reward: maps groups to named scores. It must be pure, because scores are cached."""
 
     class Options(_Options):
         """No options."""
@@ -79,7 +79,7 @@ class Reward:
         self.options = options
 
     def check(self, folder: Path) -> None:
-        """Raise errors that can be known without models; called before the first stage of a run.
+        """Raise errors that can be detected without models; called before the first stage of a run.
 
         folder: the recipe's; relative paths start there.
         """

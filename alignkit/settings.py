@@ -40,11 +40,11 @@ class ModelSpec(Options):
     revision: str | None = Field(default=None, description="commit, branch or tag on the Hub; default: the latest")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="dtype of the base weights; auto: bfloat16 if the base is frozen and the hardware supports it natively, "
-        "else float32; float16 is refused because it needs loss scaling",
+        description="dtype of the base weights; auto: bfloat16 if the base is frozen and the hardware supports it, "
+        "else float32; float16 is rejected because it needs loss scaling",
     )
     quantization: Literal["none", "nf4", "fp4", "int8"] = Field(
-        default="none", description="store the base weights in 4 or 8 bits (bitsandbytes); only LoRA can train on top"
+        default="none", description="store the base weights in 4 or 8 bits (bitsandbytes); requires LoRA"
     )
     lora: Annotated[LoraSpec | None, BeforeValidator(_none_word)] = Field(
         default=LoraSpec(), description="LoRA options, such as {r: 16}; none: train all weights"
@@ -65,7 +65,7 @@ class Rollout(Options):
     max_new_tokens: int | None = Field(default=128, ge=1, description="maximum response length, in tokens")
     min_new_tokens: int = Field(default=0, ge=0, description="minimum response length, in tokens")
     temperature: float | None = Field(
-        default=1.0, gt=0, description="sampling temperature; log-probabilities are computed at it too"
+        default=1.0, gt=0, description="sampling temperature, which log-probabilities also use"
     )
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="sample from the most likely tokens with this total probability; 1: all"
@@ -124,7 +124,7 @@ class Settings(Options):
     )
     rollout: Rollout = Field(default_factory=Rollout, description="how responses are sampled (online algorithms)")
     iterations: int = Field(
-        default=10, ge=1, description="number of iterations; each samples, scores and learns (online algorithms)"
+        default=10, ge=1, description="number of iterations; each samples, scores and trains (online algorithms)"
     )
     prompts_per_iteration: int = Field(
         default=32, ge=1, description="prompts sampled per iteration (online algorithms)"
@@ -136,7 +136,9 @@ class Settings(Options):
         "default: the first one in reward, else a zero head on the policy",
     )
     batch_size: int = Field(
-        default=16, ge=1, description="groups per optimizer step, over all devices; micro-batches follow from memory"
+        default=16,
+        ge=1,
+        description="groups per optimizer step; the size of micro-batches depends on memory",
     )
     epochs: int = Field(default=1, ge=1, description="passes over the data, or over the rollouts of an iteration")
     max_steps: int | None = Field(

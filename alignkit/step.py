@@ -32,7 +32,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class StepContext(Context):
-    """What a step works with, in addition to `Context`.
+    """Everything that a step can use: `Context` and the following.
 
     out: the stage's folder. scorer: makes the scorer of a RewardRef option. log: writes metrics.
     say: prints one line.

@@ -32,7 +32,7 @@ OUTSIDE = ""  # used in place of a stage's name for all stages outside of blocks
 
 @dataclass
 class Rounds:
-    """What names mean, by the stage that uses them.
+    """The meaning of names in each stage.
 
     means: stage -> name -> the stage that it means. every: stage -> name -> the stages of all rounds so far.
     missing: stage -> names that mean nothing yet.
@@ -60,9 +60,9 @@ class Rounds:
 
     def _lookup(self, table: Mapping[str, Mapping[str, T]], stage: str, name: str) -> T | None:
         """Return the meaning of a name in the stage's own block, else its meaning outside of blocks."""
-        own = table.get(stage, {})
-        if name in own or self.is_missing(stage, name):
-            return own.get(name)
+        in_stage = table.get(stage, {})
+        if name in in_stage or self.is_missing(stage, name):
+            return in_stage.get(name)
         return table.get(OUTSIDE, {}).get(name)
 
 

@@ -299,10 +299,10 @@ class Run:
         if loaded.skipped:
             self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
             count = len(loaded.skipped)
-            place = self.store.path(self._stage_name) / "stage.json"
+            record = self.store.path(self._stage_name) / "stage.json"
             self.reporter.say(
                 f"skipped {count} bad row{'s' if count > 1 else ''}, the first: {loaded.skipped[0]} "
-                f"({place} lists all of them once the stage is done)"
+                f"({record} lists all of them once the stage is done)"
             )
         return loaded
 
