@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class DialogueOptions(Options):
-    """What counts as a dialogue."""
+    """The definition of a dialogue."""
 
     min_paragraphs: int = Field(6, ge=2, description="minimum number of paragraphs in a dialogue")
 
@@ -26,7 +26,7 @@ class Dialogues(Format):
 
     Options = DialogueOptions
     summary = "two speakers taking turns in raw text: every dialogue of a .txt file, or a row {text} that holds one"
-    wants = "name it for raw text that holds dialogues: a .txt file, or text with one"
+    wants = "text with one dialogue, or a .txt file with any number; never detected, so name the format"
 
     def read(self, row: Any) -> Group:
         if isinstance(row, dialogues.Dialogue):
@@ -35,17 +35,19 @@ class Dialogues(Format):
             row = {"text": row}
         if not isinstance(row, Mapping):
             raise BadRow("column 'text' is missing")
-        found = self._found(self.text(row, "text"))
-        if len(found) != 1:
-            raise BadRow(f"the text holds {len(found)} dialogues, but a row must hold one (a .txt file may hold many)")
-        return self._group(found[0], self.rest(row, "text"))
+        matches = self._find(self.text(row, "text"))
+        if len(matches) != 1:
+            raise BadRow(
+                f"the text holds {len(matches)} dialogues, but a row must hold one (a .txt file may hold many)"
+            )
+        return self._group(matches[0], self.rest(row, "text"))
 
     def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
         numbered = list(lines)
-        for dialogue in self._found("\n".join(line for _, line in numbered)):
+        for dialogue in self._find("\n".join(line for _, line in numbered)):
             yield numbered[dialogue.line - 1][0], dialogue
 
-    def _found(self, text: str) -> list[Dialogue]:
+    def _find(self, text: str) -> list[Dialogue]:
         return dialogues.find_dialogues(text, min_paragraphs=self.options.min_paragraphs)
 
     def _group(self, dialogue: Dialogue, meta: dict[str, Any]) -> Group:

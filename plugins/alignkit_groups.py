@@ -9,9 +9,9 @@ from alignkit.data.group import group_from_json
 
 
 class Groups(Format):
-    """Groups as alignkit writes them, with all that is known about each response."""
+    """Groups as alignkit writes them, with all fields of each response."""
 
-    summary = "alignkit's own groups, as stages write them"
+    summary = "alignkit's own format for groups, which stages write"
     wants = "a line written by alignkit (it has the key 'alignkit')"
     needs_prompt = False
 

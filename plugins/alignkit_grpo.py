@@ -66,14 +66,14 @@ class GRPO(Algorithm):
             "sequence_mean",
             description="how the policy loss is averaged: per response first, over tokens, or as sum / max_tokens",
         )
-        dynamic_sampling: bool = Field(False, description="leave out groups of equal rewards (DAPO)")
+        dynamic_sampling: bool = Field(False, description="leave out groups whose rewards are all equal (DAPO)")
         max_tokens: int | None = Field(
             None,
             ge=1,
-            description="longest response, in tokens; overlong_cache needs the rollout's max_new_tokens here",
+            description="maximum response length, in tokens; overlong_cache requires the rollout's max_new_tokens",
         )
         overlong_cache: int | None = Field(
-            None, ge=1, description="last tokens before max_tokens, over which the penalty rises to 1 (DAPO)"
+            None, ge=1, description="number of tokens before max_tokens over which the penalty rises to 1 (DAPO)"
         )
 
         @model_validator(mode="after")
@@ -111,7 +111,7 @@ class GRPO(Algorithm):
         self.metrics["groups_without_spread"] = rollouts.group_index[~spread].unique().numel()
         kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask)
         if not spread.any() and not (o.kl_coefficient > 0 and kl.abs().max() > ROUNDING):
-            return Skip("no group has spread")
+            return Skip("the rewards within every group are equal")
         advantages = F.grpo_advantages if o.scale_by_std else F.centered_advantages
         return {"advantages": advantages(rewards, rollouts.group_index)}
 

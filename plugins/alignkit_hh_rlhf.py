@@ -30,14 +30,14 @@ def turns(transcript: Any, name: str) -> list[Message]:
 
 def merged(tagged: list[Message]) -> list[Message]:
     """Join consecutive turns of the same speaker."""
-    found: list[Message] = []
+    joined: list[Message] = []
     for turn in tagged:
-        if found and found[-1]["role"] == turn["role"]:
-            words = f"{found[-1]['content']}\n\n{turn['content']}".strip()
-            found[-1] = Message(role=turn["role"], content=words)
+        if joined and joined[-1]["role"] == turn["role"]:
+            words = f"{joined[-1]['content']}\n\n{turn['content']}".strip()
+            joined[-1] = Message(role=turn["role"], content=words)
         else:
-            found.append(turn)
-    return found
+            joined.append(turn)
+    return joined
 
 
 def is_transcript(value: Any) -> bool:
@@ -82,7 +82,7 @@ class HHRLHF(Format):
     def _by_score(self, texts: Any, scores: Any) -> tuple[Any, Any, float]:
         """The better text, the worse text, and the margin."""
         if not isinstance(texts, list) or not isinstance(scores, list) or len(texts) != 2 or len(scores) != 2:
-            raise BadRow("text and score must be lists of two")
+            raise BadRow("columns 'text' and 'score' must be lists of two items each")
         first, second = (self.number({"score": score}, "score") for score in scores)
         if first is None or second is None:
             raise BadRow("a score is missing")
@@ -95,7 +95,7 @@ class HHRLHF(Format):
         chosen, rejected = turns(better, "chosen"), turns(worse, "rejected")
         for name, side in (("chosen", chosen), ("rejected", rejected)):
             if side[-1]["role"] != "assistant":
-                raise BadRow(f"{name} does not end with the assistant's turn")
+                raise BadRow(f"column '{name}' does not end with an assistant turn")
         # Compare before merging, or a stray turn on one side would hide in its answer.
         if chosen[:-1] != rejected[:-1]:
             raise BadRow("chosen and rejected differ before their last turn")

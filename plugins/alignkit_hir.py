@@ -57,7 +57,7 @@ ROLE = "where the instruction goes: before the text of the last turn, or at the 
 
 @dataclass(frozen=True)
 class Contrasts:
-    """Where N responses of a batch appear under each of M instructions.
+    """The rows of N responses of a batch under each of M instructions.
 
     rows: [N, M] rows of the batch. fulfilled: [N] the instruction that each response fulfills. own_row: [N] its row
     under this instruction.
@@ -88,14 +88,14 @@ class HIR(Algorithm):
         instructions: list[str] = Field(
             ["Generate an incorrect answer to this problem.", "Generate a correct answer to this problem."],
             min_length=2,
-            description="instructions that responses fulfill, from the lowest scores to the highest",
+            description="instructions that responses can fulfill, in the order of rising scores",
         )
         thresholds: list[float] = Field(
             [0.0],
-            description="rising thresholds of the reward: one between each two instructions; a label counts as 0 or 1",
+            description="increasing reward thresholds, one between neighboring instructions; a label counts as 0 or 1",
         )
         role: InstructionRole = Field("user", description=ROLE)
-        contrast_coefficient: float = Field(1.0, ge=0, description="weight of the contrast over instructions")
+        contrast_coefficient: float = Field(1.0, ge=0, description="weight of the contrast between instructions")
         entropy_coefficient: float = Field(0.001, ge=0, description="weight of the entropy bonus")
         label_smoothing: float = Field(
             0.0, ge=0, lt=1, description="share of labels assumed to be wrong, split among the other instructions"
@@ -113,9 +113,9 @@ class HIR(Algorithm):
                     f"not {len(self.thresholds)}"
                 )
             if self.label_smoothing and not self.contrast_coefficient:
-                raise ValueError("label_smoothing only applies to the contrast, and contrast_coefficient is 0")
+                raise ValueError("label_smoothing only applies to the contrast, but contrast_coefficient is 0")
             if self.thresholds != sorted(set(self.thresholds)):
-                raise ValueError(f"thresholds must rise, and {self.thresholds} do not")
+                raise ValueError(f"thresholds must increase, got {self.thresholds}")
             if len(set(self.instructions)) < len(self.instructions):
                 raise ValueError("instructions must differ from each other")
             return self
@@ -129,7 +129,7 @@ class HIR(Algorithm):
         if not relabeled:
             raise DataError(
                 f"hir needs responses with a score or a label, but none of {len(groups)} groups has one; "
-                "give `label` (true or false) or `score` (a number) with prompt and completion"
+                "add a column `label` (true or false) or `score` (a number) next to prompt and completion"
             )
         if not context.validation:
             self._report(groups, context)
@@ -251,7 +251,7 @@ class HIROffline(HIR):
     defaults = StageDefaults(learning_rate=1e-4, epochs=1, batch_size=16, lr_scheduler_type="linear")
 
     class Options(HIR.Options):
-        contrast_coefficient: float = Field(0.0, ge=0, description="weight of the contrast over instructions")
+        contrast_coefficient: float = Field(0.0, ge=0, description="weight of the contrast between instructions")
 
 
 def instructed(
@@ -296,8 +296,10 @@ class Instruct(Step):
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("hir", HIR, summary="learn every sample as an answer to the instruction that it fulfills")
-    register("hir_offline", HIROffline, summary="learn a data set's responses under the instructions they fulfill")
+    register("hir", HIR, summary="train on every sample as a response to the instruction that it fulfills")
+    register(
+        "hir_offline", HIROffline, summary="train on a data set's responses under the instructions that they fulfill"
+    )
 
 
 @hookimpl

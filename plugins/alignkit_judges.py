@@ -52,7 +52,7 @@ _CONTROL = re.compile(r"<(?=[|｜]|/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_t
 
 
 class Asking(Options):
-    """Options of judges that ask in words."""
+    """Options of the judges' question."""
 
     criterion: str = Field(
         "helpful", min_length=1, description="`helpful`, `harmless`, or a sentence that describes a good response"
@@ -71,7 +71,7 @@ class Asking(Options):
         places = _FIELDS.findall(template)
         wrong = [f"{{{name}}}" for name in ("prompt", "first", "second") if places.count(name) != 1]
         if wrong:
-            raise ValueError(f"the template must hold {', '.join(wrong)} exactly once")
+            raise ValueError(f"the template must contain {', '.join(wrong)} exactly once")
         return template
 
 
@@ -92,7 +92,7 @@ def question(options: Asking, item: Item, seed: int = 0) -> list[Message]:
     nonce = hashlib.sha256(json.dumps([seed, prompt, first, second]).encode()).hexdigest()[:16]
 
     def fenced(text: str) -> str:
-        return f"[begin {nonce}]\n{_CONTROL.sub(lambda found: found[0] + ' ', text)}\n[end {nonce}]"
+        return f"[begin {nonce}]\n{_CONTROL.sub(lambda match: match[0] + ' ', text)}\n[end {nonce}]"
 
     values = {
         "criterion": CRITERIA.get(options.criterion, options.criterion),
@@ -101,7 +101,7 @@ def question(options: Asking, item: Item, seed: int = 0) -> list[Message]:
         "first": fenced(first),
         "second": fenced(second),
     }
-    return [{"role": "user", "content": _FIELDS.sub(lambda found: values[found[1]], options.template)}]
+    return [{"role": "user", "content": _FIELDS.sub(lambda match: values[match[1]], options.template)}]
 
 
 def both_orders(options: Asking, items: Sequence[Item], seed: int) -> list[list[Message]]:
@@ -137,7 +137,7 @@ class Answer:
         if self.mass > 1.01:
             return "the judge's probabilities of 1 and 2 add up to more than 1"
         if self.mass < max(min_mass, 1e-30):
-            return "the judge finds the answers 1 and 2 too improbable"
+            return "the judge assigns the answers 1 and 2 too little probability"
         return ""
 
 
@@ -198,7 +198,7 @@ class OpenAIJudge(Judge):
     class Options(Asking, RemoteOptions):
         base_url: str = Field(description="address of the API, such as http://localhost:8000/v1")
         model: str = Field(min_length=1, description="model name on the server")
-        use_logprobs: bool = Field(True, description="request log-probabilities; otherwise only the digit counts")
+        use_logprobs: bool = Field(True, description="request log-probabilities; false: only the reply's digit counts")
         request: dict[str, Any] = Field({}, description="additional fields of the request; null removes a field")
 
     options: Options

@@ -75,7 +75,7 @@ class KTO(Algorithm):
         labels: Counter[bool | None],
         context: SelectContext,
     ) -> None:
-        """Log what the data hold; raise DataError if no response could be mismatched."""
+        """Log the numbers of labels; raise DataError if no response could be mismatched."""
         mismatched = sum(response.label is None for group in mixed for response in group.responses)
         if not mismatched:
             raise DataError("kto needs at least two different prompts, to estimate z0 from mismatched responses")
@@ -146,7 +146,7 @@ def _check_labels(labels: Mapping[bool | None, int], rows: int) -> None:
         fault = f"all {labels[False]} labels of {rows} rows are undesirable"
     raise DataError(
         f"kto needs desirable and undesirable responses, but {fault}; "
-        "give `label: true` and `label: false` with prompt and completion, or give pairs"
+        "add rows with `label: true` and rows with `label: false`, or use pairs"
     )
 
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class Llama2(RewardCombination):
-    """The raw reward is the chosen model's score, a logit; the reward is the same whitened."""
+    """The raw reward is the chosen model's score, a logit; the reward is that score whitened."""
 
     class Options(alignkit.Options):
         helpful: RewardRef = Field(description="the helpfulness reward: a reward-model stage or a reward")
         safety: RewardRef = Field(description="the safety reward: a reward-model stage or a reward")
         mode: Literal["piecewise", "linear"] = Field(
-            "piecewise", description="one of both scores, as in the paper, or their weighted mean"
+            "piecewise", description="one of the two scores, as in the paper, or their weighted mean"
         )
         threshold: float = Field(
             0.15, gt=0, lt=1, description="probability below which the safety score counts, for `mode: piecewise`"
@@ -91,4 +91,8 @@ def _mean(x: Tensor) -> float:
 
 @hookimpl
 def register_combinations(register: Register) -> None:
-    register("llama2", Llama2, summary="safety for unsafe responses and safety prompts, else helpfulness; whitened")
+    register(
+        "llama2",
+        Llama2,
+        summary="safety score for unsafe responses and safety prompts, else helpfulness score; whitened",
+    )

@@ -27,7 +27,7 @@ class Messages(Format):
     def read(self, row: Any) -> Group:
         name = "messages" if self.has(row, "messages") else "conversations"
         if not isinstance(row, Mapping) or row.get(name) is None:
-            raise BadRow("column 'messages' is missing (or 'conversations')")
+            raise BadRow("column 'messages' or 'conversations' is missing")
         if isinstance(row[name], str) and not row[name].lstrip().startswith("["):
             raise BadRow(f"column '{name}' must be a list of messages, not text")
         prompt, response = self.demonstration(self.conversation(row[name], name), label=self.flag(row, "label"))

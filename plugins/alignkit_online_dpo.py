@@ -1,8 +1,8 @@
 """Online DPO: DPO on pairs of the policy's own samples (Guo et al. 2024, arXiv:2402.04792).
 
 A reward decides which sample of a pair is better; tied samples form no pair.
-Differs from the paper: the label comes from any reward, of which a judge (`rlaif`) is one, and a prompt may have more
-than two samples, of which the best is paired with the worst, or each with each.
+Differs from the paper: any reward can label the pairs, including a judge (`rlaif`). A prompt may have more than two
+samples; the best is then paired with the worst, or all samples with each other.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class OnlineDPO(Algorithm):
             "best_worst", description="samples of a prompt to compare: the best with the worst, or all"
         )
         labels: Literal["score", "bradley_terry", "soft"] = Field(
-            "score", description="the higher score wins, or wins with P = sigma(difference), drawn or as a soft label"
+            "score",
+            description="the higher score wins, or wins with P = sigma(difference): drawn, or as a soft label",
         )
         loss: Literal["sigmoid", "ipo", "hinge"] = Field(
             "sigmoid", description="loss of a pair: DPO's, IPO's or SLiC-HF's"

@@ -22,7 +22,7 @@ class Rankings(Format):
 
     def read(self, row: Any) -> Group:
         if not self.has(row, "prompt", "responses"):
-            raise BadRow("columns 'prompt' and 'responses' are needed")
+            raise BadRow("columns 'prompt' and 'responses' are required")
         items = row["responses"]
         if not isinstance(items, list):
             raise BadRow(f"responses must be a list, not {type(items).__name__}")
@@ -48,11 +48,11 @@ class Rankings(Format):
             return Response(text=item, rank=self.number({"rank": rank}, "rank"))
         if not isinstance(item, Mapping):
             raise BadRow("a response must be text or {text, rank}")
-        own = self.number(item, "rank")
+        item_rank = self.number(item, "rank")
         source = self.text(item, "source", "") or None
         return Response(
             text=self.text(item, "text"),
-            rank=self.number({"rank": rank}, "rank") if own is None else own,
+            rank=self.number({"rank": rank}, "rank") if item_rank is None else item_rank,
             source=source,
         )
 

@@ -46,7 +46,7 @@ class ReferenceFree(Algorithm):
         return 1.0, self.options.nll_coefficient
 
     def margin(self) -> float:
-        """What the better response's reward must exceed the worse one's by."""
+        """The amount by which the better response's reward must exceed the worse one's."""
         return 0.0
 
     def reward(self, sums: Tensor, means: Tensor) -> Tensor:
@@ -145,5 +145,11 @@ def _check_nll(options: Any) -> Any:
 @hookimpl
 def register_algorithms(register: Register) -> None:
     register("simpo", SimPO, summary="learn from pairs by mean log-probability and a margin, without a reference")
-    register("orpo", ORPO, summary="learn the better responses and the odds ratio at once, without a reference")
-    register("cpo", CPO, summary="learn from pairs by log-probability, plus the NLL of the better, without a reference")
+    register(
+        "orpo", ORPO, summary="learn from pairs by odds ratio, plus the NLL of the better response, without a reference"
+    )
+    register(
+        "cpo",
+        CPO,
+        summary="learn from pairs by log-probability, plus the NLL of the better response, without a reference",
+    )

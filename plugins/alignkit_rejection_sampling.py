@@ -1,8 +1,8 @@
 """Rejection sampling: fine-tune on the best of K samples by reward (Llama 2, Touvron et al. 2023, arXiv:2307.09288).
 
 Llama 2 (section 3.2.3) found that a policy forgets if it learns from the samples of the last iteration only. So later
-iterations replay the best samples of earlier prompts; a prompt keeps its sample until a better one is drawn. Which
-prompts return is random in every iteration, because the same few samples would be memorized.
+iterations replay the best samples of earlier prompts; a prompt keeps its sample until a better one is drawn. The
+replayed prompts are redrawn in every iteration, because the same few samples would be memorized.
 Differs from Llama 2: every model samples for itself, not for smaller ones. `pool: batch` is RAFT's global variant (Dong
 et al. 2023, arXiv:2304.06767): the best 1/K of all samples, so that a prompt may have several or none. It replays none.
 """
@@ -55,7 +55,7 @@ class RejectionSampling(Algorithm):
     class Options(Algorithm.Options):
         replay_ratio: float = Field(0.5, ge=0, description="replayed samples of earlier iterations per new sample")
         pool: Literal["prompt", "batch"] = Field(
-            "prompt", description="learn the best of each prompt's K samples, or the best 1/K of all (RAFT)"
+            "prompt", description="train on the best of each prompt's K samples, or on the best 1/K of all (RAFT)"
         )
 
         @model_validator(mode="after")
@@ -131,9 +131,9 @@ def _best_of_all(groups: Sequence[Group]) -> list[Group]:
 
     rewards = torch.tensor([response.reward for group in groups for response in group.responses], dtype=torch.float64)
     top = set(F.raft_top(rewards, count=len(groups)).tolist())
-    place = count()
+    positions = count()
     chosen = [
-        replace(group, responses=tuple(response for response in group.responses if next(place) in top), pairs=None)
+        replace(group, responses=tuple(response for response in group.responses if next(positions) in top), pairs=None)
         for group in groups
     ]
     return [group for group in chosen if group.responses]

@@ -43,17 +43,19 @@ class ReST(Algorithm):
 
     class Options(Algorithm.Options):
         thresholds: list[float] = Field(
-            [0.5, 0.7, 0.9], min_length=1, description="rising thresholds of the reward: one for each improve step"
+            [0.5, 0.7, 0.9], min_length=1, description="increasing reward thresholds, one for each improve step"
         )
         scale: Literal["quantile", "absolute"] = Field(
             "quantile", description="scale of the thresholds: quantiles of the iteration's samples, or rewards"
         )
-        lr_decay: float = Field(0.5, gt=0, le=1, description="factor of the learning rate from step to step")
+        lr_decay: float = Field(
+            0.5, gt=0, le=1, description="factor on the learning rate from one improve step to the next"
+        )
 
         @model_validator(mode="after")
         def _rising(self) -> ReST.Options:
             if any(low >= high for low, high in pairwise(self.thresholds)):
-                raise ValueError(f"thresholds must rise, and {self.thresholds} do not")
+                raise ValueError(f"thresholds must increase, got {self.thresholds}")
             if self.scale == "quantile" and not 0 <= self.thresholds[0] <= self.thresholds[-1] < 1:
                 raise ValueError("quantiles must be at least 0 and below 1; for rewards set 'scale: absolute'")
             if len(self.thresholds) == 1 and "lr_decay" in self.model_fields_set:
@@ -94,9 +96,9 @@ class ExpertIteration(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        threshold: float = Field(0.0, description="learn samples whose reward is above this")
+        threshold: float = Field(0.0, description="train on samples whose reward is above this")
         max_per_prompt: int | None = Field(
-            None, ge=1, description="learn at most this many samples of a prompt, so that easy prompts do not dominate"
+            None, ge=1, description="use at most this many samples of a prompt, so that easy prompts do not dominate"
         )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:

@@ -45,7 +45,7 @@ class Length(Reward):
     class Options(alignkit.Options):
         unit: Literal["tokens", "characters", "words"] = Field("tokens", description="unit of length")
         target: int | None = Field(
-            None, ge=0, description="target length: the reward is minus the distance to it; none: the length itself"
+            None, ge=0, description="target length: the reward is minus the distance to it; null: the length itself"
         )
         scale: float = Field(1.0, description="factor of the reward")
 
@@ -162,19 +162,19 @@ def _load(file: Path, function: str) -> Callable[..., Any]:
     except Exception as error:  # whatever a user's file raises
         del sys.modules[name]
         raise RunFailed(f"reward 'python': importing {file} raised {_describe(error, file)}") from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        names = sorted(n for n, thing in vars(module).items() if inspect.isfunction(thing) and not n.startswith("_"))
+    call = getattr(module, function, None)
+    if not callable(call):
+        names = sorted(n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_"))
         help = did_you_mean(function, names) or f"its functions: {', '.join(names) or 'none'}"
         raise RunFailed(f"reward 'python': {file} has no function '{function}'; {help}")
-    return found
+    return call
 
 
 def _describe(error: BaseException, file: Path) -> str:
     """The error and the line of the user's file that raised it."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
-    place = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
+    location = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
+    return f"{type(error).__name__}: {error}{location}"
 
 
 async def _wait(result: Any) -> Any:
@@ -292,7 +292,7 @@ class WeightedSum(RewardCombination):
         @model_validator(mode="after")
         def _same_names(self) -> WeightedSum.Options:
             if lacking := sorted(self.rewards.keys() - self.weights.keys()):
-                raise ValueError(f"no weight for {', '.join(lacking)}")
+                raise ValueError(f"no weight for {', '.join(lacking)}; add it to 'weights'")
             if unknown := sorted(self.weights.keys() - self.rewards.keys()):
                 raise ValueError(f"weights for {', '.join(unknown)}, which are not among the rewards")
             return self
@@ -315,7 +315,7 @@ class WeightedSum(RewardCombination):
 def register_rewards(register: Register) -> None:
     register("length", Length, summary="length of the response, or distance to a target length")
     register("python", Python, summary="your own function in a Python file, with TRL's signature")
-    register("normalized", Normalized, summary="a reward model's score, shifted to mean 0 for demonstrations")
+    register("normalized", Normalized, summary="a reward model's score, shifted so that demonstrations have mean 0")
 
 
 @hookimpl

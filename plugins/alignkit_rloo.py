@@ -60,7 +60,7 @@ class RLOO(Algorithm):
         advantages = F.rloo_advantages(returns, rollouts.group_index)
         self.metrics = {"return": float(returns.mean()), "advantage_size": float(advantages.abs().mean())}
         if not advantages.abs().max() > ROUNDING:
-            return Skip("in every group the returns are equal")
+            return Skip("the returns within every group are equal")
         return {"advantages": advantages}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:

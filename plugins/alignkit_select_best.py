@@ -36,10 +36,10 @@ class SelectBest(Step):
 
     class Options(alignkit.Options):
         policies: list[PolicyRef] = Field(min_length=2, description="policies to choose from, such as `sft@1`, `sft@2`")
-        reward: RewardRef = Field(description="reward that scores the answers")
+        reward: RewardRef = Field(description="reward that scores the responses")
         prompts: DataRef = Field(description="validation prompts; duplicates are dropped")
-        samples_per_prompt: int = Field(1, ge=1, le=1024, description="answers of each policy to each prompt")
-        max_new_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
+        samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
+        max_new_tokens: int = Field(64, ge=1, description="maximum response length, in tokens")
         temperature: float = Field(1.0, ge=0, description="sampling temperature; 0 is greedy")
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
 
@@ -47,7 +47,7 @@ class SelectBest(Step):
         def _distinct(self) -> Any:
             repeated = sorted({name for name in self.policies if self.policies.count(name) > 1})
             if repeated:
-                raise ValueError(f"policies: {', '.join(repeated)} more than once")
+                raise ValueError(f"policies has duplicates: {', '.join(repeated)}; each must be named once")
             return self
 
     options: Options
@@ -80,7 +80,7 @@ class SelectBest(Step):
 
 def summarize(rewards: Mapping[str, Sequence[float]], prompts: int) -> dict[str, Any]:
     """The best policy, all means, and its lead over each other policy."""
-    best = max(rewards, key=lambda policy: statistics.mean(rewards[policy]))  # max: the first of equal ones
+    best = max(rewards, key=lambda policy: statistics.mean(rewards[policy]))  # max returns the first of equal means
     return {
         "policy": best,
         "prompts": len(rewards[best]),

@@ -33,13 +33,13 @@ class SFT(Algorithm):
     defaults = StageDefaults(learning_rate=2e-4, epochs=2, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
 
     class Options(Algorithm.Options):
-        turns: Literal["all", "last"] = Field("all", description="assistant turns of a conversation to learn")
+        turns: Literal["all", "last"] = Field("all", description="assistant turns of a conversation to train on")
 
     def trained_turns(self) -> str:
         return str(self.options.turns)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
-        """Raise DataError if a row is no demonstration: the worse response of a comparison would be learned, too."""
+        """Raise DataError if a row is not a demonstration: the worse response of a comparison would be learned, too."""
         for group in groups:
             if fault := why_not_demonstration(group):
                 raise DataError(f"sft learns demonstrations, but the row with the prompt {preview(group)} {fault}")
@@ -55,7 +55,7 @@ class LM(Algorithm):
     defaults = StageDefaults(learning_rate=2e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
-        """Raise DataError if a row is no raw text."""
+        """Raise DataError if a row is not raw text."""
         for group in groups:
             if group.prompt or len(group.responses) != 1:
                 fault = "has a prompt" if group.prompt else f"has {len(group.responses)} texts"
@@ -68,5 +68,5 @@ class LM(Algorithm):
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("sft", SFT, summary="learn demonstrations: cross-entropy on the assistant's tokens")
-    register("lm", LM, summary="learn raw text: cross-entropy on every token")
+    register("sft", SFT, summary="train on demonstrations: cross-entropy on the assistant's tokens")
+    register("lm", LM, summary="train on raw text: cross-entropy on every token")

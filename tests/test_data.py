@@ -453,8 +453,9 @@ def test_all_bad_rows_of_all_sources_are_counted_and_the_first_twenty_listed(tmp
     with pytest.raises(DataError) as error:
         load(source(one), source(two))
     lines = str(error.value).splitlines()
-    assert lines[0] == "30 bad rows:" and lines[-1].strip() == "... and 10 more"
-    assert lines[1].strip().startswith(f"{one}:1: ") and len(lines) == 22
+    assert lines[0] == "30 bad rows:" and lines[-2].strip() == "... and 10 more"
+    assert lines[1].strip().startswith(f"{one}:1: ") and len(lines) == 23
+    assert "'on_bad_row: skip'" in lines[-1]
     assert error.value.exit_code == 4
     skipped = load(source(two, on_bad_row="skip")).skipped
     assert len(skipped) == 15 and skipped[0] == SkippedRow(str(two), 2, "the last turn of the prompt is empty")

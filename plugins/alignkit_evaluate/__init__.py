@@ -43,17 +43,17 @@ class Evaluate(Step):
 
     class Options(alignkit.Options):
         policies: list[PolicyRef] = Field(min_length=1, description="policies to compare: `base`, stages or `STAGE@k`")
-        rewards: list[RewardRef] = Field(min_length=1, description="rewards that score the answers")
+        rewards: list[RewardRef] = Field(min_length=1, description="rewards that score the responses")
         prompts: DataRef = Field(description="held-out prompts; duplicates are dropped")
         baseline: PolicyRef | None = Field(
-            None, description="policy to compare the others with; default: the last but one of `policies`"
+            None, description="policy to compare the others with; default: the second to last of `policies`"
         )
         reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
-        samples_per_prompt: int = Field(1, ge=1, le=1024, description="answers of each policy to each prompt")
-        max_new_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
-        temperature: float = Field(1.0, gt=0, description="sampling temperature; KL is measured at it, too")
+        samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
+        max_new_tokens: int = Field(64, ge=1, description="maximum response length, in tokens")
+        temperature: float = Field(1.0, gt=0, description="sampling temperature, also for the KL")
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
-        show: int = Field(3, ge=0, description="prompts whose answers are printed side by side")
+        show: int = Field(3, ge=0, description="prompts whose responses are printed side by side")
         seed: int | None = Field(None, ge=0, description="seed of the samples; default: the recipe's")
         next: str = Field("", description="command to try next, printed last")
 
@@ -62,7 +62,7 @@ class Evaluate(Step):
             for key, names in (("policies", self.policies), ("rewards", [label(spec) for spec in self.rewards])):
                 repeated = sorted({name for name in names if names.count(name) > 1})
                 if repeated:
-                    raise ValueError(f"{key}: {', '.join(repeated)} more than once; names must be unique")
+                    raise ValueError(f"{key} has duplicates: {', '.join(repeated)}; names must be unique")
             if self.baseline is not None and self.baseline not in self.policies:
                 raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {', '.join(self.policies)}")
             return self
@@ -150,7 +150,7 @@ class Evaluate(Step):
     def _measure(
         self, groups: Sequence[Group], policy: str, names: Sequence[str], context: StepContext
     ) -> dict[str, Any]:
-        """The numbers of one policy, without a comparison."""
+        """The results of one policy, without comparisons."""
         answers = [response for group in groups for response in answers_of(group, policy)]
         rewards = {}
         for name in names:
@@ -173,14 +173,14 @@ class Evaluate(Step):
         """
         if policy == reference:
             return {**statistics.estimate([0.0] * len(groups)), "unmeasured": 0}
-        own = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
+        policy_groups = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
         context.say(f"{context.out.name}: KL of {policy} to {reference}")
         logprobs = [
-            iter(context.models.logprobs(role, own, temperature=self.options.temperature))
+            iter(context.models.logprobs(role, policy_groups, temperature=self.options.temperature))
             for role in (policy, reference)
         ]
         means, unmeasured = [], 0
-        for group in own:
+        for group in policy_groups:
             ratios = []
             for response in group.responses:
                 ours, theirs = (next(rows) for rows in logprobs)
@@ -210,7 +210,10 @@ def _with_scores(group: Group, scores: Sequence[Mapping[str, float | None]]) -> 
 
 @dataclass(frozen=True)
 class Column:
-    """A score of every response: its name in the tables, the scorer's key, and whether it is no combination."""
+    """A score of every response.
+
+    name: in the tables. key: the scorer's. single: whether it is one reward and not a combination.
+    """
 
     name: str
     key: str
@@ -244,7 +247,7 @@ def columns_of(spec: Any, keys: Sequence[str] | Mapping[str, Any], rewards: Sequ
 def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
     """A policy against the baseline by one reward, over the prompts at which both have a score.
 
-    unpaired: prompts at which one has none. at_equal_length: see `alignkit.statistics`. win_rate: among the prompts
+    unpaired: prompts that lack a score. at_equal_length: see `alignkit.statistics`. win_rate: among the prompts
     without a tie, as in a sign test, because its interval needs independent wins and losses.
     """
     both = zip(averages(groups, policy, name), averages(groups, baseline, name), strict=True)

@@ -24,12 +24,12 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
     result = summary["against"][policy][name]
     difference, equal = result["difference"], result["at_equal_length"]
     if difference["mean"] is None:
-        return f"{policy} against {baseline}: no prompt has a score by {name} for both"
+        return f"{policy} against {baseline}: no prompt has a {name} score for both"
     text = f"{policy} against {baseline}: {name} {shown(difference, sign=True)}"
     if equal is not None:
         extrapolated = ", extrapolated" if equal["extrapolated"] else ""
         text += f" (at equal length {shown(equal, sign=True)}{extrapolated})"
-    text += f", wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else ", every prompt a tie"
+    text += f", wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else ", all prompts tied"
     unclear = difference["low"] is None or difference["low"] <= 0 <= difference["high"]
     return text + _kl(summary, policy) + ("; no clear difference" if unclear else "")
 
@@ -165,7 +165,7 @@ def new_table(title: str) -> Any:
     )
 
 
-def render(thing: RenderableType) -> str:
+def render(table: RenderableType) -> str:
     """Plain text of a fixed width, the same in a terminal, a pipe and a file."""
     from io import StringIO
 
@@ -173,5 +173,5 @@ def render(thing: RenderableType) -> str:
 
     console = Console(file=StringIO(), width=WIDTH, color_system=None, force_terminal=False, markup=False, emoji=False)
     with console.capture() as captured:
-        console.print(thing)
+        console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines() if line.strip())

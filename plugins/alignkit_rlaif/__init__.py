@@ -81,11 +81,11 @@ class JudgePairs(Step):
 
     class Options(Options):
         judge: JudgeRef = Field(description="judge that compares the responses")
-        data: DataRef | None = Field(None, description="groups of responses; or give `prompts` and `policy`")
-        prompts: DataRef | None = Field(None, description="prompts that the policy answers")
-        policy: PolicyRef | None = Field(None, description="model that answers: `base` or a stage")
+        data: DataRef | None = Field(None, description="groups of responses; alternatively, set `prompts` and `policy`")
+        prompts: DataRef | None = Field(None, description="prompts that the policy responds to")
+        policy: PolicyRef | None = Field(None, description="model that responds: `base` or a stage")
         samples_per_prompt: int = Field(2, ge=2, le=16, description="responses to each prompt; all pairs are judged")
-        max_new_tokens: int = Field(128, ge=1, description="longest response, in tokens")
+        max_new_tokens: int = Field(128, ge=1, description="maximum response length, in tokens")
         temperature: float = Field(1.0, gt=0, description="sampling temperature of the responses")
         soft: bool = Field(True, description="use the judge's probability as a soft label, not a hard one")
         clamp: tuple[float, float] | None = Field(
@@ -97,10 +97,10 @@ class JudgePairs(Step):
         @model_validator(mode="after")
         def _one_source(self) -> Any:
             if (self.data is None) == (self.prompts is None) or (self.prompts is None) != (self.policy is None):
-                raise ValueError("give either `data`, or `prompts` together with `policy`")
-            given = {"samples_per_prompt", "max_new_tokens", "temperature"} & self.model_fields_set
-            if self.data is not None and given:
-                raise ValueError(f"`data` is not sampled: leave {' and '.join(sorted(given))} out")
+                raise ValueError("set either `data`, or both `prompts` and `policy`")
+            unused = {"samples_per_prompt", "max_new_tokens", "temperature"} & self.model_fields_set
+            if self.data is not None and unused:
+                raise ValueError(f"`data` is not sampled: leave {' and '.join(sorted(unused))} out")
             return self
 
         @model_validator(mode="after")
@@ -239,13 +239,13 @@ class RLAIF(Reward):
             "group", description="opponents: the other responses of the group, or the baseline's response to the prompt"
         )
         baseline: PolicyRef = Field("base", description="model with the greedy response, for `opponent: baseline`")
-        max_new_tokens: int = Field(128, ge=1, description="longest response of the baseline, in tokens")
+        max_new_tokens: int = Field(128, ge=1, description="maximum length of the baseline's response, in tokens")
 
         @model_validator(mode="after")
         def _of_this_opponent(self) -> Any:
-            given = {"baseline", "max_new_tokens"} & self.model_fields_set
-            if self.opponent == "group" and given:
-                raise ValueError(f"{' and '.join(sorted(given))} only apply to 'opponent: baseline'")
+            unused = {"baseline", "max_new_tokens"} & self.model_fields_set
+            if self.opponent == "group" and unused:
+                raise ValueError(f"{' and '.join(sorted(unused))} only apply to 'opponent: baseline'")
             return self
 
     options: Options

@@ -62,10 +62,10 @@ class Tally:
             for (g, i, j), verdict in zip(self.places, self.verdicts, strict=True)
             if verdict.p_first not in (None, 0.5) and (preferred := people_prefer(self.groups[g], i, j)) is not None
         ]
-        found = statistics.share(sum(same), len(same))
-        if found is None:
+        agreement = statistics.share(sum(same), len(same))
+        if agreement is None:
             return None
-        return {"rate": found["mean"], "n": found["n"], "low": found["low"], "high": found["high"]}
+        return {"rate": agreement["mean"], "n": agreement["n"], "low": agreement["low"], "high": agreement["high"]}
 
 
 def inconsistent(verdicts: Sequence[Verdict]) -> list[bool]:
@@ -114,7 +114,7 @@ def report(summary: Mapping[str, Any]) -> str:
     lines.append(f"same position preferred in both orders: {percent(summary['position_bias'])} of pairs")
     lines.append(f"mean P(first position): {percent(summary['p_first_position'])} (50% without position bias)")
     lines.append(f"mean probability of both answers: {percent(summary['mass'])}")
-    if found := summary["agreement"]:
-        interval = f"95% interval {percent(found['low'])} to {percent(found['high'])}, {found['n']} pairs"
-        lines.append(f"agreement with the data's labels: {percent(found['rate'])} ({interval})")
+    if agreement := summary["agreement"]:
+        interval = f"95% interval {percent(agreement['low'])} to {percent(agreement['high'])}, {agreement['n']} pairs"
+        lines.append(f"agreement with the data's labels: {percent(agreement['rate'])} ({interval})")
     return "\n".join(lines)

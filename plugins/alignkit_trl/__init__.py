@@ -61,14 +61,14 @@ class TRL(ExternalTrainer):
             decided = STAGE_KEYS | (ONLINE_KEYS if self.trainer in ONLINE else {})
             for name in self.model_extra or {}:
                 if name in decided:
-                    raise ValueError(f"'{name}' is decided by the stage: {decided[name]}")
+                    raise ValueError(f"'{name}' cannot be set here: {decided[name]}")
                 if name not in known:
                     message = f"TRL's {TRAINERS[self.trainer]}Config has no field '{name}'"
                     raise ValueError(f"{message}\n{did_you_mean(name, known)}".strip())
             return self
 
     unsupported_keys: ClassVar[Mapping[str, str]] = {
-        "mix": "TRL's trainers take no second stream",
+        "mix": "TRL's trainers do not support a second data stream",
         "reference": "TRL's reference is the policy that the stage starts from",
         "validation": "TRL would not keep the best version: evaluate in a stage of its own",
         "data.validation": "TRL would not keep the best version: evaluate in a stage of its own",
@@ -95,7 +95,7 @@ class TRL(ExternalTrainer):
         import trl
 
         if model.lora is None or model.quantization != "none":
-            raise RunFailed("trl: needs LoRA on an unquantized base (model: lora, quantization: none)")
+            raise RunFailed("trl: needs LoRA on an unquantized base; remove model.quantization and 'lora: none'")
         types = get_type_hints(getattr(trl, f"{TRAINERS[self.options.trainer]}Config"))
         for name, value in (self.options.model_extra or {}).items():
             one_or_several = types[name] | str if "list[str]" in str(types[name]) else types[name]
@@ -175,13 +175,13 @@ class TRL(ExternalTrainer):
     def _converted(self, context: TrainerContext) -> list[Row]:
         kind, loaded = self.options.trainer, context.load(context.settings.data)
         if loaded.validation:
-            raise RunFailed(f"stage '{context.name}': trl takes no share of 'data' for validation")
+            raise RunFailed(f"stage '{context.name}': trl does not support 'validation' in 'data'; remove it")
         convert = {"sft": demonstrations, "kto": thumbs}.get(kind, pairs)
         converted = [convert(group) for group in loaded.groups]
         if not any(converted):
             raise DataError(f"stage '{context.name}': no row has anything for TRL's {kind} trainer to learn")
         if empty := converted.count([]):
-            context.say(f"{empty} of {len(loaded.groups)} rows have nothing to learn and are left out")
+            context.say(f"left out {empty} of {len(loaded.groups)} rows, which have nothing to learn")
         return [row for rows in converted for row in rows]
 
 

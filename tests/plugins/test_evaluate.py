@@ -267,7 +267,7 @@ def test_nothing_scored(tmp_path: Path) -> None:
     found = dict(artifact.summary or {})["against"]["align"]["helpful"]
     assert found["difference"] == {"mean": None, "low": None, "high": None, "n": 0}
     assert found["win_rate"] is None and found["at_equal_length"] is None
-    assert "align against sft: no prompt has a score" in artifact.text
+    assert "align against sft: no prompt has a helpful score for both" in artifact.text
 
 
 def test_a_prompt_without_room_is_left_out_for_all(tmp_path: Path) -> None:
@@ -322,9 +322,9 @@ def test_parts_that_are_rewards_themselves_are_shown_once(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policies": ["sft", "sft"]}, "policies: sft more than once"),
-        ({"rewards": ["helpful", {"helpful": {}}]}, "rewards: helpful more than once"),
-        ({"rewards": [{"folder": "a/x"}, {"folder": "b/x"}]}, "rewards: x more than once"),
+        ({"policies": ["sft", "sft"]}, "policies has duplicates: sft"),
+        ({"rewards": ["helpful", {"helpful": {}}]}, "rewards has duplicates: helpful"),
+        ({"rewards": [{"folder": "a/x"}, {"folder": "b/x"}]}, "rewards has duplicates: x"),
         ({"baseline": "best"}, "baseline 'best' must be one of the policies"),
         ({"policies": []}, "at least 1"),
         ({"temperature": 0}, "greater than 0"),
@@ -389,7 +389,7 @@ def test_many_policies_are_shown_in_several_tables(tmp_path: Path) -> None:
     models.per_token = dict.fromkeys(names, -1.0)
     text = step(policies=names, show=1).run(context(models, tmp_path)).text
     assert text.count("cut off") == 2
-    assert "a against d: helpful +0.00 [0.00, 0.00], every prompt a tie, KL 0.00 nats; no clear difference" in text
+    assert "a against d: helpful +0.00 [0.00, 0.00], all prompts tied, KL 0.00 nats; no clear difference" in text
 
 
 WIDTHS = [(0.21, 0.63, 2), (-5, 5, 1), (-50, 50, 0), (0, 2e-5, 6), (1, 1, 2)]

@@ -136,7 +136,7 @@ def test_hh_one_speaker_twice_in_a_row_is_one_turn() -> None:
     [
         (hh("\n\nHuman: q\n\nAssistant: a", "\n\nHuman: r\n\nAssistant: a"), "differ before their last turn"),
         (hh(Q + " x\n\nAssistant: a", Q + " b"), "differ before their last turn"),
-        (hh(Q + " a\n\nHuman: bye", Q + " b\n\nHuman: bye"), "does not end with the assistant's turn"),
+        (hh(Q + " a\n\nHuman: bye", Q + " b\n\nHuman: bye"), "does not end with an assistant turn"),
         (hh(Q + " same", Q + " same "), "are the same"),
         (hh(Q, Q + " "), "both responses are empty"),
         (hh("\n\nAssistant: a", "\n\nAssistant: b"), "no prompt"),

@@ -662,7 +662,7 @@ def test_quantiles_of_the_whole_grown_set(case: Mapping[str, Any]) -> None:
 
 def test_thresholds_rise() -> None:
     for options, message in (
-        ({"thresholds": [0.5, 0.5]}, "thresholds must rise"),
+        ({"thresholds": [0.5, 0.5]}, "thresholds must increase"),
         ({"thresholds": [0.5, 1.0]}, "quantiles must be at least 0 and below 1"),
         ({"thresholds": [0.1, 0.5, 1.5]}, "quantiles must be at least 0 and below 1"),
         ({"thresholds": [-0.1, 0.5]}, "quantiles must be at least 0 and below 1"),

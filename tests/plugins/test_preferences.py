@@ -794,7 +794,7 @@ def test_what_has_no_feedback_is_counted_and_labels_are_feedback() -> None:
     [
         ({"thresholds": [0.0, 1.0]}, "2 instructions need 1 threshold"),
         ({"instructions": ["a"], "thresholds": []}, "at least 2"),
-        ({"instructions": LEVELS, "thresholds": [1.0, 0.0]}, "thresholds must rise"),
+        ({"instructions": LEVELS, "thresholds": [1.0, 0.0]}, "thresholds must increase"),
         ({"instructions": ["a", "a"]}, "instructions must differ"),
     ],
 )

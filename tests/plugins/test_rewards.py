@@ -268,7 +268,7 @@ def normalized(demos: list[Group], folder: Path, kind: Any = "stage", **options:
 def test_a_reward_model_that_gives_no_number_stops_the_run(tmp_path: Path, value: str) -> None:
     context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
     groups = [Group(ASK, (Response("1"), Response("None"), Response(value)))]
-    with pytest.raises(RunFailed, match=f"'rm' is {value} for response 2, to 'How are you"):
+    with pytest.raises(RunFailed, match=rf"'rm' is {value} for response 2 \(prompt: 'How are you"):
         Scorer(RewardSpec("stage", "rm"), context).score(groups)
 
 
@@ -382,7 +382,7 @@ def whole(place: Place) -> Path:
     """A run from its beginning to its end."""
     code, err = place.run(place.folder / "whole")
     assert code == 0, err
-    assert "values: liked's network, head at zero" in err
+    assert "values: liked's network with a zero head" in err
     return place.folder / "whole"
 
 

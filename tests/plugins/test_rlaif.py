@@ -145,7 +145,7 @@ def test_averaging_the_orders_removes_position_bias(tmp_path: Path) -> None:
 
 def test_low_mass_is_no_verdict(tmp_path: Path) -> None:
     (verdict,) = local(BiasedModels(mass=1e-4), tmp_path).compare([(PROMPT, "is 2", "is 1")])
-    assert verdict.p_first is None and "too improbable" in verdict.reason
+    assert verdict.p_first is None and "too little probability" in verdict.reason
     assert verdict.mass == pytest.approx(1e-4, rel=1e-3)
     assert local(BiasedModels(mass=1e-4), tmp_path, min_mass=1e-5).compare([(PROMPT, "2", "1")])[0].p_first > 0.5
     assert local(BiasedModels(), tmp_path).compare([]) == []
@@ -158,7 +158,7 @@ def test_low_mass_is_no_verdict(tmp_path: Path) -> None:
         (math.inf, -1.0, "not log-probabilities"),
         (2.0, -1.0, "not log-probabilities"),
         (-0.1, -0.1, "add up to more than 1"),  # both answers begin with the same token
-        (-math.inf, -math.inf, "too improbable"),
+        (-math.inf, -math.inf, "too little probability"),
     ],
 )
 def test_impossible_logprobs_are_no_verdict(one: float, two: float, reason: str) -> None:

@@ -115,6 +115,6 @@ def test_same_streams_and_the_prompts_own_columns(tmp_path: Path) -> None:
 
 
 def test_policies_must_be_two_and_distinct() -> None:
-    for policies, message in ((["a"], "at least 2"), (["a", "a"], "more than once")):
+    for policies, message in ((["a"], "at least 2"), (["a", "a"], "duplicates: a")):
         with pytest.raises(ValidationError, match=message):
             SelectBest.Options(policies=policies, reward="x", prompts="y")

@@ -129,13 +129,13 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
         assert set(config.__dataclass_fields__) <= config_fields(trainer)
     for options, message in (
         ({"betta": 1}, "DPOConfig has no field 'betta'\ndid you mean 'beta'"),
-        ({"learning_rate": 1}, "'learning_rate' is decided by the stage"),
-        ({"num_train_epochs": 4}, "'num_train_epochs' is decided by the stage: epochs"),
+        ({"learning_rate": 1}, "'learning_rate' cannot be set here"),
+        ({"num_train_epochs": 4}, "'num_train_epochs' cannot be set here: set the stage's epochs"),
     ):
         with pytest.raises(RecipeError, match=message):
             load(folder, d=stage("dpo", **options))
     for name in alignkit_trl.ONLINE_KEYS:
-        with pytest.raises(RecipeError, match=f"'{name}' is decided by the stage"):
+        with pytest.raises(RecipeError, match=f"'{name}' cannot be set here"):
             load(folder, d=stage("grpo", **{name: 4}))
     with pytest.raises(RecipeError, match="expected 'sft', 'dpo', 'kto', 'reward', 'grpo' or 'rloo', got 'ppo'"):
         load(folder, d=stage("ppo"))
@@ -150,7 +150,7 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
             {"algorithm": {"trl": {"trainer": "sft"}}},
             "with the prompt 'how are you, 0' has 3 responses, all of which",
         ),
-        ({"data": [{"path": "pairs.jsonl", "validation": 0.5}]}, "no share of 'data' for validation"),
+        ({"data": [{"path": "pairs.jsonl", "validation": 0.5}]}, "does not support 'validation' in 'data'"),
         ({"learning_rate": 1e38, "max_grad_norm": 1e38, "warmup_ratio": 0.0}, "not finite"),
     ],
 )
