@@ -46,8 +46,8 @@ def ours(job: Job, gate: Gate) -> None:
         if gate.checking and job.options.get("compared") == "nll":
             # DPO's loss depends on sums over hundreds of tokens, whose rounding errors do not average out. So compare
             # two precisions by their mean log-probability.
-            own = measure(policy, models.ROLE, encoded, "logprobs")
-            losses = {"loss": -float(torch.cat([*own, *reference]).mean()), "dpo": metrics["loss"]}
+            trained = measure(policy, models.ROLE, encoded, "logprobs")
+            losses = {"loss": -float(torch.cat([*trained, *reference]).mean()), "dpo": metrics["loss"]}
         gate.end(trl.real_tokens(encoded), losses, work.pieces)
 
 

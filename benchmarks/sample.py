@@ -43,11 +43,11 @@ def ours(job: Job, gate: Gate) -> None:
     sampling = sampler.Sampling(samples_per_prompt=samples, max_new_tokens=tokens, min_new_tokens=tokens)
     work = Work(Shape.of(job.source), job.dtype, lora=False)
     prompts = [encoder.prompt(group.prompt) for group in groups]
-    own = [ends[start : start + samples] for start in range(0, len(ends), samples)]
-    work.write([(len(prompt), lengths) for prompt, lengths in zip(prompts, own, strict=True)])
+    lengths_of = [ends[start : start + samples] for start in range(0, len(ends), samples)]
+    work.write([(len(prompt), lengths) for prompt, lengths in zip(prompts, lengths_of, strict=True)])
 
     def stopped(_: Any, sequence: sampler.ActiveSequence) -> bool:
-        return len(sequence.tokens) >= own[sequence.prompt][sequence.sample]
+        return len(sequence.tokens) >= lengths_of[sequence.prompt][sequence.sample]
 
     seed = 0
     with patch.object(sampler._Writer, "_stopped", stopped):

@@ -104,11 +104,11 @@ def load_adapter(model: Any, adapter: Path) -> None:
     from safetensors.torch import load_file
 
     prefix = "base_model.model."
-    own = {name.removeprefix(prefix): parameter for name, parameter in model.named_parameters()}
+    parameters = {name.removeprefix(prefix): parameter for name, parameter in model.named_parameters()}
     saved = {key: value for key, value in load_file(adapter / "adapter_model.safetensors").items() if "lora_" in key}
     with torch.no_grad():
         for key, value in saved.items():
-            own[key.removeprefix(prefix).replace(".weight", ".default.weight")].copy_(value)
+            parameters[key.removeprefix(prefix).replace(".weight", ".default.weight")].copy_(value)
 
 
 def preferences(groups: Sequence[Encoded]) -> Iterable[dict[str, list[int]]]:

@@ -41,7 +41,7 @@ class Job:
 
 
 class Gate:
-    """Where a side waits for its turn and reports the result of a round."""
+    """Lets a side wait for its turn and report the result of a round."""
 
     def __init__(self, requests: TextIO, answers: TextIO):
         self._requests, self._answers = requests, answers
