@@ -58,7 +58,7 @@ class PPO(Algorithm):
         clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
         clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different")
         value_clip_range: float | None = Field(
-            0.2, gt=0, description="clip range of the value update; none: no clipping"
+            0.2, gt=0, description="clip range of the value update; null: no clipping"
         )
         dual_clip: float | None = Field(
             None, gt=1, description="dual-clip bound of the ratio for negative advantages (Ye et al. 2020)"

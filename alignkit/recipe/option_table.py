@@ -30,7 +30,7 @@ _TYPES: dict[Any, str] = {
     float: "number",
     str: "text",
     Path: "file",
-    type(None): "none",
+    type(None): "null",
     Any: "any value",
 }
 _PLURALS = {"text": "texts", "integer": "integers", "number": "numbers", "stage": "stages", "reward": "rewards"}
@@ -90,9 +90,9 @@ def needs_of(algorithm: type[Algorithm]) -> list[str]:
 
 
 def value_text(value: Any) -> str:
-    """A value as written in a recipe: `true`, `none`, `1e-5`, `[0.5, 0.7]`."""
+    """A value as written in a recipe: `true`, `null`, `1e-5`, `[0.5, 0.7]`."""
     if value is None:
-        return "none"
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -114,14 +114,14 @@ def _default_text(info: FieldInfo) -> str:
 
 
 def _field_type(info: FieldInfo) -> str:
-    """The type in words. A reference is annotated as `Any`, so only its default shows that it may be none."""
+    """The type in words. A reference is annotated as `Any`, so only its default shows that it may be null."""
     text = _type_text(info.annotation, info.metadata)
     optional = not info.is_required() and info.get_default(call_default_factory=True) is None
-    return _any_of([text, "none"]) if optional and "none" not in text else text
+    return _any_of([text, "null"]) if optional and "null" not in text else text
 
 
 def _any_of(texts: Sequence[str]) -> str:
-    """`stage, folder or none`."""
+    """`stage, folder or null`."""
     parts = list(dict.fromkeys(part for text in texts for part in text.split(" or ")))
     return " or ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 

@@ -46,11 +46,11 @@ def test_rows() -> None:
     rows = {row.name: (row.type_and_range, row.default) for row in option_rows(Sample)}
     assert rows == {
         "rate": ("number, above 0 and below 1", "1e-5"),
-        "count": ("integer or none, 1 to 9", "none"),
+        "count": ("integer or null, 1 to 9", "null"),
         "on": ("true | false", "true"),
         "mode": ("a | b", "a"),
-        "from": ("stage, folder or none", "none"),
-        "data": ("data or none", "none"),
+        "from": ("stage, folder or null", "null"),
+        "data": ("data or null", "null"),
         "stages": ("list of stages", "empty"),
         "file": ("file", "required"),
         "words": ("text", "built-in"),
@@ -61,7 +61,7 @@ def test_rows() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "none"), (False, "false"), (1e-8, "1e-8"), (2e-4, "0.0002"), ([0.5, 1], "[0.5, 1]"), ("", "empty")],
+    [(None, "null"), (False, "false"), (1e-8, "1e-8"), (2e-4, "0.0002"), ([0.5, 1], "[0.5, 1]"), ("", "empty")],
 )
 def test_values_are_written_as_in_a_recipe(value: Any, text: str) -> None:
     assert value_text(value) == text
