@@ -129,6 +129,10 @@ class Batch:
     raw_rewards: Tensor = _on_request(_ROLLOUTS)
     signals: dict[str, Tensor] = field(default_factory=dict)
 
+    def replace(self, **changes: Any) -> Batch:
+        """Return a copy with some fields changed. `dataclasses.replace` would read fields that were not requested."""
+        return Batch(**{**filled(self), **changes})
+
     def __getitem__(self, name: str) -> Tensor:
         """A signal by name. Raises PluginError, listing the signals there are."""
         if name not in self.signals:
@@ -150,3 +154,7 @@ class Outputs:
     entropy: Tensor = _needs("entropy")
     values: Tensor = _needs("values")
     scores: Tensor = _on_request("only reward models have scores; declare `trains = REWARD`")
+
+    def replace(self, **changes: Any) -> Outputs:
+        """Return a copy with some fields changed."""
+        return Outputs(**{**filled(self), **changes})

@@ -633,6 +633,27 @@ def test_value_gradient_does_not_reach_the_policy(tmp_path: Path, lora: Any, opt
         assert all(p.grad is None for p in fixed_weights(stage.work.model, stage.learner).values())
 
 
+def test_two_networks_share_the_memory_of_a_micro_batch(tmp_path: Path) -> None:
+    with started(tmp_path, ppo_stage()) as stage:
+        assert stage.learner.token_budget == stage.work.model.token_budget // 2
+
+
+def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of three groups goes: the other two keep their rewards."""
+    with started(tmp_path, ppo_stage()) as stage:
+        iteration = Iteration(1)
+        stage.score(iteration, stage.roll_out(prompts(3), 1))
+        groups, reward = iteration.groups, iteration.combined.reward
+        assert len(set(reward.tolist())) > 3
+        monkeypatch.setattr(stage.algorithm.algorithm, "keep_group", lambda group: group is not groups[0])
+        stage._keep(iteration)
+        assert iteration.groups == groups[1:] and iteration.metrics["groups_without_signal"] == 1
+        assert torch.equal(iteration.combined.reward, reward[3:])
+        assert torch.equal(iteration.combined.raw, reward[3:])
+
+
 @pytest.mark.parametrize("lora", [{"r": 4}, "none"])
 def test_a_shared_value_is_a_head_on_the_policys_own_states(tmp_path: Path, lora: Any) -> None:
     """The same numbers before and in training, no weights but the head's, and the adapter outlives it."""

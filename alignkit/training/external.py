@@ -30,12 +30,14 @@ class ExternalStage:
 
     def run(self) -> dict[str, Any]:
         """Train; the summary is for stage.json."""
+        if self.settings.reward is not None:
+            _ = self._scorer  # a reward that cannot be prepared fails here, not at the first step
         with calling(self._context.author, "train", self._trainer):
             return dict(self._trainer.train(self))
 
     def close(self) -> None:
-        self._metrics.sync()
         self._context.reporter.stop()
+        self._metrics.sync()  # last: on a full disk it raises
 
     # TrainerContext
 

@@ -103,10 +103,10 @@ class OfflineStage:
         return self.settings.batch_size or 1
 
     def _summarize(self, **facts: Any) -> None:
-        """Put facts first in the summary."""
+        """Put facts first in the summary; an algorithm cannot overwrite them."""
         rest = dict(self.work.summary)
         self.work.summary.clear()
-        self.work.summary.update(facts | rest)
+        self.work.summary.update(facts | rest | facts)
 
     def _selected(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
         """The groups that the algorithm selects."""

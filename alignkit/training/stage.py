@@ -105,9 +105,9 @@ class StageWork:
         self.model.save(self.roles.trained, self.context.adapter)
 
     def close(self) -> None:
-        self.metrics.sync()
-        self.roles.drop(self.model)
         self.context.reporter.stop()
+        self.roles.drop(self.model)
+        self.metrics.sync()  # last: on a full disk it raises
 
 
 def _described(roles: StageRoles, algorithm: CheckedAlgorithm) -> str:

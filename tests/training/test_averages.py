@@ -33,6 +33,16 @@ def test_entries_outside_the_mask_do_not_count() -> None:
     assert counts(per_token(VALUES).per, batch()).tolist() == [[1, 1], [1, 0]]
 
 
+def test_a_response_without_a_counted_token_does_not_count() -> None:
+    masked = batch()
+    masked.mask = torch.tensor([[True, True], [False, False]])
+    term = per_response(torch.tensor([4.0, math.nan]))
+    assert counts(term.per, masked).tolist() == [1, 0]
+    averages = Averages()
+    averages.add({"length": term}, masked)
+    assert averages.means() == {"length": 4.0}
+
+
 def test_micro_batches_share_one_denominator() -> None:
     averages = Averages()
     for _ in range(2):

@@ -51,6 +51,18 @@ def test_batch_by_batch_learns_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     assert summary["lazy"] == {"rows": 5, "used": 5, "invalid": 0, "lost": 0}
 
 
+def test_the_epoch_with_the_lowest_validation_loss_is_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([2.0, 1.0, 3.0])
+    monkeypatch.setattr(Learner, "evaluate", lambda self, examples: {"loss": next(losses)})
+    data = {"path": "rows.jsonl", "validation": 0.2}
+    summary = trained(tmp_path, demonstrations(20), epochs=3, keep_versions=True, data=data)
+    assert summary["best_epoch"] == 2 and summary["validation"] == {"loss": 1.0}
+    kept = {k: (tmp_path / f"out/only/kept/{k}/adapter_model.safetensors").read_bytes() for k in (1, 2, 3)}
+    assert len(set(kept.values())) == 3 and weights(tmp_path / "out") == kept[2]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_what_does_not_fit_is_counted_once_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], batch_size: int

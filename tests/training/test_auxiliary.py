@@ -1,0 +1,33 @@
+"""The second stream of data: every group once an epoch, in an order that depends only on the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignkit import Group, seeds
+from alignkit.models.encoding import Encoded
+from alignkit.training.auxiliary import AuxiliaryLoss
+
+
+def auxiliary(groups: int, batch_size: int) -> AuxiliaryLoss:
+    encoded = [Encoded(Group((), id=str(number)), (1,), ()) for number in range(groups)]
+    return AuxiliaryLoss(encoded, 1.0, batch_size, lambda epoch: seeds.stream(0, "mix", epoch))
+
+
+def ids(batch: list[Any]) -> list[str]:
+    return [encoded.group.id for encoded in batch]
+
+
+def test_every_group_comes_once_an_epoch_and_each_epoch_in_another_order() -> None:
+    stream = auxiliary(groups=6, batch_size=2)
+    epochs = [[name for step in range(3 * e, 3 * e + 3) for name in ids(stream.batch(step))] for e in range(2)]
+    assert [sorted(epoch) for epoch in epochs] == [list("012345")] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_a_resumed_run_draws_the_same_batch() -> None:
+    """Batches of two from three groups: the second one spans two epochs."""
+    assert [ids(auxiliary(3, 2).batch(step)) for step in range(4)] == [
+        ids(batch) for stream in [auxiliary(3, 2)] for batch in map(stream.batch, range(4))
+    ]
+    assert ids(auxiliary(3, 2).batch(0)) != ids(auxiliary(3, 2).batch(1))
