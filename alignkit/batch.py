@@ -44,7 +44,7 @@ def _on_request(how: str) -> Any:
 
 
 def _needs(name: str) -> Any:
-    return _on_request(f"declare `needs = Needs({name}=True)`")
+    return _on_request(f"add {name}=True to `needs = Needs(...)`")
 
 
 _ROLLOUTS = "only rollouts have it; declare `source = ROLLOUTS`"
@@ -128,6 +128,12 @@ class Batch:
     rewards: Tensor = _on_request(_ROLLOUTS)
     raw_rewards: Tensor = _on_request(_ROLLOUTS)
     signals: dict[str, Tensor] = field(default_factory=dict)
+
+    if not TYPE_CHECKING:  # every name would be known to a type checker
+
+        def __getattr__(self, name: str) -> Any:
+            how = f"; read the signal as batch['{name}']" if name in self.__dict__.get("signals", ()) else ""
+            raise AttributeError(f"'Batch' object has no attribute '{name}'{how}")
 
     def replace(self, **changes: Any) -> Batch:
         """Return a copy with some fields changed. `dataclasses.replace` would read fields that were not requested."""

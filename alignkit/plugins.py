@@ -122,7 +122,7 @@ class Plugins:
             _check_requirements(candidate.requires())
             plugin = candidate.load()
             self.manager.register(plugin, name=candidate.name)
-            self.manager.check_pending()  # pluggy would ignore a misspelled hook
+            self._check_hooks()
             registrations = self._registrations(candidate, plugin)
         except KeyboardInterrupt:
             raise
@@ -133,6 +133,19 @@ class Plugins:
         else:
             for kind, registration in registrations:
                 self.registry.add(kind, registration)
+
+    def _check_hooks(self) -> None:
+        """Raise PluginError for a misspelled hook, which pluggy would ignore."""
+        try:
+            self.manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            hook = re.search(r"'(\w+)'", str(error))
+            if hook is None:
+                raise
+            known = [name for name, caller in vars(self.manager.hook).items() if getattr(caller, "spec", None)]
+            guess = did_you_mean(hook[1], known)
+            message = f"unknown hook '{hook[1]}'" + (f"; {guess}" if guess else "")
+            raise PluginError(message) from error
 
     def reject(self, candidate: _Candidate, reason: str, error: BaseException | None = None) -> None:
         """Record a plugin as broken. With ALIGNKIT_STRICT, raise PluginError instead."""
@@ -239,6 +252,8 @@ def _check_requirements(requires: Iterable[str]) -> None:
 
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, AlignkitError):
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -128,8 +128,8 @@ class Registry:
             help = "`alignkit plugins` lists all plugins" if broken else f"enable it, or use another {kind}"
             return Unresolved(f"{kind} '{name}' cannot be used: {'; '.join(map(str, providers))}", help, broken)
         guess = did_you_mean(plain, self.names(kind))
-        installed = f"(installed: {', '.join(self.names(kind)) or 'none'})"
-        help = " ".join(part for part in (guess, installed) if part)
+        installed = f"installed: {', '.join(self.names(kind)) or 'none'}"
+        help = f"{guess} ({installed})" if guess else installed
         return Unresolved(f"no {kind} '{name}'", "\n  ".join([help, *map(str, self.broken)]))
 
 

@@ -153,7 +153,7 @@ class Settings(Options):
         default=0.0,
         ge=0,
         le=1,
-        description="fraction of the steps in which the learning rate rises (offline algorithms)",
+        description="fraction of the steps (or iterations) in which the learning rate rises",
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         default="linear", description="learning rate after warmup, over steps (offline) or iterations (online)"

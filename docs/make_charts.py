@@ -19,7 +19,7 @@ MACHINE = "AMD EPYC, family 26"
 SHOWN = {  # benchmark -> its label, in the order of the chart
     "dpo": "DPO",
     "sft": "SFT",
-    "ppo_shared": "PPO (shared value)",
+    "ppo_shared": "PPO (value head)",
     "sft_packed": "SFT, TRL packing",
     "reward": "Reward model",
 }

@@ -93,7 +93,6 @@ TESTED_IN = {
     "testing.checks": "test_testing",
     "testing.kit": "test_testing",
     "testing.probe": "test_testing",
-    "training.auxiliary": "test_train",
     "training.checkpoint": "test_resume",
     "training.context": "test_train",
     "training.encoder": "test_offline",

@@ -65,9 +65,9 @@ def find_reward(named: Named, scope: Scope) -> Registration | None:
         return scope.registry.get("reward", named.name)
     except Unresolved as error:
         help = did_you_mean(named.name, [*scope.declared, *scope.registry.names("reward")]) or error.help
-        if help.startswith("(installed"):
+        if help.startswith("installed"):
             first, *rest = help.splitlines()
-            help = "\n".join([f"{first.strip('()')}; or name a stage that trains a reward model", *rest])
+            help = "\n".join([f"{first}; or name a stage that trains a reward model", *rest])
         scope.problems.error(named.name_keys, error.message, at_key=named.at_key, help=help, plugin=error.broken)
         return None
 

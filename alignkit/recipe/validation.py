@@ -216,6 +216,8 @@ def _wrong_value(where: str, errors: Sequence[ErrorItem]) -> tuple[str, str]:
 
 def _value_help(value: Any, phrases: Sequence[str]) -> str:
     """Suggest how to write a value that has the wrong type or is misspelled."""
+    if value == "none":
+        return "write null for no value"
     if isinstance(value, str) and any(phrase in (_INTEGER, "a number") for phrase in phrases):
         plain = value.replace("_", "").strip()
         if re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", plain):

@@ -78,7 +78,7 @@ MISTAKES = {
     ),
     "missing Needs": (
         "def loss(self, batch, out): return Loss(kl=per_token(out.logprobs - batch.reference_logprobs))",
-        r"in `loss`: Batch.reference_logprobs was not computed: declare `needs = Needs\(reference_logprobs=True\)` "
+        r"in `loss`: Batch.reference_logprobs was not computed: add reference_logprobs=True to `needs = Needs\(...\)` "
         r"\(broken.py:\d+\)",
     ),
     "misspelled signal": (
@@ -194,7 +194,9 @@ def test_log_probabilities_that_were_not_requested_are_absent(
     """An online stage measures both for the KL that it logs."""
     methods = "needs = Needs()\ndef signal(self, rollouts): return {'advantages': rollouts.old_logprobs}"
     assert run(tmp_path, methods, ONLINE) == 3
-    assert "Batch.old_logprobs was not computed: declare `needs = Needs(old_logprobs=True)`" in capsys.readouterr().err
+    assert (
+        "Batch.old_logprobs was not computed: add old_logprobs=True to `needs = Needs(...)`" in capsys.readouterr().err
+    )
 
 
 def test_data_errors_stay_data_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
