@@ -55,6 +55,8 @@ def main(
             Job("", short=short, checkpointing=checkpointing), TINY if short else model or MODEL, Path(folder)
         )
         try:
+            for benchmark in chosen:
+                starts.of(benchmark)  # a model that is not there is reported before the machine is probed
             probed = ask_once(replace(starts.job, function="floor:probe"))
             _print_machine(probed["machine"], probed["rates"])
             failed = _measure(chosen, starts, rounds, probed["machine"], probed["rates"], out)
