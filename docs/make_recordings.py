@@ -65,7 +65,8 @@ def picture(arguments: list[str], output: str, width: int) -> str:
     for line in output.rstrip().splitlines():
         console.print(Text(line.rstrip(), style="red" if line.startswith("error") else ""))
     svg = console.export_svg(title=command, unique_id="-".join(arguments).replace(".", "-"))
-    return WEB_FONT.sub("", svg)
+    # Some renderers drop the indentation of a line otherwise.
+    return WEB_FONT.sub("", svg).replace("<svg class", '<svg xml:space="preserve" class', 1)
 
 
 def main() -> None:
