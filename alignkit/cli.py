@@ -5,7 +5,6 @@ Each command imports what it needs when it runs, so that `--help` is fast.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignkit import __version__
-from alignkit.errors import AlignkitError, OutOfResource, PluginError
+from alignkit.errors import AlignkitError, OutOfResource, PluginError, disk_is_full
 
 if TYPE_CHECKING:
     from alignkit.plugins import Plugins
@@ -185,7 +184,7 @@ def _failed(error: Exception) -> int:
         return 130
     if isinstance(error, AlignkitError):
         text, code = str(error), error.exit_code
-    elif isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+    elif isinstance(error, MemoryError) or disk_is_full(error):
         text, code = f"out of memory or disk space: {error}", OutOfResource.exit_code
     else:
         text = f"unexpected {type(error).__name__}: {error} (set ALIGNKIT_DEBUG=1 for the traceback)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -91,3 +92,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean 'dpo'?`, for the closest of the known names; empty if none is close."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else ""
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error means that the disk, or the user's quota on it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

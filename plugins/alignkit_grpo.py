@@ -118,7 +118,7 @@ class GRPO(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o = self.options
         logprobs, old, advantages, _ = self._ratios(batch, out)
-        policy = F.ppo_policy_loss(logprobs, old, advantages, o.clip_range, o.clip_range_high or o.clip_range)
+        policy = F.ppo_policy_loss(logprobs, old, advantages, o.clip_range, o.clip_range_high)
         terms = Loss(
             policy_loss=per_response(policy) if o.ratio == "sequence" else self._aggregated(policy, batch.mask)
         )
@@ -141,7 +141,7 @@ class GRPO(Algorithm):
         o = self.options
         per = per_token if o.ratio == "token" else per_response
         logprobs, old, advantages, mask = self._ratios(batch, out)
-        clipped = F.clipped(logprobs, old, advantages, o.clip_range, o.clip_range_high or o.clip_range, mask)
+        clipped = F.clipped(logprobs, old, advantages, o.clip_range, o.clip_range_high, mask)
         return {
             "clip_fraction": per(clipped),
             "ratio": per(F.ratio(logprobs, old, mask)),

@@ -83,7 +83,7 @@ class ReinforcePP(Algorithm):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o = self.options
         policy = F.ppo_policy_loss(
-            out.logprobs, batch.old_logprobs, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range
+            out.logprobs, batch.old_logprobs, batch["advantages"], o.clip_range, o.clip_range_high
         )
         if o.aggregation == "token_mean":
             return Loss(policy_loss=per_token(policy))
@@ -92,9 +92,7 @@ class ReinforcePP(Algorithm):
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """Over tokens: the share that clipping leaves without a gradient, the KL to the old policy, and the ratio."""
         o, old, mask = self.options, batch.old_logprobs, batch.mask
-        clipped = F.clipped(
-            out.logprobs, old, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range, mask
-        )
+        clipped = F.clipped(out.logprobs, old, batch["advantages"], o.clip_range, o.clip_range_high, mask)
         return {
             "clip_fraction": per_token(clipped),
             "approx_kl": per_token(F.kl_k3(old, out.logprobs, mask)),

@@ -65,13 +65,13 @@ class RLOO(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, (logprobs, old) = self.options, _sums(batch, out)
-        policy = F.ppo_policy_loss(logprobs, old, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range)
+        policy = F.ppo_policy_loss(logprobs, old, batch["advantages"], o.clip_range, o.clip_range_high)
         return Loss(policy_loss=per_response(policy))
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """The share of responses that clipping leaves without a gradient, the ratio, and the KL to the old policy."""
         o, sums = self.options, _sums(batch, out)
-        clipped = F.clipped(*sums, batch["advantages"], o.clip_range, o.clip_range_high or o.clip_range)
+        clipped = F.clipped(*sums, batch["advantages"], o.clip_range, o.clip_range_high)
         return {
             "clip_fraction": per_response(clipped),
             "ratio": per_response(F.ratio(*sums)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 import shlex
 import signal
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from alignkit.data.group import write_groups
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import AlignkitError, OutOfResource, Problem, RecipeError, RemoteError, RunFailed
+from alignkit.errors import AlignkitError, OutOfResource, Problem, RecipeError, RemoteError, RunFailed, disk_is_full
 from alignkit.io.atomic import write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.digest import model_digest, versions
@@ -356,7 +355,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
 
 def _resource_error(error: BaseException) -> OutOfResource | None:
     """The error to show if memory or disk space ran out, however a library reported it."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk_is_full(error):
         return OutOfResource(f"the disk is full: {error}")
     if ran_out(error):
         return OutOfResource(f"out of memory: reduce max_length or samples_per_prompt ({error})")

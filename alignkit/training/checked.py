@@ -5,7 +5,6 @@ A plugin author sees which plugin, stage and method are wrong, what was expected
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 import traceback
@@ -19,7 +18,7 @@ from torch import Tensor
 from alignkit.algorithm import DATASET, Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import Batch, Outputs
 from alignkit.data.group import Group
-from alignkit.errors import AlignkitError, DataError, PluginError
+from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full
 from alignkit.kernels.memory import ran_out
 from alignkit.loss import Per, Term
 from alignkit.models.examples import BATCH_COLUMNS
@@ -69,7 +68,7 @@ def calling(author: Author, method: str, owner: object) -> Iterator[None]:
     except AlignkitError:
         raise
     except Exception as error:
-        if ran_out(error) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        if ran_out(error) or disk_is_full(error):
             raise
         reason = " ".join(str(error).split())
         name = type(error).__name__
