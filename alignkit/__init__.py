@@ -16,7 +16,7 @@ _WHERE = {
         "Algorithm DATASET Needs POLICY Phase REWARD ROLLOUTS SelectContext Skip Source StageDefaults Trains"
     ),
     "batch": "Batch Outputs Pairs",
-    "data.group": "Group Message Pair Response resolved_pairs",
+    "data.group": "Group Message Origin Pair Response resolved_pairs",
     "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
     "external": "ExternalTrainer TrainerContext",
     "formats": "Format",
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         Trains,
     )
     from alignkit.batch import Batch, Outputs, Pairs
-    from alignkit.data.group import Group, Message, Pair, Response, resolved_pairs
+    from alignkit.data.group import Group, Message, Origin, Pair, Response, resolved_pairs
     from alignkit.errors import AlignkitError, BadRow, DataError, PluginError, RecipeError, RemoteError, RunFailed
     from alignkit.external import ExternalTrainer, TrainerContext
     from alignkit.formats import Format

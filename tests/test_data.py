@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import importlib
@@ -82,11 +83,21 @@ def words(groups: list[Group]) -> list[str]:
 
 texts = st.text(max_size=12)
 numbers = st.floats(allow_nan=False) | st.integers(-5, 5)
+calls = st.builds(lambda name: {"type": "function", "function": {"name": name, "arguments": {"x": 1}}}, texts)
 messages = st.builds(
-    lambda role, content, train: Message(role=role, content=content, **({} if train is None else {"train": train})),
+    lambda role, content, others: Message(role=role, content=content, **others),
     st.sampled_from(groups_module.ROLES),
     texts,
-    st.none() | st.booleans(),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "train": st.booleans(),
+            "reasoning_content": texts,
+            "tool_calls": st.lists(calls, min_size=1, max_size=2),
+            "name": texts,
+            "tool_call_id": texts,
+        },
+    ),
 )
 responses = st.builds(
     Response,
@@ -117,6 +128,7 @@ def groups(draw: Any) -> Group:
         bundle=draw(st.none() | texts),
         id=draw(texts),
         meta=draw(st.dictionaries(texts, json_values, max_size=2)),
+        tools=draw(st.lists(st.dictionaries(texts, texts, max_size=1), max_size=2).map(tuple)),
     )
 
 
@@ -222,6 +234,36 @@ def test_an_id_depends_on_the_words_only_and_never_changes() -> None:
         groups_module.group_id(prompt("q"), [Response(text="b")]),
     ]
     assert len({one, *others}) == 5
+
+
+def test_an_id_depends_on_reasoning_tool_calls_and_tools() -> None:
+    turn: Message = {"role": "assistant", "content": "a"}
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+    variants: list[Message] = [
+        turn,
+        {**turn, "reasoning_content": "because"},
+        {**turn, "tool_calls": [call]},
+        {**turn, "role": "tool", "name": "add"},
+        {**turn, "role": "tool", "tool_call_id": "1"},
+    ]
+    ids = [groups_module.group_id(prompt("q"), [Response(messages=(variant,))]) for variant in variants]
+    ids += [groups_module.group_id([*prompt("q"), variant]) for variant in variants]
+    ids.append(groups_module.group_id(prompt("q"), tools=[{"name": "add"}]))
+    assert len(set(ids)) == 11
+    trained = groups_module.group_id(prompt("q"), [Response(messages=({**turn, "train": False},))])
+    assert trained == ids[0]
+
+
+def test_an_origin_survives_changes_but_is_no_part_of_a_group() -> None:
+    origin = groups_module.Origin("a.jsonl", 3)
+    group = Group(prompt("q"), (Response(text="a"),), tools=({"name": "add"},), origin=origin)
+    assert str(origin) == "a.jsonl:3"
+    assert group == dataclasses.replace(group, origin=None)
+    assert "a.jsonl" not in groups_module.group_to_json(group)
+    (found,) = groups_module.prompts_of([group])
+    assert (found.origin, found.tools) == (origin, group.tools)
+    with pytest.raises(BadRow, match="unknown keys: origin"):
+        groups_module.group_from_json({"alignkit": 1, "prompt": [], "origin": {"file": "a.jsonl"}})
 
 
 def test_each_prompt_is_listed_once_in_order() -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any, TypedDict, cast
 
@@ -15,7 +15,7 @@ from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, kind_of, 
 from alignkit.errors import BadRow
 from alignkit.io.atomic import whole_file
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 LEVELS = ("significantly", "better", "slightly", "unsure")
 _VERSION = 1  # of a group's JSON
 _PREVIEW_LENGTH = 60  # characters of a prompt in a message
@@ -23,15 +23,33 @@ _PREVIEWS = 3  # groups in a message
 
 
 class Message(TypedDict, total=False):
-    """One turn of a conversation.
+    """One turn of a conversation. Only `role` (one of ROLES) and `content` are required.
 
-    `role` is one of ROLES. `train` says whether the tokens of an assistant turn in a demonstration are learned; the
-    default is true.
+    train: whether the tokens of an assistant turn in a demonstration are learned; the default is true.
+    reasoning_content: what an assistant thought before its content, without tags.
+    tool_calls: an assistant's calls, each {"type": "function", "function": {"name", "arguments"}}, optionally "id".
+    name, tool_call_id: of a tool turn: the function, and the call that it answers. A user may have a name, too.
     """
 
     role: str
     content: str
     train: bool
+    reasoning_content: str
+    tool_calls: list[dict[str, Any]]
+    name: str
+    tool_call_id: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a group was read. row: counts from 1. skip: its source leaves out bad rows (`on_bad_row: skip`)."""
+
+    file: str
+    row: int
+    skip: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,8 @@ class Group:
 
     prompt: the conversation up to the responses; empty for raw text. pairs: None derives them from the ranks.
     bundle: groups with the same key stay in one micro-batch. meta: columns of the row that its format did not use.
+    tools: JSON schemas of the functions that the assistant may call, which the chat template describes in the prompt.
+    origin: where it was read; not part of its JSON, and equal groups may differ in it.
     """
 
     prompt: tuple[Message, ...]
@@ -94,6 +114,8 @@ class Group:
     bundle: str | None = None
     id: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
+    origin: Origin | None = field(default=None, compare=False)
 
 
 def resolved_pairs(group: Group) -> tuple[Pair, ...]:
@@ -155,10 +177,12 @@ def previews(groups: Sequence[Group]) -> str:
     return ", ".join(preview(group) for group in groups[:_PREVIEWS]) + more
 
 
-def group_id(prompt: Sequence[Message], responses: Sequence[Response] = ()) -> str:
-    """16 hex digits that depend only on the text of the prompt and the responses."""
+def group_id(
+    prompt: Sequence[Message], responses: Sequence[Response] = (), tools: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """16 hex digits that depend only on what the prompt, the responses and the tools say."""
     texts = [r.text if r.messages is None else turns_of(r.messages) for r in responses]
-    return sha256_of([turns_of(prompt), texts])[:16]
+    return sha256_of([turns_of(prompt), texts, *([list(tools)] if tools else [])])[:16]
 
 
 def prompts_of(groups: Iterable[Group]) -> list[Group]:
@@ -166,13 +190,19 @@ def prompts_of(groups: Iterable[Group]) -> list[Group]:
     prompts: dict[str, Group] = {}
     for group in groups:
         if group.prompt:
-            prompts.setdefault(key := group_id(group.prompt), Group(group.prompt, id=key, meta=group.meta))
+            key = group_id(group.prompt, (), group.tools)
+            prompts.setdefault(key, replace(group, responses=(), pairs=None, bundle=None, id=key))
     return list(prompts.values())
 
 
-def turns_of(messages: Sequence[Message]) -> list[list[str]]:
-    """Role and content of each message, without the `train` flags."""
-    return [[message["role"], message["content"]] for message in messages]
+def turns_of(messages: Sequence[Message]) -> list[list[Any]]:
+    """[role, content] of each message, then its other keys as an object if it has any; without the `train` flags."""
+    return [_turn(message) for message in messages]
+
+
+def _turn(message: Message) -> list[Any]:
+    others = {key: value for key, value in sorted(message.items()) if key not in ("role", "content", "train")}
+    return [message["role"], message["content"], *([others] if others else [])]
 
 
 def sha256_of(value: Any) -> str:
@@ -214,6 +244,7 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
         values["responses"] = tuple(_response_from_row(r) for r in values.get("responses", ()))
         if values.get("pairs") is not None:
             values["pairs"] = tuple(_pair_from_row(p) for p in values["pairs"])
+        values["tools"] = tuple(dict(tool) for tool in values.get("tools", ()))
         group = Group(**values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise BadRow(f"not a group written by alignkit: {type(error).__name__}: {error}") from error
@@ -225,12 +256,17 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
 def _non_defaults(instance: Any, **encoders: Callable[[Any], Any]) -> dict[str, Any]:
     """The encoded fields of a dataclass that differ from their defaults."""
     row = {}
-    for spec in fields(instance):
+    for spec in _stored_fields(type(instance)):
         value = getattr(instance, spec.name)
         default = spec.default_factory() if spec.default_factory is not MISSING else spec.default
         if value != default or type(value) is not type(default):
             row[spec.name] = encoders.get(spec.name, _encode_number)(value)
     return row
+
+
+def _stored_fields(dataclass_: type) -> list[Field[Any]]:
+    """All fields but those that equality ignores."""
+    return [spec for spec in fields(dataclass_) if spec.compare]
 
 
 def _encode_number(value: Any) -> Any:
@@ -259,7 +295,7 @@ def _fields_of(row: Any, dataclass_: type, name: str, extra: tuple[str, ...] = (
     if not isinstance(row, Mapping):
         raise BadRow(f"a {name} must be an object, not {kind_of(row)}")
     values = {key: value for key, value in row.items() if key not in extra}
-    known = [spec.name for spec in fields(dataclass_)]
+    known = [spec.name for spec in _stored_fields(dataclass_)]
     if unknown := sorted(values.keys() - set(known)):
         raise BadRow(f"a {name} has unknown keys: {', '.join(unknown)}; the known keys are {', '.join(known)}")
     return values
@@ -289,6 +325,8 @@ def _pair_from_row(row: Any) -> Pair:
 def _stored_message(row: Any) -> Message:
     if not isinstance(row["role"], str) or not isinstance(row["content"], str):
         raise TypeError("the role and content of a message must be text")
+    if not isinstance(row.get("reasoning_content", ""), str) or not isinstance(row.get("tool_calls", []), list):
+        raise TypeError("the reasoning_content of a message must be text, and its tool_calls a list")
     return cast(Message, dict(row))
 
 

@@ -196,7 +196,7 @@ class _Reader:
             reason = f"the format {type(self.format).__name__} failed: {type(error).__name__}: {error}"
             raise BadRow(reason) from error
         meta = {**group.meta, **self.source.meta}
-        return replace(group, id=group.id or group_id(group.prompt, group.responses), meta=meta)
+        return replace(group, id=group.id or group_id(group.prompt, group.responses, group.tools), meta=meta)
 
 
 def _with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:
@@ -246,7 +246,7 @@ def _described(formats: Mapping[str, type[Format]]) -> str:
 
 def _prompt_key(group: Group) -> str:
     """The same for equal prompts; raw text has no prompt and is identified by its text."""
-    turns = [[role, content.strip()] for role, content in turns_of(group.prompt)]
+    turns = [[role, content.strip(), *others] for role, content, *others in turns_of(group.prompt)]
     return sha256_of(turns or [text_of(response) for response in group.responses])
 
 
