@@ -57,6 +57,13 @@ class Format:
         """The group of a row, which is JSON data and usually a dict. Raises `BadRow(reason)`."""
         raise NotImplementedError
 
+    def groups(self, row: Any) -> Iterable[Group]:
+        """The groups of a row. Default: the one that `read` returns. Raises `BadRow` if there is none."""
+        return (self.read(row),)
+
+    def check_columns(self, row: Any, columns: Mapping[str, str]) -> None:
+        """Raise BadRow if renamed columns ({expected: actual}) would be misread beside the others of the row."""
+
     def check(self, group: Group) -> None:
         """Raise BadRow if the group cannot be used; see the table in the module's docstring."""
         check_group(group, needs_prompt=self.needs_prompt)

@@ -125,12 +125,14 @@ def _read_source(
     reader = _Reader(source, formats)
     groups: list[Group] = []
     bad: list[SkippedRow] = []
+    good = 0
     for number, row in reader.rows(stage_data):
         try:
-            groups.append(reader.group(raise_if_bad(row)))
+            groups += reader.groups(raise_if_bad(row))
+            good += 1
         except BadRow as error:
             bad.append(SkippedRow(source.name, number, str(error)))
-        if source.limit is not None and len(groups) >= source.limit:
+        if source.limit is not None and good >= source.limit:
             break
     return groups, bad
 
@@ -182,19 +184,24 @@ class _Reader:
                 lines.append((number, line))
         yield from self.format.rows_of_text(lines)
 
-    def group(self, row: Any) -> Group:
-        """The checked group of a row, with an id and the source's meta."""
+    def groups(self, row: Any) -> list[Group]:
+        """The checked groups of a row, with ids and the source's meta."""
         row = _with_renamed_columns(row, self.source.columns)
         if self.format is None:
             self.format = _detected_format(row, self.formats, self.source.name)
         try:
-            group = self.format.read(row)
-            self.format.check(group)
+            self.format.check_columns(row, self.source.columns)
+            groups = list(self.format.groups(row))
+            for group in groups:
+                self.format.check(group)
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
             reason = f"the format {type(self.format).__name__} failed: {type(error).__name__}: {error}"
             raise BadRow(reason) from error
+        return [self._identified(group) for group in groups]
+
+    def _identified(self, group: Group) -> Group:
         meta = {**group.meta, **self.source.meta}
         return replace(group, id=group.id or group_id(group.prompt, group.responses, group.tools), meta=meta)
 
