@@ -280,7 +280,7 @@ class Instruct(Step):
     """Add an instruction to prompts, to sample under it in `hir` or to evaluate the policy with it."""
 
     class Options(alignkit.Options):
-        data: DataRef = Field(description="groups to take the prompts from; duplicates are dropped")
+        data: DataRef = Field(description="groups to take the prompts from, one per row")
         instruction: str = Field(min_length=1, description="instruction to add to each prompt")
         role: InstructionRole = Field("user", description=ROLE)
 

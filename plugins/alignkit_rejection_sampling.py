@@ -103,20 +103,24 @@ class RejectionSampling(Algorithm):
 
 
 def best_samples(iterations: Sequence[Sequence[Group]]) -> dict[str, Best]:
-    """The best sample of each prompt over all iterations; of equal rewards, the first."""
+    """The best sample of each prompt over all iterations; of equal rewards, the first.
+
+    Prompts with the same words and different columns are different prompts.
+    """
     best: dict[str, Best] = {}
     for iteration, groups in enumerate(iterations):
         for group in groups:
+            key = _key(group)
             for response in group.responses:
-                known = best.get(_key(group))
+                known = best.get(key)
                 if known is None or response.reward > known.response.reward:
-                    best[_key(group)] = Best(group, response, iteration)
+                    best[key] = Best(group, response, iteration)
     return best
 
 
 def _key(group: Group) -> str:
-    """The prompt as text. The same prompt may be sampled for several groups."""
-    return "\x1f".join(f"{message['role']}\x1e{message['content']}" for message in group.prompt)
+    """The prompt as text, and its id, which tells rows with other columns apart. Several groups may share it."""
+    return "\x1f".join([group.id, *(f"{message['role']}\x1e{message['content']}" for message in group.prompt)])
 
 
 def _demonstration(best: Best, current: int) -> Group:

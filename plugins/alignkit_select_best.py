@@ -28,7 +28,7 @@ from alignkit import (
     statistics,
 )
 from alignkit.comparison import averages, sample_policies
-from alignkit.data.group import prompts_of
+from alignkit.data.group import distinct_prompts
 
 
 class SelectBest(Step):
@@ -37,7 +37,7 @@ class SelectBest(Step):
     class Options(alignkit.Options):
         policies: list[PolicyRef] = Field(min_length=2, description="policies to choose from, such as `sft@1`, `sft@2`")
         reward: RewardRef = Field(description="reward that scores the responses")
-        prompts: DataRef = Field(description="validation prompts; duplicates are dropped")
+        prompts: DataRef = Field(description="validation prompts; rows that repeat words and columns count once")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
         max_new_tokens: int = Field(64, ge=1, description="maximum response length, in tokens")
         temperature: float = Field(1.0, ge=0, description="sampling temperature; 0 is greedy")
@@ -55,7 +55,7 @@ class SelectBest(Step):
     def run(self, context: StepContext) -> Artifact:
         options = self.options
         scorer = context.scorer(options.reward)  # before sampling: a missing key or file shows here
-        prompts = prompts_of(context.load(options.prompts))[: options.limit]
+        prompts = distinct_prompts(context.load(options.prompts))[: options.limit]
         groups = sample_policies(
             context,
             options.policies,

@@ -266,7 +266,7 @@ def test_an_origin_survives_changes_but_is_no_part_of_a_group() -> None:
         groups_module.group_from_json({"alignkit": 1, "prompt": [], "origin": {"file": "a.jsonl"}})
 
 
-def test_each_prompt_is_listed_once_in_order() -> None:
+def test_every_row_with_a_prompt_is_a_prompt_with_its_own_columns() -> None:
     given_groups = [
         Group(prompt("b"), (Response(text="1"), Response(text="2")), pairs=(Pair(0, 1),), meta={"safety": True}),
         Group(prompt("a"), (Response(text="1"),), bundle="x"),
@@ -274,11 +274,25 @@ def test_each_prompt_is_listed_once_in_order() -> None:
         Group((), (Response(text="raw"),)),
     ]
     found = groups_module.prompts_of(given_groups)
-    assert [(g.prompt[0]["content"], g.responses, g.pairs, g.bundle) for g in found] == [
-        ("b", (), None, None),
-        ("a", (), None, None),
+    assert [(g.prompt[0]["content"], g.responses, g.pairs, g.bundle, g.meta) for g in found] == [
+        ("b", (), None, None, {"safety": True}),
+        ("a", (), None, None, {}),
+        ("b", (), None, None, {"safety": False}),
     ]
-    assert found[0].meta == {"safety": True} and found[0].id == groups_module.group_id(prompt("b"))
+    assert found[1].id == groups_module.group_id(prompt("a")) and len({g.id for g in found}) == 3
+
+
+def test_only_rows_that_repeat_words_and_columns_are_duplicates() -> None:
+    rows = [
+        Group(prompt("b"), (Response(text="1"),), meta={"answer": 1, "kind": "x"}),
+        Group(prompt("a")),
+        Group(prompt("b"), (Response(text="2"),), meta={"kind": "x", "answer": 1}),
+        Group(prompt("b"), meta={"answer": 2, "kind": "x"}),
+        Group(prompt("a")),
+    ]
+    found = [(g.prompt[0]["content"], g.meta.get("answer")) for g in groups_module.distinct_prompts(rows)]
+    assert found == [("b", 1), ("a", None), ("b", 2)]
+    assert len(groups_module.prompts_of(rows)) == 5
 
 
 # Files

@@ -186,13 +186,31 @@ def group_id(
 
 
 def prompts_of(groups: Iterable[Group]) -> list[Group]:
-    """Each different prompt once, without responses, in order of appearance; raw text has no prompt."""
-    prompts: dict[str, Group] = {}
-    for group in groups:
-        if group.prompt:
-            key = group_id(group.prompt, (), group.tools)
-            prompts.setdefault(key, replace(group, responses=(), pairs=None, bundle=None, id=key))
-    return list(prompts.values())
+    """The prompt of every row with its columns, but without responses; raw text has no prompt.
+
+    Rows with the same words stay separate, because their columns (`answer`, `safety`) may differ; so do their ids.
+    """
+    return [
+        replace(group, responses=(), pairs=None, bundle=None, id=_prompt_id(group)) for group in groups if group.prompt
+    ]
+
+
+def distinct_prompts(groups: Iterable[Group]) -> list[Group]:
+    """The prompts of the rows, without those that repeat the words, tools and columns of an earlier one.
+
+    For measurements: a repeated prompt is no further evidence.
+    """
+    found: dict[str, Group] = {}
+    for prompt in prompts_of(groups):
+        found.setdefault(prompt.id, prompt)
+    return list(found.values())
+
+
+def _prompt_id(group: Group) -> str:
+    """16 hex digits that depend only on the prompt, the tools and the columns."""
+    words = group_id(group.prompt, (), group.tools)
+    columns = json.dumps(group.meta, sort_keys=True, default=str)
+    return sha256_of([words, columns])[:16] if group.meta else words
 
 
 def turns_of(messages: Sequence[Message]) -> list[list[Any]]:

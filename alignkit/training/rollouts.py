@@ -25,11 +25,18 @@ class PromptSource:
             raise DataError(f"stage '{context.name}': the rows of 'prompts' are raw text, without a prompt to answer")
         self.prompts = [group for group in groups if context.models.fits(group, max_length, new_tokens)]
         self.without_room = len(groups) - len(self.prompts)
+        self._report_repeated(groups)
         room = f"no room for {new_tokens} new tokens in max_length {max_length}"
         if not self.prompts:
             raise DataError(f"stage '{context.name}': every prompt leaves {room}")
         if self.without_room:
             context.say(f"left out {self.without_room} of {counted(len(groups), 'prompt')}: {room}")
+
+    def _report_repeated(self, groups: Sequence[Group]) -> None:
+        repeated = len(groups) - len({group.id for group in groups})
+        if repeated:
+            repeats = "repeats" if repeated == 1 else "repeat"
+            self.context.say(f"{counted(repeated, 'row')} of 'prompts' {repeats} the words and columns of another")
 
     def draw(self, iteration: int) -> list[Group]:
         """The prompts of an iteration, from 1: shuffled epochs over all of them."""

@@ -34,7 +34,7 @@ from alignkit import (
     statistics,
 )
 from alignkit.comparison import answers_of, averages, length, sample_policies
-from alignkit.data.group import prompts_of, write_groups
+from alignkit.data.group import distinct_prompts, write_groups
 from alignkit_evaluate import report
 
 
@@ -44,7 +44,7 @@ class Evaluate(Step):
     class Options(alignkit.Options):
         policies: list[PolicyRef] = Field(min_length=1, description="policies to compare: `base`, stages or `STAGE@k`")
         rewards: list[RewardRef] = Field(min_length=1, description="rewards that score the responses")
-        prompts: DataRef = Field(description="held-out prompts; duplicates are dropped")
+        prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
         baseline: PolicyRef | None = Field(
             None, description="policy to compare the others with; default: the second to last of `policies`"
         )
@@ -83,7 +83,7 @@ class Evaluate(Step):
     def run(self, context: StepContext) -> Artifact:
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
         scorers = [context.scorer(spec) for spec in self.options.rewards]
-        prompts = prompts_of(context.load(self.options.prompts))[: self.options.limit]
+        prompts = distinct_prompts(context.load(self.options.prompts))[: self.options.limit]
         groups = self._sample(prompts, context)
         groups, columns = self._score(groups, scorers, context)
         summary = self._summary(groups, columns, len(prompts) - len(groups), context)

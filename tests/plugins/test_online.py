@@ -754,6 +754,20 @@ def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
     assert new(RejectionSampling).select([], context()[0]) == []
 
 
+def test_the_same_words_with_other_columns_are_another_prompt() -> None:
+    """A sample that is best for one answer says nothing about another answer to the same question."""
+    words: Any = ({"role": "user", "content": "which?"},)
+
+    def rolled(of: str, reward: float) -> Group:
+        return Group(words, (Response(f"{of} {reward}", scores={"reward": reward}),), id=of)
+
+    given, _ = context([[rolled("one", 9.0)]])
+    found = new(RejectionSampling, replay_ratio=0.0).select([rolled("one", 1.0), rolled("two", 2.0)], given)
+    assert [group.responses[0].text for group in found] == ["one 1.0", "two 2.0"]
+    found = new(RejectionSampling, replay_ratio=5.0).select([rolled("two", 2.0), rolled("two", 3.0)], given)
+    assert [group.responses[0].text for group in found] == ["two 3.0", "one 9.0"]
+
+
 def test_replayed_prompts_are_drawn_again_each_time() -> None:
     """Every other prompt returns now and then, with its best sample, however low its rewards."""
     earlier = scored([[0.0, 1.0], [5.0, 4.0], [1.0, 9.0], [0.5, 0.2], [7.0, 7.5], [-3.0, -2.0]])
