@@ -15,7 +15,9 @@ class LoraSpec(Options):
     r: int = Field(default=16, ge=1, le=4096, description="rank of the adapter")
     lora_alpha: int = Field(default=32, ge=1, description="scale: the adapter's output is multiplied by lora_alpha / r")
     target_modules: str | list[str] = Field(
-        default="all-linear", description="layers that get an adapter: names, or all-linear for every linear layer"
+        default="all-linear",
+        description="layers that get an adapter: names, or all-linear for every linear layer; the routers and stacked "
+        "experts of a mixture stay frozen unless they are named",
     )
     use_rslora: bool = Field(default=False, description="multiply by lora_alpha / sqrt(r) instead")
     lora_dropout: float = Field(default=0.0, description="must be 0: alignkit trains without dropout")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from alignkit.errors import RunFailed
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, low_rank
+from alignkit.models.lora_targets import LoraTargets, is_router, lora_targets
 
 if TYPE_CHECKING:
     from alignkit.settings import LoraSpec
@@ -45,6 +47,7 @@ class Adapters:
         self.model, self.spec, self.active = model, spec, active
         self.base_name, self.revision = base_name, revision
         self._peft: Any = None
+        self._targets: LoraTargets | None = None
 
     def add(self, role: str, seed: int, start: Path | str | None) -> str:
         """Add an adapter for a role and return its name.
@@ -93,6 +96,8 @@ class Adapters:
         config.base_model_name_or_path, config.revision = self.base_name, self.revision
         if not isinstance(config.target_modules, str):  # a string is a pattern
             config.target_modules = sorted(config.target_modules)
+        if config.target_parameters:
+            config.target_parameters = sorted(config.target_parameters)
         self._peft.active_adapter = adapter  # peft reads it, and the adapter added last may have been dropped
         state = get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
         state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -107,6 +112,9 @@ class Adapters:
         from peft import LoraConfig
 
         config = LoraConfig(task_type="CAUSAL_LM", **self.spec.model_dump())
+        targets = self._resolved(config)
+        config.target_modules = targets.modules if isinstance(targets.modules, str) else set(targets.modules)
+        config.target_parameters = targets.parameters or None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
@@ -116,6 +124,15 @@ class Adapters:
         for layer in self._layers():
             _patch_forward(layer, self.active)
         self._refuse_embeddings()
+        self._refuse_routers()
+
+    def _resolved(self, config: Any) -> LoraTargets:
+        """The layers that get an adapter: found once, while the model has none. Logs what the default leaves out."""
+        if self._targets is None:
+            self._targets = lora_targets(self.model, config)
+            if self._targets.frozen:
+                logging.getLogger("alignkit").warning(self._targets.frozen)
+        return self._targets
 
     def _inject_by_peft(self, adapter: str, config: Any) -> None:
         from peft import get_peft_model
@@ -135,6 +152,18 @@ class Adapters:
             raise RunFailed("model.lora.target_modules: the language head cannot have an adapter; leave it out")
         if isinstance(self.model.get_input_embeddings(), LoraLayer):
             raise RunFailed("model.lora.target_modules: token embeddings cannot have an adapter; leave them out")
+
+    def _refuse_routers(self) -> None:
+        """Reject an adapter on a router that returns a tuple, to which an adapter's term cannot be added."""
+        from peft.tuners.lora import LoraLayer
+
+        for name, layer in self.model.named_modules():
+            base = layer.base_layer if isinstance(layer, LoraLayer) else None
+            if isinstance(base, nn.Linear) and is_router("", base):
+                raise RunFailed(
+                    f"model.lora.target_modules: {name} is a router ({type(base).__name__}) and cannot have an "
+                    "adapter; leave it out"
+                )
 
     def _load(self, adapter: str, folder: Path) -> None:
         from peft import set_peft_model_state_dict
@@ -156,7 +185,7 @@ class Adapters:
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         ours = self.model.peft_config[adapter]
         expected = {"r": ours.r, "lora_alpha": ours.lora_alpha, "use_rslora": ours.use_rslora, "use_dora": False}
-        expected |= {"rank_pattern": {}, "alpha_pattern": {}}
+        expected |= {"rank_pattern": ours.rank_pattern, "alpha_pattern": ours.alpha_pattern}
         for key, value in expected.items():
             theirs = saved.get(key, value) or type(value)()
             if theirs != value:
@@ -188,7 +217,9 @@ def _patch_forward(layer: Any, active: ActiveAdapter) -> None:
     """Let a LoRA layer add the active adapter instead of peft's."""
     if not hasattr(layer, "alignkit_active"):
         layer.alignkit_active = active
-        layer.forward = MethodType(_forward, layer)
+        # peft wraps a weight that is no linear layer's: an expert stack's, or a router's.
+        wraps_weight = hasattr(layer, "parameter_name") and not isinstance(layer.base_layer, nn.Linear)
+        layer.forward = MethodType(_forward_with_merged_weight if wraps_weight else _forward, layer)
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -202,3 +233,9 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return adapted(x, base.weight, base.bias, down, up, scale)
     result: Tensor = base(x, *args, **kwargs)
     return result + low_rank(x, down, up, scale)
+
+
+def _forward_with_merged_weight(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The base layer with the active adapter merged into the wrapped weight for this pass, as peft does it."""
+    with self._activate_lora([] if self.alignkit_active.name is None else [self.alignkit_active.name]):
+        return self.base_layer(*args, **kwargs)

@@ -78,6 +78,37 @@ UNPACKED: dict[str, dict[str, Any]] = {
 }
 
 
+_EXPERTS: dict[str, Any] = {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2}
+_SMALL: dict[str, Any] = {**_EXPERTS, "head_dim": 8, "moe_intermediate_size": 16}
+_GROUPED: dict[str, Any] = {
+    **{name: value for name, value in _SMALL.items() if name != "num_experts"},
+    **{"n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
+}
+
+# Mixtures of experts whose stacked weights and routers peft wraps, too, if it is asked for every linear layer.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "Mixtral": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen3Moe": _SMALL,
+    "Olmoe": _EXPERTS,
+    "DeepseekV3": {
+        **{**_GROUPED, "head_dim": None, "num_key_value_heads": 4, "v_head_dim": 4},
+        **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 8),
+    },
+    "Glm4Moe": _GROUPED,
+    "MiniMaxM2": {**LLAMA, "head_dim": 8, "rotary_dim": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "Afmoe": {
+        **{**_SMALL, "num_shared_experts": 1, "num_dense_layers": 1, "sliding_window": 5},
+        **{"layer_types": ["sliding_attention", "full_attention"]},
+    },
+    # Also layers that are no attention.
+    "Qwen3Next": {
+        **{**_SMALL, "shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention"]},
+        **{"linear_num_value_heads": 4, "linear_num_key_heads": 2},
+        **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    },
+}
+
+
 # Prompt and response lengths: several responses, none, one token, longer than every window.
 RAGGED = [(7, (5, 1, 9)), (3, (4,)), (6, ()), (1, (8, 2))]
 
@@ -86,7 +117,7 @@ def make(folder: Path, name: str) -> Path:
     """Save a random model with tokens t0 ... t96; t1 is the end. Its chat template only joins the messages."""
     import transformers
 
-    options = {**ARCHITECTURES, **UNPACKED}[name]
+    options = {**ARCHITECTURES, **UNPACKED, **MIXTURES}[name]
     config = getattr(transformers, f"{name}Config")(
         vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=1, pad_token_id=0, **options
     )
