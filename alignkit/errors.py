@@ -20,6 +20,10 @@ class RunFailed(AlignkitError):
     exit_code = 1
 
 
+class SameFirstToken(RunFailed):
+    """Answers that a model should choose from begin with the same token."""
+
+
 class RecipeError(AlignkitError):
     """A recipe, an override or the usage is wrong, so nothing was started. Holds every problem."""
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# A judge's probability this close to 0.5 is a tie. fp32 log-probabilities of the same text differ by up to 1e-5 nats
+# between batches, and servers round theirs to four decimals, which moves a probability by up to 5e-5.
+TIE = 1e-4
 REWARD_KEY = "reward"  # the combined raw reward in Response.scores, next to its components
 
 
@@ -149,9 +152,16 @@ class Verdict:
     """p_first: P(first is better), averaged over both orders; None if there is no verdict, with the reason.
 
     p_orders: P(first is better) if shown first, and if shown second. mass: probability of the two answers together.
+    bounded: an answer was not among the tokens that a server returned; its largest possible probability was used.
     """
 
     p_first: float | None
     p_orders: tuple[float, float] | None = None
     mass: float = 1.0
     reason: str = ""
+    bounded: bool = False
+
+    @property
+    def tied(self) -> bool:
+        """Whether `p_first` is within TIE of 0.5, so that neither is preferred."""
+        return self.p_first is not None and abs(self.p_first - 0.5) <= TIE

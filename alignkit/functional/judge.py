@@ -22,9 +22,14 @@ def order_probabilities(logp_ab: Tensor, logp_ba: Tensor) -> tuple[Tensor, Tenso
 
 
 def judge_probability(logp_ab: Tensor, logp_ba: Tensor) -> Tensor:
-    """P(A better) [N]: the mean over both orders, after undoing the swap. Lee et al. 2023, section 2.1."""
-    in_ab, in_ba = order_probabilities(logp_ab, logp_ba)
-    return (in_ab + in_ba) / 2
+    """P(A better) [N]: the mean over both orders, after undoing the swap. Lee et al. 2023, section 2.1.
+
+    With sigmoid(x) = (1 + tanh(x / 2)) / 2: unlike sigmoid, tanh is odd in floating point, so that a judge who only
+    sees positions has exactly 0.5.
+    """
+    check_shapes(logp_ab=logp_ab, logp_ba=logp_ba)
+    ab, ba = widen(logp_ab), widen(logp_ba)
+    return 0.5 + (torch.tanh((ab[:, 0] - ab[:, 1]) / 2) + torch.tanh((ba[:, 1] - ba[:, 0]) / 2)) / 4
 
 
 def position_inconsistent(logp_ab: Tensor, logp_ba: Tensor) -> Tensor:
@@ -33,8 +38,11 @@ def position_inconsistent(logp_ab: Tensor, logp_ba: Tensor) -> Tensor:
     return (in_ab - 0.5) * (in_ba - 0.5) < 0
 
 
-def hard_label(p: Tensor, tolerance: float = 1e-6) -> Tensor:
-    """1, 0, or 0.5 within `tolerance` of a tie: [N] -> [N]. A judge that only sees positions averages to 0.5."""
+def hard_label(p: Tensor, tolerance: float = 1e-4) -> Tensor:
+    """1, 0, or 0.5 within `tolerance` of a tie: [N] -> [N]. A judge that only sees positions averages to 0.5.
+
+    The default is `alignkit.reward.TIE`.
+    """
     p = widen(p)
     return torch.where((p - 0.5).abs() <= tolerance, 0.5, torch.where(p > 0.5, 1.0, 0.0)).to(p.dtype)
 

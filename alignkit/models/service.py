@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alignkit.data.group import Group, Message, previews
-from alignkit.errors import DataError, RunFailed
+from alignkit.errors import DataError, RunFailed, SameFirstToken
 from alignkit.models.adapters import check_base
 from alignkit.models.encoding import Encoded, Encoder, Ids
 from alignkit.models.foreign_reward import ForeignRewardModel
@@ -148,11 +148,11 @@ class ModelService:
     def next_token_logprobs(
         self, role: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""
     ) -> Tensor:
-        """See `alignkit.Models`. Raises RunFailed if two answers begin with the same token."""
+        """See `alignkit.Models`. Raises SameFirstToken if two answers begin with the same token."""
         name = self.role(role)
         first = [self.encoder.text(answer)[0] for answer in answers]
         if len(set(first)) < len(first):
-            raise RunFailed(f"the answers {list(answers)} begin with the same token; choose others")
+            raise SameFirstToken(f"the answers {list(answers)} begin with the same token; choose others")
         rows = [self.encoder.prompt(prompt) + self.encoder.text(prefill) for prompt in prompts]
         if not all(rows):
             raise DataError("cannot answer an empty prompt: this tokenizer does not begin texts with a special token")

@@ -61,7 +61,10 @@ def build_judge(component: Any, context: Context) -> Judge:
 
 
 def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
-    """The judge's verdicts on the items. Raises PluginError if their number or a probability is wrong."""
+    """The judge's verdicts on the items, with exactly 0.5 for a tie.
+
+    Raises PluginError if their number or a probability is wrong.
+    """
     verdicts = judge.compare(items) if items else []
     name = type(judge).__name__
     if len(verdicts) != len(items):
@@ -70,7 +73,7 @@ def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
         for p in (verdict.p_first, *(verdict.p_orders or ())):
             if p is not None and not 0.0 <= p <= 1.0:  # also true for NaN
                 raise PluginError(f"judge {name} returned {p}, which is not a probability")
-    return verdicts
+    return [dataclasses.replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
 
 # --- the step -----------------------------------------------------------------------------------------------------
@@ -161,7 +164,7 @@ class JudgePairs(Step):
     def _label(
         self, groups: Sequence[Group], places: Sequence[Place], verdicts: Sequence[Verdict], tally: Tally
     ) -> list[Group]:
-        """Groups with the judge's pairs; groups without a pair are left out."""
+        """Groups with the judge's pairs. A tie is no pair, and groups without a pair are left out."""
         pairs: dict[int, list[Pair]] = {}
         rows = zip(places, verdicts, self._labels(verdicts), tally.inconsistent, strict=True)
         for (g, i, j), verdict, label, swayed in rows:
@@ -192,8 +195,8 @@ class JudgePairs(Step):
         return labels
 
     def _unsure(self, p: float, label: float) -> bool:
-        """Whether the confidence is too low. A tie has no hard label."""
-        return abs(p - 0.5) < self.options.min_confidence or (not self.options.soft and label == 0.5)
+        """Whether the judge does not decide: a tie, which a clamp at 0.5 also makes, or too little confidence."""
+        return 0.5 in (p, label) or abs(p - 0.5) < self.options.min_confidence
 
 
 def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], int]:
@@ -219,7 +222,7 @@ def items_at(groups: Sequence[Group], places: Sequence[Place]) -> list[Item]:
 def restored(row: Mapping[str, Any]) -> Verdict:
     """A verdict from its JSON form."""
     orders = row["p_orders"]
-    return Verdict(row["p_first"], tuple(orders) if orders else None, row["mass"], row["reason"])
+    return Verdict(row["p_first"], tuple(orders) if orders else None, row["mass"], row["reason"], row["bounded"])
 
 
 def oriented(i: int, j: int, p: float) -> Pair:
@@ -249,6 +252,11 @@ class RLAIF(Reward):
             return self
 
     options: Options
+
+    @property
+    def within_group(self) -> bool:
+        """A win rate against the group says nothing about a response to another prompt, or of a later iteration."""
+        return self.options.opponent == "group"
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)

@@ -45,6 +45,7 @@ class Tally:
             "groups_without_pairs": sum(len(group.responses) < 2 for group in self.groups),
             "labeled": self.labeled,
             "dropped": dict(self.dropped),
+            "bounded": sum(verdict.bounded for verdict in usable),
             "unusable": dict(unusable.most_common()),
             "examples": examples,
             "position_bias": mean(
@@ -110,6 +111,10 @@ def report(summary: Mapping[str, Any]) -> str:
     if lone := summary["groups_without_pairs"]:
         lines.append(f"  left out, fewer than two responses: {lone} groups")
     lines += [f"  dropped, {why}: {count}" for why, count in summary["dropped"].items()]
+    if summary["bounded"]:
+        lines.append(
+            f"  an answer outside the server's tokens counts with its largest probability: {summary['bounded']}"
+        )
     lines += [f"  unusable, {summary['examples'].get(why, why)}: {count}" for why, count in summary["unusable"].items()]
     lines.append(f"same position preferred in both orders: {percent(summary['position_bias'])} of pairs")
     lines.append(f"mean P(first position): {percent(summary['p_first_position'])} (50% without position bias)")

@@ -143,9 +143,16 @@ def test_averaging_the_orders_removes_position_bias(tmp_path: Path) -> None:
     assert (better.p_orders[0] + 1 - better.p_orders[1]) / 2 > better.p_first + 0.1
 
 
+def test_a_judge_that_would_rather_say_something_else_labels_nothing(tmp_path: Path) -> None:
+    models = BiasedModels(mass=0.005)  # it says "I" with 99.5%
+    with pytest.raises(RunFailed, match=r"too little probability: 0\.005, min_mass 0\.5: 1"):
+        run_step(tmp_path, local_component(), [group("is 2", "is 1")], models)
+    assert reward(tmp_path, local_component(), models).score([group("is 2", "is 1")]) == {"": [None, None]}
+
+
 def test_low_mass_is_no_verdict(tmp_path: Path) -> None:
     (verdict,) = local(BiasedModels(mass=1e-4), tmp_path).compare([(PROMPT, "is 2", "is 1")])
-    assert verdict.p_first is None and "too little probability" in verdict.reason
+    assert verdict.p_first is None and "too little probability: 0.0001, min_mass 0.5" in verdict.reason
     assert verdict.mass == pytest.approx(1e-4, rel=1e-3)
     assert local(BiasedModels(mass=1e-4), tmp_path, min_mass=1e-5).compare([(PROMPT, "2", "1")])[0].p_first > 0.5
     assert local(BiasedModels(), tmp_path).compare([]) == []
@@ -379,6 +386,50 @@ def test_tokens_with_and_without_a_space_are_one_answer() -> None:
     tops = [{"token": t, "logprob": math.log(p)} for t, p in (("1", 0.5), (" 1", 0.2), ("2", 0.1), ("The", 0.1))]
     answer = judges.read_answer(json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": tops}]}}]}).encode())
     assert (math.exp(answer.one), math.exp(answer.two)) == pytest.approx((0.7, 0.1))
+
+
+def returned(**tops: float) -> bytes:
+    """A completion whose server returned these tokens with these probabilities; `_1` is the token "1"."""
+    likeliest = [{"token": token.strip("_"), "logprob": math.log(p)} for token, p in tops.items()]
+    return json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": likeliest}]}}]}).encode()
+
+
+def test_an_answer_that_the_server_leaves_out_has_its_largest_probability() -> None:
+    missing, known = judges.read_answer(returned(_1=0.9, The=0.05, A=0.01)), judges.Answer(math.log(0.3), math.log(0.6))
+    (verdict,) = judges.verdicts([missing, known], 0.5)
+    assert verdict.bounded and verdict.mass == pytest.approx(0.9)
+    assert verdict.p_orders == pytest.approx((0.9 / 0.91, 2 / 3))  # as if "2" had the last token's probability
+    assert not judges.verdicts([known, known], 0.5)[0].bounded
+
+
+def test_an_answer_that_the_server_leaves_out_does_not_decide(tmp_path: Path) -> None:
+    # Both orders prefer the first position; the unknown rest says which response is better.
+    missing, other = judges.read_answer(returned(_1=0.9, The=0.05)), judges.read_answer(returned(_1=0.93, A=0.02))
+    (verdict,) = judges.verdicts([missing, other], 0.5)
+    assert verdict.p_first is None and "not among the tokens" in verdict.reason
+    # With many tokens the rest is too small to matter: a tie, whatever it is.
+    far = judges.read_answer(returned(_1=0.9, The=1e-5))
+    (tie,) = judges.verdicts([far, far], 0.5)
+    assert tie.tied and tie.bounded
+    artifact = run_step(tmp_path, scripted(Verdict(0.8, bounded=True), verdict), [group("a", "b"), group("c", "d")])
+    assert artifact.summary["bounded"] == 1 and artifact.summary["labeled"] == 1
+    assert "counts with its largest probability: 1" in artifact.text and "could decide: 1" in artifact.text
+
+
+def test_other_answers(remote: Any, server: Server) -> None:
+    def letters(request: dict[str, Any]) -> Reply:
+        assert "Answer with A or B, and nothing else." in request["messages"][-1]["content"]
+        return Reply(body=json.loads(returned(A=0.8, B=0.1)))
+
+    server.judge = letters
+    (verdict,) = remote(answers=["A", "B"]).compare([ITEM])
+    assert verdict.p_orders == pytest.approx((8 / 9, 1 / 9)) and verdict.p_first == 0.5
+    server.judge = lambda request: Reply(body={"choices": [{"message": {"content": "1"}}]})
+    (refused,) = remote(answers=["B", "A"], use_logprobs=False).compare([ITEM])
+    assert refused.reason == "the judge answered neither B nor A"
+    for wrong in (["A", "A"], ["", "B"], ["A ", "B"], ["A"]):
+        with pytest.raises(ValidationError, match="answers"):
+            judges.LocalJudge.Options(answers=wrong)
 
 
 @pytest.mark.parametrize("words", ["", "12", "3", "I cannot say", "Response 1", "1 because of 2", None])
@@ -697,7 +748,33 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
     assert [p for g in hard.groups for p in g.pairs] == [Pair(0, 1), Pair(1, 0), Pair(0, 1)]  # a tie is no hard label
     assert hard.summary["dropped"] == {"unsure": 1}
     soft = run_step(tmp_path, scripted(*verdicts), data)
-    assert soft.groups[3].pairs == (Pair(0, 1, p=0.5),)
+    assert [p for g in soft.groups for p in g.pairs] == [Pair(0, 1, 0.55), Pair(1, 0, 0.9), Pair(0, 1, 0.65)]
+    assert soft.summary["dropped"] == {"unsure": 1}
+    clamped = run_step(tmp_path, scripted(*verdicts), data, clamp=(0.5, 0.6))  # the second label becomes a tie
+    assert clamped.summary["dropped"] == {"unsure": 2} and len(clamped.groups) == 2
+
+
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize("noise", [0.0, 1e-5])  # nats: the same text in another batch
+def test_a_judge_of_positions_decides_no_pair(soft: bool, noise: float, tmp_path: Path) -> None:
+    class First(BiasedModels):
+        def next_token_logprobs(self, role: str, prompts: Any, answers: Any, *, prefill: str = "") -> torch.Tensor:
+            rows = torch.tensor([[0.9, 0.1]] * len(prompts)).log()
+            return rows + noise * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+
+    ranked = group(*"abcd", ranks=[1, 2, 3, 4])
+    with pytest.raises(RunFailed, match=r"no pair was labeled\n0 of 6 pairs labeled\n  dropped, unsure: 6") as caught:
+        run_step(tmp_path, local_component(), [ranked], First(), soft=soft)
+    assert "agreement" not in str(caught.value) and "in both orders: 100.0%" in str(caught.value)
+    # As a reward, all responses are exactly equal, so that online DPO forms no pair.
+    assert reward(tmp_path, local_component(), First()).score([ranked]) == {"": [0.0] * 4}
+
+
+@pytest.mark.parametrize("p", [0.9, 0.1, 0.7, 0.999999, 1 / 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_two_orders_of_a_judge_of_positions_cancel_exactly(p: float, dtype: torch.dtype) -> None:
+    logps = torch.tensor([[p, 1 - p]], dtype=dtype).log()
+    assert F.judge_probability(logps, logps).tolist() == [0.5]
 
 
 @pytest.mark.parametrize(
@@ -714,11 +791,12 @@ def test_labels_match_the_golden_numbers(case_id: str, p: str, hard: str | None,
         judge = scripted(*(Verdict(x) for x in expected[p]))
         labeled = run_step(tmp_path, judge, data, **options).groups
         pairs = [(int(g.prompt[0]["content"]), g.pairs[0]) for g in labeled]
-        assert all(pair.p >= 0.5 for _, pair in pairs)
+        assert all(pair.p > 0.5 for _, pair in pairs)
         return {i: pair.p if pair.better == 0 else 1 - pair.p for i, pair in pairs}
 
-    assert told() == pytest.approx(dict(enumerate(expected[p])))
-    assert told(clamp=(0.4, 0.6)) == pytest.approx(dict(enumerate(expected[clamped])))
+    decided = {i for i, x in enumerate(expected[p]) if x != 0.5}  # a tie is no pair
+    assert told() == pytest.approx({i: expected[p][i] for i in decided})
+    assert told(clamp=(0.4, 0.6)) == pytest.approx({i: expected[clamped][i] for i in decided})
     if hard is not None:
         assert told(soft=False) == {i: label for i, label in enumerate(expected[hard]) if label != 0.5}
 
