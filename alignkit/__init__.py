@@ -24,6 +24,7 @@ _WHERE = {
     "loss": "Loss Per Term per_group per_pair per_response per_token",
     "options": "DataRef Field JudgeRef Options PolicyRef RewardRef StageRef",
     "reward": "CombinedReward Context Judge Models REWARD_KEY Reward RewardCombination Verdict",
+    "sampling_options": "ResponseOptions SamplingOptions",
     "step": "Artifact Step StepContext",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from alignkit.loss import Loss, Per, Term, per_group, per_pair, per_response, per_token
     from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef, StageRef
     from alignkit.reward import REWARD_KEY, CombinedReward, Context, Judge, Models, Reward, RewardCombination, Verdict
+    from alignkit.sampling_options import ResponseOptions, SamplingOptions
     from alignkit.step import Artifact, Step, StepContext
 
 

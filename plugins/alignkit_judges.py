@@ -72,7 +72,7 @@ class Asking(Options):
         ("1", "2"), description="words for the first and the second response, such as [A, B]; each needs its own token"
     )
     min_mass: float = Field(
-        0.5, ge=0, lt=1, description="minimum probability of both answers together; below it there is no verdict"
+        0.1, ge=0, lt=1, description="minimum probability of both answers together; below it there is no verdict"
     )
 
     @field_validator("answers")

@@ -34,13 +34,14 @@ from alignkit.data.group import distinct_prompts
 class SelectBest(Step):
     """All policies answer the same prompts with the same random streams. The earliest of equal policies wins."""
 
-    class Options(alignkit.Options):
+    class Options(alignkit.SamplingOptions):
         policies: list[PolicyRef] = Field(min_length=2, description="policies to choose from, such as `sft@1`, `sft@2`")
         reward: RewardRef = Field(description="reward that scores the responses")
         prompts: DataRef = Field(description="validation prompts; rows that repeat words and columns count once")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
-        max_new_tokens: int = Field(64, ge=1, description="maximum response length, in tokens")
-        temperature: float = Field(1.0, ge=0, description="sampling temperature; 0 is greedy")
+        temperature: float | None = Field(
+            None, ge=0, description="sampling temperature; 0 is greedy; default: as in training"
+        )
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
 
         @model_validator(mode="after")
@@ -49,6 +50,9 @@ class SelectBest(Step):
             if repeated:
                 raise ValueError(f"policies has duplicates: {', '.join(repeated)}; each must be named once")
             return self
+
+        def policies_to_sample(self) -> list[str]:
+            return self.policies
 
     options: Options
 
@@ -61,13 +65,13 @@ class SelectBest(Step):
             options.policies,
             prompts,
             samples_per_prompt=options.samples_per_prompt,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
+            **options.sampling(),
         )
         rewards = self._rewards(scorer.score(groups))
         if not rewards[options.policies[0]]:
             raise RunFailed(f"select_best: none of {len(prompts)} prompts has a scored answer of every policy")
-        summary = summarize(rewards, len(prompts))
+        notes = [f"sampled with {options.described()}", *options.notes]
+        summary = {**summarize(rewards, len(prompts)), "notes": notes}
         return Artifact(policy=summary["policy"], summary=summary, text=report(summary))
 
     def _rewards(self, groups: Sequence[Group]) -> dict[str, list[float]]:
@@ -104,7 +108,7 @@ def report(summary: Mapping[str, Any]) -> str:
     for policy, mean in summary["means"].items():
         mark, behind = ("*", "") if policy == best else (" ", f"   behind by {shown(summary['lead'][policy])}")
         lines.append(f"{mark} {policy:{width}}  {shown(mean)}{behind}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *summary["notes"]])
 
 
 def shown(estimate: Mapping[str, Any]) -> str:

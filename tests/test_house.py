@@ -87,6 +87,7 @@ TESTED_IN = {
     "reward": "test_rewards",
     "runs.base_model": "test_recipes",
     "runs.run": "test_resume",
+    "sampling_options": "test_step_sampling",
     "seeds": "test_resume",
     "statistics": "test_evaluate",
     "step": "test_evaluate",

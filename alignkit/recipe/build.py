@@ -19,6 +19,7 @@ from alignkit.recipe.rounds import expand
 from alignkit.recipe.schema import Recipe, Stage, TopKeys
 from alignkit.recipe.scope import Resolver, Scope
 from alignkit.recipe.stages import declare, read_stages
+from alignkit.recipe.step_sampling import fill_sampling
 from alignkit.recipe.validation import validate
 from alignkit.recipe.weights import read_policy, read_stage, read_start
 from alignkit.registry import Registry
@@ -71,7 +72,9 @@ def _build_stages(raw: Any, scope: Scope) -> dict[str, Stage]:
     declare(raw, scope)
     stages, upstream = read_stages(raw, scope)
     _check_versions(stages, scope)
-    return {name: stages[name] for name in _ordered(upstream, scope) if name in stages}
+    ordered = {name: stages[name] for name in _ordered(upstream, scope) if name in stages}
+    fill_sampling(ordered)
+    return ordered
 
 
 # --- versions

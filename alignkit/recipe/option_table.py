@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -53,7 +54,8 @@ class OptionRow:
 
 
 def option_rows(model: type[BaseModel]) -> list[OptionRow]:
-    """The options of a model in the order of their declaration, by the names that a recipe uses."""
+    """The options of a model by the names that a recipe uses: its own first, in the order of their declaration."""
+    own = inspect.get_annotations(model)
     return [
         OptionRow(
             name=info.alias or name,
@@ -62,7 +64,7 @@ def option_rows(model: type[BaseModel]) -> list[OptionRow]:
             default=_default_text(info),
             description=" ".join((info.description or "").split()),
         )
-        for name, info in model.model_fields.items()
+        for name, info in sorted(model.model_fields.items(), key=lambda field: field[0] not in own)
     ]
 
 

@@ -41,7 +41,7 @@ from alignkit_evaluate import report
 class Evaluate(Step):
     """Sample from each policy, score with each reward, and compare each policy with the baseline."""
 
-    class Options(alignkit.Options):
+    class Options(alignkit.SamplingOptions):
         policies: list[PolicyRef] = Field(min_length=1, description="policies to compare: `base`, stages or `STAGE@k`")
         rewards: list[RewardRef] = Field(min_length=1, description="rewards that score the responses")
         prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
@@ -50,8 +50,9 @@ class Evaluate(Step):
         )
         reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
-        max_new_tokens: int = Field(64, ge=1, description="maximum response length, in tokens")
-        temperature: float = Field(1.0, gt=0, description="sampling temperature, also for the KL")
+        temperature: float | None = Field(
+            None, gt=0, description="sampling temperature, also for the KL; default: as in training"
+        )
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
         show: int = Field(3, ge=0, description="prompts whose responses are printed side by side")
         seed: int | None = Field(None, ge=0, description="seed of the samples; default: the recipe's")
@@ -66,6 +67,9 @@ class Evaluate(Step):
             if self.baseline is not None and self.baseline not in self.policies:
                 raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {', '.join(self.policies)}")
             return self
+
+        def policies_to_sample(self) -> list[str]:
+            return self.policies
 
     options: Options
 
@@ -99,8 +103,7 @@ class Evaluate(Step):
             options.policies,
             prompts,
             samples_per_prompt=options.samples_per_prompt,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
+            **options.sampling(),
         )
         if not groups:
             raise RunFailed(f"evaluate: none of {len(prompts)} prompts could be answered by all policies")
@@ -129,12 +132,8 @@ class Evaluate(Step):
         return {
             "prompts": len(groups),
             "left_out": left_out,
-            "sampling": {
-                "samples_per_prompt": options.samples_per_prompt,
-                "max_new_tokens": options.max_new_tokens,
-                "temperature": options.temperature,
-                "seed": context.seed,
-            },
+            "sampling": {"samples_per_prompt": options.samples_per_prompt, **options.sampling(), "seed": context.seed},
+            "notes": [f"sampled with {options.described()}", *options.notes],
             "baseline": baseline,
             "reference": self.reference,
             "headline": next((column.name for column in columns if not column.single), names[0]),
@@ -176,7 +175,7 @@ class Evaluate(Step):
         policy_groups = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
         context.say(f"{context.out.name}: KL of {policy} to {reference}")
         logprobs = [
-            iter(context.models.logprobs(role, policy_groups, temperature=self.options.temperature))
+            iter(context.models.logprobs(role, policy_groups, temperature=self.options.sampling()["temperature"]))
             for role in (policy, reference)
         ]
         means, unmeasured = [], 0
@@ -192,7 +191,7 @@ class Evaluate(Step):
         return {**statistics.estimate(means), "unmeasured": unmeasured}
 
     def _text(self, summary: Mapping[str, Any], groups: Sequence[Group]) -> str:
-        parts = [report.render(table) for table in report.tables(summary)]
+        parts = ["\n".join(summary["notes"]), *(report.render(table) for table in report.tables(summary))]
         for group in groups[: self.options.show]:
             parts.append(report.side_by_side(group, self.options.policies, summary["headline"]))
         parts.append("\n".join(report.verdict(summary, policy) for policy in summary["against"]))

@@ -34,8 +34,10 @@ from alignkit import (
     PolicyRef,
     Register,
     Response,
+    ResponseOptions,
     Reward,
     RunFailed,
+    SamplingOptions,
     Step,
     StepContext,
     Verdict,
@@ -82,14 +84,12 @@ def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
 class JudgePairs(Step):
     """Label every pair of responses of every group."""
 
-    class Options(Options):
+    class Options(SamplingOptions):
         judge: JudgeRef = Field(description="judge that compares the responses")
         data: DataRef | None = Field(None, description="groups of responses; alternatively, set `prompts` and `policy`")
         prompts: DataRef | None = Field(None, description="prompts that the policy responds to")
         policy: PolicyRef | None = Field(None, description="model that responds: `base` or a stage")
         samples_per_prompt: int = Field(2, ge=2, le=16, description="responses to each prompt; all pairs are judged")
-        max_new_tokens: int = Field(128, ge=1, description="maximum response length, in tokens")
-        temperature: float = Field(1.0, gt=0, description="sampling temperature of the responses")
         soft: bool = Field(True, description="use the judge's probability as a soft label, not a hard one")
         clamp: tuple[float, float] | None = Field(
             None, description="range to clamp soft labels to; [0.4, 0.6] suits a judge with a chain of thought"
@@ -101,7 +101,7 @@ class JudgePairs(Step):
         def _one_source(self) -> Any:
             if (self.data is None) == (self.prompts is None) or (self.prompts is None) != (self.policy is None):
                 raise ValueError("set either `data`, or both `prompts` and `policy`")
-            unused = {"samples_per_prompt", "max_new_tokens", "temperature"} & self.model_fields_set
+            unused = {"samples_per_prompt", *SamplingOptions.model_fields} & self.model_fields_set
             if self.data is not None and unused:
                 raise ValueError(f"`data` is not sampled: leave {' and '.join(sorted(unused))} out")
             return self
@@ -114,6 +114,9 @@ class JudgePairs(Step):
             if self.clamp is not None and not self.soft:
                 raise ValueError("clamp only applies to soft labels")
             return self
+
+        def policies_to_sample(self) -> list[str]:
+            return [self.policy] if self.policy is not None else []
 
     options: Options
 
@@ -140,6 +143,7 @@ class JudgePairs(Step):
         if options.data is not None:
             return context.load(options.data)
         prompts = context.load(options.prompts)
+        context.say(f"{context.out.name}: {options.policy} answers with {options.described()}")
 
         def sampled(chunk: Sequence[Any]) -> list[list[dict[str, Any]]]:
             # A seed for each chunk, or the n-th prompts of all chunks would share their random numbers.
@@ -149,8 +153,7 @@ class JudgePairs(Step):
                 [messages for _, messages in chunk],
                 seed=seed,
                 samples_per_prompt=options.samples_per_prompt,
-                max_new_tokens=options.max_new_tokens,
-                temperature=options.temperature,
+                **options.sampling(),
             )
             return [[{"text": words(r), "truncated": r.truncated} for r in group.responses] for group in groups]
 
@@ -236,17 +239,16 @@ def oriented(i: int, j: int, p: float) -> Pair:
 class RLAIF(Reward):
     """The mean probability of beating the opponents, minus 0.5. Opponents without a verdict do not count."""
 
-    class Options(Options):
+    class Options(ResponseOptions):
         judge: JudgeRef = Field(description="judge that compares the responses")
         opponent: Literal["group", "baseline"] = Field(
             "group", description="opponents: the other responses of the group, or the baseline's response to the prompt"
         )
         baseline: PolicyRef = Field("base", description="model with the greedy response, for `opponent: baseline`")
-        max_new_tokens: int = Field(128, ge=1, description="maximum length of the baseline's response, in tokens")
 
         @model_validator(mode="after")
         def _of_this_opponent(self) -> Any:
-            unused = {"baseline", "max_new_tokens"} & self.model_fields_set
+            unused = {"baseline", *ResponseOptions.model_fields} & self.model_fields_set
             if self.opponent == "group" and unused:
                 raise ValueError(f"{' and '.join(sorted(unused))} only apply to 'opponent: baseline'")
             return self
@@ -310,8 +312,8 @@ class RLAIF(Reward):
                 list(new.values()),
                 seed=self.context.seed,
                 samples_per_prompt=1,
-                max_new_tokens=self.options.max_new_tokens,
                 temperature=0.0,
+                **self.options.sampling(),
             )
             for key, group in zip(new, sampled, strict=True):
                 self._baselines[key] = words(group.responses[0]) if group.responses else None

@@ -302,6 +302,25 @@ def test_all_policies_get_the_same_prompts_and_streams(tmp_path: Path) -> None:
     assert models.sampled[:3] == [{"role": role, **common} for role in ("base", "sft", "align")]
 
 
+def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) -> None:
+    models = Scripted()
+    asked = {"max_new_tokens": 9, "min_new_tokens": 2, "stop": ["\n"], "temperature": 0.5, "top_p": 0.9, "top_k": 3}
+    text = step(**asked).run(context(models, tmp_path)).text
+    assert models.sampled[0] == {"role": "base", "seed": 7, "samples_per_prompt": 1, **asked}
+    assert text.startswith("sampled with max_new_tokens 9, min_new_tokens 2, temperature 0.5, top_p 0.9, top_k 3, stop")
+    followed = step(max_new_tokens=9)
+    followed.options.follow({"temperature": 0.7, "max_new_tokens": 4}, "stage align", ["no penalty here"])
+    artifact = followed.run(context(models, tmp_path))
+    lines = artifact.text.splitlines()
+    assert lines[:2] == [
+        "sampled with max_new_tokens 9, temperature 0.7 (left out: as in stage align)",
+        "no penalty here",
+    ]
+    assert models.measured[-1] == ("sft", 0.7)  # the KL is that of the distribution that was sampled
+    sampling = {"samples_per_prompt": 1, "max_new_tokens": 9, "temperature": 0.7, "seed": 7}
+    assert dict(artifact.summary or {})["sampling"] == sampling
+
+
 @pytest.mark.parametrize("safety_prompt", [False, True])
 def test_a_combination_shows_its_parts_and_sees_the_prompts_columns(tmp_path: Path, safety_prompt: bool) -> None:
     artifact = step(rewards=[combined()]).run(context(Scripted(), tmp_path, prompts(safety=safety_prompt)))

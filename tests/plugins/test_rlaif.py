@@ -52,6 +52,7 @@ class BiasedModels:
         self.full = False  # prompts leave no room for a response
         self.asked: list[Any] = []
         self.seeds: list[int] = []
+        self.sampling: list[dict[str, Any]] = []
 
     def next_token_logprobs(self, role: str, prompts: Any, answers: Any, *, prefill: str = "") -> torch.Tensor:
         assert list(answers) == ["1", "2"] and not prefill.endswith(" ")
@@ -62,6 +63,7 @@ class BiasedModels:
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
         self.seeds.append(seed)
+        self.sampling.append(sampling)
         if self.full:
             return [Group(tuple(prompt)) for prompt in prompts]
         n = sampling["samples_per_prompt"]
@@ -145,14 +147,14 @@ def test_averaging_the_orders_removes_position_bias(tmp_path: Path) -> None:
 
 def test_a_judge_that_would_rather_say_something_else_labels_nothing(tmp_path: Path) -> None:
     models = BiasedModels(mass=0.005)  # it says "I" with 99.5%
-    with pytest.raises(RunFailed, match=r"too little probability: 0\.005, min_mass 0\.5: 1"):
+    with pytest.raises(RunFailed, match=r"too little probability: 0\.005, min_mass 0\.1: 1"):
         run_step(tmp_path, local_component(), [group("is 2", "is 1")], models)
     assert reward(tmp_path, local_component(), models).score([group("is 2", "is 1")]) == {"": [None, None]}
 
 
 def test_low_mass_is_no_verdict(tmp_path: Path) -> None:
     (verdict,) = local(BiasedModels(mass=1e-4), tmp_path).compare([(PROMPT, "is 2", "is 1")])
-    assert verdict.p_first is None and "too little probability: 0.0001, min_mass 0.5" in verdict.reason
+    assert verdict.p_first is None and "too little probability: 0.0001, min_mass 0.1" in verdict.reason
     assert verdict.mass == pytest.approx(1e-4, rel=1e-3)
     assert local(BiasedModels(mass=1e-4), tmp_path, min_mass=1e-5).compare([(PROMPT, "2", "1")])[0].p_first > 0.5
     assert local(BiasedModels(), tmp_path).compare([]) == []
@@ -845,6 +847,16 @@ def test_responses_are_sampled_and_a_second_run_asks_nothing(tmp_path: Path) -> 
     options["map"] = durable
     assert run_step(tmp_path, local_component(), None, models, **options).groups == artifact.groups
     assert len(models.asked) == asked and len(models.seeds) == 2
+
+
+def test_responses_are_sampled_as_asked(tmp_path: Path) -> None:
+    models, asked = BiasedModels(), {"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1}
+    run_step(tmp_path, local_component(), None, models, prompts=[group(prompt="1")], policy="sft", **asked)
+    assert models.sampling == [{"samples_per_prompt": 2, "max_new_tokens": 128, "temperature": 1.0, **asked}]
+    made = reward(tmp_path, local_component(), models, opponent="baseline", stop=["\n"], max_new_tokens=7)
+    made.score([group("a 1")])
+    greedy = {"samples_per_prompt": 1, "max_new_tokens": 7, "stop": ["\n"], "temperature": 0.0}
+    assert models.sampling[1:] == [greedy]
 
 
 @pytest.mark.parametrize(

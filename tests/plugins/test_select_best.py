@@ -114,6 +114,13 @@ def test_same_streams_and_the_prompts_own_columns(tmp_path: Path) -> None:
     assert models.metas == [{"safety": True}] * 2
 
 
+def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) -> None:
+    models = Scripted(SCORES)
+    text = run(tmp_path, models, stop=["\n"], top_p=0.9, top_k=2, min_new_tokens=1).text
+    assert models.sampled[0]["stop"] == ["\n"] and models.sampled[0]["top_k"] == 2
+    assert text.splitlines()[-1].startswith("sampled with max_new_tokens 128, min_new_tokens 1, temperature 1.0, top_p")
+
+
 def test_policies_must_be_two_and_distinct() -> None:
     for policies, message in ((["a"], "at least 2"), (["a", "a"], "duplicates: a")):
         with pytest.raises(ValidationError, match=message):
