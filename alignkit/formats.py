@@ -6,14 +6,14 @@
 |----------------------------------------------------------------------|------------|
 | no prompt or a blank last turn, if the format needs a prompt         | bad        |
 | a prompt that ends with an assistant turn                            | bad        |
-| a role other than system, user, assistant                            | bad        |
+| a role other than system, user, assistant, tool                      | bad        |
 | a NUL character or an unpaired surrogate in a text                   | bad        |
 | demonstration: a blank response, or no turn that is learned          | bad        |
 | comparison: both responses blank                                     | bad        |
 | comparison: one response blank                                       | good: only the end of turn |
 | comparison: responses that differ only in surrounding white space    | bad        |
-| ranking: fewer than 2 responses, a rank missing, all ranks tied      | bad        |
-| ranking: some ranks tied                                             | good: ties make no pair |
+| ranking: fewer than 2 responses, or a rank missing                   | bad        |
+| a tie: of ranks, of scores, or by a label                            | good: ties make no pair |
 | rank, label, margin or p of a wrong type; margin < 0 or not a level; p outside 0..1 | bad |
 | a pair of a response with itself, or with one that does not exist    | bad        |
 """
@@ -25,10 +25,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from alignkit.data.conversations import read_message, tools_of
 from alignkit.data.files import kind_of
 from alignkit.data.group import LEVELS, ROLES, Group, Message, Pair, Response, check_indices, turns_of
 from alignkit.errors import BadRow
 from alignkit.options import Options
+
+SYSTEM_COLUMNS = ("system", "system_prompt")
+LABEL_COLUMNS = ("label", "kto_tag")
 
 
 class Format:
@@ -62,7 +66,7 @@ class Format:
         return (self.read(row),)
 
     def check_columns(self, row: Any, columns: Mapping[str, str]) -> None:
-        """Raise BadRow if renamed columns ({expected: actual}) would be misread beside the others of the row."""
+        """Raise BadRow if renamed columns ({expected: actual}) would be misread next to the others of the row."""
 
     def check(self, group: Group) -> None:
         """Raise BadRow if the group cannot be used; see the table in the module's docstring."""
@@ -129,74 +133,64 @@ class Format:
         turns = [value] if isinstance(value, Mapping) else value
         if not isinstance(turns, list | tuple):
             raise BadRow(f"column '{name}' must be text or a list of messages, not {kind_of(value)}")
-        return tuple(_message(turn, f"{name}[{index}]") for index, turn in enumerate(turns))
+        return tuple(read_message(turn, f"{name}[{index}]") for index, turn in enumerate(turns))
+
+    @classmethod
+    def opened(cls, turns: Sequence[Message], row: Mapping[str, Any]) -> tuple[Message, ...]:
+        """The turns, after the system message that one of SYSTEM_COLUMNS holds."""
+        words = {text for name in SYSTEM_COLUMNS if (text := cls.text(row, name, "").strip())}
+        if not words or not turns:
+            return tuple(turns)
+        own = {turns[0]["content"].strip()} if turns[0]["role"] == "system" else set()
+        if len(words | own) > 1:
+            raise BadRow(f"the row has {len(words | own)} different system messages, but a conversation has one")
+        return tuple(turns) if own else (Message(role="system", content=words.pop()), *turns)
+
+    @classmethod
+    def label(cls, row: Mapping[str, Any]) -> bool | None:
+        """Whether the row's answer is good, by one of LABEL_COLUMNS; None if it does not say."""
+        name = next((name for name in LABEL_COLUMNS if row.get(name) is not None), "label")
+        return cls.flag(row, name)
+
+    @staticmethod
+    def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+        """The functions in the column `tools`: a list of JSON schemas, or JSON text of one."""
+        return tools_of(row.get("tools"))
 
     @staticmethod
     def answer(turns: Sequence[Message], **known: Any) -> Response:
-        """A response from the turns after the prompt: text if it is one turn, else messages."""
+        """A response from the turns after the prompt: text if it is one turn of text alone, else messages."""
         if not turns or turns[-1]["role"] != "assistant":
             raise BadRow("the last turn must be an assistant turn")
         if turns[0]["role"] != "assistant":
             raise BadRow(f"the first turn after the prompt must be an assistant turn, not a {turns[0]['role']} turn")
-        if len(turns) == 1 and turns[0].get("train", True):
+        if len(turns) == 1 and turns[0].keys() <= {"role", "content", "train"} and turns[0].get("train", True):
             return Response(text=turns[0]["content"], **known)
         return Response(messages=tuple(turns), **known)
 
     @classmethod
     def demonstration(cls, turns: Sequence[Message], **known: Any) -> tuple[tuple[Message, ...], Response]:
-        """Split a conversation before its first assistant turn, into prompt and response."""
-        first = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), None)
-        if first is None:
+        """Split a conversation before the first answer to the user, into prompt and response.
+
+        A greeting of the assistant, before the user has spoken, is part of the prompt. A label belongs to the last
+        answer, so that all other turns are part of the prompt.
+        """
+        roles = [turn["role"] for turn in turns]
+        if "assistant" not in roles:
             raise BadRow("there is no assistant turn")
+        if known.get("label") is not None:
+            first = len(roles) - next(
+                (back for back, role in enumerate(reversed(roles)) if role != "assistant"), len(roles)
+            )
+        else:
+            spoken = roles.index("user") if "user" in roles else 0
+            first = spoken + roles[spoken:].index("assistant") if "assistant" in roles[spoken:] else len(roles)
         return tuple(turns[:first]), cls.answer(turns[first:], **known)
 
     @staticmethod
     def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
         """The columns that the format does not use; they become the group's `meta`."""
         return {name: value for name, value in row.items() if name not in used}
-
-
-_SPEAKERS = {"human": "user", "gpt": "assistant", "prompter": "user"} | {role: role for role in ROLES}
-
-
-def _message(turn: Any, where: str) -> Message:
-    """A message from {role, content} or ShareGPT's {from, value}."""
-    if not isinstance(turn, Mapping):
-        raise BadRow(f"{where} must be a message, not {kind_of(turn)}")
-    speaker = turn.get("role", turn.get("from"))
-    role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
-    if role is None:
-        raise BadRow(f"{where} has the unknown role {speaker!r}; expected one of {', '.join(_SPEAKERS)}")
-    content = turn.get("content", turn.get("value"))
-    if content is None and turn.get("tool_calls"):
-        raise BadRow(f"{where} is a tool call; only text turns are supported")
-    message = Message(role=role, content=_content(content, where))
-    train = turn.get("train")
-    if train is not None and not isinstance(train, bool):
-        raise BadRow(f"{where}: train must be true or false, not {train!r}")
-    if train is not None:
-        message["train"] = train
-    return message
-
-
-def _content(content: Any, where: str) -> str:
-    """The text of a message, which may be a list of text parts."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list | tuple):
-        raise BadRow(f"{where} must have text as its content, not {kind_of(content)}")
-    texts = [_part(part, where) for part in content]
-    return "".join(texts)
-
-
-def _part(part: Any, where: str) -> str:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Mapping) and part.get("type", "text") == "text":
-        text = part.get("text", part.get("value"))
-        if isinstance(text, str):
-            return text
-    raise BadRow(f"{where} has content other than text: {str(part)[:60]}")
 
 
 def _to_number(value: Any, what: str, also: str = "") -> float | None:
@@ -239,8 +233,10 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
         _check_message(message)
     for response in group.responses:
         _check_response(response)
-    if needs_prompt and not (group.prompt and group.prompt[-1]["content"].strip()):
-        raise BadRow("the last turn of the prompt is empty" if group.prompt else "there is no prompt")
+    if needs_prompt and not group.prompt:
+        raise BadRow("there is no prompt")
+    if needs_prompt and group.prompt[-1]["role"] != "tool" and not group.prompt[-1]["content"].strip():
+        raise BadRow("the last turn of the prompt is empty")
     if group.prompt and group.prompt[-1]["role"] == "assistant":
         raise BadRow("the prompt must not end with an assistant turn")
     if group.pairs is not None:
@@ -254,7 +250,10 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
 def _check_message(message: Message) -> None:
     if message.get("role") not in ROLES:
         raise BadRow(f"unknown role {message.get('role')!r}; expected one of {', '.join(ROLES)}")
-    _check_words(message["content"])
+    for name in ("content", "reasoning_content", "name", "tool_call_id"):
+        _check_words(message.get(name, ""))
+    if "tool_calls" in message:
+        _check_words(json.dumps(message["tool_calls"], ensure_ascii=False))
 
 
 def _check_words(text: Any) -> None:
@@ -281,7 +280,8 @@ def _check_response(response: Response) -> None:
 
 
 def _learned(message: Message) -> bool:
-    return message["role"] == "assistant" and message.get("train", True) and bool(message["content"].strip())
+    says = bool(message["content"].strip() or message.get("tool_calls"))
+    return message["role"] == "assistant" and message.get("train", True) and says
 
 
 def text_of(response: Response) -> Any:
@@ -326,7 +326,5 @@ def _check_ranks(responses: Sequence[Response]) -> None:
     missing = [str(index) for index, response in enumerate(responses) if response.rank is None]
     if missing:
         raise BadRow(f"responses without a rank, counted from 0: {', '.join(missing)}")
-    if len({response.rank for response in responses}) == 1:
-        raise BadRow("all ranks are tied")
     if all(_blank(response) for response in responses):
         raise BadRow("all responses are empty")

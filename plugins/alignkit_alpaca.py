@@ -1,18 +1,23 @@
-"""Instruction demonstrations with the columns of Alpaca or Dolly."""
+"""Instruction demonstrations with the columns of Alpaca, Dolly or Self-Instruct."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from alignkit import BadRow, Format, Group, Message, Register, Response, hookimpl
+from alignkit import BadRow, Format, Group, Message, Register, hookimpl
+from alignkit.formats import SYSTEM_COLUMNS
 
 
 class Alpaca(Format):
-    """An instruction, optional input and the answer; `system` is an optional system prompt."""
+    """An instruction, optional input and the answer.
+
+    `system` is an optional system message. `history` holds earlier turns as pairs [instruction, answer]. `kto_tag`
+    says whether the answer is good, for algorithms that learn labels.
+    """
 
     summary = "Alpaca: instruction, input, output"
-    wants = "instruction and output; optional input, system"
+    wants = "instruction and output; optional input, system, history"
     about: ClassVar[str] = "input"
     answer_column: ClassVar[str] = "output"
 
@@ -24,12 +29,23 @@ class Alpaca(Format):
         if not isinstance(row, Mapping):
             raise BadRow("a row must be an object")
         parts = [self.text(row, "instruction").strip(), self.text(row, self.about, "").strip()]
-        prompt = [Message(role="user", content="\n\n".join(part for part in parts if part))]
-        if system := self.text(row, "system", "").strip():
-            prompt.insert(0, Message(role="system", content=system))
-        response = Response(text=self.text(row, self.answer_column))
-        meta = self.rest(row, "instruction", self.about, self.answer_column, "system")
-        return Group(tuple(prompt), (response,), meta=meta)
+        question = Message(role="user", content="\n\n".join(part for part in parts if part))
+        answer = Message(role="assistant", content=self.text(row, self.answer_column))
+        turns = self.opened((*_history(row.get("history")), question, answer), row)
+        prompt, response = self.demonstration(turns, label=self.flag(row, "kto_tag"))
+        used = ("instruction", self.about, self.answer_column, "history", "tools", "kto_tag", *SYSTEM_COLUMNS)
+        return Group(prompt, (response,), meta=self.rest(row, *used), tools=self.tools(row))
+
+
+def _history(value: Any) -> Iterable[Message]:
+    """Earlier turns from [[instruction, answer], ...]."""
+    if not isinstance(value, list | None):
+        raise BadRow("column 'history' must be a list of pairs [instruction, answer]")
+    for pair in value or []:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise BadRow("column 'history' must be a list of pairs [instruction, answer], both texts")
+        yield Message(role="user", content=pair[0])
+        yield Message(role="assistant", content=pair[1])
 
 
 class Dolly(Alpaca):
@@ -41,7 +57,32 @@ class Dolly(Alpaca):
     answer_column = "response"
 
 
+class SelfInstruct(Format):
+    """An instruction with instances (Wang et al. 2023, arXiv:2212.10560): every instance is a demonstration."""
+
+    summary = "Self-Instruct: instruction, instances [{input, output}]"
+    wants = "instruction and instances [{input, output}]"
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return cls.has(row, "instruction", "instances") and isinstance(row["instances"], list)
+
+    def read(self, row: Any) -> Group:
+        """The first instance of a row."""
+        return self.groups(row)[0]
+
+    def groups(self, row: Any) -> list[Group]:
+        instances = row.get("instances") if isinstance(row, Mapping) else None
+        if not isinstance(instances, list) or not instances:
+            raise BadRow("column 'instances' must be a list of {input, output} that is not empty")
+        if not all(isinstance(instance, Mapping) for instance in instances):
+            raise BadRow("column 'instances' must be a list of {input, output}")
+        shared = self.rest(row, "instances")
+        return [Alpaca().read({**shared, **instance}) for instance in instances]
+
+
 @hookimpl
 def register_formats(register: Register) -> None:
     register("alpaca", Alpaca, summary=Alpaca.summary)
     register("dolly", Dolly, summary=Dolly.summary)
+    register("self_instruct", SelfInstruct, summary=SelfInstruct.summary)

@@ -1,13 +1,14 @@
 """Anthropic's HH-RLHF transcripts (Bai et al. 2022, arXiv:2204.05862), as pairs or demonstrations.
 
 A row is {chosen, rejected}; or {text: [transcript, transcript], score: [number, number]}, in which the higher score
-wins, the difference is the margin, and a tie is a bad row; or one transcript, as a string or as {text: ...}.
+wins, the difference is the margin, and a tie makes no pair; or one transcript, as a string or as {text: ...}.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Register, Response, hookimpl
@@ -73,22 +74,21 @@ class HHRLHF(Format):
         if isinstance(row.get("text"), str):
             return self._single(row["text"], meta)
         better, worse, margin = self._by_score(row.get("text"), row.get("score"))
-        return self._pair(better, worse, margin, meta)
+        group = self._pair(better, worse, margin or None, meta)
+        return group if margin else replace(group, pairs=())
 
     def _single(self, transcript: str, meta: dict[str, Any]) -> Group:
         prompt, response = self.demonstration(merged(turns(transcript, "text")))
         return Group(prompt, (response,), meta=meta)
 
     def _by_score(self, texts: Any, scores: Any) -> tuple[Any, Any, float]:
-        """The better text, the worse text, and the margin."""
+        """The better text, the worse text, and the margin, which is 0 for a tie."""
         if not isinstance(texts, list) or not isinstance(scores, list) or len(texts) != 2 or len(scores) != 2:
             raise BadRow("columns 'text' and 'score' must be lists of two items each")
         first, second = (self.number({"score": score}, "score") for score in scores)
         if first is None or second is None:
             raise BadRow("a score is missing")
-        if first == second:
-            raise BadRow(f"the scores are tied ({first})")
-        better, worse = texts if first > second else texts[::-1]
+        better, worse = texts if first >= second else texts[::-1]
         return better, worse, abs(first - second)
 
     def _pair(self, better: Any, worse: Any, margin: float | None, meta: dict[str, Any]) -> Group:

@@ -1,7 +1,9 @@
-"""Conversations as demonstrations: OpenAI's `messages` and ShareGPT's `conversations`.
+"""Conversations: OpenAI's `messages` and ShareGPT's `conversations`, as demonstrations, labeled answers or prompts.
 
-The turns before the first assistant turn are the prompt. A single answer becomes the response's text. Several turns
-stay messages and keep their `train` flags, for the algorithm to decide which of them to learn.
+The turns before the first answer to the user are the prompt. A single answer becomes the response's text. Several
+turns stay messages and keep their `train` flags, for the algorithm to decide which of them to learn. With a label,
+the response is the last answer, and all earlier turns are the prompt. A conversation that ends with the user is a
+prompt without a response.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Register, hookimpl
+from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
 
 
 class Messages(Format):
-    """One conversation per row; `label` says whether its answer is good."""
+    """One conversation per row; `label` says whether its last answer is good."""
 
     summary = "conversations: messages [{role, content}] or conversations [{from, value}]; optional label"
-    wants = "messages [{role, content}] or conversations [{from, value}]; optional label (true or false)"
+    wants = "messages [{role, content}] or conversations [{from, value}]; optional label (true or false), system, tools"
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -30,8 +33,13 @@ class Messages(Format):
             raise BadRow("column 'messages' or 'conversations' is missing")
         if isinstance(row[name], str) and not row[name].lstrip().startswith("["):
             raise BadRow(f"column '{name}' must be a list of messages, not text")
-        prompt, response = self.demonstration(self.conversation(row[name], name), label=self.flag(row, "label"))
-        return Group(prompt, (response,), meta=self.rest(row, name, "label"))
+        turns = self.opened(self.conversation(row[name], name), row)
+        label, tools = self.label(row), self.tools(row)
+        meta = self.rest(row, name, "tools", *SYSTEM_COLUMNS, *LABEL_COLUMNS)
+        if label is None and turns and turns[-1]["role"] == "user":
+            return Group(turns, meta=meta, tools=tools)
+        prompt, response = self.demonstration(turns, label=label)
+        return Group(prompt, (response,), meta=meta, tools=tools)
 
 
 @hookimpl

@@ -1,4 +1,8 @@
-"""Rankings of K responses to a prompt, as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155); rank 1 is best."""
+"""Rankings of K responses to a prompt, as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155); rank 1 is best.
+
+Responses may have scores instead of ranks, such as grades from 1 to 7: a higher score is better, and the difference
+is the pair's margin. Equal scores make no pair.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +10,71 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Pair, Register, Response, hookimpl
+from alignkit.formats import SYSTEM_COLUMNS
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
+PROMPTS = ("prompt", "instruction", "question")
+RESPONSES = ("responses", "answers", "completions")
+TEXTS = ("text", "response", "answer", "completion", "content")
+SCORES = ("score", "rating", "overall_score", "reward")
+SCORE_LISTS = ("scores", "ratings", "rewards")
 
 
 class Rankings(Format):
-    """A prompt and its responses with ranks (ties allowed), or with a list of pairs [better, worse]."""
+    """A prompt and its responses with ranks (ties allowed), with scores, or with a list of pairs [better, worse]."""
 
-    summary = "rankings: prompt, responses [{text, rank}] or responses [text] and ranks; optional pairs"
-    wants = "prompt and responses [{text, rank}], or responses [text] with ranks [1, 2, ...] or pairs [[0, 1], ...]"
+    summary = "rankings: prompt, responses [{text, rank}] or responses [text] and ranks, scores or ratings; or pairs"
+    wants = "prompt and responses [{text, rank or score}], or responses [text] with ranks [1, 2, ...], scores or pairs"
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        return cls.has(row, "prompt", "responses") and isinstance(row["responses"], list) and "alignkit" not in row
+        prompt, name = _first(row, PROMPTS), _first(row, RESPONSES)
+        if not prompt or not name or not isinstance(row[name], list) or "alignkit" in row:
+            return False
+        if (prompt, name) == ("prompt", "responses"):
+            return True
+        rated = _first(row, ("ranks", *SCORE_LISTS, "pairs")) or all(_first(i, ("rank", *SCORES)) for i in row[name])
+        return bool(row[name] and rated) and cls.lacks(row, "chosen", "rejected")
 
     def read(self, row: Any) -> Group:
-        if not self.has(row, "prompt", "responses"):
+        prompt, name = _first(row, PROMPTS), _first(row, RESPONSES)
+        if not prompt or not name:
             raise BadRow("columns 'prompt' and 'responses' are required")
-        items = row["responses"]
+        items, scored = row[name], _first(row, SCORE_LISTS)
         if not isinstance(items, list):
-            raise BadRow(f"responses must be a list, not {type(items).__name__}")
+            raise BadRow(f"{name} must be a list, not {type(items).__name__}")
         if not 2 <= len(items) <= MAX_RESPONSES:
             raise BadRow(f"a ranking has 2 to {MAX_RESPONSES} responses, not {len(items)}")
-        ranks = self._ranks(row.get("ranks"), len(items))
-        responses = tuple(self._response(item, rank) for item, rank in zip(items, ranks, strict=True))
+        ranks = self._numbers(row.get("ranks"), "ranks", len(items))
+        scores = self._numbers(row.get(scored) if scored else None, scored or "scores", len(items))
+        responses = tuple(self._response(*each) for each in zip(items, ranks, scores, strict=True))
         pairs = self._pairs(row.get("pairs"))
         if pairs is None and all(response.rank is None for response in responses):
-            raise BadRow("the row has neither ranks nor pairs")
-        meta = self.rest(row, "prompt", "responses", "ranks", "pairs")
-        return Group(self.conversation(row["prompt"], "prompt"), responses, pairs, meta=meta)
+            pairs = _pairs_by_score(responses)
+        used = (prompt, name, "ranks", "pairs", *([scored] if scored else []), *SYSTEM_COLUMNS, "tools")
+        turns = self.opened(self.conversation(row[prompt], prompt), row)
+        return Group(turns, responses, pairs, meta=self.rest(row, *used), tools=self.tools(row))
 
-    def _ranks(self, ranks: Any, count: int) -> Sequence[Any]:
-        if ranks is None:
+    def _numbers(self, values: Any, name: str, count: int) -> Sequence[Any]:
+        if values is None:
             return [None] * count
-        if not isinstance(ranks, list) or len(ranks) != count:
-            raise BadRow(f"ranks must be a list of {count}, one for each response")
-        return ranks
+        if not isinstance(values, list) or len(values) != count:
+            raise BadRow(f"{name} must be a list of {count}, one for each response")
+        return values
 
-    def _response(self, item: Any, rank: Any) -> Response:
+    def _response(self, item: Any, rank: Any, score: Any) -> Response:
+        rank, score = self.number({"rank": rank}, "rank"), self.number({"score": score}, "score")
         if isinstance(item, str):
-            return Response(text=item, rank=self.number({"rank": rank}, "rank"))
+            return Response(text=item, rank=rank, scores=_scores(score))
         if not isinstance(item, Mapping):
             raise BadRow("a response must be text or {text, rank}")
         item_rank = self.number(item, "rank")
-        source = self.text(item, "source", "") or None
+        item_score = self.number(item, _first(item, SCORES) or "score")
         return Response(
-            text=self.text(item, "text"),
-            rank=self.number({"rank": rank}, "rank") if item_rank is None else item_rank,
-            source=source,
+            text=self.text(item, _first(item, TEXTS) or "text"),
+            rank=rank if item_rank is None else item_rank,
+            scores=_scores(score if item_score is None else item_score),
+            source=self.text(item, _first(item, ("source", "model")) or "source", "") or None,
         )
 
     def _pairs(self, pairs: Any) -> tuple[Pair, ...] | None:
@@ -70,6 +91,25 @@ class Rankings(Format):
             raise BadRow(f"a pair must be [better, worse] or {{better, worse, p, margin}}, not {pair!r}")
         p = self.number(pair, "p")
         return Pair(pair["better"], pair["worse"], 1.0 if p is None else p, self.margin(pair))
+
+
+def _first(row: Any, names: Sequence[str]) -> str | None:
+    """The first of these columns that the row has."""
+    return next((name for name in names if Format.has(row, name)), None)
+
+
+def _scores(score: float | None) -> dict[str, float | None]:
+    return {} if score is None else {"reward": score}
+
+
+def _pairs_by_score(responses: Sequence[Response]) -> tuple[Pair, ...]:
+    """All pairs with different scores; the margin is the difference."""
+    scored = [(place, score) for place, r in enumerate(responses) if (score := r.scores.get("reward")) is not None]
+    if not scored:
+        raise BadRow("the row has neither ranks nor scores nor pairs")
+    if len(scored) < len(responses):
+        raise BadRow(f"{len(responses) - len(scored)} of {len(responses)} responses have no score")
+    return tuple(Pair(i, j, margin=high - low) for i, high in scored for j, low in scored if high > low)
 
 
 @hookimpl

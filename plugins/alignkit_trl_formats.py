@@ -1,17 +1,33 @@
 """TRL's data set types: preference, prompt-only and prompt-completion, as text or as messages.
 
-In a preference without a prompt, the prompt is the beginning that both answers share.
+A preference without a prompt must hold conversations: the turns that both share are the prompt. Two texts without a
+prompt are refused: letters that both answers begin with are not the user's words.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Register, hookimpl
+from alignkit.data.conversations import shared_turns
+from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
 
-Parts = tuple[Sequence[Message], Sequence[Message], Sequence[Message]]  # prompt, chosen, rejected
 ANSWERS = ("chosen", "rejected", "completion", "responses", "response", "output", "messages", "chosen_messages")
+PAIRS = (
+    ("chosen", "rejected"),
+    ("chosen_messages", "rejected_messages"),
+    ("chosen_response", "rejected_response"),
+    ("response_j", "response_k"),
+)
+PROMPTS = ("prompt", "conversations", "question", "query", "instruction", "input")
+SCORES = ("score", "rating", "reward")
+# One of two answers, such as `output_1`, `response b` or `model_a_completion`: `labeled_pairs` reads such rows.
+NUMBERED = re.compile(r"(response|output|completion|answer|conversation)s?[ _-]?[0-9ab]$|model_[ab]_completion$")
+# Columns that say which of two answers is better, and what they may say.
+VERDICTS = ("label", "labels", "preference", "winner", "verdict", "better", "choice")
+VERDICT = re.compile(r"-?\d+(\.\d+)?|(model|response|output|completion|answer)?[ _-]?[ab12]|tie.*|both.*|.*better.*")
 
 
 def is_transcript(value: Any) -> bool:
@@ -19,69 +35,94 @@ def is_transcript(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith(("Human:", "Assistant:", "## Human:", "## Assistant:"))
 
 
-def shared_turns(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
-    """The number of turns that both conversations begin with."""
-    same = [a == b for a, b in zip(chosen, rejected, strict=False)]
-    return same.index(False) if False in same else len(same)
+def is_blank(value: Any) -> bool:
+    """Whether a column says nothing: null, white space or an empty list."""
+    return value is None or (not value.strip() if isinstance(value, str) else value == [])
 
 
-def shared_text(chosen: str, rejected: str) -> str:
-    """The beginning that both texts share; a space before the first difference belongs to the answers, as in TRL."""
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    end = next((index for index, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
-    return chosen[:end].removesuffix(" ")
+def pair_columns(row: Any) -> tuple[str, str] | None:
+    """The columns of the better and the worse answer."""
+    return next((pair for pair in PAIRS if Format.has(row, *pair)), None)
 
 
 class Preference(Format):
     """A prompt with a chosen and a rejected answer, and optionally the margin between them."""
 
     summary = "TRL preference: prompt, chosen, rejected as texts or messages; optional margin and p"
-    wants = "chosen and rejected (texts or messages), usually with prompt; optional margin, p"
+    wants = "chosen and rejected (texts with prompt, or messages); optional margin, p, system, tools"
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        if not cls.has(row, "chosen", "rejected"):
+        columns = pair_columns(row)
+        if columns is None:
             return False
-        return cls.has(row, "prompt") or cls.has(row, "conversations") or not is_transcript(row["chosen"])
+        return not is_transcript(row[columns[0]]) or any(not is_blank(row.get(name)) for name in PROMPTS)
+
+    def check_columns(self, row: Any, columns: Mapping[str, str]) -> None:
+        """Refuse to make one column always the better one in a row with a column that says which one is better."""
+        if not {"chosen", "rejected"} <= columns.keys() or not isinstance(row, Mapping):
+            return
+        for name in VERDICTS:
+            value = row.get(name)
+            said = value if isinstance(value, str) else str(value) if isinstance(value, int | float) else ""
+            if said and VERDICT.fullmatch(said.strip().lower()):
+                raise BadRow(
+                    f"column '{name}' holds {value!r}, which seems to say which answer is better, but `columns` makes "
+                    f"'{columns['chosen']}' the better one in every row; use the format `labeled_pairs`, or, if "
+                    f"'{name}' means something else, rename it, too"
+                )
 
     def read(self, row: Any) -> Group:
         if not isinstance(row, Mapping):
             raise BadRow("a row must be an object")
-        prompt, chosen, rejected = self._parts(row)
+        columns = pair_columns(row) or PAIRS[0]
+        prompt, chosen, rejected, used = self._parts(row, *columns)
         p = self.number(row, "p")
         pair = Pair(0, 1, p=1.0 if p is None else p, margin=self.margin(row))
-        meta = self.rest(row, "prompt", "conversations", "chosen", "rejected", "margin", "p")
-        return Group(tuple(prompt), (self.answer(chosen), self.answer(rejected)), (pair,), meta=meta)
+        meta = self.rest(row, *columns, *used, *SYSTEM_COLUMNS, "tools", "margin", "p")
+        responses = (self.answer(chosen), self.answer(rejected))
+        return Group(self.opened(prompt, row), responses, (pair,), meta=meta, tools=self.tools(row))
 
-    def _parts(self, row: Mapping[str, Any]) -> Parts:
-        """The turns of the prompt and of the two answers."""
-        for name in ("chosen", "rejected"):
+    def _parts(
+        self, row: Mapping[str, Any], better: str, worse: str
+    ) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message], Sequence[str]]:
+        """The turns of the prompt and of the two answers, and the columns of the prompt."""
+        for name in (better, worse):
             if row.get(name) is None:
                 self.text(row, name)  # raises, and says whether it is absent or null
-        name = "prompt" if row.get("prompt") is not None else "conversations"
-        chosen = self.conversation(row["chosen"], "chosen", user=False)
-        rejected = self.conversation(row["rejected"], "rejected", user=False)
-        if row.get(name) is not None:
-            prompt = self.conversation(row[name], name)
-            return prompt, _after(prompt, chosen), _after(prompt, rejected)
-        if isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
-            return self._implicit_text(row["chosen"], row["rejected"])
-        shared = shared_turns(chosen, rejected)
-        while shared and chosen[shared - 1]["role"] == "assistant":
-            shared -= 1
-        if not shared:
-            raise BadRow("there is no prompt, and chosen and rejected begin with different turns")
-        return chosen[:shared], chosen[shared:], rejected[shared:]
+        chosen = self.conversation(row[better], better, user=False)
+        rejected = self.conversation(row[worse], worse, user=False)
+        named = [name for name in PROMPTS if not is_blank(row.get(name))]
+        if not named:
+            return *_shared(chosen, rejected, better, worse), PROMPTS[:2]
+        used = ("instruction", "input") if named[0] == "instruction" else (named[0],)
+        prompt = self._prompt(row, used)
+        if len(chosen) > 1 and chosen[:1] == rejected[:1] and chosen[0]["role"] == "system" != prompt[0]["role"]:
+            prompt = (chosen[0], *prompt)
+        return prompt, _after(prompt, chosen), _after(prompt, rejected), used
 
-    def _implicit_text(self, chosen: str, rejected: str) -> Parts:
-        shared = shared_text(chosen, rejected)
-        if not shared.strip():
-            raise BadRow("there is no prompt, and chosen and rejected begin differently")
-        return (
-            self.conversation(shared, "prompt"),
-            self.conversation(chosen[len(shared) :], "chosen", user=False),
-            self.conversation(rejected[len(shared) :], "rejected", user=False),
+    def _prompt(self, row: Mapping[str, Any], columns: Sequence[str]) -> tuple[Message, ...]:
+        if len(columns) == 1:
+            return self.conversation(row[columns[0]], columns[0])
+        parts = [self.text(row, name, "").strip() for name in columns]
+        return (Message(role="user", content="\n\n".join(part for part in parts if part)),)
+
+
+def _shared(
+    chosen: Sequence[Message], rejected: Sequence[Message], better: str, worse: str
+) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
+    """The turns that two conversations share, and what follows in each."""
+    if len(chosen) == 1 and len(rejected) == 1:
+        raise BadRow(
+            f"there is no prompt: {better} and {worse} are single texts, not conversations, so that nothing in them "
+            "is the user's; name the prompt's column with `columns: {prompt: COLUMN}`"
         )
+    shared = shared_turns(chosen, rejected)
+    while shared and chosen[shared - 1]["role"] == "assistant":
+        shared -= 1
+    if not shared:
+        raise BadRow(f"there is no prompt, and {better} and {worse} begin with different turns")
+    return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
 def _after(prompt: Sequence[Message], turns: Sequence[Message]) -> Sequence[Message]:
@@ -100,44 +141,56 @@ class PromptOnly(Format):
     """A prompt for the policy to answer; other columns go to the group's meta."""
 
     summary = "TRL prompt-only: prompt as text or messages; other columns are kept as meta"
-    wants = "prompt (text or messages), and no answer"
+    wants = "prompt (text or messages), and no answer; optional system, tools"
 
     @classmethod
     def matches(cls, row: Any) -> bool:
         if isinstance(row, str):
             return not is_transcript(row)
-        return cls.has(row, "prompt") and cls.lacks(row, *ANSWERS) and "alignkit" not in row
+        if not cls.has(row, "prompt") or not cls.lacks(row, *ANSWERS) or "alignkit" in row:
+            return False
+        tree = isinstance(row["prompt"], Mapping) and "replies" in row["prompt"]
+        return not tree and not any(NUMBERED.match(str(name).lower()) for name in row)
 
     def read(self, row: Any) -> Group:
         if isinstance(row, str):
             return Group(self.conversation(row, "prompt"))
         if not isinstance(row, Mapping) or row.get("prompt") is None:
             raise BadRow("column 'prompt' is missing")
-        return Group(self.conversation(row["prompt"], "prompt"), meta=self.rest(row, "prompt"))
+        prompt = self.opened(self.conversation(row["prompt"], "prompt"), row)
+        return Group(prompt, meta=self.rest(row, "prompt", "tools", *SYSTEM_COLUMNS), tools=self.tools(row))
 
 
 class PromptCompletion(Format):
     """A prompt and its answer; `label` says whether the answer is good."""
 
     summary = "TRL prompt-completion: prompt and completion as texts or messages; optional label or score"
-    wants = "prompt and completion (texts or messages); optional label (true or false) or score (a number)"
+    wants = "prompt and completion or response (texts or messages); optional label (true or false) or score (a number)"
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        return cls.has(row, "prompt", "completion") and cls.lacks(row, "chosen", "rejected")
+        answered = cls.has(row, "prompt", "completion") or cls.has(row, "prompt", "response")
+        return answered and cls.lacks(row, "chosen", "rejected", "instruction", "messages")
 
     def read(self, row: Any) -> Group:
         if not isinstance(row, Mapping):
             raise BadRow("a row must be an object")
-        for name in ("prompt", "completion"):
-            if row.get(name) is None:
-                raise BadRow(f"column '{name}' is missing")
+        name = "completion" if row.get("completion") is not None or "response" not in row else "response"
+        for column in ("prompt", name):
+            if row.get(column) is None:
+                raise BadRow(f"column '{column}' is missing")
         prompt = self.conversation(row["prompt"], "prompt")
-        turns = _after(prompt, self.conversation(row["completion"], "completion", user=False))
-        score = self.number(row, "score")
+        turns = _after(prompt, self.conversation(row[name], name, user=False))
+        scored = next((column for column in SCORES if row.get(column) not in (None, "")), SCORES[0])
+        score = self.number(row, scored)
         scores = {} if score is None else {"reward": score}
-        response = self.answer(turns, label=self.flag(row, "label"), scores=scores)
-        return Group(prompt, (response,), meta=self.rest(row, "prompt", "completion", "label", "score"))
+        label = self.label(row)
+        if label is None:
+            response = self.answer(turns, scores=scores)
+        else:
+            prompt, response = self.demonstration((*prompt, *turns), label=label, scores=scores)
+        meta = self.rest(row, "prompt", name, "tools", scored, *SYSTEM_COLUMNS, *LABEL_COLUMNS)
+        return Group(self.opened(prompt, row), (response,), meta=meta, tools=self.tools(row))
 
 
 @hookimpl

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit import BadRow, Format, Group, Message, Pair, Response, resolved_pairs
 from alignkit.data.group import group_to_json
 
 FORMATS: dict[str, type[Format]] = {}
-for plugin in ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "dialogues", "groups"):
+PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "dialogues")
+for plugin in (*PLUGINS, "groups"):
     importlib.import_module(f"alignkit_{plugin}").register_formats(
         lambda name, thing, summary="": FORMATS.__setitem__(name, thing)
     )
@@ -60,7 +61,10 @@ ROWS: Sequence[tuple[str, Any]] = [
     ("preference", {"prompt": "q", "chosen": "a", "rejected": "b"}),
     ("preference", {"prompt": openai("u: q"), "chosen": openai("a: a"), "rejected": openai("a: b")}),
     ("preference", {"chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b")}),
-    ("preference", {"chosen": "The sky is blue.", "rejected": "The sky is green.", "prompt": None}),
+    ("preference", {"chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b"), "prompt": None}),
+    ("preference", {"chosen_messages": openai("u: q", "a: a"), "rejected_messages": openai("u: q", "a: b")}),
+    ("preference", {"question": "q", "response_j": "a", "response_k": "b"}),
+    ("preference", {"instruction": "i", "input": "", "chosen": "a", "rejected": "b"}),
     ("preference", {"conversations": sharegpt("u: q"), "chosen": sharegpt("a: a")[0], "rejected": sharegpt("a: b")[0]}),
     ("prompt_only", {"prompt": "q"}),
     ("prompt_only", {"prompt": openai("u: q"), "safety": True}),
@@ -75,6 +79,9 @@ ROWS: Sequence[tuple[str, Any]] = [
     ("dolly", {"instruction": "i", "context": "c", "response": "r", "category": "qa"}),
     ("rankings", {"prompt": "q", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}),
     ("rankings", {"prompt": "q", "responses": ["a", "b"], "ranks": [2, 1]}),
+    ("self_instruct", {"instruction": "i", "instances": [{"input": "", "output": "o"}]}),
+    ("labeled_pairs", {"input": "q", "output_1": "a", "output_2": "b", "label": 1}),
+    ("oasst", {"prompt": {"text": "q", "role": "prompter", "replies": [{"text": "a", "role": "assistant"}]}}),
     ("text", {"text": "once upon a time", "url": "x"}),
     ("groups", {"alignkit": 1, "prompt": openai("u: q"), "responses": [{"text": "a", "rank": 1}]}),
 ]
@@ -145,7 +152,6 @@ def test_hh_one_speaker_twice_in_a_row_is_one_turn() -> None:
         ({"chosen": Q + " a"}, "'rejected' is missing"),
         ({"chosen": Q + " a", "rejected": None}, "'rejected' is null"),
         ({"chosen": Q + " a", "rejected": 4}, "must be text, not a number"),
-        ({"text": [Q + " a", Q + " b"], "score": [1.0, 1.0]}, "tied"),
         ({"text": [Q + " a", Q + " b"], "score": [1.0]}, "lists of two"),
         ({"text": [Q + " a", Q + " b"], "score": ["high", 1]}, "must be a number"),
         ({"text": [Q + " a", Q + " b"], "score": [None, 1]}, "a score is missing"),
@@ -171,6 +177,8 @@ def test_hh_scores_decide_the_order_and_the_margin() -> None:
     group = read("hh_rlhf", {"text": [tagged + "worse", tagged + " better"], "score": [-0.5, 1.0]})
     assert group.prompt == turns("u: Why?\n\n[removed]") and texts(group) == ["better", "worse"]
     assert group.pairs == (Pair(0, 1, margin=1.5),)
+    tie = read("hh_rlhf", {"text": [tagged + "one", tagged + "two"], "score": [1.0, 1.0]})
+    assert texts(tie) == ["one", "two"] and tie.pairs == ()
 
 
 def test_hh_a_single_transcript_is_a_demonstration() -> None:
@@ -201,8 +209,6 @@ def test_preferences_of_every_shape_are_the_same_group(row: Any) -> None:
 
 
 def test_preference_finds_the_prompt_that_both_sides_share() -> None:
-    group = read("preference", {"chosen": "The sky is blue.", "rejected": "The sky is green."})
-    assert group.prompt == turns("u: The sky is") and texts(group) == [" blue.", " green."]
     both = openai("s: be kind", "u: q", "a: which?", "u: this")
     longer = read("preference", {"chosen": both + openai("a: a", "u: r", "a: b"), "rejected": both + openai("a: c")})
     assert len(longer.prompt) == 4
@@ -243,11 +249,14 @@ def test_preference_margins_and_soft_labels() -> None:
         ({"rejected": "a "}, "are the same"),
         ({"chosen": "", "rejected": " "}, "both responses are empty"),
         ({"chosen": True}, "must be text or a list of messages, not true or false"),
-        ({"prompt": ""}, "empty"),
-        ({"prompt": [*openai("s: only this"), {"role": "tool", "content": "x"}]}, "unknown role 'tool'"),
+        ({"prompt": ""}, "there is no prompt"),
+        ({"prompt": [*openai("s: only this"), {"role": "judge", "content": "x"}]}, "unknown role 'judge'"),
         ({"chosen": openai("u: r")}, "last turn must be an assistant turn"),
         ({"chosen": openai("u: r", "a: a")}, "must be an assistant turn, not a user turn"),
-        ({"prompt": None}, "begin differently"),
+        ({"prompt": None}, "there is no prompt: chosen and rejected are single texts"),
+        ({"prompt": None, "chosen": "I like cats.", "rejected": "I like dogs."}, "name the prompt's column"),
+        ({"prompt": " "}, "there is no prompt"),
+        ({"prompt": []}, "there is no prompt"),
         (
             {"prompt": None, "chosen": openai("u: x", "a: a"), "rejected": openai("u: y", "a: a")},
             "begin with different turns",
@@ -278,10 +287,10 @@ def test_prompt_completion() -> None:
 def test_messages_of_several_turns() -> None:
     conversation = openai("s: be kind", "u: q", "a: a", "u: r", "a: b")
     conversation[2]["train"] = False
-    group = read("messages", {"messages": conversation, "label": True, "lang": "en"})
+    group = read("messages", {"messages": conversation, "lang": "en"})
     assert group.prompt == turns("s: be kind", "u: q") and group.meta == {"lang": "en"}
     answer = (Message(role="assistant", content="a", train=False), *turns("u: r", "a: b"))
-    assert group.responses == (Response(messages=answer, label=True),)
+    assert group.responses == (Response(messages=answer),)
 
 
 def test_messages_of_one_answer_and_sharegpt_are_the_same() -> None:
@@ -303,26 +312,80 @@ def test_messages_join_their_text_parts() -> None:
     ("conversation", "reason"),
     [
         (
-            [*sharegpt("u: q"), {"from": "function_call", "value": "x"}],
-            "unknown role 'function_call'; expected one of human",
+            [*sharegpt("u: q"), {"from": "narrator", "value": "x"}],
+            "unknown role 'narrator'; expected one of human",
         ),
-        (openai("u: q"), "no assistant turn"),
-        (openai("u: q", "a: a", "u: r"), "last turn must be an assistant turn"),
+        (openai("s: q"), "no assistant turn"),
+        (openai("u: q", "a: a", "s: r"), "last turn must be an assistant turn"),
         (openai("a: a"), "no prompt"),
         (openai("u: q", "a: "), "the response is empty"),
         (openai("u: q", "a: ", "u: r", "a:  "), "no assistant turn can be learned"),
         ([*openai("u: q"), {"role": "assistant", "content": "a", "train": False}], "no assistant turn can be learned"),
         ([*openai("u: q"), {"role": "assistant", "content": "a", "train": "yes"}], "train must be true or false"),
+        ([*openai("u: q"), {"role": "assistant", "content": "a", "weight": 0}], "no assistant turn can be learned"),
+        ([*openai("u: q"), {"role": "assistant", "content": "a", "weight": 0.5}], "weight must be 0 or 1"),
         ([*openai("u: q"), {"role": "assistant", "content": None, "tool_calls": [{}]}], "tool call"),
         ([*openai("u: q"), {"role": "assistant"}], "its content, not null"),
-        ([*openai("u: q"), {"content": "a"}], "unknown role None"),
-        ([*openai("u: q"), {"role": ["user"], "content": "a"}], "unknown role ['user']"),
+        ([*openai("u: q"), {"content": "a"}], "unknown role 'None'"),
+        ([*openai("u: q"), {"role": ["user"], "content": "a"}], "unknown role \"['user']\""),
         ([], "no assistant turn"),
         ("hello", "must be a list of messages, not text"),
     ],
 )
 def test_messages_bad_rows(conversation: Any, reason: str) -> None:
     assert reason in refused("messages", {"messages": conversation})
+
+
+def test_a_label_belongs_to_the_last_answer() -> None:
+    conversation = openai("s: be kind", "u: q", "a: a", "u: r", "a: b")
+    wanted = Group(turns("s: be kind", "u: q", "a: a", "u: r"), (Response(text="b", label=False),))
+    assert read("messages", {"messages": conversation, "label": False}) == wanted
+    assert read("messages", {"messages": conversation, "kto_tag": False}) == wanted
+    row = {"prompt": conversation[:2], "completion": conversation[2:], "label": False}
+    assert read("prompt_completion", row) == wanted
+    twice = read("messages", {"messages": openai("u: q", "a: a", "a: b"), "label": True})
+    assert twice == Group(turns("u: q"), (Response(messages=turns("a: a", "a: b"), label=True),))
+    ends = {"messages": openai("u: q", "a: a", "u: r"), "label": True}
+    assert "last turn must be an assistant turn" in refused("messages", ends)
+
+
+def test_a_conversation_that_ends_with_the_user_is_a_prompt() -> None:
+    said = ("s: be kind", "u: q", "a: a", "u: r")
+    assert read("messages", {"messages": openai(*said)}) == Group(turns(*said))
+
+
+def test_a_greeting_is_part_of_the_prompt() -> None:
+    group = read("messages", {"messages": openai("s: s", "a: hello", "u: q", "a: a", "u: r", "a: b")})
+    assert group.prompt == turns("s: s", "a: hello", "u: q")
+    assert group.responses == (Response(messages=turns("a: a", "u: r", "a: b")),)
+    assert read("hh_rlhf", "\n\nAssistant: hello" + Q + " a").prompt == turns("a: hello", "u: q")
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("messages", {"messages": openai("u: q", "a: a"), "system": "be kind"}),
+        ("messages", {"conversations": sharegpt("s: be kind", "u: q", "a: a"), "system": " be kind "}),
+        ("prompt_completion", {"prompt": "q", "completion": "a", "system_prompt": "be kind"}),
+        ("prompt_completion", {"prompt": "q", "response": "a", "system": "be kind"}),
+        ("alpaca", {"instruction": "q", "output": "a", "system": "be kind"}),
+    ],
+)
+def test_a_column_with_the_system_message_opens_the_conversation(name: str, row: dict[str, Any]) -> None:
+    assert read(name, row) == Group(turns("s: be kind", "u: q"), (Response(text="a"),))
+    pair = {"prompt": "q", "chosen": openai("u: q", "a: a"), "rejected": openai("u: q", "a: b"), "system": "be kind"}
+    assert read("preference", pair).prompt == turns("s: be kind", "u: q")
+    assert read("prompt_only", {"prompt": "q", "system": "be kind"}) == Group(turns("s: be kind", "u: q"))
+
+
+def test_two_different_system_messages_are_refused() -> None:
+    row = {"messages": openai("s: be kind", "u: q", "a: a"), "system": "be rude"}
+    assert "2 different system messages" in refused("messages", row)
+
+
+def test_a_system_turn_before_both_answers_belongs_to_the_prompt() -> None:
+    sides = {"chosen": openai("s: s", "u: q", "a: a"), "rejected": openai("s: s", "u: q", "a: b")}
+    assert read("preference", {"prompt": "q", **sides}).prompt == turns("s: s", "u: q")
 
 
 # alpaca, dolly
@@ -334,6 +397,17 @@ def test_alpaca_and_dolly_join_the_instruction_and_what_it_is_about() -> None:
     assert read("alpaca", {"instruction": "i", "output": "o", "input": None}).prompt == turns("u: i")
     row = {"instruction": "i", "context": "c", "response": "r", "category": "qa"}
     assert read("dolly", row) == Group(turns("u: i\n\nc"), (Response(text="r"),), meta={"category": "qa"})
+
+
+def test_alpaca_history_comes_before_the_instruction() -> None:
+    row = {"instruction": "r", "output": "b", "system": "s", "history": [["q", "a"]]}
+    group = read("alpaca", row)
+    assert group.prompt == turns("s: s", "u: q")
+    assert group.responses == (Response(messages=turns("a: a", "u: r", "a: b")),) and group.meta == {}
+    liked = read("alpaca", {**row, "kto_tag": True})
+    assert liked == Group(turns("s: s", "u: q", "a: a", "u: r"), (Response(text="b", label=True),))
+    assert "list of pairs" in refused("alpaca", {**row, "history": [["q"]]})
+    assert "list of pairs" in refused("alpaca", {**row, "history": "q"})
 
 
 @pytest.mark.parametrize(
@@ -353,6 +427,7 @@ def test_rankings_of_both_shapes() -> None:
     assert group.responses == (Response(text="a", rank=1, source="x"), Response(text="b", rank=2))
     two = read("rankings", {"prompt": openai("u: q"), "responses": ["a", "b", ""], "ranks": [2, 1, 2], "topic": "t"})
     assert [r.rank for r in two.responses] == [2, 1, 2] and two.meta == {"topic": "t"} and two.pairs is None
+    assert resolved_pairs(read("rankings", {"prompt": "q", "responses": ["a", "b"], "ranks": [3, 3]})) == ()
 
 
 def test_rankings_by_pairs() -> None:
@@ -371,8 +446,7 @@ def test_rankings_by_pairs() -> None:
         ({"ranks": [1, None]}, "responses without a rank, counted from 0: 1"),
         ({"ranks": [1, "x"]}, "must be a number"),
         ({"ranks": [1, True]}, "must be a number"),
-        ({"ranks": [3, 3]}, "all ranks are tied"),
-        ({"ranks": None}, "neither ranks nor pairs"),
+        ({"ranks": None}, "neither ranks nor scores nor pairs"),
         ({"responses": ["", " "]}, "all responses are empty"),
         ({"responses": ["a", 5]}, "must be text or {text, rank}"),
         ({"responses": ["a", {"rank": 2}]}, "'text' is missing"),

@@ -1,0 +1,127 @@
+"""OpenAssistant's conversation trees (Koepf et al. 2023, arXiv:2304.07327): every reply may have several replies.
+
+A row holds a tree, so that it becomes several groups. As rankings: every prompt, with the conversation before it and
+all its replies; those that people ranked form pairs (rank 0 is best). As demonstrations: every conversation that
+follows the best reply to each prompt; a turn that several of them share is learned once. Deleted messages and
+messages that failed the review are left out, with all that follows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from alignkit import BadRow, Field, Format, Group, Message, Options, Pair, Register, Response, hookimpl
+from alignkit.data.group import ranking_pairs
+
+ROLES = {"prompter": "user", "assistant": "assistant"}
+Node = Mapping[str, Any]
+
+
+class OasstOptions(Options):
+    """What a tree becomes."""
+
+    take: Literal["rankings", "demonstrations"] = Field(
+        "rankings", description="rankings: every prompt with all its replies; demonstrations: the best conversations"
+    )
+
+
+class Oasst(Format):
+    """Trees {message_tree_id, prompt: {text, role, replies: [{text, role, rank, replies}]}}."""
+
+    Options = OasstOptions
+    summary = (
+        "OpenAssistant trees: prompt {text, role, replies [{text, role, rank, replies}]}, as rankings or demonstrations"
+    )
+    wants = "prompt as a tree {text, role, replies}, as in OpenAssistant's *.trees.jsonl"
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return cls.has(row, "prompt") and isinstance(row["prompt"], Mapping) and "replies" in row["prompt"]
+
+    def read(self, row: Any) -> Group:
+        """The first group of a tree."""
+        return self.groups(row)[0]
+
+    def groups(self, row: Any) -> list[Group]:
+        if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), Mapping):
+            raise BadRow("column 'prompt' must be a message with replies")
+        root, meta = row["prompt"], self.rest(row, "prompt")
+        try:
+            if not _is_kept(root):
+                raise BadRow("the tree's first message was deleted, or failed the review")
+            found = list(_rankings(root, ()) if self.options.take == "rankings" else _demonstrations(root))
+        except RecursionError as error:
+            raise BadRow("the tree is nested too deeply") from error
+        if not found:
+            raise BadRow("no prompt of the tree has a reply")
+        return [Group(prompt, responses, pairs, meta=meta) for prompt, responses, pairs in found]
+
+
+Parts = tuple[tuple[Message, ...], tuple[Response, ...], tuple[Pair, ...] | None]
+
+
+def _is_kept(node: Node) -> bool:
+    return not node.get("deleted") and node.get("review_result") is not False
+
+
+def _replies(node: Node) -> list[Node]:
+    replies = node.get("replies") or []
+    if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
+        raise BadRow("the replies of a message must be a list of messages")
+    return [reply for reply in replies if _is_kept(reply)]
+
+
+def _turn(node: Node) -> Message:
+    role = ROLES.get(str(node.get("role")))
+    if role is None:
+        raise BadRow(f"unknown role {node.get('role')!r}; expected one of {', '.join(ROLES)}")
+    return Message(role=role, content=Format.text(node, "text"))
+
+
+def _rankings(node: Node, before: Sequence[Message]) -> Iterator[Parts]:
+    """Every prompt of a tree that has replies, with all of them."""
+    path, replies = (*before, _turn(node)), _replies(node)
+    if path[-1]["role"] == "user" and replies:
+        ranks = [Format.number(reply, "rank") for reply in replies]
+        responses = [
+            Response(text=_turn(reply)["content"], rank=rank, source=reply.get("model_name") or None)
+            for reply, rank in zip(replies, ranks, strict=True)
+        ]
+        yield path, tuple(responses), tuple(Pair(i, j) for i, j in ranking_pairs(ranks))
+    for reply in replies:
+        yield from _rankings(reply, path)
+
+
+def _demonstrations(root: Node) -> Iterator[Parts]:
+    """The conversations that follow the best reply to each prompt, down to their last answer."""
+    learned: set[int] = set()
+    for nodes in _best_paths(root):
+        turns = [_turn(node) for node in nodes]
+        for node, turn in zip(nodes, turns, strict=True):
+            if turn["role"] == "assistant" and id(node) in learned:
+                turn["train"] = False
+        learned |= {id(node) for node in nodes}
+        prompt, response = Format.demonstration(turns)
+        yield prompt, (response,), None
+
+
+def _best_paths(node: Node) -> Iterator[list[Node]]:
+    """Paths from a message to its last answers, which take the best reply to each prompt and all further prompts."""
+    replies = _replies(node)
+    if node.get("role") == "prompter":
+        replies = sorted(replies, key=_rank)[:1]
+    paths = [path for reply in replies for path in _best_paths(reply)]
+    if not paths and node.get("role") == "assistant":
+        paths = [[]]
+    yield from ([node, *path] for path in paths)
+
+
+def _rank(node: Node) -> float:
+    rank = Format.number(node, "rank")
+    return float("inf") if rank is None else rank
+
+
+@hookimpl
+def register_formats(register: Register) -> None:
+    register("oasst", Oasst, summary=Oasst.summary)

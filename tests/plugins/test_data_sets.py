@@ -1,0 +1,264 @@
+"""Rows in the shape of well-known data sets: which format recognizes them, and what it makes of them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+
+from alignkit import BadRow, Format, Group, Message, Pair, Response
+
+FORMATS: dict[str, type[Format]] = {}
+PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "groups")
+for plugin in PLUGINS:
+    importlib.import_module(f"alignkit_{plugin}").register_formats(
+        lambda name, thing, summary="": FORMATS.__setitem__(name, thing)
+    )
+
+
+def groups(name: str, row: Any, **options: Any) -> list[Group]:
+    cls = FORMATS[name]
+    reader = cls(cls.Options(**options))
+    found = list(reader.groups(row))
+    for group in found:
+        reader.check(group)
+    return found
+
+
+def read(name: str, row: Any, **options: Any) -> Group:
+    (group,) = groups(name, row, **options)
+    return group
+
+
+def refused(name: str, row: Any, **options: Any) -> str:
+    with pytest.raises(BadRow) as error:
+        groups(name, row, **options)
+    return str(error.value)
+
+
+def said(*turns: tuple[str, str]) -> tuple[Message, ...]:
+    return tuple(Message(role=role, content=content) for role, content in turns)
+
+
+Q = said(("user", "q"))
+LLMBAR = {"input": "q", "output_1": "one", "output_2": "two", "label": 2}
+AUTO_J = {"scenario": "s", "label": 0, "prompt": "q", "response 1": "one", "response 2": "two"}
+PANDALM = {"instruction": "q", "input": "", "response1": "one", "response2": "two", "annotator1": 1, "annotator2": 2}
+PANDALM |= {"annotator3": 2, "cmp_key": "a_b"}
+SUPERHF = {"prompt": "q", "model_a": "x", "model_b": "y", "rating": "B", "model_a_completion": "one"}
+SUPERHF |= {"model_b_completion": "two", "test_set": "t"}
+TULU = {"prompt": "q", "model_a": "x", "model_b": "y", "completion_a": "one", "completion_b": "two"}
+TULU |= {"completion_a_is_acceptable": "yes", "preference": "b-is-slightly-better"}
+ALPACA_EVAL = {"instruction": "q", "output_1": "one", "generator_1": "x", "output_2": "two", "generator_2": "y"}
+ALPACA_EVAL |= {"dataset": "d", "annotator": "gpt4", "preference": 2.0}
+
+
+LABELED = [
+    (LLMBAR, 1, (Pair(0, 1),)),
+    (LLMBAR, 2, (Pair(1, 0),)),
+    (LLMBAR, "2", (Pair(1, 0),)),
+    (AUTO_J, 0, (Pair(0, 1),)),
+    (AUTO_J, 1, (Pair(1, 0),)),
+    (AUTO_J, 2, ()),
+    (SUPERHF, "A", (Pair(0, 1),)),
+    (SUPERHF, "B", (Pair(1, 0),)),
+    (TULU, "a-is-better", (Pair(0, 1, margin="better"),)),
+    (TULU, "a-is-slightly-better", (Pair(0, 1, margin="slightly"),)),
+    (TULU, "tie", ()),
+    (TULU, "b-is-slightly-better", (Pair(1, 0, margin="slightly"),)),
+    (TULU, "b-is-better", (Pair(1, 0, margin="better"),)),
+    (ALPACA_EVAL, 1, (Pair(0, 1),)),
+    (ALPACA_EVAL, 2.0, (Pair(1, 0),)),
+    (ALPACA_EVAL, 1.5, ()),
+    (ALPACA_EVAL, 0, ()),
+    (ALPACA_EVAL, 1.25, (Pair(0, 1, p=0.75),)),
+    (ALPACA_EVAL, 1.75, (Pair(1, 0, p=0.75),)),
+]
+
+
+@pytest.mark.parametrize(("row", "label", "pairs"), LABELED)
+def test_a_label_means_what_it_means_in_its_data_set(row: dict[str, Any], label: Any, pairs: tuple[Pair, ...]) -> None:
+    column = next(name for name in ("label", "rating", "preference") if name in row)
+    row = {**row, column: label}
+    assert [name for name, cls in FORMATS.items() if cls.matches(row)] == ["labeled_pairs"]
+    group = read("labeled_pairs", row)
+    assert group.prompt == Q
+    assert [response.text for response in group.responses] == ["one", "two"]
+    assert group.pairs == pairs
+    assert group.meta[column] == label
+
+
+@pytest.mark.parametrize(
+    ("votes", "pairs"),
+    [
+        ((1, 1, 2), (Pair(0, 1),)),
+        ((2, 0, 2), (Pair(1, 0),)),
+        ((0, 0, 1), ()),
+        ((0, 1, 2), ()),  # nobody agrees
+    ],
+)
+def test_several_annotators_decide_by_majority(votes: tuple[int, ...], pairs: tuple[Pair, ...]) -> None:
+    row = {**PANDALM, **{f"annotator{number}": vote for number, vote in enumerate(votes, 1)}}
+    assert [name for name, cls in FORMATS.items() if cls.matches(row)] == ["labeled_pairs"]
+    assert read("labeled_pairs", row).pairs == pairs
+
+
+def test_the_authors_of_labeled_answers_are_their_sources() -> None:
+    assert [response.source for response in read("labeled_pairs", TULU).responses] == ["x", "y"]
+    assert [response.source for response in read("labeled_pairs", ALPACA_EVAL).responses] == ["x", "y"]
+
+
+def test_answers_that_are_equal_may_tie_but_not_differ() -> None:
+    equal = {**AUTO_J, "response 2": "one"}
+    assert read("labeled_pairs", {**equal, "label": 2}).pairs == ()
+    assert "are the same" in refused("labeled_pairs", equal)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({**LLMBAR, "label": 0}, "column 'label' holds 0, but the known labels are 1, 2"),
+        ({**LLMBAR, "label": None}, "holds None"),
+        ({**SUPERHF, "rating": "Sorry"}, "holds 'Sorry', but the known labels are a, b, tie"),
+        ({**LLMBAR, "output_1": True}, "must be text"),
+        ({**LLMBAR, "output_2": None}, "'output_2' is null"),
+        ({"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1}, "what the values of 'label' mean is unknown"),
+        ({"prompt": "q", "x": "y"}, "no column for first, second, label"),
+    ],
+)
+def test_labels_without_a_known_meaning_are_refused(row: dict[str, Any], reason: str) -> None:
+    assert reason in refused("labeled_pairs", row)
+
+
+def test_options_say_what_the_columns_and_labels_of_another_data_set_mean() -> None:
+    row = {"task": "q", "left": "one", "right": "two", "verdict": "R!"}
+    options = {"prompt": "task", "first": "left", "second": "right", "label": "verdict"}
+    labels = {"labels": {"L": "first", "R!": "second"}, "margins": {"R!": 3}}
+    assert read("labeled_pairs", row, **options, **labels).pairs == (Pair(1, 0, margin=3.0),)
+    zero_based = {"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1.0}
+    assert read("labeled_pairs", zero_based, labels={0: "first", 1: "second"}).pairs == (Pair(1, 0),)
+    assert read("labeled_pairs", LLMBAR, labels={1: "second", 2: "first"}).pairs == (Pair(0, 1),)
+
+
+def test_letters_and_names_of_columns_explain_themselves() -> None:
+    row = {"question": "q", "answer_a": "one", "answer_b": "two", "winner": "model_b"}
+    assert read("labeled_pairs", row).pairs == (Pair(1, 0),)
+    row = {"question": "q", "answer_1": "one", "answer_2": "two", "choice": "answer_1"}
+    assert read("labeled_pairs", row).pairs == (Pair(0, 1),)
+
+
+def test_battles_of_whole_conversations_share_their_prompt() -> None:
+    def talk(answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+
+    row = {"conversation_a": talk("one"), "conversation_b": talk("two"), "winner": "model_b"}
+    row |= {"model_a": "x", "model_b": "y"}
+    group = read("labeled_pairs", row)
+    assert group.prompt == Q and group.pairs == (Pair(1, 0),)
+    assert [response.text for response in group.responses] == ["one", "two"]
+    assert read("labeled_pairs", {**row, "winner": "tie (bothbad)"}).pairs == ()
+
+
+@pytest.mark.parametrize("label", [2, "2", "tie", "model_a", "output_1", "A"])
+def test_a_fixed_better_column_is_refused_next_to_a_label(label: Any) -> None:
+    renamed = {"input": "q", "chosen": "one", "rejected": "two", "label": label}
+    columns = {"chosen": "output_1", "rejected": "output_2"}
+    with pytest.raises(BadRow, match="makes 'output_1' the better one in every row; use the format `labeled_pairs`"):
+        FORMATS["preference"]().check_columns(renamed, columns)
+    FORMATS["preference"]().check_columns({**renamed, "label": "safe"}, columns)
+    FORMATS["preference"]().check_columns(renamed, {"prompt": "input"})
+
+
+# Trees
+
+
+def node(role: str, text: str, *replies: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    return {"role": role, "text": text, "replies": list(replies), **keys}
+
+
+TREE = {
+    "message_tree_id": "t",
+    "prompt": node(
+        "prompter", "q",
+        node("assistant", "worse", rank=1),
+        node("assistant", "best", node("prompter", "r", node("assistant", "only")), node("prompter", "s"), rank=0),
+        node("assistant", "gone", rank=2, deleted=True),
+    ),
+}  # fmt: skip
+
+
+def test_a_tree_holds_a_ranking_for_every_prompt() -> None:
+    assert [name for name, cls in FORMATS.items() if cls.matches(TREE)] == ["oasst"]
+    first, second = groups("oasst", TREE)
+    assert first.prompt == Q and [r.text for r in first.responses] == ["worse", "best"]
+    assert first.pairs == (Pair(1, 0),) and first.meta == {"message_tree_id": "t"}
+    assert second.prompt == said(("user", "q"), ("assistant", "best"), ("user", "r"))
+    assert [r.text for r in second.responses] == ["only"] and second.pairs == ()
+
+
+def test_a_tree_holds_demonstrations_that_learn_every_turn_once() -> None:
+    tree = {"prompt": node("prompter", "q", node("assistant", "a", *(
+        node("prompter", f"r{n}", node("assistant", f"b{n}")) for n in range(2)
+    )))}  # fmt: skip
+    one, two = groups("oasst", tree, take="demonstrations")
+    turns = said(("assistant", "a"), ("user", "r0"), ("assistant", "b0"))
+    assert one.prompt == Q and one.responses == (Response(messages=turns),)
+    assert two.responses[0].messages == (
+        {"role": "assistant", "content": "a", "train": False},
+        *said(("user", "r1"), ("assistant", "b1")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("tree", "reason"),
+    [
+        (node("prompter", "q"), "no prompt of the tree has a reply"),
+        (node("prompter", "q", node("assistant", "a"), review_result=False), "failed the review"),
+        (node("someone", "q", node("assistant", "a")), "unknown role 'someone'"),
+        ({**node("prompter", "q", node("assistant", "a")), "text": 5}, "must be text"),
+        ({"role": "prompter", "text": "q", "replies": "a"}, "must be a list of messages"),
+    ],
+)
+@pytest.mark.parametrize("take", ["rankings", "demonstrations"])
+def test_bad_trees(tree: dict[str, Any], reason: str, take: str) -> None:
+    assert reason in refused("oasst", {"prompt": tree}, take=take)
+
+
+# Instances, scores
+
+
+def test_every_instance_of_an_instruction_is_a_demonstration() -> None:
+    row = {"instruction": "Add.", "instances": [{"input": "1 2", "output": "3"}, {"input": "", "output": "0"}], "id": 7}
+    assert [name for name, cls in FORMATS.items() if cls.matches(row)] == ["self_instruct"]
+    one, two = groups("self_instruct", row)
+    assert one == Group(said(("user", "Add.\n\n1 2")), (Response(text="3"),), meta={"id": 7})
+    assert two.prompt == said(("user", "Add."))
+    assert "not empty" in refused("self_instruct", {**row, "instances": []})
+    assert "list of {input, output}" in refused("self_instruct", {**row, "instances": ["x"]})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "responses": ["a", "b", "c"], "scores": [3, 7, 3]},
+        {"prompt": "q", "responses": ["a", "b", "c"], "ratings": ["3", "7", "3"]},
+        {"instruction": "q", "completions": [{"response": t, "rating": s} for t, s in zip("abc", "373", strict=True)]},
+        {"question": "q", "answers": [{"answer": t, "score": s} for t, s in zip("abc", (3, 7, 3), strict=True)]},
+    ],
+)
+def test_scores_order_the_responses_and_their_difference_is_the_margin(row: dict[str, Any]) -> None:
+    assert [name for name, cls in FORMATS.items() if cls.matches(row)] == ["rankings"]
+    group = read("rankings", row)
+    assert group.prompt == Q
+    assert group.pairs == (Pair(1, 0, margin=4.0), Pair(1, 2, margin=4.0))
+    assert [response.scores for response in group.responses] == [{"reward": 3.0}, {"reward": 7.0}, {"reward": 3.0}]
+
+
+def test_ranks_count_before_scores_and_a_missing_score_is_named() -> None:
+    row = {"prompt": "q", "answers": [{"answer": "a", "rank": 2, "score": 9}, {"answer": "b", "rank": 1, "score": 1}]}
+    group = read("rankings", row)
+    assert group.pairs is None and [response.rank for response in group.responses] == [2, 1]
+    reason = refused("rankings", {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, None, None]})
+    assert "2 of 3 responses have no score" in reason
+    assert "scores must be a list of 2" in refused("rankings", {"prompt": "q", "responses": ["a", "b"], "scores": [1]})

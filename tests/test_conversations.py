@@ -1,0 +1,153 @@
+"""Turns with every key that data sets use, read as messages; what is refused names the turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from alignkit import BadRow, Format, Group, Message, Response
+from alignkit.data.conversations import read_message, shared_turns, tools_of
+from alignkit.formats import check_group
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+
+
+def assistant(content: str = "", **keys: Any) -> Message:
+    return Message(role="assistant", content=content, **keys)
+
+
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [
+        ({"from": "human", "value": "q"}, {"role": "user", "content": "q"}),
+        ({"role": "developer", "content": "s"}, {"role": "system", "content": "s"}),
+        ({"from": "GPT", "value": "a"}, assistant("a")),
+        ({"role": "prompter", "text": "q"}, {"role": "user", "content": "q"}),
+        ({"from": "observation", "value": "3"}, {"role": "tool", "content": "3"}),
+        ({"role": "ipython", "content": "3"}, {"role": "tool", "content": "3"}),
+        (
+            {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"},
+            {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"},
+        ),
+        ({"from": "function_call", "value": '{"name": "add", "arguments": {"x": 1}}'}, assistant(tool_calls=[CALL])),
+        (
+            {"from": "function_call", "value": '[{"name": "add", "arguments": "{\\"x\\": 1}"}]'},
+            assistant(tool_calls=[CALL]),
+        ),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{**CALL, "id": "c1"}]},
+            assistant(tool_calls=[{**CALL, "id": "c1"}]),
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": '{"x": 1}'}}]},
+            assistant(tool_calls=[CALL]),
+        ),
+        (
+            {"role": "assistant", "content": "so", "function_call": {"name": "add", "arguments": {"x": 1}}},
+            assistant("so", tool_calls=[CALL]),
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"name": "now"}]},
+            assistant(tool_calls=[{"type": "function", "function": {"name": "now", "arguments": {}}}]),
+        ),
+        ({"role": "assistant", "content": "a", "tool_calls": None}, assistant("a")),
+        ({"role": "assistant", "content": "a", "reasoning_content": "b"}, assistant("a", reasoning_content="b")),
+        ({"role": "assistant", "content": "a", "reasoning": "b"}, assistant("a", reasoning_content="b")),
+        ({"role": "assistant", "content": "a", "thinking": "b"}, assistant("a", reasoning_content="b")),
+        ({"role": "assistant", "content": "a", "thinking": None}, assistant("a")),
+        (
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "reasoning", "value": "b"},
+                    {"type": "text", "value": "a"},
+                    {"type": "tool_call", "value": '{"name": "add", "arguments": {"x": 1}}'},
+                ],
+                "loss_weight": 1.0,
+            },
+            assistant("a", reasoning_content="b", tool_calls=[CALL], train=True),
+        ),
+        ({"role": "assistant", "content": "a", "weight": 0}, assistant("a", train=False)),
+        ({"role": "assistant", "content": "a", "weight": 1}, assistant("a", train=True)),
+        ({"role": "assistant", "content": "a", "loss_weight": 0.0}, assistant("a", train=False)),
+        ({"role": "assistant", "content": "a", "train": True, "weight": 0}, assistant("a", train=False)),
+        ({"role": "user", "content": "q", "loss_weight": 0.0}, {"role": "user", "content": "q"}),
+    ],
+)
+def test_every_way_to_write_a_turn(turn: dict[str, Any], expected: Message) -> None:
+    assert read_message(turn, "messages[0]") == expected
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ("q", "must be a message, not text"),
+        ({"role": "narrator", "content": "x"}, "unknown role 'narrator'"),
+        ({"role": 5, "content": "x"}, "unknown role '5'"),
+        ({"role": "user", "content": [["nested", ["lists"]]]}, "content other than text: a list"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "a part of type 'image_url'"),
+        ({"role": "user", "content": {"text": "x"}}, "must have text as its content, not an object"),
+        ({"role": "user", "content": None}, "must have text as its content, not null"),
+        ({"role": "assistant", "content": "a", "thinking": ["b"]}, "text as its reasoning, not a list"),
+        ({"role": "user", "content": "a", "thinking": "b"}, "only assistant turns have reasoning"),
+        ({"from": "function_call", "value": "add(1)"}, "not valid JSON of a tool or a call: 'add(1)'"),
+        ({"from": "function_call", "value": "3"}, "a tool call must be {name, arguments}"),
+        ({"role": "assistant", "tool_calls": [{"arguments": {}}]}, "a tool call must have a name"),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "x=1"}]}, "not valid JSON"),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]}, "of the tool call 'f' must be an obj"),
+        ({"role": "assistant", "content": "a", "weight": 0.5}, "weight must be 0 or 1, not '0.5'"),
+        ({"role": "assistant", "content": "a", "loss_weight": "0"}, "loss_weight must be 0 or 1"),
+        ({"role": "assistant", "content": "a", "train": 1}, "train must be true or false"),
+    ],
+)
+def test_other_turns_are_refused_by_name(turn: Any, reason: str) -> None:
+    with pytest.raises(BadRow) as error:
+        read_message(turn, "messages[3]")
+    assert str(error.value).startswith("messages[3]") and reason in str(error.value)
+
+
+def test_tools_get_the_envelope_that_templates_expect() -> None:
+    schema = {"name": "add", "parameters": {}}
+    wrapped = {"type": "function", "function": schema}
+    assert tools_of([schema]) == tools_of('[{"name": "add", "parameters": {}}]') == tools_of([wrapped]) == (wrapped,)
+    assert tools_of(None) == tools_of("") == tools_of("[]") == tools_of([]) == ()
+    for bad in ("add", "3", [3], 3):
+        with pytest.raises(BadRow, match="tool"):
+            tools_of(bad)
+
+
+def test_a_conversation_with_calls_is_a_demonstration_of_all_of_them() -> None:
+    turns = Format.conversation(
+        [
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"x": 1}}'},
+            {"from": "observation", "value": ""},
+            {"from": "gpt", "value": "3"},
+        ],
+        "conversations",
+    )
+    prompt, response = Format.demonstration(turns)
+    check_group(Group(prompt, (response,)))
+    assert prompt == turns[:1] and response == Response(messages=turns[1:])
+    liked, answer = Format.demonstration(turns, label=True)
+    check_group(Group(liked, (answer,)))
+    assert liked == turns[:3] and answer == Response(text="3", label=True)
+
+
+def test_a_single_answer_with_a_call_or_reasoning_keeps_it() -> None:
+    for turn in (assistant(tool_calls=[CALL]), assistant("a", reasoning_content="b")):
+        response = Format.answer((turn,))
+        assert response == Response(messages=(turn,))
+        check_group(Group(({"role": "user", "content": "q"},), (response,)))
+
+
+def test_nul_and_surrogates_are_refused_in_every_part() -> None:
+    for turn in (assistant("a", reasoning_content="\0"), assistant(tool_calls=[{"name": "\ud800"}]), assistant("\0")):
+        with pytest.raises(BadRow, match=r"NUL|surrogate"):
+            check_group(Group(({"role": "user", "content": "q"},), (Response(messages=(turn,)),)))
+
+
+def test_shared_turns_end_at_the_first_difference() -> None:
+    one, two = assistant("a"), assistant("b")
+    assert [shared_turns([one, two], other) for other in ([one], [two], [one, one], [one, two, one])] == [1, 0, 1, 2]
