@@ -78,6 +78,18 @@ def test_truncated_and_unscored_responses_are_reported(models: ModelService) -> 
     assert len(said) == 2
 
 
+def test_a_prompt_without_room_changes_no_other_prompts_samples(models: ModelService) -> None:
+    """Samples are named by the place of their prompt, so the same run with a shorter prompt draws the same others."""
+    long = "well " * models.max_length
+    found = [
+        models.sample("base", [asked("a"), asked(middle), asked("c")], seed=3, samples_per_prompt=2, max_new_tokens=6)
+        for middle in ("b", long)
+    ]
+    assert [len(group.responses) for group in found[1]] == [2, 0, 2]
+    for index in (0, 2):
+        assert found[0][index].responses == found[1][index].responses
+
+
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_five_roles_hold_nothing_but_the_base_and_their_weights(tmp_path: Path, quantization: str) -> None:
     """No copies: the tensors are exactly the base's, the adapters', and the heads'."""

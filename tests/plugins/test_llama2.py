@@ -46,6 +46,18 @@ def test_safety_column_belongs_to_its_own_group() -> None:
     assert alignkit_llama2.safety_prompts(groups) == [True, True, False, False, False]
 
 
+def test_a_missing_score_moves_no_safety_prompt_to_another_row() -> None:
+    """The first response of a safety prompt has no score; the other group's safety scores must not count."""
+    groups = [
+        Group(prompt=(), responses=(Response(), Response()), meta={"safety": True}),
+        Group(prompt=(), responses=(Response(), Response())),
+    ]
+    columns = {"helpful": [NAN, 1.0, 2.0, 3.0], "safety": [5.0, 6.0, 7.0, 8.0]}
+    thing = Llama2(Llama2.Options(helpful="helpful", safety="safety"))
+    combined = thing.combine(groups, {name: torch.tensor(x, dtype=torch.float64) for name, x in columns.items()})
+    assert combined.raw[1:].tolist() == [6.0, 2.0, 3.0] and bool(combined.raw[0].isnan())
+
+
 @pytest.mark.parametrize("value", ["yes", "false", 2, 0.5])
 def test_safety_column_that_is_no_flag_is_an_error(value: object) -> None:
     with pytest.raises(RunFailed, match="prompt p1 is"):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import pytest
+from watched import Watched, online
 
 from alignkit import Group, seeds
 from alignkit.models.encoding import Encoded
@@ -31,3 +35,21 @@ def test_a_resumed_run_draws_the_same_batch() -> None:
         ids(batch) for stream in [auxiliary(3, 2)] for batch in map(stream.batch, range(4))
     ]
     assert ids(auxiliary(3, 2).batch(0)) != ids(auxiliary(3, 2).batch(1))
+
+
+def test_every_step_of_a_stage_mixes_in_the_next_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six demonstrations, two in each of six steps: all of them twice, in two orders."""
+    drawn: list[str] = []
+    original = AuxiliaryLoss.batch
+
+    def batch(self: AuxiliaryLoss, step: int) -> list[Encoded]:
+        groups = original(self, step)
+        drawn.extend(encoded.group.prompt[0]["content"] for encoded in groups)
+        return groups
+
+    monkeypatch.setattr(AuxiliaryLoss, "batch", batch)
+    mix = {"data": {"path": "demos.jsonl"}, "objective": "sft", "weight": 0.1, "batch_size": 2}
+    online(tmp_path, Watched(), mix=mix, epochs=3, batch_size=2)
+    first, second = drawn[:6], drawn[6:]
+    assert len(set(first)) == 6 and sorted(first) == sorted(second)
+    assert first != second

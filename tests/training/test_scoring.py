@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from alignkit import Group, Response, RunFailed
+import alignkit
+from alignkit import CombinedReward, Group, Response, RewardCombination, RunFailed
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.external import ExternalStage
 from alignkit.training.scoring import Scorer, score_rollouts
@@ -78,3 +81,56 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
     stage.__dict__["_scorer"] = scorer()
     assert stage.score(GROUPS) == [1.0, None, 2.5, None]
     assert stage.score(GROUPS[1:]) == [None]
+
+
+# Combinations
+
+
+class Doubled(RewardCombination):
+    """The sum of its parts; what gradient methods see is twice as much and shifted, as after whitening."""
+
+    def __init__(self) -> None:
+        super().__init__(alignkit.Options())
+
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
+        total = torch.stack(list(components.values())).sum(dim=0)
+        return CombinedReward(reward=2 * total - 7, raw=total, metrics={})
+
+
+def doubled(name: str, **parts: RewardSpec) -> RewardSpec:
+    registration = SimpleNamespace(implementation=lambda options: Doubled())
+    component: Any = SimpleNamespace(registration=registration, options=None)
+    return RewardSpec("combine", name, component, parts)
+
+
+def combining(spec: RewardSpec, scores: Mapping[str, list[float | None]]) -> Scorer:
+    """The stages' scores are given, one per response."""
+    models = SimpleNamespace(scores=lambda name, groups: scores[name])
+    context: Any = SimpleNamespace(models=models, folder=Path(), load=None)
+    return Scorer(spec, context)
+
+
+TWO = [Group(PROMPT, (Response(text="a"), Response(text="b")), id="a"), Group(PROMPT, (Response(text="c"),), id="b")]
+
+
+def test_selection_sees_the_reward_before_whitening() -> None:
+    spec = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
+    scored = score_rollouts(combining(spec, {"x": [1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
+    assert [r.reward for group in scored.groups for r in group.responses] == [1.5, 2.5, 3.5]
+    assert scored.combined.raw.tolist() == [1.5, 2.5, 3.5] and scored.combined.reward.tolist() == [-4.0, -2.0, 0.0]
+
+
+def test_a_combination_passes_on_its_reward_before_whitening() -> None:
+    """To the combination that it is a part of."""
+    inner = doubled("inner", first=RewardSpec("stage", "x"))
+    spec = doubled("outer", inner=inner, second=RewardSpec("stage", "y"))
+    combined = score_rollouts(combining(spec, {"x": [1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5]}), TWO).combined
+    assert combined.raw.tolist() == [1.5, 2.5, 3.5] and combined.reward.tolist() == [-4.0, -2.0, 0.0]
+
+
+def test_a_response_that_lacks_a_part_has_no_score() -> None:
+    """Zero would be a score like others."""
+    spec = doubled("both", first=RewardSpec("stage", "x"), second=RewardSpec("stage", "y"))
+    scored = score_rollouts(combining(spec, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
+    assert [r.scores["reward"] for group in scored.all_groups for r in group.responses] == [1.5, None, 3.5]
+    assert scored.usable == [True, False, True] and scored.combined.raw.tolist() == [1.5, 3.5]

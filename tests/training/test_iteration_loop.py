@@ -1,0 +1,156 @@
+"""The loop of an online stage: what each iteration samples, selects, learns and keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from watched import SFT, STILL, Watched, online, reward_model, texts, tokens
+
+from alignkit import Group, Phase, PluginError
+from alignkit.models.shared_model import SharedModel
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """A second thread makes models of this size slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# Rolling out
+
+
+def test_iterations_walk_through_the_prompts(tmp_path: Path) -> None:
+    """Six prompts, two at a time: each comes once before any comes again, and then in another order."""
+    found = online(tmp_path, Watched(), count=6, iterations=6, learning_rate=STILL)
+    drawn = [text for groups in found.rollouts() for text in texts(groups)]
+    assert len(set(drawn[:6])) == 6 and sorted(drawn[:6]) == sorted(drawn[6:])
+    assert drawn[:6] != drawn[6:]
+
+
+def test_every_iteration_draws_other_samples(tmp_path: Path) -> None:
+    """Of the same prompt, from a policy that has not changed."""
+    found = online(tmp_path, Watched(), count=1, iterations=3, prompts_per_iteration=1, learning_rate=STILL)
+    drawn = [tokens(groups) for groups in found.rollouts()]
+    assert len({sample for samples in drawn for sample in samples}) == 6
+
+
+def test_the_policy_samples_and_not_its_reference(tmp_path: Path) -> None:
+    """Sampler and training path agree on the samples' log-probabilities although policy and reference differ."""
+    keys: dict[str, Any] = {"from": "sft", "reference": "base", "learning_rate": 0.05}
+    found = online(tmp_path, Watched(), before={"sft": SFT}, **keys)
+    for metrics in found.metrics:
+        assert abs(metrics["kl"]) > 0.1 and metrics["sampler_gap"] < 1e-4
+
+
+def test_every_iteration_scores_all_of_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score from an earlier iteration would change which responses are packed, so a resumed run would differ."""
+    read: list[int] = []
+    original = SharedModel.scalars
+
+    def scalars(self: SharedModel, role: str, hidden: torch.Tensor) -> torch.Tensor:
+        if role == "rm":
+            read.append(len(hidden))
+        return original(self, role, hidden)
+
+    monkeypatch.setattr(SharedModel, "scalars", scalars)
+    rollout = {"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 1}  # greedy: the same samples again
+    keys: dict[str, Any] = {
+        "prompts_per_iteration": 1,
+        "iterations": 3,
+        "learning_rate": STILL,
+        "reward": "rm",
+        "rollout": rollout,
+    }
+    found = online(tmp_path, Watched(), count=1, before={"rm": reward_model(1)}, **keys)
+    assert len({tuple(tokens(groups)) for groups in found.rollouts()}) == 1
+    assert read == [2, 2, 2]
+
+
+# Selecting and learning
+
+
+def test_select_draws_other_numbers_in_every_iteration(tmp_path: Path) -> None:
+    watched = Watched()
+    online(tmp_path, watched, iterations=4)
+    assert len({seen.draw for seen in watched.seen}) == 4
+
+
+def test_kept_groups_keep_their_rewards(tmp_path: Path) -> None:
+    """The algorithm leaves out the first of three groups."""
+    kept = iter([False, True, True])
+    watched = Watched(keep=lambda group: next(kept))
+    online(tmp_path, watched, count=3, prompts_per_iteration=3, iterations=1)
+    measured = watched.measured
+    assert measured is not None and len(measured.groups) == 2
+    own = [response.reward for group in measured.groups for response in group.responses]
+    assert measured.rewards.tolist() == measured.raw_rewards.tolist() == own and len(set(own)) == 4
+
+
+def test_a_phase_has_its_own_epochs_and_learning_rate(tmp_path: Path) -> None:
+    """The logged learning rate is that of the last phase."""
+
+    def phases(groups: Sequence[Group]) -> list[Phase]:
+        return [Phase(groups, epochs=3), Phase(groups[:1], lr_scale=0.25)]
+
+    watched = Watched(choose=phases)
+    found = online(tmp_path, watched, iterations=1, epochs=2, learning_rate=0.01)
+    assert [len(batch.groups) for batch in watched.seen[0].learned] == [2, 2, 2, 1, 1]
+    assert found.metrics[0]["learning_rate"] == pytest.approx(0.0025)
+
+
+def test_selected_groups_are_learned_as_often_as_they_are_selected(tmp_path: Path) -> None:
+    """In any order, each with its own tokens and rewards."""
+
+    def last_twice(groups: Sequence[Group]) -> list[Group]:
+        return [groups[2], groups[0], groups[2]]
+
+    watched = Watched(choose=last_twice)
+    online(tmp_path, watched, count=3, prompts_per_iteration=3, iterations=1, batch_size=1)
+    learned, (first, _, last) = watched.seen[0].learned, watched.seen[0].groups
+    assert sorted(texts([batch.groups[0] for batch in learned])) == sorted(texts([first, last, last]))
+    for batch in learned:
+        assert batch.rewards.tolist() == [response.reward for response in batch.groups[0].responses]
+        rows = [tuple(row[mask].tolist()) for row, mask in zip(batch.tokens, batch.mask, strict=True)]
+        assert rows == tokens(batch.groups)
+
+
+# Keeping
+
+
+def test_a_kept_version_is_the_policy_after_its_iteration(tmp_path: Path) -> None:
+    found = online(tmp_path, Watched(), keep_versions=True)
+    stage, file = found.folder / "align", "adapter_model.safetensors"
+    assert sorted(path.name for path in (stage / "kept").iterdir()) == ["1", "2"]
+    first, second = (load_file(stage / "kept" / number / file) for number in "12")
+    last = load_file(stage / "adapter" / file)
+    # Before the first step all of LoRA's B are zero.
+    assert all(bool(weight.any()) for weight in first.values())
+    assert all(
+        torch.equal(second[name], weight) and not torch.equal(first[name], weight) for name, weight in last.items()
+    )
+    assert found.run.artifact("align@1") == stage / "kept" / "1"
+
+
+def test_rollouts_of_an_iteration_that_was_not_completed_are_removed(tmp_path: Path) -> None:
+    """The first run ends in its third iteration, without a checkpoint; the second one starts over."""
+    folder = tmp_path / "run" / "align" / "rollouts"
+    files: list[list[str]] = []
+
+    def broken(groups: Sequence[Group]) -> Sequence[Group]:
+        files.append(sorted(path.name for path in folder.iterdir()))
+        return groups if len(files) != 3 else 1 / 0  # type: ignore[return-value]
+
+    keys: dict[str, Any] = {"iterations": 4, "checkpoint_every": 4}
+    with pytest.raises(PluginError, match="ZeroDivisionError"):
+        online(tmp_path, Watched(choose=broken), **keys)
+    online(tmp_path, Watched(choose=broken), **keys)
+    names = [f"{number:04d}.jsonl" for number in range(1, 5)]
+    assert files == [names[:1], names[:2], names[:3], names[:1], names[:2], names[:3], names]

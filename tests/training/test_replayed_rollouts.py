@@ -1,0 +1,66 @@
+"""Rollouts that `select` may learn again: those of earlier iterations, and those of the stages in `replay_from`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from watched import STILL, Watched, online, prompts, texts, tokens
+
+HALF = """
+def reward(completions):
+    sums = [sum(completion.encode()) for completion in completions]
+    return [float(x) if x % 2 else None for x in sums]
+"""
+PYTHON = {"python": {"path": "reward.py", "function": "reward"}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """A second thread makes models of this size slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_earlier_iterations_are_offered_as_they_were_selected_from(tmp_path: Path) -> None:
+    """Not the current one, and nothing that the algorithm rejected or that has no score."""
+    watched = Watched(keep=lambda group: texts([group]) != texts(prompts(1)))
+    rollout = {"samples_per_prompt": 4, "max_new_tokens": 3}
+    found = online(tmp_path, watched, scores=HALF, count=3, prompts_per_iteration=3, iterations=4, rollout=rollout)
+    assert sum(metrics["unscored"] for metrics in found.metrics) > 4
+    assert sum(metrics.get("groups_without_signal", 0) for metrics in found.metrics[:3]) > 0
+    selected = [(texts(seen.groups), tokens(seen.groups)) for seen in watched.seen]
+    for number, seen in enumerate(watched.seen):
+        earlier = [(texts(groups), tokens(groups)) for groups in seen.earlier]
+        assert earlier == selected[:number]
+
+
+def test_replayed_rollouts_pay_the_penalty_of_this_stage(tmp_path: Path) -> None:
+    """The earlier stage has no penalty, so its files hold rewards without one."""
+    sampled = {"samples_per_prompt": 4, "max_new_tokens": 4, "stop": list("aeiot")}
+    keys: dict[str, Any] = {
+        "prompts": {"path": "prompts.jsonl"},
+        "reward": PYTHON,
+        "iterations": 2,
+        "prompts_per_iteration": 2,
+    }
+    earlier = {
+        "algorithm": {"expert_iteration": {"threshold": -1.0}},
+        "rollout": sampled,
+        **keys,
+        "learning_rate": STILL,
+    }
+    watched = Watched()
+    rollout = {**sampled, "missing_eos_penalty": 5000.0}
+    found = online(
+        tmp_path, watched, before={"earlier": earlier}, rollout=rollout, replay_from=["earlier"], iterations=1
+    )
+    carried = [response for groups in watched.seen[0].earlier for group in groups for response in group.responses]
+    plain = [response for groups in found.rollouts("earlier") for group in groups for response in group.responses]
+    assert {response.truncated for response in plain} == {True, False}
+    assert [r.reward for r in carried] == [r.reward - 5000 * r.truncated for r in plain]

@@ -1,0 +1,167 @@
+"""Small online runs on the tiny model, with an algorithm that records what it is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from alignkit import ROLLOUTS, Algorithm, Batch, Group, Loss, Needs, Outputs, Phase, Response, SelectContext, per_token
+from alignkit.data.group import read_groups, write_groups
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import Run
+
+TEXT = "tell me how to bake some bread for my old friend and the people in this house today please"
+# The reward of a completion: different texts have different rewards.
+REWARD = "def reward(completions):\n    return [float(sum(c.encode()) % 1009) for c in completions]\n"
+
+
+def prompts(count: int) -> list[Group]:
+    words = TEXT.split()
+    texts = [" ".join(words[n : n + 2 + n % 5]) for n in range(count)]
+    return [Group(({"role": "user", "content": text},)) for text in texts]
+
+
+@dataclass
+class Seen:
+    """What `select` was given in an iteration. learned: a copy of each batch that the loss saw."""
+
+    iteration: int
+    groups: list[Group]
+    earlier: list[list[Group]]
+    draw: float
+    learned: list[Batch] = field(default_factory=list)
+    logprobs: list[torch.Tensor] = field(default_factory=list)
+    measured: Batch | None = None
+
+
+class Watched(Algorithm):
+    """Makes what it selects likelier, by default everything, and records what it is given.
+
+    choose: what `select` returns. keep: what `keep_group` returns. loss_of: the loss of step n, from 0.
+    """
+
+    source = ROLLOUTS
+    needs = Needs()
+
+    def __init__(
+        self,
+        needs: Needs = Needs(),  # noqa: B008 (frozen)
+        choose: Callable[[Sequence[Group]], Sequence[Group] | list[Phase]] = lambda groups: groups,
+        keep: Callable[[Group], bool] = lambda group: True,
+        loss_of: Callable[[int, Outputs], Loss] = lambda step, out: Loss(nll=per_token(-out.logprobs)),
+    ):
+        super().__init__(Algorithm.Options())
+        self.needs, self.choose, self.keep, self.loss_of = needs, choose, keep, loss_of
+        self.seen: list[Seen] = []
+        self.measured: Batch | None = None
+        self.steps = 0
+
+    def keep_group(self, group: Group) -> bool:
+        return self.keep(group)
+
+    def signal(self, rollouts: Batch) -> dict[str, torch.Tensor]:
+        self.measured = rollouts
+        return {}
+
+    def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group] | list[Phase]:
+        seen = Seen(context.iteration, list(groups), context.replay(), context.rng.random(), measured=self.measured)
+        self.seen.append(seen)
+        return self.choose(groups)
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        self.seen[-1].learned.append(batch)
+        self.seen[-1].logprobs.append(out.logprobs.detach())
+        self.steps += 1
+        return self.loss_of(self.steps - 1, out)
+
+
+@dataclass
+class Ran:
+    """A finished run: its folder, and the metrics of every iteration of the stage `align`."""
+
+    run: Run
+    metrics: list[dict[str, Any]]
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    def rollouts(self, stage: str = "align") -> list[list[Group]]:
+        return [read_groups(path) for path in sorted((self.folder / stage / "rollouts").glob("*.jsonl"))]
+
+
+def online(
+    folder: Path,
+    algorithm: Algorithm,
+    *,
+    count: int = 4,
+    before: dict[str, Any] | None = None,
+    plugin: str = "expert_iteration",
+    scores: str = REWARD,
+    **stage: Any,
+) -> Ran:
+    """Run the stages `before`, then `align`: this algorithm in iterations of two prompts out of `count`.
+
+    plugin: the algorithm that the recipe names, whose checks the stage's keys must pass. scores: the module reward.py.
+    """
+    write_groups(folder / "prompts.jsonl", prompts(count))
+    write_groups(folder / "demos.jsonl", [replace(g, responses=(Response(text="bread is good"),)) for g in prompts(6)])
+    ranked = (Response(text="good bread", rank=0), Response(text="no, it is bad", rank=1))
+    write_groups(folder / "pairs.jsonl", [replace(group, responses=ranked) for group in prompts(6)])
+    (folder / "reward.py").write_text(scores, encoding="utf-8")
+    recipe = {
+        "model": {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}},
+        "stages": {**(before or {}), "align": {**ALIGN, "algorithm": plugin, **stage}},
+    }
+    # Through JSON, because YAML would give a shared part a name.
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
+    out = folder / "run"
+    out.mkdir(exist_ok=True)
+    run = Run(load_recipe(folder / "recipe.yaml"), out)
+    named = run.recipe.stages["align"]
+    registration = replace(named.component.registration, implementation=lambda options: algorithm)
+    run.recipe.stages["align"] = replace(named, component=replace(named.component, registration=registration))
+    run.execute()
+    lines = (out / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return Ran(run, [json.loads(line) for line in lines])
+
+
+ALIGN = {
+    "prompts": {"path": "prompts.jsonl"},
+    "reward": {"python": {"path": "reward.py", "function": "reward"}},
+    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5},
+    "iterations": 2,
+    "prompts_per_iteration": 2,
+    "batch_size": 2,
+    "epochs": 1,
+    "learning_rate": 0.01,
+    "lr_scheduler_type": "constant",
+}
+SFT = {"algorithm": "sft", "data": {"path": "demos.jsonl"}, "batch_size": 3, "epochs": 2, "learning_rate": 0.05}
+STILL = 1e-12  # a learning rate at which the policy remains the same
+
+
+def reward_model(seed: int) -> dict[str, Any]:
+    return {
+        "algorithm": "reward_model",
+        "data": {"path": "pairs.jsonl"},
+        "batch_size": 3,
+        "learning_rate": 0.01,
+        "seed": seed,
+    }
+
+
+def texts(groups: Sequence[Group]) -> list[str]:
+    """The prompts."""
+    return [group.prompt[0]["content"] for group in groups]
+
+
+def tokens(groups: Sequence[Group]) -> list[tuple[int, ...] | None]:
+    """The responses."""
+    return [response.tokens for group in groups for response in group.responses]
