@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -35,6 +36,18 @@ def _none_word(value: Any) -> Any:
     return None if value == "none" else value
 
 
+def _iso_date(value: Any) -> Any:
+    """YAML reads an unquoted date as a date. Raises ValueError for text that is no date."""
+    if isinstance(value, date):
+        return value.isoformat()[:10]
+    if isinstance(value, str):
+        try:
+            return date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise ValueError("must be a day such as 2026-11-22") from None
+    return value
+
+
 class ModelSpec(Options):
     """The base model, and how its weights are trained."""
 
@@ -55,6 +68,25 @@ class ModelSpec(Options):
         default=None,
         description="plain, chatml (adds no default system message), or a Jinja file; "
         "default: the model's own, or plain if it has none",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the chat template, such as {enable_thinking: false}"
+    )
+    reasoning: Literal["refuse", "keep", "empty"] = Field(
+        default="refuse",
+        description="if the chat template does not write an answer, with its reasoning, after its own prompt: refuse "
+        "the model or the row; keep: learn reasoning and answer as a continuation of the prompt; empty: leave "
+        "reasoning out, and end the prompt with an empty block of it",
+    )
+    system_messages: Literal["template", "merge"] = Field(
+        default="template",
+        description="template: the chat template writes system messages, or refuses the row; "
+        "merge: they are put in front of the next user turn",
+    )
+    date: Annotated[str | None, BeforeValidator(_iso_date)] = Field(
+        default=None,
+        description="the day, such as 2026-11-22, that a chat template writes if it writes today's date; "
+        "default: the day on which the run was started",
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with a Hub model")
     device: str = Field(default="auto", description="torch device, such as cpu or cuda:1; auto: a GPU if there is one")

@@ -7,12 +7,13 @@ from typing import Any
 
 from alignkit.errors import RunFailed
 
+# The white space before an answer belongs to it: words and the space before them are one token.
 PLAIN = (
-    "{% for m in messages %}"
-    "{% if m['role'] == 'system' %}{{ m['content'] + '\n\n' }}"
-    "{% elif m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\n\n' }}"
-    "{% else %}{{ 'Assistant: ' + m['content'] + eos_token + '\n\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+    "{% for m in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
+    "{% if m['role'] == 'system' %}{{ m['content'] }}{% elif m['role'] == 'assistant' %}"
+    "{{ 'Assistant: ' + m['content'] + eos_token }}"
+    "{% else %}{{ ('Tool: ' if m['role'] == 'tool' else 'User: ') + m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 # Adds no default system message, as the templates of SmolLM2 and other models do.
 CHATML = (
@@ -36,11 +37,18 @@ def set_chat_template(tokenizer: Any, name: str | None) -> None:
                 f"model.chat_template: this tokenizer lacks tokens that chatml needs: {', '.join(missing)}; "
                 "use another template"
             )
-        tokenizer.chat_template = TEMPLATES[name]
+        tokenizer.chat_template = _with_bos(tokenizer, TEMPLATES[name])
     elif name is not None:
         if not Path(name).is_file():
             known = ", ".join(TEMPLATES)
             raise RunFailed(f"model.chat_template: there is no template or file '{name}'; use {known} or a Jinja file")
         tokenizer.chat_template = Path(name).read_text(encoding="utf-8")
     elif not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN
+        tokenizer.chat_template = _with_bos(tokenizer, PLAIN)
+
+
+def _with_bos(tokenizer: Any, template: str) -> str:
+    """The template, beginning with the token that the tokenizer puts before every text, if it does."""
+    ids = tokenizer("")["input_ids"]
+    starts = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+    return "{{ bos_token }}" + template if starts else template

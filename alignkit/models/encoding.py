@@ -1,6 +1,6 @@
-"""From groups to tokens: chat template, masks, and a limit on the length.
+"""From groups to tokens: the text that the chat template renders, masks, and a limit on the length.
 
-Nothing is dropped silently. `Encoder.counts` counts what does not fit:
+Nothing is dropped silently. `Encoder.counts` counts what is left out or changed:
 
 | case | treatment | counted as |
 |---|---|---|
@@ -9,21 +9,33 @@ Nothing is dropped silently. `Encoder.counts` counts what does not fit:
 | the same, for scoring | truncated, then the end of turn, as the reward model was trained | `cut` |
 | truncation makes the responses of a pair equal | the pair is dropped | `equal_pairs` |
 | no token of a pair's response counts | the pair is dropped, except for a reward model | `uncounted_pairs` |
+| the template renders a turn without its own generation prompt | the turn is context | `unprompted_turns` |
+| a turn of a demonstration is empty | the turn is context | `blank_turns` |
+| prompt and response would share a token | the response is tokenized after the prompt | `joined` |
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from alignkit.data.group import Group, Message, Pair, Response, resolved_pairs
+from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs
 from alignkit.errors import DataError
+from alignkit.models.chat import Chat, ChatOptions, Conversation, Turn
+from alignkit.models.text_tokens import Ids, TextTokenizer, TextTokens
 
-Ids = tuple[int, ...]
 Mask = tuple[bool, ...]
+
+
+class RowRefused(DataError):
+    """The chat template refuses or changes a group. reason: why."""
+
+    def __init__(self, group: Group, reason: str):
+        self.group, self.reason = group, reason
+        super().__init__(f"{group.origin or f'the row {preview(group)}'}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -50,16 +62,32 @@ class Encoded:
         return len(self.prompt) + sum(len(row.tokens) for row in self.rows)
 
 
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt as text and tokens. cut: character of its last control token. tail: the tokens from there on."""
+
+    text: str
+    ids: Ids
+    cut: int
+    tail: Ids
+
+
 class Encoder:
     """The only place that turns text into tokens, so training, sampling, and scoring agree.
 
     counts: what did not fit, by the names in the module's table. groups: the groups it happened in.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, chat: ChatOptions | None = None, end_ids: Iterable[int] = ()):
+        """chat: how the chat template is used. end_ids: tokens that end a response, besides the template's own."""
         self.tokenizer = tokenizer
         self.counts: Counter[str] = Counter()
         self.groups: dict[str, list[Group]] = {}
+        self._tokens = TextTokenizer(tokenizer)
+        self._more_ends = frozenset(end_ids)
+        known = {self.tokenizer.eos_token_id, *self._more_ends} - {None}
+        ends = frozenset(map(str, self.tokenizer.convert_ids_to_tokens(sorted(known))))
+        self.chat = Chat(tokenizer, chat or ChatOptions(), ends)
 
     def forget_counts(self) -> None:
         self.counts.clear()
@@ -70,157 +98,243 @@ class Encoder:
             self.counts[case] += count
             self.groups.setdefault(case, []).append(group)
 
-    # Pieces of text
-
-    def text(self, text: str) -> Ids:
-        """Encode plain text. Special tokens in it are ordinary text, so data cannot end a turn."""
-        return tuple(
-            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        )
-
-    def templated(self, text: str) -> Ids:
-        """Encode text that the chat template wrote, in which special tokens count as such."""
-        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def render(self, messages: Sequence[Message], generation: bool) -> str:
-        """Apply the chat template. generation: append the start of the assistant's turn."""
-        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
-        text: str = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation)
-        return text
+    # The template's tokens
 
     @cached_property
     def bos(self) -> Ids:
-        """The beginning-of-sequence token, if the tokenizer adds one."""
+        """The beginning-of-sequence token, if the tokenizer adds one to raw text."""
         empty = self.tokenizer("")["input_ids"]
         return tuple(empty[:1]) if empty and empty[0] == self.tokenizer.bos_token_id else ()
 
     @cached_property
+    def _example(self) -> TextTokens:
+        return self._tokens.tokens(self.chat.shape.whole)
+
+    @cached_property
+    def closing(self) -> Ids:
+        """All tokens that the template writes after an answer."""
+        shape = self.chat.shape
+        return self._example.ids[self._example.begin(len(shape.whole) - len(shape.close + shape.tail)) :]
+
+    @cached_property
     def end_of_turn(self) -> Ids:
-        """The tokens from the end of the assistant's text to the template's next special token; else the EOS token."""
-        question: list[Message] = [{"role": "user", "content": "q"}]
-        answer: Message = {"role": "assistant", "content": "answer"}
-        before, whole = self.render(question, True), self.render([*question, answer], False)
-        if before and whole.startswith(before.rstrip()):
-            ids = self.templated(whole[whole.rfind("answer") + len("answer") :])
-            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
-            for index, token in enumerate(ids):
-                if token in special:
-                    return ids[: index + 1]
-        return (self.tokenizer.eos_token_id,)
+        """The tokens from the end of the assistant's text through the end of turn; EOS if the template writes none."""
+        shape = self.chat.shape
+        tail = len(self._example.ids) - self._example.begin(len(shape.whole) - len(shape.tail))
+        return self.closing[: len(self.closing) - tail] if shape.close else (self._eos,)
+
+    @property
+    def _eos(self) -> int:
+        """The end-of-sequence token. Without one, the template's end of turn ends raw text, too."""
+        eos = self.tokenizer.eos_token_id
+        return int(self.end_of_turn[-1] if eos is None else eos)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a response."""
-        return frozenset({self.end_of_turn[-1], self.tokenizer.eos_token_id})
+        return frozenset({self.end_of_turn[-1], *self._more_ends, self.tokenizer.eos_token_id} - {None})
+
+    @cached_property
+    def _before_answer(self) -> Ids:
+        """The last tokens of every prompt, after which a response is decoded: its first space depends on them."""
+        return self._prompt_of(self.chat.prompt([{"role": "user", "content": "?"}])).tail
+
+    # Pieces of text
+
+    def text(self, text: str) -> Ids:
+        """Encode raw text. Special tokens in it are ordinary text, so data cannot end a turn."""
+        return tuple(
+            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        )
+
+    def rendered_ids(self, text: str) -> Ids:
+        """Encode text that the chat template wrote, in which special tokens count as such."""
+        return self._tokens.ids(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Decode a response without its end of turn."""
+        """Decode a response to the words from which the template would render it, without its end of turn."""
         ids = list(tokens)
         while ids and ids[-1] in self.end_ids:
             ids.pop()
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        before = self._decoded(self._before_answer)
+        text = self._decoded([*self._before_answer, *ids])
+        text = text[len(before) :] if text.startswith(before) else self._decoded(ids)
+        return text.removeprefix(self.chat.shape.lead)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
-    # Groups
+    # Prompts
 
-    def prompt(self, messages: Sequence[Message]) -> Ids:
-        """Encode a prompt up to the start of the assistant's text; raw text has an empty prompt."""
-        if not messages:
-            return self.bos
-        ids = self.templated(self.render(messages, True))
-        ids = ids if ids[: len(self.bos)] == self.bos else self.bos + ids
-        if not ids:  # the prompt's last token predicts a response's first one
-            raise DataError(f"the chat template renders the prompt {list(messages)!r} as empty text")
-        return ids
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> Ids:
+        """Encode a prompt up to the start of the assistant's text; raw text has an empty prompt.
+
+        Raises DataError if the template refuses it.
+        """
+        return self._prompt_of(self.chat.prompt(messages, tools)).ids if messages else self.bos
+
+    def answers(self, messages: Sequence[Message], prefill: str, answers: Sequence[str]) -> tuple[Ids, list[Ids]]:
+        """A prompt that ends with `prefill`, outside of any reasoning, and the tokens of each answer after it."""
+        text = self.chat.prompt(messages, answering=True) + prefill
+        prompt = self._prompt_of(text)
+        return prompt.ids, [self._continuation(prompt, text + answer)[0].ids for answer in answers]
+
+    def _prompt_of(self, text: str) -> _Prompt:
+        if not text:  # the prompt's last token predicts a response's first one
+            raise DataError("the chat template renders the prompt as empty text")
+        cut = max((match.start() for match in self.chat.template.special.finditer(text)), default=0)
+        tokens = self._tokens.tokens(text)
+        return _Prompt(text, tokens.ids, cut, tokens.ids[tokens.begin(cut) :])
+
+    def _continuation(self, prompt: _Prompt, text: str) -> tuple[TextTokens, bool]:
+        """The tokens of a text that begins with the prompt, after the prompt's; places count from `prompt.cut`.
+
+        Also returns whether a token of the text covers the prompt's end. Then the rest is tokenized after the prompt,
+        which the policy sees as it is. Tokenizers read the text between special tokens separately, so only the text
+        from the last one is read again.
+        """
+        found = self._tokens.tokens(text[prompt.cut :])
+        count = len(prompt.tail)
+        if found.ids[:count] == prompt.tail:
+            return found.after(count), False
+        return self._tokens.following(text[len(prompt.text) :]).after(0, len(prompt.text) - prompt.cut), True
+
+    # Groups
 
     def encode(self, group: Group, max_length: int, *, turns: str = "all", scoring: bool = False) -> Encoded | None:
         """Encode a group, each prompt with a response in at most `max_length` tokens; None if its prompt does not fit.
 
-        turns: the assistant's turns that count in a demonstration, "all" or "last". scoring: make every response end
-        with an end of turn. Raises DataError if the chat template drops text, or if a response's `written` does not
-        match its tokens.
+        turns: the assistant's turns that count in a demonstration, "all" or "last". scoring: read each response to the
+        end of what the template writes. Raises RowRefused if the template refuses or changes the conversation, or if a
+        response's `written` does not match its tokens.
         """
-        prompt = self.prompt(group.prompt)
-        room = max_length - len(prompt)
-        if room < 1 + (len(self.end_of_turn) if scoring else 0):
-            self._count("no_room", group)
-            return None
+        try:
+            return self._encode(group, max_length, turns, scoring)
+        except DataError as error:
+            raise RowRefused(group, str(error)) from error
+
+    def render(self, group: Group) -> None:
+        """Render a group without tokenizing it. Raises RowRefused as `encode` does."""
+        try:
+            if group.prompt:
+                self.chat.prompt(group.prompt, group.tools)
+                for response in group.responses:
+                    if response.tokens is None:
+                        self._conversation(group, response)
+        except DataError as error:
+            raise RowRefused(group, str(error)) from error
+
+    def _encode(self, group: Group, max_length: int, turns: str, scoring: bool) -> Encoded | None:
+        if not group.prompt:
+            return self._fitted(
+                group, self.bos, [self._raw(response) for response in group.responses], max_length, False
+            )
+        prompt = self._prompt_of(self.chat.prompt(group.prompt, group.tools))
         rows = []
         for response in group.responses:
-            row = self._response(group, response, turns)
-            rows.append(self._cut(group, self._ended(row) if scoring else row, room, scoring))
+            if response.tokens is not None:
+                rows.append(self._sampled(response, scoring))
+                continue
+            found = self._conversation(group, response)
+            if not (found.prompted and found.text.startswith(prompt.text)):
+                if len(group.responses) > 1:
+                    raise DataError("the chat template renders the first answer without its own prompt")
+                prompt = self._prompt_of(found.text[: found.turns[0].start])
+            rows.append(self._rendered(group, response, prompt, found, turns, scoring))
+        return self._fitted(group, prompt.ids, rows, max_length, scoring)
+
+    def _fitted(
+        self, group: Group, prompt: Ids, rows: Sequence[ResponseTokens], max_length: int, scoring: bool
+    ) -> Encoded | None:
+        """The rows in the room that the prompt leaves."""
+        room = max_length - len(prompt)
+        if room < 1 + (len(self.closing) if scoring else 0):
+            self._count("no_room", group)
+            return None
+        rows = [self._cut(group, row, room, scoring) for row in rows]
         return Encoded(group, prompt, tuple(rows), self._pairs(group, rows, scoring))
 
-    def _ended(self, row: ResponseTokens) -> ResponseTokens:
-        """Append an end of turn unless there is one."""
-        if row.tokens and row.tokens[-1] in self.end_ids:
-            return row
-        return ResponseTokens(row.tokens + self.end_of_turn, row.mask + (True,) * len(self.end_of_turn))
-
     def _cut(self, group: Group, row: ResponseTokens, room: int, scoring: bool) -> ResponseTokens:
-        """Truncate a response on the right, keeping an end of turn for scoring."""
+        """Truncate a response on the right, keeping the end for scoring."""
         if len(row.tokens) <= room:
             return row
         self._count("cut", group)
-        end = self.end_of_turn if scoring else ()
+        end = self.closing if scoring else ()
         keep = room - len(end)
         return ResponseTokens(row.tokens[:keep] + end, row.mask[:keep] + (True,) * len(end), not scoring)
 
-    def _response(self, group: Group, response: Response, turns: str) -> ResponseTokens:
-        """Encode a response: a sample's own tokens, a demonstration's turns, raw text, or one turn."""
+    # Responses
+
+    def _raw(self, response: Response) -> ResponseTokens:
+        """Raw text, and EOS."""
         if response.tokens is not None:
-            written = response.written or (True,) * len(response.tokens)
-            if len(written) != len(response.tokens):
-                raise DataError(
-                    f"group {group.id}: a response has {len(response.tokens)} tokens, but {len(written)} marks in "
-                    "`written`; there must be one for each token"
-                )
-            return ResponseTokens(response.tokens, written, response.truncated)
-        if response.messages is not None:
-            return self._turns(group, response.messages, turns)
-        if not group.prompt:
-            tokens = (*self.text(response.text), self.tokenizer.eos_token_id)
-            # Without a BOS token nothing predicts the first token.
-            return ResponseTokens(tokens, (bool(self.bos), *(True for _ in tokens[1:])))
-        tokens = self.text(response.text) + (() if response.truncated else self.end_of_turn)
-        return ResponseTokens(tokens, (True,) * len(tokens), response.truncated)
+            return self._sampled(response, False)
+        tokens = (*self.text(response.text), self._eos)
+        # Without a BOS token nothing predicts the first token.
+        return ResponseTokens(tokens, (bool(self.bos), *(True for _ in tokens[1:])))
 
-    def _turns(self, group: Group, messages: Sequence[Message], turns: str) -> ResponseTokens:
-        """Encode several turns. The assistant's text and ends of turn count; the template and other authors do not."""
-        tokens: list[int] = []
-        mask: list[bool] = []
-        history = list(group.prompt)
-        last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
-        pending: list[Message] = []
-        for index, message in enumerate(messages[: last + 1]):
-            if message["role"] != "assistant":
-                pending.append(message)
-                continue
-            if pending:
-                between = self.templated(self._between(group, history, pending))
-                tokens += between
-                mask += [False] * len(between)
-                history, pending = [*history, *pending], []
-            turn = self.text(message["content"]) + self.end_of_turn
-            counts = message.get("train", True) and (turns == "all" or index == last)
-            tokens += turn
-            mask += [counts] * len(turn)
-            history = [*history, message]
-        return ResponseTokens(tuple(tokens), tuple(mask))
-
-    def _between(self, group: Group, history: Sequence[Message], new: Sequence[Message]) -> str:
-        """Render everything from an assistant's end of turn to the start of its next text."""
-        whole = self.render([*history, *new], True)
-        end = self.tokenizer.decode(list(self.end_of_turn))
-        before = self.render(history[:-1], False)
-        position = whole.find(end, len(before) if whole.startswith(before) else 0)
-        text = history[-1]["content"].strip()
-        if position < 0 or text not in whole[:position]:
+    def _sampled(self, response: Response, scoring: bool) -> ResponseTokens:
+        """A sample's own tokens; for scoring with everything that the template writes after them."""
+        tokens = response.tokens or ()
+        written = response.written or (True,) * len(tokens)
+        if len(written) != len(tokens):
             raise DataError(
-                f"group {group.id}: the chat template does not keep the assistant's text followed by '{end}', so the "
-                "tokens to learn are unknown; set model.chat_template to another template"
+                f"a response has {len(tokens)} tokens, but {len(written)} marks in `written`; there must be one for "
+                "each token"
             )
-        return whole[position + len(end) :]
+        if not scoring:
+            return ResponseTokens(tokens, written, response.truncated)
+        ended = bool(tokens) and tokens[-1] in self.end_ids
+        if not self.chat.shape.close:
+            tokens, written = (tokens[:-1], written[:-1]) if ended else (tokens, written)
+        end = self.closing[len(self.end_of_turn) :] if ended and self.chat.shape.close else self.closing
+        return ResponseTokens(tokens + end, written + (True,) * len(end))
+
+    def _conversation(self, group: Group, response: Response) -> Conversation:
+        """The group's prompt with a response, up to the assistant's last turn."""
+        answers: Sequence[Mapping[str, Any]] = [{"role": "assistant", "content": response.text}]
+        if response.messages is not None:
+            last = max(i for i, message in enumerate(response.messages) if message["role"] == "assistant")
+            answers = response.messages[: last + 1]
+        return self.chat.conversation(group.prompt, answers, group.tools)
+
+    def _rendered(
+        self, group: Group, response: Response, prompt: _Prompt, found: Conversation, turns: str, scoring: bool
+    ) -> ResponseTokens:
+        """A response that the template renders. The assistant's turns count; the template and other authors do not."""
+        last = found.turns[-1]
+        text = found.text if scoring else found.text[: last.end]
+        if response.truncated and not scoring:
+            text = text.removesuffix(self.chat.shape.close)
+        tokens, joined = self._continuation(prompt, text)
+        self._count("joined", group, joined)
+        mask = [False] * len(tokens.ids)
+        learned = self._learned(group, response, found, turns)
+        for turn in learned:
+            begin, end = tokens.begin(turn.start - prompt.cut), tokens.end(turn.end - prompt.cut)
+            mask[begin:end] = [True] * (min(end, len(mask)) - begin)
+        ids = tokens.ids
+        if not self.chat.shape.close and not scoring and not response.truncated:
+            ids, mask = (*ids, *self.end_of_turn), [*mask, last in learned]
+        return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
+
+    def _learned(self, group: Group, response: Response, found: Conversation, turns: str) -> list[Turn]:
+        """The turns that count."""
+        if response.messages is None:
+            return [found.turns[-1]]  # an empty response is one, too
+        own = [message for message in response.messages if message["role"] == "assistant"][: len(found.turns)]
+        asked = [
+            turn
+            for index, (turn, message) in enumerate(zip(found.turns, own, strict=True))
+            if message.get("train", True) and (turns == "all" or index == len(own) - 1)
+        ]
+        for turn in asked:
+            if turn.problem:
+                self._count(turn.problem, group)
+        return [turn for turn in asked if not turn.problem]
+
+    # Pairs
 
     def _pairs(self, group: Group, rows: Sequence[ResponseTokens], scoring: bool) -> tuple[Pair, ...]:
         """Return the pairs that can be learned from and count the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ class ForeignRewardModel:
         for group in groups:
             # Encode text, because this model has another vocabulary than the policy.
             responses = tuple(Response(text=r.text, messages=r.messages) for r in group.responses)
-            encoded = self.encoder.encode(Group(group.prompt, responses, id=group.id), limit, scoring=True)
+            encoded = self.encoder.encode(replace(group, responses=responses, pairs=()), limit, scoring=True)
             if encoded is None:
                 scores += [None] * len(responses)
                 continue

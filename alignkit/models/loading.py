@@ -92,6 +92,17 @@ def load_tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
     return tokenizer
 
 
+def end_ids(source: str, revision: str | None) -> tuple[int, ...]:
+    """The tokens at which the model's own generation settings end a response."""
+    from transformers import GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(source, revision=revision).eos_token_id
+    except OSError:  # there are no such settings
+        return ()
+    return tuple(found) if isinstance(found, list | tuple) else () if found is None else (int(found),)
+
+
 def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **options: Any) -> tuple[Any, list[str]]:
     """Call `kind.from_pretrained`. Returns the model and the names of weights in its files that it does not use.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.sampling_weights import prepacked_weights
-from alignkit.models.encoding import Encoder, Ids
+from alignkit.models.encoding import Encoder
 from alignkit.models.loading import backbone, largest
 from alignkit.models.next_token import Sampling, choose, process
 from alignkit.models.shared_model import SharedModel
+from alignkit.models.text_tokens import Ids
 
 ROWS = 128  # decoded together: enough to keep the processor busy
 CACHE_BYTES = 2 * 2**30  # of keys and values; fewer rows are decoded together if they need more
@@ -74,7 +75,7 @@ def sample(
     seed, place: name the random streams, with each prompt's number (default: its index) and its sample's number.
     Prompts with their new tokens must fit the model's context. Raises DataError for an empty prompt.
     """
-    prompts = [encoder.prompt(group.prompt) for group in groups]
+    prompts = [encoder.prompt(group.prompt, group.tools) for group in groups]
     if not all(prompts):
         raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")
     streams = numbers if numbers is not None else range(len(groups))
@@ -97,7 +98,7 @@ def sample(
     for sequence in sequences:
         responses[sequence.prompt].append(_response(encoder, sequence, role))
     return [
-        Group(group.prompt, tuple(new), None, group.bundle, group.id, group.meta)
+        replace(group, responses=tuple(new), pairs=None)
         for group, new in zip(groups, responses, strict=True)
     ]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from alignkit.data.group import Group, Message, previews
 from alignkit.errors import DataError, RunFailed, SameFirstToken
 from alignkit.models.adapters import check_base
-from alignkit.models.encoding import Encoded, Encoder, Ids
+from alignkit.models.encoding import Encoded, Encoder
 from alignkit.models.foreign_reward import ForeignRewardModel
 from alignkit.models.forward import measure
 from alignkit.models.loading import has_score
@@ -24,6 +24,7 @@ from alignkit.models.packing import micro_batches, pack
 from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
+from alignkit.models.text_tokens import Ids
 
 SCORED_GROUPS = 10_000  # whose scores are kept, per reward model
 
@@ -44,7 +45,7 @@ class ModelService:
         """artifact: the adapter or model folder of a reference. max_length: of a prompt with response, in tokens."""
         self.model, self.artifact, self.reference_cache, self.say = model, artifact, reference_cache, say
         self.max_length = min(max_length, model.context)
-        self.encoder = Encoder(model.tokenizer)
+        self.encoder = model.encoder()
         self._foreign: dict[Path, ForeignRewardModel] = {}
         self._scores: dict[str, dict[Key, list[float]]] = {}
 
@@ -150,12 +151,13 @@ class ModelService:
     ) -> Tensor:
         """See `alignkit.Models`. Raises SameFirstToken if two answers begin with the same token."""
         name = self.role(role)
-        first = [self.encoder.text(answer)[0] for answer in answers]
-        if len(set(first)) < len(first):
-            raise SameFirstToken(f"the answers {list(answers)} begin with the same token; choose others")
-        rows = [self.encoder.prompt(prompt) + self.encoder.text(prefill) for prompt in prompts]
+        asked = [self.encoder.answers(prompt, prefill, answers) for prompt in prompts]
+        rows = [row for row, _ in asked]
         if not all(rows):
             raise DataError("cannot answer an empty prompt: this tokenizer does not begin texts with a special token")
+        first = torch.tensor([[tokens[0] for tokens in each] for _, each in asked], dtype=torch.long)
+        if any(len(set(row)) < len(row) for row in first.tolist()):
+            raise SameFirstToken(f"the answers {list(answers)} begin with the same token; choose others")
         logprobs = torch.full((len(rows), len(answers)), float("nan"))
         fitting = [index for index, row in enumerate(rows) if len(row) <= self.model.context]
         questions = [Encoded(Group(()), rows[index], ()) for index in fitting]
@@ -164,7 +166,8 @@ class ModelService:
             hidden = self.model.hidden(name, packed.layout, packed.tokens)
             ends = [span.start + span.prompt - 1 for span in packed.layout.spans]
             next_logprobs = torch.log_softmax(self.model.next_logits(name, hidden[ends]), dim=-1)
-            logprobs[[fitting[index] for index in batch]] = next_logprobs[:, first].cpu()
+            chosen = [fitting[index] for index in batch]
+            logprobs[chosen] = next_logprobs.cpu().gather(1, first[chosen])
         return logprobs
 
     # Samples
@@ -186,7 +189,7 @@ class ModelService:
 
     def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
         """Whether a prompt leaves room for `new_tokens`."""
-        return len(self.encoder.prompt(group.prompt)) + new_tokens <= max_length
+        return len(self.encoder.prompt(group.prompt, group.tools)) + new_tokens <= max_length
 
 
 def _role_name(reference: str) -> str:

@@ -28,11 +28,15 @@ from alignkit.kernels.memory import retain_freed_memory
 from alignkit.models import load_check
 from alignkit.models.adapters import ActiveAdapter, Adapters
 from alignkit.models.budget import MemoryBudget
+from alignkit.models.chat_check import check_chat
+from alignkit.models.chat_template import ChatOptions
+from alignkit.models.encoding import Encoder
 from alignkit.models.hub import locate
 from alignkit.models.loading import (
     backbone,
     device_of,
     dtype_of,
+    end_ids,
     has_score,
     largest,
     load_base,
@@ -75,6 +79,9 @@ class SharedModel:
         if self.device.type == "cpu":
             retain_freed_memory()
         self.tokenizer = load_tokenizer(spec, self.source, revision)
+        self.chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
+        self.end_ids = end_ids(self.source, revision)
+        self.chat_facts = check_chat(self.encoder(), spec.base)  # before the weights, which take minutes
         self.active_adapter = ActiveAdapter()
         self.roles: dict[str, Role] = {}
         self.recomputes = False  # whether the backward pass can compute layers a second time
@@ -87,6 +94,10 @@ class SharedModel:
         if spec.lora is not None:
             self.adapters = Adapters(self.model, spec.lora, self.active_adapter, self.base_name, revision)
         load_check.check_head(self, BASE)
+
+    def encoder(self) -> Encoder:
+        """A new encoder with the model's tokenizer and chat template."""
+        return Encoder(self.tokenizer, self.chat, self.end_ids)
 
     def _load_base(self) -> None:
         """Load the base for packed rows or, if it computes something else in them, with its own attention."""

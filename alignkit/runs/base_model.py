@@ -37,6 +37,8 @@ def load_base_model(recipe: Recipe, source: str, say: Callable[[str], None]) -> 
         reason = str(error).strip().split("\n")[0]
         raise RunFailed(f"model.base '{spec.base}' cannot be loaded with these settings: {reason}") from error
     say(f"base {spec.base}: {_description(spec, model)}")
+    for fact in model.chat_facts:
+        say(f"base {spec.base}: {fact}")
     if model.dtype_name == "bfloat16" and model.device.type == "cpu" and not multiplies_bf16(model.device):
         say("this processor has no bfloat16 instructions; 'dtype: float32' is faster here")
     return model

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from alignkit.algorithm import REWARD, Needs
+from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, previews, resolved_pairs
-from alignkit.models.encoding import Encoded, encode_all
+from alignkit.models.encoding import Encoded, RowRefused
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
+
+Used = TypeVar("Used")
 
 # Name of a count -> what is counted, and what happened to it.
 UNFIT = {
@@ -17,6 +20,10 @@ UNFIT = {
     "cut": ("response", "truncated at max_length"),
     "equal_pairs": ("pair", "left out: both responses have the same tokens"),
     "uncounted_pairs": ("pair", "left out: a response has no token that counts"),
+    "unprompted_turns": ("turn", "not learned: the chat template does not write it after its own prompt"),
+    "blank_turns": ("turn", "not learned: it is empty"),
+    "joined": ("response", "tokenized after its prompt: in the whole text, one token covers the end of the prompt"),
+    "refused": ("row", "left out: the chat template refuses it"),
 }
 
 
@@ -47,17 +54,59 @@ class StageEncoder:
     def encode(self, groups: Sequence[Group]) -> list[Encoded]:
         """Encode the groups that fit, and report the others."""
         encoded = self.encode_quietly(groups)
-        if counts := self.count_unfit():
-            facts = [f"{unfit(name, n)} ({previews(self.encoder.groups[name])})" for name, n in counts.items()]
-            self.context.say(f"{counted(len(groups), 'group')}: {'; '.join(facts)}")
+        self._report(len(groups), self.count_unfit())
         return encoded
+
+    def _report(self, groups: int, counts: Mapping[str, int]) -> None:
+        """Print what was left out or changed."""
+        facts = [f"{unfit(name, n)} ({previews(self.encoder.groups[name])})" for name, n in counts.items()]
+        if facts:
+            self.context.say(f"{counted(groups, 'group')}: {'; '.join(facts)}")
 
     def encode_quietly(self, groups: Sequence[Group]) -> list[Encoded]:
         """Encode the groups that fit; `count_unfit` counts the others."""
         self.encoder.forget_counts()
         scoring = self.algorithm.algorithm.trains is REWARD
         turns = self.algorithm.trained_turns()
-        return encode_all(self.encoder, groups, self.max_length, turns=turns, scoring=scoring)
+
+        def encode(group: Group) -> Encoded | None:
+            return self.encoder.encode(group, self.max_length, turns=turns, scoring=scoring)
+
+        encoded, _ = self._accepted(encode, groups)
+        return [e for e in encoded if e is not None]
+
+    def renderable(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups that the chat template accepts. Tokenizing them later cannot fail."""
+        self.encoder.forget_counts()
+        _, accepted = self._accepted(self.encoder.render, groups)
+        if self.encoder.counts["refused"]:
+            self._report(len(groups), self.count_unfit())
+        return accepted
+
+    def _accepted(self, use: Callable[[Group], Used], groups: Sequence[Group]) -> tuple[list[Used], list[Group]]:
+        """The results of `use`, and the groups that have one.
+
+        Refused groups are counted if their source allows it (`on_bad_row: skip`). Raises DataError with all others.
+        """
+        used, accepted, bad = [], [], []
+        for group in groups:
+            try:
+                used.append(use(group))
+                accepted.append(group)
+            except RowRefused as refused:
+                origin = group.origin
+                if origin is None:
+                    raise
+                row = SkippedRow(origin.file, origin.row, refused.reason)
+                if not origin.skip:
+                    bad.append(row)
+                    continue
+                self.encoder.counts["refused"] += 1
+                self.encoder.groups.setdefault("refused", []).append(group)
+                self.summary.setdefault("refused_rows", []).append(str(row))
+        if bad:
+            raise bad_rows_error(bad)
+        return used, accepted
 
     def count_unfit(self) -> dict[str, int]:
         """Add the counts of the last `encode_quietly` to the summary, and return them."""

@@ -20,6 +20,7 @@ from alignkit.errors import AlignkitError, DataError
 from alignkit.models.examples import Examples
 from alignkit.models.packing import indivisible
 from alignkit.training.context import StageContext
+from alignkit.training.draws import Draws, draws_of, report
 from alignkit.training.encoder import UNFIT, counted, requirement, unfit
 from alignkit.training.schedule import schedule
 from alignkit.training.stage import StageWork
@@ -33,13 +34,15 @@ class Plan:
     """The data and the number of steps of a stage.
 
     groups: the selected data. encoded: the same in tokens; None if they are tokenized batch by batch. units: indices of
-    groups that stay in one batch. per_epoch, total: steps. every: steps between checkpoints.
+    groups that stay in one batch. draws: the order of the units. per_epoch, total: steps. every: steps between
+    checkpoints.
     """
 
     groups: Sequence[Group]
     encoded: Examples | None
     validation: Examples | None
     units: list[list[int]]
+    draws: Draws
     per_epoch: int
     total: int
     every: int
@@ -57,7 +60,6 @@ class OfflineStage:
         self.work = StageWork(context, algorithm)
         self.algorithm = self.work.algorithm
         self.best = math.inf  # lowest validation loss
-        self._order: tuple[int, list[int]] = (-1, [])  # of the current epoch
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -85,6 +87,7 @@ class OfflineStage:
         lazy = len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs
         if lazy:
             self.context.say(f"{len(groups)} rows, tokenized as needed")
+            groups = self.work.encoder.renderable(groups)
             self.algorithm.check_data(groups)
         encoded = None if lazy else self._examples(groups)
         if encoded is not None:
@@ -95,8 +98,11 @@ class OfflineStage:
         steps = per_epoch * (self.settings.epochs or 1)
         total = min(steps, self.settings.max_steps or steps)
         every = self.settings.checkpoint_every or max(1, math.ceil(total / CHECKPOINTS))
-        self._summarize(groups=len(groups), steps=total)
-        return Plan(groups, encoded, validation, units, per_epoch, total, every)
+        draws = draws_of(loaded, [groups[unit[0]] for unit in units], self.context.seed, self.context.name, "shuffle")
+        epochs, rest = divmod(total, per_epoch)
+        drawn = epochs * len(units) + min(rest * self._batch_size, len(units))
+        self._summarize(groups=len(groups), steps=total, **report(self.context, "data", loaded, draws, drawn))
+        return Plan(groups, encoded, validation, units, draws, per_epoch, total, every)
 
     @property
     def _batch_size(self) -> int:
@@ -168,19 +174,12 @@ class OfflineStage:
     def _batch_at(self, plan: Plan, step: int) -> Examples:
         """The batch of a step: a slice of its epoch's order."""
         epoch, index = divmod(step, plan.per_epoch)
-        order = self._order_of(epoch, len(plan.units))
+        order = plan.draws.epoch(epoch)
         chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
         indices = [group for unit in chosen for group in plan.units[unit]]
         if plan.encoded is not None:
             return plan.encoded.take(indices)
         return self._encode_batch([plan.groups[index] for index in indices], first_epoch=epoch == 0)
-
-    def _order_of(self, epoch: int, count: int) -> list[int]:
-        """The order of an epoch's units; drawn once per epoch, because shuffling a million units is slow."""
-        if self._order[0] != epoch:
-            random = seeds.stream(self.context.seed, self.context.name, "shuffle", epoch)
-            self._order = (epoch, random.permutation(count).tolist())
-        return self._order[1]
 
     def _after(self, plan: Plan, metrics: dict[str, Any]) -> None:
         """Log a step, validate at the end of an epoch, and write a checkpoint if one is due."""
@@ -220,27 +219,13 @@ class OfflineStage:
 
     def _encode_batch(self, groups: Sequence[Group], *, first_epoch: bool) -> Examples:
         """The rows of one batch in tokens. In the first epoch, rows that cannot be used are counted."""
-        encoder, valid = self.work.encoder, list(groups)
-        try:
-            encoded = encoder.encode_quietly(groups)
-        except DataError:
-            valid = [group for group in groups if self._is_valid(group)]
-            encoded = encoder.encode_quietly(valid)
-        usable, lost = encoder.split(encoded)
+        encoder = self.work.encoder
+        usable, lost = encoder.split(encoder.encode_quietly(groups))
         if first_epoch:
-            counts = {"rows": len(groups), "used": len(usable), "invalid": len(groups) - len(valid), "lost": len(lost)}
+            counts = {"rows": len(groups), "used": len(usable), "lost": len(lost)}
             encoder.count_lost(lost)
             encoder.add_counts("lazy", counts | encoder.count_unfit())
         return Examples(usable)
-
-    def _is_valid(self, group: Group) -> bool:
-        """Whether the chat template accepts a row. A rejected row is reported: it must not end a run after hours."""
-        try:
-            self.work.encoder.encode_quietly([group])
-        except DataError as error:
-            self.context.say(f"left out: {error}")
-            return False
-        return True
 
     def _report_lazy(self) -> None:
         """Report the rows that the first epoch could not use."""
@@ -248,8 +233,6 @@ class OfflineStage:
         if not counts["used"]:
             raise self._nothing_to_learn(counts["rows"])
         facts = [unfit(name, counts[name]) for name in UNFIT if counts.get(name)]
-        if counts["invalid"]:
-            facts.append(f"{counted(counts['invalid'], 'row')} left out: the chat template rejects them")
         if counts["lost"]:
             facts.append(f"left out {counted(counts['lost'], 'row')} without {requirement(self.algorithm.needs)}")
         if facts:

@@ -54,7 +54,7 @@ class OnlineStage:
         first = int(work.done.get("iteration", 0))
         self.files.forget_after(first)
         work.restore_summary()
-        work.summary |= {"prompts": len(prompts.prompts), "iterations": iterations}
+        work.summary |= {"prompts": len(prompts.prompts), "iterations": iterations, **prompts.facts}
         self.context.reporter.start(self.context.name, iterations, first)
         for number in range(first + 1, iterations + 1):
             self.context.should_stop()
@@ -68,7 +68,8 @@ class OnlineStage:
 
     def prompts(self) -> PromptSource:
         """The stage's prompts."""
-        source = PromptSource(self.context, self.work.encoder.max_length, self.sampling.max_new_tokens)
+        encoder = self.work.encoder
+        source = PromptSource(self.context, encoder.max_length, self.sampling.max_new_tokens, encoder.renderable)
         if source.without_room:
             self.work.summary["prompts_without_room"] = source.without_room
         return source

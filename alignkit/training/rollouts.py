@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from alignkit import seeds
 from alignkit.data.group import Group, prompts_of, read_groups, write_groups
 from alignkit.errors import DataError, RunFailed
 from alignkit.training.context import StageContext
+from alignkit.training.draws import draws_of, report
 from alignkit.training.encoder import counted
 from alignkit.training.scoring import Scorer, penalize, with_scores
 
 
 class PromptSource:
-    """The prompts of a stage, without prompts that leave no room for a response."""
+    """The prompts of a stage, without prompts that leave no room for a response. facts: for the stage's summary."""
 
-    def __init__(self, context: StageContext, max_length: int, new_tokens: int):
+    def __init__(
+        self,
+        context: StageContext,
+        max_length: int,
+        new_tokens: int,
+        accepted: Callable[[Sequence[Group]], list[Group]] = list,
+    ):
+        """accepted: returns the prompts that the chat template accepts."""
         self.context = context
         loaded = context.load(context.settings.prompts)
         groups = prompts_of(loaded.groups)
         if loaded.groups and not groups:
             raise DataError(f"stage '{context.name}': the rows of 'prompts' are raw text, without a prompt to answer")
+        groups = accepted(groups)
         self.prompts = [group for group in groups if context.models.fits(group, max_length, new_tokens)]
         self.without_room = len(groups) - len(self.prompts)
         self._report_repeated(groups)
@@ -31,6 +39,9 @@ class PromptSource:
             raise DataError(f"stage '{context.name}': every prompt leaves {room}")
         if self.without_room:
             context.say(f"left out {self.without_room} of {counted(len(groups), 'prompt')}: {room}")
+        self.draws = draws_of(loaded, self.prompts, context.seed, context.name, "prompts")
+        total = (context.settings.iterations or 1) * self._per_iteration
+        self.facts = report(context, "prompts", loaded, self.draws, total)
 
     def _report_repeated(self, groups: Sequence[Group]) -> None:
         repeated = len(groups) - len({group.id for group in groups})
@@ -39,14 +50,13 @@ class PromptSource:
             self.context.say(f"{counted(repeated, 'row')} of 'prompts' {repeats} the words and columns of another")
 
     def draw(self, iteration: int) -> list[Group]:
-        """The prompts of an iteration, from 1: shuffled epochs over all of them."""
-        count = self.context.settings.prompts_per_iteration or len(self.prompts)
-        drawn = []
-        for position in range((iteration - 1) * count, iteration * count):
-            epoch, index = divmod(position, len(self.prompts))
-            random = seeds.stream(self.context.seed, self.context.name, "prompts", epoch)
-            drawn.append(self.prompts[int(random.permutation(len(self.prompts))[index])])
-        return drawn
+        """The prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of their sources."""
+        count = self._per_iteration
+        return [self.prompts[self.draws.at(place)] for place in range((iteration - 1) * count, iteration * count)]
+
+    @property
+    def _per_iteration(self) -> int:
+        return self.context.settings.prompts_per_iteration or len(self.prompts)
 
 
 class RolloutFiles:

@@ -12,7 +12,7 @@ import yaml
 from alignkit.data import sources
 from alignkit.data.group import Group, Response
 from alignkit.errors import DataError
-from alignkit.models.encoding import Encoder
+from alignkit.models.chat import Chat
 from alignkit.models.examples import Examples
 from alignkit.recipe.load import load_recipe
 from alignkit.runs import data, run
@@ -48,7 +48,7 @@ def test_batch_by_batch_learns_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     summary = trained(tmp_path, demonstrations(5), "later")
     assert weights(tmp_path / "later") == weights(tmp_path / "out")
     assert (summary["groups"], summary["steps"]) == (5, 6)
-    assert summary["lazy"] == {"rows": 5, "used": 5, "invalid": 0, "lost": 0}
+    assert summary["lazy"] == {"rows": 5, "used": 5, "lost": 0}
 
 
 def test_the_epoch_with_the_lowest_validation_loss_is_the_result(
@@ -93,28 +93,26 @@ def test_validation_is_not_counted_among_the_rows(
     assert "3 rows: 1 row left out" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_a_row_that_the_template_cannot_take_is_left_out_and_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("rows", [0, offline.EAGER_ROWS])
+def test_rows_that_the_template_refuses_follow_on_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rows: int
 ) -> None:
-    """Before the first step it is an error; hours into a run it must not end it."""
-    whole = Encoder.prompt
+    """One rule for data of any size: all refused rows are named before the first step, or left out and counted."""
+    whole = Chat.prompt
 
-    def broken(self: Encoder, messages: Any) -> Any:
-        if messages[0]["content"] == "is it 1?":
-            raise DataError("the chat template makes no token of 'is it 1?'")
-        return whole(self, messages)
+    def refusing(self: Chat, messages: Any, tools: Any = (), **options: Any) -> str:
+        if messages[0]["content"] in ("is it 1?", "is it 3?"):
+            raise DataError("the chat template refuses the conversation: odd numbers")
+        return whole(self, messages, tools, **options)
 
-    monkeypatch.setattr(Encoder, "prompt", broken)
-    with pytest.raises(DataError, match="makes no token"):
+    monkeypatch.setattr(offline, "EAGER_ROWS", rows)
+    monkeypatch.setattr(Chat, "prompt", refusing)
+    with pytest.raises(DataError, match=r"2 bad rows:\n  \S*rows.jsonl:2: the chat .*\n  \S*rows.jsonl:4: the chat"):
         trained(tmp_path, demonstrations(4), "ahead")
-    monkeypatch.setattr(offline, "EAGER_ROWS", 0)
-    summary = trained(tmp_path, demonstrations(4))
-    assert summary["lazy"] == {"rows": 4, "used": 3, "invalid": 1, "lost": 0}
-    said = capsys.readouterr().err.replace("\n", " ")
-    assert (
-        "left out: the chat template makes no token of 'is it 1?'" in said
-        and "1 row left out: the chat template" in said
-    )
+    summary = trained(tmp_path, demonstrations(4), data={"path": "rows.jsonl", "on_bad_row": "skip"})
+    assert summary["encoding"]["refused"] == 2 and len(summary["refused_rows"]) == 2
+    assert summary["refused_rows"][0].endswith("rows.jsonl:2: the chat template refuses the conversation: odd numbers")
+    assert "2 rows left out: the chat template refuses it" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_stopped_stage_goes_on_in_the_middle_of_its_first_epoch(

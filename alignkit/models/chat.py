@@ -1,0 +1,304 @@
+"""From messages to the text that the chat template renders, with the place of each assistant turn in it.
+
+One rule: what is trained, scored and sampled is what `apply_chat_template` renders. A turn that can be learned begins
+with its own generation prompt, because the policy will continue that prompt, and ends with the end of turn.
+
+Templates of reasoning models break the rule in their own ways; `reasoning` says what to do about it:
+
+| `reasoning` | the prompt | the answer | an answer's reasoning |
+|---|---|---|---|
+| `refuse` | the template's | must follow the prompt in the template's own rendering | must be in that rendering |
+| `keep` | the template's | the reasoning, the end of the block, and the answer | is learned |
+| `empty` | ends with an empty block | only the answer | is left out |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from alignkit.errors import DataError
+from alignkit.models.chat_template import SENTINEL, ChatOptions, ChatTemplate
+
+OPEN, CLOSE = "<think>", "</think>"
+AFTER_REASONING = f"\n{CLOSE}\n\n"  # what templates write between reasoning and answer
+_INLINE = re.compile(rf"\s*{OPEN}(.*?){CLOSE}\s*(.*)", re.DOTALL)
+_QUESTION, _ANSWER = "What is two plus two?", "It is four."
+
+# Why an assistant turn is only context. The names are counted in the encoder's table.
+BLANK, UNPROMPTED = "blank_turns", "unprompted_turns"
+
+CHANGED = "the chat template changes or drops the assistant's words; set model.chat_template to another template"
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An assistant turn: characters [start, end) of the conversation's text, with the end of turn.
+
+    problem: why it cannot be learned; empty if it can.
+    """
+
+    start: int
+    end: int
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A rendered conversation.
+
+    prompted: whether `text` begins with the prompt; else the first turn is context. turns: those after the prompt.
+    """
+
+    text: str
+    prompted: bool
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a template writes around an answer, seen on an example.
+
+    prompt, whole: the example. answer: place of the answer in `whole`. header: from the user's words to the answer's
+    place in the prompt. lead: between the prompt and the answer. close: from the answer through the end of turn; empty
+    if the template writes none. tail: the rest. removed, block: the end of the prompt that an empty block replaces, and
+    the block; both empty if the template knows no reasoning.
+    """
+
+    prompt: str
+    whole: str
+    answer: int
+    header: str
+    lead: str
+    close: str
+    tail: str
+    removed: str
+    block: str
+
+    @property
+    def follows(self) -> bool:
+        """Whether the finished turn begins with its own generation prompt."""
+        return self.whole.startswith(self.prompt)
+
+
+class Chat:
+    """A chat template whose turns are located in the text."""
+
+    def __init__(self, tokenizer: Any, options: ChatOptions, ends: frozenset[str] = frozenset()):
+        """ends: the texts of tokens that end a response."""
+        self.template, self.options, self.ends = ChatTemplate(tokenizer, options), options, ends
+
+    # The template's shape
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Raises DataError if the template cannot render a question and an answer, or drops their words."""
+        question, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
+        prompt, whole = self.template.render([question], True), self.template.render([question, answer], False)
+        place = whole.rfind(_ANSWER)
+        if place < 0 or _QUESTION not in whole or _QUESTION not in prompt:
+            raise DataError("the chat template drops the words of a message")
+        rest = whole[place + len(_ANSWER) :]
+        size = self._close(rest)
+        common = len(prompt) if whole.startswith(prompt) else common_length(prompt, whole[:place])
+        lead, removed = whole[common:place], prompt[common:]
+        block = lead if CLOSE in lead else AFTER_REASONING if OPEN in removed else ""
+        return Shape(
+            prompt,
+            whole,
+            place,
+            header=prompt[prompt.rfind(_QUESTION) + len(_QUESTION) :],
+            lead=lead,
+            close=rest[:size],
+            tail=rest[size:],
+            removed=removed if CLOSE in lead else "",
+            block=block,
+        )
+
+    def _close(self, rest: str) -> int:
+        """Characters through the end of turn: the first added token, and those that follow it immediately."""
+        match, end = self.template.added.search(rest), 0
+        while match:
+            end = match.end()
+            match = None if match[0] in self.ends else self.template.added.match(rest, end)
+        return end
+
+    @cached_property
+    def reasons(self) -> bool:
+        """Whether the template knows blocks of reasoning."""
+        return CLOSE in self.template.source()
+
+    # Prompts
+
+    def prompt(self, messages: Messages, tools: Sequence[Any] = (), *, answering: bool = False) -> str:
+        """Render a prompt up to the assistant's words. answering: close a block of reasoning that it opens."""
+        text = self.template.render(self._prepared(messages), True, tools)
+        return self._answering(text) if answering or self.options.reasoning == "empty" else text
+
+    def _answering(self, prompt: str) -> str:
+        """The prompt with an empty block of reasoning at its end."""
+        shape = self.shape
+        return prompt.removesuffix(shape.removed) + shape.block if prompt.endswith(shape.removed) else prompt
+
+    def _prepared(self, messages: Messages) -> list[dict[str, Any]]:
+        """The messages as the template receives them, with reasoning in its own key, or without it."""
+        if self.reasons or self.options.reasoning != "refuse":
+            messages = [_split(message) for message in messages]
+        if self.options.reasoning == "empty":
+            messages = [{k: v for k, v in message.items() if k != "reasoning_content"} for message in messages]
+        return self.template.prepare(messages)
+
+    # Conversations
+
+    def conversation(self, prompt: Messages, answers: Messages, tools: Sequence[Any] = ()) -> Conversation:
+        """Render a prompt with the turns after it, the last of which is the assistant's.
+
+        Raises DataError if the template changes or drops text that would be learned, unless `reasoning` allows it.
+        """
+        messages = self._prepared([*prompt, *answers])
+        first = len(messages) - len(answers)
+        own = [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
+        whole = self.template.render(messages, False, tools)
+        last_prompt = self.template.render(messages[: own[-1]], True, tools)
+        places = self._places(messages, own, whole, last_prompt, tools)
+        text, turns = self._last_turn(messages[own[-1]], whole, last_prompt, places[-1])
+        start = turns[0].start
+        for index, place in zip(own[-2::-1], places[-2::-1], strict=True):
+            turn = self._earlier_turn(messages, index, text, place, tools)
+            if text[: turn.end] != whole[: turn.end] or turn.end > start:
+                turn = Turn(turn.start, turn.start, UNPROMPTED)
+            turns.insert(0, turn)
+            start = turn.start
+        prompted = own[0] == first and turns[0].problem != UNPROMPTED
+        return Conversation(text, prompted, tuple(turns))
+
+    def _last_turn(
+        self, message: Mapping[str, Any], whole: str, prompt: str, place: tuple[int, int]
+    ) -> tuple[str, list[Turn]]:
+        """The conversation's text, in which the last turn follows its prompt, and that turn."""
+        begin, end = place
+        reasoning = str(message.get("reasoning_content", "")).strip()
+        follows = whole.startswith(prompt)
+        kept = follows and reasoning in whole[len(prompt) : begin]
+        if self.options.reasoning == "empty":
+            start = self._answering(prompt)
+            text = whole if whole.startswith(start) else start + whole[begin:]
+        elif kept:
+            start, text = prompt, whole
+        elif self.options.reasoning == "keep":
+            start = prompt
+            opening = "" if prompt.rfind(OPEN) > prompt.rfind(CLOSE) else f"{OPEN}\n"
+            text = prompt + opening + reasoning + AFTER_REASONING + whole[begin:]
+        elif follows:
+            raise DataError(
+                "the chat template drops the answer's reasoning; set model.reasoning to keep (learn it) or "
+                "empty (leave it out)"
+            )
+        else:
+            raise DataError("the chat template does not write the answer after its own prompt; set model.reasoning")
+        end += len(text) - len(whole)
+        return text, [Turn(len(start), end + self._end(text[end:]), _blank(message))]
+
+    def _earlier_turn(
+        self, messages: Messages, index: int, text: str, place: tuple[int, int], tools: Sequence[Any]
+    ) -> Turn:
+        """A turn that others follow. It can be learned if its own generation prompt comes before it."""
+        begin, end = place
+        message, header = messages[index], self.shape.header
+        lead = next((lead for lead in (self.shape.lead, "") if text[:begin].endswith(header + lead)), None)
+        if lead is not None and self.options.reasoning != "empty":
+            start = begin - len(lead)
+        else:
+            prompt = self.template.render(messages[:index], True, tools)
+            prompt = self._answering(prompt) if self.options.reasoning == "empty" else prompt
+            if not text.startswith(prompt) or len(prompt) > begin:
+                return Turn(begin, begin, UNPROMPTED)
+            start = len(prompt)
+        if str(message.get("reasoning_content", "")).strip() not in text[start:begin]:
+            return Turn(begin, begin, UNPROMPTED)
+        close = self._end(text[end:]) if self.shape.close else 0
+        return Turn(start, end + close, _blank(message))
+
+    def _end(self, rest: str) -> int:
+        """Characters through the end of turn in the text after an answer."""
+        close = self.shape.close
+        return len(close) if close and rest.startswith(close) else self._close(rest) if close else 0
+
+    # Where the assistant's words are
+
+    def _places(
+        self, messages: Messages, own: Sequence[int], whole: str, last_prompt: str, tools: Sequence[Any]
+    ) -> list[tuple[int, int]]:
+        """Where the words of the assistant's turns are in the text."""
+        if len(own) == 1 and (place := self._usual_place(messages[own[0]], whole, last_prompt)):
+            return [place]
+        named = [index for index in own if messages[index].get("content") or not messages[index].get("tool_calls")]
+        marked = [dict(message) for message in messages]
+        for index in named:
+            marked[index]["content"] = f"{SENTINEL}{index}{SENTINEL}"
+        literals = re.split(f"{SENTINEL}(\\d+){SENTINEL}", self.template.render(marked, False, tools))
+        if list(map(int, literals[1::2])) != named:
+            raise DataError(CHANGED)
+        found = dict(zip(named, self._between(messages, literals, whole), strict=True))
+        return [found.get(index) or self._call_place(messages, index, whole, tools) for index in own]
+
+    def _usual_place(self, message: Mapping[str, Any], whole: str, prompt: str) -> tuple[int, int] | None:
+        """The place in a text that is the prompt, the words, and what the template writes around them."""
+        end = len(whole) - len(self.shape.close) - len(self.shape.tail)
+        begin = len(prompt) + len(self.shape.lead)
+        if message.get("tool_calls") or not whole.endswith(self.shape.close + self.shape.tail):
+            return None
+        if whole[:begin] != prompt + self.shape.lead or whole[begin:end] not in _variants(message["content"]):
+            return None
+        return begin, end
+
+    def _between(self, messages: Messages, literals: Sequence[str], whole: str) -> list[tuple[int, int]]:
+        """Places of the words between the texts that the template writes itself."""
+        if not whole.startswith(literals[0]):
+            raise DataError(CHANGED)
+        places, place = [], len(literals[0])
+        for index, after in zip(literals[1::2], literals[2::2], strict=True):
+            words = _variants(messages[int(index)].get("content", ""))
+            found = next((word for word in words if whole.startswith(word + after, place)), None)
+            if found is None:
+                raise DataError(CHANGED)
+            places.append((place, place + len(found)))
+            place += len(found) + len(after)
+        if place != len(whole):
+            raise DataError(CHANGED)
+        return places
+
+    def _call_place(self, messages: Messages, index: int, whole: str, tools: Sequence[Any]) -> tuple[int, int]:
+        """The place of a turn that only calls tools: all that the template writes for it."""
+        start = common_length(whole, self.template.render(messages[:index], True, tools))
+        end = self.shape.close and whole.find(self.shape.close, start)
+        if not isinstance(end, int) or end < 0:
+            raise DataError("the chat template does not end a turn that calls tools")
+        return start, end
+
+
+def common_length(one: str, other: str) -> int:
+    """The number of characters with which both texts begin."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _split(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with the reasoning inside its content as `reasoning_content`."""
+    if message["role"] != "assistant" or message.get("reasoning_content"):
+        return message
+    match = _INLINE.fullmatch(message.get("content") or "")
+    return {**message, "reasoning_content": match[1].strip("\n"), "content": match[2]} if match else message
+
+
+def _variants(content: str) -> list[str]:
+    """The words as templates write them: unchanged, or without white space around them."""
+    return list(dict.fromkeys([content, content.strip(), content.lstrip(), content.rstrip(), content.strip("\n")]))
+
+
+def _blank(message: Mapping[str, Any]) -> str:
+    return "" if str(message.get("content", "")).strip() or message.get("tool_calls") else BLANK
