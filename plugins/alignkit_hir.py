@@ -90,9 +90,10 @@ class HIR(Algorithm):
             min_length=2,
             description="instructions that responses can fulfill, in the order of rising scores",
         )
-        thresholds: list[float] = Field(
-            [0.0],
-            description="increasing reward thresholds, one between neighboring instructions; a label counts as 0 or 1",
+        thresholds: list[float] | None = Field(
+            None,
+            description="increasing reward thresholds, one between neighboring instructions; default for two: the mean "
+            "of the iteration's samples",
         )
         role: InstructionRole = Field("user", description=ROLE)
         contrast_coefficient: float = Field(1.0, ge=0, description="weight of the contrast between instructions")
@@ -106,15 +107,15 @@ class HIR(Algorithm):
 
         @model_validator(mode="after")
         def _consistent(self) -> HIR.Options:
-            needed = len(self.instructions) - 1
-            if len(self.thresholds) != needed:
+            needed, found = len(self.instructions) - 1, 1 if self.thresholds is None else len(self.thresholds)
+            if found != needed:
                 raise ValueError(
                     f"{len(self.instructions)} instructions need {needed} threshold{'s' if needed > 1 else ''}, "
-                    f"not {len(self.thresholds)}"
+                    f"not {found}"
                 )
             if self.label_smoothing and not self.contrast_coefficient:
                 raise ValueError("label_smoothing only applies to the contrast, but contrast_coefficient is 0")
-            if self.thresholds != sorted(set(self.thresholds)):
+            if self.thresholds is not None and self.thresholds != sorted(set(self.thresholds)):
                 raise ValueError(f"thresholds must increase, got {self.thresholds}")
             if len(set(self.instructions)) < len(self.instructions):
                 raise ValueError("instructions must differ from each other")
@@ -125,6 +126,12 @@ class HIR(Algorithm):
 
         Raises DataError if no response has a score or a label.
         """
+        if self.options.thresholds is None:
+            scores = [score for group in groups for r in group.responses if (score := _score(r)) is not None]
+            if scores and min(scores) == max(scores):
+                return []  # nothing tells the instructions apart
+            # A fixed number would label all samples alike, depending on the reward's level.
+            self.state["threshold"] = math.fsum(scores) / max(1, len(scores))
         relabeled = [new for number, group in enumerate(groups) for new in self._relabel(group, number)]
         if not relabeled:
             raise DataError(
@@ -161,11 +168,10 @@ class HIR(Algorithm):
 
     def _fulfilled(self, response: Response) -> int | None:
         """Index of the instruction that a response fulfills; None without a score or a label."""
-        score = response.scores.get(REWARD_KEY)
-        score = response.label if score is None else score
-        if score is None or math.isnan(score):
+        score, thresholds = _score(response), self.options.thresholds
+        if score is None:
             return None
-        return sum(score > threshold for threshold in self.options.thresholds)
+        return sum(score > threshold for threshold in ([self.state["threshold"]] if thresholds is None else thresholds))
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, logprobs = self.options, self._logprobs(batch, out)
@@ -235,6 +241,13 @@ class HIR(Algorithm):
         return Contrasts(table, self._all_fulfilled(batch)[table[:, 0]])
 
 
+def _score(response: Response) -> float | None:
+    """The reward of a response, or its label as 0 or 1; None without either."""
+    score = response.scores.get(REWARD_KEY)
+    score = response.label if score is None else score
+    return None if score is None or math.isnan(score) else float(score)
+
+
 def _one_length(lengths: Sequence[int]) -> bool:
     return len(set(lengths)) == 1 and lengths[0] > 0
 
@@ -251,7 +264,15 @@ class HIROffline(HIR):
     defaults = StageDefaults(learning_rate=1e-4, epochs=1, batch_size=16, lr_scheduler_type="linear")
 
     class Options(HIR.Options):
+        thresholds: list[float] | None = Field(
+            [0.0],
+            description="increasing reward thresholds, one between neighboring instructions; a label counts as 0 or 1",
+        )
         contrast_coefficient: float = Field(0.0, ge=0, description="weight of the contrast between instructions")
+
+    def trained_turns(self) -> str:
+        """A label or score belongs to the last answer of a conversation; earlier turns are context."""
+        return "last"
 
 
 def instructed(

@@ -3,8 +3,11 @@
 As in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, eq. 2), the reward of a token is minus the KL to the reference,
 and the last token also receives the score. Advantages are GAE's, from a value role; both losses are clipped.
 InstructGPT's pretraining mix (ptx) is the stage's `mix`.
-Differs from InstructGPT: scores are not shifted by those of demonstrations unless the reward is `normalized`, and the
-defaults for the learning rate and the clip range suit LoRA.
+The level of a reward does not matter. InstructGPT shifts scores so that demonstrations score 0 on average; here they
+are centered on the mean of their prompt's samples or, with one sample per prompt, of the stage's first iteration, as in
+Ziegler et al. 2019 (arXiv:1909.08593, section 2.1).
+Differs from InstructGPT: `lam` is 1. Values that start at zero do not know what a partial response is worth, so below 1
+the score of a response would count more in its last tokens than in its first. The clip range suits LoRA.
 """
 
 from __future__ import annotations
@@ -52,9 +55,11 @@ class PPO(Algorithm):
         kl_target: float | None = Field(
             None, gt=0, description="target KL for adapting kl_coefficient, in nats per response (Ziegler et al. 2019)"
         )
-        kl_horizon: float = Field(10_000, gt=0, description="number of responses over which kl_coefficient adapts")
+        kl_horizon: float | None = Field(
+            None, gt=0, description="responses over which kl_coefficient adapts; default: those of an iteration"
+        )
         gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
-        lam: float = Field(0.95, ge=0, le=1, description="lambda of GAE: 0 trusts the values, 1 the returns")
+        lam: float = Field(1.0, ge=0, le=1, description="lambda of GAE: 0 trusts the values, 1 the returns")
         clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
         clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different")
         value_clip_range: float | None = Field(
@@ -68,8 +73,13 @@ class PPO(Algorithm):
         whiten_advantages: bool = Field(
             True, description="scale advantages to mean 0 and variance 1 over the iteration's tokens"
         )
-        group_baseline: bool = Field(
-            False, description="subtract the mean score of a prompt's samples; values then start near zero"
+        group_baseline: bool | None = Field(
+            None,
+            description="subtract the mean score of a prompt's samples; default: if there are several; values then "
+            "start near zero",
+        )
+        center_scores: bool = Field(
+            True, description="without a group baseline: subtract the mean score of the stage's first iteration"
         )
         shared_value: bool = Field(
             False, description="read values from the policy's hidden states; nearly halves the training time"
@@ -96,7 +106,7 @@ class PPO(Algorithm):
             reference_logprobs=True,
             values=True,
             shared_values=o.shared_value,
-            centered_values=o.group_baseline,
+            centered_values=o.center_scores or o.group_baseline is not False,
             entropy=True if o.entropy_coefficient else "reported",
             min_samples=2 if o.group_baseline else 1,
         )
@@ -126,15 +136,20 @@ class PPO(Algorithm):
         o, scores = self.options, rollouts.rewards
         if o.score_clip is not None:
             scores = scores.clamp(-o.score_clip, o.score_clip)
-        # As in GRPO: how hard a prompt is says nothing about which of its responses is better.
-        return F.centered_advantages(scores, rollouts.group_index) if o.group_baseline else scores
+        several = bool(len(scores)) and bool(F.group_size(rollouts.group_index).max() > 1)
+        if several if o.group_baseline is None else o.group_baseline:
+            # As in GRPO: how hard a prompt is says nothing about which of its responses is better.
+            return F.centered_advantages(scores, rollouts.group_index)
+        if not o.center_scores or not len(scores):
+            return scores
+        return scores - self.state.setdefault("score_level", float(scores.mean()))  # Ziegler et al. 2019, section 2.1
 
     def _adapted(self, kl_coefficient: float, rollouts: Batch) -> float:
         o, mask = self.options, rollouts.mask
         kl = F.sum_tokens(F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, mask), mask)
+        horizon = o.kl_horizon or len(kl)
         # With more responses than the horizon, one iteration could make the coefficient negative.
-        count = min(len(kl), o.kl_horizon)
-        return F.adaptive_kl(kl_coefficient, float(kl.mean()), o.kl_target, o.kl_horizon, count)
+        return F.adaptive_kl(kl_coefficient, float(kl.mean()), o.kl_target, horizon, min(len(kl), horizon))
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o = self.options

@@ -1,14 +1,15 @@
 """ReST and expert iteration: fine-tune on those of the policy's own samples that score above a threshold.
 
 ReST (Gulcehre et al. 2023, arXiv:2308.08998, algorithm 1) grows a set of samples once, then improves on it in several
-steps, in which the threshold rises and the learning rate falls. Expert iteration takes one step; it suits rewards that
-verify an answer.
+steps, in which the threshold rises and the learning rate falls. Expert iteration takes one step: it accepts the right
+answers if the reward is 1 or 0, and those above the mean of any other reward.
 Differs from the paper: the loss is averaged over the learned tokens, whereas the paper divides by the size of the grown
 set; the minimum is the same. ReST-EM starts every iteration from the base model; here the policy continues.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -96,16 +97,24 @@ class ExpertIteration(Algorithm):
     )
 
     class Options(Algorithm.Options):
-        threshold: float = Field(0.0, description="train on samples whose reward is above this")
+        threshold: float | None = Field(
+            None,
+            description="train on samples whose reward is above this; default: the mean of the iteration's samples",
+        )
         max_per_prompt: int | None = Field(
             None, ge=1, description="use at most this many samples of a prompt, so that easy prompts do not dominate"
         )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         """Groups with their accepted samples, the first `max_per_prompt` of each."""
-        accepted = _above(groups, self.options.threshold)
+        threshold = self.options.threshold
+        if threshold is None:  # a fixed number would accept all samples or none, depending on the reward's level
+            rewards = [response.reward for group in groups for response in group.responses]
+            threshold = math.fsum(rewards) / max(1, len(rewards))
+        accepted = _above(groups, threshold)
         chosen = [replace(group, responses=group.responses[: self.options.max_per_prompt]) for group in accepted]
         context.log(
+            threshold=threshold,
             accepted=sum(len(group.responses) for group in accepted),
             learned=sum(len(group.responses) for group in chosen),
             prompts_without=len(groups) - len(accepted),

@@ -265,6 +265,10 @@ def algorithm(name: str = "ppo", **options: Any) -> Any:
     return thing(thing.Options(**options))
 
 
+# Scores as they come, for tests of what follows.
+UNCENTERED: Any = {"group_baseline": False, "center_scores": False}
+
+
 def by_hand(mask: Tensor, **columns: Tensor) -> Batch:
     """A batch without a model: one group, all responses ended."""
     none = torch.zeros(0, dtype=torch.int64)
@@ -354,7 +358,23 @@ def test_group_baseline() -> None:
     options = {"kl_coefficient": 0.0, "lam": 1.0, "whiten_advantages": False}
     found = algorithm(group_baseline=True, **options).signal(batch)["returns"]
     assert found.tolist() == [[-1.0] * 2, [1.0] * 2, *[[0.0] * 2] * 4]
-    assert algorithm(**options).signal(batch)["returns"][:, 1].tolist() == rewards.tolist()
+    assert algorithm(**options).signal(batch)["returns"].tolist() == found.tolist()  # the default for several samples
+    assert algorithm(**UNCENTERED, **options).signal(batch)["returns"][:, 1].tolist() == rewards.tolist()
+
+
+def test_scores_are_centered_on_the_first_iteration() -> None:
+    """With one sample per prompt there is no group's mean; the stage's first mean stays in the state."""
+    mask = torch.tensor([[True, True]] * 3)
+    ppo = algorithm(kl_coefficient=0.0, whiten_advantages=False)
+    first, second = (
+        replace(by_hand(mask, rewards=torch.tensor(scores)), group_index=torch.arange(3))
+        for scores in ([4.0, 5.0, 9.0], [7.0, 6.0, 8.0])
+    )
+    assert ppo.signal(first)["returns"].tolist() == [[-2.0] * 2, [-1.0] * 2, [3.0] * 2]
+    assert ppo.state == {"score_level": 6.0}
+    assert ppo.signal(second)["returns"].tolist() == [[1.0] * 2, [0.0] * 2, [2.0] * 2]
+    grouped = algorithm(kl_coefficient=0.0, group_baseline=False, whiten_advantages=False)
+    assert grouped.signal(replace(first, group_index=torch.zeros(3, dtype=torch.int64)))["returns"][0, 0] == -2.0
 
 
 def test_missing_eos_penalty(tmp_path: Path) -> None:
@@ -398,7 +418,7 @@ def test_a_cut_off_response_is_terminal() -> None:
     values = torch.where(MASK, 0.5, 1e6)
     for truncated in (torch.zeros(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)):
         batch = by_hand(MASK, truncated=truncated, rewards=torch.tensor([1.0, 2.0, 3.0]), old_values=values)
-        signal = algorithm(kl_coefficient=0.0, lam=0.0, whiten_advantages=False).signal(batch)
+        signal = algorithm(kl_coefficient=0.0, lam=0.0, whiten_advantages=False, **UNCENTERED).signal(batch)
         assert signal["returns"].tolist() == [[0.5, 0.5, 0.5, 1], [2, 0, 0, 0], [0.5, 0.5, 3, 0]]
 
 
@@ -428,7 +448,7 @@ def test_reference_and_base_stay_bit_identical(watched: Watched) -> None:
 
 def test_the_score_sits_on_the_last_token() -> None:
     batch = by_hand(MASK, rewards=torch.tensor([1.0, 2.0, 3.0]))
-    returns = algorithm(kl_coefficient=0.0, lam=0.0, whiten_advantages=False).signal(batch)["returns"]
+    returns = algorithm(kl_coefficient=0.0, lam=0.0, whiten_advantages=False, **UNCENTERED).signal(batch)["returns"]
     assert returns.tolist() == [[0, 0, 0, 1], [2, 0, 0, 0], [0, 0, 3, 0]]
 
 
@@ -590,7 +610,7 @@ def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path,
             make_run(folder, {"align": stage})
     engine = reward_model.run.models
     head = engine.model.roles[engine.role("rm")].head
-    for options, kept in (({"group_baseline": True}, False), ({}, True)):
+    for options, kept in (({"group_baseline": True}, False), ({}, False), (UNCENTERED, True)):
         settings = SimpleNamespace(reward=RewardSpec("stage", "rm"), value_from=None)
         context: Any = SimpleNamespace(name="align", settings=settings, models=engine, model=engine.model)
         _, start = add_value_role(context, algorithm(**options).needs, "base")
@@ -717,7 +737,7 @@ def test_advantages_are_whitened_over_all_rollouts(stage: OnlineStage) -> None:
     whole = torch.cat(examples.token_columns["advantages"])
     assert float(whole.mean()) == pytest.approx(0, abs=1e-5) and float(whole.std()) == pytest.approx(1, abs=1e-4)
     part = torch.cat(examples.take([0, 1]).token_columns["advantages"])
-    assert abs(float(part.mean())) > 1e-3
+    assert abs(float(part.std()) - 1) > 1e-3  # its mean is 0 in any case: scores are centered in each group
 
 
 def test_number_of_optimiser_steps(watched: Watched) -> None:
@@ -869,7 +889,7 @@ def test_the_price_of_kl_is_never_negative() -> None:
 
 
 def test_scores_are_held_on_both_sides() -> None:
-    ppo = algorithm(kl_coefficient=0.0, score_clip=1.5, gamma=1.0, lam=1.0, whiten_advantages=False)
+    ppo = algorithm(kl_coefficient=0.0, score_clip=1.5, whiten_advantages=False, **UNCENTERED)
     batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)
     batch = replace(batch, old_values=torch.zeros(3, 4), rewards=torch.tensor([-9.0, 0.5, 9.0]))
     assert ppo.signal(batch)["returns"][:, 0].tolist() == pytest.approx([-1.5, 0.5, 1.5])
@@ -890,7 +910,7 @@ def test_entropy_is_a_bonus() -> None:
 
 def test_what_the_values_explain() -> None:
     """The share of the returns' variance, over counted tokens: 1 - var(returns - values) / var(returns)."""
-    ppo = algorithm(kl_coefficient=0.0, gamma=1.0, lam=1.0)
+    ppo = algorithm(kl_coefficient=0.0, **UNCENTERED)
     rewards = torch.tensor([1.0, 2.0, 4.0])
     returns = rewards[:, None].expand(3, 4)  # without a discount a token's return is its response's score
     batch = by_hand(MASK, old_logprobs=NOISE, reference_logprobs=NOISE)
