@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from alignkit.data.group import Group, Message
 from alignkit.options import Options as _Options
@@ -81,6 +81,14 @@ class Reward:
     def __init__(self, options: Any):
         self.options = options
 
+    @property
+    def within_group(self) -> bool:
+        """Whether a score only ranks a response among its group's, as a win rate does.
+
+        Such scores are not compared across iterations: samples of earlier ones are not replayed.
+        """
+        return False
+
     def check(self, folder: Path) -> None:
         """Raise errors that can be detected without models; called before the first stage of a run.
 
@@ -109,13 +117,24 @@ class CombinedReward:
 
 
 class RewardCombination:
-    """Base class of a combination: several rewards become one number per response, over the whole iteration's batch."""
+    """Base class of a combination: several rewards become one number per response, over the whole iteration's batch.
+
+    sums: it only adds and multiplies, so a part may be whitened. `combine` is then called a second time with the
+    parts' `reward`; other combinations are given `raw` only, and a recipe with a whitened part is refused.
+    """
+
+    sums: ClassVar[bool] = False
 
     class Options(_Options):
         """No options."""
 
     def __init__(self, options: Any):
         self.options = options
+
+    @property
+    def whitens(self) -> bool:
+        """Whether `combine` returns a `reward` on another scale than `raw`."""
+        return False
 
     def parts(self) -> Mapping[str, Any]:
         """The rewards to combine: name -> value of a RewardRef option."""

@@ -45,6 +45,10 @@ class Llama2(RewardCombination):
 
     options: Options
 
+    @property
+    def whitens(self) -> bool:
+        return self.options.whiten
+
     def parts(self) -> Mapping[str, RewardRef]:
         return {"helpful": self.options.helpful, "safety": self.options.safety}
 

@@ -283,11 +283,17 @@ class Normalized(Reward):
 
 
 class WeightedSum(RewardCombination):
-    """The weighted sum of rewards, not whitened. It is NaN for a response that lacks a part."""
+    """The weighted sum of rewards plus a constant. It is NaN for a response that lacks a part.
+
+    It does not whiten; a part that is whitened, such as `llama2`, stays so.
+    """
+
+    sums = True
 
     class Options(alignkit.Options):
         rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards to sum, under names of your choice")
         weights: dict[str, float] = Field(description="weight of each reward, by its name")
+        bias: float = Field(0.0, description="constant that is added to the sum")
 
         @model_validator(mode="after")
         def _same_names(self) -> WeightedSum.Options:
@@ -305,8 +311,8 @@ class WeightedSum(RewardCombination):
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Sum the components, [R] each."""
         weights = self.options.weights
-        zero = next(iter(components.values())).new_zeros(())
-        total = sum((weight * components[name] for name, weight in weights.items()), start=zero)  # [R]
+        bias = next(iter(components.values())).new_tensor(self.options.bias)
+        total = sum((weight * components[name] for name, weight in weights.items()), start=bias)  # [R]
         metrics = {f"{name}_mean": float(components[name].nanmean()) for name in weights}
         return CombinedReward(reward=total, raw=total, metrics={**metrics, "raw_mean": float(total.nanmean())})
 

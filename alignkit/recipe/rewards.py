@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from alignkit.recipe.components import find_reward, split, with_options
@@ -60,7 +61,7 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
     if not issubclass(component.registration.implementation, RewardCombination):
         return RewardSpec("reward", component.name, component)
     try:
-        parts = dict(component.registration.implementation(component.options).parts())
+        parts = dict(_combination(component).parts())
     except Exception as error:
         message = f"reward combination '{component.name}' failed in parts(): {type(error).__name__}: {error}"
         scope.problems.error(keys, message, plugin=True)
@@ -68,4 +69,27 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
     # `parts` may return raw rewards that are not RewardRef options. Read them like options.
     children = {name: read_reward(value, (*keys, name), scope) for name, value in parts.items()}
     good = {name: child for name, child in children.items() if child is not None}
+    _check_whitening(component, good, keys, scope)
     return RewardSpec("combine", component.name, component, good) if len(good) == len(children) else None
+
+
+def _combination(component: Component) -> RewardCombination:
+    combination: RewardCombination = component.registration.implementation(component.options)
+    return combination
+
+
+def _check_whitening(component: Component, parts: Mapping[str, RewardSpec], keys: Keys, scope: Scope) -> None:
+    """Report whitened parts of a combination that compares raw scores: their whitening would be lost."""
+    if _combination(component).sums:
+        return
+    for name, part in parts.items():
+        if _whitens(part):
+            message = f"reward '{component.name}' compares raw scores, so its part '{name}' cannot be whitened"
+            help = "set 'whiten: false' in the part, or leave it out"
+            scope.problems.error((*keys, name), message, help=help)
+
+
+def _whitens(spec: RewardSpec) -> bool:
+    if spec.kind != "combine" or spec.component is None:
+        return False
+    return _combination(spec.component).whitens or any(_whitens(child) for child in spec.children.values())

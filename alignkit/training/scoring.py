@@ -34,6 +34,18 @@ class Scorer:
         if isinstance(self.plugin, Reward):
             self.plugin.prepare(context)
 
+    @property
+    def whitens(self) -> bool:
+        """Whether the combined reward is on another scale than the raw one."""
+        below = any(child.whitens for child in self.children.values())
+        return isinstance(self.plugin, RewardCombination) and (self.plugin.whitens or below)
+
+    @property
+    def within_group(self) -> bool:
+        """Whether a score only ranks a response among its group's."""
+        own = isinstance(self.plugin, Reward) and self.plugin.within_group
+        return own or any(child.within_group for child in self.children.values())
+
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups, with every component and the raw combination (`reward`) among their responses' scores."""
         if not any(group.responses for group in groups):
@@ -106,11 +118,15 @@ class Scorer:
             values = _tensor(components[prefix + self.name])
             return CombinedReward(values, values, {})
         assert isinstance(self.plugin, RewardCombination)
-        parts: dict[str, Tensor] = {}
+        parts: dict[str, CombinedReward] = {}
         for name, child in self.children.items():
             below = f"{prefix}{name}/" if child.children else prefix
-            parts[name] = child._combined(groups, components, below).raw
-        return self.plugin.combine(groups, parts)
+            parts[name] = child._combined(groups, components, below)
+        combined = self.plugin.combine(groups, {name: part.raw for name, part in parts.items()})
+        if not any(child.whitens for child in self.children.values()):
+            return combined
+        whitened = self.plugin.combine(groups, {name: part.reward for name, part in parts.items()})
+        return replace(combined, reward=whitened.reward)
 
 
 def _tensor(column: Sequence[float | None]) -> Tensor:
