@@ -3,6 +3,7 @@
 The reference point z0 estimates KL(pi || pi_ref) from mismatched responses, which were written to other prompts. So
 every response also enters a second group, under another prompt and without a label, where it counts for z0 only. z0 is
 averaged over the whole batch and has no gradient.
+A label belongs to the last answer of a conversation; earlier turns are context.
 Differs from the paper: the other prompt may be any of the data set, not only a neighbor in the batch, and pairs can
 serve as labels.
 """
@@ -10,7 +11,7 @@ serve as labels.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from alignkit import (
     per_response,
 )
 from alignkit import functional as F
-from alignkit.data.group import with_labels
+from alignkit.data.group import group_id, with_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,13 @@ class KTO(Algorithm):
             1.0, gt=0, description="weight of undesirable responses: the paper's lambda_U"
         )
 
+    def trained_turns(self) -> str:
+        return "last"
+
+    def __init__(self, options: Any):
+        super().__init__(options)
+        self._log: Callable[..., None] = lambda **facts: None
+
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         """Labeled responses, plus as many mismatched ones, whose label is None.
 
@@ -65,6 +73,7 @@ class KTO(Algorithm):
             labels = _count_labels(labeled)
             _check_labels(labels, len(groups))
             self._report(groups, labeled, mixed, labels, context)
+            self._log = context.log
         return mixed
 
     def _report(
@@ -80,13 +89,18 @@ class KTO(Algorithm):
         if not mismatched:
             raise DataError("kto needs at least two different prompts, to estimate z0 from mismatched responses")
         context.log(desirable=labels[True], undesirable=labels[False])
-        incomplete = [g for g, kept in zip(groups, labeled, strict=True) if len(kept.responses) < len(g.responses)]
-        context.left_out("without_label", sum(len(g.responses) for g in groups) - labels.total(), incomplete)
+        incomplete = [
+            g for g, kept in zip(groups, labeled, strict=True) if len(kept.responses) < max(1, len(g.responses))
+        ]
+        # A prompt without a response is a row without a label, too.
+        context.left_out("without_label", sum(max(1, len(g.responses)) for g in groups) - labels.total(), incomplete)
         context.log(without_other_prompt=labels.total() - mismatched)
 
     def check_data(self, groups: Sequence[Group]) -> None:
-        """Check again: the rows that did not fit may have held all labels of one kind."""
-        _check_labels(_count_labels(groups), len(groups))
+        """Check again: the rows that did not fit may have held all labels of one kind. Log the labels that remain."""
+        labels = _count_labels(groups)
+        _check_labels(labels, len(groups))
+        self._log(desirable=labels[True], undesirable=labels[False])
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
         """z0 in nats. A batch without mismatched responses keeps the previous one."""
@@ -168,11 +182,11 @@ def _with_mismatched(groups: Sequence[Group], rng: Any) -> list[Group]:
     return [replace(group, responses=(*group.responses, *added[index])) for index, group in enumerate(groups)]
 
 
-def _by_prompt(groups: Sequence[Group]) -> dict[tuple[tuple[str, str], ...], list[int]]:
+def _by_prompt(groups: Sequence[Group]) -> dict[str, list[int]]:
     """Indices of the groups of each prompt."""
     indices = defaultdict(list)
     for index, group in enumerate(groups):
-        indices[tuple((turn["role"], turn["content"]) for turn in group.prompt)].append(index)
+        indices[group_id(group.prompt, (), group.tools)].append(index)
     return indices
 
 

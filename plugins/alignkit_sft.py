@@ -39,11 +39,28 @@ class SFT(Algorithm):
         return str(self.options.turns)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
-        """Raise DataError if a row is not a demonstration: the worse response of a comparison would be learned, too."""
-        for group in groups:
-            if fault := why_not_demonstration(group):
-                raise DataError(f"sft learns demonstrations, but the row with the prompt {preview(group)} {fault}")
-        return groups
+        """The demonstrations. Others come from a source that skips bad rows, or raise DataError.
+
+        The worse response of a comparison must not be learned, and of a row in which nothing counts nothing is.
+        """
+        faults = {place: fault for place, group in enumerate(groups) if (fault := self._fault(group))}
+        for place, fault in faults.items():
+            group = groups[place]
+            if group.origin is None or not group.origin.skip:
+                where = f"{group.origin}: " if group.origin else ""
+                raise DataError(f"{where}sft learns demonstrations, but the row {preview(group)} {fault}")
+        if faults:
+            name = "validation_not_demonstrations" if context.validation else "not_demonstrations"
+            context.left_out(name, len(faults), [groups[place] for place in faults])
+        return [group for place, group in enumerate(groups) if place not in faults]
+
+    def _fault(self, group: Group) -> str:
+        if fault := why_not_demonstration(group):
+            return fault
+        answers = [turn for turn in group.responses[0].messages or () if turn["role"] == "assistant"]
+        if self.options.turns == "last" and answers and not answers[-1].get("train", True):
+            return "has a last turn that must not be learned, but `turns: last` learns no other; use `turns: all`"
+        return ""
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         return Loss(nll=per_token(-out.logprobs))

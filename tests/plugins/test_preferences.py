@@ -20,8 +20,9 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
-from alignkit import Algorithm, Batch, DataError, Group, Outputs, Pair, Pairs, Response, SelectContext
+from alignkit import Algorithm, Batch, DataError, Group, Message, Outputs, Pair, Pairs, Response, SelectContext
 from alignkit import functional as F
+from alignkit.models.encoding import Encoder
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
@@ -31,6 +32,7 @@ from alignkit_dpo import DPO
 from alignkit_hir import HIR, HIROffline, Instruct, instructed
 from alignkit_kto import KTO
 from alignkit_reference_free import CPO, ORPO, SimPO
+from alignkit_tiny import _tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
@@ -876,6 +878,34 @@ def test_rows_that_do_not_fit_may_leave_one_class_of_labels() -> None:
     KTO(KTO.Options()).check_data(chosen)
     with pytest.raises(DataError, match="all 1 labels of 1 rows are desirable"):
         KTO(KTO.Options()).check_data(chosen[:1])
+
+
+def test_the_labels_that_remain_are_counted() -> None:
+    looking, algorithm = context(), KTO(KTO.Options())
+    chosen = algorithm.select([thumbs("a", True), thumbs("b", False), thumbs("c", True)], looking)
+    algorithm.check_data(chosen[:2])  # the third did not fit
+    assert (looking.logged["desirable"], looking.logged["undesirable"]) == (1, 1)  # type: ignore[attr-defined]
+
+
+def test_a_prompt_without_a_response_is_a_row_without_a_label() -> None:
+    _, logged = kto_select([thumbs("a", True), thumbs("b", False), thumbs("c")])
+    assert logged["without_label"] == 1
+
+
+@pytest.mark.parametrize("cls", [KTO, HIROffline])
+def test_a_label_is_learned_at_the_last_answer_only(cls: type[Algorithm]) -> None:
+    """Also in groups whose earlier answers are part of the response, as a program may write them."""
+    turns = tuple(
+        Message(role=role, content=text)
+        for role, text in (("assistant", "first"), ("user", "more?"), ("assistant", "last"))
+    )
+    encoder = Encoder(_tokenizer())
+    group = Group(asked("q"), (Response(messages=turns, label=True),))
+    encoded = encoder.encode(group, 200, turns=cls(cls.Options()).trained_turns())
+    assert encoded is not None
+    (row,) = encoded.rows
+    counted = [token for token, counts in zip(row.tokens, row.mask, strict=True) if counts]
+    assert encoder.decode(counted) == "last"
 
 
 def test_what_is_left_out_is_named() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignkit import Algorithm, Batch, DataError, Group, Message, Outputs, Pairs, Response, SelectContext
+from alignkit import Algorithm, Batch, DataError, Group, Message, Origin, Outputs, Pairs, Response, SelectContext
 from alignkit.loss import Per
 from alignkit_sft import LM, SFT
 
@@ -38,3 +38,27 @@ def test_only_demonstrations_and_only_raw_text() -> None:
     for wrong in (demonstration, two, Group((), (Response("a"), Response("b"))), Group(())):
         with pytest.raises(DataError, match="lm needs raw text, but row"):
             lm.select([text, wrong], context)
+
+
+def test_rows_that_are_no_demonstrations_are_named_or_left_out_with_a_count() -> None:
+    logged: dict[str, int] = {}
+    context = SelectContext(0, 0, lambda: [], logged.update, np.random.default_rng(0))
+    good = Group(ASK, (Response("so"),))
+    strict, lenient = Origin("a.jsonl", 7), Origin("a.jsonl", 8, skip=True)
+    with pytest.raises(DataError, match=r"a\.jsonl:7: sft learns demonstrations, but the row 'Why\?' has no response"):
+        SFT(SFT.Options()).select([good, Group(ASK, origin=strict)], context)
+    assert SFT(SFT.Options()).select([good, Group(ASK, origin=lenient)], context) == [good]
+    assert logged == {"not_demonstrations": 1}
+
+
+def test_a_row_whose_last_turn_is_context_teaches_nothing_to_the_last_turns() -> None:
+    context = SelectContext(0, 0, lambda: [], lambda **m: None, np.random.default_rng(0))
+    turns: tuple[Message, ...] = (
+        {"role": "assistant", "content": "so"},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "it is", "train": False},
+    )
+    group = Group(ASK, (Response(messages=turns),))
+    assert SFT(SFT.Options()).select([group], context) == [group]
+    with pytest.raises(DataError, match="`turns: last` learns no other"):
+        SFT(SFT.Options(turns="last")).select([group], context)
