@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 import alignkit
-from alignkit import CombinedReward, Group, Response, RewardCombination, RunFailed
+from alignkit import CombinedReward, Group, Message, Response, RewardCombination, RunFailed
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.external import ExternalStage
 from alignkit.training.scoring import Scorer, score_rollouts
 
-PROMPT = ({"role": "user", "content": "how are you"},)
+PROMPT = (Message(role="user", content="how are you"),)
 
 
 def response(score: float | None, truncated: bool = False) -> Response:
@@ -89,6 +89,8 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
 class Doubled(RewardCombination):
     """The sum of its parts; what gradient methods see is twice as much and shifted, as after whitening."""
 
+    sums = whitens = True
+
     def __init__(self) -> None:
         super().__init__(alignkit.Options())
 
@@ -120,12 +122,14 @@ def test_selection_sees_the_reward_before_whitening() -> None:
     assert scored.combined.raw.tolist() == [1.5, 2.5, 3.5] and scored.combined.reward.tolist() == [-4.0, -2.0, 0.0]
 
 
-def test_a_combination_passes_on_its_reward_before_whitening() -> None:
-    """To the combination that it is a part of."""
+def test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score() -> None:
+    """The raw scores of the parts add up to the raw score, and their rewards to the reward."""
     inner = doubled("inner", first=RewardSpec("stage", "x"))
     spec = doubled("outer", inner=inner, second=RewardSpec("stage", "y"))
     combined = score_rollouts(combining(spec, {"x": [1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5]}), TWO).combined
-    assert combined.raw.tolist() == [1.5, 2.5, 3.5] and combined.reward.tolist() == [-4.0, -2.0, 0.0]
+    assert combined.raw.tolist() == [1.5, 2.5, 3.5]
+    inner_reward = [2 * x - 7 for x in (1.0, 2.0, 3.0)]
+    assert combined.reward.tolist() == [2 * (x + 0.5) - 7 for x in inner_reward]
 
 
 def test_a_response_that_lacks_a_part_has_no_score() -> None:
