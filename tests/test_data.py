@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
 import gzip
 import hashlib
 import importlib
@@ -19,8 +21,9 @@ from hypothesis import strategies as st
 
 from alignkit.data import group as groups_module
 from alignkit.data.files import MAX_LISTED, SkippedRow
-from alignkit.data.group import Group, Message, Pair, Response
-from alignkit.data.sources import DataSource, DataSpec, Loaded
+from alignkit.data.group import Group, Message, Origin, Pair, Response
+from alignkit.data.reading import DataSource
+from alignkit.data.sources import DataSpec, Loaded
 from alignkit.data.sources import load as load_spec
 from alignkit.errors import BadRow, DataError
 from alignkit.formats import Format
@@ -214,6 +217,22 @@ def test_read_groups_names_every_bad_line(tmp_path: Path) -> None:
 # Pairs, ids, prompts
 
 
+def test_the_prompt_of_a_conversation_is_all_before_its_last_answer() -> None:
+    def turn(role: str, content: str) -> Message:
+        return {"role": role, "content": content}
+
+    talk = (turn("assistant", "a"), turn("user", "r"), turn("assistant", "b"), turn("tool", "t"), turn("assistant", "c"))
+    given_groups = [
+        Group(prompt("q"), (Response(messages=talk),), id="old"),
+        Group(prompt("q"), (Response(messages=talk[:1]),)),
+        Group(prompt("q"), (Response(messages=talk), Response(text="x"))),  # of two answers, neither was given
+    ]
+    long, *short = groups_module.prompts_of(given_groups)
+    assert long.prompt == (*prompt("q"), *talk[:2]) and long.responses == ()
+    assert long.id == groups_module.group_id(long.prompt)
+    assert [found.prompt for found in short] == [prompt("q"), prompt("q")]
+
+
 def test_pairs_follow_from_ranks_and_ties_form_none() -> None:
     ranked = tuple(Response(text=str(r), rank=r) for r in (2, 1, 2, None, 3))
     pairs = groups_module.resolved_pairs(Group((), ranked))
@@ -330,6 +349,44 @@ def test_every_kind_of_file_has_the_same_rows(tmp_path: Path, name: str, mark: s
     assert all(g.id == groups_module.group_id(g.prompt) for g in loaded.groups)
 
 
+def test_json_lines_in_a_json_file_are_rows(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text('\ufeff{"prompt": "a"}\n\n{"prompt": "b"}\n{"prompt": ""}\n')
+    loaded = load(source(path, on_bad_row="skip"))
+    assert words(loaded.groups) == ["a", "b"] and [row.row for row in loaded.skipped] == [4]
+    path.write_text('{"prompt": "a"\n{"prompt": "b"}\n')
+    assert bad_rows(path) == [(1, "not valid JSON: Expecting ',' delimiter at column 15")]
+    path.write_text(json.dumps({"prompt": "a", "more": {"deep": [1]}}, indent=1))
+    assert words(load(source(path)).groups) == ["a"]
+    path.write_text('{\n"prompt": "a",\n"more":\n')
+    with pytest.raises(DataError, match=r"d\.json:1: not valid JSON"):
+        load(source(path))
+
+
+def test_values_of_a_table_become_json(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    when = datetime.datetime(2024, 5, 6, 7, 8)
+    columns = {
+        "prompt": [b"caf\xc3\xa9"], "when": [when], "image": [b"\xff\x00"], "price": [decimal.Decimal("1.5")],
+        "tags": [["a", None]], "n": [3],
+    }  # fmt: skip
+    parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
+    [group] = load(source(tmp_path / "d.parquet")).groups
+    assert words([group]) == ["café"]
+    meta = {"when": "2024-05-06T07:08:00", "image": None, "price": 1.5, "tags": ["a", None], "n": 3}
+    assert group.meta == meta and groups_module.group_from_json(groups_module.group_to_json(group)) == group
+
+
+def test_very_long_rows_are_read(tmp_path: Path) -> None:
+    turns = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i}"} for i in range(10_000)]
+    path = write(
+        tmp_path / "d.jsonl", {"messages": turns}, {"messages": [turns[0], {**turns[1], "content": "x" * 10**7}]}
+    )
+    long, big = load(source(path)).groups
+    assert len(long.responses[0].messages or ()) == 9_999 or len(long.prompt) == 9_999
+    assert len(big.responses[0].text) == 10**7
+
+
 def test_text_files_become_raw_text_or_rows_of_the_named_format(tmp_path: Path) -> None:
     path = tmp_path / "d.txt"
     path.write_bytes(b"\xef\xbb\xbffirst line\r\nsecond\r\n\r\nthird\n")
@@ -367,16 +424,15 @@ def test_a_json_file_may_be_one_object_or_a_list_of_texts_under_one_key(tmp_path
     assert words(load(source(tmp_path / "named.json")).groups) == ["a", "b"]
 
 
-def test_parquet_is_read_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_is_read_from_the_file_itself(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     columns = {"prompt": ["a", "b"], "margin": [1.5, math.nan], "chosen": ["x", "y"], "rejected": ["y", "x"]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     loaded = load(source(tmp_path / "d.parquet"))
     assert [g.pairs for g in loaded.groups] == [(Pair(0, 1, margin=1.5),), (Pair(0, 1),)]
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(DataError, match=r"broken\.parquet: `datasets` cannot load it"):
+    with pytest.raises(DataError, match=r"broken\.parquet: cannot read the parquet file"):
         load(source(tmp_path / "broken.parquet"))
 
 
@@ -670,17 +726,46 @@ def test_weights_of_one_keep_every_row_in_order(tmp_path: Path) -> None:
     assert words(load(source(one), source(two)).groups) == [f"question {i}" for i in [*range(30), *range(100, 110)]]
 
 
-def test_other_weights_repeat_and_thin_in_proportion(tmp_path: Path) -> None:
+def test_weights_leave_every_row_in_place_and_become_shares(tmp_path: Path) -> None:
     one, two = prompts(tmp_path / "a.jsonl", 90), prompts(tmp_path / "b.jsonl", 10, start=100)
-    loaded = load(source(one, weight=3.0), source(two, weight=1.0))
-    found = words(loaded.groups)
-    small = [word for word in found if int(word.split()[1]) >= 100]
-    assert (len(found), len(small)) == (100, 25)
-    assert {small.count(word) for word in small} == {2, 3} and len(set(small)) == 10
-    large = [word for word in found if word not in small]
-    assert len(set(large)) == 75 and large == sorted(large, key=lambda word: int(word.split()[1]))
-    assert load(source(one, weight=3.0), source(two, weight=1.0)).groups == loaded.groups
-    assert load(source(one, weight=3.0), source(two, weight=1.0), seed=5).groups != loaded.groups
+    loaded = load(source(one, weight=3.0), source(two))
+    assert len(loaded.groups) == 100 and loaded.weights == (0.75, 0.25)
+    assert [group.origin.source for group in loaded.groups if group.origin] == [0] * 90 + [1] * 10
+    assert load(source(one, weight=3.0)).weights is None and load(source(one), source(two)).weights is None
+
+
+def test_every_group_knows_where_it_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": ""}\n{"prompt": "b"}\n')
+    found = [group.origin for group in load(source(path, on_bad_row="skip"), source(path, limit=1)).groups]
+    assert found == [Origin(str(path), 1, True, 0), Origin(str(path), 4, True, 0), Origin(str(path), 1, False, 1)]
+    assert str(found[1]) == f"{path}:4"
+    groups_module.write_groups(tmp_path / "made.jsonl", [Group(prompt("q"))])
+    made = load(DataSource(stage="make"), stage_data=lambda stage: tmp_path / "made.jsonl").groups[0]
+    assert str(made.origin) == "stage make:1"
+
+
+def test_a_part_of_a_split_is_read_alone(tmp_path: Path) -> None:
+    path = prompts(tmp_path / "d.jsonl", 40)
+    both = load(source(path, validation=0.25))
+    training = load(source(path, validation=0.25, part="training"))
+    held = load(source(path, validation=0.25, part="validation"))
+    assert words(training.groups) == words(both.groups) and training.validation == []
+    assert words(held.groups) == words(both.validation) and held.validation == []
+    assert [(f.rows, f.held_out) for f in (*training.sources, *held.sources)] == [
+        (len(both.groups), len(both.validation)),
+        (len(both.validation), len(both.groups)),
+    ]
+
+
+def test_a_source_says_how_it_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
+    loaded = load(source(path, on_bad_row="skip"), source(path, format=named("prompt_only"), limit=1, weight=4))
+    assert [(f.format, f.recognized, f.rows, f.skipped, f.weight) for f in loaded.sources] == [
+        ("prompt_only", True, 1, 1, 0.2),
+        ("PromptOnly", False, 1, 0, 0.8),  # by the name in the recipe
+    ]
 
 
 # The data that the recipes use

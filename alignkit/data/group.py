@@ -40,13 +40,17 @@ class Message(TypedDict, total=False):
     tool_call_id: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a group was read. row: counts from 1. skip: its source leaves out bad rows (`on_bad_row: skip`)."""
+    """Where a group was read. row: counts from 1. skip: its source leaves out bad rows (`on_bad_row: skip`).
+
+    source: the place of its source in the data entry, from 0.
+    """
 
     file: str
     row: int
     skip: bool = False
+    source: int = 0
 
     def __str__(self) -> str:
         return f"{self.file}:{self.row}"
@@ -188,11 +192,23 @@ def group_id(
 def prompts_of(groups: Iterable[Group]) -> list[Group]:
     """The prompt of every row with its columns, but without responses; raw text has no prompt.
 
+    The prompt of a conversation is all that comes before its last answer to the user.
+
     Rows with the same words stay separate, because their columns (`answer`, `safety`) may differ; so do their ids.
     """
-    return [
-        replace(group, responses=(), pairs=None, bundle=None, id=_prompt_id(group)) for group in groups if group.prompt
+    bare = [
+        replace(group, prompt=_up_to_last_question(group), responses=(), pairs=None, bundle=None)
+        for group in groups
+        if group.prompt
     ]
+    return [replace(prompt, id=_prompt_id(prompt)) for prompt in bare]
+
+
+def _up_to_last_question(group: Group) -> tuple[Message, ...]:
+    """The prompt; of a demonstration with several turns, the whole conversation up to the user's last turn."""
+    turns = group.responses[0].messages if len(group.responses) == 1 else None
+    last = max((place for place, turn in enumerate(turns or ()) if turn["role"] == "user"), default=-1)
+    return (*group.prompt, *(turns or ())[: last + 1])
 
 
 def distinct_prompts(groups: Iterable[Group]) -> list[Group]:
