@@ -1,8 +1,9 @@
-"""Files as numbered rows: jsonl, json, csv, tsv, txt (each also .gz), and parquet and hub data sets via `datasets`.
+"""Files as numbered rows: jsonl, json, csv, tsv, txt (each also .gz), and parquet.
 
-Rows are numbered from 1: lines of jsonl and txt, elements of a json array, records of parquet and hub data, and the
-rows that a spreadsheet shows for csv and tsv (the header is row 1). A row that cannot be parsed becomes a `BadRow`
-and does not end the file, so that all faults can be reported together as `file:row: reason`.
+Rows are numbered from 1: lines of jsonl and txt, elements of a json array, records of parquet, and the rows that a
+spreadsheet shows for csv and tsv (the header is row 1). JSON lines in a file called .json are read as lines. A row that
+cannot be parsed becomes a `BadRow` and does not end the file, so that all faults can be reported together as
+`file:row: reason`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from alignkit.errors import BadRow, DataError
 
 MAX_LISTED = 20  # bad rows listed in an error; the rest are counted
+PARQUET_ROWS = 1024  # decoded together
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def file_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if suffix in (".csv", ".tsv"):
         return _table_rows(path, "," if suffix == ".csv" else "\t")
     if suffix == ".parquet":
-        return dataset_rows("parquet", data_files=str(path), split="train")
+        return _parquet_rows(path)
     raise DataError(
         f"{path}: unknown file type '{suffix}'; use .jsonl, .json, .csv, .tsv or .txt (each also .gz), or .parquet"
     )
@@ -161,9 +166,10 @@ def parse(line: str | bytes) -> Any:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of a JSON file: the elements of an array, or one object.
+    """Rows of a JSON file: the elements of an array, one object, or an object per line, as in a .jsonl file.
 
-    An object whose only key holds a list of texts is read as that list. A fault ends the file, not the rows before it.
+    An object whose only key holds a list of texts is read as that list. A fault in an array ends the file, not the
+    rows before it.
     """
     lines = [line for _, line in text_lines(path)]
     bad = next(((number, line) for number, line in enumerate(lines, 1) if isinstance(line, BadRow)), None)
@@ -172,8 +178,16 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     text = "\n".join(map(str, lines)).strip()
     if text.startswith("["):
         yield from enumerate(_elements(text), 1)
+        return
+    value = _parse_or_bad(text.encode() + b"\n") if text else None
+    if isinstance(value, BadRow) and any(_is_object(str(line)) for line in lines[:MAX_LISTED]):
+        yield from _jsonl_rows(path)
     elif text:
-        yield from enumerate(_rows_of_object(_parse_or_bad(text.encode() + b"\n")), 1)
+        yield from enumerate(_rows_of_object(value), 1)
+
+
+def _is_object(line: str) -> bool:
+    return line.lstrip().startswith("{") and isinstance(_parse_or_bad(line.encode()), dict)
 
 
 def _rows_of_object(value: Any) -> list[Any]:
@@ -261,22 +275,38 @@ def _record(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | Bad
     return dict(zip(header, cells, strict=True))
 
 
-def dataset_rows(name: str, **where: Any) -> Iterator[tuple[int, Any]]:
-    """Rows of a parquet file or hub data set, memory-mapped by `datasets`."""
-    datasets = importlib.import_module("datasets")  # takes seconds, so only when needed
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Rows of a parquet file, read from the file itself: the cache of `datasets` would miss a change."""
+    parquet = importlib.import_module("pyarrow.parquet")  # takes a second, so only when needed
+    number = 0
     try:
-        rows = datasets.load_dataset(name, **where)
-    except Exception as error:  # the network, the hub and Arrow raise many kinds
-        source = where.get("data_files", name)
-        raise DataError(f"{source}: `datasets` cannot load it: {type(error).__name__}: {error}") from error
-    for number, row in enumerate(rows, 1):
-        yield number, _without_nan(row)
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, json_value(row)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
+    except Exception as error:  # Arrow raises many kinds
+        raise DataError(f"{path}: cannot read the parquet file: {type(error).__name__}: {error}") from error
 
 
-def _without_nan(value: Any) -> Any:
-    """The value with None for NaN: tables mark a missing number with NaN, JSON with null."""
+def json_value(value: Any) -> Any:
+    """A value of a table as JSON data.
+
+    NaN, which marks a missing number in tables, and what is neither text nor a number become None.
+    """
+    if isinstance(value, str | bool | int) or value is None:
+        return value
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return {str(key): json_value(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(inner) for inner in value]
+    if isinstance(value, float | Decimal):
+        return None if math.isnan(value) else float(value)
+    if isinstance(value, bytes):
+        text = _decoded(value)
+        return text if isinstance(text, str) and "\0" not in text else None
+    if isinstance(value, timedelta | UUID):
+        return str(value)
+    return value.isoformat() if hasattr(value, "isoformat") else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.sources import DataSource, DataSpec
+from alignkit.data.reading import DataSource
+from alignkit.data.sources import DataSpec
 from alignkit.options import Options
 from alignkit.recipe.components import find, options_of, with_options
 from alignkit.recipe.document import Keys
@@ -19,6 +20,9 @@ from alignkit.recipe.validation import validate
 from alignkit.registry import Registration
 
 _COMMON = allowed_keys(DataKeys)
+# Entries of a training stage whose rows are drawn again and again.
+_DRAWN = (("data",), ("prompts",), ("mix", "data"))
+_ONLY_HUB = ("name", "revision", "data_dir", "data_files", "streaming", "split")
 
 
 def read_data(raw: Any, keys: Keys, scope: Scope) -> DataSpec | None:
@@ -33,7 +37,43 @@ def read_data(raw: Any, keys: Keys, scope: Scope) -> DataSpec | None:
     else:
         sources = [_read_source(raw, keys, scope)]
     good = [source for source in sources if source is not None]
-    return DataSpec(tuple(good)) if good and len(good) == len(sources) else None
+    if not good or len(good) < len(sources):
+        return None
+    _check_split(good, keys, scope)
+    _check_weights(good, keys, scope)
+    return DataSpec(tuple(good))
+
+
+def _place(keys: Keys, scope: Scope) -> tuple[bool, tuple[str, ...]]:
+    """Return whether the entry belongs to a training stage, and its keys inside the stage."""
+    declared = scope.declared.get(scope.stage)
+    stage = max((index for index, key in enumerate(keys) if key == "stages"), default=-2) + 2
+    return declared is not None and declared.kind == "algorithm", tuple(map(str, keys[stage:]))
+
+
+def _check_split(sources: Sequence[DataSource], keys: Keys, scope: Scope) -> None:
+    """Report a held-out share that nothing would read, and a choice of a part that does not exist."""
+    split = [source for source in sources if source.validation]
+    if not split:
+        if any(source.part for source in sources):
+            scope.problems.error(keys, f"{path_text(keys)}: 'part' needs 'validation', the share that is held out")
+    elif len({source.part for source in split}) > 1:
+        message = f"{path_text(keys)}: 'part' must be the same in all sources with 'validation'"
+        scope.problems.error(keys, message)
+    elif split[0].part is None and _place(keys, scope) != (True, ("data",)):
+        scope.problems.error(
+            keys,
+            f"{path_text(keys)}: 'validation' holds out rows that nothing would read here",
+            help="add 'part: training' or 'part: validation' to say which rows to read",
+        )
+
+
+def _check_weights(sources: Sequence[DataSource], keys: Keys, scope: Scope) -> None:
+    """Report weights where every row is read once."""
+    trains, place = _place(keys, scope)
+    if any(source.weight is not None for source in sources) and not (trains and place in _DRAWN):
+        message = f"{path_text(keys)}: 'weight' has no effect, because every row is read once here"
+        scope.problems.error(keys, message, help="remove it; 'limit' reads fewer rows")
 
 
 def _read_source(raw: Any, keys: Keys, scope: Scope) -> DataSource | None:
@@ -115,9 +155,30 @@ class _Source:
             options = {key: value for key, value in self.raw.items() if key in format_keys}
             component = with_options("format", self.name, self.registration, options, self.keys, self.scope)
         path, stage = self._origin()
+        self._check_hub_keys()
         if values is None or (self.name and self.registration is None) or len(problems) > before:
             return None
-        return DataSource(format=component, path=path, stage=stage, **values.model_dump(exclude={"path", "stage"}))
+        plain = values.model_dump(exclude={"path", "stage", "hub", "name"})
+        return DataSource(format=component, path=path, stage=stage, hub=self._hub(), config=values.name, **plain)
+
+    def _check_hub_keys(self) -> None:
+        """Report keys that only a hub data set has, and streaming without a limit."""
+        if self.raw.get("hub") is None:
+            for key in _ONLY_HUB:
+                if self.raw.get(key):
+                    message = f"{path_text((*self.keys, key))}: only a hub data set has '{key}'"
+                    self.scope.problems.error((*self.keys, key), message, at_key=True, help="remove it, or set 'hub'")
+        elif self.raw.get("streaming") is True and self.raw.get("limit") is None:
+            message = f"{path_text(self.keys)}: 'streaming' needs 'limit', the number of rows to read"
+            self.scope.problems.error((*self.keys, "streaming"), message, at_key=True)
+
+    def _hub(self) -> str | None:
+        """Return the data set's name, or the absolute path of a folder."""
+        name: str | None = self.raw.get("hub")
+        if name is None:
+            return None
+        folder = self.scope.paths.locate(name, (*self.keys, "hub"))
+        return str(folder) if folder.is_dir() else name
 
     def _origin(self) -> tuple[Path | None, str | None]:
         """Return the file or stage that the data come from; neither for a Hub data set."""

@@ -98,14 +98,37 @@ class DataKeys(Options):
     """The keys of every data source, in any format."""
 
     path: str | None = Field(default=None, description="file; set exactly one of path, hub and stage")
-    hub: str | None = Field(default=None, description="data set on the Hugging Face Hub")
+    hub: str | None = Field(
+        default=None, description="data set on the Hugging Face Hub, or a folder of data files such as ./folder"
+    )
+    name: str | None = Field(default=None, description="configuration (subset) of a Hub data set, such as main")
+    revision: str | None = Field(
+        default=None, description="commit, branch or tag of a Hub data set; default: its main branch"
+    )
+    data_dir: str | None = Field(default=None, description="folder inside a Hub data set to read")
+    data_files: str | list[str] | dict[str, str | list[str]] | None = Field(
+        default=None, description="files or patterns inside a Hub data set to read, or these for each split"
+    )
+    streaming: bool = Field(
+        default=False, description="read a Hub data set's rows as needed, without downloading all of it; needs limit"
+    )
     stage: str | None = Field(default=None, description="step that produces the data")
     limit: int | None = Field(default=None, ge=1, description="use only the first N good rows; default: all")
     split: str | None = Field(default=None, description="split of a Hub data set; default: train")
     validation: float = Field(
         default=0.0, ge=0, lt=1, description="fraction of the prompts that is held out for validation"
     )
-    weight: float = Field(default=1.0, gt=0, description="relative weight of this source among several")
+    part: Literal["training", "validation"] | None = Field(
+        default=None,
+        description="with validation: read only the rows to train on, or only those held out; default: both, where an "
+        "algorithm measures the loss of the latter",
+    )
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="share of the rows drawn from this source, relative to the others; default: 1 if another source "
+        "has a weight, else every row is drawn once per epoch",
+    )
     on_bad_row: Literal["error", "skip"] = Field(
         default="error", description="error: stop and list the bad rows; skip: count them and continue"
     )

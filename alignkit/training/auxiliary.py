@@ -11,6 +11,7 @@ from alignkit import seeds
 from alignkit.errors import DataError
 from alignkit.models.encoding import Encoded
 from alignkit.training.context import StageContext
+from alignkit.training.draws import Draws, draws_of, report
 from alignkit.training.encoder import StageEncoder
 
 OBJECTIVES = {"text": "raw text, without prompts", "sft": "demonstrations: prompts with one response"}
@@ -21,21 +22,21 @@ class AuxiliaryLoss:
     """Cross-entropy on separate groups, added to every step's loss.
 
     weight: factor of the token mean. batch_size: groups per step. stream: returns the random generator of an epoch.
+    draws: the order of the groups; None draws every group once per epoch.
     """
 
     groups: list[Encoded]
     weight: float
     batch_size: int
     stream: Callable[[int], Generator]
+    draws: Draws | None = None
 
     def batch(self, step: int) -> list[Encoded]:
         """The groups of a step (counted from 0). They depend only on the step, so that a resumed run draws the same."""
-        batch = []
-        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-            epoch, index = divmod(position, len(self.groups))
-            order = self.stream(epoch).permutation(len(self.groups))
-            batch.append(self.groups[int(order[index])])
-        return batch
+        if self.draws is None:
+            self.draws = Draws([0] * len(self.groups), None, self.stream)
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [self.groups[self.draws.at(position)] for position in places]
 
 
 def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLoss | None:
@@ -43,7 +44,8 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
     mix = context.settings.mix
     if mix is None or mix.weight == 0:
         return None
-    groups = context.load(mix.data).groups
+    loaded = context.load(mix.data)
+    groups = loaded.groups
     if any(bool(group.prompt) != (mix.objective == "sft") or len(group.responses) != 1 for group in groups):
         raise DataError(f"{context.name}.mix: objective '{mix.objective}' needs {OBJECTIVES[mix.objective]}")
     encoded = encoder.encode(groups)
@@ -53,4 +55,6 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
     def stream(epoch: int) -> Generator:
         return seeds.stream(context.seed, context.name, "mix", epoch)
 
-    return AuxiliaryLoss(encoded, mix.weight, mix.batch_size or context.settings.batch_size or 1, stream)
+    draws = draws_of(loaded, [e.group for e in encoded], context.seed, context.name, "mix")
+    encoder.summary.update(report(context, "mix", loaded, draws))
+    return AuxiliaryLoss(encoded, mix.weight, mix.batch_size or context.settings.batch_size or 1, stream, draws)

@@ -9,6 +9,7 @@ from typing import Any
 
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded
+from alignkit.errors import RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.io.progress import Metrics
 from alignkit.models.shared_model import BASE
@@ -42,7 +43,13 @@ class ExternalStage:
     # TrainerContext
 
     def load(self, data: Any) -> Loaded:
-        return self._context.load(data)
+        loaded = self._context.load(data)
+        if loaded.weights is not None:
+            raise RunFailed(
+                f"stage '{self.name}': {self._context.stage.component.name} draws rows in its own way, so 'weight' "
+                "would have no effect; remove it"
+            )
+        return loaded
 
     def export_start(self, folder: Path, *, scalar_head: bool = False) -> None:
         start = self._context.models.role(self.settings.from_ or BASE)

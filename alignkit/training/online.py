@@ -54,7 +54,8 @@ class OnlineStage:
         first = int(work.done.get("iteration", 0))
         self.files.forget_after(first)
         work.restore_summary()
-        work.summary |= {"prompts": len(prompts.prompts), "iterations": iterations, **prompts.facts}
+        counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
+        work.summary |= {**counts, **prompts.facts}
         self.context.reporter.start(self.context.name, iterations, first)
         for number in range(first + 1, iterations + 1):
             self.context.should_stop()

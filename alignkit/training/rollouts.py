@@ -55,6 +55,12 @@ class PromptSource:
         return [self.prompts[self.draws.at(place)] for place in range((iteration - 1) * count, iteration * count)]
 
     @property
+    def used(self) -> int:
+        """How many of the prompts the stage samples at least once."""
+        total = (self.context.settings.iterations or 1) * self._per_iteration
+        return len({self.draws.at(place) for place in range(total)})
+
+    @property
     def _per_iteration(self) -> int:
         return self.context.settings.prompts_per_iteration or len(self.prompts)
 

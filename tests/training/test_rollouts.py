@@ -19,14 +19,16 @@ def asked(folder: Path, prompts: Any, **settings: Any) -> list[list[Group]]:
     stage: dict[str, Any] = {
         "algorithm": "expert_iteration",
         "prompts": prompts,
-        "reward": "length",
-        "rollout": {"samples_per_prompt": 1, "max_new_tokens": 2},
+        "reward": {"python": {"path": "letters.py", "function": "letters"}},
+        "rollout": {"samples_per_prompt": 1, "max_new_tokens": 8},
         "batch_size": 64,
         "epochs": 1,
         "learning_rate": 0.0001,
         **settings,
     }
     recipe = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"align": stage}}
+    code = "def letters(completions, **columns):\n    return [float(len(set(text))) for text in completions]\n"
+    (folder / "letters.py").write_text(code, encoding="utf-8")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     run_recipe(load_recipe(folder / "recipe.yaml"), folder / "out")
     return [read_groups(path) for path in sorted((folder / "out" / "align" / "rollouts").glob("*.jsonl"))]
@@ -47,3 +49,17 @@ def test_rows_with_equal_words_are_sampled_apart_and_keep_their_columns(
     assert said == [("which?", 1), ("which?", 1), ("which?", 2), ("which?", 3), ("why?", 1)]
     output = " ".join(capsys.readouterr().err.split())
     assert "1 row of 'prompts' repeats the words and columns of another" in output
+
+
+def test_prompts_are_drawn_by_the_weights_of_their_sources(tmp_path: Path) -> None:
+    """80 to 20 between 6 and 9 prompts: in three iterations of 5, each rare prompt comes before any returns."""
+    write(tmp_path / "rare.jsonl", [{"prompt": f"rare {n}"} for n in range(9)])
+    write(tmp_path / "often.jsonl", [{"prompt": f"often {n}"} for n in range(6)])
+    entry = [{"path": "often.jsonl", "weight": 0.8}, {"path": "rare.jsonl", "weight": 0.2}]
+    iterations = asked(tmp_path, entry, prompts_per_iteration=5, iterations=3)
+    said = [group.prompt[0]["content"] for groups in iterations for group in groups]
+    assert sum(words.startswith("often") for words in said) == 12
+    assert {said.count(f"often {n}") for n in range(6)} == {2}
+    assert len({words for words in said if words.startswith("rare")}) == 3
+    summary = json.loads((tmp_path / "out" / "align" / "stage.json").read_text(encoding="utf-8"))["summary"]
+    assert [(fact["rows"], fact["epochs"]) for fact in summary["prompts_sources"]] == [(6, 2.0), (9, 0.333)]

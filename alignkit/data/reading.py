@@ -1,0 +1,278 @@
+"""A source's rows as groups: which format reads them, and what every group gets from its source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from alignkit.data import hub
+from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines
+from alignkit.data.group import Group, Origin, group_from_json, group_id, resolved_pairs
+from alignkit.errors import BadRow, DataError
+from alignkit.formats import Format
+from alignkit.registry import Component
+
+NEAREST = 5  # formats that an error suggests
+_SAME = {"question": "prompt", "query": "prompt", "goal": "prompt", "answer": "completion", "target": "completion"}
+Part = Literal["training", "validation"]
+Formats = Mapping[str, type[Format]]
+StageData = Callable[[str], Path]
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One source of groups: a file, a stage's data or a hub data set.
+
+    path, stage, hub: exactly one is set. hub may be a local folder.
+    config, revision, data_dir, data_files, split, streaming: the part of a hub data set; see `hub.HubRows`.
+    format: the format and its options; None detects it from the first row.
+    limit: the number of good rows to read; None reads all.
+    validation: the share of prompts held out for validation, in [0, 1).
+    part: read only this side of the split; None reads both.
+    weight: the source's share of the rows drawn, relative to others of the same entry; None draws by row.
+    on_bad_row: `error` stops with all bad rows, `skip` counts them.
+    columns: the name that the format expects -> the name in the file.
+    meta: values added to every group's `meta`; they replace the row's own.
+    """
+
+    format: Component | None = None
+    path: Path | None = None
+    stage: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    data_dir: str | None = None
+    data_files: Any = None
+    streaming: bool = False
+    limit: int | None = None
+    split: str | None = None
+    validation: float = 0.0
+    part: Part | None = None
+    weight: float | None = None
+    on_bad_row: Literal["error", "skip"] = "error"
+    columns: dict[str, str] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The source in messages: a stage, a path, or a hub data set with its configuration and split."""
+        if self.stage:
+            return f"stage {self.stage}"
+        if self.path is not None:
+            return str(self.path)
+        return f"{self.hub}{f'/{self.config}' if self.config else ''}[{self.split or 'train'}]"
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """The good groups of a source, at most its limit, and the bad rows before that limit.
+
+    format: the name of the format that read them. recognized: whether the first row decided it, and not the recipe.
+    """
+
+    groups: list[Group]
+    bad: list[SkippedRow]
+    format: str
+    recognized: bool
+    sample: Sample | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A group that shows how rows are understood. reason: what made one response the better one, such as `label 2`."""
+
+    group: Group
+    reason: str
+
+
+def read_source(
+    source: DataSource, place: int, formats: Formats, stage_data: StageData, commit: hub.CommitOf
+) -> SourceRows:
+    """Read a source. place: its index in its data entry, which its groups' origin holds."""
+    if source.split and not source.hub:
+        raise DataError(f"{source.name}: only a hub data set has a 'split'; remove it, or name another file")
+    reader = Reader(source, formats)
+    groups: list[Group] = []
+    bad: list[SkippedRow] = []
+    good, sample = 0, None
+    skip = source.on_bad_row == "skip"
+    for number, row in reader.rows(stage_data, commit):
+        try:
+            found = reader.groups(raise_if_bad(row))
+        except BadRow as error:
+            bad.append(SkippedRow(source.name, number, str(error)))
+        else:
+            groups += [replace(group, origin=Origin(source.name, number, skip, place)) for group in found]
+            good += 1
+            sample = reader.better_sample(sample, row, found)
+        if source.limit is not None and good >= source.limit:
+            break
+    return SourceRows(groups, bad, reader.format_name, source.format is None, sample)
+
+
+def recognized_format(source: DataSource, formats: Formats, stage_data: StageData, commit: hub.CommitOf) -> str:
+    """The format that the source's first row decides; empty if the recipe names one, or if none can be found."""
+    if source.format is not None or source.stage:
+        return ""
+    reader = Reader(source, formats)
+    try:
+        for _, row in reader.rows(stage_data, commit):
+            if reader.format is None and not isinstance(row, BadRow):
+                reader.recognize(row)
+            if reader.format is not None:
+                break
+    except (DataError, BadRow):  # reported when the stage reads its data
+        return ""
+    return reader.format_name
+
+
+class _StoredGroups(Format):
+    """Groups that a stage wrote: alignkit made them, so only their shape is checked."""
+
+    def read(self, row: Any) -> Group:
+        return group_from_json(row)
+
+    def check(self, group: Group) -> None:
+        pass
+
+
+class Reader:
+    """Turns a source's rows into groups; the first row that can be parsed decides the format."""
+
+    def __init__(self, source: DataSource, formats: Formats):
+        self.source = source
+        self.formats = formats
+        self.format: Format | None = None
+        self.format_name = ""
+        if source.format is not None:
+            self.format = source.format.registration.implementation(source.format.options)
+            self.format_name = source.format.name
+        elif source.stage:
+            self.format, self.format_name = _StoredGroups(), "groups"
+
+    def rows(self, stage_data: StageData, commit: hub.CommitOf) -> Iterator[tuple[int, Any]]:
+        """Numbered rows; a row that cannot be parsed is a `BadRow`."""
+        source = self.source
+        if source.hub:
+            return hub.HubRows(
+                source.hub,
+                source.config,
+                source.revision,
+                source.data_dir,
+                source.data_files,
+                source.split or "train",
+                source.streaming,
+            ).rows(commit)
+        path = stage_data(source.stage) if source.stage else Path(str(source.path))
+        if suffix_of(path) == ".txt":
+            return self._text_rows(path)
+        return file_rows(path)
+
+    def _text_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        if self.format is None:
+            candidates = {name: cls for name, cls in self.formats.items() if cls.plain_text}
+            if len(candidates) != 1:
+                choices = _described(candidates or self.formats)
+                raise DataError(f"{path}: a text file needs a format, as in `data: {{FORMAT: FILE}}`:\n{choices}")
+            self.format_name, cls = next(iter(candidates.items()))
+            self.format = cls()
+        lines: list[tuple[int, str]] = []
+        for number, line in text_lines(path):
+            if isinstance(line, BadRow):
+                yield number, line
+            else:
+                lines.append((number, line))
+        yield from self.format.rows_of_text(lines)
+
+    def recognize(self, row: Any) -> None:
+        """Decide the format by this row. Raises `DataError` if no format or several match."""
+        row = _with_renamed_columns(row, self.source.columns)
+        self.format_name = _detected_format(row, self.formats, self.source.name)
+        self.format = self.formats[self.format_name]()
+
+    def groups(self, row: Any) -> list[Group]:
+        """The checked groups of a row, with ids and the source's meta."""
+        if self.format is None:
+            self.recognize(row)
+        assert self.format is not None
+        row = _with_renamed_columns(row, self.source.columns)
+        try:
+            self.format.check_columns(row, self.source.columns)
+            groups = list(self.format.groups(row))
+            for group in groups:
+                self.format.check(group)
+        except BadRow:
+            raise
+        except Exception as error:  # if a format fails, the user still learns at which row
+            reason = f"the format {type(self.format).__name__} failed: {type(error).__name__}: {error}"
+            raise BadRow(reason) from error
+        return [self._identified(group) for group in groups]
+
+    def better_sample(self, sample: Sample | None, row: Any, found: Sequence[Group]) -> Sample | None:
+        """The first group, or the first one with a pair: it shows which response counts as better."""
+        if sample is not None and resolved_pairs(sample.group):
+            return sample
+        paired = next((group for group in found if resolved_pairs(group)), None)
+        if self.format is None or (paired is None and (sample is not None or not found)):
+            return sample
+        reason = self.format.reason(_with_renamed_columns(row, self.source.columns)) if paired else ""
+        return Sample(paired or found[0], reason)
+
+    def _identified(self, group: Group) -> Group:
+        meta = {**group.meta, **self.source.meta}
+        return replace(group, id=group.id or group_id(group.prompt, group.responses, group.tools), meta=meta)
+
+
+def _with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:
+    """The row with the column names that the format expects. columns: expected -> actual."""
+    if not columns:
+        return row
+    if not isinstance(row, Mapping):
+        raise BadRow(f"columns cannot be renamed: the row is {kind_of(row)}, not an object")
+    missing = [actual for actual in columns.values() if actual not in row]
+    if missing:
+        raise BadRow(f"no column {', '.join(map(repr, missing))} to rename; the row has {', '.join(map(str, row))}")
+    others = {name: value for name, value in row.items() if name not in columns.values()}
+    return others | {expected: row[actual] for expected, actual in columns.items()}
+
+
+def _detected_format(row: Any, formats: Formats, source: str) -> str:
+    """The only format that matches a source's first row. Raises `DataError` if none or several do."""
+    matching = {name: cls for name, cls in formats.items() if _matches(cls, row)}
+    if len(matching) == 1:
+        return next(iter(matching))
+    content = f"columns {', '.join(map(str, row))}" if isinstance(row, Mapping) else kind_of(row)
+    if matching:
+        raise DataError(
+            f"{source}: several formats match the first row ({content}). "
+            f"Choose one, as in `data: {{FORMAT: FILE}}`:\n{_described(matching)}"
+        )
+    raise DataError(
+        f"{source}: no format matches the first row ({content}). "
+        f"Name the format, or rename columns with `columns: {{expected: actual}}`. "
+        f"The nearest formats:\n{_described(_nearest(row, formats))}"
+    )
+
+
+def _matches(format_class: type[Format], row: Any) -> bool:
+    try:
+        return format_class.matches(row)
+    except Exception:  # a plugin that fails on a foreign row does not match it
+        return False
+
+
+def _nearest(row: Any, formats: Formats) -> Formats:
+    """The formats whose description names most of the row's columns; all formats if none names any."""
+    words = re.findall(r"[a-z]+", " ".join(map(str, row)).lower()) if isinstance(row, Mapping) else []
+    columns = {_SAME.get(word, word) for word in words}
+    named = {name: len(columns & set(re.findall("[a-z]+", cls.wants.lower()))) for name, cls in formats.items()}
+    best = sorted((name for name in named if named[name]), key=lambda name: (-named[name], name))[:NEAREST]
+    return {name: formats[name] for name in best or sorted(formats)}
+
+
+def _described(formats: Formats) -> str:
+    width = max((len(name) for name in formats), default=0)
+    return "\n".join(f"  {name:<{width}}  {cls.wants or cls.summary}" for name, cls in formats.items())

@@ -1,0 +1,130 @@
+"""The order in which a stage draws its rows: epochs over all of them, or sources by their weights.
+
+Without weights, every row is drawn once per epoch. With weights, an epoch has as many draws as there are rows, and
+each source has its share of them, to within a row. A source is walked in a shuffled order, epoch after epoch of its
+own, so that none of its rows is drawn twice before all of them were drawn once. Draws depend on the seed and their
+position only, so that a resumed run draws the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from alignkit import seeds
+from alignkit.data.group import Group
+from alignkit.data.sources import Loaded
+from alignkit.errors import RunFailed
+from alignkit.training.context import StageContext
+from alignkit.training.encoder import counted
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+
+class Draws:
+    """An endless sequence of row numbers.
+
+    sources: the source of each row. shares: of the sources among the draws; None draws every row once per epoch.
+    stream: returns the random generator of a name.
+    """
+
+    def __init__(self, sources: Sequence[int], shares: Sequence[float] | None, stream: Callable[..., Generator]):
+        self.size, self.stream = len(sources), stream
+        self.rows: list[list[int]] = []
+        self.shares: list[float] = []
+        if shares is not None:
+            self.rows = [[row for row, source in enumerate(sources) if source == place] for place in range(len(shares))]
+            self.shares = _of_present(shares, self.rows)
+        self._epochs: dict[int, list[int]] = {}  # the current one
+        self._walks: dict[int, tuple[int, list[int]]] = {}  # each source's current own epoch
+
+    def epoch(self, number: int) -> list[int]:
+        """The rows that an epoch (counted from 0) draws, in order."""
+        if number not in self._epochs:
+            self._epochs = {number: self._weighted(number) if self.shares else self._all(number)}
+        return self._epochs[number]
+
+    def at(self, position: int) -> int:
+        """The row at a position of the whole sequence."""
+        epoch, index = divmod(position, self.size)
+        return self.epoch(epoch)[index]
+
+    def _all(self, number: int) -> list[int]:
+        order: list[int] = self.stream(number).permutation(self.size).tolist()
+        return order
+
+    def _weighted(self, number: int) -> list[int]:
+        before, after = (apportioned(epochs * self.size, self.shares) for epochs in (number, number + 1))
+        drawn = [
+            self._walked(source, position)
+            for source, (start, end) in enumerate(zip(before, after, strict=True))
+            for position in range(start, end)
+        ]
+        return [drawn[index] for index in self._all(number)]
+
+    def _walked(self, source: int, position: int) -> int:
+        """The row at a position of a source's own endless walk."""
+        rows = self.rows[source]
+        lap, index = divmod(position, len(rows))
+        if self._walks.get(source, (-1, []))[0] != lap:
+            order = self.stream("source", source, lap).permutation(len(rows)).tolist()
+            self._walks[source] = (lap, order)
+        return rows[self._walks[source][1][index]]
+
+
+def _of_present(shares: Sequence[float], rows: Sequence[Sequence[int]]) -> list[float]:
+    """The shares of sources that still have rows, which sum to 1."""
+    present = [share if mine else 0.0 for share, mine in zip(shares, rows, strict=True)]
+    return [share / sum(present) for share in present]
+
+
+def apportioned(draws: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers that sum to `draws`, in proportion to shares that sum to 1 (the method of Webster).
+
+    More draws give no source fewer, so that an epoch's counts are differences of these.
+    """
+    # Webster's method rounds each quota to within half the number of sources; it adds one draw at a time from there.
+    counts = [max(0, int(draws * share) - len(shares)) for share in shares]
+    for _ in range(draws - sum(counts)):
+        present = [source for source, share in enumerate(shares) if share]
+        counts[min(present, key=lambda source: (counts[source] + 0.5) / shares[source])] += 1
+    return counts
+
+
+def draws_of(loaded: Loaded, groups: Sequence[Group], seed: int, *name: str) -> Draws:
+    """The draws of a data entry from those of its groups that can be used. name: of the random streams."""
+
+    def stream(*place: str | int) -> Generator:
+        return seeds.stream(seed, *name, *place)
+
+    if loaded.weights is None:
+        return Draws([0] * len(groups), None, stream)
+    unknown = [group for group in groups if group.origin is None]
+    if unknown:
+        raise RunFailed(
+            f"stage '{name[0]}': 'weight' cannot be applied, because its algorithm makes groups without an 'origin'\n"
+            "help: make them with dataclasses.replace, or remove 'weight'"
+        )
+    return Draws([group.origin.source for group in groups if group.origin], loaded.weights, stream)
+
+
+def report(context: StageContext, key: str, loaded: Loaded, draws: Draws, total: int | None = None) -> dict[str, Any]:
+    """Print each weighted source's rows and share, and return them for the summary; nothing without weights.
+
+    key: of the data entry. total: the draws of the whole stage, if known; they tell how often each row is seen.
+    """
+    if loaded.weights is None:
+        return {}
+    facts: list[dict[str, Any]] = []
+    for source, rows, share in zip(loaded.sources, draws.rows, draws.shares, strict=True):
+        fact = {"source": source.name, "rows": len(rows), "weight": round(share, 6)}
+        facts.append(fact if total is None or not rows else fact | {"epochs": round(total * share / len(rows), 3)})
+    context.say(f"{key}: {'; '.join(map(_described, facts))}")
+    return {f"{key}_sources": facts}
+
+
+def _described(fact: dict[str, Any]) -> str:
+    """`demos.jsonl: 300 rows, weight 0.2, 1.3 epochs`."""
+    text = f"{fact['source']}: {counted(fact['rows'], 'row')}, weight {fact['weight']:.3g}"
+    return f"{text}, {fact['epochs']:.3g} epochs" if "epochs" in fact else text

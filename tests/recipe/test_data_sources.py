@@ -1,0 +1,96 @@
+"""Which keys of a data source are allowed where: a held-out share, weights, and the parts of a hub data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alignkit.data.sources import DataSpec
+from alignkit.errors import RecipeError
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import Recipe
+
+SPLIT = {"path": "p.jsonl", "validation": 0.2}
+ONLINE = {"algorithm": "rloo", "reward": "length"}
+EVALUATE = {"step": "evaluate", "policies": ["base"], "rewards": ["length"]}
+
+
+def recipe(folder: Path, **stages: dict[str, Any]) -> Recipe:
+    (folder / "p.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}))
+    return load_recipe(folder / "recipe.yaml")
+
+
+def problems(folder: Path, **stages: dict[str, Any]) -> str:
+    with pytest.raises(RecipeError) as error:
+        recipe(folder, **stages)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ({**ONLINE, "prompts": SPLIT}, "prompts"),
+        ({**ONLINE, "prompts": ["p.jsonl", SPLIT]}, "prompts"),
+        ({**EVALUATE, "prompts": SPLIT}, "prompts"),
+        ({"algorithm": "sft", "data": "p.jsonl", "validation": SPLIT}, "validation"),
+        ({"algorithm": "sft", "data": "p.jsonl", "mix": {"data": SPLIT, "weight": 1, "objective": "sft"}}, "mix.data"),
+    ],
+)
+def test_rows_are_held_out_only_where_something_reads_them(tmp_path: Path, stage: dict[str, Any], key: str) -> None:
+    text = problems(tmp_path, s=stage)
+    assert f"s.{key}: 'validation' holds out rows that nothing would read here" in text and "part: validation" in text
+    recipe(tmp_path, s=_with_part(stage))
+    recipe(tmp_path, s={"algorithm": "sft", "data": SPLIT})
+
+
+def _with_part(value: Any) -> Any:
+    """The same with a part for every source that has a split."""
+    if isinstance(value, list):
+        return [_with_part(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _with_part(item) for key, item in value.items()}
+    return found | {"part": "validation"} if isinstance(found.get("validation"), float) else found
+
+
+def test_a_part_needs_a_split_and_is_one_for_all_sources(tmp_path: Path) -> None:
+    text = problems(tmp_path, s={"algorithm": "sft", "data": {"path": "p.jsonl", "part": "training"}})
+    assert "'part' needs 'validation'" in text
+    both = [{**SPLIT, "part": "training"}, {**SPLIT, "part": "validation"}]
+    assert "'part' must be the same" in problems(tmp_path, s={"algorithm": "sft", "data": both})
+
+
+def test_weights_are_refused_where_every_row_is_read_once(tmp_path: Path) -> None:
+    entry = [{"path": "p.jsonl", "weight": 2}, "p.jsonl"]
+    recipe(tmp_path, a={"algorithm": "sft", "data": entry}, b={**ONLINE, "prompts": entry})
+    text = problems(
+        tmp_path, a={**EVALUATE, "prompts": entry}, b={"algorithm": "sft", "data": entry, "validation": entry}
+    )
+    assert "a.prompts: 'weight' has no effect" in text and "b.validation: 'weight' has no effect" in text
+
+
+def test_the_keys_of_a_hub_data_set(tmp_path: Path) -> None:
+    hub = {"hub": "openai/gsm8k", "name": "main", "revision": "v1", "data_dir": "d", "data_files": ["a.csv"]}
+    settings = (
+        recipe(tmp_path, s={"algorithm": "sft", "data": {**hub, "streaming": True, "limit": 3}}).stages["s"].settings
+    )
+    assert settings is not None and isinstance(settings.data, DataSpec)
+    [source] = settings.data.sources
+    assert (source.hub, source.config, source.revision, source.data_dir) == ("openai/gsm8k", "main", "v1", "d")
+    assert (source.data_files, source.streaming, source.limit) == (["a.csv"], True, 3)
+    assert source.name == "openai/gsm8k/main[train]"
+    text = problems(tmp_path, s={"algorithm": "sft", "data": {**hub, "streaming": True}})
+    assert "'streaming' needs 'limit'" in text
+    text = problems(tmp_path, s={"algorithm": "sft", "data": {"path": "p.jsonl", "name": "main", "split": "test"}})
+    assert "only a hub data set has 'name'" in text and "only a hub data set has 'split'" in text
+
+
+def test_a_folder_of_data_files_is_found_from_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir("/")
+    settings = recipe(tmp_path, s={"algorithm": "sft", "data": {"hub": "set"}}).stages["s"].settings
+    assert settings is not None and settings.data.sources[0].hub == str(tmp_path / "set")
