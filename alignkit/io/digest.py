@@ -10,11 +10,38 @@ from typing import Any
 
 import alignkit
 
+BIG = 2**26  # bytes; hashing takes one to three seconds per GiB
+_big_files: dict[tuple[int, ...], str] = {}  # digests by device, inode, size and times
+
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes.
+
+    A big file is hashed once per process, unless it changes. The kernel's own time of change tells: unlike the time
+    of modification, no program can set it.
+    """
+    facts = path.stat()
+    key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    if facts.st_size >= BIG and key in _big_files:
+        return _big_files[key]
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        value = hashlib.file_digest(file, "sha256").hexdigest()
+    if facts.st_size >= BIG:
+        _big_files[key] = value
+    return value
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 of the names and contents of all files in a folder, at any depth, but hidden ones and caches."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [path.relative_to(folder) for path in files]
+    return digest(
+        {
+            str(name): file_digest(folder / name)
+            for name in names
+            if not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+        }
+    )
 
 
 def digest(value: Any) -> str:
@@ -34,5 +61,7 @@ def model_digest(source: str) -> Any:
     folder = Path(source)
     if not folder.is_dir():
         return source
-    kinds = (".safetensors", ".json", ".jinja", ".py")
-    return {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.suffix in kinds}
+    kinds = (".safetensors", ".bin", ".json", ".jinja", ".py", ".model", ".txt", ".tiktoken")
+    files = [file for file in folder.iterdir() if file.suffix in kinds and file.is_file()]
+    files += folder.glob("additional_chat_templates/*.jinja")
+    return {file.relative_to(folder).as_posix(): file_digest(file) for file in sorted(files)}

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from alignkit.data.hub import Commits
+from alignkit.data.reading import DataSource, recognized_format
 from alignkit.data.sources import DataSpec, Loaded, load
+from alignkit.formats import Format
+from alignkit.io.digest import file_digest, folder_digest
+from alignkit.io.source_code import plugin_digests
 from alignkit.plugins import plugins
 
-FileFacts = tuple[tuple[str, int, int], ...]  # name, time of change in ns and size in bytes of each file
+FileFacts = tuple[tuple[str, str], ...]  # name and digest of each file
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,45 +23,60 @@ class _Preloaded:
     """A data entry that was read before the first stage. files: their state just before reading."""
 
     spec: DataSpec
-    seed: int
     files: FileFacts
     loaded: Loaded
 
 
 class RunData:
-    """Reads data entries. stage_data: returns the file with the groups of a stage."""
+    """Reads data entries. stage_data: returns the file with the groups of a stage. seed: of the validation split."""
 
-    def __init__(self, stage_data: Callable[[str], Path]):
-        self._stage_data = stage_data
+    def __init__(self, stage_data: Callable[[str], Path], seed: int):
+        self._stage_data, self._seed = stage_data, seed
         self._preloaded: list[_Preloaded] = []
+        self._commits = Commits()
 
-    def preload(self, spec: DataSpec, seed: int) -> Loaded:
+    def preload(self, spec: DataSpec) -> Loaded:
         """Read a data entry that a stage will soon ask for. `load` does not read it again unless its files change."""
         files = _file_facts(spec)
-        loaded = self.read(spec, seed)
-        self._preloaded.append(_Preloaded(spec, seed, files, loaded))
+        loaded = self.read(spec)
+        self._preloaded.append(_Preloaded(spec, files, loaded))
         return loaded
 
-    def load(self, spec: DataSpec, seed: int) -> Loaded:
+    def load(self, spec: DataSpec) -> Loaded:
         """The rows of a data entry. Rereads changed files, because the stage's hash covers their current contents."""
-        wanted = (spec, seed, _file_facts(spec))
-        for entry in self._preloaded:
-            if (entry.spec, entry.seed, entry.files) == wanted:
-                self._preloaded.remove(entry)  # so that the stage can free the rows
-                return entry.loaded
-        return self.read(spec, seed)
+        known = [entry for entry in self._preloaded if entry.spec == spec]
+        if known and known[0].files == _file_facts(spec):
+            self._preloaded.remove(known[0])  # so that the stage can free the rows
+            return known[0].loaded
+        return self.read(spec)
 
     def forget(self) -> None:
         """Free the entries that no stage asked for."""
         self._preloaded.clear()
 
-    def read(self, spec: DataSpec, seed: int) -> Loaded:
+    def read(self, spec: DataSpec) -> Loaded:
         """Read a data entry from its files."""
-        formats = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
-        return load(spec, formats=formats, seed=seed, stage_data=self._stage_data)
+        return load(spec, formats=_formats(), seed=self._seed, stage_data=self._stage_data, commit=self._commits)
+
+    def identity(self, source: DataSource) -> dict[str, Any]:
+        """What decides a source's groups besides its keys: contents, the commit, the recognized format, the split."""
+        facts: dict[str, Any] = {"split_seed": self._seed} if source.validation else {}
+        if source.path is not None:
+            facts["path"] = file_digest(source.path) if source.path.is_file() else str(source.path)
+        if source.hub is not None and Path(source.hub).is_dir():
+            facts["hub"] = folder_digest(Path(source.hub))
+        elif source.hub is not None:
+            facts["commit"] = self._commits(source.hub, source.revision)
+        if name := recognized_format(source, _formats(), self._stage_data, self._commits):
+            registration = plugins().registry.get("format", name)
+            facts["recognized"] = [name, registration.version, plugin_digests(registration.source_path)]
+        return facts
+
+
+def _formats() -> dict[str, type[Format]]:
+    return {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
 
 
 def _file_facts(spec: DataSpec) -> FileFacts:
     files = [source.path for source in spec.sources if source.path is not None and source.path.is_file()]
-    stats = [file.stat() for file in files]
-    return tuple((str(file), stat.st_mtime_ns, stat.st_size) for file, stat in zip(files, stats, strict=True))
+    return tuple((str(file), file_digest(file)) for file in files)

@@ -10,26 +10,43 @@ from typing import Any
 from pydantic import BaseModel
 
 from alignkit import kernels
-from alignkit.data.sources import DataSource, DataSpec
+from alignkit.data.reading import DataSource
+from alignkit.data.sources import DataSpec
 from alignkit.io.digest import digest, file_digest, model_digest, versions
+from alignkit.io.source_code import plugin_digests, source_digests
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of
 from alignkit.registry import Component
+from alignkit.runs.data import RunData
 
 
-def stage_hash(stage: Stage, recipe: Recipe, base: Any, seed: int, upstream: Mapping[str, str]) -> str:
-    """The stage's hash. base: digest of the base model. upstream: hashes of the stages it refers to."""
+def stage_hash(
+    stage: Stage,
+    recipe: Recipe,
+    base: Any,
+    seed: int,
+    upstream: Mapping[str, str],
+    data: RunData | None = None,
+    date: str | None = None,
+) -> str:
+    """The stage's hash.
+
+    base: digest of the base model. upstream: hashes of the stages it refers to. data: knows what each source holds.
+    date: the day that the chat template writes; None if it writes none.
+    """
+    fingerprint = _Fingerprint(recipe, data or RunData(lambda name: recipe.folder / name, recipe.seed))
     model = recipe.model.model_dump()
     template = recipe.folder / (recipe.model.chat_template or "")
     if template.is_file():  # its name here and its content below; its folder does not matter
         model["chat_template"] = template.name
     return digest(
         {
-            "component": _fingerprint(stage.component, recipe.folder),
-            "settings": _fingerprint(stage.settings, recipe.folder),
+            "component": fingerprint.of(stage.component),
+            "settings": fingerprint.of(stage.settings),
             "upstream": dict(upstream),
             "model": model,
             "from": model_digest(stage.settings.from_) if stage.settings and stage.settings.from_ else None,
-            "template": _files_named(recipe.model, recipe.folder),
+            "template": fingerprint.files_named(recipe.model),
+            "date": date,
             "base": base,
             "seed": seed,
             "kernels": kernels.mode(),
@@ -38,50 +55,56 @@ def stage_hash(stage: Stage, recipe: Recipe, base: Any, seed: int, upstream: Map
     )
 
 
-def _source_digest(source: Path | None) -> Any:
-    """The digest of a plugin's file, or of every file of its package; None if it has no file."""
-    if source is None or not source.is_file():
-        return None
-    if source.name != "__init__.py":
-        return file_digest(source)
-    files = sorted(source.parent.rglob("*.py"))
-    return {str(file.relative_to(source.parent)): file_digest(file) for file in files}
+class _Fingerprint:
+    """Turns values of a recipe into plain data that changes with them: files count by content, plugins by source."""
 
+    def __init__(self, recipe: Recipe, data: RunData):
+        self.folder, self.data = recipe.folder, data
 
-def _fingerprint(value: Any, folder: Path) -> Any:
-    """Plain data that changes with the value: files count by content, plugins by version and source."""
-    if isinstance(value, Component):
-        return {
-            "name": value.name,
-            "version": value.registration.version,
-            "source": _source_digest(getattr(value.registration, "source_path", None)),
-            "options": _fingerprint(value.options, folder),
-            "files": _files_named(value.options, folder),
-        }
-    if isinstance(value, BaseModel):
-        return {name: _fingerprint(item, folder) for name, item in fields_of(value).items()}
-    if isinstance(value, DataSource | DataSpec | RewardSpec):
-        pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        plain = {name: _fingerprint(item, folder) for name, item in pairs}
+    def of(self, value: Any) -> Any:
+        """The plain data of a value."""
+        if isinstance(value, Component):
+            return {
+                "name": value.name,
+                "version": value.registration.version,
+                "source": plugin_digests(value.registration.source_path),
+                "options": self.of(value.options),
+                "files": self.files_named(value.options),
+            }
+        if isinstance(value, BaseModel):
+            return {name: self.of(item) for name, item in fields_of(value).items()}
+        if isinstance(value, DataSource | DataSpec | RewardSpec):
+            return self._of_dataclass(value)
+        if isinstance(value, Path):
+            return self._file(self.folder / value) or str(value)
+        if isinstance(value, Mapping):
+            return {key: self.of(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.of(item) for item in value]
+        return value
+
+    def _of_dataclass(self, value: DataSource | DataSpec | RewardSpec) -> dict[str, Any]:
+        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        if isinstance(value, DataSource):
+            known = self.data.identity(value)
+            return {name: self.of(item) for name, item in pairs if name != "path"} | known
+        plain = {name: self.of(item) for name, item in pairs}
         if isinstance(value, RewardSpec) and value.kind == "folder":
             plain["files"] = model_digest(value.name)
         return plain
-    if isinstance(value, Path):
-        path = folder / value
-        return file_digest(path) if path.is_file() else str(value)
-    if isinstance(value, Mapping):
-        return {key: _fingerprint(item, folder) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_fingerprint(item, folder) for item in value]
-    return value
 
+    def _file(self, path: Path) -> Any:
+        """The digest of a file; that of Python code includes the user's modules that it imports."""
+        if not path.is_file():
+            return None
+        return source_digests(path) if path.suffix == ".py" else file_digest(path)
 
-def _files_named(options: Any, folder: Path) -> dict[str, str]:
-    """Digests of the files that options name as text, by a relative path: templates, for example."""
-    digests = {}
-    for name, value in fields_of(options).items() if isinstance(options, BaseModel) else ():
-        if isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
-            path = folder / value
-            if path.is_file():
-                digests[name] = file_digest(path)
-    return digests
+    def files_named(self, options: Any) -> dict[str, Any]:
+        """Digests of the files that options name as text, by a relative path: templates, for example."""
+        digests = {}
+        for name, value in fields_of(options).items() if isinstance(options, BaseModel) else ():
+            if isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
+                found = self._file(self.folder / value)
+                if found is not None:
+                    digests[name] = found
+        return digests

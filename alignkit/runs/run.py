@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from alignkit.data.describe import describe
 from alignkit.data.group import write_groups
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import AlignkitError, OutOfResource, Problem, RecipeError, RemoteError, RunFailed, disk_is_full
@@ -102,10 +103,11 @@ class Run:
         self.stop_reason: str | None = None
         self.store = StageStore(folder, recipe.stages)
         self.hashes: dict[str, str] = {}
-        self._data = RunData(self.store.data)
+        self._data = RunData(self.store.data, recipe.seed)
         self._texts: list[str] = []  # what steps print at the end of the run
         self._stage_name = ""  # of the current stage
         self._bad_rows: dict[str, None] = {}  # an ordered set: data may be read twice
+        self._described: list[DataSpec] = []  # by the current stage
 
     # Stopping
 
@@ -172,7 +174,7 @@ class Run:
     def _stage(self, stage: Stage) -> bool:
         """Run a stage unless it can be reused. Returns whether it was reused."""
         name = stage.name
-        self._stage_name, self._bad_rows = name, {}
+        self._stage_name, self._bad_rows, self._described = name, {}, []
         stage_hash = self.hashes[name] = self.hash_of(stage)
         self.store.restore(name, stage_hash)
         record = self.store.record(name)
@@ -230,7 +232,7 @@ class Run:
             models=self.models,
             folder=folder,
             seed=seed,
-            load=lambda spec: self.load(spec, seed),
+            load=self.load,
             reward_context=lambda: self._reward_context(seed),
             folder_of=self.store.path,
             reporter=self.reporter,
@@ -254,7 +256,7 @@ class Run:
             folder=self.recipe.folder,
             seed=seed,
             out=folder,
-            load=lambda spec: self.load(spec, seed).groups,
+            load=lambda spec: self.load(spec).groups,
             scorer=scorer,
             map=lambda name, rows, f: durable_map(folder / "map" / f"{name}.jsonl", rows, f, self.should_stop),
             log=log,
@@ -264,7 +266,7 @@ class Run:
     def _reward_context(self, seed: int) -> Context:
         """Return the context of rewards and judges. A score must not depend on earlier scores of this process."""
         self.models.forget_scores()
-        return Context(self.models, self._cache(), self.recipe.folder, seed, lambda spec: self.load(spec, seed).groups)
+        return Context(self.models, self._cache(), self.recipe.folder, seed, lambda spec: self.load(spec).groups)
 
     def _cache(self) -> Path:
         cache = self.folder / "cache"
@@ -290,11 +292,15 @@ class Run:
         """Read a data entry before any stage runs. keep: keep the rows in memory, because the stage runs first."""
         entries = specs([stage.settings, stage.component.options], DataSpec)
         whole = any(spec is entry for entry in entries)  # a part of an entry is never requested by a stage
-        return (self._data.preload if keep and whole else self._data.read)(spec, self.seed_of(stage))
+        return (self._data.preload if keep and whole else self._data.read)(spec)
 
-    def load(self, spec: DataSpec, seed: int) -> Loaded:
-        """Read a data entry for the current stage, and report the bad rows that it skips."""
-        loaded = self._data.load(spec, seed)
+    def load(self, spec: DataSpec) -> Loaded:
+        """Read a data entry for the current stage; report what was understood, and the bad rows that it skips."""
+        loaded = self._data.load(spec)
+        if spec not in self._described:
+            self._described.append(spec)
+            for line in describe(loaded):
+                self.reporter.say(line)
         if loaded.skipped:
             self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
             count = len(loaded.skipped)
@@ -343,7 +349,7 @@ class Run:
     def hash_of(self, stage: Stage) -> str:
         """The hash of everything the stage's result depends on; the hashes of earlier stages are already known."""
         upstream = {name: self.hashes[name] for name in stage.upstream}
-        return stage_hash(stage, self.recipe, self.base_digest, self.seed_of(stage), upstream)
+        return stage_hash(stage, self.recipe, self.base_digest, self.seed_of(stage), upstream, self._data)
 
 
 def _facts(summary: Mapping[str, Any]) -> str:

@@ -1,25 +1,220 @@
-"""What the fingerprint of a stage depends on."""
+"""Everything that a stage read is in its hash: contents, commits, recognized formats, and the code behind plugins."""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from alignkit.runs.fingerprint import _source_digest
+import pytest
+import yaml
+
+from alignkit.data import hub
+from alignkit.data.hub import Commits, HubRows
+from alignkit.errors import DataError
+from alignkit.io import digest
+from alignkit.plugins import plugins
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.fingerprint import stage_hash
+
+ROWS = [{"prompt": f"q{n}", "completion": "a"} for n in range(3)]
 
 
-def test_every_file_of_a_plugin_that_is_a_package_counts(tmp_path: Path) -> None:
-    package = tmp_path / "alignkit_two"
-    package.mkdir()
-    (package / "__init__.py").write_text("from alignkit_two import rest\n", encoding="utf-8")
-    (package / "rest.py").write_text("x = 1\n", encoding="utf-8")
-    before = _source_digest(package / "__init__.py")
-    (package / "rest.py").write_text("x = 2\n", encoding="utf-8")
-    assert _source_digest(package / "__init__.py") != before
+def hashed(folder: Path, recipe_seed: int = 0, **stage: Any) -> str:
+    """The hash of the stage `s`."""
+    stages = {"s": {"algorithm": "sft", **stage} if "step" not in stage else stage}
+    document = {"model": {"base": "tiny"}, "seed": recipe_seed, "stages": stages}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    recipe = load_recipe(folder / "recipe.yaml")
+    return stage_hash(recipe.stages["s"], recipe, "base", 0, {})
 
 
-def test_a_neighbor_of_a_plugin_that_is_a_file_does_not_count(tmp_path: Path) -> None:
-    (tmp_path / "one.py").write_text("x = 1\n", encoding="utf-8")
-    before = _source_digest(tmp_path / "one.py")
-    (tmp_path / "other.py").write_text("x = 2\n", encoding="utf-8")
-    assert _source_digest(tmp_path / "one.py") == before
-    assert _source_digest(None) is None
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def test_a_file_counts_by_its_content_whatever_its_times_say(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "d.parquet"
+
+    def stored(answer: str) -> str:
+        columns = {"prompt": ["q"], "completion": [answer]}
+        parquet.write_table(pyarrow.table(columns), path)
+        os.utime(path, ns=(10**18, 10**18))
+        return hashed(tmp_path, data="d.parquet")
+
+    assert stored("one") != stored("two")
+    assert stored("one") == stored("one")
+
+
+def test_a_big_file_that_changes_under_its_old_time_is_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "BIG", 1)
+    path = tmp_path / "big"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(10**18, 10**18))
+    before = digest.file_digest(path)
+    assert digest.file_digest(path) == before
+    while True:  # until the file system's clock has moved on
+        path.write_bytes(b"two")
+        os.utime(path, ns=(10**18, 10**18))
+        if path.stat().st_ctime_ns not in {key[-1] for key in digest._big_files}:
+            break
+    assert digest.file_digest(path) != before
+
+
+def test_the_code_of_a_recognized_format_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A format that the recipe does not name is in the hash like one that it names."""
+    write(tmp_path / "d.jsonl", ROWS)
+    registry = plugins().registry
+    found = {}
+    for version, source in (("1", "x = 1"), ("1", "x = 2"), ("2", "x = 2")):
+        code = tmp_path / "format_plugin.py"
+        code.write_text(source, encoding="utf-8")
+        table = registry._registrations["format"]
+        changed = replace(registry.get("format", "prompt_completion"), version=version, source_path=code)
+        monkeypatch.setitem(table, "prompt_completion", [changed])
+        found[version, source] = hashed(tmp_path, data="d.jsonl")
+    assert len(set(found.values())) == 3
+    other = replace(registry.get("format", "alpaca"), version="99")
+    monkeypatch.setitem(registry._registrations["format"], "alpaca", [other])
+    assert hashed(tmp_path, data="d.jsonl") == found["2", "x = 2"]
+
+
+def test_the_split_counts_where_there_is_one(tmp_path: Path) -> None:
+    """A stage has a seed of its own, but the recipe's decides which rows are held out."""
+    write(tmp_path / "d.jsonl", ROWS)
+    split = {"path": "d.jsonl", "validation": 0.3}
+    assert hashed(tmp_path, 0, data=split, seed=5) != hashed(tmp_path, 1, data=split, seed=5)
+    assert hashed(tmp_path, 0, data="d.jsonl", seed=5) == hashed(tmp_path, 1, data="d.jsonl", seed=5)
+
+
+def test_modules_that_a_reward_imports_count(tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", ROWS)
+    (tmp_path / "mine.py").write_text("import words\ndef score(prompt, response):\n    return 0.0\n", encoding="utf-8")
+    (tmp_path / "words.py").write_text("x = 1\n", encoding="utf-8")
+    stage = {"algorithm": "rloo", "prompts": "d.jsonl", "reward": {"python": {"path": "mine.py", "function": "score"}}}
+    before = hashed(tmp_path, **stage)
+    (tmp_path / "words.py").write_text("x = 2\n", encoding="utf-8")
+    assert hashed(tmp_path, **stage) != before
+
+
+# Hub data sets
+
+
+class Hub:
+    """`datasets` and the hub, which knows one data set whose main branch moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.main, self.asked = "a" * 40, list[Any]()
+        monkeypatch.setitem(sys.modules, "datasets", self)
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda _, name, revision=None, **__: self)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    @property
+    def sha(self) -> str:
+        return self.main
+
+    def load_dataset(self, path: str, **where: Any) -> list[dict[str, Any]]:
+        self.asked.append((path, where))
+        return ROWS
+
+
+def test_a_hub_data_set_counts_by_its_commit_and_is_read_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Hub(monkeypatch)
+    data = {"hub": "org/set", "name": "main", "data_dir": "d", "data_files": {"train": "a*.json"}, "split": "test"}
+    one = hashed(tmp_path, data=data)
+    assert hashed(tmp_path, data=data) == one
+    where = {"name": "main", "data_dir": "d", "data_files": {"train": "a*.json"}, "split": "test", "revision": "a" * 40}
+    assert server.asked[-1] == ("org/set", where)
+    server.main = "b" * 40
+    assert hashed(tmp_path, data=data) != one
+    assert server.asked[-1][1]["revision"] == "b" * 40
+
+
+def test_a_commit_is_asked_for_once_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, commits = Hub(monkeypatch), Commits()
+    first = commits("org/set", None)
+    server.main = "b" * 40
+    assert commits("org/set", None) == first == "a" * 40
+    assert commits("org/set", "c" * 40) == "c" * 40
+
+
+def test_without_a_network_the_cached_copy_tells_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert Commits()("org/set", None) is None and Commits()("org/set", "v1") == "v1"
+    copy = tmp_path / "datasets--org--set"
+    (copy / "snapshots" / ("d" * 40)).mkdir(parents=True)
+    assert Commits()("org/set", None) == "d" * 40
+    (copy / "snapshots" / ("e" * 40)).mkdir()
+    assert Commits()("org/set", None) is None
+    (copy / "refs").mkdir()
+    (copy / "refs" / "main").write_text("e" * 40)
+    assert Commits()("org/set", None) == "e" * 40
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set in a folder with two configurations, read by the real `datasets`."""
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    here = tmp_path / "set"
+    for name in ("main", "socratic"):
+        write(here / name / "train.jsonl", [{"question": f"{name} {n}", "answer": "a"} for n in range(4)])
+        write(here / name / "test.jsonl", [{"question": f"{name} test", "answer": "a"}])
+    configs = [
+        {"config_name": name, "data_files": [{"split": s, "path": f"{name}/{s}.jsonl"} for s in ("train", "test")]}
+        for name in ("main", "socratic")
+    ]
+    (here / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n", encoding="utf-8")
+    return here
+
+
+def questions(rows: HubRows) -> list[str]:
+    return [row["question"] for _, row in rows.rows()]
+
+
+def test_configurations_splits_and_files_of_a_real_data_set(folder: Path) -> None:
+    name = str(folder)
+    assert questions(HubRows(name, "socratic")) == [f"socratic {n}" for n in range(4)]
+    assert questions(HubRows(name, "main", split="test")) == ["main test"]
+    assert questions(HubRows(name, "main", split="train[1:3]")) == ["main 1", "main 2"]
+    assert questions(HubRows(name, "main", streaming=True)) == [f"main {n}" for n in range(4)]
+    assert questions(HubRows(name, data_files="socratic/test.jsonl")) == ["socratic test"]
+    assert questions(HubRows(name, data_dir="main", split="test")) == ["main test"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"config": "socrates"}, "there is no configuration 'socrates'; did you mean 'socratic'?"),
+        ({"config": "socrates"}, "its configurations are main, socratic"),
+        ({}, "choose one with 'name': main, socratic"),
+        ({"config": "main", "split": "valid"}, "valid"),
+        ({"config": "main", "revision": "v1"}, "a folder has no 'revision'"),
+    ],
+)
+def test_a_part_that_does_not_exist_names_those_that_do(folder: Path, keys: dict[str, Any], reason: str) -> None:
+    with pytest.raises(DataError) as error:
+        questions(HubRows(str(folder), **keys))
+    assert str(folder) in str(error.value) and reason in str(error.value)
+
+
+def test_a_folder_counts_by_its_content_and_is_never_read_from_an_old_copy(folder: Path) -> None:
+    stage = {"data": {"hub": "set", "name": "main", "columns": {"prompt": "question", "completion": "answer"}}}
+    one = hashed(folder.parent, **stage)
+    assert questions(HubRows(str(folder), "main"))[0] == "main 0"
+    path = folder / "main" / "train.jsonl"
+    times = path.stat()
+    path.write_text(path.read_text().replace("main 0", "MAIN 0"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert hashed(folder.parent, **stage) != one
+    assert questions(HubRows(str(folder), "main"))[0] == "MAIN 0"
+    assert hub.as_written("set", "v1") == "v1"

@@ -1,0 +1,74 @@
+"""Which files count as a plugin's source: its package, and the user's own modules that it imports, at any depth."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignkit.io.source_code import plugin_digests, source_digests
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def names(file: Path) -> set[str]:
+    return set(source_digests(file))
+
+
+def changes(file: Path, other: Path) -> bool:
+    """Whether a change of the other file changes the digests."""
+    before = source_digests(file)
+    other.write_text(other.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
+    return source_digests(file) != before
+
+
+def test_every_file_of_a_package_counts_even_data(tmp_path: Path) -> None:
+    init = write(tmp_path / "two" / "__init__.py", "from two import rest\n")
+    write(tmp_path / "two" / "plugin.py", "")
+    for other in ("rest.py", "unused.py", "prompts/judge.txt"):
+        assert changes(init, write(tmp_path / "two" / other, "x = 1\n"))
+        assert changes(tmp_path / "two" / "plugin.py", tmp_path / "two" / other)
+    write(tmp_path / "two" / "__pycache__" / "rest.pyc", "")
+    assert not {name for name in names(init) if "pyc" in name}
+
+
+def test_neighbors_count_if_they_are_imported(tmp_path: Path) -> None:
+    file = write(tmp_path / "reward.py", "import words\n\ndef late():\n    from deep.er import thing\n")
+    used = [
+        write(tmp_path / "words.py", "import lists.long as x\n"),
+        write(tmp_path / "lists" / "long.py", "import importlib\nimportlib.import_module('named')\n"),
+        write(tmp_path / "named.py", ""),
+        write(tmp_path / "deep" / "__init__.py", "from . import beside\n"),
+        write(tmp_path / "deep" / "beside.py", "from .er.other import x\n"),
+        write(tmp_path / "deep" / "er" / "__init__.py", ""),
+        write(tmp_path / "deep" / "er" / "other.py", "from ..above import y\n"),
+        write(tmp_path / "deep" / "above.py", "import reward\n"),
+    ]
+    unused = write(tmp_path / "unused.py", "")
+    assert all(changes(file, other) for other in used)
+    assert not changes(file, unused)
+
+
+def test_installed_modules_do_not_count_but_editable_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "mine" / "reward.py", "import json, alignkit, torch, elsewhere, packaged_one\n")
+    elsewhere = write(tmp_path / "checkout" / "elsewhere" / "__init__.py", "")
+    installed = write(tmp_path / "site-packages" / "packaged_one.py", "")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "checkout"), str(tmp_path / "site-packages"), *sys.path])
+    assert names(file) == {"reward.py", "elsewhere"}
+    assert changes(file, elsewhere) and not changes(file, installed)
+
+
+def test_the_folder_and_the_order_do_not_matter_and_faults_are_left_to_the_import(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write(tmp_path / folder / "reward.py", "import words\nimport missing_module\nimport this is no python\n")
+        write(tmp_path / folder / "words.py", "x = 1\n")
+    assert source_digests(tmp_path / "a" / "reward.py") == source_digests(tmp_path / "b" / "reward.py")
+    assert names(tmp_path / "a" / "reward.py") == {"reward.py"}
+    write(tmp_path / "a" / "reward.py", "import words\nimport missing_module\n")
+    assert names(tmp_path / "a" / "reward.py") == {"reward.py", "words"}
+    assert plugin_digests(None) is None and plugin_digests(tmp_path / "no.py") is None
