@@ -34,6 +34,7 @@ BLANK, UNPROMPTED = "blank_turns", "unprompted_turns"
 CHANGED = "the chat template changes or drops the assistant's words; set model.chat_template to another template"
 
 Messages = Sequence[Mapping[str, Any]]
+Place = tuple[int, int]  # characters [begin, end)
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A rendered conversation.
-
-    prompted: whether `text` begins with the prompt; else the first turn is context. turns: those after the prompt.
-    """
+    """A rendered conversation. turns: the assistant's after the prompt."""
 
     text: str
-    prompted: bool
     turns: tuple[Turn, ...]
 
 
@@ -104,7 +101,7 @@ class Chat:
         if place < 0 or _QUESTION not in whole or _QUESTION not in prompt:
             raise DataError("the chat template drops the words of a message")
         rest = whole[place + len(_ANSWER) :]
-        size = self._close(rest)
+        size = self._close(rest, last=True)
         common = len(prompt) if whole.startswith(prompt) else common_length(prompt, whole[:place])
         lead, removed = whole[common:place], prompt[common:]
         block = lead if CLOSE in lead else AFTER_REASONING if OPEN in removed else ""
@@ -120,12 +117,12 @@ class Chat:
             block=block,
         )
 
-    def _close(self, rest: str) -> int:
-        """Characters through the end of turn: the first added token, and those that follow it immediately."""
+    def _close(self, rest: str, last: bool) -> int:
+        """Characters through the end of turn: the first added token and, at the last turn, those next to it."""
         match, end = self.template.added.search(rest), 0
         while match:
             end = match.end()
-            match = None if match[0] in self.ends else self.template.added.match(rest, end)
+            match = self.template.added.match(rest, end) if last and match[0] not in self.ends else None
         return end
 
     @cached_property
@@ -147,7 +144,7 @@ class Chat:
 
     def _prepared(self, messages: Messages) -> list[dict[str, Any]]:
         """The messages as the template receives them, with reasoning in its own key, or without it."""
-        if self.reasons or self.options.reasoning != "refuse":
+        if self.options.reasoning != "refuse":
             messages = [_split(message) for message in messages]
         if self.options.reasoning == "empty":
             messages = [{k: v for k, v in message.items() if k != "reasoning_content"} for message in messages]
@@ -165,21 +162,20 @@ class Chat:
         own = [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
         whole = self.template.render(messages, False, tools)
         last_prompt = self.template.render(messages[: own[-1]], True, tools)
-        places = self._places(messages, own, whole, last_prompt, tools)
+        messages, places = self._located(messages, own, whole, last_prompt, tools)
+        if places[-1] is None:
+            raise DataError("the chat template does not end a turn that calls tools")
         text, turns = self._last_turn(messages[own[-1]], whole, last_prompt, places[-1])
         start = turns[0].start
         for index, place in zip(own[-2::-1], places[-2::-1], strict=True):
-            turn = self._earlier_turn(messages, index, text, place, tools)
+            turn = self._earlier_turn(messages, index, text, place, tools) if place else Turn(start, start, UNPROMPTED)
             if text[: turn.end] != whole[: turn.end] or turn.end > start:
                 turn = Turn(turn.start, turn.start, UNPROMPTED)
             turns.insert(0, turn)
             start = turn.start
-        prompted = own[0] == first and turns[0].problem != UNPROMPTED
-        return Conversation(text, prompted, tuple(turns))
+        return Conversation(text, tuple(turns))
 
-    def _last_turn(
-        self, message: Mapping[str, Any], whole: str, prompt: str, place: tuple[int, int]
-    ) -> tuple[str, list[Turn]]:
+    def _last_turn(self, message: Mapping[str, Any], whole: str, prompt: str, place: Place) -> tuple[str, list[Turn]]:
         """The conversation's text, in which the last turn follows its prompt, and that turn."""
         begin, end = place
         reasoning = str(message.get("reasoning_content", "")).strip()
@@ -202,11 +198,12 @@ class Chat:
         else:
             raise DataError("the chat template does not write the answer after its own prompt; set model.reasoning")
         end += len(text) - len(whole)
-        return text, [Turn(len(start), end + self._end(text[end:]), _blank(message))]
+        turn = Turn(len(start), end + self._end(text[end:]), _blank(message))
+        if not _has_calls(message, text[turn.start : turn.end]):
+            raise DataError("the chat template drops the answer's tool calls; set model.chat_template")
+        return text, [turn]
 
-    def _earlier_turn(
-        self, messages: Messages, index: int, text: str, place: tuple[int, int], tools: Sequence[Any]
-    ) -> Turn:
+    def _earlier_turn(self, messages: Messages, index: int, text: str, place: Place, tools: Sequence[Any]) -> Turn:
         """A turn that others follow. It can be learned if its own generation prompt comes before it."""
         begin, end = place
         message, header = messages[index], self.shape.header
@@ -221,20 +218,38 @@ class Chat:
             start = len(prompt)
         if str(message.get("reasoning_content", "")).strip() not in text[start:begin]:
             return Turn(begin, begin, UNPROMPTED)
-        close = self._end(text[end:]) if self.shape.close else 0
-        return Turn(start, end + close, _blank(message))
+        end += self._end(text[end:])
+        return Turn(start, end, _blank(message) if _has_calls(message, text[start:end]) else UNPROMPTED)
 
     def _end(self, rest: str) -> int:
         """Characters through the end of turn in the text after an answer."""
         close = self.shape.close
-        return len(close) if close and rest.startswith(close) else self._close(rest) if close else 0
+        if not close:
+            return 0
+        return len(close) if rest.startswith(close) else self._close(rest, last=False)
 
     # Where the assistant's words are
 
+    def _located(
+        self, messages: list[dict[str, Any]], own: Sequence[int], whole: str, last_prompt: str, tools: Sequence[Any]
+    ) -> tuple[list[dict[str, Any]], list[Place | None]]:
+        """The messages, and where the words of the assistant's turns are; None for calls that no end of turn ends.
+
+        If the template moves reasoning out of the content, it is moved first.
+        """
+        try:
+            return messages, self._places(messages, own, whole, last_prompt, tools)
+        except DataError:
+            split = [dict(_split(message)) for message in messages]
+            if split != messages and self.template.render(split, False, tools) == whole:
+                return split, self._places(split, own, whole, last_prompt, tools)
+            if len(own) > 1 or not (place := self._reasoned_place(split[own[0]], whole, last_prompt)):
+                raise
+            return messages, [place]
+
     def _places(
         self, messages: Messages, own: Sequence[int], whole: str, last_prompt: str, tools: Sequence[Any]
-    ) -> list[tuple[int, int]]:
-        """Where the words of the assistant's turns are in the text."""
+    ) -> list[Place | None]:
         if len(own) == 1 and (place := self._usual_place(messages[own[0]], whole, last_prompt)):
             return [place]
         named = [index for index in own if messages[index].get("content") or not messages[index].get("tool_calls")]
@@ -247,17 +262,28 @@ class Chat:
         found = dict(zip(named, self._between(messages, literals, whole), strict=True))
         return [found.get(index) or self._call_place(messages, index, whole, tools) for index in own]
 
-    def _usual_place(self, message: Mapping[str, Any], whole: str, prompt: str) -> tuple[int, int] | None:
+    def _usual_place(self, message: Mapping[str, Any], whole: str, prompt: str) -> Place | None:
         """The place in a text that is the prompt, the words, and what the template writes around them."""
         end = len(whole) - len(self.shape.close) - len(self.shape.tail)
         begin = len(prompt) + len(self.shape.lead)
         if message.get("tool_calls") or not whole.endswith(self.shape.close + self.shape.tail):
             return None
+        if not message["content"].strip() and whole.startswith(prompt):
+            return max(end, len(prompt)), max(end, len(prompt))
         if whole[:begin] != prompt + self.shape.lead or whole[begin:end] not in _variants(message["content"]):
             return None
         return begin, end
 
-    def _between(self, messages: Messages, literals: Sequence[str], whole: str) -> list[tuple[int, int]]:
+    def _reasoned_place(self, message: Mapping[str, Any], whole: str, prompt: str) -> Place | None:
+        """The place of the words after reasoning that the template spaces in its own way."""
+        end = len(whole) - len(self.shape.close) - len(self.shape.tail)
+        reasoning, words = str(message.get("reasoning_content", "")).strip(), message["content"].strip()
+        written = whole[len(prompt) : end]
+        if not reasoning or not whole.startswith(prompt) or not whole.endswith(self.shape.close + self.shape.tail):
+            return None
+        return (end - len(words), end) if reasoning in written and written.endswith(words) else None
+
+    def _between(self, messages: Messages, literals: Sequence[str], whole: str) -> list[Place]:
         """Places of the words between the texts that the template writes itself."""
         if not whole.startswith(literals[0]):
             raise DataError(CHANGED)
@@ -273,13 +299,13 @@ class Chat:
             raise DataError(CHANGED)
         return places
 
-    def _call_place(self, messages: Messages, index: int, whole: str, tools: Sequence[Any]) -> tuple[int, int]:
-        """The place of a turn that only calls tools: all that the template writes for it."""
+    def _call_place(self, messages: Messages, index: int, whole: str, tools: Sequence[Any]) -> Place | None:
+        """The place of a turn that only calls tools: all that the template writes before the end of turn."""
         start = common_length(whole, self.template.render(messages[:index], True, tools))
-        end = self.shape.close and whole.find(self.shape.close, start)
-        if not isinstance(end, int) or end < 0:
-            raise DataError("the chat template does not end a turn that calls tools")
-        return start, end
+        close = self.template.added.search(self.shape.close)
+        ends = [whole.find(end, start) for end in {*self.ends, *([close[0]] if close else [])}]
+        end = min((end for end in ends if end >= 0), default=-1)
+        return (start, end) if end >= 0 else None
 
 
 def common_length(one: str, other: str) -> int:
@@ -298,6 +324,11 @@ def _split(message: Mapping[str, Any]) -> Mapping[str, Any]:
 def _variants(content: str) -> list[str]:
     """The words as templates write them: unchanged, or without white space around them."""
     return list(dict.fromkeys([content, content.strip(), content.lstrip(), content.rstrip(), content.strip("\n")]))
+
+
+def _has_calls(message: Mapping[str, Any], text: str) -> bool:
+    """Whether a text has the names of all functions that a message calls."""
+    return all(str(call.get("function", call).get("name", "")) in text for call in message.get("tool_calls") or ())
 
 
 def _blank(message: Mapping[str, Any]) -> str:

@@ -237,7 +237,7 @@ class Encoder:
                 rows.append(self._sampled(response, scoring))
                 continue
             found = self._conversation(group, response)
-            if not (found.prompted and found.text.startswith(prompt.text)):
+            if not found.text.startswith(prompt.text):
                 if len(group.responses) > 1:
                     raise DataError("the chat template renders the first answer without its own prompt")
                 prompt = self._prompt_of(found.text[: found.turns[0].start])
