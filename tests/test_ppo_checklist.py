@@ -378,7 +378,7 @@ def test_scores_are_centered_on_the_first_iteration() -> None:
 
 
 def test_missing_eos_penalty(tmp_path: Path) -> None:
-    """Taken off what every algorithm sees of cut-off responses, and off nothing else; the logged reward is without."""
+    """Taken off every reward of cut-off responses, and off nothing else."""
     found = {}
     for penalty in (0.0, 5.0):
         rollout = {"samples_per_prompt": 3, "max_new_tokens": 7, "temperature": 0.7, "missing_eos_penalty": penalty}
@@ -391,7 +391,7 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
     (groups, without, plain), (again, combined, columns) = found[0.0], found[5.0]
     cut = torch.tensor([response.truncated for group in groups for response in group.responses])
     assert cut.any() and not cut.all()
-    assert torch.equal(combined.raw, without.raw)
+    assert torch.equal(without.raw - combined.raw, 5.0 * cut)
     assert torch.equal(without.reward - combined.reward, 5.0 * cut)
     seen = [[r.scores["reward"] for group in some for r in group.responses] for some in (groups, again)]
     assert torch.equal(torch.tensor(seen[0]) - torch.tensor(seen[1]), 5.0 * cut)  # what selection sees
@@ -877,6 +877,19 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         # Once per rollout batch (two were measured), never per step.
         twice = F.adaptive_kl(adapted, wanted, 3.0, 100.0, 15)
         assert stage.algorithm.algorithm.state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
+
+
+def test_kl_adapts_within_a_run_of_typical_length() -> None:
+    """At the default horizon, ten iterations far above the target multiply the price by 1.2 to the tenth."""
+    ppo = algorithm(kl_coefficient=0.05, kl_target=1.0)
+    batch = by_hand(MASK, old_logprobs=NOISE * 0 + 3, reference_logprobs=NOISE * 0)
+    batch = replace(batch, old_values=NOISE, rewards=torch.tensor([1.0, 2.0, 3.0]))
+    for _ in range(10):
+        ppo.signal(batch)
+    assert ppo.state["kl_coefficient"] == pytest.approx(0.05 * 1.2**10)
+    slow = algorithm(kl_coefficient=0.05, kl_target=1.0, kl_horizon=30)
+    slow.signal(batch)
+    assert slow.state["kl_coefficient"] == pytest.approx(0.05 * (1 + 0.2 * 3 / 30))
 
 
 def test_the_price_of_kl_is_never_negative() -> None:

@@ -67,7 +67,10 @@ class Iteration:
 
 
 def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
-    """Mean and deviation of the raw reward, means of its components, lengths, and the share of truncated responses."""
+    """Mean and deviation of the raw reward, means of its components, lengths, and the share of truncated responses.
+
+    The reward is the one in the files of rollouts: it includes the mean of `missing_eos_penalty`, which is logged too.
+    """
     responses = [response for group in rollouts.groups for response in group.responses]
     raw = rollouts.combined.raw
     metrics: dict[str, Any] = {
@@ -80,6 +83,8 @@ def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
         if name != REWARD_KEY and values:
             metrics[f"score/{name}"] = sum(values) / len(values)
     metrics |= {f"reward/{name}": value for name, value in rollouts.combined.metrics.items()}
+    if rollouts.penalty is not None:
+        metrics["missing_eos_penalty"] = rollouts.penalty
     metrics["response_tokens"] = sum(len(response.tokens or ()) for response in responses) / len(responses)
     metrics["truncated"] = sum(response.truncated for response in responses) / len(responses)
     return metrics

@@ -22,7 +22,7 @@ from alignkit.models.packing import indivisible
 from alignkit.training.context import StageContext
 from alignkit.training.draws import Draws, draws_of, report
 from alignkit.training.encoder import UNFIT, counted, requirement, unfit
-from alignkit.training.schedule import schedule
+from alignkit.training.schedule import schedule, share_of
 from alignkit.training.stage import StageWork
 
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
@@ -175,7 +175,7 @@ class OfflineStage:
         """The batch of a step: a slice of its epoch's order."""
         epoch, index = divmod(step, plan.per_epoch)
         order = plan.draws.epoch(epoch)
-        chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
+        chosen = order[share_of(len(order), self._batch_size, index)]
         indices = [group for unit in chosen for group in plan.units[unit]]
         if plan.encoded is not None:
             return plan.encoded.take(indices)

@@ -46,6 +46,11 @@ class OnlineStage:
         self.files = RolloutFiles(context, self.scorer)
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
+        if self.scorer.within_group and self.algorithm.needs.replay:
+            context.say(
+                f"earlier samples are not replayed: reward '{self.scorer.name}' compares the responses of one group, "
+                "so its scores of different iterations cannot be compared"
+            )
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -241,7 +246,7 @@ class OnlineStage:
         name, seed, number = self.context.name, self.context.seed, iteration.number
 
         def replay() -> list[list[Group]]:
-            earlier = self.files.before(number)
+            earlier = [] if self.scorer.within_group else self.files.before(number)
             return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]
 
         random = seeds.stream(seed, name, "select", number)

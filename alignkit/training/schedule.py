@@ -24,10 +24,22 @@ def schedule(kind: str, step: int, total: int, warmup_ratio: float) -> float:
     return 1.0
 
 
+def share_of(total: int, size: int, index: int) -> slice:
+    """Place `index` of ceil(total / size) nearly equal parts of `total` entries.
+
+    Full parts and a remainder would make one entry as large a step as `size` of them, because a loss is a mean.
+    """
+    parts = math.ceil(total / size)
+    return slice(index * total // parts, (index + 1) * total // parts)
+
+
 def minibatches(examples: Examples, size: int | None, random: Generator) -> Iterator[Examples]:
-    """Shuffled minibatches of `size` groups; None: one batch of all. Bundles stay whole and count as one group."""
+    """Shuffled minibatches of nearly equal size, of at most `size` groups; None: one batch of all.
+
+    Bundles stay whole and count as one group.
+    """
     units = indivisible([encoded.group.bundle for encoded in examples.groups])
     order = random.permutation(len(units)).tolist()
-    size = size or len(units)
-    for start in range(0, len(order), size):
-        yield examples.take([index for unit in order[start : start + size] for index in units[unit]])
+    size = size or max(1, len(units))
+    for number in range(math.ceil(len(order) / size)):
+        yield examples.take([index for unit in order[share_of(len(order), size, number)] for index in units[unit]])

@@ -141,13 +141,14 @@ class ScoredRollouts:
     """Rollouts with their rewards.
 
     groups: those responses that could be scored, in their groups; groups left without a response are absent.
-    combined: the reward of these responses; `raw` is without the penalty for a missing end of turn.
-    all_groups: every response, scored or not.
+    combined: the reward of these responses. all_groups: every response, scored or not. Rewards include the penalty for
+    a missing end of turn, and components do not. penalty: its mean.
     """
 
     groups: list[Group]
     combined: CombinedReward
     all_groups: list[Group]
+    penalty: float | None = None
 
     @property
     def usable(self) -> list[bool]:
@@ -173,8 +174,9 @@ def score_rollouts(scorer: Scorer, groups: Sequence[Group], penalty: float = 0.0
     scored = penalize(scored, penalty)
     usable = with_scores(scored)
     ended = torch.tensor([not response.truncated for group in usable for response in group.responses])
-    reward = missing_eos_penalty(combined.reward, ended, penalty)
-    return ScoredRollouts(usable, replace(combined, reward=reward), scored)
+    reward, raw = (missing_eos_penalty(scores, ended, penalty) for scores in (combined.reward, combined.raw))
+    mean = penalty * float((~ended).double().mean())
+    return ScoredRollouts(usable, replace(combined, reward=reward, raw=raw), scored, mean)
 
 
 def with_scores(groups: Sequence[Group]) -> list[Group]:

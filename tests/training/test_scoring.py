@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,14 @@ import torch
 from torch import Tensor
 
 import alignkit
-from alignkit import CombinedReward, Group, Message, Response, RewardCombination, RunFailed
+from alignkit import CombinedReward, Group, Message, RecipeError, Response, RewardCombination, RunFailed
+from alignkit.functional import whiten
+from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.external import ExternalStage
+from alignkit.training.iteration import rollout_metrics
 from alignkit.training.scoring import Scorer, score_rollouts
+from alignkit_rlaif import RLAIF
 
 PROMPT = (Message(role="user", content="how are you"),)
 
@@ -50,10 +55,68 @@ def test_responses_without_a_score_are_left_out() -> None:
     assert [len(group.responses) for group in scored.all_groups] == [3, 1]
 
 
-def test_the_penalty_is_in_the_reward_and_in_the_scores_but_not_in_the_raw_reward() -> None:
+def test_the_penalty_is_in_every_reward_and_in_no_component() -> None:
+    """One meaning of `reward`: in what is learned, in the files of rollouts, and in the metrics."""
     scored = score_rollouts(scorer(), GROUPS, penalty=0.5)
-    assert scored.combined.reward.tolist() == [1.0, 2.5] and scored.combined.raw.tolist() == [1.0, 3.0]
-    assert [r.scores["reward"] for r in scored.groups[0].responses] == [1.0, 2.5]
+    assert scored.combined.reward.tolist() == scored.combined.raw.tolist() == [1.0, 2.5]
+    assert [r.scores for r in scored.groups[0].responses] == [
+        {"liked": 1.0, "reward": 1.0},
+        {"liked": 3.0, "reward": 2.5},
+    ]
+    metrics = rollout_metrics(scored)
+    assert (metrics["reward"], metrics["score/liked"], metrics["missing_eos_penalty"]) == (1.75, 2.0, 0.25)
+    assert "missing_eos_penalty" not in rollout_metrics(score_rollouts(scorer(), GROUPS))
+
+
+def combination(folder: Path, reward: Any) -> Scorer:
+    """The reward of a recipe, without models."""
+    stage = {"algorithm": "rloo", "prompts": "p.jsonl", "reward": reward}
+    recipe = {"model": {"base": "tiny"}, "stages": {"align": stage}}
+    (folder / "p.jsonl").write_text('{"prompt": "how are you"}\n', encoding="utf-8")
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    settings = load_recipe(folder / "recipe.yaml").stages["align"].settings
+    assert settings is not None and settings.reward is not None
+    context: Any = SimpleNamespace(models=None)
+    return Scorer(settings.reward, context)
+
+
+WORDS, CHARACTERS = ({"length": {"unit": unit}} for unit in ("words", "characters"))
+LLAMA2: Any = {"llama2": {"helpful": WORDS, "safety": CHARACTERS, "mode": "linear"}}
+LENGTHS = [Group(PROMPT, tuple(Response(text=text) for text in ("a", "a b", "a b c d", "a b c d e f")), id="a")]
+
+
+def test_a_whitened_part_of_a_sum_stays_whitened(tmp_path: Path) -> None:
+    """The sum that is learned has the whitened scores; the one for curves and selection has the raw ones."""
+    summed = {"weighted_sum": {"rewards": {"both": LLAMA2, "w": WORDS}, "weights": {"both": 2, "w": 0.5}, "bias": 7}}
+    outer = {"weighted_sum": {"rewards": {"inner": summed}, "weights": {"inner": 1}}}
+    raw = torch.tensor([1.0, 2.5, 5.5, 8.5], dtype=torch.float64)
+    words = torch.tensor([1.0, 2.0, 4.0, 6.0], dtype=torch.float64)
+    for number, reward in enumerate((summed, outer)):
+        (tmp_path / str(number)).mkdir()
+        thing = combination(tmp_path / str(number), reward)
+        combined = thing.combine(thing.score(LENGTHS))
+        torch.testing.assert_close(combined.raw, 2 * raw + 0.5 * words + 7)
+        torch.testing.assert_close(combined.reward, 2 * whiten(raw) + 0.5 * words + 7)
+
+
+def test_a_whitened_part_is_refused_where_raw_scores_are_compared(tmp_path: Path) -> None:
+    for part in (LLAMA2, {"weighted_sum": {"rewards": {"x": LLAMA2}, "weights": {"x": 1}}}):
+        with pytest.raises(RecipeError, match="'llama2' compares raw scores, so its part 'helpful' cannot be whitened"):
+            combination(tmp_path, {"llama2": {"helpful": part, "safety": WORDS}})
+    raw = {"llama2": {**LLAMA2["llama2"], "whiten": False}}
+    assert combination(tmp_path, {"llama2": {"helpful": raw, "safety": WORDS}}).whitens
+
+
+@pytest.mark.parametrize(("options", "wanted"), [({}, True), ({"opponent": "baseline"}, False)])
+def test_a_win_rate_against_the_group_is_within_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], wanted: bool
+) -> None:
+    monkeypatch.setattr(RLAIF, "prepare", lambda self, context: None)
+    rlaif = {"rlaif": {"judge": {"local_judge": {"role": "base"}}, **options}}
+    assert combination(tmp_path, rlaif).within_group is wanted
+    summed = {"weighted_sum": {"rewards": {"judged": rlaif, "w": WORDS}, "weights": {"judged": 1, "w": 1}}}
+    assert combination(tmp_path, summed).within_group is wanted
+    assert not combination(tmp_path, WORDS).within_group
 
 
 def test_nothing_that_can_be_scored() -> None:

@@ -1,0 +1,41 @@
+"""What an online stage says about its prompts, and which earlier samples it may learn again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from watched import STILL, online
+
+from alignkit_rejection_sampling import RejectionSampling
+from alignkit_rewards import Python
+
+KEYS = {"count": 6, "iterations": 3, "learning_rate": STILL, "plugin": "rejection_sampling"}
+
+
+def best_of() -> RejectionSampling:
+    return RejectionSampling(RejectionSampling.Options())
+
+
+def test_scores_within_a_group_are_not_carried_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A win rate of 0.4 against weak samples is not better than one of 0.3 against strong ones."""
+    told = "earlier samples are not replayed: reward 'python' compares the responses of one group"
+    for within, replayed in ((False, [0, 1, 1]), (True, [0, 0, 0])):
+        monkeypatch.setattr(Python, "within_group", within)
+        folder = tmp_path / str(within)
+        folder.mkdir()
+        found = online(folder, best_of(), **KEYS)
+        assert [metrics["replayed"] for metrics in found.metrics] == replayed
+        assert "".join(capfd.readouterr()).count(told) == within
+
+
+def test_the_summary_says_how_many_prompts_were_used(tmp_path: Path) -> None:
+    for iterations, used in ((1, 2), (5, 6)):
+        folder = tmp_path / str(iterations)
+        folder.mkdir()
+        online(folder, best_of(), **{**KEYS, "iterations": iterations})
+        summary = json.loads((folder / "run" / "align" / "stage.json").read_text(encoding="utf-8"))["summary"]
+        assert (summary["prompts"], summary["prompts_used"]) == (6, used)
