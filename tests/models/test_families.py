@@ -1,0 +1,252 @@
+"""The matrix: what is trained, scored and sampled are the tokens of the model's own template, for every family.
+
+`families` has the families, `matrix` judges by plain transformers. `python docs/generate.py` writes the results into
+docs/models.md.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import families
+import matrix
+import pytest
+import torch
+from families import FAMILIES
+from matrix import Judge, Unrenderable
+
+from alignkit.data.group import Group, Response
+from alignkit.errors import DataError, RunFailed
+from alignkit.models.chat_check import check_chat
+from alignkit.models.chat_template import ChatOptions
+from alignkit.models.encoding import Encoded, Encoder
+from alignkit.models.service import ModelService
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import ModelSpec
+
+CELLS = [(name, kind) for name, family in FAMILIES.items() for kind in family.kinds]
+MARKED = [name for name, family in FAMILIES.items() if family.training]
+# Their prompt starts a block of reasoning that a finished turn does not begin with, or closes at once.
+REASONERS = ["DeepSeek R1 distills", "DeepSeek V3", "QwQ", "Qwen 3 Thinking 2507", "Nemotron 3 Nano"]
+# Their templates take `enable_thinking`.
+SWITCHED = ["Qwen 3", "Qwen 3.5, thinking", "Qwen 3.6", "Qwen 3.8", "Nemotron 3 Nano", "GLM 4.5 to 4.6"]
+
+
+@cache
+def texts(family: str, conversation: str) -> dict[Any, Any]:
+    """What the family's tokenizers share."""
+    return {}
+
+
+def judge(family: str, kind: str, conversation: str) -> Judge:
+    return Judge(FAMILIES[family], kind, conversation, texts=texts(family, conversation))
+
+
+def encoder(family: str, kind: str, **options: Any) -> Encoder:
+    found = FAMILIES[family]
+    return Encoder(found.tokenizer(kind), ChatOptions(**options), found.end_ids(kind))
+
+
+@pytest.mark.parametrize(("family", "kind"), CELLS)
+def test_tokens_are_those_of_the_template(family: str, kind: str) -> None:
+    made = encoder(family, kind)
+    example = judge(family, kind, "single")
+    try:
+        check_chat(made, "base")
+    except RunFailed as error:
+        assert not matrix.follows(example), f"refused without need: {error}"
+        return
+    own = kind == FAMILIES[family].kinds[0]
+    wrong = []
+    for name in families.CONVERSATIONS if own else families.OTHERS:
+        found = judge(family, kind, name)
+        for turns, scoring in matrix.modes(found, own):
+            outcome = matrix.outcome(found, made, turns, scoring)
+            if outcome.state == "wrong":
+                wrong.append(f"{name}, turns {turns}, scoring {scoring}: {outcome.why}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("family", MARKED)
+def test_the_judge_agrees_with_trls_marks(family: str) -> None:
+    """Some marks include the turn's generation prompt, the line break after the turn, or the EOS token at the end."""
+    for name in families.CONVERSATIONS.keys() - {"tools"}:  # the marks differ in what ends a call
+        found = judge(family, FAMILIES[family].kinds[0], name)
+        try:
+            own = {place for start, end in found.spans for place in range(start, end)}
+        except Unrenderable:
+            continue
+        if found.types_control_tokens or found.marks is None:
+            continue
+        marked = {place for start, end in found.marks for place in range(start, end)}
+        missing = "".join(found.whole[place] for place in sorted(own - marked))
+        assert missing.strip() == "", (name, missing)
+        more = "".join(found.whole[place] for place in sorted(marked - own))
+        opened = found.after_header(found.answers[-1]).strip()
+        for text in (FAMILIES[family].header, FAMILIES[family].eos, opened, "<think>"):
+            more = more.replace(text, "") if text else more
+        assert more.strip() == "", (name, more)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sampled_tokens_are_kept(family: str) -> None:
+    kind = FAMILIES[family].kinds[0]
+    made, found = encoder(family, kind), judge(family, kind, "single")
+    try:
+        prompt = found.ids(1)
+    except Exception as error:  # whatever a template raises
+        with pytest.raises(DataError):
+            made.prompt(found.messages[:1])
+        assert "has no attribute" in str(error)
+        return
+    assert list(made.prompt(found.messages[:1])) == prompt
+    sampled = tuple(range(300, 340))
+    response = Response(text="", tokens=sampled, written=(True,) * 39 + (False,))
+    row = encoded(made.encode(Group(tuple(found.messages[:1]), (response,)), 10_000)).rows[0]
+    assert row.tokens == sampled and row.mask == response.written
+
+
+def encoded(found: Encoded | None) -> Encoded:
+    assert found is not None
+    return found
+
+
+# --- reasoning
+
+
+@pytest.mark.parametrize("family", REASONERS)
+def test_a_template_whose_answers_leave_out_the_prompts_reasoning_is_refused(family: str) -> None:
+    """The error shows both token sequences and names the options."""
+    kind = FAMILIES[family].kinds[0]
+    found = judge(family, kind, "single")
+    with pytest.raises(RunFailed) as raised:
+        check_chat(encoder(family, kind), "the base")
+    message = str(raised.value)
+    shown = {line.split(":")[0].strip(): line for line in message.splitlines()}
+    assert message.startswith("the base: ") and "model.reasoning: empty" in message and "keep" in message
+    for name, text in (("prompt", found.text(1)), ("finished turn", found.whole)):
+        end = found.tokenizer(text, add_special_tokens=False)["input_ids"]
+        words = [found.tokenizer.decode([token]) for token in end]
+        assert repr(next(word for word in reversed(words) if "hink>" in word or "ssistant" in word)) in shown[name]
+
+
+@pytest.mark.parametrize("conversation", ["single", "reasoning", "inline reasoning"])
+@pytest.mark.parametrize("family", [*REASONERS, "Qwen 3", "Qwen 3.5, thinking", "Qwen 3.6"])
+def test_empty_reasoning_is_part_of_the_prompt(family: str, conversation: str) -> None:
+    """`reasoning: empty`: the prompt ends in a closed empty block, and only the answer is learned."""
+    kind = FAMILIES[family].kinds[0]
+    made, found = encoder(family, kind, reasoning="empty"), judge(family, kind, conversation)
+    check_chat(made, "base")
+    row = encoded(made.encode(matrix.group(found), matrix.MAX_LENGTH))
+    prompt, response = found.plain(row.prompt), found.plain(row.rows[0].tokens)
+    said = found.messages[-1]["content"].split("</think>")[-1].strip()
+    opened = prompt.rsplit("<think>", 1)[-1]
+    assert prompt.startswith(found.text(1).removesuffix("<think>\n")) and opened.strip() == "</think>"
+    assert response.strip() == said + found.family.ends[0] and all(row.rows[0].mask)
+    assert list(row.prompt) == found.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert list(made.prompt(found.messages[:1])) == list(row.prompt)
+
+
+@pytest.mark.parametrize("conversation", ["single", "reasoning", "inline reasoning"])
+@pytest.mark.parametrize("family", [*REASONERS, "Qwen 3", "Qwen 3.5, thinking", "Qwen 3.6"])
+def test_kept_reasoning_is_learned_with_its_end(family: str, conversation: str) -> None:
+    """`reasoning: keep`: the prompt is the template's; the response holds reasoning, the end of the block, answer."""
+    kind = FAMILIES[family].kinds[0]
+    made, found = encoder(family, kind, reasoning="keep"), judge(family, kind, conversation)
+    check_chat(made, "base")
+    row = encoded(made.encode(matrix.group(found), matrix.MAX_LENGTH))
+    assert list(row.prompt) == found.ids(1)
+    text = found.plain([*row.prompt, *row.rows[0].tokens])[len(found.text(1).rsplit("<think>", 1)[0]) :]
+    said = found.messages[-1]["content"].split("</think>")[-1].strip()
+    thought = "" if conversation == "single" else "Two and two make four."
+    block, _, answer = text.partition("</think>")
+    assert block.removeprefix("<think>").strip() == thought and text.count("<think>") == text.count("</think>") == 1
+    assert answer.strip() == said + found.family.ends[0] and all(row.rows[0].mask)
+
+
+@pytest.mark.parametrize("family", SWITCHED)
+def test_template_arguments_turn_reasoning_off(family: str) -> None:
+    """With `enable_thinking: false` the prompt ends in an empty block, as the template writes it."""
+    kind, switch = FAMILIES[family].kinds[0], {"enable_thinking": False}
+    made = encoder(family, kind, template_kwargs=switch)
+    check_chat(made, "base")
+    for name in ("single", "two turns", "system", "unicode"):
+        found = Judge(FAMILIES[family], kind, name, kwargs=switch)
+        first = found.answers[0]
+        assert found.text(first) != judge(family, kind, name).text(first)
+        for turns, scoring in matrix.modes(found, own=True):
+            assert matrix.outcome(found, made, turns, scoring) == matrix.Outcome("same"), (name, turns, scoring)
+
+
+# --- what models compute on these tokens
+
+COMPUTED = ["Llama 3", "Qwen 2.5", "Phi 3", "Gemma 1, 2", "Zephyr, TinyLlama", "Mistral 7B v0.3"]
+
+
+@pytest.fixture(scope="module", params=COMPUTED)
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelService:
+    """A random Llama of two layers with the family's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    family = FAMILIES[request.param]
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = family.tokenizer(family.kinds[0])
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), pad_token_id=None, eos_token_id=family.end_ids(family.kinds[0]), **sizes
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                torch.nn.init.normal_(weight, std=0.2)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        shared = SharedModel(ModelSpec(base=str(folder), dtype="float32", device="cpu"), str(folder))
+        shared.add_role("judge", head="scalar")
+        for name, weight in shared.parameters_of("judge").items():
+            torch.nn.init.normal_(weight, std=0.2 if "lora" not in name else 0.0)
+    shared.family = request.param  # type: ignore[attr-defined]
+    made = ModelService(shared, lambda reference: folder)
+    made.role = lambda reference: reference  # type: ignore[method-assign]
+    return made
+
+
+def conversations(service: ModelService) -> list[Judge]:
+    family: str = service.model.family  # type: ignore[attr-defined]
+    names = ("single", "two turns", "three turns", "leading space", "unicode")
+    return [judge(family, FAMILIES[family].kinds[0], name) for name in names]
+
+
+@torch.no_grad()
+def test_scores_are_those_of_plain_transformers(service: ModelService) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        service.model.source, num_labels=1, dtype=torch.float32
+    ).eval()
+    (head,) = (weight for name, weight in service.model.parameters_of("judge").items() if "lora" not in name)
+    plain.score.weight.copy_(head)
+    found = conversations(service)
+    scores = service.scores("judge", [matrix.group(one) for one in found])
+    wanted = [float(plain(torch.tensor([one.ids()])).logits) for one in found]
+    assert max(wanted) - min(wanted) > 0.1
+    torch.testing.assert_close(torch.tensor(scores), torch.tensor(wanted), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_logprobs_are_those_of_plain_transformers(service: ModelService) -> None:
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(service.model.source, dtype=torch.float32).eval()
+    found = conversations(service)
+    measured = service.logprobs("base", [matrix.group(one) for one in found])
+    for one, logprobs in zip(found, measured, strict=True):
+        tokens, first = one.wanted(scoring=False), len(one.ids(one.answers[0]))
+        logits = plain(torch.tensor([tokens])).logits[0, first - 1 : -1]
+        wanted = torch.log_softmax(logits, -1).gather(1, torch.tensor(tokens[first:])[:, None])[:, 0]
+        counts = torch.tensor(one.mask()[first:])
+        assert counts.any() and (logprobs[~counts] == 0).all()
+        torch.testing.assert_close(logprobs[counts], wanted[counts], atol=1e-5, rtol=1e-5)
