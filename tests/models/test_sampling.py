@@ -212,9 +212,9 @@ def test_a_stop_string_ends_a_response_and_stays_in_it(llama: SharedModel) -> No
     assert cut >= 2
 
 
-@pytest.mark.parametrize("end", ["<|im_end|>", "<|pad|>"])
-def test_the_end_of_turn_and_the_end_of_the_text_both_end_a_response(tmp_path: Path, end: str) -> None:
-    """The template ends turns with `<|im_end|>`, which is not this tokenizer's EOS."""
+@pytest.mark.parametrize(("end", "more"), [("<|im_end|>", []), ("<|pad|>", []), ("<|im_start|>", [1])])
+def test_every_end_token_ends_a_response(tmp_path: Path, end: str, more: list[int]) -> None:
+    """The template ends turns with `<|im_end|>`, which is not this tokenizer's EOS. A model may have more of them."""
     model = tiny_model(tmp_path)
     model.tokenizer.eos_token = "<|pad|>"
     token = model.tokenizer.convert_tokens_to_ids(end)
@@ -224,7 +224,7 @@ def test_the_end_of_turn_and_the_end_of_the_text_both_end_a_response(tmp_path: P
         wanted = token if ids.shape[1] == start + 2 else 40
         return torch.full_like(logits, float("-inf")).index_fill(1, torch.tensor([wanted]), 0.0)
 
-    encoder, groups = Encoder(model.tokenizer), questions(1)
+    encoder, groups = Encoder(model.tokenizer, end_ids=more), questions(1)
     start = len(encoder.prompt(groups[0].prompt))
     (group,) = sample(model, BASE, encoder, groups, Sampling(1, 6, processors=[third]), seed=0)
     assert group.responses[0].tokens == (40, 40, token) and not group.responses[0].truncated
