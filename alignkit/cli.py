@@ -75,10 +75,19 @@ def run(
 
 @app.command()
 def validate(
-    recipe: RecipeName, overrides: Overrides = None, plugin: PluginFiles = None, no_plugin: NoPlugins = None
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    plugin: PluginFiles = None,
+    no_plugin: NoPlugins = None,
+    data: Annotated[bool, typer.Option("--data/--no-data", help="Read the data files.")] = True,
 ) -> None:
-    """Check a recipe without running it."""
+    """Check a recipe and its data files without running it, and show how the data are understood."""
     checked = _load(recipe, overrides, plugin, no_plugin)
+    if data:
+        from alignkit.runs.preflight import data_lines
+
+        for line in data_lines(checked):
+            print(line)
     print(f"ok: {checked.name}: stages {' -> '.join(checked.stages)}")
 
 

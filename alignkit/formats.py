@@ -68,6 +68,10 @@ class Format:
     def check_columns(self, row: Any, columns: Mapping[str, str]) -> None:
         """Raise BadRow if renamed columns ({expected: actual}) would be misread next to the others of the row."""
 
+    def reason(self, row: Any) -> str:
+        """What made one response of a row the better one, such as `label 2`; empty if only the columns' names did."""
+        return ""
+
     def check(self, group: Group) -> None:
         """Raise BadRow if the group cannot be used; see the table in the module's docstring."""
         check_group(group, needs_prompt=self.needs_prompt)

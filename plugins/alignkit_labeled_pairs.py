@@ -137,6 +137,7 @@ class LabeledPairs(Format):
         return Group(self.opened(prompt, row), responses, self._pairs(row, layout), meta=meta, tools=self.tools(row))
 
     def reason(self, row: Any) -> str:
+        """The label, or those of all annotators."""
         layout = self._layout(row)
         return ", ".join(f"{name} {row.get(name)}" for name in layout.label)
 

@@ -44,7 +44,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A valid recipe's arguments."""
     monkeypatch.setattr(plugins_module, "_current", None)
     (tmp_path / "fake.py").write_text(PLUGIN)
-    (tmp_path / "d.jsonl").write_text("")
+    (tmp_path / "d.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
     (tmp_path / "small.yaml").write_text(RECIPE)
     return [str(tmp_path / "small.yaml"), "--plugin", str(tmp_path / "fake.py")]
 
@@ -61,7 +61,28 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
 def test_validate_prints_the_stages(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["validate", *recipe]) == 0
-    assert capsys.readouterr().out == "ok: small: stages first -> second\n"
+    folder = Path(recipe[0]).parent
+    ok = "ok: small: stages first -> second\n"
+    read = f"read {folder}/d.jsonl: prompt_completion (recognized), 1 row\n"
+    assert capsys.readouterr().out == f"{read}  user       q\n  assistant  a\n{ok}"
+    assert cli.main(["validate", *recipe, "--no-data"]) == 0
+    assert capsys.readouterr().out == ok
+
+
+def test_validate_stops_at_bad_rows_like_a_run(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with (Path(recipe[0]).parent / "d.jsonl").open("a") as file:
+        file.write('{"prompt": "q", "completion": ""}\n')
+    assert cli.main(["validate", *recipe]) == DataError.exit_code
+    assert "d.jsonl:2: the response is empty" in capsys.readouterr().err
+
+
+def test_validate_shows_a_file_that_several_stages_read_once(
+    recipe: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path(recipe[0]).open("a") as file:
+        file.write("  third: {algorithm: fake_plain, data: {path: d.jsonl, validation: 0.5, limit: 1}}\n")
+    assert cli.main(["validate", *recipe]) == 0
+    assert capsys.readouterr().out.count("  user       q\n") == 1
 
 
 def test_validate_reports_all_mistakes_on_stderr(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:

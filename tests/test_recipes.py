@@ -219,6 +219,8 @@ def test_skipped_rows_are_listed_where_it_says(tmp_path: Path) -> None:
     assert code == 0, err
     place = tmp_path / "out" / "only" / "stage.json"
     assert f"skipped 2 bad rows, the first: {tmp_path / 'rows.jsonl'}:2: " in err and f"({place} lists all " in err
+    understood = "prompt_completion (recognized), 2 rows, 2 bad rows skipped\n  user       a\n  assistant  b\n"
+    assert err.count(understood) == 1
     listed = json.loads(place.read_text())["summary"]["bad_rows"]
     assert [row.split(":")[1] for row in listed] == ["2", "4"]
 
@@ -246,7 +248,8 @@ def test_pairs_equal_in_tokens_are_counted_once(tmp_path: Path) -> None:
 def test_a_row_that_is_no_demonstration_is_named_by_its_prompt(tmp_path: Path, row: str, fault: str) -> None:
     code, err = own(tmp_path, "sft", row)
     assert code == 4
-    assert f"stage 'only': sft learns demonstrations, but the row with the prompt 'Why is the sky blue?' {fault}" in err
+    row_1 = f"{tmp_path / 'rows.jsonl'}:1"
+    assert f"stage 'only': {row_1}: sft learns demonstrations, but the row 'Why is the sky blue?' {fault}" in err
 
 
 def test_raw_text_is_all_that_lm_learns(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from alignkit.data.describe import source_lines
 from alignkit.data.group import resolved_pairs
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import AlignkitError, DataError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
+from alignkit.runs.data import RunData
 
 
 def check_models(recipe: Recipe, stages: Sequence[Stage]) -> None:
@@ -46,6 +49,30 @@ def check_data(stages: Sequence[Stage], load: Callable[[Stage, DataSpec], Loaded
             if files:
                 whole = len(files) == len(spec.sources)
                 _check_pairs(stage, spec, load(stage, spec if whole else DataSpec(files)))
+
+
+def data_lines(recipe: Recipe) -> list[str]:
+    """What a run would understand of its data files. Raises DataError if it would stop at them."""
+    stages = list(recipe.stages.values())
+    data = RunData(_no_stage, recipe.seed)
+    shown: dict[str, None] = {}  # an ordered set: stages share files
+
+    def load(stage: Stage, spec: DataSpec) -> Loaded:
+        loaded = data.read(spec)
+        for header, *sample in map(source_lines, loaded.sources):
+            rows = "\n".join(sample)
+            known = any(text.endswith(rows) for text in shown)
+            shown[header if known else f"{header}\n{rows}".strip()] = None
+        return loaded
+
+    check_data(stages, load)
+    entries = (spec for stage in stages for spec in specs([stage.settings, stage.component.options], DataSpec))
+    hub = {source.name: None for spec in entries for source in spec.sources if source.hub}
+    return [*shown, *(f"not read yet: {name}, which the run downloads" for name in hub)]
+
+
+def _no_stage(name: str) -> Path:
+    raise DataError(f"the data of stage '{name}' do not exist yet")
 
 
 def _check_pairs(stage: Stage, spec: DataSpec, loaded: Loaded) -> None:

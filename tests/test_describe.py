@@ -1,0 +1,127 @@
+"""What is printed about data: the format, the counts, and one row as it was understood."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import Format
+from alignkit.data.describe import describe, shortened
+from alignkit.data.sources import DataSource, DataSpec, Loaded, load
+
+FORMATS: dict[str, type[Format]] = {}
+for plugin in ("messages", "trl_formats", "labeled_pairs", "rankings", "text", "hh_rlhf"):
+    importlib.import_module(f"alignkit_{plugin}").register_formats(
+        lambda name, cls, summary="": FORMATS.__setitem__(name, cls)
+    )
+
+
+def loaded(path: Path, *rows: Any, **keys: Any) -> Loaded:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = DataSource(path=path, **keys)
+    return load(DataSpec((source,)), formats=FORMATS, seed=0, stage_data=lambda name: path)
+
+
+def lines(tmp_path: Path, *rows: Any, **keys: Any) -> list[str]:
+    """What is printed, without the path."""
+    path = tmp_path / "d.jsonl"
+    return [line.replace(str(path), "d.jsonl") for line in describe(loaded(path, *rows, **keys))]
+
+
+def talk(*turns: str, **keys: Any) -> list[dict[str, Any]]:
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    return [{"role": roles[turn[0]], "content": turn[3:]} for turn in turns]
+
+
+def test_a_labeled_pair_says_which_answer_won_and_why(tmp_path: Path) -> None:
+    row = {"input": "Which?", "output_1": "one", "output_2": "two", "label": 2}
+    tie = {"prompt": "Which?", "response 1": "one", "response 2": "two", "label": 2}
+    assert lines(tmp_path, row, {**row, "label": 7}, on_bad_row="skip") == [
+        "read d.jsonl: labeled_pairs (recognized), 1 row, 1 bad row skipped",
+        "  user    Which?",
+        "  better  two  (label 2)",
+        "  worse   one",
+    ]
+    # A tie shows nothing; the first row with a winner is the sample.
+    assert lines(tmp_path, tie, {**tie, "label": 0}) == [
+        "read d.jsonl: labeled_pairs (recognized), 2 rows, 1 without a pair (ties)",
+        "  user    Which?",
+        "  better  one  (label 0)",
+        "  worse   two",
+    ]
+    assert lines(tmp_path, tie)[2:] == ["  tie   one", "  tie   two"]
+
+
+def test_margins_and_probabilities_are_shown(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "slightly", "p": 0.75}
+    assert lines(tmp_path, row)[2] == "  better  a  (margin slightly, p 0.75)"
+    row = {"text": ["\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"], "score": [0.5, 2]}
+    assert lines(tmp_path, row)[2] == "  better  b  (scores [0.5, 2], margin 1.5)"
+
+
+def test_a_long_conversation_takes_at_most_8_lines(tmp_path: Path) -> None:
+    conversation = talk("s: be kind", "u: q", *[f"{who}: {n}" for n in range(9) for who in "au"], "a: end")
+    conversation[2]["train"] = False
+    shown = lines(tmp_path, {"messages": conversation, "tools": [{"name": "add"}, {"name": "now"}]})
+    assert shown == [
+        "read d.jsonl: messages (recognized), 1 row",
+        "  tools                    add, now",
+        "  system                   be kind",
+        "  user                     q",
+        "  assistant (not learned)  0",
+        "  user                     0",
+        "                           ... 17 more turns",
+    ]
+    shown = lines(tmp_path, {"messages": conversation, "label": False, "tools": [{"name": "add"}]})
+    assert shown[1:] == [
+        "  tools      add",
+        "             ... 18 more turns",
+        "  assistant  8",
+        "  user       8",
+        "  assistant  end  (label: bad)",
+    ]
+
+
+def test_calls_and_reasoning_are_shown(tmp_path: Path) -> None:
+    answer = {"role": "assistant", "content": "3", "thinking": "1 + 2", "tool_calls": [{"name": "add"}]}
+    assert (
+        lines(tmp_path, {"messages": [*talk("u: q"), answer]})[-1] == "  assistant  [thinks: 1 + 2] 3 [calls add({})]"
+    )
+
+
+def test_rankings_prompts_and_raw_text(tmp_path: Path) -> None:
+    ranked = {"prompt": "q", "responses": ["worst", "mid", "best"], "ranks": [3, 2, 1]}
+    assert lines(tmp_path, ranked)[2:] == [
+        "  better  best",
+        "  worse   worst",
+        "          and 1 more of 3 responses, 3 pairs",
+    ]
+    assert lines(tmp_path, {"prompt": "q"}, format=None)[1:] == ["  user  q", "        a prompt without a response"]
+    assert lines(tmp_path, {"text": "Once"})[1:] == ["  text  Once"]
+    scored = {"prompt": "q", "completion": "a", "score": 2}
+    assert lines(tmp_path, scored)[-1] == "  assistant  a  (reward 2.0)"
+
+
+def test_held_out_rows_are_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}"} for n in range(10)]
+    header = lines(tmp_path, *rows, validation=0.3)[0]
+    held_out = len(loaded(tmp_path / "d.jsonl", *rows, validation=0.3).validation)
+    assert 0 < held_out < 10 and header.endswith(f"{10 - held_out} rows, {held_out} held out")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\n\n b\t c", "a b c"),
+        (" \n", "(empty)"),
+        ("\x1b[31mred\x07", "?[31mred?"),
+        ("word " * 50, "word " * 17 + "wor..."),
+        ("x" * 10**7, "x" * 88 + "..."),
+    ],
+)
+def test_texts_are_one_short_line_that_no_terminal_obeys(text: str, shown: str) -> None:
+    assert shortened(text) == shown
