@@ -66,6 +66,7 @@ TESTED_IN = {
     "functional.reductions": "test_functional",
     "hookspecs": "test_plugins",
     "io.cache": "test_reference_cache",
+    "io.commits": "test_fingerprint",
     "io.digest": "test_fingerprint",
     "kernels.layout": "test_attention",
     "loss": "test_train",

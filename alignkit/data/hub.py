@@ -16,7 +16,6 @@ from alignkit.io.cache import cache_folder
 from alignkit.io.digest import folder_digest
 
 CommitOf = Callable[[str, str | None], str | None]  # data set, revision -> commit, or None if it is unknown
-TIMEOUT = 10  # seconds to wait for the hub's answer about a revision
 
 
 def as_written(name: str, revision: str | None) -> str | None:
@@ -79,44 +78,3 @@ def _reason(error: Exception, config: str | None) -> str:
         return f"it has several configurations; choose one with 'name': {', '.join(names)}"
     guess = did_you_mean(config, names)
     return f"there is no configuration '{config}'; {f'{guess} ' if guess else ''}{choices}"
-
-
-class Commits:
-    """The commits of hub data sets, each asked for once, so that what a run reads is what its hashes say."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str | None], str | None] = {}
-
-    def __call__(self, name: str, revision: str | None) -> str | None:
-        """The commit that a revision means now; offline, that of the copy in the hub's cache."""
-        key = (name, revision)
-        if key not in self._known:
-            self._known[key] = _commit(name, revision)
-        return self._known[key]
-
-
-def _commit(name: str, revision: str | None) -> str | None:
-    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
-        return revision
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return _cached_commit(name, revision)
-    try:
-        return huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=TIMEOUT).sha
-    except Exception:  # of many kinds; `datasets` then looks into its cache, or says what is wrong
-        return _cached_commit(name, revision)
-
-
-def _cached_commit(name: str, revision: str | None) -> str | None:
-    """The commit of the copy in the hub's cache; the revision itself if there is none, or several."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
-    reference = folder / "refs" / (revision or "main")
-    if reference.is_file():
-        return reference.read_text(encoding="utf-8").strip()
-    copies = [path.name for path in folder.glob("snapshots/*")]
-    return copies[0] if revision is None and len(copies) == 1 else revision

@@ -24,15 +24,22 @@ def base_source(base: str) -> str:
     return str(plugins().registry.get("model", base).implementation(cache))
 
 
-def load_base_model(recipe: Recipe, source: str, say: Callable[[str], None]) -> SharedModel:
-    """Load the recipe's base model. Raises RunFailed with the reason if it cannot be loaded."""
+def load_base_model(
+    recipe: Recipe, source: str, say: Callable[[str], None], *, commit: str | None = None, date: str | None = None
+) -> SharedModel:
+    """Load the recipe's base model. Raises RunFailed with the reason if it cannot be loaded.
+
+    commit: of a hub model; None: what the recipe's revision means. date: the day that a chat template writes, unless
+    the recipe sets one.
+    """
     spec = recipe.model
+    spec = spec.model_copy(update={"date": spec.date or date})
     template = recipe.folder / (spec.chat_template or "")
     if template.is_file():
         spec = spec.model_copy(update={"chat_template": str(template)})
     say(f"loading {spec.base}")
     try:
-        model = SharedModel(spec, source, revision=spec.revision, seed=number(recipe.seed, "init"))
+        model = SharedModel(spec, source, revision=commit or spec.revision, seed=number(recipe.seed, "init"))
     except (OSError, ValueError, AssertionError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise RunFailed(f"model.base '{spec.base}' cannot be loaded with these settings: {reason}") from error

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.hub import Commits
 from alignkit.data.reading import DataSource, recognized_format
 from alignkit.data.sources import DataSpec, Loaded, load
 from alignkit.formats import Format
+from alignkit.io.commits import Commits
 from alignkit.io.digest import file_digest, folder_digest
 from alignkit.io.source_code import plugin_digests
 from alignkit.plugins import plugins
@@ -33,7 +33,7 @@ class RunData:
     def __init__(self, stage_data: Callable[[str], Path], seed: int):
         self._stage_data, self._seed = stage_data, seed
         self._preloaded: list[_Preloaded] = []
-        self._commits = Commits()
+        self._commits = Commits("dataset")
 
     def preload(self, spec: DataSpec) -> Loaded:
         """Read a data entry that a stage will soon ask for. `load` does not read it again unless its files change."""

@@ -21,6 +21,7 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import AlignkitError, OutOfResource, Problem, RecipeError, RemoteError, RunFailed, disk_is_full
 from alignkit.io.atomic import write_text
 from alignkit.io.cache import cache_folder
+from alignkit.io.commits import Commits
 from alignkit.io.digest import model_digest, versions
 from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.kernels.memory import ran_out
@@ -37,6 +38,7 @@ from alignkit.runs.durable_map import durable_map
 from alignkit.runs.fingerprint import stage_hash
 from alignkit.runs.preflight import check_data, check_models, check_rewards
 from alignkit.runs.stage_store import StageStore
+from alignkit.runs.template_date import template_date, writes_date
 from alignkit.step import Artifact, StepContext
 from alignkit.training.context import StageContext
 from alignkit.training.scoring import Scorer
@@ -136,6 +138,7 @@ class Run:
         began = time.monotonic()
         plugins().notify("run_started", run=self)
         write_text(self.folder / "recipe.resolved.yaml", dump(self.recipe.resolved))
+        template_date(self.folder)  # recorded now, so that a run that goes past midnight keeps its day
         self._preflight()
         times = []
         for stage in self.recipe.stages.values():
@@ -323,7 +326,9 @@ class Run:
     @cached_property
     def model(self) -> SharedModel:
         """The base model and its roles, loaded on first use."""
-        model = load_base_model(self.recipe, self.source, self.reporter.say)
+        model = load_base_model(
+            self.recipe, self.source, self.reporter.say, commit=self.commit, date=template_date(self.folder)
+        )
         model.should_stop = self.should_stop
         return model
 
@@ -335,7 +340,20 @@ class Run:
     @cached_property
     def base_digest(self) -> Any:
         """Identifies the base model's weights, tokenizer and template."""
-        return model_digest(self.source)
+        return model_digest(self.source) if Path(self.source).is_dir() else [self.source, self.commit]
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit of a base model on the hub, which its hash names and which is loaded."""
+        return None if Path(self.source).is_dir() else Commits("model")(self.source, self.recipe.model.revision)
+
+    @cached_property
+    def date(self) -> str | None:
+        """The day that the chat template writes; None if it writes none."""
+        model = self.recipe.model
+        if model.date is None and not writes_date(self.source, self.commit, model.chat_template, self.recipe.folder):
+            return None
+        return model.date or template_date(self.folder)
 
     def artifact(self, reference: str) -> Path:
         """The folder of a saved role: a stage's result, or the user's own. Raises RunFailed if it does not exist."""
@@ -349,7 +367,8 @@ class Run:
     def hash_of(self, stage: Stage) -> str:
         """The hash of everything the stage's result depends on; the hashes of earlier stages are already known."""
         upstream = {name: self.hashes[name] for name in stage.upstream}
-        return stage_hash(stage, self.recipe, self.base_digest, self.seed_of(stage), upstream, self._data)
+        seed = self.seed_of(stage)
+        return stage_hash(stage, self.recipe, self.base_digest, seed, upstream, self._data, self.date)
 
 
 def _facts(summary: Mapping[str, Any]) -> str:

@@ -13,12 +13,15 @@ import pytest
 import yaml
 
 from alignkit.data import hub
-from alignkit.data.hub import Commits, HubRows
-from alignkit.errors import DataError
+from alignkit.data.hub import HubRows
+from alignkit.errors import DataError, RunFailed
 from alignkit.io import digest
+from alignkit.io.commits import Commits
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
+from alignkit.runs import base_model
 from alignkit.runs.fingerprint import stage_hash
+from alignkit.runs.run import Run
 
 ROWS = [{"prompt": f"q{n}", "completion": "a"} for n in range(3)]
 
@@ -114,7 +117,7 @@ class Hub:
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.main, self.asked = "a" * 40, list[Any]()
         monkeypatch.setitem(sys.modules, "datasets", self)
-        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda _, name, revision=None, **__: self)
+        monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda _, name, **__: self)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
     @property
@@ -139,7 +142,7 @@ def test_a_hub_data_set_counts_by_its_commit_and_is_read_at_it(tmp_path: Path, m
 
 
 def test_a_commit_is_asked_for_once_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    server, commits = Hub(monkeypatch), Commits()
+    server, commits = Hub(monkeypatch), Commits("dataset")
     first = commits("org/set", None)
     server.main = "b" * 40
     assert commits("org/set", None) == first == "a" * 40
@@ -149,15 +152,15 @@ def test_a_commit_is_asked_for_once_per_run(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_a_network_the_cached_copy_tells_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert Commits()("org/set", None) is None and Commits()("org/set", "v1") == "v1"
+    assert Commits("dataset")("org/set", None) is None and Commits("dataset")("org/set", "v1") == "v1"
     copy = tmp_path / "datasets--org--set"
     (copy / "snapshots" / ("d" * 40)).mkdir(parents=True)
-    assert Commits()("org/set", None) == "d" * 40
+    assert Commits("dataset")("org/set", None) == "d" * 40
     (copy / "snapshots" / ("e" * 40)).mkdir()
-    assert Commits()("org/set", None) is None
+    assert Commits("dataset")("org/set", None) is None
     (copy / "refs").mkdir()
     (copy / "refs" / "main").write_text("e" * 40)
-    assert Commits()("org/set", None) == "e" * 40
+    assert Commits("dataset")("org/set", None) == "e" * 40
 
 
 @pytest.fixture
@@ -218,3 +221,30 @@ def test_a_folder_counts_by_its_content_and_is_never_read_from_an_old_copy(folde
     assert hashed(folder.parent, **stage) != one
     assert questions(HubRows(str(folder), "main"))[0] == "MAIN 0"
     assert hub.as_written("set", "v1") == "v1"
+
+
+def test_a_base_model_on_the_hub_counts_by_its_commit_and_is_loaded_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Hub(monkeypatch)
+    write(tmp_path / "d.jsonl", ROWS)
+    stages = {"s": {"algorithm": "sft", "data": "d.jsonl"}}
+    document = {"model": {"base": "org/model", "chat_template": "plain"}, "stages": stages}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    recipe, loaded = load_recipe(tmp_path / "recipe.yaml"), []
+
+    def hash_now() -> str:
+        run = Run(recipe, tmp_path)
+        found = run.hash_of(recipe.stages["s"])
+        with pytest.raises(RunFailed, match="no weights here"):
+            _ = run.model
+        return found
+
+    def load(*_: Any, revision: str, **__: Any) -> Any:
+        loaded.append(revision)
+        raise OSError("no weights here")
+
+    monkeypatch.setattr(base_model, "SharedModel", load)
+    first = hash_now()
+    server.main = "b" * 40
+    assert hash_now() != first and loaded == ["a" * 40, "b" * 40]

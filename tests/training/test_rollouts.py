@@ -14,8 +14,8 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 
 
-def asked(folder: Path, prompts: Any, **settings: Any) -> list[list[Group]]:
-    """The rollouts of each iteration of a stage with these prompts."""
+def asked(folder: Path, prompts: Any, report: Any = None, **settings: Any) -> list[list[Group]]:
+    """The rollouts of each iteration of a stage with these prompts. report: a second stage."""
     stage: dict[str, Any] = {
         "algorithm": "expert_iteration",
         "prompts": prompts,
@@ -26,7 +26,10 @@ def asked(folder: Path, prompts: Any, **settings: Any) -> list[list[Group]]:
         "learning_rate": 0.0001,
         **settings,
     }
-    recipe = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"align": stage}}
+    recipe = {
+        "model": {"base": "tiny", "dtype": "float32"},
+        "stages": {"align": stage, **({"report": report} if report else {})},
+    }
     code = "def letters(completions, **columns):\n    return [float(len(set(text))) for text in completions]\n"
     (folder / "letters.py").write_text(code, encoding="utf-8")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -63,3 +66,17 @@ def test_prompts_are_drawn_by_the_weights_of_their_sources(tmp_path: Path) -> No
     assert len({words for words in said if words.startswith("rare")}) == 3
     summary = json.loads((tmp_path / "out" / "align" / "stage.json").read_text(encoding="utf-8"))["summary"]
     assert [(fact["rows"], fact["epochs"]) for fact in summary["prompts_sources"]] == [(6, 2.0), (9, 0.333)]
+
+
+def test_evaluate_reads_prompts_that_the_stage_held_out(tmp_path: Path) -> None:
+    """They have no prompt in common, even if the stage has a seed of its own, and both parts are used."""
+    write(tmp_path / "p.jsonl", [{"prompt": f"why {n}?", "answer": n} for n in range(20)])
+    entry = {"path": "p.jsonl", "validation": 0.3}
+    report = {"step": "evaluate", "policies": ["base"], "prompts": {**entry, "part": "validation"}}
+    report |= {"rewards": [{"python": {"path": "letters.py", "function": "letters"}}], "max_new_tokens": 2}
+    groups = asked(
+        tmp_path, {**entry, "part": "training"}, prompts_per_iteration=20, iterations=1, seed=7, report=report
+    )
+    trained = {group.prompt[0]["content"] for group in groups[0]}
+    measured = {group.prompt[0]["content"] for group in read_groups(tmp_path / "out" / "report" / "samples.jsonl")}
+    assert measured and trained and not measured & trained and len(measured | trained) == 20

@@ -1,0 +1,53 @@
+"""The commits that revisions of hub repositories mean."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["dataset", "model"]
+TIMEOUT = 5  # seconds to wait for the hub's answer
+
+
+class Commits:
+    """The commits of hub repositories, each asked for once, so that what a run reads is what its hashes say."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind: Kind = kind
+        self._known: dict[tuple[str, str | None], str | None] = {}
+
+    def __call__(self, name: str, revision: str | None) -> str | None:
+        """The commit that a revision means now; offline, that of the copy in the hub's cache."""
+        key = (name, revision)
+        if key not in self._known:
+            self._known[key] = _commit(self._kind, name, revision)
+        return self._known[key]
+
+
+def _commit(kind: Kind, name: str, revision: str | None) -> str | None:
+    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return _cached_commit(kind, name, revision)
+    try:
+        info = huggingface_hub.HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT)
+        return str(info.sha) if info.sha else revision
+    except Exception:  # of many kinds; whoever loads it looks into the cache, or says what is wrong
+        return _cached_commit(kind, name, revision)
+
+
+def _cached_commit(kind: Kind, name: str, revision: str | None) -> str | None:
+    """The commit of the copy in the hub's cache; the revision itself if there is none, or several."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
+    reference = folder / "refs" / (revision or "main")
+    if reference.is_file():
+        return reference.read_text(encoding="utf-8").strip()
+    copies = [path.name for path in folder.glob("snapshots/*")]
+    return copies[0] if revision is None and len(copies) == 1 else revision

@@ -1,0 +1,57 @@
+"""The day that a chat template writes: the one on which the run was started, also after midnight and on resume.
+
+Llama 3.2's template writes today's date, so that the same prompt has other tokens tomorrow.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from alignkit.data.chat_templates import TEMPLATES
+from alignkit.errors import RunFailed
+from alignkit.io.atomic import write_json
+
+FILES = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
+CALL = "strftime_now"  # the function that gives templates the time
+
+
+def template_date(folder: Path) -> str:
+    """The day on which the run in this folder was started, as 2026-11-22; today for a new one, which is recorded."""
+    path = folder / "date.json"
+    if not path.exists():
+        write_json(path, {"date": datetime.date.today().isoformat()})
+    try:
+        date = json.loads(path.read_text(encoding="utf-8"))["date"]
+        return datetime.date.fromisoformat(date).isoformat()
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFailed(f'{path} must hold the day on which the run started, as {{"date": "2026-11-22"}}') from error
+
+
+def writes_date(source: str, revision: str | None, template: str | None, folder: Path) -> bool:
+    """Whether the chat template asks for the time. It does not need the model's weights.
+
+    source: the base model, a folder or a hub id. template: `model.chat_template`. folder: the recipe's.
+    """
+    if template is not None:
+        file = folder / template
+        return template not in TEMPLATES and file.is_file() and CALL in file.read_text(encoding="utf-8")
+    return any(CALL in path.read_text(encoding="utf-8") for path in _template_files(source, revision))
+
+
+def _template_files(source: str, revision: str | None) -> Iterator[Path]:
+    """The files of a model that may hold chat templates."""
+    folder = Path(source)
+    if folder.is_dir():
+        yield from (folder / name for name in FILES if (folder / name).is_file())
+        yield from folder.glob("additional_chat_templates/*.jinja")
+        return
+    from huggingface_hub import hf_hub_download
+
+    for name in FILES:
+        try:
+            yield Path(hf_hub_download(source, name, revision=revision))
+        except (OSError, ValueError):  # the file does not exist, or there is neither a network nor a copy
+            continue
