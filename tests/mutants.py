@@ -6,6 +6,9 @@ Each mutant has one change, in the algorithm's module or in a function of `align
 flipped sign, a dropped operand, factor or mask, a shifted index, another comparison or reduction. A mutant is killed
 if the algorithm's tests fail (for a function: the golden numbers and its own tests). Survivors are printed and make
 the exit status 1.
+
+The changes to the run loop are written by hand, in planted.py, each with the one test that must fail: `run_loop` is the
+name of them all.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from planted import GROUP, PLANTED
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTIONAL = "alignkit/functional"  # a package
@@ -75,13 +80,17 @@ COMPARISONS = {ast.Gt: ast.Lt, ast.GtE: ast.Lt, ast.Lt: ast.Gt, ast.LtE: ast.Gt,
 
 @dataclass(frozen=True)
 class Mutant:
-    """A changed module: `file` is relative to the root, `text` its new content."""
+    """A changed module: `file` is relative to the root, `text` its new content.
+
+    tests: `FILE::FUNCTION` of those that must kill it; empty for all tests of the algorithm.
+    """
 
     algorithm: str
     file: str
     line: int
     change: str
     text: str
+    tests: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.algorithm}: {self.file}:{self.line} {self.change}"
@@ -226,6 +235,10 @@ def called(file: str) -> set[str]:
 
 def unchanged(algorithm: str) -> Mutant:
     """The control: its tests must pass, or every mutant would seem killed."""
+    if algorithm in (GROUP, *PLANTED):
+        chosen = [PLANTED[name] for name in names_of(algorithm)]
+        file, tests = chosen[0].file, tuple(dict.fromkeys(change.test for change in chosen if change.test))
+        return Mutant(algorithm, file, 0, "unchanged", (ROOT / file).read_text(encoding="utf-8"), tests)
     file = module(algorithm)
     return Mutant(algorithm, file, 0, "unchanged", (ROOT / file).read_text(encoding="utf-8"))
 
@@ -244,7 +257,24 @@ def _only(folder: str, name: str) -> str:
     return paths[0]
 
 
+def names_of(name: str) -> list[str]:
+    """The changes written by hand that `name` means: all of them, or one."""
+    return list(PLANTED) if name == GROUP else [name]
+
+
+def planted(name: str) -> Mutant:
+    """A change written by hand. Raises ValueError if its old text does not occur exactly once."""
+    change = PLANTED[name]
+    text = (ROOT / change.file).read_text(encoding="utf-8")
+    if (count := text.count(change.old)) != 1:
+        raise ValueError(f"planted.py: {name}: the old text occurs {count} times in {change.file}; it must occur once")
+    line = text[: text.index(change.old)].count("\n") + 1
+    return Mutant(name, change.file, line, change.test, text.replace(change.old, change.new), (change.test,))
+
+
 def mutants(algorithm: str) -> list[Mutant]:
+    if algorithm in (GROUP, *PLANTED):
+        return [planted(name) for name in names_of(algorithm) if not PLANTED[name].equivalent]
     own, names = module(algorithm), called(module(algorithm))
     found = list(mutants_of(algorithm, own, None))
     for file in sorted({library()[name][0] for name in names}):
@@ -257,6 +287,9 @@ def mutants(algorithm: str) -> list[Mutant]:
 
 def tests_of(mutant: Mutant) -> list[str]:
     """The golden numbers must kill a changed function without the help of other tests."""
+    if mutant.tests:
+        parts = [test.partition("::") for test in mutant.tests]
+        return [f"{_only('tests', file)}::{function}" for file, _, function in parts]
     names = GOLDEN if mutant.file.startswith(FUNCTIONAL) else TESTS[mutant.algorithm]
     return [_only("tests", name) for name in names]
 
@@ -312,7 +345,9 @@ def _load_libraries() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="comma-separated algorithms and core modules", default=",".join(TESTS))
+    parser.add_argument(
+        "--only", help="comma-separated algorithms, core modules and planted changes", default=",".join([*TESTS, GROUP])
+    )
     parser.add_argument("--list", action="store_true", help="print the mutants without testing them")
     parser.add_argument("--jobs", type=int, default=2, help="mutants tested at the same time")
     parser.add_argument("--every", type=int, default=1, help="test every n-th mutant only")
@@ -321,6 +356,12 @@ def main() -> int:
     found = [mutant for name in options.only.split(",") for mutant in mutants(name)]
     # A function that several algorithms call is tested once, under the first of them.
     chosen = list({(mutant.file, mutant.text): mutant for mutant in reversed(found)}.values())[::-1]
+    equivalent = {
+        name: PLANTED[name] for given in options.only.split(",") for name in names_of(given) if name in PLANTED
+    }
+    for name, change in equivalent.items():
+        if change.equivalent:
+            print(f"equivalent {name}: {change.equivalent}")
     if options.list:
         print(*chosen, f"{len(chosen)} mutants", sep="\n")
         return 0
@@ -329,7 +370,7 @@ def main() -> int:
     survivors = 0
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
         # Algorithms with the same tests share a control.
-        controls = list({tuple(TESTS[name]): unchanged(name) for name in options.only.split(",")}.values())
+        controls = list({tuple(tests_of(c)): c for c in map(unchanged, options.only.split(","))}.values())
         for control, passes in zip(controls, pool.map(survives, controls), strict=True):
             if not passes:
                 print(f"{control.algorithm}: tests fail without any change: {' '.join(tests_of(control))}")

@@ -1,0 +1,263 @@
+"""Changes to the run loop that neither crash a run nor show in its metrics, each with the test that must fail.
+
+`python tests/mutants.py --only run_loop` plants them one at a time; `--only same_prompts` plants one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GROUP = "run_loop"  # the name of all of them together
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A change of one place: `old`, which occurs once in `file`, becomes `new`.
+
+    test: `FILE::FUNCTION`, which must fail; empty if the change is equivalent, whose reason is `equivalent`.
+    """
+
+    file: str
+    old: str
+    new: str
+    test: str
+    equivalent: str = ""
+
+
+ONLINE, ITERATION = "alignkit/training/online.py", "test_iteration_loop.py"
+ROLLOUTS, REPLAYED = "alignkit/training/rollouts.py", "test_replayed_rollouts.py"
+DRAWS = "alignkit/training/draws.py"
+ROLES, MEASURED = "alignkit/training/roles.py", "test_reference_and_values.py"
+SCORING, AUXILIARY = "alignkit/training/scoring.py", "alignkit/training/auxiliary.py"
+LEARNER, SERVICE = "alignkit/training/learner.py", "alignkit/models/service.py"
+
+_EARLIER = f"{REPLAYED}::test_earlier_iterations_are_offered_as_they_were_selected_from"
+_KEPT = f"{ITERATION}::test_a_kept_version_is_the_policy_after_its_iteration"
+_MIXED = "test_auxiliary.py::test_every_step_of_a_stage_mixes_in_the_next_groups"
+_PHASES = f"{ITERATION}::test_a_phase_has_its_own_epochs_and_learning_rate"
+_RECORDED = f"{MEASURED}::test_groups_that_select_makes_are_measured_by_the_reference"
+_NESTED = "test_scoring.py::test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score"
+_ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
+_NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
+_REJECTED = "return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]"
+
+PLANTED = {
+    # Sampling
+    "same_prompts": Planted(
+        ROLLOUTS,
+        "range((iteration - 1) * count, iteration * count)",
+        "range(count)",
+        f"{ITERATION}::test_iterations_walk_through_the_prompts",
+    ),
+    "same_epochs": Planted(
+        DRAWS,
+        "self.stream(number).permutation(self.size)",
+        "self.stream(0).permutation(self.size)",
+        f"{ITERATION}::test_iterations_walk_through_the_prompts",
+    ),
+    "same_samples": Planted(
+        ONLINE,
+        'place=(name, "rollout", number),',
+        'place=(name, "rollout"),',
+        f"{ITERATION}::test_every_iteration_draws_other_samples",
+    ),
+    "reference_samples": Planted(
+        ONLINE,
+        "            self.work.model,\n            self.work.roles.trained,\n            self.work.models.encoder,",
+        "            self.work.model,\n            self.work.roles.reference,\n            self.work.models.encoder,",
+        f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
+    ),
+    "samples_by_order": Planted(
+        SERVICE,
+        "seed=seed, numbers=fitting",
+        "seed=seed",
+        "test_service.py::test_a_prompt_without_room_changes_no_other_prompts_samples",
+    ),
+    "one_end": Planted(
+        "alignkit/models/encoding.py",
+        "frozenset({self.end_of_turn[-1], *self._more_ends, self.tokenizer.eos_token_id} - {None})",
+        "frozenset({self.tokenizer.eos_token_id})",
+        _ENDS,
+    ),
+    "no_further_ends": Planted(
+        "alignkit/models/encoding.py",
+        "frozenset({self.end_of_turn[-1], *self._more_ends, self.tokenizer.eos_token_id} - {None})",
+        "frozenset({self.end_of_turn[-1], self.tokenizer.eos_token_id} - {None})",
+        _ENDS,
+    ),
+    # Scoring
+    "remembered_scores": Planted(
+        ONLINE,
+        "self.work.models.forget_scores()",
+        "pass",
+        f"{ITERATION}::test_every_iteration_scores_all_of_its_samples",
+    ),
+    "failed_score_is_0": Planted(
+        SCORING, "[math.nan if x is None else x for x", "[0.0 if x is None else x for x", _NO_SCORE
+    ),
+    "unread_score_is_0": Planted(
+        SERVICE,
+        "scores += [None] * len(group.responses)",
+        "scores += [0.0] * len(group.responses)",
+        "test_service.py::test_truncated_and_unscored_responses_are_reported",
+    ),
+    "nested_whitened": Planted(
+        SCORING,
+        "{name: part.raw for name, part in parts.items()}",
+        "{name: part.reward for name, part in parts.items()}",
+        _NESTED,
+    ),
+    "nested_raw_whitened": Planted(
+        SCORING,
+        "return replace(combined, reward=whitened.reward)",
+        "return whitened",
+        _NESTED,
+    ),
+    "nested_not_whitened": Planted(
+        SCORING,
+        "return replace(combined, reward=whitened.reward)",
+        "return combined",
+        _NESTED,
+    ),
+    "selection_whitened": Planted(
+        SCORING,
+        "raw = self._combined(groups, components).raw.tolist()",
+        "raw = self._combined(groups, components).reward.tolist()",
+        "test_scoring.py::test_selection_sees_the_reward_before_whitening",
+    ),
+    "safety_rows": Planted(
+        "plugins/alignkit_llama2.py",
+        "present.new_tensor(safety_prompts(groups))[present]",
+        "present.new_tensor(safety_prompts(groups))[: int(present.sum())]",
+        "test_llama2.py::test_a_missing_score_moves_no_safety_prompt_to_another_row",
+    ),
+    # Selecting
+    "same_selection": Planted(
+        ONLINE,
+        'seeds.stream(seed, name, "select", number)',
+        'seeds.stream(seed, name, "select")',
+        f"{ITERATION}::test_select_draws_other_numbers_in_every_iteration",
+    ),
+    "first_rewards": Planted(
+        ONLINE,
+        "reward=combined.reward[kept_rows], raw=combined.raw[kept_rows]",
+        "reward=combined.reward[: int(kept_rows.sum())], raw=combined.raw[: int(kept_rows.sum())]",
+        f"{ITERATION}::test_kept_groups_keep_their_rewards",
+    ),
+    "rollout_order": Planted(
+        ONLINE,
+        "rollouts.take([index_of[id(group)] for group in phase.groups])",
+        "rollouts.take(sorted(index_of[id(group)] for group in phase.groups))",
+        "",
+        "Every epoch shuffles the groups by a permutation that does not depend on them, so any order before it has the "
+        "same distribution of minibatches. `take` moves every column with its group, so each keeps its own numbers.",
+    ),
+    "selected_once": Planted(
+        ONLINE,
+        "rollouts.take([index_of[id(group)] for group in phase.groups])",
+        "rollouts.take(sorted({index_of[id(group)] for group in phase.groups}))",
+        f"{ITERATION}::test_selected_groups_are_learned_as_often_as_they_are_selected",
+    ),
+    "carried_without_penalty": Planted(
+        ROLLOUTS,
+        "penalize(scored, penalty) if penalty else scored",
+        "scored",
+        f"{REPLAYED}::test_replayed_rollouts_pay_the_penalty_of_this_stage",
+    ),
+    "current_is_earlier": Planted(ROLLOUTS, "in range(1, iteration)]", "in range(1, iteration + 1)]", _EARLIER),
+    "rejected_again": Planted(ONLINE, _REJECTED, "return earlier", _EARLIER),
+    "unscored_again": Planted(
+        ROLLOUTS, "return [with_scores(groups) for groups in", "return [groups for groups in", _EARLIER
+    ),
+    # Measuring
+    "no_reference": Planted(
+        ROLES,
+        "reference_name = settings.reference or start",
+        "reference_name = start",
+        f"{MEASURED}::test_the_reference_is_the_one_that_the_recipe_names",
+    ),
+    "reference_at_1": Planted(
+        ONLINE,
+        "logprobs = self._logprobs(self.work.roles.reference, examples.groups)",
+        'logprobs = forward.measure(self.work.model, self.work.roles.reference, examples.groups, "logprobs")',
+        _RECORDED,
+    ),
+    "policy_as_reference": Planted(
+        ONLINE,
+        "logprobs = self._logprobs(self.work.roles.reference, examples.groups)",
+        "logprobs = self._logprobs(self.work.roles.trained, examples.groups)",
+        _RECORDED,
+    ),
+    "no_value_from": Planted(
+        ROLES,
+        "source = context.settings.value_from or (reward_models[0] if reward_models else None)",
+        "source = reward_models[0] if reward_models else None",
+        f"{MEASURED}::test_values_start_from_the_reward_model_that_the_recipe_names",
+    ),
+    "combination_keeps_head": Planted(
+        ROLES,
+        'reward is not None and reward.kind == "stage" and reward.name == source',
+        "True",
+        f"{MEASURED}::test_values_of_a_combination_start_from_zero",
+    ),
+    # Learning
+    "full_learning_rate": Planted(ONLINE, "factor * phase.lr_scale", "factor", _PHASES),
+    "improve_steps_at_full_rate": Planted(
+        "plugins/alignkit_rest.py",
+        "Phase(above, lr_scale=self.options.lr_decay**step)",
+        "Phase(above)",
+        "test_online.py::test_rest",
+    ),
+    "no_own_epochs": Planted(
+        ONLINE,
+        "phase.epochs if phase.epochs is not None else self.settings.epochs or 1",
+        "self.settings.epochs or 1",
+        _PHASES,
+    ),
+    "same_mix": Planted(LEARNER, "auxiliary.batch(self.steps)", "auxiliary.batch(0)", _MIXED),
+    "same_mix_batch": Planted(
+        AUXILIARY, "range(step * self.batch_size, (step + 1) * self.batch_size)", "range(self.batch_size)", _MIXED
+    ),
+    "mix_in_one_order": Planted(DRAWS, "return self.epoch(epoch)[index]", "return self.epoch(0)[index]", _MIXED),
+    "overlapping_mix": Planted(
+        AUXILIARY,
+        "range(step * self.batch_size, (step + 1) * self.batch_size)",
+        "range(step, step + self.batch_size)",
+        _MIXED,
+    ),
+    "failures_add_up": Planted(
+        LEARNER,
+        "            self.skipped = 0\n",
+        "",
+        "test_learner_steps.py::test_a_step_that_succeeds_ends_a_row_of_failures",
+    ),
+    "failed_value_step": Planted(
+        LEARNER,
+        'if name.endswith("grad_norm") or name == "loss"',
+        'if name == "grad_norm" or name == "loss"',
+        "test_learner_steps.py::test_a_gradient_of_the_values_that_is_not_finite_changes_no_weight",
+    ),
+    # Keeping
+    "version_before": Planted(ONLINE, "self.work.keep_version(number)", "self.work.keep_version(number - 1)", _KEPT),
+    "version_before_learning": Planted(
+        ONLINE,
+        "            self._after(self._iterate(number, prompts), iterations)\n",
+        "            self.work.keep_version(number)\n"
+        "            keep, self.work.keep_version = self.work.keep_version, lambda number: None\n"
+        "            self._after(self._iterate(number, prompts), iterations)\n"
+        "            self.work.keep_version = keep\n",
+        _KEPT,
+    ),
+    "another_version": Planted(
+        "alignkit/runs/stage_store.py",
+        '/ "kept" / version if version else',
+        '/ "kept" / str(int(version) - 1) if version else',
+        _KEPT,
+    ),
+    "remaining_rollouts": Planted(
+        ONLINE,
+        "        self.files.forget_after(first)\n",
+        "",
+        f"{ITERATION}::test_rollouts_of_an_iteration_that_was_not_completed_are_removed",
+    ),
+}
