@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alignkit import BadRow, Format, Group, Message, Response
+from alignkit import BadRow, DataError, Format, Group, Message, Response
 from alignkit.data.conversations import read_message, shared_turns, tools_of
+from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.formats import check_group
+from alignkit_messages import Messages
 
+Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
 
 
@@ -146,6 +151,50 @@ def test_nul_and_surrogates_are_refused_in_every_part() -> None:
     for turn in (assistant("a", reasoning_content="\0"), assistant(tool_calls=[{"name": "\ud800"}]), assistant("\0")):
         with pytest.raises(BadRow, match=r"NUL|surrogate"):
             check_group(Group(({"role": "user", "content": "q"},), (Response(messages=(turn,)),)))
+
+
+BAD = {
+    "only a greeting": [A],
+    "empty": [],
+    "nested lists": [{"role": "user", "content": [["a", ["b"]]]}, A],
+    "an unknown role": [{"role": "narrator", "content": "x"}, A],
+    "a NUL": [{"role": "user", "content": "a\0b"}, A],
+    "a surrogate": [{"role": "user", "content": "a\ud800b"}, A],
+    "a last system turn": [Q, A, {"role": "system", "content": "x"}],
+    "no content": [Q, {"role": "assistant", "content": None}],
+    "text": "hello",
+    "a number": 5,
+    "a huge role": [{"role": "x" * 10**7, "content": "x"}, A],
+    "a huge call": [Q, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "x" * 10**7}]}],
+}
+
+
+@pytest.mark.parametrize("conversation", BAD.values(), ids=BAD)
+def test_a_bad_conversation_is_named_by_file_and_row_in_a_short_line_and_may_be_skipped(
+    tmp_path: Path, conversation: Any
+) -> None:
+    path = tmp_path / "d.jsonl"
+    rows = [{"messages": [Q, A]}, {"messages": conversation}, {"messages": [Q, A]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def loaded(on_bad_row: Any) -> Loaded:
+        spec = DataSpec((DataSource(path=path, on_bad_row=on_bad_row),))
+        return load(spec, formats={"messages": Messages}, seed=0, stage_data=lambda name: path)
+
+    with pytest.raises(DataError) as error:
+        loaded("error")
+    assert f"{path}:2: " in str(error.value) and len(str(error.value)) < 600
+    assert [len(loaded("skip").groups), *(row.row for row in loaded("skip").skipped)] == [2, 2]
+
+
+def test_a_very_long_turn_and_very_many_turns_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"messages": [{**Q, "content": "x" * 10**7}, A]}) + "\n")
+    with path.open("a") as file:
+        file.write(json.dumps({"messages": [Q, A] * 20000}) + "\n")
+    spec = DataSpec((DataSource(path=path),))
+    long, many = load(spec, formats={"messages": Messages}, seed=0, stage_data=lambda name: path).groups
+    assert len(long.prompt[0]["content"]) == 10**7 and len(many.responses[0].messages or ()) == 39999
 
 
 def test_shared_turns_end_at_the_first_difference() -> None:

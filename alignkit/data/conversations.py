@@ -40,6 +40,7 @@ SPEAKERS = {
 CALLERS = ("function_call", "tool_call")  # speakers whose text is a call
 REASONING = ("reasoning_content", "reasoning", "thinking")
 WEIGHTS = ("weight", "loss_weight")
+PLAIN = {"role", "content"}
 
 
 def read_message(turn: Any, where: str) -> Message:
@@ -47,12 +48,15 @@ def read_message(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise BadRow(f"{where} must be a message, not {kind_of(turn)}")
     speaker = _first(turn, "role", "from")
-    role = SPEAKERS.get(speaker.strip().lower()) if isinstance(speaker, str) else None
+    name = speaker.strip().lower() if isinstance(speaker, str) else ""
+    role = SPEAKERS.get(name)
     if role is None:
         raise BadRow(f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of {', '.join(SPEAKERS)}")
+    if turn.keys() <= PLAIN and name not in CALLERS and isinstance(text := turn.get("content"), str):
+        return Message(role=role, content=text)  # nearly all turns; several times as fast
     calls = _calls_beside(turn, where)
     content, reasoning, inner_calls = _content(_first(turn, "content", "value", "text"), where, empty=bool(calls))
-    if str(speaker).strip().lower() in CALLERS:
+    if name in CALLERS:
         content, inner_calls = "", [*inner_calls, *_calls(_json(content, where), where)]
     said = Message(role=role, content=content)
     if thought := _reasoning_beside(turn, where) or reasoning:
