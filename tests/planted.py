@@ -1,6 +1,6 @@
 """Changes to the run loop that neither crash a run nor show in its metrics, each with the test that must fail.
 
-`python tests/mutants.py --only run_loop` plants them one at a time; `--only same_prompts` plants one of them.
+`python tests/mutants.py --only run_loop` plants them one at a time, `--only same_prompts` only that one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small online runs on the tiny model, with an algorithm that records what it is given."""
+"""Small online runs on the tiny model, with an algorithm that records its inputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def prompts(count: int) -> list[Group]:
 
 @dataclass
 class Seen:
-    """What `select` was given in an iteration. learned: a copy of each batch that the loss saw."""
+    """The inputs of one iteration.
+
+    groups, earlier, draw: of `select`: its groups, those of earlier iterations, and its first random number. learned,
+    logprobs: each batch of the loss, and the policy's log-probabilities for it. measured: the batch of `signal`.
+    """
 
     iteration: int
     groups: list[Group]
@@ -41,7 +45,7 @@ class Seen:
 
 
 class Watched(Algorithm):
-    """Makes what it selects likelier, by default everything, and records what it is given.
+    """Makes what it selects likelier, by default everything, and records its inputs.
 
     choose: what `select` returns. keep: what `keep_group` returns. loss_of: the loss of step n, from 0.
     """
@@ -119,7 +123,7 @@ def online(
         "model": {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}},
         "stages": {**(before or {}), "align": {**ALIGN, "algorithm": plugin, **stage}},
     }
-    # Through JSON, because YAML would give a shared part a name.
+    # Through JSON, because YAML writes a shared part as a reference.
     (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
     out = folder / "run"
     out.mkdir(exist_ok=True)
