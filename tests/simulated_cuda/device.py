@@ -1,0 +1,360 @@
+"""A simulated CUDA device: tensors say `cuda:0`, their numbers are computed on the CPU, mixing devices fails.
+
+torch sees a backend written in Python (`PrivateUse1`), so backward runs in a thread of its own, as on CUDA. Memory has
+a limit. Counted are the waits of the host for the device and the kernels of attention. A process that has called
+`enable` keeps the device until it ends, so tests run it in subprocesses.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NAME = "simulated"
+CUDA = torch.device("cuda", 0)  # what Python code sees
+ROOT = Path(__file__).parent.parent.parent
+OURS = (str(ROOT / "alignkit"), str(ROOT / "plugins"))
+
+# Operators that may read tensors of two devices.
+COPIES = {"_to_copy", "copy_"}
+# Operators whose index tensors may be on the CPU.
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+# Operators whose result has a size, or a type, that only the device knows: the host waits.
+WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"}
+# Operators that take no number from the CPU, not even a tensor without dimensions.
+STRICT = {"cat", "stack", "mm", "bmm", "addmm", "embedding", "gather", "scatter", "index_select", "searchsorted"}
+
+
+class Memory:
+    """The device's memory in bytes, and what is allocated of it."""
+
+    def __init__(self, total: int):
+        self.total, self.allocated, self.peak = total, 0, 0
+
+    def take(self, size: int) -> None:
+        if self.allocated + size > self.total:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. (simulated)")
+        self.allocated += size
+        self.peak = max(self.peak, self.allocated)
+
+
+class Allocation:
+    """A piece of the device's memory, shared by the views of a tensor."""
+
+    def __init__(self, memory: Memory, size: int):
+        self.memory, self.size = memory, 0
+        memory.take(size)
+        self.size = size
+
+    def __del__(self) -> None:
+        self.memory.allocated -= self.size
+
+
+class Device:
+    """The device's memory, and what was counted since `enable`.
+
+    waits, copies: of the host for the device, and blocking copies to it, by the place in alignkit's code. attention: by
+    kernel. launches: operators that compute something.
+    """
+
+    def __init__(self) -> None:
+        self.memory = Memory(80 * 2**30)
+        self.waits: Counter[str] = Counter()
+        self.copies: Counter[str] = Counter()
+        self.attention: Counter[str] = Counter()
+        self.launches = 0
+
+
+device = Device()
+
+
+def place() -> str:
+    """The innermost line of alignkit that is running."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(OURS):
+            return f"{name.removeprefix(str(ROOT))[1:]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "elsewhere"
+
+
+class CudaTensor(Tensor):
+    """A tensor on the device. `elem`: its numbers, on the CPU."""
+
+    elem: Tensor
+    allocation: Allocation
+
+    @staticmethod
+    def __new__(cls, elem: Tensor, allocation: Allocation | None = None) -> CudaTensor:
+        made: CudaTensor = Tensor._make_wrapper_subclass(
+            cls,
+            elem.size(),
+            strides=elem.stride(),
+            storage_offset=elem.storage_offset(),
+            dtype=elem.dtype,
+            device=torch.device(NAME, 0),
+        )
+        return made
+
+    def __init__(self, elem: Tensor, allocation: Allocation | None = None):
+        self.elem = elem
+        self.allocation = allocation or Allocation(device.memory, elem.untyped_storage().nbytes())
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return call(func, args, kwargs or {})
+
+    def get_device(self) -> int:
+        return 0
+
+    def data_ptr(self) -> int:
+        return self.elem.data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.elem.untyped_storage()
+
+    def tolist(self) -> Any:
+        device.waits[place()] += 1
+        return self.elem.tolist()
+
+    def numpy(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it first.")
+
+    __array__ = numpy
+
+    def __repr__(self, **kwargs: Any) -> str:
+        return f"{self.elem!r} on cuda:0"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self) not in memo:
+            with torch.no_grad():
+                new: Tensor = CudaTensor(self.elem.detach().clone())
+            new.requires_grad_(self.requires_grad)
+            memo[id(self)] = nn.Parameter(new, self.requires_grad) if isinstance(self, nn.Parameter) else new
+        return memo[id(self)]
+
+
+def on_cuda(wanted: torch.device | None) -> bool:
+    return wanted is not None and wanted.type in ("cuda", NAME)
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """All tensors in arguments or results."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from tensors(item)
+    elif isinstance(tree, dict):
+        yield from tensors(list(tree.values()))
+
+
+def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """Arguments or results with every leaf changed."""
+    if isinstance(tree, list | tuple) and not isinstance(tree, torch.Size):
+        return type(tree)([mapped(item, change) for item in tree])
+    if isinstance(tree, dict):
+        return {key: mapped(value, change) for key, value in tree.items()}
+    return change(tree)
+
+
+@cache
+def facts(func: Any) -> tuple[str, bool, bool]:
+    """An operator's name, whether it writes to an argument, and whether its result shares an argument's memory."""
+    name = func._schema.name.partition("::")[2]
+    views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+    return name, func._schema.is_mutable, views or name == "_unsafe_view"
+
+
+def call(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operator, whose arguments or result may be on the device."""
+    given = list(tensors((args, kwargs)))
+    cuda = [x for x in given if isinstance(x, CudaTensor)]
+    wanted = kwargs.get("device")
+    if not cuda and not on_cuda(wanted):
+        return func(*args, **kwargs)
+    shares = facts(func)[2]
+    check_devices(func, given, cuda)
+    results_on_cuda = count(func, args, bool(cuda), wanted)
+    known = {id(x.elem): x for x in cuda}
+    allocation = cuda[0].allocation if shares and cuda else None
+
+    def down(x: Any) -> Any:
+        if isinstance(x, CudaTensor):
+            return x.elem
+        return torch.device("cpu") if isinstance(x, torch.device) and on_cuda(x) else x
+
+    def up(x: Any) -> Any:
+        if not isinstance(x, Tensor) or isinstance(x, CudaTensor):
+            return x
+        if id(x) in known:
+            assert known[id(x)].shape == x.shape, f"{func} changes a tensor's shape in place, which is not simulated"
+            return known[id(x)]
+        return CudaTensor(x, allocation) if results_on_cuda else x
+
+    given_kwargs = {key: mapped(value, down) for key, value in kwargs.items() if key != "pin_memory"}
+    return mapped(func(*mapped(args, down), **given_kwargs), up)
+
+
+def check_devices(func: Any, given: list[Tensor], cuda: list[CudaTensor]) -> None:
+    """Raise RuntimeError where CUDA would, if an operator reads tensors of both devices."""
+    name, writes, _ = facts(func)
+    if len(cuda) in (0, len(given)) or name in COPIES:
+        return
+    cpu = [x for x in given if not isinstance(x, CudaTensor)]
+    if name in INDEXING:
+        # The indexed tensor decides. Indices may stay on the CPU, but not the other way round.
+        mixed = not isinstance(given[0], CudaTensor)
+    else:
+        numbers = all(x.dim() == 0 for x in cpu) and name not in STRICT
+        mixed = not numbers or (writes and not isinstance(given[0], CudaTensor))
+    if mixed:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+            f"({func} at {place()})"
+        )
+
+
+def count(func: Any, args: Any, from_cuda: bool, wanted: Any) -> bool:
+    """Count what the operator does; returns whether its result is on the device."""
+    name, _, shares = facts(func)
+    if name in COPIES:
+        source = args[1] if name == "copy_" else args[0]
+        leaves, arrives = isinstance(source, CudaTensor), isinstance(args[0], CudaTensor)
+        if name == "_to_copy":
+            arrives = on_cuda(wanted) or (wanted is None and leaves)
+        if leaves and not arrives:
+            device.waits[place()] += 1
+        elif arrives and not leaves and source.dim():
+            device.copies[place()] += 1
+        device.launches += 1
+        return arrives
+    if name in WAITS:
+        device.waits[place()] += 1
+    elif name in INDEXING and any(isinstance(x, CudaTensor) and x.dtype == torch.bool for x in args[1]):
+        device.waits[place()] += 1  # the number of true entries
+    device.launches += not shares and "empty" not in name and name != "detach"
+    return on_cuda(wanted) if wanted is not None else from_cuda
+
+
+class _Operators(TorchDispatchMode):
+    """Makes new tensors on the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return call(func, args, kwargs or {})
+
+
+class _Functions(TorchFunctionMode):
+    """Turns the device `cuda` of a call, which this torch cannot have, into the simulated one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.device:
+            return func(*args, **kwargs)
+        if func is Tensor.cuda:
+            func, kwargs = Tensor.to, {"device": CUDA}
+        if on_cuda_argument(kwargs.get("device")):
+            kwargs["device"] = torch.device(NAME, 0)
+        return func(*(torch.device(NAME, 0) if on_cuda_argument(x) else x for x in args), **kwargs)
+
+
+def on_cuda_argument(argument: Any) -> bool:
+    if isinstance(argument, torch.device):
+        return argument.type == "cuda"
+    return isinstance(argument, str) and (argument == "cuda" or argument.startswith("cuda:"))
+
+
+def move(module: nn.Module) -> nn.Module:
+    """Replace a module's parameters and buffers by tensors on the device; shared ones stay shared."""
+    moved: dict[int, Tensor] = {}
+    for part in module.modules():
+        for store in (part._parameters, part._buffers):
+            for name, value in list(store.items()):
+                if value is None or isinstance(value, CudaTensor):
+                    continue
+                if id(value) not in moved:
+                    new: Tensor = CudaTensor(value.detach().clone())
+                    moved[id(value)] = (
+                        nn.Parameter(new, value.requires_grad) if isinstance(value, nn.Parameter) else new
+                    )
+                store[name] = moved[id(value)]  # type: ignore[assignment]
+    return module
+
+
+def enable(memory_gib: float = 80.0) -> Device:
+    """From here on, until the process ends, `cuda` is the simulated device."""
+    import peft  # noqa: F401 - it imports bitsandbytes, which looks for a real CUDA
+    from attention import scaled_dot_product_attention
+
+    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    device.memory.total = int(memory_gib * 2**30)
+    memory = device.memory
+    functions = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "_lazy_init": lambda: None,
+        "is_initialized": lambda: True,
+        "synchronize": lambda *_: None,
+        "empty_cache": lambda: None,
+        "get_device_name": lambda *_: "simulated",
+        "get_device_capability": lambda *_: (9, 0),
+        "get_device_properties": lambda *_: SimpleNamespace(
+            name="simulated", total_memory=memory.total, major=9, minor=0
+        ),
+        "is_bf16_supported": lambda including_emulation=True: True,
+        "mem_get_info": lambda *_: (memory.total - memory.allocated, memory.total),
+        "memory_allocated": lambda *_: memory.allocated,
+        "memory_reserved": lambda *_: memory.allocated,
+        "max_memory_allocated": lambda *_: memory.peak,
+        "reset_peak_memory_stats": lambda *_: setattr(memory, "peak", memory.allocated),
+    }
+    for name, function in functions.items():
+        setattr(torch.cuda, name, function)
+    torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention
+    _load_on_cpu_first()
+    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device="cuda")` becomes a copy that a mode can see
+    _Functions().__enter__()
+    _Operators().__enter__()
+    return device
+
+
+def _load_on_cpu_first() -> None:
+    """Let transformers and modules reach the device by `move`: they would write into memory that does not exist."""
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    to = nn.Module.to
+
+    def from_pretrained(cls: Any, *args: Any, device_map: Any = None, **kwargs: Any) -> Any:
+        loaded = original(cls, *args, **kwargs)
+        if on_cuda(torch.device((device_map or {}).get("", "cpu"))):
+            move(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    def to_device(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if any(on_cuda_argument(x) for x in (*args, kwargs.get("device"))):
+            args = tuple(x for x in args if not on_cuda_argument(x))
+            kwargs = {key: value for key, value in kwargs.items() if key != "device"}
+            return move(to(self, *args, **kwargs) if args or kwargs else self)
+        return to(self, *args, **kwargs)
+
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment]
+    nn.Module.to = to_device  # type: ignore[method-assign, assignment]
