@@ -7,6 +7,7 @@ policy that wrote an answer.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,6 +59,31 @@ class Average:
 def averages(groups: Sequence[Group], policy: str, score: str) -> list[Average | None]:
     """A policy's averages at each prompt; None if no answer has this score."""
     return [_average(answers_of(group, policy), score) for group in groups]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a score is averaged. levels: the two values of a binary score, else None. samples: per prompt."""
+
+    levels: tuple[float, float] | None
+    samples: int
+
+    def mean(self, values: Sequence[float]) -> statistics.Estimate:
+        """The mean of averages at prompts, with its interval."""
+        return statistics.rate(values, self.samples, self.levels) if self.levels else statistics.estimate(values)
+
+    def difference(self, ours: Sequence[float], theirs: Sequence[float]) -> statistics.Estimate:
+        """The mean difference of averages at the same prompts, with its interval."""
+        if self.levels:
+            return statistics.paired_rates(ours, theirs, self.samples, self.levels)
+        return statistics.paired_difference(ours, theirs)
+
+
+def scale_of(groups: Sequence[Group], score: str) -> Scale:
+    """The scale of a score, by the answers of all policies."""
+    counts = Counter((number, r.source) for number, group in enumerate(groups) for r in group.responses)
+    known = [value for group in groups for r in group.responses if (value := r.scores[score]) is not None]
+    return Scale(statistics.levels_of(known), max(counts.values(), default=1))
 
 
 def _average(answers: Sequence[Response], score: str) -> Average | None:

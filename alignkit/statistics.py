@@ -10,6 +10,11 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 CONFIDENCE = 0.95
+# For `at_equal_length`, chosen by simulation (tests/test_statistics.py):
+NEAR_RATIO = 1.5  # how far prompts count, in standard deviations of the difference in log length
+NEAR_TOKENS = 0.5  # the same for the difference in length, if only that is known; smaller for more than 150 prompts
+SIDE = 5  # prompts there must be on each side of equal length
+LEAST = 6  # independent prompts
 
 
 class Estimate(TypedDict):
@@ -31,14 +36,13 @@ class Share(TypedDict):
 
 
 class EqualLength(TypedDict):
-    """A difference corrected for length; see `at_equal_length`."""
+    """A difference corrected for length; see `at_equal_length`. near: prompts of similar length, on which it rests."""
 
     mean: float
     low: float
     high: float
     n: int
-    per_token: float
-    extrapolated: bool
+    near: int
 
 
 def mean(values: Sequence[float]) -> float:
@@ -47,15 +51,17 @@ def mean(values: Sequence[float]) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of independent values with its t interval (Student 1908, "The probable error of a mean")."""
+    """The mean of independent values with its t interval (Student 1908, "The probable error of a mean").
+
+    Equal values show no spread, so they have no interval. For scores of 0 or 1, use `rate`.
+    """
     from scipy import stats
 
     n = len(values)
     if n == 0:
         return {"mean": None, "low": None, "high": None, "n": 0}
-    if min(values) == max(values):  # scipy returns NaN for constant values
-        bound = values[0] if n > 1 else None
-        return {"mean": values[0], "low": bound, "high": bound, "n": n}
+    if min(values) == max(values):
+        return {"mean": values[0], "low": None, "high": None, "n": n}
     middle = mean(values)
     low, high = map(float, stats.t.interval(CONFIDENCE, n - 1, loc=middle, scale=stats.sem(values)))
     return {"mean": middle, "low": low, "high": high, "n": n}
@@ -65,41 +71,126 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimat
     """The mean of `ours - theirs`, value by value, with the interval of the paired t test.
 
     Measured on the same prompts, this interval is narrower than those of the two means: prompts differ more than
-    policies do. Raises `ValueError` if the numbers of values differ.
+    policies do. For scores of 0 or 1, use `paired_rates`. Raises `ValueError` if the numbers of values differ.
     """
-    return estimate([a - b for a, b in zip(ours, theirs, strict=True)])
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    if len(differences) > 1 and not any(differences):  # no chance: scores that are not binary tie if answers are equal
+        return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(differences)}
+    return estimate(differences)
 
 
-def at_equal_length(differences: Sequence[float], longer: Sequence[float]) -> EqualLength | None:
-    """The difference expected between answers of equal length, with its t interval.
+def levels_of(scores: Sequence[float]) -> tuple[float, float] | None:
+    """The two levels of binary scores: (0, 1) or (-1, 1); None if there are other scores, or none."""
+    different = set(scores)
+    return next((levels for levels in ((0.0, 1.0), (-1.0, 1.0)) if different and different <= set(levels)), None)
 
-    differences: paired differences in reward. longer: paired differences in length, in tokens. The result is the
-    intercept of the least-squares line of the former on the latter; `per_token` is its slope. `extrapolated` means
-    that equal length is outside the data: all answers are longer, or all are shorter.
 
-    Length is the most common reason for misleading rewards (Singhal et al. 2023, arXiv:2310.03716). Length-controlled
-    AlpacaEval (Dubois et al. 2024, arXiv:2404.04475) makes the same correction with a logistic regression.
+def rate(values: Sequence[float], samples: int = 1, levels: tuple[float, float] = (0.0, 1.0)) -> Estimate:
+    """The mean of binary scores with the interval of Agresti and Coull; near its bounds a t interval is too narrow.
 
-    Returns None if the length does not vary, or for fewer than three prompts.
+    values: the average of each prompt's samples. samples: how many each prompt has. levels: the two possible scores.
+
+    Agresti and Coull 1998, "Approximate is better than 'exact' for interval estimation of binomial proportions",
+    which contains Wilson's interval and covers rare scores better. Samples of a prompt resemble each other: they count
+    as the number of independent samples whose mean varies as much (Franco et al. 2019, "Comparative study of
+    confidence intervals for proportions in complex sample surveys"). If all prompts agree, a prompt is one sample.
     """
+    import numpy as np
     from scipy import stats
 
+    n, (bottom, top) = len(values), levels
+    if n == 0:
+        return {"mean": None, "low": None, "high": None, "n": 0}
+    shares = (np.asarray(values, dtype=float) - bottom) / (top - bottom)
+    middle = float(shares.mean())
+    independent, quantile = float(n), _quantile()
+    if samples > 1 and n > 1:
+        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+        if variance := float(shares.var(ddof=1)):
+            independent = min(n * middle * (1 - middle) / variance, float(n * samples))
+    trials = independent + quantile**2
+    center = (middle * independent + quantile**2 / 2) / trials
+    half = quantile * math.sqrt(center * (1 - center) / trials)
+    low, high = max(0.0, center - half), min(1.0, center + half)
+    width = top - bottom
+    return {"mean": bottom + middle * width, "low": bottom + low * width, "high": bottom + high * width, "n": n}
+
+
+def paired_rates(
+    ours: Sequence[float], theirs: Sequence[float], samples: int = 1, levels: tuple[float, float] = (0.0, 1.0)
+) -> Estimate:
+    """The mean of `ours - theirs` for binary scores, with Bonett and Price's interval; arguments as in `rate`.
+
+    Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+    data": two prompts are added, one won and one lost, so that equal results do not look certain. With several samples
+    per prompt, differences are smaller, and so are those of the added prompts: 1 / sqrt(samples) of their variance.
+    """
+    width = levels[1] - levels[0]
+    differences = [(a - b) / width for a, b in zip(ours, theirs, strict=True)]
     n = len(differences)
-    if n < 3 or min(longer) == max(longer):
+    if n == 0:
+        return {"mean": None, "low": None, "high": None, "n": 0}
+    middle = math.fsum(differences) / (n + 2)
+    squares = math.fsum([d * d for d in differences]) + 2 / math.sqrt(samples)
+    half = _quantile() * math.sqrt((squares / (n + 2) - middle**2) / (n + 2))
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    return {"mean": mean(differences) * width, "low": low * width, "high": high * width, "n": n}
+
+
+def at_equal_length(
+    differences: Sequence[float], longer: Sequence[float], lengths: Sequence[float] | None = None
+) -> EqualLength | None:
+    """The difference expected between answers of equal length, with its 95% interval; None if lengths hardly overlap.
+
+    differences: paired differences in reward. longer: paired differences in length, in tokens. lengths: of the
+    baseline's answers, in tokens; they make the estimate sharper.
+
+    A reward may grow with length in any way: a line through all prompts, or the tanh of length-controlled AlpacaEval
+    (Dubois et al. 2024, arXiv:2404.04475), mistakes a curve for a difference in quality. Therefore only prompts with
+    similar lengths count, in a local regression (Cleveland 1979, "Robust locally weighted regression and smoothing
+    scatterplots", section 2) at equal length: on the differences of the lengths and of their logarithms, weighted by
+    the latter. The variance is jackknifed (HC3; MacKinnon and White 1985). There must be several prompts on both
+    sides of equal length.
+    """
+    import numpy as np
+    from scipy import stats
+
+    gap, reward = np.asarray(longer, dtype=float), np.asarray(differences, dtype=float)
+    columns = [gap]
+    bandwidth = NEAR_TOKENS * (150 / max(150, len(gap))) ** (1 / 3)
+    if lengths is not None:
+        theirs = np.maximum(np.asarray(lengths, dtype=float), 1.0)
+        columns.append(np.log(np.maximum(theirs + gap, 1.0) / theirs))
+        bandwidth = NEAR_RATIO
+    distance = columns[-1]
+    if len(gap) < 2 * SIDE or not distance.std():
         return None
-    slope, intercept, error = 0.0, differences[0], 0.0
-    if min(differences) < max(differences):  # scipy returns NaN for constant values
-        line = stats.linregress(longer, differences)
-        slope, intercept, error = float(line.slope), float(line.intercept), float(line.intercept_stderr)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 2)) * error
-    return {
-        "mean": intercept,
-        "low": intercept - half,
-        "high": intercept + half,
-        "n": n,
-        "per_token": slope,
-        "extrapolated": not min(longer) <= 0 <= max(longer),
-    }
+    weights = np.maximum(0.0, 1 - np.abs(distance / (bandwidth * distance.std())) ** 3) ** 3  # tricube
+    near = weights > 0
+    if min((distance[near] <= 0).sum(), (distance[near] >= 0).sum()) < SIDE:
+        return None
+    design = np.stack([np.ones_like(gap), *(column / (column.std() or 1.0) for column in columns)], axis=1)[near]
+    weighted, kept = design.T * weights[near], reward[near]
+    smoother = np.linalg.pinv(weighted @ design, rcond=1e-10, hermitian=True) @ weighted  # [coefficients, prompts]
+    leverage = np.einsum("pc,cp->p", design, smoother)
+    residuals = (kept - design @ (smoother @ kept)) / np.clip(1 - leverage, 0.05, None)
+    at_zero = smoother[0]
+    independent = float((at_zero**2).sum() ** 2 / (at_zero**4).sum())  # prompts, by how evenly they count
+    if independent < LEAST:
+        return None
+    middle = float(at_zero @ kept)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1.0, independent - len(columns))))
+    half *= math.sqrt(float((at_zero**2 * residuals**2).sum()))
+    if half <= 1e-9 * float(np.abs(kept).max()):  # no spread, so no interval
+        return None
+    return {"mean": middle, "low": middle - half, "high": middle + half, "n": len(gap), "near": int(near.sum())}
+
+
+def _quantile() -> float:
+    """How many standard errors the interval of a normal variable reaches to each side."""
+    from scipy import stats
+
+    return float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 
 
 def share(hits: float, n: int) -> Share | None:
@@ -109,11 +200,9 @@ def share(hits: float, n: int) -> Share | None:
     trials and for proportions near 0 and 1. A tie may count as half a hit: ties vary less than hits and misses, so the
     interval is then too wide, never too narrow. (scipy's version accepts integers only.)
     """
-    from scipy import stats
-
     if n == 0:
         return None
-    p, z = hits / n, float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    p, z = hits / n, _quantile()
     shrink = 1 + z * z / n
     middle = (p + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)

@@ -27,7 +27,7 @@ from alignkit import (
     hookimpl,
     statistics,
 )
-from alignkit.comparison import averages, sample_policies
+from alignkit.comparison import Scale, averages, sample_policies, scale_of
 from alignkit.data.group import distinct_prompts
 
 
@@ -67,11 +67,12 @@ class SelectBest(Step):
             samples_per_prompt=options.samples_per_prompt,
             **options.sampling(),
         )
-        rewards = self._rewards(scorer.score(groups))
+        scored = scorer.score(groups)
+        rewards = self._rewards(scored)
         if not rewards[options.policies[0]]:
             raise RunFailed(f"select_best: none of {len(prompts)} prompts has a scored answer of every policy")
         notes = [f"sampled with {options.described()}", *options.notes]
-        summary = {**summarize(rewards, len(prompts)), "notes": notes}
+        summary = {**summarize(rewards, len(prompts), scale_of(scored, REWARD_KEY)), "notes": notes}
         return Artifact(policy=summary["policy"], summary=summary, text=report(summary))
 
     def _rewards(self, groups: Sequence[Group]) -> dict[str, list[float]]:
@@ -82,7 +83,7 @@ class SelectBest(Step):
         return {policy: [row[n].score for row in complete] for n, policy in enumerate(policies)}
 
 
-def summarize(rewards: Mapping[str, Sequence[float]], prompts: int) -> dict[str, Any]:
+def summarize(rewards: Mapping[str, Sequence[float]], prompts: int, scale: Scale) -> dict[str, Any]:
     """The best policy, all means, and its lead over each other policy."""
     best = max(rewards, key=lambda policy: statistics.mean(rewards[policy]))  # max returns the first of equal means
     return {
@@ -90,11 +91,9 @@ def summarize(rewards: Mapping[str, Sequence[float]], prompts: int) -> dict[str,
         "prompts": len(rewards[best]),
         "left_out": prompts - len(rewards[best]),
         "confidence": statistics.CONFIDENCE,
-        "means": {policy: statistics.estimate(values) for policy, values in rewards.items()},
+        "means": {policy: scale.mean(values) for policy, values in rewards.items()},
         "lead": {
-            policy: statistics.paired_difference(rewards[best], values)
-            for policy, values in rewards.items()
-            if policy != best
+            policy: scale.difference(rewards[best], values) for policy, values in rewards.items() if policy != best
         },
     }
 

@@ -91,7 +91,6 @@ TESTED_IN = {
     "runs.run": "test_resume",
     "sampling_options": "test_step_sampling",
     "seeds": "test_resume",
-    "statistics": "test_evaluate",
     "step": "test_evaluate",
     "testing.checks": "test_testing",
     "testing.kit": "test_testing",

@@ -33,7 +33,7 @@ from alignkit import (
     hookimpl,
     statistics,
 )
-from alignkit.comparison import answers_of, averages, length, sample_policies
+from alignkit.comparison import answers_of, averages, length, sample_policies, scale_of
 from alignkit.data.group import distinct_prompts, write_groups
 from alignkit_evaluate import report
 
@@ -155,7 +155,7 @@ class Evaluate(Step):
         for name in names:
             scores = [average.score for average in averages(groups, policy, name) if average is not None]
             unscored = sum(response.scores[name] is None for response in answers)
-            rewards[name] = {**statistics.estimate(scores), "unscored": unscored}
+            rewards[name] = {**scale_of(groups, name).mean(scores), "unscored": unscored}
         lengths = [statistics.mean([length(r) for r in answers_of(group, policy)]) for group in groups]
         return {
             "rewards": rewards,
@@ -171,7 +171,7 @@ class Evaluate(Step):
         own samples: unbiased, and possibly negative. `unmeasured` counts responses that a model had to truncate.
         """
         if policy == reference:
-            return {**statistics.estimate([0.0] * len(groups)), "unmeasured": 0}
+            return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(groups), "unmeasured": 0}
         policy_groups = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
         context.say(f"{context.out.name}: KL of {policy} to {reference}")
         logprobs = [
@@ -251,12 +251,13 @@ def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> d
     """
     both = zip(averages(groups, policy, name), averages(groups, baseline, name), strict=True)
     pairs = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
-    differences = [ours.score - theirs.score for ours, theirs in pairs]
+    scores = [ours.score for ours, _ in pairs], [theirs.score for _, theirs in pairs]
+    differences = [ours - theirs for ours, theirs in zip(*scores, strict=True)]
     longer = [ours.length - theirs.length for ours, theirs in pairs]
     wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     return {
-        "difference": statistics.estimate(differences),
-        "at_equal_length": statistics.at_equal_length(differences, longer),
+        "difference": scale_of(groups, name).difference(*scores),
+        "at_equal_length": statistics.at_equal_length(differences, longer, [theirs.length for _, theirs in pairs]),
         "win_rate": statistics.share(wins, wins + losses),
         "wins": wins,
         "losses": losses,

@@ -27,8 +27,7 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
         return f"{policy} against {baseline}: no prompt has a {name} score for both"
     text = f"{policy} against {baseline}: {name} {shown(difference, sign=True)}"
     if equal is not None:
-        extrapolated = ", extrapolated" if equal["extrapolated"] else ""
-        text += f" (at equal length {shown(equal, sign=True)}{extrapolated})"
+        text += f" (at equal length {shown(equal, sign=True)})"
     text += f", wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else ", all prompts tied"
     unclear = difference["low"] is None or difference["low"] <= 0 <= difference["high"]
     return text + _kl(summary, policy) + ("; no clear difference" if unclear else "")
@@ -99,7 +98,7 @@ def comparison_table(summary: Mapping[str, Any]) -> RenderableType:
             f"{result['wins']}/{result['losses']}/{result['ties']}",
         )
     if any(result["at_equal_length"] is None for _, _, result in results):
-        table.caption = "at equal length: '-' if lengths do not vary, or if there are fewer than three prompts"
+        table.caption = "at equal length: '-' if too few prompts have answers of similar length"
     return table
 
 

@@ -158,35 +158,51 @@ def test_win_rate_has_wilsons_interval_and_counts_ties_apart(tmp_path: Path) -> 
     assert triple(found["win_rate"]) == pytest.approx((p, centre - half, centre + half))
 
 
+def overlapping(count: int = 40) -> Scripted:
+    """Models whose answers score a tenth of a nat per token, and half more if they are the aligned policy's."""
+    lengths = {"base": [5] * count, "sft": [20 + i % 7 for i in range(count)]}
+    lengths["align"] = [22 + (3 * i) % 8 for i in range(count)]
+    noise = [0.2 * math.sin(7 * i) for i in range(count)]
+    scores = {policy: [0.1 * n for n in values] for policy, values in lengths.items()}
+    scores["align"] = [s + 0.5 + e for s, e in zip(scores["align"], noise, strict=True)]
+    return Scripted(scores, lengths)
+
+
 def test_the_difference_at_equal_length(tmp_path: Path) -> None:
-    longer = [a - b for a, b in zip(LENGTHS["align"], LENGTHS["sft"], strict=True)]
-    found = summary(tmp_path)["against"]["align"]["helpful"]["at_equal_length"]
-    n, mx, my = 6, sum(longer) / 6, sum(GAIN) / 6
-    sxx = sum((x - mx) ** 2 for x in longer)
-    slope = sum((x - mx) * (y - my) for x, y in zip(longer, GAIN, strict=True)) / sxx
-    intercept = my - slope * mx
-    rest = sum((y - intercept - slope * x) ** 2 for x, y in zip(longer, GAIN, strict=True)) / (n - 2)
-    half = stats.t.ppf(0.975, n - 2) * math.sqrt(rest * (1 / n + mx**2 / sxx))
-    assert triple(found) == pytest.approx((intercept, intercept - half, intercept + half))
-    assert found["per_token"] == pytest.approx(slope)
-    assert not found["extrapolated"]
+    models = overlapping()
+    artifact = step(policies=["sft", "align"]).run(context(models, tmp_path, prompts(40)))
+    found = dict(artifact.summary or {})["against"]["align"]["helpful"]
+    gains, longer, theirs = (
+        [a - b for a, b in zip(models.scripted["align"], models.scripted["sft"], strict=True)],
+        [a - b for a, b in zip(models.lengths["align"], models.lengths["sft"], strict=True)],
+        models.lengths["sft"],
+    )
+    assert found["at_equal_length"] == statistics.at_equal_length(gains, longer, theirs)
+    assert found["difference"]["mean"] > 0.7  # longer answers
+    assert triple(found["at_equal_length"])[0] == pytest.approx(0.5, abs=0.15)
+    assert found["at_equal_length"]["low"] > 0
+    assert f"(at equal length {report.shown(found['at_equal_length'], sign=True)})" in artifact.text
 
 
-def test_a_reward_that_is_length_leaves_nothing(tmp_path: Path) -> None:
-    scores = {policy: [0.25 * n for n in lengths] for policy, lengths in LENGTHS.items()}
-    found = summary(tmp_path, Scripted(scores))["against"]["align"]["helpful"]
-    assert found["difference"]["mean"] == pytest.approx(0.25)
-    assert found["at_equal_length"]["mean"] == pytest.approx(0.0, abs=1e-12)
-    assert found["at_equal_length"]["per_token"] == pytest.approx(0.25)
+def test_nothing_is_said_about_equal_length_where_lengths_hardly_overlap(tmp_path: Path) -> None:
+    artifact = step().run(context(Scripted(), tmp_path))
+    assert dict(artifact.summary or {})["against"]["align"]["helpful"]["at_equal_length"] is None
+    assert "(at equal length" not in artifact.text
+    assert "at equal length: '-' if too few prompts have answers of similar length" in artifact.text
 
 
-def test_no_length_effect_where_length_does_not_vary_or_prompts_are_few() -> None:
-    assert statistics.at_equal_length([1.0, 2.0, 3.0, 4.0], [2, 2, 2, 2]) is None
-    assert statistics.at_equal_length([1.0, 2.0], [1, 2]) is None
-    far = statistics.at_equal_length([1.0, 2.0, 2.5], [3, 4, 5])
-    assert far is not None and far["extrapolated"]
-    same = statistics.at_equal_length([0.1] * 4, [1, -2, 0, 3])
-    assert same is not None and (*triple(same), same["per_token"]) == (0.1, 0.1, 0.1, 0.0)
+@pytest.mark.parametrize("levels", [(0.0, 1.0), (-1.0, 1.0)])
+def test_binary_rewards_have_intervals_of_rates(levels: tuple[float, float], tmp_path: Path) -> None:
+    low, high = levels
+    scores = {"base": [low] * 6, "sft": [high] * 6, "align": [high] * 5 + [low]}
+    found = summary(tmp_path, Scripted(scores))
+    means = {policy: numbers["rewards"]["helpful"] for policy, numbers in found["policies"].items()}
+    assert means["sft"] == {**statistics.rate(scores["sft"], levels=levels), "unscored": 0}
+    assert means["sft"]["low"] < high == means["sft"]["high"]
+    against = found["against"]["align"]["helpful"]["difference"]
+    assert against == statistics.paired_rates(scores["align"], scores["sft"], levels=levels)
+    same = summary(tmp_path, Scripted({**scores, "align": scores["sft"]}))["against"]["align"]["helpful"]["difference"]
+    assert same["mean"] == 0 and same["low"] < 0 < same["high"]
 
 
 def test_kl_is_policy_minus_reference_per_response(tmp_path: Path) -> None:
@@ -387,9 +403,7 @@ def test_text(tmp_path: Path) -> None:
     assert "base says 1" in row and "align says 1" in row
     low, high = hand_interval(GAIN)[1:]
     verdict = next(line for line in lines if line.startswith("align against sft: "))
-    longer = [a - b for a, b in zip(LENGTHS["align"], LENGTHS["sft"], strict=True)]
-    equal = stats.linregress(longer, GAIN).intercept
-    assert f"helpful +0.47 [{low:.2f}, {high:.2f}] (at equal length +{equal:.2f} [" in verdict
+    assert f"helpful +0.47 [{low:.2f}, {high:.2f}], wins" in verdict
     assert "wins 83% [44, 97], KL 3.0 nats" in verdict and "no clear" not in verdict
     assert lines[-1] == "next: alignkit chat runs/x"
 

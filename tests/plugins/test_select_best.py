@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from alignkit import Artifact, Group, Response, RunFailed, StepContext
+from alignkit import Artifact, Group, Response, RunFailed, StepContext, statistics
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.scoring import Scorer
 from alignkit_select_best import SelectBest
@@ -83,6 +83,13 @@ def test_the_best_mean_is_chosen(tmp_path: Path) -> None:
     assert lines[0] == "selected: sft@2, by mean reward over 3 prompts"
     assert lines[1].startswith("  sft@1  2 [-0.484, 4.48]   behind by 1 [")
     assert lines[2].startswith("* sft@2  3 [") and "behind" not in lines[2]
+
+
+def test_binary_rewards_have_intervals_of_rates(tmp_path: Path) -> None:
+    scores: dict[str, list[float | None]] = {"a": [1.0, 1.0, 1.0], "b": [1.0, 0.0, 1.0]}
+    found = dict(run(tmp_path, Scripted(scores)).summary or {})
+    assert found["means"]["a"] == statistics.rate([1.0, 1.0, 1.0]) and found["means"]["a"]["low"] < 1
+    assert found["lead"]["b"] == statistics.paired_rates([1.0, 1.0, 1.0], [1.0, 0.0, 1.0])
 
 
 @pytest.mark.parametrize("order", [["a", "b", "c"], ["c", "b", "a"]])
