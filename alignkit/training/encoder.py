@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from alignkit.algorithm import REWARD, Needs
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, previews, resolved_pairs
+from alignkit.models.chunks import WHOLE, chunks, is_document
 from alignkit.models.encoding import Encoded, RowRefused
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
@@ -24,6 +25,8 @@ UNFIT = {
     "blank_turns": ("turn", "not learned: it is empty"),
     "joined": ("response", "tokenized after its prompt: in the whole text, one token covers the end of the prompt"),
     "refused": ("row", "left out: the chat template refuses it"),
+    "split": ("document", "longer than max_length and learned in pieces"),
+    "chunks": ("piece", "of these"),
 }
 
 
@@ -69,11 +72,24 @@ class StageEncoder:
         scoring = self.algorithm.algorithm.trains is REWARD
         turns = self.algorithm.trained_turns()
 
-        def encode(group: Group) -> Encoded | None:
-            return self.encoder.encode(group, self.max_length, turns=turns, scoring=scoring)
+        def encode(group: Group) -> Sequence[Encoded]:
+            if is_document(group) and not scoring:
+                return self._chunks(group)
+            encoded = self.encoder.encode(group, self.max_length, turns=turns, scoring=scoring)
+            return [] if encoded is None else [encoded]
 
         encoded, _ = self._accepted(encode, groups)
-        return [e for e in encoded if e is not None]
+        return [e for parts in encoded for e in parts]
+
+    def _chunks(self, group: Group) -> Sequence[Encoded]:
+        """A raw text in rows that fit, counted if there are several."""
+        document = self.encoder.encode(group, WHOLE)
+        parts = chunks(document, self.max_length) if document is not None else []
+        if len(parts) != 1:
+            for name, count in {"split": 1, "chunks": len(parts)}.items() if parts else [("no_room", 1)]:
+                self.encoder.counts[name] += count
+                self.encoder.groups.setdefault(name, []).append(group)
+        return parts
 
     def renderable(self, groups: Sequence[Group]) -> list[Group]:
         """The groups that the chat template accepts. Tokenizing them later cannot fail."""
