@@ -109,11 +109,12 @@ class TRL(ExternalTrainer):
             folder, scalar_head = Path(name), self.options.trainer == "reward"
             context.export_start(folder / "before", scalar_head=scalar_head)
             model = load_model(context, folder / "before", scalar_head)
-            trainer = self._trainer(context, model, folder / "out")
+            trainer, rows = self._trainer(context, model, folder / "out")
+            too_long = self._without_room(context, trainer, rows)
             context.say(f"TRL's {self.trainer_name}; if interrupted, the stage starts over")
             with self._rejections():
                 trainer.train()
-            summary = self._summary(trainer)
+            summary = self._summary(trainer) | ({"too_long": too_long} if too_long else {})
             trainer.model.save_pretrained(folder / "after", selected_adapters=["default"])
             context.import_adapter(folder / "after", scalar_head=scalar_head)
         return summary
@@ -126,7 +127,8 @@ class TRL(ExternalTrainer):
         except (ValueError, TypeError) as error:
             raise RunFailed(f"trl: {self.trainer_name} rejected the configuration: {error}") from error
 
-    def _trainer(self, context: TrainerContext, model: Any, folder: Path) -> Any:
+    def _trainer(self, context: TrainerContext, model: Any, folder: Path) -> tuple[Any, int]:
+        """The trainer, and the number of rows that it was given."""
         import trl
         from transformers import PrinterCallback
 
@@ -146,7 +148,21 @@ class TRL(ExternalTrainer):
         trainer.remove_callback(PrinterCallback)  # it prints what `progress` logs
         if kind in WITH_REFERENCE:
             check_reference(trainer)
-        return trainer
+        return trainer, len(rows)
+
+    def _without_room(self, context: TrainerContext, trainer: Any, rows: int) -> int:
+        """The number of rows that the trainer left out because they exceed `max_length`. Raises DataError if all."""
+        if getattr(trainer.args, "packing", False):  # its rows are no longer the data's
+            return 0
+        left_out = rows - len(trainer.train_dataset)
+        if left_out == rows:
+            raise DataError(
+                f"stage '{context.name}': TRL's {self.trainer_name} leaves out all {rows} rows, because they exceed "
+                f"max_length {context.settings.max_length}"
+            )
+        if left_out:
+            context.say(f"TRL left out {left_out} of {rows} rows: no room in max_length {context.settings.max_length}")
+        return left_out
 
     def _summary(self, trainer: Any) -> dict[str, Any]:
         """Numbers for stage.json. Raises RunFailed if the training diverged or had nothing to learn from."""

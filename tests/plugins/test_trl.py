@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import alignkit_trl
 from alignkit import Group, Pair, Response, RunFailed
-from alignkit.data.group import write_groups
+from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import DataError, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
@@ -254,3 +254,27 @@ def test_values_are_checked_before_the_first_stage(folder: Path) -> None:
         with pytest.raises(RecipeError, match=f"stage 'd': trl: {next(iter(option))}: '.*': Input should be a valid"):
             run_recipe(load(folder, d=stage(trainer, **option)), folder / "out")
     assert not (folder / "out" / "sft" / "adapter").exists()
+
+
+@pytest.mark.parametrize("trainer", ["reward", "dpo", "kto", "sft"])
+def test_rows_that_trl_leaves_out_for_their_length_are_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str], trainer: str
+) -> None:
+    """Two of six prompts alone exceed max_length."""
+    name = "demos.jsonl" if trainer == "sft" else "pairs.jsonl"
+    long = ({"role": "user", "content": "how are you? " * 40},)
+    groups = [replace(g, prompt=long) if int(g.id) < 2 else g for g in read_groups(folder / name)]
+    write_groups(folder / name, groups)
+    recipe = load(folder, trained={**stage(trainer), "from": "base"})
+    run_recipe(replace(recipe, stages={"trained": recipe.stages["trained"]}), folder / "out")
+    summary = json.loads((folder / "out" / "trained" / "stage.json").read_text())["summary"]
+    each = {"sft": 1, "kto": 3}.get(trainer, 2)
+    assert (summary["rows"], summary["too_long"]) == (4 * each, 2 * each)
+    assert f"TRL left out {2 * each} of {6 * each} rows" in " ".join(capsys.readouterr().err.split())
+
+
+def test_weights_are_refused_because_trl_draws_its_own_rows(folder: Path) -> None:
+    entry = [{"path": "demos.jsonl", "weight": 2}, {"path": "demos.jsonl", "weight": 1}]
+    recipe = load(folder, trained={**stage("sft"), "from": "base", "data": entry})
+    with pytest.raises(RunFailed, match="draws rows in its own way, so 'weight' would have no effect"):
+        run_recipe(replace(recipe, stages={"trained": recipe.stages["trained"]}), folder / "out")
