@@ -71,7 +71,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class StageDefaults:
-    """Stage-level settings that suit an algorithm, for keys that the recipe does not set. None: the general default."""
+    """Stage-level settings that suit an algorithm, for keys that the recipe does not set. None: the general default.
+
+    learning_rate: for LoRA on a hidden size of 576; a stage scales it to its model.
+    """
 
     learning_rate: float | None = None
     epochs: int | None = None

@@ -133,6 +133,9 @@ class Mix(Options):
     )
 
 
+LEARNING_RATE = 2e-4  # of algorithms without a default
+
+
 class Settings(Options):
     """The keys of a training stage."""
 
@@ -178,7 +181,12 @@ class Settings(Options):
     max_steps: int | None = Field(
         default=None, ge=1, description="stop after this many optimizer steps; default: no limit (offline algorithms)"
     )
-    learning_rate: float = Field(default=2e-4, gt=0, description="peak learning rate of AdamW")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="peak learning rate of AdamW; default: the algorithm's, scaled to the model's hidden size and to "
+        "LoRA or all weights",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay rate of AdamW's first moment")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay rate of AdamW's second moment")

@@ -42,7 +42,7 @@ class PPO(Algorithm):
 
     source = ROLLOUTS
     defaults = StageDefaults(
-        learning_rate=1e-3,  # for LoRA on a model of about 100M weights; use a tenth of it above 1B
+        learning_rate=1e-3,
         epochs=2,
         batch_size=16,
         adam_epsilon=1e-5,

@@ -40,7 +40,7 @@ class ReinforcePP(Algorithm):
 
     source = ROLLOUTS
     defaults = StageDefaults(
-        learning_rate=1e-3,  # for LoRA on a model of about 100M weights; use a tenth of it above 1B
+        learning_rate=1e-3,
         epochs=2,
         batch_size=16,
         lr_scheduler_type="linear",

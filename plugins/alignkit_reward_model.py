@@ -42,7 +42,7 @@ class RewardModel(Algorithm):
     trains = REWARD
     needs = Needs(min_samples=2, pairs=True)
     # One epoch: InstructGPT found that more overfit.
-    defaults = StageDefaults(learning_rate=2e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
+    defaults = StageDefaults(learning_rate=5e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
 
     class Options(Algorithm.Options):
         margin: Literal["none", "llama2-small", "llama2-large", "data"] = Field(

@@ -41,7 +41,7 @@ class RLOO(Algorithm):
     source = ROLLOUTS
     needs = Needs(old_logprobs=True, reference_logprobs=True, min_samples=2)
     defaults = StageDefaults(
-        learning_rate=1e-3,  # for LoRA on a model of about 100M weights; use a tenth of it above 1B
+        learning_rate=1e-3,
         epochs=1,
         batch_size=16,
         lr_scheduler_type="linear",

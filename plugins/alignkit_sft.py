@@ -30,7 +30,7 @@ from alignkit.data.group import preview, why_not_demonstration
 class SFT(Algorithm):
     """Make the assistant's turns of demonstrations likelier."""
 
-    defaults = StageDefaults(learning_rate=2e-4, epochs=2, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
+    defaults = StageDefaults(learning_rate=1e-3, epochs=2, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
 
     class Options(Algorithm.Options):
         turns: Literal["all", "last"] = Field("all", description="assistant turns of a conversation to train on")
@@ -69,7 +69,7 @@ class SFT(Algorithm):
 class LM(Algorithm):
     """Make every token of raw text likelier."""
 
-    defaults = StageDefaults(learning_rate=2e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
+    defaults = StageDefaults(learning_rate=1e-3, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
         """Raise DataError if a row is not raw text."""

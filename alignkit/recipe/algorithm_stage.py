@@ -89,7 +89,7 @@ def _with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[
     if isinstance(rollout, dict):
         rollout = {key: value for key, value in rollout.items() if value is not None}
     for key, value in vars(defaults).items():
-        if value is None:
+        if value is None or key == "learning_rate":  # it depends on the model, which is not loaded yet
             continue
         if key not in Rollout.model_fields:
             filled.setdefault(key, value)

@@ -25,6 +25,7 @@ from alignkit.models.examples import Examples, join, join_outputs
 from alignkit.models.forward import Wants, forward
 from alignkit.models.packing import micro_batches
 from alignkit.models.shared_model import SharedModel
+from alignkit.settings import LEARNING_RATE
 from alignkit.training.averages import Averages, counts, weighted_sum
 from alignkit.training.checked import Author, CheckedAlgorithm
 
@@ -68,11 +69,16 @@ class Learner:
         }
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
-            lr=self.settings.learning_rate,
+            lr=self.peak_rate,
             betas=(self.settings.adam_beta1, self.settings.adam_beta2),
             eps=self.settings.adam_epsilon,
             weight_decay=self.settings.weight_decay,
         )
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate before the schedule."""
+        return LEARNING_RATE if self.settings.learning_rate is None else self.settings.learning_rate
 
     @property
     def _roles(self) -> dict[str, str]:
@@ -90,7 +96,7 @@ class Learner:
 
     def step(self, examples: Examples, lr_factor: float) -> dict[str, float]:
         """Learn from one global batch; returns its metrics. Raises RunFailed after too many non-finite steps."""
-        learning_rate = self.settings.learning_rate * lr_factor
+        learning_rate = self.peak_rate * lr_factor
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         metrics = within_memory(self.model.memory, lambda: self._gradients(examples)) | self._clip()

@@ -8,6 +8,7 @@ from alignkit.algorithm import ROLLOUTS, Algorithm
 from alignkit.external import ExternalTrainer
 from alignkit.training.context import StageContext
 from alignkit.training.external import ExternalStage
+from alignkit.training.learning_rate import with_learning_rate
 from alignkit.training.offline import OfflineStage
 from alignkit.training.online import OnlineStage
 
@@ -16,6 +17,7 @@ def run_training(context: StageContext) -> dict[str, Any]:
     """Train to the end, from the last checkpoint if there is one; returns the summary for stage.json."""
     algorithm: Algorithm = context.stage.component.registration.implementation(context.stage.component.options)
     stage: OfflineStage | OnlineStage | ExternalStage
+    context = with_learning_rate(context, algorithm.defaults)
     if isinstance(algorithm, ExternalTrainer):
         stage = ExternalStage(context, algorithm)
     elif algorithm.source is ROLLOUTS:
@@ -23,6 +25,6 @@ def run_training(context: StageContext) -> dict[str, Any]:
     else:
         stage = OfflineStage(context, algorithm)
     try:
-        return stage.run()
+        return {**stage.run(), "learning_rate": context.settings.learning_rate}
     finally:
         stage.close()

@@ -154,8 +154,9 @@ def test_defaults_come_from_the_algorithm_then_from_alignkit(bench: Bench) -> No
     recipe = bench.stages(ALL, "stages.first.epochs=2", "stages.align.rollout.temperature=0.7")
     first, align = recipe.stages["first"].settings, recipe.stages["align"].settings
     assert first is not None and align is not None
-    assert (first.learning_rate, first.epochs, first.batch_size, first.lr_scheduler_type) == (1e-3, 2, 16, "linear")
-    assert (align.learning_rate, align.epochs, align.iterations, align.prompts_per_iteration) == (2e-4, 1, 10, 32)
+    assert (first.epochs, first.batch_size, first.lr_scheduler_type) == (2, 16, "linear")
+    assert (align.epochs, align.iterations, align.prompts_per_iteration) == (1, 10, 32)
+    assert first.learning_rate is align.learning_rate is None  # known once the model is
     rollout = align.rollout
     assert (rollout.samples_per_prompt, rollout.max_new_tokens, rollout.temperature) == (4, 64, 0.7)
 
@@ -166,8 +167,8 @@ def test_a_stage_carries_the_needs_of_its_algorithm(bench: Bench) -> None:
 
 
 def test_null_means_the_default(bench: Bench) -> None:
-    settings = bench.stages(FIRST, "stages.first.learning_rate=null").stages["first"].settings
-    assert settings is not None and settings.learning_rate == 1e-3
+    settings = bench.stages(FIRST, "stages.first.epochs=null").stages["first"].settings
+    assert settings is not None and settings.epochs == 3
 
 
 def test_the_model(bench: Bench) -> None:
