@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,3 +106,41 @@ def test_five_roles_hold_nothing_but_the_base_and_their_weights(tmp_path: Path, 
     own = [p for role in policy.roles for p in policy.parameters_of(role).values()]
     assert bytes_of(policy) == base + sum(p.numel() * p.element_size() for p in own)
     assert len(own) == 5 * len(policy.parameters_of("policy")) + len(heads)
+
+
+def sentencepiece_models(folder: Path, kind: str) -> ModelService:
+    """A random model with a SentencePiece tokenizer, which writes a space before the first word of a text."""
+    import family_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = family_tokenizers.tokenizer(kind, bos="<s>", eos="</s>")
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=4096, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model = SharedModel(ModelSpec(base=str(folder), dtype="float32", device="cpu"), str(folder))
+    return ModelService(model, lambda reference: folder / reference)
+
+
+@pytest.mark.parametrize("kind", ["spm_legacy", "spm_first", "unigram"])
+def test_a_local_judge_needs_no_other_answers_with_sentencepiece(kind: str, tmp_path: Path) -> None:
+    from alignkit import Context
+    from alignkit_judges import LocalJudge
+
+    models = sentencepiece_models(tmp_path, kind)
+    items = [(asked("is it so?"), "It is four.", "It is five.")]
+
+    def judge(**options: Any) -> LocalJudge:
+        made = LocalJudge(LocalJudge.Options(min_mass=0, **options))
+        made.prepare(Context(models=models, cache=tmp_path, folder=tmp_path, seed=0, load=list))
+        return made
+
+    (verdict,) = judge().compare(items)
+    assert verdict.p_first is not None and verdict.mass > 0
+    advice = r"begin with the same token; choose others\nhelp: set the judge's option 'answers: \[A, B\]'"
+    with pytest.raises(RunFailed, match=advice):
+        judge(answers=("10", "11")).compare(items)
+    assert judge(answers=("A", "B")).compare(items)[0].p_first is not None
