@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from alignkit.data.describe import describe
-from alignkit.data.group import write_groups
+from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import AlignkitError, OutOfResource, Problem, RecipeError, RemoteError, RunFailed, disk_is_full
 from alignkit.io.atomic import write_text
@@ -39,6 +39,7 @@ from alignkit.runs.fingerprint import stage_hash
 from alignkit.runs.preflight import check_data, check_models, check_rewards
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date, writes_date
+from alignkit.runs.trained_on import trained_on
 from alignkit.step import Artifact, StepContext
 from alignkit.training.context import StageContext
 from alignkit.training.scoring import Scorer
@@ -264,6 +265,13 @@ class Run:
             map=lambda name, rows, f: durable_map(folder / "map" / f"{name}.jsonl", rows, f, self.should_stop),
             log=log,
             say=self.reporter.say,
+            trained_on=self._trained_on,
+        )
+
+    def _trained_on(self, policy: str, prompts: Sequence[Group]) -> dict[str, set[int]]:
+        record, read = self.store.record, self._data.read
+        return trained_on(
+            policy, prompts, self.recipe, lambda name: record(name).get("policy"), lambda d: read(d).groups
         )
 
     def _reward_context(self, seed: int) -> Context:

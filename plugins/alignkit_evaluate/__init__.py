@@ -88,13 +88,27 @@ class Evaluate(Step):
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
         scorers = [context.scorer(spec) for spec in self.options.rewards]
         prompts = distinct_prompts(context.load(self.options.prompts))[: self.options.limit]
+        warning = self._warning(prompts, context)
         groups = self._sample(prompts, context)
         groups, columns = self._score(groups, scorers, context)
         summary = self._summary(groups, columns, len(prompts) - len(groups), context)
+        summary["notes"] += [warning] if warning else []
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
         context.write_json("figure.json", figure(summary, [column.name for column in columns if column.single]))
         return Artifact(summary=summary, text=self._text(summary, groups))
+
+    def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
+        """Says how many prompts the policies were trained on; empty if none."""
+        seen: dict[str, set[int]] = {}
+        for policy in self.options.policies:
+            seen |= context.trained_on(policy, prompts)
+        if not seen:
+            return ""
+        stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
+        text = f"warning: {len(set().union(*seen.values()))} of {len(prompts)} prompts are training data ({stages})"
+        context.say(f"{context.out.name}: {text}")
+        return text
 
     def _sample(self, prompts: Sequence[Group], context: StepContext) -> list[Group]:
         options = self.options

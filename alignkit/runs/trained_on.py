@@ -1,0 +1,57 @@
+"""Which prompts a policy has been trained on: an evaluation on them says little about others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from alignkit.data.group import Group, sha256_of
+from alignkit.data.sources import DataSpec
+from alignkit.recipe.schema import Recipe, Stage
+
+
+def trained_on(
+    policy: str,
+    prompts: Sequence[Group],
+    recipe: Recipe,
+    chosen: Callable[[str], str | None],
+    read: Callable[[DataSpec], Iterable[Group]],
+) -> dict[str, set[int]]:
+    """For each training stage of a policy, the places of the prompts in its data; stages without any are left out.
+
+    A policy's stages are its own and those that its starting weights come from. chosen: the policy that a step
+    selected. read: the groups of a data entry that are not held out. Prompts are equal if their words are.
+    """
+    places: dict[str, list[int]] = {}
+    for place, group in enumerate(prompts):
+        places.setdefault(_words(group), []).append(place)
+    found: dict[str, set[int]] = {}
+    for stage in _lineage(policy, recipe, chosen):
+        words = {_words(group) for spec in _training_data(stage) for group in read(spec) if group.prompt}
+        seen = {place for key in words & places.keys() for place in places[key]}
+        if seen:
+            found[stage.name] = seen
+    return found
+
+
+def _lineage(policy: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> Iterator[Stage]:
+    """The training stages that a policy went through, the last one first."""
+    reference: str | None = policy
+    while reference is not None and (stage := recipe.stages.get(reference.partition("@")[0])) is not None:
+        if stage.settings is None:
+            reference = chosen(stage.name)
+        else:
+            yield stage
+            reference = stage.settings.from_
+
+
+def _training_data(stage: Stage) -> list[DataSpec]:
+    settings = stage.settings
+    if settings is None:
+        return []
+    entries = [settings.data, settings.prompts, settings.mix.data if settings.mix else None]
+    return [entry for entry in entries if entry is not None]
+
+
+def _words(group: Group) -> str:
+    """The same for prompts with the same roles and words."""
+    return sha256_of([[turn["role"], turn.get("content", "").strip()] for turn in group.prompt])

@@ -1,0 +1,85 @@
+"""An evaluation on prompts that a policy was trained on says so, with their number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignkit.data.group import Group
+from alignkit.data.sources import DataSpec
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import run_recipe
+from alignkit.runs.trained_on import trained_on
+
+RECIPE = """
+model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}
+stages:
+  warm: {algorithm: sft, data: rows/warm.jsonl}
+  sft: {algorithm: sft, from: warm, data: rows/sft.jsonl, validation: rows/held.jsonl, keep_versions: true}
+  other: {algorithm: sft, data: rows/other.jsonl}
+  best: {step: select_best, policies: [sft@1, other], reward: length, prompts: rows/held.jsonl}
+  align:
+    algorithm: grpo
+    from: best
+    prompts: rows/align.jsonl
+    reward: length
+    mix: {data: rows/mixed.jsonl, objective: sft, weight: 1}
+"""
+ROWS = {"warm": "ab", "sft": "bc", "other": "z", "align": "cd", "mixed": "e", "held": "h"}
+
+
+def prompt(word: str) -> Group:
+    return Group(({"role": "user", "content": word},))
+
+
+def seen(folder: Path, policy: str, words: str, selected: str = "sft@1") -> dict[str, list[str]]:
+    """The words that each stage of a policy learned from."""
+    (folder / "rows").mkdir(exist_ok=True)
+    for name, letters in ROWS.items():
+        rows = [json.dumps({"prompt": letter, "response": "x"}) for letter in letters]
+        (folder / "rows" / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    recipe = load_recipe(folder / "recipe.yaml")
+
+    def read(spec: DataSpec) -> Sequence[Group]:
+        (source,) = spec.sources
+        return [prompt(f" {letter}\n") for letter in ROWS[source.path.stem]]  # type: ignore[union-attr]
+
+    groups = [prompt(word) for word in words]
+    found = trained_on(policy, groups, recipe, lambda step: selected, read)
+    return {stage: [words[place] for place in sorted(places)] for stage, places in found.items()}
+
+
+def test_all_stages_that_a_policy_comes_from_count(tmp_path: Path) -> None:
+    words = "abcdefghz"
+    assert seen(tmp_path, "warm", words) == {"warm": ["a", "b"]}
+    assert seen(tmp_path, "sft@1", words) == {"sft": ["b", "c"], "warm": ["a", "b"]}  # held-out data do not count
+    align = {"align": ["c", "d", "e"], "sft": ["b", "c"], "warm": ["a", "b"]}
+    assert seen(tmp_path, "align", words) == align  # through the policy that a step selected
+    assert seen(tmp_path, "align", words, selected="other") == {"align": ["c", "d", "e"], "other": ["z"]}
+    assert seen(tmp_path, "best", words, selected="other") == {"other": ["z"]}
+
+
+def test_repeated_prompts_count_each_and_fresh_ones_not(tmp_path: Path) -> None:
+    assert seen(tmp_path, "warm", "aba") == {"warm": ["a", "b", "a"]}
+    assert seen(tmp_path, "align", "fgh") == {}
+    assert seen(tmp_path, "base", "abc") == {}
+
+
+def test_an_evaluation_on_training_data_warns(tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"question {n}", "response": "yes"}) for n in range(6)]
+    (tmp_path / "demos.jsonl").write_text("\n".join(rows[:4]) + "\n")
+    (tmp_path / "mixed.jsonl").write_text("\n".join(rows[2:]) + "\n")
+    (tmp_path / "recipe.yaml").write_text(
+        """
+model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}
+stages:
+  sft: {algorithm: sft, data: demos.jsonl}
+  report: {step: evaluate, policies: [base, sft], rewards: [length], prompts: mixed.jsonl, max_new_tokens: 2}
+"""
+    )
+    run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "report" / "stage.json").read_text())
+    warning = "warning: 2 of 4 prompts are training data (2 by sft)"
+    assert warning in record["summary"]["notes"] and warning in record["text"]
