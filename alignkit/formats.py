@@ -38,7 +38,7 @@ LABEL_COLUMNS = ("label", "kto_tag")
 class Format:
     """Base class of a data format: recognizes its rows (`matches`) and turns a row into a group (`read`).
 
-    summary: one line. wants: the columns it expects, for the error if rows match no format.
+    summary: one line. wants: the columns it expects, for the error if rows match no format. example: a row as JSON.
     needs_prompt: false if a prompt may be empty, as in raw text. plain_text: .txt files may have this format
     without naming it.
     """
@@ -46,6 +46,7 @@ class Format:
     Options: ClassVar[type[Options]] = Options
     summary: ClassVar[str] = ""
     wants: ClassVar[str] = ""
+    example: ClassVar[str] = ""
     needs_prompt: ClassVar[bool] = True
     plain_text: ClassVar[bool] = False
 

@@ -1,8 +1,8 @@
 """Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
-`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `plugins`, a package (`room alignkit/io`), or a kind
-and a name (`algorithm ppo`).
+`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `plugins`, `formats`, `labeled pairs`, a package
+(`room alignkit/io`), or a kind and a name (`algorithm ppo`).
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+import alignkit_labeled_pairs
 from alignkit.plugins import plugins
 from alignkit.recipe.option_table import OptionRow, option_rows, stage_defaults
 from alignkit.recipe.schema import DataKeys, TopKeys
@@ -54,12 +55,17 @@ def part(what: str) -> str:
         return table(option_rows(MODELS[what]))
     if what == "plugins":
         return plugin_table()
+    if what == "formats":
+        return format_table()
+    if what == "labeled pairs":
+        return layout_table()
     if kind == "room" and (ROOT / name / "__init__.py").is_file():
         return room(ROOT / name)
     if kind in KINDS and plugins().registry.has(kind, name):
         return component(kind, plugins().registry.get(kind, name))
     raise ValueError(
-        f"'{what}' cannot be generated; known are {', '.join([*MODELS, 'plugins', 'room FOLDER', 'KIND NAME'])}"
+        f"'{what}' cannot be generated; known are "
+        f"{', '.join([*MODELS, 'plugins', 'formats', 'labeled pairs', 'room FOLDER', 'KIND NAME'])}"
     )
 
 
@@ -89,6 +95,32 @@ def plugin_table() -> str:
                 provides.setdefault(registration.plugin, []).append(text)
     lines = [(f"`{plugin}`", "; ".join(texts)) for plugin, texts in sorted(provides.items())]
     return markdown(("plugin", "provides"), lines)
+
+
+def format_table() -> str:
+    """The formats that come with alignkit, the columns by which they recognize a row, and an example."""
+    formats = [entry for entry in plugins().registry.registrations("format") if entry.distribution == "alignkit"]
+    lines = []
+    for entry in sorted(formats, key=lambda entry: entry.name):
+        lines.append((f"`{entry.name}`", entry.implementation.wants, f"`{entry.implementation.example}`"))
+    return markdown(("format", "columns", "an example"), lines)
+
+
+def layout_table() -> str:
+    """The data sets whose labels `labeled_pairs` knows."""
+    lines = []
+    for name, layout in alignkit_labeled_pairs.LAYOUTS.items():
+        columns = ", ".join(f"`{column}`" for column in (*layout.prompt, layout.first, layout.second, *layout.label))
+        sides = {
+            side: [
+                value + (f" ({layout.margins[value]})" if value in layout.margins else "")
+                for value, meaning in layout.labels.items()
+                if meaning == side
+            ]
+            for side in ("first", "second", "tie")
+        }
+        lines.append((name, columns, *(", ".join(values) for values in sides.values())))
+    return markdown(("data set", "columns", "first is better (margin)", "second is better (margin)", "tie"), lines)
 
 
 def room(folder: Path) -> str:

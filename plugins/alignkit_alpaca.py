@@ -18,6 +18,7 @@ class Alpaca(Format):
 
     summary = "Alpaca: instruction, input, output"
     wants = "instruction and output; optional input, system, history"
+    example = '{"instruction": "Translate", "input": "Hallo", "output": "Hello"}'
     about: ClassVar[str] = "input"
     answer_column: ClassVar[str] = "output"
 
@@ -53,6 +54,7 @@ class Dolly(Alpaca):
 
     summary = "Dolly: instruction, context, response"
     wants = "instruction and response; optional context, system"
+    example = '{"instruction": "Translate", "context": "Hallo", "response": "Hello"}'
     about = "context"
     answer_column = "response"
 
@@ -62,6 +64,7 @@ class SelfInstruct(Format):
 
     summary = "Self-Instruct: instruction, instances [{input, output}]"
     wants = "instruction and instances [{input, output}]"
+    example = '{"instruction": "Translate", "instances": [{"input": "Hallo", "output": "Hello"}]}'
 
     @classmethod
     def matches(cls, row: Any) -> bool:

@@ -26,6 +26,7 @@ class Dialogues(Format):
 
     Options = DialogueOptions
     summary = "two speakers taking turns in raw text: every dialogue of a .txt file, or a row {text} that holds one"
+    example = r'{"text": "Q. Hi\n\nA. Hello!\n\nQ. Who are you?\n\nA. A model.\n\nQ. Bye\n\nA. Bye!"}'
     wants = "text with one dialogue, or a .txt file with any number; never detected, so name the format"
 
     def read(self, row: Any) -> Group:

@@ -12,6 +12,7 @@ class Groups(Format):
     """Groups as alignkit writes them, with all fields of each response."""
 
     summary = "alignkit's own format for groups, which stages write"
+    example = '{"alignkit": 1, "prompt": [{"role": "user", "content": "Hi"}], "responses": [{"text": "Hello!"}]}'
     wants = "a line written by alignkit (it has the key 'alignkit')"
     needs_prompt = False
 

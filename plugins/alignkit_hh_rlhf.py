@@ -50,6 +50,7 @@ class HHRLHF(Format):
     """Comparisons and demonstrations as `\\n\\nHuman: ...\\n\\nAssistant: ...` transcripts."""
 
     summary = "Human/Assistant transcripts: chosen and rejected, two with scores, or one"
+    example = r'{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: No."}'
     wants = "chosen and rejected as 'Human: ... Assistant: ...' transcripts; or text: [a, b] with score: [x, y]"
 
     @classmethod

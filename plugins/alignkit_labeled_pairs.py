@@ -99,10 +99,10 @@ class LabeledPairsOptions(Options):
     first: str | None = Field(None, description="column of the first answer")
     second: str | None = Field(None, description="column of the second answer")
     label: str | None = Field(None, description="column that says which answer is better")
-    labels: dict[str | int | float, Side] | None = Field(
+    labels: dict[str, Side] | None = Field(
         None, description="what the values of the label mean: {VALUE: first, second or tie}"
     )
-    margins: dict[str | int | float, float | str] | None = Field(
+    margins: dict[str, float | str] | None = Field(
         None, description=f"margin by value of the label: a number, or one of {', '.join(LEVELS)}"
     )
 
@@ -114,6 +114,7 @@ class LabeledPairs(Format):
     summary = (
         "two answers and a label that says which is better: LLMBar, Auto-J, PandaLM, SuperHF, Tulu, AlpacaEval, ..."
     )
+    example = '{"input": "Hi", "output_1": "Go away.", "output_2": "Hello!", "label": 2}'
     wants = "a prompt, two answers such as output_1 and output_2, and a label, preference, winner or rating"
 
     @classmethod
@@ -162,7 +163,7 @@ class LabeledPairs(Format):
         if not layout.labels:
             raise BadRow(
                 f"what the values of '{layout.label[0]}' mean is unknown, such as {row.get(layout.label[0])!r}; "
-                "say it with `labels`, as in `labels: {1: first, 2: second, 0: tie}`"
+                "say it with `labels`, as in `labels: {'1': first, '2': second, '0': tie}`"
             )
         return layout
 

@@ -19,6 +19,7 @@ class Messages(Format):
     """One conversation per row; `label` says whether its last answer is good."""
 
     summary = "conversations: messages [{role, content}] or conversations [{from, value}]; optional label"
+    example = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}'
     wants = "messages [{role, content}] or conversations [{from, value}]; optional label (true or false), system, tools"
 
     @classmethod

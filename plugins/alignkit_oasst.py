@@ -33,6 +33,10 @@ class Oasst(Format):
     summary = (
         "OpenAssistant trees: prompt {text, role, replies [{text, role, rank, replies}]}, as rankings or demonstrations"
     )
+    example = (
+        '{"prompt": {"text": "Hi", "role": "prompter", "replies": [{"text": "Hello!", '
+        '"role": "assistant", "rank": 0}, {"text": "What?", "role": "assistant", "rank": 1}]}}'
+    )
     wants = "prompt as a tree {text, role, replies}, as in OpenAssistant's *.trees.jsonl"
 
     @classmethod

@@ -24,6 +24,7 @@ class Rankings(Format):
     """A prompt and its responses with ranks (ties allowed), with scores, or with a list of pairs [better, worse]."""
 
     summary = "rankings: prompt, responses [{text, rank}] or responses [text] and ranks, scores or ratings; or pairs"
+    example = '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": 2}]}'
     wants = "prompt and responses [{text, rank or score}], or responses [text] with ranks [1, 2, ...], scores or pairs"
 
     @classmethod

@@ -23,6 +23,7 @@ class Text(Format):
 
     Options = TextOptions
     summary = "raw text: rows with text, or plain text files split at blank lines"
+    example = '{"text": "Raw text."}'
     wants = "text (one text, no prompt)"
     needs_prompt = False
     plain_text = True

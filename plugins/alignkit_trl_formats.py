@@ -49,6 +49,7 @@ class Preference(Format):
     """A prompt with a chosen and a rejected answer, and optionally the margin between them."""
 
     summary = "TRL preference: prompt, chosen, rejected as texts or messages; optional margin and p"
+    example = '{"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}'
     wants = "chosen and rejected (texts with prompt, or messages); optional margin, p, system, tools"
 
     @classmethod
@@ -141,6 +142,7 @@ class PromptOnly(Format):
     """A prompt for the policy to answer; other columns go to the group's meta."""
 
     summary = "TRL prompt-only: prompt as text or messages; other columns are kept as meta"
+    example = '{"prompt": "Hi"}'
     wants = "prompt (text or messages), and no answer; optional system, tools"
 
     @classmethod
@@ -165,6 +167,7 @@ class PromptCompletion(Format):
     """A prompt and its answer; `label` says whether the answer is good."""
 
     summary = "TRL prompt-completion: prompt and completion as texts or messages; optional label or score"
+    example = '{"prompt": "Hi", "completion": "Hello!"}'
     wants = "prompt and completion or response (texts or messages); optional label (true or false) or score (a number)"
 
     @classmethod

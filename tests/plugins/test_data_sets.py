@@ -137,8 +137,8 @@ def test_options_say_what_the_columns_and_labels_of_another_data_set_mean() -> N
     labels = {"labels": {"L": "first", "R!": "second"}, "margins": {"R!": 3}}
     assert read("labeled_pairs", row, **options, **labels).pairs == (Pair(1, 0, margin=3.0),)
     zero_based = {"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1.0}
-    assert read("labeled_pairs", zero_based, labels={0: "first", 1: "second"}).pairs == (Pair(1, 0),)
-    assert read("labeled_pairs", LLMBAR, labels={1: "second", 2: "first"}).pairs == (Pair(0, 1),)
+    assert read("labeled_pairs", zero_based, labels={"0": "first", "1": "second"}).pairs == (Pair(1, 0),)
+    assert read("labeled_pairs", LLMBAR, labels={"1.0": "second", "2": "first"}).pairs == (Pair(0, 1),)
 
 
 def test_letters_and_names_of_columns_explain_themselves() -> None:

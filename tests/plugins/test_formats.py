@@ -101,6 +101,17 @@ def test_other_rows_are_claimed_by_none_and_refused_by_all(row: Any) -> None:
             cls().read(row)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_example_of_a_format_has_it(name: str) -> None:
+    cls = FORMATS[name]
+    row = json.loads(cls.example)
+    for group in cls().groups(row):
+        cls().check(group)
+    assert [known for known, other in FORMATS.items() if other.matches(row)] == [
+        "text" if name == "dialogues" else name
+    ]
+
+
 def test_every_format_says_what_it_is() -> None:
     must_be_named = {"dialogues"}
     assert set(FORMATS) == {name for name, _ in ROWS} | must_be_named
