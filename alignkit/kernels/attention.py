@@ -36,6 +36,15 @@ def using(layout: Layout) -> Iterator[None]:
         _layout.reset(token)
 
 
+class UnsupportedAttention(NotImplementedError):
+    """A model's attention takes an argument that no `Layout` knows."""
+
+
+# Beginnings of arguments that transformers passes to every implementation: the layout knows the places of tokens, and
+# nothing else than the result is wanted.
+_WITHOUT_EFFECT = ("position_ids", "cache_position", "use_cache", "output_")
+
+
 def _interface(
     module: torch.nn.Module,
     query: Tensor,
@@ -45,11 +54,17 @@ def _interface(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    """Raises UnsupportedAttention for an argument that would change the result, such as GPT-OSS's sinks (`s_aux`)."""
+    unknown = [name for name, value in kwargs.items() if value is not None and not name.startswith(_WITHOUT_EFFECT)]
+    unknown += ["attention_mask"] * (attention_mask is not None) + ["dropout"] * (dropout != 0)
+    if unknown:
+        raise UnsupportedAttention(f"its attention takes {', '.join(unknown)}")
     args = AttentionArgs(scaling, sliding_window, softcap)
     out = _layout.get().attend(module.layer_idx, query, key, value, args)  # type: ignore[arg-type]
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None  # some models view it with other sizes
 
 
 AttentionInterface.register(NAME, _interface)

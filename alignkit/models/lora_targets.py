@@ -52,7 +52,9 @@ def lora_targets(model: Any, config: Any) -> LoraTargets:
 
 def is_router(name: str, module: Any) -> bool:
     """Whether a module chooses experts, or is the linear layer by which one does."""
-    return "Router" in type(module).__name__ or (isinstance(module, nn.Linear) and _leaf(name) in ("router", "gate"))
+    kind = type(module).__name__
+    named = isinstance(module, nn.Linear) and _leaf(name) in ("router", "gate")
+    return named or "Router" in kind or "Gating" in kind or ("Mo" in kind and kind.endswith("Gate"))
 
 
 def _linear_layers(model: Any) -> list[str]:

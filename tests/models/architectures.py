@@ -78,6 +78,19 @@ UNPACKED: dict[str, dict[str, Any]] = {
 }
 
 
+UNPACKED |= {
+    # Its attention has a sink besides the keys.
+    "GptOss": {
+        **{**LLAMA, "head_dim": 8, "sliding_window": 6, "num_local_experts": 4, "num_experts_per_tok": 2},
+        **{"layer_types": ["sliding_attention", "full_attention"]},
+    },
+    # A state space next to attention in every layer.
+    "FalconH1": {
+        **{**LLAMA, "head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1},
+        **{"mamba_d_state": 8, "mamba_chunk_size": 8},
+    },
+}
+
 _EXPERTS: dict[str, Any] = {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2}
 _SMALL: dict[str, Any] = {**_EXPERTS, "head_dim": 8, "moe_intermediate_size": 16}
 _GROUPED: dict[str, Any] = {
