@@ -221,7 +221,13 @@ def test_the_prompt_of_a_conversation_is_all_before_its_last_answer() -> None:
     def turn(role: str, content: str) -> Message:
         return {"role": role, "content": content}
 
-    talk = (turn("assistant", "a"), turn("user", "r"), turn("assistant", "b"), turn("tool", "t"), turn("assistant", "c"))
+    talk = (
+        turn("assistant", "a"),
+        turn("user", "r"),
+        turn("assistant", "b"),
+        turn("tool", "t"),
+        turn("assistant", "c"),
+    )
     given_groups = [
         Group(prompt("q"), (Response(messages=talk),), id="old"),
         Group(prompt("q"), (Response(messages=talk[:1]),)),
@@ -594,9 +600,17 @@ def test_an_undetected_format_lists_what_each_format_wants(tmp_path: Path) -> No
         load(source(path))
     text = str(error.value)
     assert "columns question, reply" in text and "columns: {expected: actual}" in text
-    assert all(name in text and cls.wants in text for name, cls in FORMATS.items())
+    listed = [line.split()[0] for line in text.splitlines()[1:]]
+    assert "prompt_only" in listed and "prompt_completion" in listed and "oasst" not in listed[:2]
+    assert all(FORMATS[name].wants in text for name in listed) and len(listed) <= 5
     renamed = load(source(path, columns={"prompt": "question", "completion": "reply"}))
     assert renamed.groups[0].prompt == prompt("q") and renamed.groups[0].responses == (Response(text="a"),)
+
+
+def test_columns_that_no_format_names_list_all_formats(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        load(source(write(tmp_path / "d.jsonl", {"xyz": "q"})))
+    assert all(cls.wants in str(error.value) for cls in FORMATS.values())
 
 
 def test_an_ambiguous_format_lists_only_those_that_match(tmp_path: Path) -> None:

@@ -213,6 +213,23 @@ def own(folder: Path, algorithm: str, rows: str, **data: Any) -> tuple[int, str]
     return code, err.getvalue()
 
 
+def test_a_row_in_which_no_token_counts_is_left_out_with_a_count(tmp_path: Path) -> None:
+    said = [
+        ("user", "q", True),
+        ("assistant", "far too long " * 50, False),
+        ("user", "r", True),
+        ("assistant", "b", True),
+    ]
+    turns = [{"role": role, "content": text, "train": train} for role, text, train in said]
+    cut = json.dumps({"messages": turns}) + "\n"  # the turn to learn lies behind max_length
+    code, err = own(tmp_path, "sft", cut)
+    assert code == 4 and "each needs a response with a token that counts" in err
+    code, err = own(tmp_path, "sft", cut + json.dumps({"messages": [*turns[:1], turns[-1]]}) + "\n")
+    assert code == 0 and "left out 1 row without a response with a token that counts: 'q'" in err
+    summary = json.loads((tmp_path / "out" / "only" / "stage.json").read_text())["summary"]
+    assert summary["without_signal"] == 1 and summary["groups"] == 1
+
+
 def test_skipped_rows_are_listed_where_it_says(tmp_path: Path) -> None:
     good, bad = '{"prompt": "a", "completion": "b"}\n', '{"prompt": "a", "completion": ""}\n'
     code, err = own(tmp_path, "sft", good + bad + good + bad, on_bad_row="skip")
