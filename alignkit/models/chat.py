@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from alignkit.errors import DataError
-from alignkit.models.chat_template import SENTINEL, ChatOptions, ChatTemplate
+from alignkit.models.chat_template import SENTINEL, ChatOptions, ChatTemplate, time_limit
 
 OPEN, CLOSE = "<think>", "</think>"
 AFTER_REASONING = f"\n{CLOSE}\n\n"  # what templates write between reasoning and answer
@@ -96,7 +96,9 @@ class Chat:
     def shape(self) -> Shape:
         """Raises DataError if the template cannot render a question and an answer, or drops their words."""
         question, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
-        prompt, whole = self.template.render([question], True), self.template.render([question, answer], False)
+        with time_limit():
+            prompt = self.template.render([question], True)
+            whole = self.template.render([question, answer], False)
         place = whole.rfind(_ANSWER)
         if place < 0 or _QUESTION not in whole or _QUESTION not in prompt:
             raise DataError("the chat template drops the words of a message")
@@ -134,8 +136,13 @@ class Chat:
 
     def prompt(self, messages: Messages, tools: Sequence[Any] = (), *, answering: bool = False) -> str:
         """Render a prompt up to the assistant's words. answering: close a block of reasoning that it opens."""
-        text = self.template.render(self._prepared(messages), True, tools)
-        return self._answering(text) if answering or self.options.reasoning == "empty" else text
+        return self.prompts(messages, tools, answering=answering)[0]
+
+    def prompts(self, messages: Messages, tools: Sequence[Any] = (), *, answering: bool = False) -> tuple[str, str]:
+        """The prompt, and the prompt as the template writes it; see `prompt`."""
+        with time_limit():
+            raw = self.template.render(self._prepared(messages), True, tools)
+        return (self._answering(raw) if answering or self.options.reasoning == "empty" else raw), raw
 
     def _answering(self, prompt: str) -> str:
         """The prompt with an empty block of reasoning at its end."""
@@ -152,17 +159,34 @@ class Chat:
 
     # Conversations
 
-    def conversation(self, prompt: Messages, answers: Messages, tools: Sequence[Any] = ()) -> Conversation:
+    def conversation(
+        self, prompt: Messages, answers: Messages, tools: Sequence[Any] = (), raw_prompt: str = ""
+    ) -> Conversation:
         """Render a prompt with the turns after it, the last of which is the assistant's.
 
-        Raises DataError if the template changes or drops text that would be learned, unless `reasoning` allows it.
+        raw_prompt: the second of `prompts`, if it is known. Raises DataError if the template changes or drops text that
+        would be learned, unless `reasoning` allows it.
         """
         messages = self._prepared([*prompt, *answers])
         first = len(messages) - len(answers)
         own = [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
-        whole = self.template.render(messages, False, tools)
-        last_prompt = self.template.render(messages[: own[-1]], True, tools)
-        messages, places = self._located(messages, own, whole, last_prompt, tools)
+        with time_limit():
+            whole = self.template.render(messages, False, tools)
+            known = raw_prompt if own[-1] == first else ""
+            last_prompt = known or self.template.render(messages[: own[-1]], True, tools)
+            messages, places = self._located(messages, own, whole, last_prompt, tools)
+            return self._conversation(messages, own, whole, last_prompt, places, tools)
+
+    def _conversation(
+        self,
+        messages: Messages,
+        own: Sequence[int],
+        whole: str,
+        last_prompt: str,
+        places: Sequence[Place | None],
+        tools: Sequence[Any],
+    ) -> Conversation:
+        """The conversation with its turns, from the last one back."""
         if places[-1] is None:
             raise DataError("the chat template does not end a turn that calls tools")
         text, turns = self._last_turn(messages[own[-1]], whole, last_prompt, places[-1])

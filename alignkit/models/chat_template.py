@@ -43,8 +43,11 @@ class ChatOptions:
     date: str | None = None
 
 
-class TemplateTimeout(Exception):
+class TemplateTimeout(DataError):
     """A template did not finish in time."""
+
+    def __init__(self) -> None:
+        super().__init__(f"the chat template did not finish within {SECONDS} seconds")
 
 
 class ChatTemplate:
@@ -69,30 +72,23 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, Any]], generation: bool, tools: Sequence[Any] = ()) -> str:
         """Apply the template to `prepare`d messages. generation: append the start of the assistant's turn.
 
-        Raises DataError if the template refuses the conversation, fails, or takes too long.
+        Raises DataError if the template refuses the conversation, fails, or writes too much.
         """
-        options = dict(self.options.template_kwargs)
         try:
-            with time_limit(SECONDS):
-                text: str = self.tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=list(tools) or None,
-                    chat_template=self._dated(self.source(tools)),
-                    tokenize=False,
-                    add_generation_prompt=generation,
-                    **options,
-                )
-        except DataError:
+            text: str = self.tokenizer.apply_chat_template(
+                list(messages),
+                tools=list(tools) or None,
+                chat_template=self._dated(self.source(tools)),
+                tokenize=False,
+                add_generation_prompt=generation,
+                **self.options.template_kwargs,
+            )
+        except TemplateTimeout:
             raise
-        except TemplateTimeout as error:
-            raise DataError(f"the chat template did not finish within {SECONDS} seconds") from error
         except Exception as error:  # the template is foreign code, which can fail in any way
             raise DataError(f"the chat template refuses the conversation: {_reason(error)}") from error
-        limit = ALLOWANCE + GROWTH * sum(len(str(message)) for message in (*messages, *tools))
-        if len(text) > limit:
-            raise DataError(
-                f"the chat template wrote {len(text)} characters for a conversation of {len(messages)} turns"
-            )
+        if len(text) > ALLOWANCE and len(text) > ALLOWANCE + GROWTH * len(str([*messages, *tools])):
+            raise DataError(f"the chat template wrote {len(text)} characters for {len(messages)} turns")
         return text
 
     def prepare(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -177,8 +173,8 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TemplateTimeout after some time; only the main thread of a Unix process can be interrupted."""
+def time_limit() -> Iterator[None]:
+    """Raise TemplateTimeout after SECONDS; only the main thread of a Unix process can be interrupted."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
@@ -187,7 +183,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise TemplateTimeout
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs
@@ -63,6 +63,14 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class _Plan:
+    """A group as the chat template renders it. conversations: None for a response that is given as tokens."""
+
+    prompt: str
+    conversations: tuple[Conversation | None, ...]
+
+
+@dataclass(frozen=True)
 class _Prompt:
     """A prompt as text and tokens. cut: character of its last control token. tail: the tokens from there on."""
 
@@ -85,6 +93,7 @@ class Encoder:
         self.groups: dict[str, list[Group]] = {}
         self._tokens = TextTokenizer(tokenizer)
         self._more_ends = frozenset(end_ids)
+        self._plans: dict[int, tuple[Group, _Plan]] = {}  # by the group's id in memory
         known = {self.tokenizer.eos_token_id, *self._more_ends} - {None}
         ends = frozenset(map(str, self.tokenizer.convert_ids_to_tokens(sorted(known))))
         self.chat = Chat(tokenizer, chat or ChatOptions(), ends)
@@ -178,27 +187,37 @@ class Encoder:
         """A prompt that ends with `prefill`, outside of any reasoning, and the tokens of each answer after it."""
         text = self.chat.prompt(messages, answering=True) + prefill
         prompt = self._prompt_of(text)
-        return prompt.ids, [self._continuation(prompt, text + answer)[0].ids for answer in answers]
+        return prompt.ids, [self._continuation(prompt, text + answer)[0] for answer in answers]
 
     def _prompt_of(self, text: str) -> _Prompt:
         if not text:  # the prompt's last token predicts a response's first one
             raise DataError("the chat template renders the prompt as empty text")
-        cut = max((match.start() for match in self.chat.template.special.finditer(text)), default=0)
-        tokens = self._tokens.tokens(text)
-        return _Prompt(text, tokens.ids, cut, tokens.ids[tokens.begin(cut) :])
+        cut = self._cut_of(text)
+        ids, tail = self._tokens.ids(text), self._tail(text[cut:])
+        return _Prompt(text, ids, cut, tail) if ids[-len(tail) :] == tail else _Prompt(text, ids, 0, ids)
 
-    def _continuation(self, prompt: _Prompt, text: str) -> tuple[TextTokens, bool]:
-        """The tokens of a text that begins with the prompt, after the prompt's; places count from `prompt.cut`.
+    def _cut_of(self, prompt: str) -> int:
+        """The character at which the prompt's last special token begins.
+
+        Tokenizers read the text between special tokens separately, so a response is tokenized with the text from there.
+        """
+        return max((match.start() for match in self.chat.template.special.finditer(prompt)), default=0)
+
+    @lru_cache(maxsize=64)  # noqa: B019 - an encoder lives as long as its model; prompts end in the same few words
+    def _tail(self, text: str) -> Ids:
+        return self._tokens.ids(text)
+
+    def _continuation(self, prompt: _Prompt, text: str) -> tuple[Ids, bool]:
+        """The tokens of a text that begins with the prompt, after the prompt's.
 
         Also returns whether a token of the text covers the prompt's end. Then the rest is tokenized after the prompt,
-        which the policy sees as it is. Tokenizers read the text between special tokens separately, so only the text
-        from the last one is read again.
+        which the policy sees as it is.
         """
-        found = self._tokens.tokens(text[prompt.cut :])
+        found = self._tokens.ids(text[prompt.cut :])
         count = len(prompt.tail)
-        if found.ids[:count] == prompt.tail:
-            return found.after(count), False
-        return self._tokens.following(text[len(prompt.text) :]).after(0, len(prompt.text) - prompt.cut), True
+        if found[:count] == prompt.tail:
+            return found[count:], False
+        return self._tokens.following(text[len(prompt.text) :]).ids, True
 
     # Groups
 
@@ -218,10 +237,7 @@ class Encoder:
         """Render a group without tokenizing it. Raises RowRefused as `encode` does."""
         try:
             if group.prompt:
-                self.chat.prompt(group.prompt, group.tools)
-                for response in group.responses:
-                    if response.tokens is None:
-                        self._conversation(group, response)
+                self._plan(group)
         except DataError as error:
             raise RowRefused(group, str(error)) from error
 
@@ -230,19 +246,49 @@ class Encoder:
             return self._fitted(
                 group, self.bos, [self._raw(response) for response in group.responses], max_length, False
             )
-        prompt = self._prompt_of(self.chat.prompt(group.prompt, group.tools))
+        plan = self._plans.pop(id(group), (group, None))[1] or self._plan(group)
+        prompt = self._prompt_of(plan.prompt)
         rows = []
-        for response in group.responses:
-            if response.tokens is not None:
+        for response, found in zip(group.responses, plan.conversations, strict=True):
+            if found is None:
                 rows.append(self._sampled(response, scoring))
                 continue
-            found = self._conversation(group, response)
             if not found.text.startswith(prompt.text):
                 if len(group.responses) > 1:
                     raise DataError("the chat template renders the first answer without its own prompt")
                 prompt = self._prompt_of(found.text[: found.turns[0].start])
             rows.append(self._rendered(group, response, prompt, found, turns, scoring))
         return self._fitted(group, prompt.ids, rows, max_length, scoring)
+
+    def _plan(self, group: Group) -> _Plan:
+        prompt, raw = self.chat.prompts(group.prompt, group.tools)
+        responses = group.responses
+        return _Plan(
+            prompt, tuple(None if r.tokens is not None else self._conversation(group, r, raw) for r in responses)
+        )
+
+    def ahead(self, groups: Sequence[Group], *, scoring: bool = False) -> None:
+        """Render groups and tokenize their texts on all cores; the next calls of `encode` with them are faster."""
+        self._plans, texts = {}, []
+        for group in groups:
+            try:
+                plan = self._plan(group) if group.prompt else None
+            except DataError:  # `encode` will raise it
+                continue
+            if plan is None:
+                continue
+            self._plans[id(group)] = (group, plan)
+            cut = self._cut_of(plan.prompt)
+            found = zip(group.responses, plan.conversations, strict=True)
+            texts += [plan.prompt, *(self._text_of(r, c, scoring)[cut:] for r, c in found if c is not None)]
+        self._tokens.prepare(texts)
+
+    def _text_of(self, response: Response, found: Conversation, scoring: bool) -> str:
+        """The conversation's text as far as it becomes tokens."""
+        if scoring:
+            return found.text
+        text = found.text[: found.turns[-1].end]
+        return text.removesuffix(self.chat.shape.close) if response.truncated else text
 
     def _fitted(
         self, group: Group, prompt: Ids, rows: Sequence[ResponseTokens], max_length: int, scoring: bool
@@ -291,33 +337,43 @@ class Encoder:
         end = self.closing[len(self.end_of_turn) :] if ended and self.chat.shape.close else self.closing
         return ResponseTokens(tokens + end, written + (True,) * len(end))
 
-    def _conversation(self, group: Group, response: Response) -> Conversation:
+    def _conversation(self, group: Group, response: Response, raw_prompt: str) -> Conversation:
         """The group's prompt with a response, up to the assistant's last turn."""
         answers: Sequence[Mapping[str, Any]] = [{"role": "assistant", "content": response.text}]
         if response.messages is not None:
             last = max(i for i, message in enumerate(response.messages) if message["role"] == "assistant")
             answers = response.messages[: last + 1]
-        return self.chat.conversation(group.prompt, answers, group.tools)
+        return self.chat.conversation(group.prompt, answers, group.tools, raw_prompt)
 
     def _rendered(
         self, group: Group, response: Response, prompt: _Prompt, found: Conversation, turns: str, scoring: bool
     ) -> ResponseTokens:
         """A response that the template renders. The assistant's turns count; the template and other authors do not."""
-        last = found.turns[-1]
-        text = found.text if scoring else found.text[: last.end]
-        if response.truncated and not scoring:
-            text = text.removesuffix(self.chat.shape.close)
-        tokens, joined = self._continuation(prompt, text)
+        text, last = self._text_of(response, found, scoring), found.turns[-1]
+        ids, joined = self._continuation(prompt, text)
         self._count("joined", group, joined)
-        mask = [False] * len(tokens.ids)
         learned = self._learned(group, response, found, turns)
-        for turn in learned:
-            begin, end = tokens.begin(turn.start - prompt.cut), tokens.end(turn.end - prompt.cut)
-            mask[begin:end] = [True] * (min(end, len(mask)) - begin)
-        ids = tokens.ids
+        if learned == [last] and last.start == len(prompt.text) and last.end >= len(text):
+            mask = [True] * len(ids)
+        else:
+            mask = self._mask(prompt, text, ids, learned)
         if not self.chat.shape.close and not scoring and not response.truncated:
             ids, mask = (*ids, *self.end_of_turn), [*mask, last in learned]
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
+
+    def _mask(self, prompt: _Prompt, text: str, ids: Ids, learned: Sequence[Turn]) -> list[bool]:
+        """Whether each token after the prompt belongs to one of the turns."""
+        start = prompt.cut
+        tokens = self._tokens.tokens(text[start:])
+        skipped = len(tokens.ids) - len(ids)
+        if tokens.ids[skipped:] != ids:
+            start, skipped = len(prompt.text), 0
+            tokens = self._tokens.following(text[start:])
+        mask = [False] * len(ids)
+        for turn in learned:
+            begin, end = (max(0, place - skipped) for place in tokens.span(turn.start - start, turn.end - start))
+            mask[begin:end] = [True] * (min(end, len(mask)) - begin)
+        return mask
 
     def _learned(self, group: Group, response: Response, found: Conversation, turns: str) -> list[Turn]:
         """The turns that count."""

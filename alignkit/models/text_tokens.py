@@ -7,7 +7,7 @@ byte pairs do not merge across its edges.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,9 @@ class TextTokens:
             index -= 1
         return index
 
-    def end(self, character: int) -> int:
-        """The index of the first token that begins at a character or after it."""
-        return bisect_left(self.starts, character)
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """The tokens [first, last + 1) that cover the characters [start, end)."""
+        return self.begin(start), bisect_left(self.starts, end)
 
     def after(self, index: int, shift: int = 0) -> TextTokens:
         """The tokens from an index on, with their places moved."""
@@ -56,10 +56,18 @@ class TextTokenizer:
             )
         # Directly in Rust: transformers' own call costs a third of the time on top.
         self._backend = tokenizer.backend_tokenizer
+        self._ready: dict[str, Ids] = {}
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Tokenize texts on all cores; `ids` then has them. Replaces those of the last call."""
+        plain = list({text for text in texts if BREAK not in text})
+        self._ready = dict(zip(plain, self._encode_ids(plain), strict=True))
 
     def ids(self, text: str) -> Ids:
         """Tokenize rendered text."""
-        return self.tokens(text).ids
+        if (ready := self._ready.get(text)) is not None:
+            return ready
+        return self.tokens(text).ids if BREAK in text else self._encode_ids([text])[0]
 
     def tokens(self, text: str) -> TextTokens:
         """Tokenize rendered text. Text before and after a BREAK never joins into one token."""
@@ -83,9 +91,18 @@ class TextTokenizer:
                 return both.after(count, -size)
         return self._encode(text)
 
-    def _encode(self, text: str) -> TextTokens:
+    def _encode_ids(self, texts: list[str]) -> list[Ids]:
+        """Without places, which take a quarter of the time."""
+        self._read_special_tokens()
+        return [tuple(found.ids) for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _read_special_tokens(self) -> None:
+        """Undo what transformers sets for text in which special tokens are ordinary."""
         if self._backend.encode_special_tokens:
             self._backend.encode_special_tokens = False
+
+    def _encode(self, text: str) -> TextTokens:
+        self._read_special_tokens()
         encoding = self._backend.encode(text, add_special_tokens=False)
         starts, ends = zip(*encoding.offsets, strict=True) if encoding.offsets else ((), ())
         return TextTokens(tuple(encoding.ids), starts, ends)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from alignkit.algorithm import REWARD, Needs
@@ -14,6 +14,7 @@ from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
 
 Used = TypeVar("Used")
+AHEAD = 256  # groups that are tokenized together
 
 # Name of a count -> what is counted, and what happened to it.
 UNFIT = {
@@ -78,8 +79,14 @@ class StageEncoder:
             encoded = self.encoder.encode(group, self.max_length, turns=turns, scoring=scoring)
             return [] if encoded is None else [encoded]
 
-        encoded, _ = self._accepted(encode, groups)
+        encoded, _ = self._accepted(encode, self._read_ahead(groups, scoring))
         return [e for parts in encoded for e in parts]
+
+    def _read_ahead(self, groups: Sequence[Group], scoring: bool) -> Iterator[Group]:
+        """The groups, tokenized in parts on all cores before they are asked for."""
+        for start in range(0, len(groups), AHEAD):
+            self.encoder.ahead(groups[start : start + AHEAD], scoring=scoring)
+            yield from groups[start : start + AHEAD]
 
     def _chunks(self, group: Group) -> Sequence[Encoded]:
         """A raw text in rows that fit, counted if there are several."""
@@ -99,7 +106,7 @@ class StageEncoder:
             self._report(len(groups), self.count_unfit())
         return accepted
 
-    def _accepted(self, use: Callable[[Group], Used], groups: Sequence[Group]) -> tuple[list[Used], list[Group]]:
+    def _accepted(self, use: Callable[[Group], Used], groups: Iterable[Group]) -> tuple[list[Used], list[Group]]:
         """The results of `use`, and the groups that have one.
 
         Refused groups are counted if their source allows it (`on_bad_row: skip`). Raises DataError with all others.
@@ -156,7 +163,8 @@ class StageEncoder:
         needs = self.algorithm.needs
         usable, lost = [], []
         for e in encoded:
-            if len(e.rows) >= needs.min_samples and (e.pairs or not needs.pairs):
+            counts = any(any(row.mask) for row in e.rows)
+            if len(e.rows) >= needs.min_samples and (e.pairs if needs.pairs else counts):
                 usable.append(e)
             elif not (needs.pairs and resolved_pairs(e.group)):
                 lost.append(e.group)
