@@ -212,10 +212,7 @@ def _up_to_last_question(group: Group) -> tuple[Message, ...]:
 
 
 def distinct_prompts(groups: Iterable[Group]) -> list[Group]:
-    """The prompts of the rows, without those that repeat the words, tools and columns of an earlier one.
-
-    For measurements: a repeated prompt is no further evidence.
-    """
+    """The prompts of the rows, without repeated ones (words, tools and columns), which are no further evidence."""
     found: dict[str, Group] = {}
     for prompt in prompts_of(groups):
         found.setdefault(prompt.id, prompt)

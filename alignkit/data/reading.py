@@ -101,11 +101,11 @@ def read_source(
     skip = source.on_bad_row == "skip"
     for number, row in reader.rows(stage_data, commit):
         try:
-            found = reader.groups(raise_if_bad(row))
+            found = reader.groups(raise_if_bad(row), Origin(source.name, number, skip, place))
         except BadRow as error:
             bad.append(SkippedRow(source.name, number, str(error)))
         else:
-            groups += [replace(group, origin=Origin(source.name, number, skip, place)) for group in found]
+            groups += found
             good += 1
             sample = reader.better_sample(sample, row, found)
         if source.limit is not None and good >= source.limit:
@@ -193,7 +193,7 @@ class Reader:
         self.format_name = _detected_format(row, self.formats, self.source.name)
         self.format = self.formats[self.format_name]()
 
-    def groups(self, row: Any) -> list[Group]:
+    def groups(self, row: Any, origin: Origin) -> list[Group]:
         """The checked groups of a row, with ids and the source's meta."""
         if self.format is None:
             self.recognize(row)
@@ -209,7 +209,7 @@ class Reader:
         except Exception as error:  # if a format fails, the user still learns at which row
             reason = f"the format {type(self.format).__name__} failed: {type(error).__name__}: {error}"
             raise BadRow(reason) from error
-        return [self._identified(group) for group in groups]
+        return [self._identified(group, origin) for group in groups]
 
     def better_sample(self, sample: Sample | None, row: Any, found: Sequence[Group]) -> Sample | None:
         """The first group, or the first one with a pair: it shows which response counts as better."""
@@ -221,9 +221,9 @@ class Reader:
         reason = self.format.reason(_with_renamed_columns(row, self.source.columns)) if paired else ""
         return Sample(paired or found[0], reason)
 
-    def _identified(self, group: Group) -> Group:
-        meta = {**group.meta, **self.source.meta}
-        return replace(group, id=group.id or group_id(group.prompt, group.responses, group.tools), meta=meta)
+    def _identified(self, group: Group, origin: Origin) -> Group:
+        name = group.id or group_id(group.prompt, group.responses, group.tools)
+        return replace(group, id=name, meta={**group.meta, **self.source.meta}, origin=origin)
 
 
 def _with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:

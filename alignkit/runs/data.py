@@ -42,8 +42,10 @@ class RunData:
         self._preloaded.append(_Preloaded(spec, files, loaded))
         return loaded
 
-    def load(self, spec: DataSpec) -> Loaded:
+    def load(self, spec: DataSpec, seed: int | None = None) -> Loaded:
         """The rows of a data entry. Rereads changed files, because the stage's hash covers their current contents."""
+        if seed is not None:
+            return self.read(spec, seed)
         known = [entry for entry in self._preloaded if entry.spec == spec]
         if known and known[0].files == _file_facts(spec):
             self._preloaded.remove(known[0])  # so that the stage can free the rows
@@ -54,9 +56,10 @@ class RunData:
         """Free the entries that no stage asked for."""
         self._preloaded.clear()
 
-    def read(self, spec: DataSpec) -> Loaded:
-        """Read a data entry from its files."""
-        return load(spec, formats=_formats(), seed=self._seed, stage_data=self._stage_data, commit=self._commits)
+    def read(self, spec: DataSpec, seed: int | None = None) -> Loaded:
+        """Read a data entry from its files. seed: of the validation split, if it is not the run's."""
+        seed = self._seed if seed is None else seed
+        return load(spec, formats=_formats(), seed=seed, stage_data=self._stage_data, commit=self._commits)
 
     def identity(self, source: DataSource) -> dict[str, Any]:
         """What decides a source's groups besides its keys: contents, the commit, the recognized format, the split."""

@@ -305,9 +305,12 @@ class Run:
         whole = any(spec is entry for entry in entries)  # a part of an entry is never requested by a stage
         return (self._data.preload if keep and whole else self._data.read)(spec)
 
-    def load(self, spec: DataSpec) -> Loaded:
-        """Read a data entry for the current stage; report what was understood, and the bad rows that it skips."""
-        loaded = self._data.load(spec)
+    def load(self, spec: DataSpec, seed: int | None = None) -> Loaded:
+        """Read a data entry for the current stage; report what was understood, and the bad rows that it skips.
+
+        seed: of the validation split; None: the recipe's, so that all stages split a file in the same way.
+        """
+        loaded = self._data.load(spec, seed)
         if spec not in self._described:
             self._described.append(spec)
             for line in describe(loaded):
