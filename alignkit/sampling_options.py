@@ -1,4 +1,4 @@
-"""Options of steps and rewards that sample responses: what they leave out is sampled as in training.
+"""Options of steps and rewards that sample responses: missing ones are as in training.
 
 A report should judge texts of the kind that training saw. Before a run starts, every option here that a recipe leaves
 out gets the value that the `rollout` of an online stage has: the first one among the step's policies, or else the first

@@ -180,7 +180,7 @@ def verdicts(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
     """Verdicts on n items from 2n answers in the order of `both_orders`. `mass` is the mean over both orders.
 
     An answer that a server did not return has a probability between 0 and its bound. It counts with the bound, which
-    gives the least confident p. If some value in this range would turn the decision, there is no verdict.
+    makes p least confident. If some value in this range would turn the decision, there is no verdict.
     """
     import torch
 

@@ -34,7 +34,7 @@ def trained_on(
 
 
 def _lineage(policy: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> Iterator[Stage]:
-    """The training stages that a policy went through, the last one first."""
+    """The training stages that a policy went through, latest first."""
     reference: str | None = policy
     while reference is not None and (stage := recipe.stages.get(reference.partition("@")[0])) is not None:
         if stage.settings is None:
