@@ -22,6 +22,7 @@ from alignkit.errors import RunFailed
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, low_rank
 from alignkit.models.lora_targets import LoraTargets, is_router, lora_targets
+from alignkit.models.padding import UNREAD
 
 if TYPE_CHECKING:
     from alignkit.settings import LoraSpec
@@ -87,8 +88,8 @@ class Adapters:
         suffix = f".{adapter}.weight"
         return {name: p for name, p in self.model.named_parameters() if name.endswith(suffix)}
 
-    def save(self, adapter: str, folder: Path, head: Tensor | None) -> None:
-        """Write a plain peft adapter. head: [1, hidden], which makes it a reward model."""
+    def save(self, adapter: str, folder: Path, head: Tensor | None, unread: int | None = None) -> None:
+        """Write a plain peft adapter. head: [1, hidden], which makes it a reward model that skips `unread` tokens."""
         from peft import get_peft_model_state_dict
 
         config = copy.deepcopy(self.model.peft_config[adapter])
@@ -104,7 +105,8 @@ class Adapters:
         if head is not None:
             config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
             state[SCORE] = head.detach().cpu().contiguous()
-        save_file(dict(sorted(state.items())), folder / WEIGHTS, metadata={"format": "pt"})
+        facts = {"format": "pt"} | ({} if unread is None else {UNREAD: str(unread)})
+        save_file(dict(sorted(state.items())), folder / WEIGHTS, metadata=facts)
         config.save_pretrained(folder)
 
     def _inject(self, adapter: str, seed: int) -> None:

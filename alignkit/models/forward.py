@@ -24,7 +24,7 @@ class Wants:
 
     logprobs: log-probability of each counted token at `temperature`, in nats. entropy: of the same distributions;
     "reported" gives it no gradient. values: the role whose scalar head predicts one before each counted token.
-    scores: the scalar head of the role itself, at the last token.
+    scores: the scalar head of the role itself, at the last token that it reads.
     """
 
     logprobs: bool = True
@@ -44,7 +44,7 @@ def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> 
     hidden = model.hidden(role, packed.layout, packed.tokens)
     outputs = Outputs()
     if wants.scores:
-        outputs.scores = model.scalars(role, hidden[packed.last])
+        outputs.scores = model.scalars(role, hidden[packed.scored(model.roles[role].unread)])
     if wants.logprobs:
         logprobs, entropy = model.logprobs(
             role, hidden[packed.before], packed.targets, temperature=wants.temperature, entropy=wants.entropy

@@ -31,6 +31,21 @@ class PackedBatch:
     last: Tensor
     shape: tuple[int, int]
 
+    def scored(self, unread: int | None) -> Tensor:
+        """[R] index in the row of the token at which each response is scored: its last one but `unread` tokens."""
+        if unread is None:
+            return self.last
+        places = []
+        for span in self.layout.spans:
+            start = span.start + span.prompt
+            for length in span.responses:
+                path = [*range(span.start, span.start + span.prompt), *range(start, start + length)]
+                while len(path) > 1 and int(self.tokens[path[-1]]) == unread:
+                    path.pop()
+                places.append(path[-1])
+                start += length
+        return torch.tensor(places, dtype=torch.int64)
+
     def unpack(self, values: Tensor) -> Tensor:
         """Arrange one value per target [n] as [R, T], zero elsewhere; differentiable."""
         response, token = self.cells.to(values.device).unbind(1)

@@ -43,6 +43,7 @@ from alignkit.models.loading import (
     load_tokenizer,
     warn_unused,
 )
+from alignkit.models.padding import padding_of, saved_unread, with_padding
 from alignkit.models.recompute import make_recomputable, recomputing
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Role:
     """A network that scores tokens.
 
     adapter: None runs the model without one. head: [1, hidden] fp32, if the role has a scalar head. backbone_role: the
-    role whose hidden states the head reads, if this role is only a head.
+    role whose hidden states the head reads, if this role is only a head. unread: the token that a reward model skips at
+    the end of a row, as transformers skips padding.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Role:
     adapter: str | None
     head: nn.Parameter | None = None
     backbone_role: str | None = None
+    unread: int | None = None
 
 
 class SharedModel:
@@ -143,7 +146,7 @@ class SharedModel:
             source = self.roles[start].adapter if isinstance(start, str) else start
             role = Role(name, self.model, self.adapters.add(name, self.seed, source))
         if head == "scalar":
-            role.head = self._start_head(start)
+            role.head, role.unread = self._start_head(start), self._unread(start)
         self.roles[name] = role
         return role
 
@@ -216,6 +219,14 @@ class SharedModel:
         generator = torch.Generator().manual_seed(self.seed + 1)
         weight = torch.randn(1, self.hidden_size, generator=generator) / (self.hidden_size + 1) ** 0.5
         return nn.Parameter(weight.to(self.device), requires_grad=False)
+
+    def _unread(self, start: str | Path | None) -> int | None:
+        """The token that a reward model skips: its start's, or for a new one the base's padding."""
+        if isinstance(start, str) and self.roles[start].head is not None:
+            return self.roles[start].unread
+        if isinstance(start, Path) and has_score(start):
+            return saved_unread(start)
+        return padding_of(self.model.config)
 
     # Forward passes
 
@@ -343,10 +354,11 @@ class SharedModel:
         role = self.roles[name]
         with replace_folder(folder) as new:
             if role.adapter is not None and self.adapters is not None:
-                self.adapters.save(role.adapter, new, role.head)
+                self.adapters.save(role.adapter, new, role.head, role.unread)
             else:
                 self._save_model(role, new)
-            self.tokenizer.save_pretrained(new)
+            tokenizer = self.tokenizer if role.head is None else with_padding(self.tokenizer, self.model.config)
+            tokenizer.save_pretrained(new)
 
     def _save_model(self, role: Role, folder: Path) -> None:
         if role.head is None:
@@ -356,9 +368,10 @@ class SharedModel:
 
         config = copy.deepcopy(role.model.config)
         config.num_labels = 1
-        # Transformers scores the token before the first padding, so an end of turn must not count as padding.
-        pad = self.tokenizer.pad_token_id
-        config.pad_token_id = None if pad == self.tokenizer.eos_token_id else pad
+        # Transformers scores the last token but padding, and pads batches with the tokenizer's own padding.
+        config.get_text_config().pad_token_id = role.unread
+        if role.unread is None:
+            config.get_text_config().pad_token_id = with_padding(self.tokenizer, self.model.config).pad_token_id
         scorer = AutoModelForSequenceClassification.from_config(config, dtype=self.dtype)
         backbone(scorer).load_state_dict(backbone(role.model).state_dict())
         scorer.score.weight.data.copy_(role.head)
