@@ -675,17 +675,21 @@ def test_thresholds_rise() -> None:
 
 def test_expert_iteration_learns_what_is_accepted() -> None:
     groups = scored([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.5, 0.6, -1.0, 0.5]])
-    for options, kept in (
-        ({}, [(0, 0), (0, 2), (0, 3), (2, 0), (2, 1), (2, 3)]),
-        ({"threshold": 0.5}, [(0, 0), (0, 2), (0, 3), (2, 1)]),
-        ({"max_per_prompt": 2}, [(0, 0), (0, 2), (2, 0), (2, 1)]),
+    mean = 3.6 / 12
+    for options, threshold, kept in (
+        ({}, mean, [(0, 0), (0, 2), (0, 3), (2, 0), (2, 1), (2, 3)]),
+        ({"threshold": 0.5}, 0.5, [(0, 0), (0, 2), (0, 3), (2, 1)]),
+        ({"threshold": -0.5}, -0.5, [*[(p, k) for p in range(2) for k in range(4)], (2, 0), (2, 1), (2, 3)]),
+        ({"max_per_prompt": 2}, mean, [(0, 0), (0, 2), (2, 0), (2, 1)]),
     ):
         given, logged = context()
         algorithm = new(ExpertIteration, **options)
         found = algorithm.select(groups, given)
         assert places(found) == kept
-        accepted = 6 if options != {"threshold": 0.5} else 4
-        assert logged == {"accepted": accepted, "learned": len(kept), "prompts_without": 1}
+        accepted = 6 if threshold == mean else len(kept)
+        without = 0 if threshold < 0 else 1
+        counts = {"accepted": accepted, "learned": len(kept), "prompts_without": without}
+        assert logged == pytest.approx({"threshold": threshold, **counts})
     assert nll_of(algorithm, scored([[1.0, 1.0]]), [2.0, 3.0], [2, 3]) == pytest.approx(1.0)
 
 

@@ -279,7 +279,8 @@ def test_hir_gives_the_golden_smoothed_contrast() -> None:
 def test_hir_relabels_as_the_golden_samples() -> None:
     (case,) = (c.values[0] for c in golden("hir") if c.id == "relabel")
     by_outcome = case["inputs"]["instructions_by_outcome"]
-    algorithm = HIR(HIR.Options(instructions=[by_outcome["0"], by_outcome["1"]], contrast_coefficient=0.0))
+    both = [by_outcome["0"], by_outcome["1"]]
+    algorithm = HIR(HIR.Options(instructions=both, thresholds=[0.0], contrast_coefficient=0.0))
     found = []
     for sample in case["inputs"]["samples"]:
         prompt = instructed(({"role": "user", "content": "q"},), sample["instruction"], "user")
@@ -289,6 +290,22 @@ def test_hir_relabels_as_the_golden_samples() -> None:
         assert query == "q" and made.responses == group.responses
         found.append(instruction)
     assert found == case["expected"]["relabelled_instruction"]
+
+
+def test_hir_compares_with_the_mean_of_the_samples() -> None:
+    """Without thresholds, a constant in the reward changes no label; equal rewards tell nothing apart."""
+    prompt = ({"role": "user", "content": "q"},)
+    for level in (-5.0, 0.0, 5.0):
+        algorithm = HIR(HIR.Options(instructions=["bad", "good"], contrast_coefficient=0.0))
+        scores = [level + x for x in (0.0, 1.0, 0.25, 3.0)]
+        group = Group(prompt, tuple(Response(text=str(x), scores={"reward": x}) for x in scores))
+        bad, good = algorithm.select([group], context())
+        assert [r.reward for r in bad.responses] == [level, level + 1, level + 0.25]
+        assert [r.reward for r in good.responses] == [level + 3.0]
+        same = replace(group, responses=group.responses[:1] * 3)
+        assert algorithm.select([same], context()) == []
+    with pytest.raises(ValidationError, match="3 instructions need 2 thresholds, not 1"):
+        HIR.Options(instructions=["a", "b", "c"])
 
 
 def context(validation: bool = False, seed: int = 0) -> SelectContext:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -24,7 +25,12 @@ def options() -> dict[str, dict[str, FieldInfo]]:
 
 
 def kind(annotation: Any) -> Any:
-    """The type; choices count as one type, because an algorithm may support some of them only."""
+    """The type; choices count as one type, because an algorithm may support some of them only.
+
+    Without null: some algorithms have a default that depends on the samples.
+    """
+    if get_origin(annotation) is UnionType:
+        annotation = Union[tuple(part for part in get_args(annotation) if part is not NoneType)]  # noqa: UP007
     return Literal if get_origin(annotation) is Literal else annotation
 
 
