@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from alignkit.kernels.attention import TreeLayout, attention
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 
-BLOCK = 32  # rows that one call of the attention decodes
+BLOCK, BLOCK_ON_GPU = 32, 256  # rows that one call of the attention decodes
 
 KeyValues = dict[int, tuple[Tensor, Tensor]]  # of each layer
 
@@ -24,15 +25,26 @@ KeyValues = dict[int, tuple[Tensor, Tensor]]  # of each layer
 class _Change:
     """Which rows of a cache remain and which prompts enter.
 
-    keep: rows that remain. used: the columns that they fill. prompts: of the rows that enter behind them. column: where
-    all rows end afterwards. room: columns to allocate after it.
+    keep: [kept] rows that remain. used: the columns that they fill. prompts: of the rows that enter behind them.
+    column: where all rows end afterwards. room: columns to allocate after it.
     """
 
-    keep: list[int]
+    keep: Tensor
     used: slice
     prompts: Sequence[GroupSpan]
     column: int
     room: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.keep) + len(self.prompts)
+
+    def gather(self, tokens: int) -> Tensor:
+        """[entering rows, column]: the index of each cell's token in a prefill of `tokens`; empty cells: `tokens`."""
+        cells = torch.full((len(self.prompts), self.column), tokens)
+        for row, span in zip(cells, self.prompts, strict=True):
+            row[self.column - span.prompt :] = torch.arange(span.start, span.start + span.prompt)
+        return cells
 
 
 class Cache:
@@ -46,22 +58,32 @@ class Cache:
 
         prefill: keys and values of the entering prompts, [heads, tokens, size] each.
         """
+        cells: Tensor | None = None
         for layer in list(self.layers or prefill):
             old, new = self.layers.get(layer), prefill.get(layer)
-            keys = _updated(old and old[0], new and new[0], change)
-            self.layers[layer] = (keys, _updated(old and old[1], new and new[1], change))
+            if new is not None and cells is None and new[0].device.type != "cpu":
+                cells = change.gather(new[0].shape[1]).to(new[0].device)
+            keys = _updated(old and old[0], new and new[0], change, cells)
+            self.layers[layer] = (keys, _updated(old and old[1], new and new[1], change, cells))
 
 
-def _updated(old: Tensor | None, prefill: Tensor | None, change: _Change) -> Tensor:
+def _updated(old: Tensor | None, prefill: Tensor | None, change: _Change, cells: Tensor | None) -> Tensor:
+    """cells: see `_Change.gather`; None: copy one row at a time."""
     like = old[0] if old is not None else prefill
     assert like is not None  # a layer without a cache has been prefilled
-    rows, kept = len(change.keep) + len(change.prompts), len(change.keep)
-    new = like.new_zeros(rows, like.shape[0], change.column + change.room, like.shape[-1])
+    kept = len(change.keep)
+    new = like.new_zeros(change.rows, like.shape[0], change.column + change.room, like.shape[-1])
     if old is not None and kept:
-        _right_align(new[:kept], old[:, :, change.used][change.keep], change.column)
-    if prefill is not None:
-        for row, span in zip(new[kept:], change.prompts, strict=True):
-            _right_align(row, prefill[:, span.start : span.start + span.prompt], change.column)
+        _right_align(new[:kept], old[:, :, change.used].index_select(0, change.keep), change.column)
+    if prefill is None:
+        return new
+    if cells is not None:
+        # Some calls for all rows: on a GPU a call costs more than the bytes that empty cells add.
+        padded = F.pad(prefill, (0, 0, 0, 1))
+        new[kept:, :, : change.column] = padded[:, cells].transpose(0, 1)
+        return new
+    for row, span in zip(new[kept:], change.prompts, strict=True):
+        _right_align(row, prefill[:, span.start : span.start + span.prompt], change.column)
     return new
 
 
@@ -95,16 +117,23 @@ class Decoding:
         kept = self.starts[list(keep)]
         first = int(kept.min()) if len(kept) else self.column
         column = max(self.column - first, *(span.prompt for span in prompts), 0)
-        change = _Change(list(keep), slice(first, self.column), prompts, column, room)
-        self.cache.update(change, prefill.kv if prefill is not None else {})
+        stored = prefill.kv if prefill is not None else {}
+        change = _Change(self._on_device(keep, stored), slice(first, self.column), prompts, column, room)
+        self.cache.update(change, stored)
         entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
         self.starts = torch.cat([kept + column - self.column, entered])
         self.column = column
+        size = BLOCK if change.keep.device.type == "cpu" else BLOCK_ON_GPU
         self._blocks = [
-            (slice(row, row + BLOCK), int(self.starts[row : row + BLOCK].min()))
-            for row in range(0, len(self.starts), BLOCK)
+            (slice(row, row + size), int(self.starts[row : row + size].min()))
+            for row in range(0, len(self.starts), size)
         ]
         self._masks.clear()
+
+    def _on_device(self, keep: Sequence[int], prefill: KeyValues) -> Tensor:
+        """Indices of rows, where the cache is."""
+        held = next(iter((self.cache.layers or prefill).values()), None)
+        return torch.tensor(list(keep), dtype=torch.int64, device=held[0].device if held is not None else None)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""

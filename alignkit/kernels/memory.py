@@ -12,6 +12,14 @@ from alignkit.kernels import capabilities, mode
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 GROWTH = 512 * 2**20  # bytes
+# In the errors of torch's allocators and of CUDA's libraries, which report a failed allocation of their own.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate",
+    "_status_alloc_failed",
+    "cuda_error_out_of_memory",
+    "cudaerrormemoryallocation",
+)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's `mallopt`
 
 
@@ -24,6 +32,19 @@ def total(device: torch.device) -> float:
     except (OSError, ValueError, AttributeError):
         machine = float("inf")
     return min([machine, *(_cgroup_limit(file) for file in CGROUP_LIMITS)])
+
+
+def available(device: torch.device) -> float:
+    """Bytes that a GPU can still allocate, torch's cached ones included; elsewhere `total`."""
+    if device.type != "cuda":
+        return total(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + cached)
+
+
+def peak(device: torch.device) -> float | None:
+    """The most bytes of a GPU that this process has used at a time; None for other devices."""
+    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
 
 
 def _cgroup_limit(file: Path) -> float:
@@ -39,7 +60,7 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate" in text)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def release_cached(device: torch.device) -> None:

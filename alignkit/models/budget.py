@@ -26,6 +26,7 @@ class MemoryBudget:
 
     bytes_per_token: activations that a forward pass stores for backward. activation_bytes: activations that a packed
     row may take, read from the device when first needed. halvings: how often memory ran out and the budget was halved.
+    sampling_halvings: how often that happened while sampling, which then takes fewer rows at a time.
 
     Packing changes the last bits of the gradients, so checkpoints store the budget.
     """
@@ -34,6 +35,7 @@ class MemoryBudget:
     bytes_per_token: int
     activation_bytes: float | None = None
     halvings: int = 0
+    sampling_halvings: int = 0
 
     @property
     def tokens(self) -> int:

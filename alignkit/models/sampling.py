@@ -5,6 +5,7 @@ A sample depends on its prompt and its own random stream, not on the other rows 
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import GroupSpan
+from alignkit.kernels.memory import available, ran_out, release_cached, total
 from alignkit.kernels.sampling_weights import prepacked_weights
 from alignkit.models.encoding import Encoder
 from alignkit.models.loading import backbone, largest
@@ -27,8 +29,12 @@ from alignkit.models.next_token import Sampling, choose, process
 from alignkit.models.shared_model import SharedModel
 from alignkit.models.text_tokens import Ids
 
-ROWS = 128  # decoded together: enough to keep the processor busy
-CACHE_BYTES = 2 * 2**30  # of keys and values; fewer rows are decoded together if they need more
+# Rows decoded together: enough to keep a CPU busy. A GPU reads all weights for each token, however few rows it has.
+ROWS, ROWS_ON_GPU = 128, 1024
+CACHE_BYTES = 2 * 2**30  # of keys and values, on a CPU; fewer rows are decoded together if they need more
+CACHE_SHARE = 1 / 8  # of a CPU's memory at most
+FREE_SHARE = 1 / 2  # of a GPU's free memory, for keys, values and logits
+LOGIT_COPIES = 6  # of a row's logits in fp32 that choosing a token takes
 # Replacing rows copies the cache, which takes about as long as a step. It pays once a fifth of the rows is idle.
 BUSY = 0.8
 
@@ -87,20 +93,39 @@ def sample(
     # Longest prompts first, so that rows of similar lengths are neighbors and little of the cache stays empty.
     queue = deque(sorted(sequences, key=lambda s: (-len(prompts[s.prompt]), s.prompt, s.sample)))
     writer = _Writer(model, role, encoder, prompts, sampling)
-    if model.packs:
-        limit = writer.most_rows()
-        weights = model.roles[role]
-        with prepacked_weights(weights.model, weights.adapter, min(limit, len(queue)), sampling.max_new_tokens):
-            _Batch(writer, queue, limit).run()
-    else:
-        writer.write_by_prompt(queue)
+    while not _written(writer, deque(sequence for sequence in queue if not sequence.ended and sequence.room)):
+        gc.collect()
+        release_cached(model.device)
     responses: list[list[Response]] = [[] for _ in groups]
     for sequence in sequences:
         responses[sequence.prompt].append(_response(encoder, sequence, role))
-    return [
-        replace(group, responses=tuple(new), pairs=None)
-        for group, new in zip(groups, responses, strict=True)
-    ]
+    return [replace(group, responses=tuple(new), pairs=None) for group, new in zip(groups, responses, strict=True)]
+
+
+def _written(writer: _Writer, queue: deque[ActiveSequence]) -> bool:
+    """Write all sequences of the queue to their ends. False if memory ran out; the next attempt takes fewer rows.
+
+    Sequences that have not ended start over: a sample depends on its draws only, not on who is sampled with it.
+    """
+    model, waiting = writer.model, list(queue)
+    limit, weights = writer.most_rows(), model.roles[writer.role]
+    try:
+        if model.packs:
+            rows = min(limit, len(queue))
+            with prepacked_weights(weights.model, weights.adapter, rows, writer.sampling.max_new_tokens):
+                _Batch(writer, queue, limit).run()
+        else:
+            writer.write_by_prompt(queue, limit)
+        return True
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error) or limit == 1:
+            raise
+    model.memory.sampling_halvings += 1
+    for sequence in waiting:
+        if sequence.active:
+            sequence.tokens.clear()
+            sequence.logprobs.clear()
+    return False
 
 
 def _response(encoder: Encoder, sequence: ActiveSequence, role: str) -> Response:
@@ -148,21 +173,31 @@ class _Writer:
         return any(stop in tail for stop in self.sampling.stop)
 
     def most_rows(self) -> int:
-        """Rows whose keys and values fit CACHE_BYTES, at most ROWS."""
+        """Rows whose keys and values fit the memory for them, halved for each time that it ran out while sampling."""
+        device, halvings = self.model.device, self.model.memory.sampling_halvings
+        row_bytes = self._row_bytes()
+        if device.type == "cuda":
+            vocabulary = self.model.model.config.get_text_config().vocab_size
+            rows = int(FREE_SHARE * available(device)) // (row_bytes + LOGIT_COPIES * 4 * vocabulary)
+            return max(1, min(ROWS_ON_GPU, rows) >> halvings)
+        memory = min(CACHE_BYTES, CACHE_SHARE * total(device))
+        return max(1, min(ROWS, int(memory // row_bytes)) >> halvings)
+
+    def _row_bytes(self) -> int:
+        """Bytes of a row's keys and values."""
         config = self.model.model.config.get_text_config()
         heads = largest(config, "num_key_value_heads") or config.num_attention_heads
         size = largest(config, "head_dim") or config.hidden_size // config.num_attention_heads
         token_bytes = 2 * config.num_hidden_layers * heads * size * self.model.dtype.itemsize
         longest = max((len(prompt) for prompt in self.prompts), default=0)
         # Twice the new tokens, because a row that has written all of its own may share the cache with a new one.
-        columns = longest + 2 * self.sampling.max_new_tokens
-        return max(1, min(ROWS, CACHE_BYTES // (token_bytes * columns)))
+        return int(token_bytes * (longest + 2 * self.sampling.max_new_tokens))
 
-    def write_by_prompt(self, queue: deque[ActiveSequence]) -> None:
-        """Write all sequences with the model's own attention and cache, the samples of one prompt at a time."""
+    def write_by_prompt(self, queue: deque[ActiveSequence], limit: int) -> None:
+        """Write all sequences with the model's own attention and cache, up to `limit` samples of a prompt at a time."""
         while queue:
             rows = [queue.popleft()]
-            while queue and len(rows) < ROWS and queue[0].prompt == rows[0].prompt:
+            while queue and len(rows) < limit and queue[0].prompt == rows[0].prompt:
                 rows.append(queue.popleft())
             tokens = torch.tensor([self.prompts[rows[0].prompt]] * len(rows), device=self.model.device)
             cache = None
@@ -207,7 +242,7 @@ class _Batch:
 
     def _dequeue(self, vacant: int) -> Iterator[list[ActiveSequence]]:
         """Take up to `vacant` sequences off the queue, in parts whose distinct prompts fit a packed row."""
-        budget = self.model.inference_budget
+        budget = self.model.inference_budget >> self.model.memory.sampling_halvings
         while vacant and self.queue:
             part: list[ActiveSequence] = []
             tokens, last = 0, -1

@@ -78,3 +78,15 @@ def test_the_cache_drops_columns_that_no_row_uses(sequences: list[tuple[Tensor, 
     torch.testing.assert_close(keys[1, :, 3:5], sequences[1][1][0, :, :2])
     decoding.update_rows([], 4)
     assert decoding.column == 0 and len(decoding.starts) == 0
+
+
+def test_all_prompts_enter_at_once_as_they_do_one_by_one(sequences: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """A GPU fills the cache with a few calls for all rows."""
+    prefill = prefilled(sequences, [0, 1, 2], AttentionArgs(None, None, None))
+    prompts = [prefill.spans[owner] for owner in (2, 0, 0, 1)]
+    old = torch.randn(3, KEY_HEADS, 9, SIZE, dtype=torch.float64)
+    change = decoding_module._Change(torch.tensor([2, 0]), slice(4, 9), prompts, 8, 3)
+    keys, _ = prefill.kv[0]
+    one_by_one = decoding_module._updated(old, keys, change, None)
+    assert torch.equal(decoding_module._updated(old, keys, change, change.gather(keys.shape[1])), one_by_one)
+    assert one_by_one.shape == (6, KEY_HEADS, 11, SIZE) and one_by_one.any()

@@ -28,7 +28,12 @@ def test_a_containers_limit_counts(
 
 def test_a_gpu_has_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2 * 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * 2**30)
     assert memory.total(torch.device("cuda")) == 80 * 2**30
+    assert memory.available(torch.device("cuda")) == 9 * 2**30  # torch's cache can be used again
+    assert memory.peak(torch.device("cuda")) == 7 * 2**30 and memory.peak(CPU) is None
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,8 @@ def test_a_gpu_has_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         (torch.OutOfMemoryError("CUDA"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("HIP out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
         (RuntimeError("sizes do not match"), False),
         (ValueError("out of memory"), False),
     ],

@@ -194,6 +194,55 @@ def test_the_cache_stays_within_its_limit(llama: SharedModel, monkeypatch: pytes
     assert len(held) > 5 and bound / 3 < max(held) <= bound
 
 
+@pytest.mark.parametrize("packs", [True, False])
+def test_sampling_that_does_not_fit_is_repeated_with_fewer_rows(
+    llama: SharedModel, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, encoder, sampling = questions(10), encoder_with_ends(llama, range(1, 12)), Sampling(4, 10)
+    monkeypatch.setattr(llama, "packs", packs)
+    if not packs:
+        monkeypatch.setattr(llama.model.config, "_attn_implementation", "sdpa")
+    wanted = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
+    original, sizes = SharedModel.next_logits, []
+
+    def next_logits(self: SharedModel, name: str, hidden: Tensor) -> Tensor:
+        if len(hidden) > 3:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        sizes.append(len(hidden))
+        return original(self, name, hidden)
+
+    monkeypatch.setattr(SharedModel, "next_logits", next_logits)
+    monkeypatch.setattr(llama.memory, "sampling_halvings", 0)
+    budget = llama.token_budget
+    found = [g.responses for g in sample(llama, BASE, encoder, groups, sampling, seed=5)]
+    assert [[r.tokens for r in rows] for rows in found] == [[r.tokens for r in rows] for rows in wanted]
+    assert max(sizes) in (2, 3) and llama.token_budget == budget  # training packs its rows as before
+
+
+def test_other_errors_end_sampling(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Tensor:
+        raise RuntimeError("sizes do not match")
+
+    monkeypatch.setattr(SharedModel, "next_logits", broken)
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        sample(llama, BASE, Encoder(llama.tokenizer), questions(2), Sampling(1, 4), seed=0)
+
+
+def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
+    llama: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = sampling_module._Writer(llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], Sampling(1, 256))
+    monkeypatch.setattr(sampling_module, "total", lambda device: 2.0**21)
+    on_cpu = writer.most_rows()
+    assert on_cpu == 2**18 // writer._row_bytes() < 128  # an eighth of little memory
+    monkeypatch.setattr(llama, "device", torch.device("cuda"))
+    rows = []
+    for free in (0.0, 2.0**24, 2.0**40):
+        monkeypatch.setattr(sampling_module, "available", lambda device, free=free: free)
+        rows.append(writer.most_rows())
+    assert rows[0] == 1 and 2**22 < rows[1] * writer._row_bytes() < 2**23 and rows[2] == sampling_module.ROWS_ON_GPU
+
+
 def test_a_stop_string_ends_a_response_and_stays_in_it(llama: SharedModel) -> None:
     encoder, groups = Encoder(llama.tokenizer), questions(8)
     free = sample(llama, BASE, encoder, groups, Sampling(2, 12), seed=2)
