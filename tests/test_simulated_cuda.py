@@ -86,6 +86,9 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_run_on_the_device_equals_one_on_the_cpu(runs: tuple[str, Run, Run]) -> None:
     dtype, cpu, cuda = runs
     assert cuda.counted["launches"] > 5_000
+    # No plans of cuDNN, and all scores are stored only where the check at load runs the model's own attention.
+    assert cuda.counted["attention"].keys() <= {"flash", "efficient", "math"}
+    assert cuda.counted["attention"].get("math", 0) < 10
     for stage in ("sft", "helpful", "dpo", "align", *(["best"] if dtype == "float32" else [])):
         ours, theirs = list(cuda.steps(stage)), list(cpu.steps(stage))
         assert len(ours) == len(theirs) > 0

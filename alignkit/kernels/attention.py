@@ -210,8 +210,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, args: Attent
     if args.softcap is not None:  # torch's fused kernels cannot cap scores
         return _capped_attention(q, k, v, mask, args.softcap, args.scaling)
     grouped = q.shape[1] != k.shape[1]
-    if grouped and mask is not None and q.device.type == "cuda":
-        # CUDA has no fused kernel for grouped heads with a mask, and would store all scores for the backward pass.
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    if grouped and q.device.type == "cuda" and (mask is not None or not half):
+        # CUDA's only fused kernel for grouped heads, flash, takes neither a mask nor fp32. Without a fused kernel all
+        # scores would be stored for the backward pass.
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         grouped = False
     return F.scaled_dot_product_attention(

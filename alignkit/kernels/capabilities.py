@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from alignkit.kernels import mode
 
+DETERMINISTIC = "ALIGNKIT_DETERMINISTIC"
 # CPU flags of instructions that multiply bf16.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 
@@ -47,6 +49,21 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def prepare_gpu(device: torch.device) -> None:
+    """Choose among torch's kernels for a GPU.
+
+    cuDNN's attention builds a plan for every new shape, which takes longer than the attention: our groups differ in
+    length. With `ALIGNKIT_DETERMINISTIC=1` torch takes operators that repeat their bits wherever it has some.
+    """
+    if device.type != "cuda":
+        return
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if os.environ.get(DETERMINISTIC, "") not in ("", "0"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in any order
+
+
 @functools.cache
 def is_amd() -> bool:
     """Whether this is an AMD processor."""
@@ -58,7 +75,9 @@ def is_amd() -> bool:
 
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has instructions that multiply bf16."""
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bf16()
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # emulated bf16 is slower than fp32
+    return _cpu_multiplies_bf16()
 
 
 @functools.cache

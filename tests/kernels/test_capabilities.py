@@ -47,8 +47,29 @@ def test_auto_dtype_is_bf16_only_with_instructions_for_it(native: bool) -> None:
 
 @pytest.mark.parametrize("native", [True, False])
 def test_a_gpu_answers_for_itself(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: native)
+    """A GPU without the instructions claims bf16 as well, unless it is asked to leave out emulation."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     assert capabilities.multiplies_bf16(torch.device("cuda")) is native
+
+
+@pytest.mark.parametrize("deterministic", ["", "1"])
+def test_attention_on_a_gpu_needs_no_plan_per_shape(deterministic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(capabilities.DETERMINISTIC, deterministic)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    backend = torch.backends.cuda
+    before = backend.cudnn_sdp_enabled(), backend.mem_efficient_sdp_enabled()
+    try:
+        backend.enable_cudnn_sdp(True)
+        capabilities.prepare_gpu(CPU)
+        assert backend.cudnn_sdp_enabled()
+        capabilities.prepare_gpu(torch.device("cuda"))
+        assert not backend.cudnn_sdp_enabled()
+        assert backend.mem_efficient_sdp_enabled() is not bool(deterministic)
+        assert torch.are_deterministic_algorithms_enabled() is bool(deterministic)
+    finally:
+        backend.enable_cudnn_sdp(before[0])
+        backend.enable_mem_efficient_sdp(before[1])
+        torch.use_deterministic_algorithms(False)
 
 
 class Operators:
