@@ -67,7 +67,7 @@ def choose(
         logprobs = _at_temperature(logits, sampling)
         candidates = logprobs if changed is logits else _at_temperature(changed, sampling)
         allowed = _filter(_forbid_ends(candidates, lengths, sampling, end_ids), sampling)
-        chosen = inverse_cdf(allowed.exp(), torch.tensor(np.asarray(draws), dtype=torch.float64, device=logits.device))
+        chosen = inverse_cdf(allowed.exp(), torch.tensor(np.asarray(draws), dtype=torch.float64))
     if changed is not logits and not bool(allowed.amax(dim=-1).isfinite().all()):
         raise RunFailed("the logits processors masked every token of a response, or produced NaN")
     chosen_logprobs = logprobs.gather(-1, chosen[:, None])[:, 0]
@@ -96,9 +96,13 @@ def process(logits: Tensor, sequences: Sequence[Sequence[int] | None], sampling:
 def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:
     """Return the first index whose cumulative share exceeds the draw, [n]; never one of weight 0.
 
-    weights: [n, vocabulary] fp32, at least 0, with any sum. draws: [n] fp64 in [0, 1). Finds a block first, then the
-    index in it: a cumulative sum over the whole vocabulary in fp64 takes longer than a small model's forward pass.
+    weights: [n, vocabulary] fp32, at least 0, with any sum. draws: [n] fp64 in [0, 1), on any device. Finds a block
+    first, then the index in it: a cumulative sum over the whole vocabulary in fp64 takes longer than a small model's
+    forward pass.
     """
+    if weights.device.type == "mps":  # Apple's GPUs have no fp64
+        return inverse_cdf(weights.cpu(), draws.cpu()).to(weights.device)
+    draws = draws.to(weights.device)
     count, size = weights.shape
     blocks = F.pad(weights, (0, -size % BLOCK)).view(count, -1, BLOCK)
     cumulative = blocks.sum(dim=-1).double().cumsum(dim=-1)  # [n, blocks]

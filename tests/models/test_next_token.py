@@ -79,3 +79,20 @@ def test_choose_draws_from_the_filtered_policy(temperature: float) -> None:
 def test_invalid_options_are_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Sampling(**options)
+
+
+def test_apples_gpus_compute_no_fp64() -> None:
+    """They have none, so the draw is made on the CPU."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class NoDoubles(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            assert not (isinstance(out, Tensor) and out.device.type == "mps" and out.dtype == torch.float64), func
+            return out
+
+    with FakeTensorMode(), NoDoubles():
+        weights = torch.empty(3, 700, device="mps")
+        chosen = inverse_cdf(weights, torch.empty(3, dtype=torch.float64))
+    assert chosen.device.type == "mps" and chosen.shape == (3,)
