@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import alignkit_tiny
-from alignkit import RunFailed
+from alignkit import Group, Response, RunFailed
 from alignkit.models.foreign_reward import ForeignRewardModel
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
@@ -122,3 +123,34 @@ def test_a_language_model_is_no_reward_model(tiny: Path) -> None:
     """Its scores would be those of a head drawn at random."""
     with pytest.raises(RunFailed, match=r"are not in its files: score\.weight"):
         ForeignRewardModel(tiny, policy(tiny, LORA))
+
+
+@pytest.mark.parametrize("pad", ["none", "own"])
+def test_responses_are_scored_together_as_one_by_one(tiny: Path, tmp_path: Path, pad: str) -> None:
+    made = policy(tiny, None)
+    made.add_role("reward", head="scalar")
+    made.save("reward", tmp_path / "reward")
+    foreign = ForeignRewardModel(tmp_path / "reward", made)
+    foreign.network.config.pad_token_id = None if pad == "none" else foreign.encoder.tokenizer.pad_token_id
+    before, called = foreign.network.config.pad_token_id, []
+    foreign.network.register_forward_hook(lambda *_: called.append(1))
+    groups = [
+        Group(({"role": "user", "content": "how are you? " * (n % 5 + 1)},), (Response("well " * n), Response("no")))
+        for n in range(1, 12)
+    ]
+    one_by_one = [score for group in groups for score in foreign.scores([replace(group, responses=(r,))
+                  for r in group.responses])]  # fmt: skip
+    called.clear()
+    together = foreign.scores(groups)
+    assert together == pytest.approx(one_by_one, abs=1e-5) and len(called) == 1
+    assert len({round(score or 0, 4) for score in together}) > 15 and foreign.network.config.pad_token_id == before
+    original, sizes = foreign._logits, []
+
+    def logits(rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        if sum(map(len, rows)) > 600:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(rows))
+        return original(rows)
+
+    foreign._logits = logits  # type: ignore[method-assign, assignment]
+    assert foreign.scores(groups) == pytest.approx(one_by_one, abs=1e-5) and len(sizes) > 1

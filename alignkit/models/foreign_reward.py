@@ -7,17 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from alignkit.data.group import Group, Response
+from alignkit.models.budget import within_memory
 from alignkit.models.encoding import Encoder
 from alignkit.models.loading import load_weights
 from alignkit.models.shared_model import SharedModel
+from alignkit.models.text_tokens import Ids
 
 DEFAULT_CONTEXT = 2048  # tokens, if the model's configuration names no limit
 
 
 class ForeignRewardModel:
-    """Scores text, one sequence at a time, with the policy's device and dtype."""
+    """Scores text with the policy's device and dtype."""
 
     def __init__(self, folder: Path, model: SharedModel):
         """Raises RunFailed if the folder holds no complete reward model."""
@@ -26,6 +29,7 @@ class ForeignRewardModel:
         # Unused weights are not reported: the folder may still hold the language head of the original model.
         self.network, _ = load_weights(AutoModelForSequenceClassification, folder, dtype=model.dtype, num_labels=1)
         self.network.to(model.device).eval()
+        self.memory = model.memory
         self.encoder = Encoder(AutoTokenizer.from_pretrained(folder))
 
     @torch.no_grad()
@@ -33,6 +37,8 @@ class ForeignRewardModel:
         """Score all responses in order; None if the prompt does not fit."""
         limit = getattr(self.network.config, "max_position_embeddings", DEFAULT_CONTEXT)
         scores: list[float | None] = []
+        rows: list[Ids] = []
+        places: list[int] = []  # of the rows in scores
         for group in groups:
             # Encode text, because this model has another vocabulary than the policy.
             responses = tuple(Response(text=r.text, messages=r.messages) for r in group.responses)
@@ -41,6 +47,38 @@ class ForeignRewardModel:
                 scores += [None] * len(responses)
                 continue
             for row in encoded.rows:
-                ids = torch.tensor([encoded.prompt + row.tokens], device=self.network.device)
-                scores.append(float(self.network(input_ids=ids).logits[0, 0]))
+                places.append(len(scores))
+                rows.append(encoded.prompt + row.tokens)
+                scores.append(None)
+        for place, score in zip(places, within_memory(self.memory, lambda: self._score(rows)), strict=True):
+            scores[place] = score
         return scores
+
+    def _score(self, rows: Sequence[Ids]) -> list[float]:
+        """Score rows of similar lengths together, padded on the right."""
+        scores = [0.0] * len(rows)
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        while order:
+            longest = len(rows[order[-1]])
+            batch = order[-max(1, 4 * self.memory.tokens // longest) :]  # as many tokens as any pass without gradients
+            del order[-len(batch) :]
+            for index, score in zip(batch, self._logits([rows[index] for index in batch]).tolist(), strict=True):
+                scores[index] = score
+        return scores
+
+    def _logits(self, rows: Sequence[Ids]) -> Tensor:
+        """The scores of some rows, [rows]. Transformers reads each at its last token that does not count as padding."""
+        config = self.network.config
+        own = config.pad_token_id
+        used = set() if own is not None else {token for row in rows for token in row}
+        pad = own if own is not None else next(token for token in range(len(used) + 1) if token not in used)
+        width = max(map(len, rows))
+        tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.network.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.network.device)
+        mask = (torch.arange(width, device=self.network.device) < lengths[:, None]).long()
+        config.pad_token_id = pad if len(rows) > 1 else own
+        try:
+            logits: Tensor = self.network(input_ids=tokens, attention_mask=mask).logits[:, 0]
+        finally:
+            config.pad_token_id = own
+        return logits

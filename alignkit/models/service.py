@@ -16,6 +16,7 @@ from torch import Tensor
 from alignkit.data.group import Group, Message, previews
 from alignkit.errors import DataError, RunFailed, SameFirstToken
 from alignkit.models.adapters import check_base
+from alignkit.models.budget import within_memory
 from alignkit.models.encoding import Encoded, Encoder
 from alignkit.models.foreign_reward import ForeignRewardModel
 from alignkit.models.forward import measure
@@ -161,13 +162,17 @@ class ModelService:
         logprobs = torch.full((len(rows), len(answers)), float("nan"))
         fitting = [index for index, row in enumerate(rows) if len(row) <= self.model.context]
         questions = [Encoded(Group(()), rows[index], ()) for index in fitting]
-        for batch in micro_batches(questions, self.model.inference_budget):
-            packed = pack([questions[index] for index in batch])
-            hidden = self.model.hidden(name, packed.layout, packed.tokens)
-            ends = [span.start + span.prompt - 1 for span in packed.layout.spans]
-            next_logprobs = torch.log_softmax(self.model.next_logits(name, hidden[ends]), dim=-1)
-            chosen = [fitting[index] for index in batch]
-            logprobs[chosen] = next_logprobs.cpu().gather(1, first[chosen])
+
+        def measure_all() -> None:
+            for batch in micro_batches(questions, self.model.inference_budget):
+                packed = pack([questions[index] for index in batch])
+                hidden = self.model.hidden(name, packed.layout, packed.tokens)
+                ends = [span.start + span.prompt - 1 for span in packed.layout.spans]
+                next_logprobs = torch.log_softmax(self.model.next_logits(name, hidden[ends]), dim=-1)
+                chosen = [fitting[index] for index in batch]
+                logprobs[chosen] = next_logprobs.cpu().gather(1, first[chosen])
+
+        within_memory(self.model.memory, measure_all)
         return logprobs
 
     # Samples
