@@ -37,7 +37,16 @@ from alignkit import (
 )
 from alignkit.data.group import prompts_of
 from alignkit.errors import did_you_mean
-from alignkit_trl.config import ONLINE, ONLINE_KEYS, STAGE_KEYS, TRAINERS, WITH_REFERENCE, arguments, config_fields
+from alignkit_trl.config import (
+    ONLINE,
+    ONLINE_KEYS,
+    STAGE_KEYS,
+    TRAINERS,
+    WITH_REFERENCE,
+    arguments,
+    config_fields,
+    one_device,
+)
 from alignkit_trl.rows import Row, demonstrations, mismatch_neighbors, pairs, thumbs
 
 if TYPE_CHECKING:
@@ -135,7 +144,7 @@ class TRL(ExternalTrainer):
         kind = self.options.trainer
         with self._rejections():
             config = getattr(trl, f"{TRAINERS[kind]}Config")
-            args = config(**arguments(context, kind, folder) | self.options.model_extra)
+            args = one_device(config(**arguments(context, kind, folder) | self.options.model_extra))
             rows, more = self._rows(context)
             trainer: Any = getattr(trl, self.trainer_name)(
                 model=model,

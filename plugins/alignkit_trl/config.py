@@ -104,6 +104,15 @@ def _online_arguments(settings: Settings) -> dict[str, Any]:
     }
 
 
+def one_device(args: Any) -> Any:
+    """A config whose trainer uses one GPU, as alignkit does.
+
+    With several in the machine, the trainer would wrap the model in `nn.DataParallel` and multiply batch_size.
+    """
+    args._n_gpu = min(args.n_gpu, 1)  # counted when the config is made
+    return args
+
+
 @cache
 def config_fields(trainer: str) -> frozenset[str]:
     """Names of a trainer's config fields. They are read from source files, because importing TRL takes seconds."""

@@ -278,3 +278,24 @@ def test_weights_are_refused_because_trl_draws_its_own_rows(folder: Path) -> Non
     recipe = load(folder, trained={**stage("sft"), "from": "base", "data": entry})
     with pytest.raises(RunFailed, match="draws rows in its own way, so 'weight' would have no effect"):
         run_recipe(replace(recipe, stages={"trained": recipe.stages["trained"]}), folder / "out")
+
+
+def test_one_of_several_gpus_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one would double batch_size, and wrap the model."""
+    import trl
+
+    made, used = trl.SFTConfig.__post_init__, []
+    original = trl.SFTTrainer.__init__
+
+    def two_gpus(self: Any) -> None:
+        made(self)
+        self._n_gpu = 2
+
+    def trainer(self: Any, *given: Any, args: Any, **more: Any) -> None:
+        used.append((args.n_gpu, args.train_batch_size))
+        original(self, *given, args=args, **more)
+
+    monkeypatch.setattr(trl.SFTConfig, "__post_init__", two_gpus)
+    monkeypatch.setattr(trl.SFTTrainer, "__init__", trainer)
+    run_recipe(load(folder, align=stage("sft")), folder / "out")
+    assert used == [(1, 2)]
