@@ -24,6 +24,7 @@ from alignkit.io.cache import cache_folder
 from alignkit.io.commits import Commits
 from alignkit.io.digest import model_digest, versions
 from alignkit.io.progress import Metrics, Reporter, duration
+from alignkit.kernels import memory
 from alignkit.kernels.memory import ran_out
 from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.service import ModelService
@@ -154,9 +155,12 @@ class Run:
             self.store.join_metrics()
         for text in self._texts:
             self.reporter.out.print(text, markup=False, highlight=False, soft_wrap=True)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+        on_gpu = memory.peak(self.models.model.device) if "models" in vars(self) else None
+        if on_gpu is not None:
+            peak = f"{on_gpu / 2**30:.1f} GiB on the GPU, {peak} on the host"
         took = f"done in {duration(time.monotonic() - began)} ({', '.join(times)})"
-        self.reporter.say(f"{took}; peak memory {peak:.1f} GiB")
+        self.reporter.say(f"{took}; peak memory {peak}")
         self.reporter.say(f"results: {self.folder}")
 
     def _preflight(self) -> None:
