@@ -23,6 +23,7 @@ from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.kernels import attention, matmul
 from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.capabilities import prepare_gpu
 from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.memory import retain_freed_memory
 from alignkit.models import load_check
@@ -81,6 +82,7 @@ class SharedModel:
         self.dtype = dtype_of(spec, self.device)
         if self.device.type == "cpu":
             retain_freed_memory()
+        prepare_gpu(self.device)
         self.tokenizer = load_tokenizer(spec, self.source, revision)
         self.chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
         self.end_ids = end_ids(self.source, revision)
@@ -320,7 +322,9 @@ class SharedModel:
     def _activation_bytes_per_token(self) -> int:
         """Estimate, from the model's shape, what a forward pass stores for backward."""
         inner = largest(self._config, "intermediate_size") or 4 * self.hidden_size
-        width = 24 * self.hidden_size + 8 * inner
+        # A frozen layer in half precision stores half as many numbers: none for the gradients of its weights.
+        frozen = self.spec.lora is not None and self.dtype != torch.float32
+        width = 16 * self.hidden_size + 4 * inner if frozen else 24 * self.hidden_size + 8 * inner
         return int(self._config.num_hidden_layers * width * (4 if self.dtype == torch.float32 else 2))
 
     @property

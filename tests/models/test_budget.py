@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from alignkit import Group, Response
+from alignkit.data.group import Message
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import GroupSpan
 from alignkit.models import budget
 from alignkit.models.budget import CPU_ACTIVATIONS, LEAST_TOKENS, activation_budget
 from alignkit.models.encoding import Encoder
 from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
+from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.training.learner import Learner
@@ -159,3 +163,36 @@ def test_a_resumed_stage_packs_as_the_killed_one_did(policy: SharedModel, monkey
     work.restore(tensors, state)
     assert policy.token_budget == tokens
     assert policy.memory.halvings == 2
+
+
+def test_half_precision_stores_what_was_estimated(tmp_path: Path) -> None:
+    """Twice the truth would make micro-batches half as large as intended."""
+    import alignkit_tiny
+
+    spec = ModelSpec(base="tiny", dtype="bfloat16", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
+    policy = SharedModel(spec, str(alignkit_tiny.source(tmp_path)))
+    policy.add_role("new")
+    policy.make_trainable("new")
+    weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+    stored: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def pack(x: Tensor) -> Tensor:
+        alive.append(x)
+        if x.untyped_storage().data_ptr() not in weights:
+            stored[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        policy.hidden("new", TreeLayout([GroupSpan(0, 512, ())]), torch.arange(512) % 300)
+    assert 0.9 * sum(stored.values()) < 512 * policy.memory.bytes_per_token < 1.6 * sum(stored.values())
+
+
+def test_next_token_logprobs_shrink_too(policy: SharedModel) -> None:
+    service = ModelService(policy, lambda reference: Path(reference))
+    prompts = [[Message(role="user", content=f"how are you, {n}?")] for n in range(40)]
+    whole = service.next_token_logprobs(BASE, prompts, ["yes", "no"])
+    with memory_for(policy, 400):
+        smaller = service.next_token_logprobs(BASE, prompts, ["yes", "no"])
+    torch.testing.assert_close(smaller, whole, atol=1e-5, rtol=1e-5)
+    assert policy.memory.halvings > 0 and whole.isfinite().all()
