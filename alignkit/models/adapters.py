@@ -7,7 +7,6 @@ so selecting an adapter costs nothing and has no side effects.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from alignkit.errors import RunFailed
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, low_rank
+from alignkit.models.files_check import check_finite, check_safetensors, read_json
 from alignkit.models.lora_targets import LoraTargets, is_router, lora_targets
 from alignkit.models.padding import UNREAD
 
@@ -171,7 +171,9 @@ class Adapters:
         from peft import set_peft_model_state_dict
 
         self._check_config(adapter, folder)
+        check_safetensors(folder / WEIGHTS)
         state = load_file(folder / WEIGHTS)
+        check_finite(folder / WEIGHTS, state)
         state.pop(SCORE, None)
         result = set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
         missing = [key for key in result.missing_keys if f".{adapter}." in key]
@@ -184,7 +186,7 @@ class Adapters:
 
     def _check_config(self, adapter: str, folder: Path) -> None:
         """Reject an adapter of another scale or base: it would load, but compute something else."""
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        saved = read_json(folder / CONFIG)
         ours = self.model.peft_config[adapter]
         expected = {"r": ours.r, "lora_alpha": ours.lora_alpha, "use_rslora": ours.use_rslora, "use_dora": False}
         expected |= {"rank_pattern": ours.rank_pattern, "alpha_pattern": ours.alpha_pattern}
@@ -209,7 +211,7 @@ def check_base(folder: Path, base_name: str) -> bool:
     """Whether a folder holds an adapter. Raises RunFailed if it is for another base model than `base_name`."""
     if not (folder / CONFIG).is_file():
         return False
-    saved = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    saved = read_json(folder / CONFIG).get("base_model_name_or_path")
     if saved != base_name:
         raise RunFailed(f"{folder} is an adapter for the base model '{saved}', not for '{base_name}'")
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ import torch
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed
 from alignkit.kernels import capabilities
+from alignkit.models.files_check import check_folder, read_json
+from alignkit.models.tokenizer_check import check_ids, loaded_tokenizer
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
@@ -85,9 +86,13 @@ def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
 
 def load_tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
     """Load a tokenizer with the recipe's chat template."""
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=spec.trust_remote_code)
+    options: Any = {"revision": revision, "trust_remote_code": spec.trust_remote_code}
+    tokenizer = loaded_tokenizer(lambda: AutoTokenizer.from_pretrained(source, **options), spec.base)
+    if not (Path(source) / "adapter_config.json").is_file():
+        config = AutoConfig.from_pretrained(source, **options)
+        check_ids(tokenizer, config.get_text_config().vocab_size, spec.base)
     set_chat_template(tokenizer, spec.chat_template)
     return tokenizer
 
@@ -109,6 +114,8 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **o
     spare: endings of names that may be missing or unused. Raises RunFailed if other weights are missing or have the
     wrong shape: transformers would draw them at random.
     """
+    if Path(source).is_dir():
+        check_folder(Path(source), bool(options.get("trust_remote_code")))
     # Shapes are checked here, because transformers' error refers to the report that is held back.
     with _without_report():
         model, report = kind.from_pretrained(
@@ -179,7 +186,7 @@ def has_score(folder: Path) -> bool:
     kinds = []
     for name in ("adapter_config.json", "config.json"):
         if (folder / name).is_file():
-            config = json.loads((folder / name).read_text(encoding="utf-8"))
+            config = read_json(folder / name)
             kinds += [str(config.get("task_type")), *(config.get("architectures") or [])]
     return any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in kinds)
 

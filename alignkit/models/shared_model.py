@@ -32,6 +32,7 @@ from alignkit.models.budget import MemoryBudget
 from alignkit.models.chat_check import check_chat
 from alignkit.models.chat_template import ChatOptions
 from alignkit.models.encoding import Encoder
+from alignkit.models.files_check import check_finite, check_folder
 from alignkit.models.hub import locate
 from alignkit.models.loading import (
     backbone,
@@ -83,6 +84,8 @@ class SharedModel:
         if self.device.type == "cpu":
             retain_freed_memory()
         prepare_gpu(self.device)
+        if Path(self.source).is_dir():
+            check_folder(Path(self.source), spec.trust_remote_code)
         self.tokenizer = load_tokenizer(spec, self.source, revision)
         self.chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
         self.end_ids = end_ids(self.source, revision)
@@ -129,6 +132,7 @@ class SharedModel:
         self.model, self.unused_weights = load_base(
             self.spec, self.source, self.revision, self.dtype, self.device, attention_name
         )
+        check_finite(self.base_name, dict(self.model.named_parameters()))
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         self.model.eval()  # always: with dropout old and new log-probabilities would differ

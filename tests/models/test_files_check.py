@@ -1,0 +1,147 @@
+"""Models and adapters whose files are damaged, foreign or incomplete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import make
+from safetensors.torch import load_file, save_file
+
+from alignkit.errors import RunFailed
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import LoraSpec, ModelSpec
+
+WEIGHTS = "model.safetensors"
+
+
+def loaded(folder: Path) -> SharedModel:
+    spec = ModelSpec(base=str(folder), dtype="float32", lora=LoraSpec(r=2), device="cpu")
+    return SharedModel(spec, str(folder))
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def truncated(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:5000])
+
+
+def text(folder: Path) -> None:
+    (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def empty(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(b"")
+
+
+def incomplete(folder: Path) -> None:
+    names = list(load_file(folder / WEIGHTS))
+    (folder / WEIGHTS).rename(folder / "model-1.safetensors")
+    index = {"weight_map": {name: f"model-{1 + number % 2}.safetensors" for number, name in enumerate(names)}}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+
+
+def without_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+def without_configuration(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def without_type(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def of_another_library(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "clockwork"}))
+
+
+def no_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def not_a_number(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem", "remedy"),
+    [
+        (pickled, "its weights in pytorch_model.bin, a pickle", "save_pretrained"),
+        (truncated, f"{WEIGHTS} is no readable safetensors file", "again"),
+        (text, f"{WEIGHTS} is no readable safetensors file", "git lfs pull"),
+        (empty, f"{WEIGHTS} is no readable safetensors file", "again"),
+        (incomplete, "index.json names model-2.safetensors, which is not in the folder", "again"),
+        (without_weights, f"no weights: neither {WEIGHTS} nor", "copy the weights"),
+        (without_configuration, "has no config.json", "a transformers model"),
+        (without_type, "config.json has no model_type", "llama"),
+        (of_another_library, "no model_type 'clockwork'", "update transformers"),
+        (no_json, "config.json is not valid JSON", "again"),
+        (not_a_number, "model.norm.weight has values that are infinite or not a number", "another copy"),
+    ],
+)
+def test_damaged_models_are_refused(damage: Callable[[Path], None], problem: str, remedy: str, tmp_path: Path) -> None:
+    damage(make(tmp_path, "Llama"))
+    with pytest.raises(RunFailed) as caught:
+        loaded(tmp_path)
+    first, help = str(caught.value).split("\nhelp: ")
+    assert problem in first and str(tmp_path) in first
+    assert remedy in help
+
+
+def of_another_base(adapter: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "other/model"}))
+
+
+def with_other_names(adapter: Path) -> None:
+    weights = {key.replace("q_proj", "query"): value for key, value in load_file(adapter / FILE).items()}
+    save_file(weights, adapter / FILE)
+
+
+def infinite(adapter: Path) -> None:
+    weights = load_file(adapter / FILE)
+    next(iter(weights.values()))[0] = float("inf")
+    save_file(weights, adapter / FILE)
+
+
+def cut(adapter: Path) -> None:
+    (adapter / FILE).write_bytes((adapter / FILE).read_bytes()[:300])
+
+
+def gone(adapter: Path) -> None:
+    (adapter / FILE).unlink()
+
+
+FILE = "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (of_another_base, "is an adapter for the base model 'other/model'"),
+        (with_other_names, "this adapter does not fit the recipe's model.base or model.lora"),
+        (infinite, "infinite or not a number"),
+        (cut, f"{FILE} is no readable safetensors file"),
+        (gone, f"there is no file .*{FILE}"),
+    ],
+)
+def test_damaged_adapters_are_refused(damage: Callable[[Path], None], problem: str, tmp_path: Path) -> None:
+    policy = loaded(make(tmp_path / "base", "Llama"))
+    policy.add_role("new")
+    policy.save("new", tmp_path / "adapter")
+    damage(tmp_path / "adapter")
+    with pytest.raises(RunFailed, match=problem):
+        policy.add_role("again", start=tmp_path / "adapter")
+    assert list(policy.roles) == ["base", "new"]
