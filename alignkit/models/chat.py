@@ -25,7 +25,8 @@ from alignkit.models.chat_template import SENTINEL, ChatOptions, ChatTemplate, t
 
 OPEN, CLOSE = "<think>", "</think>"
 AFTER_REASONING = f"\n{CLOSE}\n\n"  # what templates write between reasoning and answer
-_INLINE = re.compile(rf"\s*{OPEN}(.*?){CLOSE}\s*(.*)", re.DOTALL)
+# A response to a prompt that opens the block begins inside it.
+_INLINE = re.compile(rf"\s*(?:{OPEN})?(.*?){CLOSE}\s*(.*)", re.DOTALL)
 _QUESTION, _ANSWER = "What is two plus two?", "It is four."
 
 # Why an assistant turn is only context. The names are counted in the encoder's table.
@@ -220,7 +221,9 @@ class Chat:
                 "empty (leave it out)"
             )
         else:
-            raise DataError("the chat template does not write the answer after its own prompt; set model.reasoning")
+            raise DataError(
+                "the chat template does not write the answer after its own prompt; set model.reasoning to keep or empty"
+            )
         end += len(text) - len(whole)
         turn = Turn(len(start), end + self._end(text[end:]), _blank(message))
         if not _has_calls(message, text[turn.start : turn.end]):

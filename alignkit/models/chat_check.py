@@ -15,7 +15,7 @@ from alignkit.models.chat import CLOSE, OPEN, Chat, common_length
 from alignkit.models.encoding import Encoder
 
 SHOWN = 12  # tokens in an error
-MEMORY = 4 * 2**30  # bytes that a template may add to the process while the example is rendered
+MEMORY = 2**30  # bytes that a template may add to the process while the example is rendered
 # Arguments by which templates of several families turn reasoning off.
 SWITCHES: tuple[dict[str, Any], ...] = ({"enable_thinking": False}, {"thinking": False})
 
@@ -78,8 +78,8 @@ def _unlike(encoder: Encoder, base: str) -> str:
 
 def _tokens(encoder: Encoder, text: str, common: int) -> str:
     """The tokens around the first difference."""
-    ids = encoder.rendered_ids(text)
-    kept = len(encoder.rendered_ids(text[:common]))
+    ids = encoder.rendered.ids(text)
+    kept = len(encoder.rendered.ids(text[:common]))
     first = max(0, kept - SHOWN // 2)
     words = [repr(encoder.tokenizer.decode([token])) for token in ids[first : first + SHOWN]]
     return ("... " if first else "") + " ".join(words) + (" ..." if len(ids) > first + SHOWN else "")
@@ -101,7 +101,7 @@ def _check_boundary(encoder: Encoder, base: str) -> None:
     answer = [{"role": "assistant", "content": "It is four."}]
     prompt = encoder.chat.prompt(question)
     whole = encoder.chat.conversation(question, answer).text
-    alone, together = encoder.rendered_ids(prompt), encoder.rendered_ids(whole)
+    alone, together = encoder.rendered.ids(prompt), encoder.rendered.ids(whole)
     if together[: len(alone)] == alone:
         return
     raise RunFailed(

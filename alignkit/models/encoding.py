@@ -19,13 +19,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from typing import Any
 
-from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs
+from alignkit.data.group import Group, Pair, Response, preview, resolved_pairs
 from alignkit.errors import DataError
-from alignkit.models.chat import Chat, ChatOptions, Conversation, Turn
-from alignkit.models.text_tokens import Ids, TextTokenizer, TextTokens
+from alignkit.models.chat import Conversation, Turn
+from alignkit.models.chat_template import ChatOptions
+from alignkit.models.template_tokens import PromptTokens, TemplateTokens
+from alignkit.models.text_tokens import Ids
 
 Mask = tuple[bool, ...]
 
@@ -70,33 +71,17 @@ class _Plan:
     conversations: tuple[Conversation | None, ...]
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """A prompt as text and tokens. cut: character of its last control token. tail: the tokens from there on."""
-
-    text: str
-    ids: Ids
-    cut: int
-    tail: Ids
-
-
-class Encoder:
+class Encoder(TemplateTokens):
     """The only place that turns text into tokens, so training, sampling, and scoring agree.
 
     counts: what did not fit, by the names in the module's table. groups: the groups it happened in.
     """
 
     def __init__(self, tokenizer: Any, chat: ChatOptions | None = None, end_ids: Iterable[int] = ()):
-        """chat: how the chat template is used. end_ids: tokens that end a response, besides the template's own."""
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, chat, end_ids)
         self.counts: Counter[str] = Counter()
         self.groups: dict[str, list[Group]] = {}
-        self._tokens = TextTokenizer(tokenizer)
-        self._more_ends = frozenset(end_ids)
         self._plans: dict[int, tuple[Group, _Plan]] = {}  # by the group's id in memory
-        known = {self.tokenizer.eos_token_id, *self._more_ends} - {None}
-        ends = frozenset(map(str, self.tokenizer.convert_ids_to_tokens(sorted(known))))
-        self.chat = Chat(tokenizer, chat or ChatOptions(), ends)
 
     def forget_counts(self) -> None:
         self.counts.clear()
@@ -106,118 +91,6 @@ class Encoder:
         if count:
             self.counts[case] += count
             self.groups.setdefault(case, []).append(group)
-
-    # The template's tokens
-
-    @cached_property
-    def bos(self) -> Ids:
-        """The beginning-of-sequence token, if the tokenizer adds one to raw text."""
-        empty = self.tokenizer("")["input_ids"]
-        return tuple(empty[:1]) if empty and empty[0] == self.tokenizer.bos_token_id else ()
-
-    @cached_property
-    def _example(self) -> TextTokens:
-        return self._tokens.tokens(self.chat.shape.whole)
-
-    @cached_property
-    def closing(self) -> Ids:
-        """All tokens that the template writes after an answer."""
-        shape = self.chat.shape
-        return self._example.ids[self._example.begin(len(shape.whole) - len(shape.close + shape.tail)) :]
-
-    @cached_property
-    def end_of_turn(self) -> Ids:
-        """The tokens from the end of the assistant's text through the end of turn; EOS if the template writes none."""
-        shape = self.chat.shape
-        tail = len(self._example.ids) - self._example.begin(len(shape.whole) - len(shape.tail))
-        return self.closing[: len(self.closing) - tail] if shape.close else (self._eos,)
-
-    @property
-    def _eos(self) -> int:
-        """The end-of-sequence token. Without one, the template's end of turn ends raw text, too."""
-        eos = self.tokenizer.eos_token_id
-        return int(self.end_of_turn[-1] if eos is None else eos)
-
-    @cached_property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens that end a response."""
-        return frozenset({self.end_of_turn[-1], *self._more_ends, self.tokenizer.eos_token_id} - {None})
-
-    @cached_property
-    def _before_answer(self) -> Ids:
-        """The last tokens of every prompt, after which a response is decoded: its first space depends on them."""
-        return self._prompt_of(self.chat.prompt([{"role": "user", "content": "?"}])).tail
-
-    # Pieces of text
-
-    def text(self, text: str) -> Ids:
-        """Encode raw text. Special tokens in it are ordinary text, so data cannot end a turn."""
-        return tuple(
-            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        )
-
-    def rendered_ids(self, text: str) -> Ids:
-        """Encode text that the chat template wrote, in which special tokens count as such."""
-        return self._tokens.ids(text)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Decode a response to the words from which the template would render it, without its end of turn."""
-        ids = list(tokens)
-        while ids and ids[-1] in self.end_ids:
-            ids.pop()
-        before = self._decoded(self._before_answer)
-        text = self._decoded([*self._before_answer, *ids])
-        text = text[len(before) :] if text.startswith(before) else self._decoded(ids)
-        return text.removeprefix(self.chat.shape.lead)
-
-    def _decoded(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
-
-    # Prompts
-
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> Ids:
-        """Encode a prompt up to the start of the assistant's text; raw text has an empty prompt.
-
-        Raises DataError if the template refuses it.
-        """
-        return self._prompt_of(self.chat.prompt(messages, tools)).ids if messages else self.bos
-
-    def answers(self, messages: Sequence[Message], prefill: str, answers: Sequence[str]) -> tuple[Ids, list[Ids]]:
-        """A prompt that ends with `prefill`, outside of any reasoning, and the tokens of each answer after it."""
-        text = self.chat.prompt(messages, answering=True) + prefill
-        prompt = self._prompt_of(text)
-        return prompt.ids, [self._continuation(prompt, text + answer)[0] for answer in answers]
-
-    def _prompt_of(self, text: str) -> _Prompt:
-        if not text:  # the prompt's last token predicts a response's first one
-            raise DataError("the chat template renders the prompt as empty text")
-        cut = self._cut_of(text)
-        ids, tail = self._tokens.ids(text), self._tail(text[cut:])
-        return _Prompt(text, ids, cut, tail) if ids[-len(tail) :] == tail else _Prompt(text, ids, 0, ids)
-
-    def _cut_of(self, prompt: str) -> int:
-        """The character at which the prompt's last special token begins.
-
-        Tokenizers read the text between special tokens separately, so a response is tokenized with the text from there.
-        """
-        return max((match.start() for match in self.chat.template.special.finditer(prompt)), default=0)
-
-    @lru_cache(maxsize=64)  # noqa: B019 - an encoder lives as long as its model; prompts end in the same few words
-    def _tail(self, text: str) -> Ids:
-        return self._tokens.ids(text)
-
-    def _continuation(self, prompt: _Prompt, text: str) -> tuple[Ids, bool]:
-        """The tokens of a text that begins with the prompt, after the prompt's.
-
-        Also returns whether a token of the text covers the prompt's end. Then the rest is tokenized after the prompt,
-        which the policy sees as it is.
-        """
-        found = self._tokens.ids(text[prompt.cut :])
-        count = len(prompt.tail)
-        if found[:count] == prompt.tail:
-            return found[count:], False
-        return self._tokens.following(text[len(prompt.text) :]).ids, True
 
     # Groups
 
@@ -247,7 +120,7 @@ class Encoder:
                 group, self.bos, [self._raw(response) for response in group.responses], max_length, False
             )
         plan = self._plans.pop(id(group), (group, None))[1] or self._plan(group)
-        prompt = self._prompt_of(plan.prompt)
+        prompt = self.prompt_of(plan.prompt)
         rows = []
         for response, found in zip(group.responses, plan.conversations, strict=True):
             if found is None:
@@ -256,7 +129,7 @@ class Encoder:
             if not found.text.startswith(prompt.text):
                 if len(group.responses) > 1:
                     raise DataError("the chat template renders the first answer without its own prompt")
-                prompt = self._prompt_of(found.text[: found.turns[0].start])
+                prompt = self.prompt_of(found.text[: found.turns[0].start])
             rows.append(self._rendered(group, response, prompt, found, turns, scoring))
         return self._fitted(group, prompt.ids, rows, max_length, scoring)
 
@@ -278,10 +151,10 @@ class Encoder:
             if plan is None:
                 continue
             self._plans[id(group)] = (group, plan)
-            cut = self._cut_of(plan.prompt)
+            cut = self.cut_of(plan.prompt)
             found = zip(group.responses, plan.conversations, strict=True)
             texts += [plan.prompt, *(self._text_of(r, c, scoring)[cut:] for r, c in found if c is not None)]
-        self._tokens.prepare(texts)
+        self.rendered.prepare(texts)
 
     def _text_of(self, response: Response, found: Conversation, scoring: bool) -> str:
         """The conversation's text as far as it becomes tokens."""
@@ -316,7 +189,7 @@ class Encoder:
         """Raw text, and EOS."""
         if response.tokens is not None:
             return self._sampled(response, False)
-        tokens = (*self.text(response.text), self._eos)
+        tokens = (*self.text(response.text), self.eos)
         # Without a BOS token nothing predicts the first token.
         return ResponseTokens(tokens, (bool(self.bos), *(True for _ in tokens[1:])))
 
@@ -346,34 +219,20 @@ class Encoder:
         return self.chat.conversation(group.prompt, answers, group.tools, raw_prompt)
 
     def _rendered(
-        self, group: Group, response: Response, prompt: _Prompt, found: Conversation, turns: str, scoring: bool
+        self, group: Group, response: Response, prompt: PromptTokens, found: Conversation, turns: str, scoring: bool
     ) -> ResponseTokens:
         """A response that the template renders. The assistant's turns count; the template and other authors do not."""
         text, last = self._text_of(response, found, scoring), found.turns[-1]
-        ids, joined = self._continuation(prompt, text)
+        ids, joined = self.continuation(prompt, text)
         self._count("joined", group, joined)
         learned = self._learned(group, response, found, turns)
         if learned == [last] and last.start == len(prompt.text) and last.end >= len(text):
             mask = [True] * len(ids)
         else:
-            mask = self._mask(prompt, text, ids, learned)
+            mask = self.mask(prompt, text, ids, learned)
         if not self.chat.shape.close and not scoring and not response.truncated:
             ids, mask = (*ids, *self.end_of_turn), [*mask, last in learned]
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
-
-    def _mask(self, prompt: _Prompt, text: str, ids: Ids, learned: Sequence[Turn]) -> list[bool]:
-        """Whether each token after the prompt belongs to one of the turns."""
-        start = prompt.cut
-        tokens = self._tokens.tokens(text[start:])
-        skipped = len(tokens.ids) - len(ids)
-        if tokens.ids[skipped:] != ids:
-            start, skipped = len(prompt.text), 0
-            tokens = self._tokens.following(text[start:])
-        mask = [False] * len(ids)
-        for turn in learned:
-            begin, end = (max(0, place - skipped) for place in tokens.span(turn.start - start, turn.end - start))
-            mask[begin:end] = [True] * (min(end, len(mask)) - begin)
-        return mask
 
     def _learned(self, group: Group, response: Response, found: Conversation, turns: str) -> list[Turn]:
         """The turns that count."""

@@ -1,0 +1,103 @@
+"""A template that cannot be followed is refused before any weights are loaded."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import encoder
+
+import alignkit_tiny
+from alignkit.data.chat_templates import CHATML
+from alignkit.errors import RunFailed
+from alignkit.models import shared_model
+from alignkit.models.chat_check import check_chat
+from alignkit.models.chat_template import ChatOptions
+from alignkit.models.encoding import Encoder
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import ModelSpec
+
+THINKS = CHATML.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end")
+SWITCHED = THINKS.replace("<think>\n' }}", "' + ('' if enable_thinking is false else '<think>\n') }}")
+
+SPACED = CHATML.replace("assistant\n' }}{% end", "assistant: ' }}{% end").replace(
+    "m['role'] + '\n'", "m['role'] + ': '"
+)
+PLAIN = (  # without an end of turn
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def checked(code: str, **options: Any) -> list[str]:
+    return check_chat(Encoder(encoder(code).tokenizer, ChatOptions(**options)), "a/model")
+
+
+def test_the_error_shows_both_token_sequences_and_what_helps() -> None:
+    with pytest.raises(RunFailed) as raised:
+        checked(THINKS)
+    base, prompt, finished, *help = str(raised.value).split("\n")
+    assert base.startswith("a/model: the chat template does not write a finished answer after its own prompt")
+    assert "'assistant' '\\n' '<' 't' 'h' 'in' 'k' '>'" in prompt and prompt.startswith("  prompt:")
+    assert "'assistant' '\\n' 'I' 't'" in finished and finished.startswith("  finished turn:")
+    assert len(help) == 2 and "model.reasoning: empty" in help[0] and "model.chat_template to" in help[1]
+    with pytest.raises(RunFailed, match=re.escape("model.chat_template_kwargs: {enable_thinking: false}")):
+        checked(SWITCHED)
+
+
+def test_an_option_decides() -> None:
+    for options in ({"reasoning": "keep"}, {"reasoning": "empty"}):
+        checked(THINKS, **options)
+    assert checked(SWITCHED, template_kwargs={"enable_thinking": False}) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (CHATML.replace("m['content']", "'...'"), "drops the words of a message"),
+        ("{{ raise_exception('not today') }}", "refuses the conversation: not today"),
+        (SPACED, "the prompt's last token changes when an answer follows it"),
+    ],
+)  # fmt: skip
+def test_templates_that_cannot_be_followed(code: str, message: str) -> None:
+    made = encoder(code)
+    made.tokenizer.add_tokens([" It"])  # as in real vocabularies, one token with its space
+    with pytest.raises(RunFailed, match=message):
+        check_chat(Encoder(made.tokenizer), "a/model")
+
+
+def test_a_template_that_takes_all_memory_is_refused() -> None:
+    doubles = "{% set ns = namespace(x='0123456789') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
+    with pytest.raises(RunFailed, match="MemoryError"):
+        checked(doubles + CHATML)
+
+
+def test_responses_must_be_able_to_end() -> None:
+    assert checked(PLAIN) == ["the chat template writes no end of turn, so responses end with <|im_end|>"]
+    made = encoder(PLAIN)
+    made.tokenizer.eos_token = None
+    with pytest.raises(RunFailed, match="no EOS token and the chat template writes no end of turn"):
+        check_chat(Encoder(made.tokenizer), "a/model")
+    made.tokenizer.chat_template = CHATML  # its end of turn is a control token
+    fresh = Encoder(made.tokenizer)
+    check_chat(fresh, "a/model")
+    assert fresh.eos == fresh.end_of_turn[-1] and fresh.end_ids == {fresh.eos}
+
+
+def test_the_date_is_reported() -> None:
+    dated = "{{ strftime_now('%Y') + '\n' }}" + CHATML
+    assert checked(dated, date="2026-01-31") == ["the chat template writes a date: 2026-01-31"]
+
+
+def test_weights_are_not_read_for_a_template_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_weights(*_: Any) -> Any:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(shared_model, "load_base", no_weights)
+    path = tmp_path / "thinks.jinja"
+    path.write_text(THINKS, encoding="utf-8")
+    spec = ModelSpec(base="tiny", chat_template=str(path), device="cpu")
+    with pytest.raises(RunFailed, match="after its own prompt"):
+        SharedModel(spec, str(alignkit_tiny.source(tmp_path)))

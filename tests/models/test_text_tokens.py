@@ -1,0 +1,77 @@
+"""Rendered text as tokens with their places, also where SentencePiece would put a space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny import encoder
+
+from alignkit.errors import RunFailed
+from alignkit.models.chat_template import BREAK
+from alignkit.models.text_tokens import TextTokenizer
+
+
+def sentencepiece() -> Any:
+    """A small Unigram tokenizer that, like SentencePiece, writes `▁` before a text and for every space."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["▁It", "It", "▁is", "▁", "\n", *"abcdefghijklmnopqrstuvwxyzI.<|/>_"]
+    made = Tokenizer(models.Unigram([("<unk>", 0.0), *((word, -(len(word) ** -1.0)) for word in words)], unk_id=0))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.pre_tokenizer = pre_tokenizers.Split("never matches", "isolated")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", additional_special_tokens=["</s>"])
+
+
+def test_places_are_characters_of_the_text() -> None:
+    tokens = TextTokenizer(encoder().tokenizer).tokens("a é<|im_end|>b")
+    assert "".join("a é<|im_end|>b"[s:e] for s, e in zip(tokens.starts, tokens.ends, strict=True)).count("b") == 1
+    assert tokens.begin(3) == tokens.span(3, 13)[0] and tokens.ids[tokens.begin(3)] == 2
+    assert tokens.span(3, 13) == (tokens.begin(3), tokens.begin(3) + 1)
+    assert tokens.begin(13) == len(tokens.ids) - 1 and tokens.begin(14) == len(tokens.ids)
+
+
+def test_a_piece_that_follows_text_has_no_space_of_its_own() -> None:
+    tokenizer = sentencepiece()
+    made = TextTokenizer(tokenizer)
+
+    def words(ids: Any) -> list[str]:
+        return list(tokenizer.convert_ids_to_tokens(list(ids)))
+
+    assert words(made.ids("It is")) == ["▁It", "▁is"]
+    assert words(made.following("It is").ids) == ["It", "▁is"]
+    assert words(made.following(" It").ids) == ["▁It"]
+    assert made.following("It is").starts[0] == 0 and made.following("It is").ends[-1] == 5
+
+
+def test_text_around_a_break_never_joins() -> None:
+    tokenizer = sentencepiece()
+    made = TextTokenizer(tokenizer)
+    text = f"a<{BREAK}/s>It</s>"
+    tokens = made.tokens(text)
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    assert tokens.ids.count(end) == 1 and tokens.ids[-1] == end
+    assert tokenizer.decode(tokens.ids) == "a</s>It</s>" and tokens.ends[-1] == len(text)
+    assert tokens.starts == tuple(sorted(tokens.starts)) and made.ids(text) == tokens.ids
+
+
+def test_texts_prepared_together_are_the_same() -> None:
+    made = TextTokenizer(encoder().tokenizer)
+    texts = ["some words", f"<{BREAK}|im_end|>", "more<|im_end|>", "some words"]
+    alone = [made.ids(text) for text in texts]
+    made.prepare(texts)
+    assert [made.ids(text) for text in texts] == alone
+    # transformers leaves the tokenizer in another mode after raw text.
+    made.prepare([])
+    encoder().tokenizer("x", split_special_tokens=True)
+    assert [made.ids(text) for text in texts] == alone
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(RunFailed, match=r"Slow is not a fast tokenizer.*\nhelp: use a model with a tokenizer\.json"):
+        TextTokenizer(Slow())
