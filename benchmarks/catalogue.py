@@ -270,6 +270,14 @@ BENCHMARKS = {
             peer_options={"rows": 1_000},
         ),
         Benchmark(
+            "encoding",
+            "1259 bundled rows as tokens: templates, masks and checks",
+            "texts/s",
+            "encoding:ours",
+            "encoding:peer",
+            "transformers' apply_chat_template",
+        ),
+        Benchmark(
             "overhead",
             "DPO steps on the tiny model",
             "steps/s",

@@ -26,7 +26,8 @@ from benchmarks.worker import Job
 
 ROOT = Path(__file__).parent.parent
 FAST = ["dpo", "sample_long_tail", "growth_k", "overhead"]
-WITHOUT_FLOOR = {"ppo_memory", "roles", "roles_nf4", "growth_k", "rows"}  # little arithmetic, or two kinds of it
+# Little arithmetic, or two kinds of it.
+WITHOUT_FLOOR = {"ppo_memory", "roles", "roles_nf4", "growth_k", "rows", "encoding"}
 FIELDS = {"name", "ours", "peer", "unit", "ratio", "memory_ratio", "floor_ratio", "rounds"}
 
 
