@@ -1,14 +1,15 @@
 """Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
-`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `plugins`, `formats`, `labeled pairs`, a package
-(`room alignkit/io`), or a kind and a name (`algorithm ppo`).
+`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `plugins`, `families`, `formats`, `labeled pairs`, a
+package (`room alignkit/io`), or a kind and a name (`algorithm ppo`).
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -59,13 +60,15 @@ def part(what: str) -> str:
         return format_table()
     if what == "labeled pairs":
         return layout_table()
+    if what == "families":
+        return families()
     if kind == "room" and (ROOT / name / "__init__.py").is_file():
         return room(ROOT / name)
     if kind in KINDS and plugins().registry.has(kind, name):
         return component(kind, plugins().registry.get(kind, name))
     raise ValueError(
         f"'{what}' cannot be generated; known are "
-        f"{', '.join([*MODELS, 'plugins', 'formats', 'labeled pairs', 'room FOLDER', 'KIND NAME'])}"
+        f"{', '.join([*MODELS, 'plugins', 'families', 'formats', 'labeled pairs', 'room FOLDER', 'KIND NAME'])}"
     )
 
 
@@ -121,6 +124,16 @@ def layout_table() -> str:
         }
         lines.append((name, columns, *(", ".join(values) for values in sides.values())))
     return markdown(("data set", "columns", "first is better (margin)", "second is better (margin)", "tie"), lines)
+
+
+def families() -> str:
+    """The families of models, and what was learned from a conversation of each kind."""
+    sys.path.insert(0, str(ROOT / "tests" / "models"))
+    try:
+        model_table = importlib.import_module("model_table")
+    finally:
+        sys.path.pop(0)
+    return markdown(model_table.HEADER, model_table.lines())
 
 
 def room(folder: Path) -> str:

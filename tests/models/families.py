@@ -312,6 +312,4 @@ OTHERS = ("two turns", "system, two turns", "white space, two turns", "control t
 
 def conversation(name: str, typed: str) -> list[dict[str, Any]]:
     """A conversation whose control tokens are those of a family."""
-    return [
-        {**message, "content": message["content"].replace("{}", typed)} for message in CONVERSATIONS[name]
-    ]
+    return [{**message, "content": message["content"].replace("{}", typed)} for message in CONVERSATIONS[name]]

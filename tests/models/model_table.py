@@ -1,0 +1,69 @@
+"""The table of docs/models.md: what each family's own template and tokenizer can do, found by trying it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matrix
+from families import FAMILIES, Family
+from matrix import Judge
+
+from alignkit.errors import DataError, RunFailed
+from alignkit.models.chat_check import check_chat
+from alignkit.models.chat_template import ChatOptions
+from alignkit.models.encoding import Encoder
+
+HEADER = ("family", "tokenizers", "single turn", "several turns", "system", "reasoning", "tools")
+CONVERSATIONS = ("single", "two turns", "system", "reasoning", "tools")
+MERGE: dict[str, Any] = {"system_messages": "merge"}
+REASONING: tuple[dict[str, Any], ...] = ({"reasoning": "empty"}, {"reasoning": "keep"})
+SHORT = {  # what an error contains -> what the table says
+    "must alternate": "refused: roles must alternate",
+    "drops the words of a message": "refused: drops the words",
+    "drops the answer's reasoning": "refused: drops it",
+    "has no attribute": "refused: expects lists of parts",
+    "last token changes": "refused: prompt and answer share a token",
+}
+
+
+def lines() -> list[tuple[str, ...]]:
+    """One line per family."""
+    return [(name, ", ".join(family.kinds), *cells(family)) for name, family in FAMILIES.items()]
+
+
+def cells(family: Family) -> list[str]:
+    return [_cell(family, name) for name in CONVERSATIONS]
+
+
+def _cell(family: Family, name: str) -> str:
+    """The first options with which the conversation can be learned, or why it cannot."""
+    if name == "tools" and not family.tools:
+        return "-"
+    refusal = _try(family, name, {})
+    if not refusal or refusal in ("last turn only", "calls are context"):
+        return refusal or "yes"
+    if name == "reasoning":
+        others: tuple[dict[str, Any], ...] = REASONING[1:]  # an empty block would leave it out
+    else:
+        others = (MERGE, *REASONING) if name == "system" else REASONING
+    working = [options for options in others if _try(family, name, options) in ("", "last turn only")]
+    if working:
+        return " or ".join(f"`{key}: {value}`" for options in working for key, value in options.items())
+    return next((short for text, short in SHORT.items() if text in refusal), "refused")
+
+
+def _try(family: Family, name: str, options: Mapping[str, Any]) -> str:
+    """Why a conversation is refused, or which of its turns are only context; empty if it is learned."""
+    kind = family.kinds[0]
+    judge = Judge(family, kind, name)
+    encoder = Encoder(family.tokenizer(kind), ChatOptions(**options), family.end_ids(kind))
+    try:
+        check_chat(encoder, family.name)
+        encoder.encode(matrix.group(judge), matrix.MAX_LENGTH)
+    except (RunFailed, DataError) as error:
+        return str(error)
+    context = encoder.counts["unprompted_turns"] + encoder.counts["blank_turns"]
+    if not options and (outcome := matrix.outcome(judge, encoder)).state == "wrong":
+        raise AssertionError(f"{family.name}, {name}: {outcome.why}")
+    return ("calls are context" if name == "tools" else "last turn only") if context else ""
