@@ -86,6 +86,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_run_on_the_device_equals_one_on_the_cpu(runs: tuple[str, Run, Run]) -> None:
     dtype, cpu, cuda = runs
     assert cuda.counted["launches"] > 5_000
+    assert cuda.counted["converted_masks"] == 0  # each layer would store its own
     # No plans of cuDNN, and all scores are stored only where the check at load runs the model's own attention.
     assert cuda.counted["attention"].keys() <= {"flash", "efficient", "math"}
     assert cuda.counted["attention"].get("math", 0) < 10

@@ -86,6 +86,7 @@ class TreeLayout:
     # Built once per row and shared by its layers.
     _group_masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
     _causal_masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
+    _added: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
     _padding: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _tiles: dict[tuple[int, int], list[tiled_attention.Tile] | None] = field(default_factory=dict)
 
@@ -113,7 +114,7 @@ class TreeLayout:
             q, k, v = q.float(), k.float(), v.float()  # torch's kernel for CPUs is twice as fast in fp32
         if self.spans[index].split_responses:
             return self._split_responses(index, q, k, v, args)
-        return attention(q, k, v, self._group_mask(index, args.window, q.device), args)
+        return attention(q, k, v, self._for_kernel(self._group_mask(index, args.window, q.device), q, args), args)
 
     def _tiles_of(
         self, index: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs
@@ -144,15 +145,28 @@ class TreeLayout:
 
         lengths = [span.prompt, span.length - span.prompt]
         (q, rows_q), (k, rows_k), (v, rows_v) = (x.split(lengths, dim=2) for x in (q, k, v))
-        of_prompt = attention(q, k, v, self._causal_mask(span.prompt, 0, args.window, q.device), args)
+        mask = self._for_kernel(self._causal_mask(span.prompt, 0, args.window, q.device), q, args)
+        of_prompt = attention(q, k, v, mask, args)
         k, v = (
             torch.cat([prompt.expand(count, -1, -1, -1), padded(rows)], dim=2)
             for prompt, rows in ((k, rows_k), (v, rows_v))
         )
-        mask = self._causal_mask(longest, span.prompt, args.window, q.device)
+        mask = self._for_kernel(self._causal_mask(longest, span.prompt, args.window, q.device), q, args)
         of_responses = attention(padded(rows_q), k, v, mask, args)
         of_responses = of_responses.transpose(0, 1).flatten(1, 2).index_select(1, restore)
         return torch.cat([of_prompt, of_responses[None]], dim=2)
+
+    def _for_kernel(self, mask: Tensor | None, q: Tensor, args: AttentionArgs) -> Tensor | None:
+        """The mask as CUDA's kernels add it to the scores: converted here, it is stored once and not in every layer."""
+        if mask is None or q.device.type != "cuda" or args.softcap is not None:
+            return mask
+        key = (id(mask), q.dtype)  # the layout keeps the mask
+        if key not in self._added:
+            columns = mask.shape[1]
+            # The kernels want rows that begin at a multiple of 16 numbers, or copy the mask.
+            added = torch.zeros(len(mask), columns + -columns % 16, dtype=q.dtype, device=q.device)[:, :columns]
+            self._added[key] = added.masked_fill_(~mask, float("-inf"))
+        return self._added[key]
 
     def _padding_of(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Indices that pad the group's response tokens to [responses x longest], and indices that undo it."""
@@ -205,7 +219,7 @@ class TreeLayout:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, args: AttentionArgs) -> Tensor:
     """Scaled dot-product attention, [rows, heads, tokens, size], by torch's own operators.
 
-    mask: true if a query sees a key; None: causal.
+    mask: true if a query sees a key, or what is added to the scores; None: causal.
     """
     if args.softcap is not None:  # torch's fused kernels cannot cap scores
         return _capped_attention(q, k, v, mask, args.softcap, args.scaling)

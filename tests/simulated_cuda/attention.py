@@ -55,6 +55,7 @@ def scaled_dot_product_attention(
     device.attention[chosen] += 1
     mask = attn_mask
     if mask is not None and mask.dtype == torch.bool:  # as torch does, in every call
+        device.converted_masks += torch.is_grad_enabled() and query.requires_grad
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
     if chosen == "math":
         return _math(query, key, value, mask, is_causal, scale)

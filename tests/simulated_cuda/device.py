@@ -65,7 +65,7 @@ class Device:
     """The device's memory, and what was counted since `enable`.
 
     waits, copies: of the host for the device, and blocking copies to it, by the place in alignkit's code. attention: by
-    kernel. launches: operators that compute something.
+    kernel. launches: operators that compute something. converted_masks: that attention stores for backward.
     """
 
     def __init__(self) -> None:
@@ -74,6 +74,7 @@ class Device:
         self.copies: Counter[str] = Counter()
         self.attention: Counter[str] = Counter()
         self.launches = 0
+        self.converted_masks = 0
 
 
 device = Device()

@@ -26,6 +26,7 @@ def main() -> int:
         "copies": sum(simulated.copies.values()),
         "attention": dict(simulated.attention),
         "peak": simulated.memory.peak,
+        "converted_masks": simulated.converted_masks,
         "places": dict((simulated.waits + simulated.copies).most_common(20)),
     }
     print(json.dumps(counted), flush=True)
