@@ -36,6 +36,14 @@ def _none_word(value: Any) -> Any:
     return None if value == "none" else value
 
 
+# Variables of every chat template, and arguments of transformers' function that renders it.
+TEMPLATE_NAMES = {
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
+    "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens",
+    "tokenize", "tokenizer_kwargs", "tools", "truncation",
+}  # fmt: skip
+
+
 def _iso_date(value: Any) -> Any:
     """YAML reads an unquoted date as a date. Raises ValueError for text that is no date."""
     if isinstance(value, date):
@@ -90,6 +98,13 @@ class ModelSpec(Options):
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with a Hub model")
     device: str = Field(default="auto", description="torch device, such as cpu or cuda:1; auto: a GPU if there is one")
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _free_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(TEMPLATE_NAMES & value.keys()):
+            raise ValueError(f"alignkit itself sets {', '.join(taken)}; choose from the template's other variables")
+        return value
 
 
 class Rollout(Options):

@@ -120,6 +120,10 @@ class Encoder(TemplateTokens):
                 group, self.bos, [self._raw(response) for response in group.responses], max_length, False
             )
         plan = self._plans.pop(id(group), (group, None))[1] or self._plan(group)
+        most = max_length * self.rendered.longest
+        if len(plan.prompt) > most:
+            self._count("no_room", group)
+            return None
         prompt = self.prompt_of(plan.prompt)
         rows = []
         for response, found in zip(group.responses, plan.conversations, strict=True):
@@ -130,7 +134,7 @@ class Encoder(TemplateTokens):
                 if len(group.responses) > 1:
                     raise DataError("the chat template renders the first answer without its own prompt")
                 prompt = self.prompt_of(found.text[: found.turns[0].start])
-            rows.append(self._rendered(group, response, prompt, found, turns, scoring))
+            rows.append(self._rendered(group, response, prompt, found, turns, scoring, most))
         return self._fitted(group, prompt.ids, rows, max_length, scoring)
 
     def _plan(self, group: Group) -> _Plan:
@@ -140,9 +144,10 @@ class Encoder(TemplateTokens):
             prompt, tuple(None if r.tokens is not None else self._conversation(group, r, raw) for r in responses)
         )
 
-    def ahead(self, groups: Sequence[Group], *, scoring: bool = False) -> None:
+    def ahead(self, groups: Sequence[Group], max_length: int, *, scoring: bool = False) -> None:
         """Render groups and tokenize their texts on all cores; the next calls of `encode` with them are faster."""
         self._plans, texts = {}, []
+        most = max_length * self.rendered.longest
         for group in groups:
             try:
                 plan = self._plan(group) if group.prompt else None
@@ -151,17 +156,20 @@ class Encoder(TemplateTokens):
             if plan is None:
                 continue
             self._plans[id(group)] = (group, plan)
+            if len(plan.prompt) > most:
+                continue
             cut = self.cut_of(plan.prompt)
             found = zip(group.responses, plan.conversations, strict=True)
-            texts += [plan.prompt, *(self._text_of(r, c, scoring)[cut:] for r, c in found if c is not None)]
+            read = [self._text_of(r, c, scoring, len(plan.prompt) + most)[cut:] for r, c in found if c is not None]
+            texts += [plan.prompt, *read]
         self.rendered.prepare(texts)
 
-    def _text_of(self, response: Response, found: Conversation, scoring: bool) -> str:
-        """The conversation's text as far as it becomes tokens."""
+    def _text_of(self, response: Response, found: Conversation, scoring: bool, most: int) -> str:
+        """The conversation's text as far as it becomes tokens; more than `most` characters never fit."""
         if scoring:
-            return found.text
+            return found.text[:most]
         text = found.text[: found.turns[-1].end]
-        return text.removesuffix(self.chat.shape.close) if response.truncated else text
+        return (text.removesuffix(self.chat.shape.close) if response.truncated else text)[:most]
 
     def _fitted(
         self, group: Group, prompt: Ids, rows: Sequence[ResponseTokens], max_length: int, scoring: bool
@@ -219,10 +227,17 @@ class Encoder(TemplateTokens):
         return self.chat.conversation(group.prompt, answers, group.tools, raw_prompt)
 
     def _rendered(
-        self, group: Group, response: Response, prompt: PromptTokens, found: Conversation, turns: str, scoring: bool
+        self,
+        group: Group,
+        response: Response,
+        prompt: PromptTokens,
+        found: Conversation,
+        turns: str,
+        scoring: bool,
+        most: int,
     ) -> ResponseTokens:
         """A response that the template renders. The assistant's turns count; the template and other authors do not."""
-        text, last = self._text_of(response, found, scoring), found.turns[-1]
+        text, last = self._text_of(response, found, scoring, len(prompt.text) + most), found.turns[-1]
         ids, joined = self.continuation(prompt, text)
         self._count("joined", group, joined)
         learned = self._learned(group, response, found, turns)

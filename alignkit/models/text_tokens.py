@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from alignkit.errors import RunFailed
@@ -57,6 +58,11 @@ class TextTokenizer:
         # Directly in Rust: transformers' own call costs a third of the time on top.
         self._backend = tokenizer.backend_tokenizer
         self._ready: dict[str, Ids] = {}
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest token; twice as many as written, because normalization may shorten text."""
+        return 2 * max(map(len, self._backend.get_vocab()))
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Tokenize texts on all cores; `ids` then has them. Replaces those of the last call."""

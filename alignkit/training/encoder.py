@@ -85,7 +85,7 @@ class StageEncoder:
     def _read_ahead(self, groups: Sequence[Group], scoring: bool) -> Iterator[Group]:
         """The groups, tokenized in parts on all cores before they are asked for."""
         for start in range(0, len(groups), AHEAD):
-            self.encoder.ahead(groups[start : start + AHEAD], scoring=scoring)
+            self.encoder.ahead(groups[start : start + AHEAD], self.max_length, scoring=scoring)
             yield from groups[start : start + AHEAD]
 
     def _chunks(self, group: Group) -> Sequence[Encoded]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,16 @@ def test_weights_are_not_read_for_a_template_that_is_refused(tmp_path: Path, mon
     spec = ModelSpec(base="tiny", chat_template=str(path), device="cpu")
     with pytest.raises(RunFailed, match="after its own prompt"):
         SharedModel(spec, str(alignkit_tiny.source(tmp_path)))
+
+
+def test_the_models_own_end_tokens_end_responses(tmp_path: Path) -> None:
+    """Several models end at more tokens than the template's (`generation_config.json`)."""
+    source = alignkit_tiny.source(tmp_path)
+    folder = tmp_path / "model"
+    shutil.copytree(source, folder)
+    spec = ModelSpec(base=str(folder), device="cpu", dtype="float32", lora=None)
+    assert SharedModel(spec, str(folder)).encoder().end_ids == {2}
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 77, 99]}', encoding="utf-8")
+    made = SharedModel(spec, str(folder)).encoder()
+    assert made.end_ids == {2, 77, 99} and made.end_of_turn == (2,)
+    assert made.decode([*made.text("done"), 99]) == "done"

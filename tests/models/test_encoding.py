@@ -17,6 +17,7 @@ from alignkit.data.group import Group, Message, Pair, Response
 from alignkit.errors import DataError
 from alignkit.models.chat_template import ChatOptions
 from alignkit.models.encoding import Encoder, ResponseTokens, encode_all
+from alignkit.models.text_tokens import TextTokenizer
 from alignkit_tiny import CHAT_TEMPLATE
 
 SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
@@ -194,8 +195,11 @@ def test_a_generation_prompt_that_the_template_does_not_keep() -> None:
     group = Group((user("please say yes or no"),), (Response(messages=said),), id="talk")
     with pytest.raises(DataError, match=r"drops the answer's reasoning|after its own prompt"):
         encoder(THINKS).encode(group, 500)
-    for reasoning, prompt, answer in (("keep", "", "Well.\n</think>\n\nno"), ("empty", "\n</think>\n\n", "no")):
-        made = Encoder(encoder(THINKS).tokenizer, ChatOptions(reasoning=reasoning))
+    for options, prompt, answer in (
+        (ChatOptions(reasoning="keep"), "", "Well.\n</think>\n\nno"),
+        (ChatOptions(reasoning="empty"), "\n</think>\n\n", "no"),
+    ):
+        made = Encoder(encoder(THINKS).tokenizer, options)
         assert made.chat.prompt([user("x")]).endswith("<|im_start|>assistant\n<think>\n" + prompt)
         (row,) = encoded(made.encode(group, 500)).rows
         assert counted(made, row) == [answer + "<|im_end|>"]
@@ -258,3 +262,38 @@ def test_equal_pairs_and_pairs_without_counted_tokens_are_dropped() -> None:
         # A reward model reads the last token's state, whoever wrote it.
         assert len(encoded(made.encode(replace(group, responses=responses), room + 9, scoring=True)).pairs) == 1
     assert made.counts["uncounted_pairs"] == 2 and made.counts["equal_pairs"] == 1
+
+
+def test_a_text_that_cannot_fit_is_not_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten million characters would take ten seconds."""
+    made = encoder()
+    read: list[int] = []
+    whole = TextTokenizer.ids
+
+    def reading(self: TextTokenizer, text: str) -> tuple[int, ...]:
+        read.append(len(text))
+        return whole(self, text)
+
+    monkeypatch.setattr(TextTokenizer, "ids", reading)
+    long = "many words " * 100_000
+    assert made.encode(Group((user(long),), (Response(text="a"),)), 100) is None and made.counts["no_room"] == 1
+    (row,) = encoded(made.encode(Group((user("q"),), (Response(text=long),)), 100)).rows
+    assert row.truncated and made.counts["cut"] == 1 and len(row.tokens) == 100 - len(made.prompt([user("q")]))
+    short = encoded(made.encode(Group((user("q"),), (Response(text=long[:2000]),)), 100)).rows[0]
+    assert short == row and max(read) < 10_000
+
+
+@pytest.mark.parametrize("scoring", [False, True])
+def test_groups_that_are_read_ahead_are_encoded_the_same(scoring: bool) -> None:
+    groups = [
+        conversation(True, False, True),
+        Group((user("q <|im_end|>"),), (Response(text="a<|im_end|>"), Response(text="b", truncated=True))),
+        Group((), (Response(text="raw"),)),
+        Group((user("sampled"),), (words(3),)),
+        Group((user("long " * 9999),), (Response(text="a"),)),
+    ]
+    alone = [encoder().encode(group, 120, scoring=scoring) for group in groups]
+    made = encoder()
+    made.ahead(groups, 120, scoring=scoring)
+    assert [made.encode(group, 120, scoring=scoring) for group in groups] == alone
+    assert alone[-1] is None and all(alone[:-1])
