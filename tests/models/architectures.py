@@ -143,6 +143,9 @@ def make(folder: Path, name: str) -> Path:
                     weight.normal_(0.0, 0.2)  # with the usual 0.02, attention has no effect at this size
     model.save_pretrained(folder)
     number_tokenizer().save_pretrained(folder)
+    if name.startswith("Qwen2"):  # its tokenizer adds this token, whatever the file holds
+        file = folder / "tokenizer.json"
+        file.write_text(file.read_text().replace(f'"t{VOCABULARY - 1}"', '"<|endoftext|>"'))
     return folder
 
 
