@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +43,12 @@ def available(device: torch.device) -> float:
     return float(torch.cuda.mem_get_info(device)[0] + cached)
 
 
-def peak(device: torch.device) -> float | None:
-    """The most bytes of a GPU that this process has used at a time; None for other devices."""
-    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
+def peak_text(device: torch.device | None) -> str:
+    """The most memory that this process has used at a time, of the host and of a GPU, such as `0.5 GiB`."""
+    host = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+    if device is None or device.type != "cuda":
+        return host
+    return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on the GPU, {host} on the host"
 
 
 def _cgroup_limit(file: Path) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shlex
 import signal
 import sys
@@ -155,10 +154,7 @@ class Run:
             self.store.join_metrics()
         for text in self._texts:
             self.reporter.out.print(text, markup=False, highlight=False, soft_wrap=True)
-        peak = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
-        on_gpu = memory.peak(self.models.model.device) if "models" in vars(self) else None
-        if on_gpu is not None:
-            peak = f"{on_gpu / 2**30:.1f} GiB on the GPU, {peak} on the host"
+        peak = memory.peak_text(self.model.device if "model" in vars(self) else None)
         took = f"done in {duration(time.monotonic() - began)} ({', '.join(times)})"
         self.reporter.say(f"{took}; peak memory {peak}")
         self.reporter.say(f"results: {self.folder}")
