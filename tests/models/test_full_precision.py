@@ -10,7 +10,6 @@ from architectures import ARCHITECTURES, MIXTURES, make, tokens
 
 from alignkit.models.full_precision import full_precision
 
-
 # Gemma rounds a constant to the dtype of its embeddings.
 FAMILIES = [name for name in (*ARCHITECTURES, *MIXTURES) if not name.startswith("Gemma")]
 
