@@ -27,7 +27,7 @@ OPEN, CLOSE = "<think>", "</think>"
 AFTER_REASONING = f"\n{CLOSE}\n\n"  # what templates write between reasoning and answer
 # A response to a prompt that opens the block begins inside it.
 _INLINE = re.compile(rf"\s*(?:{OPEN})?(.*?){CLOSE}\s*(.*)", re.DOTALL)
-_QUESTION, _ANSWER = "What is two plus two?", "It is four."
+QUESTION, ANSWER = "What is two plus two?", "It is four."
 
 # Why an assistant turn is only context. The names are counted in the encoder's table.
 BLANK, UNPROMPTED = "blank_turns", "unprompted_turns"
@@ -96,14 +96,14 @@ class Chat:
     @cached_property
     def shape(self) -> Shape:
         """Raises DataError if the template cannot render a question and an answer, or drops their words."""
-        question, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
+        question, answer = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
         with time_limit():
             prompt = self.template.render([question], True)
             whole = self.template.render([question, answer], False)
-        place = whole.rfind(_ANSWER)
-        if place < 0 or _QUESTION not in whole or _QUESTION not in prompt:
+        place = whole.rfind(ANSWER)
+        if place < 0 or QUESTION not in whole or QUESTION not in prompt:
             raise DataError("the chat template drops the words of a message")
-        rest = whole[place + len(_ANSWER) :]
+        rest = whole[place + len(ANSWER) :]
         size = self._close(rest, last=True)
         common = len(prompt) if whole.startswith(prompt) else common_length(prompt, whole[:place])
         lead, removed = whole[common:place], prompt[common:]
@@ -112,7 +112,7 @@ class Chat:
             prompt,
             whole,
             place,
-            header=prompt[prompt.rfind(_QUESTION) + len(_QUESTION) :],
+            header=prompt[prompt.rfind(QUESTION) + len(QUESTION) :],
             lead=lead,
             close=rest[:size],
             tail=rest[size:],

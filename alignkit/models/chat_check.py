@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.chat import CLOSE, OPEN, Chat, common_length
+from alignkit.models.chat import ANSWER, CLOSE, OPEN, QUESTION, common_length
 from alignkit.models.encoding import Encoder
 
 SHOWN = 12  # tokens in an error
@@ -58,22 +58,25 @@ def _unlike(encoder: Encoder, base: str) -> str:
         f"  {name:<16}{_tokens(encoder, text, common)}"
         for name, text in (("prompt:", shape.prompt), ("finished turn:", shape.whole))
     ]
-    fixes = [
-        f"set model.chat_template_kwargs: {{{next(iter(switch))}: false}} (no reasoning)"
-        for switch in SWITCHES
-        if _follows_with(encoder, switch)
-    ]
-    if OPEN in shape.prompt[common:] or CLOSE in shape.whole[common : shape.answer]:
-        fixes.append("set model.reasoning: empty (answers without reasoning) or keep (learn the reasoning)")
-    fixes.append("set model.chat_template to a template without this difference")
     lines = [
         f"{base}: the chat template does not write a finished answer after its own prompt, so the tokens to learn are "
         "not the tokens that the model sees when it answers",
         *rows,
-        *(f"help: {fix}" for fix in fixes[:1]),
-        *(f"  or: {fix}" for fix in fixes[1:]),
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_help(encoder, "set model.chat_template to a template without this difference")])
+
+
+def _help(encoder: Encoder, last: str) -> list[str]:
+    """What the user can do: turn reasoning off, choose what to do about it, and at last `last`."""
+    shape = encoder.chat.shape
+    fixes: list[str] = []
+    for switch in SWITCHES:
+        if not fixes and _follows_with(encoder, switch):
+            fixes.append(f"set model.chat_template_kwargs: {{{next(iter(switch))}: false}} (no reasoning)")
+    if OPEN in shape.header or CLOSE in shape.lead:
+        fixes.append("set model.reasoning: empty (answers without reasoning) or keep (learn the reasoning)")
+    help, *others = [*fixes, last]
+    return [f"help: {help}", *(f"  or: {other}" for other in others)]
 
 
 def _tokens(encoder: Encoder, text: str, common: int) -> str:
@@ -86,30 +89,39 @@ def _tokens(encoder: Encoder, text: str, common: int) -> str:
 
 
 def _follows_with(encoder: Encoder, switch: dict[str, Any]) -> bool:
-    """Whether the finished turn would begin with its prompt with another template argument."""
+    """Whether a finished answer would follow its prompt with another template argument."""
     options = encoder.chat.options
-    kwargs = {**options.template_kwargs, **switch}
+    switched = replace(options, template_kwargs={**options.template_kwargs, **switch})
     try:
-        return Chat(encoder.tokenizer, replace(options, template_kwargs=kwargs)).shape.follows
+        other = Encoder(encoder.tokenizer, switched)
+        return other.chat.shape.follows and not _shared_token(other)
     except DataError:
         return False
 
 
+def _shared_token(encoder: Encoder) -> tuple[str, str] | None:
+    """The example's prompt and its whole text if a token of the text covers the prompt's end."""
+    answer = {"role": "assistant", "content": ANSWER}
+    if encoder.chat.options.reasoning == "keep":
+        answer["reasoning_content"] = "Two and two."
+    question = [{"role": "user", "content": QUESTION}]
+    prompt, whole = encoder.chat.prompt(question), encoder.chat.conversation(question, [answer]).text
+    alone, together = encoder.rendered.ids(prompt), encoder.rendered.ids(whole)
+    return None if together[: len(alone)] == alone else (prompt, whole)
+
+
 def _check_boundary(encoder: Encoder, base: str) -> None:
     """Raise RunFailed if the example's prompt and answer share a token."""
-    question = [{"role": "user", "content": "What is two plus two?"}]
-    answer = [{"role": "assistant", "content": "It is four."}]
-    prompt = encoder.chat.prompt(question)
-    whole = encoder.chat.conversation(question, answer).text
-    alone, together = encoder.rendered.ids(prompt), encoder.rendered.ids(whole)
-    if together[: len(alone)] == alone:
+    if (texts := _shared_token(encoder)) is None:
         return
-    raise RunFailed(
-        f"{base}: the prompt's last token changes when an answer follows it\n"
-        f"  prompt:         {_tokens(encoder, prompt, len(prompt))}\n"
-        f"  finished turn:  {_tokens(encoder, whole, len(prompt))}\n"
-        "help: write white space at the end of the generation prompt before the answer instead"
-    )
+    prompt, whole = texts
+    lines = [
+        f"{base}: the prompt's last token changes when an answer follows it",
+        f"  prompt:         {_tokens(encoder, prompt, len(prompt))}",
+        f"  finished turn:  {_tokens(encoder, whole, len(prompt))}",
+    ]
+    last = "in model.chat_template, write the white space at the end of the generation prompt before the answer instead"
+    raise RunFailed("\n".join([*lines, *_help(encoder, last)]))
 
 
 @contextmanager
