@@ -122,6 +122,15 @@ class CudaTensor(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return call(func, args, kwargs or {})
 
+    @property
+    def data(self) -> Any:
+        return torch._C.TensorBase.data.__get__(self)  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, other: CudaTensor) -> None:
+        torch._C.TensorBase.data.__set__(self, other)  # type: ignore[attr-defined]
+        self.elem, self.allocation = other.elem, other.allocation
+
     def get_device(self) -> int:
         return 0
 
