@@ -27,7 +27,7 @@ from alignkit.runs.run import run_recipe
 
 PAD, END, QUESTION = "<pad>", "<end>", "<q>"
 WITHIN = 0.02  # total variation
-TEMPLATE = "{% for m in messages %}{{ m['content'] + '<end>' if m['role'] == 'assistant' else '<q>' }}{% endfor %}"
+TEMPLATE = "{% for m in messages %}{{ m['content'] + ('<end>' if m['role'] == 'assistant' else '<q>') }}{% endfor %}"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -88,12 +88,13 @@ class Problem:
 
 def make(folder: Path, letters: str, length: int) -> Problem:
     """A random one-layer model with a word-level tokenizer whose every prompt is the one token <q>."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
     problem = Problem(letters, length, folder)
     vocabulary = {token: index for index, token in enumerate([PAD, END, QUESTION, *letters])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    words.normalizer = normalizers.Replace(Regex("[0-9?]+"), "")  # the users' words: other prompts, equal tokens
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -174,7 +175,7 @@ def write_reward(problem: Problem) -> dict[str, Any]:
 
 
 def write_prompts(problem: Problem, count: int) -> dict[str, Any]:
-    """Prompts that differ in words but not in tokens: the template drops what the user says."""
+    """Prompts that differ in words but not in tokens: the tokenizer drops what the user says."""
     groups = [Group(({"role": "user", "content": str(i)},), id=str(i)) for i in range(count)]
     write_groups(problem.folder / "prompts.jsonl", groups)
     return {"path": "prompts.jsonl"}

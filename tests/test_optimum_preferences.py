@@ -269,7 +269,7 @@ def test_kto_moves_probability_to_what_most_find_desirable(one: Problem) -> None
     thumbs = [(i, k < up[i]) for i in range(len(up)) for k in range(10)]
     groups = [
         Group(
-            ({"role": "user", "content": str(n)},),  # words that the template drops: other prompts, equal tokens
+            ({"role": "user", "content": str(n)},),  # words that the tokenizer drops: other prompts, equal tokens
             (Response(text=one.answers[i], tokens=one.ids(one.answers[i]), truncated=True, label=label),),
             id=str(n),
         )
@@ -293,8 +293,8 @@ def test_kto_moves_probability_to_what_most_find_desirable(one: Problem) -> None
 
 GOOD, BAD = "G", "B"
 ASKED = (
-    "{% for m in messages %}{{ m['content'] if m['role'] == 'system' else "
-    "m['content'] + '<end>' if m['role'] == 'assistant' else '<q>' }}{% endfor %}"
+    "{% for m in messages %}{{ m['content'] }}{% if m['role'] != 'system' %}"
+    "{{ '<end>' if m['role'] == 'assistant' else '<q>' }}{% endif %}{% endfor %}"
 )
 
 

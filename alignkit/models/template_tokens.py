@@ -77,7 +77,12 @@ class TemplateTokens:
 
     @cached_property
     def _before_answer(self) -> Ids:
-        """The last tokens of every prompt, after which a response is decoded: its first space depends on them."""
+        """The last tokens of every prompt, after which a response is decoded: its first space depends on them.
+
+        Without a decoder, tokenizers put spaces between all tokens, and nothing depends on them.
+        """
+        if self.tokenizer.backend_tokenizer.decoder is None:
+            return ()
         return self.prompt_of(self.chat.prompt([{"role": "user", "content": "?"}])).tail
 
     # Pieces of text
