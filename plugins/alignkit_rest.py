@@ -82,11 +82,7 @@ class ReST(Algorithm):
             return list(self.options.thresholds)
         import numpy as np
 
-        found = [float(x) for x in np.quantile(rewards, self.options.thresholds)]
-        # If so many samples share the highest reward, nothing is above it, and the best samples would not be learned.
-        highest = max(rewards)
-        below = max((reward for reward in rewards if reward < highest), default=highest)
-        return [below if threshold >= highest else threshold for threshold in found]
+        return [float(x) for x in np.quantile(rewards, self.options.thresholds)]
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         return Loss(nll=per_token(-out.logprobs))

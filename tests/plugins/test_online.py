@@ -673,17 +673,6 @@ def test_thresholds_rise() -> None:
     assert ReST.Options(thresholds=[-3.0, 7.0], scale="absolute").thresholds == [-3.0, 7.0]
 
 
-def test_rest_learns_the_best_samples_although_most_share_their_reward() -> None:
-    """Right or wrong, and most are right: no sample is above a quantile of 1."""
-    right = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 3)]
-    groups = scored([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0]])
-    given, logged = context()
-    phases = new(ReST).select(groups, given)
-    assert [places(phase.groups) for phase in phases] == [right] * 3
-    assert logged["empty_steps"] == 0 and logged["threshold/1"] == 0.0
-    assert new(ReST).select(scored([[1.0, 1.0]]), context()[0]) == []
-
-
 def test_expert_iteration_learns_what_is_accepted() -> None:
     groups = scored([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.5, 0.6, -1.0, 0.5]])
     mean = 3.6 / 12
