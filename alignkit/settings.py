@@ -82,9 +82,8 @@ class ModelSpec(Options):
     )
     reasoning: Literal["refuse", "keep", "empty"] = Field(
         default="refuse",
-        description="if the chat template does not write an answer, with its reasoning, after its own prompt: refuse "
-        "the model or the row; keep: learn reasoning and answer as a continuation of the prompt; empty: leave "
-        "reasoning out, and end the prompt with an empty block of it",
+        description="templates that think. refuse: follow the template or stop; keep: learn the reasoning; "
+        "empty: end prompts with an empty block of reasoning, and learn only the answers",
     )
     system_messages: Literal["template", "merge"] = Field(
         default="template",

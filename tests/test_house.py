@@ -50,7 +50,6 @@ TESTED_IN = {
     "data.chat_templates": "test_encoding",
     "data.files": "test_data",
     "data.group": "test_data",
-    "data.hub": "test_fingerprint",
     "data.reading": "test_data",
     "data.sources": "test_data",
     "errors": "test_cli",
@@ -104,7 +103,6 @@ TESTED_IN = {
     "training.iteration": "test_ppo_checklist",
     "training.learner": "test_train",
     "training.roles": "test_ppo_checklist",
-    "training.schedule": "test_train",
     "training.stage": "test_resume",
 }
 

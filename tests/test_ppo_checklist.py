@@ -723,9 +723,9 @@ def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model
     for group in groups:
         for response in group.responses:
             turns = [*group.prompt, {"role": "assistant", "content": response.text}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
+            ids = tokenizer.apply_chat_template(turns, return_tensors="pt")
             with torch.no_grad():
-                theirs.append(float(model(**tokenizer(text, return_tensors="pt")).logits[0, 0]))
+                theirs.append(float(model(**ids).logits[0, 0]))
     assert ours == pytest.approx(theirs, abs=1e-4)
 
 
@@ -1012,7 +1012,8 @@ def test_a_foreign_reward_model_reads_words(tmp_path: Path, stage: OnlineStage) 
     model = LlamaForSequenceClassification(config).eval()
     model.save_pretrained(folder)
     group = Group(({"role": "user", "content": "bake bread"},), (Response(text="good bread", tokens=(90, 91, 92)),))
-    ids = [vocabulary[t] for t in ("[Q]", "bake", "bread", "[A]", "good", "bread", "<eos>")]
+    # Its finished conversations have no `[A]`, which is only in its prompts.
+    ids = [vocabulary[t] for t in ("[Q]", "bake", "bread", "good", "bread", "<eos>")]
     with torch.no_grad():
         wanted = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
     stage.work.models.artifact = lambda reference: folder
@@ -1022,7 +1023,7 @@ def test_a_foreign_reward_model_reads_words(tmp_path: Path, stage: OnlineStage) 
 def test_what_is_scored_ends_its_turn(stage: OnlineStage) -> None:
     """Reward models were trained on ended turns; a cut-off response is given one, also where it is cut to fit."""
     encoder = stage.work.models.encoder
-    end = encoder.end_of_turn
+    end = encoder.closing
     group = replace(prompts(1)[0], responses=(Response(text="", tokens=tuple(range(30, 60)), truncated=True),))
     room = len(encoder.prompt(group.prompt))
     for limit, length in ((200, 30 + len(end)), (room + 10, 10)):

@@ -40,7 +40,7 @@ stages:
     validation: {{path: {DATA}/demos_validation.jsonl, limit: 4}}
     epochs: 2
     batch_size: 4
-    max_length: 256
+    max_length: 1024
     checkpoint_every: 2
   align:
     algorithm: {{ppo: {{kl_target: 0.05, kl_horizon: 20}}}} # adapts: the state must be kept, too

@@ -86,7 +86,7 @@ def test_its_recipe_is_valid_and_runs(stranger: Path, tmp_path: Path) -> None:
     alignkit, recipe = stranger.parent / "alignkit", tmp_path / "recipe.yaml"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    assert call(alignkit, "validate", recipe, cwd=elsewhere) == "ok: reinforce: stages align\n"
+    assert call(alignkit, "validate", recipe, cwd=elsewhere).endswith("ok: reinforce: stages align\n")
     call(alignkit, "run", recipe, cwd=elsewhere, ALIGNKIT_STRICT="1")
     folder = elsewhere / "runs" / "reinforce" / "align"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -178,6 +178,11 @@ class Chat:
             messages, places = self._located(messages, own, whole, last_prompt, tools)
             return self._conversation(messages, own, whole, last_prompt, places, tools)
 
+    def whole(self, prompt: Messages, answers: Messages, tools: Sequence[Any] = ()) -> str:
+        """Render a finished conversation. Raises DataError if the template refuses it."""
+        with time_limit():
+            return self.template.render(self._prepared([*prompt, *answers]), False, tools)
+
     def _conversation(
         self,
         messages: Messages,

@@ -137,6 +137,24 @@ class Encoder(TemplateTokens):
             rows.append(self._rendered(group, response, prompt, found, turns, scoring, most))
         return self._fitted(group, prompt.ids, rows, max_length, scoring)
 
+    def whole(self, group: Group, response: Response, max_length: int) -> Ids | None:
+        """A conversation as the template renders it, for a model that only scores; None if the prompt does not fit.
+
+        It needs no prompt of its own in front of the answer. Counts as `encode` does, and raises RowRefused.
+        """
+        try:
+            ids = self.rendered.ids(self.chat.whole(group.prompt, _answers(response), group.tools))
+            if len(ids) <= max_length:
+                return ids
+            prompt = self.prompt(group.prompt, group.tools)
+        except DataError as error:
+            raise RowRefused(group, str(error)) from error
+        if len(prompt) + 1 + len(self.closing) > max_length:
+            self._count("no_room", group)
+            return None
+        self._count("cut", group)
+        return ids[: max_length - len(self.closing)] + self.closing
+
     def _plan(self, group: Group) -> _Plan:
         prompt, raw = self.chat.prompts(group.prompt, group.tools)
         responses = group.responses
@@ -220,11 +238,7 @@ class Encoder(TemplateTokens):
 
     def _conversation(self, group: Group, response: Response, raw_prompt: str) -> Conversation:
         """The group's prompt with a response, up to the assistant's last turn."""
-        answers: Sequence[Mapping[str, Any]] = [{"role": "assistant", "content": response.text}]
-        if response.messages is not None:
-            last = max(i for i, message in enumerate(response.messages) if message["role"] == "assistant")
-            answers = response.messages[: last + 1]
-        return self.chat.conversation(group.prompt, answers, group.tools, raw_prompt)
+        return self.chat.conversation(group.prompt, _answers(response), group.tools, raw_prompt)
 
     def _rendered(
         self,
@@ -275,6 +289,14 @@ class Encoder(TemplateTokens):
         self._count("equal_pairs", group, len(pairs) - len(unequal))
         self._count("uncounted_pairs", group, len(unequal) - len(usable))
         return tuple(usable)
+
+
+def _answers(response: Response) -> Sequence[Mapping[str, Any]]:
+    """The turns of a response, up to the assistant's last one."""
+    if response.messages is None:
+        return [{"role": "assistant", "content": response.text}]
+    last = max(i for i, message in enumerate(response.messages) if message["role"] == "assistant")
+    return response.messages[: last + 1]
 
 
 def encode_all(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from alignkit.data.group import Group, Response
+from alignkit.data.group import Group
 from alignkit.models.budget import within_memory
 from alignkit.models.encoding import Encoder
 from alignkit.models.loading import load_weights
@@ -40,15 +39,12 @@ class ForeignRewardModel:
         rows: list[Ids] = []
         places: list[int] = []  # of the rows in scores
         for group in groups:
-            # Encode text, because this model has another vocabulary than the policy.
-            responses = tuple(Response(text=r.text, messages=r.messages) for r in group.responses)
-            encoded = self.encoder.encode(replace(group, responses=responses, pairs=()), limit, scoring=True)
-            if encoded is None:
-                scores += [None] * len(responses)
-                continue
-            for row in encoded.rows:
-                places.append(len(scores))
-                rows.append(encoded.prompt + row.tokens)
+            for response in group.responses:
+                # Text, because this model has another vocabulary than the policy.
+                row = self.encoder.whole(group, response, limit)
+                if row is not None:
+                    places.append(len(scores))
+                    rows.append(row)
                 scores.append(None)
         for place, score in zip(places, within_memory(self.memory, lambda: self._score(rows)), strict=True):
             scores[place] = score

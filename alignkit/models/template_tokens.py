@@ -55,14 +55,18 @@ class TemplateTokens:
     def closing(self) -> Ids:
         """All tokens that the template writes after an answer."""
         shape = self.chat.shape
-        return self._example.ids[self._example.begin(len(shape.whole) - len(shape.close + shape.tail)) :]
+        return self._after(len(shape.whole) - len(shape.close + shape.tail))
 
     @cached_property
     def end_of_turn(self) -> Ids:
         """The tokens from the end of the assistant's text through the end of turn; EOS if the template writes none."""
         shape = self.chat.shape
-        tail = len(self._example.ids) - self._example.begin(len(shape.whole) - len(shape.tail))
-        return self.closing[: len(self.closing) - tail] if shape.close else (self.eos,)
+        tail = self._after(len(shape.whole) - len(shape.tail))
+        return self.closing[: len(self.closing) - len(tail)] if shape.close else (self.eos,)
+
+    def _after(self, character: int) -> Ids:
+        """The example's tokens from a character on."""
+        return self._example.ids[self._example.first_from(character) :]
 
     @property
     def eos(self) -> int:
@@ -162,6 +166,7 @@ class TemplateTokens:
             tokens = self.rendered.following(text[start:])
         mask = [False] * len(ids)
         for turn in learned:
-            begin, end = (max(0, place - skipped) for place in tokens.span(turn.start - start, turn.end - start))
+            # A token that begins before the turn is the header's: the policy never writes it.
+            begin, end = (max(0, tokens.first_from(place - start) - skipped) for place in (turn.start, turn.end))
             mask[begin:end] = [True] * (min(end, len(mask)) - begin)
         return mask

@@ -28,16 +28,9 @@ class TextTokens:
     starts: tuple[int, ...]
     ends: tuple[int, ...]
 
-    def begin(self, character: int) -> int:
-        """The index of the first token that covers a character or comes after it."""
-        index = bisect_left(self.starts, character)
-        while index and self.ends[index - 1] > character:
-            index -= 1
-        return index
-
-    def span(self, start: int, end: int) -> tuple[int, int]:
-        """The tokens [first, last + 1) that cover the characters [start, end)."""
-        return self.begin(start), bisect_left(self.starts, end)
+    def first_from(self, character: int) -> int:
+        """The index of the first token that begins at a character or after it. A token may cover white space after it."""
+        return bisect_left(self.starts, character)
 
     def after(self, index: int, shift: int = 0) -> TextTokens:
         """The tokens from an index on, with their places moved."""

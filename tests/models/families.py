@@ -134,6 +134,7 @@ DEEPSEEK: dict[str, Any] = {
     "thinks": True,
 }
 PHI3: dict[str, Any] = {
+    "strips": True,
     "kinds": ("spm_legacy", "spm_first", "bytes"),
     "header": "<|assistant|>\n",
     "ends": ("<|end|>",),

@@ -6,6 +6,7 @@ by the family's header and end of turn, and compares them with TRL's generation 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -236,7 +237,9 @@ class Judge:
         return self.spaced(text)
 
     def spaced(self, text: str) -> str:
-        """The text without the spaces that a SentencePiece tokenizer adds and removes."""
+        """The text without the spaces that the tokenizer adds and removes."""
+        if self.family.strips:
+            text = re.sub(f"({'|'.join(map(re.escape, self.family.control))})\\s+", r"\1", text)
         return text if self.kind in ("bytes", "bytes_bos", "gpt2", "spm_bare") else text.replace(" ", "")
 
 

@@ -18,7 +18,7 @@ from alignkit.errors import DataError
 from alignkit.models.chat_template import ChatOptions
 from alignkit.models.encoding import Encoder, ResponseTokens, encode_all
 from alignkit.models.text_tokens import TextTokenizer
-from alignkit_tiny import CHAT_TEMPLATE
+from alignkit_tiny import CHAT_TEMPLATE, _tokenizer
 
 SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
 HEADERS = (
@@ -297,3 +297,21 @@ def test_groups_that_are_read_ahead_are_encoded_the_same(scoring: bool) -> None:
     made.ahead(groups, 120, scoring=scoring)
     assert [made.encode(group, 120, scoring=scoring) for group in groups] == alone
     assert alone[-1] is None and all(alone[:-1])
+
+
+def test_an_end_of_turn_that_takes_in_the_line_break_after_it() -> None:
+    """As in Phi 3, whose control tokens have `rstrip`."""
+    from tokenizers import AddedToken
+
+    tokenizer = _tokenizer()
+    end = AddedToken("<|im_end|>", rstrip=True, special=True)
+    tokenizer.add_special_tokens({"eos_token": end})
+    tokenizer.chat_template = CHATML
+    made = Encoder(tokenizer)
+    assert made.end_of_turn == made.closing == (tokenizer.eos_token_id,) and made.end_ids == {tokenizer.eos_token_id}
+    group = conversation(True, True, True)
+    ids = tokenizer.apply_chat_template([*group.prompt, *(group.responses[0].messages or ())])["input_ids"]
+    for scoring in (False, True):
+        found = encoded(made.encode(group, 500, scoring=scoring))
+        assert [*found.prompt, *found.rows[0].tokens] == ids
+        assert counted(made, found.rows[0]) == [words + "<|im_end|>" for words in (SAID[1], SAID[3], "Goodbye.")]

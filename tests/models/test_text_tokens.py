@@ -28,9 +28,8 @@ def sentencepiece() -> Any:
 def test_places_are_characters_of_the_text() -> None:
     tokens = TextTokenizer(encoder().tokenizer).tokens("a é<|im_end|>b")
     assert "".join("a é<|im_end|>b"[s:e] for s, e in zip(tokens.starts, tokens.ends, strict=True)).count("b") == 1
-    assert tokens.begin(3) == tokens.span(3, 13)[0] and tokens.ids[tokens.begin(3)] == 2
-    assert tokens.span(3, 13) == (tokens.begin(3), tokens.begin(3) + 1)
-    assert tokens.begin(13) == len(tokens.ids) - 1 and tokens.begin(14) == len(tokens.ids)
+    assert tokens.ids[tokens.first_from(3)] == 2
+    assert tokens.first_from(13) == len(tokens.ids) - 1 and tokens.first_from(14) == len(tokens.ids)
 
 
 def test_a_piece_that_follows_text_has_no_space_of_its_own() -> None:

@@ -343,8 +343,13 @@ def test_chatml_adds_no_words_of_its_own() -> None:
         def __init__(self, *tokens: str):
             self.tokens = tokens
 
+        bos_token_id = None
+
         def get_vocab(self) -> dict[str, int]:
             return {token: number for number, token in enumerate(self.tokens)}
+
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": []}
 
     tokenizer = Known("<|im_start|>", "<|im_end|>")
     set_chat_template(tokenizer, None)

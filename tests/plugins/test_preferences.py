@@ -995,7 +995,7 @@ def whole_loss(learner: Any, examples: Any, groups: Sequence[Group]) -> Tensor:
 
 
 def test_instruct_makes_prompts() -> None:
-    groups = [scored("p", 1.0), scored("p", 0.0), replace(scored("q"), meta={"safety": True})]
+    groups = [scored("p", 1.0), replace(scored("q"), meta={"safety": True})]
     step = Instruct(Instruct.Options(data=None, instruction="Be polite."))
     made = step.run(SimpleNamespace(load=lambda data: groups)).groups  # type: ignore[arg-type]
     assert made is not None
