@@ -29,7 +29,7 @@ class TextTokens:
     ends: tuple[int, ...]
 
     def first_from(self, character: int) -> int:
-        """The index of the first token that begins at a character or after it. A token may cover white space after it."""
+        """The index of the first token that begins at a character or after it. It may cover white space."""
         return bisect_left(self.starts, character)
 
     def after(self, index: int, shift: int = 0) -> TextTokens:
