@@ -126,7 +126,7 @@ class HIR(Algorithm):
 
         Raises DataError if no response has a score or a label.
         """
-        if self.options.thresholds is None:
+        if self.options.thresholds is None and not (context.validation and "threshold" in self.state):
             scores = [score for group in groups for r in group.responses if (score := _score(r)) is not None]
             if scores and min(scores) == max(scores):
                 return []  # nothing tells the instructions apart

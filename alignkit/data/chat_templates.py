@@ -42,9 +42,19 @@ def set_chat_template(tokenizer: Any, name: str | None) -> None:
         if not Path(name).is_file():
             known = ", ".join(TEMPLATES)
             raise RunFailed(f"model.chat_template: there is no template or file '{name}'; use {known} or a Jinja file")
-        tokenizer.chat_template = Path(name).read_text(encoding="utf-8")
+        tokenizer.chat_template = read_template(Path(name))
     elif not tokenizer.chat_template:
         tokenizer.chat_template = _with_bos(tokenizer, PLAIN)
+
+
+def read_template(path: Path) -> str:
+    """The Jinja code in a file. Raises `RunFailed` if it is not text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RunFailed(
+            f"model.chat_template: {path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from error
 
 
 def _with_bos(tokenizer: Any, template: str) -> str:

@@ -21,9 +21,9 @@ from functools import cached_property
 from typing import Any
 
 from alignkit.errors import DataError
-from alignkit.models.chat_template import SENTINEL, ChatOptions, ChatTemplate, time_limit
+from alignkit.models.chat_template import REASONING, SENTINEL, ChatOptions, ChatTemplate, time_limit
 
-OPEN, CLOSE = "<think>", "</think>"
+OPEN, CLOSE = REASONING
 AFTER_REASONING = f"\n{CLOSE}\n\n"  # what templates write between reasoning and answer
 # A response to a prompt that opens the block begins inside it.
 _INLINE = re.compile(rf"\s*(?:{OPEN})?(.*?){CLOSE}\s*(.*)", re.DOTALL)
@@ -101,8 +101,9 @@ class Chat:
             prompt = self.template.render([question], True)
             whole = self.template.render([question, answer], False)
         place = whole.rfind(ANSWER)
-        if place < 0 or QUESTION not in whole or QUESTION not in prompt:
-            raise DataError("the chat template drops the words of a message")
+        for role, kept in (("user", QUESTION in whole and QUESTION in prompt), ("assistant", place >= 0)):
+            if not kept:
+                raise DataError(f"the chat template drops or changes the words of the {role}'s message")
         rest = whole[place + len(ANSWER) :]
         size = self._close(rest, last=True)
         common = len(prompt) if whole.startswith(prompt) else common_length(prompt, whole[:place])

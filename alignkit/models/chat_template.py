@@ -23,6 +23,7 @@ BREAK, SENTINEL = "\ufdd0", "\ufdd1"
 SECONDS = 10  # for one conversation
 GROWTH = 50  # characters that a template may write per character of the conversation,
 ALLOWANCE = 1_000_000  # beyond these
+REASONING = ("<think>", "</think>")
 KEYS = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")  # that templates may read
 MERGED = "\n\n"  # between a merged system message and the user's words
 
@@ -85,6 +86,8 @@ class ChatTemplate:
             )
         except TemplateTimeout:
             raise
+        except MemoryError as error:
+            raise DataError("the chat template takes too much memory") from error
         except Exception as error:  # the template is foreign code, which can fail in any way
             raise DataError(f"the chat template refuses the conversation: {_reason(error)}") from error
         if len(text) > ALLOWANCE and len(text) > ALLOWANCE + GROWTH * len(str([*messages, *tools])):
@@ -97,13 +100,18 @@ class ChatTemplate:
         return _merge_system(plain) if self.options.system_messages == "merge" else plain
 
     def _plain(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        pattern = self.special if message["role"] == "assistant" else self.control
+        pattern = self._not_of_assistants if message["role"] == "assistant" else self.control
         return {key: _broken(message[key], pattern) for key in KEYS if message.get(key) is not None}
 
     @cached_property
     def special(self) -> re.Pattern[str]:
         """Matches the tokenizer's special tokens."""
         return _any_of(token.content for token in self._added if token.special)
+
+    @cached_property
+    def _not_of_assistants(self) -> re.Pattern[str]:
+        """Matches special tokens that an assistant does not write: all but those around its reasoning."""
+        return _any_of(token.content for token in self._added if token.special and token.content not in REASONING)
 
     @cached_property
     def control(self) -> re.Pattern[str]:

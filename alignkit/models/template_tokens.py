@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkit.data.group import Message
 from alignkit.errors import DataError
-from alignkit.models.chat import Chat, Turn
+from alignkit.models.chat import ANSWER, Chat, Turn
 from alignkit.models.chat_template import ChatOptions
 from alignkit.models.text_tokens import Ids, TextTokenizer, TextTokens
 
@@ -54,19 +54,23 @@ class TemplateTokens:
     @cached_property
     def closing(self) -> Ids:
         """All tokens that the template writes after an answer."""
-        shape = self.chat.shape
-        return self._after(len(shape.whole) - len(shape.close + shape.tail))
+        return self._after(self.chat.shape.close + self.chat.shape.tail)
 
     @cached_property
     def end_of_turn(self) -> Ids:
         """The tokens from the end of the assistant's text through the end of turn; EOS if the template writes none."""
         shape = self.chat.shape
-        tail = self._after(len(shape.whole) - len(shape.tail))
-        return self.closing[: len(self.closing) - len(tail)] if shape.close else (self.eos,)
+        if not shape.close:
+            return (self.eos,)
+        tail = len(self._example.ids) - self._example.first_from(len(shape.whole) - len(shape.tail))
+        return self.closing[: len(self.closing) - tail]
 
-    def _after(self, character: int) -> Ids:
-        """The example's tokens from a character on."""
-        return self._example.ids[self._example.first_from(character) :]
+    def _after(self, end: str) -> Ids:
+        """The tokens of the example's end; by themselves, if one token covers the answer's last character, too."""
+        place = len(self.chat.shape.whole) - len(end)
+        first = self._example.first_from(place)
+        whole = first == 0 or self._example.ends[first - 1] <= place
+        return self._example.ids[first:] if whole else self.rendered.following(end).ids
 
     @property
     def eos(self) -> int:
@@ -105,7 +109,17 @@ class TemplateTokens:
         before = self._decoded(self._before_answer)
         text = self._decoded([*self._before_answer, *ids])
         text = text[len(before) :] if text.startswith(before) else self._decoded(ids)
-        return text.removeprefix(self.chat.shape.lead)
+        return text.removeprefix(self._decoded_lead)
+
+    @cached_property
+    def _decoded_lead(self) -> str:
+        """What the template writes before an answer, as it is decoded: SentencePiece may add a space."""
+        shape = self.chat.shape
+        if not shape.follows:
+            return shape.lead
+        ids, _ = self.continuation(self.prompt_of(shape.prompt), shape.whole)
+        found = self._decoded([*self._before_answer, *ids]).removeprefix(self._decoded(self._before_answer))
+        return found[: found.index(ANSWER)] if ANSWER in found else shape.lead
 
     def _decoded(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

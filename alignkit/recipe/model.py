@@ -6,7 +6,8 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.chat_templates import TEMPLATES
+from alignkit.data.chat_templates import TEMPLATES, read_template
+from alignkit.errors import RunFailed
 from alignkit.recipe.components import find
 from alignkit.recipe.document import Keys
 from alignkit.recipe.scope import Scope
@@ -61,6 +62,11 @@ def _check_template(template: Any, scope: Scope) -> None:
         built_in = ", ".join(f"'{name}'" for name in TEMPLATES)
         message = f"model.chat_template: '{template}' is neither a built-in template ({built_in}) nor a Jinja file"
         scope.problems.error((*_KEYS, "chat_template"), message, help=f"looked for {path}")
+        return
+    try:
+        read_template(path)
+    except RunFailed as error:
+        scope.problems.error((*_KEYS, "chat_template"), str(error), help="use a file with a Jinja template")
 
 
 def _read_base(base: Any, scope: Scope) -> str:

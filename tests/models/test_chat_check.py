@@ -57,7 +57,7 @@ def test_an_option_decides() -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (CHATML.replace("m['content']", "'...'"), "drops the words of a message"),
+        (CHATML.replace("m['content']", "'...'"), "drops or changes the words of the user's message"),
         ("{{ raise_exception('not today') }}", "refuses the conversation: not today"),
         (SPACED, "the prompt's last token changes when an answer follows it"),
     ],
@@ -71,7 +71,7 @@ def test_templates_that_cannot_be_followed(code: str, message: str) -> None:
 
 def test_a_template_that_takes_all_memory_is_refused() -> None:
     doubles = "{% set ns = namespace(x='0123456789') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
-    with pytest.raises(RunFailed, match="MemoryError"):
+    with pytest.raises(RunFailed, match="takes too much memory"):
         checked(doubles + CHATML)
 
 

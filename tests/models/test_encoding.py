@@ -315,3 +315,43 @@ def test_an_end_of_turn_that_takes_in_the_line_break_after_it() -> None:
         found = encoded(made.encode(group, 500, scoring=scoring))
         assert [*found.prompt, *found.rows[0].tokens] == ids
         assert counted(made, found.rows[0]) == [words + "<|im_end|>" for words in (SAID[1], SAID[3], "Goodbye.")]
+
+
+def test_the_templates_end_is_its_own_although_a_token_joins_it_with_the_answer() -> None:
+    """In the example the end is one token with the answer's full stop, which a sample need not have."""
+    made = encoder(CHATML.replace("'<|im_end|>\n'", "'\n<|im_end|>\n'"))
+    made.tokenizer.add_tokens([".\n"])
+    fresh = Encoder(made.tokenizer)
+    assert made.tokenizer.decode(fresh.closing) == "\n<|im_end|>\n"
+    assert made.tokenizer.decode(fresh.end_of_turn) == "\n<|im_end|>"
+    sample = Response(text="", tokens=fresh.text("so it has"), truncated=True)
+    (row,) = encoded(fresh.encode(Group((user("q"),), (sample,)), 100, scoring=True)).rows
+    assert made.tokenizer.decode(row.tokens) == "so it has\n<|im_end|>\n"
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_reasoning_tags_of_an_assistant_are_tokens(special: bool) -> None:
+    made = encoder()
+    made.tokenizer.add_tokens(["<think>", "</think>"], special_tokens=special)
+    fresh = Encoder(made.tokenizer)
+    text = "<think>\nWell.\n</think>\n\nno"
+    (row,) = encoded(fresh.encode(Group((user("<think>"),), (Response(text=text),)), 100)).rows
+    tags = made.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    assert [row.tokens.count(tag) for tag in tags] == [1, 1]
+    assert (tags[0] in encoded(fresh.encode(Group((user("<think>"),), (Response(text="a"),)), 100)).prompt) != special
+
+
+def test_a_sample_decodes_to_the_words_that_were_written() -> None:
+    """Templates that write a space before the answer, and tokenizers that add one of their own."""
+    from test_text_tokens import sentencepiece
+
+    tokenizer = sentencepiece()
+    tokenizer.eos_token = "</s>"
+    for space in ("", " "):
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ ('" + space + "' + m.content + '</s>') if m.role == 'assistant' "
+            "else m.content + '</s>' }}{% endfor %}"
+        )
+        made = Encoder(tokenizer)
+        row = encoded(made.encode(Group((user("is it?"),), (Response(text="It is."),)), 100)).rows[0]
+        assert made.decode(row.tokens) == "It is."

@@ -21,7 +21,7 @@ def sentencepiece() -> Any:
     made = Tokenizer(models.Unigram([("<unk>", 0.0), *((word, -(len(word) ** -1.0)) for word in words)], unk_id=0))
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.pre_tokenizer = pre_tokenizers.Split("never matches", "isolated")
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", additional_special_tokens=["</s>"])
 
 

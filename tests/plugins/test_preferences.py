@@ -308,6 +308,20 @@ def test_hir_compares_with_the_mean_of_the_samples() -> None:
         HIR.Options(instructions=["a", "b", "c"])
 
 
+def test_validation_data_is_labeled_by_the_training_datas_mean() -> None:
+    """The loss labels the training data again: another mean would contradict their instructions."""
+    prompt = ({"role": "user", "content": "q"},)
+    algorithm = HIROffline(HIROffline.Options(instructions=["bad", "good"], contrast_coefficient=0.0))
+    training, held_out = (
+        Group(prompt, tuple(Response(text=str(x), scores={"reward": x}) for x in scores))
+        for scores in ((0.0, 1.0, 2.0, 3.0), (1.0, 90.0, 92.0))
+    )
+    algorithm.select([training], context())
+    bad, good = algorithm.select([held_out], context(validation=True))
+    assert ([r.text for r in bad.responses], [r.text for r in good.responses]) == (["1.0"], ["90.0", "92.0"])
+    assert algorithm.state["threshold"] == 1.5
+
+
 def context(validation: bool = False, seed: int = 0) -> SelectContext:
     logged: dict[str, Any] = {}
     made = SelectContext(1, seed, lambda: [], logged.update, np.random.default_rng(seed), validation)
