@@ -169,8 +169,8 @@ class Chat:
         raw_prompt: the second of `prompts`, if it is known. Raises DataError if the template changes or drops text that
         would be learned, unless `reasoning` allows it.
         """
-        messages = self._prepared([*prompt, *answers])
-        first = len(messages) - len(answers)
+        before = self._prepared(prompt)
+        messages, first = [*before, *self._prepared(answers)], len(before)
         own = [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
         with time_limit():
             whole = self.template.render(messages, False, tools)
@@ -182,7 +182,7 @@ class Chat:
     def whole(self, prompt: Messages, answers: Messages, tools: Sequence[Any] = ()) -> str:
         """Render a finished conversation. Raises DataError if the template refuses it."""
         with time_limit():
-            return self.template.render(self._prepared([*prompt, *answers]), False, tools)
+            return self.template.render([*self._prepared(prompt), *self._prepared(answers)], False, tools)
 
     def _conversation(
         self,
@@ -219,7 +219,8 @@ class Chat:
             start, text = prompt, whole
         elif self.options.reasoning == "keep":
             start = prompt
-            opening = "" if prompt.rfind(OPEN) > prompt.rfind(CLOSE) else f"{OPEN}\n"
+            header = self.shape.header
+            opening = "" if header.rfind(OPEN) > header.rfind(CLOSE) else f"{OPEN}\n"
             text = prompt + opening + reasoning + AFTER_REASONING + whole[begin:]
         elif follows:
             raise DataError(

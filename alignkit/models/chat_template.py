@@ -160,18 +160,29 @@ def _broken(value: Any, pattern: re.Pattern[str]) -> Any:
 
 
 def _merge_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put every system message in front of the next user turn; one without a next user turn becomes a user turn."""
+    """Put every system message in front of the next user turn, or behind the last one if no user speaks next."""
     merged: list[dict[str, Any]] = []
     pending: list[str] = []
     for message in messages:
         if message["role"] == "system":
             pending.append(message["content"])
-        elif message["role"] == "user" and pending:
+        elif message["role"] == "user":
             merged.append({**message, "content": MERGED.join([*pending, message["content"]])})
             pending = []
         else:
-            merged.append(message)
-    return [*merged, {"role": "user", "content": MERGED.join(pending)}] if pending else merged
+            merged = [*_with_words(merged, pending), message]
+            pending = []
+    return _with_words(merged, pending)
+
+
+def _with_words(messages: list[dict[str, Any]], words: Sequence[str]) -> list[dict[str, Any]]:
+    """The messages with more words of the user at the end."""
+    if not words:
+        return messages
+    if messages and messages[-1]["role"] == "user":
+        last = messages[-1]
+        return [*messages[:-1], {**last, "content": MERGED.join([last["content"], *words])}]
+    return [*messages, {"role": "user", "content": MERGED.join(words)}]
 
 
 def _reason(error: Exception) -> str:

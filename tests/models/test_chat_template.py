@@ -53,6 +53,26 @@ def test_system_messages_are_merged_into_the_next_user_turn() -> None:
         rendered(refuses, SYSTEM, user("q"))
     assert "user\nBe brief.\n\nq<|im_end|>" in rendered(refuses, SYSTEM, user("q"), system_messages="merge")
     assert "user\nBe brief.<|im_end|>" in rendered(refuses, SYSTEM, system_messages="merge")
+    assert "user\nq\n\nBe brief.<|im_end|>" in rendered(refuses, user("q"), SYSTEM, system_messages="merge")
+
+
+def test_merged_system_messages_move_no_answer() -> None:
+    """Wherever they are: every answer stays in its place, and is learned."""
+    made = Encoder(encoder(CHATML).tokenizer, ChatOptions(system_messages="merge"))
+    answer: Message = {"role": "assistant", "content": "yes"}
+    history = (user("q0"), {**answer, "content": "no"}, user("q1"))
+    for prompt, answers, words in (
+        ((user("q"), SYSTEM), (answer,), "user\nq\n\nBe brief.<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"),
+        ((SYSTEM,), (answer,), "user\nBe brief.<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"),
+        (history, (answer, SYSTEM, SYSTEM, user("q2"), answer), "user\nBe brief.\n\nBe brief.\n\nq2<|im_end|>"),
+        ((user("q"),), (answer, user("q2"), SYSTEM, answer), "user\nq2\n\nBe brief.<|im_end|>"),
+    ):
+        found = made.encode(Group(prompt, (Response(messages=answers),)), 500)
+        assert found is not None
+        row = found.rows[0]
+        assert words in made.tokenizer.decode([*found.prompt, *row.tokens])
+        learned = made.tokenizer.decode([token for token, counts in zip(row.tokens, row.mask, strict=True) if counts])
+        assert learned == "yes<|im_end|>" * sum(message["role"] == "assistant" for message in answers)
 
 
 def test_typed_control_tokens_are_text_in_every_role() -> None:

@@ -355,3 +355,14 @@ def test_a_sample_decodes_to_the_words_that_were_written() -> None:
         made = Encoder(tokenizer)
         row = encoded(made.encode(Group((user("is it?"),), (Response(text="It is."),)), 100)).rows[0]
         assert made.decode(row.tokens) == "It is."
+
+
+def test_a_user_who_asks_about_the_tag_opens_no_reasoning() -> None:
+    made = Encoder(encoder(CHATML).tokenizer, ChatOptions(reasoning="keep"))
+    said = (assistant("A tag.", reasoning_content="It is a tag."),)
+    rows = [
+        encoded(made.encode(Group((user(words),), (Response(messages=said),)), 200)).rows[0]
+        for words in ("What is it?", "What is <think>?")
+    ]
+    assert rows[0] == rows[1]
+    assert made.tokenizer.decode(rows[0].tokens) == "<think>\nIt is a tag.\n</think>\n\nA tag.<|im_end|>"

@@ -311,7 +311,7 @@ def test_hir_compares_with_the_mean_of_the_samples() -> None:
 def test_validation_data_is_labeled_by_the_training_datas_mean() -> None:
     """The loss labels the training data again: another mean would contradict their instructions."""
     prompt = ({"role": "user", "content": "q"},)
-    algorithm = HIROffline(HIROffline.Options(instructions=["bad", "good"], contrast_coefficient=0.0))
+    algorithm = HIROffline(HIROffline.Options(instructions=["bad", "good"], thresholds=None, contrast_coefficient=0.0))
     training, held_out = (
         Group(prompt, tuple(Response(text=str(x), scores={"reward": x}) for x in scores))
         for scores in ((0.0, 1.0, 2.0, 3.0), (1.0, 90.0, 92.0))
