@@ -53,7 +53,8 @@ class Layout:
 
     def fits(self, row: Any) -> bool:
         """Whether the row has these columns; the second and later columns of the prompt may be missing."""
-        needed = (*self.prompt[:1], self.first, self.second, *self.label)
+        # Other sets with AlpacaEval's columns count from 0, where it means a tie.
+        needed = (*self.prompt[:1], self.first, self.second, *self.label, *(self.sources if self.soft else ()))
         return isinstance(row, Mapping) and all(name in row for name in needed)
 
 

@@ -30,7 +30,7 @@ _INLINE = re.compile(rf"\s*(?:{OPEN})?(.*?){CLOSE}\s*(.*)", re.DOTALL)
 QUESTION, ANSWER = "What is two plus two?", "It is four."
 
 # Why an assistant turn is only context. The names are counted in the encoder's table.
-BLANK, UNPROMPTED = "blank_turns", "unprompted_turns"
+BLANK, UNPROMPTED, DROPPED = "blank_turns", "unprompted_turns", "dropped_calls"
 
 CHANGED = "the chat template changes or drops the assistant's words; set model.chat_template to another template"
 
@@ -105,7 +105,7 @@ class Chat:
             if not kept:
                 raise DataError(f"the chat template drops or changes the words of the {role}'s message")
         rest = whole[place + len(ANSWER) :]
-        size = self._close(rest, last=True)
+        size = self._close(rest, 0, last=True)
         common = len(prompt) if whole.startswith(prompt) else common_length(prompt, whole[:place])
         lead, removed = whole[common:place], prompt[common:]
         block = lead if CLOSE in lead else AFTER_REASONING if OPEN in removed else ""
@@ -121,12 +121,12 @@ class Chat:
             block=block,
         )
 
-    def _close(self, rest: str, last: bool) -> int:
-        """Characters through the end of turn: the first added token and, at the last turn, those next to it."""
-        match, end = self.template.added.search(rest), 0
+    def _close(self, text: str, place: int, last: bool) -> int:
+        """Where the end of turn ends: after the next added token and, at the last turn, those next to it."""
+        match, end = self.template.added.search(text, place), place
         while match:
             end = match.end()
-            match = self.template.added.match(rest, end) if last and match[0] not in self.ends else None
+            match = self.template.added.match(text, end) if last and match[0] not in self.ends else None
         return end
 
     @cached_property
@@ -197,14 +197,14 @@ class Chat:
         if places[-1] is None:
             raise DataError("the chat template does not end a turn that calls tools")
         text, turns = self._last_turn(messages[own[-1]], whole, last_prompt, places[-1])
-        start = turns[0].start
+        start, common = turns[0].start, common_length(text, whole)
         for index, place in zip(own[-2::-1], places[-2::-1], strict=True):
             turn = self._earlier_turn(messages, index, text, place, tools) if place else Turn(start, start, UNPROMPTED)
-            if text[: turn.end] != whole[: turn.end] or turn.end > start:
+            if turn.end > min(start, common):
                 turn = Turn(turn.start, turn.start, UNPROMPTED)
-            turns.insert(0, turn)
+            turns.append(turn)
             start = turn.start
-        return Conversation(text, tuple(turns))
+        return Conversation(text, tuple(reversed(turns)))
 
     def _last_turn(self, message: Mapping[str, Any], whole: str, prompt: str, place: Place) -> tuple[str, list[Turn]]:
         """The conversation's text, in which the last turn follows its prompt, and that turn."""
@@ -232,7 +232,7 @@ class Chat:
                 "the chat template does not write the answer after its own prompt; set model.reasoning to keep or empty"
             )
         end += len(text) - len(whole)
-        turn = Turn(len(start), end + self._end(text[end:]), _blank(message))
+        turn = Turn(len(start), self._end(text, end), _blank(message))
         if not _has_calls(message, text[turn.start : turn.end]):
             raise DataError("the chat template drops the answer's tool calls; set model.chat_template")
         return text, [turn]
@@ -241,7 +241,7 @@ class Chat:
         """A turn that others follow. It can be learned if its own generation prompt comes before it."""
         begin, end = place
         message, header = messages[index], self.shape.header
-        lead = next((lead for lead in (self.shape.lead, "") if text[:begin].endswith(header + lead)), None)
+        lead = next((lead for lead in (self.shape.lead, "") if text.endswith(header + lead, 0, begin)), None)
         if lead is not None and self.options.reasoning != "empty":
             start = begin - len(lead)
         else:
@@ -252,15 +252,15 @@ class Chat:
             start = len(prompt)
         if str(message.get("reasoning_content", "")).strip() not in text[start:begin]:
             return Turn(begin, begin, UNPROMPTED)
-        end += self._end(text[end:])
-        return Turn(start, end, _blank(message) if _has_calls(message, text[start:end]) else UNPROMPTED)
+        end = self._end(text, end)
+        return Turn(start, end, _blank(message) if _has_calls(message, text[start:end]) else DROPPED)
 
-    def _end(self, rest: str) -> int:
-        """Characters through the end of turn in the text after an answer."""
+    def _end(self, text: str, place: int) -> int:
+        """Where the end of turn after an answer ends."""
         close = self.shape.close
         if not close:
-            return 0
-        return len(close) if rest.startswith(close) else self._close(rest, last=False)
+            return place
+        return place + len(close) if text.startswith(close, place) else self._close(text, place, last=False)
 
     # Where the assistant's words are
 
@@ -344,7 +344,14 @@ class Chat:
 
 def common_length(one: str, other: str) -> int:
     """The number of characters with which both texts begin."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one.startswith(other[low:middle], low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _split(message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -362,7 +369,12 @@ def _variants(content: str) -> list[str]:
 
 def _has_calls(message: Mapping[str, Any], text: str) -> bool:
     """Whether a text has the names of all functions that a message calls."""
-    return all(str(call.get("function", call).get("name", "")) in text for call in message.get("tool_calls") or ())
+    return has_names(text, message.get("tool_calls") or ())
+
+
+def has_names(text: str, functions: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a text has the names of all functions, given as schemas or calls."""
+    return all(str(function.get("function", function).get("name", "")) in text for function in functions)
 
 
 def _blank(message: Mapping[str, Any]) -> str:

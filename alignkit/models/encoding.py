@@ -10,6 +10,8 @@ Nothing is dropped silently. `Encoder.counts` counts what is left out or changed
 | truncation makes the responses of a pair equal | the pair is dropped | `equal_pairs` |
 | no token of a pair's response counts | the pair is dropped, except for a reward model | `uncounted_pairs` |
 | the template renders a turn without its own generation prompt | the turn is context | `unprompted_turns` |
+| the template does not write the tools that a turn calls | the turn is context | `dropped_calls` |
+| the template does not write a row's tools | the row is learned without them | `dropped_tools` |
 | a turn of a demonstration is empty | the turn is context | `blank_turns` |
 | prompt and response would share a token | the response is tokenized after the prompt | `joined` |
 """
@@ -23,7 +25,7 @@ from typing import Any
 
 from alignkit.data.group import Group, Pair, Response, preview, resolved_pairs
 from alignkit.errors import DataError
-from alignkit.models.chat import Conversation, Turn
+from alignkit.models.chat import Conversation, Turn, has_names
 from alignkit.models.chat_template import ChatOptions
 from alignkit.models.template_tokens import PromptTokens, TemplateTokens
 from alignkit.models.text_tokens import Ids
@@ -125,6 +127,7 @@ class Encoder(TemplateTokens):
             self._count("no_room", group)
             return None
         prompt = self.prompt_of(plan.prompt)
+        self._count("dropped_tools", group, not has_names(prompt.text, group.tools))
         rows = []
         for response, found in zip(group.responses, plan.conversations, strict=True):
             if found is None:

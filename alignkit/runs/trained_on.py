@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from alignkit.data.group import Group, sha256_of
+from alignkit.data.group import Group, prompts_of, sha256_of
 from alignkit.data.sources import DataSpec
 from alignkit.recipe.schema import Recipe, Stage
 
@@ -26,7 +26,9 @@ def trained_on(
         places.setdefault(_words(group), []).append(place)
     found: dict[str, set[int]] = {}
     for stage in _lineage(policy, recipe, chosen):
-        words = {_words(group) for spec in _training_data(stage) for group in read(spec) if group.prompt}
+        trained = [group for spec in _training_data(stage) for group in read(spec)]
+        # A dialogue is learned from its first answer on, and asked about at its last.
+        words = {_words(group) for group in (*trained, *prompts_of(trained)) if group.prompt}
         seen = {place for key in words & places.keys() for place in places[key]}
         if seen:
             found[stage.name] = seen

@@ -23,6 +23,8 @@ UNFIT = {
     "equal_pairs": ("pair", "left out: both responses have the same tokens"),
     "uncounted_pairs": ("pair", "left out: a response has no token that counts"),
     "unprompted_turns": ("turn", "not learned: the chat template does not write it after its own prompt"),
+    "dropped_calls": ("turn", "not learned: the chat template does not write its tool calls"),
+    "dropped_tools": ("row", "learned without its tools: the chat template does not write them"),
     "blank_turns": ("turn", "not learned: it is empty"),
     "joined": ("response", "tokenized after its prompt: in the whole text, one token covers the end of the prompt"),
     "refused": ("row", "left out: the chat template refuses it"),

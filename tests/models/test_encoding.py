@@ -366,3 +366,17 @@ def test_a_user_who_asks_about_the_tag_opens_no_reasoning() -> None:
     ]
     assert rows[0] == rows[1]
     assert made.tokenizer.decode(rows[0].tokens) == "<think>\nIt is a tag.\n</think>\n\nA tag.<|im_end|>"
+
+
+def test_tools_and_calls_that_the_template_drops_are_counted() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    said = (assistant("", tool_calls=[call]), Message(role="tool", content="4"), assistant("Four."))
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    group = Group((user("2 + 2?"),), (Response(messages=said),), tools=(tool,))
+    made = encoder()
+    (row,) = encoded(made.encode(group, 200)).rows
+    assert counted(made, row) == ["Four.<|im_end|>"] and made.counts == {"dropped_calls": 1, "dropped_tools": 1}
+    writes = CHATML.replace("m['content'] +", "(m.tool_calls | default('')) | string + m['content'] +")
+    made = encoder("{{ tools | string }}" + writes)
+    (row,) = encoded(made.encode(group, 500)).rows
+    assert len(counted(made, row)) == 2 and "add" in counted(made, row)[0] and not made.counts

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit_labeled_pairs import LAYOUTS
 
 FORMATS: dict[str, type[Format]] = {}
 PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "groups")
@@ -262,3 +263,10 @@ def test_ranks_count_before_scores_and_a_missing_score_is_named() -> None:
     reason = refused("rankings", {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, None, None]})
     assert "2 of 3 responses have no score" in reason
     assert "scores must be a list of 2" in refused("rankings", {"prompt": "q", "responses": ["a", "b"], "scores": [1]})
+
+
+def test_alpaca_evals_columns_alone_do_not_say_what_0_means() -> None:
+    """There it is a tie; sets that count from 0 mean the first answer."""
+    row = {key: value for key, value in ALPACA_EVAL.items() if not key.startswith("generator")}
+    assert not LAYOUTS["AlpacaEval"].fits({**row, "preference": 0})
+    assert LAYOUTS["AlpacaEval"].fits({**ALPACA_EVAL, "preference": 0})

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignkit.data.group import Group
+from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
@@ -83,3 +83,19 @@ stages:
     record = json.loads((tmp_path / "run" / "report" / "stage.json").read_text())
     warning = "warning: 2 of 4 prompts are training data (2 by sft)"
     assert warning in record["summary"]["notes"] and warning in record["text"]
+
+
+def test_a_dialogue_is_recognized_by_its_last_question(tmp_path: Path) -> None:
+    """Its prompt in an evaluation is the whole dialogue before the last answer."""
+    seen(tmp_path, "warm", "a")  # writes the recipe
+    turns = ("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")
+    first, *rest = (Message(role=role, content=words) for role, words in turns)
+    dialogue = Group((first,), (Response(messages=tuple(rest)),))
+    found = trained_on(
+        "warm",
+        prompts_of([dialogue]),
+        load_recipe(tmp_path / "recipe.yaml"),
+        lambda step: None,
+        lambda spec: [dialogue],
+    )
+    assert found == {"warm": {0}}
