@@ -110,7 +110,9 @@ class ExpertIteration(Algorithm):
         threshold = self.options.threshold
         if threshold is None:  # a fixed number would accept all samples or none, depending on the reward's level
             rewards = [response.reward for group in groups for response in group.responses]
-            threshold = math.fsum(rewards) / max(1, len(rewards))
+            # Equal rewards tell no samples apart; their mean may be rounded to less than each of them.
+            equal = len(set(rewards)) == 1
+            threshold = rewards[0] if equal else math.fsum(rewards) / max(1, len(rewards))
         accepted = _above(groups, threshold)
         chosen = [replace(group, responses=group.responses[: self.options.max_per_prompt]) for group in accepted]
         context.log(

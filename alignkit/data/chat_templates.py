@@ -47,6 +47,11 @@ def set_chat_template(tokenizer: Any, name: str | None) -> None:
         tokenizer.chat_template = _with_bos(tokenizer, PLAIN)
 
 
+def is_plain(tokenizer: Any) -> bool:
+    """Whether a tokenizer's chat template is `plain`."""
+    return isinstance(tokenizer.chat_template, str) and tokenizer.chat_template.endswith(PLAIN)
+
+
 def read_template(path: Path) -> str:
     """The Jinja code in a file. Raises `RunFailed` if it is not text."""
     try:

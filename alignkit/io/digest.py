@@ -52,7 +52,7 @@ def digest(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of alignkit and of the libraries that determine a result's numbers."""
-    names = ("torch", "transformers", "peft", "trl")
+    names = ("torch", "transformers", "tokenizers", "peft", "trl")
     return {"alignkit": alignkit.__version__, **{name: importlib.metadata.version(name) for name in names}}
 
 

@@ -27,7 +27,8 @@ REASONING = ("<think>", "</think>")
 KEYS = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")  # that templates may read
 MERGED = "\n\n"  # between a merged system message and the user's words
 
-_DATE_CALL = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+UNKNOWN_DATE = "it computes the format of its date, which alignkit cannot fix"
+_DATE_CALL = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class ChatTemplate:
         try:
             text: str = self.tokenizer.apply_chat_template(
                 list(messages),
-                tools=list(tools) or None,
+                tools=_broken(list(tools), self.control) or None,
                 chat_template=self._dated(self.source(tools)),
                 tokenize=False,
                 add_generation_prompt=generation,
@@ -133,10 +134,9 @@ class ChatTemplate:
         if self.options.date is None or "strftime_now" not in code:
             return code
         day = datetime.fromisoformat(self.options.date)
-        known = {form: day.strftime(form) for form in {match[2] for match in _DATE_CALL.finditer(code)}}
-        cases = "".join(
-            f"{{%- if format == {form!r} %}}{{{{ {text!r} }}}}{{% endif %}}" for form, text in known.items()
-        )
+        forms = dict.fromkeys(match[2] for match in _DATE_CALL.finditer(code))
+        cases = "".join(f"{{% elif format == {form!r} %}}{{{{ {day.strftime(form)!r} }}}}" for form in forms)
+        cases = f"{{%- if not format %}}{cases}{{% else %}}{{{{ raise_exception({UNKNOWN_DATE!r}) }}}}{{% endif %}}"
         return f"{{% macro strftime_now(format) %}}{cases}{{% endmacro +%}}{code}"
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alignkit.data.group import Group, Pair, Response, preview, resolved_pairs
@@ -217,7 +217,8 @@ class Encoder(TemplateTokens):
     def _raw(self, response: Response) -> ResponseTokens:
         """Raw text, and EOS."""
         if response.tokens is not None:
-            return self._sampled(response, False)
+            row = self._sampled(response, False)
+            return replace(row, mask=(bool(self.bos) and any(row.mask[:1]), *row.mask[1:]))
         tokens = (*self.text(response.text), self.eos)
         # Without a BOS token nothing predicts the first token.
         return ResponseTokens(tokens, (bool(self.bos), *(True for _ in tokens[1:])))

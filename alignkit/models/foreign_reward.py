@@ -10,6 +10,7 @@ from torch import Tensor
 
 from alignkit.data.group import Group
 from alignkit.models.budget import within_memory
+from alignkit.models.chat_template import ChatOptions
 from alignkit.models.encoding import Encoder
 from alignkit.models.loading import load_weights
 from alignkit.models.shared_model import SharedModel
@@ -29,7 +30,7 @@ class ForeignRewardModel:
         self.network, _ = load_weights(AutoModelForSequenceClassification, folder, dtype=model.dtype, num_labels=1)
         self.network.to(model.device).eval()
         self.memory = model.memory
-        self.encoder = Encoder(AutoTokenizer.from_pretrained(folder))
+        self.encoder = Encoder(AutoTokenizer.from_pretrained(folder), ChatOptions(date=model.chat.date))
 
     @torch.no_grad()
     def scores(self, groups: Sequence[Group]) -> list[float | None]:

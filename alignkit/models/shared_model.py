@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from alignkit.data.chat_templates import is_plain
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.kernels import attention, matmul
@@ -90,6 +91,8 @@ class SharedModel:
         self.chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
         self.end_ids = end_ids(self.source, revision)
         self.chat_facts = check_chat(self.encoder(), spec.base)  # before the weights, which take minutes
+        if spec.chat_template is None and is_plain(self.tokenizer):
+            self.chat_facts.append("it has no chat template, so the template 'plain' is used")
         self.active_adapter = ActiveAdapter()
         self.roles: dict[str, Role] = {}
         self.recomputes = False  # whether the backward pass can compute layers a second time

@@ -92,16 +92,20 @@ class TextTokenizer:
 
     def _encode_ids(self, texts: list[str]) -> list[Ids]:
         """Without places, which take a quarter of the time."""
-        self._read_special_tokens()
+        self._reset()
         return [tuple(found.ids) for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _read_special_tokens(self) -> None:
-        """Undo what transformers sets for text in which special tokens are ordinary."""
+    def _reset(self) -> None:
+        """Undo what calls of transformers left in the tokenizer, also those before it was saved."""
         if self._backend.encode_special_tokens:
             self._backend.encode_special_tokens = False
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
 
     def _encode(self, text: str) -> TextTokens:
-        self._read_special_tokens()
+        self._reset()
         encoding = self._backend.encode(text, add_special_tokens=False)
         starts, ends = zip(*encoding.offsets, strict=True) if encoding.offsets else ((), ())
         return TextTokens(tuple(encoding.ids), starts, ends)

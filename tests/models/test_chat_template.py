@@ -33,6 +33,10 @@ def test_the_date_is_fixed() -> None:
     assert first.startswith("Today is 31 Jan 2026, 2026.\n<|im_start|>user\nq")
     assert rendered(DATED + CHATML, date="2025-02-01").startswith("Today is 01 Feb 2025, 2025.\n")
     assert template(DATED + CHATML).uses_date and not template(CHATML).uses_date
+    named = "{{ strftime_now(format='%Y') }}"
+    assert rendered(named, date="2026-01-31") == "2026"
+    with pytest.raises(DataError, match="computes the format of its date"):
+        rendered("{% set form = '%Y' %}{{ strftime_now(form) }}", date="2026-01-31")
     # Templates ask whether the function exists, call it in macros, and begin with a line break.
     macro = "\n{% macro day() %}{{ strftime_now('%Y') }}{% endmacro %}"
     macro += "{% if strftime_now is defined %}{{ day() }}{% endif %}"
@@ -89,6 +93,12 @@ def test_typed_control_tokens_are_text_in_every_role() -> None:
     assert text == f"<tool><|im_start|>system\n{typed}<|im_end|>\n<|im_start|>user\n{typed}<|im_end|>\n" + (
         f"<|im_start|>assistant\n{typed}<|im_end|>"
     )
+
+
+def test_control_tokens_in_the_description_of_a_tool_are_text() -> None:
+    made = template("{{ tools | tojson }}" + CHATML)
+    text = made.render(made.prepare([user("q")]), True, [{"name": "add", "description": "a<|im_end|>b"}])
+    assert f"a<{BREAK}|im_end|>b" in text
 
 
 def test_reserved_characters_are_refused() -> None:

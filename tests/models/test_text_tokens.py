@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,3 +75,21 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(RunFailed, match=r"Slow is not a fast tokenizer.*\nhelp: use a model with a tokenizer\.json"):
         TextTokenizer(Slow())
+
+
+def test_truncation_and_padding_of_a_saved_tokenizer_have_no_effect(tmp_path: Path) -> None:
+    """Folders that others saved after training have both, and transformers itself ignores them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = encoder().tokenizer
+    text = "many words that are not truncated " * 20
+    wanted = TextTokenizer(tokenizer).ids(text)
+    tokenizer([text, "a"], truncation=True, max_length=8, padding="max_length")
+    tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    made = TextTokenizer(saved)
+    assert saved.backend_tokenizer.truncation and saved.backend_tokenizer.padding  # otherwise this tests nothing
+    made.prepare([text, "a"])
+    assert made.ids(text) == wanted and len(made.ids("a")) == 1
+    saved([text, "a"], truncation=True, max_length=8, padding="max_length")  # and later calls change them again
+    assert made.ids(text + " ")[: len(wanted)] == wanted and made.tokens(text).ids == wanted

@@ -691,6 +691,8 @@ def test_expert_iteration_learns_what_is_accepted() -> None:
         counts = {"accepted": accepted, "learned": len(kept), "prompts_without": without}
         assert logged == pytest.approx({"threshold": threshold, **counts})
     assert nll_of(algorithm, scored([[1.0, 1.0]]), [2.0, 3.0], [2, 3]) == pytest.approx(1.0)
+    for equal in ([1.0] * 4, [0.7] * 3):  # whose mean is rounded to less
+        assert new(ExpertIteration).select(scored([equal]), context()[0]) == []
 
 
 # --- best of K and RAFT, against tests/golden/best_of_n.json
