@@ -25,8 +25,8 @@ from alignkit.models.chat_template import REASONING, SENTINEL, ChatOptions, Chat
 
 OPEN, CLOSE = REASONING
 AFTER_REASONING = f"\n{CLOSE}\n\n"  # what templates write between reasoning and answer
-# A response to a prompt that opens the block begins inside it.
-_INLINE = re.compile(rf"\s*(?:{OPEN})?(.*?){CLOSE}\s*(.*)", re.DOTALL)
+_INLINE = re.compile(rf"\s*{OPEN}(.*?){CLOSE}\s*(.*)", re.DOTALL)
+_OPENED = re.compile(rf"\s*(?:{OPEN})?(.*?){CLOSE}\s*(.*)", re.DOTALL)  # after a prompt that opens the block
 QUESTION, ANSWER = "What is two plus two?", "It is four."
 
 # Why an assistant turn is only context. The names are counted in the encoder's table.
@@ -154,10 +154,22 @@ class Chat:
     def _prepared(self, messages: Messages) -> list[dict[str, Any]]:
         """The messages as the template receives them, with reasoning in its own key, or without it."""
         if self.options.reasoning != "refuse":
-            messages = [_split(message) for message in messages]
+            messages = [self._split(message) for message in messages]
         if self.options.reasoning == "empty":
             messages = [{k: v for k, v in message.items() if k != "reasoning_content"} for message in messages]
         return self.template.prepare(messages)
+
+    @cached_property
+    def _opens(self) -> bool:
+        """Whether prompts end inside a block of reasoning."""
+        return self.shape.header.rfind(OPEN) > self.shape.header.rfind(CLOSE)
+
+    def _split(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The message with the reasoning inside its content as `reasoning_content`."""
+        if message["role"] != "assistant" or message.get("reasoning_content"):
+            return message
+        match = (_OPENED if self._opens else _INLINE).fullmatch(message.get("content") or "")
+        return {**message, "reasoning_content": match[1].strip("\n"), "content": match[2]} if match else message
 
     # Conversations
 
@@ -219,8 +231,7 @@ class Chat:
             start, text = prompt, whole
         elif self.options.reasoning == "keep":
             start = prompt
-            header = self.shape.header
-            opening = "" if header.rfind(OPEN) > header.rfind(CLOSE) else f"{OPEN}\n"
+            opening = "" if self._opens else f"{OPEN}\n"
             text = prompt + opening + reasoning + AFTER_REASONING + whole[begin:]
         elif follows:
             raise DataError(
@@ -274,7 +285,7 @@ class Chat:
         try:
             return messages, self._places(messages, own, whole, last_prompt, tools)
         except DataError:
-            split = [dict(_split(message)) for message in messages]
+            split = [dict(self._split(message)) for message in messages]
             if split != messages and self.template.render(split, False, tools) == whole:
                 return split, self._places(split, own, whole, last_prompt, tools)
             if len(own) > 1 or not (place := self._reasoned_place(split[own[0]], whole, last_prompt)):
@@ -352,14 +363,6 @@ def common_length(one: str, other: str) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _split(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The message with the reasoning inside its content as `reasoning_content`."""
-    if message["role"] != "assistant" or message.get("reasoning_content"):
-        return message
-    match = _INLINE.fullmatch(message.get("content") or "")
-    return {**message, "reasoning_content": match[1].strip("\n"), "content": match[2]} if match else message
 
 
 def _variants(content: str) -> list[str]:

@@ -218,7 +218,7 @@ class Encoder(TemplateTokens):
         """Raw text, and EOS."""
         if response.tokens is not None:
             row = self._sampled(response, False)
-            return replace(row, mask=(bool(self.bos) and any(row.mask[:1]), *row.mask[1:]))
+            return row if self.bos else replace(row, mask=(*(False for _ in row.mask[:1]), *row.mask[1:]))
         tokens = (*self.text(response.text), self.eos)
         # Without a BOS token nothing predicts the first token.
         return ResponseTokens(tokens, (bool(self.bos), *(True for _ in tokens[1:])))

@@ -380,3 +380,16 @@ def test_tools_and_calls_that_the_template_drops_are_counted() -> None:
     made = encoder("{{ tools | string }}" + writes)
     (row,) = encoded(made.encode(group, 500)).rows
     assert len(counted(made, row)) == 2 and "add" in counted(made, row)[0] and not made.counts
+
+
+def test_an_answer_about_the_tag_is_no_reasoning() -> None:
+    said = assistant("The tag </think> closes a block.")
+    made = Encoder(encoder(CHATML).tokenizer, ChatOptions(reasoning="keep"))
+    (row,) = encoded(made.encode(Group((user("q"),), (Response(messages=(said,)),)), 200)).rows
+    assert made.tokenizer.decode(row.tokens) == "The tag </think> closes a block.<|im_end|>"
+
+
+def test_raw_tokens_without_a_bos_token_have_nothing_before_the_first() -> None:
+    made = encoder()
+    rows = encoded(made.encode(Group((), (words(3), Response(text="", tokens=()))), 100)).rows
+    assert [row.mask for row in rows] == [(False, True, True), ()]
