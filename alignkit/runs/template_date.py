@@ -13,6 +13,7 @@ from pathlib import Path
 from alignkit.data.chat_templates import TEMPLATES
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import write_json
+from alignkit.models.hub import locate
 
 FILES = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
 CALL = "strftime_now"  # the function that gives templates the time
@@ -33,7 +34,8 @@ def template_date(folder: Path) -> str:
 def writes_date(source: str, revision: str | None, template: str | None, folder: Path) -> bool:
     """Whether the chat template asks for the time. It does not need the model's weights.
 
-    source: the base model, a folder or a hub id. template: `model.chat_template`. folder: the recipe's.
+    source: the base model, a folder or a hub id. template: `model.chat_template`. folder: the recipe's. Raises RunFailed
+    if the model can be found nowhere.
     """
     if template is not None:
         file = folder / template
@@ -43,6 +45,7 @@ def writes_date(source: str, revision: str | None, template: str | None, folder:
 
 def _template_files(source: str, revision: str | None) -> Iterator[Path]:
     """The files of a model that may hold chat templates."""
+    source = locate(source, revision)  # in seconds; the hub's own client would retry each file for half a minute
     folder = Path(source)
     if folder.is_dir():
         yield from (folder / name for name in FILES if (folder / name).is_file())
@@ -53,5 +56,5 @@ def _template_files(source: str, revision: str | None) -> Iterator[Path]:
     for name in FILES:
         try:
             yield Path(hf_hub_download(source, name, revision=revision))
-        except (OSError, ValueError):  # the file does not exist, or there is neither a network nor a copy
+        except (OSError, ValueError):  # the file does not exist
             continue
