@@ -66,7 +66,7 @@ class ResponseOptions(Options):
         return list(self._notes)
 
     def described(self) -> str:
-        """The options in words: `temperature 0.7, max_new_tokens 32 (left out: as in stage align)`."""
+        """The options in words: `temperature 0.7, max_new_tokens 32 (what is not set: as in stage align)`."""
         text = ", ".join(f"{key} {value}" for key, value in self.sampling().items())
         return f"{text} (left out: as in {self._followed})" if self._followed else text
 

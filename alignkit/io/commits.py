@@ -43,9 +43,13 @@ def _commit(kind: Kind, name: str, revision: str | None) -> str | None:
 def _cached_commit(kind: Kind, name: str, revision: str | None) -> str | None:
     """The commit of the copy in the hub's cache; the revision itself if there is none, or several."""
     from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
+    try:
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
+    except HFValidationError:  # no id at all; whoever loads it says so
+        return revision
     reference = folder / "refs" / (revision or "main")
     if reference.is_file():
         return reference.read_text(encoding="utf-8").strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ def check_chat(encoder: Encoder, base: str) -> list[str]:
 
 def _facts(encoder: Encoder) -> Iterator[str]:
     chat = encoder.chat
+    for name in chat.options.template_kwargs:
+        if not re.search(rf"\b{re.escape(name)}\b", chat.template.source()):
+            yield f"the chat template does not use '{name}' of model.chat_template_kwargs"
     if not chat.shape.close:
         end = encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn[-1])
         yield f"the chat template writes no end of turn, so responses end with {end}"

@@ -76,7 +76,7 @@ def check_safetensors(file: Path) -> None:
         with file.open("rb") as start:
             pointer = start.read(100).startswith(b"version https://git-lfs")
         help = "it is a Git LFS pointer; run `git lfs pull` in its folder" if pointer else AGAIN
-        raise RunFailed(f"{file} is no readable safetensors file ({error})\nhelp: {help}") from error
+        raise RunFailed(f"{file} is not a readable safetensors file ({error})\nhelp: {help}") from error
 
 
 def check_finite(source: Any, weights: dict[str, Tensor]) -> None:

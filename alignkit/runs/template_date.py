@@ -34,8 +34,8 @@ def template_date(folder: Path) -> str:
 def writes_date(source: str, revision: str | None, template: str | None, folder: Path) -> bool:
     """Whether the chat template asks for the time. It does not need the model's weights.
 
-    source: the base model, a folder or a hub id. template: `model.chat_template`. folder: the recipe's. Raises RunFailed
-    if the model can be found nowhere.
+    source: the base model, a folder or a hub id. template: `model.chat_template`. folder: the recipe's.
+    Raises RunFailed if the model can be found nowhere.
     """
     if template is not None:
         file = folder / template

@@ -87,6 +87,12 @@ def test_responses_must_be_able_to_end() -> None:
     assert fresh.eos == fresh.end_of_turn[-1] and fresh.end_ids == {fresh.eos}
 
 
+def test_an_argument_that_the_template_does_not_use_is_reported() -> None:
+    kwargs = {"enable_thinking": False, "enable_thinkin": False}
+    (fact,) = checked(SWITCHED, template_kwargs=kwargs)
+    assert fact == "the chat template does not use 'enable_thinkin' of model.chat_template_kwargs"
+
+
 def test_the_date_is_reported() -> None:
     dated = "{{ strftime_now('%Y') + '\n' }}" + CHATML
     assert checked(dated, date="2026-01-31") == ["the chat template writes a date: 2026-01-31"]

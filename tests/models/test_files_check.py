@@ -79,9 +79,9 @@ def not_a_number(folder: Path) -> None:
     ("damage", "problem", "remedy"),
     [
         (pickled, "its weights in pytorch_model.bin, a pickle", "save_pretrained"),
-        (truncated, f"{WEIGHTS} is no readable safetensors file", "again"),
-        (text, f"{WEIGHTS} is no readable safetensors file", "git lfs pull"),
-        (empty, f"{WEIGHTS} is no readable safetensors file", "again"),
+        (truncated, f"{WEIGHTS} is not a readable safetensors file", "again"),
+        (text, f"{WEIGHTS} is not a readable safetensors file", "git lfs pull"),
+        (empty, f"{WEIGHTS} is not a readable safetensors file", "again"),
         (incomplete, "index.json names model-2.safetensors, which is not in the folder", "again"),
         (without_weights, f"no weights: neither {WEIGHTS} nor", "copy the weights"),
         (without_configuration, "has no config.json", "a transformers model"),
@@ -133,7 +133,7 @@ FILE = "adapter_model.safetensors"
         (of_another_base, "is an adapter for the base model 'other/model'"),
         (with_other_names, "this adapter does not fit the recipe's model.base or model.lora"),
         (infinite, "infinite or not a number"),
-        (cut, f"{FILE} is no readable safetensors file"),
+        (cut, f"{FILE} is not a readable safetensors file"),
         (gone, f"there is no file .*{FILE}"),
     ],
 )

@@ -329,7 +329,7 @@ def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) ->
     artifact = followed.run(context(models, tmp_path))
     lines = artifact.text.splitlines()
     assert lines[:2] == [
-        "sampled with max_new_tokens 9, temperature 0.7 (left out: as in stage align)",
+        "sampled with max_new_tokens 9, temperature 0.7 (what is not set: as in stage align)",
         "no penalty here",
     ]
     assert models.measured[-1] == ("sft", 0.7)  # the KL is that of the distribution that was sampled

@@ -56,7 +56,7 @@ def options(found: Recipe, stage: str) -> Any:
 def test_a_step_samples_as_the_first_online_stage_among_its_policies(tmp_path: Path) -> None:
     found = recipe(tmp_path)
     assert options(found, "report").sampling() == {**BEST, "temperature": 0.5}
-    assert options(found, "report").described().endswith("(left out: as in stage best)")
+    assert options(found, "report").described().endswith("(what is not set: as in stage best)")
     assert options(found, "choice").sampling() == {"max_new_tokens": 40, "temperature": 0.0, "top_k": 50}
     # A policy that is trained offline: as in the recipe's first online stage, although that runs later.
     assert options(found, "labels").sampling() == BEST

@@ -153,6 +153,7 @@ def test_without_a_network_the_cached_copy_tells_the_commit(tmp_path: Path, monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert Commits("dataset")("org/set", None) is None and Commits("dataset")("org/set", "v1") == "v1"
+    assert Commits("dataset")("./no folder", None) is None  # which is no id, as loading it says
     copy = tmp_path / "datasets--org--set"
     (copy / "snapshots" / ("d" * 40)).mkdir(parents=True)
     assert Commits("dataset")("org/set", None) == "d" * 40
