@@ -68,7 +68,7 @@ class ResponseOptions(Options):
     def described(self) -> str:
         """The options in words: `temperature 0.7, max_new_tokens 32 (what is not set: as in stage align)`."""
         text = ", ".join(f"{key} {value}" for key, value in self.sampling().items())
-        return f"{text} (left out: as in {self._followed})" if self._followed else text
+        return f"{text} (what is not set: as in {self._followed})" if self._followed else text
 
     @classmethod
     def _keys(cls) -> list[str]:
