@@ -4,8 +4,9 @@ As in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, eq. 2), the reward of a
 and the last token also receives the score. Advantages are GAE's, from a value role; both losses are clipped.
 InstructGPT's pretraining mix (ptx) is the stage's `mix`.
 The level of a reward does not matter. InstructGPT shifts scores so that demonstrations score 0 on average; here they
-are centered on the mean of their prompt's samples or, with one sample per prompt, of the stage's first iteration, as in
-Ziegler et al. 2019 (arXiv:1909.08593, section 2.1).
+are centered on the mean of the stage's first iteration, as in Ziegler et al. 2019 (arXiv:1909.08593, section 2.1).
+With `group_baseline` they are centered on the mean of their prompt's K samples. That has less noise, but makes the
+reward (K - 1) / K as large next to the KL penalty.
 Differs from InstructGPT: `lam` is 1. Values that start at zero do not know what a partial response is worth, so below 1
 the score of a response would count more in its last tokens than in its first. The clip range suits LoRA.
 """
@@ -73,10 +74,8 @@ class PPO(Algorithm):
         whiten_advantages: bool = Field(
             True, description="scale advantages to mean 0 and variance 1 over the iteration's tokens"
         )
-        group_baseline: bool | None = Field(
-            None,
-            description="subtract the mean score of a prompt's samples; default: if there are several; values then "
-            "start near zero",
+        group_baseline: bool = Field(
+            False, description="subtract the mean score of a prompt's samples; values then start near zero"
         )
         center_scores: bool = Field(
             True, description="without a group baseline: subtract the mean score of the stage's first iteration"
@@ -106,7 +105,7 @@ class PPO(Algorithm):
             reference_logprobs=True,
             values=True,
             shared_values=o.shared_value,
-            centered_values=o.center_scores or o.group_baseline is not False,
+            centered_values=o.center_scores or o.group_baseline,
             entropy=True if o.entropy_coefficient else "reported",
             min_samples=2 if o.group_baseline else 1,
         )
@@ -136,8 +135,7 @@ class PPO(Algorithm):
         o, scores = self.options, rollouts.rewards
         if o.score_clip is not None:
             scores = scores.clamp(-o.score_clip, o.score_clip)
-        several = bool(len(scores)) and bool(F.group_size(rollouts.group_index).max() > 1)
-        if several if o.group_baseline is None else o.group_baseline:
+        if o.group_baseline:
             # As in GRPO: how hard a prompt is says nothing about which of its responses is better.
             return F.centered_advantages(scores, rollouts.group_index)
         if not o.center_scores or not len(scores):

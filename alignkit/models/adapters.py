@@ -7,6 +7,7 @@ so selecting an adapter costs nothing and has no side effects.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ class Adapters:
             state[SCORE] = head.detach().cpu().contiguous()
         facts = {"format": "pt"} | ({} if unread is None else {UNREAD: str(unread)})
         save_file(dict(sorted(state.items())), folder / WEIGHTS, metadata=facts)
+        _sort_facts(folder / WEIGHTS)
         config.save_pretrained(folder)
 
     def _inject(self, adapter: str, seed: int) -> None:
@@ -243,3 +245,16 @@ def _forward_with_merged_weight(self: Any, *args: Any, **kwargs: Any) -> Any:
     """The base layer with the active adapter merged into the wrapped weight for this pass, as peft does it."""
     with self._activate_lora([] if self.alignkit_active.name is None else [self.alignkit_active.name]):
         return self.base_layer(*args, **kwargs)
+
+
+def _sort_facts(file: Path) -> None:
+    """Sort the metadata of a safetensors file, which are in random order: equal weights must be equal bytes."""
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        facts = header.pop("__metadata__", {})
+        text = json.dumps({"__metadata__": dict(sorted(facts.items())), **header}, separators=(",", ":"))
+        if len(text.encode()) > size:
+            raise RunFailed(f"{file} cannot be written with sorted metadata")  # impossible: the same text, reordered
+        stream.seek(8)
+        stream.write(text.encode().ljust(size))
