@@ -23,7 +23,7 @@ def sample_policies(
     """One group per prompt with the answers of all policies, in order.
 
     Every policy samples from the same random streams, so equal policies give equal answers. A prompt is left out for
-    all policies if one of them has no room for an answer. `sampling` takes the keys of a recipe's `rollout`.
+    all policies if any policy has no room for an answer. `sampling` takes the keys of a recipe's `rollout`.
     """
     answers = []
     for number, policy in enumerate(policies, 1):

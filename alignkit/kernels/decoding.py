@@ -131,7 +131,7 @@ class Decoding:
         self._masks.clear()
 
     def _on_device(self, keep: Sequence[int], prefill: KeyValues) -> Tensor:
-        """Indices of rows, where the cache is."""
+        """Indices of rows, on the cache's device."""
         held = next(iter((self.cache.layers or prefill).values()), None)
         return torch.tensor(list(keep), dtype=torch.int64, device=held[0].device if held is not None else None)
 

@@ -205,7 +205,7 @@ class Chat:
         places: Sequence[Place | None],
         tools: Sequence[Any],
     ) -> Conversation:
-        """The conversation with its turns, from the last one back."""
+        """The conversation with its turns, located from the end."""
         if places[-1] is None:
             raise DataError("the chat template does not end a turn that calls tools")
         text, turns = self._last_turn(messages[own[-1]], whole, last_prompt, places[-1])

@@ -160,7 +160,7 @@ def _broken(value: Any, pattern: re.Pattern[str]) -> Any:
 
 
 def _merge_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put every system message in front of the next user turn, or behind the last one if no user speaks next."""
+    """Put every system message in front of the next user turn, or behind the user turn before if no user follows."""
     merged: list[dict[str, Any]] = []
     pending: list[str] = []
     for message in messages:

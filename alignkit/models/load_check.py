@@ -71,7 +71,7 @@ CHANGES = (
 def why_not_packable(model: CheckedModel, base: str) -> str:
     """Return why the base model (role `base`) cannot use packed rows; empty if it can.
 
-    Which token sees which is checked by bits, in the model's own precision. What they compute is checked in fp32.
+    Which token sees which is checked by bits, in the model's own precision. The values are checked in fp32.
     """
     # Ids from the whole vocabulary: the first ones are often special tokens with huge activations, which amplify
     # rounding errors.

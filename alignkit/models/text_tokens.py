@@ -16,7 +16,7 @@ from alignkit.errors import RunFailed
 from alignkit.models.chat_template import BREAK
 
 Ids = tuple[int, ...]
-# Characters that no tokenizer merges with what follows; a piece is read after one of them.
+# Characters that no tokenizer merges with what follows; a piece is read after an anchor.
 ANCHORS = ("\n", ":", "]", "a")
 
 

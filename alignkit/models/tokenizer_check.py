@@ -26,7 +26,7 @@ def check_ids(tokenizer: Any, rows: int, source: str) -> None:
     for word, number in sorted(tokenizer.get_vocab().items()):
         if number in words:
             raise RunFailed(
-                f"{source}: the tokenizer gives the id {number} to two tokens, {words[number]!r} and {word!r}\n"
+                f"{source}: two tokens have the id {number}, {words[number]!r} and {word!r}\n"
                 "help: use the tokenizer that belongs to the model"
             )
         words[number] = word

@@ -82,7 +82,7 @@ def _of_present(shares: Sequence[float], rows: Sequence[Sequence[int]]) -> list[
 def apportioned(draws: int, shares: Sequence[float]) -> list[int]:
     """Whole numbers that sum to `draws`, in proportion to shares that sum to 1 (the method of Webster).
 
-    More draws give no source fewer, so that an epoch's counts are differences of these.
+    With more draws, no source has fewer, so that an epoch's counts are differences of these.
     """
     # Webster's method rounds each quota to within half the number of sources; it adds one draw at a time from there.
     counts = [max(0, int(draws * share) - len(shares)) for share in shares]
