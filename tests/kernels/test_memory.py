@@ -73,6 +73,7 @@ def test_without_glibc_nothing_is_trimmed(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.skipif(capabilities.glibc("malloc_trim") is None, reason="only glibc retains freed memory")
 def test_gaps_between_live_tensors_are_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "GROWTH", 50 * 2**20)
+    memory.trim()  # else the tensors fit into what earlier tests have freed, and the process does not grow
     growth = TrimOnGrowth()
     assert not growth.check()
     tensors = [torch.ones(16_000) for _ in range(4000)]  # 64 kB each: too small for mappings of their own
