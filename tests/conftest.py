@@ -24,6 +24,17 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """A second thread makes tiny models slower, much slower on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     default = Path(__file__).parent / "golden"
     parser.addoption("--golden", type=Path, default=default, metavar="DIR", help="known answers to test against")

@@ -7,7 +7,6 @@ The model answers a few letters and then ends, so a policy that learns the level
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +25,7 @@ from benchmarks.levels import on_policy, overrides
 EVERY = [(name, None) for name in on_policy()] + [("ppo", 1), ("reinforce_pp", 1)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 Weights = dict[str, torch.Tensor]

@@ -7,7 +7,7 @@ the wrong place ends elsewhere. Distributions come from the saved model by its o
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -30,13 +30,7 @@ WITHIN = 0.02  # total variation
 TEMPLATE = "{% for m in messages %}{{ m['content'] + ('<end>' if m['role'] == 'assistant' else '<q>') }}{% endfor %}"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A second thread makes models of this size slower, much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ vanishes is solved for here from all groups of K samples, in float64 and without
 iteration and RAFT learn the distributions that their selections have.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations_with_replacement
 from math import factorial
 from pathlib import Path
@@ -20,14 +20,7 @@ from torch import Tensor
 
 from alignkit.data.group import read_groups
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A second thread makes models of this size slower, much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

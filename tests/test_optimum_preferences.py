@@ -5,7 +5,7 @@ SimPO, ORPO and CPO have none; there the end must be a stationary point: the lea
 another optimiser over a plain table of probabilities. KTO and HIR's contrast are only tested for their direction.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -24,13 +24,7 @@ from alignkit.data.group import read_groups, write_groups
 COPIES = 40  # of the one group in a data set
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A second thread makes models of this size slower, much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partialmethod
 
 import pytest
-import torch
 from architectures import ARCHITECTURES, UNPACKED, load, make
 
 from alignkit.kernels import tiled_attention
@@ -16,12 +14,8 @@ from alignkit.models.shared_model import SharedModel
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A second thread makes models of this size slower, much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """All models here are small."""
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))

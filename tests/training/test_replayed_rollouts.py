@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from watched import STILL, Watched, online, prompts, texts, tokens
 
 HALF = """
@@ -18,13 +16,7 @@ def reward(completions):
 PYTHON = {"python": {"path": "reward.py", "function": "reward"}}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """A second thread makes models of this size slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_earlier_iterations_are_offered_as_they_were_selected_from(tmp_path: Path) -> None:
