@@ -39,6 +39,15 @@ Place = tuple[int, int]  # characters [begin, end)
 
 
 @dataclass(frozen=True)
+class OpenPrompt:
+    """A rendered prompt. raw: as the template writes it, without a block that `reasoning` adds. messages: prepared."""
+
+    text: str
+    raw: str
+    messages: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Turn:
     """An assistant turn: characters [start, end) of the conversation's text, with the end of turn.
 
@@ -62,15 +71,14 @@ class Conversation:
 class Shape:
     """What a template writes around an answer, seen on an example.
 
-    prompt, whole: the example. answer: place of the answer in `whole`. header: from the user's words to the answer's
-    place in the prompt. lead: between the prompt and the answer. close: from the answer through the end of turn; empty
-    if the template writes none. tail: the rest. removed, block: the end of the prompt that an empty block replaces, and
-    the block; both empty if the template knows no reasoning.
+    prompt, whole: the example. header: from the user's words to the answer's place in the prompt. lead: between the
+    prompt and the answer. close: from the answer through the end of turn; empty if the template writes none. tail: the
+    rest. removed, block: the end of the prompt that an empty block replaces, and the block; both empty if the template
+    knows no reasoning.
     """
 
     prompt: str
     whole: str
-    answer: int
     header: str
     lead: str
     close: str
@@ -112,7 +120,6 @@ class Chat:
         return Shape(
             prompt,
             whole,
-            place,
             header=prompt[prompt.rfind(QUESTION) + len(QUESTION) :],
             lead=lead,
             close=rest[:size],
@@ -138,13 +145,16 @@ class Chat:
 
     def prompt(self, messages: Messages, tools: Sequence[Any] = (), *, answering: bool = False) -> str:
         """Render a prompt up to the assistant's words. answering: close a block of reasoning that it opens."""
-        return self.prompts(messages, tools, answering=answering)[0]
+        return self.open(messages, tools, answering=answering).text
 
-    def prompts(self, messages: Messages, tools: Sequence[Any] = (), *, answering: bool = False) -> tuple[str, str]:
-        """The prompt, and the prompt as the template writes it; see `prompt`."""
+    def open(self, messages: Messages, tools: Sequence[Any] = (), *, answering: bool = False) -> OpenPrompt:
+        """Render a prompt up to the assistant's words; see `prompt`."""
+        prepared = self._prepared(messages)
         with time_limit():
-            raw = self.template.render(self._prepared(messages), True, tools)
-        return (self._answering(raw) if answering or self.options.reasoning == "empty" else raw), raw
+            raw = self.template.render(prepared, True, tools)
+        return OpenPrompt(
+            self._answering(raw) if answering or self.options.reasoning == "empty" else raw, raw, prepared
+        )
 
     def _answering(self, prompt: str) -> str:
         """The prompt with an empty block of reasoning at its end."""
@@ -173,21 +183,16 @@ class Chat:
 
     # Conversations
 
-    def conversation(
-        self, prompt: Messages, answers: Messages, tools: Sequence[Any] = (), raw_prompt: str = ""
-    ) -> Conversation:
+    def conversation(self, prompt: OpenPrompt, answers: Messages, tools: Sequence[Any] = ()) -> Conversation:
         """Render a prompt with the turns after it, the last of which is the assistant's.
 
-        raw_prompt: the second of `prompts`, if it is known. Raises DataError if the template changes or drops text that
-        would be learned, unless `reasoning` allows it.
+        Raises DataError if the template changes or drops text that would be learned, unless `reasoning` allows it.
         """
-        before = self._prepared(prompt)
-        messages, first = [*before, *self._prepared(answers)], len(before)
+        messages, first = [*prompt.messages, *self._prepared(answers)], len(prompt.messages)
         own = [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
         with time_limit():
             whole = self.template.render(messages, False, tools)
-            known = raw_prompt if own[-1] == first else ""
-            last_prompt = known or self.template.render(messages[: own[-1]], True, tools)
+            last_prompt = prompt.raw if own[-1] == first else self.template.render(messages[: own[-1]], True, tools)
             messages, places = self._located(messages, own, whole, last_prompt, tools)
             return self._conversation(messages, own, whole, last_prompt, places, tools)
 

@@ -106,10 +106,11 @@ def _follows_with(encoder: Encoder, switch: dict[str, Any]) -> bool:
 def _shared_token(encoder: Encoder) -> tuple[str, str] | None:
     """The example's prompt and its whole text if a token of the text covers the prompt's end."""
     question, answer = [{"role": "user", "content": QUESTION}], {"role": "assistant", "content": ANSWER}
-    prompt = encoder.chat.prompt(question)
+    opened = encoder.chat.open(question)
+    prompt = opened.text
     if encoder.chat.options.reasoning == "keep" and prompt.rfind(OPEN) > prompt.rfind(CLOSE):
         answer["reasoning_content"] = "Two and two."  # an empty block may share its line break with the prompt
-    whole = encoder.chat.conversation(question, [answer]).text
+    whole = encoder.chat.conversation(opened, [answer]).text
     alone, together = encoder.rendered.ids(prompt), encoder.rendered.ids(whole)
     return None if together[: len(alone)] == alone else (prompt, whole)
 

@@ -28,6 +28,7 @@ KEYS = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call
 MERGED = "\n\n"  # between a merged system message and the user's words
 
 UNKNOWN_DATE = "it computes the format of its date, which alignkit cannot fix"
+_limited: list[bool] = []  # holds True inside a `time_limit`
 _DATE_CALL = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
 
 
@@ -193,8 +194,11 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def time_limit() -> Iterator[None]:
-    """Raise TemplateTimeout after SECONDS; only the main thread of a Unix process can be interrupted."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+    """Raise TemplateTimeout after SECONDS; only the main thread of a Unix process can be interrupted.
+
+    Inside another limit it does nothing: setting a timer takes as long as a short rendering.
+    """
+    if _limited or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
@@ -203,8 +207,10 @@ def time_limit() -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    _limited.append(True)
     try:
         yield
     finally:
+        _limited.clear()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

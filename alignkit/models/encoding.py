@@ -26,7 +26,7 @@ from typing import Any
 from alignkit.data.group import Group, Pair, Response, preview, resolved_pairs
 from alignkit.errors import DataError
 from alignkit.models.chat import Conversation, Turn, has_names
-from alignkit.models.chat_template import ChatOptions
+from alignkit.models.chat_template import ChatOptions, time_limit
 from alignkit.models.template_tokens import PromptTokens, TemplateTokens
 from alignkit.models.text_tokens import Ids
 
@@ -159,11 +159,13 @@ class Encoder(TemplateTokens):
         return ids[: max_length - len(self.closing)] + self.closing
 
     def _plan(self, group: Group) -> _Plan:
-        prompt, raw = self.chat.prompts(group.prompt, group.tools)
-        responses = group.responses
-        return _Plan(
-            prompt, tuple(None if r.tokens is not None else self._conversation(group, r, raw) for r in responses)
-        )
+        with time_limit():
+            prompt = self.chat.open(group.prompt, group.tools)
+            found = (
+                None if r.tokens is not None else self.chat.conversation(prompt, _answers(r), group.tools)
+                for r in group.responses
+            )
+            return _Plan(prompt.text, tuple(found))
 
     def ahead(self, groups: Sequence[Group], max_length: int, *, scoring: bool = False) -> None:
         """Render groups and tokenize their texts on all cores; the next calls of `encode` with them are faster."""
@@ -239,10 +241,6 @@ class Encoder(TemplateTokens):
             tokens, written = (tokens[:-1], written[:-1]) if ended else (tokens, written)
         end = self.closing[len(self.end_of_turn) :] if ended and self.chat.shape.close else self.closing
         return ResponseTokens(tokens + end, written + (True,) * len(end))
-
-    def _conversation(self, group: Group, response: Response, raw_prompt: str) -> Conversation:
-        """The group's prompt with a response, up to the assistant's last turn."""
-        return self.chat.conversation(group.prompt, _answers(response), group.tools, raw_prompt)
 
     def _rendered(
         self,

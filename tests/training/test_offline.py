@@ -12,7 +12,7 @@ import yaml
 from alignkit.data import sources
 from alignkit.data.group import Group, Response
 from alignkit.errors import DataError
-from alignkit.models.chat import Chat
+from alignkit.models.chat import Chat, OpenPrompt
 from alignkit.models.examples import Examples
 from alignkit.recipe.load import load_recipe
 from alignkit.runs import data, run
@@ -98,15 +98,15 @@ def test_rows_that_the_template_refuses_follow_on_bad_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rows: int
 ) -> None:
     """One rule for data of any size: all refused rows are named before the first step, or left out and counted."""
-    whole = Chat.prompts
+    whole = Chat.open
 
-    def refusing(self: Chat, messages: Any, tools: Any = (), **options: Any) -> tuple[str, str]:
+    def refusing(self: Chat, messages: Any, tools: Any = (), **options: Any) -> OpenPrompt:
         if messages[0]["content"] in ("is it 1?", "is it 3?"):
             raise DataError("the chat template refuses the conversation: odd numbers")
         return whole(self, messages, tools, **options)
 
     monkeypatch.setattr(offline, "EAGER_ROWS", rows)
-    monkeypatch.setattr(Chat, "prompts", refusing)
+    monkeypatch.setattr(Chat, "open", refusing)
     with pytest.raises(DataError, match=r"2 bad rows:\n  \S*rows.jsonl:2: the chat .*\n  \S*rows.jsonl:4: the chat"):
         trained(tmp_path, demonstrations(4), "ahead")
     summary = trained(tmp_path, demonstrations(4), data={"path": "rows.jsonl", "on_bad_row": "skip"})
