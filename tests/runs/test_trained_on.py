@@ -1,4 +1,4 @@
-"""An evaluation on prompts that a policy was trained on says so, with their number."""
+"""An evaluation on prompts that a policy or a reward model was trained on says so, with their number."""
 
 from __future__ import annotations
 
@@ -83,6 +83,29 @@ stages:
     record = json.loads((tmp_path / "run" / "report" / "stage.json").read_text())
     warning = "warning: 2 of 4 prompts are training data (2 by sft)"
     assert warning in record["summary"]["notes"] and warning in record["text"]
+
+
+def test_an_evaluation_by_a_reward_model_that_knows_the_prompts_warns(tmp_path: Path) -> None:
+    pairs = [json.dumps({"prompt": f"question {n}", "chosen": "yes", "rejected": "no"}) for n in range(3)]
+    asked = [json.dumps({"prompt": f"question {n}"}) for n in range(2, 6)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs) + "\n")
+    (tmp_path / "asked.jsonl").write_text("\n".join(asked) + "\n")
+    (tmp_path / "recipe.yaml").write_text(
+        """
+model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}
+stages:
+  liked: {algorithm: reward_model, data: pairs.jsonl}
+  report:
+    step: evaluate
+    policies: [base]
+    rewards: [{weighted_sum: {rewards: {liked: liked}, weights: {liked: 1}}}]
+    prompts: asked.jsonl
+    max_new_tokens: 2
+"""
+    )
+    run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
+    notes = json.loads((tmp_path / "run" / "report" / "stage.json").read_text())["summary"]["notes"]
+    assert "warning: 1 of 4 prompts are training data (1 by liked)" in notes
 
 
 def test_a_dialogue_is_recognized_by_its_last_question(tmp_path: Path) -> None:
