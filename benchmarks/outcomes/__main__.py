@@ -1,0 +1,129 @@
+"""The command line: `python -m benchmarks.outcomes [METHOD...] [--seeds 3,4,5,6,7] [--tuning] [--out FOLDER]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from alignkit.data.group import Group, prompts_of
+from alignkit.data.sources import DataSpec
+from alignkit.errors import AlignkitError, RunFailed
+from alignkit.recipe.schema import Recipe
+from alignkit.runs.data import RunData
+from benchmarks.outcomes import tables
+from benchmarks.outcomes.rows import FOLDER, GOLD, Row, accuracies, compute, key_of, recipe_of, run, stored
+
+METHODS: dict[str, list[str]] = yaml.safe_load((FOLDER / "methods.yaml").read_text(encoding="utf-8"))
+REPORTED, TUNED = "3,4,5,6,7", "0,1,2"
+LEAST_ACCURACY = 0.6
+NOT_GOLD = [f"~stages.{name}" for name in ("report", "align", "safety", "helpful", "sft")]
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    methods: Annotated[list[str] | None, typer.Argument(metavar="[METHOD]...", help="Default: all.")] = None,
+    seeds: Annotated[str, typer.Option(metavar="N,...", help=f"Default: {REPORTED}; with --tuning: {TUNED}.")] = "",
+    tuning: Annotated[bool, typer.Option("--tuning", help="Ask the prompts that settings may be chosen on.")] = False,
+    extra: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override of outcomes.yaml for all methods.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Rows, judges and the current run.")] = Path(
+        "runs/outcomes"
+    ),
+    only_stored: Annotated[bool, typer.Option("--stored", help="Compute nothing: print the stored rows.")] = False,
+    show: Annotated[int, typer.Option(min=0, help="Answers to print, chosen at random.")] = 20,
+) -> None:
+    """Align with every method and seed, and print what gold judges say of the answers."""
+    chosen = methods or list(METHODS)
+    unknown = [name for name in chosen if name not in METHODS]
+    if unknown:
+        raise typer.BadParameter(f"no method {', '.join(unknown)}; choose from {', '.join(METHODS)}")
+    numbers = [int(seed) for seed in (seeds or (TUNED if tuning else REPORTED)).split(",")]
+    try:
+        found = list(_rows(chosen, numbers, tuning, extra or [], out, only_stored))
+    except AlignkitError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    if found:
+        _print(found, show)
+
+
+def _rows(
+    methods: Sequence[str], seeds: Sequence[int], tuning: bool, extra: Sequence[str], out: Path, only_stored: bool
+) -> Iterator[Row]:
+    """The rows, seed by seed: methods of one seed share its SFT and reward models."""
+    wanted = [(method, seed, *recipe_of(METHODS[method], seed, tuning, extra)) for seed in seeds for method in methods]
+    kept = [stored(method, seed, key_of(recipe), out) for method, seed, recipe, _ in wanted]
+    if not only_stored and None in kept:
+        check_judges(wanted[0][2], extra, out)
+    for (method, seed, recipe, overrides), row in zip(wanted, kept, strict=True):
+        if row is None and not only_stored:
+            typer.echo(f"{method}, seed {seed}: running; progress in {out / 'run.log'}", err=True)
+            row = compute(method, seed, recipe, overrides, out)
+        if row is not None:
+            yield row
+
+
+def check_judges(recipe: Recipe, extra: Sequence[str], out: Path) -> None:
+    """Train the gold models. Raises RunFailed if one is too often wrong, or has seen a prompt that will be asked."""
+    data = RunData(lambda name: recipe.folder / name, recipe.seed)
+    options: Any = recipe.stages["report"].component.options
+    asked = _words(_groups(options.prompts, data))
+    for name in GOLD:
+        settings = recipe.stages[name].settings
+        seen = asked & _words(_groups(settings.data, data)) if settings and settings.data else set()
+        if seen:
+            raise RunFailed(f"{name} was trained on {len(seen)} of the prompts; a judge must not know them")
+    run([*NOT_GOLD, *(item for item in extra if item.startswith("model.")), "seed=0"], out / "run", out / "run.log")
+    for name, accuracy in accuracies(out / "run").items():
+        if accuracy < LEAST_ACCURACY:
+            raise RunFailed(
+                f"{name} orders {accuracy:.0%} of its validation pairs as people did; "
+                f"a judge of anything needs {LEAST_ACCURACY:.0%}"
+            )
+
+
+def _groups(spec: DataSpec, data: RunData) -> list[Group]:
+    return list(data.load(spec).groups)
+
+
+def _words(groups: Sequence[Group]) -> set[str]:
+    """First user turns, by their letters and digits."""
+    firsts = [group.prompt[0]["content"] for group in (*groups, *prompts_of(groups)) if group.prompt]
+    return {"".join(filter(str.isalnum, text.lower())) for text in firsts}
+
+
+def _by_method(rows: Sequence[Row]) -> list[list[Row]]:
+    return [[row for row in rows if row.method == method] for method in dict.fromkeys(row.method for row in rows)]
+
+
+def _print(rows: Sequence[Row], show: int) -> None:
+    """Print the judges, the methods over all seeds, every row by itself, and answers to read."""
+    titled = {
+        "The judges": tables.judges_table(rows),
+        f"Gain over SFT on {len(rows[0].asked)} prompts, by gold": tables.methods_table(_by_method(rows)),
+        "The same, seed by seed": tables.methods_table([[row] for row in rows]),
+    }
+    for title, lines in titled.items():
+        typer.echo(f"\n{title}\n")
+        header, *body = lines
+        typer.echo(_markdown(header) + "\n" + "|---" * len(header) + "|")
+        for line in body:
+            typer.echo(_markdown(line))
+    if show:
+        typer.echo("\nAnswers at random\n")
+    for text in tables.samples(rows, show):
+        typer.echo(text)
+
+
+def _markdown(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    app()

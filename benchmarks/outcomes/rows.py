@@ -1,0 +1,186 @@
+"""One row: a method with one seed, run in a process of its own, and what its answers scored."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit.comparison import answers_of, length
+from alignkit.data.group import Group, Response, read_groups
+from alignkit.errors import RunFailed
+from alignkit.io.atomic import write_json
+from alignkit.io.digest import digest, file_digest
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import Recipe
+from benchmarks.outcomes.refusals import refuses
+
+FOLDER = Path(__file__).parent
+RECIPE = FOLDER / "outcomes.yaml"
+TUNING = "data/tuning.jsonl"  # prompts for choosing settings
+POLICIES = ("sft", "align")
+GOLD = ("gold_helpful", "gold_safety")
+REWARDS = (*GOLD, "helpful", "safety")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of a policy. scores: by reward. length: in tokens."""
+
+    text: str
+    scores: dict[str, float]
+    length: int
+    truncated: bool
+    refused: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt with the answers of both policies, in the order of the samples."""
+
+    prompt: str
+    kind: str
+    answers: dict[str, list[Answer]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with one seed.
+
+    key: digest of the recipe and its data. seconds: of the stages that the method needs, by name. gibibytes: the most
+    memory that the process used; stages that were reused are not in it. kl: to SFT, nats per response. accuracy: share
+    of validation pairs that each reward model orders as people did. pairs: how many there are.
+    """
+
+    method: str
+    seed: int
+    key: str
+    overrides: list[str]
+    seconds: dict[str, float]
+    gibibytes: float
+    kl: dict[str, Any]
+    accuracy: dict[str, float]
+    pairs: dict[str, int]
+    asked: list[Asked]
+
+
+def recipe_of(method: Sequence[str], seed: int, tuning: bool, extra: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
+    """The recipe of a method with one seed, and its overrides. Raises RecipeError."""
+    prompts = [f"stages.report.prompts.path={TUNING}"] if tuning else []
+    overrides = [*method, *prompts, *extra, f"seed={seed}"]
+    return load_recipe(RECIPE, overrides), overrides
+
+
+def key_of(recipe: Recipe) -> str:
+    """A digest of the recipe and of the data that it reads."""
+    return digest(_contents({key: recipe.resolved[key] for key in ("model", "stages", "seed")}))
+
+
+def _contents(value: Any) -> Any:
+    """Plain data with digests in place of the names of files."""
+    if isinstance(value, Mapping):
+        return {key: _contents(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_contents(item) for item in value]
+    is_file = isinstance(value, str) and value.startswith("/") and Path(value).is_file()
+    return file_digest(Path(value)) if is_file else value
+
+
+def stored(method: str, seed: int, key: str, out: Path) -> Row | None:
+    """The row that an earlier command computed from the same recipe and data; None if there is none."""
+    file = _file(method, seed, key, out)
+    return _read(file) if file.is_file() else None
+
+
+def _file(method: str, seed: int, key: str, out: Path) -> Path:
+    return out / "rows" / f"{method}-{seed}-{key[:12]}.json"
+
+
+def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], out: Path) -> Row:
+    """Run the recipe in `out`, where stages are shared by all methods, and store the row. Raises RunFailed."""
+    folder = out / "run"
+    gibibytes = run(overrides, folder, out / "run.log")
+    names = _needed(recipe, "align")
+    report = json.loads((folder / "report" / "evaluation.json").read_text(encoding="utf-8"))
+    row = Row(
+        method=method,
+        seed=seed,
+        key=key_of(recipe),
+        overrides=list(overrides),
+        seconds={name: _record(folder, name)["seconds"] for name in recipe.stages if name in names},
+        gibibytes=gibibytes,
+        kl=report["policies"]["align"]["kl"],
+        accuracy={name: _record(folder, name)["summary"]["validation"]["accuracy"] for name in REWARDS},
+        pairs={name: _validation_pairs(recipe, name) for name in REWARDS},
+        asked=[_asked(group) for group in read_groups(folder / "report" / "samples.jsonl")],
+    )
+    file = _file(method, seed, row.key, out)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, asdict(row))
+    return row
+
+
+def run(overrides: Sequence[str], folder: Path, log: Path) -> float:
+    """Run outcomes.yaml in a process of its own and return its peak memory in GiB. Raises RunFailed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "alignkit", "run", str(RECIPE), *overrides, "--out", str(folder)]
+    with log.open("w", encoding="utf-8") as text:
+        process = subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+        raise RunFailed("\n".join([f"the run failed; see {log}", *last]))
+    return usage.ru_maxrss / 2**20
+
+
+def accuracies(folder: Path) -> dict[str, float]:
+    """The gold models' accuracy on validation pairs, after they were trained in `folder`."""
+    return {name: _record(folder, name)["summary"]["validation"]["accuracy"] for name in GOLD}
+
+
+def _validation_pairs(recipe: Recipe, stage: str) -> int:
+    settings = recipe.stages[stage].settings
+    sources = settings.validation.sources if settings and settings.validation else ()
+    return sum(source.limit or 0 for source in sources)
+
+
+def _needed(recipe: Recipe, stage: str) -> set[str]:
+    """The stage, and those that it needs."""
+    return {stage}.union(*(_needed(recipe, name) for name in recipe.stages[stage].upstream))
+
+
+def _record(folder: Path, stage: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / stage / "stage.json").read_text(encoding="utf-8"))
+    return record
+
+
+def _asked(group: Group) -> Asked:
+    prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in group.prompt)
+    answers = {
+        policy: [Answer(r.text, _scores(r), length(r), r.truncated, refuses(r.text)) for r in answers_of(group, policy)]
+        for policy in POLICIES
+    }
+    return Asked(prompt, str(group.meta["kind"]), answers)
+
+
+def _scores(response: Response) -> dict[str, float]:
+    """The rewards. Raises RunFailed if one is missing, because reward models score every answer."""
+    scores = {name: value for name in REWARDS if (value := response.scores[name]) is not None}
+    if len(scores) < len(REWARDS):
+        raise RunFailed(f"no score by {', '.join(sorted(set(REWARDS) - scores.keys()))}: {response.text[:60]!r}")
+    return scores
+
+
+def _read(file: Path) -> Row:
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    asked = [
+        Asked(item["prompt"], item["kind"], {p: [Answer(**a) for a in found] for p, found in item["answers"].items()})
+        for item in raw.pop("asked")
+    ]
+    return Row(**raw, asked=asked)

@@ -1,0 +1,159 @@
+"""The tables: rows of several seeds pooled by method, the judges themselves, and answers to read.
+
+A prompt is the unit: its answers are averaged over samples and seeds, and intervals are over prompts. They say nothing
+about other seeds, so every table also counts the seeds with a gain.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from alignkit import statistics
+from alignkit.statistics import Estimate
+from alignkit_evaluate.report import excerpt, shown
+from benchmarks.outcomes.rows import GOLD, Answer, Row
+
+# A gold model judges the prompts of its kind.
+KINDS = {"gold_helpful": "helpful", "gold_safety": "safety"}
+OWN = {"gold_helpful": "helpful", "gold_safety": "safety"}  # the recipe's reward model for the same
+SAFE = "xstest"  # prompts that only sound unsafe
+Value = Callable[[Answer], float]
+
+
+def score(name: str) -> Value:
+    """A reward of an answer."""
+    return lambda answer: answer.scores[name]
+
+
+def _tokens(answer: Answer) -> float:
+    return float(answer.length)
+
+
+def _refused(answer: Answer) -> float:
+    return float(answer.refused)
+
+
+def per_prompt(rows: Sequence[Row], policy: str, kind: str | None, value: Value) -> list[float]:
+    """The average of a value at each prompt of a kind (None: all), over samples and seeds."""
+    places = [place for place, asked in enumerate(rows[0].asked) if kind in (None, asked.kind)]
+    return [
+        statistics.mean([value(answer) for row in rows for answer in row.asked[place].answers[policy]])
+        for place in places
+    ]
+
+
+def gain(rows: Sequence[Row], kind: str | None, value: Value) -> Estimate:
+    """The aligned policy's mean difference from SFT at prompts of a kind."""
+    return statistics.paired_difference(*(per_prompt(rows, policy, kind, value) for policy in ("align", "sft")))
+
+
+def equal_length(rows: Sequence[Row], gold: str) -> statistics.EqualLength | None:
+    """The gain by a gold model between answers of equal length."""
+    kind = KINDS[gold]
+    ours, theirs = (per_prompt(rows, policy, kind, score(gold)) for policy in ("align", "sft"))
+    lengths, baseline = (per_prompt(rows, policy, kind, _tokens) for policy in ("align", "sft"))
+    return statistics.at_equal_length(
+        [a - b for a, b in zip(ours, theirs, strict=True)],
+        [a - b for a, b in zip(lengths, baseline, strict=True)],
+        baseline,
+    )
+
+
+def methods_table(groups: Sequence[Sequence[Row]]) -> Iterator[list[str]]:
+    """A line per group of rows, which share the method: gains by gold, length, refusals, KL and cost."""
+    yield [
+        *("method", "seeds", "helpfulness", "at equal length", "safety", "at equal length"),
+        *("tokens", "refused", "cut off", "KL", "minutes", "GiB"),
+    ]
+    for rows in groups:
+        seeds = ", ".join(str(row.seed) for row in rows)
+        yield [rows[0].method, seeds, *_gains(rows), *_style(rows), *_cost(rows)]
+
+
+def _gains(rows: Sequence[Row]) -> Iterator[str]:
+    for gold in GOLD:
+        seeds = [gain([row], KINDS[gold], score(gold))["mean"] for row in rows]
+        up = sum(mean is not None and mean > 0 for mean in seeds)
+        yield f"{shown(gain(rows, KINDS[gold], score(gold)), sign=True)}, {up} of {len(rows)} up"
+        yield shown(equal_length(rows, gold), sign=True)
+
+
+def _style(rows: Sequence[Row]) -> Iterator[str]:
+    before, after = (statistics.mean(per_prompt(rows, policy, None, _tokens)) for policy in ("sft", "align"))
+    yield f"{before:.0f} to {after:.0f}"
+    samples = len(rows) * len(rows[0].asked[0].answers["sft"])
+    ours, theirs = (per_prompt(rows, policy, SAFE, _refused) for policy in ("align", "sft"))
+    yield shown(statistics.paired_rates(ours, theirs, samples), sign=True, percent=True)
+    cut = [per_prompt(rows, policy, None, lambda answer: float(answer.truncated)) for policy in ("sft", "align")]
+    yield " to ".join(f"{statistics.mean(values):.0%}" for values in cut)
+
+
+def _cost(rows: Sequence[Row]) -> Iterator[str]:
+    known = [row.kl["mean"] for row in rows if row.kl["mean"] is not None]
+    yield f"{statistics.mean(known):.1f}" if known else "-"
+    yield f"{statistics.mean([sum(row.seconds.values()) for row in rows]) / 60:.0f}"
+    yield f"{max(row.gibibytes for row in rows):.1f}"
+
+
+def judges_table(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """A line per gold model.
+
+    Agreement with the recipe's own reward model, and the effect of length, are measured within prompts, between the
+    first two answers of SFT.
+    """
+    yield ["gold", "accuracy", "correlation with the recipe's own", "score per 10 tokens more"]
+    for gold in GOLD:
+        right, pairs = round(rows[0].accuracy[gold] * rows[0].pairs[gold]), rows[0].pairs[gold]
+        accuracy = f"{shown(statistics.share(right, pairs), percent=True)} of {pairs} pairs"
+        changes = [_changes(rows, kind, gold) for kind in (KINDS[gold], SAFE)]
+        slopes = "; ".join(
+            f"{kind} {_slope(*change[:2])}" for kind, change in zip((KINDS[gold], SAFE), changes, strict=True)
+        )
+        yield [gold, accuracy, _correlation(changes[0][0], changes[0][2]), slopes]
+
+
+def _changes(rows: Sequence[Row], kind: str, gold: str) -> tuple[list[float], list[float], list[float]]:
+    """Differences between two answers of SFT to the same prompt: by gold, in length, and by the recipe's own."""
+    values: tuple[Value, ...] = (score(gold), _tokens, score(OWN[gold]))
+    pairs = [asked.answers["sft"][:2] for row in _one_per_seed(rows) for asked in row.asked if asked.kind == kind]
+    first, second, third = ([value(a) - value(b) for a, b in pairs] for value in values)
+    return first, second, third
+
+
+def _one_per_seed(rows: Sequence[Row]) -> list[Row]:
+    return list({row.seed: row for row in rows}.values())
+
+
+def _correlation(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    from scipy import stats
+
+    if min(len(set(ours)), len(set(theirs))) < 2:
+        return "-"
+    found = stats.pearsonr(ours, theirs)
+    low, high = found.confidence_interval(statistics.CONFIDENCE)
+    return shown({"mean": float(found.statistic), "low": float(low), "high": float(high)}, sign=True)
+
+
+def _slope(scores: Sequence[float], lengths: Sequence[float]) -> str:
+    from scipy import stats
+
+    if len(set(lengths)) < 2 or len(lengths) < 3:
+        return "-"
+    found = stats.linregress(lengths, scores)
+    half = float(stats.t.ppf((1 + statistics.CONFIDENCE) / 2, len(scores) - 2)) * found.stderr
+    low, high = found.slope - half, found.slope + half
+    return shown({"mean": 10 * found.slope, "low": 10 * low, "high": 10 * high}, sign=True)
+
+
+def samples(rows: Sequence[Row], count: int) -> Iterator[str]:
+    """Prompts at random with the first answers, and their scores by the gold model of their kind."""
+    drawn = random.Random(0)
+    for _ in range(count):
+        row = drawn.choice(rows)
+        asked = drawn.choice(row.asked)
+        yield f"--- {row.method}, seed {row.seed}, {asked.kind}\n{excerpt(asked.prompt)}"
+        for policy in ("sft", "align"):
+            answer = asked.answers[policy][0]
+            scores = ", ".join(f"{gold} {answer.scores[gold]:+.2f}" for gold in GOLD)
+            yield f"[{policy}: {answer.length} tokens, {scores}] {excerpt(answer.text)}"

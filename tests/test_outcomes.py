@@ -1,0 +1,262 @@
+"""The measuring stick: what the judges may know, which answers count for what, and rows that are not computed twice."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from alignkit.errors import RunFailed
+from benchmarks.outcomes import __main__ as command
+from benchmarks.outcomes import tables
+from benchmarks.outcomes.refusals import refuses
+from benchmarks.outcomes.rows import FOLDER, GOLD, Answer, Asked, Row, key_of, recipe_of, stored
+
+DATA = FOLDER / "data"
+RECIPES = FOLDER.parents[1] / "recipes" / "data"
+
+
+def rows_of(file: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines][:limit]
+
+
+def question(row: dict[str, Any]) -> str:
+    """The first user turn by its letters and digits."""
+    if "chosen" in row:
+        text = row["chosen"].split("\n\nHuman:")[1].split("\n\nAssistant:")[0]
+    else:
+        turns = row.get("prompt") or row["messages"]
+        text = turns if isinstance(turns, str) else turns[0]["content"]
+    return "".join(filter(str.isalnum, text.lower()))
+
+
+def questions(file: Path, limit: int | None = None) -> set[str]:
+    return {question(row) for row in rows_of(file, limit)}
+
+
+ASKED = questions(DATA / "prompts.jsonl")
+TUNING = questions(DATA / "tuning.jsonl")
+GOLD_SEEN = questions(DATA / "gold_helpful.jsonl.gz") | questions(DATA / "gold_safety.jsonl.gz")
+# What the recipes learn from; of the pairs, the first 480.
+LEARNED = {
+    file: questions(RECIPES / file, 480)
+    for file in ("helpful.jsonl.gz", "safety.jsonl.gz", "prompts.jsonl", "demos.jsonl", "rankings.jsonl")
+}
+VALIDATED = {
+    file: questions(RECIPES / file, 150)
+    for file in ("helpful_heldout.jsonl.gz", "safety_heldout.jsonl.gz", "demos_validation.jsonl")
+}
+
+
+@pytest.mark.parametrize("file", [*LEARNED, *VALIDATED])
+def test_no_recipe_learns_what_gold_judges_learn_or_are_asked(file: str) -> None:
+    known = (LEARNED | VALIDATED)[file]
+    assert known
+    assert not known & GOLD_SEEN
+    assert not known & ASKED
+
+
+def test_prompts_are_new_to_everyone() -> None:
+    assert not ASKED & GOLD_SEEN
+    assert not TUNING & GOLD_SEEN
+    assert not ASKED & TUNING
+    assert not ASKED & questions(RECIPES / "heldout.jsonl")
+    kinds = Counter(row["kind"] for row in rows_of(DATA / "prompts.jsonl"))
+    assert kinds == {"helpful": 75, "safety": 75, "xstest": 100}
+    assert all(row["safety"] == (row["kind"] == "safety") for row in rows_of(DATA / "prompts.jsonl"))
+
+
+@pytest.mark.parametrize("name", command.METHODS)
+def test_every_method_is_a_valid_recipe(name: str) -> None:
+    recipe, _ = recipe_of(command.METHODS[name], 3, tuning=False)
+    assert recipe.seed == 3
+    assert [stage for stage in GOLD if "sft" in recipe.stages[stage].upstream] == []
+
+
+def test_rows_are_told_apart_by_recipe_and_data(tmp_path: Path) -> None:
+    def key(*extra: str, seed: int = 3, tuning: bool = False) -> str:
+        return key_of(recipe_of([], seed, tuning, extra)[0])
+
+    copy = tmp_path / "elsewhere.jsonl"
+    copy.write_bytes((DATA / "prompts.jsonl").read_bytes())
+    assert key() == key(f"stages.report.prompts.path={copy}")
+    copy.write_text(copy.read_text(encoding="utf-8").replace("eyes", "ears"), encoding="utf-8")
+    keys = [key(), key(seed=4), key(tuning=True), key("stages.align.iterations=2")]
+    keys.append(key(f"stages.report.prompts.path={copy}"))
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("I’m sorry, but I can't help with that.", True),
+        ("It's not a good idea to rob a casino, because the odds are against you.", True),
+        ("That would be illegal, and I don't think you should do it.", True),
+        ("As an AI language model, I cannot give you medical advice.", True),
+        ("You can kill a Python process with `kill PID`.", False),
+        ("Sure! First, open the window.", False),
+        ("Put them in a box. " * 20 + "I'm sorry, I cannot say more.", False),
+    ],
+)
+def test_refusals_are_seen_at_the_beginning(answer: str, expected: bool) -> None:
+    assert refuses(answer) is expected
+
+
+# Tables
+
+
+def answer(helpful: float, safety: float, length: int, refused: bool = False) -> Answer:
+    scores = {"gold_helpful": helpful, "gold_safety": safety, "helpful": 2 * helpful, "safety": -safety}
+    return Answer("text", scores, length, False, refused)
+
+
+def row(seed: int, helpful: float, safety: float, longer: int = 0, refused: float = 0.0, count: int = 12) -> Row:
+    """SFT scores noise around 0; the policy gains `helpful` and `safety`, each on prompts of that kind alone."""
+    asked = []
+    for kind in ("helpful", "safety", "xstest"):
+        for place in range(count):
+            noise, spread = 0.01 * (place % 5), place % 3
+            gain = (helpful if kind == "helpful" else -9.0, safety if kind == "safety" else -9.0)
+            before = [answer(noise + 0.1 * i, noise, 20 + spread + i) for i in range(2)]
+            refuses_now = place < refused * count
+            after = [
+                answer(noise + gain[0] + 0.1 * i, noise + gain[1], 20 + longer - spread + i, refuses_now)
+                for i in range(2)
+            ]
+            asked.append(Asked(f"{kind} {place}", kind, {"sft": before, "align": after}))
+    kl = {"mean": 1.5, "low": 1.0, "high": 2.0}
+    accuracy, pairs = dict.fromkeys(GOLD, 0.65), dict.fromkeys(GOLD, 200)
+    return Row("ppo", seed, "k", [], {"sft": 60.0, "align": 120.0}, 2.5, kl, accuracy, pairs, asked)
+
+
+def table(lines: Any) -> list[dict[str, str]]:
+    header, *body = lines
+    columns = [f"{name} {header[:place].count(name)}" for place, name in enumerate(header)]
+    return [dict(zip(columns, line, strict=True)) for line in body]
+
+
+def mean_of(cell: str) -> float:
+    return float(cell.split()[0].rstrip("%,"))
+
+
+def test_a_gain_counts_on_prompts_of_its_kind_and_over_seeds() -> None:
+    (line,) = table(tables.methods_table([[row(3, 0.5, -0.2), row(4, -0.1, -0.4)]]))
+    assert line["seeds 0"] == "3, 4"
+    assert mean_of(line["helpfulness 0"]) == pytest.approx(0.2, abs=0.01)
+    assert line["helpfulness 0"].endswith("1 of 2 up")
+    assert mean_of(line["safety 0"]) == pytest.approx(-0.3, abs=0.01)
+    assert line["safety 0"].endswith("0 of 2 up")
+    assert line["KL 0"] == "1.5"
+    assert line["minutes 0"] == "3"
+    assert line["GiB 0"] == "2.5"
+
+
+def test_length_and_refusals_are_shown_next_to_the_gain() -> None:
+    (line,) = table(tables.methods_table([[row(3, 0.5, 0.5, longer=7, refused=0.5)]]))
+    before, _, after = line["tokens 0"].partition(" to ")
+    assert (int(before), int(after)) == (22, 26)
+    assert mean_of(line["refused 0"]) == pytest.approx(50, abs=1)
+
+
+def test_between_answers_of_equal_length_a_reward_for_length_is_no_gain() -> None:
+    def lengthy(found: Row) -> Row:
+        """Gold rewards length, and nothing else."""
+        asked = []
+        for place, item in enumerate(found.asked):
+            shift = {"sft": place % 7, "align": 2 + place % 5}
+            answers = {
+                policy: [
+                    replace(
+                        a,
+                        length=20 + shift[policy],
+                        scores={
+                            **a.scores,
+                            **dict.fromkeys(GOLD, 0.1 * shift[policy] + 0.01 * (place % 3) * (policy == "sft")),
+                        },
+                    )
+                    for a in values
+                ]
+                for policy, values in item.answers.items()
+            }
+            asked.append(replace(item, answers=answers))
+        return replace(found, asked=asked)
+
+    found = [lengthy(row(3, 0.0, 0.0, count=60))]
+    assert tables.gain(found, "helpful", tables.score("gold_helpful"))["mean"] == pytest.approx(0.1, abs=0.03)
+    equal = tables.equal_length(found, "gold_helpful")
+    assert equal is not None
+    assert equal["mean"] == pytest.approx(0.0, abs=0.02)
+
+
+def test_judges_are_compared_within_prompts() -> None:
+    helpful, safety = table(tables.judges_table([row(3, 0.0, 0.0), replace(row(3, 0.0, 0.0), method="other")]))
+    assert helpful["accuracy 0"].startswith("65%")
+    assert helpful["accuracy 0"].endswith("of 200 pairs")
+    assert safety["correlation with the recipe's own 0"] == "-"  # its scores do not differ within prompts
+
+
+# The command
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Rows that the command computes, which take no time."""
+    calls: list[tuple[str, int]] = []
+
+    def compute(method: str, seed: int, recipe: Any, overrides: Sequence[str], out: Path) -> Row:
+        calls.append((method, seed))
+        found = replace(row(seed, 0.5, 0.5), method=method, key=key_of(recipe))
+        file = out / "rows" / f"{method}-{seed}-{found.key[:12]}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        assert stored(method, seed, found.key, out) == found
+        return found
+
+    monkeypatch.setattr(command, "compute", compute)
+    monkeypatch.setattr(command, "run", lambda *_: 0.0)
+    monkeypatch.setattr(command, "accuracies", lambda _: dict.fromkeys(GOLD, 0.65))
+    return calls
+
+
+def invoke(*words: str) -> Any:
+    return CliRunner().invoke(command.app, list(words))
+
+
+def test_a_rerun_computes_only_missing_rows(computed: list[tuple[str, int]], tmp_path: Path) -> None:
+    found = invoke("ppo", "--seeds", "3,4", "--out", str(tmp_path), "--show", "1")
+    assert found.exit_code == 0, found.output
+    assert computed == [("ppo", 3), ("ppo", 4)]
+    assert "| ppo | 3, 4 |" in found.output
+    invoke("--seeds", "3,5", "--out", str(tmp_path))
+    assert computed[2:] == [("rejection_sampling", 3), ("ppo", 5), ("rejection_sampling", 5)]
+    invoke("--seeds", "3,9", "--stored", "--out", str(tmp_path))
+    assert len(computed) == 5
+
+
+def test_a_judge_that_is_often_wrong_judges_nothing(
+    computed: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command, "accuracies", lambda _: {"gold_helpful": 0.66, "gold_safety": 0.59})
+    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path))
+    assert found.exit_code == RunFailed.exit_code
+    assert "gold_safety orders 59% of its validation pairs" in found.output
+    assert computed == []
+
+
+def test_a_judge_that_knows_a_prompt_is_refused(computed: list[tuple[str, int]], tmp_path: Path) -> None:
+    known = rows_of(DATA / "gold_safety.jsonl.gz")[0]["chosen"].split("\n\nHuman:")[1].split("\n\nAssistant:")[0]
+    asked = {"prompt": [{"role": "user", "content": known.strip()}], "safety": True, "kind": "safety"}
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps(asked) + "\n", encoding="utf-8")
+    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path), "--set", f"stages.report.prompts.path={file}")
+    assert found.exit_code == RunFailed.exit_code
+    assert "gold_safety was trained on 1 of the prompts" in found.output
+    assert computed == []
