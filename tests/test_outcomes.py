@@ -78,6 +78,7 @@ def test_prompts_are_new_to_everyone() -> None:
 def test_every_method_is_a_valid_recipe(name: str) -> None:
     recipe, _ = recipe_of(command.METHODS[name], 3, tuning=False)
     assert recipe.seed == 3
+    assert recipe.stages["align"].upstream[0] == "sft"
     assert [stage for stage in GOLD if "sft" in recipe.stages[stage].upstream] == []
 
 
@@ -235,8 +236,8 @@ def test_a_rerun_computes_only_missing_rows(computed: list[tuple[str, int]], tmp
     assert found.exit_code == 0, found.output
     assert computed == [("ppo", 3), ("ppo", 4)]
     assert "| ppo | 3, 4 |" in found.output
-    invoke("--seeds", "3,5", "--out", str(tmp_path))
-    assert computed[2:] == [("rejection_sampling", 3), ("ppo", 5), ("rejection_sampling", 5)]
+    invoke("ppo", "dpo", "--seeds", "3,5", "--out", str(tmp_path))
+    assert computed[2:] == [("dpo", 3), ("ppo", 5), ("dpo", 5)]
     invoke("--seeds", "3,9", "--stored", "--out", str(tmp_path))
     assert len(computed) == 5
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSpec
@@ -15,9 +14,9 @@ from alignkit.errors import AlignkitError, RunFailed
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.data import RunData
 from benchmarks.outcomes import tables
-from benchmarks.outcomes.rows import FOLDER, GOLD, Row, accuracies, compute, key_of, recipe_of, run, stored
+from benchmarks.outcomes.rows import GOLD, Row, accuracies, compute, key_of, methods, recipe_of, run, stored
 
-METHODS: dict[str, list[str]] = yaml.safe_load((FOLDER / "methods.yaml").read_text(encoding="utf-8"))
+METHODS = methods()
 REPORTED, TUNED = "3,4,5,6,7", "0,1,2"
 LEAST_ACCURACY = 0.6
 NOT_GOLD = [f"~stages.{name}" for name in ("report", "align", "safety", "helpful", "sft")]
@@ -26,7 +25,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @app.command()
 def main(
-    methods: Annotated[list[str] | None, typer.Argument(metavar="[METHOD]...", help="Default: all.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[METHOD]...", help="Default: all.")] = None,
     seeds: Annotated[str, typer.Option(metavar="N,...", help=f"Default: {REPORTED}; with --tuning: {TUNED}.")] = "",
     tuning: Annotated[bool, typer.Option("--tuning", help="Ask the prompts that settings may be chosen on.")] = False,
     extra: Annotated[
@@ -39,7 +38,7 @@ def main(
     show: Annotated[int, typer.Option(min=0, help="Answers to print, chosen at random.")] = 20,
 ) -> None:
     """Align with every method and seed, and print what gold judges say of the answers."""
-    chosen = methods or list(METHODS)
+    chosen = names or list(METHODS)
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
         raise typer.BadParameter(f"no method {', '.join(unknown)}; choose from {', '.join(METHODS)}")

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from alignkit.comparison import answers_of, length
 from alignkit.data.group import Group, Response, read_groups
 from alignkit.errors import RunFailed
@@ -67,6 +69,20 @@ class Row:
     accuracy: dict[str, float]
     pairs: dict[str, int]
     asked: list[Asked]
+
+
+def methods() -> dict[str, list[str]]:
+    """The overrides of outcomes.yaml that each method in methods.yaml stands for."""
+    named = yaml.safe_load((FOLDER / "methods.yaml").read_text(encoding="utf-8"))
+    learners = {name: _on_pairs(algorithm) for name, algorithm in named["pairs"].items()}
+    return {**named["samples"], **learners}
+
+
+def _on_pairs(algorithm: Any) -> list[str]:
+    """A stage `align` that learns from the pairs of both reward models."""
+    pairs = [{"path": f"../../recipes/data/{name}.jsonl.gz", "limit": 480} for name in ("helpful", "safety")]
+    stage = {"algorithm": algorithm, "from": "sft", "data": pairs, "max_length": 384, "batch_size": 8}
+    return ["~stages.align", f"stages.align={json.dumps(stage)}"]
 
 
 def recipe_of(method: Sequence[str], seed: int, tuning: bool, extra: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
