@@ -27,8 +27,7 @@ from alignkit import (
     hookimpl,
     statistics,
 )
-from alignkit.comparison import Scale, averages, sample_policies, scale_of
-from alignkit.data.group import distinct_prompts
+from alignkit.comparison import Scale, averages, prompts_to_compare, sample_policies, scale_of
 
 
 class SelectBest(Step):
@@ -59,7 +58,7 @@ class SelectBest(Step):
     def run(self, context: StepContext) -> Artifact:
         options = self.options
         scorer = context.scorer(options.reward)  # before sampling: a missing key or file shows here
-        prompts = distinct_prompts(context.load(options.prompts))[: options.limit]
+        prompts, repeated = prompts_to_compare(context.load(options.prompts), options.limit)
         groups = sample_policies(
             context,
             options.policies,
@@ -71,7 +70,7 @@ class SelectBest(Step):
         rewards = self._rewards(scored)
         if not rewards[options.policies[0]]:
             raise RunFailed(f"select_best: none of {len(prompts)} prompts has a scored answer of every policy")
-        notes = [f"sampled with {options.described()}", *options.notes]
+        notes = [f"sampled with {options.described()}", *options.notes, *repeated]
         summary = {**summarize(rewards, len(prompts), scale_of(scored, REWARD_KEY)), "notes": notes}
         return Artifact(policy=summary["policy"], summary=summary, text=report(summary))
 

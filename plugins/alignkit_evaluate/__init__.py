@@ -33,8 +33,8 @@ from alignkit import (
     hookimpl,
     statistics,
 )
-from alignkit.comparison import answers_of, averages, length, sample_policies, scale_of
-from alignkit.data.group import distinct_prompts, write_groups
+from alignkit.comparison import answers_of, averages, length, prompts_to_compare, sample_policies, scale_of
+from alignkit.data.group import write_groups
 from alignkit_evaluate import report
 
 
@@ -87,12 +87,12 @@ class Evaluate(Step):
     def run(self, context: StepContext) -> Artifact:
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
         scorers = [context.scorer(spec) for spec in self.options.rewards]
-        prompts = distinct_prompts(context.load(self.options.prompts))[: self.options.limit]
+        prompts, notes = prompts_to_compare(context.load(self.options.prompts), self.options.limit)
         warning = self._warning(prompts, context)
         groups = self._sample(prompts, context)
         groups, columns = self._score(groups, scorers, context)
         summary = self._summary(groups, columns, len(prompts) - len(groups), context)
-        summary["notes"] += [warning] if warning else []
+        summary["notes"] += [*notes, warning] if warning else notes
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
         context.write_json("figure.json", figure(summary, [column.name for column in columns if column.single]))

@@ -298,6 +298,15 @@ def test_a_prompt_without_room_is_left_out_for_all(tmp_path: Path) -> None:
         summary(tmp_path, models)
 
 
+def test_a_repeated_prompt_counts_once_and_is_reported(tmp_path: Path) -> None:
+    groups = [*prompts(), *prompts(2), *prompts(1, safety=True)]
+    found = summary(tmp_path, groups=groups)
+    assert found["prompts"] == 7  # other columns make another prompt
+    note = "2 of 9 prompts repeat the words and columns of others and do not count again"
+    assert note in found["notes"]
+    assert not any("repeat" in note for note in summary(tmp_path)["notes"])
+
+
 def test_one_prompt_gives_no_interval(tmp_path: Path) -> None:
     artifact = step(limit=1).run(context(Scripted(), tmp_path))
     found = dict(artifact.summary or {})["against"]["align"]["helpful"]
