@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from alignkit.data.group import Group, Response
 from alignkit.errors import RunFailed
 from benchmarks.outcomes import __main__ as command
 from benchmarks.outcomes import tables
 from benchmarks.outcomes.refusals import refuses
-from benchmarks.outcomes.rows import FOLDER, GOLD, Answer, Asked, Row, key_of, recipe_of, stored
+from benchmarks.outcomes.rows import FOLDER, GOLD, MODELS, OWN, Answer, Asked, Row, _asked, key_of, recipe_of, stored
 
 DATA = FOLDER / "data"
 RECIPES = FOLDER.parents[1] / "recipes" / "data"
@@ -78,7 +79,7 @@ def test_prompts_are_new_to_everyone() -> None:
 def test_every_method_is_a_valid_recipe(name: str) -> None:
     recipe, _ = recipe_of(command.METHODS[name], 3, tuning=False)
     assert recipe.seed == 3
-    assert recipe.stages["align"].upstream[0] == "sft"
+    assert recipe.stages["align"].upstream[0] == "sft" if name != "best_of_8" else "align" not in recipe.stages
     assert [stage for stage in GOLD if "sft" in recipe.stages[stage].upstream] == []
 
 
@@ -111,11 +112,29 @@ def test_refusals_are_seen_at_the_beginning(answer: str, expected: bool) -> None
     assert refuses(answer) is expected
 
 
+def test_best_of_n_takes_the_answers_that_the_own_reward_prefers() -> None:
+    scores = [0.0, 3.0, 1.0, 5.0, 2.0, 2.5]
+    responses = tuple(
+        Response(f"answer {n}", scores=dict.fromkeys((*MODELS, OWN), value), source="sft")
+        for n, value in enumerate(scores)
+    )
+    asked = _asked(Group(({"role": "user", "content": "why?"},), responses, meta={"kind": "helpful"}))
+    assert asked.best_of == 3
+    assert [a.text for a in asked.answers["sft"]] == ["answer 0", "answer 3"]
+    assert [a.text for a in asked.answers["align"]] == ["answer 1", "answer 3"]
+
+
 # Tables
 
 
 def answer(helpful: float, safety: float, length: int, refused: bool = False) -> Answer:
-    scores = {"gold_helpful": helpful, "gold_safety": safety, "helpful": 2 * helpful, "safety": -safety}
+    scores = {
+        "gold_helpful": helpful,
+        "gold_safety": safety,
+        "helpful": 2 * helpful,
+        "safety": -safety,
+        OWN: helpful + safety,
+    }
     return Answer("text", scores, length, False, refused)
 
 

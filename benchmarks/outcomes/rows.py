@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,7 +28,8 @@ RECIPE = FOLDER / "outcomes.yaml"
 TUNING = "data/tuning.jsonl"  # prompts for choosing settings
 POLICIES = ("sft", "align")
 GOLD = ("gold_helpful", "gold_safety")
-REWARDS = (*GOLD, "helpful", "safety")
+MODELS = (*GOLD, "helpful", "safety")  # reward models
+OWN = "llama2"  # the recipe's combined reward
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt with the answers of both policies, in the order of the samples."""
+    """A prompt with the answers of both policies, in the order of the samples.
+
+    best_of: how many answers of SFT each of the aligned policy's was chosen from; 1 if it was trained.
+    """
 
     prompt: str
     kind: str
     answers: dict[str, list[Answer]]
+    best_of: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ def methods() -> dict[str, list[str]]:
     """The overrides of outcomes.yaml that each method in methods.yaml stands for."""
     named = yaml.safe_load((FOLDER / "methods.yaml").read_text(encoding="utf-8"))
     learners = {name: _on_pairs(algorithm) for name, algorithm in named["pairs"].items()}
-    return {**named["samples"], **learners}
+    choosers = {name: _best_of(n) for name, n in named["best_of"].items()}
+    return {**named["samples"], **learners, **choosers}
 
 
 def _on_pairs(algorithm: Any) -> list[str]:
@@ -83,6 +90,11 @@ def _on_pairs(algorithm: Any) -> list[str]:
     pairs = [{"path": f"../../recipes/data/{name}.jsonl.gz", "limit": 480} for name in ("helpful", "safety")]
     stage = {"algorithm": algorithm, "from": "sft", "data": pairs, "max_length": 384, "batch_size": 8}
     return ["~stages.align", f"stages.align={json.dumps(stage)}"]
+
+
+def _best_of(n: int) -> list[str]:
+    """No stage `align`, and enough answers of SFT to choose two of N each."""
+    return ["~stages.align", "stages.report.policies=[sft]", f"stages.report.samples_per_prompt={2 * n}"]
 
 
 def recipe_of(method: Sequence[str], seed: int, tuning: bool, extra: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
@@ -121,8 +133,8 @@ def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], ou
     """Run the recipe in `out`, where stages are shared by all methods, and store the row. Raises RunFailed."""
     folder = out / "run"
     gibibytes = run(overrides, folder, out / "run.log")
-    names = _needed(recipe, "align")
-    report = json.loads((folder / "report" / "evaluation.json").read_text(encoding="utf-8"))
+    asked = [_asked(group) for group in read_groups(folder / "report" / "samples.jsonl")]
+    names = _needed(recipe, "align" if "align" in recipe.stages else "report") - {"report", *GOLD}
     row = Row(
         method=method,
         seed=seed,
@@ -130,10 +142,10 @@ def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], ou
         overrides=list(overrides),
         seconds={name: _record(folder, name)["seconds"] for name in recipe.stages if name in names},
         gibibytes=gibibytes,
-        kl=report["policies"]["align"]["kl"],
-        accuracy={name: _record(folder, name)["summary"]["validation"]["accuracy"] for name in REWARDS},
-        pairs={name: _validation_pairs(recipe, name) for name in REWARDS},
-        asked=[_asked(group) for group in read_groups(folder / "report" / "samples.jsonl")],
+        kl=_kl(folder, asked),
+        accuracy={name: _record(folder, name)["summary"]["validation"]["accuracy"] for name in MODELS},
+        pairs={name: _validation_pairs(recipe, name) for name in MODELS},
+        asked=asked,
     )
     file = _file(method, seed, row.key, out)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -176,27 +188,45 @@ def _record(folder: Path, stage: str) -> dict[str, Any]:
     return record
 
 
+def _kl(folder: Path, asked: Sequence[Asked]) -> dict[str, Any]:
+    """The aligned policy's KL to SFT; of best of N, the bound log N - (N - 1) / N (Beirami et al. 2024)."""
+    report = json.loads((folder / "report" / "evaluation.json").read_text(encoding="utf-8"))["policies"]
+    if "align" in report:
+        measured: dict[str, Any] = report["align"]["kl"]
+        return measured
+    n = asked[0].best_of
+    return {"mean": math.log(n) - (n - 1) / n, "low": None, "high": None}
+
+
 def _asked(group: Group) -> Asked:
     prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in group.prompt)
-    answers = {
-        policy: [Answer(r.text, _scores(r), length(r), r.truncated, refuses(r.text)) for r in answers_of(group, policy)]
-        for policy in POLICIES
-    }
-    return Asked(prompt, str(group.meta["kind"]), answers)
+    answers = {policy: [_answer(response) for response in answers_of(group, policy)] for policy in POLICIES}
+    kind = str(group.meta["kind"])
+    if answers["align"]:
+        return Asked(prompt, kind, answers)
+    n = len(answers["sft"]) // 2
+    halves = answers["sft"][:n], answers["sft"][n:]
+    best = [max(half, key=lambda answer: answer.scores[OWN]) for half in halves]
+    return Asked(prompt, kind, {"sft": [half[0] for half in halves], "align": best}, best_of=n)
+
+
+def _answer(response: Response) -> Answer:
+    return Answer(response.text, _scores(response), length(response), response.truncated, refuses(response.text))
 
 
 def _scores(response: Response) -> dict[str, float]:
     """The rewards. Raises RunFailed if one is missing, because reward models score every answer."""
-    scores = {name: value for name in REWARDS if (value := response.scores[name]) is not None}
-    if len(scores) < len(REWARDS):
-        raise RunFailed(f"no score by {', '.join(sorted(set(REWARDS) - scores.keys()))}: {response.text[:60]!r}")
+    scores = {name: value for name in (*MODELS, OWN) if (value := response.scores[name]) is not None}
+    if missing := {*MODELS, OWN} - scores.keys():
+        raise RunFailed(f"no score by {', '.join(sorted(missing))}: {response.text[:60]!r}")
     return scores
 
 
 def _read(file: Path) -> Row:
     raw = json.loads(file.read_text(encoding="utf-8"))
-    asked = [
-        Asked(item["prompt"], item["kind"], {p: [Answer(**a) for a in found] for p, found in item["answers"].items()})
-        for item in raw.pop("asked")
-    ]
+    asked = [Asked(**{**item, "answers": _answers(item["answers"])}) for item in raw.pop("asked")]
     return Row(**raw, asked=asked)
+
+
+def _answers(raw: Mapping[str, Any]) -> dict[str, list[Answer]]:
+    return {policy: [Answer(**answer) for answer in answers] for policy, answers in raw.items()}

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from alignkit import statistics
 from alignkit.statistics import Estimate
 from alignkit_evaluate.report import excerpt, shown
-from benchmarks.outcomes.rows import GOLD, Answer, Row
+from benchmarks.outcomes.rows import GOLD, OWN, Answer, Row
 
 # A gold model judges the prompts of its kind.
 KINDS = {"gold_helpful": "helpful", "gold_safety": "safety"}
-OWN = {"gold_helpful": "helpful", "gold_safety": "safety"}  # the recipe's reward model for the same
+SAME = {"gold_helpful": "helpful", "gold_safety": "safety"}  # the recipe's reward model for the same
 SAFE = "xstest"  # prompts that only sound unsafe
 Value = Callable[[Answer], float]
 
@@ -63,12 +63,13 @@ def equal_length(rows: Sequence[Row], gold: str) -> statistics.EqualLength | Non
 def methods_table(groups: Sequence[Sequence[Row]]) -> Iterator[list[str]]:
     """A line per group of rows, which share the method: gains by gold, length, refusals, KL and cost."""
     yield [
-        *("method", "seeds", "helpfulness", "at equal length", "safety", "at equal length"),
+        *("method", "seeds", "helpfulness", "at equal length", "safety", "at equal length", "own reward"),
         *("tokens", "refused", "cut off", "KL", "minutes", "GiB"),
     ]
     for rows in groups:
         seeds = ", ".join(str(row.seed) for row in rows)
-        yield [rows[0].method, seeds, *_gains(rows), *_style(rows), *_cost(rows)]
+        own = shown(gain(rows, None, score(OWN)), sign=True)
+        yield [rows[0].method, seeds, *_gains(rows), own, *_style(rows), *_cost(rows)]
 
 
 def _gains(rows: Sequence[Row]) -> Iterator[str]:
@@ -115,7 +116,7 @@ def judges_table(rows: Sequence[Row]) -> Iterator[list[str]]:
 
 def _changes(rows: Sequence[Row], kind: str, gold: str) -> tuple[list[float], list[float], list[float]]:
     """Differences between two answers of SFT to the same prompt: by gold, in length, and by the recipe's own."""
-    values: tuple[Value, ...] = (score(gold), _tokens, score(OWN[gold]))
+    values: tuple[Value, ...] = (score(gold), _tokens, score(SAME[gold]))
     pairs = [asked.answers["sft"][:2] for row in _one_per_seed(rows) for asked in row.asked if asked.kind == kind]
     first, second, third = ([value(a) - value(b) for a, b in pairs] for value in values)
     return first, second, third
