@@ -261,6 +261,23 @@ def test_a_rerun_computes_only_missing_rows(computed: list[tuple[str, int]], tmp
     assert len(computed) == 5
 
 
+def test_a_run_that_fails_does_not_stop_the_others(
+    computed: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    working = command.compute
+
+    def compute(method: str, *rest: Any) -> Row:
+        if method == "dpo":
+            raise RunFailed("the run failed")
+        return working(method, *rest)
+
+    monkeypatch.setattr(command, "compute", compute)
+    found = invoke("dpo", "ppo", "--seeds", "3", "--out", str(tmp_path))
+    assert found.exit_code == RunFailed.exit_code
+    assert "error: dpo, seed 3: the run failed" in found.output
+    assert "| ppo | 3 |" in found.output
+
+
 def test_a_judge_that_is_often_wrong_judges_nothing(
     computed: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -42,30 +42,38 @@ def main(
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
         raise typer.BadParameter(f"no method {', '.join(unknown)}; choose from {', '.join(METHODS)}")
-    numbers = [int(seed) for seed in (seeds or (TUNED if tuning else REPORTED)).split(",")]
+    try:
+        numbers = [int(seed) for seed in (seeds or (TUNED if tuning else REPORTED)).split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--seeds {seeds}: expected numbers with commas, such as {REPORTED}") from None
     try:
         found = list(_rows(chosen, numbers, tuning, extra or [], out, only_stored))
     except AlignkitError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
-    if found:
-        _print(found, show)
+    if any(found):
+        _print([row for row in found if row is not None], show)
+    raise typer.Exit(0 if only_stored or None not in found else RunFailed.exit_code)
 
 
 def _rows(
     methods: Sequence[str], seeds: Sequence[int], tuning: bool, extra: Sequence[str], out: Path, only_stored: bool
-) -> Iterator[Row]:
-    """The rows, seed by seed: methods of one seed share its SFT and reward models."""
+) -> Iterator[Row | None]:
+    """The rows, seed by seed: methods of one seed share its SFT and reward models. None for a run that failed."""
     wanted = [(method, seed, *recipe_of(METHODS[method], seed, tuning, extra)) for seed in seeds for method in methods]
     kept = [stored(method, seed, key_of(recipe), out) for method, seed, recipe, _ in wanted]
     if not only_stored and None in kept:
         check_judges(wanted[0][2], extra, out)
     for (method, seed, recipe, overrides), row in zip(wanted, kept, strict=True):
-        if row is None and not only_stored:
-            typer.echo(f"{method}, seed {seed}: running; progress in {out / 'run.log'}", err=True)
-            row = compute(method, seed, recipe, overrides, out)
-        if row is not None:
+        if row is not None or only_stored:
             yield row
+            continue
+        typer.echo(f"{method}, seed {seed}: running; progress in {out / 'run.log'}", err=True)
+        try:
+            yield compute(method, seed, recipe, overrides, out)
+        except RunFailed as error:
+            typer.echo(f"error: {method}, seed {seed}: {error}", err=True)
+            yield None
 
 
 def check_judges(recipe: Recipe, extra: Sequence[str], out: Path) -> None:
@@ -78,7 +86,8 @@ def check_judges(recipe: Recipe, extra: Sequence[str], out: Path) -> None:
         seen = asked & _words(_groups(settings.data, data)) if settings and settings.data else set()
         if seen:
             raise RunFailed(f"{name} was trained on {len(seen)} of the prompts; a judge must not know them")
-    run([*NOT_GOLD, *(item for item in extra if item.startswith("model.")), "seed=0"], out / "run", out / "run.log")
+    theirs = [item for item in extra if item.startswith(("model.", "stages.gold_"))]
+    run([*NOT_GOLD, *theirs, "seed=0"], out / "run", out / "run.log")
     for name, accuracy in accuracies(out / "run").items():
         if accuracy < LEAST_ACCURACY:
             raise RunFailed(
@@ -102,7 +111,7 @@ def _by_method(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _print(rows: Sequence[Row], show: int) -> None:
-    """Print the judges, the methods over all seeds, every row by itself, and answers to read."""
+    """Print the judges, the methods over all seeds, every row, and answers to read."""
     titled = {
         "The judges": tables.judges_table(rows),
         f"Gain over SFT on {len(rows[0].asked)} prompts, by gold": tables.methods_table(_by_method(rows)),

@@ -62,7 +62,7 @@ class Row:
 
     key: digest of the recipe and its data. seconds: of the stages that the method needs, by name. gibibytes: the most
     memory that the process used; stages that were reused are not in it. kl: to SFT, nats per response. accuracy: share
-    of validation pairs that each reward model orders as people did. pairs: how many there are.
+    of validation pairs that each reward model orders as people did. pairs: number of these pairs.
     """
 
     method: str
@@ -78,7 +78,7 @@ class Row:
 
 
 def methods() -> dict[str, list[str]]:
-    """The overrides of outcomes.yaml that each method in methods.yaml stands for."""
+    """The overrides of outcomes.yaml for each method in methods.yaml."""
     named = yaml.safe_load((FOLDER / "methods.yaml").read_text(encoding="utf-8"))
     learners = {name: _on_pairs(algorithm) for name, algorithm in named["pairs"].items()}
     choosers = {name: _best_of(n) for name, n in named["best_of"].items()}
