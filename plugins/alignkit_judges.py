@@ -1,4 +1,4 @@
-"""Judges: a local model or an OpenAI-compatible server decides which of two responses is better.
+"""Judges: a local model, a reward model or an OpenAI-compatible server decides which of two responses is better.
 
 As in RLAIF (Lee et al. 2023, arXiv:2309.00267, sections 2.1 and 2.2), the log-probabilities of the answers "1" and "2"
 are normalized over these two, and both orders are asked and averaged.
@@ -20,7 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
 
-from alignkit import Context, Field, Judge, Message, Options, PolicyRef, Register, RunFailed, Verdict, hookimpl
+from alignkit import (
+    Context,
+    Field,
+    Group,
+    Judge,
+    Message,
+    Options,
+    PolicyRef,
+    Register,
+    Response,
+    RewardRef,
+    RunFailed,
+    Verdict,
+    hookimpl,
+)
 from alignkit.errors import SameFirstToken
 from alignkit.remote import Malformed, Remote, RemoteOptions
 
@@ -271,6 +285,40 @@ def _local_answer(one: float, two: float) -> Answer:
     return Answer(one, two)
 
 
+# --- a reward model ----------------------------------------------------------------------------------------------
+
+
+class RewardJudge(Judge):
+    """Prefer the response that a reward model scores higher: a judge that was trained on people's pairs.
+
+    P(first is better) is sigmoid(first - second), as in the reward model's loss (Bradley and Terry 1952). The order in
+    which responses are shown plays no part.
+    """
+
+    class Options(Options):
+        reward_model: RewardRef = Field(description="stage that trains a reward model, or {folder: PATH}")
+
+    options: Options
+
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        model = self.options.reward_model
+        if model.kind not in ("stage", "folder"):
+            raise RunFailed(f"reward_judge: '{model.name}' is not a reward model; name a stage that trains one")
+
+    def compare(self, items: Sequence[Item]) -> list[Verdict]:
+        groups = [Group(tuple(prompt), (Response(first), Response(second))) for prompt, first, second in items]
+        scores = self.context.models.scores(self.options.reward_model.name, groups)
+        return [_by_scores(first, second) for first, second in zip(scores[::2], scores[1::2], strict=True)]
+
+
+def _by_scores(first: float | None, second: float | None) -> Verdict:
+    if first is None or second is None:
+        return Verdict(None, mass=0.0, reason="the prompt leaves the reward model no room for a response")
+    p = 1 / (1 + math.exp(min(second - first, 700.0)))
+    return Verdict(p, (p, p))
+
+
 # --- an OpenAI-compatible server ----------------------------------------------------------------------------------
 
 
@@ -348,4 +396,5 @@ def _from_words(words: str | None, answers: Answers) -> Answer:
 @hookimpl
 def register_judges(register: Register) -> None:
     register("local_judge", LocalJudge, summary="ask a model of this run which response is better (RLAIF)")
+    register("reward_judge", RewardJudge, summary="prefer the response that a reward model scores higher")
     register("openai_judge", OpenAIJudge, summary="ask a model behind an OpenAI-compatible server")

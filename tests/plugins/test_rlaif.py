@@ -102,6 +102,36 @@ def test_a_question_too_long_for_the_judge_has_no_verdict(tmp_path: Path) -> Non
     assert fine.p_first is not None and fine.p_first > 0.5
 
 
+class Scoring(BiasedModels):
+    """A reward model that scores a response by its number; it has no room for `long`."""
+
+    def scores(self, stage: str, groups: Any) -> list[float | None]:
+        assert stage == "liked"
+        return [None if r.text == "long" else float(r.text) for group in groups for r in group.responses]
+
+
+def by_reward(kind: str = "stage") -> judges.RewardJudge:
+    spec = SimpleNamespace(kind=kind, name="liked")
+    return judges.RewardJudge(judges.RewardJudge.Options(reward_model=spec))
+
+
+def test_a_reward_model_judges_by_its_scores(tmp_path: Path) -> None:
+    judge = by_reward()
+    judge.prepare(context(Scoring(), tmp_path))
+    found = judge.compare([(PROMPT, "2", "1"), (PROMPT, "1", "2"), (PROMPT, "3", "3"), (PROMPT, "0", "9999")])
+    p = 1 / (1 + math.exp(-1))
+    assert [verdict.p_first for verdict in found] == pytest.approx([p, 1 - p, 0.5, 0.0])
+    assert [verdict.p_orders for verdict in found] == [(verdict.p_first,) * 2 for verdict in found]
+    (lost,) = judge.compare([(PROMPT, "long", "1")])
+    assert lost.p_first is None and "no room" in lost.reason
+    assert judge.compare([]) == []
+
+
+def test_only_a_reward_model_is_a_reward_judge(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="'liked' is not a reward model"):
+        by_reward("reward").prepare(context(Scoring(), tmp_path))
+
+
 def component(implementation: Any, options: Any) -> Any:
     """What a JudgeRef option holds after validation."""
     return SimpleNamespace(
