@@ -82,7 +82,7 @@ def methods() -> dict[str, list[str]]:
     named = yaml.safe_load((FOLDER / "methods.yaml").read_text(encoding="utf-8"))
     learners = {name: _on_pairs(algorithm) for name, algorithm in named["pairs"].items()}
     choosers = {name: _best_of(n) for name, n in named["best_of"].items()}
-    return {**named["samples"], **learners, **choosers}
+    return {**named["overrides"], **learners, **choosers}
 
 
 def _on_pairs(algorithm: Any) -> list[str]:
