@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignkit import statistics
-from alignkit.data.group import Group, Response, distinct_prompts, prompts_of
+from alignkit.data.group import Group, Response, distinct_prompts
 from alignkit.step import StepContext
 
 
 def prompts_to_compare(groups: Sequence[Group], limit: int | None = None) -> tuple[list[Group], list[str]]:
     """The first `limit` distinct prompts of rows, and a note if rows repeat each other."""
-    rows, prompts = prompts_of(groups), distinct_prompts(groups)
-    repeated = len(rows) - len(prompts)
-    note = f"{repeated} of {len(rows)} prompts repeat the words and columns of others and do not count again"
+    asked, prompts = sum(bool(group.prompt) for group in groups), distinct_prompts(groups)
+    repeated = asked - len(prompts)
+    note = f"{repeated} of {asked} prompts repeat the words and columns of others and do not count again"
     return prompts[:limit], [note] if repeated else []
 
 

@@ -28,6 +28,7 @@ from alignkit.recipe.document import load_document
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.statistics import Estimate, estimate, paired_difference
+from benchmarks.markdown import markdown_table
 
 RECIPE = Path(__file__).parent / "levels.yaml"
 COLUMNS = ("algorithm", "shift", "reward", "tokens", "reward against shift 0", "tokens against shift 0", "same tokens")
@@ -118,7 +119,7 @@ def main(
             typer.echo("\n".join(_text(row) for row in rows if row["algorithm"] == name), err=True)
             if out is not None:
                 out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    _print_table(rows)
+    typer.echo(markdown_table(COLUMNS, map(_cells, rows)))
     raise typer.Exit(1 if any("error" in row for row in rows) else 0)
 
 
@@ -150,13 +151,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _text(row: dict[str, Any]) -> str:
     return "  ".join(cell for cell in _cells(row) if cell)
-
-
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    typer.echo("| " + " | ".join(COLUMNS) + " |")
-    typer.echo("|" + "---|" * len(COLUMNS))
-    for row in rows:
-        typer.echo("| " + " | ".join(_cells(row)) + " |")
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     monkeypatch.setattr(command, "compute", compute)
     monkeypatch.setattr(command, "run", lambda *_: 0.0)
-    monkeypatch.setattr(command, "accuracies", lambda _: dict.fromkeys(GOLD, 0.65))
+    monkeypatch.setattr(command, "accuracies", lambda *_: dict.fromkeys(GOLD, 0.65))
     return calls
 
 
@@ -281,7 +281,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
 def test_a_judge_that_is_often_wrong_judges_nothing(
     computed: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(command, "accuracies", lambda _: {"gold_helpful": 0.66, "gold_safety": 0.59})
+    monkeypatch.setattr(command, "accuracies", lambda *_: {"gold_helpful": 0.66, "gold_safety": 0.59})
     found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path))
     assert found.exit_code == RunFailed.exit_code
     assert "gold_safety orders 59% of its validation pairs" in found.output

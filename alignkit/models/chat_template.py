@@ -20,7 +20,7 @@ from alignkit.errors import DataError
 
 # Unicode reserves these for internal use: no text that is meant to be exchanged contains them.
 BREAK, SENTINEL = "\ufdd0", "\ufdd1"
-SECONDS = 10  # for one conversation
+SECONDS = 10  # for one row of data
 GROWTH = 50  # characters that a template may write per character of the conversation,
 ALLOWANCE = 1_000_000  # beyond these
 REASONING = ("<think>", "</think>")

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from alignkit.data.group import Group, prompts_of
-from alignkit.data.sources import DataSpec
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.data import RunData
+from benchmarks.markdown import markdown_table
 from benchmarks.outcomes import tables
 from benchmarks.outcomes.rows import GOLD, Row, accuracies, compute, key_of, methods, recipe_of, run, stored
 
@@ -80,24 +80,20 @@ def check_judges(recipe: Recipe, extra: Sequence[str], out: Path) -> None:
     """Train the gold models. Raises RunFailed if one is too often wrong, or has seen a prompt that will be asked."""
     data = RunData(lambda name: recipe.folder / name, recipe.seed)
     options: Any = recipe.stages["report"].component.options
-    asked = _words(_groups(options.prompts, data))
+    asked = _words(data.load(options.prompts).groups)
     for name in GOLD:
         settings = recipe.stages[name].settings
-        seen = asked & _words(_groups(settings.data, data)) if settings and settings.data else set()
+        seen = asked & _words(data.load(settings.data).groups) if settings and settings.data else set()
         if seen:
             raise RunFailed(f"{name} was trained on {len(seen)} of the prompts; a judge must not know them")
     theirs = [item for item in extra if item.startswith(("model.", "stages.gold_"))]
     run([*NOT_GOLD, *theirs, "seed=0"], out / "run", out / "run.log")
-    for name, accuracy in accuracies(out / "run").items():
+    for name, accuracy in accuracies(out / "run", GOLD).items():
         if accuracy < LEAST_ACCURACY:
             raise RunFailed(
                 f"{name} orders {accuracy:.0%} of its validation pairs as people did; "
                 f"a judge of anything needs {LEAST_ACCURACY:.0%}"
             )
-
-
-def _groups(spec: DataSpec, data: RunData) -> list[Group]:
-    return list(data.load(spec).groups)
 
 
 def _words(groups: Sequence[Group]) -> set[str]:
@@ -120,17 +116,11 @@ def _print(rows: Sequence[Row], show: int) -> None:
     for title, lines in titled.items():
         typer.echo(f"\n{title}\n")
         header, *body = lines
-        typer.echo(_markdown(header) + "\n" + "|---" * len(header) + "|")
-        for line in body:
-            typer.echo(_markdown(line))
+        typer.echo(markdown_table(header, body))
     if show:
         typer.echo("\nAnswers at random\n")
     for text in tables.samples(rows, show):
         typer.echo(text)
-
-
-def _markdown(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

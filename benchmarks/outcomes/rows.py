@@ -143,7 +143,7 @@ def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], ou
         seconds={name: _record(folder, name)["seconds"] for name in recipe.stages if name in names},
         gibibytes=gibibytes,
         kl=_kl(folder, asked),
-        accuracy={name: _record(folder, name)["summary"]["validation"]["accuracy"] for name in MODELS},
+        accuracy=accuracies(folder, MODELS),
         pairs={name: _validation_pairs(recipe, name) for name in MODELS},
         asked=asked,
     )
@@ -167,9 +167,9 @@ def run(overrides: Sequence[str], folder: Path, log: Path) -> float:
     return usage.ru_maxrss / 2**20
 
 
-def accuracies(folder: Path) -> dict[str, float]:
-    """The gold models' accuracy on validation pairs, after they were trained in `folder`."""
-    return {name: _record(folder, name)["summary"]["validation"]["accuracy"] for name in GOLD}
+def accuracies(folder: Path, models: Sequence[str]) -> dict[str, float]:
+    """The accuracy of reward models on validation pairs, after they were trained in `folder`."""
+    return {name: _record(folder, name)["summary"]["validation"]["accuracy"] for name in models}
 
 
 def _validation_pairs(recipe: Recipe, stage: str) -> int:

@@ -14,9 +14,8 @@ from alignkit.statistics import Estimate
 from alignkit_evaluate.report import excerpt, shown
 from benchmarks.outcomes.rows import GOLD, OWN, Answer, Row
 
-# A gold model judges the prompts of its kind.
+# A gold model judges the prompts of its kind; the recipe's own reward model for them has the kind's name.
 KINDS = {"gold_helpful": "helpful", "gold_safety": "safety"}
-SAME = {"gold_helpful": "helpful", "gold_safety": "safety"}  # the recipe's reward model for the same
 SAFE = "xstest"  # prompts that only sound unsafe
 Value = Callable[[Answer], float]
 
@@ -116,7 +115,7 @@ def judges_table(rows: Sequence[Row]) -> Iterator[list[str]]:
 
 def _changes(rows: Sequence[Row], kind: str, gold: str) -> tuple[list[float], list[float], list[float]]:
     """Differences between two answers of SFT to the same prompt: by gold, in length, and by the recipe's own."""
-    values: tuple[Value, ...] = (score(gold), _tokens, score(SAME[gold]))
+    values: tuple[Value, ...] = (score(gold), _tokens, score(KINDS[gold]))
     pairs = [asked.answers["sft"][:2] for row in _one_per_seed(rows) for asked in row.asked if asked.kind == kind]
     first, second, third = ([value(a) - value(b) for a, b in pairs] for value in values)
     return first, second, third
