@@ -38,7 +38,8 @@ class StepContext(Context):
     say: prints one line.
     map(name, rows, f): the results of f over rows. They are stored by the content of the rows, so a run that was
     killed continues after the last complete chunk.
-    trained_on(policy, prompts): for each stage that trained the policy, the places of the prompts that it learned from.
+    trained_on(model, prompts): for each stage that trained the policy, or the reward models of a RewardRef, the places
+    of the prompts that it learned from.
     """
 
     out: Path
@@ -46,7 +47,7 @@ class StepContext(Context):
     map: Callable[[str, Sequence[Any], Callable[[Sequence[Any]], Iterable[Any]]], list[Any]]
     log: Callable[..., None]
     say: Callable[[str], None]
-    trained_on: Callable[[str, Sequence[Group]], Mapping[str, set[int]]] = lambda policy, prompts: {}
+    trained_on: Callable[[Any, Sequence[Group]], Mapping[str, set[int]]] = lambda model, prompts: {}
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file into the stage's folder, complete or not at all."""

@@ -268,10 +268,10 @@ class Run:
             trained_on=self._trained_on,
         )
 
-    def _trained_on(self, policy: str, prompts: Sequence[Group]) -> dict[str, set[int]]:
+    def _trained_on(self, model: str | RewardSpec, prompts: Sequence[Group]) -> dict[str, set[int]]:
         record, read = self.store.record, self._data.read
         return trained_on(
-            policy, prompts, self.recipe, lambda name: record(name).get("policy"), lambda d: read(d).groups
+            model, prompts, self.recipe, lambda name: record(name).get("policy"), lambda d: read(d).groups
         )
 
     def _reward_context(self, seed: int) -> Context:

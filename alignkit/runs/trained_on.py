@@ -1,31 +1,35 @@
-"""Which prompts a policy has been trained on: an evaluation on them says little about others."""
+"""Which prompts a policy or a reward has been trained on: an evaluation on them says little about others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 from alignkit.data.group import Group, prompts_of, sha256_of
 from alignkit.data.sources import DataSpec
-from alignkit.recipe.schema import Recipe, Stage
+from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 
 
 def trained_on(
-    policy: str,
+    model: str | RewardSpec,
     prompts: Sequence[Group],
     recipe: Recipe,
     chosen: Callable[[str], str | None],
     read: Callable[[DataSpec], Iterable[Group]],
 ) -> dict[str, set[int]]:
-    """For each training stage of a policy, the places of the prompts in its data; stages without any are left out.
+    """For each training stage of a model, the places of the prompts in its data; stages without any are left out.
 
-    A policy's stages are its own and those that its starting weights come from. chosen: the policy that a step
+    model: a policy, or a reward with any number of reward models. A model's stages are its own and those that its
+    starting weights come from. chosen: the policy that a step
     selected. read: the groups of a data entry that are not held out. Prompts are equal if their words are.
     """
     places: dict[str, list[int]] = {}
     for place, group in enumerate(prompts):
         places.setdefault(_words(group), []).append(place)
     found: dict[str, set[int]] = {}
-    for stage in _lineage(policy, recipe, chosen):
+    rewards = [spec.name for spec in specs(model, RewardSpec) if spec.kind == "stage"]
+    names = [model] if isinstance(model, str) else rewards
+    for stage in chain.from_iterable(_lineage(name, recipe, chosen) for name in names):
         trained = [group for spec in _training_data(stage) for group in read(spec)]
         # A dialogue is learned from its first answer on, and asked about at its last.
         words = {_words(group) for group in (*trained, *prompts_of(trained)) if group.prompt}
@@ -35,9 +39,9 @@ def trained_on(
     return found
 
 
-def _lineage(policy: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> Iterator[Stage]:
-    """The training stages that a policy went through, latest first."""
-    reference: str | None = policy
+def _lineage(name: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> Iterator[Stage]:
+    """The training stages that a model went through, latest first."""
+    reference: str | None = name
     while reference is not None and (stage := recipe.stages.get(reference.partition("@")[0])) is not None:
         if stage.settings is None:
             reference = chosen(stage.name)

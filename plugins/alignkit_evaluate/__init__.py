@@ -10,7 +10,7 @@ reference in nats.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,11 @@ class Evaluate(Step):
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
         """Says how many prompts the policies or the reward models were trained on; empty if none."""
         seen: dict[str, set[int]] = {}
-        for stage in (*self.options.policies, *(name for spec in self.options.rewards for name in stages_of(spec))):
-            seen |= context.trained_on(stage, prompts)
+        for model in (*self.options.policies, *self.options.rewards):
+            seen |= context.trained_on(model, prompts)
         if not seen:
             return ""
-        stages = ", ".join(f"{len(places)} by {name}" for name, places in seen.items())
+        stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
         text = f"warning: {len(set().union(*seen.values()))} of {len(prompts)} prompts are training data ({stages})"
         context.say(f"{context.out.name}: {text}")
         return text
@@ -241,14 +241,6 @@ def label(spec: Any) -> str:
         ((name, value),) = list(spec.items())[:1] or [("", "")]
         return Path(str(value)).name if name == "folder" else str(name)
     return Path(spec.name).name if spec.kind == "folder" else str(spec.name)
-
-
-def stages_of(spec: Any) -> Iterator[str]:
-    """The stages whose reward models are in a reward."""
-    if spec.kind == "stage":
-        yield spec.name
-    for part in spec.children.values():
-        yield from stages_of(part)
 
 
 def columns_of(spec: Any, keys: Sequence[str] | Mapping[str, Any], rewards: Sequence[Any]) -> list[Column]:

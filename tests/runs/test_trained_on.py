@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.recipe.load import load_recipe
@@ -85,20 +87,27 @@ stages:
     assert warning in record["summary"]["notes"] and warning in record["text"]
 
 
-def test_an_evaluation_by_a_reward_model_that_knows_the_prompts_warns(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "reward",
+    [
+        "{weighted_sum: {rewards: {liked: liked}, weights: {liked: 1}}}",  # a part of a combination
+        "{normalized: {reward_model: liked, data: pairs.jsonl}}",  # an option of a reward
+    ],
+)
+def test_an_evaluation_by_a_reward_model_that_knows_the_prompts_warns(reward: str, tmp_path: Path) -> None:
     pairs = [json.dumps({"prompt": f"question {n}", "chosen": "yes", "rejected": "no"}) for n in range(3)]
     asked = [json.dumps({"prompt": f"question {n}"}) for n in range(2, 6)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(pairs) + "\n")
     (tmp_path / "asked.jsonl").write_text("\n".join(asked) + "\n")
     (tmp_path / "recipe.yaml").write_text(
-        """
-model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}
+        f"""
+model: {{base: tiny, dtype: float32, lora: {{r: 2, lora_alpha: 4}}}}
 stages:
-  liked: {algorithm: reward_model, data: pairs.jsonl}
+  liked: {{algorithm: reward_model, data: pairs.jsonl}}
   report:
     step: evaluate
     policies: [base]
-    rewards: [{weighted_sum: {rewards: {liked: liked}, weights: {liked: 1}}}]
+    rewards: [{reward}]
     prompts: asked.jsonl
     max_new_tokens: 2
 """
