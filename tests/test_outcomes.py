@@ -13,12 +13,26 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from alignkit.data.group import Group, Response
+from alignkit.data.group import Group, Response, write_groups
 from alignkit.errors import RunFailed
 from benchmarks.outcomes import __main__ as command
 from benchmarks.outcomes import tables
 from benchmarks.outcomes.refusals import refuses
-from benchmarks.outcomes.rows import FOLDER, GOLD, MODELS, OWN, Answer, Asked, Row, _asked, key_of, recipe_of, stored
+from benchmarks.outcomes.rows import (
+    FOLDER,
+    GOLD,
+    KINDS,
+    MODELS,
+    OWN,
+    Answer,
+    Asked,
+    Row,
+    _asked,
+    _kl,
+    key_of,
+    recipe_of,
+    stored,
+)
 
 DATA = FOLDER / "data"
 RECIPES = FOLDER.parents[1] / "recipes" / "data"
@@ -43,8 +57,7 @@ def questions(file: Path, limit: int | None = None) -> set[str]:
     return {question(row) for row in rows_of(file, limit)}
 
 
-ASKED = questions(DATA / "prompts.jsonl")
-TUNING = questions(DATA / "tuning.jsonl")
+ASKED, TUNING = (set().union(*(questions(DATA / f / f"{kind}.jsonl") for kind in KINDS)) for f in ("prompts", "tuning"))
 GOLD_SEEN = questions(DATA / "gold_helpful.jsonl.gz") | questions(DATA / "gold_safety.jsonl.gz")
 # What the recipes learn from; of the pairs, the first 480.
 LEARNED = {
@@ -70,16 +83,16 @@ def test_prompts_are_new_to_everyone() -> None:
     assert not TUNING & GOLD_SEEN
     assert not ASKED & TUNING
     assert not ASKED & questions(RECIPES / "heldout.jsonl")
-    kinds = Counter(row["kind"] for row in rows_of(DATA / "prompts.jsonl"))
-    assert kinds == {"helpful": 75, "safety": 75, "xstest": 100}
-    assert all(row["safety"] == (row["kind"] == "safety") for row in rows_of(DATA / "prompts.jsonl"))
+    rows = [row for kind in KINDS for row in rows_of(DATA / "prompts" / f"{kind}.jsonl")]
+    assert Counter(row["kind"] for row in rows) == {"helpful": 75, "safety": 75, "xstest": 100}
+    assert all(row["safety"] == (row["kind"] == "safety") for row in rows)
 
 
 @pytest.mark.parametrize("name", command.METHODS)
 def test_every_method_is_a_valid_recipe(name: str) -> None:
     recipe, _ = recipe_of(command.METHODS[name], 3, tuning=False)
     assert recipe.seed == 3
-    assert recipe.stages["align"].upstream[0] == "sft" if name != "best_of_8" else "align" not in recipe.stages
+    assert recipe.stages["align"].upstream[0] == "sft" if name != "best_of_4" else "align" not in recipe.stages
     assert [stage for stage in GOLD if "sft" in recipe.stages[stage].upstream] == []
 
 
@@ -88,11 +101,11 @@ def test_rows_are_told_apart_by_recipe_and_data(tmp_path: Path) -> None:
         return key_of(recipe_of([], seed, tuning, extra)[0])
 
     copy = tmp_path / "elsewhere.jsonl"
-    copy.write_bytes((DATA / "prompts.jsonl").read_bytes())
-    assert key() == key(f"stages.report.prompts.path={copy}")
+    copy.write_bytes((DATA / "prompts" / "helpful.jsonl").read_bytes())
+    assert key() == key(f"stages.before_helpful.prompts={copy}")
     copy.write_text(copy.read_text(encoding="utf-8").replace("eyes", "ears"), encoding="utf-8")
     keys = [key(), key(seed=4), key(tuning=True), key("stages.align.iterations=2")]
-    keys.append(key(f"stages.report.prompts.path={copy}"))
+    keys.append(key(f"stages.before_helpful.prompts={copy}"))
     assert len(set(keys)) == len(keys)
 
 
@@ -112,16 +125,49 @@ def test_refusals_are_seen_at_the_beginning(answer: str, expected: bool) -> None
     assert refuses(answer) is expected
 
 
-def test_best_of_n_takes_the_answers_that_the_own_reward_prefers() -> None:
-    scores = [0.0, 3.0, 1.0, 5.0, 2.0, 2.5]
-    responses = tuple(
-        Response(f"answer {n}", scores=dict.fromkeys((*MODELS, OWN), value), source="sft")
-        for n, value in enumerate(scores)
-    )
-    asked = _asked(Group(({"role": "user", "content": "why?"},), responses, meta={"kind": "helpful"}))
+def write_answers(folder: Path, stage: str, prompts: Sequence[str], source: str, scores: Sequence[float]) -> None:
+    """A report's samples: these scores by all rewards for each prompt."""
+    (folder / stage).mkdir()
+    groups = [
+        Group(
+            ({"role": "user", "content": prompt},),
+            tuple(
+                Response(f"{source} {n}", scores=dict.fromkeys((*MODELS, OWN), value), source=source)
+                for n, value in enumerate(scores)
+            ),
+        )
+        for prompt in prompts
+    ]
+    write_groups(folder / stage / "samples.jsonl", groups)
+
+
+def test_best_of_n_takes_the_answers_that_the_own_reward_prefers(tmp_path: Path) -> None:
+    write_answers(tmp_path, "before_helpful", ["why?"], "sft", [0.0, 3.0, 1.0, 5.0, 2.0, 2.5])
+    (asked,) = _asked(tmp_path, "helpful", trained=False)
     assert asked.best_of == 3
-    assert [a.text for a in asked.answers["sft"]] == ["answer 0", "answer 3"]
-    assert [a.text for a in asked.answers["align"]] == ["answer 1", "answer 3"]
+    assert [a.text for a in asked.answers["sft"]] == ["sft 0", "sft 3"]
+    assert [a.text for a in asked.answers["align"]] == ["sft 1", "sft 3"]
+
+
+def test_answers_of_both_policies_meet_at_their_prompt(tmp_path: Path) -> None:
+    write_answers(tmp_path, "before_safety", ["why?", "how?"], "sft", [0.0, 1.0])
+    write_answers(tmp_path, "after_safety", ["why?", "how?"], "align", [2.0, 3.0])
+    first, second = _asked(tmp_path, "safety", trained=True)
+    assert (first.prompt, second.prompt, first.kind) == ("user: why?", "user: how?", "safety")
+    assert [a.text for a in second.answers["align"]] == ["align 0", "align 1"]
+    assert [a.scores["gold_safety"] for a in second.answers["sft"]] == [0.0, 1.0]
+    write_answers(tmp_path, "before_helpful", ["why?", "how?"], "sft", [0.0, 1.0])
+    write_answers(tmp_path, "after_helpful", ["how?", "why?"], "align", [2.0, 3.0])
+    with pytest.raises(RunFailed, match="did not answer the same prompts"):
+        _asked(tmp_path, "helpful", trained=True)
+
+
+def test_the_kl_is_averaged_over_prompts(tmp_path: Path) -> None:
+    for stage, mean, n in (("after_helpful", 2.0, 30), ("after_safety", 5.0, 10)):
+        (tmp_path / stage).mkdir()
+        report = {"policies": {"align": {"kl": {"mean": mean, "low": None, "high": None, "n": n}}}}
+        (tmp_path / stage / "evaluation.json").write_text(json.dumps(report), encoding="utf-8")
+    assert _kl(tmp_path) == pytest.approx(2.75)
 
 
 # Tables
@@ -152,9 +198,8 @@ def row(seed: int, helpful: float, safety: float, longer: int = 0, refused: floa
                 for i in range(2)
             ]
             asked.append(Asked(f"{kind} {place}", kind, {"sft": before, "align": after}))
-    kl = {"mean": 1.5, "low": 1.0, "high": 2.0}
     accuracy, pairs = dict.fromkeys(GOLD, 0.65), dict.fromkeys(GOLD, 200)
-    return Row("ppo", seed, "k", [], {"sft": 60.0, "align": 120.0}, 2.5, kl, accuracy, pairs, asked)
+    return Row("ppo", seed, "k", [], {"sft": 60.0, "align": 120.0}, 2.5, 1.5, accuracy, pairs, asked)
 
 
 def table(lines: Any) -> list[dict[str, str]]:
@@ -210,7 +255,7 @@ def test_between_answers_of_equal_length_a_reward_for_length_is_no_gain() -> Non
         return replace(found, asked=asked)
 
     found = [lengthy(row(3, 0.0, 0.0, count=60))]
-    assert tables.gain(found, "helpful", tables.score("gold_helpful"))["mean"] == pytest.approx(0.1, abs=0.03)
+    assert tables.gain(found, ["helpful"], tables.score("gold_helpful"))["mean"] == pytest.approx(0.1, abs=0.03)
     equal = tables.equal_length(found, "gold_helpful")
     assert equal is not None
     assert equal["mean"] == pytest.approx(0.0, abs=0.02)
@@ -293,7 +338,7 @@ def test_a_judge_that_knows_a_prompt_is_refused(computed: list[tuple[str, int]],
     asked = {"prompt": [{"role": "user", "content": known.strip()}], "safety": True, "kind": "safety"}
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps(asked) + "\n", encoding="utf-8")
-    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path), "--set", f"stages.report.prompts.path={file}")
+    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path), "--set", f"stages.before_safety.prompts={file}")
     assert found.exit_code == RunFailed.exit_code
     assert "gold_safety was trained on 1 of the prompts" in found.output
     assert computed == []

@@ -14,12 +14,12 @@ from alignkit.recipe.schema import Recipe
 from alignkit.runs.data import RunData
 from benchmarks.markdown import markdown_table
 from benchmarks.outcomes import tables
-from benchmarks.outcomes.rows import GOLD, Row, accuracies, compute, key_of, methods, recipe_of, run, stored
+from benchmarks.outcomes.rows import GOLD, REPORTS, Row, accuracies, compute, key_of, methods, recipe_of, run, stored
 
 METHODS = methods()
 REPORTED, TUNED = "3,4,5,6,7", "0,1,2"
 LEAST_ACCURACY = 0.6
-NOT_GOLD = [f"~stages.{name}" for name in ("report", "align", "safety", "helpful", "sft")]
+NOT_GOLD = [f"~stages.{name}" for name in (*reversed(REPORTS), "report", "align", "safety", "helpful", "sft")]
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -79,8 +79,8 @@ def _rows(
 def check_judges(recipe: Recipe, extra: Sequence[str], out: Path) -> None:
     """Train the gold models. Raises RunFailed if one is too often wrong, or has seen a prompt that will be asked."""
     data = RunData(lambda name: recipe.folder / name, recipe.seed)
-    options: Any = recipe.stages["report"].component.options
-    asked = _words(data.load(options.prompts).groups)
+    options: Any = [recipe.stages[name].component.options for name in REPORTS if name in recipe.stages]
+    asked = {words for option in options for words in _words(data.load(option.prompts).groups)}
     for name in GOLD:
         settings = recipe.stages[name].settings
         seen = asked & _words(data.load(settings.data).groups) if settings and settings.data else set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import yaml
 from alignkit.comparison import answers_of, length
 from alignkit.data.group import Group, Response, read_groups
 from alignkit.errors import RunFailed
+from alignkit.functional.best_of_n import best_of_n_kl
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import digest, file_digest
 from alignkit.recipe.load import load_recipe
@@ -25,16 +25,18 @@ from benchmarks.outcomes.refusals import refuses
 
 FOLDER = Path(__file__).parent
 RECIPE = FOLDER / "outcomes.yaml"
-TUNING = "data/tuning.jsonl"  # prompts for choosing settings
-POLICIES = ("sft", "align")
 GOLD = ("gold_helpful", "gold_safety")
 MODELS = (*GOLD, "helpful", "safety")  # reward models
 OWN = "llama2"  # the recipe's combined reward
+KINDS = ("helpful", "safety", "xstest")  # of prompts
+BEFORE = {kind: f"before_{kind}" for kind in KINDS}  # stages with the SFT policy's answers
+AFTER = {kind: f"after_{kind}" for kind in KINDS}  # and with the aligned policy's
+REPORTS = (*BEFORE.values(), *AFTER.values())
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of a policy. scores: by reward. length: in tokens."""
+    """One answer of a policy. scores: by reward; only of those that judge prompts of its kind. length: in tokens."""
 
     text: str
     scores: dict[str, float]
@@ -61,7 +63,7 @@ class Row:
     """A method with one seed.
 
     key: digest of the recipe and its data. seconds: of the stages that the method needs, by name. gibibytes: the most
-    memory that the process used; stages that were reused are not in it. kl: to SFT, nats per response. accuracy: share
+    memory that the process used; stages that were reused are not in it. kl: to SFT, nats per response, on helpful and safety prompts. accuracy: share
     of validation pairs that each reward model orders as people did. pairs: number of these pairs.
     """
 
@@ -71,7 +73,7 @@ class Row:
     overrides: list[str]
     seconds: dict[str, float]
     gibibytes: float
-    kl: dict[str, Any]
+    kl: float | None
     accuracy: dict[str, float]
     pairs: dict[str, int]
     asked: list[Asked]
@@ -94,13 +96,16 @@ def _on_pairs(algorithm: Any) -> list[str]:
 
 def _best_of(n: int) -> list[str]:
     """No stage `align`, and enough answers of SFT to choose two of N each."""
-    return ["~stages.align", "stages.report.policies=[sft]", f"stages.report.samples_per_prompt={2 * n}"]
+    removed = [f"~stages.{name}" for name in ("align", *AFTER.values())]
+    own = f"stages.{BEFORE['xstest']}.rewards=[{{{OWN}: {{helpful: helpful, safety: safety}}}}]"
+    return [*removed, own, *(f"stages.{name}.samples_per_prompt={2 * n}" for name in BEFORE.values())]
 
 
 def recipe_of(method: Sequence[str], seed: int, tuning: bool, extra: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """The recipe of a method with one seed, and its overrides. Raises RecipeError."""
-    prompts = [f"stages.report.prompts.path={TUNING}"] if tuning else []
-    overrides = [*method, *prompts, *extra, f"seed={seed}"]
+    asked = {name: kind for stages in (BEFORE, AFTER) for kind, name in stages.items() if f"~stages.{name}" not in method}
+    prompts = [f"stages.{name}.prompts=data/tuning/{kind}.jsonl" for name, kind in asked.items()] if tuning else []
+    overrides = ["~stages.report", *method, *prompts, *extra, f"seed={seed}"]
     return load_recipe(RECIPE, overrides), overrides
 
 
@@ -133,16 +138,17 @@ def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], ou
     """Run the recipe in `out`, where stages are shared by all methods, and store the row. Raises RunFailed."""
     folder = out / "run"
     gibibytes = run(overrides, folder, out / "run.log")
-    asked = [_asked(group) for group in read_groups(folder / "report" / "samples.jsonl")]
-    names = _needed(recipe, "align" if "align" in recipe.stages else "report") - {"report", *GOLD}
+    trained = "align" in recipe.stages
+    asked = [item for kind in KINDS for item in _asked(folder, kind, trained)]
+    needed = _needed(recipe, "align") if trained else {"sft", "helpful", "safety"}
     row = Row(
         method=method,
         seed=seed,
         key=key_of(recipe),
         overrides=list(overrides),
-        seconds={name: _record(folder, name)["seconds"] for name in recipe.stages if name in names},
+        seconds={name: _record(folder, name)["seconds"] for name in recipe.stages if name in needed},
         gibibytes=gibibytes,
-        kl=_kl(folder, asked),
+        kl=_kl(folder) if trained else best_of_n_kl(asked[0].best_of),
         accuracy=accuracies(folder, MODELS),
         pairs={name: _validation_pairs(recipe, name) for name in MODELS},
         asked=asked,
@@ -188,26 +194,43 @@ def _record(folder: Path, stage: str) -> dict[str, Any]:
     return record
 
 
-def _kl(folder: Path, asked: Sequence[Asked]) -> dict[str, Any]:
-    """The aligned policy's KL to SFT; of best of N, the bound log N - (N - 1) / N (Beirami et al. 2024)."""
-    report = json.loads((folder / "report" / "evaluation.json").read_text(encoding="utf-8"))["policies"]
-    if "align" in report:
-        measured: dict[str, Any] = report["align"]["kl"]
-        return measured
-    n = asked[0].best_of
-    return {"mean": math.log(n) - (n - 1) / n, "low": None, "high": None}
+def _kl(folder: Path) -> float | None:
+    """The aligned policy's KL to SFT; None if no response could be measured."""
+    reports = [json.loads((folder / AFTER[kind] / "evaluation.json").read_text(encoding="utf-8")) for kind in KINDS[:2]]
+    measured = [report["policies"]["align"]["kl"] for report in reports]
+    known = [(kl["mean"], kl["n"]) for kl in measured if kl["mean"] is not None]
+    return sum(mean * n for mean, n in known) / sum(n for _, n in known) if known else None
 
 
-def _asked(group: Group) -> Asked:
-    prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in group.prompt)
-    answers = {policy: [_answer(response) for response in answers_of(group, policy)] for policy in POLICIES}
-    kind = str(group.meta["kind"])
-    if answers["align"]:
-        return Asked(prompt, kind, answers)
-    n = len(answers["sft"]) // 2
-    halves = answers["sft"][:n], answers["sft"][n:]
+def _asked(folder: Path, kind: str, trained: bool) -> list[Asked]:
+    """The prompts of a kind, in order. Raises RunFailed if the policies were not asked the same."""
+    before = read_groups(folder / BEFORE[kind] / "samples.jsonl")
+    if not trained:
+        return [_best(group, kind) for group in before]
+    after = read_groups(folder / AFTER[kind] / "samples.jsonl")
+    if [group.prompt for group in before] != [group.prompt for group in after]:
+        raise RunFailed(f"the policies did not answer the same prompts in {BEFORE[kind]} and {AFTER[kind]}")
+    return [
+        Asked(_text(ours), kind, {"sft": _answers(theirs, "sft"), "align": _answers(ours, "align")})
+        for theirs, ours in zip(before, after, strict=True)
+    ]
+
+
+def _best(group: Group, kind: str) -> Asked:
+    """Of each half of SFT's answers, the first as SFT's and the best by the recipe's own reward as the policy's."""
+    answers = _answers(group, "sft")
+    n = len(answers) // 2
+    halves = answers[:n], answers[n:]
     best = [max(half, key=lambda answer: answer.scores[OWN]) for half in halves]
-    return Asked(prompt, kind, {"sft": [half[0] for half in halves], "align": best}, best_of=n)
+    return Asked(_text(group), kind, {"sft": [half[0] for half in halves], "align": best}, best_of=n)
+
+
+def _text(group: Group) -> str:
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in group.prompt)
+
+
+def _answers(group: Group, policy: str) -> list[Answer]:
+    return [_answer(response) for response in answers_of(group, policy)]
 
 
 def _answer(response: Response) -> Answer:
@@ -216,17 +239,16 @@ def _answer(response: Response) -> Answer:
 
 def _scores(response: Response) -> dict[str, float]:
     """The rewards. Raises RunFailed if one is missing, because reward models score every answer."""
-    scores = {name: value for name in (*MODELS, OWN) if (value := response.scores[name]) is not None}
-    if missing := {*MODELS, OWN} - scores.keys():
-        raise RunFailed(f"no score by {', '.join(sorted(missing))}: {response.text[:60]!r}")
-    return scores
+    if missing := sorted(name for name, value in response.scores.items() if value is None):
+        raise RunFailed(f"no score by {', '.join(missing)}: {response.text[:60]!r}")
+    return {name: value for name, value in response.scores.items() if value is not None}
 
 
 def _read(file: Path) -> Row:
     raw = json.loads(file.read_text(encoding="utf-8"))
-    asked = [Asked(**{**item, "answers": _answers(item["answers"])}) for item in raw.pop("asked")]
+    asked = [Asked(**{**item, "answers": _stored_answers(item["answers"])}) for item in raw.pop("asked")]
     return Row(**raw, asked=asked)
 
 
-def _answers(raw: Mapping[str, Any]) -> dict[str, list[Answer]]:
+def _stored_answers(raw: Mapping[str, Any]) -> dict[str, list[Answer]]:
     return {policy: [Answer(**answer) for answer in answers] for policy, answers in raw.items()}

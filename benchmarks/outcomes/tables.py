@@ -7,15 +7,15 @@ about other seeds, so every table also counts the seeds with a gain.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from alignkit import statistics
 from alignkit.statistics import Estimate
 from alignkit_evaluate.report import excerpt, shown
-from benchmarks.outcomes.rows import GOLD, OWN, Answer, Row
+from benchmarks.outcomes.rows import GOLD, KINDS, OWN, Answer, Row
 
 # A gold model judges the prompts of its kind; the recipe's own reward model for them has the kind's name.
-KINDS = {"gold_helpful": "helpful", "gold_safety": "safety"}
+JUDGED = {"gold_helpful": "helpful", "gold_safety": "safety"}
 SAFE = "xstest"  # prompts that only sound unsafe
 Value = Callable[[Answer], float]
 
@@ -33,25 +33,25 @@ def _refused(answer: Answer) -> float:
     return float(answer.refused)
 
 
-def per_prompt(rows: Sequence[Row], policy: str, kind: str | None, value: Value) -> list[float]:
-    """The average of a value at each prompt of a kind (None: all), over samples and seeds."""
-    places = [place for place, asked in enumerate(rows[0].asked) if kind in (None, asked.kind)]
+def per_prompt(rows: Sequence[Row], policy: str, kinds: Collection[str], value: Value) -> list[float]:
+    """The average of a value at each prompt of some kinds, over samples and seeds."""
+    places = [place for place, asked in enumerate(rows[0].asked) if asked.kind in kinds]
     return [
         statistics.mean([value(answer) for row in rows for answer in row.asked[place].answers[policy]])
         for place in places
     ]
 
 
-def gain(rows: Sequence[Row], kind: str | None, value: Value) -> Estimate:
-    """The aligned policy's mean difference from SFT at prompts of a kind."""
-    return statistics.paired_difference(*(per_prompt(rows, policy, kind, value) for policy in ("align", "sft")))
+def gain(rows: Sequence[Row], kinds: Collection[str], value: Value) -> Estimate:
+    """The aligned policy's mean difference from SFT at prompts of some kinds."""
+    return statistics.paired_difference(*(per_prompt(rows, policy, kinds, value) for policy in ("align", "sft")))
 
 
 def equal_length(rows: Sequence[Row], gold: str) -> statistics.EqualLength | None:
     """The gain by a gold model between answers of equal length."""
-    kind = KINDS[gold]
-    ours, theirs = (per_prompt(rows, policy, kind, score(gold)) for policy in ("align", "sft"))
-    lengths, baseline = (per_prompt(rows, policy, kind, _tokens) for policy in ("align", "sft"))
+    kinds = [JUDGED[gold]]
+    ours, theirs = (per_prompt(rows, policy, kinds, score(gold)) for policy in ("align", "sft"))
+    lengths, baseline = (per_prompt(rows, policy, kinds, _tokens) for policy in ("align", "sft"))
     return statistics.at_equal_length(
         [a - b for a, b in zip(ours, theirs, strict=True)],
         [a - b for a, b in zip(lengths, baseline, strict=True)],
@@ -67,30 +67,30 @@ def methods_table(groups: Sequence[Sequence[Row]]) -> Iterator[list[str]]:
     ]
     for rows in groups:
         seeds = ", ".join(str(row.seed) for row in rows)
-        own = shown(gain(rows, None, score(OWN)), sign=True)
+        own = shown(gain(rows, JUDGED.values(), score(OWN)), sign=True)
         yield [rows[0].method, seeds, *_gains(rows), own, *_style(rows), *_cost(rows)]
 
 
 def _gains(rows: Sequence[Row]) -> Iterator[str]:
     for gold in GOLD:
-        seeds = [gain([row], KINDS[gold], score(gold))["mean"] for row in rows]
+        seeds = [gain([row], [JUDGED[gold]], score(gold))["mean"] for row in rows]
         up = sum(mean is not None and mean > 0 for mean in seeds)
-        yield f"{shown(gain(rows, KINDS[gold], score(gold)), sign=True)}, {up} of {len(rows)} up"
+        yield f"{shown(gain(rows, [JUDGED[gold]], score(gold)), sign=True)}, {up} of {len(rows)} up"
         yield shown(equal_length(rows, gold), sign=True)
 
 
 def _style(rows: Sequence[Row]) -> Iterator[str]:
-    before, after = (statistics.mean(per_prompt(rows, policy, None, _tokens)) for policy in ("sft", "align"))
+    before, after = (statistics.mean(per_prompt(rows, policy, KINDS, _tokens)) for policy in ("sft", "align"))
     yield f"{before:.0f} to {after:.0f}"
     samples = len(rows) * len(rows[0].asked[0].answers["sft"])
-    ours, theirs = (per_prompt(rows, policy, SAFE, _refused) for policy in ("align", "sft"))
+    ours, theirs = (per_prompt(rows, policy, [SAFE], _refused) for policy in ("align", "sft"))
     yield shown(statistics.paired_rates(ours, theirs, samples), sign=True, percent=True)
-    cut = [per_prompt(rows, policy, None, lambda answer: float(answer.truncated)) for policy in ("sft", "align")]
+    cut = [per_prompt(rows, policy, KINDS, lambda answer: float(answer.truncated)) for policy in ("sft", "align")]
     yield " to ".join(f"{statistics.mean(values):.0%}" for values in cut)
 
 
 def _cost(rows: Sequence[Row]) -> Iterator[str]:
-    known = [row.kl["mean"] for row in rows if row.kl["mean"] is not None]
+    known = [row.kl for row in rows if row.kl is not None]
     yield f"{statistics.mean(known):.1f}" if known else "-"
     yield f"{statistics.mean([sum(row.seconds.values()) for row in rows]) / 60:.0f}"
     yield f"{max(row.gibibytes for row in rows):.1f}"
@@ -106,19 +106,24 @@ def judges_table(rows: Sequence[Row]) -> Iterator[list[str]]:
     for gold in GOLD:
         right, pairs = round(rows[0].accuracy[gold] * rows[0].pairs[gold]), rows[0].pairs[gold]
         accuracy = f"{shown(statistics.share(right, pairs), percent=True)} of {pairs} pairs"
-        changes = [_changes(rows, kind, gold) for kind in (KINDS[gold], SAFE)]
-        slopes = "; ".join(
-            f"{kind} {_slope(*change[:2])}" for kind, change in zip((KINDS[gold], SAFE), changes, strict=True)
-        )
-        yield [gold, accuracy, _correlation(changes[0][0], changes[0][2]), slopes]
+        kind = JUDGED[gold]
+        judged = _pairs(rows, kind, gold)
+        correlation = _correlation(_changes(judged, score(gold)), _changes(judged, score(kind)))
+        by_kind = {kind: judged, SAFE: _pairs(rows, SAFE, gold)}
+        slopes = [
+            f"{name} {_slope(_changes(found, score(gold)), _changes(found, _tokens))}" for name, found in by_kind.items()
+        ]
+        yield [gold, accuracy, correlation, "; ".join(slopes)]
 
 
-def _changes(rows: Sequence[Row], kind: str, gold: str) -> tuple[list[float], list[float], list[float]]:
-    """Differences between two answers of SFT to the same prompt: by gold, in length, and by the recipe's own."""
-    values: tuple[Value, ...] = (score(gold), _tokens, score(KINDS[gold]))
-    pairs = [asked.answers["sft"][:2] for row in _one_per_seed(rows) for asked in row.asked if asked.kind == kind]
-    first, second, third = ([value(a) - value(b) for a, b in pairs] for value in values)
-    return first, second, third
+def _pairs(rows: Sequence[Row], kind: str, gold: str) -> list[tuple[Answer, Answer]]:
+    """Two answers of SFT to each prompt of a kind that a gold model judged, once per seed."""
+    asked = [asked.answers["sft"] for row in _one_per_seed(rows) for asked in row.asked if asked.kind == kind]
+    return [(first, second) for first, second, *_ in asked if gold in first.scores]
+
+
+def _changes(pairs: Sequence[tuple[Answer, Answer]], value: Value) -> list[float]:
+    return [value(first) - value(second) for first, second in pairs]
 
 
 def _one_per_seed(rows: Sequence[Row]) -> list[Row]:
@@ -155,5 +160,5 @@ def samples(rows: Sequence[Row], count: int) -> Iterator[str]:
         yield f"--- {row.method}, seed {row.seed}, {asked.kind}\n{excerpt(asked.prompt)}"
         for policy in ("sft", "align"):
             answer = asked.answers[policy][0]
-            scores = ", ".join(f"{gold} {answer.scores[gold]:+.2f}" for gold in GOLD)
-            yield f"[{policy}: {answer.length} tokens, {scores}] {excerpt(answer.text)}"
+            scores = "".join(f", {gold} {answer.scores[gold]:+.2f}" for gold in GOLD if gold in answer.scores)
+            yield f"[{policy}: {answer.length} tokens{scores}] {excerpt(answer.text)}"
