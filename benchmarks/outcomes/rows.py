@@ -63,8 +63,9 @@ class Row:
     """A method with one seed.
 
     key: digest of the recipe and its data. seconds: of the stages that the method needs, by name. gibibytes: the most
-    memory that the process used; stages that were reused are not in it. kl: to SFT, nats per response, on helpful and safety prompts. accuracy: share
-    of validation pairs that each reward model orders as people did. pairs: number of these pairs.
+    memory that the process used; stages that were reused are not in it. kl: to SFT, nats per response, on helpful and
+    safety prompts. accuracy: share of validation pairs that each reward model orders as people did. pairs: number of
+    these pairs.
     """
 
     method: str
@@ -103,10 +104,16 @@ def _best_of(n: int) -> list[str]:
 
 def recipe_of(method: Sequence[str], seed: int, tuning: bool, extra: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """The recipe of a method with one seed, and its overrides. Raises RecipeError."""
-    asked = {name: kind for stages in (BEFORE, AFTER) for kind, name in stages.items() if f"~stages.{name}" not in method}
-    prompts = [f"stages.{name}.prompts=data/tuning/{kind}.jsonl" for name, kind in asked.items()] if tuning else []
-    overrides = ["~stages.report", *method, *prompts, *extra, f"seed={seed}"]
+    overrides = ["~stages.report", *method, *(_tuning_prompts(method) if tuning else ()), *extra, f"seed={seed}"]
     return load_recipe(RECIPE, overrides), overrides
+
+
+def _tuning_prompts(method: Sequence[str]) -> list[str]:
+    """Overrides that ask the prompts that settings may be chosen on."""
+    asked = [(name, kind) for stages in (BEFORE, AFTER) for kind, name in stages.items()]
+    return [
+        f"stages.{name}.prompts=data/tuning/{kind}.jsonl" for name, kind in asked if f"~stages.{name}" not in method
+    ]
 
 
 def key_of(recipe: Recipe) -> str:

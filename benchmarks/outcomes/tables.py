@@ -107,13 +107,9 @@ def judges_table(rows: Sequence[Row]) -> Iterator[list[str]]:
         right, pairs = round(rows[0].accuracy[gold] * rows[0].pairs[gold]), rows[0].pairs[gold]
         accuracy = f"{shown(statistics.share(right, pairs), percent=True)} of {pairs} pairs"
         kind = JUDGED[gold]
-        judged = _pairs(rows, kind, gold)
+        judged, safe = _pairs(rows, kind, gold), _pairs(rows, SAFE, gold)
         correlation = _correlation(_changes(judged, score(gold)), _changes(judged, score(kind)))
-        by_kind = {kind: judged, SAFE: _pairs(rows, SAFE, gold)}
-        slopes = [
-            f"{name} {_slope(_changes(found, score(gold)), _changes(found, _tokens))}" for name, found in by_kind.items()
-        ]
-        yield [gold, accuracy, correlation, "; ".join(slopes)]
+        yield [gold, accuracy, correlation, f"{kind} {_slope(judged, gold)}; {SAFE} {_slope(safe, gold)}"]
 
 
 def _pairs(rows: Sequence[Row], kind: str, gold: str) -> list[tuple[Answer, Answer]]:
@@ -140,9 +136,10 @@ def _correlation(ours: Sequence[float], theirs: Sequence[float]) -> str:
     return shown({"mean": float(found.statistic), "low": float(low), "high": float(high)}, sign=True)
 
 
-def _slope(scores: Sequence[float], lengths: Sequence[float]) -> str:
+def _slope(pairs: Sequence[tuple[Answer, Answer]], gold: str) -> str:
     from scipy import stats
 
+    scores, lengths = _changes(pairs, score(gold)), _changes(pairs, _tokens)
     if len(set(lengths)) < 2 or len(lengths) < 3:
         return "-"
     found = stats.linregress(lengths, scores)
