@@ -40,6 +40,8 @@ from alignkit.functional.advantages import (
     reinforce_returns,
     rloo_advantages,
     shape_rewards,
+    slope_within_groups,
+    std_within_groups,
 )
 from alignkit.functional.best_of_n import (
     best_of_n_distribution,
@@ -168,6 +170,8 @@ __all__ = [
     "segment_advantage",
     "sequence_log_ratio",
     "shape_rewards",
+    "slope_within_groups",
+    "std_within_groups",
     "sum_tokens",
     "token_entropy",
     "token_logprobs",

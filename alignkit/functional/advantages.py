@@ -133,6 +133,23 @@ def centered_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:
     return torch.where(group_has_spread(rewards, group_index), deviations, 0.0)
 
 
+def slope_within_groups(rewards: Tensor, x: Tensor, group_index: Tensor) -> Tensor:
+    """Least-squares slope of rewards [N] in x [N], with an intercept for each group: a scalar, 0 if x does not vary.
+
+    Only differences within a group count ("within estimator"), so a group whose members are all long says nothing.
+    """
+    check_shapes(rewards=rewards, x=x, group_index=group_index)
+    deviations = centered_advantages(x, group_index)
+    squares = (deviations**2).sum()
+    return (deviations * widen(rewards)).sum() / torch.where(squares > 0, squares, 1.0)
+
+
+def std_within_groups(rewards: Tensor, group_index: Tensor) -> Tensor:
+    """Standard deviation of rewards [N] around their groups' means, pooled and unbiased: a scalar, 0 without spread."""
+    free = len(rewards) - torch.unique(group_index).numel()
+    return (centered_advantages(rewards, group_index) ** 2).sum().div(max(1, free)).sqrt()
+
+
 def grpo_advantages(rewards: Tensor, group_index: Tensor, unbiased: bool = True, eps: float = 1e-4) -> Tensor:
     """(r - mean) / (std + eps) within the group: [N] -> [N]. GRPO, Shao et al. 2024, section 4.1.2.
 

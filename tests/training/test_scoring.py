@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +106,21 @@ def test_a_whitened_part_is_refused_where_raw_scores_are_compared(tmp_path: Path
             combination(tmp_path, {"llama2": {"helpful": part, "safety": WORDS}})
     raw = {"llama2": {**LLAMA2["llama2"], "whiten": False}}
     assert combination(tmp_path, {"llama2": {"helpful": raw, "safety": WORDS}}).whitens
+
+
+def test_a_part_at_equal_length(tmp_path: Path) -> None:
+    """Words and tokens are as many here, so the number of words says nothing beyond length."""
+    groups = [
+        replace(group, responses=tuple(replace(r, tokens=(1,) * len(r.text.split())) for r in group.responses))
+        for group in LENGTHS
+    ]
+    parts = {name: {"equal_length": {"reward": reward}} for name, reward in (("helpful", WORDS), ("safety", WORDS))}
+    thing = combination(tmp_path, {"llama2": {**parts, "whiten": False, "threshold": 0.01}})
+    scored = thing.score(groups)
+    assert [response.scores["helpful/raw"] for response in scored[0].responses] == [1.0, 2.0, 4.0, 6.0]
+    assert thing.combine(scored).raw.tolist() == pytest.approx([3.25] * 4)
+    with pytest.raises(RecipeError, match="'equal_length' compares raw scores, so its part 'raw' cannot be whitened"):
+        combination(tmp_path, {"equal_length": {"reward": LLAMA2}})
 
 
 @pytest.mark.parametrize(("options", "wanted"), [({}, True), ({"opponent": "baseline"}, False)])
