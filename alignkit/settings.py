@@ -209,7 +209,7 @@ class Settings(Options):
         default=0.0,
         ge=0,
         le=1,
-        description="fraction of the steps (or iterations) in which the learning rate rises",
+        description="fraction of the steps (or iterations) in which the learning rate rises, step by step",
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         default="linear", description="learning rate after warmup, over steps (offline) or iterations (online)"

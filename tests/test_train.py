@@ -171,6 +171,14 @@ def test_schedules(kind: str, warmup: float, factors: list[float]) -> None:
     assert schedule(kind, 4, 4, 0.25) == pytest.approx(1 if kind == "constant" else 0)
 
 
+def test_warmup_rises_within_a_long_step() -> None:
+    """One iteration may be all of the warm-up. A full rate in its first step would be no warm-up at all."""
+    parts = [0.25, 0.5, 0.75, 1.0]
+    assert [schedule("linear", 0, 10, 0.1, part) for part in parts] == pytest.approx(parts)
+    assert [schedule("linear", 1, 10, 0.2, part) for part in parts] == pytest.approx([0.625, 0.75, 0.875, 1.0])
+    assert [schedule("linear", 1, 10, 0.1, part) for part in parts] == pytest.approx([1.0] * 4)
+
+
 def test_what_is_not_a_number_shows_in_the_validation_loss(tmp_path: Path) -> None:
     model = policy(tmp_path)
     model.add_role("new")

@@ -257,14 +257,17 @@ class OnlineStage:
         """Learn from a phase in epochs of shuffled minibatches; returns whether anything was learned."""
         averages = StepAverages()
         iterations = self.settings.iterations or 1
-        factor = schedule(self.settings.lr_scheduler_type, iteration.number - 1, iterations, self.settings.warmup_ratio)
+        kind, warmup_ratio = self.settings.lr_scheduler_type, self.settings.warmup_ratio
         epochs = phase.epochs if phase.epochs is not None else self.settings.epochs or 1
         for epoch in range(epochs):
-            stream = (self.context.name, "minibatch", iteration.number, index, epoch)
-            for part in minibatches(examples, self.settings.batch_size, seeds.stream(self.context.seed, *stream)):
+            stream = seeds.stream(self.context.seed, self.context.name, "minibatch", iteration.number, index, epoch)
+            batches = list(minibatches(examples, self.settings.batch_size, stream))
+            for number, batch in enumerate(batches, 1):
                 self.context.should_stop()
                 self.context.reporter.note(f"learning, epoch {epoch + 1}")
-                averages.add(self.learner.step(part, factor * phase.lr_scale))
+                done = (epoch + number / len(batches)) / epochs
+                factor = schedule(kind, iteration.number - 1, iterations, warmup_ratio, done)
+                averages.add(self.learner.step(batch, factor * phase.lr_scale))
         iteration.metrics |= averages.means()
         if averages.skipped:
             iteration.metrics["skipped"] = iteration.metrics.get("skipped", 0) + averages.skipped

@@ -11,11 +11,14 @@ from alignkit.models.examples import Examples
 from alignkit.models.packing import indivisible
 
 
-def schedule(kind: str, step: int, total: int, warmup_ratio: float) -> float:
-    """Factor on the learning rate at step 0, 1, ... of `total`; it rises to 1 over the first `warmup_ratio` of them."""
+def schedule(kind: str, step: int, total: int, warmup_ratio: float, part: float = 1.0) -> float:
+    """Factor on the learning rate at step 0, 1, ... of `total`; it rises to 1 over the first `warmup_ratio` of them.
+
+    part: how much of a long step is done, such as an iteration's share of minibatches; the factor rises within it.
+    """
     warmup = math.ceil(warmup_ratio * total)
     if step < warmup:
-        return (step + 1) / warmup
+        return (step + part) / warmup
     left = 1 - (step - warmup) / max(1, total - warmup)
     if kind == "linear":
         return max(0.0, left)

@@ -99,6 +99,18 @@ def test_a_phase_has_its_own_epochs_and_learning_rate(tmp_path: Path) -> None:
     assert found.metrics[0]["learning_rate"] == pytest.approx(0.0025)
 
 
+def test_the_rate_rises_from_the_first_step_on(tmp_path: Path) -> None:
+    """Adam's first step is as long as any other, and has seen one minibatch. Two minibatches in two epochs are 4."""
+    keys = {"batch_size": 1, "epochs": 2, "learning_rate": 0.01, "iterations": 3}
+    found = online(tmp_path, Watched(), warmup_ratio=0.1, **keys)
+    rates = [metrics["learning_rate"] for metrics in found.metrics]
+    assert rates == pytest.approx([0.01 * (0.25 + 0.5 + 0.75 + 1) / 4, 0.01, 0.01])
+    (tmp_path / "longer").mkdir()
+    found = online(tmp_path / "longer", Watched(), warmup_ratio=0.5, **keys)
+    rates = [metrics["learning_rate"] for metrics in found.metrics]
+    assert rates == pytest.approx([0.01 * 2.5 / 8, 0.01 * 6.5 / 8, 0.01])
+
+
 def test_selected_groups_are_learned_as_often_as_they_are_selected(tmp_path: Path) -> None:
     """In any order, each with its own tokens and rewards."""
 
