@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from alignkit.data.group import Group, Response, write_groups
 from alignkit.errors import RunFailed
 from benchmarks.outcomes import __main__ as command
-from benchmarks.outcomes import tables
+from benchmarks.outcomes import figure, tables
 from benchmarks.outcomes.refusals import refuses
 from benchmarks.outcomes.rows import (
     FOLDER,
@@ -342,3 +342,12 @@ def test_a_judge_that_knows_a_prompt_is_refused(computed: list[tuple[str, int]],
     assert found.exit_code == RunFailed.exit_code
     assert "gold_safety was trained on 1 of the prompts" in found.output
     assert computed == []
+
+
+def test_the_figure_has_a_point_per_method(tmp_path: Path) -> None:
+    groups = [[row(3, 0.5, -0.2), row(4, 0.4, -0.1)], [replace(row(3, 0.1, 0.1), method="dpo")]]
+    for name in ("first.svg", "second.svg"):
+        figure.draw(groups, tmp_path / name)
+    drawn = (tmp_path / "first.svg").read_text(encoding="utf-8")
+    assert drawn.count(">ppo<") == drawn.count(">dpo<") == 6
+    assert drawn == (tmp_path / "second.svg").read_text(encoding="utf-8")

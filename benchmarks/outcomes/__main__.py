@@ -13,7 +13,7 @@ from alignkit.errors import AlignkitError, RunFailed
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.data import RunData
 from benchmarks.markdown import markdown_table
-from benchmarks.outcomes import tables
+from benchmarks.outcomes import figure, tables
 from benchmarks.outcomes.rows import GOLD, REPORTS, Row, accuracies, compute, key_of, methods, recipe_of, run, stored
 
 METHODS = methods()
@@ -36,6 +36,9 @@ def main(
     ),
     only_stored: Annotated[bool, typer.Option("--stored", help="Compute nothing: print the stored rows.")] = False,
     show: Annotated[int, typer.Option(min=0, help="Answers to print, chosen at random.")] = 20,
+    chart: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE", help="Also draw the gains, as an SVG.")
+    ] = None,
 ) -> None:
     """Align with every method and seed, and print what gold judges say of the answers."""
     chosen = names or list(METHODS)
@@ -51,8 +54,11 @@ def main(
     except AlignkitError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
-    if any(found):
-        _print([row for row in found if row is not None], show)
+    rows = [row for row in found if row is not None]
+    if rows:
+        _print(rows, show)
+    if rows and chart is not None:
+        figure.draw(_by_method(rows), chart)
     raise typer.Exit(0 if only_stored or None not in found else RunFailed.exit_code)
 
 

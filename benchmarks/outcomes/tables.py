@@ -90,10 +90,21 @@ def _style(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _cost(rows: Sequence[Row]) -> Iterator[str]:
-    known = [row.kl for row in rows if row.kl is not None]
-    yield f"{statistics.mean(known):.1f}" if known else "-"
-    yield f"{statistics.mean([sum(row.seconds.values()) for row in rows]) / 60:.0f}"
+    kl = kl_of(rows)
+    yield "-" if kl is None else f"{kl:.1f}"
+    yield f"{minutes_of(rows):.0f}"
     yield f"{max(row.gibibytes for row in rows):.1f}"
+
+
+def kl_of(rows: Sequence[Row]) -> float | None:
+    """The mean KL to SFT over seeds, in nats per response; None if no seed has one."""
+    known = [row.kl for row in rows if row.kl is not None]
+    return statistics.mean(known) if known else None
+
+
+def minutes_of(rows: Sequence[Row]) -> float:
+    """The mean time over seeds, with SFT and the reward models that the method needs."""
+    return statistics.mean([sum(row.seconds.values()) for row in rows]) / 60
 
 
 def judges_table(rows: Sequence[Row]) -> Iterator[list[str]]:
