@@ -11,7 +11,7 @@ from alignkit.recipe.problems import path_text, shown
 from alignkit.recipe.schema import RewardSpec
 from alignkit.recipe.scope import Scope, check_stage
 from alignkit.registry import Component
-from alignkit.reward import RewardCombination
+from alignkit.reward import REWARD_KEY, RewardCombination
 
 
 def read_reward(raw: Any, keys: Keys, scope: Scope) -> RewardSpec | None:
@@ -65,6 +65,10 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
     except Exception as error:
         message = f"reward combination '{component.name}' failed in parts(): {type(error).__name__}: {error}"
         scope.problems.error(keys, message, plugin=True)
+        return None
+    if REWARD_KEY in parts:
+        message = f"a part of '{component.name}' cannot be named '{REWARD_KEY}', which is the name of the whole"
+        scope.problems.error(keys, message, help="rename the part")
         return None
     # `parts` may return raw rewards that are not RewardRef options. Read them like options.
     children = {name: read_reward(value, (*keys, name), scope) for name, value in parts.items()}

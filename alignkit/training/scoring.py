@@ -26,8 +26,6 @@ class Scorer:
         self.spec, self.context = spec, context
         self.name = name or spec.name
         self.children = {child: Scorer(below, context, child) for child, below in spec.children.items()}
-        if REWARD_KEY in self.children:
-            raise RunFailed(f"a part of a combination cannot be named '{REWARD_KEY}'; rename the stage")
         self.plugin: Any = None
         if spec.component is not None:
             self.plugin = spec.component.registration.implementation(spec.component.options)

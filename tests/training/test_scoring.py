@@ -108,6 +108,12 @@ def test_a_whitened_part_is_refused_where_raw_scores_are_compared(tmp_path: Path
     assert combination(tmp_path, {"llama2": {"helpful": raw, "safety": WORDS}}).whitens
 
 
+def test_no_part_has_the_name_of_the_whole(tmp_path: Path) -> None:
+    """Its scores would be overwritten by the combination's."""
+    with pytest.raises(RecipeError, match="a part of 'weighted_sum' cannot be named 'reward'"):
+        combination(tmp_path, {"weighted_sum": {"rewards": {"reward": WORDS}, "weights": {"reward": 1}}})
+
+
 def test_a_part_at_equal_length(tmp_path: Path) -> None:
     """Words and tokens are as many here, so the number of words says nothing beyond length."""
     groups = [
