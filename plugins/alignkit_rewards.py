@@ -33,6 +33,7 @@ from alignkit import (
     hookimpl,
 )
 from alignkit import functional as F
+from alignkit.comparison import length
 from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _length(response: Response, unit: str) -> int:
                 "reward 'length' counts tokens, but a response was not sampled in this run and has none\n"
                 "help: set `unit: words` or `unit: characters`"
             )
-        return len(response.tokens) if response.written is None else sum(response.written)
+        return length(response)
     return len(_text(response)) if unit == "characters" else len(_text(response).split())
 
 

@@ -20,8 +20,8 @@ def trained_on(
     """For each training stage of a model, the places of the prompts in its data; stages without any are left out.
 
     model: a policy, or a reward with any number of reward models. A model's stages are its own and those that its
-    starting weights come from. chosen: the policy that a step
-    selected. read: the groups of a data entry that are not held out. Prompts are equal if their words are.
+    starting weights come from. chosen: the policy that a step selected. read: the groups of a data entry that are not
+    held out. Prompts are equal if their words are.
     """
     places: dict[str, list[int]] = {}
     for place, group in enumerate(prompts):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.statistics import Estimate
-from benchmarks.outcomes.rows import GOLD, OWN, Row
-from benchmarks.outcomes.tables import JUDGED, gain, kl_of, minutes_of, score
+from benchmarks.outcomes.rows import GOLD, JUDGED, OWN, Row
+from benchmarks.outcomes.tables import gain, kl_of, minutes_of, score
 
 GAINS: dict[str, Callable[[Sequence[Row]], Estimate]] = {
     "helpfulness, by gold": lambda rows: gain(rows, [JUDGED[GOLD[0]]], score(GOLD[0])),
@@ -24,12 +24,10 @@ COSTS: dict[str, Callable[[Sequence[Row]], float | None]] = {
 def draw(groups: Sequence[Sequence[Row]], file: Path) -> None:
     """Write an SVG. groups: rows of several seeds by method. The same rows make the same bytes."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.hashsalt": "alignkit", "svg.fonttype": "none"}
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(len(GAINS), len(COSTS), figsize=(11, 12), sharex="col", sharey="row")
+    figure = Figure(figsize=(11, 12), layout="tight")
+    panels = figure.subplots(len(GAINS), len(COSTS), sharex="col", sharey="row")
     for (title, gained), line in zip(GAINS.items(), panels, strict=True):
         line[0].set_ylabel(f"gain in {title}")
         for (label, cost), axes in zip(COSTS.items(), line, strict=True):
@@ -37,9 +35,8 @@ def draw(groups: Sequence[Sequence[Row]], file: Path) -> None:
             axes.set_xlabel(label)
             for rows in groups:
                 _point(axes, rows[0].method, cost(rows), gained(rows))
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    with matplotlib.rc_context({"svg.hashsalt": "alignkit", "svg.fonttype": "none"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
 
 
 def _point(axes: Any, name: str, x: float | None, estimate: Estimate) -> None:

@@ -25,10 +25,13 @@ from benchmarks.outcomes.refusals import refuses
 
 FOLDER = Path(__file__).parent
 RECIPE = FOLDER / "outcomes.yaml"
-GOLD = ("gold_helpful", "gold_safety")
-MODELS = (*GOLD, "helpful", "safety")  # reward models
+# A gold model judges the prompts of its kind; the recipe's own reward model for them has the kind's name.
+JUDGED = {"gold_helpful": "helpful", "gold_safety": "safety"}
+GOLD = tuple(JUDGED)
+MODELS = (*GOLD, *JUDGED.values())  # reward models
 OWN = "llama2"  # the recipe's combined reward
-KINDS = ("helpful", "safety", "xstest")  # of prompts
+SAFE = "xstest"  # prompts that only sound unsafe
+KINDS = (*JUDGED.values(), SAFE)  # of prompts
 BEFORE = {kind: f"before_{kind}" for kind in KINDS}  # stages with the SFT policy's answers
 AFTER = {kind: f"after_{kind}" for kind in KINDS}  # and with the aligned policy's
 REPORTS = (*BEFORE.values(), *AFTER.values())
@@ -98,7 +101,7 @@ def _on_pairs(algorithm: Any) -> list[str]:
 def _best_of(n: int) -> list[str]:
     """No stage `align`, and enough answers of SFT to choose two of N each."""
     removed = [f"~stages.{name}" for name in ("align", *AFTER.values())]
-    own = f"stages.{BEFORE['xstest']}.rewards=[{{{OWN}: {{helpful: helpful, safety: safety}}}}]"
+    own = f"stages.{BEFORE[SAFE]}.rewards=[{{{OWN}: {{helpful: helpful, safety: safety}}}}]"
     return [*removed, own, *(f"stages.{name}.samples_per_prompt={2 * n}" for name in BEFORE.values())]
 
 
@@ -147,7 +150,7 @@ def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], ou
     gibibytes = run(overrides, folder, out / "run.log")
     trained = "align" in recipe.stages
     asked = [item for kind in KINDS for item in _asked(folder, kind, trained)]
-    needed = _needed(recipe, "align") if trained else {"sft", "helpful", "safety"}
+    needed = _needed(recipe, "align") if trained else {"sft", *JUDGED.values()}
     row = Row(
         method=method,
         seed=seed,
@@ -203,8 +206,8 @@ def _record(folder: Path, stage: str) -> dict[str, Any]:
 
 def _kl(folder: Path) -> float | None:
     """The aligned policy's KL to SFT; None if no response could be measured."""
-    reports = [json.loads((folder / AFTER[kind] / "evaluation.json").read_text(encoding="utf-8")) for kind in KINDS[:2]]
-    measured = [report["policies"]["align"]["kl"] for report in reports]
+    files = [folder / AFTER[kind] / "evaluation.json" for kind in JUDGED.values()]
+    measured = [json.loads(file.read_text(encoding="utf-8"))["policies"]["align"]["kl"] for file in files]
     known = [(kl["mean"], kl["n"]) for kl in measured if kl["mean"] is not None]
     return sum(mean * n for mean, n in known) / sum(n for _, n in known) if known else None
 

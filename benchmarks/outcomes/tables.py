@@ -12,11 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from alignkit import statistics
 from alignkit.statistics import Estimate
 from alignkit_evaluate.report import excerpt, shown
-from benchmarks.outcomes.rows import GOLD, KINDS, OWN, Answer, Row
+from benchmarks.outcomes.rows import GOLD, JUDGED, KINDS, OWN, SAFE, Answer, Row
 
-# A gold model judges the prompts of its kind; the recipe's own reward model for them has the kind's name.
-JUDGED = {"gold_helpful": "helpful", "gold_safety": "safety"}
-SAFE = "xstest"  # prompts that only sound unsafe
 Value = Callable[[Answer], float]
 
 
