@@ -126,11 +126,16 @@ class Rollout(Options):
     missing_eos_penalty: float = Field(
         default=0.0, ge=0, description="subtracted from the reward of a response truncated at max_new_tokens"
     )
+    learn_from: int | None = Field(
+        default=None, ge=2, description="learn only from this many of a prompt's samples, the best and the worst"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Rollout:
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+        if self.learn_from and self.samples_per_prompt and self.learn_from > self.samples_per_prompt:
+            raise ValueError(f"learn_from {self.learn_from} is above samples_per_prompt {self.samples_per_prompt}")
         return self
 
 

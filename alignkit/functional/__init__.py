@@ -47,6 +47,7 @@ from alignkit.functional.best_of_n import (
     best_of_n_distribution,
     best_of_n_kl,
     expected_best_of_n,
+    most_different,
     raft_top,
 )
 from alignkit.functional.judge import (
@@ -150,6 +151,7 @@ __all__ = [
     "masked_whiten",
     "mean_tokens",
     "missing_eos_penalty",
+    "most_different",
     "order_probabilities",
     "overlong_penalty",
     "pairwise_loss",

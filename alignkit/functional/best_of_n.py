@@ -19,6 +19,22 @@ def raft_top(rewards: Tensor, count: int | None = None) -> Tensor:
     return order[: len(rewards) if count is None else count].sort().values
 
 
+def most_different(rewards: Tensor, count: int) -> Tensor:
+    """Indices, ascending, of the `count` rewards of [K] whose variance is largest: the lowest and the highest ones.
+
+    Max-variance down-sampling, PODS, Xu et al. 2025, arXiv:2504.13818, theorem 1. The lowest index wins ties.
+    Raises `ValueError` unless 1 <= count <= K.
+    """
+    if not 1 <= count <= len(rewards):
+        raise ValueError(f"{count} of {len(rewards)} rewards: count must be between 1 and {len(rewards)}")
+    order = widen(rewards).argsort(stable=True)
+    balanced_first = sorted(range(count + 1), key=lambda low: abs(2 * low - count))
+    splits = [torch.cat([order[:low], order[len(order) - count + low :]]) for low in balanced_first]
+    variances = torch.stack([widen(rewards)[split].var(correction=0) for split in splits])
+    largest = variances >= variances.max() * (1 - 1e-9)  # rounding errors do not decide
+    return splits[int(largest.nonzero()[0])].sort().values
+
+
 def expected_best_of_n(rewards: Tensor, n: int) -> Tensor:
     """Unbiased estimate of E[max of n rewards] from K >= n samples: [P, K] -> [P].
 

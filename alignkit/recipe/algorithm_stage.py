@@ -209,6 +209,10 @@ def _check_rollout(draft: _Draft, needs: Needs | None) -> None:
         message = f"{draft.name} needs at least {needs.min_samples} responses to each prompt, got {samples}"
         help = f"set 'rollout: {{samples_per_prompt: {needs.min_samples}}}' or more"
         draft.error(("rollout", "samples_per_prompt"), message, help)
+    learned = rollout.get("learn_from")
+    if _is_integer(learned) and learned < needs.min_samples:
+        message = f"{draft.name} needs at least {needs.min_samples} responses to each prompt, got {learned}"
+        draft.error(("rollout", "learn_from"), message)
     required = needs.max_new_tokens
     if required is not None and _is_integer(longest) and longest != required:
         message = f"the options of {draft.name} imply max_new_tokens {required}, but 'rollout' has {longest}"

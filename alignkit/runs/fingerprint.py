@@ -72,7 +72,8 @@ class _Fingerprint:
                 "files": self.files_named(value.options),
             }
         if isinstance(value, BaseModel):
-            return {name: self.of(item) for name, item in fields_of(value).items()}
+            # A key that is not set is left out: a new optional key must not start everyone's stages over.
+            return {name: self.of(item) for name, item in fields_of(value).items() if item is not None}
         if isinstance(value, DataSource | DataSpec | RewardSpec):
             return self._of_dataclass(value)
         if isinstance(value, Path):

@@ -24,7 +24,7 @@ from alignkit.training.encoder import counted
 from alignkit.training.iteration import Iteration, mean_kl, rollout_metrics, sampler_gap
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
-from alignkit.training.scoring import Scorer, score_rollouts
+from alignkit.training.scoring import Scorer, most_different, score_rollouts
 from alignkit.training.stage import StageWork
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
@@ -37,7 +37,7 @@ class OnlineStage:
     def __init__(self, context: StageContext, algorithm: Algorithm):
         self.context, self.settings = context, context.settings
         rollout = self.settings.rollout
-        self.sampling = Sampling(**rollout.model_dump(exclude={"missing_eos_penalty"}))
+        self.sampling = Sampling(**rollout.model_dump(exclude={"missing_eos_penalty", "learn_from"}))
         self.missing_eos_penalty = rollout.missing_eos_penalty
         # Learning at another temperature than that of the samples would sharpen or flatten the policy.
         self.work = StageWork(context, algorithm, self.sampling.temperature)
@@ -151,7 +151,9 @@ class OnlineStage:
         iteration.metrics |= rollout_metrics(rollouts)
 
     def _keep(self, iteration: Iteration) -> None:
-        """Leave out the groups that the algorithm does not keep."""
+        """Leave out what `learn_from` and the algorithm do not keep."""
+        if (count := self.settings.rollout.learn_from) is not None:
+            iteration.groups, iteration.combined = most_different(iteration.groups, iteration.combined, count)
         keep = [self.algorithm.keep_group(group) for group in iteration.groups]
         if all(keep):
             return

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from alignkit import functional as F
 from alignkit.data.group import Group, Response, preview
 from alignkit.errors import RunFailed
-from alignkit.functional import missing_eos_penalty
 from alignkit.reward import REWARD_KEY, CombinedReward, Context, Reward, RewardCombination
 
 if TYPE_CHECKING:
@@ -172,9 +172,24 @@ def score_rollouts(scorer: Scorer, groups: Sequence[Group], penalty: float = 0.0
     scored = penalize(scored, penalty)
     usable = with_scores(scored)
     ended = torch.tensor([not response.truncated for group in usable for response in group.responses])
-    reward, raw = (missing_eos_penalty(scores, ended, penalty) for scores in (combined.reward, combined.raw))
+    reward, raw = (F.missing_eos_penalty(scores, ended, penalty) for scores in (combined.reward, combined.raw))
     mean = penalty * float((~ended).double().mean())
     return ScoredRollouts(usable, replace(combined, reward=reward, raw=raw), scored, mean)
+
+
+def most_different(groups: Sequence[Group], combined: CombinedReward, count: int) -> tuple[list[Group], CombinedReward]:
+    """`count` responses of each group, those with the highest and lowest rewards, and their rewards (PODS).
+
+    Responses keep their order. Groups with fewer responses stay whole.
+    """
+    kept, rows, first = [], [], 0
+    for group in groups:
+        last = first + len(group.responses)
+        chosen = F.most_different(combined.reward[first:last], min(count, last - first)).tolist()
+        kept.append(replace(group, responses=tuple(group.responses[index] for index in chosen)))
+        rows += [first + index for index in chosen]
+        first = last
+    return kept, replace(combined, reward=combined.reward[rows], raw=combined.raw[rows])
 
 
 def with_scores(groups: Sequence[Group]) -> list[Group]:

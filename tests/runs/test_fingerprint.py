@@ -22,6 +22,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs import base_model
 from alignkit.runs.fingerprint import stage_hash
 from alignkit.runs.run import Run
+from alignkit.settings import Settings
 
 ROWS = [{"prompt": f"q{n}", "completion": "a"} for n in range(3)]
 
@@ -249,3 +250,21 @@ def test_a_base_model_on_the_hub_counts_by_its_commit_and_is_loaded_at_it(
     first = hash_now()
     server.main = "b" * 40
     assert hash_now() != first and loaded == ["a" * 40, "b" * 40]
+
+
+def test_a_new_optional_key_starts_no_stage_over(tmp_path: Path) -> None:
+    """Only if it is set."""
+
+    class Later(Settings):
+        added: int | None = None
+
+    (tmp_path / "d.jsonl").write_text(json.dumps(ROWS[0]), encoding="utf-8")
+    before = hashed(tmp_path, data="d.jsonl")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    settings = dict(recipe.stages["s"].settings or ())
+
+    def with_key(added: int | None) -> str:
+        stage = replace(recipe.stages["s"], settings=Later.model_construct(**settings, added=added))
+        return stage_hash(stage, recipe, "base", 0, {})
+
+    assert with_key(None) == before != with_key(1)
