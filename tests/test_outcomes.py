@@ -21,6 +21,7 @@ from benchmarks.outcomes.refusals import refuses
 from benchmarks.outcomes.rows import (
     FOLDER,
     GOLD,
+    JUDGES,
     KINDS,
     MODELS,
     OWN,
@@ -29,6 +30,7 @@ from benchmarks.outcomes.rows import (
     Row,
     _asked,
     _kl,
+    bring_judges,
     key_of,
     recipe_of,
     stored,
@@ -304,6 +306,21 @@ def test_a_rerun_computes_only_missing_rows(computed: list[tuple[str, int]], tmp
     assert computed[2:] == [("dpo", 3), ("ppo", 5), ("dpo", 5)]
     invoke("--seeds", "3,9", "--stored", "--out", str(tmp_path))
     assert len(computed) == 5
+
+
+def test_every_seed_has_the_judges_of_today(tmp_path: Path) -> None:
+    """They are trained once, and copied again when they were trained again."""
+
+    def trained(hash: str) -> list[str]:
+        for name in GOLD:
+            (tmp_path / JUDGES / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / JUDGES / name / "stage.json").write_text(json.dumps({"hash": hash}), encoding="utf-8")
+        bring_judges(tmp_path, tmp_path / "seed3")
+        files = [tmp_path / "seed3" / name / "stage.json" for name in GOLD]
+        return [json.loads(file.read_text(encoding="utf-8"))["hash"] for file in files]
+
+    assert trained("first") == ["first", "first"]
+    assert trained("second") == ["second", "second"]
 
 
 def test_a_run_that_fails_does_not_stop_the_others(

@@ -188,14 +188,19 @@ class OnlineStage:
     def _measure_logprobs(self, iteration: Iteration, examples: Examples) -> None:
         """Log-probabilities and values. The KL to the reference is logged even if the algorithm does not need it."""
         roles, needs, temperature = self.work.roles, self.algorithm.needs, self.sampling.temperature
+        groups, encoded = iteration.groups, examples.groups
+        if not (needs.old_logprobs or needs.reference_logprobs or needs.values):
+            # Two passes over every sample cost more than learning the best of each prompt.
+            each = max(len(group.responses) for group in groups)
+            groups, encoded = groups[::each], encoded[::each]
         if roles.values is None:
-            old = self._logprobs(roles.trained, examples.groups)
+            old = self._logprobs(roles.trained, encoded)
         else:
             old, values = forward.measure_with_values(
-                self.work.model, roles.trained, roles.values, examples.groups, temperature=temperature
+                self.work.model, roles.trained, roles.values, encoded, temperature=temperature
             )
             examples.token_columns["old_values"] = values
-        reference = self._logprobs(roles.reference, examples.groups)
+        reference = self._logprobs(roles.reference, encoded)
         if needs.old_logprobs:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
@@ -205,7 +210,7 @@ class OnlineStage:
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
-        iteration.metrics["sampler_gap"] = sampler_gap(iteration.groups, old)
+        iteration.metrics["sampler_gap"] = sampler_gap(groups, old)
         self._check_reference(kl)
 
     def _logprobs(self, role: str, encoded: Sequence[Encoded]) -> list[torch.Tensor]:

@@ -14,7 +14,19 @@ from alignkit.recipe.schema import Recipe
 from alignkit.runs.data import RunData
 from benchmarks.markdown import markdown_table
 from benchmarks.outcomes import figure, tables
-from benchmarks.outcomes.rows import GOLD, REPORTS, Row, accuracies, compute, key_of, methods, recipe_of, run, stored
+from benchmarks.outcomes.rows import (
+    GOLD,
+    JUDGES,
+    REPORTS,
+    Row,
+    accuracies,
+    compute,
+    key_of,
+    methods,
+    recipe_of,
+    run,
+    stored,
+)
 
 METHODS = methods()
 REPORTED, TUNED = "3,4,5,6,7", "0,1,2"
@@ -31,7 +43,7 @@ def main(
     extra: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override of outcomes.yaml for all methods.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Rows, judges and the current run.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Rows, judges, and the runs of each seed.")] = Path(
         "runs/outcomes"
     ),
     only_stored: Annotated[bool, typer.Option("--stored", help="Compute nothing: print the stored rows.")] = False,
@@ -93,8 +105,8 @@ def check_judges(recipe: Recipe, extra: Sequence[str], out: Path) -> None:
         if seen:
             raise RunFailed(f"{name} was trained on {len(seen)} of the prompts; a judge must not know them")
     theirs = [item for item in extra if item.startswith(("model.", "stages.gold_"))]
-    run([*NOT_GOLD, *theirs, "seed=0"], out / "run", out / "run.log")
-    for name, accuracy in accuracies(out / "run", GOLD).items():
+    run([*NOT_GOLD, *theirs, "seed=0"], out / JUDGES, out / "run.log")
+    for name, accuracy in accuracies(out / JUDGES, GOLD).items():
         if accuracy < LEAST_ACCURACY:
             raise RunFailed(
                 f"{name} orders {accuracy:.0%} of its validation pairs as people did; "

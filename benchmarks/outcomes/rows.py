@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ KINDS = (*JUDGED.values(), SAFE)  # of prompts
 BEFORE = {kind: f"before_{kind}" for kind in KINDS}  # stages with the SFT policy's answers
 AFTER = {kind: f"after_{kind}" for kind in KINDS}  # and with the aligned policy's
 REPORTS = (*BEFORE.values(), *AFTER.values())
+JUDGES = "judges"  # the folder in which the gold models are trained
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,9 @@ def _file(method: str, seed: int, key: str, out: Path) -> Path:
 
 
 def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], out: Path) -> Row:
-    """Run the recipe in `out`, where stages are shared by all methods, and store the row. Raises RunFailed."""
-    folder = out / "run"
+    """Run the recipe in the seed's folder, whose stages all methods share, and store the row. Raises RunFailed."""
+    folder = out / f"seed{seed}"
+    bring_judges(out, folder)
     gibibytes = run(overrides, folder, out / "run.log")
     trained = "align" in recipe.stages
     asked = [item for kind in KINDS for item in _asked(folder, kind, trained)]
@@ -167,6 +170,15 @@ def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], ou
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, asdict(row))
     return row
+
+
+def bring_judges(out: Path, folder: Path) -> None:
+    """Copy the gold models to a folder, which would otherwise train them again."""
+    for name in GOLD:
+        judge, copy = out / JUDGES / name, folder / name
+        if not (copy / "stage.json").is_file() or _record(folder, name)["hash"] != _record(out / JUDGES, name)["hash"]:
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(judge, copy)
 
 
 def run(overrides: Sequence[str], folder: Path, log: Path) -> float:
