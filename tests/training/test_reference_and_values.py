@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from watched import SFT, Ran, Watched, online, reward_model
+from watched import SFT, STILL, Ran, Watched, online, reward_model
 
 from alignkit import Batch, Group, Loss, Needs, Outputs, hookimpl, per_token
 from alignkit.models.shared_model import SharedModel
@@ -40,6 +40,21 @@ def test_the_reference_is_the_one_that_the_recipe_names(tmp_path: Path, keys: di
     assert watched.measured is not None
     assert_measured_by(found, reference, watched.measured)
     assert (abs(found.metrics[0]["kl"]) < 1e-4) == (reference == "sft")
+
+
+@pytest.mark.parametrize(("needs", "measured"), [(Needs(), 2), (Needs(reference_logprobs=True), 4)])
+def test_the_kl_of_those_who_do_not_need_it_is_of_fewer_samples(tmp_path: Path, needs: Needs, measured: int) -> None:
+    """Of one prompt in K, with all of its K samples: here of two in four."""
+    keys: dict[str, Any] = {"from": "sft", "reference": "base", "plugin": "online_dpo", "prompts_per_iteration": 4}
+    found = online(
+        tmp_path, Watched(needs), before={"sft": SFT}, rollout=ROLLOUT, learning_rate=STILL, iterations=1, **keys
+    )
+    groups = found.rollouts()[0][:: 4 // measured]
+    policy, reference = (found.run.models.logprobs(role, groups, temperature=TEMPERATURE) for role in ("sft", "base"))
+    kl = [float((ours - theirs).sum()) for ours, theirs in zip(policy, reference, strict=True)]
+    assert len(groups) == measured and len(kl) == 2 * measured
+    assert found.metrics[0]["kl"] == pytest.approx(sum(kl) / len(kl), abs=1e-3) and found.metrics[0]["kl"] > 0.1
+    assert found.metrics[0]["sampler_gap"] < 1e-4
 
 
 def test_groups_that_select_makes_are_measured_by_the_reference(tmp_path: Path) -> None:
