@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from alignkit.data.group import Group, Message
@@ -114,6 +114,10 @@ class CombinedReward:
     reward: Tensor
     raw: Tensor
     metrics: Mapping[str, float]
+
+    def take(self, rows: Tensor | Sequence[int]) -> CombinedReward:
+        """The rewards of these responses: indices, or a mask [responses]."""
+        return replace(self, reward=self.reward[rows], raw=self.raw[rows])
 
 
 class RewardCombination:

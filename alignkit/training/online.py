@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class OnlineStage:
     def __init__(self, context: StageContext, algorithm: Algorithm):
         self.context, self.settings = context, context.settings
         rollout = self.settings.rollout
-        self.sampling = Sampling(**rollout.model_dump(exclude={"missing_eos_penalty", "learn_from"}))
+        self.sampling = Sampling(**rollout.model_dump(include={field.name for field in fields(Sampling)}))
         self.missing_eos_penalty = rollout.missing_eos_penalty
         # Learning at another temperature than that of the samples would sharpen or flatten the policy.
         self.work = StageWork(context, algorithm, self.sampling.temperature)
@@ -159,8 +159,7 @@ class OnlineStage:
             return
         iteration.metrics["groups_without_signal"] = keep.count(False)
         kept_rows = torch.tensor([k for group, k in zip(iteration.groups, keep, strict=True) for _ in group.responses])
-        combined = iteration.combined
-        iteration.combined = replace(combined, reward=combined.reward[kept_rows], raw=combined.raw[kept_rows])
+        iteration.combined = iteration.combined.take(kept_rows)
         iteration.groups = [group for group, k in zip(iteration.groups, keep, strict=True) if k]
         if not iteration.groups:
             fewest = self.algorithm.needs.min_samples

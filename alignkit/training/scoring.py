@@ -189,7 +189,7 @@ def most_different(groups: Sequence[Group], combined: CombinedReward, count: int
         kept.append(replace(group, responses=tuple(group.responses[index] for index in chosen)))
         rows += [first + index for index in chosen]
         first = last
-    return kept, replace(combined, reward=combined.reward[rows], raw=combined.raw[rows])
+    return kept, combined.take(rows)
 
 
 def with_scores(groups: Sequence[Group]) -> list[Group]:
