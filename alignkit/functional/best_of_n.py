@@ -22,15 +22,16 @@ def raft_top(rewards: Tensor, count: int | None = None) -> Tensor:
 def most_different(rewards: Tensor, count: int) -> Tensor:
     """Indices, ascending, of the `count` rewards of [K] whose variance is largest: the lowest and the highest ones.
 
-    Max-variance down-sampling, PODS, Xu et al. 2025, arXiv:2504.13818, theorem 1. The lowest index wins ties.
-    Raises `ValueError` unless 1 <= count <= K.
+    Max-variance down-sampling, PODS, Xu et al. 2025, arXiv:2504.13818, theorem 1. Raises `ValueError` unless
+    1 <= count <= K.
     """
     if not 1 <= count <= len(rewards):
         raise ValueError(f"{count} of {len(rewards)} rewards: count must be between 1 and {len(rewards)}")
-    order = widen(rewards).argsort(stable=True)
+    rewards = widen(rewards)
+    order = rewards.argsort(stable=True)
     balanced_first = sorted(range(count + 1), key=lambda low: abs(2 * low - count))
     splits = [torch.cat([order[:low], order[len(order) - count + low :]]) for low in balanced_first]
-    variances = torch.stack([widen(rewards)[split].var(correction=0) for split in splits])
+    variances = torch.stack([rewards[split].var(correction=0) for split in splits])
     largest = variances >= variances.max() * (1 - 1e-9)  # rounding errors do not decide
     return splits[int(largest.nonzero()[0])].sort().values
 
