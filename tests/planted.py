@@ -140,8 +140,8 @@ PLANTED = {
     ),
     "first_rewards": Planted(
         ONLINE,
-        "reward=combined.reward[kept_rows], raw=combined.raw[kept_rows]",
-        "reward=combined.reward[: int(kept_rows.sum())], raw=combined.raw[: int(kept_rows.sum())]",
+        "iteration.combined.take(kept_rows)",
+        "iteration.combined.take(range(int(kept_rows.sum())))",
         f"{ITERATION}::test_kept_groups_keep_their_rewards",
     ),
     "rollout_order": Planted(
