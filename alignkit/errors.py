@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+# Libraries in Rust, such as safetensors, report the number only in words: no space left, quota exceeded.
+_FULL = re.compile(r"\(os error (28|122)\)")
 
 
 class AlignkitError(Exception):
@@ -99,5 +103,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error means that the disk, or the user's quota on it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Whether an error, or one that led to it, means that the disk, or the user's quota on it, is full."""
+    while True:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if _FULL.search(str(error)):
+            return True
+        earlier = error.__cause__ or error.__context__
+        if earlier is None:
+            return False
+        error = earlier

@@ -32,6 +32,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from alignkit.errors import RemoteError, RunFailed
 from alignkit.options import Options
+from alignkit.stopping import should_stop
 
 if TYPE_CHECKING:
     import httpx
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 1 << 20  # a longer body is malformed
 LONGEST_PAUSE = 60.0  # seconds between attempts; a server's Retry-After may ask for more
+STOP_SECONDS = 0.2  # between looks at whether the run should stop
 _TABLE = "create table if not exists replies (key text primary key, value text)"
 _FATAL = {
     401: "the key in {variable} was not accepted",
@@ -235,8 +237,9 @@ async def _ask_all(remote: Remote, bodies: Mapping[str, Any], store: ReplyStore)
             ) as client,
             asyncio.TaskGroup() as tasks,
         ):
-            for _ in range(min(options.concurrency, len(bodies))):
-                tasks.create_task(_worker(_Asker(client, remote, key), waiting, replies, store))
+            askers = [_Asker(client, remote, key) for _ in range(min(options.concurrency, len(bodies)))]
+            workers = [tasks.create_task(_worker(asker, waiting, replies, store)) for asker in askers]
+            tasks.create_task(_watch_for_stop(workers))
     except TimeoutError:
         raise RemoteError(
             f"{remote.name}: {len(bodies) - len(replies)} of {len(bodies)} requests had no reply after "
@@ -255,6 +258,13 @@ async def _worker(
         replies[key] = reply = await asker.ask(body)
         if not reply.reason:
             store.put(key, reply.value)
+
+
+async def _watch_for_stop(workers: Sequence[asyncio.Task[None]]) -> None:
+    """End all requests as soon as the run is asked to stop; a judge may take minutes for one."""
+    while not all(worker.done() for worker in workers):
+        should_stop()
+        await asyncio.wait(workers, timeout=STOP_SECONDS)
 
 
 class _Asker:

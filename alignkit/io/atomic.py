@@ -14,7 +14,7 @@ from typing import IO, Any
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under its name, complete and flushed to disk, if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -39,8 +39,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and its missing parents, and make them durable."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
+    """Make the names in a folder durable: what was made, renamed or deleted there."""
+    if os.name == "nt":  # Windows cannot open a folder, and needs no such call
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -54,7 +65,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
     All files get the permissions of the umask; safetensors would make its files private.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     new = target.with_name(f".{target.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -69,6 +80,9 @@ def replace_folder(target: Path) -> Iterator[Path]:
             file.chmod(mode)
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+        elif file.is_dir():
+            sync_folder(file)
+    sync_folder(new)  # a renamed folder whose entries are lost is not complete
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -76,3 +90,27 @@ def replace_folder(target: Path) -> Iterator[Path]:
     new.rename(target)
     sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a folder, durably; the target's parents are made."""
+    make_folder(target.parent)
+    source.rename(target)
+    for parent in {source.parent, target.parent}:
+        sync_folder(parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left at any depth of a folder that nobody else writes.
+
+    A folder that was being replaced when the process died comes back as it was.
+    """
+    for path in sorted(folder.rglob(".*"), reverse=True):
+        name = path.name.removeprefix(".")
+        if path.suffix == ".tmp" and path.is_file() and name.split(".")[-2].isdigit():
+            path.unlink()
+        elif path.suffix == ".new" and path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix == ".old" and path.is_dir():
+            target = path.with_name(name.removesuffix(".old"))
+            shutil.rmtree(path) if target.exists() else move_folder(path, target)

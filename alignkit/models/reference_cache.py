@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 import alignkit
@@ -26,6 +26,7 @@ from alignkit.kernels import capabilities
 from alignkit.models.encoding import Encoded
 from alignkit.models.shared_model import SharedModel
 
+CHECK = "sha256"
 MOST_BYTES = 2**30  # of all files; the least recently used are deleted
 PACKAGE = Path(alignkit.__file__).parent
 
@@ -62,7 +63,7 @@ class ReferenceCache:
         if logprobs.nbytes > MOST_BYTES:
             return
         with whole_file(path) as file:
-            file.write(save({"logprobs": logprobs}))
+            file.write(save({"logprobs": logprobs}, {CHECK: _check(logprobs)}))
         entries = [(entry, entry.stat()) for entry in self.folder.glob("*.safetensors")]
         total = 0
         for entry, stat in sorted(entries, key=lambda pair: -pair[1].st_mtime):
@@ -97,8 +98,15 @@ def _code() -> dict[str, str]:
 def _read(path: Path, count: int) -> Tensor | None:
     """Read `count` log-probabilities; None if the file is missing or damaged."""
     try:
-        logprobs = load(path.read_bytes()).get("logprobs")
+        with safe_open(path, "pt") as file:
+            logprobs: Tensor = file.get_tensor("logprobs")
+            check = (file.metadata() or {}).get(CHECK)
     except (OSError, SafetensorError):
         return None
-    whole = logprobs is not None and logprobs.shape == (count,) and logprobs.dtype == torch.float32
+    whole = logprobs.shape == (count,) and logprobs.dtype == torch.float32 and check == _check(logprobs)
     return logprobs if whole else None
+
+
+def _check(logprobs: Tensor) -> str:
+    """SHA-256 of the numbers: a flipped bit on the disk must not change a result."""
+    return hashlib.sha256(logprobs.numpy().tobytes()).hexdigest()

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from alignkit import stopping
 from alignkit.data.describe import describe
 from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import AlignkitError, OutOfResource, Problem, RecipeError, RemoteError, RunFailed, disk_is_full
-from alignkit.io.atomic import write_text
+from alignkit.errors import OutOfResource, RemoteError, RunFailed
+from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import Commits
 from alignkit.io.digest import model_digest, versions
 from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.kernels import memory
-from alignkit.kernels.memory import ran_out
 from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
@@ -37,33 +31,29 @@ from alignkit.runs.data import RunData
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.fingerprint import stage_hash
 from alignkit.runs.preflight import check_data, check_models, check_rewards
+from alignkit.runs.process import locked, resource_error, resume_command
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date, writes_date
 from alignkit.runs.trained_on import trained_on
 from alignkit.step import Artifact, StepContext
+from alignkit.stopping import Stopped, stoppable
 from alignkit.training.context import StageContext
 from alignkit.training.scoring import Scorer
 from alignkit.training.train import run_training
 
 
-class Stopped(AlignkitError):
-    """The run was asked to stop; the same command resumes it."""
-
-    exit_code = 75
-
-
 def run_recipe(recipe: Recipe, out: Path | None = None) -> None:
     """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's."""
     folder = out or Path("runs") / recipe.name
-    with _locked(folder):
+    with locked(folder):
         run = Run(recipe, folder)
         error: BaseException | None = None
         try:
-            with run.stoppable():
+            with stoppable():
                 run.execute()
         except BaseException as raised:
             error = raised
-            failure = _resource_error(raised) or raised
+            failure = resource_error(raised) or raised
             if isinstance(failure, KeyboardInterrupt | Stopped | RemoteError | OutOfResource):
                 run.reporter.stop()
                 run.reporter.say(f"to resume: {resume_command()}")
@@ -75,35 +65,12 @@ def run_recipe(recipe: Recipe, out: Path | None = None) -> None:
             plugins().notify("run_finished", run=run, error=error)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Make the run's folder and hold its lock, so that two runs never share it."""
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError([Problem(f"--out {folder} is a file, not a folder")])
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise RunFailed(f"another run is using {folder}; choose another folder with --out") from None
-    with lock:
-        yield
-
-
-def resume_command() -> str:
-    """The command that resumes this run: the one that started it."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    if words[0] in ("__main__.py", "-m"):
-        words[:1] = ["python", "-m", "alignkit"]
-    return shlex.join(words)
-
-
 class Run:
     """One run of a recipe in a folder; event hooks receive it."""
 
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.folder = recipe, folder
         self.reporter = Reporter()
-        self.stop_reason: str | None = None
         self.store = StageStore(folder, recipe.stages)
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)
@@ -116,21 +83,11 @@ class Run:
 
     def request_stop(self, reason: str) -> None:
         """Stop at the next opportunity; the run can be resumed."""
-        self.stop_reason = reason
+        stopping.request_stop(reason)
 
     def should_stop(self) -> None:
         """Raise Stopped if a stop was requested."""
-        if self.stop_reason is not None:
-            raise Stopped(f"stopped: {self.stop_reason}")
-
-    @contextmanager
-    def stoppable(self) -> Iterator[None]:
-        """Let SIGTERM request a stop."""
-        previous = signal.signal(signal.SIGTERM, lambda *_: self.request_stop("SIGTERM"))
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+        stopping.should_stop()
 
     # Stages
 
@@ -169,18 +126,26 @@ class Run:
     def _incomplete(self) -> list[Stage]:
         """The stages that will not be reused."""
         stages = list(self.recipe.stages.values())
-        if not any(self.store.record(stage.name).get("complete") for stage in stages):
+        if not any(self.store.has_results(stage.name) for stage in stages):
             return stages  # no hash is needed, so no base model is downloaded yet
         for stage in stages:
             self.hashes[stage.name] = self.hash_of(stage)
+            self._bring_back(stage.name)
         return [stage for stage in stages if not self.store.is_complete(stage.name, self.hashes[stage.name])]
+
+    def _bring_back(self, name: str) -> None:
+        """Let a stage's folder hold the result for its settings, if there is one that is not damaged."""
+        if self.store.restore(name, self.hashes[name]):
+            self.reporter.say(f"{name}: an earlier result for these settings is back")
+        if damage := self.store.damage(name):
+            place = self.store.set_aside_damaged(name)
+            self.reporter.say(f"{name}: {damage}; the stage runs again, and its damaged result is now in {place}")
 
     def _stage(self, stage: Stage) -> bool:
         """Run a stage unless it can be reused. Returns whether it was reused."""
         name = stage.name
         self._stage_name, self._bad_rows, self._described = name, {}, []
         stage_hash = self.hashes[name] = self.hash_of(stage)
-        self.store.restore(name, stage_hash)
         record = self.store.record(name)
         if self.store.is_complete(name, stage_hash):
             self.reporter.say(f"{name}: unchanged, reused")
@@ -280,8 +245,7 @@ class Run:
         return Context(self.models, self._cache(), self.recipe.folder, seed, lambda spec: self.load(spec).groups)
 
     def _cache(self) -> Path:
-        cache = self.folder / "cache"
-        cache.mkdir(exist_ok=True)
+        make_folder(cache := self.folder / "cache")
         return cache
 
     def seed_of(self, stage: Stage) -> int:
@@ -387,12 +351,3 @@ def _facts(summary: Mapping[str, Any]) -> str:
     facts = {name: value for name, value in summary.items() if value and isinstance(value, str | int | float)}
     shown = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()]
     return f": {', '.join(shown)}" if shown else ""
-
-
-def _resource_error(error: BaseException) -> OutOfResource | None:
-    """The error to show if memory or disk space ran out, however a library reported it."""
-    if disk_is_full(error):
-        return OutOfResource(f"the disk is full: {error}")
-    if ran_out(error):
-        return OutOfResource(f"out of memory: reduce max_length or samples_per_prompt ({error})")
-    return None

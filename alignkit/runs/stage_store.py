@@ -1,11 +1,12 @@
 """The stages' folders in a run's folder: which are complete, where results are, and which earlier ones were set aside.
 
-NAME/stage.json          the stage's hash, whether it is complete, its summary
-NAME/adapter             the result of a training stage, in peft's format
-NAME/kept/K              its version after epoch or iteration K, with `keep_versions: true`
-NAME/data.jsonl          the groups that a step made
-NAME/metrics.jsonl       joined into the run's metrics.jsonl
-.NAME.previous           one earlier result, restored if the recipe is changed back
+NAME/stage.json            the stage's hash, whether it is complete, its summary, checksums of its files
+NAME/adapter               the result of a training stage, in peft's format
+NAME/kept/K                its version after epoch or iteration K, with `keep_versions: true`
+NAME/data.jsonl            the groups that a step made
+NAME/metrics.jsonl         joined into the run's metrics.jsonl
+.earlier/NAME/HASH         a result for other settings; it comes back when the recipe does
+.damaged/NAME/HASH         a result whose files no longer have their checksums
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import RunFailed
-from alignkit.io.atomic import write_json, write_text
+from alignkit.io.atomic import make_folder, move_folder, sync_folder, write_json, write_text
+from alignkit.io.digest import digest, file_digest
+
+EARLIER = 8  # results per stage; of more, the oldest are deleted
+NEEDED = ("adapter", "kept", "data.jsonl")  # by later stages; anything else in the folder may be deleted by hand
 
 
 class StageStore:
@@ -35,44 +40,75 @@ class StageStore:
         return self.path(stage) / "data.jsonl"
 
     def record(self, stage: str) -> dict[str, Any]:
-        """The stage's stage.json; empty if there is none."""
-        return _record(self.path(stage))
+        """The stage's stage.json; empty if there is none, or if it is damaged."""
+        return read_record(self.path(stage))
 
     def is_complete(self, stage: str, stage_hash: str) -> bool:
         """Whether the stage has a complete result with this hash."""
-        return _is_complete(self.record(stage), stage_hash)
+        record = self.record(stage)
+        return bool(record.get("complete")) and record["hash"] == stage_hash
+
+    def has_results(self, stage: str) -> bool:
+        """Whether the stage has any result, complete or not, for any settings."""
+        return (self.path(stage) / "stage.json").exists() or bool(self._by_age(stage))
 
     def begin(self, stage: str, stage_hash: str) -> Path:
         """Mark a stage as started, and return its folder."""
         folder = self.path(stage)
-        folder.mkdir(exist_ok=True)
-        write_json(folder / "stage.json", {"hash": stage_hash, "complete": False})
+        make_folder(folder)
+        _write_record(folder, {"hash": stage_hash, "complete": False})
         return folder
 
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
-        """Mark a stage as complete; its checkpoints are no longer needed."""
-        write_json(self.path(stage) / "stage.json", record)
-        shutil.rmtree(self.path(stage) / "checkpoints", ignore_errors=True)
+        """Mark a stage as complete, with checksums of its files; its checkpoints are no longer needed."""
+        folder = self.path(stage)
+        _write_record(folder, {**record, "files": _checksums(folder)})
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
-    def restore(self, stage: str, stage_hash: str) -> None:
-        """Swap in the result that was set aside, if it is complete and has this hash."""
-        folder, previous = self.path(stage), self._previous(stage)
-        if self.record(stage).get("hash") == stage_hash or not _is_complete(_record(previous), stage_hash):
-            return
-        swap = self.folder / f".{stage}.swap"
-        previous.rename(swap)
-        if folder.exists():
-            folder.rename(previous)
-        swap.rename(folder)
+    def damage(self, stage: str) -> str | None:
+        """What is wrong with a stage's record or files, in words; None if nothing is."""
+        folder, record = self.path(stage), self.record(stage)
+        if not record and (folder / "stage.json").exists():
+            return f"{folder / 'stage.json'} is damaged"
+        for name, expected in record.get("files", {}).items():
+            file = folder / name
+            if not file.is_file():
+                if name.split("/")[0] in NEEDED:
+                    return f"{file} is missing"
+            elif file_digest(file) != expected:
+                return f"{file} has changed since the stage wrote it"
+        return None
+
+    def restore(self, stage: str, stage_hash: str) -> bool:
+        """Bring back the result that was set aside for this hash. Returns whether there was one."""
+        here, earlier = self._places(stage, stage_hash)
+        if self.record(stage).get("hash") == stage_hash or read_record(earlier).get("hash") != stage_hash:
+            return False
+        if here.exists():
+            self.set_aside(stage)
+        move_folder(earlier, here)
+        return True
 
     def set_aside(self, stage: str) -> None:
-        """Keep one earlier result of a stage. An incomplete one never replaces a complete one."""
-        folder, previous = self.path(stage), self._previous(stage)
-        if not self.record(stage).get("complete") and _record(previous).get("complete"):
+        """Keep a stage's result for the day that the recipe is changed back.
+
+        One that is neither complete nor has a checkpoint is deleted.
+        """
+        folder, record = self.path(stage), self.record(stage)
+        if not record:
+            self.set_aside_damaged(stage)
+        elif record.get("complete") or any((folder / "checkpoints").glob("[0-9]*")):
+            self._move(folder, self._earlier(stage, record["hash"]))
+            for old in self._by_age(stage)[EARLIER:]:
+                shutil.rmtree(old)
+        else:
             shutil.rmtree(folder)
-            return
-        shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
+
+    def set_aside_damaged(self, stage: str) -> Path:
+        """Keep a damaged result out of the way, for a person to look at. Returns its new place."""
+        place = self.folder / ".damaged" / stage / str(self.record(stage).get("hash", "unreadable"))[:16]
+        self._move(self.path(stage), place)
+        return place
 
     def artifact(self, reference: str) -> Path:
         """The folder of a saved role: `sft`, `sft@2`, or a step that selected one. Raises RunFailed if missing."""
@@ -92,15 +128,47 @@ class StageStore:
         texts = [file.read_text(encoding="utf-8") for file in files if file.exists()]
         write_text(self.folder / "metrics.jsonl", "".join(texts))
 
-    def _previous(self, stage: str) -> Path:
-        return self.folder / f".{stage}.previous"
+    def _places(self, stage: str, stage_hash: str) -> tuple[Path, Path]:
+        return self.path(stage), self._earlier(stage, stage_hash)
+
+    def _earlier(self, stage: str, stage_hash: str) -> Path:
+        return self.folder / ".earlier" / stage / stage_hash[:16]
+
+    def _by_age(self, stage: str) -> list[Path]:
+        """Results that were set aside, the newest first."""
+        folders = (self.folder / ".earlier" / stage).glob("*")
+        return sorted(folders, key=lambda folder: (folder / "stage.json").stat().st_mtime, reverse=True)
+
+    def _move(self, folder: Path, target: Path) -> None:
+        if target.exists():
+            shutil.rmtree(target)
+        move_folder(folder, target)
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    path = folder / "stage.json"
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return record
+def read_record(folder: Path) -> dict[str, Any]:
+    """A stage folder's stage.json; empty if it is missing or damaged."""
+    try:
+        record: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        check = record.pop("check")
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return record if check == digest(record) else {}
 
 
-def _is_complete(record: Mapping[str, Any], stage_hash: str) -> bool:
-    return bool(record.get("complete")) and record["hash"] == stage_hash
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    plain = json.loads(json.dumps(record))  # the check is one of what will be read
+    write_json(folder / "stage.json", {**plain, "check": digest(plain)})
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Digests of a stage's files by name, and their names made durable."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if name.parts[0] in ("checkpoints", "stage.json", "metrics.jsonl"):
+            continue
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            files[name.as_posix()] = file_digest(path)
+    return files

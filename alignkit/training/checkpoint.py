@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.io.digest import file_digest
 
@@ -38,7 +37,7 @@ def save_checkpoint(folder: Path, number: int, checkpoint: Checkpoint, keep: int
         (new / "state.json").write_text(json.dumps(checkpoint.state, sort_keys=True), encoding="utf-8")
         sums = {file.name: file_digest(file) for file in sorted(new.iterdir())}
         (new / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-    for old in _numbered(folder)[:-keep]:
+    for old in _numbered(folder)[:-keep]:  # the new one is durable by now
         shutil.rmtree(old)
     return target
 
@@ -46,7 +45,7 @@ def save_checkpoint(folder: Path, number: int, checkpoint: Checkpoint, keep: int
 def load_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that is not damaged, or None if there are none. Damaged ones are reported through `say`.
 
-    Raises RunFailed if all checkpoints are damaged: starting over would silently lose work.
+    If all are damaged, there is nothing to continue from: the stage starts over, and says so.
     """
     from safetensors.torch import load_file
 
@@ -58,7 +57,8 @@ def load_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | No
             return Checkpoint(load_file(path / "tensors.safetensors"), state)
         say(f"checkpoint {path} is damaged ({damage}); trying the previous one")
     if checkpoints:
-        raise RunFailed(f"all checkpoints in {folder} are damaged; delete the folder to start this stage over")
+        say(f"all checkpoints in {folder} are damaged; the stage starts over")
+        shutil.rmtree(folder)
     return None
 
 

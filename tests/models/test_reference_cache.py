@@ -182,6 +182,22 @@ def test_a_damaged_file_is_replaced(make: Callable[..., ModelService], damage: b
     assert models.reference_logprobs("sft", groups)[1]
 
 
+def test_a_flipped_bit_is_found(make: Callable[..., ModelService]) -> None:
+    models = make()
+    groups = pairs(models)
+    wanted, _ = models.reference_logprobs("sft", groups)
+    assert models.reference_cache is not None
+    (file,) = models.reference_cache.folder.iterdir()
+    whole = file.read_bytes()
+    for place in range(len(whole) - 4 * sum(map(len, wanted)), len(whole)):  # the numbers follow the header
+        flipped = bytearray(whole)
+        flipped[place] ^= 4
+        file.write_bytes(flipped)
+        assert reference_cache._read(file, sum(map(len, wanted))) is None, place
+    found, known = models.reference_logprobs("sft", groups)
+    assert not known and all(map(torch.equal, found, wanted))
+
+
 def test_a_read_only_folder_only_costs_time(make: Callable[..., ModelService], tmp_path: Path) -> None:
     models = make()
     groups = pairs(models)

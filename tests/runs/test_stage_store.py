@@ -1,11 +1,12 @@
 """Stage folders: what counts as complete, what a change sets aside, and where results are."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from alignkit.errors import RunFailed
-from alignkit.runs.stage_store import StageStore
+from alignkit.runs.stage_store import EARLIER, StageStore
 
 
 @pytest.fixture
@@ -34,26 +35,70 @@ def test_a_stage_is_complete_when_it_is_finished(store: StageStore) -> None:
     assert not (store.path("sft") / "checkpoints").exists()
 
 
-def test_a_result_comes_back_when_the_recipe_does(store: StageStore) -> None:
-    finished(store, "sft", "one")
-    store.set_aside("sft")
-    finished(store, "sft", "two")
-    store.restore("sft", "three")
-    assert made_with(store) == "two"
-    store.restore("sft", "one")
-    assert made_with(store) == "one" and store.is_complete("sft", "one")
-    store.restore("sft", "two")
-    assert made_with(store) == "two"
+def test_every_result_comes_back_when_its_recipe_does(store: StageStore) -> None:
+    for stage_hash in ("one", "two", "three"):
+        finished(store, "sft", stage_hash)
+        store.set_aside("sft")
+    for stage_hash in ("one", "three", "two", "one"):
+        assert store.restore("sft", stage_hash)
+        assert made_with(store) == stage_hash and store.is_complete("sft", stage_hash)
+        assert store.damage("sft") is None
+    assert not store.restore("sft", "four") and made_with(store) == "one"
+    assert not store.restore("sft", "one") and made_with(store) == "one"
 
 
-def test_an_incomplete_result_never_replaces_a_complete_one(store: StageStore) -> None:
+def test_the_oldest_of_too_many_results_are_deleted(store: StageStore) -> None:
+    for number in range(EARLIER + 2):
+        finished(store, "sft", str(number))
+        os.utime(store.path("sft") / "stage.json", (number, number))
+        store.set_aside("sft")
+    assert [store.restore("sft", str(number)) for number in range(EARLIER + 2)] == [False] * 2 + [True] * EARLIER
+
+
+def test_what_was_interrupted_is_kept_if_it_has_a_checkpoint(store: StageStore) -> None:
     finished(store, "sft", "one")
     store.set_aside("sft")
     store.begin("sft", "two")
     store.set_aside("sft")
-    assert not store.path("sft").exists()
-    store.restore("sft", "one")
-    assert made_with(store) == "one"
+    assert not store.path("sft").exists() and not store.restore("sft", "two")
+    (store.begin("sft", "three") / "checkpoints" / "000001").mkdir(parents=True)
+    assert store.restore("sft", "one") and made_with(store) == "one"
+    assert store.restore("sft", "three") and (store.path("sft") / "checkpoints" / "000001").is_dir()
+    assert not store.is_complete("sft", "three")
+
+
+@pytest.mark.parametrize("name", ["adapter/weights", "kept/2/weights", "data.jsonl", "made_with"])
+def test_changed_files_of_a_complete_stage_are_found(store: StageStore, name: str) -> None:
+    file = with_files(store) / name
+    assert store.damage("sft") is None
+    file.write_bytes(b"changed")
+    assert store.damage("sft") == f"{file} has changed since the stage wrote it"
+    file.unlink()
+    assert store.damage("sft") == (None if name == "made_with" else f"{file} is missing")
+
+
+def with_files(store: StageStore) -> Path:
+    folder = store.begin("sft", "one")
+    for name in ("adapter/weights", "kept/2/weights", "data.jsonl", "made_with"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"something")
+    store.finish("sft", {"hash": "one", "complete": True})
+    return folder
+
+
+def test_every_flipped_bit_of_a_record_is_found(store: StageStore) -> None:
+    file = with_files(store) / "stage.json"
+    whole, read = file.read_bytes(), store.record("sft")
+    for bit in range(len(whole) * 8):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        record = store.record("sft")
+        assert record in ({}, read)
+    file.write_bytes(whole[:-20])
+    assert store.damage("sft") == f"{file} is damaged" and not store.is_complete("sft", "one")
+    place = store.set_aside_damaged("sft")
+    assert (place / "adapter" / "weights").exists() and not store.path("sft").exists()
 
 
 def test_artifacts(store: StageStore) -> None:

@@ -1,0 +1,56 @@
+"""What surrounds a run: its folder's lock, the command that resumes it, and errors of the machine in words."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, disk_is_full
+from alignkit.io.atomic import make_folder, remove_leftovers
+from alignkit.kernels.memory import ran_out
+
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the run's folder, hold its lock, so that two runs never share it, and clear what a killed run left."""
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError([Problem(f"--out {folder} is a file, not a folder")])
+    try:
+        make_folder(folder)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise RunFailed(f"another run is using {folder}; choose another folder with --out") from None
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise OutOfResource(f"cannot write {folder}: {error.strerror}; choose another folder with --out") from None
+    with lock:
+        remove_leftovers(folder)
+        yield
+
+
+def resume_command() -> str:
+    """The command that resumes this run: the one that started it."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    if words[0] in ("__main__.py", "-m"):
+        words[:1] = ["python", "-m", "alignkit"]
+    return shlex.join(words)
+
+
+def resource_error(error: BaseException) -> OutOfResource | None:
+    """The error to show if memory or disk space ran out, or a disk is read-only, however a library reported it."""
+    if disk_is_full(error):
+        return OutOfResource(f"the disk is full: {error}")
+    if ran_out(error):
+        return OutOfResource(f"out of memory: reduce max_length or samples_per_prompt ({error})")
+    if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename:
+        return OutOfResource(f"cannot write {error.filename}: {error.strerror}")
+    return None

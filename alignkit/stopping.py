@@ -1,0 +1,55 @@
+"""A request to end this process soon. Signals make it, and long work asks for it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from alignkit.errors import AlignkitError
+
+# SIGHUP: the terminal was closed. SIGUSR1: a batch system's warning before its time limit.
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+_reasons: list[str] = []
+
+
+class Stopped(AlignkitError):
+    """The run was asked to stop; the same command resumes it."""
+
+    exit_code = 75
+
+
+def request_stop(reason: str) -> None:
+    """Stop at the next opportunity; the run can be resumed."""
+    _reasons.append(reason)
+
+
+def should_stop() -> None:
+    """Raise Stopped if a stop was requested."""
+    if _reasons:
+        raise Stopped(f"stopped: {_reasons[0]}")
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let signals request a stop; a second signal stops at once. Only the main thread receives signals."""
+    _reasons.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, _signalled) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _reasons.clear()
+
+
+def _signalled(number: int, _frame: FrameType | None) -> None:
+    impatient = bool(_reasons)
+    request_stop(signal.Signals(number).name)
+    if impatient:
+        should_stop()
