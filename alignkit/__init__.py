@@ -21,6 +21,7 @@ _WHERE = {
     "external": "ExternalTrainer TrainerContext",
     "formats": "Format",
     "hookspecs": "Register hookimpl",
+    "judges": "CheckedJudge",
     "loss": "Loss Per Term per_group per_pair per_response per_token",
     "options": "DataRef Field JudgeRef Options PolicyRef RewardRef StageRef",
     "reward": "CombinedReward Context Judge Models REWARD_KEY Reward RewardCombination Verdict",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from alignkit.external import ExternalTrainer, TrainerContext
     from alignkit.formats import Format
     from alignkit.hookspecs import Register, hookimpl
+    from alignkit.judges import CheckedJudge
     from alignkit.loss import Loss, Per, Term, per_group, per_pair, per_response, per_token
     from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef, StageRef
     from alignkit.reward import REWARD_KEY, CombinedReward, Context, Judge, Models, Reward, RewardCombination, Verdict

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignkit import __version__
+from alignkit.author import blaming
 from alignkit.errors import AlignkitError, OutOfResource, PluginError, disk_is_full
 
 if TYPE_CHECKING:
     from alignkit.plugins import Plugins
     from alignkit.recipe.schema import Recipe
+    from alignkit.registry import Registration
 
 app = typer.Typer(
     name="alignkit",
@@ -172,7 +174,8 @@ def _console() -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        result: Any = app(list(argv) if argv is not None else None, prog_name="alignkit", standalone_mode=False)
+        with blaming(_registrations):
+            result: Any = app(list(argv) if argv is not None else None, prog_name="alignkit", standalone_mode=False)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -182,6 +185,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _failed(error)
     return result if isinstance(result, int) else 0
+
+
+def _registrations() -> list[Registration]:
+    from alignkit.plugins import plugins
+
+    return plugins().registry.everything()
 
 
 def _failed(error: Exception) -> int:

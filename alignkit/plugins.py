@@ -102,7 +102,7 @@ class Plugins:
             getattr(self.manager.hook, hook)(**kwargs)
         except AlignkitError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             message = f"{self._failing_plugin(hook, error)} failed in {hook}: {_reason(error)}"
             if hook != "run_finished":
                 raise PluginError(message) from error

@@ -11,6 +11,7 @@ from typing import Any
 from alignkit.errors import PluginError, did_you_mean
 from alignkit.options import Options
 
+FEW = 6  # names, which fit in an error
 KINDS = ("model", "format", "algorithm", "reward", "judge", "step")  # combinations are rewards
 
 
@@ -98,6 +99,10 @@ class Registry:
         table = self._registrations[kind]
         return [registration for name in sorted(table) for registration in table[name]]
 
+    def everything(self) -> list[Registration]:
+        """Every registration of every kind."""
+        return [registration for kind in KINDS for registration in self.registrations(kind)]
+
     def has(self, kind: str, name: str) -> bool:
         """Whether a plugin provides the name, which may be written `package:name`."""
         return bool(self._matches(kind, name))
@@ -127,9 +132,12 @@ class Registry:
             broken = any(isinstance(plugin, BrokenPlugin) for plugin in providers)
             help = "`alignkit plugins` lists all plugins" if broken else f"enable it, or use another {kind}"
             return Unresolved(f"{kind} '{name}' cannot be used: {'; '.join(map(str, providers))}", help, broken)
-        guess = did_you_mean(plain, self.names(kind))
-        installed = f"installed: {', '.join(self.names(kind)) or 'none'}"
-        help = f"{guess} ({installed})" if guess else installed
+        names = self.names(kind)
+        guess = did_you_mean(plain, names)
+        listed = (
+            f"installed: {', '.join(names) or 'none'}" if len(names) <= FEW else f"`alignkit plugins {kind}` lists all"
+        )
+        help = f"{guess} ({listed})" if guess else listed
         return Unresolved(f"no {kind} '{name}'", "\n  ".join([help, *map(str, self.broken)]))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from alignkit.data.group import Group, Message
@@ -62,7 +62,7 @@ class Context:
     """The models, folders and data that a reward, judge or step can use.
 
     cache: a folder that is kept between runs of this recipe. folder: the recipe's; relative paths start there.
-    seed: the stage's. load: reads the groups of a DataRef option.
+    seed: the stage's. load: reads the groups of a DataRef option. stage: its name.
     """
 
     models: Models
@@ -70,6 +70,7 @@ class Context:
     folder: Path
     seed: int
     load: Callable[[Any], list[Group]]
+    stage: str = field(default="", kw_only=True)
 
 
 class Reward:

@@ -121,7 +121,7 @@ class Python(Reward):
         try:
             result = call(**arguments)
             return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
-        except Exception as error:  # whatever a user's function raises
+        except (Exception, SystemExit) as error:  # whatever a user's function raises
             raise RunFailed(f"{self._name} raised {_describe(error, self.file)}") from error
 
     def _check(self, result: Any, rows: Sequence[tuple[Group, Response]]) -> list[float | None]:
@@ -160,7 +160,7 @@ def _load(file: Path, function: str) -> Callable[..., Any]:
     try:
         # importlib could use bytecode that is older than the source that `fingerprint` hashed.
         exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
         del sys.modules[name]
         raise RunFailed(f"reward 'python': importing {file} raised {_describe(error, file)}") from error
     call = getattr(module, function, None)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults, Trains
+from alignkit.author import calling, made
+from alignkit.errors import PluginError
 from alignkit.recipe.components import options_of, read_component, read_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text
@@ -103,10 +105,11 @@ def _needs_of(component: Component | None, draft: _Draft) -> Needs | None:
     if component is None:
         return None
     try:
-        needs: Needs = draft.algorithm(component.options).needs
-    except Exception as error:
-        message = f"algorithm '{draft.name}' failed in needs: {type(error).__name__}: {error}"
-        draft.scope.problems.error((*draft.keys, "algorithm"), message, plugin=True)
+        algorithm, author = made(component)
+        with calling(author, "needs", algorithm):
+            needs: Needs = algorithm.needs
+    except PluginError as error:
+        draft.scope.problems.error((*draft.keys, "algorithm"), str(error), plugin=True)
         return None
     return needs
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from alignkit.author import calling, made
+from alignkit.errors import PluginError
 from alignkit.recipe.components import find_reward, split, with_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text, shown
@@ -61,10 +63,11 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
     if not issubclass(component.registration.implementation, RewardCombination):
         return RewardSpec("reward", component.name, component)
     try:
-        parts = dict(_combination(component).parts())
-    except Exception as error:
-        message = f"reward combination '{component.name}' failed in parts(): {type(error).__name__}: {error}"
-        scope.problems.error(keys, message, plugin=True)
+        combination, author = made(component)
+        with calling(author, "parts", combination):
+            parts = dict(combination.parts())
+    except PluginError as error:
+        scope.problems.error(keys, str(error), plugin=True)
         return None
     if REWARD_KEY in parts:
         message = f"a part of '{component.name}' cannot be named '{REWARD_KEY}', which is the name of the whole"
@@ -78,7 +81,8 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
 
 
 def _combination(component: Component) -> RewardCombination:
-    combination: RewardCombination = component.registration.implementation(component.options)
+    combination: RewardCombination
+    combination, _ = made(component)
     return combination
 
 

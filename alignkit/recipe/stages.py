@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from alignkit.errors import did_you_mean
+from alignkit.author import author_of, calling
+from alignkit.errors import PluginError, did_you_mean
 from alignkit.recipe.algorithm_stage import read_algorithm
 from alignkit.recipe.components import Named, find, read_component, read_options, split, with_options
 from alignkit.recipe.document import Keys
@@ -66,11 +67,12 @@ def _declaration(name: str, raw: Mapping[str, Any], keys: Keys, scope: Scope) ->
 
 def _specialized(registration: Registration, named: Named, scope: Scope) -> Registration | None:
     """Return the variant of an algorithm that its raw options ask for."""
+    kind = registration.implementation
     try:
-        implementation = registration.implementation.specialize(named.options)
-    except Exception as error:
-        message = f"algorithm '{named.name}' failed in specialize(): {type(error).__name__}: {error}"
-        scope.problems.error(named.name_keys, message, at_key=named.at_key, plugin=True)
+        with calling(author_of(registration), "specialize", kind):
+            implementation = kind.specialize(named.options)
+    except PluginError as error:
+        scope.problems.error(named.name_keys, str(error), at_key=named.at_key, plugin=True)
         return None
     return replace(registration, implementation=implementation)
 

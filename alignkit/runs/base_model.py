@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from alignkit.author import author_of, calling
 from alignkit.errors import RunFailed
+from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
 from alignkit.kernels.capabilities import multiplies_bf16
 from alignkit.models.shared_model import SharedModel
@@ -19,9 +21,14 @@ def base_source(base: str) -> str:
     """A local folder or a hub id for `model.base`. Calls a model plugin, which may download."""
     if Path(base).is_dir() or base not in plugins().registry.names("model"):
         return base
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    return str(plugins().registry.get("model", base).implementation(cache))
+    make_folder(cache := cache_folder())
+    registration = plugins().registry.get("model", base)
+    with calling(author_of(registration), "", registration.implementation):
+        source = registration.implementation(cache)
+    if not isinstance(source, str | Path):
+        text = f"return the model's folder, not {type(source).__name__}"
+        raise author_of(registration).error(registration.implementation.__name__, text)
+    return str(source)
 
 
 def load_base_model(

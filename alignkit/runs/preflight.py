@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alignkit.author import calling, made
 from alignkit.data.describe import source_lines
 from alignkit.data.group import resolved_pairs
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import AlignkitError, DataError, Problem, RecipeError, RunFailed
+from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.runs.data import RunData
@@ -17,10 +18,12 @@ from alignkit.runs.data import RunData
 def check_models(recipe: Recipe, stages: Sequence[Stage]) -> None:
     """Let external trainers reject the recipe's model. Raises RecipeError."""
     for stage in stages:
-        trainer = stage.component.registration.implementation
-        if isinstance(trainer, type) and issubclass(trainer, ExternalTrainer):
+        kind = stage.component.registration.implementation
+        if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
             try:
-                trainer(stage.component.options).check_model(recipe.model)
+                trainer, author = made(stage.component, stage.name)
+                with calling(author, "check_model", trainer):
+                    trainer.check_model(recipe.model)
             except RunFailed as error:
                 raise RecipeError([Problem(f"stage '{stage.name}': {error}", str(recipe.path))]) from error
 
@@ -33,7 +36,11 @@ def check_rewards(recipe: Recipe, stages: Sequence[Stage]) -> None:
             if spec.kind != "reward" or spec.component is None:
                 continue
             try:
-                spec.component.registration.implementation(spec.component.options).check(recipe.folder)
+                reward, author = made(spec.component, stage.name)
+                with calling(author, "check", reward):
+                    reward.check(recipe.folder)
+            except PluginError:
+                raise
             except AlignkitError as error:
                 problem = Problem(f"stage '{stage.name}': {error}", str(recipe.path))
                 problems += [problem] if problem not in problems else []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import stopping
+from alignkit.author import blaming, calling, made
 from alignkit.data.describe import describe
 from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
@@ -49,7 +50,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None) -> None:
         run = Run(recipe, folder)
         error: BaseException | None = None
         try:
-            with stoppable():
+            with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
                 run.execute()
         except BaseException as raised:
             error = raised
@@ -75,7 +76,7 @@ class Run:
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)
         self._texts: list[str] = []  # what steps print at the end of the run
-        self._stage_name = ""  # of the current stage
+        self.stage_name = ""  # of the current stage
         self._bad_rows: dict[str, None] = {}  # an ordered set: data may be read twice
         self._described: list[DataSpec] = []  # by the current stage
 
@@ -144,7 +145,7 @@ class Run:
     def _stage(self, stage: Stage) -> bool:
         """Run a stage unless it can be reused. Returns whether it was reused."""
         name = stage.name
-        self._stage_name, self._bad_rows, self._described = name, {}, []
+        self.stage_name, self._bad_rows, self._described = name, {}, []
         stage_hash = self.hashes[name] = self.hash_of(stage)
         record = self.store.record(name)
         if self.store.is_complete(name, stage_hash):
@@ -184,12 +185,20 @@ class Run:
         """Do the stage's work; returns its summary and artifact."""
         if stage.kind == "algorithm":
             return run_training(self.stage_context(stage, folder)), Artifact()
-        step = stage.component.registration.implementation(stage.component.options)
-        self.reporter.say(f"{stage.name}: {stage.component.name}")
-        artifact: Artifact = step.run(self._step_context(stage, folder))
+        artifact = self._step(stage, folder)
         if artifact.groups is not None:
             write_groups(self.store.data(stage.name), artifact.groups)
         return dict(artifact.summary or {}), artifact
+
+    def _step(self, stage: Stage, folder: Path) -> Artifact:
+        """Run a step's plugin."""
+        step, author = made(stage.component, stage.name)
+        self.reporter.say(f"{stage.name}: {stage.component.name}")
+        with calling(author, "run", step):
+            artifact = step.run(self._step_context(stage, folder))
+        if not isinstance(artifact, Artifact):
+            raise author.error(f"{type(step).__name__}.run", f"return an Artifact, not {type(artifact).__name__}")
+        return artifact
 
     # Contexts
 
@@ -231,6 +240,7 @@ class Run:
             log=log,
             say=self.reporter.say,
             trained_on=self._trained_on,
+            stage=stage.name,
         )
 
     def _trained_on(self, model: str | RewardSpec, prompts: Sequence[Group]) -> dict[str, set[int]]:
@@ -242,7 +252,14 @@ class Run:
     def _reward_context(self, seed: int) -> Context:
         """Return the context of rewards and judges. A score must not depend on earlier scores of this process."""
         self.models.forget_scores()
-        return Context(self.models, self._cache(), self.recipe.folder, seed, lambda spec: self.load(spec).groups)
+        return Context(
+            self.models,
+            self._cache(),
+            self.recipe.folder,
+            seed,
+            lambda spec: self.load(spec).groups,
+            stage=self.stage_name,
+        )
 
     def _cache(self) -> Path:
         make_folder(cache := self.folder / "cache")
@@ -265,6 +282,7 @@ class Run:
 
     def _check_read(self, stage: Stage, spec: DataSpec, keep: bool) -> Loaded:
         """Read a data entry before any stage runs. keep: keep the rows in memory, because the stage runs first."""
+        self.stage_name = stage.name
         entries = specs([stage.settings, stage.component.options], DataSpec)
         whole = any(spec is entry for entry in entries)  # a part of an entry is never requested by a stage
         return (self._data.preload if keep and whole else self._data.read)(spec)
@@ -282,7 +300,7 @@ class Run:
         if loaded.skipped:
             self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
             count = len(loaded.skipped)
-            record = self.store.path(self._stage_name) / "stage.json"
+            record = self.store.path(self.stage_name) / "stage.json"
             self.reporter.say(
                 f"skipped {count} bad row{'s' if count > 1 else ''}, the first: {loaded.skipped[0]} "
                 f"({record} lists all of them once the stage is done)"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alignkit.algorithm import REWARD, ROLLOUTS, Algorithm, SelectContext, Skip
+from alignkit.author import Author
 from alignkit.data.group import Group
 from alignkit.errors import AlignkitError
 from alignkit.loss import Per
@@ -40,7 +41,7 @@ from alignkit.testing.probe import (
     shuffled,
     tiny_model,
 )
-from alignkit.training.checked import Author, CheckedAlgorithm
+from alignkit.training.checked import CheckedAlgorithm
 
 LONGEST = 256  # tokens of a prompt with a response
 ROLE, BEFORE, VALUE, VALUE_BEFORE = "checked", "before", "value", "value-before"

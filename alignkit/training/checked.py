@@ -6,20 +6,15 @@ A plugin author sees which plugin, stage and method are wrong, what was expected
 from __future__ import annotations
 
 import json
-import sys
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from alignkit.algorithm import DATASET, Algorithm, Phase, SelectContext, Skip
+from alignkit.author import Author, AuthorError, calling
 from alignkit.batch import Batch, Outputs
 from alignkit.data.group import Group
-from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full
-from alignkit.kernels.memory import ran_out
 from alignkit.loss import Per, Term
 from alignkit.models.examples import BATCH_COLUMNS
 
@@ -29,60 +24,6 @@ AXES = {
     Per.PAIR: "[pairs]",
     Per.GROUP: "[groups]",
 }
-
-
-@dataclass(frozen=True)
-class Author:
-    """The plugin whose code runs, and the stage. Errors begin with them: `plugin 'x' (dist 0.1), stage 'align'`."""
-
-    plugin: str
-    stage: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.plugin}, stage '{self.stage}'" if self.stage else self.plugin
-
-    def error(self, method: str, text: str) -> AuthorError:
-        """An error in one of the author's methods."""
-        place = f"{self}, in `{method}`" if self.plugin else f"in `{method}`"
-        return AuthorError(f"{place}: {text}")
-
-
-class AuthorError(PluginError):
-    """A mistake in an author's code, with plugin, stage and method in its message."""
-
-
-@contextmanager
-def calling(author: Author, method: str, owner: object) -> Iterator[None]:
-    """Report an exception of an author's method as the plugin's, with the line in the author's file.
-
-    Data errors name the stage. Other errors of alignkit pass unchanged, as does running out of memory or disk space.
-    """
-    try:
-        yield
-    except AuthorError:
-        raise
-    except DataError as error:
-        raise DataError(f"stage '{author.stage}': {error}" if author.stage else str(error)) from error
-    except PluginError as error:
-        raise author.error(method, f"{error}{_place(error, owner)}") from error
-    except AlignkitError:
-        raise
-    except Exception as error:
-        if ran_out(error) or disk_is_full(error):
-            raise
-        reason = " ".join(str(error).split())
-        name = type(error).__name__
-        message = f"{name}: {reason}" if reason else name
-        raise author.error(method, f"{message}{_place(error, owner)}") from error
-
-
-def _place(error: BaseException, owner: object) -> str:
-    """` (file.py:12)`: the innermost line of the owner's module in the traceback, else the innermost line."""
-    modules = [cls.__module__ for cls in type(owner).__mro__ if not cls.__module__.startswith("alignkit.")]
-    files = {getattr(sys.modules.get(name), "__file__", None) for name in modules}
-    frames = traceback.extract_tb(error.__traceback__)
-    author_frames = [frame for frame in frames if frame.filename in files] or list(frames)
-    return f" ({author_frames[-1].filename.rpartition('/')[2]}:{author_frames[-1].lineno})" if author_frames else ""
 
 
 class CheckedAlgorithm:
@@ -100,7 +41,7 @@ class CheckedAlgorithm:
         return calling(self.author, method, self.algorithm)
 
     def _error(self, method: str, text: str) -> AuthorError:
-        return self.author.error(method, text)
+        return self.author.error(f"{type(self.algorithm).__name__}.{method}", text)
 
     # Groups
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignkit.author import Author, author_of
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.io.progress import Reporter
 from alignkit.models.service import ModelService
@@ -13,7 +14,6 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.schema import Stage
 from alignkit.reward import Context
 from alignkit.settings import Settings
-from alignkit.training.checked import Author
 
 
 @dataclass
@@ -57,9 +57,7 @@ class StageContext:
     @property
     def author(self) -> Author:
         """The plugin and stage that errors name."""
-        registration = self.stage.component.registration
-        origin = f" ({registration.origin})" if registration.distribution not in ("", registration.plugin) else ""
-        return Author(f"plugin '{registration.plugin}'{origin}", self.name)
+        return author_of(self.stage.component.registration, self.name)
 
     def say(self, text: str) -> None:
         """Print one line about this stage."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.algorithm import REWARD, Algorithm
+from alignkit.author import Author
 from alignkit.batch import Batch, Outputs
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
@@ -27,7 +28,7 @@ from alignkit.models.packing import micro_batches
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LEARNING_RATE
 from alignkit.training.averages import Averages, counts, weighted_sum
-from alignkit.training.checked import Author, CheckedAlgorithm
+from alignkit.training.checked import CheckedAlgorithm
 
 if TYPE_CHECKING:
     from alignkit.settings import Settings

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from alignkit import functional as F
+from alignkit.author import calling, made
 from alignkit.data.group import Group, Response, preview
-from alignkit.errors import RunFailed
+from alignkit.errors import AlignkitError, RunFailed
 from alignkit.reward import REWARD_KEY, CombinedReward, Context, Reward, RewardCombination
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ class Scorer:
         self.children = {child: Scorer(below, context, child) for child, below in spec.children.items()}
         self.plugin: Any = None
         if spec.component is not None:
-            self.plugin = spec.component.registration.implementation(spec.component.options)
+            self.plugin, self.author = made(spec.component, context.stage)
         if isinstance(self.plugin, Reward):
-            self.plugin.prepare(context)
+            with calling(self.author, "prepare", self.plugin):
+                self.plugin.prepare(context)
 
     @property
     def whitens(self) -> bool:
@@ -94,20 +96,37 @@ class Scorer:
         if self.spec.kind in ("stage", "folder"):
             column = list(self.context.models.scores(self.spec.name, groups))
         else:
-            scores = self.plugin.score(groups)
-            if len(scores) != 1:
-                raise RunFailed(f"reward '{self.name}' must return one component, not {sorted(scores)}")
-            column = list(next(iter(scores.values())))
+            column = self._scores(groups)
         if len(column) != count:
-            raise RunFailed(f"reward '{self.name}' must return {count} scores, one per response, not {len(column)}")
+            raise self._wrong("score", f"return {count} scores, one per response, not {len(column)}")
         for index, value in enumerate(column):
-            if value is not None and not math.isfinite(value):
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
                 prompt = preview([group for group in groups for _ in group.responses][index])
-                raise RunFailed(
-                    f"reward '{self.name}' is {value} for response {index} (prompt: {prompt}); "
-                    "return None for a response that cannot be scored"
+                raise self._wrong(
+                    "score",
+                    f"the score is {value!r:.100} for response {index} (prompt: {prompt}); return a finite number, or "
+                    "None for a response that cannot be scored",
                 )
         return column
+
+    def _scores(self, groups: Sequence[Group]) -> list[float | None]:
+        """What the plugin says."""
+        with calling(self.author, "score", self.plugin):
+            scores = self.plugin.score(groups)
+        if not isinstance(scores, Mapping) or len(scores) != 1:
+            what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__
+            raise self._wrong("score", f'return one component, such as {{"": [0.5, 1.0]}}, not {what}')
+        (column,) = scores.values()
+        if isinstance(column, Tensor):
+            column = column.tolist()
+        if not isinstance(column, Sequence) or isinstance(column, str):
+            raise self._wrong("score", f"return a list of scores, not {type(column).__name__}")
+        return list(column)
+
+    def _wrong(self, method: str, text: str) -> AlignkitError:
+        if self.plugin is None:  # a reward model
+            return RunFailed(f"reward '{self.name}': {text}")
+        return self.author.error(f"{type(self.plugin).__name__}.{method}", f"reward '{self.name}': {text}")
 
     def _combined(
         self, groups: Sequence[Group], components: Mapping[str, Sequence[float | None]], prefix: str = ""
@@ -120,11 +139,24 @@ class Scorer:
         for name, child in self.children.items():
             below = f"{prefix}{name}/" if child.children else prefix
             parts[name] = child._combined(groups, components, below)
-        combined = self.plugin.combine(groups, {name: part.raw for name, part in parts.items()})
+        combined = self._combination(groups, {name: part.raw for name, part in parts.items()})
         if not any(child.whitens for child in self.children.values()):
             return combined
-        whitened = self.plugin.combine(groups, {name: part.reward for name, part in parts.items()})
+        whitened = self._combination(groups, {name: part.reward for name, part in parts.items()})
         return replace(combined, reward=whitened.reward)
+
+    def _combination(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
+        """What the plugin makes of its components."""
+        with calling(self.author, "combine", self.plugin):
+            combined = self.plugin.combine(groups, components)
+        if not isinstance(combined, CombinedReward):
+            raise self._wrong("combine", f"return a CombinedReward, not {type(combined).__name__}")
+        count = sum(len(group.responses) for group in groups)
+        for name, values in (("reward", combined.reward), ("raw", combined.raw)):
+            if not isinstance(values, Tensor) or tuple(values.shape) != (count,):
+                found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise self._wrong("combine", f"'{name}' must be [responses] = [{count}], not {found}")
+        return combined
 
 
 def _tensor(column: Sequence[float | None]) -> Tensor:

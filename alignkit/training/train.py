@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alignkit.algorithm import ROLLOUTS, Algorithm
+from alignkit.author import made
 from alignkit.external import ExternalTrainer
 from alignkit.training.context import StageContext
 from alignkit.training.external import ExternalStage
@@ -15,7 +16,8 @@ from alignkit.training.online import OnlineStage
 
 def run_training(context: StageContext) -> dict[str, Any]:
     """Train to the end, from the last checkpoint if there is one; returns the summary for stage.json."""
-    algorithm: Algorithm = context.stage.component.registration.implementation(context.stage.component.options)
+    algorithm: Algorithm
+    algorithm, _ = made(context.stage.component, context.name)
     stage: OfflineStage | OnlineStage | ExternalStage
     context = with_learning_rate(context, algorithm.defaults)
     if isinstance(algorithm, ExternalTrainer):

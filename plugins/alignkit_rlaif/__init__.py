@@ -21,16 +21,15 @@ from pydantic import model_validator
 
 from alignkit import (
     Artifact,
+    CheckedJudge,
     Context,
     DataRef,
     Field,
     Group,
-    Judge,
     JudgeRef,
     Message,
     Options,
     Pair,
-    PluginError,
     PolicyRef,
     Register,
     Response,
@@ -53,29 +52,6 @@ def words(response: Response) -> str:
     if response.messages is None:
         return response.text
     return "\n\n".join(turn.get("content", "") for turn in response.messages if turn.get("role") == "assistant")
-
-
-def build_judge(component: Any, context: Context) -> Judge:
-    """The judge that a JudgeRef option names, prepared."""
-    judge: Judge = component.registration.implementation(component.options)
-    judge.prepare(context)
-    return judge
-
-
-def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
-    """The judge's verdicts on the items, with exactly 0.5 for a tie.
-
-    Raises PluginError if their number or a probability is wrong.
-    """
-    verdicts = judge.compare(items) if items else []
-    name = type(judge).__name__
-    if len(verdicts) != len(items):
-        raise PluginError(f"judge {name} returned {len(verdicts)} verdicts for {len(items)} comparisons")
-    for verdict in verdicts:
-        for p in (verdict.p_first, *(verdict.p_orders or ())):
-            if p is not None and not 0.0 <= p <= 1.0:  # also true for NaN
-                raise PluginError(f"judge {name} returned {p}, which is not a probability")
-    return [dataclasses.replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
 
 # --- the step -----------------------------------------------------------------------------------------------------
@@ -121,13 +97,13 @@ class JudgePairs(Step):
     options: Options
 
     def run(self, context: StepContext) -> Artifact:
-        judge = build_judge(self.options.judge, context)  # first, so that a missing key shows before sampling
+        judge = CheckedJudge(self.options.judge, context)  # first, so that a missing key shows before sampling
         groups = self._groups(context)
         places, identical = pairs_to_judge(groups)
         rows = [list(item) for item in items_at(groups, places)]
 
         def judged(chunk: Sequence[Any]) -> list[dict[str, Any]]:
-            return [dataclasses.asdict(verdict) for verdict in ask(judge, [tuple(row) for row in chunk])]
+            return [dataclasses.asdict(verdict) for verdict in judge.compare([tuple(row) for row in chunk])]
 
         verdicts = [restored(row) for row in context.map("judge", rows, judged)]
         tally = Tally(groups, places, verdicts, identical)
@@ -262,7 +238,7 @@ class RLAIF(Reward):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        self._judge = build_judge(self.options.judge, context)
+        self._judge = CheckedJudge(self.options.judge, context)
         self._baselines: dict[str, str | None] = {}  # prompt as JSON -> the baseline's response
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
@@ -287,7 +263,7 @@ class RLAIF(Reward):
         return [centered(mean(games)) for group in won for games in group]
 
     def _p_first(self, groups: Sequence[Group], places: Sequence[Place]) -> list[float | None]:
-        return [verdict.p_first for verdict in ask(self._judge, items_at(groups, places))]
+        return [verdict.p_first for verdict in self._judge.compare(items_at(groups, places))]
 
     def _against_baseline(self, groups: Sequence[Group]) -> list[float | None]:
         opponents = self._baseline_responses(groups)
@@ -296,7 +272,9 @@ class RLAIF(Reward):
             for group, opponent in zip(groups, opponents, strict=True)
             for response in group.responses
         ]
-        verdicts = iter(ask(self._judge, [(prompt, said, other) for prompt, said, other in games if other is not None]))
+        verdicts = iter(
+            self._judge.compare([(prompt, said, other) for prompt, said, other in games if other is not None])
+        )
         return [None if other is None else centered(next(verdicts).p_first) for _, _, other in games]
 
     def _baseline_responses(self, groups: Sequence[Group]) -> list[str | None]:

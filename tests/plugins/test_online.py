@@ -36,12 +36,13 @@ from alignkit import (
     SelectContext,
     Skip,
 )
+from alignkit.author import Author
 from alignkit.loss import Per
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
 from alignkit.training.averages import Averages, weighted_sum
-from alignkit.training.checked import Author, CheckedAlgorithm
+from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from alignkit_dpo import DPO
 from alignkit_grpo import GRPO

@@ -14,8 +14,9 @@ import torch
 import yaml
 
 from alignkit import Algorithm, Batch, DataError, Loss, Outputs, per_token
+from alignkit.author import Author
 from alignkit.cli import main
-from alignkit.training.checked import Author, CheckedAlgorithm
+from alignkit.training.checked import CheckedAlgorithm
 
 HEADER = """
 import torch
@@ -73,38 +74,38 @@ def run(folder: Path, methods: str, stage: dict[str, Any]) -> int:
 MISTAKES = {
     "shape of a term": (
         "def loss(self, batch, out): return Loss(dpo=per_token(F.sum_tokens(out.logprobs, batch.mask)))",
-        r"in `loss`: loss term 'dpo' is per_token and must be \[responses, tokens\] = \[4, 5\], not \[4\]; "
+        r"in `Broken.loss`: loss term 'dpo' is per_token and must be \[responses, tokens\] = \[4, 5\], not \[4\]; "
         r"write per_response\(\.\.\.\)",
     ),
     "missing Needs": (
         "def loss(self, batch, out): return Loss(kl=per_token(out.logprobs - batch.reference_logprobs))",
-        r"in `loss`: Batch.reference_logprobs was not computed: add reference_logprobs=True to `needs = Needs\(...\)` "
+        r"in `Broken.loss`: Batch.reference_logprobs was not computed: add reference_logprobs=True to `needs = Needs\(...\)` "
         r"\(broken.py:\d+\)",
     ),
     "misspelled signal": (
         "def loss(self, batch, out): return Loss(policy=per_token(out.logprobs * batch['advantage'][:, None]))",
-        r"in `loss`: no signal 'advantage'; .*'advantages'.*did you mean 'advantages'\? \(broken.py:\d+\)",
+        r"in `Broken.loss`: no signal 'advantage'; .*'advantages'.*did you mean 'advantages'\? \(broken.py:\d+\)",
     ),
     "shape of a signal": (
         "def signal(self, rollouts): return {'advantages': rollouts.rewards[:, None]}",
-        r"in `signal`: signal 'advantages' must be \[responses, tokens\] = \[4, 5\] or \[responses\] = \[4\], "
+        r"in `Broken.signal`: signal 'advantages' must be \[responses, tokens\] = \[4, 5\] or \[responses\] = \[4\], "
         r"not \[4, 1\]",
     ),
     "a signal named like a field": (
         "def signal(self, rollouts): return {'rewards': rollouts.rewards}",
-        r"in `signal`: 'rewards' is a field of the batch; rename the signal",
+        r"in `Broken.signal`: 'rewards' is a field of the batch; rename the signal",
     ),
     "no signals": (
         "def signal(self, rollouts): return None",
-        r"in `signal`: return a dict of tensors or Skip\(\"reason\"\), not NoneType",
+        r"in `Broken.signal`: return a dict of tensors or Skip\(\"reason\"\), not NoneType",
     ),
     "no gradient": (
         "def loss(self, batch, out): return Loss(nll=per_token(-out.logprobs.detach()))",
-        r"in `loss`: the loss has no gradient \(terms: 'nll'\): compute it from `out`",
+        r"in `Broken.loss`: the loss has no gradient \(terms: 'nll'\): compute it from `out`",
     ),
     "a reduced loss": (
         "def loss(self, batch, out): return -out.logprobs.mean()",
-        r"in `loss`: return Loss\(name=per_token\(\.\.\.\)\), not a scalar tensor",
+        r"in `Broken.loss`: return Loss\(name=per_token\(\.\.\.\)\), not a scalar tensor",
     ),
     "a reduced term": (
         "def loss(self, batch, out): return Loss(nll=per_token(-out.logprobs.mean()))",
@@ -112,35 +113,47 @@ MISTAKES = {
     ),
     "an exception in loss": (
         "def loss(self, batch, out): return {}['nll']",
-        r"in `loss`: KeyError: 'nll' \(broken.py:\d+\)",
+        r"in `Broken.loss`: KeyError: 'nll' \(broken.py:\d+\)",
     ),
     "an exception in signal": (
         "def signal(self, rollouts): return 1 / 0",
-        r"in `signal`: ZeroDivisionError: .*\(broken",
+        r"in `Broken.signal`: ZeroDivisionError: .*\(broken",
     ),
-    "an exception in select": ("def select(self, groups, context): return groups[99]", r"in `select`: IndexError: "),
-    "no groups": ("def select(self, groups, context): pass", r"in `select`: return a list of groups or of phases"),
+    "an exception in select": (
+        "def select(self, groups, context): return groups[99]",
+        r"in `Broken.select`: IndexError: ",
+    ),
+    "no groups": (
+        "def select(self, groups, context): pass",
+        r"in `Broken.select`: return a list of groups or of phases",
+    ),
     "an exception in keep_group": (
         "def keep_group(self, group): return group.score",
-        r"in `keep_group`: AttributeError",
+        r"in `Broken.keep_group`: AttributeError",
     ),
-    "an exception in term_weights": ("def term_weights(self, batch): return batch.weights", r"in `term_weights`: Attr"),
+    "an exception in term_weights": (
+        "def term_weights(self, batch): return batch.weights",
+        r"in `Broken.term_weights`: Attr",
+    ),
     "shape of weights": (
         "def term_weights(self, batch): return {'policy_loss': torch.ones(4)}",
-        r"in `term_weights`: the weights of 'policy_loss' must be \[4, 5\], like the term, not \[4\]",
+        r"in `Broken.term_weights`: the weights of 'policy_loss' must be \[4, 5\], like the term, not \[4\]",
     ),
-    "an exception in before_step": ("def before_step(self, batch, out): return out.x", r"in `before_step`: Attr"),
+    "an exception in before_step": (
+        "def before_step(self, batch, out): return out.x",
+        r"in `Broken.before_step`: Attr",
+    ),
     "a tensor in the state": (
         "def before_step(self, batch, out): return {'mean': out.logprobs.mean()}",
-        r"in `before_step`: state\['mean'\] must be JSON; use float",
+        r"in `Broken.before_step`: state\['mean'\] must be JSON; use float",
     ),
     "an exception in report_metrics": (
         "def report_metrics(self, batch, out): return [][0]",
-        r"in `report_metrics`: Ind",
+        r"in `Broken.report_metrics`: Ind",
     ),
     "shape of a metric": (
         "def report_metrics(self, batch, out): return {'ratio': per_response(out.logprobs)}",
-        r"in `report_metrics`: metric 'ratio' is per_response and must be \[responses\] = \[4\], not \[4, 5\]; "
+        r"in `Broken.report_metrics`: metric 'ratio' is per_response and must be \[responses\] = \[4\], not \[4, 5\]; "
         r"write per_token",
     ),
 }
@@ -163,15 +176,15 @@ def test_a_mistake_is_reported_as_the_plugins(
         ("source = DATASET", r"old_logprobs exist only for rollouts: declare `source = ROLLOUTS`"),
         (
             "source = DATASET; needs = Needs()\ndef loss(self, batch, out): return batch.old_logprobs",
-            r"in `loss`: Batch.old_logprobs was not computed",
+            r"in `Broken.loss`: Batch.old_logprobs was not computed",
         ),
         (
             "source = DATASET; needs = Needs()\ndef loss(self, batch, out): return Loss(n=per_token(batch.rewards))",
-            r"in `loss`: Batch.rewards was not computed: only rollouts have it",
+            r"in `Broken.loss`: Batch.rewards was not computed: only rollouts have it",
         ),
         (
             "source = DATASET; needs = Needs()\ndef check_data(self, groups): groups.x",
-            r"in `check_data`: AttributeError",
+            r"in `Broken.check_data`: AttributeError",
         ),
         (
             "source = DATASET; needs = Needs()\ndef loss(self, batch, out): return Loss(n=per_pair(out.logprobs))",
@@ -219,7 +232,7 @@ def test_the_distribution_is_named() -> None:
     wrong: Any = CheckedAlgorithm(Wrong(None), Author("plugin 'x' (dist 0.1)", "align"))
     place = re.escape(f"{Path(__file__).name}:")
     with pytest.raises(
-        Exception, match=r"^plugin 'x' \(dist 0.1\), stage 'align', in `loss`: KeyError: 'advantage' \(" + place
+        Exception, match=r"^plugin 'x' \(dist 0.1\), stage 'align', in `Wrong.loss`: KeyError: 'advantage' \(" + place
     ):
         wrong.loss(None, None)
 

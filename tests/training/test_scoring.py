@@ -19,6 +19,7 @@ from alignkit import CombinedReward, Group, Message, RecipeError, Response, Rewa
 from alignkit.functional import whiten
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
+from alignkit.registry import Registration
 from alignkit.training.external import ExternalStage
 from alignkit.training.iteration import rollout_metrics
 from alignkit.training.scoring import Scorer, score_rollouts
@@ -38,7 +39,7 @@ def scorer() -> Scorer:
         texts = [response.text for group in groups for response in group.responses]
         return [None if text == "None" else float(text) for text in texts]
 
-    context: Any = SimpleNamespace(models=SimpleNamespace(scores=scores))
+    context: Any = SimpleNamespace(models=SimpleNamespace(scores=scores), stage="")
     return Scorer(RewardSpec("stage", "liked"), context)
 
 
@@ -77,7 +78,7 @@ def combination(folder: Path, reward: Any) -> Scorer:
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     settings = load_recipe(folder / "recipe.yaml").stages["align"].settings
     assert settings is not None and settings.reward is not None
-    context: Any = SimpleNamespace(models=None)
+    context: Any = SimpleNamespace(models=None, stage="")
     return Scorer(settings.reward, context)
 
 
@@ -148,7 +149,9 @@ def test_nothing_that_can_be_scored() -> None:
 
 def test_a_reward_that_is_not_finite_is_an_error() -> None:
     groups = [Group(PROMPT, (response(math.inf),), id="a")]
-    with pytest.raises(RunFailed, match=r"reward 'liked' is inf for response 0 \(prompt: 'how are you'\); return None"):
+    with pytest.raises(
+        RunFailed, match=r"reward 'liked': the score is inf for response 0 \(prompt: 'how are you'\); return a fin"
+    ):
         score_rollouts(scorer(), groups)
 
 
@@ -185,7 +188,7 @@ class Doubled(RewardCombination):
 
 
 def doubled(name: str, **parts: RewardSpec) -> RewardSpec:
-    registration = SimpleNamespace(implementation=lambda options: Doubled())
+    registration = Registration(name, lambda options: Doubled())
     component: Any = SimpleNamespace(registration=registration, options=None)
     return RewardSpec("combine", name, component, parts)
 
@@ -193,7 +196,7 @@ def doubled(name: str, **parts: RewardSpec) -> RewardSpec:
 def combining(spec: RewardSpec, scores: Mapping[str, list[float | None]]) -> Scorer:
     """The stages' scores are given, one per response."""
     models = SimpleNamespace(scores=lambda name, groups: scores[name])
-    context: Any = SimpleNamespace(models=models, folder=Path(), load=None)
+    context: Any = SimpleNamespace(models=models, folder=Path(), load=None, stage="")
     return Scorer(spec, context)
 
 

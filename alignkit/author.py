@@ -1,0 +1,181 @@
+"""Errors in plugins, as their authors need them: which plugin, class and method, where, and what was expected."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full
+
+if TYPE_CHECKING:
+    from alignkit.registry import Registration
+
+OURS = "alignkit"  # the distribution whose errors are not a stranger's
+
+
+@dataclass(frozen=True)
+class Author:
+    """The plugin whose code runs, and the stage. Errors begin with them: `plugin 'x' (dist 0.1), stage 'align'`."""
+
+    plugin: str
+    stage: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.plugin}, stage '{self.stage}'" if self.stage else self.plugin
+
+    def error(self, method: str, text: str) -> AuthorError:
+        """An error in one of the author's methods: `Class.method`."""
+        place = f"{self}, in `{method}`" if self.plugin else f"in `{method.rpartition('.')[2]}`"
+        return AuthorError(f"{place}: {text}")
+
+
+class AuthorError(PluginError):
+    """A mistake in an author's code, with plugin, stage and method in its message."""
+
+
+def author_of(registration: Registration, stage: str = "") -> Author:
+    """The author of a registered name: `plugin 'x' (dist 0.1)`."""
+    origin = f" ({registration.origin})" if registration.distribution not in ("", registration.plugin) else ""
+    return Author(f"plugin '{registration.plugin}'{origin}", stage)
+
+
+@contextmanager
+def calling(author: Author, method: str, owner: object) -> Iterator[None]:
+    """Report an exception of an author's method as the plugin's, with the line in the author's file.
+
+    Data errors name the stage. Other errors of alignkit pass unchanged, as does running out of memory or disk space.
+    """
+    try:
+        yield
+    except AuthorError:
+        raise
+    except DataError as error:
+        raise DataError(f"stage '{author.stage}': {error}" if author.stage else str(error)) from error
+    except PluginError as error:
+        raise author.error(_full(method, owner), f"{error}{_place(error, owner)}") from error
+    except AlignkitError:
+        raise
+    except (Exception, SystemExit) as error:
+        if _of_the_machine(error):
+            raise
+        raise author.error(_full(method, owner), f"{_words(error)}{_place(error, owner)}") from error
+
+
+def made(component: Any, stage: str = "") -> tuple[Any, Author]:
+    """What a recipe's component makes of its options, and its author."""
+    registration = component.registration
+    author = author_of(registration, stage)
+    with calling(author, "__init__", registration.implementation):
+        return registration.implementation(component.options), author
+
+
+@contextmanager
+def blaming(
+    registrations: Callable[[], Iterable[Registration]], stage: Callable[[], str] = lambda: ""
+) -> Iterator[None]:
+    """Report what comes out of a stranger's plugin as the plugin's, and let no plugin end the process.
+
+    registrations: what plugins provide. stage: the current one's name.
+    """
+    try:
+        with _no_exit():
+            yield
+    except (AlignkitError, KeyboardInterrupt):
+        raise
+    except (Exception, SystemExit) as error:
+        if _of_the_machine(error):
+            raise
+        found = _culprit(error, registrations())
+        if found is not None:
+            registration, method, place = found
+            raise author_of(registration, stage()).error(method, _words(error) + place) from error
+        if isinstance(error, SystemExit):
+            frame = _last(error)
+            raise PluginError(f"{_words(error)}, at {frame}; a run ends only when it is complete") from error
+        raise
+
+
+def _culprit(error: BaseException, registrations: Iterable[Registration]) -> tuple[Registration, str, str] | None:
+    """The innermost function of a stranger's plugin in the traceback: whose, its name, and ` (file.py:12)`."""
+    files = {str(r.source_path): r for r in registrations if r.source_path is not None and r.distribution != OURS}
+    packages = {os.path.dirname(path) + os.sep: r for path, r in files.items() if path.endswith("__init__.py")}
+    found: list[tuple[Registration, str, str]] = []
+    for frame in reversed(list(_frames(error.__traceback__))):
+        path, name = frame.tb_frame.f_code.co_filename, frame.tb_frame.f_code.co_qualname
+        owner = files.get(path) or next((r for folder, r in packages.items() if path.startswith(folder)), None)
+        if owner is not None:
+            found.append((owner, name, f" ({os.path.basename(path)}:{frame.tb_lineno})"))
+            if "." in name and "<" not in name:  # a method says more than the helper that it calls
+                return owner, name, found[0][2]
+    return found[0] if found else None
+
+
+def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+@contextmanager
+def _no_exit() -> Iterator[None]:
+    """Turn `os._exit` into SystemExit, because a process that ends there looks like one that succeeded.
+
+    A forked child still ends: multiprocessing relies on it.
+    """
+    process, leave = os.getpid(), os._exit
+
+    def exits(status: int) -> NoReturn:
+        if os.getpid() == process:
+            raise SystemExit(status)
+        leave(status)
+
+    os._exit = exits
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
+def _of_the_machine(error: BaseException) -> bool:
+    """Whether memory or disk space ran out, which is not the fault of whoever needed it."""
+    from alignkit.kernels.memory import ran_out  # imports torch
+
+    return ran_out(error) or disk_is_full(error)
+
+
+def _words(error: BaseException) -> str:
+    """`KeyError: 'advantage'`, on one line."""
+    if isinstance(error, SystemExit):
+        return f"it called exit({'' if error.code is None else error.code})"
+    reason = " ".join(str(error).split())
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+
+
+def _full(method: str, owner: object) -> str:
+    """`Class.method`; the owner may also be a class that cannot be made, or a function."""
+    name = owner.__name__ if callable(owner) and hasattr(owner, "__name__") else type(owner).__name__
+    return f"{name}.{method}" if method else name
+
+
+def _classes(owner: object) -> tuple[Any, ...]:
+    return getattr(owner, "__mro__", None) or ((owner,) if callable(owner) else type(owner).__mro__)
+
+
+def _last(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def _place(error: BaseException, owner: object) -> str:
+    """` (file.py:12)`: the innermost line of the owner's module in the traceback, else the innermost line."""
+    modules = [cls.__module__ for cls in _classes(owner) if not cls.__module__.startswith("alignkit.")]
+    files: set[Any] = {getattr(sys.modules.get(name), "__file__", None) for name in modules}
+    frames = traceback.extract_tb(error.__traceback__)
+    author_frames = [frame for frame in frames if frame.filename in files] or list(frames)
+    return f" ({author_frames[-1].filename.rpartition('/')[2]}:{author_frames[-1].lineno})" if author_frames else ""

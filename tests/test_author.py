@@ -1,0 +1,245 @@
+"""Whatever a stranger's plugin does, the error names plugin, class, method, line and stage, and the exit code is 3."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.author import blaming
+from alignkit.cli import main
+from alignkit.errors import PluginError
+
+PLUGIN = """
+import os, sys
+import torch
+from alignkit import *
+
+def fault(place):
+    wanted, _, what = os.environ["FAULT"].partition("=")
+    return what if wanted == place else None
+
+def act(place, result):
+    what = fault(place)
+    return result if what is None else eval(what)
+
+class R(Reward):
+    def __init__(self, options):
+        super().__init__(options)
+        act("R.__init__", None)
+    def check(self, folder):
+        act("R.check", None)
+    def prepare(self, context):
+        act("R.prepare", None)
+    def score(self, groups):
+        return act("R.score", {"": [1.0 for group in groups for _ in group.responses]})
+
+class C(RewardCombination):
+    class Options(Options):
+        part: RewardRef
+    def parts(self):
+        return act("C.parts", {"part": self.options.part})
+    def combine(self, groups, components):
+        (values,) = components.values()
+        return act("C.combine", CombinedReward(values, values, {}))
+
+class J(Judge):
+    def prepare(self, context):
+        act("J.prepare", None)
+    def compare(self, items):
+        return act("J.compare", [Verdict(0.9) for _ in items])
+
+class S(Step):
+    def run(self, context):
+        return act("S.run", Artifact(text="done"))
+
+class A(Algorithm):
+    source = ROLLOUTS
+    def __init__(self, options):
+        super().__init__(options)
+        act("A.__init__", None)
+    def loss(self, batch, out):
+        return act("A.loss", Loss(loss=per_token(-out.logprobs * batch.rewards[:, None])))
+
+class F(Format):
+    wants = "odd"
+    @classmethod
+    def matches(cls, row):
+        return "odd" in row
+    def read(self, row):
+        return act("F.read", Group((Message(role="user", content=row["odd"]),), ()))
+
+def source(cache):
+    return act("source", "nowhere")
+
+@hookimpl
+def metrics_logged(run, stage, step, metrics):
+    act("metrics_logged", None)
+
+@hookimpl
+def register_rewards(register):
+    register("r", R)
+
+@hookimpl
+def register_combinations(register):
+    register("c", C)
+
+@hookimpl
+def register_judges(register):
+    register("j", J)
+
+@hookimpl
+def register_steps(register):
+    register("s", S)
+
+@hookimpl
+def register_algorithms(register):
+    register("a", A)
+
+@hookimpl
+def register_formats(register):
+    register("odd", F)
+
+@hookimpl
+def register_models(register):
+    register("stranger", source)
+"""
+ALIGN = {
+    "algorithm": "a",
+    "prompts": "rows.jsonl",
+    "reward": {"c": {"part": "r"}},
+    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
+    "iterations": 1,
+    "prompts_per_iteration": 2,
+}
+JUDGE = {"step": "judge_pairs", "judge": "j", "data": "pairs.jsonl"}
+STAGES: dict[str, dict[str, Any]] = {
+    "R": ALIGN,
+    "C": ALIGN,
+    "A": ALIGN,
+    "metrics_logged": ALIGN,
+    "F": ALIGN | {"prompts": "odd.jsonl"},
+    "source": {"algorithm": "sft", "data": "pairs.jsonl"},
+    "J": JUDGE,
+    "S": {"step": "s"},
+}
+RAISES = "{}['advantage']"
+LEAVES = ["sys.exit(0)", "os._exit(0)"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("author")
+    (folder / "strange.py").write_text(PLUGIN, encoding="utf-8")
+    row = {"prompt": "how are you", "chosen": "fine", "rejected": "bad"}
+    (folder / "pairs.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (folder / "rows.jsonl").write_text('{"prompt": "how are you"}\n', encoding="utf-8")
+    (folder / "odd.jsonl").write_text('{"odd": "how are you"}\n', encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNKIT_CACHE", str(folder / "cache"))
+        patch.delenv("ALIGNKIT_DEBUG", raising=False)
+        yield folder
+
+
+def arguments(folder: Path, out: Path, fault: str) -> list[str]:
+    kind = fault.split("=")[0].split(".")[0]
+    base = "stranger" if kind == "source" else "tiny"
+    file = out.with_suffix(".json")
+    file.write_text(json.dumps({"model": {"base": base}, "stages": {"only": STAGES[kind]}}), encoding="utf-8")
+    for name in ("rows.jsonl", "pairs.jsonl", "odd.jsonl"):
+        if not (out.parent / name).exists():
+            (out.parent / name).write_bytes((folder / name).read_bytes())
+    return ["run", str(file), "--plugin", str(folder / "strange.py"), "--out", str(out)]
+
+
+@pytest.mark.parametrize(
+    ("place", "what", "said"),
+    [
+        *((place, RAISES, "KeyError: 'advantage'") for place in ("R.__init__", "R.check", "R.prepare", "R.score")),
+        *((place, RAISES, "KeyError: 'advantage'") for place in ("C.parts", "C.combine", "J.prepare", "J.compare")),
+        *((place, RAISES, "KeyError: 'advantage'") for place in ("S.run", "A.__init__", "A.loss", "source")),
+        *((place, what, "exit(0)") for place in ("R.score", "C.combine", "J.compare", "S.run") for what in LEAVES),
+        *((place, what, "exit(0)") for place in ("A.loss", "F.read", "source", "R.check") for what in LEAVES),
+        ("R.score", "None", 'return one component, such as {"": [0.5, 1.0]}, not NoneType'),
+        ("R.score", "[1.0, 2.0]", "not list"),
+        ("R.score", "{'a': [1.0], 'b': [1.0]}", "not components ['a', 'b']"),
+        ("R.score", "{'': [1.0]}", "return 4 scores, one per response, not 1"),
+        ("R.score", "{'': ['high'] * 4}", "the score is 'high' for response 0 (prompt: 'how are you')"),
+        ("R.score", "{'': [float('nan')] * 4}", "the score is nan"),
+        ("R.score", "{'': 'high'}", "return a list of scores, not str"),
+        ("C.combine", "None", "return a CombinedReward, not NoneType"),
+        ("C.combine", "values", "return a CombinedReward, not Tensor"),
+        ("C.combine", "CombinedReward(values[:1], values, {})", "'reward' must be [responses] = [4], not [1]"),
+        ("C.combine", "CombinedReward(values, 1.0, {})", "'raw' must be [responses] = [4], not float"),
+        ("J.compare", "None", "return a list of Verdict, not NoneType"),
+        ("J.compare", "[0.5]", "return a list of Verdict, not a list of float"),
+        ("J.compare", "[]", "return a verdict for each of 1 comparisons, not 0 verdicts"),
+        ("J.compare", "[Verdict(1.5)]", "1.5 is not a probability"),
+        ("S.run", "None", "return an Artifact, not NoneType"),
+        ("source", "None", "return the model's folder, not NoneType"),
+    ],
+)
+def test_the_error_names_the_plugin(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    what: str,
+    said: str,
+) -> None:
+    # `act` evaluates the fault, so that a result may be made of the method's own variables.
+    what = what.replace("values", "result.raw")
+    monkeypatch.setenv("FAULT", f"{place}={what}")
+    code = main(arguments(folder, tmp_path / "run", place))
+    err = capsys.readouterr().err
+    assert code == 3 and said in err and "Traceback" not in err and "unexpected" not in err, err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "plugin 'strange.py'" in line, line
+    assert f"`{place}`" in line or (place == "F.read" and "`act`" in line), line
+    if said.startswith(("KeyError", "exit")):
+        assert "(strange.py:" in line or "(<string>:" in line, line
+    # The recipe is read before its stages run, and its own lines say which stage is meant.
+    assert "stage 'only'" in line or place in ("source", "C.parts", "A.__init__"), line
+
+
+def test_an_observer_that_exits_stops_the_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAULT", "metrics_logged=sys.exit(0)")
+    assert main(arguments(folder, tmp_path / "run", "metrics_logged")) == 3
+    assert "plugin 'strange.py' failed in metrics_logged: SystemExit: 0" in capsys.readouterr().err
+
+
+def test_a_process_that_leaves_by_the_back_door_does_not_look_like_success(folder: Path, tmp_path: Path) -> None:
+    """In a process of its own, where `os._exit` would end it."""
+    environment = {**os.environ, "FAULT": "S.run=os._exit(0)", "ALIGNKIT_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", "alignkit", *arguments(folder, tmp_path / "run", "S")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "exit(0)" in done.stderr, done.stderr
+
+
+def test_a_fault_of_nobody_that_exits_is_told_with_its_place() -> None:
+    leave = os._exit
+    with pytest.raises(PluginError, match=r"exit\(7\), at .*test_author\.py:\d+"), blaming(list):
+        sys.exit(7)
+    assert os._exit is leave
+
+
+def test_a_forked_child_may_still_exit() -> None:
+    with blaming(list):
+        child = os.fork()
+        if child == 0:
+            os._exit(5)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+def test_other_errors_pass_unchanged() -> None:
+    with pytest.raises(ZeroDivisionError), blaming(list):
+        _ = 1 / 0
