@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full
+from alignkit.hidden_state import changed, memory_of
 
 if TYPE_CHECKING:
     from alignkit.registry import Registration
@@ -67,12 +68,39 @@ def calling(author: Author, method: str, owner: object) -> Iterator[None]:
         raise author.error(_full(method, owner), f"{_words(error)}{_place(error, owner)}") from error
 
 
+@contextmanager
+def remembering_nothing(author: Author, method: str, owner: Any, state: str = "self.state") -> Iterator[None]:
+    """Like `calling`, and refuse a method that remembers something outside `state`.
+
+    state: what the plugin should use, for the message.
+    """
+    before = memory_of(owner)
+    with calling(author, method, owner):
+        yield
+    if name := changed(before, memory_of(owner)):
+        raise author.error(
+            _full(method, owner),
+            f"it changed self.{name}, which a resumed run would lose: what must be remembered belongs in {state}, "
+            "which checkpoints keep",
+        )
+
+
 def made(component: Any, stage: str = "") -> tuple[Any, Author]:
     """What a recipe's component makes of its options, and its author."""
     registration = component.registration
     author = author_of(registration, stage)
     with calling(author, "__init__", registration.implementation):
         return registration.implementation(component.options), author
+
+
+@contextmanager
+def noting(position: str) -> Iterator[None]:
+    """Let an error say where the run was: `in iteration 3 of 10`."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(position)
+        raise
 
 
 @contextmanager
@@ -94,7 +122,10 @@ def blaming(
         found = _culprit(error, registrations())
         if found is not None:
             registration, method, place = found
-            raise author_of(registration, stage()).error(method, _words(error) + place) from error
+            blamed = author_of(registration, stage()).error(method, _words(error) + place)
+            for note in getattr(error, "__notes__", ()):
+                blamed.add_note(note)
+            raise blamed from error
         if isinstance(error, SystemExit):
             frame = _last(error)
             raise PluginError(f"{_words(error)}, at {frame}; a run ends only when it is complete") from error

@@ -212,4 +212,6 @@ def _failed(error: Exception) -> int:
 
         traceback.print_exception(error)
     print(text if text.startswith("error: ") else f"error: {text}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"  {note}", file=sys.stderr)
     return code

@@ -126,6 +126,8 @@ class RewardCombination:
 
     sums: it only adds and multiplies, so a part may be whitened. `combine` is then called a second time with the
     parts' `reward`; other combinations are given `raw` only, and a recipe with a whitened part is refused.
+    state: small JSON values that checkpoints keep, such as a multiplier. `combine` may change them; the change lasts if
+    the rewards are learned from, which happens once an iteration, and is undone after any other call.
     """
 
     sums: ClassVar[bool] = False
@@ -135,6 +137,7 @@ class RewardCombination:
 
     def __init__(self, options: Any):
         self.options = options
+        self.state: dict[str, Any] = {}
 
     @property
     def whitens(self) -> bool:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pytest
 import torch
 
-from alignkit import ROLLOUTS, Algorithm, Batch, Field, Group, Loss, Needs, Outputs, Response, per_pair, per_response
+from alignkit import (
+    ROLLOUTS,
+    Algorithm,
+    Batch,
+    Field,
+    Group,
+    Loss,
+    Needs,
+    Outputs,
+    Response,
+    SelectContext,
+    per_pair,
+    per_response,
+)
 from alignkit import functional as F
 from alignkit.batch import Pairs
 from alignkit.loss import Term, per_token
@@ -161,7 +175,7 @@ class ReportsIgnoringMask(Algorithm):
         (WhitensInTheLoss, "cutting the batch into micro-batches changes the gradient by .* belong in `before_step`"),
         (RootOfZero, "the gradient is not finite: look for sqrt"),
         (Dropout, "a second pass over the same batch changes the gradient by .* random numbers"),
-        (Remembers, "a second pass over the same batch changes the gradient by .* belongs in `state`"),
+        (Remembers, "in `loss`: it changed self.seen, which a resumed run would lose.* belongs in self.state"),
         (Detached, r"in `loss`: the loss has no gradient \(terms: 'nll'\): compute it from `out`"),
         (BonusWithoutGradient, r"in `loss`: loss term 'entropy' has no gradient; .* declare `Needs\(entropy=True\)`"),
         (ByPlace, "the order of groups and responses changes the gradient by .* batch.group_index"),
@@ -203,6 +217,50 @@ class Online(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         return Loss(policy=per_token(-out.logprobs * batch["advantage"][:, None]))
+
+
+class RemembersAnAverage(Online):
+    average: torch.Tensor | None = None
+
+    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
+        mean = rollouts.rewards.mean()
+        self.average = mean if self.average is None else 0.9 * self.average + 0.1 * mean
+        return {"advantage": rollouts.rewards - self.average}
+
+
+class CountsInSelect(Online):
+    def __init__(self, options: Any):
+        super().__init__(options)
+        self.counts = {"calls": 0}
+
+    def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
+        self.counts["calls"] += 1
+        return groups
+
+
+class ComputesOnce(Online):
+    @cached_property
+    def scale(self) -> float:
+        return 2.0
+
+    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
+        return {"advantage": self.scale * F.rloo_advantages(rollouts.rewards, rollouts.group_index)}
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (RemembersAnAverage, "in `signal`: it changed self.average, which a resumed run would lose"),
+        (CountsInSelect, "in `select`: it changed self.counts"),
+    ],
+)
+def test_memory_outside_the_state_is_reported(cls: type[Algorithm], message: str) -> None:
+    with pytest.raises(ConformanceError, match=message):
+        check_algorithm(cls)
+
+
+def test_what_is_computed_once_is_no_memory() -> None:
+    check_algorithm(ComputesOnce)
 
 
 class WrongSignal(Online):

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from alignkit.algorithm import DATASET, Algorithm, Phase, SelectContext, Skip
-from alignkit.author import Author, AuthorError, calling
+from alignkit.author import Author, AuthorError, remembering_nothing
 from alignkit.batch import Batch, Outputs
 from alignkit.data.group import Group
 from alignkit.loss import Per, Term
@@ -38,7 +38,7 @@ class CheckedAlgorithm:
             raise self._error("needs", "old_logprobs exist only for rollouts: declare `source = ROLLOUTS`")
 
     def _calling(self, method: str) -> Any:
-        return calling(self.author, method, self.algorithm)
+        return remembering_nothing(self.author, method, self.algorithm)
 
     def _error(self, method: str, text: str) -> AuthorError:
         return self.author.error(f"{type(self.algorithm).__name__}.{method}", text)

@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from alignkit.author import calling
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded
 from alignkit.errors import RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.io.progress import Metrics
 from alignkit.models.shared_model import BASE
-from alignkit.training.checked import calling
 from alignkit.training.context import StageContext
 from alignkit.training.scoring import Scorer, score_rollouts
 

@@ -11,6 +11,7 @@ import torch
 
 from alignkit import seeds
 from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
+from alignkit.author import noting
 from alignkit.data.group import Group, previews
 from alignkit.errors import RunFailed
 from alignkit.models import forward
@@ -59,12 +60,14 @@ class OnlineStage:
         first = int(work.done.get("iteration", 0))
         self.files.forget_after(first)
         work.restore_summary()
+        self.scorer.restore(work.done.get("combinations", {}))
         counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
         work.summary |= {**counts, **prompts.facts}
         self.context.reporter.start(self.context.name, iterations, first)
         for number in range(first + 1, iterations + 1):
             self.context.should_stop()
-            self._after(self._iterate(number, prompts), iterations)
+            with noting(f"in iteration {number} of {iterations}"):
+                self._after(self._iterate(number, prompts), iterations)
         self._report_idle(iterations)
         work.save()
         return work.summary
@@ -87,7 +90,8 @@ class OnlineStage:
         self.context.reporter.advance(number, iteration.metrics)
         self.work.keep_version(number)
         if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations:
-            self.work.checkpoint(number, f"iteration {number} of {iterations}", iteration=number)
+            position = f"iteration {number} of {iterations}"
+            self.work.checkpoint(number, position, iteration=number, combinations=self.scorer.states())
 
     def _report_idle(self, iterations: int) -> None:
         """Report iterations that learned nothing. Raises RunFailed if none learned anything."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alignkit import functional as F
-from alignkit.author import calling, made
+from alignkit.author import calling, made, remembering_nothing
 from alignkit.data.group import Group, Response, preview
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.reward import REWARD_KEY, CombinedReward, Context, Reward, RewardCombination
@@ -30,6 +32,8 @@ class Scorer:
         self.plugin: Any = None
         if spec.component is not None:
             self.plugin, self.author = made(spec.component, context.stage)
+        if isinstance(self.plugin, RewardCombination) and not hasattr(self.plugin, "state"):
+            self.plugin.state = {}  # its constructor did not call the base's
         if isinstance(self.plugin, Reward):
             with calling(self.author, "prepare", self.plugin):
                 self.plugin.prepare(context)
@@ -51,7 +55,7 @@ class Scorer:
         if not any(group.responses for group in groups):
             return list(groups)
         components = self._components(groups)
-        raw = self._combined(groups, components).raw.tolist()
+        raw = self._combined(groups, components, learning=False).raw.tolist()
         columns = {**components, REWARD_KEY: [None if math.isnan(x) else x for x in raw]}
         scored, index = [], 0
         for group in groups:
@@ -64,16 +68,40 @@ class Scorer:
         return scored
 
     def combine(self, groups: Sequence[Group]) -> CombinedReward:
-        """The combination over these scored groups as one batch. Raises RunFailed if a reward is not finite."""
+        """The combination over these scored groups as one batch, to learn from.
+
+        Raises RunFailed if a reward is not finite.
+        """
         names = self._component_names()
         responses = [response for group in groups for response in group.responses]
-        combined = self._combined(groups, {name: [r.scores.get(name) for r in responses] for name in names})
+        components = {name: [r.scores.get(name) for r in responses] for name in names}
+        combined = self._combined(groups, components, learning=True)
         for response, reward, raw in zip(responses, combined.reward.tolist(), combined.raw.tolist(), strict=True):
             if not math.isfinite(reward) or not math.isfinite(raw):
                 raise RunFailed(
                     f"reward '{self.name}' is {reward} ({raw} before whitening) for scores {response.scores}"
                 )
         return combined
+
+    def states(self, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """What combinations remember, by their place in the expression. Raises PluginError if it is not JSON."""
+        found: dict[str, dict[str, Any]] = {}
+        if isinstance(self.plugin, RewardCombination) and self.plugin.state:
+            try:
+                json.dumps(self.plugin.state)
+            except (TypeError, ValueError) as error:
+                raise self._wrong("combine", f"`state` must be JSON; use float(...) ({error})") from error
+            found[prefix + self.name] = self.plugin.state
+        for child in self.children.values():
+            found |= child.states(f"{prefix}{self.name}/")
+        return found
+
+    def restore(self, states: Mapping[str, dict[str, Any]], prefix: str = "") -> None:
+        """Let combinations remember what a checkpoint kept."""
+        if state := states.get(prefix + self.name):
+            self.plugin.state = copy.deepcopy(state)
+        for child in self.children.values():
+            child.restore(states, f"{prefix}{self.name}/")
 
     def _component_names(self, prefix: str = "") -> list[str]:
         if not self.children:
@@ -129,8 +157,14 @@ class Scorer:
         return self.author.error(f"{type(self.plugin).__name__}.{method}", f"reward '{self.name}': {text}")
 
     def _combined(
-        self, groups: Sequence[Group], components: Mapping[str, Sequence[float | None]], prefix: str = ""
+        self,
+        groups: Sequence[Group],
+        components: Mapping[str, Sequence[float | None]],
+        prefix: str = "",
+        *,
+        learning: bool,
     ) -> CombinedReward:
+        """learning: whether a combination keeps what it remembers of this call."""
         if not self.children:
             values = _tensor(components[prefix + self.name])
             return CombinedReward(values, values, {})
@@ -138,17 +172,22 @@ class Scorer:
         parts: dict[str, CombinedReward] = {}
         for name, child in self.children.items():
             below = f"{prefix}{name}/" if child.children else prefix
-            parts[name] = child._combined(groups, components, below)
-        combined = self._combination(groups, {name: part.raw for name, part in parts.items()})
-        if not any(child.whitens for child in self.children.values()):
-            return combined
-        whitened = self._combination(groups, {name: part.reward for name, part in parts.items()})
-        return replace(combined, reward=whitened.reward)
+            parts[name] = child._combined(groups, components, below, learning=learning)
+        if any(child.whitens for child in self.children.values()):
+            whitened = self._combination(groups, {name: part.reward for name, part in parts.items()}, learning=False)
+            raw = self._combination(groups, {name: part.raw for name, part in parts.items()}, learning=learning)
+            return replace(raw, reward=whitened.reward)
+        return self._combination(groups, {name: part.raw for name, part in parts.items()}, learning=learning)
 
-    def _combination(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
+    def _combination(
+        self, groups: Sequence[Group], components: Mapping[str, Tensor], *, learning: bool
+    ) -> CombinedReward:
         """What the plugin makes of its components."""
-        with calling(self.author, "combine", self.plugin):
+        before = copy.deepcopy(self.plugin.state)
+        with remembering_nothing(self.author, "combine", self.plugin):
             combined = self.plugin.combine(groups, components)
+        if not learning:
+            self.plugin.state = before
         if not isinstance(combined, CombinedReward):
             raise self._wrong("combine", f"return a CombinedReward, not {type(combined).__name__}")
         count = sum(len(group.responses) for group in groups)

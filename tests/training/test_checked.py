@@ -79,8 +79,8 @@ MISTAKES = {
     ),
     "missing Needs": (
         "def loss(self, batch, out): return Loss(kl=per_token(out.logprobs - batch.reference_logprobs))",
-        r"in `Broken.loss`: Batch.reference_logprobs was not computed: add reference_logprobs=True to `needs = Needs\(...\)` "
-        r"\(broken.py:\d+\)",
+        r"in `Broken.loss`: Batch.reference_logprobs was not computed: add reference_logprobs=True to "
+        r"`needs = Needs\(...\)` \(broken.py:\d+\)",
     ),
     "misspelled signal": (
         "def loss(self, batch, out): return Loss(policy=per_token(out.logprobs * batch['advantage'][:, None]))",

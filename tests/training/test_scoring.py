@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import alignkit
-from alignkit import CombinedReward, Group, Message, RecipeError, Response, RewardCombination, RunFailed
+from alignkit import CombinedReward, Group, Message, PluginError, RecipeError, Response, RewardCombination, RunFailed
 from alignkit.functional import whiten
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
@@ -226,3 +226,76 @@ def test_a_response_that_lacks_a_part_has_no_score() -> None:
     scored = score_rollouts(combining(spec, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
     assert [r.scores["reward"] for group in scored.all_groups for r in group.responses] == [1.5, None, 3.5]
     assert scored.usable == [True, False, True] and scored.combined.raw.tolist() == [1.5, 3.5]
+
+
+# Combinations that remember
+
+
+class Growing(RewardCombination):
+    """The sum of its parts, times a number that grows with every batch that is learned from."""
+
+    sums = True
+    leak = False
+
+    def __init__(self, options: Any = None):
+        super().__init__(options)
+        self.calls = 0
+
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
+        if self.leak:
+            self.calls += 1
+        factor = self.state["factor"] = self.state.get("factor", 0.0) + 1.0
+        total = factor * torch.stack(list(components.values())).sum(dim=0)
+        return CombinedReward(total, total, {"factor": factor})
+
+
+def growing(whitened: bool = False) -> Scorer:
+    registration = Registration("growing", lambda options: Growing(), plugin="x")
+    component: Any = SimpleNamespace(registration=registration, options=None)
+    part = doubled("inner", first=RewardSpec("stage", "x")) if whitened else RewardSpec("stage", "x")
+    return combining(RewardSpec("combine", "growing", component, {"part": part}), {"x": [1.0, None, 3.0]})
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_a_combination_remembers_once_an_iteration(whitened: bool) -> None:
+    scorer = growing(whitened)
+    for iteration in (1.0, 2.0, 3.0):
+        scored = score_rollouts(scorer, TWO)
+        assert scored.combined.raw.tolist() == [iteration, 3 * iteration]
+        assert [r.reward for group in scored.groups for r in group.responses] == [iteration, 3 * iteration]
+        assert scored.combined.metrics == {"factor": iteration}
+        assert scorer.states() == {"growing": {"factor": iteration}}
+    scorer.score(TWO)  # an evaluation, or a replay
+    assert scorer.states() == {"growing": {"factor": 3.0}}
+
+
+def test_a_combination_continues_from_a_checkpoint() -> None:
+    first = growing()
+    score_rollouts(first, TWO)
+    kept = json.loads(json.dumps(first.states()))
+    resumed = growing()
+    resumed.restore(kept)
+    assert resumed.states() == kept
+    assert score_rollouts(resumed, TWO).combined.raw.tolist() == score_rollouts(first, TWO).combined.raw.tolist()
+
+
+def test_a_nested_combination_has_a_state_of_its_own() -> None:
+    inner, outer = growing().spec, growing().spec
+    models = SimpleNamespace(scores=lambda name, groups: [1.0, 2.0, 3.0])
+    context: Any = SimpleNamespace(models=models, folder=Path(), load=None, stage="")
+    scorer = Scorer(replace(outer, children={"part": inner}), context)
+    score_rollouts(scorer, TWO)
+    assert scorer.states() == {"growing": {"factor": 1.0}, "growing/part": {"factor": 1.0}}
+
+
+def test_memory_outside_the_state_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Growing, "leak", True)
+    with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: it changed self.calls, .*self.state"):
+        score_rollouts(growing(), TWO)
+
+
+def test_a_state_that_is_not_json_is_refused() -> None:
+    scorer = growing()
+    scorer.plugin.state["factor"] = torch.ones(1)
+    with pytest.raises(PluginError, match="`state` must be JSON"):
+        scorer.states()

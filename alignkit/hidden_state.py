@@ -1,0 +1,44 @@
+"""What a plugin remembers where no checkpoint looks. A run that is killed and resumed would lose it without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from functools import cached_property
+from typing import Any
+
+KEPT = ("options", "state", "metrics")  # saved, or made anew
+
+
+def memory_of(plugin: Any) -> dict[str, Any]:
+    """The values of a plugin's attributes outside `state`, to compare with those after a call.
+
+    What is computed once (`cached_property`) and functions, such as a logger, are not memory.
+    """
+    kind = type(plugin)
+    return {
+        name: _value(value)
+        for name, value in vars(plugin).items()
+        if name not in KEPT and not callable(value) and not isinstance(getattr(kind, name, None), cached_property)
+    }
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """The name of an attribute that changed; None if none did."""
+    return next((name for name in sorted({*before, *after}) if before.get(name) != after.get(name)), None)
+
+
+def _value(value: Any) -> Any:
+    """Something that is equal for equal contents, also for tensors, arrays and NaN."""
+    if hasattr(value, "numpy"):
+        value = value.detach().cpu().numpy()
+    if hasattr(value, "tobytes") and hasattr(value, "shape"):
+        return value.shape, value.tobytes()
+    if isinstance(value, Mapping):
+        return [(repr(key), _value(below)) for key, below in value.items()]
+    if isinstance(value, Set):
+        return sorted(map(repr, value))
+    if isinstance(value, str | bytes | int | float | None):
+        return repr(value)
+    if hasattr(value, "__len__") and hasattr(value, "__iter__"):
+        return [_value(below) for below in value]
+    return id(value)

@@ -1,0 +1,66 @@
+"""A combination that remembers ends with the same rewards after a stop and a resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.cli import main
+
+PLUGIN = """
+import os
+from alignkit import *
+
+class Growing(RewardCombination):
+    class Options(Options):
+        part: RewardRef
+    def parts(self):
+        return {"part": self.options.part}
+    def combine(self, groups, components):
+        factor = self.state["factor"] = self.state.get("factor", 0.0) + 1.0
+        return CombinedReward(components["part"] * factor, components["part"] * factor, {"factor": factor})
+
+@hookimpl
+def register_combinations(register):
+    register("growing", Growing)
+
+@hookimpl
+def metrics_logged(run, stage, step, metrics):
+    if os.environ.get("STOP_AFTER") == str(step):
+        run.request_stop("a test")
+"""
+ALIGN = {
+    "algorithm": "rloo",
+    "prompts": "rows.jsonl",
+    "reward": {"growing": {"part": {"length": {"unit": "characters"}}}},
+    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
+    "iterations": 4,
+    "prompts_per_iteration": 2,
+}
+
+
+def run(folder: Path, out: str) -> int:
+    return main(["run", str(folder / "recipe.json"), "--plugin", str(folder / "p.py"), "--out", str(folder / out)])
+
+
+def rewards(folder: Path, out: str) -> list[Any]:
+    lines = (folder / out / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [[row["reward"], row["reward/factor"]] for row in map(json.loads, lines)]
+
+
+def test_the_state_of_a_combination_is_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "p.py").write_text(PLUGIN, encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "how are you"}\n{"prompt": "and you"}\n', encoding="utf-8")
+    recipe = {"model": {"base": "tiny"}, "stages": {"align": ALIGN}}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+    assert run(tmp_path, "whole") == 0
+    assert [factor for _, factor in rewards(tmp_path, "whole")] == [1.0, 2.0, 3.0, 4.0]
+    monkeypatch.setenv("STOP_AFTER", "2")
+    assert run(tmp_path, "stopped") == 75
+    monkeypatch.delenv("STOP_AFTER")
+    assert run(tmp_path, "stopped") == 0
+    assert rewards(tmp_path, "stopped") == rewards(tmp_path, "whole")
