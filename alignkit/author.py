@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full
+from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full, memory_ran_out
 from alignkit.hidden_state import changed, memory_of
 
 if TYPE_CHECKING:
@@ -175,9 +175,7 @@ def _no_exit() -> Iterator[None]:
 
 def _of_the_machine(error: BaseException) -> bool:
     """Whether memory or disk space ran out, which is not the fault of whoever needed it."""
-    from alignkit.kernels.memory import ran_out  # imports torch
-
-    return ran_out(error) or disk_is_full(error)
+    return memory_ran_out(error) or disk_is_full(error)
 
 
 def _words(error: BaseException) -> str:

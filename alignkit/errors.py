@@ -11,6 +11,15 @@ from dataclasses import dataclass
 # Libraries in Rust, such as safetensors, report the number only in words: no space left, quota exceeded.
 _FULL = re.compile(r"\(os error (28|122)\)")
 
+# In the errors of torch's allocators and of CUDA's libraries, which report a failed allocation of their own.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate",
+    "_status_alloc_failed",
+    "cuda_error_out_of_memory",
+    "cudaerrormemoryallocation",
+)
+
 
 class AlignkitError(Exception):
     """Shown to the user as one message, without a traceback."""
@@ -100,6 +109,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean 'dpo'?`, for the closest of the known names; empty if none is close."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else ""
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an error, by its type or text, means that memory ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
 
 
 def disk_is_full(error: BaseException) -> bool:

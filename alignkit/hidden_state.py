@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set
 from functools import cached_property
 from typing import Any
 
-KEPT = ("options", "state", "metrics")  # saved, or made anew
+KEPT = ("options", "state", "metrics")  # saved, or made again
 
 
 def memory_of(plugin: Any) -> dict[str, Any]:

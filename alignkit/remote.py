@@ -155,17 +155,7 @@ class Remote:
 
     def key(self) -> str:
         """The key, from the environment. Messages never contain it."""
-        variable = self.options.api_key_env
-        if not variable:
-            return ""
-        key = os.environ.get(variable, "").strip()
-        if not key:
-            raise RunFailed(f"{self.name}: the environment variable {variable} is not set, but must hold the key")
-        if not (key.isascii() and key.isprintable()):
-            raise RunFailed(
-                f"{self.name}: the key in the environment variable {variable} has unprintable or non-ASCII characters"
-            )
-        return key
+        return key_of(self.name, self.options)
 
     def ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[Reply]:
         """Replies to requests with these bodies, in order. Equal requests are sent once, stored replies reused."""
@@ -180,6 +170,24 @@ class Remote:
     def _key_of(self, body: Mapping[str, Any]) -> str:
         """A hash of everything that a reply depends on."""
         return hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
+
+
+def key_of(name: str, options: RemoteOptions) -> str:
+    """The key, from the environment. Raises RunFailed if it is missing; a `check` may call it.
+
+    name: of the judge or reward, for the message.
+    """
+    variable = options.api_key_env
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise RunFailed(f"{name}: the environment variable {variable} is not set, but must hold the key")
+    if not (key.isascii() and key.isprintable()):
+        raise RunFailed(
+            f"{name}: the key in the environment variable {variable} has unprintable or non-ASCII characters"
+        )
+    return key
 
 
 class ReplyStore:

@@ -74,7 +74,12 @@ class Context:
 
 
 class Reward:
-    """Base class of a reward: maps groups to named scores. It must be pure, because scores are cached."""
+    """Base class of a reward: maps groups to named scores. It must be pure, because scores are cached.
+
+    runs_code: whether its checks run code that the recipe names, which `alignkit validate` never does.
+    """
+
+    runs_code: ClassVar[bool] = False
 
     class Options(_Options):
         """No options."""
@@ -94,6 +99,12 @@ class Reward:
         """Raise errors that can be detected without models; called before the first stage of a run.
 
         folder: the recipe's; relative paths start there.
+        """
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        """Raise DataError if these prompts lack something that scoring needs; called after `check`, before training.
+
+        It is only called if all prompts come from files.
         """
 
     def prepare(self, context: Context) -> None:
@@ -164,6 +175,12 @@ class Judge:
 
     def __init__(self, options: Any):
         self.options = options
+
+    def check(self, folder: Path) -> None:
+        """Raise errors that can be detected without models; called before the first stage of a run.
+
+        folder: the recipe's; relative paths start there.
+        """
 
     def prepare(self, context: Context) -> None:
         """Called once, before the first comparison."""

@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import field_validator
@@ -23,20 +24,17 @@ from pydantic import field_validator
 from alignkit import (
     Context,
     Field,
-    Group,
     Judge,
     Message,
     Options,
     PolicyRef,
     Register,
-    Response,
-    RewardRef,
     RunFailed,
     Verdict,
     hookimpl,
 )
 from alignkit.errors import SameFirstToken
-from alignkit.remote import Malformed, Remote, RemoteOptions
+from alignkit.remote import Malformed, Remote, RemoteOptions, key_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -285,40 +283,6 @@ def _local_answer(one: float, two: float) -> Answer:
     return Answer(one, two)
 
 
-# --- a reward model ----------------------------------------------------------------------------------------------
-
-
-class RewardJudge(Judge):
-    """Prefer the response that a reward model scores higher: a judge that was trained on people's pairs.
-
-    P(first is better) is sigmoid(first - second), as in the reward model's loss (Bradley and Terry 1952). The order in
-    which responses are shown plays no part.
-    """
-
-    class Options(Options):
-        reward_model: RewardRef = Field(description="stage that trains a reward model, or {folder: PATH}")
-
-    options: Options
-
-    def prepare(self, context: Context) -> None:
-        super().prepare(context)
-        model = self.options.reward_model
-        if model.kind not in ("stage", "folder"):
-            raise RunFailed(f"reward_judge: '{model.name}' is not a reward model; name a stage that trains one")
-
-    def compare(self, items: Sequence[Item]) -> list[Verdict]:
-        groups = [Group(tuple(prompt), (Response(first), Response(second))) for prompt, first, second in items]
-        scores = self.context.models.scores(self.options.reward_model.name, groups)
-        return [_by_scores(first, second) for first, second in zip(scores[::2], scores[1::2], strict=True)]
-
-
-def _by_scores(first: float | None, second: float | None) -> Verdict:
-    if first is None or second is None:
-        return Verdict(None, mass=0.0, reason="the prompt leaves the reward model no room for a response")
-    p = 1 / (1 + math.exp(min(second - first, 700.0)))
-    return Verdict(p, (p, p))
-
-
 # --- an OpenAI-compatible server ----------------------------------------------------------------------------------
 
 
@@ -332,6 +296,9 @@ class OpenAIJudge(Judge):
         request: dict[str, Any] = Field({}, description="additional fields of the request; null removes a field")
 
     options: Options
+
+    def check(self, folder: Path) -> None:
+        key_of("openai_judge", self.options)
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
@@ -396,5 +363,4 @@ def _from_words(words: str | None, answers: Answers) -> Answer:
 @hookimpl
 def register_judges(register: Register) -> None:
     register("local_judge", LocalJudge, summary="ask a model of this run which response is better (RLAIF)")
-    register("reward_judge", RewardJudge, summary="prefer the response that a reward model scores higher")
     register("openai_judge", OpenAIJudge, summary="ask a model behind an OpenAI-compatible server")

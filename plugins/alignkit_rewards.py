@@ -20,6 +20,7 @@ import alignkit
 from alignkit import (
     CombinedReward,
     Context,
+    DataError,
     DataRef,
     Field,
     Group,
@@ -72,6 +73,9 @@ def _length(response: Response, unit: str) -> int:
     return len(_text(response)) if unit == "characters" else len(_text(response).split())
 
 
+GIVEN = ("prompts", "completions", "completion_ids")  # to every function
+
+
 class Python(Reward):
     """The user's function with TRL's signature, `f(prompts, completions, **columns)`, which returns a number for each.
 
@@ -88,12 +92,23 @@ class Python(Reward):
         )
 
     options: Options
+    runs_code = True
     _folder = Path()
     _call: Callable[..., Any] | None = None
 
     def check(self, folder: Path) -> None:
         self._folder = folder
         _load(self.file, self.options.function)
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        given = {*(name for group in groups for name in group.meta), *GIVEN, *self.options.kwargs}
+        missing = [name for name in _required(_load(self.file, self.options.function)) if name not in given]
+        if missing:
+            columns = ", ".join(dict.fromkeys(name for group in groups for name in group.meta)) or "none"
+            raise DataError(
+                f"{self._name} needs the argument '{missing[0]}', but no prompt has a column of this name (other "
+                f"columns: {columns})"
+            )
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
@@ -207,6 +222,18 @@ def _accepted(call: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[st
         return dict(arguments)
     names = {parameter.name for parameter in parameters}
     return {name: value for name, value in arguments.items() if name in names}
+
+
+def _required(call: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that a function must be given."""
+    try:
+        parameters = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [
+        parameter.name for parameter in parameters if parameter.kind in kinds and parameter.default is parameter.empty
+    ]
 
 
 def _rows(groups: Sequence[Group]) -> list[tuple[Group, Response]]:

@@ -103,26 +103,26 @@ PLANTED = {
     ),
     "nested_whitened": Planted(
         SCORING,
-        "{name: part.raw for name, part in parts.items()}",
-        "{name: part.reward for name, part in parts.items()}",
+        "raw = self._combination(groups, {name: part.raw for name, part in parts.items()}",
+        "raw = self._combination(groups, {name: part.reward for name, part in parts.items()}",
         _NESTED,
     ),
     "nested_raw_whitened": Planted(
         SCORING,
-        "return replace(combined, reward=whitened.reward)",
+        "return replace(raw, reward=whitened.reward)",
         "return whitened",
         _NESTED,
     ),
     "nested_not_whitened": Planted(
         SCORING,
-        "return replace(combined, reward=whitened.reward)",
-        "return combined",
+        "return replace(raw, reward=whitened.reward)",
+        "return raw",
         _NESTED,
     ),
     "selection_whitened": Planted(
         SCORING,
-        "raw = self._combined(groups, components).raw.tolist()",
-        "raw = self._combined(groups, components).reward.tolist()",
+        "raw = self._combined(groups, components, learning=False).raw.tolist()",
+        "raw = self._combined(groups, components, learning=False).reward.tolist()",
         "test_scoring.py::test_selection_sees_the_reward_before_whitening",
     ),
     "safety_rows": Planted(

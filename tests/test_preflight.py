@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from alignkit.cli import main
 from alignkit.errors import DataError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.preflight import check_data
@@ -32,7 +33,7 @@ def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
     (folder / "small.yaml").write_text(text, encoding="utf-8")
     recipe = load_recipe(folder / "small.yaml")
     run = Run(recipe, folder / "out")
-    check_data(list(recipe.stages.values()), lambda stage, spec: run.load(spec, 0))
+    check_data(recipe, list(recipe.stages.values()), lambda stage, spec: run.load(spec, 0), lambda: None)
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])
@@ -54,3 +55,113 @@ def test_a_bad_row_is_reported(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "is it?", "chosen": "yes"}', encoding="utf-8")
     with pytest.raises(DataError, match=r"bad\.jsonl"):
         checked(tmp_path, ["pairs.jsonl", "bad.jsonl"])
+
+
+# Mistakes of later stages, before the first one
+
+DEMO = {"prompt": "is it?", "completion": "yes"}
+PAIR = {"prompt": "is it?", "chosen": "yes", "rejected": "no"}
+SFT = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}
+ONLINE = {
+    "algorithm": "rloo",
+    "prompts": "prompts.jsonl",
+    "reward": {"length": {"unit": "characters"}},
+    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
+    "iterations": 1,
+}
+JUDGE = {"openai_judge": {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": "NOT_SET_KEY"}}
+PYTHON = {"python": {"path": "reward.py", "function": "f"}}
+REWARD = """
+def f(completions, answer, weight=1.0):
+    return [0.0 for _ in completions]
+"""
+LATER: dict[str, tuple[dict[str, Any], int, str]] = {
+    "a judge's key, in a step": (
+        {"step": "judge_pairs", "judge": JUDGE, "data": "pairs.jsonl"},
+        2,
+        "the environment variable NOT_SET_KEY is not set",
+    ),
+    "a judge's key, in a reward": (
+        ONLINE | {"reward": {"rlaif": {"judge": JUDGE}}},
+        2,
+        "the environment variable NOT_SET_KEY is not set",
+    ),
+    "KTO without labels": (
+        {"algorithm": "kto", "data": "demos.jsonl"},
+        4,
+        "kto needs desirable and undesirable responses",
+    ),
+    "prompts that are raw text": (ONLINE | {"prompts": "text.txt"}, 4, "the rows of 'prompts' are raw text"),
+    "margins": (
+        {"algorithm": {"reward_model": {"margin": "data"}}, "data": "pairs.jsonl"},
+        4,
+        "'margin: data' needs pairs whose margin is a number",
+    ),
+    "rows that do not fit": (
+        {"algorithm": "dpo", "data": "pairs.jsonl", "max_length": 8},
+        4,
+        "no prompt leaves room for a response: they have",
+    ),
+    "prompts that do not fit": (
+        ONLINE | {"max_length": 16, "rollout": {"samples_per_prompt": 2, "max_new_tokens": 12}},
+        4,
+        "no prompt leaves room for 12 new tokens: they have",
+    ),
+    "a column that a reward function needs": (
+        ONLINE | {"reward": PYTHON},
+        4,
+        "needs the argument 'answer', but no prompt has a column of this name (other columns: question_id)",
+    ),
+    "preferences as demonstrations": ({"algorithm": "sft", "data": "pairs.jsonl"}, 4, "2 responses"),
+    "a folder that is no data set": (
+        {"algorithm": "sft", "data": {"hub": "nothing"}},
+        4,
+        "nothing[train]: `datasets` cannot load it",
+    ),
+}
+
+
+def mistaken(folder: Path, *later: dict[str, Any]) -> list[str]:
+    rows = {"demos.jsonl": DEMO, "pairs.jsonl": PAIR, "prompts.jsonl": {"prompt": "is it?", "question_id": 1}}
+    for name, row in rows.items():
+        (folder / name).write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (folder / "text.txt").write_text("just a text\n", encoding="utf-8")
+    (folder / "reward.py").write_text(REWARD, encoding="utf-8")
+    (folder / "nothing").mkdir()
+    stages = {"first": SFT} | {f"later_{number}": stage for number, stage in enumerate(later)}
+    (folder / "recipe.json").write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    return [str(folder / "recipe.json")]
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_a_mistake_of_a_later_stage_is_told_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    stage, code, message = LATER[case]
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    command = mistaken(tmp_path, stage)
+    assert main(["run", *command, "--out", str(tmp_path / "run")]) == code
+    err = capsys.readouterr().err
+    assert message in err, err
+    assert not (tmp_path / "run" / "first").exists()
+
+
+def test_validate_says_what_a_run_would_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but what needs the base model's tokenizer, the hub, or somebody's code."""
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    for index, (name, (stage, code, message)) in enumerate(LATER.items()):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        quiet = "fit" in name or "data set" in name or "function" in name
+        assert main(["validate", *mistaken(folder, stage)]) == (0 if quiet else code), name
+        assert quiet or message in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_data_of_all_stages_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = [LATER[name][0] for name in ("KTO without labels", "margins", "preferences as demonstrations")]
+    assert main(["validate", *mistaken(tmp_path, *stages)]) == 4
+    err = capsys.readouterr().err
+    assert all(f"later_{number}" in err for number in range(3)), err

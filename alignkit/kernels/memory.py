@@ -13,14 +13,6 @@ from alignkit.kernels import capabilities, mode
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 GROWTH = 512 * 2**20  # bytes
-# In the errors of torch's allocators and of CUDA's libraries, which report a failed allocation of their own.
-OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate",
-    "_status_alloc_failed",
-    "cuda_error_out_of_memory",
-    "cudaerrormemoryallocation",
-)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's `mallopt`
 
 
@@ -57,14 +49,6 @@ def _cgroup_limit(file: Path) -> float:
         return float(file.read_text().strip().replace("max", "inf"))
     except (OSError, ValueError):
         return float("inf")
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error, by its type or text, means that memory ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def release_cached(device: torch.device) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignkit.errors import memory_ran_out
 from alignkit.kernels import capabilities, matmul, memory
 from alignkit.kernels.matmul import PackedWeight
 
@@ -52,7 +53,7 @@ def _pack_within_memory(model: Any, adapter: str | None, rows: int) -> dict[int,
     try:
         return _pack(model, adapter, rows)
     except (MemoryError, RuntimeError) as error:
-        if not memory.ran_out(error):
+        if not memory_ran_out(error):
             raise
     return {}
 

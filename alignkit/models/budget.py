@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from alignkit.kernels.memory import ran_out, release_cached, total
+from alignkit.errors import memory_ran_out
+from alignkit.kernels.memory import release_cached, total
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ def within_memory(budget: MemoryBudget, work: Callable[[], T]) -> T:
         try:
             return work()
         except (MemoryError, RuntimeError) as error:
-            if not ran_out(error) or not budget.halve():
+            if not memory_ran_out(error) or not budget.halve():
                 raise
         # Outside the handler, because the traceback of a handled error keeps the activations alive.
         gc.collect()

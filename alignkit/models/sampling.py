@@ -16,12 +16,12 @@ from torch import Tensor
 
 from alignkit import seeds
 from alignkit.data.group import Group, Response
-from alignkit.errors import DataError
+from alignkit.errors import DataError, memory_ran_out
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import GroupSpan
-from alignkit.kernels.memory import available, ran_out, release_cached, total
+from alignkit.kernels.memory import available, release_cached, total
 from alignkit.kernels.sampling_weights import prepacked_weights
 from alignkit.models.encoding import Encoder
 from alignkit.models.loading import backbone, largest
@@ -118,7 +118,7 @@ def _written(writer: _Writer, queue: deque[ActiveSequence]) -> bool:
             writer.write_by_prompt(queue, limit)
         return True
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error) or limit == 1:
+        if not memory_ran_out(error) or limit == 1:
             raise
     model.memory.sampling_halvings += 1
     for sequence in waiting:

@@ -148,11 +148,11 @@ def fields_of(model: BaseModel) -> dict[str, Any]:
     return {**{name: getattr(model, name) for name in type(model).model_fields}, **(model.model_extra or {})}
 
 
-Spec = TypeVar("Spec", DataSpec, RewardSpec)
+Spec = TypeVar("Spec", DataSpec, RewardSpec, Component)
 
 
 def specs(value: Any, kind: type[Spec]) -> list[Spec]:
-    """Return every data entry or reward inside settings and options, at any depth, each once."""
+    """Return every data entry, reward or component inside settings and options, at any depth, each once."""
     unique: dict[int, Spec] = {}
 
     def walk(item: Any) -> None:

@@ -10,6 +10,11 @@ from alignkit.errors import RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
 from alignkit.kernels.capabilities import multiplies_bf16
+from alignkit.models.chat_template import ChatOptions
+from alignkit.models.encoding import Encoder
+from alignkit.models.files_check import check_folder
+from alignkit.models.hub import locate
+from alignkit.models.loading import end_ids, load_tokenizer
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Recipe
@@ -39,11 +44,7 @@ def load_base_model(
     commit: of a hub model; None: what the recipe's revision means. date: the day that a chat template writes, unless
     the recipe sets one.
     """
-    spec = recipe.model
-    spec = spec.model_copy(update={"date": spec.date or date})
-    template = recipe.folder / (spec.chat_template or "")
-    if template.is_file():
-        spec = spec.model_copy(update={"chat_template": str(template)})
+    spec = _resolved(recipe, date)
     say(f"loading {spec.base}")
     try:
         model = SharedModel(spec, source, revision=commit or spec.revision, seed=number(recipe.seed, "init"))
@@ -56,6 +57,27 @@ def load_base_model(
     if model.dtype_name == "bfloat16" and model.device.type == "cpu" and not multiplies_bf16(model.device):
         say("this processor has no bfloat16 instructions; 'dtype: float32' is faster here")
     return model
+
+
+def _resolved(recipe: Recipe, date: str | None) -> ModelSpec:
+    """The recipe's model with the day that its template writes and the path of a template file."""
+    spec = recipe.model
+    spec = spec.model_copy(update={"date": spec.date or date})
+    template = recipe.folder / (spec.chat_template or "")
+    return spec.model_copy(update={"chat_template": str(template)}) if template.is_file() else spec
+
+
+def base_encoder(recipe: Recipe, source: str, *, commit: str | None = None, date: str | None = None) -> Encoder:
+    """Return what turns text into tokens as the recipe's base model will, without its weights.
+
+    Arguments: as those of `load_base_model`.
+    """
+    spec, revision = _resolved(recipe, date), commit or recipe.model.revision
+    if Path(source).is_dir():
+        check_folder(Path(source), spec.trust_remote_code)
+    tokenizer = load_tokenizer(spec, locate(source, revision), revision)
+    chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
+    return Encoder(tokenizer, chat, end_ids(source, revision))
 
 
 def _description(spec: ModelSpec, model: SharedModel) -> str:

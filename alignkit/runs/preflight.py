@@ -1,44 +1,34 @@
-"""Checks models, rewards and data before the first stage runs."""
+"""Checks that need no weights: models, rewards, judges and data of every stage, before the first one runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from alignkit.author import calling, made
 from alignkit.data.describe import source_lines
-from alignkit.data.group import resolved_pairs
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
+from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError
 from alignkit.external import ExternalTrainer
-from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.schema import Recipe, Stage, specs
+from alignkit.registry import Component
+from alignkit.reward import Judge, Reward
 from alignkit.runs.data import RunData
+from alignkit.runs.stage_check import EncoderOf, check_stage_data
 
 
-def check_models(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """Let external trainers reject the recipe's model. Raises RecipeError."""
-    for stage in stages:
-        kind = stage.component.registration.implementation
-        if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
-            try:
-                trainer, author = made(stage.component, stage.name)
-                with calling(author, "check_model", trainer):
-                    trainer.check_model(recipe.model)
-            except RunFailed as error:
-                raise RecipeError([Problem(f"stage '{stage.name}': {error}", str(recipe.path))]) from error
+def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool = True) -> None:
+    """Let external trainers, rewards and judges check the model, their options and files.
 
-
-def check_rewards(recipe: Recipe, stages: Sequence[Stage]) -> None:
-    """Let rewards check their options and files. Raises RecipeError with every problem."""
+    run_code: whether to run code that the recipe names. Raises RecipeError with every problem.
+    """
     problems: list[Problem] = []
     for stage in stages:
-        for spec in specs([stage.settings, stage.component.options], RewardSpec):
-            if spec.kind != "reward" or spec.component is None:
-                continue
+        for check in _checks(recipe, stage, run_code):
             try:
-                reward, author = made(spec.component, stage.name)
-                with calling(author, "check", reward):
-                    reward.check(recipe.folder)
+                check()
             except PluginError:
                 raise
             except AlignkitError as error:
@@ -48,19 +38,64 @@ def check_rewards(recipe: Recipe, stages: Sequence[Stage]) -> None:
         raise RecipeError(problems)
 
 
-def check_data(stages: Sequence[Stage], load: Callable[[Stage, DataSpec], Loaded]) -> None:
-    """Read every data file of these stages, so that a bad row is found before anything is trained."""
+def _checks(recipe: Recipe, stage: Stage, run_code: bool) -> Iterable[Callable[[], None]]:
+    kind = stage.component.registration.implementation
+    if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
+        yield lambda: _call(stage.component, stage, "check_model", recipe.model)
+    for component in specs([stage.settings, stage.component.options], Component):
+        plugin = component.registration.implementation
+        if issubclass(plugin, Judge) or (issubclass(plugin, Reward) and (run_code or not plugin.runs_code)):
+            yield lambda component=component: _call(component, stage, "check", recipe.folder)  # type: ignore[misc]
+
+
+def _call(component: Component, stage: Stage, method: str, argument: Any) -> None:
+    plugin, author = made(component, stage.name)
+    with calling(author, method, plugin):
+        getattr(plugin, method)(argument)
+
+
+def check_data(
+    recipe: Recipe,
+    stages: Sequence[Stage],
+    load: Callable[[Stage, DataSpec], Loaded],
+    encoder: EncoderOf,
+    probe: Callable[[DataSpec], None] = lambda spec: None,
+    *,
+    run_code: bool = True,
+) -> None:
+    """Read every data file of these stages, and find out what their algorithms would say of it.
+
+    encoder: tokenizes as the stages will; None if the base model is not here yet. probe: reads the start of sources on
+    the hub. run_code: whether to run code that the recipe names. Raises DataError with the mistakes of all stages.
+    """
+    problems: dict[str, None] = {}  # an ordered set: stages share files
     for stage in stages:
         for spec in specs([stage.settings, stage.component.options], DataSpec):
-            files = tuple(source for source in spec.sources if source.path is not None)
-            if files:
-                whole = len(files) == len(spec.sources)
-                _check_pairs(stage, spec, load(stage, spec if whole else DataSpec(files)))
+            try:
+                whole = _loaded(stage, spec, load)
+                if whole is not None:
+                    check_stage_data(recipe, stage, spec, whole, encoder, run_code=run_code)
+                probe(spec)
+            except DataError as error:
+                problems[str(error)] = None
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _loaded(stage: Stage, spec: DataSpec, load: Callable[[Stage, DataSpec], Loaded]) -> Loaded | None:
+    """Read the files of an entry; None if a stage or the hub has the rest."""
+    files = tuple(source for source in spec.sources if source.path is not None)
+    if len(files) == len(spec.sources):
+        return load(stage, spec)
+    if files:
+        load(stage, DataSpec(files))
+    return None
 
 
 def data_lines(recipe: Recipe) -> list[str]:
-    """What a run would understand of its data files. Raises DataError if it would stop at them."""
+    """What a run would understand of its data files. Raises the errors with which it would stop before a stage."""
     stages = list(recipe.stages.values())
+    check_components(recipe, stages, run_code=False)
     data = RunData(_no_stage, recipe.seed)
     shown: dict[str, None] = {}  # an ordered set: stages share files
 
@@ -72,7 +107,7 @@ def data_lines(recipe: Recipe) -> list[str]:
             shown[header if known else f"{header}\n{rows}".strip()] = None
         return loaded
 
-    check_data(stages, load)
+    check_data(recipe, stages, load, lambda: None, run_code=False)
     entries = (spec for stage in stages for spec in specs([stage.settings, stage.component.options], DataSpec))
     hub = {source.name: None for spec in entries for source in spec.sources if source.hub}
     return [*shown, *(f"not read yet: {name}, which the run downloads" for name in hub)]
@@ -82,14 +117,8 @@ def _no_stage(name: str) -> Path:
     raise DataError(f"the data of stage '{name}' do not exist yet")
 
 
-def _check_pairs(stage: Stage, spec: DataSpec, loaded: Loaded) -> None:
-    settings, needs = stage.settings, stage.needs
-    if settings is None or needs is None or spec is not settings.data or not needs.pairs:
-        return
-    if any(source.path is None for source in spec.sources):  # a stage or the hub may have the pairs
-        return
-    if not any(resolved_pairs(group) for part in (loaded.groups, loaded.validation) for group in part):
-        raise DataError(
-            f"stage '{stage.name}': {stage.component.name} learns from pairs of a better and a worse response, "
-            f"but no row of {spec.sources[0].path} has a pair"
-        )
+def probe_hub(data: RunData, spec: DataSpec) -> None:
+    """Read one row of every source on the hub. Raises DataError if `datasets` cannot load one."""
+    for source in spec.sources:
+        if source.hub is not None:
+            data.read(DataSpec((replace(source, limit=1, validation=0.0, part=None, weight=None),)))

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, disk_is_full
+from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, disk_is_full, memory_ran_out
 from alignkit.io.atomic import make_folder, remove_leftovers
-from alignkit.kernels.memory import ran_out
 
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -49,7 +48,7 @@ def resource_error(error: BaseException) -> OutOfResource | None:
     """The error to show if memory or disk space ran out, or a disk is read-only, however a library reported it."""
     if disk_is_full(error):
         return OutOfResource(f"the disk is full: {error}")
-    if ran_out(error):
+    if memory_ran_out(error):
         return OutOfResource(f"out of memory: reduce max_length or samples_per_prompt ({error})")
     if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename:
         return OutOfResource(f"cannot write {error.filename}: {error.strerror}")

@@ -20,6 +20,7 @@ from alignkit.io.commits import Commits
 from alignkit.io.digest import model_digest, versions
 from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.kernels import memory
+from alignkit.models.encoding import Encoder
 from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
@@ -27,11 +28,11 @@ from alignkit.plugins import plugins
 from alignkit.recipe.document import dump
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.reward import Context
-from alignkit.runs.base_model import base_source, load_base_model
+from alignkit.runs.base_model import base_encoder, base_source, load_base_model
 from alignkit.runs.data import RunData
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.fingerprint import stage_hash
-from alignkit.runs.preflight import check_data, check_models, check_rewards
+from alignkit.runs.preflight import check_components, check_data, probe_hub
 from alignkit.runs.process import locked, resource_error, resume_command
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date, writes_date
@@ -120,9 +121,14 @@ class Run:
     def _preflight(self) -> None:
         """Check what can be checked before the first stage runs."""
         waiting = self._incomplete()
-        check_models(self.recipe, waiting)
-        check_rewards(self.recipe, waiting)
-        check_data(waiting, lambda stage, spec: self._check_read(stage, spec, keep=stage is waiting[0]))
+        check_components(self.recipe, waiting)
+        check_data(
+            self.recipe,
+            waiting,
+            lambda stage, spec: self._check_read(stage, spec, keep=stage is waiting[0]),
+            lambda: self.encoder,
+            lambda spec: probe_hub(self._data, spec),
+        )
 
     def _incomplete(self) -> list[Stage]:
         """The stages that will not be reused."""
@@ -324,6 +330,11 @@ class Run:
         )
         model.should_stop = self.should_stop
         return model
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Tokenizes as the base model will, before it is loaded."""
+        return base_encoder(self.recipe, self.source, commit=self.commit, date=template_date(self.folder))
 
     @cached_property
     def source(self) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from alignkit.errors import memory_ran_out
 from alignkit.kernels import capabilities, memory
-from alignkit.kernels.memory import GROWTH, TrimOnGrowth, ran_out
+from alignkit.kernels.memory import GROWTH, TrimOnGrowth
 
 CPU = torch.device("cpu")
 
@@ -51,7 +52,7 @@ def test_a_gpu_has_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_errors_that_mean_memory_ran_out(error: Exception, expected: bool) -> None:
-    assert ran_out(error) is expected
+    assert memory_ran_out(error) is expected
 
 
 def test_the_process_is_trimmed_once_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:

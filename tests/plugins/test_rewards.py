@@ -268,7 +268,7 @@ def normalized(demos: list[Group], folder: Path, kind: Any = "stage", **options:
 def test_a_reward_model_that_gives_no_number_stops_the_run(tmp_path: Path, value: str) -> None:
     context = Context(models=Scores(), cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
     groups = [Group(ASK, (Response("1"), Response("None"), Response(value)))]
-    with pytest.raises(RunFailed, match=rf"'rm' is {value} for response 2 \(prompt: 'How are you"):
+    with pytest.raises(RunFailed, match=rf"'rm': the score is {value} for response 2 \(prompt: 'How are you"):
         Scorer(RewardSpec("stage", "rm"), context).score(groups)
 
 
@@ -280,7 +280,7 @@ def test_a_combination_that_gives_no_number_stops_the_run(tmp_path: Path, at: st
     assert scorer.combine(scored).reward.tolist() == [1.0, 2.0]
     whole, broken = torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.nan])
     found = CombinedReward(broken, whole, {}) if at == "reward" else CombinedReward(whole, broken, {})
-    scorer._combined = lambda *_: found  # type: ignore[method-assign]
+    scorer._combined = lambda *_, **__: found  # type: ignore[method-assign]
     with pytest.raises(RunFailed, match=r"'rm' is .*nan.* for scores \{'rm': 2.0"):
         scorer.combine(scored)
 

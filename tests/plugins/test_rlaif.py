@@ -25,7 +25,9 @@ import alignkit_judges as judges
 import alignkit_rlaif as rlaif
 from alignkit import Context, Group, Judge, Pair, PluginError, RemoteError, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
+from alignkit.registry import Registration
 from alignkit.remote import retry_after
+from alignkit_reward_judge import RewardJudge
 from alignkit_rlaif.tally import inconsistent
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
@@ -110,9 +112,9 @@ class Scoring(BiasedModels):
         return [None if r.text == "long" else float(r.text) for group in groups for r in group.responses]
 
 
-def by_reward(kind: str = "stage") -> judges.RewardJudge:
+def by_reward(kind: str = "stage") -> RewardJudge:
     spec = SimpleNamespace(kind=kind, name="liked")
-    return judges.RewardJudge(judges.RewardJudge.Options(reward_model=spec))
+    return RewardJudge(RewardJudge.Options(reward_model=spec))
 
 
 def test_a_reward_model_judges_by_its_scores(tmp_path: Path) -> None:
@@ -129,14 +131,13 @@ def test_a_reward_model_judges_by_its_scores(tmp_path: Path) -> None:
 
 def test_only_a_reward_model_is_a_reward_judge(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="'liked' is not a reward model"):
-        by_reward("reward").prepare(context(Scoring(), tmp_path))
+        by_reward("reward").check(tmp_path)
 
 
 def component(implementation: Any, options: Any) -> Any:
     """What a JudgeRef option holds after validation."""
-    return SimpleNamespace(
-        kind="judge", name="x", registration=SimpleNamespace(implementation=implementation), options=options
-    )
+    registration = Registration("x", implementation, plugin="x")
+    return SimpleNamespace(kind="judge", name="x", registration=registration, options=options)
 
 
 # --- the question and the verdict ---------------------------------------------------------------------------------
@@ -903,7 +904,7 @@ def test_a_judge_that_misbehaves_is_named(bad: list[Verdict], tmp_path: Path) ->
         def compare(self, items: Any) -> list[Verdict]:
             return bad
 
-    with pytest.raises(PluginError, match="judge Odd"):
+    with pytest.raises(PluginError, match=r"in `Odd.compare`"):
         run_step(tmp_path, component(Odd, None), [group("a", "b")])
 
 

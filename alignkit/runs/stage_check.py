@@ -1,0 +1,106 @@
+"""What a stage's algorithm and rewards say of its data, found out without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from alignkit import seeds
+from alignkit.algorithm import REWARD, Algorithm, SelectContext
+from alignkit.author import calling, made
+from alignkit.data.group import Group, prompts_of, resolved_pairs
+from alignkit.data.sources import DataSpec, Loaded
+from alignkit.errors import DataError
+from alignkit.external import ExternalTrainer
+from alignkit.recipe.schema import Recipe, Stage, specs
+from alignkit.registry import Component
+from alignkit.reward import Reward
+
+if TYPE_CHECKING:
+    from alignkit.models.encoding import Encoder
+
+EncoderOf = Callable[[], "Encoder | None"]
+MOST_ROWS = 2000  # that are tokenized in search of one that fits
+
+
+def check_stage_data(
+    recipe: Recipe, stage: Stage, spec: DataSpec, loaded: Loaded, encoder: EncoderOf, *, run_code: bool
+) -> None:
+    """Raise DataError if a training stage would stop at this entry: its data, or its prompts.
+
+    run_code: whether to run code that the recipe names.
+    """
+    settings = stage.settings
+    if settings is None:
+        return
+    groups = [*loaded.groups, *loaded.validation]
+    if spec is settings.data:
+        _check_learning(recipe, stage, groups, encoder)
+    elif spec is settings.prompts:
+        _check_prompts(recipe, stage, groups, encoder, run_code)
+
+
+def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encoder: EncoderOf) -> None:
+    """Let the algorithm select from the data and check them, as the stage will."""
+    name, needs, settings = stage.component.name, stage.needs, stage.settings
+    if needs is not None and needs.pairs and not any(map(resolved_pairs, groups)):
+        raise DataError(
+            f"stage '{stage.name}': {name} learns from pairs of a better and a worse response, but no row of "
+            f"{_names(settings.data if settings else None)} has a pair"
+        )
+    algorithm: Algorithm
+    algorithm, author = made(stage.component, stage.name)
+    if isinstance(algorithm, ExternalTrainer):
+        return
+    seed = settings.seed if settings and settings.seed is not None else recipe.seed
+    random = seeds.stream(seed, stage.name, "select")
+    context = SelectContext(0, seed, lambda: [], lambda **facts: None, random, False, lambda text: None)
+    with calling(author, "select", algorithm):
+        chosen = algorithm.select(groups, context)
+    selected = [g for item in chosen for g in ([item] if isinstance(item, Group) else item.groups)]
+    with calling(author, "check_data", algorithm):
+        algorithm.check_data(selected)
+    if (encode := encoder()) is not None and settings is not None:
+        turns, scoring, limit = algorithm.trained_turns(), algorithm.trains is REWARD, settings.max_length
+        with_prompt = [group for group in selected if group.prompt]  # a document is learned in pieces
+        if with_prompt and len(with_prompt) == len(selected):
+            fits = (encode.encode(group, limit, turns=turns, scoring=scoring) is not None for group in with_prompt)
+            _check_room(stage, encode, with_prompt, fits, 1)
+
+
+def _check_prompts(recipe: Recipe, stage: Stage, groups: Sequence[Group], encoder: EncoderOf, run_code: bool) -> None:
+    """Check that there is a prompt that leaves room for a response, and what rewards need of prompts."""
+    prompts, settings = prompts_of(groups), stage.settings
+    if groups and not prompts:
+        raise DataError(f"stage '{stage.name}': the rows of 'prompts' are raw text, without a prompt to answer")
+    assert settings is not None
+    for component in specs(settings.reward, Component):
+        kind = component.registration.implementation
+        if issubclass(kind, Reward) and (run_code or not kind.runs_code):
+            reward, author = made(component, stage.name)
+            with calling(author, "check", reward):
+                reward.check(recipe.folder)
+            with calling(author, "check_prompts", reward):
+                reward.check_prompts(prompts)
+    if (encode := encoder()) is not None and prompts:
+        room = settings.rollout.max_new_tokens or 1
+        lengths = (len(encode.prompt(group.prompt, group.tools)) for group in prompts)
+        _check_room(stage, encode, prompts, (length + room <= settings.max_length for length in lengths), room)
+
+
+def _check_room(stage: Stage, encoder: Encoder, groups: Sequence[Group], fits: Iterable[bool], room: int) -> None:
+    """Raise DataError if no group fits. Usually the first one does, so little is tokenized."""
+    if any(islice(fits, MOST_ROWS)) or len(groups) > MOST_ROWS:
+        return
+    lengths = [len(encoder.prompt(group.prompt, group.tools)) for group in groups]
+    assert stage.settings is not None
+    needed = f"{room} new tokens" if room > 1 else "a response"
+    raise DataError(
+        f"stage '{stage.name}': no prompt leaves room for {needed}: they have {min(lengths)} to {max(lengths)} tokens, "
+        f"and max_length is {stage.settings.max_length}; raise it"
+    )
+
+
+def _names(spec: DataSpec | None) -> str:
+    return ", ".join(source.name for source in spec.sources) if spec else ""

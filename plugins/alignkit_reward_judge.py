@@ -1,0 +1,58 @@
+"""The judge `reward_judge`: a reward model prefers the response that it scores higher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignkit import (
+    Field,
+    Group,
+    Judge,
+    Message,
+    Options,
+    Register,
+    Response,
+    RewardRef,
+    RunFailed,
+    Verdict,
+    hookimpl,
+)
+
+Item = tuple[Sequence[Message], str, str]  # prompt, first, second
+
+
+class RewardJudge(Judge):
+    """Prefer the response that a reward model scores higher: a judge that was trained on people's pairs.
+
+    P(first is better) is sigmoid(first - second), as in the reward model's loss (Bradley and Terry 1952). The order in
+    which responses are shown plays no part.
+    """
+
+    class Options(Options):
+        reward_model: RewardRef = Field(description="stage that trains a reward model, or {folder: PATH}")
+
+    options: Options
+
+    def check(self, folder: Path) -> None:
+        model = self.options.reward_model
+        if model.kind not in ("stage", "folder"):
+            raise RunFailed(f"reward_judge: '{model.name}' is not a reward model; name a stage that trains one")
+
+    def compare(self, items: Sequence[Item]) -> list[Verdict]:
+        groups = [Group(tuple(prompt), (Response(first), Response(second))) for prompt, first, second in items]
+        scores = self.context.models.scores(self.options.reward_model.name, groups)
+        return [_by_scores(first, second) for first, second in zip(scores[::2], scores[1::2], strict=True)]
+
+
+def _by_scores(first: float | None, second: float | None) -> Verdict:
+    if first is None or second is None:
+        return Verdict(None, mass=0.0, reason="the prompt leaves the reward model no room for a response")
+    p = 1 / (1 + math.exp(min(second - first, 700.0)))
+    return Verdict(p, (p, p))
+
+
+@hookimpl
+def register_judges(register: Register) -> None:
+    register("reward_judge", RewardJudge, summary="prefer the response that a reward model scores higher")
