@@ -81,7 +81,7 @@ def remembering_nothing(author: Author, method: str, owner: Any, state: str = "s
         raise author.error(
             _full(method, owner),
             f"it changed self.{name}, which a resumed run would lose: what must be remembered belongs in {state}, "
-            "which checkpoints keep",
+            "which checkpoints keep; for what is only computed once there is functools.cached_property",
         )
 
 

@@ -97,8 +97,8 @@ def _check_room(stage: Stage, encoder: Encoder, groups: Sequence[Group], fits: I
     assert stage.settings is not None
     needed = f"{room} new tokens" if room > 1 else "a response"
     raise DataError(
-        f"stage '{stage.name}': no prompt leaves room for {needed}: they have {min(lengths)} to {max(lengths)} tokens, "
-        f"and max_length is {stage.settings.max_length}; raise it"
+        f"stage '{stage.name}': no prompt leaves room for {needed} in max_length {stage.settings.max_length}; the "
+        f"shortest prompt has {min(lengths)} tokens, the longest {max(lengths)}"
     )
 
 

@@ -92,6 +92,12 @@ class StageWork:
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write metrics and notify the event hooks."""
+        if skipped := int(metrics.get("skipped", 0)):
+            if "skipped_steps" not in self.summary:
+                self.context.say(
+                    "a step was skipped, because its loss or gradient was not finite; later ones are only counted"
+                )
+            self.summary["skipped_steps"] = self.summary.get("skipped_steps", 0) + skipped
         self.metrics.write(stage=self.context.name, step=step, **metrics)
         self.context.notify("metrics_logged", step=step, metrics=metrics)
 

@@ -44,6 +44,15 @@ class Seen:
     measured: Batch | None = None
 
 
+@dataclass
+class Record:
+    """What a test wants to know of a run."""
+
+    seen: list[Seen] = field(default_factory=list)
+    measured: Batch | None = None
+    steps: int = 0
+
+
 class Watched(Algorithm):
     """Makes what it selects likelier, by default everything, and records its inputs.
 
@@ -62,27 +71,35 @@ class Watched(Algorithm):
     ):
         super().__init__(Algorithm.Options())
         self.needs, self.choose, self.keep, self.loss_of = needs, choose, keep, loss_of
-        self.seen: list[Seen] = []
-        self.measured: Batch | None = None
-        self.steps = 0
+        self._record = Record()  # a test's notebook, not the algorithm's memory
+
+    @property
+    def seen(self) -> list[Seen]:
+        return self._record.seen
+
+    @property
+    def measured(self) -> Batch | None:
+        return self._record.measured
 
     def keep_group(self, group: Group) -> bool:
         return self.keep(group)
 
     def signal(self, rollouts: Batch) -> dict[str, torch.Tensor]:
-        self.measured = rollouts
+        self._record.measured = rollouts
         return {}
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group] | list[Phase]:
-        seen = Seen(context.iteration, list(groups), context.replay(), context.rng.random(), measured=self.measured)
+        seen = Seen(
+            context.iteration, list(groups), context.replay(), context.rng.random(), measured=self._record.measured
+        )
         self.seen.append(seen)
         return self.choose(groups)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         self.seen[-1].learned.append(batch)
         self.seen[-1].logprobs.append(out.logprobs.detach())
-        self.steps += 1
-        return self.loss_of(self.steps - 1, out)
+        self._record.steps += 1
+        return self.loss_of(self._record.steps - 1, out)
 
 
 @dataclass
@@ -95,6 +112,11 @@ class Ran:
     @property
     def folder(self) -> Path:
         return self.run.folder
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.run.store.record("align")["summary"]
+        return found
 
     def rollouts(self, stage: str = "align") -> list[list[Group]]:
         return [read_groups(path) for path in sorted((self.folder / stage / "rollouts").glob("*.jsonl"))]
