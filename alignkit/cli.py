@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from alignkit.plugins import Plugins
     from alignkit.recipe.schema import Recipe
     from alignkit.registry import Registration
+    from alignkit.runs.results import Result
 
 app = typer.Typer(
     name="alignkit",
@@ -82,6 +83,9 @@ def validate(
     plugin: PluginFiles = None,
     no_plugin: NoPlugins = None,
     data: Annotated[bool, typer.Option("--data/--no-data", help="Read the data files.")] = True,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also show what a run in this folder would reuse, and why not.")
+    ] = None,
 ) -> None:
     """Check a recipe and its data files without running it, and show how the data are understood."""
     checked = _load(recipe, overrides, plugin, no_plugin)
@@ -89,6 +93,12 @@ def validate(
         from alignkit.runs.preflight import data_lines
 
         for line in data_lines(checked):
+            print(line)
+    if out is not None:
+        from alignkit.runs.plan import plan
+        from alignkit.runs.run import Run
+
+        for line in plan(Run(checked, out)):
             print(line)
     print(f"ok: {checked.name}: stages {' -> '.join(checked.stages)}")
 
@@ -107,6 +117,20 @@ def plugins(what: PluginName = None, plugin: PluginFiles = None, no_plugin: NoPl
         _print_plugins(loaded)
     else:
         plugin_help.show(what, loaded.registry, _console())
+
+
+@app.command()
+def results(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/quickstart.")],
+    prune: Annotated[bool, typer.Option("--prune", help="Delete all results but the current ones.")] = False,
+) -> None:
+    """List a run's results: current ones, and earlier ones that come back when the recipe is changed back."""
+    from alignkit.runs import results as found
+
+    _print_results(found.results_of(folder))
+    if prune:
+        count, size = found.prune(folder)
+        print(f"deleted {count} results, {size / 1e6:.0f} MB")
 
 
 @app.command()
@@ -162,6 +186,24 @@ def _print_plugins(loaded: Plugins) -> None:
         console.print(Text(f"broken: {broken}", style="red"), soft_wrap=True)
     if sys.stdout.isatty():
         console.print("\n`alignkit plugins NAME` shows the options of a plugin.", style="dim")
+
+
+def _print_results(results: Sequence[Result]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("stage", "result", "hash", "by", "finished", "MB", box=None, pad_edge=False, header_style="bold")
+    for result in results:
+        facts = (
+            result.stage,
+            result.state,
+            result.hash[:12],
+            result.plugin,
+            result.finished,
+            f"{result.size / 1e6:.1f}",
+        )
+        table.add_row(*map(Text, facts))
+    _console().print(table)
 
 
 def _console() -> Any:

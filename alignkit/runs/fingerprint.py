@@ -19,7 +19,12 @@ from alignkit.registry import Component
 from alignkit.runs.data import RunData
 
 
-def stage_hash(
+def stage_hash(*arguments: Any, **named: Any) -> str:
+    """The stage's hash. Arguments: those of `stage_parts`."""
+    return digest(stage_parts(*arguments, **named))
+
+
+def stage_parts(
     stage: Stage,
     recipe: Recipe,
     base: Any,
@@ -27,8 +32,8 @@ def stage_hash(
     upstream: Mapping[str, str],
     data: RunData | None = None,
     date: str | None = None,
-) -> str:
-    """The stage's hash.
+) -> dict[str, Any]:
+    """Everything that the stage's result depends on, as plain data.
 
     base: digest of the base model. upstream: hashes of the stages it refers to. data: knows what each source holds.
     date: the day that the chat template writes; None if it writes none.
@@ -38,21 +43,19 @@ def stage_hash(
     template = recipe.folder / (recipe.model.chat_template or "")
     if template.is_file():  # its name here and its content below; its folder does not matter
         model["chat_template"] = template.name
-    return digest(
-        {
-            "component": fingerprint.of(stage.component),
-            "settings": fingerprint.of(stage.settings),
-            "upstream": dict(upstream),
-            "model": model,
-            "from": model_digest(stage.settings.from_) if stage.settings and stage.settings.from_ else None,
-            "template": fingerprint.files_named(recipe.model),
-            "date": date,
-            "base": base,
-            "seed": seed,
-            "kernels": kernels.mode(),
-            "versions": versions(),
-        }
-    )
+    return {
+        "component": fingerprint.of(stage.component),
+        "settings": fingerprint.of(stage.settings),
+        "upstream": dict(upstream),
+        "model": model,
+        "from": model_digest(stage.settings.from_) if stage.settings and stage.settings.from_ else None,
+        "template": fingerprint.files_named(recipe.model),
+        "date": date,
+        "base": base,
+        "seed": seed,
+        "kernels": kernels.mode(),
+        "versions": versions(),
+    }
 
 
 class _Fingerprint:

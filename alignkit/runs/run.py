@@ -17,7 +17,7 @@ from alignkit.errors import OutOfResource, RemoteError, RunFailed
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import Commits
-from alignkit.io.digest import model_digest, versions
+from alignkit.io.digest import digest, model_digest, versions
 from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.kernels import memory
 from alignkit.models.encoding import Encoder
@@ -31,7 +31,8 @@ from alignkit.reward import Context
 from alignkit.runs.base_model import base_encoder, base_source, load_base_model
 from alignkit.runs.data import RunData
 from alignkit.runs.durable_map import durable_map
-from alignkit.runs.fingerprint import stage_hash
+from alignkit.runs.fingerprint import stage_parts
+from alignkit.runs.plan import change_since
 from alignkit.runs.preflight import check_components, check_data, probe_hub
 from alignkit.runs.process import locked, resource_error, resume_command
 from alignkit.runs.stage_store import StageStore
@@ -152,29 +153,32 @@ class Run:
         """Run a stage unless it can be reused. Returns whether it was reused."""
         name = stage.name
         self.stage_name, self._bad_rows, self._described = name, {}, []
-        stage_hash = self.hashes[name] = self.hash_of(stage)
+        parts = self.parts_of(stage)  # again, because files may have changed while earlier stages ran
+        stage_hash = self.hashes[name] = digest(parts)
         record = self.store.record(name)
         if self.store.is_complete(name, stage_hash):
             self.reporter.say(f"{name}: unchanged, reused")
             self._texts += [record["text"]] if record.get("text") else []
             return True
         if record and record.get("hash") != stage_hash:
-            self.reporter.say(f"{name}: changed since the last run, starting over")
+            self.reporter.say(f"{name}: changed since the last run{change_since(record, parts)}, starting over")
             self.store.set_aside(name)
-        folder = self.store.begin(name, stage_hash)
+        folder = self.store.begin(name, stage_hash, parts)
         began = time.monotonic()
         summary, artifact = self._work(stage, folder)
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         if "models" in vars(self):
             self.models.forget(name)
         seconds = time.monotonic() - began
-        self.store.finish(name, self._record(stage, seconds, summary, artifact))
+        self.store.finish(name, self._record(stage, seconds, summary, artifact, parts))
         self._texts += [artifact.text] if artifact.text else []
         self.reporter.say(f"{name}: done in {duration(seconds)}{_facts(summary)}")
         return False
 
-    def _record(self, stage: Stage, seconds: float, summary: Mapping[str, Any], artifact: Artifact) -> dict[str, Any]:
-        """The contents of stage.json."""
+    def _record(
+        self, stage: Stage, seconds: float, summary: Mapping[str, Any], artifact: Artifact, parts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The contents of stage.json. parts: what the hash is made of."""
         return {
             "hash": self.hashes[stage.name],
             "complete": True,
@@ -185,6 +189,7 @@ class Run:
             "policy": artifact.policy,
             "text": artifact.text,
             "versions": versions(),
+            "depends_on": parts,
         }
 
     def _work(self, stage: Stage, folder: Path) -> tuple[dict[str, Any], Artifact]:
@@ -370,9 +375,13 @@ class Run:
 
     def hash_of(self, stage: Stage) -> str:
         """The hash of everything the stage's result depends on; the hashes of earlier stages are already known."""
+        return digest(self.parts_of(stage))
+
+    def parts_of(self, stage: Stage) -> dict[str, Any]:
+        """Everything the stage's result depends on, as plain data."""
         upstream = {name: self.hashes[name] for name in stage.upstream}
         seed = self.seed_of(stage)
-        return stage_hash(stage, self.recipe, self.base_digest, seed, upstream, self._data, self.date)
+        return stage_parts(stage, self.recipe, self.base_digest, seed, upstream, self._data, self.date)
 
 
 def _facts(summary: Mapping[str, Any]) -> str:

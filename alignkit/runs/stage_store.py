@@ -21,7 +21,8 @@ from alignkit.errors import RunFailed
 from alignkit.io.atomic import make_folder, move_folder, sync_folder, write_json, write_text
 from alignkit.io.digest import digest, file_digest
 
-EARLIER = 8  # results per stage; of more, the oldest are deleted
+EARLIER, DAMAGED = ".earlier", ".damaged"  # folders
+KEPT = 8  # earlier results per stage; of more, the oldest are deleted
 NEEDED = ("adapter", "kept", "data.jsonl")  # by later stages; anything else in the folder may be deleted by hand
 
 
@@ -52,11 +53,11 @@ class StageStore:
         """Whether the stage has any result, complete or not, for any settings."""
         return (self.path(stage) / "stage.json").exists() or bool(self._by_age(stage))
 
-    def begin(self, stage: str, stage_hash: str) -> Path:
-        """Mark a stage as started, and return its folder."""
+    def begin(self, stage: str, stage_hash: str, parts: Mapping[str, Any] | None = None) -> Path:
+        """Mark a stage as started, and return its folder. parts: what the hash is made of."""
         folder = self.path(stage)
         make_folder(folder)
-        _write_record(folder, {"hash": stage_hash, "complete": False})
+        _write_record(folder, {"hash": stage_hash, "complete": False, "depends_on": parts or {}})
         return folder
 
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
@@ -81,13 +82,16 @@ class StageStore:
 
     def restore(self, stage: str, stage_hash: str) -> bool:
         """Bring back the result that was set aside for this hash. Returns whether there was one."""
-        here, earlier = self._places(stage, stage_hash)
-        if self.record(stage).get("hash") == stage_hash or read_record(earlier).get("hash") != stage_hash:
+        if self.record(stage).get("hash") == stage_hash or not self.waits(stage, stage_hash):
             return False
-        if here.exists():
+        if self.path(stage).exists():
             self.set_aside(stage)
-        move_folder(earlier, here)
+        move_folder(self._earlier(stage, stage_hash), self.path(stage))
         return True
+
+    def waits(self, stage: str, stage_hash: str) -> bool:
+        """Whether a result was set aside for this hash."""
+        return bool(stage_hash) and read_record(self._earlier(stage, stage_hash)).get("hash") == stage_hash
 
     def set_aside(self, stage: str) -> None:
         """Keep a stage's result for the day that the recipe is changed back.
@@ -99,14 +103,14 @@ class StageStore:
             self.set_aside_damaged(stage)
         elif record.get("complete") or any((folder / "checkpoints").glob("[0-9]*")):
             self._move(folder, self._earlier(stage, record["hash"]))
-            for old in self._by_age(stage)[EARLIER:]:
+            for old in self._by_age(stage)[KEPT:]:
                 shutil.rmtree(old)
         else:
             shutil.rmtree(folder)
 
     def set_aside_damaged(self, stage: str) -> Path:
         """Keep a damaged result out of the way, for a person to look at. Returns its new place."""
-        place = self.folder / ".damaged" / stage / str(self.record(stage).get("hash", "unreadable"))[:16]
+        place = self.folder / DAMAGED / stage / str(self.record(stage).get("hash", "unreadable"))[:16]
         self._move(self.path(stage), place)
         return place
 
@@ -128,15 +132,12 @@ class StageStore:
         texts = [file.read_text(encoding="utf-8") for file in files if file.exists()]
         write_text(self.folder / "metrics.jsonl", "".join(texts))
 
-    def _places(self, stage: str, stage_hash: str) -> tuple[Path, Path]:
-        return self.path(stage), self._earlier(stage, stage_hash)
-
     def _earlier(self, stage: str, stage_hash: str) -> Path:
-        return self.folder / ".earlier" / stage / stage_hash[:16]
+        return self.folder / EARLIER / stage / stage_hash[:16]
 
     def _by_age(self, stage: str) -> list[Path]:
         """Results that were set aside, the newest first."""
-        folders = (self.folder / ".earlier" / stage).glob("*")
+        folders = (self.folder / EARLIER / stage).glob("*")
         return sorted(folders, key=lambda folder: (folder / "stage.json").stat().st_mtime, reverse=True)
 
     def _move(self, folder: Path, target: Path) -> None:
@@ -156,7 +157,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    plain = json.loads(json.dumps(record))  # the check is one of what will be read
+    plain = json.loads(json.dumps(record, default=str))  # the check is one of what will be read
     write_json(folder / "stage.json", {**plain, "check": digest(plain)})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import RunFailed
-from alignkit.runs.stage_store import EARLIER, StageStore
+from alignkit.runs.stage_store import KEPT, StageStore
 
 
 @pytest.fixture
@@ -48,11 +48,11 @@ def test_every_result_comes_back_when_its_recipe_does(store: StageStore) -> None
 
 
 def test_the_oldest_of_too_many_results_are_deleted(store: StageStore) -> None:
-    for number in range(EARLIER + 2):
+    for number in range(KEPT + 2):
         finished(store, "sft", str(number))
         os.utime(store.path("sft") / "stage.json", (number, number))
         store.set_aside("sft")
-    assert [store.restore("sft", str(number)) for number in range(EARLIER + 2)] == [False] * 2 + [True] * EARLIER
+    assert [store.restore("sft", str(number)) for number in range(KEPT + 2)] == [False] * 2 + [True] * KEPT
 
 
 def test_what_was_interrupted_is_kept_if_it_has_a_checkpoint(store: StageStore) -> None:

@@ -1,0 +1,52 @@
+"""`alignkit results` lists what a run's folder holds, and deletes what the recipe does not use."""
+
+from pathlib import Path
+
+import pytest
+
+from alignkit import cli
+from alignkit.runs.results import prune, results_of
+from alignkit.runs.stage_store import StageStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StageStore:
+    """Three results of `sft`, one of them damaged, and an interrupted `align`."""
+    store = StageStore(tmp_path, ["sft", "align"])
+    (tmp_path / "recipe.resolved.yaml").touch()
+    for stage_hash in ("one" * 8, "two" * 8, "three" * 8):
+        folder = store.begin("sft", stage_hash)
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "weights").write_bytes(bytes(1000))
+        store.finish("sft", {"hash": stage_hash, "complete": True, "plugin": "sft"})
+        if stage_hash.startswith("one"):
+            store.set_aside("sft")
+        elif stage_hash.startswith("two"):
+            store.set_aside_damaged("sft")
+    store.begin("align", "four")
+    return store
+
+
+def test_all_results_are_listed(store: StageStore, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [(result.stage, result.state, result.hash[:3]) for result in results_of(store.folder)]
+    assert found == [
+        ("align", "interrupted", "fou"),
+        ("sft", "current", "thr"),
+        ("sft", "earlier", "one"),
+        ("sft", "damaged", "two"),
+    ]
+    assert cli.main(["results", str(store.folder)]) == 0
+    out = capsys.readouterr().out
+    assert "oneoneoneone" in out and "damaged" in out and len(out.splitlines()) == 5
+
+
+def test_pruning_keeps_what_the_recipe_uses(store: StageStore) -> None:
+    count, size = prune(store.folder)
+    assert count == 2 and size > 2000
+    assert [result.state for result in results_of(store.folder)] == ["interrupted", "current"]
+    assert store.damage("sft") is None
+
+
+def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["results", str(tmp_path), "--prune"]) == 1
+    assert "is not the folder of a run" in capsys.readouterr().err
