@@ -91,6 +91,7 @@ TESTED_IN = {
     "remote": "test_rlaif",
     "reward": "test_rewards",
     "runs.base_model": "test_recipes",
+    "runs.changes": "test_plan",
     "runs.process": "test_resume",
     "runs.stage_check": "test_preflight",
     "stopping": "test_resume",

@@ -29,10 +29,10 @@ from alignkit.recipe.document import dump
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.reward import Context
 from alignkit.runs.base_model import base_encoder, base_source, load_base_model
+from alignkit.runs.changes import change_since
 from alignkit.runs.data import RunData
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.fingerprint import stage_parts
-from alignkit.runs.plan import change_since
 from alignkit.runs.preflight import check_components, check_data, probe_hub
 from alignkit.runs.process import locked, resource_error, resume_command
 from alignkit.runs.stage_store import StageStore
