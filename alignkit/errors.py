@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from alignkit.io.credentials import redacted
+
 # Libraries in Rust, such as safetensors, report the number only in words: no space left, quota exceeded.
 _FULL = re.compile(r"\(os error (28|122)\)")
 
@@ -102,7 +104,7 @@ class Problem:
             lines.append(" " * (len(number) + 3 + self.column - 1) + "^" * max(1, self.length))
         if self.help:
             lines.append(f"  help: {self.help}")
-        return "\n".join(lines)
+        return redacted("\n".join(lines), random=True)  # a key may be in the line, or in the override
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import json
 import os
 import random
 import re
-import socket
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -26,11 +24,12 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from alignkit.addresses import checked_address
 from alignkit.errors import RemoteError, RunFailed
+from alignkit.io.credentials import looks_like_key, places_of_keys
 from alignkit.options import Options
 from alignkit.stopping import should_stop
 
@@ -74,35 +73,24 @@ class RemoteOptions(Options):
     @field_validator("base_url")
     @classmethod
     def _plain_address(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must begin with http:// or https:// and name a host")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "must not contain a user, a query or a fragment; put the key's environment variable into api_key_env"
-            )
-        if _is_link_local(parts.hostname):
-            raise ValueError("link-local addresses are not allowed")
-        return url.rstrip("/")
+        return checked_address(url)
 
     @field_validator("api_key_env")
     @classmethod
     def _variable_name(cls, name: str) -> str:
-        if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        if name and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or looks_like_key(name)):
             raise ValueError("must be the name of an environment variable, not the key itself")
         return name
 
-
-def _is_link_local(host: str) -> bool:
-    """Whether an IP address, in any form that a resolver accepts, is link-local, as cloud metadata services are."""
-    try:
-        return ipaddress.ip_address(host).is_link_local
-    except ValueError:
-        pass
-    try:
-        return ipaddress.ip_address(socket.inet_aton(host)).is_link_local
-    except OSError:
-        return False
+    @model_validator(mode="after")
+    def _no_keys(self) -> Any:
+        """A recipe is shared, and copied into the run's folder."""
+        found = list(places_of_keys(self.model_dump(exclude={"api_key_env"})))
+        if found:
+            raise ValueError(
+                f"'{found[0]}' seems to hold a key; put the name of its environment variable into api_key_env"
+            )
+        return self
 
 
 class TryAgain(Exception):

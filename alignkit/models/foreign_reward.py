@@ -15,6 +15,7 @@ from alignkit.models.encoding import Encoder
 from alignkit.models.loading import load_weights
 from alignkit.models.shared_model import SharedModel
 from alignkit.models.text_tokens import Ids
+from alignkit.models.tokenizer_check import loaded_tokenizer
 
 DEFAULT_CONTEXT = 2048  # tokens, if the model's configuration names no limit
 
@@ -27,10 +28,15 @@ class ForeignRewardModel:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         # Unused weights are not reported: the folder may still hold the language head of the original model.
-        self.network, _ = load_weights(AutoModelForSequenceClassification, folder, dtype=model.dtype, num_labels=1)
+        trust = model.spec.trust_remote_code
+        kind = AutoModelForSequenceClassification
+        self.network, _ = load_weights(kind, folder, dtype=model.dtype, num_labels=1, trust_remote_code=trust)
         self.network.to(model.device).eval()
         self.memory = model.memory
-        self.encoder = Encoder(AutoTokenizer.from_pretrained(folder), ChatOptions(date=model.chat.date))
+        tokenizer = loaded_tokenizer(
+            lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trust), str(folder)
+        )
+        self.encoder = Encoder(tokenizer, ChatOptions(date=model.chat.date))
 
     @torch.no_grad()
     def scores(self, groups: Sequence[Group]) -> list[float | None]:

@@ -14,6 +14,11 @@ def loaded_tokenizer(load: Callable[[], Any], source: str) -> Any:
         return load()
     except Exception as error:  # of any class: tokenizers are read by several libraries
         reason = str(error).strip().split("\n")[0]
+        if "trust_remote_code" in str(error):
+            raise RunFailed(
+                f"{source}: its tokenizer comes with its own code, which is not run\n"
+                "help: set model.trust_remote_code if you trust it"
+            ) from error
         raise RunFailed(
             f"{source}: its tokenizer cannot be read ({type(error).__name__}: {reason})\n"
             "help: copy the tokenizer's files (tokenizer.json, tokenizer_config.json) again"

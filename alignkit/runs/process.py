@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, disk_is_full, memory_ran_out
 from alignkit.io.atomic import make_folder, remove_leftovers
+from alignkit.io.credentials import redacted
 
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -41,7 +42,7 @@ def resume_command() -> str:
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     if words[0] in ("__main__.py", "-m"):
         words[:1] = ["python", "-m", "alignkit"]
-    return shlex.join(words)
+    return redacted(shlex.join(words))
 
 
 def resource_error(error: BaseException) -> OutOfResource | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from architectures import make
 from safetensors.torch import load_file, save_file
 
 from alignkit.errors import RunFailed
+from alignkit.models.foreign_reward import ForeignRewardModel
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 
@@ -145,3 +148,61 @@ def test_damaged_adapters_are_refused(damage: Callable[[Path], None], problem: s
     with pytest.raises(RunFailed, match=problem):
         policy.add_role("again", start=tmp_path / "adapter")
     assert list(policy.roles) == ["base", "new"]
+
+
+# Code that comes with a model
+
+OWN_CODE = """
+import pathlib
+pathlib.Path(__file__).with_name("it_ran").touch()
+pathlib.Path("MARK").touch()
+class Own: ...
+"""
+
+
+def with_own_code(folder: Path, mark: Path, name: str, auto_map: dict[str, str], **changes: str) -> None:
+    (folder / "own.py").write_text(OWN_CODE.replace("MARK", str(mark)))
+    config = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(config | {"auto_map": auto_map} | changes))
+
+
+CASES: dict[str, Callable[[Path, Path], None]] = {
+    "a model type of its own": lambda folder, mark: with_own_code(
+        folder, mark, "config.json", {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}, model_type="own"
+    ),
+    "a model of a known type": lambda folder, mark: with_own_code(
+        folder, mark, "config.json", {"AutoConfig": "own.Own", "AutoModelForSequenceClassification": "own.Own"}
+    ),
+    "a tokenizer": lambda folder, mark: with_own_code(
+        folder,
+        mark,
+        "tokenizer_config.json",
+        {"AutoTokenizer": ["own.Own", "own.Own"]},  # type: ignore[dict-item]
+        tokenizer_class="Own",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["base", "reward"])
+@pytest.mark.parametrize("case", CASES)
+def test_no_code_of_a_model_runs_unless_the_recipe_trusts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, kind: str
+) -> None:
+    """Also if somebody answers `y` to what transformers asks."""
+    folder, mark = tmp_path / "model", tmp_path / "it_ran"
+    make(folder, "Llama")
+    policy = loaded(folder) if kind == "reward" else None
+    weights = load_file(folder / WEIGHTS)
+    head = {"score.weight": weights["model.norm.weight"][None].clone()} if kind == "reward" else {}
+    save_file(weights | head, folder / WEIGHTS, metadata={"format": "pt"})
+    CASES[case](folder, mark)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 10))
+    try:
+        if policy is None:
+            loaded(folder)
+        else:
+            ForeignRewardModel(folder, policy)
+    except RunFailed as error:
+        assert case == "a model of a known type" or "trust_remote_code" in str(error), error
+    assert not mark.exists() and not (folder / "it_ran").exists()
