@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from alignkit.algorithm import Algorithm
 from alignkit.settings import ModelSpec
@@ -77,8 +77,10 @@ class TrainerContext(Protocol):
 class ExternalTrainer(Algorithm):
     """Base class of a stage that another library trains; alignkit provides everything around the training.
 
-    It cannot resume inside a stage: a stage that was killed starts over.
+    It cannot resume inside a stage: a stage that was killed starts over. packages: whose versions decide the result.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def check_model(self, model: ModelSpec) -> None:
         """Called before a run's first stage. Raise RunFailed if the trainer does not support this model."""

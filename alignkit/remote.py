@@ -34,7 +34,7 @@ from alignkit.options import Options
 from alignkit.stopping import should_stop
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
     from tenacity import RetryCallState
 
 MOST_BYTES = 1 << 20  # a longer body is malformed
@@ -215,7 +215,7 @@ class ReplyStore:
 
 async def _ask_all(remote: Remote, bodies: Mapping[str, Any], store: ReplyStore) -> dict[str, Reply]:
     """Replies to all requests, a bounded number at a time, each stored on arrival. The first failure ends all."""
-    import httpx
+    import httpx2
 
     options, key = remote.options, remote.key()
     replies: dict[str, Reply] = {}
@@ -224,11 +224,11 @@ async def _ask_all(remote: Remote, bodies: Mapping[str, Any], store: ReplyStore)
     headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    limits = httpx.Limits(max_connections=options.concurrency)
+    limits = httpx2.Limits(max_connections=options.concurrency)
     try:
         async with (
             asyncio.timeout(options.deadline_seconds),
-            httpx.AsyncClient(
+            httpx2.AsyncClient(
                 headers=headers, limits=limits, timeout=None, follow_redirects=False, trust_env=options.trust_env
             ) as client,
             asyncio.TaskGroup() as tasks,
@@ -266,7 +266,7 @@ async def _watch_for_stop(workers: Sequence[asyncio.Task[None]]) -> None:
 class _Asker:
     """Sends one request after another over a shared client."""
 
-    def __init__(self, client: httpx.AsyncClient, remote: Remote, secret: str):
+    def __init__(self, client: httpx2.AsyncClient, remote: Remote, secret: str):
         self._client = client
         self._remote, self._options = remote, remote.options
         self._secret = secret
@@ -303,7 +303,7 @@ class _Asker:
         return min(LONGEST_PAUSE, doubled) * self._jitter.uniform(0.5, 1.0)
 
     async def _attempt(self, body: Mapping[str, Any]) -> Reply:
-        import httpx
+        import httpx2
 
         content = json.dumps(body).encode()  # ASCII, so that an unpaired surrogate in the data can be sent
         try:
@@ -314,7 +314,7 @@ class _Asker:
                 text = await _limited(response)
         except TimeoutError:
             raise TryAgain(f"no answer within {self._options.timeout_seconds:g} s") from None
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except (httpx2.TransportError, httpx2.InvalidURL) as error:
             raise TryAgain(self._safe(f"{type(error).__name__}: {error}")) from None
         if response.status_code != 200:
             return self._refused(response, text)
@@ -322,7 +322,7 @@ class _Asker:
             raise Malformed("the reply is larger than 1 MiB")
         return Reply(self._remote.read(text))
 
-    def _refused(self, response: httpx.Response, text: bytes) -> Reply:
+    def _refused(self, response: httpx2.Response, text: bytes) -> Reply:
         """Handle a status other than 200: retry, end the run, or return an unusable reply."""
         status, name = response.status_code, self._remote.name
         if status in (408, 429) or status >= 500:
@@ -345,7 +345,7 @@ class _Asker:
         return " ".join((text.replace(self._secret, "***") if self._secret else text).split())
 
 
-async def _limited(response: httpx.Response) -> bytes:
+async def _limited(response: httpx2.Response) -> bytes:
     """The body, or a little more than MOST_BYTES of a longer one."""
     body = bytearray()
     async for part in response.aiter_raw():

@@ -114,7 +114,6 @@ TESTED_IN = {
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.
 OTHER_MEANINGS = {
-    "alignkit.io.digest": {"trl"},  # the library, whose version is part of a stage's hash
     "alignkit.settings": {"sft"},  # an objective of `mix`
     "alignkit.training.auxiliary": {"sft"},  # the same
 }

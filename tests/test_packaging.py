@@ -6,10 +6,12 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import entry_points
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import alignkit
 
@@ -66,6 +68,24 @@ def test_constraints_are_pins_of_all_dependencies() -> None:
     wanted = [name for names in (PROJECT["project"]["dependencies"], *extras) for name in names]
     names = {name.split(">")[0].split("[")[0].lower() for name in wanted}
     assert names - pinned == set()
+    # And back: a pin of what nobody needs is never noticed to be wrong.
+    needed, waiting = set(), {"alignkit", *names, "pip", "setuptools", "wheel"}
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        with suppress(PackageNotFoundError):
+            found = [Requirement(text) for text in distribution(name).requires or []]
+            waiting |= {
+                item.name.lower().replace("_", "-")
+                for item in found
+                if item.marker is None or any(item.marker.evaluate({"extra": extra}) for extra in ("", "test", "http2"))
+            } - needed
+    assert pinned - needed == set()
+
+
+def test_the_metadata_say_where_the_project_is() -> None:
+    assert {"Source", "Documentation", "Changelog", "Issues"} <= set(PROJECT["project"]["urls"])
+    assert PROJECT["project"]["authors"] and (ROOT / "SECURITY.md").is_file()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Versions of alignkit and of the libraries that determine a result's numbers."""
-    names = ("torch", "transformers", "tokenizers", "peft", "trl")
-    return {"alignkit": alignkit.__version__, **{name: importlib.metadata.version(name) for name in names}}
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of alignkit and of the libraries that determine a result's numbers.
+
+    packages: others that take part, such as a trainer's.
+    """
+    names = ("torch", "transformers", "tokenizers", "peft", *packages)
+    return {"alignkit": alignkit.__version__, **{name: _version(name) for name in names}}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def model_digest(source: str) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from alignkit.kernels import capabilities, mode
@@ -17,13 +17,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's `mallopt`
 
 
 def total(device: torch.device) -> float:
-    """Bytes of memory of a GPU, of the machine or of the container, if that has less; inf if unknown."""
+    """Bytes of memory of a GPU, of the machine or of the container, if that has less."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[1])
-    try:
-        machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (OSError, ValueError, AttributeError):
-        machine = float("inf")
+    machine = float(psutil.virtual_memory().total)
     return min([machine, *(_cgroup_limit(file) for file in CGROUP_LIMITS)])
 
 
@@ -37,7 +34,7 @@ def available(device: torch.device) -> float:
 
 def peak_text(device: torch.device | None) -> str:
     """The most memory that this process has used at a time, of the host and of a GPU, such as `0.5 GiB`."""
-    host = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+    host = f"{_peak() / 2**30:.1f} GiB"
     if device is None or device.type != "cuda":
         return host
     return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on the GPU, {host} on the host"
@@ -96,8 +93,15 @@ class TrimOnGrowth:
 
 
 def _resident() -> int:
-    """Resident bytes of this process; 0 if the system does not report them."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    """Resident bytes of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak() -> int:
+    """The most bytes that this process has used at a time."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # does not exist on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # the unit differs

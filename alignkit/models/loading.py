@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
@@ -79,6 +80,11 @@ def _quantization(spec: ModelSpec, dtype: torch.dtype) -> Any:
 
     if spec.quantization == "none":
         return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise RunFailed(
+            f"'quantization: {spec.quantization}' needs bitsandbytes, which is not installed\n"
+            "help: pip install bitsandbytes, where it exists for this system, or set 'quantization: none'"
+        )
     if spec.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_compute_dtype=dtype)

@@ -7,7 +7,6 @@ DPO with another beta or loss needs no second pass over the reference. The key c
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -80,7 +79,7 @@ def _key(model: SharedModel, adapter: Path | None, encoded: Sequence[Encoded]) -
         "packing": [model.packs, model.token_budget],
         "kernels": capabilities.choices(model.device),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "versions": versions() | {"bitsandbytes": importlib.metadata.version("bitsandbytes")},
+        "versions": versions(["bitsandbytes"]),
         "code": _code(),
     }
     key = hashlib.sha256(digest(facts).encode())

@@ -54,8 +54,14 @@ def stage_parts(
         "base": base,
         "seed": seed,
         "kernels": kernels.mode(),
-        "versions": versions(),
+        "versions": versions(_packages(stage, recipe)),
     }
+
+
+def _packages(stage: Stage, recipe: Recipe) -> tuple[str, ...]:
+    """The packages whose versions decide this stage's result, but not every stage's."""
+    own: tuple[str, ...] = getattr(stage.component.registration.implementation, "packages", ())
+    return own if recipe.model.quantization == "none" else (*own, "bitsandbytes")
 
 
 class _Fingerprint:

@@ -17,7 +17,7 @@ from alignkit.errors import OutOfResource, RemoteError, RunFailed
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import Commits
-from alignkit.io.digest import digest, model_digest, versions
+from alignkit.io.digest import digest, model_digest
 from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.kernels import memory
 from alignkit.models.encoding import Encoder
@@ -188,7 +188,7 @@ class Run:
             "summary": summary,
             "policy": artifact.policy,
             "text": artifact.text,
-            "versions": versions(),
+            "versions": parts["versions"],
             "depends_on": parts,
         }
 

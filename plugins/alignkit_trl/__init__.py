@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 class TRL(ExternalTrainer):
     """One of TRL's trainers, fed from groups."""
 
+    packages = ("trl",)
+
     class Options(ExternalTrainer.Options):
         model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
 

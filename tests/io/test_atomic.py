@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from alignkit.io import atomic
 from alignkit.io.atomic import remove_leftovers, replace_folder, whole_file, write_json, write_text
 
 
@@ -51,3 +52,10 @@ def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     assert (tmp_path / "adapter" / "file").read_text(encoding="utf-8") == ".adapter.old/file"
+
+
+def test_a_system_that_cannot_open_folders_needs_no_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows."""
+    monkeypatch.setattr(atomic.os, "name", "nt")
+    monkeypatch.setattr(atomic.os, "open", None)
+    atomic.sync_folder(tmp_path)

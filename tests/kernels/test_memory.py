@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,3 +86,22 @@ def test_gaps_between_live_tensors_are_returned(monkeypatch: pytest.MonkeyPatch)
     assert growth.check()
     assert memory._resident() < before - 100 * 2**20
     assert all(float(tensor.sum()) == 16_000 for tensor in live)
+
+
+@pytest.mark.parametrize(("platform", "factor"), [("linux", 1024), ("darwin", 1)])
+def test_the_peak_is_in_the_unit_of_the_system(monkeypatch: pytest.MonkeyPatch, platform: str, factor: int) -> None:
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    monkeypatch.setattr(resource, "getrusage", lambda who: used)
+    monkeypatch.setattr(memory.sys, "platform", platform)
+    assert memory._peak() == used.ru_maxrss * factor
+
+
+def test_a_system_without_resource_has_a_peak_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(memory.sys, "platform", "win32")
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=3 * 2**30))
+    monkeypatch.setattr(memory.psutil, "Process", lambda: process)
+    assert memory.peak_text(None) == "3.0 GiB"

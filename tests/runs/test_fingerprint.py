@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -268,3 +269,27 @@ def test_a_new_optional_key_starts_no_stage_over(tmp_path: Path) -> None:
         return stage_hash(stage, recipe, "base", 0, {})
 
     assert with_key(None) == before != with_key(1)
+
+
+@pytest.mark.parametrize("package", ["trl", "bitsandbytes", "torch"])
+def test_only_what_a_stage_uses_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Another version of TRL must not train SFT again."""
+    (tmp_path / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
+    stages = {
+        "sft": {"algorithm": "sft", "data": "demos.jsonl"},
+        "dpo": {"algorithm": {"trl": {"trainer": "dpo"}}, "data": "pairs.jsonl"},
+    }
+
+    def hashes(**model: str) -> list[str]:
+        recipe = {"model": {"base": "tiny", **model}, "stages": stages}
+        (tmp_path / "r.json").write_text(json.dumps(recipe), encoding="utf-8")
+        loaded = load_recipe(tmp_path / "r.json")
+        return [stage_hash(stage, loaded, "base", 0, {}) for stage in loaded.stages.values()]
+
+    before, quantized = hashes(), hashes(quantization="nf4")
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99" if name == package else real(name))
+    changed = [old != new for old, new in zip(before, hashes(), strict=True)]
+    assert changed == {"trl": [False, True], "bitsandbytes": [False, False], "torch": [True, True]}[package]
+    assert (quantized[0] != hashes(quantization="nf4")[0]) == (package != "trl")
