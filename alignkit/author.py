@@ -107,7 +107,7 @@ def noting(position: str) -> Iterator[None]:
 def blaming(
     registrations: Callable[[], Iterable[Registration]], stage: Callable[[], str] = lambda: ""
 ) -> Iterator[None]:
-    """Report what comes out of a stranger's plugin as the plugin's, and let no plugin end the process.
+    """Report an exception in a stranger's plugin as the plugin's, and let no plugin end the process.
 
     registrations: what plugins provide. stage: the current one's name.
     """

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit.data import group as groups_module
-from alignkit.data.files import MAX_LISTED, SkippedRow
+from alignkit.data.files import MAX_LISTED, SkippedRow, bad_rows_error
 from alignkit.data.group import Group, Message, Origin, Pair, Response
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec, Loaded
@@ -565,20 +565,31 @@ def test_files_that_cannot_be_read_at_all(tmp_path: Path, name: str, content: by
         load(source(tmp_path / name))
 
 
-def test_all_bad_rows_of_all_sources_are_counted_and_the_first_twenty_listed(tmp_path: Path) -> None:
-    one = write(tmp_path / "one.jsonl", *({"prompt": ""} for _ in range(15)))
+def test_bad_rows_with_the_same_reason_are_listed_together(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", *({"prompt": ""} for _ in range(3)))
     two = write(tmp_path / "two.jsonl", {"prompt": "good"}, *({"prompt": ""} for _ in range(15)))
     with pytest.raises(DataError) as error:
         load(source(one), source(two))
-    lines = str(error.value).splitlines()
-    assert lines[0] == "30 bad rows:" and lines[-2].strip() == "... and 10 more"
-    assert lines[1].strip().startswith(f"{one}:1: ") and len(lines) == 23
-    assert "'on_bad_row: skip'" in lines[-1]
+    reason = "the last turn of the prompt is empty"
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    assert lines[:3] == [
+        "18 bad rows:",
+        f"{one}:1: {reason} (also rows 2, 3)",
+        f"{two}:2: {reason} (also rows 3, 4, 5 and 11 more)",
+    ]
+    assert len(lines) == 4 and "'on_bad_row: skip'" in lines[-1]
     assert error.value.exit_code == 4
     skipped = load(source(two, on_bad_row="skip")).skipped
-    assert len(skipped) == 15 and skipped[0] == SkippedRow(str(two), 2, "the last turn of the prompt is empty")
-    with pytest.raises(DataError, match="bad rows skipped: 15"):
+    assert len(skipped) == 15 and skipped[0] == SkippedRow(str(two), 2, reason)
+    with pytest.raises(DataError, match="bad rows skipped: 3"):
         load(source(one, on_bad_row="skip"))
+
+
+def test_the_first_twenty_reasons_are_listed() -> None:
+    bad = [SkippedRow("f", number, f"reason {number // 2}") for number in range(50)]
+    lines = str(bad_rows_error(bad)).splitlines()
+    assert lines[0] == "50 bad rows:" and len(lines) == 22
+    assert lines[1] == "  f:0: reason 0 (also row 1)" and lines[-1] == "  ... and 10 more"
 
 
 def test_a_format_that_fails_names_the_row(tmp_path: Path) -> None:

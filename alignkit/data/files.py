@@ -41,12 +41,26 @@ class SkippedRow:
 
 
 def bad_rows_error(bad: Sequence[SkippedRow]) -> DataError:
-    """The error that lists the first MAX_LISTED bad rows and counts the others."""
+    """The error that lists bad rows, those with the same reason together, and counts what is over MAX_LISTED."""
     rows = "row" if len(bad) == 1 else "rows"
-    lines = [f"{len(bad)} bad {rows}:", *(f"  {row}" for row in bad[:MAX_LISTED])]
-    if len(bad) > MAX_LISTED:
-        lines.append(f"  ... and {len(bad) - MAX_LISTED} more")
+    alike: dict[tuple[str, str], list[SkippedRow]] = {}
+    for row in bad:
+        alike.setdefault((row.file, row.reason), []).append(row)
+    lines = [f"{len(bad)} bad {rows}:"]
+    for same in [*alike.values()][:MAX_LISTED]:
+        lines.append(f"  {same[0]}" + (f" ({_more(same)})" if len(same) > 1 else ""))
+    if len(alike) > MAX_LISTED:
+        more = sum(map(len, [*alike.values()][MAX_LISTED:]))
+        lines.append(f"  ... and {more} more")
     return DataError("\n".join(lines))
+
+
+def _more(rows: Sequence[SkippedRow]) -> str:
+    """`also rows 3, 4, 5 and 12 more`."""
+    others = [str(row.row) for row in rows[1:]]
+    if len(others) <= 4:
+        return f"also row{'s' * (len(others) > 1)} {', '.join(others)}"
+    return f"also rows {', '.join(others[:3])} and {len(others) - 3} more"
 
 
 def raise_if_bad(row: Any) -> Any:

@@ -103,7 +103,7 @@ def move_folder(source: Path, target: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left at any depth of a folder that nobody else writes.
 
-    A folder that was being replaced when the process died comes back as it was.
+    A folder that was being replaced when the process died is restored.
     """
     for path in sorted(folder.rglob(".*"), reverse=True):
         name = path.name.removeprefix(".")

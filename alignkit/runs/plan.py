@@ -28,7 +28,7 @@ def _planned(run: Run, name: str, parts: Mapping[str, Any]) -> str:
         damage = store.damage(name)
         return f"runs again, because {damage}" if damage else "reused"
     if store.waits(name, stage_hash):
-        return "an earlier result comes back"
+        return "an earlier result is restored"
     if record.get("hash") == stage_hash:
         return "continues"
     return f"starts over{change_since(record, parts)}" if record else "runs"

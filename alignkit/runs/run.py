@@ -144,7 +144,7 @@ class Run:
     def _bring_back(self, name: str) -> None:
         """Let a stage's folder hold the result for its settings, if there is one that is not damaged."""
         if self.store.restore(name, self.hashes[name]):
-            self.reporter.say(f"{name}: an earlier result for these settings is back")
+            self.reporter.say(f"{name}: restored an earlier result for these settings")
         if damage := self.store.damage(name):
             place = self.store.set_aside_damaged(name)
             self.reporter.say(f"{name}: {damage}; the stage runs again, and its damaged result is now in {place}")

@@ -70,7 +70,7 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
 
 
 def _check_prompts(recipe: Recipe, stage: Stage, groups: Sequence[Group], encoder: EncoderOf, run_code: bool) -> None:
-    """Check that there is a prompt that leaves room for a response, and what rewards need of prompts."""
+    """Check that a prompt leaves room for a response, and that prompts have what rewards need."""
     prompts, settings = prompts_of(groups), stage.settings
     if groups and not prompts:
         raise DataError(f"stage '{stage.name}': the rows of 'prompts' are raw text, without a prompt to answer")

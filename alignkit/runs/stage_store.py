@@ -5,7 +5,7 @@ NAME/adapter               the result of a training stage, in peft's format
 NAME/kept/K                its version after epoch or iteration K, with `keep_versions: true`
 NAME/data.jsonl            the groups that a step made
 NAME/metrics.jsonl         joined into the run's metrics.jsonl
-.earlier/NAME/HASH         a result for other settings; it comes back when the recipe does
+.earlier/NAME/HASH         a result for other settings; restored when the recipe is changed back
 .damaged/NAME/HASH         a result whose files no longer have their checksums
 """
 

@@ -46,7 +46,7 @@ class Evaluate(Step):
         rewards: list[RewardRef] = Field(min_length=1, description="rewards that score the responses")
         prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
         baseline: PolicyRef | None = Field(
-            None, description="policy to compare the others with; default: the second to last of `policies`"
+            None, description="policy to compare the others with; default: the first but `base`, or else `base`"
         )
         reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
@@ -77,7 +77,9 @@ class Evaluate(Step):
     def baseline(self) -> str | None:
         """The policy to compare the others with; None if there is only one policy."""
         policies = self.options.policies
-        return self.options.baseline or (policies[-2] if len(policies) > 1 else None)
+        if self.options.baseline or len(policies) < 2:
+            return self.options.baseline
+        return next((policy for policy in policies[:-1] if policy != "base"), policies[0])
 
     @property
     def reference(self) -> str | None:

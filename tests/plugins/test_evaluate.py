@@ -21,6 +21,7 @@ import alignkit_llama2 as llama2
 from alignkit import Group, Response, RunFailed, StepContext, statistics
 from alignkit.data.group import read_groups
 from alignkit.recipe.schema import RewardSpec
+from alignkit.registry import Registration
 from alignkit.training.scoring import Scorer
 from alignkit_evaluate import report
 
@@ -114,7 +115,7 @@ def summary(folder: Path, models: Any = None, groups: Sequence[Group] | None = N
 
 def combined() -> RewardSpec:
     options = llama2.Llama2.Options(helpful="helpful", safety="safety")
-    component: Any = SimpleNamespace(registration=SimpleNamespace(implementation=llama2.Llama2), options=options)
+    component: Any = SimpleNamespace(registration=Registration("llama2", llama2.Llama2), options=options)
     return RewardSpec("combine", "llama2", component, {"helpful": HELPFUL, "safety": SAFETY})
 
 
@@ -239,6 +240,20 @@ def test_baseline(tmp_path: Path, baseline: str | None, expected: str) -> None:
         other = sum(SCORES[expected]) / 6
         gain = found["against"]["align"]["helpful"]["difference"]["mean"]
         assert gain == pytest.approx(sum(SCORES["align"]) / 6 - other)
+
+
+@pytest.mark.parametrize(
+    ("policies", "expected"),
+    [
+        (["base", "sft"], "base"),
+        (["sft", "align"], "sft"),
+        (["base", "sft", "align"], "sft"),
+        (["sft", "best", "align"], "sft"),
+        (["base", "sft", "best", "align"], "sft"),
+    ],
+)
+def test_the_baseline_is_where_training_began(policies: list[str], expected: str) -> None:
+    assert step(policies=policies).baseline == expected
 
 
 def test_a_single_policy_is_compared_with_nobody(tmp_path: Path) -> None:
@@ -431,7 +446,7 @@ def test_many_policies_are_shown_in_several_tables(tmp_path: Path) -> None:
     models.per_token = dict.fromkeys(names, -1.0)
     text = step(policies=names, show=1).run(context(models, tmp_path)).text
     assert text.count("cut off") == 2
-    assert "a against d: helpful +0.00 [0.00, 0.00], all prompts tied, KL 0.00 nats; no clear difference" in text
+    assert "b against a: helpful +0.00 [0.00, 0.00], all prompts tied, KL 0.00 nats; no clear difference" in text
 
 
 WIDTHS = [(0.21, 0.63, 2), (-5, 5, 1), (-50, 50, 0), (0, 2e-5, 6), (1, 1, 2)]

@@ -59,10 +59,10 @@ def test_a_run_and_its_preview_say_what_changed(
     ]
     assert cli.main(["run", str(recipe), change, *out]) == 0
     assert "one: changed since the last run (learning_rate not set -> 0.003), starting over" in capsys.readouterr().err
-    assert planned() == ["one: an earlier result comes back", "two: an earlier result comes back"]
+    assert planned() == ["one: an earlier result is restored", "two: an earlier result is restored"]
     assert cli.main(["run", str(recipe), *out]) == 0
     err = capsys.readouterr().err
-    assert err.count("an earlier result for these settings is back") == err.count("unchanged, reused") == 2
+    assert err.count("restored an earlier result for these settings") == err.count("unchanged, reused") == 2
     weights = tmp_path / "run" / "one" / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert planned()[0] == f"one: runs again, because {weights} has changed since the stage wrote it"
