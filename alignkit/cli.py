@@ -16,6 +16,7 @@ import typer
 from alignkit import __version__
 from alignkit.author import blaming
 from alignkit.errors import AlignkitError, OutOfResource, PluginError, disk_is_full
+from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
     from alignkit.plugins import Plugins
@@ -93,14 +94,14 @@ def validate(
         from alignkit.runs.preflight import data_lines
 
         for line in data_lines(checked):
-            print(line)
+            print(printable(line))
     if out is not None:
         from alignkit.runs.plan import plan
         from alignkit.runs.run import Run
 
         for line in plan(Run(checked, out)):
-            print(line)
-    print(f"ok: {checked.name}: stages {' -> '.join(checked.stages)}")
+            print(printable(line))
+    print(printable(f"ok: {checked.name}: stages {' -> '.join(checked.stages)}"))
 
 
 @app.command()
@@ -163,7 +164,7 @@ def _load(
             raise PluginError(str(broken))
     recipe = load_recipe(path, list(overrides or ()), loaded.registry)
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
-        print(f"warning: {broken}", file=sys.stderr)
+        print(printable(f"warning: {broken}"), file=sys.stderr)
     return recipe
 
 
@@ -183,7 +184,7 @@ def _print_plugins(loaded: Plugins) -> None:
     console = _console()
     console.print(table)
     for broken in loaded.broken:
-        console.print(Text(f"broken: {broken}", style="red"), soft_wrap=True)
+        console.print(Text(printable(f"broken: {broken}"), style="red"), soft_wrap=True)
     if sys.stdout.isatty():
         console.print("\n`alignkit plugins NAME` shows the options of a plugin.", style="dim")
 
@@ -253,7 +254,7 @@ def _failed(error: Exception) -> int:
         import traceback
 
         traceback.print_exception(error)
-    print(text if text.startswith("error: ") else f"error: {text}", file=sys.stderr)
+    print(printable(text if text.startswith("error: ") else f"error: {text}"), file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr)
+        print(printable(f"  {note}"), file=sys.stderr)
     return code

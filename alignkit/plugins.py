@@ -22,6 +22,7 @@ from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
 from alignkit.errors import AlignkitError, PluginError, did_you_mean
 from alignkit.external import ExternalTrainer
 from alignkit.formats import Format
+from alignkit.io.lookup import is_dir, is_file
 from alignkit.options import Options
 from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, normalized_name
 from alignkit.reward import Judge, Reward, RewardCombination
@@ -296,9 +297,9 @@ def _file_plugin(path: Path) -> _Candidate:
 
 
 def _import_file(path: Path) -> ModuleType:
-    if path.is_dir():
+    if is_dir(path):
         raise IsADirectoryError(f"{path} is a folder; --plugin takes a .py file")
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"no such file: {path}")
     # With the prefix a file called `json.py` does not hide the standard module.
     name = f"alignkit_plugin_file_{path.stem}"

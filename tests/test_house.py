@@ -68,6 +68,8 @@ TESTED_IN = {
     "io.cache": "test_reference_cache",
     "io.commits": "test_fingerprint",
     "io.digest": "test_fingerprint",
+    "io.lookup": "test_hostile_text",
+    "io.printable": "test_hostile_text",
     "judges": "test_author",
     "kernels.layout": "test_attention",
     "loss": "test_train",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import RunFailed
+from alignkit.io.lookup import is_file
 
 # The white space before an answer belongs to it: words and the space before them are one token.
 PLAIN = (
@@ -39,7 +40,7 @@ def set_chat_template(tokenizer: Any, name: str | None) -> None:
             )
         tokenizer.chat_template = _with_bos(tokenizer, TEMPLATES[name])
     elif name is not None:
-        if not Path(name).is_file():
+        if not is_file(name):
             known = ", ".join(TEMPLATES)
             raise RunFailed(f"model.chat_template: there is no template or file '{name}'; use {known} or a Jinja file")
         tokenizer.chat_template = read_template(Path(name))

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from alignkit.io.printable import printable
+
 SHOWN = {"loss": "loss", "reward": "reward", "kl": "kl", "accuracy": "accuracy", "tokens_per_second": "tok/s"}
 PLAIN_SECONDS = 10.0  # between progress lines in a pipe
 
@@ -35,7 +37,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line on stderr."""
-        self.err.print(text, markup=False, soft_wrap=True)
+        self.err.print(printable(text), markup=False, soft_wrap=True)
 
     def start(self, stage: str, total: int, done: int = 0) -> None:
         """Begin a stage of `total` steps, of which `done` are complete."""
@@ -87,7 +89,7 @@ class Reporter:
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in rows:
-            table.add_row(*[str(cell) for cell in row])
+            table.add_row(*[printable(str(cell)) for cell in row])
         self.out.print(table)
 
 

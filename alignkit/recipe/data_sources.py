@@ -9,6 +9,7 @@ from typing import Any
 
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec
+from alignkit.io.lookup import is_dir
 from alignkit.options import Options
 from alignkit.recipe.components import find, options_of, with_options
 from alignkit.recipe.document import Keys
@@ -23,6 +24,8 @@ _COMMON = allowed_keys(DataKeys)
 # Entries of a training stage whose rows are drawn again and again.
 _DRAWN = (("data",), ("prompts",), ("mix", "data"))
 _ONLY_HUB = ("name", "revision", "data_dir", "data_files", "streaming", "split")
+
+LONGEST_NAME = 200  # characters of a data set on the hub
 
 
 def read_data(raw: Any, keys: Keys, scope: Scope) -> DataSpec | None:
@@ -178,7 +181,11 @@ class _Source:
         if name is None:
             return None
         folder = self.scope.paths.locate(name, (*self.keys, "hub"))
-        return str(folder) if folder.is_dir() else name
+        if is_dir(folder):
+            return str(folder)
+        if name.startswith((".", "/", "~")) or len(name) > LONGEST_NAME:
+            self.scope.problems.error((*self.keys, "hub"), f"no such folder: {name}", help=f"looked for {folder}")
+        return name
 
     def _origin(self) -> tuple[Path | None, str | None]:
         """Return the file or stage that the data come from; neither for a Hub data set."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import Problem, RecipeError
+from alignkit.io.lookup import is_file, resolved
 from alignkit.recipe.overrides import apply_override
 from alignkit.recipe.yaml_nodes import MAX_DEPTH, MAX_SOURCE, Failed, Mark, Node, Reader
 from alignkit.recipe.yaml_nodes import dump as dump
@@ -117,12 +118,12 @@ def _load_file(path: Path, problems: list[Problem], chain: tuple[Path, ...] = ()
 def _load_base(path: Path, base: Node, problems: list[Problem], chain: tuple[Path, ...]) -> Node:
     """Return the nodes of the file that another file extends. chain: the files that led to it."""
     target = path.parent / base.value
-    if target.resolve() in chain:
+    if resolved(target) in chain:
         names = " -> ".join(item.name for item in (*chain, target))
         raise Failed(base.mark.problem(f"files extend each other in a cycle: {names}"))
     if len(chain) > MAX_DEPTH:
         raise Failed(base.mark.problem(f"more than {MAX_DEPTH} files extend each other"))
-    if not target.is_file():
+    if not is_file(target):
         raise Failed(base.mark.problem(f"no such file: {target}", "the path is relative to the folder of this file"))
     return _load_file(target, problems, chain)
 

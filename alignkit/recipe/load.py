@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignkit.errors import Problem, RecipeError, did_you_mean
+from alignkit.io.lookup import is_dir, is_file
 from alignkit.plugins import plugins
 from alignkit.recipe.build import build
 from alignkit.recipe.document import load_document
@@ -28,13 +29,13 @@ def _shipped() -> dict[str, Path]:
 def find_recipe(name: str | Path) -> Path:
     """Return the file of a recipe, given as a path or by the name of a shipped recipe (`quickstart`)."""
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     shipped = _shipped()
     if str(name) in shipped:
         return shipped[str(name)]
-    if path.is_dir():
+    if is_dir(path):
         raise RecipeError([Problem("expected a recipe file, got a folder", str(name))])
-    near = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    near = [item.name for item in path.parent.glob("*.y*ml")] if is_dir(path.parent) else []
     help = did_you_mean(path.name, [*near, *shipped]) or f"shipped recipes: {', '.join(shipped) or 'none'}"
     raise RecipeError([Problem(f"no such recipe: {name}", help=help)])

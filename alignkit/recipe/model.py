@@ -8,6 +8,7 @@ from typing import Any
 
 from alignkit.data.chat_templates import TEMPLATES, read_template
 from alignkit.errors import RunFailed
+from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.components import find
 from alignkit.recipe.document import Keys
 from alignkit.recipe.scope import Scope
@@ -15,6 +16,7 @@ from alignkit.recipe.validation import validate
 from alignkit.settings import ModelSpec
 
 _KEYS: Keys = ("model",)
+LONGEST_NAME = 200  # characters of a model on the hub
 
 
 def read_model(raw: Any, scope: Scope) -> ModelSpec | None:
@@ -58,7 +60,7 @@ def _check_template(template: Any, scope: Scope) -> None:
     if not isinstance(template, str) or template in TEMPLATES:
         return
     path = scope.paths.locate(template, (*_KEYS, "chat_template"))
-    if not path.is_file():
+    if not is_file(path):
         built_in = ", ".join(f"'{name}'" for name in TEMPLATES)
         message = f"model.chat_template: '{template}' is neither a built-in template ({built_in}) nor a Jinja file"
         scope.problems.error((*_KEYS, "chat_template"), message, help=f"looked for {path}")
@@ -78,9 +80,9 @@ def _read_base(base: Any, scope: Scope) -> str:
         find("model", base, keys, scope)  # reports a name that two plugins claim
         return base
     path = scope.paths.locate(base, keys)
-    if path.is_dir():
+    if is_dir(path):
         return str(path)
-    if base.startswith((".", "/", "~")):
+    if base.startswith((".", "/", "~")) or len(base) > LONGEST_NAME:
         scope.problems.error(keys, f"no such folder: {base}", help=f"looked for {path}")
     elif "/" not in base:
         # Few Hub ids have no namespace, so a misspelled plugin is more likely.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import did_you_mean
+from alignkit.io.lookup import exists, expanded, is_dir, resolved
 from alignkit.recipe.document import Document, Keys
 from alignkit.recipe.problems import Problems
 
@@ -26,20 +27,20 @@ class Paths:
 
     def locate(self, text: str, keys: Keys) -> Path:
         """Return the absolute path of a path written at `keys`, whether or not the file exists."""
-        path = Path(text).expanduser()
+        path = expanded(text)
         if path.is_absolute():
             return path
-        path = (self.document.folder(keys) / path).resolve()
-        if keys in self.document.places and path.exists():
+        path = resolved(self.document.folder(keys) / path)
+        if keys in self.document.places and exists(path):
             self.located[id(self.document.places[keys][1])] = (text, str(path))
         return path
 
     def file(self, text: str, keys: Keys, also: Iterable[str] = ()) -> Path | None:
         """Return the absolute path of a file that must exist. also: stages that the user may have meant instead."""
         path = self.locate(text, keys)
-        if path.exists():
+        if exists(path):
             return path
-        near = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+        near = sorted(item.name for item in path.parent.iterdir()) if is_dir(path.parent) else []
         help = did_you_mean(path.name, [*near, *also]) or f"looked in {path.parent}"
         self.problems.error(keys, f"no such file{' or stage' if also else ''}: {text}", help=help)
         return None
@@ -47,7 +48,7 @@ class Paths:
     def folder(self, text: str, keys: Keys) -> Path | None:
         """Return the absolute path of a folder that must exist."""
         path = self.locate(text, keys)
-        if path.is_dir():
+        if is_dir(path):
             return path
         self.problems.error(keys, f"no such folder: {text}", help=f"looked for {path}")
         return None
@@ -55,7 +56,7 @@ class Paths:
     def option(self, value: Path, keys: Keys) -> Path:
         """Check the file that an option names."""
         path = self.locate(str(value), keys)
-        if not path.exists():
+        if not exists(path):
             self.problems.error(keys, f"no such file: {value}", help=f"looked for {path}")
         return self.for_run(value, keys)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignkit.io.lookup import is_dir
 from alignkit.recipe.document import Keys
 from alignkit.recipe.scope import BASE, Scope, check_stage
 
@@ -31,7 +32,7 @@ def read_start(value: str, keys: Keys, scope: Scope) -> str | None:
     if scope.is_missing(value) or scope.is_stage(name) or name.partition("@")[0] == BASE:
         return read_stage(value, keys, scope)
     folder = scope.paths.locate(name, keys)
-    if not folder.is_dir():
+    if not is_dir(folder):
         scope.problems.error(keys, f"'{name}' is neither a stage nor a folder", help=scope.suggest_stage(name))
         return None
     if not any((folder / file).is_file() for file in _WEIGHTS):

@@ -197,6 +197,9 @@ class Reader:
             value = _scalar(kind, node.value)
             if isinstance(value, str):
                 value.encode()  # fails for an escape such as "\ud800", which is not a character
+                if "\0" in value:
+                    self.problems.append(mark.problem("contains a NUL character"))
+                    return value.replace("\0", "")
         except UnicodeEncodeError:
             self.problems.append(mark.problem("not valid text: half of a surrogate pair"))
             return ""

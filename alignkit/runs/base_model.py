@@ -9,6 +9,7 @@ from alignkit.author import author_of, calling
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
+from alignkit.io.lookup import is_dir, is_file
 from alignkit.kernels.capabilities import multiplies_bf16
 from alignkit.models.chat_template import ChatOptions
 from alignkit.models.encoding import Encoder
@@ -24,7 +25,7 @@ from alignkit.settings import ModelSpec
 
 def base_source(base: str) -> str:
     """A local folder or a hub id for `model.base`. Calls a model plugin, which may download."""
-    if Path(base).is_dir() or base not in plugins().registry.names("model"):
+    if is_dir(base) or base not in plugins().registry.names("model"):
         return base
     make_folder(cache := cache_folder())
     registration = plugins().registry.get("model", base)
@@ -64,7 +65,7 @@ def _resolved(recipe: Recipe, date: str | None) -> ModelSpec:
     spec = recipe.model
     spec = spec.model_copy(update={"date": spec.date or date})
     template = recipe.folder / (spec.chat_template or "")
-    return spec.model_copy(update={"chat_template": str(template)}) if template.is_file() else spec
+    return spec.model_copy(update={"chat_template": str(template)}) if is_file(template) else spec
 
 
 def base_encoder(recipe: Recipe, source: str, *, commit: str | None = None, date: str | None = None) -> Encoder:
@@ -73,7 +74,7 @@ def base_encoder(recipe: Recipe, source: str, *, commit: str | None = None, date
     Arguments: as those of `load_base_model`.
     """
     spec, revision = _resolved(recipe, date), commit or recipe.model.revision
-    if Path(source).is_dir():
+    if is_dir(source):
         check_folder(Path(source), spec.trust_remote_code)
     tokenizer = load_tokenizer(spec, locate(source, revision), revision)
     chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)

@@ -13,6 +13,7 @@ from alignkit import kernels
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec
 from alignkit.io.digest import digest, file_digest, model_digest, versions
+from alignkit.io.lookup import is_file
 from alignkit.io.source_code import plugin_digests, source_digests
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of
 from alignkit.registry import Component
@@ -41,7 +42,7 @@ def stage_parts(
     fingerprint = _Fingerprint(recipe, data or RunData(lambda name: recipe.folder / name, recipe.seed))
     model = recipe.model.model_dump()
     template = recipe.folder / (recipe.model.chat_template or "")
-    if template.is_file():  # its name here and its content below; its folder does not matter
+    if is_file(template):  # its name here and its content below; its folder does not matter
         model["chat_template"] = template.name
     return {
         "component": fingerprint.of(stage.component),
@@ -105,7 +106,7 @@ class _Fingerprint:
 
     def _file(self, path: Path) -> Any:
         """The digest of a file; that of Python code includes the user's modules that it imports."""
-        if not path.is_file():
+        if not is_file(path):
             return None
         return source_digests(path) if path.suffix == ".py" else file_digest(path)
 

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, disk_is_full, memory_ran_out
 from alignkit.io.atomic import make_folder, remove_leftovers
 from alignkit.io.credentials import redacted
+from alignkit.io.lookup import exists, is_dir
 
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -21,14 +22,18 @@ UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make the run's folder, hold its lock, so that two runs never share it, and clear what a killed run left."""
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not is_dir(folder):
         raise RecipeError([Problem(f"--out {folder} is a file, not a folder")])
     try:
         make_folder(folder)
         lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise RunFailed(f"another run is using {folder}; choose another folder with --out") from None
+    except ValueError as error:
+        raise RecipeError([Problem(f"--out {str(folder)!r} cannot be the name of a folder: {error}")]) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise RecipeError([Problem(f"--out {str(folder)[:80]}... is too long for the name of a folder")]) from None
         if error.errno not in UNWRITABLE:
             raise
         raise OutOfResource(f"cannot write {folder}: {error.strerror}; choose another folder with --out") from None

@@ -18,6 +18,7 @@ from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import Commits
 from alignkit.io.digest import digest, model_digest
+from alignkit.io.printable import printable
 from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.kernels import memory
 from alignkit.models.encoding import Encoder
@@ -113,7 +114,7 @@ class Run:
             times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
             self.store.join_metrics()
         for text in self._texts:
-            self.reporter.out.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.reporter.out.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         peak = memory.peak_text(self.model.device if "model" in vars(self) else None)
         took = f"done in {duration(time.monotonic() - began)} ({', '.join(times)})"
         self.reporter.say(f"{took}; peak memory {peak}")

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from alignkit import seeds
 from alignkit.algorithm import REWARD, Algorithm, SelectContext
-from alignkit.author import calling, made
+from alignkit.author import Author, calling, made
 from alignkit.data.group import Group, prompts_of, resolved_pairs
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError
@@ -53,12 +52,7 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
     algorithm, author = made(stage.component, stage.name)
     if isinstance(algorithm, ExternalTrainer):
         return
-    seed = settings.seed if settings and settings.seed is not None else recipe.seed
-    random = seeds.stream(seed, stage.name, "select")
-    context = SelectContext(0, seed, lambda: [], lambda **facts: None, random, False, lambda text: None)
-    with calling(author, "select", algorithm):
-        chosen = algorithm.select(groups, context)
-    selected = [g for item in chosen for g in ([item] if isinstance(item, Group) else item.groups)]
+    selected = _selected(recipe, stage, groups, algorithm, author)
     with calling(author, "check_data", algorithm):
         algorithm.check_data(selected)
     if (encode := encoder()) is not None and settings is not None:
@@ -67,6 +61,22 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
         if with_prompt and len(with_prompt) == len(selected):
             fits = (encode.encode(group, limit, turns=turns, scoring=scoring) is not None for group in with_prompt)
             _check_room(stage, encode, with_prompt, fits, 1)
+
+
+def _selected(
+    recipe: Recipe, stage: Stage, groups: Sequence[Group], algorithm: Algorithm, author: Author
+) -> Sequence[Group]:
+    """The groups that the algorithm selects, with the same random numbers as in the stage."""
+    if type(algorithm).select is Algorithm.select:
+        return groups
+    from alignkit import seeds  # imports numpy
+
+    seed = stage.settings.seed if stage.settings and stage.settings.seed is not None else recipe.seed
+    random = seeds.stream(seed, stage.name, "select")
+    context = SelectContext(0, seed, lambda: [], lambda **facts: None, random, False, lambda text: None)
+    with calling(author, "select", algorithm):
+        chosen = algorithm.select(groups, context)
+    return [group for item in chosen for group in ([item] if isinstance(item, Group) else item.groups)]
 
 
 def _check_prompts(recipe: Recipe, stage: Stage, groups: Sequence[Group], encoder: EncoderOf, run_code: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from alignkit.data.chat_templates import TEMPLATES
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import write_json
+from alignkit.io.lookup import is_file
 from alignkit.models.hub import locate
 
 FILES = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
@@ -39,7 +40,7 @@ def writes_date(source: str, revision: str | None, template: str | None, folder:
     """
     if template is not None:
         file = folder / template
-        return template not in TEMPLATES and file.is_file() and CALL in file.read_text(encoding="utf-8")
+        return template not in TEMPLATES and is_file(file) and CALL in file.read_text(encoding="utf-8")
     return any(CALL in path.read_text(encoding="utf-8") for path in _template_files(source, revision))
 
 

@@ -1,0 +1,131 @@
+"""Texts that no file system can have as a name, or that would act on a terminal: exit 2 or 4, and plain output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.cli import main
+from alignkit.io.lookup import exists, expanded, is_dir, is_file, resolved
+from alignkit.io.printable import printable
+
+LONG, UNKNOWN, NUL, INLINE = "x" * 5000, "~nobody-of-this-name/x", "a\0b", "{{ messages }}\n" * 400
+RED = "\x1b[31mred\x1b[0m\x9b1m\u202eder\x07"
+
+
+@pytest.mark.parametrize("name", [LONG, UNKNOWN, NUL, "y" * 300])
+def test_names_that_cannot_be(name: str) -> None:
+    assert not (is_file(name) or is_dir(name) or exists(name))
+    assert str(expanded(name)) == name
+    assert resolved(Path("/tmp") / "z") == Path("/tmp/z").resolve()
+
+
+def test_control_characters_are_shown_as_such() -> None:
+    assert printable(RED) == "\ufffd[31mred\ufffd[0m\ufffd1m\ufffdder\ufffd"
+    assert printable("a\tb\nc é 日本 👩‍👧\u00a0") == "a\tb\nc é 日本 👩‍👧\u00a0"
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    sft: dict[str, Any] = {"algorithm": "sft", "data": "demos.jsonl"}
+    whole: dict[str, Any] = {"model": {"base": "tiny"}, "stages": {"sft": sft}}
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = whole
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    return whole
+
+
+PLACES: dict[str, Any] = {
+    "data": lambda text: recipe(stages__sft__data=text),
+    "data, as a mapping": lambda text: recipe(stages__sft__data={"path": text}),
+    "a hub data set": lambda text: recipe(stages__sft__data={"hub": "./" + text}),
+    "validation": lambda text: recipe(stages__sft__validation=text),
+    "model.base": lambda text: recipe(model__base=text),
+    "chat_template": lambda text: recipe(model__chat_template=text),
+    "from": lambda text: recipe(stages__sft__from=text),
+    "extends": lambda text: recipe(extends=text),
+    "a reward's file": lambda text: recipe(
+        stages__align={"algorithm": "rloo", "prompts": "demos.jsonl", "iterations": 1}
+        | {"reward": {"python": {"path": text, "function": "f"}}}
+    ),
+    "a reward's folder": lambda text: recipe(
+        stages__align={"algorithm": "rloo", "prompts": "demos.jsonl", "iterations": 1, "reward": {"folder": text}}
+    ),
+}
+
+
+def run(folder: Path, content: dict[str, Any] | str, *arguments: str) -> int:
+    (folder / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / "r.yaml").write_text(text, encoding="utf-8")
+    return main(["run", str(folder / "r.yaml"), "--out", str(folder / "run"), *arguments])
+
+
+@pytest.fixture(autouse=True)
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
+
+
+@pytest.mark.parametrize("text", [LONG, UNKNOWN, NUL, INLINE], ids=["long", "unknown user", "NUL", "inline"])
+@pytest.mark.parametrize("place", PLACES)
+def test_impossible_names_are_mistakes_of_the_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, text: str
+) -> None:
+    code = run(tmp_path, PLACES[place](text))
+    err = capsys.readouterr().err
+    assert code in (2, 4) and "unexpected" not in err and "Traceback" not in err, err
+    assert "r.yaml" in err or place == "a hub data set"
+
+
+@pytest.mark.parametrize("option", ["--out", "--plugin"])
+@pytest.mark.parametrize("text", [LONG, NUL], ids=["long", "NUL"])
+def test_impossible_names_in_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, text: str
+) -> None:
+    code = run(tmp_path, recipe(), option, str(tmp_path / text))
+    assert code in (2, 3) and "unexpected" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [LONG, UNKNOWN, NUL, f"{RED}.yaml"])
+def test_a_recipe_that_cannot_be(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert main(["run", name]) == 2
+    err = capsys.readouterr().err
+    assert "no such recipe" in err and "\x1b" not in err
+
+
+HOSTILE: dict[str, Any] = {
+    "a key": json.dumps(recipe(stages__sft__epochs=1)).replace("epochs", "\\u001b[31mepochs"),
+    "a stage": json.dumps({"model": {"base": "tiny"}, "stages": {RED: {"algorithm": "sft", "data": "demos.jsonl"}}}),
+    "an algorithm": recipe(stages__sft__algorithm=RED),
+    "a file": recipe(stages__sft__data=f"{RED}.jsonl"),
+    "a model": recipe(model__base=f"./{RED}"),
+    "a value": recipe(stages__sft__epochs=RED),
+    "YAML": "model: {base: tiny}\nstages: [\x1b[31m",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_recipe_cannot_act_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    assert run(tmp_path, HOSTILE[case]) != 0
+    said = capsys.readouterr()
+    assert not any(character in said.out + said.err for character in "\x1b\x07\x9b\u202e")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{RED: 1}, {"prompt": "a", "completion": "b", RED: 1}, {"prompt": RED, "completion": RED}, {"prompt": {RED: RED}}],
+    ids=["columns", "a column", "texts", "a bad row"],
+)
+def test_data_cannot_act_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], row: Any) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(recipe(stages__sft__data="rows.jsonl")), encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    main(["validate", str(tmp_path / "r.json")])
+    said = capsys.readouterr()
+    assert said.out + said.err
+    assert not any(character in said.out + said.err for character in "\x1b\x07\x9b\u202e")
