@@ -22,6 +22,8 @@ _OUT_OF_MEMORY = (
     "cudaerrormemoryallocation",
 )
 
+MOST_SHOWN = 100  # problems of a recipe
+
 
 class AlignkitError(Exception):
     """Shown to the user as one message, without a traceback."""
@@ -46,7 +48,10 @@ class RecipeError(AlignkitError):
 
     def __init__(self, problems: Iterable[Problem]):
         self.problems = list(problems)
-        super().__init__("\n\n".join(str(problem) for problem in self.problems))
+        texts = [str(problem) for problem in self.problems[:MOST_SHOWN]]
+        if len(self.problems) > MOST_SHOWN:
+            texts.append(f"... and {len(self.problems) - MOST_SHOWN} more")
+        super().__init__("\n\n".join(texts))
 
 
 class PluginError(AlignkitError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 from alignkit.errors import RunFailed
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+MOST_TIMES = 10  # as large as the weights; sharing and quantization explain less
 AGAIN = "copy or download the file again"
 
 
@@ -21,8 +24,9 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
     if (folder / "adapter_config.json").is_file():  # transformers reads its base, too
         return
     _check_config(folder, trust_remote_code)
-    for file in _weight_files(folder):
-        check_safetensors(file)
+    files = _weight_files(folder)
+    names = [name for file in files for name in check_safetensors(file)]
+    _check_size(folder / CONFIG, names, sum(file.stat().st_size for file in files))
 
 
 def _check_config(folder: Path, trust_remote_code: bool) -> None:
@@ -65,11 +69,33 @@ def _weight_files(folder: Path) -> list[Path]:
     raise RunFailed(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}\nhelp: copy the weights into the folder")
 
 
-def check_safetensors(file: Path) -> None:
-    """Raise RunFailed if a file is missing, damaged, truncated or no safetensors file."""
+def _check_size(config_file: Path, names: Sequence[str], size: int) -> None:
+    """Raise RunFailed if the configuration describes a far larger model than the weights are.
+
+    transformers would first allocate the larger one, which may take all memory.
+    """
+    config = read_json(config_file)
+    config = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert isinstance(config, dict)
+    numbers = [int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))]
+    layers = config.get("num_hidden_layers", config.get("n_layer", 0))
+    if numbers and isinstance(layers, int) and layers > MOST_TIMES * (max(numbers) + 1):
+        raise RunFailed(
+            f"{config_file} describes {layers} layers, but its weights have {max(numbers) + 1}\nhelp: {AGAIN}"
+        )
+    width, vocabulary = config.get("hidden_size"), config.get("vocab_size")
+    if isinstance(width, int) and isinstance(vocabulary, int) and width * vocabulary > MOST_TIMES * size:
+        raise RunFailed(
+            f"{config_file} describes {vocabulary} embeddings of {width} numbers, which are more than its weights hold "
+            f"({size} bytes)\nhelp: {AGAIN}"
+        )
+
+
+def check_safetensors(file: Path) -> list[str]:
+    """The names of a file's tensors. Raises RunFailed if it is missing, damaged, truncated or no safetensors file."""
     try:
         with safe_open(file, "pt") as content:
-            content.keys()
+            return list(content.keys())
     except FileNotFoundError as error:
         raise RunFailed(f"there is no file {file}\nhelp: {AGAIN}") from error
     except (SafetensorError, OSError) as error:

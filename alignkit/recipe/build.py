@@ -15,7 +15,7 @@ from alignkit.recipe.document import Document, Keys
 from alignkit.recipe.model import read_model
 from alignkit.recipe.paths import Paths
 from alignkit.recipe.rewards import read_reward
-from alignkit.recipe.rounds import expand
+from alignkit.recipe.rounds import MOST_STAGES, expand
 from alignkit.recipe.schema import Recipe, Stage, TopKeys
 from alignkit.recipe.scope import Resolver, Scope
 from alignkit.recipe.stages import declare, read_stages
@@ -40,6 +40,9 @@ def build(document: Document, registry: Registry) -> Recipe:
     rounds, problems = expand(document)
     scope = Scope(problems, Paths(problems), registry, rounds, _RESOLVERS)
     data = problems.document.data
+    if isinstance(data.get("stages"), dict) and len(data["stages"]) > MOST_STAGES:
+        problems.error(("stages",), f"{len(data['stages'])} stages; the most is {MOST_STAGES}")
+        raise problems.as_error()
     top = validate(TopKeys, data, (), problems).value
     stages = _build_stages(data.get("stages"), scope)
     model = read_model(data["model"], scope) if "model" in data else None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkit.errors import Problem, RecipeError
+from alignkit.errors import MOST_SHOWN, Problem, RecipeError
 from alignkit.recipe.advice import advice
 from alignkit.recipe.document import Document, Keys
 
@@ -19,6 +19,7 @@ class Problems:
 
     document: Document
     items: list[Problem] = field(default_factory=list)
+    _known: set[Problem] = field(default_factory=set)
     of_plugins: int = 0
 
     def __len__(self) -> int:
@@ -30,14 +31,17 @@ class Problems:
         at_key: point at the key instead of its value. plugin: the plugin is wrong, not the recipe.
         """
         problem = self.document.problem(keys, message, at_key=at_key, help=help)
-        if problem not in self.items:
+        if problem not in self._known:
+            self._known.add(problem)
             self.items.append(problem)
             self.of_plugins += plugin
 
     def unknown_key(self, keys: Keys, allowed: Iterable[str], help: str = "") -> None:
         """Add an unknown key. Without a help text, suggest the nearest allowed key or the place where it belongs."""
         key = str(keys[-1])
-        self.error(keys, f"unknown key '{key}'", at_key=True, help=help or advice(key, list(allowed)))
+        if len(self.items) < MOST_SHOWN:  # the search for a similar name takes longest
+            help = help or advice(key, list(allowed))
+        self.error(keys, f"unknown key '{key}'", at_key=True, help=help)
 
     def as_error(self) -> RecipeError:
         """Return the error that reports every problem in the order of the file."""

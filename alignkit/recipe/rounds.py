@@ -27,6 +27,7 @@ from alignkit.recipe.schema import BlockKeys
 from alignkit.recipe.validation import validate
 
 T = TypeVar("T")
+MOST_STAGES = 1000
 OUTSIDE = ""  # used in place of a stage's name for all stages outside of blocks
 
 
@@ -84,11 +85,12 @@ def expand(document: Document) -> tuple[Rounds, Problems]:
         block = _block(stage, ("stages", name), stages.keys() - {name} | written.keys(), problems)
         if block is None:
             continue
+        below = {inner: _places_below(document, ("stages", name, "stages", inner)) for inner in block.stages}
         for number in range(1, block.repeat + 1):
             _declare(rounds, block, number)
             for inner, content in block.stages.items():
                 written[_real(inner, number)] = copy.deepcopy(content)
-                _copy_places(places, ("stages", name, "stages", inner), ("stages", _real(inner, number)))
+                places |= {("stages", _real(inner, number), *rest): marks for rest, marks in below[inner].items()}
         _declare_outside(rounds, block)
     problems.document = Document(document.path, {**document.data, "stages": written}, places)
     return rounds, problems
@@ -112,6 +114,10 @@ def _block(raw: Mapping[str, Any], keys: Keys, taken: Collection[str], problems:
         return None
     for name in block.stages:
         _check_unique(name, block.repeat, (*keys, "stages", name), taken, problems)
+    count = block.repeat * len(block.stages)
+    if count > MOST_STAGES:
+        message = f"{block.repeat} rounds of {len(block.stages)} stages are {count} stages; the most is {MOST_STAGES}"
+        problems.error((*keys, "repeat"), message)
     for name in block.start:
         if name not in block.stages:
             help = did_you_mean(name, block.stages) or f"stages of the block: {', '.join(block.stages)}"
@@ -156,7 +162,6 @@ def _declare_outside(rounds: Rounds, block: BlockKeys) -> None:
         rounds.every.setdefault(OUTSIDE, {})[name] = [_real(name, k) for k in range(1, block.repeat + 1)]
 
 
-def _copy_places(places: dict[Keys, Any], source: Keys, target: Keys) -> None:
-    for keys, marks in list(places.items()):
-        if keys[: len(source)] == source:
-            places[(*target, *keys[len(source) :])] = marks
+def _places_below(document: Document, source: Keys) -> dict[Keys, Any]:
+    """The places of a value and of everything inside it, by the rest of their path."""
+    return {keys[len(source) :]: marks for keys, marks in document.places.items() if keys[: len(source)] == source}

@@ -150,6 +150,23 @@ def test_damaged_adapters_are_refused(damage: Callable[[Path], None], problem: s
     assert list(policy.roles) == ["base", "new"]
 
 
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"num_hidden_layers": 1_000_000}, "describes 1000000 layers, but its weights have"),
+        ({"vocab_size": 10**9}, "describes 1000000000 embeddings of"),
+    ],
+)
+def test_a_configuration_cannot_claim_more_than_its_weights(
+    tmp_path: Path, claim: dict[str, int], message: str
+) -> None:
+    make(tmp_path, "Llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | claim))
+    with pytest.raises(RunFailed, match=message):
+        loaded(tmp_path)
+
+
 # Code that comes with a model
 
 OWN_CODE = """

@@ -1,0 +1,50 @@
+"""Recipes with thousands of mistakes or stages are refused in seconds, and what is wrong fits on a screen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.errors import MOST_SHOWN, RecipeError
+from alignkit.recipe import problems
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.rounds import MOST_STAGES
+
+SFT = {"algorithm": "sft", "data": "demos.jsonl"}
+
+
+def refused(folder: Path, stages: dict[str, Any]) -> RecipeError:
+    (folder / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    (folder / "r.yaml").write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(folder / "r.yaml")
+    return caught.value
+
+
+def test_only_the_first_of_many_mistakes_are_looked_up_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(problems, "advice", lambda key, known: asked.append(key) or "")
+    error = refused(tmp_path, {"sft": SFT | {f"unknown_{n}": n for n in range(1000)}})
+    assert len(error.problems) == 1000 and len(asked) == MOST_SHOWN
+    assert str(error).endswith("... and 900 more") and str(error).count("unknown key") == MOST_SHOWN
+
+
+def test_a_mistake_is_reported_once(tmp_path: Path) -> None:
+    assert len(refused(tmp_path, {"sft": SFT | {"nothing": 1}, "more": SFT | {"nothing": 1}}).problems) == 2
+
+
+def test_a_block_of_too_many_stages(tmp_path: Path) -> None:
+    block = {"repeat": 100, "stages": {f"s{n}": SFT for n in range(11)}}
+    assert f"100 rounds of 11 stages are 1100 stages; the most is {MOST_STAGES}" in str(
+        refused(tmp_path, {"round": block})
+    )
+
+
+def test_too_many_stages(tmp_path: Path) -> None:
+    error = refused(tmp_path, {f"s{n}": SFT for n in range(MOST_STAGES + 1)})
+    assert f"{MOST_STAGES + 1} stages; the most is {MOST_STAGES}" in str(error)
