@@ -74,9 +74,8 @@ def _check_size(config_file: Path, names: Sequence[str], size: int) -> None:
 
     transformers would first allocate the larger one, which may take all memory.
     """
-    config = read_json(config_file)
-    config = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert isinstance(config, dict)
+    whole = read_json(config_file)
+    config: dict[str, Any] = whole["text_config"] if isinstance(whole.get("text_config"), dict) else whole
     numbers = [int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))]
     layers = config.get("num_hidden_layers", config.get("n_layer", 0))
     if numbers and isinstance(layers, int) and layers > MOST_TIMES * (max(numbers) + 1):
