@@ -30,6 +30,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from alignkit.addresses import checked_address
 from alignkit.errors import RemoteError, RunFailed
 from alignkit.io.credentials import looks_like_key, places_of_keys
+from alignkit.io.digest import digest
 from alignkit.options import Options
 from alignkit.stopping import should_stop
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 1 << 20  # a longer body is malformed
 LONGEST_PAUSE = 60.0  # seconds between attempts; a server's Retry-After may ask for more
 STOP_SECONDS = 0.2  # between looks at whether the run should stop
-_TABLE = "create table if not exists replies (key text primary key, value text)"
+_TABLE = "create table if not exists checked_replies (key text primary key, value text, digest text)"
 _FATAL = {
     401: "the key in {variable} was not accepted",
     403: "the key in {variable} is not allowed to ask for this",
@@ -194,15 +195,20 @@ class ReplyStore:
         """The stored replies to the requests with these keys."""
         known = {}
         for key in keys:
-            row = self._db.execute("select value from replies where key = ?", (key,)).fetchone()
-            if row is not None:
+            try:
+                row = self._db.execute("select value, digest from checked_replies where key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                raise RunFailed(f"{self._name}: {self._path} is damaged ({error}); delete it") from None
+            if row is not None and row[1] == digest([key, row[0]]):  # else the disk has changed it: ask again
                 known[key] = Reply(json.loads(row[0]))
         return known
 
     def put(self, key: str, value: Any) -> None:
         """Store a value."""
         try:
-            self._db.execute("insert or replace into replies values (?, ?)", (key, json.dumps(value)))
+            text = json.dumps(value)
+            row = (key, text, digest([key, text]))
+            self._db.execute("insert or replace into checked_replies values (?, ?, ?)", row)
         except sqlite3.Error as error:
             raise RunFailed(f"{self._name}: cannot write {self._path} ({error})") from None
 

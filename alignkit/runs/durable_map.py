@@ -36,7 +36,8 @@ def durable_map(
             if key not in stored:
                 # To JSON and back, so that a fresh result equals a stored one.
                 stored[key] = json.loads(json.dumps(list(function(chunk))))
-                file.write("\n" + json.dumps({"key": key, "results": stored[key]}))
+                record = {"key": key, "results": stored[key]}
+                file.write("\n" + json.dumps({**record, "check": digest(record)}))
                 file.flush()
                 os.fsync(file.fileno())
             results += stored[key]
@@ -45,10 +46,12 @@ def durable_map(
 
 def _stored(path: Path) -> dict[str, list[Any]]:
     stored = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with suppress(ValueError):  # a killed run may leave an incomplete last line
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        # A killed run may leave an incomplete last line, and a disk may change any. Such chunks are computed again.
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
             record = json.loads(line)
-            stored[record["key"]] = record["results"]
+            if record.pop("check") == digest(record):
+                stored[record["key"]] = record["results"]
     return stored
 
 

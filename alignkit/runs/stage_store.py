@@ -166,7 +166,7 @@ def _checksums(folder: Path) -> dict[str, str]:
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if name.parts[0] in ("checkpoints", "stage.json", "metrics.jsonl"):
+        if name.parts[0] in ("checkpoints", "stage.json"):
             continue
         if path.is_dir():
             sync_folder(path)

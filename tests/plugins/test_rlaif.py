@@ -7,6 +7,7 @@ import email.utils
 import json
 import math
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -669,6 +670,16 @@ def test_dangerous_options_are_refused_without_repeating_them(options: dict[str,
     with pytest.raises(ValidationError) as caught:
         judges.OpenAIJudge.Options(**({"base_url": "http://localhost/v1", "model": "m"} | options))
     assert SECRET not in str(caught.value)
+
+
+def test_a_reply_whose_bits_have_changed_is_asked_for_again(remote: Any, server: Server, tmp_path: Path) -> None:
+    judge = remote()
+    first = judge.compare([(PROMPT, "is 2", "is 1")])
+    asked = len(server.requests)
+    assert judge.compare([(PROMPT, "is 2", "is 1")]) == first and len(server.requests) == asked
+    with sqlite3.connect(tmp_path / "cache" / "openai_judge.sqlite") as database:
+        database.execute("update checked_replies set value = replace(value, '0', '1')")
+    assert judge.compare([(PROMPT, "is 2", "is 1")]) == first and len(server.requests) > asked
 
 
 def test_a_damaged_cache_is_named(remote: Any, tmp_path: Path) -> None:

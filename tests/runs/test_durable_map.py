@@ -56,3 +56,14 @@ def test_a_stop_is_asked_for_before_each_chunk(tmp_path: Path) -> None:
     stops = []
     durable_map(tmp_path / "x.jsonl", ROWS, Doubling(), lambda: stops.append(1))
     assert len(stops) == 3
+
+
+def test_a_chunk_whose_bits_have_changed_is_computed_again(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    durable_map(file, ROWS, Doubling())
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        file.write_bytes(flipped)
+        assert durable_map(file, ROWS, Doubling()) == DOUBLED, place
