@@ -12,7 +12,7 @@ SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 # Only what an installation depends on: an editable install follows the code by itself.
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: quickstart test slow bench lint fix clean
+.PHONY: quickstart test slow faults bench lint fix clean
 
 quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
@@ -22,6 +22,9 @@ test: lint
 
 slow: .venv/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+faults: .venv/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
 
 bench: .venv/.installed $(PPO)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -23,6 +23,7 @@ _WHERE = {
     "hookspecs": "Register hookimpl",
     "judges": "CheckedJudge",
     "loss": "Loss Per Term per_group per_pair per_response per_token",
+    "notebook": "RunResult StageResult run",
     "options": "DataRef Field JudgeRef Options PolicyRef RewardRef StageRef",
     "reward": "CombinedReward Context Judge Models REWARD_KEY Reward RewardCombination Verdict",
     "sampling_options": "ResponseOptions SamplingOptions",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from alignkit.hookspecs import Register, hookimpl
     from alignkit.judges import CheckedJudge
     from alignkit.loss import Loss, Per, Term, per_group, per_pair, per_response, per_token
+    from alignkit.notebook import RunResult, StageResult, run
     from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef, StageRef
     from alignkit.reward import REWARD_KEY, CombinedReward, Context, Judge, Models, Reward, RewardCombination, Verdict
     from alignkit.sampling_options import ResponseOptions, SamplingOptions

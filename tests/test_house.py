@@ -31,7 +31,7 @@ LAYERS = [
     {"models"},
     {"training"},
     {"runs"},
-    {"cli", "testing", "__main__"},
+    {"cli", "notebook", "testing", "__main__"},
 ]
 ROOMS = {"io", "kernels", "models", "recipe", "runs", "training"}  # internal: plugins may not import them
 # Kernels know processors, and nothing of alignkit but these.

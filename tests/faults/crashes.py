@@ -25,7 +25,7 @@ class Disk:
     def __init__(self, root: Path):
         self.root = root
         self.files: dict[int, bytes] = {}
-        self.folders: dict[int, dict[str, int]] = {}
+        self.folders: dict[int, dict[str, tuple[int, bool]]] = {}  # names: number, and whether it is a folder
         self.kept: list[int] = []  # open files, so that no number of theirs is given to another
         self.points: list[tuple[Tree, Tree]] = []  # what survives a power failure, and a kill
 
@@ -52,7 +52,7 @@ class Disk:
         facts = os.fstat(handle)
         self.kept.append(os.dup(handle))
         if stat.S_ISDIR(facts.st_mode):
-            self.folders[facts.st_ino] = {entry.name: entry.inode() for entry in os.scandir(path)}
+            self.folders[facts.st_ino] = {e.name: (e.inode(), e.is_dir()) for e in os.scandir(path)}
         else:
             self.files[facts.st_ino] = path.read_bytes()
         number = os.stat(self.root).st_ino
@@ -60,9 +60,9 @@ class Disk:
         self.points.append((dict(self.survivors(number)), now))
 
     def survivors(self, folder: int, path: str = "") -> Iterator[tuple[str, bytes | None]]:
-        for name, number in self.folders.get(folder, {}).items():
+        for name, (number, is_folder) in self.folders.get(folder, {}).items():
             below = f"{path}{name}"
-            if number in self.folders:
+            if is_folder:
                 yield below, None
                 yield from self.survivors(number, f"{below}/")
             else:

@@ -1,0 +1,41 @@
+"""`alignkit.run` in a script, a notebook or a thread."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alignkit
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "demos.jsonl").write_text('{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8")
+    sft = {"algorithm": "sft", "data": "demos.jsonl", "epochs": 3}
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"sft": sft}}), encoding="utf-8")
+    return file
+
+
+def test_a_run_in_a_thread_returns_what_it_made(recipe: Path, tmp_path: Path) -> None:
+    found: list[Any] = []
+    overrides = {"stages.sft.epochs": 2, "stages.sft.seed": 5}
+    worker = threading.Thread(target=lambda: found.append(alignkit.run(recipe, overrides, tmp_path / "out")))
+    worker.start()
+    worker.join()
+    (result,) = found
+    assert result.folder == tmp_path / "out" and list(result.stages) == ["sft"]
+    assert len(result["sft"].metrics) == result["sft"].summary["steps"] == 2
+    assert (result["sft"].adapter / "adapter_model.safetensors").is_file()
+
+
+def test_mistakes_are_errors_of_alignkit(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(alignkit.RecipeError, match="unknown key 'epochz'"):
+        alignkit.run(recipe, {"stages.sft.epochz": 1}, tmp_path / "out")
+    with pytest.raises(alignkit.RecipeError, match="no such recipe"):
+        alignkit.run("no-such-recipe")
