@@ -163,6 +163,8 @@ def _load(
         if broken.distribution in requested:
             raise PluginError(str(broken))
     recipe = load_recipe(path, list(overrides or ()), loaded.registry)
+    for warning in loaded.registry.warnings.values():
+        print(printable(f"warning: {warning}"), file=sys.stderr)
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         print(printable(f"warning: {broken}"), file=sys.stderr)
     return recipe

@@ -276,7 +276,22 @@ def _entry_points() -> list[_Candidate]:
         name, version = known[id(dist)]
         requires = _requirements(dist) if name != GROUP else tuple
         candidates.append(_Candidate(point.name, name, version, point.load, requires, _locator(point.module)))
+    if not any(plugin.distribution == GROUP for plugin in candidates):
+        raise PluginError(_without_ours())
     return sorted(candidates, key=lambda plugin: (plugin.name, plugin.distribution))
+
+
+def _without_ours() -> str:
+    """Why alignkit's own plugins are missing: it is not installed, or another package has its name."""
+    here = Path(__file__).parent
+    try:
+        found = importlib.metadata.distribution(GROUP)
+    except importlib.metadata.PackageNotFoundError:
+        return f"alignkit's own plugins are missing, because {here} is not installed: run `pip install alignkit`"
+    return (
+        f"alignkit's own plugins are missing: the installed package '{GROUP}' {found.version} in {found.locate_file('')} "
+        f"is not the one in {here}; remove it, or install alignkit again"
+    )
 
 
 def _requirements(dist: importlib.metadata.Distribution | None) -> Callable[[], Iterable[str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,15 @@ class Registry:
     def __init__(self, broken: list[BrokenPlugin] | None = None):
         self.broken: list[BrokenPlugin] = broken if broken is not None else []
         self.disabled: list[UnavailablePlugin] = []
+        self.preferred: frozenset[str] = frozenset()
+        self.warnings: dict[str, str] = {}  # by what was asked for
         self._registrations: dict[str, dict[str, list[Registration]]] = {kind: {} for kind in KINDS}
+
+    def preferring(self, packages: Iterable[str]) -> Registry:
+        """The same registry for a recipe that requires these packages."""
+        other = copy.copy(self)  # which shares all tables
+        other.preferred = frozenset(map(normalized_package, packages))
+        return other
 
     def add(self, kind: str, registration: Registration) -> None:
         """Add a registration. A duplicate name becomes an error only when it is requested."""
@@ -108,8 +117,18 @@ class Registry:
         return bool(self._matches(kind, name))
 
     def get(self, kind: str, name: str) -> Registration:
-        """The only registration of `name` or `package:name`. Raises Unresolved, which says what to do."""
+        """The registration of `name` or `package:name`. Raises Unresolved, which says what to do.
+
+        If several have a name, that of a file given by --plugin wins, then that of a package that the recipe requires,
+        then alignkit's own, with a warning: a package that is installed must not break other people's recipes.
+        """
         matches = self._matches(kind, name)
+        for wins in (_is_file, lambda one: normalized_package(one.distribution) in self.preferred, _is_ours):
+            chosen = [registration for registration in matches if wins(registration)]
+            if len(matches) > 1 and len(chosen) == 1:
+                others = [one for one in matches if one is not chosen[0]]
+                self.warnings[f"{kind} {name}"] = _shadowing(kind, name, chosen[0], others)
+                return chosen[0]
         if len(matches) == 1:
             return matches[0]
         raise _ambiguous(kind, name, matches) if matches else self._unknown(kind, name)
@@ -144,6 +163,25 @@ class Registry:
 def normalized_name(name: str) -> str:
     """A plugin's name as people say it: `alignkit_ppo`, `alignkit-ppo` and `ppo` are one name."""
     return name.replace("-", "_").removeprefix("alignkit_")
+
+
+def normalized_package(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _is_file(registration: Registration) -> bool:
+    return registration.distribution.endswith(".py")
+
+
+def _is_ours(registration: Registration) -> bool:
+    return registration.distribution == "alignkit"
+
+
+def _shadowing(kind: str, name: str, chosen: Registration, others: Sequence[Registration]) -> str:
+    theirs = " and ".join(one.origin for one in others)
+    choices = " or ".join(f"'{one.distribution}:{one.name}'" for one in others)
+    return f"{kind} '{name}' is that of {chosen.origin}; {theirs} provides one, too: write {choices} to use it"
 
 
 def _origin(distribution: str, version: str) -> str:

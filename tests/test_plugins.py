@@ -190,6 +190,29 @@ def test_a_name_of_two_plugins_names_both_and_how_to_choose(distribution: MakeDi
     assert registry.get("algorithm", "x-two:same").distribution == "x-two"
 
 
+def test_an_installed_package_cannot_take_a_name_of_ours(distribution: MakeDistribution, tmp_path: Path) -> None:
+    distribution("x-one", GOOD.format(name="sft"))
+    registry = load_plugins().registry
+    assert registry.get("algorithm", "sft").distribution == "alignkit"
+    assert registry.get("algorithm", "x-one:sft").distribution == "x-one"
+    (warning,) = registry.warnings.values()
+    assert "algorithm 'sft' is that of alignkit" in warning and "write 'x-one:sft' to use it" in warning
+    assert registry.preferring(["X_One"]).get("algorithm", "sft").distribution == "x-one"
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD.format(name="sft"), encoding="utf-8")
+    assert load_plugins([file]).registry.get("algorithm", "sft").distribution == "mine.py"
+    assert load_plugins([file]).registry.preferring(["x-one"]).get("algorithm", "sft").distribution == "mine.py"
+
+
+def test_another_package_with_our_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "alignkit-9.9.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: alignkit\nVersion: 9.9\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError, match=rf"'alignkit' 9.9 in {re.escape(str(tmp_path))} is not the one in .*alignkit;"):
+        load_plugins()
+
+
 def test_disabling(distribution: MakeDistribution, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution("x-one", GOOD.format(name="one"), point="alignkit_one")
     distribution("x-two", GOOD.format(name="two"))
@@ -211,6 +234,7 @@ def test_files_as_plugins(tmp_path: Path) -> None:
     assert "no_such_module_at_all" in reason(loaded, "bad.py")
     assert "no such file" in reason(loaded, "missing.py")
     import json
+import re
 
     assert json.dumps(1) == "1"  # not hidden by the plugin file
 

@@ -38,6 +38,7 @@ _RESOLVERS: Mapping[str, Resolver] = {
 def build(document: Document, registry: Registry) -> Recipe:
     """Return the recipe of a document. Raises RecipeError with every problem found."""
     rounds, problems = expand(document)
+    registry = registry.preferring(_required_names(document.data.get("requires")))
     scope = Scope(problems, Paths(problems), registry, rounds, _RESOLVERS)
     data = problems.document.data
     if isinstance(data.get("stages"), dict) and len(data["stages"]) > MOST_STAGES:
@@ -62,6 +63,13 @@ def build(document: Document, registry: Registry) -> Recipe:
         # Blocks are not expanded here, so that users can edit the copy in the run's folder.
         resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
     )
+
+
+def _required_names(requires: Any) -> list[str]:
+    """The packages that a recipe requires, without versions. What is wrong with them is reported elsewhere."""
+    texts = [text for text in requires if isinstance(text, str)] if isinstance(requires, list) else []
+    found = [re.match(r"[A-Za-z0-9._-]+", text) for text in texts]
+    return [name[0] for name in found if name]
 
 
 def _name_of(document: Document) -> str:
