@@ -289,8 +289,8 @@ def _without_ours() -> str:
     except importlib.metadata.PackageNotFoundError:
         return f"alignkit's own plugins are missing, because {here} is not installed: run `pip install alignkit`"
     return (
-        f"alignkit's own plugins are missing: the installed package '{GROUP}' {found.version} in {found.locate_file('')} "
-        f"is not the one in {here}; remove it, or install alignkit again"
+        f"alignkit's own plugins are missing: the package '{GROUP}' {found.version} in {found.locate_file('')} is not "
+        f"the one in {here}; remove it, or install alignkit again"
     )
 
 

@@ -1,5 +1,6 @@
 """Plugins are found, broken ones are isolated with a reason, and a name resolves to one implementation or an error."""
 
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -209,7 +210,8 @@ def test_another_package_with_our_name_is_named(tmp_path: Path, monkeypatch: pyt
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: alignkit\nVersion: 9.9\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(PluginError, match=rf"'alignkit' 9.9 in {re.escape(str(tmp_path))} is not the one in .*alignkit;"):
+    place = re.escape(str(tmp_path))
+    with pytest.raises(PluginError, match=rf"'alignkit' 9.9 in {place} is not the one in .*alignkit;"):
         load_plugins()
 
 
@@ -234,7 +236,6 @@ def test_files_as_plugins(tmp_path: Path) -> None:
     assert "no_such_module_at_all" in reason(loaded, "bad.py")
     assert "no such file" in reason(loaded, "missing.py")
     import json
-import re
 
     assert json.dumps(1) == "1"  # not hidden by the plugin file
 
