@@ -286,6 +286,9 @@ def _local_answer(one: float, two: float) -> Answer:
 # --- an OpenAI-compatible server ----------------------------------------------------------------------------------
 
 
+PROBE = 4  # comparisons that are asked for before all others
+
+
 class OpenAIJudge(Judge):
     """Ask a chat-completions endpoint. Answers are cached on disk, so that no question is paid for twice."""
 
@@ -308,9 +311,27 @@ class OpenAIJudge(Judge):
             404: f"{{path}} or the model {model} does not exist there; base_url usually ends in /v1",
         }
         read = partial(_stored, answers=self.options.answers)
+        self._useful = False  # whether a reply could be used
         self.remote = Remote("openai_judge", self.options, "chat/completions", context.cache, read, help)
 
     def compare(self, items: Sequence[Item]) -> list[Verdict]:
+        if not self._useful and len(items) > PROBE:  # not to pay for thousands of replies that cannot be used
+            self._check_use(self._ask(items[:PROBE]))
+        found = self._ask(items)
+        self._useful = self._useful or any(verdict.p_first is not None for verdict in found)
+        return found
+
+    def _check_use(self, found: Sequence[Verdict]) -> None:
+        """Raise RunFailed, with what to change, if no reply can be used, all for the same reason."""
+        reasons = {verdict.reason for verdict in found}
+        if len(reasons) == 1 and all(verdict.p_first is None for verdict in found):
+            (reason,) = reasons
+            raise RunFailed(
+                f"openai_judge: none of the first {len(found)} comparisons has a verdict: {reason}\n"
+                f"help: {_advice(reason, self.options.use_logprobs)}"
+            )
+
+    def _ask(self, items: Sequence[Item]) -> list[Verdict]:
         bodies = [self.body(messages) for messages in both_orders(self.options, items, self.context.seed)]
         replies = self.remote.ask(bodies)
         answers = [Answer(reason=r.reason) if r.reason else Answer(*r.value) for r in replies]
@@ -322,6 +343,18 @@ class OpenAIJudge(Judge):
         if self.options.use_logprobs:
             body |= {"logprobs": True, "top_logprobs": 20}
         return {name: value for name, value in (body | self.options.request).items() if value is not None}
+
+
+def _advice(reason: str, use_logprobs: bool) -> str:
+    """What to change if no reply can be used."""
+    if "max_completion_tokens" in reason or "max_tokens" in reason:
+        return "set the judge's option 'request: {max_tokens: null, max_completion_tokens: 16}'"
+    if "logprobs" in reason:
+        return "this server has no log-probabilities: set the judge's option 'use_logprobs: false'"
+    if "answered neither" in reason:
+        more = "'use_logprobs: false' and " if use_logprobs else ""
+        return f"a model that reasons first needs room: set {more}'request: {{max_tokens: 2000}}'; or change 'template'"
+    return "ask the server the same question by hand, and change 'model', 'request' or 'use_logprobs'"
 
 
 def _stored(text: bytes, answers: Answers) -> list[Any]:

@@ -548,6 +548,29 @@ def test_a_bad_request_is_unusable_with_the_servers_words(remote: Any, server: S
     assert SECRET not in verdict.reason and len(server.requests) == 2
 
 
+THINKING = {"choices": [{"message": {"content": "<think>"}}]}
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        (lambda request: Reply(400, {"error": "use max_completion_tokens"}), "max_completion_tokens: 16"),
+        (lambda request: Reply(400, {"error": "logprobs are not supported"}), "'use_logprobs: false'"),
+        (
+            lambda request: Reply(body={"choices": [{"message": {"content": "<think>"}}]}),
+            "'use_logprobs: false' and 'request: {max_tokens: 2000}'",
+        ),
+        (lambda request: Reply(422, {"error": "what?"}), "by hand"),
+    ],
+)
+def test_a_judge_of_no_use_is_told_by_a_few_questions(remote: Any, server: Server, judge: Any, words: str) -> None:
+    server.judge = judge
+    items = [(PROMPT, f"is {n}", "is 0") for n in range(1, 41)]
+    with pytest.raises(RunFailed, match="none of the first 4 comparisons has a verdict") as caught:
+        remote().compare(items)
+    assert words in str(caught.value) and len(server.requests) == 8
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [(401, "JUDGE_KEY was not accepted"), (403, "may not use"), (404, "base_url"), (302, "redirect")],
