@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import importlib.metadata
 import inspect
 import math
 import sys
@@ -84,12 +85,25 @@ class Python(Reward):
     """
 
     class Options(alignkit.Options):
-        path: Path = Field(description="path of a .py file, relative to the recipe's folder")
-        function: str = Field(description="name of the function in the file")
+        path: Path | None = Field(None, description="path of a .py file, relative to the recipe's folder")
+        module: str | None = Field(None, description="installed module, such as `trl.rewards`, instead of a file")
+        function: str = Field(description="name of the function in the file or module")
         kwargs: dict[str, Any] = Field(default_factory=dict, description="additional keyword arguments of the function")
         conversational: bool = Field(
             False, description="pass prompts and completions as lists of messages, like TRL for chats, not as strings"
         )
+
+        @model_validator(mode="after")
+        def _one_place(self) -> Any:
+            if (self.path is None) == (self.module is None):
+                raise ValueError("set either `path` or `module`")
+            return self
+
+        @property
+        def packages(self) -> tuple[str, ...]:
+            """The package whose version decides the scores."""
+            names = importlib.metadata.packages_distributions() if self.module else {}
+            return tuple(sorted(set(names.get((self.module or "").partition(".")[0], ()))))
 
     options: Options
     runs_code = True
@@ -98,11 +112,11 @@ class Python(Reward):
 
     def check(self, folder: Path) -> None:
         self._folder = folder
-        _load(self.file, self.options.function)
+        self._load()
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         given = {*(name for group in groups for name in group.meta), *GIVEN, *self.options.kwargs}
-        missing = [name for name in _required(_load(self.file, self.options.function)) if name not in given]
+        missing = [name for name in _required(self._load()) if name not in given]
         if missing:
             columns = ", ".join(dict.fromkeys(name for group in groups for name in group.meta)) or "none"
             raise DataError(
@@ -113,15 +127,22 @@ class Python(Reward):
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         self._folder = context.folder
-        self._call = _load(self.file, self.options.function)
+        self._call = self._load()
+
+    def _load(self) -> Callable[..., Any]:
+        options = self.options
+        if options.module is not None:
+            return _of_module(options.module, options.function)
+        return _of_file(self.file, options.function)
 
     @property
     def file(self) -> Path:
-        return self._folder / self.options.path.expanduser()
+        """The file, or its name if it is a module."""
+        return self._folder / (self.options.path or Path(str(self.options.module))).expanduser()
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         if self._call is None:
-            self._call = _load(self.file, self.options.function)
+            self._call = self._load()
         rows = _rows(groups)
         if not rows:
             return {"": []}
@@ -130,7 +151,7 @@ class Python(Reward):
 
     @property
     def _name(self) -> str:
-        return f"reward function '{self.options.function}' of {self.options.path}"
+        return f"reward function '{self.options.function}' of {self.options.path or self.options.module}"
 
     def _run(self, call: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         try:
@@ -164,7 +185,15 @@ class Python(Reward):
         )
 
 
-def _load(file: Path, function: str) -> Callable[..., Any]:
+def _of_module(name: str, function: str) -> Callable[..., Any]:
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # whatever somebody's module raises
+        raise RunFailed(f"reward 'python': importing module {name} raised {type(error).__name__}: {error}") from error
+    return _function(module, name, function)
+
+
+def _of_file(file: Path, function: str) -> Callable[..., Any]:
     if not file.is_file():
         raise RunFailed(f"reward 'python': file {file} does not exist")
     # A unique name: two files called reward.py must not replace each other, nor a module of that name.
@@ -178,11 +207,15 @@ def _load(file: Path, function: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:  # whatever a user's file raises
         del sys.modules[name]
         raise RunFailed(f"reward 'python': importing {file} raised {_describe(error, file)}") from error
+    return _function(module, str(file), function)
+
+
+def _function(module: types.ModuleType, place: str, function: str) -> Callable[..., Any]:
     call = getattr(module, function, None)
     if not callable(call):
         names = sorted(n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_"))
         help = did_you_mean(function, names) or f"its functions: {', '.join(names) or 'none'}"
-        raise RunFailed(f"reward 'python': {file} has no function '{function}'; {help}")
+        raise RunFailed(f"reward 'python': {place} has no function '{function}'; {help}")
     return call
 
 

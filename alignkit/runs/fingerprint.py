@@ -15,7 +15,7 @@ from alignkit.data.sources import DataSpec
 from alignkit.io.digest import digest, file_digest, model_digest, versions
 from alignkit.io.lookup import is_file
 from alignkit.io.source_code import plugin_digests, source_digests
-from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of
+from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
 from alignkit.runs.data import RunData
 
@@ -62,6 +62,8 @@ def stage_parts(
 def _packages(stage: Stage, recipe: Recipe) -> tuple[str, ...]:
     """The packages whose versions decide this stage's result, but not every stage's."""
     own: tuple[str, ...] = getattr(stage.component.registration.implementation, "packages", ())
+    for component in specs([stage.settings, stage.component.options], Component):
+        own = (*own, *getattr(component.options, "packages", ()))
     return own if recipe.model.quantization == "none" else (*own, "bitsandbytes")
 
 

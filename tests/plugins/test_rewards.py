@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 
 from alignkit import Context, Group, RecipeError, Response, RunFailed, cli
 from alignkit.data.group import read_groups
@@ -221,6 +222,26 @@ def test_python_without_a_file(tmp_path: Path) -> None:
     thing = Python(Python.Options(path=tmp_path / "none.py", function="f"))
     with pytest.raises(RunFailed, match=r"none\.py"):
         thing.score(GROUPS)
+
+
+def test_a_function_of_an_installed_module() -> None:
+    options = Python.Options(module="json", function="dumps", kwargs={})
+    assert options.packages == ()  # of the standard library
+    assert Python.Options(module="trl.rewards", function="f").packages == ("trl",)
+    thing = Python(Python.Options(module="statistics", function="mean"))
+    thing.check(Path())
+    for module, function, words in (
+        ("statistics", "maen", "did you mean"),
+        ("no_such_module", "f", "importing module"),
+    ):
+        with pytest.raises(RunFailed, match=words):
+            Python(Python.Options(module=module, function=function)).check(Path())
+
+
+@pytest.mark.parametrize("places", [{}, {"path": "a.py", "module": "json"}])
+def test_a_function_is_in_one_place(places: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="set either `path` or `module`"):
+        Python.Options(function="f", **places)
 
 
 def test_python_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
@@ -461,7 +482,7 @@ def test_changed_demonstrations_start_the_stage_over(place: Place, whole: Path) 
         demos.write_text(good, encoding="utf-8")
     assert code == 0, err
     assert [f"{name}: unchanged, reused" in err for name in ("sft", "liked", "seen")] == [True] * 3
-    assert "align: changed since the last run, starting over" in err
+    assert "align: changed since the last run (reward.component.options.data.sources.0.path" in err
     new, old = rolled_out(out)[0].responses[0], rolled_out(whole)[0].responses[0]
     assert new.tokens == old.tokens  # they were drawn before anything was learned
     assert new.scores != old.scores
