@@ -34,6 +34,17 @@ from alignkit.options import Options
 SYSTEM_COLUMNS = ("system", "system_prompt")
 LABEL_COLUMNS = ("label", "kto_tag")
 
+# Columns with a meaning in other tools. A row that has one is read whole, or it is bad.
+FOREIGN = {
+    "history": "earlier turns",
+    "images": "pictures",
+    "videos": "films",
+    "audios": "sounds",
+    "mask": "which turns are learned",
+    "train_detail": "which turns are learned",
+    "chat_template_kwargs": "arguments of the chat template",
+}
+
 
 class Format:
     """Base class of a data format: recognizes its rows (`matches`) and turns a row into a group (`read`).
@@ -194,8 +205,18 @@ class Format:
 
     @staticmethod
     def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
-        """The columns that the format does not use; they become the group's `meta`."""
-        return {name: value for name, value in row.items() if name not in used}
+        """The columns that the format does not use; they become the group's `meta`.
+
+        Raises BadRow for one to which other tools give a meaning that would be lost.
+        """
+        unused = {name: value for name, value in row.items() if name not in used}
+        for name, meaning in FOREIGN.items():
+            if unused.get(name) not in (None, "", [], {}):
+                raise BadRow(
+                    f"column '{name}' holds {meaning}, which this format would lose; if it means something else, "
+                    f"rename it with `columns: {{other_{name}: {name}}}`"
+                )
+        return unused
 
 
 def _to_number(value: Any, what: str, also: str = "") -> float | None:

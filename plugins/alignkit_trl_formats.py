@@ -79,10 +79,18 @@ class Preference(Format):
         columns = pair_columns(row) or PAIRS[0]
         prompt, chosen, rejected, used = self._parts(row, *columns)
         p = self.number(row, "p")
+        self._check_scores(row)
         pair = Pair(0, 1, p=1.0 if p is None else p, margin=self.margin(row))
         meta = self.rest(row, *columns, *used, *SYSTEM_COLUMNS, "tools", "margin", "p")
         responses = (self.answer(chosen), self.answer(rejected))
         return Group(self.opened(prompt, row), responses, (pair,), meta=meta, tools=self.tools(row))
+
+    def _check_scores(self, row: Mapping[str, Any]) -> None:
+        """Refuse a row whose scores say that the rejected answer is the better one."""
+        for better, worse in (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected")):
+            good, bad = row.get(better), row.get(worse)
+            if isinstance(good, int | float) and isinstance(bad, int | float) and good < bad:
+                raise BadRow(f"{better} {good:g} is below {worse} {bad:g}, so the columns contradict each other")
 
     def _parts(
         self, row: Mapping[str, Any], better: str, worse: str
@@ -97,6 +105,11 @@ class Preference(Format):
         if not named:
             return *_shared(chosen, rejected, better, worse), PROMPTS[:2]
         used = ("instruction", "input") if named[0] == "instruction" else (named[0],)
+        if "input" not in used and not is_blank(row.get("input")):
+            raise BadRow(
+                f"column 'input' would be lost next to '{named[0]}'; leave `columns` out if the row has 'instruction', "
+                "or rename it if it means something else"
+            )
         prompt = self._prompt(row, used)
         if len(chosen) > 1 and chosen[:1] == rejected[:1] and chosen[0]["role"] == "system" != prompt[0]["role"]:
             prompt = (chosen[0], *prompt)

@@ -559,3 +559,28 @@ def test_scores_of_single_responses() -> None:
     assert group.responses[0].scores == {"reward": 0.5} and group.meta == {"n": 1}
     assert read("prompt_completion", {"prompt": "q", "completion": "a"}).responses[0].scores == {}
     assert "column 'score' must be a number" in refused("prompt_completion", row | {"score": "good"})
+
+
+PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
+DEMO = {"prompt": "q", "completion": "a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("preference", PAIR | {"history": [["u", "v"]]}, "column 'history' holds earlier turns, which this format"),
+        ("preference", PAIR | {"images": ["a.png"]}, "holds pictures"),
+        ("prompt_completion", DEMO | {"history": [["u", "v"]]}, "holds earlier turns"),
+        ("prompt_completion", DEMO | {"mask": [0, 1]}, "holds which turns are learned"),
+        ("prompt_completion", DEMO | {"chat_template_kwargs": {"a": False}}, "holds arguments of the chat template"),
+        ("preference", PAIR | {"input": "more"}, "column 'input' would be lost next to 'prompt'"),
+        ("preference", PAIR | {"chosen_score": 1, "rejected_score": 2}, "chosen_score 1 is below rejected_score 2"),
+    ],
+)
+def test_a_column_with_a_meaning_elsewhere_is_never_lost(name: str, row: dict[str, Any], reason: str) -> None:
+    assert reason in refused(name, row)
+
+
+@pytest.mark.parametrize("empty", [None, "", [], {}])
+def test_an_empty_column_loses_nothing(empty: Any) -> None:
+    assert len(read("preference", PAIR | {"history": empty, "images": empty, "input": ""}).responses) == 2
