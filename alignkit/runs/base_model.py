@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alignkit.author import author_of, calling
@@ -47,11 +48,8 @@ def load_base_model(
     """
     spec = _resolved(recipe, date)
     say(f"loading {spec.base}")
-    try:
+    with _loading(spec):
         model = SharedModel(spec, source, revision=commit or spec.revision, seed=number(recipe.seed, "init"))
-    except (OSError, ValueError, AssertionError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise RunFailed(f"model.base '{spec.base}' cannot be loaded with these settings: {reason}") from error
     say(f"base {spec.base}: {_description(spec, model)}")
     for fact in model.chat_facts:
         say(f"base {spec.base}: {fact}")
@@ -74,11 +72,22 @@ def base_encoder(recipe: Recipe, source: str, *, commit: str | None = None, date
     Arguments: as those of `load_base_model`.
     """
     spec, revision = _resolved(recipe, date), commit or recipe.model.revision
-    if is_dir(source):
-        check_folder(Path(source), spec.trust_remote_code)
-    tokenizer = load_tokenizer(spec, locate(source, revision), revision)
-    chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
-    return Encoder(tokenizer, chat, end_ids(source, revision))
+    with _loading(spec):
+        if is_dir(source):
+            check_folder(Path(source), spec.trust_remote_code)
+        tokenizer = load_tokenizer(spec, locate(source, revision), revision)
+        chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
+        return Encoder(tokenizer, chat, end_ids(source, revision))
+
+
+@contextmanager
+def _loading(spec: ModelSpec) -> Iterator[None]:
+    """Report what keeps the base model from being loaded."""
+    try:
+        yield
+    except (OSError, ValueError, AssertionError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RunFailed(f"model.base '{spec.base}' cannot be loaded with these settings: {reason}") from error
 
 
 def _description(spec: ModelSpec, model: SharedModel) -> str:
