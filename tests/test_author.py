@@ -15,6 +15,7 @@ import pytest
 from alignkit.author import blaming
 from alignkit.cli import main
 from alignkit.errors import PluginError
+from alignkit.plugins import load_plugins
 
 PLUGIN = """
 import os, sys
@@ -22,7 +23,7 @@ import torch
 from alignkit import *
 
 def fault(place):
-    wanted, _, what = os.environ["FAULT"].partition("=")
+    wanted, _, what = os.environ.get("FAULT", "").partition("=")
     return what if wanted == place else None
 
 def act(place, result):
@@ -125,7 +126,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "A": ALIGN,
     "metrics_logged": ALIGN,
     "F": ALIGN | {"prompts": "odd.jsonl"},
-    "source": {"algorithm": "sft", "data": "pairs.jsonl"},
+    "source": {"algorithm": "sft", "data": "demos.jsonl"},
     "J": JUDGE,
     "S": {"step": "s"},
 }
@@ -140,11 +141,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     row = {"prompt": "how are you", "chosen": "fine", "rejected": "bad"}
     (folder / "pairs.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     (folder / "rows.jsonl").write_text('{"prompt": "how are you"}\n', encoding="utf-8")
+    (folder / "demos.jsonl").write_text('{"prompt": "how are you", "completion": "fine"}\n', encoding="utf-8")
     (folder / "odd.jsonl").write_text('{"odd": "how are you"}\n', encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_CACHE", str(folder / "cache"))
         patch.delenv("ALIGNKIT_DEBUG", raising=False)
         yield folder
+    load_plugins()  # without this one, for the tests of other modules
 
 
 def arguments(folder: Path, out: Path, fault: str) -> list[str]:
@@ -152,7 +155,7 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
     base = "stranger" if kind == "source" else "tiny"
     file = out.with_suffix(".json")
     file.write_text(json.dumps({"model": {"base": base}, "stages": {"only": STAGES[kind]}}), encoding="utf-8")
-    for name in ("rows.jsonl", "pairs.jsonl", "odd.jsonl"):
+    for name in ("rows.jsonl", "pairs.jsonl", "demos.jsonl", "odd.jsonl"):
         if not (out.parent / name).exists():
             (out.parent / name).write_bytes((folder / name).read_bytes())
     return ["run", str(file), "--plugin", str(folder / "strange.py"), "--out", str(out)]

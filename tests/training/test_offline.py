@@ -107,7 +107,7 @@ def test_rows_that_the_template_refuses_follow_on_bad_row(
 
     monkeypatch.setattr(offline, "EAGER_ROWS", rows)
     monkeypatch.setattr(Chat, "open", refusing)
-    with pytest.raises(DataError, match=r"2 bad rows:\n  \S*rows.jsonl:2: the chat .*\n  \S*rows.jsonl:4: the chat"):
+    with pytest.raises(DataError, match=r"2 bad rows:\n  \S*rows.jsonl:2: the chat .* \(also row 4\)"):
         trained(tmp_path, demonstrations(4), "ahead")
     summary = trained(tmp_path, demonstrations(4), data={"path": "rows.jsonl", "on_bad_row": "skip"})
     assert summary["encoding"]["refused"] == 2 and len(summary["refused_rows"]) == 2
@@ -168,13 +168,13 @@ def test_the_first_stage_s_data_are_read_once(tmp_path: Path, monkeypatch: pytes
 
 def test_a_file_that_changes_before_its_stage_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage's hash is of what the file holds by then, and so must be what is learned."""
-    hashed = run.Run.hash_of
+    parts = run.Run.parts_of
 
-    def edit(self: run.Run, stage: Any) -> str:
+    def edit(self: run.Run, stage: Any) -> dict[str, Any]:
         (tmp_path / "rows.jsonl").write_text(json.dumps(demonstrations(1)[0]), encoding="utf-8")
-        return hashed(self, stage)
+        return parts(self, stage)
 
-    monkeypatch.setattr(run.Run, "hash_of", edit)
+    monkeypatch.setattr(run.Run, "parts_of", edit)
     assert trained(tmp_path, demonstrations(4))["groups"] == 1
 
 
