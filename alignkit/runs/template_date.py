@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignkit.data.chat_templates import TEMPLATES
-from alignkit.errors import RunFailed
 from alignkit.io.atomic import write_json
 from alignkit.io.lookup import is_file
 from alignkit.models.hub import locate
@@ -21,15 +20,21 @@ CALL = "strftime_now"  # the function that gives templates the time
 
 
 def template_date(folder: Path) -> str:
-    """The day on which the run in this folder was started, as 2026-11-22; today for a new one, which is recorded."""
+    """The day on which the run in this folder was started, as 2026-11-22; today for a new one, which is recorded.
+
+    If the record is damaged, it is the day on which it was written. If that is another one, and the template writes
+    the day, the hashes of stages say so.
+    """
     path = folder / "date.json"
     if not path.exists():
         write_json(path, {"date": datetime.date.today().isoformat()})
     try:
         date = json.loads(path.read_text(encoding="utf-8"))["date"]
         return datetime.date.fromisoformat(date).isoformat()
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunFailed(f'{path} must hold the day on which the run started, as {{"date": "2026-11-22"}}') from error
+    except (ValueError, KeyError, TypeError):
+        date = datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()
+        write_json(path, {"date": date})
+        return str(date)
 
 
 def writes_date(source: str, revision: str | None, template: str | None, folder: Path) -> bool:
