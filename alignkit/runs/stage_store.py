@@ -138,7 +138,7 @@ class StageStore:
     def _by_age(self, stage: str) -> list[Path]:
         """Results that were set aside, the newest first."""
         folders = (self.folder / EARLIER / stage).glob("*")
-        return sorted(folders, key=lambda folder: (folder / "stage.json").stat().st_mtime, reverse=True)
+        return sorted(folders, key=_written_at, reverse=True)
 
     def _move(self, folder: Path, target: Path) -> None:
         if target.exists():
@@ -154,6 +154,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     return record if check == digest(record) else {}
+
+
+def _written_at(folder: Path) -> float:
+    """When stage.json was written; 0 if a run died while it deleted the folder."""
+    file = folder / "stage.json"
+    return file.stat().st_mtime if file.exists() else 0.0
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -55,6 +55,19 @@ def test_the_oldest_of_too_many_results_are_deleted(store: StageStore) -> None:
     assert [store.restore("sft", str(number)) for number in range(KEPT + 2)] == [False] * 2 + [True] * KEPT
 
 
+def test_a_result_that_was_half_deleted_goes_first(store: StageStore) -> None:
+    """A run died while it deleted the folder."""
+    for number in range(KEPT):
+        finished(store, "sft", str(number))
+        store.set_aside("sft")
+    (store.folder / ".earlier" / "sft" / "3" / "stage.json").unlink()
+    finished(store, "sft", "new")
+    assert store.has_results("sft")
+    store.set_aside("sft")
+    assert not (store.folder / ".earlier" / "sft" / "3").exists()
+    assert store.restore("sft", "0") and store.restore("sft", "new")
+
+
 def test_what_was_interrupted_is_kept_if_it_has_a_checkpoint(store: StageStore) -> None:
     finished(store, "sft", "one")
     store.set_aside("sft")
