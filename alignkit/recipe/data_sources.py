@@ -13,6 +13,7 @@ from alignkit.io.lookup import is_dir
 from alignkit.options import Options
 from alignkit.recipe.components import find, options_of, with_options
 from alignkit.recipe.document import Keys
+from alignkit.recipe.paths import means_folder
 from alignkit.recipe.problems import path_text, shown
 from alignkit.recipe.references import expand_all
 from alignkit.recipe.schema import DataKeys, allowed_keys
@@ -24,8 +25,6 @@ _COMMON = allowed_keys(DataKeys)
 # Entries of a training stage whose rows are drawn again and again.
 _DRAWN = (("data",), ("prompts",), ("mix", "data"))
 _ONLY_HUB = ("name", "revision", "data_dir", "data_files", "streaming", "split")
-
-LONGEST_NAME = 200  # characters of a data set on the hub
 
 
 def read_data(raw: Any, keys: Keys, scope: Scope) -> DataSpec | None:
@@ -183,7 +182,7 @@ class _Source:
         folder = self.scope.paths.locate(name, (*self.keys, "hub"))
         if is_dir(folder):
             return str(folder)
-        if name.startswith((".", "/", "~")) or len(name) > LONGEST_NAME:
+        if means_folder(name):
             self.scope.problems.error((*self.keys, "hub"), f"no such folder: {name}", help=f"looked for {folder}")
         return name
 

@@ -11,12 +11,12 @@ from alignkit.errors import RunFailed
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.components import find
 from alignkit.recipe.document import Keys
+from alignkit.recipe.paths import means_folder
 from alignkit.recipe.scope import Scope
 from alignkit.recipe.validation import validate
 from alignkit.settings import ModelSpec
 
 _KEYS: Keys = ("model",)
-LONGEST_NAME = 200  # characters of a model on the hub
 
 
 def read_model(raw: Any, scope: Scope) -> ModelSpec | None:
@@ -82,7 +82,7 @@ def _read_base(base: Any, scope: Scope) -> str:
     path = scope.paths.locate(base, keys)
     if is_dir(path):
         return str(path)
-    if base.startswith((".", "/", "~")) or len(base) > LONGEST_NAME:
+    if means_folder(base):
         scope.problems.error(keys, f"no such folder: {base}", help=f"looked for {path}")
     elif "/" not in base:
         # Few Hub ids have no namespace, so a misspelled plugin is more likely.

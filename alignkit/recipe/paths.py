@@ -12,6 +12,13 @@ from alignkit.io.lookup import exists, expanded, is_dir, resolved
 from alignkit.recipe.document import Document, Keys
 from alignkit.recipe.problems import Problems
 
+LONGEST_NAME = 200  # characters of a model or data set on the hub
+
+
+def means_folder(text: str) -> bool:
+    """Whether a text can only be a folder, and no name on the hub."""
+    return text.startswith((".", "/", "~")) or len(text) > LONGEST_NAME
+
 
 @dataclass
 class Paths:
