@@ -69,18 +69,15 @@ def calling(author: Author, method: str, owner: object) -> Iterator[None]:
 
 
 @contextmanager
-def remembering_nothing(author: Author, method: str, owner: Any, state: str = "self.state") -> Iterator[None]:
-    """Like `calling`, and refuse a method that remembers something outside `state`.
-
-    state: what the plugin should use, for the message.
-    """
+def remembering_nothing(author: Author, method: str, owner: Any) -> Iterator[None]:
+    """Like `calling`, and refuse a method that remembers something outside `state`."""
     before = memory_of(owner)
     with calling(author, method, owner):
         yield
     if name := changed(before, memory_of(owner)):
         raise author.error(
             _full(method, owner),
-            f"it changed self.{name}, which a resumed run would lose: what must be remembered belongs in {state}, "
+            f"it changed self.{name}, which a resumed run would lose: what must be remembered belongs in self.state, "
             "which checkpoints keep; for what is only computed once there is functools.cached_property",
         )
 

@@ -125,7 +125,7 @@ def results(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/quickstart.")],
     prune: Annotated[bool, typer.Option("--prune", help="Delete all results but the current ones.")] = False,
 ) -> None:
-    """List a run's results: current ones, and earlier ones that come back when the recipe is changed back."""
+    """List a run's results: current ones, and earlier ones, which are restored when the recipe is changed back."""
     from alignkit.runs import results as found
 
     _print_results(found.results_of(folder))

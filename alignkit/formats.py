@@ -207,7 +207,7 @@ class Format:
     def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
         """The columns that the format does not use; they become the group's `meta`.
 
-        Raises BadRow for one to which other tools give a meaning that would be lost.
+        Raises BadRow for one that means something in other tools, which would be lost.
         """
         unused = {name: value for name, value in row.items() if name not in used}
         for name, meaning in FOREIGN.items():

@@ -10,7 +10,6 @@ from alignkit import (
     Field,
     Group,
     Judge,
-    Message,
     Options,
     Register,
     Response,
@@ -19,8 +18,7 @@ from alignkit import (
     Verdict,
     hookimpl,
 )
-
-Item = tuple[Sequence[Message], str, str]  # prompt, first, second
+from alignkit.judges import Item
 
 
 class RewardJudge(Judge):

@@ -112,11 +112,11 @@ class Python(Reward):
 
     def check(self, folder: Path) -> None:
         self._folder = folder
-        self._load()
+        self._call = self._load()
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         given = {*(name for group in groups for name in group.meta), *GIVEN, *self.options.kwargs}
-        missing = [name for name in _required(self._load()) if name not in given]
+        missing = [name for name in _required(self._call or self._load()) if name not in given]
         if missing:
             columns = ", ".join(dict.fromkeys(name for group in groups for name in group.meta)) or "none"
             raise DataError(

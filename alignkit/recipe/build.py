@@ -66,7 +66,7 @@ def build(document: Document, registry: Registry) -> Recipe:
 
 
 def _required_names(requires: Any) -> list[str]:
-    """The packages that a recipe requires, without versions. What is wrong with them is reported elsewhere."""
+    """The packages that a recipe requires, without versions. `_check_requires` reports mistakes."""
     texts = [text for text in requires if isinstance(text, str)] if isinstance(requires, list) else []
     found = [re.match(r"[A-Za-z0-9._-]+", text) for text in texts]
     return [name[0] for name in found if name]

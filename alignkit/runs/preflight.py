@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,11 @@ def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool 
 def _checks(recipe: Recipe, stage: Stage, run_code: bool) -> Iterable[Callable[[], None]]:
     kind = stage.component.registration.implementation
     if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
-        yield lambda: _call(stage.component, stage, "check_model", recipe.model)
+        yield partial(_call, stage.component, stage, "check_model", recipe.model)
     for component in specs([stage.settings, stage.component.options], Component):
         plugin = component.registration.implementation
         if issubclass(plugin, Judge) or (issubclass(plugin, Reward) and (run_code or not plugin.runs_code)):
-            yield lambda component=component: _call(component, stage, "check", recipe.folder)  # type: ignore[misc]
+            yield partial(_call, component, stage, "check", recipe.folder)
 
 
 def _call(component: Component, stage: Stage, method: str, argument: Any) -> None:
