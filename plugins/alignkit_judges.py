@@ -34,12 +34,12 @@ from alignkit import (
     hookimpl,
 )
 from alignkit.errors import SameFirstToken
+from alignkit.judges import Item
 from alignkit.remote import Malformed, Remote, RemoteOptions, key_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Item = tuple[Sequence[Message], str, str]  # prompt, first, second
 Answers = tuple[str, str]  # what the judge says for the first and for the second response
 
 # --- the question -------------------------------------------------------------------------------------------------

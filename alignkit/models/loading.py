@@ -15,6 +15,7 @@ import torch
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed
 from alignkit.kernels import capabilities
+from alignkit.models.chat_template import ChatOptions
 from alignkit.models.files_check import check_folder, read_json
 from alignkit.models.tokenizer_check import check_ids, loaded_tokenizer
 
@@ -101,6 +102,14 @@ def load_tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
         check_ids(tokenizer, config.get_text_config().vocab_size, spec.base)
     set_chat_template(tokenizer, spec.chat_template)
     return tokenizer
+
+
+def load_text(spec: ModelSpec, source: str, revision: str | None) -> tuple[Any, ChatOptions, tuple[int, ...]]:
+    """What an `Encoder` of a base model is made of, without its weights: tokenizer, chat options, end tokens."""
+    if Path(source).is_dir():
+        check_folder(Path(source), spec.trust_remote_code)
+    chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
+    return load_tokenizer(spec, source, revision), chat, end_ids(source, revision)
 
 
 def end_ids(source: str, revision: str | None) -> tuple[int, ...]:

@@ -31,21 +31,10 @@ from alignkit.models import load_check
 from alignkit.models.adapters import ActiveAdapter, Adapters
 from alignkit.models.budget import MemoryBudget
 from alignkit.models.chat_check import check_chat
-from alignkit.models.chat_template import ChatOptions
 from alignkit.models.encoding import Encoder
-from alignkit.models.files_check import check_finite, check_folder
+from alignkit.models.files_check import check_finite
 from alignkit.models.hub import locate
-from alignkit.models.loading import (
-    backbone,
-    device_of,
-    dtype_of,
-    end_ids,
-    has_score,
-    largest,
-    load_base,
-    load_tokenizer,
-    warn_unused,
-)
+from alignkit.models.loading import backbone, device_of, dtype_of, has_score, largest, load_base, load_text, warn_unused
 from alignkit.models.padding import padding_of, saved_unread, with_padding
 from alignkit.models.recompute import make_recomputable, recomputing
 
@@ -85,11 +74,7 @@ class SharedModel:
         if self.device.type == "cpu":
             retain_freed_memory()
         prepare_gpu(self.device)
-        if Path(self.source).is_dir():
-            check_folder(Path(self.source), spec.trust_remote_code)
-        self.tokenizer = load_tokenizer(spec, self.source, revision)
-        self.chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
-        self.end_ids = end_ids(self.source, revision)
+        self.tokenizer, self.chat, self.end_ids = load_text(spec, self.source, revision)
         self.chat_facts = check_chat(self.encoder(), spec.base)  # before the weights, which take minutes
         if spec.chat_template is None and is_plain(self.tokenizer):
             self.chat_facts.append("it has no chat template, so the template 'plain' is used")

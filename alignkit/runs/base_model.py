@@ -12,11 +12,9 @@ from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.kernels.capabilities import multiplies_bf16
-from alignkit.models.chat_template import ChatOptions
 from alignkit.models.encoding import Encoder
-from alignkit.models.files_check import check_folder
 from alignkit.models.hub import locate
-from alignkit.models.loading import end_ids, load_tokenizer
+from alignkit.models.loading import load_text
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Recipe
@@ -73,11 +71,7 @@ def base_encoder(recipe: Recipe, source: str, *, commit: str | None = None, date
     """
     spec, revision = _resolved(recipe, date), commit or recipe.model.revision
     with _loading(spec):
-        if is_dir(source):
-            check_folder(Path(source), spec.trust_remote_code)
-        tokenizer = load_tokenizer(spec, locate(source, revision), revision)
-        chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
-        return Encoder(tokenizer, chat, end_ids(source, revision))
+        return Encoder(*load_text(spec, locate(source, revision), revision))
 
 
 @contextmanager

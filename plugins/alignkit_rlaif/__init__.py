@@ -27,7 +27,6 @@ from alignkit import (
     Field,
     Group,
     JudgeRef,
-    Message,
     Options,
     Pair,
     PolicyRef,
@@ -42,9 +41,8 @@ from alignkit import (
     Verdict,
     hookimpl,
 )
+from alignkit.judges import Item
 from alignkit_rlaif.tally import Place, Tally, mean, report
-
-Item = tuple[Sequence[Message], str, str]  # prompt, first, second
 
 
 def words(response: Response) -> str:
