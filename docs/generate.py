@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-import alignkit_labeled_pairs
+import alignkit_plugins.labeled_pairs
 from alignkit.plugins import plugins
 from alignkit.recipe.option_table import OptionRow, option_rows, stage_defaults
 from alignkit.recipe.schema import DataKeys, TopKeys
@@ -112,7 +112,7 @@ def format_table() -> str:
 def layout_table() -> str:
     """The data sets whose labels `labeled_pairs` knows."""
     lines = []
-    for name, layout in alignkit_labeled_pairs.LAYOUTS.items():
+    for name, layout in alignkit_plugins.labeled_pairs.LAYOUTS.items():
         columns = ", ".join(f"`{column}`" for column in (*layout.prompt, layout.first, layout.second, *layout.label))
         sides = {
             side: [

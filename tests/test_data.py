@@ -33,7 +33,7 @@ PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "
 SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
 FORMATS: dict[str, type[Format]] = {}
 for plugin in PLUGINS:
-    importlib.import_module(f"alignkit_{plugin}").register_formats(
+    importlib.import_module(f"alignkit_plugins.{plugin}").register_formats(
         lambda name, cls, summary="": FORMATS.__setitem__(name, cls)
     )
 

@@ -15,7 +15,7 @@ from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 
 FORMATS: dict[str, type[Format]] = {}
 for plugin in ("messages", "trl_formats", "labeled_pairs", "rankings", "text", "hh_rlhf"):
-    importlib.import_module(f"alignkit_{plugin}").register_formats(
+    importlib.import_module(f"alignkit_plugins.{plugin}").register_formats(
         lambda name, cls, summary="": FORMATS.__setitem__(name, cls)
     )
 

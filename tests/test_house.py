@@ -212,10 +212,10 @@ def test_first_party_plugins_import_the_contract_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.stem)
 def test_first_party_plugins_do_not_import_each_other(path: Path) -> None:
-    top = path.relative_to(ROOT / "plugins").parts[0].removesuffix(".py")
+    own = ".".join(path.relative_to(ROOT / "plugins").with_suffix("").parts[:2])
     names = [node.module or "" for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)]
     names += [alias.name for node in ast.walk(tree(path)) if isinstance(node, ast.Import) for alias in node.names]
-    assert [name for name in names if name.startswith("alignkit_") and name.split(".")[0] != top] == []
+    assert [name for name in names if name.startswith("alignkit_") and not f"{name}.".startswith(f"{own}.")] == []
 
 
 @cache

@@ -17,7 +17,8 @@ import alignkit
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PLUGINS = sorted(path.stem for path in (ROOT / "plugins").glob("alignkit_*"))
+MODULES = {path.stem for path in (ROOT / "plugins" / "alignkit_plugins").glob("[a-z]*")}
+PLUGINS = {f"alignkit_{name}" for name in MODULES}
 RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
 
 
@@ -33,13 +34,13 @@ def run(code: str, **environment: str) -> str:
 
 def test_every_plugin_file_has_its_entry_point_and_back() -> None:
     declared = PROJECT["project"]["entry-points"]["alignkit"]
-    assert declared == {name: name for name in PLUGINS}
+    assert declared == {f"alignkit_{name}": f"alignkit_plugins.{name}" for name in MODULES}
 
 
 def test_entry_points_are_installed() -> None:
     """Fails after a line was added to pyproject.toml until the package is installed again."""
     installed = {point.name for point in entry_points(group="alignkit") if point.dist and point.dist.name == "alignkit"}
-    assert installed == set(PLUGINS)
+    assert installed == PLUGINS
 
 
 def test_plugins_import_without_torch() -> None:
@@ -109,7 +110,7 @@ def test_wheel_carries_everything_and_nothing_else(wheel: Path) -> None:
     info = f"alignkit-{alignkit.__version__}.dist-info"
     assert f"{info}/licenses/LICENSE" in names
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"alignkit", "alignkit_recipes", info, *(name.split("/")[0] for name in plugins)}
+    assert tops == {"alignkit", "alignkit_plugins", "alignkit_recipes", info}
     assert not [name for name in names if "__pycache__" in name]
 
 

@@ -64,8 +64,8 @@ def site_packages() -> Path:
 
 def test_both_come_from_their_wheels(stranger: Path, tmp_path: Path) -> None:
     code = (
-        "import json, alignkit, alignkit_reinforce, alignkit_ppo, importlib.metadata as m;"
-        "print(json.dumps([alignkit.__file__, alignkit_reinforce.__file__, alignkit_ppo.__file__,"
+        "import json, alignkit, alignkit_reinforce, alignkit_plugins.ppo, importlib.metadata as m;"
+        "print(json.dumps([alignkit.__file__, alignkit_reinforce.__file__, alignkit_plugins.ppo.__file__,"
         "sorted(p.dist.name for p in m.entry_points(group='alignkit') if p.name == 'alignkit_reinforce')]))"
     )
     *files, owners = json.loads(call(stranger, "-c", code, cwd=tmp_path))

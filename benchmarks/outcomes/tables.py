@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from alignkit import statistics
 from alignkit.statistics import Estimate
-from alignkit_evaluate.report import excerpt, shown
+from alignkit_plugins.evaluate.report import excerpt, shown
 from benchmarks.outcomes.rows import GOLD, JUDGED, KINDS, OWN, SAFE, Answer, Row
 
 Value = Callable[[Answer], float]

@@ -63,6 +63,16 @@ def test_installed_modules_do_not_count_but_editable_ones_do(tmp_path: Path, mon
     assert changes(file, elsewhere) and not changes(file, installed)
 
 
+def test_a_first_party_plugin_counts_without_the_others() -> None:
+    import alignkit_plugins.evaluate
+    import alignkit_plugins.ppo
+
+    assert names(Path(alignkit_plugins.ppo.__file__)) == {"ppo.py"}
+    parts = {"evaluate/__init__.py", "evaluate/report.py"}
+    found = names(Path(alignkit_plugins.evaluate.__file__))
+    assert parts <= found and all(name.split("/")[0].split(".")[0] == "evaluate" for name in found)
+
+
 def test_the_folder_and_the_order_do_not_matter_and_faults_are_left_to_the_import(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write(tmp_path / folder / "reward.py", "import words\nimport missing_module\nimport this is no python\n")

@@ -51,9 +51,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import alignkit_tiny
+    import alignkit_plugins.tiny
 
-    return Path(alignkit_tiny.source(tmp_path_factory.mktemp("tiny")))
+    return Path(alignkit_plugins.tiny.source(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture(scope="module", params=["biased", "without biases"])

@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-import alignkit_tiny
+import alignkit_plugins.tiny
 from alignkit import RunFailed
 from alignkit.models.hub import locate
 from alignkit.models.shared_model import SharedModel
@@ -65,7 +65,7 @@ def cached(hub: Hub, tmp_path: Path) -> Path:
     place = tmp_path / "hub" / f"models--{ID.replace('/', '--')}"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(alignkit_tiny.source(tmp_path / "tiny"), place / "snapshots" / ("0" * 40))
+    shutil.copytree(alignkit_plugins.tiny.source(tmp_path / "tiny"), place / "snapshots" / ("0" * 40))
     return place / "snapshots" / ("0" * 40)
 
 

@@ -19,9 +19,11 @@ from alignkit.settings import ModelSpec
 
 @pytest.fixture
 def models(tmp_path: Path) -> ModelService:
-    import alignkit_tiny
+    import alignkit_plugins.tiny
 
-    model = SharedModel(ModelSpec(base="tiny", dtype="float32", device="cpu"), str(alignkit_tiny.source(tmp_path)))
+    model = SharedModel(
+        ModelSpec(base="tiny", dtype="float32", device="cpu"), str(alignkit_plugins.tiny.source(tmp_path))
+    )
     return ModelService(model, lambda reference: tmp_path / reference)
 
 
@@ -94,11 +96,11 @@ def test_a_prompt_without_room_changes_no_other_prompts_samples(models: ModelSer
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_five_roles_hold_nothing_but_the_base_and_their_weights(tmp_path: Path, quantization: str) -> None:
     """No copies: the tensors are exactly the base's, the adapters', and the heads'."""
-    import alignkit_tiny
+    import alignkit_plugins.tiny
     from benchmarks.models import bytes_of
 
     spec = ModelSpec(base="tiny", dtype="bfloat16", device="cpu", quantization=quantization)  # type: ignore[arg-type]
-    policy = SharedModel(spec, str(alignkit_tiny.source(tmp_path)))
+    policy = SharedModel(spec, str(alignkit_plugins.tiny.source(tmp_path)))
     base = bytes_of(policy)
     heads = ("value", "helpful", "safety")
     for role in ("policy", "reference", *heads):
@@ -128,7 +130,7 @@ def sentencepiece_models(folder: Path, kind: str) -> ModelService:
 @pytest.mark.parametrize("kind", ["spm_legacy", "spm_first", "unigram"])
 def test_a_local_judge_needs_no_other_answers_with_sentencepiece(kind: str, tmp_path: Path) -> None:
     from alignkit import Context
-    from alignkit_judges import LocalJudge
+    from alignkit_plugins.judges import LocalJudge
 
     models = sentencepiece_models(tmp_path, kind)
     items = [(asked("is it so?"), "It is four.", "It is five.")]

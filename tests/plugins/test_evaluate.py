@@ -16,14 +16,14 @@ import torch
 from pydantic import ValidationError
 from scipy import stats
 
-import alignkit_evaluate as evaluate
-import alignkit_llama2 as llama2
+import alignkit_plugins.evaluate as evaluate
+import alignkit_plugins.llama2 as llama2
 from alignkit import Group, Response, RunFailed, StepContext, statistics
 from alignkit.data.group import read_groups
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Registration
 from alignkit.training.scoring import Scorer
-from alignkit_evaluate import report
+from alignkit_plugins.evaluate import report
 
 HELPFUL = RewardSpec("stage", "helpful")
 SAFETY = RewardSpec("stage", "safety")
@@ -458,5 +458,8 @@ def test_digits_follow_the_interval(low: float, high: float, digits: int) -> Non
 
 
 def test_the_plugin_is_light_to_import() -> None:
-    code = "import sys, alignkit_evaluate, alignkit_select_best; print(sys.modules.keys() & {'torch', 'scipy', 'rich'})"
+    code = (
+        "import sys; from alignkit_plugins import evaluate, select_best; "
+        "print(sys.modules.keys() & {'torch', 'scipy', 'rich'})"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

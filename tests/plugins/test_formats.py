@@ -15,7 +15,7 @@ from alignkit.data.group import group_to_json
 FORMATS: dict[str, type[Format]] = {}
 PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "dialogues")
 for plugin in (*PLUGINS, "groups"):
-    importlib.import_module(f"alignkit_{plugin}").register_formats(
+    importlib.import_module(f"alignkit_plugins.{plugin}").register_formats(
         lambda name, thing, summary="": FORMATS.__setitem__(name, thing)
     )
 

@@ -44,15 +44,15 @@ from alignkit.testing import check_algorithm
 from alignkit.training.averages import Averages, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
-from alignkit_dpo import DPO
-from alignkit_grpo import GRPO
-from alignkit_online_dpo import OnlineDPO
-from alignkit_ppo import PPO
-from alignkit_reinforce_pp import ReinforcePP
-from alignkit_rejection_sampling import RejectionSampling
-from alignkit_rest import ExpertIteration, ReST
-from alignkit_reward_model import RewardModel
-from alignkit_rloo import RLOO
+from alignkit_plugins.dpo import DPO
+from alignkit_plugins.grpo import GRPO
+from alignkit_plugins.online_dpo import OnlineDPO
+from alignkit_plugins.ppo import PPO
+from alignkit_plugins.reinforce_pp import ReinforcePP
+from alignkit_plugins.rejection_sampling import RejectionSampling
+from alignkit_plugins.rest import ExpertIteration, ReST
+from alignkit_plugins.reward_model import RewardModel
+from alignkit_plugins.rloo import RLOO
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NOTHING = torch.zeros(0, dtype=torch.int64)

@@ -27,12 +27,12 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
 from alignkit.training.averages import counts, weighted_sum
-from alignkit_cpl import CPL
-from alignkit_dpo import DPO
-from alignkit_hir import HIR, HIROffline, Instruct, instructed
-from alignkit_kto import KTO
-from alignkit_reference_free import CPO, ORPO, SimPO
-from alignkit_tiny import _tokenizer
+from alignkit_plugins.cpl import CPL
+from alignkit_plugins.dpo import DPO
+from alignkit_plugins.hir import HIR, HIROffline, Instruct, instructed
+from alignkit_plugins.kto import KTO
+from alignkit_plugins.reference_free import CPO, ORPO, SimPO
+from alignkit_plugins.tiny import _tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EXACT = {"rtol": 1e-9, "atol": 1e-10}

@@ -24,7 +24,7 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.reward import CombinedReward
 from alignkit.runs.run import Run
 from alignkit.training.scoring import Scorer
-from alignkit_rewards import Length, Normalized, Python, WeightedSum
+from alignkit_plugins.rewards import Length, Normalized, Python, WeightedSum
 
 ASK = ({"role": "user", "content": "How are you?"},)
 GROUPS = [

@@ -22,14 +22,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-import alignkit_judges as judges
-import alignkit_rlaif as rlaif
+import alignkit_plugins.judges as judges
+import alignkit_plugins.rlaif as rlaif
 from alignkit import Context, Group, Judge, Pair, PluginError, RemoteError, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
 from alignkit.registry import Registration
 from alignkit.remote import retry_after
-from alignkit_reward_judge import RewardJudge
-from alignkit_rlaif.tally import inconsistent
+from alignkit_plugins.reward_judge import RewardJudge
+from alignkit_plugins.rlaif.tally import inconsistent
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
 FENCED = re.compile(r"\[begin (\w{16})\]\n(.*?)\n\[end \1\]", re.DOTALL)
@@ -269,7 +269,7 @@ def test_several_turns_are_written_as_a_transcript() -> None:
 
 def test_importing_the_plugins_loads_neither_torch_nor_httpx() -> None:
     code = (
-        "import sys, alignkit_judges, alignkit_rlaif; "
+        "import sys, alignkit_plugins.judges, alignkit_plugins.rlaif; "
         "print([m for m in ('torch', 'httpx2', 'tenacity', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -639,7 +639,7 @@ def test_a_failed_run_goes_on_from_its_answers(remote: Any, server: Server) -> N
 def test_a_killed_process_loses_no_answer(server: Server, tmp_path: Path) -> None:
     server.judge = lambda request: dataclasses.replace(honest(request), pause=0.1)
     code = f"""
-import pathlib, alignkit_judges as judges
+import pathlib, alignkit_plugins.judges as judges
 from alignkit import Context
 judge = judges.OpenAIJudge(judges.OpenAIJudge.Options(base_url={server.url!r}, model="m", concurrency=1))
 folder = pathlib.Path({str(tmp_path)!r})

@@ -15,15 +15,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import alignkit_trl
+import alignkit_plugins.trl
 from alignkit import Group, Pair, Response, RunFailed
 from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import DataError, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit_trl import StageReward, check_reference
-from alignkit_trl.config import config_fields
-from alignkit_trl.rows import demonstrations, mismatch_neighbors, pairs, thumbs
+from alignkit_plugins.trl import StageReward, check_reference
+from alignkit_plugins.trl.config import config_fields
+from alignkit_plugins.trl.rows import demonstrations, mismatch_neighbors, pairs, thumbs
 
 PROMPT = ({"role": "user", "content": "how are you"},)
 ANSWERS = tuple(Response(text=text) for text in ("I am well, thank you", "go away", "fine"))
@@ -32,7 +32,7 @@ RANKED = Group(PROMPT, ANSWERS, (Pair(0, 1), Pair(2, 0, p=0.2), Pair(1, 2, p=0.5
 
 def stage(trainer: str, **options: Any) -> dict[str, Any]:
     common = {"algorithm": {"trl": {"trainer": trainer, **options}}, "from": "sft", "batch_size": 2}
-    if trainer in alignkit_trl.ONLINE:
+    if trainer in alignkit_plugins.trl.ONLINE:
         rollout = {"samples_per_prompt": 2, "max_new_tokens": 5}
         more = {"prompts": "demos.jsonl", "reward": {"length": {"unit": "characters"}}, "rollout": rollout}
         return common | more | {"iterations": 2, "prompts_per_iteration": 2, "learning_rate": 0.01}
@@ -60,7 +60,7 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
     return load_file(folder / "out" / stage / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("trainer", alignkit_trl.TRAINERS)
+@pytest.mark.parametrize("trainer", alignkit_plugins.trl.TRAINERS)
 def test_every_trainer_starts_where_the_stage_does_and_leaves_an_adapter(folder: Path, trainer: str) -> None:
     after = {"algorithm": "reward_model", "from": "trained", "data": "pairs.jsonl", "batch_size": 6}
     run_recipe(load(folder, trained=stage(trainer), after=after), folder / "out")
@@ -124,7 +124,7 @@ def test_the_reward_is_the_stages_own() -> None:
 def test_options_are_trls_own_fields(folder: Path) -> None:
     import trl
 
-    for trainer, name in alignkit_trl.TRAINERS.items():
+    for trainer, name in alignkit_plugins.trl.TRAINERS.items():
         config = getattr(trl, f"{name}Config")
         assert set(config.__dataclass_fields__) <= config_fields(trainer)
     for options, message in (
@@ -134,7 +134,7 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             load(folder, d=stage("dpo", **options))
-    for name in alignkit_trl.ONLINE_KEYS:
+    for name in alignkit_plugins.trl.ONLINE_KEYS:
         with pytest.raises(RecipeError, match=f"'{name}' cannot be set here"):
             load(folder, d=stage("grpo", **{name: 4}))
     with pytest.raises(RecipeError, match="expected 'sft', 'dpo', 'kto', 'reward', 'grpo' or 'rloo', got 'ppo'"):

@@ -23,7 +23,7 @@ from alignkit.registry import Registration
 from alignkit.training.external import ExternalStage
 from alignkit.training.iteration import rollout_metrics
 from alignkit.training.scoring import Scorer, score_rollouts
-from alignkit_rlaif import RLAIF
+from alignkit_plugins.rlaif import RLAIF
 
 PROMPT = (Message(role="user", content="how are you"),)
 

@@ -35,7 +35,7 @@ from alignkit import (
 )
 from alignkit.comparison import answers_of, averages, length, prompts_to_compare, sample_policies, scale_of
 from alignkit.data.group import write_groups
-from alignkit_evaluate import report
+from alignkit_plugins.evaluate import report
 
 
 class Evaluate(Step):

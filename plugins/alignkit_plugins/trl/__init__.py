@@ -37,7 +37,7 @@ from alignkit import (
 )
 from alignkit.data.group import prompts_of
 from alignkit.errors import did_you_mean
-from alignkit_trl.config import (
+from alignkit_plugins.trl.config import (
     ONLINE,
     ONLINE_KEYS,
     STAGE_KEYS,
@@ -47,7 +47,7 @@ from alignkit_trl.config import (
     config_fields,
     one_device,
 )
-from alignkit_trl.rows import Row, demonstrations, mismatch_neighbors, pairs, thumbs
+from alignkit_plugins.trl.rows import Row, demonstrations, mismatch_neighbors, pairs, thumbs
 
 if TYPE_CHECKING:
     from alignkit.external import TrainerContext
@@ -141,8 +141,9 @@ class TRL(ExternalTrainer):
 
     def _trainer(self, context: TrainerContext, model: Any, folder: Path) -> tuple[Any, int]:
         """The trainer, and the number of rows that it was given."""
-        import trl
         from transformers import PrinterCallback
+
+        import trl
 
         kind = self.options.trainer
         with self._rejections():

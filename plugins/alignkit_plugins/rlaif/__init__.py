@@ -42,7 +42,7 @@ from alignkit import (
     hookimpl,
 )
 from alignkit.judges import Item
-from alignkit_rlaif.tally import Place, Tally, mean, report
+from alignkit_plugins.rlaif.tally import Place, Tally, mean, report
 
 
 def words(response: Response) -> str:
