@@ -19,6 +19,8 @@ from alignkit.errors import AlignkitError, OutOfResource, PluginError, disk_is_f
 from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from alignkit.plugins import Plugins
     from alignkit.recipe.schema import Recipe
     from alignkit.registry import Registration
@@ -28,13 +30,32 @@ app = typer.Typer(
     name="alignkit",
     help="Align language models with human and AI feedback.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+recipes_app = typer.Typer(rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+
+def _recipe_names(start: str) -> list[str]:
+    """Completions of a recipe: the shipped ones, folders and files."""
+    from glob import escape, glob
+
+    from alignkit.recipe.shipped import shipped
+
+    found = sorted(Path(path) for path in glob(f"{escape(start)}*"))
+    folders = [f"{path}/" for path in found if path.is_dir()]
+    files = [str(path) for path in found if path.suffix in (".yaml", ".yml")]
+    return [*(name for name in shipped() if name.startswith(start)), *folders, *files]
+
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a recipe that comes with alignkit.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe file, or the name of a recipe that comes with alignkit.",
+        autocompletion=_recipe_names,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides: a.b=c sets a key, ~a.b deletes it.")
@@ -70,7 +91,14 @@ def run(
     plugin: PluginFiles = None,
     no_plugin: NoPlugins = None,
 ) -> None:
-    """Run a recipe. The same command resumes a run that was interrupted."""
+    """Run a recipe. The same command resumes a run that was interrupted.
+
+    \b
+    Examples:
+      alignkit run smoke
+      alignkit run quickstart stages.align.algorithm=rejection_sampling
+      alignkit run recipe.yaml seed=1 --out runs/seed1
+    """
     checked = _load(recipe, overrides, plugin, no_plugin)
     from alignkit.runs.run import run_recipe
 
@@ -88,7 +116,14 @@ def validate(
         Path | None, typer.Option(metavar="DIR", help="Also show what a run in this folder would reuse, and why not.")
     ] = None,
 ) -> None:
-    """Check a recipe and its data files without running it, and show how the data are understood."""
+    """Check a recipe and its data files without running it, and show how the data are understood.
+
+    \b
+    Examples:
+      alignkit validate recipe.yaml
+      alignkit validate recipe.yaml model.base=tiny --no-data
+      alignkit validate recipe.yaml --out runs/recipe
+    """
     checked = _load(recipe, overrides, plugin, no_plugin)
     if data:
         from alignkit.runs.preflight import data_lines
@@ -108,7 +143,13 @@ def validate(
 def plugins(what: PluginName = None, plugin: PluginFiles = None, no_plugin: NoPlugins = None) -> None:
     """List the installed plugins, or show the options of one.
 
-    Broken plugins are listed with the reason. Examples: `plugins ppo`, `plugins step evaluate`, `plugins reward`.
+    Broken plugins are listed with the reason.
+
+    \b
+    Examples:
+      alignkit plugins reward
+      alignkit plugins ppo
+      alignkit plugins step evaluate
     """
     from alignkit.plugins import load_plugins
     from alignkit.recipe import plugin_help
@@ -125,7 +166,13 @@ def results(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/quickstart.")],
     prune: Annotated[bool, typer.Option("--prune", help="Delete all results but the current ones.")] = False,
 ) -> None:
-    """List a run's results: current ones, and earlier ones, which are restored when the recipe is changed back."""
+    """List a run's results: current ones, and earlier ones, which are restored when the recipe is changed back.
+
+    \b
+    Examples:
+      alignkit results runs/quickstart
+      alignkit results runs/quickstart --prune
+    """
     from alignkit.runs import results as found
 
     _print_results(found.results_of(folder))
@@ -134,12 +181,49 @@ def results(
         print(f"deleted {count} results, {size / 1e6:.0f} MB")
 
 
+@recipes_app.callback(invoke_without_command=True)
+def recipes(context: typer.Context) -> None:
+    """List the recipes that come with alignkit, or copy one.
+
+    \b
+    Examples:
+      alignkit recipes
+      alignkit recipes copy quickstart my-project
+    """
+    if context.invoked_subcommand is None:
+        from alignkit.recipe.shipped import shipped, summary
+
+        _print_table(("name", "what it does"), [(name, summary(path)) for name, path in shipped().items()])
+
+
+@recipes_app.command("copy")
+def copy_shipped(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe that comes with alignkit.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to. Default: the current folder.")] = Path(),
+) -> None:
+    """Copy a recipe with the data and rewards that it names, to edit it.
+
+    \b
+    Example:
+      alignkit recipes copy quickstart my-project
+      alignkit run my-project/quickstart.yaml
+    """
+    from alignkit.recipe.copying import copy_recipe
+
+    for path in copy_recipe(name, folder):
+        print(path)
+
+
 @app.command()
 def schema(plugin: PluginFiles = None, no_plugin: NoPlugins = None) -> None:
     """Print the JSON schema of recipes, for editors.
 
     It covers all installed plugins. With `# yaml-language-server: $schema=FILE` as a recipe's first line, editors
     complete and check its keys.
+
+    \b
+    Example:
+      alignkit schema > recipe.schema.json
     """
     import json
 
@@ -154,7 +238,8 @@ def _load(
 ) -> Recipe:
     """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file."""
     from alignkit.plugins import load_plugins
-    from alignkit.recipe.load import find_recipe, load_recipe
+    from alignkit.recipe.load import load_recipe
+    from alignkit.recipe.shipped import find_recipe
 
     path = find_recipe(name)
     loaded = load_plugins(files or (), disabled or ())
@@ -171,20 +256,18 @@ def _load(
 
 
 def _print_plugins(loaded: Plugins) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     from alignkit.registry import KINDS
 
-    table = Table("kind", "name", "summary", "from", box=None, pad_edge=False, header_style="bold")
+    rows = []
     for kind in KINDS:
         registrations = loaded.registry.registrations(kind)
         names = [registration.name for registration in registrations]
         for registration in registrations:
             note = " (several plugins have this name: write PACKAGE:NAME)" * (names.count(registration.name) > 1)
-            table.add_row(*map(Text, (kind, registration.name, registration.summary + note, registration.origin)))
-    console = _console()
-    console.print(table)
+            rows.append((kind, registration.name, registration.summary + note, registration.origin))
+    console = _print_table(("kind", "name", "summary", "from"), rows)
     for broken in loaded.broken:
         console.print(Text(printable(f"broken: {broken}"), style="red"), soft_wrap=True)
     if sys.stdout.isatty():
@@ -192,24 +275,24 @@ def _print_plugins(loaded: Plugins) -> None:
 
 
 def _print_results(results: Sequence[Result]) -> None:
+    facts = [(item.stage, item.state, item.hash[:12], item.plugin, item.finished, item.size) for item in results]
+    rows = [(*texts, f"{size / 1e6:.1f}") for *texts, size in facts]
+    _print_table(("stage", "result", "hash", "by", "finished", "MB"), rows)
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Console:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("stage", "result", "hash", "by", "finished", "MB", box=None, pad_edge=False, header_style="bold")
-    for result in results:
-        facts = (
-            result.stage,
-            result.state,
-            result.hash[:12],
-            result.plugin,
-            result.finished,
-            f"{result.size / 1e6:.1f}",
-        )
-        table.add_row(*map(Text, facts))
-    _console().print(table)
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = _console()
+    console.print(table)
+    return console
 
 
-def _console() -> Any:
+def _console() -> Console:
     """Stdout; wide if it is a pipe, so that no table cell is cut."""
     from rich.console import Console
 
@@ -218,6 +301,8 @@ def _console() -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    if "_ALIGNKIT_COMPLETE" in os.environ:  # a shell asks for completions
+        app(prog_name="alignkit")
     try:
         with blaming(_registrations):
             result: Any = app(list(argv) if argv is not None else None, prog_name="alignkit", standalone_mode=False)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.plugins import load_plugins
-from alignkit.recipe.load import find_recipe, load_recipe
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.shipped import find_recipe
 from alignkit.runs.stage_store import StageStore
 
 

@@ -24,7 +24,6 @@ from alignkit.comparison import averages
 from alignkit.data.group import Group, read_groups
 from alignkit.errors import AlignkitError
 from alignkit.plugins import plugins
-from alignkit.recipe.document import load_document
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.statistics import Estimate, estimate, paired_difference
@@ -60,7 +59,7 @@ def overrides(recipe: Path, algorithm: str, shift: float) -> list[str]:
     chosen = [f"stages.align.algorithm={algorithm}"]
     if not shift:
         return chosen
-    reward = load_document(recipe).data["stages"]["align"]["reward"]
+    reward = load_recipe(recipe).resolved["stages"]["align"]["reward"]
     shifted = {"weighted_sum": {"rewards": {"unshifted": reward}, "weights": {"unshifted": 1}, "bias": shift}}
     return [*chosen, f"stages.align.reward={json.dumps(shifted)}"]
 

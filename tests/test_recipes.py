@@ -19,6 +19,7 @@ from alignkit.io.cache import cache_folder
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 
+DATA = Path(__file__).parent.parent / "recipes" / "data"
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
 ON_POLICY = [
     registration.name
@@ -30,9 +31,9 @@ WEIGHTS = "adapter/adapter_model.safetensors"
 # What the sizes below do not fit: values that are lists, and epochs that other stages name.
 OWN: dict[str, list[str]] = {
     "instructgpt": [
-        "stages.sft.data={path: data/demos.jsonl, limit: 16}",
-        "stages.preferred.data={path: data/rankings.jsonl, limit: 8}",
-        "stages.preferred.validation={path: data/rankings_heldout.jsonl, limit: 4}",
+        f"stages.sft.data={{path: {DATA}/demos.jsonl, limit: 16}}",
+        f"stages.preferred.data={{path: {DATA}/rankings.jsonl, limit: 8}}",
+        f"stages.preferred.validation={{path: {DATA}/rankings_heldout.jsonl, limit: 4}}",
         "stages.chosen.limit=4",
         "stages.align.iterations=2",
     ],
@@ -179,7 +180,7 @@ def test_every_recipe_says_what_it_is(name: str) -> None:
     text = RECIPES[name].read_text(encoding="utf-8")
     header = text.partition("\nname: ")[0]
     assert all(line.startswith("#") for line in header.splitlines())
-    for word in ("# What: ", "# Source: ", "# Data: ", "# Time: ", f"alignkit run recipes/{name}.yaml"):
+    for word in ("# What: ", "# Source: ", "# Data: ", "# Time: ", f"alignkit run {name}"):
         assert word in header, word
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from alignkit.errors import Problem, RecipeError
 from alignkit.io.lookup import is_file, resolved
 from alignkit.recipe.overrides import apply_override
+from alignkit.recipe.shipped import shipped_recipe
 from alignkit.recipe.yaml_nodes import MAX_DEPTH, MAX_SOURCE, Failed, Mark, Node, Reader
 from alignkit.recipe.yaml_nodes import dump as dump
 
@@ -45,9 +46,10 @@ class Document:
         return keys in self.places and not self.places[keys][1].line
 
     def folder(self, keys: Keys) -> Path:
-        """Return the folder that a relative path at `keys` starts from: the folder of the file that has this key."""
-        mark = self.places[keys][1] if keys in self.places else None
-        return Path(mark.file).parent if mark and mark.line else self.path.parent
+        """Return the folder that a relative path at `keys` starts from: its file's, or an override's shell's."""
+        if self.overridden(keys):
+            return Path.cwd()
+        return Path(self.places[keys][1].file).parent if keys in self.places else self.path.parent
 
 
 def load_document(path: Path, overrides: Sequence[str] = ()) -> Document:
@@ -118,13 +120,16 @@ def _load_file(path: Path, problems: list[Problem], chain: tuple[Path, ...] = ()
 def _load_base(path: Path, base: Node, problems: list[Problem], chain: tuple[Path, ...]) -> Node:
     """Return the nodes of the file that another file extends. chain: the files that led to it."""
     target = path.parent / base.value
+    if not is_file(target):
+        target = shipped_recipe(base.value) or target
     if resolved(target) in chain:
         names = " -> ".join(item.name for item in (*chain, target))
         raise Failed(base.mark.problem(f"files extend each other in a cycle: {names}"))
     if len(chain) > MAX_DEPTH:
         raise Failed(base.mark.problem(f"more than {MAX_DEPTH} files extend each other"))
     if not is_file(target):
-        raise Failed(base.mark.problem(f"no such file: {target}", "the path is relative to the folder of this file"))
+        help = "give a path that starts at the folder of this file, or the name of a shipped recipe"
+        raise Failed(base.mark.problem(f"no such file: {target}", help))
     return _load_file(target, problems, chain)
 
 

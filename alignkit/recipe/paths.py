@@ -1,4 +1,7 @@
-"""Files and folders that a recipe names. Relative paths start at the folder of the file that contains them."""
+"""Files and folders that a recipe names.
+
+Relative paths start at the folder of the file that contains them; those of overrides, where the command was typed.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,9 @@ class Paths:
             return path
         near = sorted(item.name for item in path.parent.iterdir()) if is_dir(path.parent) else []
         help = did_you_mean(path.name, [*near, *also]) or f"looked in {path.parent}"
+        in_recipe = self.document.path.parent / text
+        if self.document.overridden(keys) and exists(in_recipe):
+            help = f"an override's path starts at the current folder; did you mean {in_recipe}?"
         self.problems.error(keys, f"no such file{' or stage' if also else ''}: {text}", help=help)
         return None
 

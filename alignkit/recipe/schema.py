@@ -71,7 +71,9 @@ class TopKeys(Options):
     )
     description: str = Field(default="", description="what the recipe does, for people who read it")
     extends: str | None = Field(
-        default=None, description="recipe whose keys this one inherits and overrides; the path is relative to this file"
+        default=None,
+        description="recipe whose keys this one inherits and overrides: a path, relative to this file, "
+        "or the name of a shipped recipe",
     )
     seed: int = Field(default=0, ge=0, description="seed of all random draws")
     requires: list[str] = Field(

@@ -24,8 +24,9 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from benchmarks.outcomes.refusals import refuses
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 RECIPE = FOLDER / "outcomes.yaml"
+RECIPES = FOLDER.parents[1] / "recipes"
 # A gold model judges the prompts of its kind; the recipe's own reward model for them has the kind's name.
 JUDGED = {"gold_helpful": "helpful", "gold_safety": "safety"}
 GOLD = tuple(JUDGED)
@@ -87,7 +88,8 @@ class Row:
 
 def methods() -> dict[str, list[str]]:
     """The overrides of outcomes.yaml for each method in methods.yaml."""
-    named = yaml.safe_load((FOLDER / "methods.yaml").read_text(encoding="utf-8"))
+    text = (FOLDER / "methods.yaml").read_text(encoding="utf-8")
+    named = yaml.safe_load(text.replace("RECIPES", str(RECIPES)))
     learners = {name: _on_pairs(algorithm) for name, algorithm in named["pairs"].items()}
     choosers = {name: _best_of(n) for name, n in named["best_of"].items()}
     return {**named["overrides"], **learners, **choosers}
@@ -95,7 +97,7 @@ def methods() -> dict[str, list[str]]:
 
 def _on_pairs(algorithm: Any) -> list[str]:
     """A stage `align` that learns from the pairs of both reward models."""
-    pairs = [{"path": f"../../recipes/data/{name}.jsonl.gz", "limit": 480} for name in ("helpful", "safety")]
+    pairs = [{"path": f"{RECIPES}/data/{name}.jsonl.gz", "limit": 480} for name in ("helpful", "safety")]
     stage = {"algorithm": algorithm, "from": "sft", "data": pairs, "max_length": 384, "batch_size": 8}
     return ["~stages.align", f"stages.align={json.dumps(stage)}"]
 
@@ -117,7 +119,9 @@ def _tuning_prompts(method: Sequence[str]) -> list[str]:
     """Overrides that ask the prompts that settings may be chosen on."""
     asked = [(name, kind) for stages in (BEFORE, AFTER) for kind, name in stages.items()]
     return [
-        f"stages.{name}.prompts=data/tuning/{kind}.jsonl" for name, kind in asked if f"~stages.{name}" not in method
+        f"stages.{name}.prompts={FOLDER}/data/tuning/{kind}.jsonl"
+        for name, kind in asked
+        if f"~stages.{name}" not in method
     ]
 
 

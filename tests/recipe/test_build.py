@@ -26,7 +26,7 @@ from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError
 from alignkit.options import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
 from alignkit.recipe.document import dump
-from alignkit.recipe.load import find_recipe, load_recipe
+from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, RewardSpec
 from alignkit.registry import BrokenPlugin, Registration, Registry
 
@@ -137,7 +137,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, registry: Registry) -> Bench:
+def bench(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.chdir(tmp_path)  # where paths of overrides start
     return Bench(tmp_path, registry)
 
 
@@ -567,13 +568,3 @@ def test_a_bug_in_a_plugin_is_the_plugins_error(
     assert problem.message.startswith("plugin '")
     assert f"in {message}: ZeroDivisionError: in a plugin (test_build.py:" in problem.message
     assert caught.value.exit_code == 3
-
-
-def test_find_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.yaml").write_text("")
-    assert find_recipe("mine.yaml") == Path("mine.yaml")
-    with pytest.raises(RecipeError, match=r"no such recipe: mine.yml\n  help: did you mean 'mine.yaml'"):
-        find_recipe("mine.yml")
-    with pytest.raises(RecipeError, match="got a folder"):
-        find_recipe(str(tmp_path))
