@@ -23,12 +23,13 @@ from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, low_rank
 from alignkit.models.files_check import check_finite, check_safetensors, read_json
 from alignkit.models.lora_targets import LoraTargets, is_router, lora_targets
+from alignkit.models.origin import CONFIG, Base
 from alignkit.models.padding import UNREAD
 
 if TYPE_CHECKING:
     from alignkit.settings import LoraSpec
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 SCORE = "base_model.model.score.weight"  # a scalar head, as peft names it
 
 
@@ -40,14 +41,10 @@ class ActiveAdapter:
 
 
 class Adapters:
-    """The adapters of one model.
+    """The adapters of one model. base: the model's name, for saved adapters."""
 
-    base_name, revision: the base as saved adapters name it.
-    """
-
-    def __init__(self, model: Any, spec: LoraSpec, active: ActiveAdapter, base_name: str, revision: str | None):
-        self.model, self.spec, self.active = model, spec, active
-        self.base_name, self.revision = base_name, revision
+    def __init__(self, model: Any, spec: LoraSpec, active: ActiveAdapter, base: Base):
+        self.model, self.spec, self.active, self.base = model, spec, active, base
         self._peft: Any = None
         self._targets: LoraTargets | None = None
 
@@ -95,7 +92,7 @@ class Adapters:
 
         config = copy.deepcopy(self.model.peft_config[adapter])
         config.inference_mode = True
-        config.base_model_name_or_path, config.revision = self.base_name, self.revision
+        config.base_model_name_or_path, config.revision = self.base.source, self.base.revision
         if not isinstance(config.target_modules, str):  # a string is a pattern
             config.target_modules = sorted(config.target_modules)
         if config.target_parameters:
@@ -110,6 +107,7 @@ class Adapters:
         save_file(dict(sorted(state.items())), folder / WEIGHTS, metadata=facts)
         _sort_facts(folder / WEIGHTS)
         config.save_pretrained(folder)
+        self.base.save_origin(folder)
 
     def _inject(self, adapter: str, seed: int) -> None:
         """Add new adapter weights to the layers that `model.lora` names."""
@@ -196,7 +194,7 @@ class Adapters:
             theirs = saved.get(key, value) or type(value)()
             if theirs != value:
                 raise RunFailed(f"{folder}: this adapter has {key} {theirs}, but the recipe's model.lora has {value}")
-        check_base(folder, self.base_name)
+        self.base.has_adapter(folder)
 
     def _copy(self, source: str, target: str) -> None:
         for layer in self._layers():
@@ -207,16 +205,6 @@ class Adapters:
         from peft.tuners.lora import LoraLayer
 
         return [module for module in self.model.modules() if isinstance(module, LoraLayer)]
-
-
-def check_base(folder: Path, base_name: str) -> bool:
-    """Whether a folder holds an adapter. Raises RunFailed if it is for another base model than `base_name`."""
-    if not (folder / CONFIG).is_file():
-        return False
-    saved = read_json(folder / CONFIG).get("base_model_name_or_path")
-    if saved != base_name:
-        raise RunFailed(f"{folder} is an adapter for the base model '{saved}', not for '{base_name}'")
-    return True
 
 
 def _patch_forward(layer: Any, active: ActiveAdapter) -> None:

@@ -37,7 +37,7 @@ def locate(source: str, revision: str | None = None) -> str:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = _cached(source, revision)
+        cached = cached_snapshot(source, revision)
         refusal = _refusal(source, revision)
     except HFValidationError as error:
         raise RunFailed(
@@ -52,7 +52,7 @@ def locate(source: str, revision: str | None = None) -> str:
     )
 
 
-def _cached(source: str, revision: str | None) -> Path | None:
+def cached_snapshot(source: str, revision: str | None) -> Path | None:
     """The folder of a cached copy, if it has a configuration and weights."""
     from huggingface_hub import try_to_load_from_cache
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from alignkit.data.group import Group, Message, previews
 from alignkit.errors import DataError, RunFailed, SameFirstToken
-from alignkit.models.adapters import check_base
 from alignkit.models.budget import within_memory
 from alignkit.models.encoding import Encoded, Encoder
 from alignkit.models.foreign_reward import ForeignRewardModel
@@ -77,7 +76,7 @@ class ModelService:
     def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
         """Return a reward model's scores of all responses in order; None if the prompt does not fit."""
         folder = self.artifact(stage)
-        if Path(stage).is_absolute() and not check_base(folder, self.model.base_name):
+        if Path(stage).is_absolute() and not self.model.base.has_adapter(folder):
             if folder not in self._foreign:
                 self._foreign[folder] = ForeignRewardModel(folder, self.model)
             foreign = self._foreign[folder]

@@ -35,6 +35,7 @@ from alignkit.models.encoding import Encoder
 from alignkit.models.files_check import check_finite
 from alignkit.models.hub import locate
 from alignkit.models.loading import backbone, device_of, dtype_of, has_score, largest, load_base, load_text, warn_unused
+from alignkit.models.origin import Base
 from alignkit.models.padding import padding_of, saved_unread, with_padding
 from alignkit.models.recompute import make_recomputable, recomputing
 
@@ -67,7 +68,7 @@ class SharedModel:
 
     def __init__(self, spec: ModelSpec, source: str, *, revision: str | None = None, seed: int = 0):
         """source: a transformers folder or hub id. seed: of new adapters and heads."""
-        self.base_name, self.revision = source, revision  # the hub's name, which saved adapters refer to
+        self.base = Base(spec.base, source, revision)
         self.spec, self.source, self.seed = spec, locate(source, revision), seed
         self.device = device_of(spec.device)
         self.dtype = dtype_of(spec, self.device)
@@ -88,7 +89,7 @@ class SharedModel:
         self.memory = MemoryBudget(self.device, self._activation_bytes_per_token())
         self.adapters: Adapters | None = None
         if spec.lora is not None:
-            self.adapters = Adapters(self.model, spec.lora, self.active_adapter, self.base_name, revision)
+            self.adapters = Adapters(self.model, spec.lora, self.active_adapter, self.base)
         load_check.check_head(self, BASE)
 
     def encoder(self) -> Encoder:
@@ -113,14 +114,14 @@ class SharedModel:
             # Loaded again, because some models asked for our attention never build their own causal mask.
             self._set_base(None)
         if self.unused_weights:
-            warn_unused(self.base_name, self.model, self.unused_weights)
+            warn_unused(self.base.source, self.model, self.unused_weights)
 
     def _set_base(self, attention_name: str | None) -> None:
         """Load the frozen base. attention_name: None for the model's own."""
         self.model, self.unused_weights = load_base(
-            self.spec, self.source, self.revision, self.dtype, self.device, attention_name
+            self.spec, self.source, self.base.revision, self.dtype, self.device, attention_name
         )
-        check_finite(self.base_name, dict(self.model.named_parameters()))
+        check_finite(self.base.source, dict(self.model.named_parameters()))
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         self.model.eval()  # always: with dropout old and new log-probabilities would differ

@@ -104,6 +104,7 @@ def test_damaged_models_are_refused(damage: Callable[[Path], None], problem: str
 
 
 def of_another_base(adapter: Path) -> None:
+    (adapter / "alignkit.json").unlink()  # as plain peft saves it
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "other/model"}))
 

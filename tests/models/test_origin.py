@@ -1,0 +1,76 @@
+"""Adapters know their base by its weights: they work on another machine, and on no other model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import alignkit_plugins.tiny
+from alignkit.errors import RunFailed
+from alignkit.models.origin import ORIGIN, Base
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import LoraSpec, ModelSpec
+
+SPEC = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=2, lora_alpha=4))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(alignkit_plugins.tiny.source(tmp_path_factory.mktemp("models")))
+
+
+@pytest.fixture
+def adapter(tiny: Path, tmp_path: Path) -> Path:
+    model = SharedModel(SPEC, str(tiny))
+    model.add_role("train")
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    model.save("train", folder)
+    return folder
+
+
+def moved(tiny: Path, tmp_path: Path) -> Path:
+    """The base model as another machine has it."""
+    return Path(shutil.copytree(tiny, tmp_path / "elsewhere" / "model"))
+
+
+def load(source: Path, adapter: Path) -> None:
+    SharedModel(SPEC, str(source)).add_role("train", start=adapter)
+
+
+def test_an_adapter_works_where_the_base_has_another_path(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    load(moved(tiny, tmp_path), adapter)
+
+
+def test_another_base_is_refused_also_at_the_same_path(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    other = moved(tiny, tmp_path)
+    weights = load_file(other / "model.safetensors")
+    next(iter(weights.values()))[0] += 1
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunFailed, match="is an adapter for the base model 'tiny', not for 'tiny': their weights differ"):
+        load(other, adapter)
+    config = adapter / "adapter_config.json"
+    saved = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(saved | {"base_model_name_or_path": str(other)}), encoding="utf-8")
+    with pytest.raises(RunFailed, match="their weights differ"):
+        load(other, adapter)
+
+
+def test_an_adapter_of_plain_peft_is_told_by_its_path(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    (adapter / ORIGIN).unlink()
+    load(tiny, adapter)
+    with pytest.raises(RunFailed, match=f"is an adapter for the base model '{tiny}', not for 'tiny'"):
+        load(moved(tiny, tmp_path), adapter)
+
+
+def test_people_are_told_the_base(tiny: Path, adapter: Path) -> None:
+    text = (adapter / "README.md").read_text(encoding="utf-8")
+    weights = Base("tiny", str(tiny)).weights
+    assert weights and f"`tiny`. SHA-256 of the base model's weights: `{weights}`" in text
+
+
+def test_weights_that_are_not_here_have_no_digest(tmp_path: Path) -> None:
+    assert Base("a", str(tmp_path)).weights is None
+    assert Base("owner/name", "owner/name").weights is None
