@@ -81,7 +81,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
         _check_rollout(draft, needs)
     if component is None or settings is None or len(scope.problems) > before:
         return None
-    return Stage(scope.stage, "algorithm", component, settings, tuple(scope.upstream), needs)
+    return Stage(scope.stage, "algorithm", component, settings, tuple(scope.upstream), needs, tuple(scope.folders))
 
 
 def _with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:

@@ -33,7 +33,8 @@ class RewardSpec:
 class Stage:
     """One named entry of a recipe.
 
-    settings, needs: None for a step. upstream: names of the stages that must run before it.
+    settings, needs: None for a step. upstream: names of the stages that must run before it. folders: those whose
+    weights it starts from or compares, made by other runs; absolute paths.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Stage:
     settings: Settings | None
     upstream: tuple[str, ...]
     needs: Needs | None = None
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ class Scope:
     """A recipe being read, and the stage that is being read.
 
     resolvers: functions that read a reference, by its kind. declared: every stage, or None if its plugin is unknown.
-    versions: all `stage@k` references. upstream: stages that this stage needs. failed: invalid values of this
-    stage, whose references are not checked.
+    versions: all `stage@k` references. upstream: stages that this stage needs. folders: of other runs' weights that it
+    needs. failed: invalid values of this stage, whose references are not checked.
     """
 
     problems: Problems
@@ -50,11 +50,12 @@ class Scope:
     versions: list[tuple[Keys, str]] = field(default_factory=list)
     stage: str = OUTSIDE
     upstream: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
     failed: set[Keys] = field(default_factory=set)
 
     def of_stage(self, name: str) -> Scope:
         """Return the scope of another stage of the same recipe."""
-        return replace(self, stage=name, upstream=[], failed=set())
+        return replace(self, stage=name, upstream=[], folders=[], failed=set())
 
     def resolve_name(self, reference: Any) -> Any:
         """Return a reference with the actual name of its stage. Anything but text is unchanged."""

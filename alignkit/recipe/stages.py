@@ -118,4 +118,6 @@ def _read_step(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope: Sc
         component = read_component("step", named, (*keys, "step"), scope, registration)
     else:
         component = with_options("step", named, registration, options, keys, scope)
-    return Stage(scope.stage, "step", component, None, tuple(scope.upstream)) if component else None
+    if component is None:
+        return None
+    return Stage(scope.stage, "step", component, None, tuple(scope.upstream), folders=tuple(scope.folders))

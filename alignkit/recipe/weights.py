@@ -18,7 +18,9 @@ def read_stage(value: Any, keys: Keys, scope: Scope) -> str | None:
 
 
 def read_policy(value: Any, keys: Keys, scope: Scope) -> str | None:
-    """Return a stage that does not train a reward model."""
+    """Return a stage that does not train a reward model, or the absolute path of a folder with another run's policy."""
+    if isinstance(value, str) and "/" in value:  # no stage's name has a slash
+        return _read_folder(value, keys, scope)
     name = read_stage(value, keys, scope)
     if name is not None and scope.trains_reward(name):
         scope.problems.error(keys, f"'{name}' is a reward model, but a policy is needed here")
@@ -31,11 +33,18 @@ def read_start(value: str, keys: Keys, scope: Scope) -> str | None:
     name = scope.resolve_name(value)
     if scope.is_missing(value) or scope.is_stage(name) or name.partition("@")[0] == BASE:
         return read_stage(value, keys, scope)
+    return _read_folder(name, keys, scope)
+
+
+def _read_folder(name: str, keys: Keys, scope: Scope) -> str | None:
     folder = scope.paths.locate(name, keys)
     if not is_dir(folder):
         scope.problems.error(keys, f"'{name}' is neither a stage nor a folder", help=scope.suggest_stage(name))
         return None
     if not any((folder / file).is_file() for file in _WEIGHTS):
+        inner = next((path for path in (folder / "adapter", folder / "model") if is_dir(path)), None)
         message = f"folder '{name}' holds neither an adapter (adapter_config.json) nor a model (config.json)"
-        scope.problems.error(keys, message)
+        scope.problems.error(keys, message, help=f"did you mean '{name.rstrip('/')}/{inner.name}'?" if inner else "")
+    if str(folder) not in scope.folders:
+        scope.folders.append(str(folder))
     return str(folder)

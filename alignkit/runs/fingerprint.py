@@ -49,7 +49,7 @@ def stage_parts(
         "settings": fingerprint.of(stage.settings),
         "upstream": dict(upstream),
         "model": model,
-        "from": model_digest(stage.settings.from_) if stage.settings and stage.settings.from_ else None,
+        "folders": {folder: model_digest(folder) for folder in stage.folders},
         "template": fingerprint.files_named(recipe.model),
         "date": date,
         "base": base,

@@ -11,8 +11,10 @@ from typing import Any
 from alignkit.author import calling, made
 from alignkit.data.describe import source_lines
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError
+from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
+from alignkit.models.loading import has_score
+from alignkit.models.origin import Base
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge, Reward
@@ -53,6 +55,35 @@ def _call(component: Component, stage: Stage, method: str, argument: Any) -> Non
     plugin, author = made(component, stage.name)
     with calling(author, method, plugin):
         getattr(plugin, method)(argument)
+
+
+def check_folders(recipe: Recipe, stages: Sequence[Stage], source: str, revision: str | None) -> None:
+    """Find out whether the weights of other runs fit the base model. Raises RecipeError with every problem.
+
+    source, revision: of the base model.
+    """
+    base = Base(recipe.model.base, source, revision)
+    problems = {
+        text: Problem(f"stage '{stage.name}': {text}", str(recipe.path))
+        for stage in stages
+        for folder in stage.folders
+        if (text := _unfit(stage, Path(folder), base, adapters=recipe.model.lora is not None))
+    }
+    if problems:
+        raise RecipeError(problems.values())
+
+
+def _unfit(stage: Stage, folder: Path, base: Base, *, adapters: bool) -> str:
+    """Why a stage cannot use the weights in a folder; empty if it can."""
+    try:
+        if adapters and not base.has_adapter(folder):
+            return f"{folder} holds a whole model, but with model.lora every policy is an adapter on model.base"
+    except RunFailed as error:
+        return str(error)
+    starts_here = stage.settings is not None and stage.settings.from_ == str(folder)
+    if not starts_here and has_score(folder):
+        return f"{folder} holds a reward model, but a policy is needed"
+    return ""
 
 
 def check_data(

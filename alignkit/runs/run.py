@@ -34,7 +34,7 @@ from alignkit.runs.changes import change_since
 from alignkit.runs.data import RunData
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.fingerprint import stage_parts
-from alignkit.runs.preflight import check_components, check_data, probe_hub
+from alignkit.runs.preflight import check_components, check_data, check_folders, probe_hub
 from alignkit.runs.process import locked, resource_error, resume_command
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date, writes_date
@@ -124,6 +124,7 @@ class Run:
         """Check what can be checked before the first stage runs."""
         waiting = self._incomplete()
         check_components(self.recipe, waiting)
+        check_folders(self.recipe, waiting, self.source, self.commit)
         check_data(
             self.recipe,
             waiting,

@@ -1,0 +1,103 @@
+"""Policies that another run trained: compared by their folders, checked before anything runs, and never mixed up."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from alignkit.cli import main
+from alignkit.errors import RecipeError
+from alignkit.recipe.load import load_recipe
+
+MODEL = {"base": "tiny", "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}
+WEIGHTS = "adapter_model.safetensors"
+
+
+def write(folder: Path, stages: dict[str, Any], **model: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"model": MODEL | model, "stages": stages}, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with a policy and a reward model."""
+    folder = tmp_path_factory.mktemp("other")
+    demo, pair = {"prompt": "is it?", "completion": "yes"}, {"prompt": "is it?", "chosen": "yes", "rejected": "no"}
+    (folder / "demos.jsonl").write_text(json.dumps(demo), encoding="utf-8")
+    (folder / "pairs.jsonl").write_text(json.dumps(pair), encoding="utf-8")
+    stages = {
+        "sft": {"algorithm": "sft", "data": "demos.jsonl", "epochs": 1, "learning_rate": 0.1},
+        "scores": {"algorithm": "reward_model", "data": "pairs.jsonl", "epochs": 1},
+    }
+    assert main(["run", str(write(folder, stages)), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def policy(other: Path, tmp_path: Path) -> Path:
+    """A copy of the policy, to be damaged."""
+    return Path(shutil.copytree(other / "sft" / "adapter", tmp_path / "policy"))
+
+
+def compare(folder: Path, *policies: str, **model: Any) -> Path:
+    (folder / "prompts.jsonl").write_text(json.dumps({"prompt": "is it?"}), encoding="utf-8")
+    step = {"step": "evaluate", "policies": list(policies), "rewards": ["length"], "prompts": "prompts.jsonl"}
+    return write(folder, {"report": step | {"max_new_tokens": 4}}, **model)
+
+
+def run(recipe: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
+    capsys.readouterr()
+    code = main(["run", str(recipe), *overrides, "--out", str(recipe.parent / "out")])
+    return code, capsys.readouterr().err
+
+
+def test_the_policy_of_another_run_is_compared(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = compare(tmp_path, "base", "./policy")
+    assert run(recipe, capsys)[0] == 0
+    result = json.loads((tmp_path / "out" / "report" / "evaluation.json").read_text(encoding="utf-8"))
+    (base, own) = result["policies"].values()
+    assert abs(base["kl"]["mean"]) < 1e-6 and abs(own["kl"]["mean"]) > 1e-3  # the base's weights were not used for both
+    assert "report: unchanged, reused" in run(recipe, capsys)[1]
+    weights = load_file(policy / WEIGHTS)
+    save_file({key: value * 1.5 for key, value in weights.items()}, policy / WEIGHTS, metadata={"format": "pt"})
+    assert "changed since the last run" in run(recipe, capsys)[1]
+
+
+@pytest.mark.parametrize("kind", ["reward model", "another base", "a whole model"])
+def test_weights_that_do_not_fit_are_refused_first(
+    kind: str, other: Path, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, problem = "./policy", "is an adapter for the base model 'tiny', not for"
+    base = str(other.parent)
+    if kind == "reward model":
+        base, name, problem = "tiny", str(other / "scores" / "adapter"), "holds a reward model, but a policy is needed"
+    elif kind == "a whole model":
+        (policy / "adapter_config.json").rename(policy / "config.json")
+        base, problem = "tiny", "holds a whole model, but with model.lora every policy is an adapter"
+    else:
+        base = str(tiny_with_other_weights(tmp_path))
+    code, said = run(compare(tmp_path, "base", name, base=base), capsys)
+    assert code == 2 and problem in said and "loading" not in said
+
+
+def tiny_with_other_weights(folder: Path) -> Path:
+    import alignkit_plugins.tiny
+
+    source = Path(shutil.copytree(alignkit_plugins.tiny.source(folder / "models"), folder / "base"))
+    weights = load_file(source / "model.safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, source / "model.safetensors", {"format": "pt"})
+    return source
+
+
+def test_the_folder_inside_a_stage_is_suggested(other: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"holds neither an adapter(.*\n)*.*did you mean '.*/sft/adapter'"):
+        load_recipe(compare(tmp_path, "base", str(other / "sft")))
+    with pytest.raises(RecipeError, match="'no/such' is neither a stage nor a folder"):
+        load_recipe(compare(tmp_path, "base", "no/such"))
