@@ -10,6 +10,7 @@ from alignkit.data.group import Group
 from alignkit.io.atomic import write_json
 from alignkit.options import Options as _Options
 from alignkit.reward import Context
+from alignkit.report import Report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,8 @@ class Artifact:
 
     groups: written to `data.jsonl`; later stages read them with `data: STAGE` or `prompts: STAGE`.
     policy: a stage reference such as `sft@2`; `from: STAGE` then starts from it.
-    summary: small JSON, stored in stage.json. text: printed at the end of the run.
+    summary: small JSON, stored in stage.json. report: printed at the end of the run, as wide as the terminal, and
+    written to `report.txt` and `report.md`. text: printed below it.
     """
 
     groups: Sequence[Group] | None = None
@@ -29,6 +31,7 @@ class Artifact:
     summary: Mapping[str, Any] | None = None
     text: str = ""
 
+    report: Report | None = None
 
 @dataclass(frozen=True)
 class StepContext(Context):

@@ -6,17 +6,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from alignkit.io.printable import printable
 
 SHOWN = {"loss": "loss", "reward": "reward", "kl": "kl", "accuracy": "accuracy", "tokens_per_second": "tok/s"}
+PIPE_WIDTH = 80  # characters of a line of a result
 PLAIN_SECONDS = 10.0  # between progress lines in a pipe
 
 
@@ -83,14 +83,15 @@ class Reporter:
             self._progress.stop()
         self._progress = self._task = None
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    @property
+    def width(self) -> int:
+        """Characters of a line on stdout: the terminal's, or else a fixed number."""
+        return self.out.width if self.out.is_terminal else PIPE_WIDTH
+
+    def result(self, text: str) -> None:
         """Print a result on stdout."""
-        table = Table(title=title, title_justify="left")
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
-        for row in rows:
-            table.add_row(*[printable(str(cell)) for cell in row])
-        self.out.print(table)
+        if text:
+            self.out.print(printable(text), markup=False, soft_wrap=True)
 
 
 class Metrics:

@@ -18,7 +18,6 @@ from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import Commits
 from alignkit.io.digest import digest, model_digest
-from alignkit.io.printable import printable
 from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.kernels import memory
 from alignkit.models.encoding import Encoder
@@ -36,6 +35,7 @@ from alignkit.runs.durable_map import durable_map
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.preflight import check_components, check_data, check_folders, probe_hub
 from alignkit.runs.process import locked, resource_error, resume_command
+from alignkit.runs.reports import facts, printed, stage_record, write_report
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date, writes_date
 from alignkit.runs.trained_on import trained_on
@@ -78,7 +78,7 @@ class Run:
         self.store = StageStore(folder, recipe.stages)
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)
-        self._texts: list[str] = []  # what steps print at the end of the run
+        self._records: list[Mapping[str, Any]] = []  # whose reports are printed at the end of the run
         self.stage_name = ""  # of the current stage
         self._bad_rows: dict[str, None] = {}  # an ordered set: data may be read twice
         self._described: list[DataSpec] = []  # by the current stage
@@ -113,8 +113,8 @@ class Run:
                 self._data.forget()
             times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
             self.store.join_metrics()
-        for text in self._texts:
-            self.reporter.out.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        for record in self._records:
+            self.reporter.result(printed(record, self.reporter.width))
         peak = memory.peak_text(self.model.device if "model" in vars(self) else None)
         took = f"done in {duration(time.monotonic() - began)} ({', '.join(times)})"
         self.reporter.say(f"{took}; peak memory {peak}")
@@ -160,7 +160,7 @@ class Run:
         record = self.store.record(name)
         if self.store.is_complete(name, stage_hash):
             self.reporter.say(f"{name}: unchanged, reused")
-            self._texts += [record["text"]] if record.get("text") else []
+            self._records.append(record)
             return True
         if record and record.get("hash") != stage_hash:
             self.reporter.say(f"{name}: changed since the last run{change_since(record, parts)}, starting over")
@@ -172,27 +172,11 @@ class Run:
         if "models" in vars(self):
             self.models.forget(name)
         seconds = time.monotonic() - began
-        self.store.finish(name, self._record(stage, seconds, summary, artifact, parts))
-        self._texts += [artifact.text] if artifact.text else []
-        self.reporter.say(f"{name}: done in {duration(seconds)}{_facts(summary)}")
+        record = {"hash": stage_hash, **stage_record(stage, seconds, summary, artifact, parts)}
+        self.store.finish(name, record)
+        self._records.append(record)
+        self.reporter.say(f"{name}: done in {duration(seconds)}{facts(summary)}")
         return False
-
-    def _record(
-        self, stage: Stage, seconds: float, summary: Mapping[str, Any], artifact: Artifact, parts: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """The contents of stage.json. parts: what the hash is made of."""
-        return {
-            "hash": self.hashes[stage.name],
-            "complete": True,
-            "name": stage.name,
-            "plugin": stage.component.name,
-            "seconds": round(seconds, 1),
-            "summary": summary,
-            "policy": artifact.policy,
-            "text": artifact.text,
-            "versions": parts["versions"],
-            "depends_on": parts,
-        }
 
     def _work(self, stage: Stage, folder: Path) -> tuple[dict[str, Any], Artifact]:
         """Do the stage's work; returns its summary and artifact."""
@@ -201,6 +185,8 @@ class Run:
         artifact = self._step(stage, folder)
         if artifact.groups is not None:
             write_groups(self.store.data(stage.name), artifact.groups)
+        if artifact.report is not None:
+            write_report(folder, artifact.report)
         return dict(artifact.summary or {}), artifact
 
     def _step(self, stage: Stage, folder: Path) -> Artifact:
@@ -384,10 +370,3 @@ class Run:
         upstream = {name: self.hashes[name] for name in stage.upstream}
         seed = self.seed_of(stage)
         return stage_parts(stage, self.recipe, self.base_digest, seed, upstream, self._data, self.date)
-
-
-def _facts(summary: Mapping[str, Any]) -> str:
-    """`: groups 3, steps 2`: the summary's numbers and words, without zeros and empty ones."""
-    facts = {name: value for name, value in summary.items() if value and isinstance(value, str | int | float)}
-    shown = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()]
-    return f": {', '.join(shown)}" if shown else ""

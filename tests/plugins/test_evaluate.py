@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from scipy import stats
 
 import alignkit_plugins.evaluate as evaluate
 import alignkit_plugins.llama2 as llama2
-from alignkit import Group, Response, RunFailed, StepContext, statistics
+from alignkit import Artifact, Group, Response, RunFailed, StepContext, statistics
 from alignkit.data.group import read_groups
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Registration
@@ -113,6 +114,12 @@ def summary(folder: Path, models: Any = None, groups: Sequence[Group] | None = N
     return dict(artifact.summary or {})
 
 
+def said(artifact: Artifact, width: int = 300) -> str:
+    """All that a run prints of the step."""
+    assert artifact.report is not None
+    return f"{artifact.report.text(width)}\n\n{artifact.text}"
+
+
 def combined() -> RewardSpec:
     options = llama2.Llama2.Options(helpful="helpful", safety="safety")
     component: Any = SimpleNamespace(registration=Registration("llama2", llama2.Llama2), options=options)
@@ -182,14 +189,14 @@ def test_the_difference_at_equal_length(tmp_path: Path) -> None:
     assert found["difference"]["mean"] > 0.7  # longer answers
     assert triple(found["at_equal_length"])[0] == pytest.approx(0.5, abs=0.15)
     assert found["at_equal_length"]["low"] > 0
-    assert f"(at equal length {report.shown(found['at_equal_length'], sign=True)})" in artifact.text
+    assert f"(at equal length {report.shown(found['at_equal_length'], sign=True)})" in said(artifact)
 
 
 def test_nothing_is_said_about_equal_length_where_lengths_hardly_overlap(tmp_path: Path) -> None:
     artifact = step().run(context(Scripted(), tmp_path))
     assert dict(artifact.summary or {})["against"]["align"]["helpful"]["at_equal_length"] is None
-    assert "(at equal length" not in artifact.text
-    assert "at equal length: '-' if too few prompts have answers of similar length" in artifact.text
+    assert "(at equal length" not in said(artifact)
+    assert "at equal length: '-' if too few prompts have answers of similar length" in said(artifact)
 
 
 @pytest.mark.parametrize("levels", [(0.0, 1.0), (-1.0, 1.0)])
@@ -260,7 +267,7 @@ def test_a_single_policy_is_compared_with_nobody(tmp_path: Path) -> None:
     artifact = step(policies=["align"]).run(context(Scripted(), tmp_path))
     found = dict(artifact.summary or {})
     assert (found["baseline"], found["against"], found["policies"]["align"]["kl"]) == (None, {}, None)
-    assert "against" not in artifact.text and "KL" not in artifact.text
+    assert "against" not in said(artifact) and "KL" not in said(artifact)
 
 
 def test_samples_of_a_prompt_are_averaged_first(tmp_path: Path) -> None:
@@ -290,7 +297,7 @@ def test_a_missing_score_is_left_out_in_pairs_and_counted(tmp_path: Path) -> Non
     assert triple(against["difference"]) == pytest.approx(hand_interval(GAIN[1:5]))
     assert (against["unpaired"], against["difference"]["n"]) == (2, 4)
     artifact = step().run(context(Scripted(scores), tmp_path))
-    assert "unscored" in artifact.text
+    assert "unscored" in said(artifact)
 
 
 def test_nothing_scored(tmp_path: Path) -> None:
@@ -298,7 +305,7 @@ def test_nothing_scored(tmp_path: Path) -> None:
     found = dict(artifact.summary or {})["against"]["align"]["helpful"]
     assert found["difference"] == {"mean": None, "low": None, "high": None, "n": 0}
     assert found["win_rate"] is None and found["at_equal_length"] is None
-    assert "align against sft: no prompt has a helpful score for both" in artifact.text
+    assert "align against sft: no prompt has a helpful score for both" in said(artifact)
 
 
 def test_a_prompt_without_room_is_left_out_for_all(tmp_path: Path) -> None:
@@ -326,7 +333,7 @@ def test_one_prompt_gives_no_interval(tmp_path: Path) -> None:
     artifact = step(limit=1).run(context(Scripted(), tmp_path))
     found = dict(artifact.summary or {})["against"]["align"]["helpful"]
     assert found["difference"] == {"mean": pytest.approx(0.5), "low": None, "high": None, "n": 1}
-    assert "no clear difference" in artifact.text
+    assert "no clear difference" in said(artifact)
 
 
 # --- sampling and scoring
@@ -345,13 +352,13 @@ def test_all_policies_get_the_same_prompts_and_streams(tmp_path: Path) -> None:
 def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) -> None:
     models = Scripted()
     asked = {"max_new_tokens": 9, "min_new_tokens": 2, "stop": ["\n"], "temperature": 0.5, "top_p": 0.9, "top_k": 3}
-    text = step(**asked).run(context(models, tmp_path)).text
+    text = said(step(**asked).run(context(models, tmp_path)))
     assert models.sampled[0] == {"role": "base", "seed": 7, "samples_per_prompt": 1, **asked}
     assert text.startswith("sampled with max_new_tokens 9, min_new_tokens 2, temperature 0.5, top_p 0.9, top_k 3, stop")
     followed = step(max_new_tokens=9)
     followed.options.follow({"temperature": 0.7, "max_new_tokens": 4}, "stage align", ["no penalty here"])
     artifact = followed.run(context(models, tmp_path))
-    lines = artifact.text.splitlines()
+    lines = said(artifact).splitlines()
     assert lines[:2] == [
         "sampled with max_new_tokens 9, temperature 0.7 (what is not set: as in stage align)",
         "no penalty here",
@@ -416,10 +423,57 @@ def test_files(tmp_path: Path) -> None:
     assert versions["sft"]["win_rate"] is None
 
 
+def paths(value: Any, names: dict[str, str], path: str = "") -> set[str]:
+    """The places of all keys in JSON, with policies, rewards and sampling options by their kinds."""
+    if isinstance(value, list):
+        return set().union(*(paths(item, names, path) for item in value), set())
+    if not isinstance(value, dict):
+        return set()
+    found: set[str] = set()
+    for key, below in value.items():
+        place = f"{path}.{'OPTION' if path == 'sampling' else names.get(key, key)}".lstrip(".")
+        found |= {place} | paths(below, names, place)
+    return found
+
+
+def documented(file: str) -> dict[str, str]:
+    """What docs/evaluation.md says of each key of a file."""
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in page.split(f"| `{file}` | meaning |")[1].split("\n\n")[0].splitlines()[2:]]
+    return {key: meaning for keys, meaning in rows for key in re.findall("`(.+?)`", keys)}
+
+
+@pytest.mark.parametrize("file", ["evaluation.json", "figure.json"])
+def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None:
+    models = overlapping()  # lengths overlap, and so there is a difference at equal length
+    models.scripted["align"] = [*models.scripted["align"][:-1], None]
+    step(policies=["sft", "align"], top_k=5, rewards=[HELPFUL, combined()]).run(context(models, tmp_path, prompts(40)))
+    written = json.loads((tmp_path / "out" / file).read_text())
+    names = {"sft": "POLICY", "align": "POLICY"} | dict.fromkeys(["helpful", "llama2", "llama2/safety"], "REWARD")
+    found, known = paths(written, names), documented(file)
+    fields = {key for key in known if known[key].strip().startswith("of an estimate")}
+    assert fields == {"mean", "low", "high", "n"}
+    estimates = {f"{key}.{field}" for key in known if "estimate of" in known[key] for field in fields}
+    assert found - known.keys() - estimates == set()
+    assert known.keys() - found - fields == set()
+
+
+def test_the_report_is_written_as_text_and_markdown_for_any_width(tmp_path: Path) -> None:
+    artifact = step().run(context(Scripted(), tmp_path))
+    assert artifact.report is not None
+    for width in (80, 100, 120):
+        assert max(map(len, artifact.report.text(width).splitlines())) <= width
+    low, high = hand_interval(GAIN)[1:]
+    for text in (artifact.report.text(80), artifact.report.text(50), artifact.report.markdown()):
+        assert f"[{low:.2f}, {high:.2f}]" in text
+    assert (
+        f"| align | helpful | +0.47 [{low:.2f}, {high:.2f}] | - | 83% [44, 97] | 5/1/0 |" in artifact.report.markdown()
+    )
+
+
 def test_text(tmp_path: Path) -> None:
-    text = step(next="alignkit chat runs/x", show=2).run(context(Scripted(), tmp_path)).text
+    text = said(step(next="alignkit chat runs/x", show=2).run(context(Scripted(), tmp_path)))
     lines = text.splitlines()
-    assert max(len(line) for line in lines if " against " not in line) <= report.WIDTH  # verdicts are not wrapped
     assert "mean and 95% interval over 6 prompts" in text
     assert "against sft, prompt by prompt" in text
     assert text.count("prompt: question") == 2
@@ -434,7 +488,7 @@ def test_text(tmp_path: Path) -> None:
 
 def test_answers_cannot_act_on_the_terminal_or_as_markup(tmp_path: Path) -> None:
     models = Scripted(texts="\x1b[31mred[/red] [bold]x\x07{i}" + "long " * 100)
-    text = step(show=1).run(context(models, tmp_path)).text
+    text = said(step(show=1).run(context(models, tmp_path)))
     assert "\x1b" not in text and "\x07" not in text
     assert "[/red] [bold]x" in text.replace("\n", " ")
     assert text.count("long") < 3 * 70
@@ -444,8 +498,9 @@ def test_many_policies_are_shown_in_several_tables(tmp_path: Path) -> None:
     names = ["base", "a", "b", "c", "d", "e"]
     models = Scripted(dict.fromkeys(names, BASE), dict.fromkeys(names, [3] * 6))
     models.per_token = dict.fromkeys(names, -1.0)
-    text = step(policies=names, show=1).run(context(models, tmp_path)).text
-    assert text.count("cut off") == 2
+    artifact = step(policies=names, show=1).run(context(models, tmp_path))
+    assert [said(artifact, width).count("cut off") for width in (50, 80, 300)] == [3, 2, 1]
+    text = said(artifact)
     assert "b against a: helpful +0.00 [0.00, 0.00], all prompts tied, KL 0.00 nats; no clear difference" in text
 
 

@@ -98,7 +98,8 @@ class Evaluate(Step):
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
         context.write_json("figure.json", figure(summary, [column.name for column in columns if column.single]))
-        return Artifact(summary=summary, text=self._text(summary, groups))
+        shown = report.report(summary, groups[: self.options.show])
+        return Artifact(summary=summary, report=shown, text=f"next: {self.options.next}" if self.options.next else "")
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
         """Says how many prompts the policies or the reward models were trained on; empty if none."""
@@ -205,14 +206,6 @@ class Evaluate(Step):
                     unmeasured += 1
             means += [statistics.mean(ratios)] if ratios else []
         return {**statistics.estimate(means), "unmeasured": unmeasured}
-
-    def _text(self, summary: Mapping[str, Any], groups: Sequence[Group]) -> str:
-        parts = ["\n".join(summary["notes"]), *(report.render(table) for table in report.tables(summary))]
-        for group in groups[: self.options.show]:
-            parts.append(report.side_by_side(group, self.options.policies, summary["headline"]))
-        parts.append("\n".join(report.verdict(summary, policy) for policy in summary["against"]))
-        parts.append(f"next: {self.options.next}" if self.options.next else "")
-        return "\n\n".join(part for part in parts if part)
 
 
 def _with_scores(group: Group, scores: Sequence[Mapping[str, float | None]]) -> Group:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignkit import Group, statistics
 from alignkit.comparison import answers_of
+from alignkit.report import Block, Report, SideBySide, Table
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-WIDTH = 110  # of the printed tables, in characters
-POLICIES_PER_TABLE = 4
 EXCERPT = 300  # longest text of a sample, in characters
 Rows = Iterator[tuple[str, list[str]]]  # a label, and a cell per policy
+
+
+def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
+    """All of it. groups: the prompts whose answers are shown."""
+    against = list(summary["against"])
+    blocks: list[Block] = ["\n".join(summary["notes"]), policy_table(summary)]
+    blocks += [comparison_table(summary)] if against else []
+    blocks += [side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups]
+    blocks += ["\n".join(verdict(summary, policy) for policy in against)] if against else []
+    return Report(blocks)
 
 
 def verdict(summary: Mapping[str, Any], policy: str) -> str:
@@ -41,25 +47,14 @@ def _kl(summary: Mapping[str, Any], policy: str) -> str:
     return f", KL {to}{kl['mean']:.{decimals(kl)}f} nats"
 
 
-def tables(summary: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """The numbers of each policy, then the comparisons with the baseline."""
-    for names in batches(list(summary["policies"])):
-        yield policy_table(summary, names)
-    if summary["against"]:
-        yield comparison_table(summary)
-
-
-def policy_table(summary: Mapping[str, Any], names: Sequence[str]) -> RenderableType:
+def policy_table(summary: Mapping[str, Any]) -> Table:
     """Means and intervals, a column per policy."""
     left_out = f", {summary['left_out']} left out for lack of room" if summary["left_out"] else ""
-    table = new_table(f"mean and {statistics.CONFIDENCE:.0%} interval over {summary['prompts']} prompts{left_out}")
-    table.add_column("", overflow="fold")
-    for name in names:
-        header = f"{name} (baseline)" if name == summary["baseline"] else name
-        table.add_column(header, justify="right", overflow="fold")
-    for label, cells in _policy_rows(summary, [summary["policies"][name] for name in names]):
-        table.add_row(label, *cells)
-    return table
+    title = f"mean and {statistics.CONFIDENCE:.0%} interval over {summary['prompts']} prompts{left_out}"
+    names, baseline = list(summary["policies"]), summary["baseline"]
+    heads = [f"{name} (baseline)" if name == baseline else name for name in names]
+    rows = [[label, *cells] for label, cells in _policy_rows(summary, list(summary["policies"].values()))]
+    return Table(title, ["", *heads], rows)
 
 
 def _policy_rows(summary: Mapping[str, Any], policies: Sequence[Mapping[str, Any]]) -> Rows:
@@ -80,43 +75,40 @@ def _estimates(label: str, estimates: Sequence[Mapping[str, Any]], missing: str)
         yield f"  {missing}", [str(estimate[missing]) for estimate in estimates]
 
 
-def comparison_table(summary: Mapping[str, Any]) -> RenderableType:
+def comparison_table(summary: Mapping[str, Any]) -> Table:
     """A row per policy and reward."""
-    table = new_table(f"against {summary['baseline']}, prompt by prompt")
-    for name in ("policy", "reward"):
-        table.add_column(name, overflow="fold")
-    for name in ("difference", "at equal length", "win rate", "won/lost/tied"):
-        table.add_column(name, justify="right", overflow="fold")
     results = [(policy, *item) for policy, rewards in summary["against"].items() for item in rewards.items()]
-    for policy, reward, result in results:
-        table.add_row(
+    rows = [
+        [
             policy,
             reward,
             shown(result["difference"], sign=True),
             shown(result["at_equal_length"], sign=True),
             shown(result["win_rate"], percent=True),
             f"{result['wins']}/{result['losses']}/{result['ties']}",
-        )
-    if any(result["at_equal_length"] is None for _, _, result in results):
-        table.caption = "at equal length: '-' if too few prompts have answers of similar length"
-    return table
+        ]
+        for policy, reward, result in results
+    ]
+    unknown = any(result["at_equal_length"] is None for _, _, result in results)
+    return Table(
+        f"against {summary['baseline']}, prompt by prompt",
+        ["policy", "reward", "difference", "at equal length", "win rate", "won/lost/tied"],
+        rows,
+        keys=2,
+        note="at equal length: '-' if too few prompts have answers of similar length" if unknown else "",
+    )
 
 
-def side_by_side(group: Group, policies: Sequence[str], headline: str) -> str:
+def side_by_side(group: Group, policies: Sequence[str], headline: str) -> SideBySide:
     """The last turn of a prompt, and each policy's first answer with its score."""
-    from rich.text import Text
-
-    parts = [f"prompt: {excerpt(group.prompt[-1]['content'])}"]
-    for names in batches(policies):
-        table = new_table("")
-        answers = [answers_of(group, name)[0] for name in names]
-        for name, answer in zip(names, answers, strict=True):
-            score = answer.scores[headline]
-            header = f"{name} ({headline} {'-' if score is None else f'{score:.3g}'})"
-            table.add_column(header, ratio=1, overflow="fold")
-        table.add_row(*(Text(excerpt(answer.text)) for answer in answers))  # Text: brackets are not markup
-        parts.append(render(table))
-    return "\n".join(parts)
+    answers = [answers_of(group, name)[0] for name in policies]
+    scores = [answer.scores[headline] for answer in answers]
+    heads = [
+        f"{name} ({headline} {'-' if score is None else f'{score:.3g}'})"
+        for name, score in zip(policies, scores, strict=True)
+    ]
+    title = f"prompt: {excerpt(group.prompt[-1]['content'])}"
+    return SideBySide(title, heads, [excerpt(answer.text) for answer in answers])
 
 
 def shown(estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False) -> str:
@@ -141,36 +133,3 @@ def excerpt(text: str) -> str:
     """The beginning of a text, with blanks for control characters, which would act on the terminal."""
     printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text).strip()
     return printable if len(printable) <= EXCERPT else f"{printable[: EXCERPT - 3].rstrip()}..."
-
-
-def batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Names in runs that fit side by side."""
-    return (names[start : start + POLICIES_PER_TABLE] for start in range(0, len(names), POLICIES_PER_TABLE))
-
-
-def new_table(title: str) -> Any:
-    """An empty table; without a title it takes the full width."""
-    from rich import box
-    from rich.table import Table
-
-    return Table(
-        title=title or None,
-        title_justify="left",
-        title_style="",
-        caption_justify="left",
-        caption_style="",
-        box=box.SIMPLE_HEAD,
-        expand=not title,
-    )
-
-
-def render(table: RenderableType) -> str:
-    """Plain text of a fixed width, the same in a terminal, a pipe and a file."""
-    from io import StringIO
-
-    from rich.console import Console
-
-    console = Console(file=StringIO(), width=WIDTH, color_system=None, force_terminal=False, markup=False, emoji=False)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines() if line.strip())

@@ -1,0 +1,64 @@
+"""What a stage leaves behind in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignkit import cli
+from alignkit.report import Report, Table
+from alignkit.runs.reports import facts, printed, write_report
+
+REPORT = Report(["notes", Table("means", ["", "sft"], [["helpful", "0.1 [0.0, 0.2]"]])])
+RECIPE = """
+model: {base: tiny}
+stages:
+  report: {step: reported}
+"""
+PLUGIN = """
+from alignkit import Artifact, Step, hookimpl
+from alignkit.report import Report, Table
+
+class Reported(Step):
+    def run(self, context):
+        columns = [f"policy {i}" for i in range(6)]
+        return Artifact(report=Report([Table("", ["", *columns], [["r"] + ["0.12 [0.01, 0.23]"] * 6])]), text="next: x")
+
+@hookimpl
+def register_steps(register):
+    register("reported", Reported, summary="a report")
+"""
+
+
+def test_what_is_printed_is_laid_out_again_and_the_text_is_below() -> None:
+    record = {"report": REPORT.plain(), "text": "next: x"}
+    assert printed(record, 80) == f"{REPORT.text(80)}\n\nnext: x"
+    assert printed(record, 15) == f"{REPORT.text(15)}\n\nnext: x" != printed(record, 80)
+    assert printed({"text": "only"}, 80) == "only"
+    assert printed({"text": ""}, 80) == ""
+
+
+def test_files(tmp_path: Path) -> None:
+    write_report(tmp_path, REPORT)
+    assert (tmp_path / "report.txt").read_text(encoding="utf-8") == f"{REPORT.text(80)}\n"
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == REPORT.markdown()
+
+
+def test_facts() -> None:
+    assert facts({"groups": 3, "lr": 0.00123456, "none": 0, "word": "", "list": [1]}) == ": groups 3, lr 0.001235"
+    assert facts({}) == ""
+
+
+def test_a_step_reports_to_a_pipe_in_80_columns_also_when_it_is_reused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "plugin.py").write_text(PLUGIN, encoding="utf-8")
+    command = ["run", str(tmp_path / "recipe.yaml"), "--plugin", str(tmp_path / "plugin.py"), "--out"]
+    assert cli.main([*command, str(tmp_path / "out")]) == 0
+    first = capsys.readouterr().out
+    assert first == (tmp_path / "out" / "report" / "report.txt").read_text(encoding="utf-8") + "\nnext: x\n"
+    assert max(map(len, first.splitlines())) <= 80 and first.count("0.12") == 6
+    assert cli.main([*command, str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == first
