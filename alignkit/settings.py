@@ -223,6 +223,10 @@ class Settings(Options):
     max_length: int = Field(
         default=1024, ge=2, description="maximum length of a prompt and its response together, in tokens"
     )
+    keep_recent_turns: bool = Field(
+        default=False,
+        description="drop the oldest turns of a prompt until it and its responses fit in max_length",
+    )
     seed: int | None = Field(default=None, ge=0, description="seed of this stage; default: the recipe's seed")
     checkpoint_every: int | None = Field(
         default=None,

@@ -12,12 +12,14 @@ from alignkit.data.group import Group, prompts_of, resolved_pairs
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError
 from alignkit.external import ExternalTrainer
+from alignkit.models.recent_turns import with_last_question
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Reward
 
 if TYPE_CHECKING:
     from alignkit.models.encoding import Encoder
+    from alignkit.settings import Settings
 
 EncoderOf = Callable[[], "Encoder | None"]
 MOST_ROWS = 2000  # that are tokenized in search of one that fits
@@ -58,6 +60,7 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
     if (encode := encoder()) is not None and settings is not None:
         turns, scoring, limit = algorithm.trained_turns(), algorithm.trains is REWARD, settings.max_length
         with_prompt = [group for group in selected if group.prompt]  # a document is learned in pieces
+        with_prompt = _shortened(with_prompt, settings)
         if with_prompt and len(with_prompt) == len(selected):
             fits = (encode.encode(group, limit, turns=turns, scoring=scoring) is not None for group in with_prompt)
             _check_room(stage, encode, with_prompt, fits, 1)
@@ -94,9 +97,14 @@ def _check_prompts(recipe: Recipe, stage: Stage, groups: Sequence[Group], encode
             with calling(author, "check_prompts", reward):
                 reward.check_prompts(prompts)
     if (encode := encoder()) is not None and prompts:
-        room = settings.rollout.max_new_tokens or 1
+        prompts, room = _shortened(prompts, settings), settings.rollout.max_new_tokens or 1
         lengths = (len(encode.prompt(group.prompt, group.tools)) for group in prompts)
         _check_room(stage, encode, prompts, (length + room <= settings.max_length for length in lengths), room)
+
+
+def _shortened(groups: Sequence[Group], settings: Settings) -> list[Group]:
+    """The groups with as few turns as the stage may leave."""
+    return [with_last_question(group) for group in groups] if settings.keep_recent_turns else list(groups)
 
 
 def _check_room(stage: Stage, encoder: Encoder, groups: Sequence[Group], fits: Iterable[bool], room: int) -> None:
@@ -106,9 +114,11 @@ def _check_room(stage: Stage, encoder: Encoder, groups: Sequence[Group], fits: I
     lengths = [len(encoder.prompt(group.prompt, group.tools)) for group in groups]
     assert stage.settings is not None
     needed = f"{room} new tokens" if room > 1 else "a response"
+    turns = any(len(group.prompt) > 1 for group in groups) and not stage.settings.keep_recent_turns
     raise DataError(
         f"stage '{stage.name}': no prompt leaves room for {needed} in max_length {stage.settings.max_length}; the "
         f"shortest prompt has {min(lengths)} tokens, the longest {max(lengths)}"
+        + ("; 'keep_recent_turns: true' drops the oldest turns" if turns else "")
     )
 
 

@@ -10,6 +10,7 @@ from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, previews, resolved_pairs
 from alignkit.models.chunks import WHOLE, chunks, is_document
 from alignkit.models.encoding import Encoded, RowRefused
+from alignkit.models.recent_turns import with_recent_turns
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
 
@@ -18,6 +19,7 @@ AHEAD = 256  # groups that are tokenized together
 
 # Name of a count -> what is counted, and what happened to it.
 UNFIT = {
+    "shortened": ("row", "shortened at the start to fit in max_length"),
     "no_room": ("row", "left out: no room for a response in max_length"),
     "cut": ("response", "truncated at max_length"),
     "equal_pairs": ("pair", "left out: both responses have the same tokens"),
@@ -71,9 +73,11 @@ class StageEncoder:
 
     def encode_quietly(self, groups: Sequence[Group]) -> list[Encoded]:
         """Encode the groups that fit; `count_unfit` counts the others."""
-        self.encoder.forget_counts()
         scoring = self.algorithm.algorithm.trains is REWARD
         turns = self.algorithm.trained_turns()
+        recent = self._with_recent_turns(groups, scoring)
+        self.encoder.forget_counts()
+        self._count_shortened(groups, recent)
 
         def encode(group: Group) -> Sequence[Encoded]:
             if is_document(group) and not scoring:
@@ -81,8 +85,41 @@ class StageEncoder:
             encoded = self.encoder.encode(group, self.max_length, turns=turns, scoring=scoring)
             return [] if encoded is None else [encoded]
 
-        encoded, _ = self._accepted(encode, self._read_ahead(groups, scoring))
+        encoded, _ = self._accepted(encode, self._read_ahead(recent, scoring))
         return [e for parts in encoded for e in parts]
+
+    def prompts(self, groups: Sequence[Group], new_tokens: int) -> list[Group]:
+        """The prompts that the chat template accepts, with room for new tokens if the stage shortens them."""
+        accepted, models = self.renderable(groups), self.context.models
+        self.encoder.forget_counts()
+        recent = self._recent(accepted, lambda group: models.fits(group, self.max_length, new_tokens))
+        self._count_shortened(accepted, recent)
+        self._report(len(accepted), self.count_unfit())
+        return recent
+
+    def _with_recent_turns(self, groups: Sequence[Group], scoring: bool) -> list[Group]:
+        """The groups with as many turns as leave room for the longest response, if the stage wants that."""
+
+        def fits(group: Group) -> bool:
+            try:
+                whole = self.encoder.encode(group, WHOLE, scoring=scoring)
+            except RowRefused:  # `encode` will report it
+                return True
+            longest = max((len(row.tokens) for row in whole.rows), default=0) if whole else 0
+            return whole is not None and len(whole.prompt) + longest <= self.max_length
+
+        return self._recent(groups, fits)
+
+    def _recent(self, groups: Sequence[Group], fits: Callable[[Group], bool]) -> list[Group]:
+        if not self.context.settings.keep_recent_turns:
+            return list(groups)
+        return [with_recent_turns(group, fits) if len(group.prompt) > 1 else group for group in groups]
+
+    def _count_shortened(self, groups: Sequence[Group], recent: Sequence[Group]) -> None:
+        shortened = [group for group, now in zip(groups, recent, strict=True) if now is not group]
+        if shortened:
+            self.encoder.counts["shortened"] = len(shortened)
+            self.encoder.groups["shortened"] = shortened
 
     def _read_ahead(self, groups: Sequence[Group], scoring: bool) -> Iterator[Group]:
         """The groups, tokenized in parts on all cores before they are asked for."""

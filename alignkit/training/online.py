@@ -78,7 +78,7 @@ class OnlineStage:
     def prompts(self) -> PromptSource:
         """The stage's prompts."""
         encoder = self.work.encoder
-        source = PromptSource(self.context, encoder.max_length, self.sampling.max_new_tokens, encoder.renderable)
+        source = PromptSource(self.context, encoder.max_length, self.sampling.max_new_tokens, encoder.prompts)
         if source.without_room:
             self.work.summary["prompts_without_room"] = source.without_room
         return source

@@ -69,6 +69,7 @@ class SFT(Algorithm):
 class LM(Algorithm):
     """Make every token of raw text likelier."""
 
+    unsupported_keys: ClassVar[Mapping[str, str]] = {"keep_recent_turns": "raw text has no turns"}
     defaults = StageDefaults(learning_rate=1e-3, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05)
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
