@@ -41,7 +41,9 @@ class AuthorError(PluginError):
 
 
 def author_of(registration: Registration, stage: str = "") -> Author:
-    """The author of a registered name: `plugin 'x' (dist 0.1)`."""
+    """The author of a registered name: `plugin 'x' (dist 0.1)`. A class without a plugin has no author's name."""
+    if not registration.plugin:
+        return Author("", stage)
     origin = f" ({registration.origin})" if registration.distribution not in ("", registration.plugin) else ""
     return Author(f"plugin '{registration.plugin}'{origin}", stage)
 

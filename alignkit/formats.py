@@ -107,7 +107,7 @@ class Format:
     @staticmethod
     def text(row: Mapping[str, Any], name: str, default: str | None = None) -> str:
         """A column of text. If absent or null: `default`, or a bad row if there is no default."""
-        value = row.get(name)
+        value = _columns(row).get(name)
         if value is None and default is not None:
             return default
         if value is None:
@@ -119,7 +119,7 @@ class Format:
     @staticmethod
     def flag(row: Mapping[str, Any], name: str) -> bool | None:
         """A column of true or false (words in csv); None if absent, null or an empty cell."""
-        value = row.get(name)
+        value = _columns(row).get(name)
         value = {"true": True, "false": False, "": None}.get(value.lower(), value) if isinstance(value, str) else value
         if value is not None and not isinstance(value, bool):
             raise BadRow(f"column '{name}' must be true or false, not {value!r}")
@@ -128,12 +128,12 @@ class Format:
     @staticmethod
     def number(row: Mapping[str, Any], name: str) -> float | None:
         """A column of numbers (digits in csv); None if absent, null or an empty cell."""
-        return _to_number(row.get(name), f"column '{name}'")
+        return _to_number(_columns(row).get(name), f"column '{name}'")
 
     @staticmethod
     def margin(row: Mapping[str, Any], name: str = "margin") -> float | str | None:
         """A pair's margin: a number, or the name of a level; None if absent."""
-        value = row.get(name)
+        value = _columns(row).get(name)
         return value if value in LEVELS else _to_number(value, f"column '{name}'", f", or one of {', '.join(LEVELS)}")
 
     @staticmethod
@@ -171,7 +171,7 @@ class Format:
     @staticmethod
     def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         """The functions in the column `tools`: a list of JSON schemas, or JSON text of one."""
-        return tools_of(row.get("tools"))
+        return tools_of(_columns(row).get("tools"))
 
     @staticmethod
     def answer(turns: Sequence[Message], **known: Any) -> Response:
@@ -209,7 +209,7 @@ class Format:
 
         Raises BadRow for one that means something in other tools, which would be lost.
         """
-        unused = {name: value for name, value in row.items() if name not in used}
+        unused = {name: value for name, value in _columns(row).items() if name not in used}
         for name, meaning in FOREIGN.items():
             if unused.get(name) not in (None, "", [], {}):
                 raise BadRow(
@@ -217,6 +217,13 @@ class Format:
                     f"rename it with `columns: {{other_{name}: {name}}}`"
                 )
         return unused
+
+
+def _columns(row: Any) -> Mapping[str, Any]:
+    """The row, if it has columns."""
+    if not isinstance(row, Mapping):
+        raise BadRow(f"a row must be an object with columns, not {kind_of(row)}")
+    return row
 
 
 def _to_number(value: Any, what: str, also: str = "") -> float | None:

@@ -30,7 +30,7 @@ from alignkit.step import Step
 
 GROUP = "alignkit"
 # Registration hook -> kind. A combination can be used wherever a reward can.
-_HOOKS = {
+HOOKS = {
     "register_models": "model",
     "register_formats": "format",
     "register_algorithms": "algorithm",
@@ -164,7 +164,7 @@ class Plugins:
         path = Path(file) if file else None
         origin = Registration("", None, "", candidate.name, candidate.distribution, candidate.version, path)
         registrations: list[tuple[str, Registration]] = []
-        for hook in _HOOKS:
+        for hook in HOOKS:
             for impl in getattr(self.manager.hook, hook).get_hookimpls():
                 if impl.plugin_name != candidate.name:
                     continue
@@ -177,13 +177,13 @@ class Plugins:
 
 def _registrar(hook: str, origin: Registration, registrations: list[tuple[str, Registration]]) -> Callable[..., None]:
     """The `register` that a plugin calls. It checks its arguments, so that a traceback points at the plugin."""
-    kind = _HOOKS[hook]
+    kind = HOOKS[hook]
 
     def register(name: str, implementation: Any, *, summary: str = "") -> None:
         _check_name(kind, name)
         if any(known == kind and registration.name == name for known, registration in registrations):
             raise ValueError(f"registers {kind} '{name}' twice")
-        _check_implementation(hook, name, implementation)
+        check_implementation(hook, name, implementation)
         registrations.append((kind, replace(origin, name=name, implementation=implementation, summary=str(summary))))
 
     return register
@@ -208,9 +208,9 @@ def _base(hook: str) -> type | None:
     }.get(hook)
 
 
-def _check_implementation(hook: str, name: str, implementation: Any) -> None:
+def check_implementation(hook: str, name: str, implementation: Any) -> None:
     """Refuse an implementation that could only fail later, with a reason that its author understands."""
-    label = f"{_HOOKS[hook]} '{name}'"
+    label = f"{HOOKS[hook]} '{name}'"
     base = _base(hook)
     if base is None:
         if not callable(implementation):

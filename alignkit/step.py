@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from alignkit.author import Author, calling
 from alignkit.data.group import Group
 from alignkit.io.atomic import write_json
 from alignkit.options import Options as _Options
@@ -69,3 +70,12 @@ class Step:
     def run(self, context: StepContext) -> Artifact:
         """Do the work. Called again from the beginning after an interruption; `context.map` keeps its results."""
         raise NotImplementedError
+
+
+def run_step(step: Step, author: Author, context: StepContext) -> Artifact:
+    """What a step makes. Raises PluginError, with the step's plugin and method, for an author's mistake."""
+    with calling(author, "run", step):
+        artifact = step.run(context)
+    if not isinstance(artifact, Artifact):
+        raise author.error(f"{type(step).__name__}.run", f"return an Artifact, not {type(artifact).__name__}")
+    return artifact

@@ -7,14 +7,16 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from alignkit import hookspecs
+from alignkit import Algorithm, Format, Judge, Reward, Step, hookspecs
 from alignkit.plugins import load_plugins
-from alignkit.testing import check_algorithm
+from alignkit.testing import check_algorithm, check_format, check_judge, check_reward, check_step
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -77,8 +79,24 @@ def test_plugins_in_the_text_load(page: Path, tmp_path: Path) -> None:
         file.write_text(block, encoding="utf-8")
         loaded = load_plugins([file])
         assert loaded.broken == []
-        assert [c for kind in KINDS for c in loaded.registry.registrations(kind) if c.distribution == file.name]
+        found = [c for kind in KINDS for c in loaded.registry.registrations(kind) if c.distribution == file.name]
+        assert found
+        for registration in found:
+            conform(registration.implementation)
     load_plugins()
+
+
+def conform(cls: type) -> None:
+    """Check a documented plugin by the kit of its kind."""
+    kits: dict[type, Callable[[Any], None]] = {
+        Algorithm: check_algorithm,
+        Format: check_format,
+        Judge: check_judge,
+        Reward: check_reward,
+        Step: lambda step: check_step(step, {"data": "rows.jsonl"}),
+    }
+    (kit,) = [kit for base, kit in kits.items() if issubclass(cls, base)]
+    kit(cls)
 
 
 def tutorial() -> str:

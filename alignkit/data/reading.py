@@ -198,12 +198,8 @@ class Reader:
         if self.format is None:
             self.recognize(row)
         assert self.format is not None
-        row = _with_renamed_columns(row, self.source.columns)
         try:
-            self.format.check_columns(row, self.source.columns)
-            groups = list(self.format.groups(row))
-            for group in groups:
-                self.format.check(group)
+            groups = checked_groups(self.format, row, self.source.columns)
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
@@ -224,6 +220,16 @@ class Reader:
     def _identified(self, group: Group, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)
         return replace(group, id=name, meta={**group.meta, **self.source.meta}, origin=origin)
+
+
+def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list[Group]:
+    """The groups that a format reads from a row. columns: expected -> actual. Raises `BadRow` for a bad one."""
+    row = _with_renamed_columns(row, columns)
+    format.check_columns(row, columns)
+    groups = list(format.groups(row))
+    for group in groups:
+        format.check(group)
+    return groups
 
 
 def _with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:

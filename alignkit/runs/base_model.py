@@ -18,6 +18,7 @@ from alignkit.models.loading import load_text
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Recipe
+from alignkit.registry import Registration
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec
 
@@ -27,7 +28,11 @@ def base_source(base: str) -> str:
     if is_dir(base) or base not in plugins().registry.names("model"):
         return base
     make_folder(cache := cache_folder())
-    registration = plugins().registry.get("model", base)
+    return made_model(plugins().registry.get("model", base), cache)
+
+
+def made_model(registration: Registration, cache: Path) -> str:
+    """The folder that a model source makes. Raises PluginError, with the plugin, for its author's mistake."""
     with calling(author_of(registration), "", registration.implementation):
         source = registration.implementation(cache)
     if not isinstance(source, str | Path):

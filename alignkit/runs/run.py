@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import stopping
-from alignkit.author import blaming, calling, made
+from alignkit.author import blaming, made
 from alignkit.data.describe import describe
 from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
@@ -39,7 +39,7 @@ from alignkit.runs.reports import facts, printed, stage_record, write_report
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date, writes_date
 from alignkit.runs.trained_on import trained_on
-from alignkit.step import Artifact, StepContext
+from alignkit.step import Artifact, StepContext, run_step
 from alignkit.stopping import Stopped, stoppable
 from alignkit.training.context import StageContext
 from alignkit.training.scoring import Scorer
@@ -193,11 +193,7 @@ class Run:
         """Run a step's plugin."""
         step, author = made(stage.component, stage.name)
         self.reporter.say(f"{stage.name}: {stage.component.name}")
-        with calling(author, "run", step):
-            artifact = step.run(self._step_context(stage, folder))
-        if not isinstance(artifact, Artifact):
-            raise author.error(f"{type(step).__name__}.run", f"return an Artifact, not {type(artifact).__name__}")
-        return artifact
+        return run_step(step, author, self._step_context(stage, folder))
 
     # Contexts
 

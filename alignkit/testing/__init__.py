@@ -1,16 +1,21 @@
-"""Checks the rules that every algorithm must follow, in one line of a plugin's tests.
+"""Checks the rules that every plugin must follow, in one line of its tests.
 
-    from alignkit.testing import check_algorithm
+    from alignkit.testing import check_algorithm, check_reward
 
     def test_my_algorithm_conforms() -> None:
         check_algorithm(MyAlgorithm, {"beta": 0.2})
 
-The checks run alignkit's own code (encoding, packing, `signal`, `select`, the gradient of a global batch) on the model
-`tiny` in float32 on the CPU, in about a second. In this order:
+    def test_my_reward_conforms() -> None:
+        check_reward(MyReward, {"word": "please"})
+
+Every check takes the plugin's class and its options, and raises ConformanceError with all rules that the plugin
+breaks. The plugin need not be installed. Every option must have a description, a range, or choices that explain it.
+
+`check_algorithm` runs alignkit's own code (encoding, packing, `signal`, `select`, the gradient of a global batch) on
+the model `tiny` in float32 on the CPU, in about a second. In this order:
 
 | check | what must hold |
 |---|---|
-| options | every option has a description, a range, or choices that explain it |
 | signal | tensors [responses, tokens] or [responses], finite for what counts |
 | state | is JSON before and after, and survives saving and loading |
 | finite | losses and gradients are finite, and something is learned |
@@ -20,9 +25,26 @@ The checks run alignkit's own code (encoding, packing, `signal`, `select`, the g
 | masks | garbage outside the mask, in the batch and in the outputs, has no effect |
 | shared prompts | responses in one group, or each in its own: the prompt that they share has no effect |
 
+The other checks call the plugin as a run does, with the same checks of what it returns:
+
+| check | what must hold |
+|---|---|
+| `check_reward` | a finite number or None per response, in order; the same on every call, in every batch and order |
+| `check_combination` | [responses], finite; the same from the same `state`; a missing score spoils no other |
+| `check_judge` | a verdict per comparison; the same on every call, in every batch, and mirrored in the other order |
+| `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses rows with BadRow |
+| `check_step` | an Artifact that can be saved, the same on every call; uses only models and data that options name |
+| `check_model_source` | a complete folder below the cache, which loads, and is made once |
+
 Design: docs/architecture.md.
 """
 
+from alignkit.testing.checks import ConformanceError as ConformanceError
+from alignkit.testing.combination_kit import check_combination as check_combination
 from alignkit.testing.examples import example_groups as example_groups
-from alignkit.testing.kit import ConformanceError as ConformanceError
+from alignkit.testing.format_kit import check_format as check_format
+from alignkit.testing.judge_kit import check_judge as check_judge
 from alignkit.testing.kit import check_algorithm as check_algorithm
+from alignkit.testing.model_kit import check_model_source as check_model_source
+from alignkit.testing.reward_kit import check_reward as check_reward
+from alignkit.testing.step_kit import check_step as check_step

@@ -12,22 +12,31 @@ from torch import Tensor
 
 from alignkit.algorithm import Algorithm
 from alignkit.models.examples import Examples
-from alignkit.options import Options
+from alignkit.options import Options, Ref
+from alignkit.reward import RewardCombination
 from alignkit.testing.probe import Gradients
 
 TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
 
 
-def option_problems(cls: type[Algorithm]) -> list[str]:
-    """Every option must explain itself by a description, a range, or choices."""
+class ConformanceError(AssertionError):
+    """The plugin breaks a rule; the message says which one and what to look for."""
+
+
+def option_problems(cls: Any) -> list[str]:
+    """Every option must explain itself by a description, a range, or choices. cls: a plugin's class."""
     if not issubclass(cls.Options, Options):
         return ["Options must be a subclass of alignkit.Options"]
     bare = [
         name
         for name, info in cls.Options.model_fields.items()
-        if not (info.description or info.metadata or _explains_itself(info.annotation))
+        if not (info.description or _ranges(info.metadata) or _explains_itself(info.annotation))
     ]
     return [f"options without a description, a range or choices: {', '.join(bare)}"] if bare else []
+
+
+def _ranges(metadata: list[Any]) -> list[Any]:
+    return [mark for mark in metadata if not isinstance(mark, Ref)]
 
 
 def _explains_itself(annotation: Any) -> bool:
@@ -37,10 +46,10 @@ def _explains_itself(annotation: Any) -> bool:
     return isinstance(annotation, UnionType) and all(map(_explains_itself, arms))
 
 
-def state_problems(algorithm: Algorithm, when: str) -> list[str]:
+def state_problems(plugin: Algorithm | RewardCombination, when: str) -> list[str]:
     """Checkpoints keep the state as JSON."""
     problems = []
-    for name, value in algorithm.state.items():
+    for name, value in plugin.state.items():
         try:
             same = json.loads(json.dumps({name: value}, allow_nan=False)) == {name: value}
         except (TypeError, ValueError) as error:

@@ -21,6 +21,7 @@ from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
 from alignkit.testing.checks import (
     TOLERANCE,
+    ConformanceError,
     changes,
     counted_signals,
     finite_problems,
@@ -55,10 +56,6 @@ MICRO = (
 ORDER = "use batch.group_index and batch.pairs, not positions in the batch"
 MASK = "sums and means over tokens must use batch.mask (functional.sum_tokens, functional.masked_mean)"
 APART = "if responses of a group are meant to affect each other in the loss, pass `separable=False`"
-
-
-class ConformanceError(AssertionError):
-    """The algorithm breaks a rule; the message says which one and what to look for."""
 
 
 def check_algorithm(

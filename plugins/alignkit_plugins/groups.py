@@ -13,7 +13,7 @@ class Groups(Format):
 
     summary = "alignkit's own format for groups, which stages write"
     example = '{"alignkit": 1, "prompt": [{"role": "user", "content": "Hi"}], "responses": [{"text": "Hello!"}]}'
-    wants = "a line written by alignkit (it has the key 'alignkit')"
+    wants = "alignkit, prompt and responses, as alignkit writes them"
     needs_prompt = False
 
     @classmethod

@@ -116,7 +116,7 @@ class LabeledPairs(Format):
         "two answers and a label that says which is better: LLMBar, Auto-J, PandaLM, SuperHF, Tulu, AlpacaEval, ..."
     )
     example = '{"input": "Hi", "output_1": "Go away.", "output_2": "Hello!", "label": 2}'
-    wants = "a prompt, two answers such as output_1 and output_2, and a label, preference, winner or rating"
+    wants = "prompt, instruction or input, two answers such as output_1 and output_2, and a label, preference or winner"
 
     @classmethod
     def matches(cls, row: Any) -> bool:

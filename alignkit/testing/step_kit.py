@@ -1,0 +1,162 @@
+"""The rules of steps: they use what their options name, and make the same artifact again."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from alignkit.author import made
+from alignkit.data.group import Group, group_from_json, group_to_json
+from alignkit.errors import BadRow
+from alignkit.io.progress import Metrics
+from alignkit.models.shared_model import BASE
+from alignkit.options import Ref
+from alignkit.recipe.schema import RewardSpec, specs
+from alignkit.registry import Component
+from alignkit.reward import Context
+from alignkit.runs.durable_map import durable_map
+from alignkit.sampling_options import ResponseOptions
+from alignkit.step import Artifact, Step, StepContext, run_step
+from alignkit.testing.surroundings import Surroundings, conform
+from alignkit.training.scoring import Scorer
+
+AGAIN = "a step draws random numbers from `context.seed` only"
+
+
+def check_step(
+    cls: type[Step],
+    options: Mapping[str, Any] | None = None,
+    *,
+    groups: Sequence[Group] | None = None,
+    folder: Path | None = None,
+) -> None:
+    """Raise ConformanceError listing every rule that a step breaks (see the table in `alignkit.testing`).
+
+    options: as in a recipe; stages that they name are the model `tiny`, with weights of their own. groups: what data
+    options hold; default: three responses to each of four prompts. folder: the recipe's; default: the current one.
+    """
+    conform("register_steps", cls, dict(options or {}), _problems, folder=folder, groups=groups)
+
+
+def _problems(around: Surroundings, component: Component) -> Iterator[str]:
+    before = copy.deepcopy(around.data)
+    declared = _references(component.options)
+    first = _run(around, component, "first")
+    yield from _artifact_problems(first, declared)
+    if around.data != before:
+        yield "`run` changes the groups that `context.load` returned: make new ones with dataclasses.replace"
+    if unnamed := sorted(around.models.asked - declared - _judges_and_rewards(component) - {BASE}):
+        yield f"`run` uses models that no option names as PolicyRef, RewardRef or StageRef: {', '.join(unnamed)}"
+    yield from _sampled_problems(around, component)
+    if not _same(first, _run(around, component, "first")):
+        yield "`run`: a run that was interrupted after all chunks of `context.map` makes another artifact"
+    if not _same(first, _run(around, component, "second")):
+        yield f"`run`: a second run makes another artifact: {AGAIN}"
+
+
+def _run(around: Surroundings, component: Component, name: str) -> Artifact:
+    """As a run does. name: of the folder; the same one continues."""
+    step, author = made(component)
+    return run_step(step, author, _context(around, around.cache / "stages" / name))
+
+
+def _context(around: Surroundings, out: Path) -> StepContext:
+    out.mkdir(parents=True, exist_ok=True)
+    context, metrics = around.context, Metrics(out / "metrics.jsonl")
+
+    def durable(name: str, rows: Sequence[Any], f: Callable[[Sequence[Any]], Iterable[Any]]) -> list[Any]:
+        return durable_map(out / "map" / f"{name}.jsonl", rows, f)
+
+    return StepContext(
+        **{field.name: getattr(context, field.name) for field in fields(Context)},
+        out=out,
+        scorer=lambda spec: Scorer(spec, context),
+        map=durable,
+        log=lambda **values: metrics.write(**values),
+        say=lambda text: None,
+    )
+
+
+def _artifact_problems(artifact: Artifact, declared: set[str]) -> Iterator[str]:
+    if artifact.groups is not None:
+        yield from _group_problems(artifact.groups)
+    try:
+        json.dumps(dict(artifact.summary or {}))
+    except (TypeError, ValueError) as error:
+        yield f"`run`: the artifact's `summary` must be JSON: {error}"
+    text: Any = artifact.text
+    if not isinstance(text, str):
+        yield f"`run`: the artifact's `text` must be text, not {type(text).__name__}"
+    if artifact.policy is not None and artifact.policy not in {*declared, BASE}:
+        yield f"`run`: the artifact's `policy` {artifact.policy!r} is not the value of a PolicyRef option"
+
+
+def _group_problems(groups: Any) -> Iterator[str]:
+    if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
+        yield f"`run`: the artifact's `groups` must be a list of Group, not {groups!r:.80}"
+        return
+    for number, group in enumerate(groups):
+        try:
+            same = group_from_json(group_to_json(group)) == group
+        except (BadRow, TypeError, ValueError) as error:
+            yield f"`run`: group {number} of the artifact cannot be stored as JSON: {error}"
+        else:
+            if not same:
+                yield f"`run`: group {number} of the artifact changes when it is stored as JSON"
+
+
+def _references(options: BaseModel) -> set[str]:
+    """The stages that the options name."""
+    found = {spec.name for spec in specs(options, RewardSpec)}
+    for name, info in type(options).model_fields.items():
+        marks = [mark.kind for mark in _marks([*info.metadata, info.annotation])]
+        if {"policy", "stage", "from"} & set(marks):
+            found |= set(_texts(getattr(options, name)))
+    return found
+
+
+def _marks(annotations: Iterable[Any]) -> Iterator[Ref]:
+    for annotation in annotations:
+        if isinstance(annotation, Ref):
+            yield annotation
+        else:
+            yield from _marks([*get_args(annotation), *getattr(annotation, "__metadata__", ())])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _texts(item)
+
+
+def _judges_and_rewards(component: Component) -> set[str]:
+    """The stages that the options of judges and rewards name, which ask for them themselves."""
+    return {name for each in specs(component.options, Component) for name in _references(each.options)}
+
+
+def _sampled_problems(around: Surroundings, component: Component) -> Iterator[str]:
+    """The policies that respond must be known before the run, which fills in how they are sampled."""
+    options = component.options
+    if not isinstance(options, ResponseOptions):
+        return
+    missing = sorted(around.models.sampled - set(options.policies_to_sample()) - _judges_and_rewards(component))
+    if missing:
+        yield f"`Options.policies_to_sample` does not name {', '.join(missing)}, which `run` samples from"
+
+
+def _same(first: Artifact, second: Artifact) -> bool:
+    """Whether two artifacts hold the same, as far as both can be stored."""
+    if list(first.groups or ()) != list(second.groups or ()) or first.policy != second.policy:
+        return False
+    texts = [json.dumps(dict(each.summary or {}), sort_keys=True, default=repr) for each in (first, second)]
+    return texts[0] == texts[1] and first.text == second.text

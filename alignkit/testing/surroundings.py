@@ -1,0 +1,204 @@
+"""What a run puts around a plugin: options read as in a recipe, the models of other stages, folders, and data."""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from alignkit.data.group import Group, Message, Response
+from alignkit.errors import AlignkitError, BadRow
+from alignkit.models.encoding import Encoder
+from alignkit.models.service import ModelService
+from alignkit.models.shared_model import BASE, HeadKind
+from alignkit.options import Options
+from alignkit.plugins import HOOKS, check_implementation, plugins
+from alignkit.recipe.components import read_component, read_options
+from alignkit.recipe.document import Document
+from alignkit.recipe.paths import Paths
+from alignkit.recipe.problems import Problems
+from alignkit.recipe.rewards import read_reward
+from alignkit.recipe.rounds import Rounds
+from alignkit.recipe.schema import RewardSpec
+from alignkit.recipe.scope import Scope
+from alignkit.recipe.yaml_nodes import Mark
+from alignkit.registry import Component, Registration
+from alignkit.reward import Context
+from alignkit.testing.checks import ConformanceError, option_problems
+from alignkit.testing.examples import example_groups
+from alignkit.testing.probe import add_noise, tiny_model
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """A DataRef option as a plugin gets it. entry: what the recipe says."""
+
+    entry: Any
+
+
+class TinyModels:
+    """The models of a run on the model `tiny`: every stage has weights of its own. Implements `alignkit.Models`."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()  # stages whose models were used
+        self.sampled: set[str] = set()
+
+    @cached_property
+    def service(self) -> ModelService:
+        return ModelService(tiny_model(), artifact=Path)
+
+    def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:
+        self._add(stage, "scalar")
+        return self.service.scores(stage, groups)
+
+    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
+        self._add(role, "language")
+        return self.service.logprobs(role, groups, temperature=temperature)
+
+    def next_token_logprobs(
+        self, role: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""
+    ) -> Tensor:
+        self._add(role, "language")
+        return self.service.next_token_logprobs(role, prompts, answers, prefill=prefill)
+
+    def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
+        self._add(role, "language")
+        self.sampled.add(role)
+        return self.service.sample(role, prompts, seed=seed, **sampling)
+
+    def close(self) -> None:
+        """Drop the roles from the model, which all checks of a process share."""
+        if "service" in vars(self):
+            for role in self.asked - {BASE}:
+                self.service.forget(role)
+
+    def _add(self, stage: str, head: HeadKind) -> None:
+        self.asked.add(stage)
+        model = self.service.model
+        if stage != BASE and stage not in model.roles:
+            model.add_role(stage, head=head)
+            add_noise(model, stage, 0.05, zlib.crc32(stage.encode()))
+
+
+@dataclass
+class Surroundings:
+    """The run around one plugin.
+
+    folder: the recipe's, where relative paths start. cache: kept while the check lasts.
+    groups: what the plugin's data options hold; None: example groups.
+    """
+
+    folder: Path
+    cache: Path
+    groups: Sequence[Group] | None = None
+    models: TinyModels = field(default_factory=TinyModels)
+
+    @cached_property
+    def rollouts(self) -> list[Group]:
+        """Groups of sampled responses. One response says nothing."""
+        if self.groups is not None:
+            return list(self.groups)
+        encoder = Encoder(tiny_model().tokenizer)
+        groups = example_groups(3, encoder)
+        silent = Response(text="", tokens=encoder.end_of_turn)
+        groups[-1] = replace(groups[-1], responses=(*groups[-1].responses[:2], silent))
+        return [replace(group, pairs=None) for group in groups]
+
+    @cached_property
+    def data(self) -> list[Group]:
+        """Groups as a data set has them."""
+        return list(example_groups() if self.groups is None else self.groups)
+
+    @cached_property
+    def context(self) -> Context:
+        return Context(self.models, self.cache, self.folder, SEED, self.load, stage="")
+
+    def load(self, spec: Any) -> list[Group]:
+        """The groups of a DataRef option."""
+        if not isinstance(spec, Data):
+            raise BadRow(f"load takes the value of a DataRef option, not {spec!r:.60}")
+        return list(self.data)
+
+    def component(self, kind: str, cls: Any, options: dict[str, Any]) -> Component:
+        """The plugin with these options. Raises ConformanceError if a recipe with them would be refused."""
+        problems = Problems(Document(self.folder / "recipe.yaml", options, {(): (_NOWHERE, _NOWHERE)}))
+        resolvers = {"stage": _text, "policy": _text, "from": _text, "data": _data, "reward": _reward, "judge": _judge}
+        scope = Scope(problems, Paths(problems), plugins().registry, Rounds(), resolvers)
+        model = getattr(cls, "Options", Options)
+        read = read_options(model, options, (), scope)
+        if read is None or len(problems):
+            texts = [f"{each.message}{f' ({each.help})' if each.help else ''}" for each in problems.items]
+            raise ConformanceError(f"a recipe with these options is refused: {'; '.join(texts)}")
+        return Component(kind, cls.__name__, Registration(cls.__name__, cls), read)
+
+
+_NOWHERE = Mark("")
+
+
+def _text(value: Any, keys: Any, scope: Scope) -> Any:
+    return value
+
+
+def _data(value: Any, keys: Any, scope: Scope) -> Data:
+    return value if isinstance(value, Data) else Data(value)
+
+
+def _judge(value: Any, keys: Any, scope: Scope) -> Component | None:
+    return read_component("judge", value, keys, scope)
+
+
+def _reward(value: Any, keys: Any, scope: Scope) -> RewardSpec | None:
+    """An installed reward; any other name is a stage that trains a reward model."""
+    name = next(iter(value)) if isinstance(value, dict) and len(value) == 1 else value
+    if isinstance(value, RewardSpec) or (isinstance(name, str) and scope.registry.has("reward", name)):
+        return read_reward(value, keys, scope)
+    return RewardSpec("folder", "folder") if name == "folder" else RewardSpec("stage", str(name))
+
+
+def turned_groups(groups: Sequence[Group]) -> list[Group]:
+    """The groups in the opposite order, with their responses in the opposite order; pairs would be wrong."""
+    return [replace(group, responses=group.responses[::-1], pairs=None) for group in reversed(groups)]
+
+
+Find = Callable[[Surroundings, Component], Iterable[str]]
+
+
+def conform(
+    hook: str,
+    cls: Any,
+    options: dict[str, Any],
+    find: Find,
+    *,
+    folder: Path | None = None,
+    groups: Sequence[Group] | None = None,
+) -> None:
+    """Raise ConformanceError listing what `find` finds, and what registration or a recipe would refuse.
+
+    hook: the one that registers such a plugin. folder: where relative paths start; default: the current one.
+    """
+    name = getattr(cls, "__name__", repr(cls))
+    try:
+        check_implementation(hook, name, cls)
+    except TypeError as error:
+        raise ConformanceError(f"{name}: {error}") from error
+    problems = option_problems(cls)
+    if not problems:
+        with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache:
+            around = Surroundings(folder or Path.cwd(), Path(cache), groups)
+            try:
+                for problem in find(around, around.component(HOOKS[hook], cls, options)):
+                    problems.append(problem)  # now, because finding another may raise
+            except (AlignkitError, ConformanceError) as error:  # a mistake that a run would report
+                problems.append(str(error))
+            finally:
+                around.models.close()
+    if problems:
+        raise ConformanceError("\n".join(f"{name}: {problem}" for problem in dict.fromkeys(problems)))

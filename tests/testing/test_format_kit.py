@@ -1,0 +1,242 @@
+"""The kit of formats: every first-party format passes, and each kind of broken one is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from alignkit import BadRow, Format, Group, Message, Response
+from alignkit.plugins import plugins
+from alignkit.testing import ConformanceError, check_format
+
+
+def first_party() -> dict[str, type[Format]]:
+    registrations = plugins().registry.registrations("format")
+    return {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
+
+
+@pytest.mark.parametrize("name", first_party())
+def test_first_party_formats_conform(name: str) -> None:
+    check_format(first_party()[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "row"),
+    [
+        ("oasst", {"take": "demonstrations"}, None),
+        ("text", {"paragraphs": True}, {"text": "Raw text.", "id": 3}),
+        ("rankings", {}, {"question": "Hi", "answers": ["a", "b"], "scores": [1, 2.5]}),
+        ("preference", {}, {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": 2, "p": 0.75}),
+    ],
+)
+def test_other_rows_of_first_party_formats(name: str, options: dict[str, Any], row: Any) -> None:
+    check_format(first_party()[name], options, rows=[] if row is None else [row])
+
+
+class QA(Format):
+    """A good one, which can also cut a text into rows."""
+
+    summary = "question and answer"
+    wants = "question and answer_text (texts)"
+    example = '{"question": "Hi", "answer_text": "Hello!"}'
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return cls.has(row, "question", "answer_text")
+
+    def read(self, row: Any) -> Group:
+        if not isinstance(row, Mapping):
+            raise BadRow("a row must be an object")
+        return self.group(row, self.rest(row, "question", "answer_text"))
+
+    def group(self, row: Mapping[str, Any], meta: dict[str, Any]) -> Group:
+        prompt = self.conversation(self.text(row, "question"), "question")
+        return Group(prompt, (Response(text=self.text(row, "answer_text")),), meta=meta)
+
+
+def test_a_good_format_conforms() -> None:
+    check_format(QA, rows=[{"question": "Who?", "answer_text": "Me.", "id": 7}])
+
+
+class NoExample(QA):
+    example = ""
+
+
+class NoSummary(QA):
+    summary = ""
+
+
+class OtherWants(QA):
+    wants = "two texts"
+
+
+class NotJSON(QA):
+    example = "question, answer_text"
+
+
+class BadExample(QA):
+    example = '{"question": "Hi"}'
+
+
+class Loses(QA):
+    def read(self, row: Any) -> Group:
+        if not isinstance(row, Mapping):
+            raise BadRow("a row must be an object")
+        return self.group(row, {})
+
+
+class LosesForeign(QA):
+    def read(self, row: Any) -> Group:
+        if not isinstance(row, Mapping):
+            raise BadRow("a row must be an object")
+        used = ("question", "answer_text", "history", "images", "videos", "audios", "mask", "train_detail")
+        return self.group(row, {name: row[name] for name in row if name not in used})
+
+
+class LosesItsOwn(QA):
+    example = '{"question": "Hi", "answer_text": "Hello!", "context": "Noon"}'
+    wants = "question and answer_text; optional context"
+
+    def read(self, row: Any) -> Group:
+        group = super().read(row)
+        group.meta.pop("context", None)
+        return group
+
+
+class Crashes(QA):
+    def read(self, row: Any) -> Group:
+        return Group((Message(role="user", content=row["question"].strip()),), (Response(text=row["answer_text"]),))
+
+
+class MakesUp(QA):
+    def read(self, row: Any) -> Group:
+        row = row if isinstance(row, Mapping) else {}
+        meta = self.rest(row, "question", "answer_text")
+        return self.group({"question": "?", "answer_text": "!", **row}, meta)
+
+
+class Greedy(QA):
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return isinstance(row, Mapping)
+
+
+class Stranger(QA):
+    example = '{"prompt": "Hi", "completion": "Hello!"}'
+    wants = "prompt and completion"
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return cls.has(row, "prompt", "completion")
+
+    def read(self, row: Any) -> Group:
+        if not self.has(row, "prompt", "completion"):
+            raise BadRow("columns 'prompt' and 'completion' are required")
+        return self.group({"question": row["prompt"], "answer_text": row["completion"]}, self.rest(row, "prompt"))
+
+
+class Blind(QA):
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return cls.has(row, "question", "answer")
+
+
+class RaisesInMatches(QA):
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return "question" in row and "answer_text" in row
+
+
+class Pops(QA):
+    def read(self, row: Any) -> Group:
+        group = super().read(row)
+        row.pop("answer_text")
+        return group
+
+
+class Numbers(QA):
+    rows = 0
+
+    def read(self, row: Any) -> Group:
+        group = super().read(row)
+        self.rows += 1
+        group.meta["number"] = self.rows
+        return group
+
+
+class SetInMeta(QA):
+    def read(self, row: Any) -> Group:
+        group = super().read(row)
+        group.meta["words"] = tuple(row["question"].split())
+        return group
+
+
+class ReadsAList(QA):
+    def read(self, row: Any) -> Any:
+        group = super().read(row)
+        return [group.prompt, group.responses]
+
+    def check(self, group: Group) -> None:
+        pass
+
+
+class NoGroups(QA):
+    def groups(self, row: Any) -> Iterable[Group]:
+        return ()
+
+
+class ReasonIsNumber(QA):
+    def reason(self, row: Any) -> Any:
+        return 2
+
+
+class CountsFromZero(QA):
+    def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+        return ((number - 1, {"question": line, "answer_text": line}) for number, line in lines if line)
+
+
+class RefusesItsText(QA):
+    def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+        return ((number, {"question": line}) for number, line in lines if line)
+
+
+BROKEN: list[tuple[Any, str]] = [
+    (NoExample, "NoExample: `example` must be a row as JSON"),
+    (NoSummary, "`summary` must describe the format to users"),
+    (OtherWants, "`wants` does not name the columns of `example`: 'question', 'answer_text'"),
+    (NotJSON, "`example` must be a row as JSON"),
+    (BadExample, '`read` refuses {"question": "Hi"}: column \'answer_text\' is missing'),
+    (Loses, "a further column is not in the group's `meta`: `rest` returns the columns"),
+    (LosesForeign, r"column 'history' \(earlier turns\) is lost"),
+    (LosesItsOwn, "column 'context' of .* changes nothing and is lost"),
+    (Crashes, r"in `read`: KeyError: 'question' \(test_format_kit.py:\d+\), for .*: raise BadRow"),
+    (MakesUp, "`read` makes a group of an empty row: raise BadRow for columns that are missing"),
+    (Greedy, r"`matches` recognizes {}, .*: it must be strict"),
+    (Greedy, "`matches` also recognizes the example of 'alpaca'"),
+    (Stranger, "`matches` and that of 'prompt_completion' both recognize"),
+    (Blind, "`matches` does not recognize"),
+    (RaisesInMatches, "in `matches`: TypeError: argument of type 'NoneType' is not"),
+    (Pops, "`read` changes the row"),
+    (Numbers, "`read` makes other groups of .* when it reads it again"),
+    (Numbers, "`read` changed self.rows"),
+    (SetInMeta, "`read` makes a group that changes when it is stored as JSON"),
+    (ReadsAList, r"in `read`: return a Group, not list"),
+    (NoGroups, "`groups` returns no group for"),
+    (ReasonIsNumber, "`reason` must return text, not int"),
+    (CountsFromZero, "`rows_of_text` must number its rows by the lines where they begin"),
+    (RefusesItsText, "`read` refuses a row of `rows_of_text`: column 'answer_text' is missing"),
+    (Group, "Group: format 'Group' must be a subclass of alignkit.Format"),
+]
+
+
+@pytest.mark.parametrize(("cls", "message"), BROKEN, ids=[cls.__name__ for cls, _ in BROKEN])
+def test_broken_formats_are_reported(cls: Any, message: str) -> None:
+    with pytest.raises(ConformanceError, match=message) as caught:
+        check_format(cls)
+    assert all(line.startswith(f"{cls.__name__}: ") for line in str(caught.value).splitlines())
+
+
+def test_rows_can_stand_for_an_example() -> None:
+    check_format(NoExample, rows=[{"question": "Hi", "answer_text": "Hello!"}])

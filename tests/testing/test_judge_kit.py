@@ -1,0 +1,163 @@
+"""The kit of judges: first-party judges pass, and each kind of broken one is reported."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import Judge, RunFailed, Verdict
+from alignkit.judges import Item
+from alignkit.plugins import plugins
+from alignkit.testing import ConformanceError, check_judge
+
+OPTIONS = {
+    "local_judge": {"min_mass": 0, "criterion": "harmless", "role": "judge"},
+    "reward_judge": {"reward_model": "helpful"},
+}
+EXCEPTIONS = {"openai_judge": "asks a server; tests/plugins/test_rlaif.py starts one"}
+
+
+def first_party() -> dict[str, type]:
+    registrations = plugins().registry.registrations("judge")
+    return {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
+
+
+def test_every_first_party_judge_is_checked_or_excepted() -> None:
+    assert first_party().keys() == OPTIONS.keys() | EXCEPTIONS.keys()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_first_party_judges_conform(name: str) -> None:
+    check_judge(first_party()[name], OPTIONS[name])
+
+
+def prefers(first: float, second: float) -> Verdict:
+    """The greater number is better, and equal ones tie."""
+    return Verdict(0.5 if first == second else float(first > second))
+
+
+class Longer(Judge):
+    """A good one."""
+
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [prefers(len(first), len(second)) for _, first, second in items]
+
+
+def test_a_good_judge_conforms() -> None:
+    check_judge(Longer)
+
+
+class FirstIfEqual(Judge):
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [Verdict(float(len(first) >= len(second))) for _, first, second in items]
+
+
+class Numbers(Judge):
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [0.5 for _ in items]
+
+
+class OneVerdict(Judge):
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [Verdict(0.5)]
+
+
+class Percent(Judge):
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [Verdict(60.0) for _ in items]
+
+
+class Mass(Judge):
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [Verdict(0.5, mass=2.0) for _ in items]
+
+
+class Relative(Judge):
+    """The longer answer is better if it is above the batch's mean."""
+
+    def compare(self, items: Sequence[Item]) -> Any:
+        mean = sum(len(first) + len(second) for _, first, second in items) / len(items)
+        return [prefers(len(first) > mean, len(second) > mean) for _, first, second in items]
+
+
+class Tired(Longer):
+    asked = 0
+
+    def compare(self, items: Sequence[Item]) -> Any:
+        self.asked += 1
+        return super().compare(items) if self.asked == 1 else [Verdict(0.5) for _ in items]
+
+
+class Coin(Judge):
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [Verdict(random.random()) for _ in items]
+
+
+class Silent(Judge):
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [Verdict(None, reason="too long: 7 tokens") for _ in items]
+
+
+class NoReason(Judge):
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [prefers(len(first), len(second)) if second else Verdict(None) for _, first, second in items]
+
+
+class OtherMean(Judge):
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [Verdict(0.5, p_orders=(0.9, 0.8)) for _ in items]
+
+
+class Crashes(Judge):
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [prefers(len(first.split()[0]), len(second.split()[0])) for _, first, second in items]
+
+
+class NoKey(Longer):
+    def check(self, folder: Path) -> None:
+        raise RunFailed("the variable KEY is not set")
+
+
+class Shuffles(Longer):
+    def compare(self, items: Any) -> Any:
+        items.reverse()
+        return super().compare(items)[::-1]
+
+
+BROKEN: list[tuple[Any, str]] = [
+    (
+        FirstIfEqual,
+        "`compare`: showing the second response first changes P.* of comparison 5 from 1.0 to 0.0: ask in b",
+    ),
+    (Numbers, "in `compare`: return a list of Verdict, not a list of float"),
+    (OneVerdict, "in `compare`: return a verdict for each of 6 comparisons, not 1 verdicts"),
+    (Percent, "in `compare`: 60.0 is not a probability"),
+    (Mass, "`compare`: `mass` is 2.0, which is not a probability"),
+    (Relative, "`compare`: a batch of one comparison changes P.*: a verdict depends only on its own prompt"),
+    (Tired, "`compare`: a second call changes P"),
+    (Coin, "`compare`: a second call changes P.* must not draw random numbers"),
+    (Silent, r"`compare` has no verdict on any of 6 comparisons \(too long: 7 tokens\): pass others as `items`"),
+    (NoReason, "`compare`: a verdict without `p_first` needs a `reason`"),
+    (OtherMean, "`compare`: `p_first` is 0.5, but the mean of `p_orders` is 0.85"),
+    (Crashes, r"in `compare`: IndexError: list index out of range \(test_judge_kit.py:\d+\)"),
+    (NoKey, "NoKey: the variable KEY is not set"),
+    (str, "str: judge 'str' must be a subclass of alignkit.Judge"),
+]
+
+
+@pytest.mark.parametrize(("cls", "message"), BROKEN, ids=[cls.__name__ for cls, _ in BROKEN])
+def test_broken_judges_are_reported(cls: Any, message: str) -> None:
+    with pytest.raises(ConformanceError, match=message) as caught:
+        check_judge(cls)
+    assert all(line.startswith(f"{cls.__name__}: ") for line in str(caught.value).splitlines())
+
+
+def test_items_must_stay_as_they_are() -> None:
+    items = [((), "a", "bc"), ((), "abc", "d")]
+    with pytest.raises(ConformanceError, match="`compare` changes the items that it is given"):
+        check_judge(Shuffles, items=items)
+    check_judge(Longer, items=items)

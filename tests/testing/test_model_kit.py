@@ -1,0 +1,84 @@
+"""The kit of model sources: `tiny` passes, and each kind of broken source is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.plugins import plugins
+from alignkit.testing import ConformanceError, check_model_source
+from alignkit_plugins.tiny import source as tiny
+
+EXCEPTIONS = {"smollm2-135m-instruct": "downloads 93 MB; tests/plugins/test_models.py, marked slow"}
+
+
+def test_every_first_party_source_is_checked_or_excepted() -> None:
+    found = [one for one in plugins().registry.registrations("model") if one.distribution == "alignkit"]
+    assert {one.name for one in found} == {"tiny", *EXCEPTIONS}
+
+
+def test_first_party_sources_conform(tmp_path: Path) -> None:
+    check_model_source(tiny)
+    check_model_source(tiny, cache=tmp_path)
+    assert [folder.name[:5] for folder in tmp_path.iterdir()] == ["tiny-"]
+
+
+def number(cache: Path) -> Any:
+    return 3
+
+
+def missing(cache: Path) -> Path:
+    return cache / "nothing"
+
+
+def elsewhere(cache: Path) -> Path:
+    return Path(__file__).parent
+
+
+def empty(cache: Path) -> Path:
+    (cache / "empty").mkdir(exist_ok=True)
+    return cache / "empty"
+
+
+def cut(cache: Path) -> Path:
+    folder = tiny(cache)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return folder
+
+
+def again(cache: Path) -> Path:
+    folder = tiny(cache)
+    (folder / "made").write_text(f"{len(list(folder.iterdir()))}", encoding="utf-8")
+    (folder / f"made-{len(list(folder.iterdir()))}").touch()
+    return folder
+
+
+def moves(cache: Path) -> Path:
+    return tiny(cache / str(len(list(cache.iterdir()))))
+
+
+def crashes(cache: Path) -> Path:
+    raise OSError("no network")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (number, "number: in `number`: return the model's folder, not int"),
+        (missing, "missing: it must return a folder, and '.*nothing' is none"),
+        (elsewhere, "elsewhere: it must make the model below the cache folder"),
+        (empty, r"empty: .* has no config.json"),
+        (cut, r"cut: .*model.safetensors"),
+        (again, "again: a second call writes files again"),
+        (moves, "moves: a second call returns another folder"),
+        (crashes, "crashes: in `crashes`: OSError: no network"),
+        ("tiny", "'tiny': model .* must be callable, not 'tiny'"),
+    ],
+)
+def test_broken_sources_are_reported(source: Callable[[Path], Path], message: str) -> None:
+    with pytest.raises(ConformanceError, match=message):
+        check_model_source(source)

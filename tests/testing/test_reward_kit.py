@@ -1,0 +1,213 @@
+"""The kit of rewards: every first-party reward that needs no server passes, and each kind of broken one is reported."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit import DataError, DataRef, Field, Group, Options, Reward, RewardCombination, RewardRef, RunFailed
+from alignkit.plugins import plugins
+from alignkit.testing import ConformanceError, check_reward, example_groups
+
+JUDGE = {"local_judge": {"min_mass": 0}}
+FUNCTION = "def polite(prompts, completions, **columns):\n    return [float('e' in text) for text in completions]\n"
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "length": [{}, {"unit": "words", "target": 3, "scale": 0.5}],
+    "normalized": [{"reward_model": "helpful", "data": "demonstrations.jsonl", "gain": True}],
+    "python": [{"path": "polite.py", "function": "polite"}],
+    "rlaif": [{"judge": JUDGE}, {"judge": JUDGE, "opponent": "baseline", "baseline": "sft", "max_new_tokens": 8}],
+}
+CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
+
+
+def first_party() -> dict[str, type]:
+    registrations = plugins().registry.registrations("reward")
+    return {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
+
+
+def test_every_first_party_reward_is_checked() -> None:
+    assert {name for name, cls in first_party().items() if not issubclass(cls, RewardCombination)} == OPTIONS.keys()
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=[name for name, _ in CASES])
+def test_first_party_rewards_conform(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "polite.py").write_text(FUNCTION, encoding="utf-8")
+    check_reward(first_party()[name], options, folder=tmp_path)
+
+
+def texts(groups: Sequence[Group]) -> list[str]:
+    return [response.text for group in groups for response in group.responses]
+
+
+class Fits(Reward):
+    """A good one, with options."""
+
+    class Options(Options):
+        word: str = Field("a", description="the word to look for")
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        return {"": [float(self.options.word in text) for text in texts(groups)]}
+
+
+class ComputesOnce(Fits):
+    @cached_property
+    def weight(self) -> float:
+        return 0.5
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        return {"": [self.weight * len(text) for text in texts(groups)]}
+
+
+class Ranks(Reward):
+    @property
+    def within_group(self) -> bool:
+        return True
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        longest = [max(len(response.text) for response in group.responses) for group in groups]
+        pairs = [(r, most) for group, most in zip(groups, longest, strict=True) for r in group.responses]
+        return {"": [len(response.text) - most for response, most in pairs]}
+
+
+@pytest.mark.parametrize("cls", [Fits, ComputesOnce, Ranks])
+def test_good_rewards_conform(cls: type[Reward]) -> None:
+    check_reward(cls)
+
+
+class RanksInSecret(Ranks):
+    @property
+    def within_group(self) -> bool:
+        return False
+
+
+class OneTooFew(Reward):
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        return {"": [1.0 for _ in texts(groups)][:-1]}
+
+
+class OnePerGroup(Reward):
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        return {"": [0.0 for _ in groups]}
+
+
+class NoNumber(Reward):
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        return {"": torch.tensor([float(len(text)) for text in texts(groups)]).log().sqrt()}
+
+
+class NoComponent(Reward):
+    def score(self, groups: Sequence[Group]) -> Any:
+        return [0.0 for _ in texts(groups)]
+
+
+class Nothing(Reward):
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        return {"": [None for _ in texts(groups)]}
+
+
+class Whitened(Reward):
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        lengths = torch.tensor([float(len(text)) for text in texts(groups)])
+        return {"": (lengths - lengths.mean()).tolist()}
+
+
+class Counts(Reward):
+    seen = 0
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        self.seen += 1
+        return {"": [float(self.seen) for _ in texts(groups)]}
+
+
+class Novelty(Reward):
+    """Rewards what it has not seen yet."""
+
+    def prepare(self, context: Any) -> None:
+        super().prepare(context)
+        self.known: set[str] = set()
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        scores = [float(text not in self.known) for text in texts(groups)]
+        self.known.update(texts(groups))
+        return {"": scores}
+
+
+class Draws(Reward):
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        return {"": [random.random() for _ in texts(groups)]}
+
+
+class ByPlace(Reward):
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        return {"": [float(index) for group in groups for index, _ in enumerate(group.responses)]}
+
+
+class Marks(Reward):
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        for group in groups:
+            group.meta["scored"] = True
+        return {"": [0.0 for _ in texts(groups)]}
+
+
+class FirstWord(Reward):
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        return {"": [float(len(text.split()[0])) for text in texts(groups)]}
+
+
+class NeedsAnswer(Reward):
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        if any("answer" not in group.meta for group in groups):
+            raise DataError("no column 'answer'")
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        return {"": [0.0 for _ in texts(groups)]}
+
+
+class NeedsKey(Fits):
+    def check(self, folder: Path) -> None:
+        raise RunFailed("the variable KEY is not set")
+
+
+class Bare(Reward):
+    class Options(Options):
+        model: RewardRef
+        data: DataRef = Field(description="what to read")
+
+
+BROKEN: list[tuple[Any, str]] = [
+    (RanksInSecret, "`score`: a group for every response changes the score .* `within_group` must return True"),
+    (OneTooFew, "in `score`: reward 'OneTooFew': return 12 scores, one per response, not 11"),
+    (OnePerGroup, "in `score`: reward 'OnePerGroup': return 12 scores, one per response, not 4"),
+    (NoNumber, r"in `score`: .* the score is (nan|-?inf) for response \d+ .*; return a finite number, or None"),
+    (NoComponent, "in `score`: .* return one component, such as .*, not list"),
+    (Nothing, "`score` scores none of the responses: pass others as `groups`"),
+    (Whitened, "`score`: a batch of one group changes the score of response 0 from .* to .*: a score is computed from"),
+    (Counts, r"`score`: a second call changes the score of response 0 from 1.0 to 2.0: .*\(it changed self.seen\)"),
+    (Novelty, r"`score`: a second call changes the score .*\(it changed self.known\)"),
+    (Draws, "`score`: another process changes the score"),
+    (ByPlace, "`score`: the order of groups and responses changes the score"),
+    (Marks, "`score` changes the groups that it is given"),
+    (FirstWord, r"in `score`: IndexError: list index out of range \(test_reward_kit.py:\d+\)"),
+    (NeedsAnswer, "NeedsAnswer: no column 'answer'"),
+    (NeedsKey, "NeedsKey: the variable KEY is not set"),
+    (Bare, "Bare: options without a description, a range or choices: model"),
+    (dict, "dict: reward 'dict' must be a subclass of alignkit.Reward, not <class 'dict'>"),
+]
+
+
+@pytest.mark.parametrize(("cls", "message"), BROKEN, ids=[cls.__name__ for cls, _ in BROKEN])
+def test_broken_rewards_are_reported(cls: Any, message: str) -> None:
+    with pytest.raises(ConformanceError, match=message) as caught:
+        check_reward(cls)
+    assert all(line.startswith(f"{cls.__name__}: ") for line in str(caught.value).splitlines())
+
+
+def test_groups_may_have_columns() -> None:
+    groups = [Group(group.prompt, group.responses, meta={"answer": "7"}) for group in example_groups()]
+    check_reward(NeedsAnswer, groups=groups)

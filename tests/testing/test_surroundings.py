@@ -1,0 +1,91 @@
+"""What a run puts around a plugin under test: options, models and data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import DataRef, Field, Group, JudgeRef, Options, PolicyRef, Reward, RewardRef
+from alignkit.models.shared_model import BASE
+from alignkit.recipe.schema import RewardSpec
+from alignkit.registry import Component
+from alignkit.testing import ConformanceError, check_reward, example_groups
+from alignkit.testing.surroundings import Data, Surroundings, TinyModels, turned_groups
+
+
+class Refers(Reward):
+    class Options(Options):
+        reward: RewardRef = Field("helpful", description="a reward")
+        judge: JudgeRef = Field(None, description="a judge")
+        policy: PolicyRef = Field("sft@2", description="a policy")
+        data: DataRef = Field(None, description="data")
+        file: Path | None = Field(None, description="a file")
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
+        return {"": [0.0 for group in groups for _ in group.responses]}
+
+
+@pytest.fixture
+def around(tmp_path: Path) -> Surroundings:
+    return Surroundings(tmp_path, tmp_path)
+
+
+def test_references_become_what_a_run_makes_of_them(around: Surroundings) -> None:
+    raw = {"reward": {"length": {"unit": "words"}}, "judge": "local_judge", "data": ["a.jsonl", "b.jsonl"]}
+    options: Any = around.component("reward", Refers, raw).options
+    assert isinstance(options.reward, RewardSpec) and options.reward.kind == "reward"
+    assert options.reward.component.options.unit == "words"
+    assert isinstance(options.judge, Component) and options.judge.name == "local_judge"
+    assert options.policy == "sft@2" and options.data == Data(["a.jsonl", "b.jsonl"])
+    (around.folder / "x.py").touch()
+    options = around.component("reward", Refers, {"reward": "helpful", "file": "x.py"}).options
+    assert options.reward == RewardSpec("stage", "helpful") and options.file == Path("x.py")
+    options = around.component("reward", Refers, {"reward": {"folder": "models/rm"}}).options
+    assert options.reward.kind == "folder"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"colour": 3}, "a recipe with these options is refused: unknown key 'colour'"),
+        ({"policy": 3}, "policy: expected text, got 3"),
+        ({"judge": "nobody"}, "no judge 'nobody'"),
+        ({"reward": {"length": {"unit": "pages"}}}, "reward.length.unit: expected 'tokens', 'characters' or 'words'"),
+        ({"reward": {"python": {"path": "x.py"}}}, "'reward.python.function' is missing"),
+    ],
+)
+def test_options_that_a_recipe_may_not_have(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConformanceError, match=f"Refers: .*{message}"):
+        check_reward(Refers, options)
+
+
+def test_every_stage_has_weights_of_its_own_until_the_end() -> None:
+    models, groups = TinyModels(), example_groups()[:1]
+    before = set(models.service.model.roles)
+    base, sft, other = (models.logprobs(role, groups)[0] for role in (BASE, "sft", "sft@2"))
+    assert not base.equal(sft) and not sft.equal(other)
+    first, second = (models.scores(stage, groups) for stage in ("helpful", "harmless"))
+    assert len(first) == len(groups[0].responses) and first != second
+    assert models.asked == {BASE, "sft", "sft@2", "helpful", "harmless"} and not models.sampled
+    models.close()
+    assert set(models.service.model.roles) == before
+
+
+def test_stages_have_the_same_weights_in_every_check() -> None:
+    scores = []
+    for _ in range(2):
+        models = TinyModels()
+        scores.append(models.scores("helpful", example_groups()))
+        models.close()
+    assert scores[0] == scores[1]
+
+
+def test_rollouts_have_tokens_and_one_is_silent(around: Surroundings) -> None:
+    responses = [response for group in around.rollouts for response in group.responses]
+    assert all(response.tokens for response in responses) and [r.text for r in responses].count("") == 1
+    assert all(group.pairs is None for group in around.rollouts)
+    turned = [response for group in turned_groups(around.rollouts) for response in group.responses]
+    assert turned == responses[::-1]
