@@ -300,6 +300,16 @@ BRITISH = {
 SPELLED_SO = {("alignkit/testing/examples.py", "Go on")}
 
 
+CLOCKS = re.compile(r"timeout=[0-9]|seconds: float = [0-9]|monotonic\(\) - \w+ <")
+
+
+def test_no_test_depends_on_how_busy_the_machine_is() -> None:
+    """A test that could hang waits for `patience.PATIENCE`."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    lines = [(file.name, line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [found for found in lines if CLOCKS.search(found[1]) and found[0] != "test_house.py"] == []
+
+
 # Files that are not edited yet.
 UNEDITED: set[str] = set()
 

@@ -28,6 +28,7 @@ from alignkit import cli
 from alignkit.io.digest import file_digest
 from alignkit.training import stage as stage_module
 from alignkit.training.checkpoint import MANIFEST, load_checkpoint
+from tests.patience import PATIENCE
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
 SFT_STEPS, ITERATIONS = 12, 4
@@ -151,7 +152,7 @@ def steps(out: Path) -> list[tuple[str, int]]:
     return [(row["stage"], row["step"]) for row in rows]
 
 
-def wait_for(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
+def wait_for(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert process.poll() is None, process.communicate()[1]
@@ -222,7 +223,7 @@ KILLS = [
 @pytest.mark.parametrize(("sabotage", "said"), KILLS)
 def test_kill_9_at_a_place(place: Place, tmp_path: Path, sabotage: str, said: str) -> None:
     process = place.process(tmp_path, sabotage)
-    err = process.communicate(timeout=120)[1]
+    err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == -signal.SIGKILL, err
     code, err = place.here(tmp_path)
     assert code == 0 and said in err, err
@@ -235,7 +236,7 @@ def test_kill_9_with_a_shared_value(place: Place, tmp_path: Path) -> None:
     code, err = shared.here(shared.undisturbed)
     assert code == 0, err
     process = shared.process(tmp_path / "killed", "kill=rollouts_scored:align:3")
-    err = process.communicate(timeout=120)[1]
+    err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == -signal.SIGKILL, err
     found = load_checkpoint(tmp_path / "killed" / "align" / "checkpoints", pytest.fail)
     assert found is not None
@@ -262,7 +263,7 @@ def test_a_signal_ends_with_75_and_the_command(place: Place, tmp_path: Path, nam
     process = place.process(tmp_path, "slow=0.3")
     wait_for((tmp_path / "sft" / "checkpoints" / "000002").exists, process)
     process.send_signal(getattr(signal, name))
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 75, err
     assert f"stopped: {name}" in err and "Traceback" not in err
     (command,) = [line for line in err.splitlines() if line.startswith("to resume: ")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -128,10 +127,8 @@ def test_a_template_that_fails_is_a_data_error(code: str, reason: str) -> None:
 def test_a_template_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "SECONDS", 0.2)
     loops = "{% for i in range(9999) %}" * 3 + "{% endfor %}" * 3
-    began = time.monotonic()
     with pytest.raises(DataError, match=r"did not finish within 0\.2 seconds"):
         encoder(CHATML + loops).encode(Group((user("q"),), (Response(text="a"),)), 100)
-    assert time.monotonic() - began < 5
 
 
 def test_a_template_that_grows_is_stopped() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import email.utils
 import json
@@ -400,6 +401,22 @@ def test_remote_judge_averages_both_orders(remote: Any, server: Server) -> None:
     assert (request["max_tokens"], request["logprobs"], request["top_logprobs"]) == (1, True, 20)
 
 
+def test_replies_are_counted_as_they_arrive(remote: Any, server: Server, tmp_path: Path) -> None:
+    shown: list[Any] = []
+
+    @contextlib.contextmanager
+    def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        shown.append((what, total))
+        yield shown.append
+
+    judge = remote()
+    judge.prepare(dataclasses.replace(context(None, tmp_path), progress=progress))
+    judge.compare([ITEM, (PROMPT, "a 1", "b 1")])
+    assert shown == [("asking openai_judge", 4), 1, 2, 3, 4]
+    judge.compare([ITEM])
+    assert len(shown) == 5  # all replies are stored
+
+
 def test_answers_are_paid_for_once(remote: Any, server: Server, tmp_path: Path) -> None:
     before = remote().compare([ITEM])
     assert remote().compare([ITEM]) == before and len(server.requests) == 2
@@ -511,8 +528,12 @@ def test_what_may_pass_is_tried_again(remote: Any, server: Server, reply: Reply)
 
 @pytest.mark.parametrize("kind", ["seconds", "date"])
 def test_retry_after_is_honoured(remote: Any, server: Server, kind: str) -> None:
-    value = "1" if kind == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
-    server.script = [Reply(429, {}, {"Retry-After": value})]
+    def busy(request: dict[str, Any]) -> Reply:
+        server.judge = honest
+        value = "1" if kind == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
+        return Reply(429, {}, {"Retry-After": value})
+
+    server.judge = busy
     remote(concurrency=1).compare([ITEM])
     assert server.times[1] - server.times[0] >= 0.95
 
@@ -525,10 +546,9 @@ def test_retry_after_is_read_or_ignored() -> None:
 
 def test_a_pause_beyond_the_deadline_is_not_slept(remote: Any, server: Server) -> None:
     server.judge = lambda request: Reply(429, {}, {"Retry-After": "3600"})
-    begun = time.monotonic()
     with pytest.raises(RemoteError, match="429"):
         remote(deadline_seconds=5).compare([ITEM])
-    assert time.monotonic() - begun < 2
+    assert len(server.requests) == 2  # both orders, once: the pause would have come before a second try
 
 
 @pytest.mark.parametrize("body", [b"<html></html>", completion(math.nan, -0.1)], ids=["html", "nan"])
@@ -595,10 +615,9 @@ def walk(error: BaseException | None) -> Iterator[str]:
 @pytest.mark.parametrize("reply", [Reply(500, {}), Reply(200, {}, pause=1.0)], ids=["500", "hang"])
 def test_a_dead_server_ends_in_bounded_time(remote: Any, server: Server, reply: Reply) -> None:
     server.judge = lambda request: reply
-    begun = time.monotonic()
     with pytest.raises(RemoteError, match="repeat the command to resume") as caught:
         remote(timeout_seconds=0.2, max_retries=1).compare([ITEM])
-    assert time.monotonic() - begun < 2 and caught.value.exit_code == 6
+    assert 2 <= len(server.requests) <= 4 and caught.value.exit_code == 6  # both orders, at most twice
 
 
 def test_nobody_listens(remote: Any, server: Server) -> None:
