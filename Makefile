@@ -12,7 +12,10 @@ SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 # Only what an installation depends on: an editable install follows the code by itself.
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: quickstart test slow faults bench lint fix clean
+# For test-lowest and test-newest: what may not vary, such as `PINS=torch==2.13.0` where other builds are too large.
+PINS ?=
+
+.PHONY: quickstart test slow faults test-lowest test-newest bench lint fix clean
 
 quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
@@ -25,6 +28,13 @@ slow: .venv/.installed-test
 
 faults: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
+
+# The oldest and the newest versions that pyproject.toml allows, each in an environment of its own.
+test-lowest: .venv-lowest/.installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-newest: .venv-newest/.installed
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: .venv/.installed $(PPO)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -52,6 +62,16 @@ $(BIN)/python:
 .venv/.installed-test: $(INPUTS) | $(BIN)/python
 	$(PIP) -e ".[test]"
 	touch $@ .venv/.installed
+
+.venv-lowest/.installed: RESOLUTION := lowest-direct
+.venv-newest/.installed: RESOLUTION := highest
+
+.venv-lowest/.installed .venv-newest/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check -q uv
+	printf '%s\n' $(PINS) > $(@D)/pins.txt
+	$(@D)/bin/uv pip install -q --python $(@D)/bin/python --resolution $(RESOLUTION) -c $(@D)/pins.txt -e ".[test]"
+	touch $@
 
 $(PPO)/.installed: constraints.txt | .venv/.installed
 	$(BIN)/python -m venv --clear --without-pip $(PPO)

@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, distribution, entry_points
+from importlib.metadata import PackageNotFoundError, distribution, entry_points, metadata
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_statistics_and_dialogues_load_without_torch() -> None:
         "ranking.bradley_terry({(1, 2): 1.0}, ridge=1.0); print(json.dumps('torch' in sys.modules))"
     )
     assert json.loads(run(code)) is False
+
+
+def test_a_package_page_has_no_link_into_the_repository() -> None:
+    """Fails after README.md changed in kind until the package is installed again."""
+    described = metadata("alignkit")
+    text = str(described["Description"] or described.get_payload())
+    links = re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    assert len(links) > 10
+    assert [link for pair in links for link in pair if link and not link.startswith(("https://", "#"))] == []
 
 
 def test_constraints_are_pins_of_all_dependencies() -> None:
