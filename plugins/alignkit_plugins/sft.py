@@ -7,8 +7,8 @@ arXiv:2307.09288, section 3.1). Differs from the papers: nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 from alignkit import (
     Algorithm,

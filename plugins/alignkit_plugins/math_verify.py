@@ -1,0 +1,85 @@
+"""A verifiable reward: whether the answer to a mathematical question equals the known one.
+
+The package math-verify reads both, as numbers, LaTeX or expressions, and compares what they mean: `1/2` is
+`\\boxed{0.5}`. An answer that it cannot read, or not in five seconds, is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import alignkit
+from alignkit import DataError, Field, Group, Register, Response, Reward, RunFailed, hookimpl
+from alignkit.data.group import preview
+
+SECONDS = 5  # for reading an answer, and for comparing two
+
+
+class MathVerify(Reward):
+    """1 if the answer equals the prompt's known one, else 0."""
+
+    class Options(alignkit.Options):
+        column: str = Field("answer", description="column of the prompts that holds the right answer")
+
+        @property
+        def packages(self) -> tuple[str, ...]:
+            """The package whose version decides the scores."""
+            return ("math-verify",)
+
+    options: Options
+
+    def check(self, folder: Path) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise RunFailed("reward 'math_verify' needs the package math-verify\nhelp: pip install 'alignkit[math]'")
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            self._right(group)
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        return {"": [score for group in groups for score in self._of_group(group)]}
+
+    def _of_group(self, group: Group) -> list[float]:
+        from math_verify import verify
+
+        right, seconds = self._right(group), _seconds()
+        read = (_read(_said(response)) for response in group.responses)
+        return [float(verify(right, answer, timeout_seconds=seconds)) for answer in read]
+
+    def _right(self, group: Group) -> Any:
+        """The known answer. Raises DataError if the prompt has none, or one that cannot be read."""
+        column = self.options.column
+        if column not in group.meta:
+            names = ", ".join(group.meta) or "none"
+            raise DataError(f"math_verify: the prompt {preview(group)} has no column '{column}' (its columns: {names})")
+        text = str(group.meta[column])
+        for written in (text,) if "$" in text or "\\boxed" in text else (f"${text}$", text):
+            read = _read(written)
+            if any(not isinstance(item, str) for item in read):  # a text is what could not be understood
+                return read
+        raise DataError(f"math_verify: the prompt {preview(group)}: cannot read the answer {text!r}")
+
+
+def _said(response: Response) -> str:
+    messages = response.messages
+    return response.text if messages is None else str(messages[-1].get("content", ""))
+
+
+def _read(text: str) -> Any:
+    from math_verify import parse
+
+    return parse(text, parsing_timeout=_seconds())
+
+
+def _seconds() -> int | None:
+    """The limit on the time; none outside the main thread, where Python cannot stop a computation."""
+    return SECONDS if threading.current_thread() is threading.main_thread() else None
+
+
+@hookimpl
+def register_rewards(register: Register) -> None:
+    register("math_verify", MathVerify, summary="1 if a mathematical answer equals the known one (needs math-verify)")

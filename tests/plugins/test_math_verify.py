@@ -1,0 +1,71 @@
+"""A mathematical answer is right if it means the same, however it is written."""
+
+import importlib.util
+import threading
+from pathlib import Path
+
+import pytest
+
+from alignkit import DataError, Group, Response, RunFailed
+from alignkit_plugins.math_verify import MathVerify
+
+pytest.importorskip("math_verify")
+
+
+def reward(**options: str) -> MathVerify:
+    return MathVerify(MathVerify.Options(**options))
+
+
+def group(answer: object, *texts: str, column: str = "answer") -> Group:
+    return Group(({"role": "user", "content": "How much?"},), tuple(Response(t) for t in texts), meta={column: answer})
+
+
+RIGHT = [
+    ("1/2", r"It is \boxed{0.5}."),
+    (r"\frac{1}{2}", "The answer is 0.5"),
+    (12, "3 times 4 is 12."),
+    ("1,000", "1000"),
+    ("x + 1", "$1 + x$"),
+    (0.25, r"$\frac{1}{4}$"),
+]
+
+
+@pytest.mark.parametrize(("answer", "text"), RIGHT)
+def test_the_same_value_is_right(answer: object, text: str) -> None:
+    assert reward().score([group(answer, text, "I do not know", "999983")]) == {"": [1.0, 0.0, 0.0]}
+
+
+def test_scores_come_in_the_order_of_the_responses() -> None:
+    groups = [group(2, "3", "2"), group(3, "3"), group(4, "4", "5", "4")]
+    assert reward().score(groups) == {"": [0.0, 1.0, 1.0, 1.0, 0.0, 1.0]}
+
+
+def test_it_works_outside_the_main_thread() -> None:
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(reward().score([group("1/2", "0.5", "7")])))
+    thread.start()
+    thread.join()
+    assert found == [{"": [1.0, 0.0]}]
+
+
+def test_the_last_message_of_a_conversation_counts() -> None:
+    turns = ({"role": "assistant", "content": "7?"}, {"role": "user", "content": "no"})
+    response = Response("", messages=(*turns, {"role": "assistant", "content": "8"}))
+    asked = Group(({"role": "user", "content": "How much?"},), (response,), meta={"answer": 8})
+    assert reward().score([asked]) == {"": [1.0]}
+
+
+def test_prompts_need_an_answer_that_can_be_read() -> None:
+    reward(column="target").check_prompts([group(2, column="target")])
+    with pytest.raises(DataError, match=r"'How much\?' has no column 'target' \(its columns: answer\)"):
+        reward(column="target").check_prompts([group(2)])
+    for unreadable in ("...", "?", ""):
+        with pytest.raises(DataError, match="cannot read the answer"):
+            reward().check_prompts([group(2), group(unreadable)])
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reward().check(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RunFailed, match=r"pip install 'alignkit\[math\]'"):
+        reward().check(tmp_path)
