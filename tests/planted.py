@@ -63,8 +63,8 @@ PLANTED = {
     ),
     "reference_samples": Planted(
         ONLINE,
-        "            self.work.model,\n            self.work.roles.trained,\n            self.work.models.encoder,",
-        "            self.work.model,\n            self.work.roles.reference,\n            self.work.models.encoder,",
+        "self.work.roles.trained,\n                self.work.models.encoder,",
+        "self.work.roles.reference,\n                self.work.models.encoder,",
         f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
     ),
     "samples_by_order": Planted(
@@ -255,9 +255,9 @@ PLANTED = {
         _KEPT,
     ),
     "remaining_rollouts": Planted(
-        ONLINE,
-        "        self.files.forget_after(first)\n",
-        "",
+        ROLLOUTS,
+        "                path.unlink()\n",
+        "                pass\n",
         f"{ITERATION}::test_rollouts_of_an_iteration_that_was_not_completed_are_removed",
     ),
 }

@@ -58,7 +58,7 @@ class OnlineStage:
         work, iterations = self.work, self.settings.iterations or 1
         prompts = self.prompts()
         first = int(work.done.get("iteration", 0))
-        self.files.forget_after(first)
+        self.files.restore(work.done.get("rollouts", {}))
         work.restore_summary()
         self.scorer.restore(work.done.get("combinations", {}))
         counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
@@ -91,7 +91,8 @@ class OnlineStage:
         self.work.keep_version(number)
         if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations:
             position = f"iteration {number} of {iterations}"
-            self.work.checkpoint(number, position, iteration=number, combinations=self.scorer.states())
+            combinations, rollouts = self.scorer.states(), self.files.digests
+            self.work.checkpoint(number, position, iteration=number, combinations=combinations, rollouts=rollouts)
 
     def _report_idle(self, iterations: int) -> None:
         """Report iterations that learned nothing. Raises RunFailed if none learned anything."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from alignkit.data.group import Group, prompts_of, read_groups, write_groups
 from alignkit.errors import DataError, RunFailed
+from alignkit.io.digest import file_digest
 from alignkit.training.context import StageContext
 from alignkit.training.draws import draws_of, report
 from alignkit.training.encoder import counted
@@ -70,20 +71,36 @@ class RolloutFiles:
 
     def __init__(self, context: StageContext, scorer: Scorer):
         self.context, self.scorer = context, scorer
+        self.digests: dict[str, str] = {}  # of this stage's files by name, for its checkpoints
 
     def write(self, iteration: int, groups: Sequence[Group]) -> None:
-        write_groups(self._file(iteration), groups)
+        file = self._file(iteration)
+        write_groups(file, groups)
+        self.digests[file.name] = file_digest(file)
 
-    def forget_after(self, iteration: int) -> None:
-        """Remove the rollouts of iterations that were not completed: they will be written again."""
+    def restore(self, digests: Mapping[str, str]) -> None:
+        """Continue with the files of a checkpoint. Later ones are removed: they will be written again."""
+        self.digests = dict(digests)
         for path in self.folder.glob("*.jsonl"):
-            if int(path.stem) > iteration:
+            if path.name not in digests:
                 path.unlink()
 
     def before(self, iteration: int) -> list[list[Group]]:
-        """Scored rollouts of the stages in `replay_from`, then of this stage's earlier iterations."""
-        earlier = [read_groups(self._file(number)) for number in range(1, iteration)]
+        """Scored rollouts of the stages in `replay_from`, then of this stage's earlier iterations.
+
+        Raises RunFailed if a file has changed since this stage wrote it.
+        """
+        earlier = [read_groups(self._unchanged(number)) for number in range(1, iteration)]
         return [with_scores(groups) for groups in (*self._replayed, *earlier)]
+
+    def _unchanged(self, iteration: int) -> Path:
+        file = self._file(iteration)
+        if not file.is_file() or file_digest(file) != self.digests[file.name]:
+            raise RunFailed(
+                f"{file} has changed since stage '{self.context.name}' wrote it, and the stage would learn from it\n"
+                f"help: delete {self.context.folder}, and the stage starts over"
+            )
+        return file
 
     @property
     def folder(self) -> Path:

@@ -49,7 +49,9 @@ def test_another_base_is_refused_also_at_the_same_path(tiny: Path, adapter: Path
     weights = load_file(other / "model.safetensors")
     next(iter(weights.values()))[0] += 1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RunFailed, match="is an adapter for the base model 'tiny', not for 'tiny': their weights differ"):
+    with pytest.raises(
+        RunFailed, match="is an adapter for the base model 'tiny', not for 'tiny': their weights differ"
+    ):
         load(other, adapter)
     config = adapter / "adapter_config.json"
     saved = json.loads(config.read_text(encoding="utf-8"))

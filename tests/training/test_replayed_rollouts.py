@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from watched import STILL, Watched, online, prompts, texts, tokens
+
+from alignkit import Group, RunFailed
 
 HALF = """
 def reward(completions):
@@ -30,6 +33,21 @@ def test_earlier_iterations_are_offered_as_they_were_selected_from(tmp_path: Pat
     for number, seen in enumerate(watched.seen):
         earlier = [(texts(groups), tokens(groups)) for groups in seen.earlier]
         assert earlier == selected[:number]
+
+
+def test_a_file_that_has_changed_is_not_learned_from(tmp_path: Path) -> None:
+    """A flipped bit in a text would change what is learned, and nobody would see it."""
+
+    def flip(groups: Sequence[Group]) -> Sequence[Group]:
+        if len(watched.seen) == 2:
+            (file,) = tmp_path.rglob("rollouts/0001.jsonl")
+            file.write_bytes(file.read_bytes().replace(b"0", b"1", 1))
+        return groups
+
+    watched = Watched(choose=flip)
+    with pytest.raises(RunFailed, match=r"0001\.jsonl has changed since stage 'align' wrote it(.*\n)*help: delete"):
+        online(tmp_path, watched, iterations=3)
+    assert len(watched.seen) == 2
 
 
 def test_replayed_rollouts_pay_the_penalty_of_this_stage(tmp_path: Path) -> None:
