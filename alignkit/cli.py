@@ -100,9 +100,12 @@ def run(
       alignkit run recipe.yaml seed=1 --out runs/seed1
     """
     checked = _load(recipe, overrides, plugin, no_plugin)
-    from alignkit.runs.run import run_recipe
+    from alignkit.runs.begin import begin
 
-    run_recipe(checked, out)
+    folder, reporter = begin(checked, out)
+    from alignkit.runs.run import run_recipe  # imports torch
+
+    run_recipe(checked, folder, reporter)
 
 
 @app.command()
@@ -341,7 +344,8 @@ def _failed(error: Exception) -> int:
         import traceback
 
         traceback.print_exception(error)
-    print(printable(text if text.startswith("error: ") else f"error: {text}"), file=sys.stderr)
-    for note in getattr(error, "__notes__", ()):
-        print(printable(f"  {note}"), file=sys.stderr)
+    from alignkit.io.progress import Reporter
+
+    notes = [f"  {note}" for note in getattr(error, "__notes__", ())]
+    Reporter().say("\n".join([text if text.startswith("error: ") else f"error: {text}", *notes]))
     return code

@@ -49,13 +49,15 @@ def run(
     recipe: a file, or the name of one that comes with alignkit. overrides: `{"stages.sft.epochs": 1}`. out: default
     `runs/NAME`. plugins: files to load, as with `--plugin`. Signals stop the run only in the main thread.
     """
-    from alignkit.runs.run import run_recipe  # imports torch
+    from alignkit.runs.begin import begin
 
     registry = load_plugins([Path(file) for file in plugins]).registry
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
     checked = load_recipe(find_recipe(recipe), texts, registry)
-    folder = Path(out) if out is not None else Path("runs") / checked.name
-    run_recipe(checked, folder)
+    folder, reporter = begin(checked, Path(out) if out is not None else None)
+    from alignkit.runs.run import run_recipe  # imports torch
+
+    run_recipe(checked, folder, reporter)
     store = StageStore(folder, checked.stages)
     return RunResult(folder, {name: _result(store, name) for name in checked.stages})
 

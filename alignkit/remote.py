@@ -32,6 +32,7 @@ from alignkit.errors import RemoteError, RunFailed
 from alignkit.io.credentials import looks_like_key, places_of_keys
 from alignkit.io.digest import digest
 from alignkit.options import Options
+from alignkit.reward import Progress, no_progress
 from alignkit.stopping import should_stop
 
 if TYPE_CHECKING:
@@ -146,14 +147,18 @@ class Remote:
         """The key, from the environment. Messages never contain it."""
         return key_of(self.name, self.options)
 
-    def ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[Reply]:
-        """Replies to requests with these bodies, in order. Equal requests are sent once, stored replies reused."""
+    def ask(self, bodies: Sequence[Mapping[str, Any]], progress: Progress = no_progress) -> list[Reply]:
+        """Replies to requests with these bodies, in order. Equal requests are sent once, stored replies reused.
+
+        progress: of the context, to show how many replies have arrived.
+        """
         keys = [self._key_of(body) for body in bodies]
         with closing(ReplyStore(self.folder, self.name)) as store:
             replies = store.get(keys)
             missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in replies}
             if missing:
-                replies |= asyncio.run(_ask_all(self, missing, store))
+                with progress(f"asking {self.name}", len(missing)) as done:
+                    replies |= asyncio.run(_ask_all(self, missing, store, done))
         return [replies[key] for key in keys]
 
     def _key_of(self, body: Mapping[str, Any]) -> str:
@@ -219,7 +224,9 @@ class ReplyStore:
 # Requests
 
 
-async def _ask_all(remote: Remote, bodies: Mapping[str, Any], store: ReplyStore) -> dict[str, Reply]:
+async def _ask_all(
+    remote: Remote, bodies: Mapping[str, Any], store: ReplyStore, done: Callable[[int], None]
+) -> dict[str, Reply]:
     """Replies to all requests, a bounded number at a time, each stored on arrival. The first failure ends all."""
     import httpx2
 
@@ -240,7 +247,7 @@ async def _ask_all(remote: Remote, bodies: Mapping[str, Any], store: ReplyStore)
             asyncio.TaskGroup() as tasks,
         ):
             askers = [_Asker(client, remote, key) for _ in range(min(options.concurrency, len(bodies)))]
-            workers = [tasks.create_task(_worker(asker, waiting, replies, store)) for asker in askers]
+            workers = [tasks.create_task(_worker(asker, waiting, replies, store, done)) for asker in askers]
             tasks.create_task(_watch_for_stop(workers))
     except TimeoutError:
         raise RemoteError(
@@ -253,13 +260,18 @@ async def _ask_all(remote: Remote, bodies: Mapping[str, Any], store: ReplyStore)
 
 
 async def _worker(
-    asker: _Asker, waiting: Iterator[tuple[str, Any]], replies: dict[str, Reply], store: ReplyStore
+    asker: _Asker,
+    waiting: Iterator[tuple[str, Any]],
+    replies: dict[str, Reply],
+    store: ReplyStore,
+    done: Callable[[int], None],
 ) -> None:
     """Send requests until none is waiting; `waiting` and `replies` are shared by all workers."""
     for key, body in waiting:
         replies[key] = reply = await asker.ask(body)
         if not reply.reason:
             store.put(key, reply.value)
+        done(len(replies))
 
 
 async def _watch_for_stop(workers: Sequence[asyncio.Task[None]]) -> None:

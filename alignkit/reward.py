@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 # between batches, and servers round theirs to four decimals, which moves a probability by up to 5e-5.
 TIE = 1e-4
 REWARD_KEY = "reward"  # the combined raw reward in Response.scores, next to its components
+
+
+# `with progress(what, total) as done:` shows how many of `total` parts of some work are done: `done(3)`.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@contextmanager
+def no_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A Progress that shows nothing."""
+    yield lambda done: None
 
 
 class Models(Protocol):
@@ -62,7 +73,8 @@ class Context:
     """The models, folders and data that a reward, judge or step can use.
 
     cache: a folder that is kept between runs of this recipe. folder: the recipe's; relative paths start there.
-    seed: the stage's. load: reads the groups of a DataRef option. stage: its name.
+    seed: the stage's. load: reads the groups of a DataRef option. stage: its name. progress: shows how far some work
+    is: `with context.progress("asking", 100) as done: done(1)`. Work of `models` is shown already.
     """
 
     models: Models
@@ -71,6 +83,7 @@ class Context:
     seed: int
     load: Callable[[Any], list[Group]]
     stage: str = field(default="", kw_only=True)
+    progress: Progress = field(default=no_progress, kw_only=True)
 
 
 class Reward:

@@ -6,82 +6,132 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from alignkit.io.printable import printable
 
 SHOWN = {"loss": "loss", "reward": "reward", "kl": "kl", "accuracy": "accuracy", "tokens_per_second": "tok/s"}
 PIPE_WIDTH = 80  # characters of a line of a result
 PLAIN_SECONDS = 10.0  # between progress lines in a pipe
+LEAST_BAR = 10  # characters
+COLORS = {r"(?m)^error: .*$": "red", r"(?m)^(\S+: )?done in \S+": "green"}
+
+
+@dataclass
+class Work:
+    """What the bar shows: a stage, or a part of a step. first: of its `total`, those done before it began here."""
+
+    name: str
+    unit: str
+    total: int
+    first: int = 0
+    done: int = 0
+    facts: str = ""
+    note: str = ""
+    began: float = field(default_factory=lambda: time.monotonic())
+
+    def __post_init__(self) -> None:
+        self.done = self.first
+
+    @property
+    def count(self) -> str:
+        """`align iteration 3/10`"""
+        return f"{self.name} {self.unit} {self.done}/{self.total}".replace("  ", " ")
+
+    def times(self) -> str:
+        """`1m05s, 2m10s left`: since it began here, and what the rest takes at this pace."""
+        elapsed = time.monotonic() - self.began
+        new, rest = self.done - self.first, self.total - self.done
+        left = f", {duration(elapsed / new * rest, digits=0)} left" if new > 0 and rest > 0 else ""
+        return duration(elapsed, digits=0) + left
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """A line as wide as the terminal. The bar gets the room that the facts leave; if it is too little, they get a
+        line of their own.
+        """
+        count, times = Text(self.count, "bold", no_wrap=True), Text(self.times(), no_wrap=True)
+        facts = Text.assemble(self.facts, "  " if self.facts and self.note else "", (self.note, "dim"), no_wrap=True)
+        rest = options.max_width - count.cell_len - times.cell_len - 3
+        fits = rest - facts.cell_len >= LEAST_BAR
+        bar = ProgressBar(self.total, self.done, width=max(1, rest - facts.cell_len if fits else rest + 1))
+        line = Table.grid(padding=(0, 1, 0, 0))
+        line.add_row(count, bar, *([facts] if fits else []), times)
+        yield line
+        if not fits:
+            facts.truncate(options.max_width, overflow="ellipsis")
+            yield facts
 
 
 class Reporter:
     """Progress on stderr: a live bar in a terminal, plain lines in a pipe. Results go to stdout."""
 
-    def __init__(self) -> None:
-        self.err = Console(stderr=True, highlight=False)
-        self.out = Console(highlight=False)
-        self.live = self.err.is_terminal
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+    def __init__(self, err: Console | None = None, out: Console | None = None) -> None:
+        self.err = err or Console(stderr=True, highlight=False)
+        self.out = out or Console(highlight=False)
+        self.live = self.err.is_terminal and not self.err.is_dumb_terminal
         self._stage = ""
-        self._total = 0
-        self._started = self._last = 0.0
-        self._first = 0
-        self._facts = ""
+        self._work: Work | None = None
+        self._bar: Live | None = None
+        self._next = 0.0  # when the next plain line is due
 
     def say(self, text: str) -> None:
         """Print one line on stderr."""
-        self.err.print(printable(text), markup=False, soft_wrap=True)
+        self.err.print(colored(text), soft_wrap=True)
 
-    def start(self, stage: str, total: int, done: int = 0) -> None:
-        """Begin a stage of `total` steps, of which `done` are complete."""
-        self.stop()
-        self._stage, self._total, self._first, self._facts = stage, total, done, ""
-        self._started, self._last = time.monotonic(), 0.0
-        if self.live:
-            self._progress = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=10),
-                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[facts]}"),
-                TimeRemainingColumn(compact=True),
-                TextColumn("left"),
-                console=self.err,
-                transient=False,
-            )
-            self._task = self._progress.add_task(stage, total=total, completed=done, facts="")
-            self._progress.start()
+    def stage(self, name: str, number: int, count: int, plugin: str) -> None:
+        """Say that a stage of the run starts."""
+        self._stage = name
+        self.say(f"{name}: stage {number} of {count}, {plugin}")
+
+    def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None:
+        """Begin to train a stage of `total` steps or iterations, of which `done` are complete."""
+        self._begin(Work(stage, unit, total, done))
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:
         """Report that step `done` of the stage is complete."""
-        facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
-        self._facts = facts
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, facts=facts)
-            return
-        now = time.monotonic()
-        if now - self._last < PLAIN_SECONDS and done < self._total:
-            return
-        self._last = now
-        pace = (now - self._started) / max(1, done - self._first)
-        left = duration(pace * (self._total - done), digits=0)
-        self.say(f"{self._stage} {done}/{self._total} {facts} ({left} left)")
+        if self._work is not None:
+            self._work.facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
+            self._count(done, last=True)
 
     def note(self, text: str) -> None:
-        """Show the current activity of a step next to the live bar; a pipe does not show it."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, facts=f"{self._facts} [dim]{text}[/dim]")
+        """Show the current activity next to the live bar; a pipe does not show it."""
+        if self._work is not None:
+            self._work.note = text
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show how many parts of some work are done; yields a function that is given their number.
+
+        While other work is shown, this is its note. In a pipe, work that is done soon has no line.
+        """
+        if self._work is not None:
+            before = self._work.note
+            self.note(what)
+            yield lambda done: self.note(f"{what} {done}/{total}")
+            self.note(before)
+            return
+        name = f"{self._stage}: {what}" if self._stage else what
+        self._begin(Work(name, "", total), wait=PLAIN_SECONDS)
+        try:
+            yield self._count
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         """Remove the live bar."""
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress = self._task = None
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._work = None
 
     @property
     def width(self) -> int:
@@ -92,6 +142,33 @@ class Reporter:
         """Print a result on stdout."""
         if text:
             self.out.print(printable(text), markup=False, soft_wrap=True)
+
+    def _begin(self, work: Work, wait: float = 0.0) -> None:
+        self.stop()
+        self._work, self._next = work, work.began + wait
+        if self.live:
+            self._bar = Live(work, console=self.err, transient=True)
+            self._bar.start()
+
+    def _count(self, done: int, last: bool = False) -> None:
+        """Show that so many are done. last: a pipe gets a line when all of them are."""
+        work, now = self._work, time.monotonic()
+        if work is None:
+            return
+        work.done = done
+        if self.live or (now < self._next and not (last and done >= work.total)):
+            return
+        self._next = now + PLAIN_SECONDS
+        facts = f" {work.facts}" if work.facts else ""
+        self.say(f"{work.count}{facts} ({work.times()})")
+
+
+def colored(text: str) -> Text:
+    """A line as a terminal shows it: errors are red, and what is done is green. Other outputs have no colors."""
+    line = Text(printable(text))
+    for pattern, style in COLORS.items():
+        line.highlight_regex(pattern, style)
+    return line
 
 
 class Metrics:

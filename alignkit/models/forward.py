@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,14 +66,16 @@ def measure(
     what: Literal["logprobs", "values", "scores"],
     *,
     temperature: float = 1.0,
+    done: Callable[[int], None] = lambda groups: None,
 ) -> list[Tensor]:
     """Compute one output of a role for every response, without gradients, as fp32 tensors on the CPU.
 
-    `logprobs` (nats) and `values` are [tokens], zero for tokens that do not count. `scores` are [].
+    `logprobs` (nats) and `values` are [tokens], zero for tokens that do not count. `scores` are []. done: is given the
+    number of groups measured so far.
     """
     wants = Wants(what == "logprobs", values=role if what == "values" else None, scores=what == "scores",
                   temperature=temperature)  # fmt: skip
-    return _measure(model, role, groups, wants).get(what, [])
+    return _measure(model, role, groups, wants, done).get(what, [])
 
 
 def measure_with_values(
@@ -84,23 +86,34 @@ def measure_with_values(
     return measured.get("logprobs", []), measured.get("values", [])
 
 
-def _measure(model: SharedModel, role: str, groups: Sequence[Encoded], wants: Wants) -> dict[str, list[Tensor]]:
+def _measure(
+    model: SharedModel,
+    role: str,
+    groups: Sequence[Encoded],
+    wants: Wants,
+    done: Callable[[int], None] = lambda groups: None,
+) -> dict[str, list[Tensor]]:
     examples = Examples(list(groups))
-    return within_memory(model.memory, lambda: _in_micro_batches(model, role, examples, wants))
+    return within_memory(model.memory, lambda: _in_micro_batches(model, role, examples, wants, done))
 
 
 @torch.no_grad()
-def _in_micro_batches(model: SharedModel, role: str, examples: Examples, wants: Wants) -> dict[str, list[Tensor]]:
+def _in_micro_batches(
+    model: SharedModel, role: str, examples: Examples, wants: Wants, done: Callable[[int], None]
+) -> dict[str, list[Tensor]]:
     """Return every output as one tensor per response, in the order of the examples."""
     measured: dict[str, list[Tensor]] = {}
+    groups = 0
     # A micro-batch is not a run of consecutive groups: it keeps bundles together.
     for indices in micro_batches(examples.groups, model.inference_budget):
         model.should_stop()
         part = examples.take(indices)
+        groups += len(indices)
         if not part.rows:
             continue
         for name, table in filled(forward(model, role, part, wants)).items():
             column = measured.setdefault(name, [torch.empty(0)] * len(examples.rows))
             for position, row, values in zip(examples.rows_of(indices), part.rows, table.cpu(), strict=True):
                 column[position] = values[: len(row.tokens)].clone() if values.dim() else values
+        done(groups)
     return measured

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -75,11 +75,13 @@ def sample(
     seed: int,
     place: tuple[str | int, ...] = (),
     numbers: Sequence[int] | None = None,
+    done: Callable[[int], None] = lambda responses: None,
 ) -> list[Group]:
     """Sample a role's responses to the groups' prompts; they replace the groups' own responses.
 
     seed, place: name the random streams, with each prompt's number (default: its index) and its sample's number.
-    Prompts with their new tokens must fit the model's context. Raises DataError for an empty prompt.
+    done: is given the number of finished responses. Prompts with their new tokens must fit the model's context.
+    Raises DataError for an empty prompt.
     """
     prompts = [encoder.prompt(group.prompt, group.tools) for group in groups]
     if not all(prompts):
@@ -92,7 +94,7 @@ def sample(
     ]
     # Longest prompts first, so that rows of similar lengths are neighbors and little of the cache stays empty.
     queue = deque(sorted(sequences, key=lambda s: (-len(prompts[s.prompt]), s.prompt, s.sample)))
-    writer = _Writer(model, role, encoder, prompts, sampling)
+    writer = _Writer(model, role, encoder, prompts, sampling, lambda: done(sum(not s.active for s in sequences)))
     while not _written(writer, deque(sequence for sequence in queue if not sequence.ended and sequence.room)):
         gc.collect()
         release_cached(model.device)
@@ -147,6 +149,7 @@ class _Writer:
     encoder: Encoder
     prompts: Sequence[Ids]
     sampling: Sampling
+    finished: Callable[[], None]  # called when responses have ended
 
     def write(self, rows: Sequence[ActiveSequence], logits: Tensor) -> Tensor:
         """Append a token to every active row and return all rows' tokens, [rows]. logits: [rows, vocabulary]."""
@@ -156,12 +159,15 @@ class _Writer:
         if self.sampling.processors:
             texts = [[*self.prompts[row.prompt], *row.tokens] if row.active else None for row in rows]
             processed = process(logits, texts, self.sampling)
+        before = sum(row.active for row in rows)
         chosen, logprobs = choose(logits, draws, self.sampling, lengths, self.encoder.end_ids, processed)
         for row, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
             if row.active:
                 row.tokens.append(token)
                 row.logprobs.append(logprob)
                 row.ended = token in self.encoder.end_ids or self._stopped(row)
+        if sum(row.active for row in rows) < before:
+            self.finished()
         return chosen
 
     def _stopped(self, row: ActiveSequence) -> bool:

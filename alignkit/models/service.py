@@ -25,6 +25,7 @@ from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.models.text_tokens import Ids
+from alignkit.reward import Progress, no_progress
 
 SCORED_GROUPS = 10_000  # whose scores are kept, per reward model
 
@@ -41,9 +42,11 @@ class ModelService:
         max_length: int = 1024,
         reference_cache: ReferenceCache | None = None,
         say: Callable[[str], None] = lambda text: None,
+        progress: Progress = no_progress,
     ):
         """artifact: the adapter or model folder of a reference. max_length: of a prompt with response, in tokens."""
         self.model, self.artifact, self.reference_cache, self.say = model, artifact, reference_cache, say
+        self.progress = progress
         self.max_length = min(max_length, model.context)
         self.encoder = model.encoder()
         self._foreign: dict[Path, ForeignRewardModel] = {}
@@ -102,7 +105,8 @@ class ModelService:
         """Score the groups that have no score yet: several rewards of an evaluation may use the same reward model."""
         known = self._scores.setdefault(stage, {})
         new = {key: e for e in encoded if (key := _key(e)) not in known}
-        values = iter(measure(self.model, role, list(new.values()), "scores"))
+        with self.progress(f"scoring with {stage}", len(new)) as done:
+            values = iter(measure(self.model, role, list(new.values()), "scores", done=done))
         for key, e in new.items():
             known[key] = [float(next(values)) for _ in e.rows]
         return known
@@ -123,7 +127,9 @@ class ModelService:
         """See `alignkit.Models`."""
         encoded = [self.encoder.encode(group, self.max_length) for group in groups]
         fitting = [e for e in encoded if e is not None]
-        values = iter(measure(self.model, self.role(role), fitting, "logprobs", temperature=temperature))
+        with self.progress(f"log-probabilities of {role}", len(fitting)) as done:
+            measured = measure(self.model, self.role(role), fitting, "logprobs", temperature=temperature, done=done)
+        values = iter(measured)
         return [
             torch.zeros(0) if e is None else next(values)
             for e, group in zip(encoded, groups, strict=True)
@@ -138,7 +144,8 @@ class ModelService:
         role = self.role(reference)
 
         def compute() -> list[Tensor]:
-            return measure(self.model, role, encoded, "logprobs")
+            with self.progress(f"log-probabilities of {reference}", len(encoded)) as done:
+                return measure(self.model, role, encoded, "logprobs", done=done)
 
         if self.reference_cache is None:
             return compute(), False
@@ -162,7 +169,8 @@ class ModelService:
         fitting = [index for index, row in enumerate(rows) if len(row) <= self.model.context]
         questions = [Encoded(Group(()), rows[index], ()) for index in fitting]
 
-        def measure_all() -> None:
+        def measure_all(done: Callable[[int], None]) -> None:
+            measured = 0
             for batch in micro_batches(questions, self.model.inference_budget):
                 packed = pack([questions[index] for index in batch])
                 hidden = self.model.hidden(name, packed.layout, packed.tokens)
@@ -170,8 +178,10 @@ class ModelService:
                 next_logprobs = torch.log_softmax(self.model.next_logits(name, hidden[ends]), dim=-1)
                 chosen = [fitting[index] for index in batch]
                 logprobs[chosen] = next_logprobs.cpu().gather(1, first[chosen])
+                done(measured := measured + len(batch))
 
-        within_memory(self.model.memory, measure_all)
+        with self.progress(f"asking {role}", len(questions)) as done:
+            within_memory(self.model.memory, lambda: measure_all(done))
         return logprobs
 
     # Samples
@@ -185,9 +195,9 @@ class ModelService:
         groups = [Group(tuple(prompt)) for prompt in prompts]
         fitting = [i for i, group in enumerate(groups) if self.fits(group, self.max_length, options.max_new_tokens)]
         # Streams are named by the index among all prompts, so that leaving one out changes no other sample.
-        sampled = sample(
-            self.model, name, self.encoder, [groups[i] for i in fitting], options, seed=seed, numbers=fitting
-        )
+        asked, count = [groups[i] for i in fitting], len(fitting) * options.samples_per_prompt
+        with self.progress(f"sampling from {role}", count) as done:
+            sampled = sample(self.model, name, self.encoder, asked, options, seed=seed, numbers=fitting, done=done)
         answered = dict(zip(fitting, sampled, strict=True))
         return [answered.get(i, group) for i, group in enumerate(groups)]
 

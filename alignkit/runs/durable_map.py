@@ -20,10 +20,11 @@ def durable_map(
     rows: Sequence[Any],
     function: Callable[[Sequence[Any]], Iterable[Any]],
     should_stop: Callable[[], None] = lambda: None,
+    done: Callable[[int], None] = lambda rows: None,
 ) -> list[Any]:
     """The function's results over rows, computed in chunks and stored in `path` by a hash of the chunk.
 
-    Results must be JSON. should_stop: called before each chunk; may raise.
+    Results must be JSON. should_stop: called before each chunk; may raise. done: is given the number of rows so far.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = _stored(path)
@@ -41,6 +42,7 @@ def durable_map(
                 file.flush()
                 os.fsync(file.fileno())
             results += stored[key]
+            done(len(results))
     return results
 
 

@@ -29,6 +29,7 @@ from alignkit.recipe.document import dump
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.reward import Context
 from alignkit.runs.base_model import base_encoder, base_source, load_base_model
+from alignkit.runs.begin import begin
 from alignkit.runs.changes import change_since
 from alignkit.runs.data import RunData
 from alignkit.runs.durable_map import durable_map
@@ -46,11 +47,14 @@ from alignkit.training.scoring import Scorer
 from alignkit.training.train import run_training
 
 
-def run_recipe(recipe: Recipe, out: Path | None = None) -> None:
-    """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's."""
-    folder = out or Path("runs") / recipe.name
+def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | None = None) -> None:
+    """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's.
+
+    reporter: of a run that has begun (`alignkit.runs.begin`).
+    """
+    folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
     with locked(folder):
-        run = Run(recipe, folder)
+        run = Run(recipe, folder, reporter)
         error: BaseException | None = None
         try:
             with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
@@ -72,9 +76,9 @@ def run_recipe(recipe: Recipe, out: Path | None = None) -> None:
 class Run:
     """One run of a recipe in a folder; event hooks receive it."""
 
-    def __init__(self, recipe: Recipe, folder: Path):
+    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter | None = None):
         self.recipe, self.folder = recipe, folder
-        self.reporter = Reporter()
+        self.reporter = reporter or Reporter()
         self.store = StageStore(folder, recipe.stages)
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)
@@ -166,6 +170,8 @@ class Run:
             self.reporter.say(f"{name}: changed since the last run{change_since(record, parts)}, starting over")
             self.store.set_aside(name)
         folder = self.store.begin(name, stage_hash, parts)
+        names = list(self.recipe.stages)
+        self.reporter.stage(name, names.index(name) + 1, len(names), stage.component.name)
         began = time.monotonic()
         summary, artifact = self._work(stage, folder)
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
@@ -192,7 +198,6 @@ class Run:
     def _step(self, stage: Stage, folder: Path) -> Artifact:
         """Run a step's plugin."""
         step, author = made(stage.component, stage.name)
-        self.reporter.say(f"{stage.name}: {stage.component.name}")
         return run_step(step, author, self._step_context(stage, folder))
 
     # Contexts
@@ -220,6 +225,10 @@ class Run:
         def log(**values: Any) -> None:
             metrics.write(stage=stage.name, **values)
 
+        def mapped(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
+            with self.reporter.progress(name, len(rows)) as done:
+                return durable_map(folder / "map" / f"{name}.jsonl", rows, function, self.should_stop, done)
+
         def scorer(spec: RewardSpec) -> Scorer:
             return Scorer(spec, self._reward_context(seed))
 
@@ -231,11 +240,12 @@ class Run:
             out=folder,
             load=lambda spec: self.load(spec).groups,
             scorer=scorer,
-            map=lambda name, rows, f: durable_map(folder / "map" / f"{name}.jsonl", rows, f, self.should_stop),
+            map=mapped,
             log=log,
             say=self.reporter.say,
             trained_on=self._trained_on,
             stage=stage.name,
+            progress=self.reporter.progress,
         )
 
     def _trained_on(self, model: str | RewardSpec, prompts: Sequence[Group]) -> dict[str, set[int]]:
@@ -254,6 +264,7 @@ class Run:
             seed,
             lambda spec: self.load(spec).groups,
             stage=self.stage_name,
+            progress=self.reporter.progress,
         )
 
     def _cache(self) -> Path:
@@ -309,7 +320,8 @@ class Run:
         """The run's models; the base model is loaded on first use."""
         lengths = [stage.settings.max_length for stage in self.recipe.stages.values() if stage.settings is not None]
         references = ReferenceCache(cache_folder() / "logprobs")
-        return ModelService(self.model, self.artifact, max([1024, *lengths]), references, self.reporter.say)
+        reporter, longest = self.reporter, max([1024, *lengths])
+        return ModelService(self.model, self.artifact, longest, references, reporter.say, reporter.progress)
 
     @cached_property
     def model(self) -> SharedModel:

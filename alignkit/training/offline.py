@@ -14,6 +14,7 @@ from typing import Any
 
 from alignkit import seeds
 from alignkit.algorithm import Algorithm, SelectContext
+from alignkit.author import noting
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded
 from alignkit.errors import AlignkitError, DataError
@@ -70,8 +71,8 @@ class OfflineStage:
         context.reporter.start(context.name, plan.total, work.learner.steps)
         while work.learner.steps < plan.total:
             self._check_stop(plan)
-            metrics = self._step(plan)
-            self._after(plan, metrics)
+            with noting(f"in step {work.learner.steps + 1} of {plan.total}"):
+                self._after(plan, self._step(plan))
         if "best_epoch" not in work.summary or not context.adapter.exists():
             work.save()
         return work.summary

@@ -63,7 +63,7 @@ class OnlineStage:
         self.scorer.restore(work.done.get("combinations", {}))
         counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
         work.summary |= {**counts, **prompts.facts}
-        self.context.reporter.start(self.context.name, iterations, first)
+        self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
             self.context.should_stop()
             with noting(f"in iteration {number} of {iterations}"):
@@ -127,17 +127,18 @@ class OnlineStage:
 
     def roll_out(self, prompts: Sequence[Group], number: int) -> list[Group]:
         """Sample responses with the current policy. Their source is the stage, the name that users know."""
-        self.context.reporter.note("rolling out")
         name, seed = self.context.name, self.context.seed
-        groups = sample(
-            self.work.model,
-            self.work.roles.trained,
-            self.work.models.encoder,
-            prompts,
-            self.sampling,
-            seed=seed,
-            place=(name, "rollout", number),
-        )
+        with self.context.reporter.progress("rolling out", len(prompts) * self.sampling.samples_per_prompt) as done:
+            groups = sample(
+                self.work.model,
+                self.work.roles.trained,
+                self.work.models.encoder,
+                prompts,
+                self.sampling,
+                seed=seed,
+                place=(name, "rollout", number),
+                done=done,
+            )
         return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
 
     def score(self, iteration: Iteration, groups: Sequence[Group]) -> None:

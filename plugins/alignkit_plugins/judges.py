@@ -333,7 +333,7 @@ class OpenAIJudge(Judge):
 
     def _ask(self, items: Sequence[Item]) -> list[Verdict]:
         bodies = [self.body(messages) for messages in both_orders(self.options, items, self.context.seed)]
-        replies = self.remote.ask(bodies)
+        replies = self.remote.ask(bodies, self.context.progress)
         answers = [Answer(reason=r.reason) if r.reason else Answer(*r.value) for r in replies]
         return verdicts(answers, self.options.min_mass)
 

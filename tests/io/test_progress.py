@@ -1,11 +1,15 @@
 """Console lines, durations, and the metrics file of a run that was killed."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from alignkit.io.progress import Metrics, Reporter, duration
+from alignkit.io import progress
+from alignkit.io.progress import Metrics, Reporter, Work, duration
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(7.31, "7.3s"), (65.0, "1m05s"), (3600.0, "60m00s")])
@@ -13,11 +17,131 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+def terminal(width: int = 80) -> tuple[Reporter, io.StringIO]:
+    """A reporter in a terminal, and what it shows."""
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=width, highlight=False, _environ={"TERM": "xterm"})
+    return Reporter(console, console), shown
+
+
+def pipe() -> tuple[Reporter, io.StringIO]:
+    written = io.StringIO()
+    return Reporter(Console(file=written, highlight=False)), written
+
+
 def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     reporter = Reporter()
     reporter.start("sft", total=2)
     reporter.advance(2, {"loss": 1.23456, "other": 3.0})
-    assert capsys.readouterr().err == "sft 2/2 loss 1.23 (0s left)\n"
+    assert capsys.readouterr().err == "sft step 2/2 loss 1.23 (0s)\n"
+
+
+def test_a_pipe_gets_a_line_at_most_every_10_seconds_and_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    reporter, written = pipe()
+    reporter.start("align", total=20, done=4, unit="iteration")
+    for number in range(5, 21):
+        clock[0] += 3
+        reporter.advance(number, {"reward": 0.5})
+    assert written.getvalue().splitlines() == [
+        "align iteration 5/20 reward 0.5 (3s, 45s left)",
+        "align iteration 9/20 reward 0.5 (15s, 33s left)",
+        "align iteration 13/20 reward 0.5 (27s, 21s left)",
+        "align iteration 17/20 reward 0.5 (39s, 9s left)",
+        "align iteration 20/20 reward 0.5 (48s)",
+    ]
+
+
+def test_the_parts_of_a_step_have_lines_only_if_they_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    reporter, written = pipe()
+    reporter.stage("report", 6, 6, "evaluate")
+    for seconds in (1, 6):
+        with reporter.progress("sampling from sft", 4) as done:
+            for count in range(1, 5):
+                clock[0] += seconds
+                done(count)
+    assert written.getvalue().splitlines() == [
+        "report: stage 6 of 6, evaluate",
+        "report: sampling from sft 2/4 (12s, 12s left)",
+        "report: sampling from sft 4/4 (24s)",
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_live_bar_uses_the_width_and_shows_elapsed_and_remaining_time(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 230.0)
+    work = Work("align", "iteration", 10, facts="loss 0.0123 reward 0.2 kl 0.031 tok/s 1034", note="rolling out 12/64")
+    work.done, work.began = 5, 100.0
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    with console.capture() as captured:
+        console.print(work)
+    lines = captured.get().splitlines()
+    assert lines[0].startswith("align iteration 5/10 ") and lines[0].rstrip().endswith(" 2m10s, 2m10s left")
+    assert len(lines[0]) == width and re.search("[━╸]", lines[0])
+    assert len(lines) == (1 if width == 120 else 2)
+    assert lines[-1].startswith("loss 0.0123 reward 0.2 kl 0.031") != (width == 120)
+    assert max(map(len, lines)) <= width
+    assert ("rolling out 12/64" in captured.get()) == (width > 40)
+
+
+def test_the_live_bar_is_removed_and_lines_stay_above_it() -> None:
+    reporter, shown = terminal()
+    reporter.start("sft", total=3)
+    reporter.advance(1, {"loss": 1.5})
+    reporter.say("sft: a fact")
+    reporter.stop()
+    reporter.say("sft: done in 3.2s: groups 4")
+    text = shown.getvalue()
+    assert "sft step 1/3" in text and "loss 1.5" in text
+    rest = text[text.rindex("sft step") :]
+    assert "\x1b[2K" in rest[: rest.index("done in")]  # the bar's line is erased before the last one
+    assert "sft: a fact\n" in text
+
+
+def test_work_within_work_is_its_note() -> None:
+    reporter, _ = terminal(120)
+    reporter.start("align", total=3)
+    reporter.note("scoring")
+    with reporter.progress("asking base", 8) as done:
+        done(3)
+        assert reporter._work is not None and reporter._work.note == "asking base 3/8"
+    assert reporter._work.note == "scoring" and reporter._work.name == "align"
+    reporter.stop()
+
+
+def test_a_terminal_gets_modest_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (
+        "error: bad\n  help: better",
+        "align: done in 3.2s: groups 4",
+        "done in 9s (sft 9s)",
+        "once done in time",
+    )
+    reporter, shown = terminal()
+    for line in lines:
+        reporter.say(line)
+    assert shown.getvalue() == (
+        "\x1b[31merror: bad\x1b[0m\n  help: better\n\x1b[32malign: done in 3.2s:\x1b[0m groups 4\n"
+        "\x1b[32mdone in 9s\x1b[0m (sft 9s)\nonce done in time\n"
+    )
+    plain, written = pipe()
+    for line in lines:
+        plain.say(line)
+    assert written.getvalue() == "".join(f"{line}\n" for line in lines)
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(file=io.StringIO(), force_terminal=True)
+    Reporter(console).say(lines[0])
+    assert "\x1b" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_terminal_gives_results_its_width_and_a_pipe_a_fixed_one() -> None:
+    assert [terminal(width)[0].width for width in (80, 132)] == [80, 132]
+    wide = Console(file=io.StringIO(), width=132)
+    assert Reporter(wide, wide).width == 80
 
 
 def test_metrics_after_the_last_checkpoint_are_written_again(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,31 @@ def test_a_prompt_without_room_changes_no_other_prompts_samples(models: ModelSer
     assert [len(group.responses) for group in found[1]] == [2, 0, 2]
     for index in (0, 2):
         assert found[0][index].responses == found[1][index].responses
+
+
+def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
+    models: ModelService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, list[int]] = {}
+
+    @contextmanager
+    def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        shown[what] = [total]
+        yield shown[what].append
+
+    models.progress = progress
+    models.model.add_role("judge", head="scalar")
+    models.role = lambda reference: reference  # type: ignore[method-assign]
+    prompts = [asked("a"), asked("b"), asked("c")]
+    groups = models.sample("base", prompts, seed=3, samples_per_prompt=2, max_new_tokens=3)
+    models.scores("judge", groups)
+    models.logprobs("base", groups)
+    monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows
+    models.next_token_logprobs("base", prompts, ["1", "2"])
+    totals = {"sampling from base": 6, "scoring with judge": 3, "log-probabilities of base": 3, "asking base": 3}
+    assert {what: done[0] for what, done in shown.items()} == totals
+    assert all(done[1:] == sorted({*done[1:], done[0]}) for done in shown.values())  # rises up to the total
+    assert len(shown["asking base"]) > 2
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])

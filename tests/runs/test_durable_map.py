@@ -67,3 +67,10 @@ def test_a_chunk_whose_bits_have_changed_is_computed_again(tmp_path: Path) -> No
         flipped[place] ^= 1
         file.write_bytes(flipped)
         assert durable_map(file, ROWS, Doubling()) == DOUBLED, place
+
+
+def test_it_says_how_many_rows_are_done_also_those_of_an_earlier_run(tmp_path: Path) -> None:
+    for _ in range(2):
+        done: list[int] = []
+        durable_map(tmp_path / "x.jsonl", ROWS, Doubling(), done=done.append)
+        assert done == [CHUNK, 2 * CHUNK, len(ROWS)]

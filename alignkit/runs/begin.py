@@ -1,0 +1,18 @@
+"""The first line of a run, which is printed before torch is imported: that takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import alignkit
+from alignkit.io.progress import Reporter
+from alignkit.recipe.schema import Recipe
+
+
+def begin(recipe: Recipe, out: Path | None = None) -> tuple[Path, Reporter]:
+    """Say what will run, and where. Returns the run's folder (default `runs/NAME`) and its reporter."""
+    folder, count = out or Path("runs") / recipe.name, len(recipe.stages)
+    reporter = Reporter()
+    stages = f"{count} stage{'s' if count > 1 else ''}"
+    reporter.say(f"alignkit {alignkit.__version__}: {recipe.name}, {stages}, {folder}")
+    return folder, reporter

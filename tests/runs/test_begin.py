@@ -1,0 +1,107 @@
+"""The first line of a run comes at once, and a stage says which of how many it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignkit import RunFailed, cli
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.begin import begin
+
+RECIPE = """
+name: short
+model: {base: tiny}
+stages:
+  sft: {algorithm: sft, data: demos.jsonl, max_steps: 1}
+  report:
+    step: evaluate
+    policies: [base, sft]
+    rewards: [{length: {unit: characters}}]
+    prompts: demos.jsonl
+    max_new_tokens: 4
+"""
+MORE = """
+  align: {algorithm: rejection_sampling, from: sft, prompts: demos.jsonl, reward: {length: {unit: characters}},
+          iterations: 2, prompts_per_iteration: 1, rollout: {samples_per_prompt: 4, max_new_tokens: 4}}
+  labels: {step: judge_pairs, judge: {local_judge: {prefill: '', min_mass: 0}}, prompts: demos.jsonl, policy: sft,
+           max_new_tokens: 4}
+"""
+FIRST = """
+import sys
+from alignkit import cli
+import alignkit.io.progress as progress
+
+class Reporter(progress.Reporter):
+    def say(self, text):
+        print(text, "torch" in sys.modules, file=sys.stderr)
+        raise KeyboardInterrupt
+
+progress.Reporter = Reporter
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "demos.jsonl").write_text('{"prompt": "q", "completion": "a"}\n', encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return tmp_path / "recipe.yaml"
+
+
+def test_the_first_line_names_version_recipe_stages_and_folder(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = begin(load_recipe(recipe))
+    assert folder == Path("runs/short")
+    assert capsys.readouterr().err == f"alignkit 0.1.0: short, 2 stages, {folder}\n"
+    assert begin(load_recipe(recipe, ["~stages.report"]), Path("x"))[0] == Path("x")
+    assert capsys.readouterr().err == "alignkit 0.1.0: short, 1 stage, x\n"
+
+
+def test_the_first_line_comes_before_torch_is_imported(recipe: Path) -> None:
+    command = [sys.executable, "-c", FIRST, "run", str(recipe), "--out", str(recipe.parent / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.stderr.splitlines()[0] == f"alignkit 0.1.0: short, 2 stages, {recipe.parent / 'out'} False"
+
+
+def test_stages_are_numbered_and_parts_of_steps_are_counted(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignkit.io import progress
+    from alignkit.runs.run import run_recipe
+
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    run_recipe(load_recipe(recipe), tmp_path / "out")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("alignkit 0.1.0: short, 2 stages, ")
+    assert "sft: stage 1 of 2, sft" in lines and "report: stage 2 of 2, evaluate" in lines
+    counted = [line.split(" (")[0] for line in lines]
+    for line in ("sampling from base 1/1", "sampling from sft 1/1", "log-probabilities of sft 1/1"):
+        assert f"report: {line}" in counted
+    (tmp_path / "more.yaml").write_text(RECIPE + MORE, encoding="utf-8")
+    run_recipe(load_recipe(tmp_path / "more.yaml"), tmp_path / "out")
+    again = capsys.readouterr().err
+    assert "sft: unchanged, reused" in again and "stage 1 of 4" not in again
+    counted = [line.split(" loss ")[0].split(" (")[0] for line in again.splitlines()]
+    for line in ("align iteration 1/2", "align iteration 2/2", "labels: sample 1/1", "labels: judge 1/1"):
+        assert line in counted
+
+
+@pytest.mark.parametrize(
+    ("method", "place"),
+    [("offline.OfflineStage._step", "in step 1 of 1"), ("online.OnlineStage.learn", "in iteration 1 of 2")],
+)
+def test_an_error_names_the_step_or_the_iteration(
+    method: str, place: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: object) -> None:
+        raise RunFailed("it failed")
+
+    monkeypatch.setattr(f"alignkit.training.{method}", failing)
+    recipe.write_text(RECIPE + MORE, encoding="utf-8")
+    assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 1
+    assert capsys.readouterr().err.endswith(f"error: it failed\n  {place}\n")
