@@ -72,7 +72,6 @@ def _problems(around: Surroundings, component: Component, items: Sequence[Item])
     yield from _changes("a second call", verdicts, judge.compare(items), AGAIN)
     alone = [verdict for item in items for verdict in judge.compare([item])]
     yield from _changes("a batch of one comparison", verdicts, alone, ALONE)
-    yield from _changes("the order of comparisons", verdicts, judge.compare(items[::-1])[::-1], ALONE)
     swapped = judge.compare([(prompt, second, first) for prompt, first, second in items])
     yield from _changes("showing the second response first", verdicts, [_turned(each) for each in swapped], SWAP)
 

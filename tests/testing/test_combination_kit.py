@@ -164,6 +164,23 @@ class TensorMetric(Single):
         return self.of(components["it"], mean=components["it"].mean())
 
 
+class MetricsList(Single):
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
+        x = components["it"]
+        return CombinedReward(reward=x, raw=x, metrics=[1.0])  # type: ignore[arg-type]
+
+
+class Logarithm(Single):
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
+        return self.of(components["it"].log())
+
+
+class StartsWithSet(Single):
+    def __init__(self, options: Any):
+        super().__init__(options)
+        self.state = {"seen": set()}
+
+
 class NoParts(Single):
     def parts(self) -> Mapping[str, Any]:
         return {}
@@ -191,6 +208,9 @@ BROKEN: list[tuple[Any, str]] = [
     (FalseSum, "`combine`: leaving out the other groups changes 'reward': with `sums = True`"),
     (Integers, "`combine`: 'reward' must be float, not torch.int64"),
     (TensorMetric, r"`combine`: metric 'mean' must be a number, not Tensor; use float\(...\)"),
+    (MetricsList, "`combine`: 'metrics' must be a dict, not list"),
+    (Logarithm, "`combine`: 'reward' is not finite although every response has all scores"),
+    (StartsWithSet, r"state\['seen'\] at first is not JSON"),
     (NoParts, "`parts` must return a dict from the names of the rewards to options, not {}"),
     (PartCalledReward, "`parts` must name the same rewards on every call, none of them 'reward'"),
 ]

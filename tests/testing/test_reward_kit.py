@@ -18,6 +18,7 @@ from alignkit.testing import ConformanceError, check_reward, example_groups
 JUDGE = {"local_judge": {"min_mass": 0}}
 FUNCTION = "def polite(prompts, completions, **columns):\n    return [float('e' in text) for text in completions]\n"
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "math_verify": [{"column": "right"}],
     "length": [{}, {"unit": "words", "target": 3, "scale": 0.5}],
     "normalized": [{"reward_model": "helpful", "data": "demonstrations.jsonl", "gain": True}],
     "python": [{"path": "polite.py", "function": "polite"}],
@@ -37,8 +38,12 @@ def test_every_first_party_reward_is_checked() -> None:
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[name for name, _ in CASES])
 def test_first_party_rewards_conform(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    groups = None
+    if name == "math_verify":
+        pytest.importorskip("math_verify")
+        groups = [Group(group.prompt, group.responses, meta={"right": "7"}) for group in example_groups()]
     (tmp_path / "polite.py").write_text(FUNCTION, encoding="utf-8")
-    check_reward(first_party()[name], options, folder=tmp_path)
+    check_reward(first_party()[name], options, folder=tmp_path, groups=groups)
 
 
 def texts(groups: Sequence[Group]) -> list[str]:
