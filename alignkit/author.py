@@ -62,9 +62,9 @@ def calling(author: Author, method: str, owner: object) -> Iterator[None]:
         raise DataError(f"stage '{author.stage}': {error}" if author.stage else str(error)) from error
     except PluginError as error:
         raise author.error(_full(method, owner), f"{error}{_place(error, owner)}") from error
-    except AlignkitError:
+    except (AlignkitError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if _of_the_machine(error):
             raise
         raise author.error(_full(method, owner), f"{_words(error)}{_place(error, owner)}") from error
@@ -115,7 +115,7 @@ def blaming(
             yield
     except (AlignkitError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if _of_the_machine(error):
             raise
         found = _culprit(error, registrations())
@@ -200,10 +200,23 @@ def _last(error: BaseException) -> str:
     return f"{frame.filename}:{frame.lineno}"
 
 
+def failure(error: BaseException, owner: object) -> str:
+    """`failed: KeyError: 'x' (file.py:12)`: for a message that already says whose code it was."""
+    files = [file for file in _files(owner) if file]
+    inside = any(frame.filename in files for frame in traceback.extract_tb(error.__traceback__))
+    place = _place(error, owner) if inside else f" ({os.path.basename(files[0])})" if files else ""
+    return f"failed: {_words(error)}{place}"
+
+
 def _place(error: BaseException, owner: object) -> str:
     """` (file.py:12)`: the innermost line of the owner's module in the traceback, else the innermost line."""
-    modules = [cls.__module__ for cls in _classes(owner) if not cls.__module__.startswith("alignkit.")]
-    files: set[Any] = {getattr(sys.modules.get(name), "__file__", None) for name in modules}
+    files = _files(owner)
     frames = traceback.extract_tb(error.__traceback__)
     author_frames = [frame for frame in frames if frame.filename in files] or list(frames)
     return f" ({author_frames[-1].filename.rpartition('/')[2]}:{author_frames[-1].lineno})" if author_frames else ""
+
+
+def _files(owner: object) -> list[Any]:
+    """The files of an owner's class and its base classes, without alignkit's; None for a class without a file."""
+    modules = [cls.__module__ for cls in _classes(owner) if not cls.__module__.startswith("alignkit.")]
+    return [getattr(sys.modules.get(name), "__file__", None) for name in modules]

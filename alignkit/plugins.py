@@ -101,13 +101,10 @@ class Plugins:
         """
         try:
             getattr(self.manager.hook, hook)(**kwargs)
-        except AlignkitError:
+        except (AlignkitError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
-            message = f"{self._failing_plugin(hook, error)} failed in {hook}: {_reason(error)}"
-            if hook != "run_finished":
-                raise PluginError(message) from error
-            print(f"warning: {message}", file=sys.stderr)
+        except BaseException as error:
+            raise PluginError(f"{self._failing_plugin(hook, error)} failed in {hook}: {_reason(error)}") from error
 
     def _failing_plugin(self, hook: str, error: BaseException) -> str:
         """The plugin whose implementation of the hook is in the traceback."""

@@ -176,6 +176,8 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
         ("R.score", "{'': ['high'] * 4}", "the score is 'high' for response 0 (prompt: 'how are you')"),
         ("R.score", "{'': [float('nan')] * 4}", "the score is nan"),
         ("R.score", "{'': 'high'}", "return a list of scores, not str"),
+        ("R.score", "{'': [10 ** 5000] * 4}", "the score is too large for response 0"),
+        ("R.score", "(_ for _ in ()).throw(type('Odd', (BaseException,), {})())", "Odd"),
         ("C.combine", "None", "return a CombinedReward, not NoneType"),
         ("C.combine", "values", "return a CombinedReward, not Tensor"),
         ("C.combine", "CombinedReward(values[:1], values, {})", "'reward' must be [responses] = [4], not [1]"),

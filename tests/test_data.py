@@ -598,7 +598,7 @@ def test_a_format_that_fails_names_the_row(tmp_path: Path) -> None:
             return Group(prompt(row["a"]["b"]))
 
     path = write(tmp_path / "d.jsonl", {"a": {"b": "fine"}}, {"a": 5})
-    with pytest.raises(DataError, match=r"d\.jsonl:2: the format Fragile failed: TypeError"):
+    with pytest.raises(DataError, match=r"d\.jsonl:2: the format Fragile failed: TypeError.* \(test_data\.py:\d+\)"):
         load(source(path, format=component(Fragile)))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from alignkit.author import failure
 from alignkit.data import hub
 from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines
 from alignkit.data.group import Group, Origin, group_from_json, group_id, resolved_pairs
@@ -203,8 +204,7 @@ class Reader:
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
-            reason = f"the format {type(self.format).__name__} failed: {type(error).__name__}: {error}"
-            raise BadRow(reason) from error
+            raise BadRow(f"the format {type(self.format).__name__} {failure(error, self.format)}") from error
         return [self._identified(group, origin) for group in groups]
 
     def better_sample(self, sample: Sample | None, row: Any, found: Sequence[Group]) -> Sample | None:
@@ -228,6 +228,8 @@ def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list
     format.check_columns(row, columns)
     groups = list(format.groups(row))
     for group in groups:
+        if not isinstance(group, Group):
+            raise TypeError(f"`read` must return a Group, not {type(group).__name__}")
         format.check(group)
     return groups
 

@@ -128,11 +128,12 @@ class Scorer:
         if len(column) != count:
             raise self._wrong("score", f"return {count} scores, one per response, not {len(column)}")
         for index, value in enumerate(column):
-            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            if value is not None and not _is_number(value):
                 prompt = preview([group for group in groups for _ in group.responses][index])
+                shown = "too large" if isinstance(value, int) else f"{value!r:.100}"
                 raise self._wrong(
                     "score",
-                    f"the score is {value!r:.100} for response {index} (prompt: {prompt}); return a finite number, or "
+                    f"the score is {shown} for response {index} (prompt: {prompt}); return a finite number, or "
                     "None for a response that cannot be scored",
                 )
         return column
@@ -196,6 +197,13 @@ class Scorer:
                 found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise self._wrong("combine", f"'{name}' must be [responses] = [{count}], not {found}")
         return combined
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the floats
+        return False
 
 
 def _tensor(column: Sequence[float | None]) -> Tensor:

@@ -13,11 +13,11 @@ from typing import Annotated
 
 import typer
 
-from tests.faults import crashes, flips, texts
+from tests.faults import crashes, flips, judge_servers, models, plugins, signals, texts
 from tests.faults.case import HELD, HUNG, LOST, OUTCOMES, SILENT, Case, TooLong, command
 from tests.faults.runs import results, write_recipe
 
-FAMILIES = ("crash", "flip", "recipe", "row")
+FAMILIES = ("crash", "flip", "recipe", "row", "model", "template", "plugin", "judge", "signal")
 
 
 def main(
@@ -42,15 +42,18 @@ def _cases(scratch: Path, wanted: set[str]) -> list[Case]:
     (scratch / "recipe").mkdir()
     recipe = write_recipe(scratch / "recipe")
     cases: list[Case] = []
-    if wanted & {"crash", "flip"}:
+    if wanted & {"crash", "flip", "model", "template", "signal"}:
         finished = scratch / "finished"
         said = command(["run", str(recipe), "--out", str(finished)])
         assert said.code == 0, said.text
         whole = results(finished)
         cases += crashes.cases(recipe, whole, scratch) if "crash" in wanted else []
         cases += flips.cases(recipe, whole, finished) if "flip" in wanted else []
-    if wanted & {"recipe", "row"}:
-        cases += texts.cases(recipe)
+        cases += models.cases(recipe, scratch, finished) if wanted & {"model", "template"} else []
+        cases += signals.cases(recipe, whole, scratch) if "signal" in wanted else []
+    cases += texts.cases(recipe) if wanted & {"recipe", "row"} else []
+    cases += plugins.cases(recipe) if "plugin" in wanted else []
+    cases += judge_servers.cases(recipe) if "judge" in wanted else []
     return cases
 
 

@@ -62,7 +62,7 @@ def _recipes(whole: dict[str, Any]) -> Iterator[tuple[str, str]]:
     text = yaml.safe_dump(whole, sort_keys=False)
     for _ in range(RECIPES // 2):
         changed = copy.deepcopy(whole)
-        what = _replace_somewhere(changed, chance)
+        what = replace_somewhere(changed, chance)
         yield what, yaml.dump(changed, sort_keys=False, allow_unicode=True)
     for _ in range(RECIPES - RECIPES // 2):
         place, weird = chance.randrange(len(text)), chance.choice(WEIRD)
@@ -77,7 +77,7 @@ def _recipes(whole: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"line {line} twice", "".join([*lines[: line + 1], *lines[line:]])
 
 
-def _replace_somewhere(value: Any, chance: random.Random) -> str:
+def replace_somewhere(value: Any, chance: random.Random) -> str:
     """Put something odd in place of a key or of a value, at any depth."""
     path = ""
     while True:
@@ -100,7 +100,7 @@ def _lines() -> Iterator[tuple[str, bytes]]:
     for _ in range(ROWS):
         row = copy.deepcopy(chance.choice(GROUPS))
         if chance.random() < 0.7:
-            what = _replace_somewhere(row, chance)
+            what = replace_somewhere(row, chance)
             yield what, json.dumps(row).encode()
         else:
             data = bytearray(json.dumps(row).encode())
