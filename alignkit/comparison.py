@@ -46,6 +46,22 @@ def sample_policies(
     ]
 
 
+def short_names(policies: Sequence[str]) -> dict[str, str]:
+    """Names for tables: a stage's own, and for the folder of another run as many last parts as tell it from others."""
+    parts = {policy: _parts(policy) for policy in policies}
+    names = {}
+    for policy, own in parts.items():
+        others = [other for name, other in parts.items() if name != policy]
+        count = next((n for n in range(2, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        names[policy] = "/".join(own[-count:]) if policy.startswith("/") else policy
+    return names
+
+
+def _parts(policy: str) -> list[str]:
+    parts = policy.strip("/").split("/")
+    return parts[:-1] if parts[-1] == "adapter" and len(parts) > 1 else parts
+
+
 def answers_of(group: Group, policy: str) -> list[Response]:
     """The responses that a policy wrote."""
     return [response for response in group.responses if response.source == policy]

@@ -20,6 +20,7 @@ from scipy import stats
 import alignkit_plugins.evaluate as evaluate
 import alignkit_plugins.llama2 as llama2
 from alignkit import Artifact, Group, Response, RunFailed, StepContext, statistics
+from alignkit.comparison import short_names
 from alignkit.data.group import read_groups
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Registration
@@ -518,3 +519,11 @@ def test_the_plugin_is_light_to_import() -> None:
         "print(sys.modules.keys() & {'torch', 'scipy', 'rich'})"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_short_names() -> None:
+    assert short_names(["base", "sft@2"]) == {"base": "base", "sft@2": "sft@2"}
+    assert short_names(["/r/one/sft/adapter", "sft"]) == {"/r/one/sft/adapter": "one/sft", "sft": "sft"}
+    two = short_names(["/r/a/x/sft/adapter", "/r/b/x/sft/adapter"])
+    assert list(two.values()) == ["a/x/sft", "b/x/sft"]
+    assert list(short_names(["/adapter", "/x"]).values()) == ["adapter", "x"]

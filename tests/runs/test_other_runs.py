@@ -62,6 +62,9 @@ def test_the_policy_of_another_run_is_compared(
     recipe = compare(tmp_path, "base", "./policy")
     assert run(recipe, capsys)[0] == 0
     result = json.loads((tmp_path / "out" / "report" / "evaluation.json").read_text(encoding="utf-8"))
+    assert list(result["policies"]) == ["base", f"{tmp_path.name}/policy"] and result["baseline"] == "base"
+    sources = [json.loads(line) for line in (tmp_path / "out" / "report" / "samples.jsonl").read_text().splitlines()]
+    assert [r["source"] for r in sources[0]["responses"]] == list(result["policies"])
     (base, own) = result["policies"].values()
     assert abs(base["kl"]["mean"]) < 1e-6 and abs(own["kl"]["mean"]) > 1e-3  # the base's weights were not used for both
     assert "report: unchanged, reused" in run(recipe, capsys)[1]

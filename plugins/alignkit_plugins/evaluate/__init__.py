@@ -33,7 +33,7 @@ from alignkit import (
     hookimpl,
     statistics,
 )
-from alignkit.comparison import answers_of, averages, length, prompts_to_compare, sample_policies, scale_of
+from alignkit.comparison import answers_of, averages, length, prompts_to_compare, sample_policies, scale_of, short_names
 from alignkit.data.group import write_groups
 from alignkit_plugins.evaluate import report
 
@@ -95,6 +95,7 @@ class Evaluate(Step):
         groups, columns = self._score(groups, scorers, context)
         summary = self._summary(groups, columns, len(prompts) - len(groups), context)
         summary["notes"] += [*notes, warning] if warning else notes
+        groups, summary = _with_short_names(groups, summary)
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
         context.write_json("figure.json", figure(summary, [column.name for column in columns if column.single]))
@@ -106,6 +107,8 @@ class Evaluate(Step):
         seen: dict[str, set[int]] = {}
         for model in (*self.options.policies, *self.options.rewards):
             seen |= context.trained_on(model, prompts)
+        for name in (name for policy, name in short_names(self.options.policies).items() if name != policy):
+            context.say(f"{context.out.name}: it is not known what {name} was trained on")
         if not seen:
             return ""
         stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
@@ -206,6 +209,20 @@ class Evaluate(Step):
                     unmeasured += 1
             means += [statistics.mean(ratios)] if ratios else []
         return {**statistics.estimate(means), "unmeasured": unmeasured}
+
+
+def _with_short_names(groups: Sequence[Group], summary: dict[str, Any]) -> tuple[list[Group], dict[str, Any]]:
+    """The groups and the summary with short names for the folders of other runs."""
+    names: dict[str | None, str | None] = {None: None}
+    names |= short_names([*summary["policies"], summary["reference"] or ""]).items()
+    renamed = [
+        replace(group, responses=tuple(replace(r, source=names[r.source]) for r in group.responses)) for group in groups
+    ]
+    return renamed, {
+        **summary,
+        **{key: names[summary[key]] for key in ("baseline", "reference")},
+        **{key: {names[policy]: value for policy, value in summary[key].items()} for key in ("policies", "against")},
+    }
 
 
 def _with_scores(group: Group, scores: Sequence[Mapping[str, float | None]]) -> Group:
