@@ -37,8 +37,8 @@ class CheckedJudge:
             raise self._wrong(f"return a verdict for each of {len(items)} comparisons, not {len(verdicts)} verdicts")
         for verdict in verdicts:
             for p in (verdict.p_first, *(verdict.p_orders or ())):
-                if p is not None and not 0.0 <= p <= 1.0:  # also true for NaN
-                    raise self._wrong(f"{p} is not a probability")
+                if p is not None and not (isinstance(p, int | float) and 0.0 <= p <= 1.0):  # NaN is not, either
+                    raise self._wrong(f"{p!r:.100} is not a probability")
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
     def _wrong(self, text: str) -> AuthorError:

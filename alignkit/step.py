@@ -78,4 +78,9 @@ def run_step(step: Step, author: Author, context: StepContext) -> Artifact:
         artifact = step.run(context)
     if not isinstance(artifact, Artifact):
         raise author.error(f"{type(step).__name__}.run", f"return an Artifact, not {type(artifact).__name__}")
+    for name, kind in {"groups": Sequence, "policy": str, "summary": Mapping, "text": str, "report": Report}.items():
+        value = getattr(artifact, name)
+        if value is not None and not isinstance(value, kind):
+            text = f"Artifact.{name} must be a {kind.__name__}, not {type(value).__name__}"
+            raise author.error(f"{type(step).__name__}.run", text)
     return artifact

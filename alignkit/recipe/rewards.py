@@ -66,6 +66,9 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
         combination, author = made(component)
         with calling(author, "parts", combination):
             parts = dict(combination.parts())
+        if wrong := [name for name, part in parts.items() if not _can_be_part(name, part)]:
+            text = f"return rewards by name, not {wrong[0]!r:.60}: {parts[wrong[0]]!r:.60}"
+            raise author.error(f"{type(combination).__name__}.parts", text)
     except PluginError as error:
         scope.problems.error(keys, str(error), plugin=True)
         return None
@@ -78,6 +81,11 @@ def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec |
     good = {name: child for name, child in children.items() if child is not None}
     _check_whitening(component, good, keys, scope)
     return RewardSpec("combine", component.name, component, good) if len(good) == len(children) else None
+
+
+def _can_be_part(name: Any, value: Any) -> bool:
+    """Whether a recipe may have meant it, rightly or wrongly: a name, options, or what these became."""
+    return isinstance(name, str) and name != "" and isinstance(value, str | Mapping | RewardSpec | None)
 
 
 def _combination(component: Component) -> RewardCombination:

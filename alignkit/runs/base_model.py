@@ -38,6 +38,10 @@ def made_model(registration: Registration, cache: Path) -> str:
     if not isinstance(source, str | Path):
         text = f"return the model's folder, not {type(source).__name__}"
         raise author_of(registration).error(registration.implementation.__name__, text)
+    folder = Path(source)
+    if not is_file(folder / "config.json") and (is_dir(folder) or str(source).count("/") != 1 or folder.is_absolute()):
+        text = f"return a model's folder, which has a config.json, or a hub id, not {str(source)!r:.200}"
+        raise author_of(registration).error(registration.implementation.__name__, text)
     return str(source)
 
 

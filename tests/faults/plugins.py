@@ -82,7 +82,6 @@ RETURN = [
     "[Verdict(-1.0)]",
     "[Verdict('a')]",
     "Artifact(text=7)",
-    "Group((), ())",
     "CombinedReward(None, None, {})",
     "Loss()",
     "Loss(loss=torch.zeros(3))",
