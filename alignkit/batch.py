@@ -57,10 +57,11 @@ def filled(arrays: Batch | Outputs) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of a batch as indices into its responses: `better`, `worse`, `p`, `margin`, `group_index`, each [P].
+    """Pairs of a batch as indices into its responses.
 
-    p: probability that `better` is the better one. levels: the margin's level, for data that names one instead of a
-    number; its `margin` is 0.
+    better, worse: [P] int64, the two responses. group_index: [P] int64, the group of both in `groups`. p: [P], the
+    probability that `better` is the better one. margin: [P], how much better; 0 if the data do not say. levels: the
+    margin's level, for data that names one instead of a number; its `margin` is 0.
     """
 
     better: Tensor
@@ -107,6 +108,7 @@ class Pairs:
 class Batch:
     """The responses of some groups. `x[r, t]` belongs to the prediction of `tokens[r, t]`: nothing is shifted.
 
+    groups: those of the responses, with their texts. pairs: as indices into the responses.
     tokens: [R, T] int64. mask: [R, T] bool, true for tokens that count. group_index: [R] int64, each response's
     index in `groups`. truncated: [R] bool, whether the response has no end of turn.
     old_logprobs, reference_logprobs, old_values: [R, T] fp32, measured before the first update, in nats.
@@ -150,7 +152,10 @@ class Batch:
 
 @dataclass(eq=False, repr=False)
 class Outputs:
-    """The outputs of the trained roles for a batch, with gradients: logprobs, entropy, and values [R, T]; scores [R].
+    """The outputs of the trained roles for a batch, with gradients.
+
+    logprobs: [R, T], of the tokens, in nats. entropy: [R, T], of the policy at each token, in nats. values: [R, T], of
+    the value function. scores: [R], of a reward model.
 
     With `Needs(entropy="reported")` the entropy has no gradient. Reading a field that was not requested raises
     PluginError.

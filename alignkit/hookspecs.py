@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from alignkit.data.group import Group
 
 hookspec = pluggy.HookspecMarker("alignkit")
-hookimpl = pluggy.HookimplMarker("alignkit")
+hookimpl = pluggy.HookimplMarker("alignkit")  # decorates the functions of a plugin that implement hooks
 
 
 class Register(Protocol):

@@ -24,7 +24,11 @@ class Per(enum.Enum):
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a loss: values [R, T] per token, [P] per pair, [R] per response, or [G] per group."""
+    """One part of a loss, not yet averaged. `per_token`, `per_pair`, `per_response` and `per_group` make one.
+
+    values: [R, T] per token, [P] per pair, [R] per response, or [G] per group. per: the unit that it is averaged over.
+    coefficient: factor in the sum of the loss, but not in the logged metric.
+    """
 
     values: Tensor
     per: Per

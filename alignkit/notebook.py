@@ -29,12 +29,13 @@ class StageResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A complete run: `result["align"].adapter`. stages: by name, in their order."""
+    """A complete run: `result["align"].adapter`. folder: its files. stages: by name, in their order."""
 
     folder: Path
     stages: Mapping[str, StageResult]
 
     def __getitem__(self, stage: str) -> StageResult:
+        """A stage's result by its name."""
         return self.stages[stage]
 
 
@@ -46,8 +47,10 @@ def run(
 ) -> RunResult:
     """Run a recipe, and resume or reuse what is in its folder. Raises an AlignkitError that says what is wrong.
 
+    Signals stop the run only in the main thread.
+
     recipe: a file, or the name of one that comes with alignkit. overrides: `{"stages.sft.epochs": 1}`. out: default
-    `runs/NAME`. plugins: files to load, as with `--plugin`. Signals stop the run only in the main thread.
+    `runs/NAME`. plugins: files to load, as with `--plugin`.
     """
     from alignkit.runs.begin import begin
 

@@ -29,8 +29,8 @@ class Ref:
         return {"x-alignkit": self.kind}
 
 
-StageRef = Annotated[str, Ref("stage")]  # stays text: `base`, `sft` or `sft@2`
-PolicyRef = Annotated[str, Ref("policy")]  # the same, except that reward models are refused
-RewardRef = Annotated[Any, Ref("reward")]  # becomes a RewardSpec
-DataRef = Annotated[Any, Ref("data")]  # becomes a DataSpec
-JudgeRef = Annotated[Any, Ref("judge")]  # becomes a Component
+StageRef = Annotated[str, Ref("stage")]  # a stage; stays text: `base`, `sft` or `sft@2`
+PolicyRef = Annotated[str, Ref("policy")]  # a stage that can sample; stays text: `base`, `sft` or `sft@2`
+RewardRef = Annotated[Any, Ref("reward")]  # a reward; becomes what `context.scorer` takes
+DataRef = Annotated[Any, Ref("data")]  # data; becomes what `context.load` takes
+JudgeRef = Annotated[Any, Ref("judge")]  # a judge; becomes what `CheckedJudge` takes

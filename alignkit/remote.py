@@ -123,7 +123,9 @@ class Remote:
     """One service: where it is, how its replies are read, and where they are stored.
 
     name: for messages, and the name of the file of stored replies. path: appended to `base_url`. folder: of that file.
+    read: turns the bytes of a reply into a JSON value, or raises `Malformed`.
     help: explains statuses that end the run, if the general texts do not; {variable} and {path} are filled in.
+
     The constructor raises RunFailed if the key is missing or the file is damaged, before any request is sent.
     """
 
@@ -141,6 +143,7 @@ class Remote:
 
     @property
     def url(self) -> str:
+        """The address that requests go to."""
         return f"{self.options.base_url}/{self.path}"
 
     def key(self) -> str:
@@ -218,6 +221,7 @@ class ReplyStore:
             raise RunFailed(f"{self._name}: cannot write {self._path} ({error})") from None
 
     def close(self) -> None:
+        """Close the file."""
         self._db.close()
 
 

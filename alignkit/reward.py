@@ -87,7 +87,7 @@ class Context:
 
 
 class Reward:
-    """Base class of a reward: maps groups to named scores. It must be pure, because scores are cached.
+    """Base class of a reward: scores responses. It must be pure, because scores are cached.
 
     runs_code: whether its checks run code that the recipe names, which `alignkit validate` never does.
     """
@@ -109,9 +109,10 @@ class Reward:
         return False
 
     def check(self, folder: Path) -> None:
-        """Raise errors that can be detected without models; called before the first stage of a run.
+        """Raise RunFailed for a mistake of the user that shows without models, such as a missing file or key.
 
-        folder: the recipe's; relative paths start there.
+        Called before the first stage of a run, which reports what all rewards and judges raise. folder: the recipe's;
+        relative paths start there.
         """
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
@@ -125,16 +126,20 @@ class Reward:
         self.context = context
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        """For each component, one score per response of all groups, in order; None if it cannot be scored.
+        """One score per response of all groups, in order; None for a response that cannot be scored, never 0 or NaN.
 
-        A single component takes the reward's own name: return `{"": [...]}`.
+        Return them as `{"": [...]}`. The empty name means the reward's own.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class CombinedReward:
-    """reward: float [responses], for learning. raw: float [responses], not whitened, for curves and selection."""
+    """What a combination makes of the scores.
+
+    reward: float [responses], for learning. raw: float [responses], not whitened, for curves and selection.
+    metrics: numbers to log, by name.
+    """
 
     reward: Tensor
     raw: Tensor
@@ -190,24 +195,23 @@ class Judge:
         self.options = options
 
     def check(self, folder: Path) -> None:
-        """Raise errors that can be detected without models; called before the first stage of a run.
-
-        folder: the recipe's; relative paths start there.
-        """
+        """Raise RunFailed for a mistake of the user that shows without models; see `Reward.check`."""
 
     def prepare(self, context: Context) -> None:
         """Called once, before the first comparison."""
         self.context = context
 
     def compare(self, items: Sequence[tuple[Sequence[Message], str, str]]) -> list[Verdict]:
-        """Judge (prompt, first, second) triples, in order. Ask in both orders and average."""
+        """One verdict on each (prompt, first, second), in order. Ask in both orders and average."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """p_first: P(first is better), averaged over both orders; None if there is no verdict, with the reason.
+    """What a judge says of two responses.
 
+    p_first: P(first is better), averaged over both orders; None if there is no verdict. reason: why there is none; such
+    verdicts are counted by its text before a colon.
     p_orders: P(first is better) if shown first, and if shown second. mass: probability of the two answers together.
     bounded: an answer was not among the tokens that a server returned; its largest possible probability was used.
     """

@@ -10,8 +10,8 @@ from alignkit.author import Author, calling
 from alignkit.data.group import Group
 from alignkit.io.atomic import write_json
 from alignkit.options import Options as _Options
-from alignkit.reward import Context
 from alignkit.report import Report
+from alignkit.reward import Context
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,15 +31,15 @@ class Artifact:
     policy: str | None = None
     summary: Mapping[str, Any] | None = None
     text: str = ""
-
     report: Report | None = None
+
 
 @dataclass(frozen=True)
 class StepContext(Context):
     """Everything that a step can use: `Context` and the following.
 
-    out: the stage's folder. scorer: makes the scorer of a RewardRef option. log: writes metrics.
-    say: prints one line.
+    out: the stage's folder. scorer: makes the scorer of a RewardRef option: `scorer.score(groups)` returns the groups
+    with their scores. log(**metrics): writes metrics. say: prints one line.
     map(name, rows, f): the results of f over rows. They are stored by the content of the rows, so a run that was
     killed continues after the last complete chunk.
     trained_on(model, prompts): for each stage that trained the policy, or the reward models of a RewardRef, the places

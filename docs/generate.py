@@ -2,7 +2,8 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `plugins`, `families`, `formats`, `labeled pairs`, a
-package (`room alignkit/io`), or a kind and a name (`algorithm ppo`).
+package (`room alignkit/io`), a kind and a name (`algorithm ppo`), or names for the reference of public names
+(`api Group Response`; see `api_reference.py`).
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
 
@@ -14,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -62,14 +64,14 @@ def part(what: str) -> str:
         return layout_table()
     if what == "families":
         return families()
+    if kind == "api":
+        return str(script("docs", "api_reference").part(name))
     if kind == "room" and (ROOT / name / "__init__.py").is_file():
         return room(ROOT / name)
     if kind in KINDS and plugins().registry.has(kind, name):
         return component(kind, plugins().registry.get(kind, name))
-    raise ValueError(
-        f"'{what}' cannot be generated; known are "
-        f"{', '.join([*MODELS, 'plugins', 'families', 'formats', 'labeled pairs', 'room FOLDER', 'KIND NAME'])}"
-    )
+    known = [*MODELS, "plugins", "families", "formats", "labeled pairs", "api NAMES", "room FOLDER", "KIND NAME"]
+    raise ValueError(f"'{what}' cannot be generated; known are {', '.join(known)}")
 
 
 def component(kind: str, registration: Registration) -> str:
@@ -128,12 +130,17 @@ def layout_table() -> str:
 
 def families() -> str:
     """The families of models, and what was learned from a conversation of each kind."""
-    sys.path.insert(0, str(ROOT / "tests" / "models"))
+    model_table = script("tests/models", "model_table")
+    return markdown(model_table.HEADER, model_table.lines())
+
+
+def script(folder: str, name: str) -> Any:
+    """A module of a folder that is no package."""
+    sys.path.insert(0, str(ROOT / folder))
     try:
-        model_table = importlib.import_module("model_table")
+        return importlib.import_module(name)
     finally:
         sys.path.pop(0)
-    return markdown(model_table.HEADER, model_table.lines())
 
 
 def room(folder: Path) -> str:

@@ -23,10 +23,10 @@ _PREVIEWS = 3  # groups in a message
 
 
 class Message(TypedDict, total=False):
-    """One turn of a conversation. Only `role` (one of ROLES) and `content` are required.
+    """One turn of a conversation: a dict, so `message["content"]` is its text. Only `role` and `content` are required.
 
-    train: whether the tokens of an assistant turn in a demonstration are learned; the default is true.
-    reasoning_content: what an assistant thought before its content, without tags.
+    role: one of ROLES. content: empty for a turn that only calls tools. train: whether the tokens of an assistant turn
+    in a demonstration are learned; the default is true. reasoning_content: an assistant's thoughts, without tags.
     tool_calls: an assistant's calls, each {"type": "function", "function": {"name", "arguments"}}, optionally "id".
     name, tool_call_id: of a tool turn: the function, and the call that it answers. A user may have a name, too.
     """
@@ -42,9 +42,9 @@ class Message(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a group was read. row: counts from 1. skip: its source leaves out bad rows (`on_bad_row: skip`).
+    """Where a group was read. file: path or name of its source. row: counts from 1.
 
-    source: the place of its source in the data entry, from 0.
+    skip: its source leaves out bad rows (`on_bad_row: skip`). source: its source's place in the data entry, from 0.
     """
 
     file: str
@@ -61,11 +61,11 @@ class Response:
     """One response to a prompt, with its ratings and, if it was sampled, its tokens.
 
     text: the assistant's text. messages: instead of `text`, the turns of a demonstration with several.
-    rank: 1 is best; ties are allowed. scores: reward components by name. label: true for good, false for bad.
-    tokens: the sampled token ids. logprobs: the sampler's log-probabilities in nats, for diagnosis only.
-    written: for each token, whether the policy wrote it; None means all.
-    truncated: whether sampling stopped before an end of turn.
-    source: the author, such as a model's name.
+    rank: its place among the group's ranked responses; 1 is best, and equal ranks are a tie. label: true for good,
+    false for bad. scores: reward components by name, and `reward`, their combination; None where scoring failed.
+    tokens: the sampled token ids, with the end of turn; None for a text from a file. logprobs: the sampler's, of each
+    token, in nats; for diagnosis only, because training measures its own. written: for each token, whether the policy
+    wrote it; None means all. truncated: sampling stopped before an end of turn. source: the author, such as a model.
     """
 
     text: str = ""
@@ -106,7 +106,8 @@ class Pair:
 class Group:
     """A prompt with its responses and their comparisons.
 
-    prompt: the conversation up to the responses; empty for raw text. pairs: None derives them from the ranks.
+    prompt: the conversation up to the responses; empty for raw text. responses: none yet for a prompt, one for a
+    demonstration. pairs: None derives them from the ranks (`resolved_pairs`). id: a digest of what the group says.
     bundle: groups with the same key stay in one micro-batch. meta: columns of the row that its format did not use.
     tools: JSON schemas of the functions that the assistant may call, which the chat template describes in the prompt.
     origin: where it was read; not part of its JSON, and equal groups may differ in it.

@@ -1,0 +1,287 @@
+"""The API reference: every public name is on one page, and entries say what the code says."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import alignkit
+
+ROOT = Path(__file__).parent.parent
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "plugins" / "api").glob("*.md")}
+HEADING = re.compile(r"^### `([\w.]+)`$", re.MULTILINE)
+ENTRIES = {
+    match[1]: body
+    for text in PAGES.values()
+    for match, body in zip(HEADING.finditer(text), HEADING.split(text)[2::2], strict=True)
+}
+
+
+@pytest.fixture(scope="module")
+def api(request: pytest.FixtureRequest) -> ModuleType:
+    sys.path.insert(0, str(ROOT / "docs"))
+    request.addfinalizer(lambda: sys.path.remove(str(ROOT / "docs")))
+    return importlib.import_module("api_reference")
+
+
+def public_names() -> list[str]:
+    """The names of the snapshot as the pages write them: `gae` of `alignkit.functional` is `functional.gae`."""
+    names, prefix = [], ""
+    for line in (ROOT / "tests" / "snapshots" / "public_names.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("# what recipes can name"):  # explained on other pages (tests/test_docs.py)
+            break
+        if line.startswith("# "):
+            prefix = f"{line.rpartition('.')[2]}." if "." in line else ""
+        elif line:
+            names.append(prefix + re.split(r"[(:]", line)[0])
+    return names
+
+
+def test_every_public_name_is_on_exactly_one_page() -> None:
+    counts = Counter(name for text in PAGES.values() for name in HEADING.findall(text))
+    assert {name: count for name, count in counts.items() if count != 1} == {}
+    assert counts.keys() == set(public_names())
+
+
+def test_the_index_links_every_name() -> None:
+    linked = re.findall(r"\[`([\w.]+)`\]\(([\w-]+\.md)#[\w-]+\)", PAGES["index.md"])
+    assert sorted(linked) == sorted((name, page) for page, text in PAGES.items() for name in HEADING.findall(text))
+
+
+def test_every_entry_says_something() -> None:
+    """Next to its signature. An alias such as `POLICY` is explained by its value."""
+    told = {name: re.sub(r"(?s:```.*?```)|(?m:^[|<#].*$)", "", text) for name, text in ENTRIES.items()}
+    assert {name for name, text in told.items() if not text.strip()} == {"DATASET", "ROLLOUTS", "POLICY", "REWARD"}
+
+
+def functions() -> dict[str, Callable[..., Any]]:
+    found: dict[str, Callable[..., Any]] = {}
+    for name in ENTRIES:
+        module, _, plain = name.rpartition(".")
+        thing = getattr(importlib.import_module(f"alignkit.{module}" if module else "alignkit"), plain, None)
+        if inspect.isfunction(thing) and thing.__module__.startswith("alignkit"):
+            found[name] = thing
+    return found
+
+
+def test_signatures_are_those_of_the_code() -> None:
+    checked = functions()
+    assert len(checked) > 90
+    for name, function in checked.items():
+        signature = re.sub(r"\s+", " ", re.findall(r"```python\n(.*?)```", ENTRIES[name], re.DOTALL)[0])
+        places = [signature.find(f"{parameter}: ") for parameter in inspect.signature(function).parameters]
+        assert places == sorted(places) and -1 not in places and signature.startswith(f"{name}("), signature
+        assert len(re.findall(r"\w+: ", signature)) >= len(places), name
+
+
+def test_nothing_is_imported() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'docs'); import api_reference as api\n"
+        "print(len(api.part('Group Algorithm')), {'torch', 'alignkit', 'pydantic'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("set()\n") and int(done.stdout.split()[0]) > 1000, done.stderr
+
+
+def test_pages_hold_no_addresses_and_no_machine() -> None:
+    for text in PAGES.values():
+        assert not re.search(r"0x[0-9a-f]{6}| object at |<function|/home/|/root/|/work/", text)
+
+
+@pytest.mark.parametrize(
+    "what", ["Gruop", "module nothing", "about nothing", "module functional.nothing", "Group functional"]
+)
+def test_a_name_that_does_not_exist_is_an_error(api: ModuleType, what: str) -> None:
+    with pytest.raises(ValueError, match=r"alignkit(\.| does not export )(Gruop|nothing|functional)"):
+        api.part(what)
+
+
+SOURCE = '''
+"""A module."""
+Level = Literal["a", "b"]
+FEW = 6  # names, which fit
+ONE, TWO = Side.ONE, Side.TWO
+# Asked for by name.
+PLAIN = 1
+
+
+class Side(enum.Enum):
+    """A side."""
+
+    ONE = "one"
+    TWO = "two"
+
+
+@dataclass(frozen=True)
+class Box(Base, Generic[T]):
+    """A box. size: in cells. near, far: the ends, as x: y. Raises ValueError if both are 0.
+
+    fill(x): puts x in. Returns nothing.
+    """
+
+    size: int
+    near: float | None = None
+    far: float | None = field(default=None, compare=False)
+    cells: list[int] = field(default_factory=list)
+    fill: Callable[[int], None] = print
+    kind: ClassVar[str] = "box"
+    _hidden: int = 0
+    lazy: Tensor = _needs("lazy")
+
+    @property
+    def volume(self) -> float:
+        """The volume."""
+
+    @classmethod
+    def of(cls, *parts: int, strict: bool = True, **more: Any) -> Box:
+        """Made of parts.
+
+        - one
+        - two
+        """
+
+    def __len__(self) -> int:
+        return 0
+
+
+class Plain:
+    def __init__(self, options: Any, name: str = "x"):
+        """Not shown."""
+        self.name = name
+        self.state: dict[str, Any] = {}
+
+
+def short(cls: type, a: int, /, b: "int" = 3, *, c: tuple[
+    int, str,
+] = (1, "|")) -> None:
+    """Do it. a: the first; `b: no`. Note: not a parameter.
+
+    | a | b |
+    """
+
+
+async def many(a_long_parameter: Mapping[str, Sequence[int]], another: Callable[[int, str], None], last: int) -> int:
+    """Long."""
+'''
+
+
+@pytest.fixture
+def module(api: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "alignkit").mkdir()
+    (tmp_path / "alignkit" / "made.py").write_text(SOURCE, encoding="utf-8")
+    monkeypatch.setattr(sys.modules["api_source"], "ROOT", tmp_path)
+    return api.Module("made")
+
+
+def shown(api: ModuleType, module: Any, name: str) -> str:
+    return str(api.entry(module, name, name)).split("\n\n", 1)[1]
+
+
+def test_a_dataclass(api: ModuleType, module: Any) -> None:
+    assert (
+        shown(api, module, "Box")
+        == """\
+```python
+@dataclass(frozen=True)
+class Box(Base, Generic[T])
+```
+
+A box. Raises ValueError if both are 0.
+
+Returns nothing.
+
+| name | type | default | meaning |
+|---|---|---|---|
+| `size` | `int` |  | in cells |
+| `near` | `float \\| None` | `None` | the ends, as x: y |
+| `far` | `float \\| None` | `None` | the ends, as x: y |
+| `cells` | `list[int]` | `[]` |  |
+| `fill` | `Callable[[int], None]` | `print` | `fill(x)`: puts x in |
+| `kind` | `str` | `"box"` |  |
+| `lazy` | `Tensor` |  |  |
+
+- `volume: float` (property)
+
+  The volume.
+
+- `of(*parts: int, strict: bool = True, **more: Any) -> Box` (class method)
+
+  Made of parts.
+
+  - one
+  - two
+"""
+    )
+
+
+def test_other_classes_and_constants(api: ModuleType, module: Any) -> None:
+    enum = shown(api, module, "Side")
+    assert enum.startswith(
+        "```python\nclass Side(enum.Enum)\n```\n\nA side.\n\n| name | value |\n|---|---|\n| `ONE` | `"
+    )
+    plain = shown(api, module, "Plain")
+    assert plain.startswith('```python\nPlain(options: Any, name: str = "x")\n```\n') and "`state` | `dict" in plain
+    assert shown(api, module, "FEW") == "```python\nFEW = 6\n```\n\nNames, which fit.\n"
+    assert shown(api, module, "PLAIN") == "```python\nPLAIN = 1\n```\n\nAsked for by name.\n"
+    assert shown(api, module, "TWO") == "```python\nTWO = Side.TWO\n```\n"
+    assert api.about(module) == '\n```python\nLevel = Literal["a", "b"]\n```\n'
+
+
+def test_functions(api: ModuleType, module: Any) -> None:
+    assert (
+        shown(api, module, "short")
+        == """\
+```python
+short(cls: type, a: int, /, b: "int" = 3, *, c: tuple[int, str] = (1, "|")) -> None
+```
+
+Do it.
+
+| a | b |
+
+- `a`: the first; `b: no`. Note: not a parameter.
+"""
+    )
+    assert (
+        shown(api, module, "many")
+        == """\
+```python
+many(
+    a_long_parameter: Mapping[str, Sequence[int]],
+    another: Callable[[int, str], None],
+    last: int,
+) -> int
+```
+
+Long.
+"""
+    )
+
+
+def test_a_second_heading_with_the_same_letters_has_a_number(api: ModuleType) -> None:
+    assert list(api.slugs("# Box\n\n### `Box`\n\n### `a.Box`\n\n### `a.box`\n")) == [
+        ("Box", "box-1"),
+        ("a.Box", "abox"),
+        ("a.box", "abox-1"),
+    ]
+
+
+def test_the_package_names_every_home() -> None:
+    """`home` reads the same table as `alignkit` itself."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        source = importlib.import_module("api_source")
+    finally:
+        sys.path.pop(0)
+    names = [name for name in alignkit.__all__ if not inspect.ismodule(getattr(alignkit, name))]
+    assert {name: source.home(name) for name in names} == {name: alignkit._HOME[name] for name in names}
