@@ -90,15 +90,12 @@ def _artifact_problems(artifact: Artifact, declared: set[str]) -> Iterator[str]:
         json.dumps(dict(artifact.summary or {}))
     except (TypeError, ValueError) as error:
         yield f"`run`: the artifact's `summary` must be JSON: {error}"
-    text: Any = artifact.text
-    if not isinstance(text, str):
-        yield f"`run`: the artifact's `text` must be text, not {type(text).__name__}"
     if artifact.policy is not None and artifact.policy not in {*declared, BASE}:
         yield f"`run`: the artifact's `policy` {artifact.policy!r} is not the value of a PolicyRef option"
 
 
-def _group_problems(groups: Any) -> Iterator[str]:
-    if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
+def _group_problems(groups: Sequence[Any]) -> Iterator[str]:
+    if not all(isinstance(group, Group) for group in groups):
         yield f"`run`: the artifact's `groups` must be a list of Group, not {groups!r:.80}"
         return
     for number, group in enumerate(groups):

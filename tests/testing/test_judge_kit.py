@@ -107,6 +107,11 @@ class NoReason(Judge):
         return [prefers(len(first), len(second)) if second else Verdict(None) for _, first, second in items]
 
 
+class ReasonIsNumber(Judge):
+    def compare(self, items: Sequence[Item]) -> Any:
+        return [Verdict(0.5, reason=3) for _ in items]  # type: ignore[arg-type]
+
+
 class OtherMean(Judge):
     def compare(self, items: Sequence[Item]) -> Any:
         return [Verdict(0.5, p_orders=(0.9, 0.8)) for _ in items]
@@ -142,6 +147,7 @@ BROKEN: list[tuple[Any, str]] = [
     (Coin, "`compare`: a second call changes P.* must not draw random numbers"),
     (Silent, r"`compare` has no verdict on any of 6 comparisons \(too long: 7 tokens\): pass others as `items`"),
     (NoReason, "`compare`: a verdict without `p_first` needs a `reason`"),
+    (ReasonIsNumber, "`compare`: `reason` must be text, not 3"),
     (OtherMean, "`compare`: `p_first` is 0.5, but the mean of `p_orders` is 0.85"),
     (Crashes, r"in `compare`: IndexError: list index out of range \(test_judge_kit.py:\d+\)"),
     (NoKey, "NoKey: the variable KEY is not set"),

@@ -34,8 +34,12 @@ def missing(cache: Path) -> Path:
     return cache / "nothing"
 
 
+def hub_id(cache: Path) -> str:
+    return "owner/model"
+
+
 def elsewhere(cache: Path) -> Path:
-    return Path(__file__).parent
+    return tiny(cache.parent / f"{cache.name}-elsewhere")
 
 
 def empty(cache: Path) -> Path:
@@ -69,9 +73,10 @@ def crashes(cache: Path) -> Path:
     ("source", "message"),
     [
         (number, "number: in `number`: return the model's folder, not int"),
-        (missing, "missing: it must return a folder, and '.*nothing' is none"),
+        (missing, "missing: in `missing`: return a model's folder"),
+        (hub_id, "hub_id: it must return a folder, and 'owner/model' is none"),
         (elsewhere, "elsewhere: it must make the model below the cache folder"),
-        (empty, r"empty: .* has no config.json"),
+        (empty, "empty: in `empty`: return a model's folder, which has a config.json"),
         (cut, r"cut: .*model.safetensors"),
         (again, "again: a second call writes files again"),
         (moves, "moves: a second call returns another folder"),
@@ -79,6 +84,7 @@ def crashes(cache: Path) -> Path:
         ("tiny", "'tiny': model .* must be callable, not 'tiny'"),
     ],
 )
-def test_broken_sources_are_reported(source: Callable[[Path], Path], message: str) -> None:
+def test_broken_sources_are_reported(source: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
+    (cache := tmp_path / "cache").mkdir()
     with pytest.raises(ConformanceError, match=message):
-        check_model_source(source)
+        check_model_source(source, cache=cache)

@@ -182,7 +182,7 @@ BROKEN: list[tuple[Any, str]] = [
     (TupleInMeta, "`run`: group 0 of the artifact changes when it is stored as JSON"),
     (ObjectInMeta, "`run`: group 0 of the artifact cannot be stored as JSON"),
     (ObjectInSummary, "`run`: the artifact's `summary` must be JSON"),
-    (TextIsNumber, "`run`: the artifact's `text` must be text, not int"),
+    (TextIsNumber, "in `run`: Artifact.text must be a str, not int"),
     (UnknownPolicy, "`run`: the artifact's `policy` 'sft@2' is not the value of a PolicyRef option"),
     (LoadsAFile, "in `run`: .*load takes the value of a DataRef option, not 'other.jsonl'"),
     (HiddenModel, "`run` uses models that no option names as PolicyRef, RewardRef or StageRef: other"),
