@@ -14,6 +14,7 @@ from typing import Any
 
 from alignkit import statistics
 from alignkit.data.group import Group, Response, distinct_prompts
+from alignkit.errors import RunFailed
 from alignkit.step import StepContext
 
 
@@ -70,6 +71,17 @@ def answers_of(group: Group, policy: str) -> list[Response]:
 def length(response: Response) -> int:
     """Tokens that the policy wrote, including its end of turn."""
     return sum(response.written) if response.written is not None else len(response.tokens or ())
+
+
+def sampled_length(response: Response, reward: str, help: str = "") -> int:
+    """`length`, for a reward that counts tokens. Raises RunFailed for a response without any, such as one of a file.
+
+    help: what the user can do instead.
+    """
+    if response.tokens is None:
+        advice = f"\nhelp: {help}" if help else ""
+        raise RunFailed(f"reward '{reward}' counts tokens, but a response was not sampled in this run{advice}")
+    return length(response)
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,12 @@ from alignkit import (
     Field,
     Group,
     Register,
-    Response,
     RewardCombination,
     RewardRef,
-    RunFailed,
     hookimpl,
 )
 from alignkit import functional as F
-from alignkit.comparison import length
+from alignkit.comparison import sampled_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +48,9 @@ class EqualLength(RewardCombination):
         Raises RunFailed for a response without tokens, such as one from a file.
         """
         scores = components["raw"]
-        rows = [(number, _tokens(response)) for number, group in enumerate(groups) for response in group.responses]
+        rows = [
+            (number, sampled_length(r, "equal_length")) for number, group in enumerate(groups) for r in group.responses
+        ]
         index, lengths = scores.new_tensor(rows).view(-1, 2).unbind(dim=1)  # [R] each
         present = ~scores.isnan()
         slope = F.slope_within_groups(scores[present], lengths[present], index[present])
@@ -61,12 +61,6 @@ class EqualLength(RewardCombination):
             corrected = corrected / deviation if deviation > 0 else corrected
             metrics["std"] = float(deviation)
         return CombinedReward(reward=corrected, raw=corrected, metrics=metrics)
-
-
-def _tokens(response: Response) -> int:
-    if response.tokens is None:
-        raise RunFailed("reward 'equal_length' counts tokens, but a response was not sampled in this run and has none")
-    return length(response)
 
 
 @hookimpl

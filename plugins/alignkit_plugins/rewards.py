@@ -35,7 +35,7 @@ from alignkit import (
     hookimpl,
 )
 from alignkit import functional as F
-from alignkit.comparison import length
+from alignkit.comparison import sampled_length
 from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -65,12 +65,7 @@ class Length(Reward):
 def _length(response: Response, unit: str) -> int:
     """Tokens are those that the policy wrote, including its end of turn."""
     if unit == "tokens":
-        if response.tokens is None:
-            raise RunFailed(
-                "reward 'length' counts tokens, but a response was not sampled in this run and has none\n"
-                "help: set `unit: words` or `unit: characters`"
-            )
-        return length(response)
+        return sampled_length(response, "length", help="set `unit: words` or `unit: characters`")
     return len(_text(response)) if unit == "characters" else len(_text(response).split())
 
 

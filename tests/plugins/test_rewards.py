@@ -201,8 +201,9 @@ WRONG = "{python: {path: mine.py, function: polit}}"
     ],
 )
 def test_a_wrong_function_is_told_before_the_first_stage(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, override: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("def polite(completions): ...")
     (tmp_path / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}')
     (tmp_path / "r.yaml").write_text(PIPELINE)
