@@ -110,6 +110,19 @@ class Crashes(QA):
         return Group((Message(role="user", content=row["question"].strip()),), (Response(text=row["answer_text"]),))
 
 
+class CrashesOnNumbers(QA):
+    def read(self, row: Any) -> Group:
+        group = super().read({**row, "question": str(row.get("question") or "")} if isinstance(row, Mapping) else row)
+        return Group(
+            (Message(role="user", content=(row.get("question") or "").strip()),), group.responses, meta=group.meta
+        )
+
+
+class CrashesOnLists(QA):
+    def read(self, row: Any) -> Group:
+        return super().read(row[0] if isinstance(row, list) else row)
+
+
 class MakesUp(QA):
     def read(self, row: Any) -> Group:
         row = row if isinstance(row, Mapping) else {}
@@ -211,10 +224,9 @@ BROKEN: list[tuple[Any, str]] = [
     (Loses, "a further column is not in the group's `meta`: `rest` returns the columns"),
     (LosesForeign, r"column 'history' \(earlier turns\) is lost"),
     (LosesItsOwn, "column 'context' of .* changes nothing and is lost"),
-    (
-        Crashes,
-        r"in `read`: KeyError: 'question' \(test_format_kit.py:\d+\), for .*; a row that cannot be read must raise BadRow",
-    ),
+    (Crashes, r"in `read`: KeyError: 'question' \(test_format_kit.py:\d+\), for .*; a row .* must raise BadRow"),
+    (CrashesOnNumbers, "in `read`: AttributeError: 'int' object has no attribute 'strip' .*\"question\": 3"),
+    (CrashesOnLists, r"in `read`: IndexError: .*, for \[\]; a row that cannot be read must raise BadRow"),
     (MakesUp, "`read` makes a group of an empty row: raise BadRow for columns that are missing"),
     (Greedy, r"`matches` recognizes {}, .*: it must be strict"),
     (Greedy, "`matches` also recognizes the example of 'alpaca'"),
