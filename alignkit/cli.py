@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ import typer
 
 from alignkit import __version__
 from alignkit.author import blaming
-from alignkit.errors import AlignkitError, OutOfResource, PluginError, disk_is_full
+from alignkit.errors import AlignkitError, OutOfResource, PluginError, disk_is_full, message_of
 from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
@@ -99,10 +99,13 @@ def run(
       alignkit run quickstart stages.align.algorithm=rejection_sampling
       alignkit run recipe.yaml seed=1 --out runs/seed1
     """
-    checked = _load(recipe, overrides, plugin, no_plugin)
+    warnings: list[str] = []
+    checked = _load(recipe, overrides, plugin, no_plugin, warnings.append)
     from alignkit.runs.begin import begin
 
     folder, reporter = begin(checked, out)
+    for warning in warnings:
+        reporter.say(warning)
     from alignkit.runs.run import run_recipe  # imports torch
 
     run_recipe(checked, folder, reporter)
@@ -237,7 +240,11 @@ def schema(plugin: PluginFiles = None, no_plugin: NoPlugins = None) -> None:
 
 
 def _load(
-    name: str, overrides: Sequence[str] | None, files: Sequence[Path] | None, disabled: Sequence[str] | None
+    name: str,
+    overrides: Sequence[str] | None,
+    files: Sequence[Path] | None,
+    disabled: Sequence[str] | None,
+    warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
 ) -> Recipe:
     """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file."""
     from alignkit.plugins import load_plugins
@@ -252,9 +259,9 @@ def _load(
             raise PluginError(str(broken))
     recipe = load_recipe(path, list(overrides or ()), loaded.registry)
     for warning in loaded.registry.warnings.values():
-        print(printable(f"warning: {warning}"), file=sys.stderr)
+        warn(f"warning: {warning}")
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
-        print(printable(f"warning: {broken}"), file=sys.stderr)
+        warn(f"warning: {broken}")
     return recipe
 
 
@@ -333,19 +340,13 @@ def _failed(error: Exception) -> int:
         return int(error.exit_code)
     if type(error).__name__ == "Abort":
         return 130
-    if isinstance(error, AlignkitError):
-        text, code = str(error), error.exit_code
-    elif isinstance(error, MemoryError) or disk_is_full(error):
-        text, code = f"out of memory or disk space: {error}", OutOfResource.exit_code
-    else:
-        text = f"unexpected {type(error).__name__}: {error} (set ALIGNKIT_DEBUG=1 for the traceback)"
-        code = 1
     if os.environ.get("ALIGNKIT_DEBUG", "") not in ("", "0"):
         import traceback
 
         traceback.print_exception(error)
     from alignkit.io.progress import Reporter
 
-    notes = [f"  {note}" for note in getattr(error, "__notes__", ())]
-    Reporter().say("\n".join([text if text.startswith("error: ") else f"error: {text}", *notes]))
-    return code
+    Reporter().say(message_of(error))
+    if isinstance(error, AlignkitError):
+        return error.exit_code
+    return OutOfResource.exit_code if isinstance(error, MemoryError) or disk_is_full(error) else 1

@@ -112,6 +112,20 @@ class Problem:
         return redacted("\n".join(lines), random=True)  # a key may be in the line, or in the override
 
 
+def message_of(error: BaseException) -> str:
+    """An error as a person reads it: what is wrong, and then where the run was."""
+    if isinstance(error, AlignkitError):
+        text = str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    elif isinstance(error, MemoryError) or disk_is_full(error):
+        text = f"out of memory or disk space: {error}"
+    else:
+        text = f"unexpected {type(error).__name__}: {error} (set ALIGNKIT_DEBUG=1 for the traceback)"
+    notes = [f"  {note}" for note in getattr(error, "__notes__", ())]
+    return "\n".join([text if text.startswith("error: ") else f"error: {text}", *notes])
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean 'dpo'?`, for the closest of the known names; empty if none is close."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)

@@ -144,7 +144,7 @@ class Place:
 def untimed(path: Path) -> list[dict[str, object]]:
     """Metrics without what depends on the clock."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per"))} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "time", "tokens_per"))} for row in rows]
 
 
 def steps(out: Path) -> list[tuple[str, int]]:

@@ -19,7 +19,7 @@ from alignkit.cli import main
 ROOT = Path(__file__).parent.parent
 SIMULATED = ROOT / "tests" / "simulated_cuda"
 # Of the time a step took, or of how tokens were packed into it.
-MACHINE = ("seconds", "tokens_per_second", "token_budget", "recomputed")
+MACHINE = ("seconds", "time", "tokens_per_second", "token_budget", "recomputed")
 
 
 def recipe(folder: Path, dtype: str) -> Path:

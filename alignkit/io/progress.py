@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alignkit.io.printable import printable
+from alignkit.io.run_log import RunLog
 
 SHOWN = {"loss": "loss", "reward": "reward", "kl": "kl", "accuracy": "accuracy", "tokens_per_second": "tok/s"}
 PIPE_WIDTH = 80  # characters of a line of a result
@@ -73,11 +74,12 @@ class Work:
 
 
 class Reporter:
-    """Progress on stderr: a live bar in a terminal, plain lines in a pipe. Results go to stdout."""
+    """Progress on stderr: a live bar in a terminal, plain lines in a pipe. Results go to stdout, and all to the log."""
 
     def __init__(self, err: Console | None = None, out: Console | None = None) -> None:
         self.err = err or Console(stderr=True, highlight=False)
         self.out = out or Console(highlight=False)
+        self.log = RunLog()
         self.live = self.err.is_terminal and not self.err.is_dumb_terminal
         self._stage = ""
         self._work: Work | None = None
@@ -86,6 +88,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line on stderr."""
+        self.log.write(text)
         self.err.print(colored(text), soft_wrap=True)
 
     def stage(self, name: str, number: int, count: int, plugin: str) -> None:
@@ -141,6 +144,7 @@ class Reporter:
     def result(self, text: str) -> None:
         """Print a result on stdout."""
         if text:
+            self.log.write(text)
             self.out.print(printable(text), markup=False, soft_wrap=True)
 
     def _begin(self, work: Work, wait: float = 0.0) -> None:
@@ -151,16 +155,17 @@ class Reporter:
             self._bar.start()
 
     def _count(self, done: int, last: bool = False) -> None:
-        """Show that so many are done. last: a pipe gets a line when all of them are."""
+        """Show how many are done. last: there is a plain line when all of them are, too."""
         work, now = self._work, time.monotonic()
         if work is None:
             return
         work.done = done
-        if self.live or (now < self._next and not (last and done >= work.total)):
+        if now < self._next and not (last and done >= work.total):
             return
         self._next = now + PLAIN_SECONDS
         facts = f" {work.facts}" if work.facts else ""
-        self.say(f"{work.count}{facts} ({work.times()})")
+        write = self.log.write if self.live else self.say
+        write(f"{work.count}{facts} ({work.times()})")
 
 
 def colored(text: str) -> Text:
@@ -174,24 +179,38 @@ def colored(text: str) -> Text:
 class Metrics:
     """A stage's metrics.jsonl: one JSON object per step, each step once even if the run was killed and resumed."""
 
-    def __init__(self, path: Path, size: int = 0):
-        """size: bytes at the last checkpoint. Later lines are removed, because their steps run again."""
-        self.path = path
+    def __init__(self, path: Path, size: int = 0, copies: Sequence[Path] = ()):
+        """size: bytes at the last checkpoint. Later lines are removed, because their steps run again.
+
+        copies: other files that new lines are appended to.
+        """
+        self.path, self.copies = path, copies
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.truncate(size)
 
     def write(self, **values: Any) -> None:
-        """Append one object. Numbers that JSON cannot hold become strings: "nan", "inf"."""
-        plain = {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain, allow_nan=False) + "\n")
+        """Append one object, with the time in seconds since 1970.
+
+        Floats have six significant digits. Numbers that JSON cannot hold become strings: "nan", "inf".
+        """
+        plain = {key: _plain(value) for key, value in values.items()} | {"time": round(time.time(), 3)}
+        line = json.dumps(plain, allow_nan=False) + "\n"
+        for path in (self.path, *self.copies):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
 
     def sync(self) -> int:
         """Flush the file to disk; returns its size in bytes."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         return self.path.stat().st_size
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else str(value)
 
 
 def _short(value: float) -> str:

@@ -13,12 +13,12 @@ from alignkit.author import blaming, made
 from alignkit.data.describe import describe
 from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import OutOfResource, RemoteError, RunFailed
+from alignkit.errors import OutOfResource, PluginError, RemoteError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import Commits
 from alignkit.io.digest import digest, model_digest
-from alignkit.io.progress import Metrics, Reporter, duration
+from alignkit.io.progress import Reporter, duration
 from alignkit.kernels import memory
 from alignkit.models.encoding import Encoder
 from alignkit.models.reference_cache import ReferenceCache
@@ -54,6 +54,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
     """
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
     with locked(folder):
+        reporter.log.open(folder / "run.log")
         run = Run(recipe, folder, reporter)
         error: BaseException | None = None
         try:
@@ -65,12 +66,16 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             if isinstance(failure, KeyboardInterrupt | Stopped | RemoteError | OutOfResource):
                 run.reporter.stop()
                 run.reporter.say(f"to resume: {resume_command()}")
+            run.reporter.log.write(message_of(failure))  # whoever called prints it
             if failure is not raised:
                 raise failure from raised
             raise
         finally:
             run.reporter.stop()
-            plugins().notify("run_finished", run=run, error=error)
+            try:
+                plugins().notify("run_finished", run=run, error=error)
+            except PluginError as wrong:  # it must not hide how the run ended
+                run.reporter.say(f"warning: {wrong}")
 
 
 class Run:
@@ -116,7 +121,7 @@ class Run:
             if not reused:
                 self._data.forget()
             times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
-            self.store.join_metrics()
+            self.store.join_metrics(stage.name)
         for record in self._records:
             self.reporter.result(printed(record, self.reporter.width))
         peak = memory.peak_text(self.model.device if "model" in vars(self) else None)
@@ -209,6 +214,7 @@ class Run:
             stage=stage,
             models=self.models,
             folder=folder,
+            metrics=lambda size: self.store.metrics(stage.name, size),
             seed=seed,
             load=self.load,
             reward_context=lambda: self._reward_context(seed),
@@ -220,7 +226,7 @@ class Run:
 
     def _step_context(self, stage: Stage, folder: Path) -> StepContext:
         seed = self.seed_of(stage)
-        metrics = Metrics(folder / "metrics.jsonl")
+        metrics = self.store.metrics(stage.name)
 
         def log(**values: Any) -> None:
             metrics.write(stage=stage.name, **values)

@@ -20,6 +20,7 @@ from typing import Any
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import make_folder, move_folder, sync_folder, write_json, write_text
 from alignkit.io.digest import digest, file_digest
+from alignkit.io.progress import Metrics
 
 EARLIER, DAMAGED = ".earlier", ".damaged"  # folders
 KEPT = 8  # earlier results per stage; of more, the oldest are deleted
@@ -126,11 +127,19 @@ class StageStore:
         help = f"kept versions: {', '.join(kept)}" if kept else f"set 'keep_versions: true' in stage '{stage}'"
         raise RunFailed(f"'{reference}' does not exist: there is no folder {folder}" + (f"; {help}" if version else ""))
 
-    def join_metrics(self) -> None:
-        """Write the run's metrics.jsonl: those of its stages, in order."""
-        files = [self.path(stage) / "metrics.jsonl" for stage in self.stages]
-        texts = [file.read_text(encoding="utf-8") for file in files if file.exists()]
-        write_text(self.folder / "metrics.jsonl", "".join(texts))
+    def metrics(self, stage: str, size: int = 0) -> Metrics:
+        """The metrics of a stage that begins, of which `size` bytes stay. The run's metrics.jsonl grows with them."""
+        metrics = Metrics(self.path(stage) / "metrics.jsonl", size, [self.folder / "metrics.jsonl"])
+        self.join_metrics(stage)
+        return metrics
+
+    def join_metrics(self, last: str) -> None:
+        """Write the run's metrics.jsonl: those of its stages up to this one, in order."""
+        files = [self.path(stage) / "metrics.jsonl" for stage in self.stages[: self.stages.index(last) + 1]]
+        text = "".join(file.read_text(encoding="utf-8") for file in files if file.exists())
+        joined = self.folder / "metrics.jsonl"
+        if not joined.exists() or joined.read_text(encoding="utf-8") != text:  # else whoever follows it loses the file
+            write_text(joined, text)
 
     def _earlier(self, stage: str, stage_hash: str) -> Path:
         return self.folder / EARLIER / stage / stage_hash[:16]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignkit.author import Author, author_of
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.io.progress import Reporter
+from alignkit.io.progress import Metrics, Reporter
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.schema import Stage
@@ -20,13 +20,15 @@ from alignkit.settings import Settings
 class StageContext:
     """The objects and callbacks of one training stage.
 
-    folder: the stage's own. load: read a data entry. reward_context: returns the context of the stage's rewards.
+    folder: the stage's own. metrics: opens its metrics file, given how many bytes stay. load: read a data entry.
+    reward_context: returns the context of the stage's rewards.
     folder_of: the folder of an earlier stage. notify: call an event hook. should_stop: raise if the run must stop.
     """
 
     stage: Stage
     models: ModelService
     folder: Path
+    metrics: Callable[[int], Metrics]
     seed: int
     load: Callable[[DataSpec], Loaded]
     reward_context: Callable[[], Context]

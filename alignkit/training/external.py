@@ -12,7 +12,6 @@ from alignkit.data.group import Group
 from alignkit.data.sources import Loaded
 from alignkit.errors import RunFailed
 from alignkit.external import ExternalTrainer
-from alignkit.io.progress import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.training.context import StageContext
 from alignkit.training.scoring import Scorer, score_rollouts
@@ -24,7 +23,7 @@ class ExternalStage:
     def __init__(self, context: StageContext, trainer: ExternalTrainer):
         self._context, self._trainer = context, trainer
         self._model = context.model
-        self._metrics = Metrics(context.folder / "metrics.jsonl")
+        self._metrics = context.metrics(0)
         self.name, self.seed, self.settings = context.name, context.seed, context.settings
         self.base, self.dtype, self.device = self._model.source, self._model.dtype, self._model.device
         self.tokenizer, self.end_ids = self._model.tokenizer, context.models.encoder.end_ids

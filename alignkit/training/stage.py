@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from alignkit.algorithm import Algorithm
-from alignkit.io.progress import Metrics
 from alignkit.training.auxiliary import auxiliary_loss
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -44,7 +43,7 @@ class StageWork:
         )
         self.done: dict[str, Any] = {}
         self._resume()
-        self.metrics = Metrics(context.folder / "metrics.jsonl", int(self.done.get("metrics_bytes", 0)))
+        self.metrics = context.metrics(int(self.done.get("metrics_bytes", 0)))
         context.say(f"{context.stage.component.name} from {_described(self.roles, self.algorithm)}")
 
     def _resume(self) -> None:

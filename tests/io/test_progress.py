@@ -150,5 +150,32 @@ def test_metrics_after_the_last_checkpoint_are_written_again(tmp_path: Path) -> 
     size = metrics.sync()
     metrics.write(step=2, loss=1.0)
     Metrics(tmp_path / "metrics.jsonl", size).write(step=2, loss=0.5)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert rows == [{"step": 1, "loss": "nan"}, {"step": 2, "loss": 0.5}]
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path / "metrics.jsonl")] == [(1, "nan"), (2, 0.5)]
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_metrics_have_the_time_and_six_significant_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.time, "time", lambda: 1765432109.87654)
+    copy = tmp_path / "run.jsonl"
+    metrics = Metrics(tmp_path / "metrics.jsonl", copies=[copy])
+    metrics.write(stage="sft", step=1234567, loss=1.23456789, rate=0.000123456789, large=123456789.0, ok=True)
+    expected = {"stage": "sft", "step": 1234567, "loss": 1.23457, "rate": 0.000123457, "large": 123457000.0, "ok": True}
+    assert rows(tmp_path / "metrics.jsonl") == rows(copy) == [{**expected, "time": 1765432109.877}]
+
+
+def test_the_log_has_all_that_is_said_and_plain_progress_even_in_a_terminal(tmp_path: Path) -> None:
+    reporter, shown = terminal()
+    reporter.say("the first line")
+    reporter.log.open(tmp_path / "run.log")
+    reporter.start("sft", total=1)
+    reporter.advance(1, {"loss": 0.5})
+    reporter.stop()
+    reporter.say("sft: done in 3.2s")
+    reporter.result("a report\nof lines")
+    lines = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
+    expected = ["the first line", "sft step 1/1 loss 0.5 (0s)", "sft: done in 3.2s", "a report", "of lines"]
+    assert [line.partition("Z ")[2] for line in lines] == expected
+    assert "\x1b" in shown.getvalue() and all(re.match(r"[0-9-]{10}T[0-9:]{8}Z ", line) for line in lines)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from alignkit import RunFailed, cli
 from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import Recipe
 from alignkit.runs.begin import begin
 
 RECIPE = """
@@ -105,3 +107,49 @@ def test_an_error_names_the_step_or_the_iteration(
     recipe.write_text(RECIPE + MORE, encoding="utf-8")
     assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 1
     assert capsys.readouterr().err.endswith(f"error: it failed\n  {place}\n")
+    assert logged(recipe.parent / "out")[-2:] == ["error: it failed", f"  {place}"]
+
+
+def logged(folder: Path) -> list[str]:
+    """The lines of run.log without their times."""
+    return [line.partition("Z ")[2] for line in (folder / "run.log").read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_log_has_all_that_a_run_and_its_resumption_said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 0
+        out, err = capsys.readouterr()
+        lines = [line.rstrip() for line in err.splitlines()]
+        end = [line.startswith("done in") for line in lines].index(True)
+        said += [*lines[:end], *(line.rstrip() for line in out.splitlines()), *lines[end:]]
+    assert logged(recipe.parent / "out") == said
+    assert sum(line.startswith("alignkit 0.1.0: ") for line in said) == 2
+    assert sum(line.startswith("sft against base: ") for line in said) == 2
+
+
+def test_an_observer_that_fails_at_the_end_is_a_warning_which_is_in_the_log(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = "from alignkit import hookimpl\n\n@hookimpl\ndef run_finished(run, error): raise ValueError('too late')\n"
+    (recipe.parent / "watch.py").write_text(watch, encoding="utf-8")
+    recipe.write_text(RECIPE[: RECIPE.index("  report")], encoding="utf-8")
+    command = ["run", str(recipe), "--out", str(recipe.parent / "out"), "--plugin", str(recipe.parent / "watch.py")]
+    assert cli.main(command) == 0
+    expected = "warning: plugin 'watch.py' failed in run_finished: ValueError: too late"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(expected)
+    assert logged(recipe.parent / "out")[-1].startswith(expected)
+
+
+def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: Any) -> Recipe:
+        arguments[-1]("warning: it is old, token sk-abcdefghijklmnop1234")
+        return load_recipe(recipe)
+
+    monkeypatch.setattr(cli, "_load", load)
+    recipe.write_text(RECIPE[: RECIPE.index("  report")], encoding="utf-8")
+    assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 0
+    assert capsys.readouterr().err.splitlines()[1].startswith("warning: it is old")
+    assert logged(recipe.parent / "out")[1] == "warning: it is old, token ***"

@@ -1,5 +1,6 @@
 """Stage folders: what counts as complete, what a change sets aside, and where results are."""
 
+import json
 import os
 from pathlib import Path
 
@@ -135,5 +136,33 @@ def test_a_version_that_was_not_kept_says_how_to_keep_it(store: StageStore) -> N
 def test_metrics_are_joined_in_the_order_of_the_stages(store: StageStore) -> None:
     for stage in ("best", "sft"):
         (store.begin(stage, "one") / "metrics.jsonl").write_text(f"{stage}\n", encoding="utf-8")
-    store.join_metrics()
+    store.join_metrics("best")
     assert (store.folder / "metrics.jsonl").read_text(encoding="utf-8") == "sft\nbest\n"
+    store.join_metrics("sft")
+    assert (store.folder / "metrics.jsonl").read_text(encoding="utf-8") == "sft\n"
+
+
+def steps(file: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_runs_metrics_grow_with_the_stages_and_have_each_step_once_after_a_crash(store: StageStore) -> None:
+    joined = store.folder / "metrics.jsonl"
+    store.begin("best", "stale")
+    store.metrics("best").write(step=7)  # of an earlier run with other settings
+    store.begin("sft", "one")
+    metrics = store.metrics("sft")
+    metrics.write(step=1)
+    file = joined.stat().st_ino
+    assert steps(joined) == [1]
+    size = metrics.sync()
+    metrics.write(step=2)
+    assert steps(joined) == [1, 2]
+    store.join_metrics("sft")
+    assert joined.stat().st_ino == file  # whoever follows the file keeps it
+    with joined.open("a", encoding="utf-8") as cut:
+        cut.write('{"step": 3, "lo')  # killed while it wrote
+    metrics = store.metrics("sft", size)
+    assert steps(joined) == [1]
+    metrics.write(step=2)
+    assert steps(joined) == steps(store.path("sft") / "metrics.jsonl") == [1, 2]
