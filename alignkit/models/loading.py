@@ -120,7 +120,13 @@ def end_ids(source: str, revision: str | None) -> tuple[int, ...]:
         found = GenerationConfig.from_pretrained(source, revision=revision).eos_token_id
     except OSError:  # there are no such settings
         return ()
-    return tuple(found) if isinstance(found, list | tuple) else () if found is None else (int(found),)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # transformers compares and calls what it reads
+        problem = f"{source}: generation_config.json cannot be used: {error}"
+        raise RunFailed(f"{problem}\nhelp: correct it, or delete it") from error
+    ids = found if isinstance(found, list | tuple) else [] if found is None else [found]
+    if not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
+        raise RunFailed(f"{source}: generation_config.json: eos_token_id {found!r:.60} is no token\nhelp: correct it")
+    return tuple(ids)
 
 
 def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...] = (), **options: Any) -> tuple[Any, list[str]]:

@@ -50,7 +50,8 @@ class Base:
         if not (folder / CONFIG).is_file():
             return False
         source = read_json(folder / CONFIG).get("base_model_name_or_path")
-        saved = read_json(folder / ORIGIN).get("base", {}) if (folder / ORIGIN).is_file() else {}
+        saved = read_json(folder / ORIGIN).get("base") if (folder / ORIGIN).is_file() else None
+        saved = saved if isinstance(saved, dict) else {}
         same = saved["weights"] == self.weights if saved.get("weights") and self.weights else source == self.source
         if not same:
             raise RunFailed(

@@ -88,8 +88,10 @@ def _loading(spec: ModelSpec) -> Iterator[None]:
     """Report what keeps the base model from being loaded."""
     try:
         yield
-    except (OSError, ValueError, AssertionError, ImportError) as error:
+    except (OSError, ValueError, AssertionError, ImportError, LookupError, TypeError, AttributeError) as error:
+        # The last three are how transformers reports a configuration that it does not expect.
         reason = str(error).strip().split("\n")[0]
+        reason = f"{type(error).__name__}: {reason}" if isinstance(error, LookupError | TypeError) else reason
         raise RunFailed(f"model.base '{spec.base}' cannot be loaded with these settings: {reason}") from error
 
 

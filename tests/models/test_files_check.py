@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,9 +79,20 @@ def not_a_number(folder: Path) -> None:
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+def with_settings(**settings: Any) -> Callable[[Path], None]:
+    return lambda folder: write_settings(folder, settings)
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+
+
 @pytest.mark.parametrize(
     ("damage", "problem", "remedy"),
     [
+        (with_settings(pad_token_id="a"), "generation_config.json cannot be used", "delete it"),
+        (with_settings(eos_token_id=10**30), "generation_config.json: eos_token_id 1000", "correct it"),
+        (with_settings(eos_token_id=["a"]), "generation_config.json: eos_token_id ['a'] is no token", "correct it"),
         (pickled, "its weights in pytorch_model.bin, a pickle", "save_pretrained"),
         (truncated, f"{WEIGHTS} is not a readable safetensors file", "again"),
         (text, f"{WEIGHTS} is not a readable safetensors file", "git lfs pull"),

@@ -76,3 +76,9 @@ def test_people_are_told_the_base(tiny: Path, adapter: Path) -> None:
 def test_weights_that_are_not_here_have_no_digest(tmp_path: Path) -> None:
     assert Base("a", str(tmp_path)).weights is None
     assert Base("owner/name", "owner/name").weights is None
+
+
+@pytest.mark.parametrize("content", ['{"base": 1}', '{"base": null}', "{}", '{"base": {"weights": null}}'])
+def test_an_origin_that_says_nothing_leaves_the_path(content: str, tiny: Path, adapter: Path) -> None:
+    (adapter / ORIGIN).write_text(content, encoding="utf-8")
+    load(tiny, adapter)
