@@ -169,7 +169,7 @@ class Reporter:
 
 
 def colored(text: str) -> Text:
-    """A line as a terminal shows it: errors are red, and what is done is green. Other outputs have no colors."""
+    """A line as a terminal shows it: errors in red, finished stages in green. Other outputs have no colors."""
     line = Text(printable(text))
     for pattern, style in COLORS.items():
         line.highlight_regex(pattern, style)

@@ -128,7 +128,7 @@ def _load_base(path: Path, base: Node, problems: list[Problem], chain: tuple[Pat
     if len(chain) > MAX_DEPTH:
         raise Failed(base.mark.problem(f"more than {MAX_DEPTH} files extend each other"))
     if not is_file(target):
-        help = "give a path that starts at the folder of this file, or the name of a shipped recipe"
+        help = "write a path from the folder of this file, or the name of a shipped recipe"
         raise Failed(base.mark.problem(f"no such file: {target}", help))
     return _load_file(target, problems, chain)
 
