@@ -109,7 +109,7 @@ def wrapped(text: str, width: int, indent: int = 0) -> list[str]:
 
 def _table_lines(table: Table, width: int) -> Iterator[str]:
     keys = min(table.keys, len(table.columns))
-    for heads, stacked in ((1, False), (2, False), (3, False), (2, True)):
+    for heads, stacked in ((1, False), (2, False), (3, False), (1, True), (2, True)):
         columns = [_Column(table, index, heads, stacked and index >= keys) for index in range(len(table.columns))]
         if _total(columns) <= width:
             yield from _grid(columns, keys)
