@@ -6,20 +6,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit.author import calling, made
 from alignkit.data.describe import source_lines
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
-from alignkit.models.loading import has_score
-from alignkit.models.origin import Base
 from alignkit.recipe.schema import Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge, Reward
 from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import EncoderOf, check_stage_data
+
+if TYPE_CHECKING:
+    from alignkit.models.origin import Base
 
 
 def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool = True) -> None:
@@ -62,6 +63,8 @@ def check_folders(recipe: Recipe, stages: Sequence[Stage], source: str, revision
 
     source, revision: of the base model.
     """
+    from alignkit.models.origin import Base  # imports torch
+
     base = Base(recipe.model.base, source, revision)
     problems = {
         text: Problem(f"stage '{stage.name}': {text}", str(recipe.path))
@@ -75,6 +78,8 @@ def check_folders(recipe: Recipe, stages: Sequence[Stage], source: str, revision
 
 def _unfit(stage: Stage, folder: Path, base: Base, *, adapters: bool) -> str:
     """Why a stage cannot use the weights in a folder; empty if it can."""
+    from alignkit.models.loading import has_score
+
     try:
         if adapters and not base.has_adapter(folder):
             return f"{folder} holds a whole model, but with model.lora every policy is an adapter on model.base"
