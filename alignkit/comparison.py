@@ -55,7 +55,7 @@ def short_names(policies: Sequence[str]) -> dict[str, str]:
         others = [other for name, other in parts.items() if name != policy]
         count = next((n for n in range(2, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
         names[policy] = "/".join(own[-count:]) if policy.startswith("/") else policy
-    return names
+    return names if len(set(names.values())) == len(names) else {policy: policy for policy in policies}
 
 
 def _parts(policy: str) -> list[str]:

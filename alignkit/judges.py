@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 from alignkit.author import AuthorError, calling, made
@@ -37,7 +38,7 @@ class CheckedJudge:
             raise self._wrong(f"return a verdict for each of {len(items)} comparisons, not {len(verdicts)} verdicts")
         for verdict in verdicts:
             for p in (verdict.p_first, *(verdict.p_orders or ())):
-                if p is not None and not (isinstance(p, int | float) and 0.0 <= p <= 1.0):  # NaN is not, either
+                if p is not None and not (isinstance(p, Real) and 0.0 <= float(p) <= 1.0):  # NaN is not, either
                     raise self._wrong(f"{p!r:.100} is not a probability")
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 

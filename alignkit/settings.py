@@ -225,7 +225,8 @@ class Settings(Options):
     )
     keep_recent_turns: bool = Field(
         default=False,
-        description="drop the oldest turns of a prompt until it and its responses fit in max_length",
+        description="drop the oldest turns of a prompt until it and its responses fit in max_length; "
+        "the turns of a demonstration after its first question are its response",
     )
     seed: int | None = Field(default=None, ge=0, description="seed of this stage; default: the recipe's seed")
     checkpoint_every: int | None = Field(

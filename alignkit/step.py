@@ -83,4 +83,8 @@ def run_step(step: Step, author: Author, context: StepContext) -> Artifact:
         if value is not None and not isinstance(value, kind):
             text = f"Artifact.{name} must be a {kind.__name__}, not {type(value).__name__}"
             raise author.error(f"{type(step).__name__}.run", text)
+    if artifact.report is not None:
+        with calling(author, "run", step):  # what it holds is laid out when the run ends
+            Report.restored(artifact.report.plain()).text()
+            artifact.report.markdown()
     return artifact

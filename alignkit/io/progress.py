@@ -192,8 +192,11 @@ class Metrics:
     def write(self, **values: Any) -> None:
         """Append one object, with the time in seconds since 1970.
 
-        Floats have six significant digits. Numbers that JSON cannot hold become strings: "nan", "inf".
+        Floats have six significant digits. Numbers that JSON cannot hold become strings: "nan", "inf". Raises TypeError
+        for a value named `time`.
         """
+        if "time" in values:
+            raise TypeError("a metric cannot be called 'time', which is when it was written")
         plain = {key: _plain(value) for key, value in values.items()} | {"time": round(time.time(), 3)}
         line = json.dumps(plain, allow_nan=False) + "\n"
         for path in (self.path, *self.copies):

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from alignkit.errors import RunFailed
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, low_rank
-from alignkit.models.files_check import check_finite, check_safetensors, read_json
+from alignkit.models.files_check import check_finite, check_safetensors
 from alignkit.models.lora_targets import LoraTargets, is_router, lora_targets
-from alignkit.models.origin import CONFIG, Base
+from alignkit.models.origin import Base, check_scale
 from alignkit.models.padding import UNREAD
 
 if TYPE_CHECKING:
@@ -185,15 +185,11 @@ class Adapters:
             )
 
     def _check_config(self, adapter: str, folder: Path) -> None:
-        """Reject an adapter of another scale or base: it would load, but compute something else."""
-        saved = read_json(folder / CONFIG)
+        """Reject an adapter of another scale or base."""
         ours = self.model.peft_config[adapter]
         expected = {"r": ours.r, "lora_alpha": ours.lora_alpha, "use_rslora": ours.use_rslora, "use_dora": False}
         expected |= {"rank_pattern": ours.rank_pattern, "alpha_pattern": ours.alpha_pattern}
-        for key, value in expected.items():
-            theirs = saved.get(key, value) or type(value)()
-            if theirs != value:
-                raise RunFailed(f"{folder}: this adapter has {key} {theirs}, but the recipe's model.lora has {value}")
+        check_scale(folder, expected)
         self.base.has_adapter(folder)
 
     def _copy(self, source: str, target: str) -> None:

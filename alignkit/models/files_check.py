@@ -24,7 +24,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
     if (folder / "adapter_config.json").is_file():  # transformers reads its base, too
         return
     _check_config(folder, trust_remote_code)
-    files = _weight_files(folder)
+    files = weight_files(folder)
     names = [name for file in files for name in check_safetensors(file)]
     _check_size(folder / CONFIG, names, sum(file.stat().st_size for file in files))
 
@@ -49,7 +49,8 @@ def _check_config(folder: Path, trust_remote_code: bool) -> None:
         )
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads a model's weights from. Raises RunFailed if there are none that it may load."""
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     if (folder / INDEX).exists():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import write_json, write_text
 from alignkit.io.digest import digest, file_digest
-from alignkit.models.files_check import read_json
+from alignkit.models.files_check import read_json, weight_files
 from alignkit.models.hub import cached_snapshot
 
 CONFIG, ORIGIN = "adapter_config.json", "alignkit.json"
@@ -24,6 +26,15 @@ Trained with alignkit on the base model `{name}`. SHA-256 of the base model's we
 """
 
 
+def check_scale(folder: Path, expected: Mapping[str, Any]) -> None:
+    """Raise RunFailed for an adapter of another scale than `model.lora`: it would load, but compute something else."""
+    saved = read_json(folder / CONFIG)
+    for key, value in expected.items():
+        theirs = saved.get(key, value) or type(value)()
+        if theirs != value:
+            raise RunFailed(f"{folder}: this adapter has {key} {theirs}, but the recipe's model.lora has {value}")
+
+
 @dataclass(frozen=True)
 class Base:
     """A base model. name: as the recipe has it. source: a transformers folder or hub id, as peft names it."""
@@ -33,11 +44,26 @@ class Base:
     revision: str | None = None
 
     @cached_property
+    def _folder(self) -> Path | None:
+        """Where its files are; None if they are not on this machine."""
+        return Path(self.source) if Path(self.source).is_dir() else cached_snapshot(self.source, self.revision)
+
+    @cached_property
     def weights(self) -> str | None:
         """SHA-256 over the files with weights; None if they are not on this machine."""
-        folder = Path(self.source) if Path(self.source).is_dir() else cached_snapshot(self.source, self.revision)
-        files = sorted(folder.glob("*.safetensors")) if folder is not None else []
-        return digest({file.name: file_digest(file) for file in files}) if files else None
+        try:
+            files = weight_files(self._folder) if self._folder is not None else []
+        except RunFailed:  # whoever loads the model will say so
+            return None
+        return digest([file_digest(file) for file in files]) if files else None
+
+    def check_vocabulary(self, folder: Path) -> None:
+        """Raise RunFailed for a whole model that cannot be used with this base's tokenizer."""
+        if self._folder is None or not (self._folder / "config.json").is_file():
+            return
+        theirs, ours = (read_json(path / "config.json").get("vocab_size") for path in (folder, self._folder))
+        if None not in (theirs, ours) and theirs != ours:
+            raise RunFailed(f"{folder} knows {theirs} tokens, but the tokenizer of model.base '{self.name}' has {ours}")
 
     def save_origin(self, folder: Path) -> None:
         """Say in an adapter's folder, to programs and people, which base it is for."""

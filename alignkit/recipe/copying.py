@@ -34,8 +34,9 @@ def copy_recipe(name: str, folder: Path) -> list[Path]:
         if copy.exists() and not (copy.is_file() and copy.read_bytes() == file.read_bytes()):
             raise RunFailed(f"{copy} is in the way: it is not the shipped file\n  help: copy to another folder")
     for copy, file in copies.items():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
     return list(copies)
 
 

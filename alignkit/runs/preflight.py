@@ -21,6 +21,7 @@ from alignkit.runs.stage_check import EncoderOf, check_stage_data
 
 if TYPE_CHECKING:
     from alignkit.models.origin import Base
+    from alignkit.settings import LoraSpec
 
 
 def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool = True) -> None:
@@ -70,18 +71,24 @@ def check_folders(recipe: Recipe, stages: Sequence[Stage], source: str, revision
         text: Problem(f"stage '{stage.name}': {text}", str(recipe.path))
         for stage in stages
         for folder in stage.folders
-        if (text := _unfit(stage, Path(folder), base, adapters=recipe.model.lora is not None))
+        if (text := _unfit(stage, Path(folder), base, recipe.model.lora))
     }
     if problems:
         raise RecipeError(problems.values())
 
 
-def _unfit(stage: Stage, folder: Path, base: Base, *, adapters: bool) -> str:
+def _unfit(stage: Stage, folder: Path, base: Base, lora: LoraSpec | None) -> str:
     """Why a stage cannot use the weights in a folder; empty if it can."""
     from alignkit.models.loading import has_score
+    from alignkit.models.origin import check_scale
 
     try:
-        if adapters and not base.has_adapter(folder):
+        is_adapter = base.has_adapter(folder)
+        if lora is None and not is_adapter:
+            base.check_vocabulary(folder)
+        elif lora is not None and is_adapter:
+            check_scale(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}))
+        elif lora is not None:
             return f"{folder} holds a whole model, but with model.lora every policy is an adapter on model.base"
     except RunFailed as error:
         return str(error)

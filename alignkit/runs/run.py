@@ -121,7 +121,7 @@ class Run:
             if not reused:
                 self._data.forget()
             times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
-            self.store.join_metrics(stage.name)
+        self.store.join_metrics(stage.name)
         for record in self._records:
             self.reporter.result(printed(record, self.reporter.width))
         peak = memory.peak_text(self.model.device if "model" in vars(self) else None)
@@ -133,7 +133,8 @@ class Run:
         """Check what can be checked before the first stage runs."""
         waiting = self._incomplete()
         check_components(self.recipe, waiting)
-        check_folders(self.recipe, waiting, self.source, self.commit)
+        if any(stage.folders for stage in waiting):  # only then: the base model may have to be downloaded
+            check_folders(self.recipe, waiting, self.source, self.commit)
         check_data(
             self.recipe,
             waiting,

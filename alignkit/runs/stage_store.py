@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import RunFailed
-from alignkit.io.atomic import make_folder, move_folder, sync_folder, write_json, write_text
+from alignkit.io.atomic import make_folder, move_folder, sync_folder, whole_file, write_json
 from alignkit.io.digest import digest, file_digest
 from alignkit.io.progress import Metrics
 
@@ -119,7 +119,7 @@ class StageStore:
         """The folder of a saved role: `sft`, `sft@2`, or a step that selected one. Raises RunFailed if missing."""
         stage, _, version = reference.partition("@")
         if selected := self.record(stage).get("policy"):
-            return self.artifact(str(selected))
+            return Path(selected) if Path(selected).is_absolute() else self.artifact(str(selected))
         folder = self.path(stage) / "kept" / version if version else self.path(stage) / "adapter"
         if folder.is_dir():
             return folder
@@ -136,10 +136,11 @@ class StageStore:
     def join_metrics(self, last: str) -> None:
         """Write the run's metrics.jsonl: those of its stages up to this one, in order."""
         files = [self.path(stage) / "metrics.jsonl" for stage in self.stages[: self.stages.index(last) + 1]]
-        text = "".join(file.read_text(encoding="utf-8") for file in files if file.exists())
         joined = self.folder / "metrics.jsonl"
-        if not joined.exists() or joined.read_text(encoding="utf-8") != text:  # else whoever follows it loses the file
-            write_text(joined, text)
+        content = b"".join(file.read_bytes() for file in files if file.exists())
+        if not joined.exists() or joined.read_bytes() != content:  # else whoever follows it loses the file
+            with whole_file(joined) as file:
+                file.write(content)
 
     def _earlier(self, stage: str, stage_hash: str) -> Path:
         return self.folder / EARLIER / stage / stage_hash[:16]

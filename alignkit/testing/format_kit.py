@@ -89,9 +89,9 @@ class _Kit:
 
     def mentioned(self, examples: Sequence[Any]) -> Iterator[str]:
         """The columns of the example must be in `wants`."""
-        words = set(re.findall(r"\w+", self.cls.wants))
         for row in examples:
-            missing = [name for name in row if name not in words] if isinstance(row, Mapping) else []
+            names = row if isinstance(row, Mapping) else ()
+            missing = [name for name in names if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", self.cls.wants)]
             if missing:
                 yield f"`wants` does not name the columns of `example`: {', '.join(map(repr, missing))}"
 

@@ -78,7 +78,7 @@ def _context(around: Surroundings, out: Path) -> StepContext:
         out=out,
         scorer=lambda spec: Scorer(spec, context),
         map=durable,
-        log=lambda **values: metrics.write(**values),
+        log=lambda **values: metrics.write(stage="", **values),
         say=lambda text: None,
     )
 
@@ -156,4 +156,5 @@ def _same(first: Artifact, second: Artifact) -> bool:
     if list(first.groups or ()) != list(second.groups or ()) or first.policy != second.policy:
         return False
     texts = [json.dumps(dict(each.summary or {}), sort_keys=True, default=repr) for each in (first, second)]
-    return texts[0] == texts[1] and first.text == second.text
+    reports = [each.report.plain() if each.report is not None else None for each in (first, second)]
+    return texts[0] == texts[1] and first.text == second.text and reports[0] == reports[1]

@@ -44,11 +44,13 @@ class MathVerify(Reward):
         return {"": [score for group in groups for score in self._of_group(group)]}
 
     def _of_group(self, group: Group) -> list[float]:
+        right = self._right(group)
+        return [float(self._equal(right, _said(response))) for response in group.responses]
+
+    def _equal(self, right: Any, text: str) -> bool:
         from math_verify import verify
 
-        right, seconds = self._right(group), _seconds()
-        read = (_read(_said(response)) for response in group.responses)
-        return [float(verify(right, answer, timeout_seconds=seconds)) for answer in read]
+        return bool(verify(right, _read(text), timeout_seconds=_seconds()))
 
     def _right(self, group: Group) -> Any:
         """The known answer. Raises DataError if the prompt has none, or one that cannot be read."""
@@ -56,7 +58,12 @@ class MathVerify(Reward):
         if column not in group.meta:
             names = ", ".join(group.meta) or "none"
             raise DataError(f"math_verify: the prompt {preview(group)} has no column '{column}' (its columns: {names})")
-        text = str(group.meta[column])
+        value = group.meta[column]
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise DataError(
+                f"math_verify: the prompt {preview(group)}: '{column}' is {value!r:.60}, not a number or text"
+            )
+        text = str(value)
         for written in (text,) if "$" in text or "\\boxed" in text else (f"${text}$", text):
             read = _read(written)
             if any(not isinstance(item, str) for item in read):  # a text is what could not be understood

@@ -59,6 +59,9 @@ def test_prompts_need_an_answer_that_can_be_read() -> None:
     reward(column="target").check_prompts([group(2, column="target")])
     with pytest.raises(DataError, match=r"'How much\?' has no column 'target' \(its columns: answer\)"):
         reward(column="target").check_prompts([group(2)])
+    for other in (None, True, ["2"]):
+        with pytest.raises(DataError, match="not a number or text"):
+            reward().check_prompts([group(other)])
     for unreadable in ("...", "?", ""):
         with pytest.raises(DataError, match="cannot read the answer"):
             reward().check_prompts([group(2), group(unreadable)])

@@ -104,3 +104,35 @@ def test_the_folder_inside_a_stage_is_suggested(other: Path, tmp_path: Path) -> 
         load_recipe(compare(tmp_path, "base", str(other / "sft")))
     with pytest.raises(RecipeError, match="'no/such' is neither a stage nor a folder"):
         load_recipe(compare(tmp_path, "base", "no/such"))
+
+
+def test_a_folder_that_a_step_chose_is_started_from(other: Path, policy: Path, tmp_path: Path) -> None:
+    (tmp_path / "demos.jsonl").write_text(json.dumps({"prompt": "is it?", "completion": "yes"}), encoding="utf-8")
+    pick = {"step": "select_best", "policies": ["./policy", "base"], "reward": "length", "prompts": "demos.jsonl"}
+    after = {"algorithm": "sft", "from": "pick", "data": "demos.jsonl", "max_steps": 1, "learning_rate": 1e-9}
+    recipe = write(tmp_path, {"pick": pick | {"max_new_tokens": 4}, "after": after})
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out/pick/stage.json").read_text())["policy"] == str(policy)  # of equals the first
+    ours, theirs = (load_file(folder / WEIGHTS) for folder in (tmp_path / "out/after/adapter", policy))
+    assert all((ours[key] - theirs[key]).abs().max() < 1e-6 for key in theirs)
+
+
+def test_another_scale_and_another_vocabulary_are_refused_first(
+    other: Path, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = run(compare(tmp_path, "base", "./policy", lora={"r": 4, "lora_alpha": 4}), capsys)
+    assert code == 2 and "this adapter has r 2, but the recipe's model.lora has 4" in said and "loading" not in said
+    (policy / "adapter_config.json").unlink()
+    (policy / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 7}), encoding="utf-8")
+    code, said = run(compare(tmp_path, "base", "./policy", lora=None), capsys)
+    assert code == 2 and "knows 7 tokens, but the tokenizer of model.base 'tiny' has" in said and "loading" not in said
+
+
+def test_other_files_beside_the_weights_do_not_change_the_base(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import alignkit_plugins.tiny
+
+    base = Path(shutil.copytree(alignkit_plugins.tiny.source(tmp_path / "models"), tmp_path / "base"))
+    save_file(load_file(base / "model.safetensors"), base / "consolidated.safetensors")
+    assert run(compare(tmp_path, "base", "./policy", base=str(base)), capsys)[0] == 0
