@@ -190,6 +190,7 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
         ("S.run", "None", "return an Artifact, not NoneType"),
         ("S.run", "Artifact(text=7)", "Artifact.text must be a str, not int"),
         ("S.run", "Artifact(summary=[1])", "Artifact.summary must be a Mapping, not list"),
+        ("S.run", "Artifact(report=1)", "Artifact.report must be a Report, not int"),
         ("C.parts", "{1: 'length'}", "return rewards by name, not 1: 'length'"),
         ("C.parts", "{'': 'length'}", "return rewards by name, not '': 'length'"),
         ("C.parts", "{'a': [1.0]}", "return rewards by name, not 'a': [1.0]"),

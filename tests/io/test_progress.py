@@ -157,6 +157,13 @@ def rows(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def test_a_metric_called_time_is_refused(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    with pytest.raises(TypeError, match="a metric cannot be called 'time'"):
+        metrics.write(step=1, time=3.5)
+    assert metrics.path.read_text(encoding="utf-8") == ""
+
+
 def test_metrics_have_the_time_and_six_significant_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress.time, "time", lambda: 1765432109.87654)
     copy = tmp_path / "run.jsonl"

@@ -231,7 +231,9 @@ def test_other_errors_end_sampling(llama: SharedModel, monkeypatch: pytest.Monke
 def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
     llama: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = sampling_module._Writer(llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], Sampling(1, 256))
+    writer = sampling_module._Writer(
+        llama, BASE, Encoder(llama.tokenizer), [(1,) * 256], Sampling(1, 256), lambda: None
+    )
     monkeypatch.setattr(sampling_module, "total", lambda device: 2.0**21)
     on_cpu = writer.most_rows()
     assert on_cpu == 2**18 // writer._row_bytes() < 128  # an eighth of little memory

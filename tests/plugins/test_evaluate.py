@@ -527,3 +527,5 @@ def test_short_names() -> None:
     two = short_names(["/r/a/x/sft/adapter", "/r/b/x/sft/adapter"])
     assert list(two.values()) == ["a/x/sft", "b/x/sft"]
     assert list(short_names(["/adapter", "/x"]).values()) == ["adapter", "x"]
+    same = ["/x/align", "/x/align/adapter"]
+    assert short_names(same) == {name: name for name in same}  # a table with one name twice would lose a policy

@@ -548,7 +548,7 @@ def test_a_pause_beyond_the_deadline_is_not_slept(remote: Any, server: Server) -
     server.judge = lambda request: Reply(429, {}, {"Retry-After": "3600"})
     with pytest.raises(RemoteError, match="429"):
         remote(deadline_seconds=5).compare([ITEM])
-    assert len(server.requests) == 2  # both orders, once: the pause would have come before a second try
+    assert len(server.requests) <= 2  # each order at most once: the pause would have come before a second try
 
 
 @pytest.mark.parametrize("body", [b"<html></html>", completion(math.nan, -0.1)], ids=["html", "nan"])

@@ -30,6 +30,13 @@ def test_a_users_file_stays(tmp_path: Path) -> None:
     assert recipe.read_text(encoding="utf-8") == "mine" and not (tmp_path / "sums_ppo.yaml").exists()
 
 
+def test_a_copy_onto_itself_changes_nothing(tmp_path: Path) -> None:
+    first = copy_recipe("smoke", tmp_path)
+    before = {path: path.stat().st_ino for path in first}
+    assert copy_recipe("smoke", tmp_path) == first
+    assert {path: path.stat().st_ino for path in first} == before
+
+
 def test_an_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no shipped recipe: sum\n  help: did you mean 'sums'"):
         copy_recipe("sum", tmp_path)

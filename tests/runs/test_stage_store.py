@@ -166,3 +166,12 @@ def test_the_runs_metrics_grow_with_the_stages_and_have_each_step_once_after_a_c
     assert steps(joined) == [1]
     metrics.write(step=2)
     assert steps(joined) == steps(store.path("sft") / "metrics.jsonl") == [1, 2]
+
+
+def test_a_damaged_copy_of_the_metrics_is_written_again(store: StageStore) -> None:
+    store.begin("sft", "one")
+    store.metrics("sft").write(step=1)
+    joined = store.folder / "metrics.jsonl"
+    joined.write_bytes(b"\xff\xfe" + joined.read_bytes())
+    store.join_metrics("sft")
+    assert steps(joined) == [1]

@@ -84,7 +84,8 @@ stages:
     run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
     record = json.loads((tmp_path / "run" / "report" / "stage.json").read_text())
     warning = "warning: 2 of 4 prompts are training data (2 by sft)"
-    assert warning in record["summary"]["notes"] and warning in record["text"]
+    assert warning in record["summary"]["notes"]
+    assert warning in (tmp_path / "run" / "report" / "report.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

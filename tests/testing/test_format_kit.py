@@ -253,5 +253,29 @@ def test_broken_formats_are_reported(cls: Any, message: str) -> None:
     assert all(line.startswith(f"{cls.__name__}: ") for line in str(caught.value).splitlines())
 
 
+class Spaced(QA):
+    """Columns with names that are no words."""
+
+    wants = "columns my-question and my answer"
+    example = '{"my-question": "Hi", "my answer": "Hello"}'
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return isinstance(row, Mapping) and "my-question" in row
+
+    def read(self, row: Any) -> Group:
+        if not isinstance(row, Mapping):
+            raise BadRow("a row must be an object")
+        names = {"my-question": "question", "my answer": "answer_text"}
+        return super().read({names.get(name, name): value for name, value in row.items()})
+
+
+def test_columns_may_have_any_name() -> None:
+    check_format(Spaced)
+    Spaced.wants = "columns my-questions and my answer"
+    with pytest.raises(ConformanceError, match="does not name the columns of `example`: 'my-question'"):
+        check_format(Spaced)
+
+
 def test_rows_can_stand_for_an_example() -> None:
     check_format(NoExample, rows=[{"question": "Hi", "answer_text": "Hello!"}])

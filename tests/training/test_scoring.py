@@ -17,6 +17,7 @@ from torch import Tensor
 import alignkit
 from alignkit import CombinedReward, Group, Message, PluginError, RecipeError, Response, RewardCombination, RunFailed
 from alignkit.functional import whiten
+from alignkit.io.progress import Metrics
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Registration
@@ -161,6 +162,7 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
         name="align",
         seed=0,
         folder=tmp_path,
+        metrics=lambda size: Metrics(tmp_path / "metrics.jsonl", size),
         settings=SimpleNamespace(rollout=rollout),
         models=SimpleNamespace(encoder=SimpleNamespace(end_ids=frozenset()), forget_scores=lambda: None),
         model=SimpleNamespace(source="base", dtype=torch.float32, device=torch.device("cpu"), tokenizer=None),
