@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -173,8 +174,9 @@ def _no_exit() -> Iterator[None]:
 
 
 def _of_the_machine(error: BaseException) -> bool:
-    """Whether memory or disk space ran out, which is not the fault of whoever needed it."""
-    return memory_ran_out(error) or disk_is_full(error)
+    """Whether memory or disk space ran out, or the disk is read-only: not the fault of whoever needed it."""
+    read_only = isinstance(error, OSError) and error.errno == errno.EROFS
+    return read_only or memory_ran_out(error) or disk_is_full(error)
 
 
 def _words(error: BaseException) -> str:
@@ -202,8 +204,8 @@ def _last(error: BaseException) -> str:
 
 def failure(error: BaseException, owner: object) -> str:
     """`failed: KeyError: 'x' (file.py:12)`: for a message that already says whose code it was."""
-    files = [file for file in _files(owner) if file]
-    inside = any(frame.filename in files for frame in traceback.extract_tb(error.__traceback__))
+    files = _files(owner)
+    inside = any(os.path.abspath(frame.filename) in files for frame in traceback.extract_tb(error.__traceback__))
     place = _place(error, owner) if inside else f" ({os.path.basename(files[0])})" if files else ""
     return f"failed: {_words(error)}{place}"
 
@@ -212,11 +214,12 @@ def _place(error: BaseException, owner: object) -> str:
     """` (file.py:12)`: the innermost line of the owner's module in the traceback, else the innermost line."""
     files = _files(owner)
     frames = traceback.extract_tb(error.__traceback__)
-    author_frames = [frame for frame in frames if frame.filename in files] or list(frames)
+    author_frames = [frame for frame in frames if os.path.abspath(frame.filename) in files] or list(frames)
     return f" ({author_frames[-1].filename.rpartition('/')[2]}:{author_frames[-1].lineno})" if author_frames else ""
 
 
-def _files(owner: object) -> list[Any]:
-    """The files of an owner's class and its base classes, without alignkit's; None for a class without a file."""
+def _files(owner: object) -> list[str]:
+    """The absolute files of an owner's class and its base classes, without alignkit's."""
     modules = [cls.__module__ for cls in _classes(owner) if not cls.__module__.startswith("alignkit.")]
-    return [getattr(sys.modules.get(name), "__file__", None) for name in modules]
+    found = (getattr(sys.modules.get(name), "__file__", None) for name in modules)
+    return [os.path.abspath(file) for file in found if file]

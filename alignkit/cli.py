@@ -311,8 +311,9 @@ def _console() -> Console:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    if "_ALIGNKIT_COMPLETE" in os.environ:  # a shell asks for completions
-        app(prog_name="alignkit")
+    given = list(argv) if argv is not None else sys.argv[1:]
+    if "_ALIGNKIT_COMPLETE" in os.environ or {"--install-completion", "--show-completion"} & set(given):
+        app(given, prog_name="alignkit")  # which ends the process
     try:
         with blaming(_registrations):
             result: Any = app(list(argv) if argv is not None else None, prog_name="alignkit", standalone_mode=False)

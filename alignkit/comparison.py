@@ -35,8 +35,9 @@ def sample_policies(
     all policies if any policy has no room for an answer. `sampling` takes the keys of a recipe's `rollout`.
     """
     answers = []
+    names = short_names(policies)
     for number, policy in enumerate(policies, 1):
-        context.say(f"{context.out.name}: {policy} answers {len(prompts)} prompts ({number} of {len(policies)})")
+        context.say(f"{context.out.name}: {names[policy]} answers {len(prompts)} prompts ({number} of {len(policies)})")
         sampled = context.models.sample(policy, [group.prompt for group in prompts], seed=context.seed, **sampling)
         answers.append([tuple(replace(r, source=policy, scores={}) for r in group.responses) for group in sampled])
     # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.

@@ -124,6 +124,8 @@ class Plugins:
             plugin = candidate.load()
             self.manager.register(plugin, name=candidate.name)
             self._check_hooks()
+            if not self.manager.get_hookcallers(plugin):
+                raise PluginError("it registers nothing: no function is marked with @hookimpl")
             registrations = self._registrations(candidate, plugin)
         except KeyboardInterrupt:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,13 @@ def run_step(step: Step, author: Author, context: StepContext) -> Artifact:
         if value is not None and not isinstance(value, kind):
             text = f"Artifact.{name} must be a {kind.__name__}, not {type(value).__name__}"
             raise author.error(f"{type(step).__name__}.run", text)
+    if wrong := next((group for group in artifact.groups or () if not isinstance(group, Group)), None):
+        text = f"Artifact.groups must be a list of Group, not of {type(wrong).__name__}"
+        raise author.error(f"{type(step).__name__}.run", text)
+    try:
+        json.dumps(dict(artifact.summary or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise author.error(f"{type(step).__name__}.run", f"Artifact.summary must be JSON: {error}") from error
     if artifact.report is not None:
         with calling(author, "run", step):  # what it holds is laid out when the run ends
             Report.restored(artifact.report.plain()).text()

@@ -1,6 +1,7 @@
 """The command line: exit codes, where output goes, and what it does not import."""
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -223,3 +224,12 @@ def test_nothing_heavy_is_imported(recipe: list[str], command: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     expected = f"{2 if command == 'bad' else 0} [] {command != '--help'}"
     assert result.stdout.splitlines()[-1] == expected
+
+
+def test_completion_for_a_shell_ends_without_an_error() -> None:
+    command = [sys.executable, "-m", "alignkit", "--show-completion", "bash"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "_ALIGNKIT_COMPLETE=complete_bash" in done.stdout and done.stderr == ""
+    asked = {"_ALIGNKIT_COMPLETE": "complete_bash", "COMP_WORDS": "alignkit run quicks", "COMP_CWORD": "2"}
+    done = subprocess.run(command[:3], env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "quickstart", "")

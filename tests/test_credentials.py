@@ -93,3 +93,10 @@ def test_a_field_that_holds_a_key_is_refused_whatever_it_looks_like(name: str) -
 
     with pytest.raises(ValidationError, match=f"'request.{name}' seems to hold a key"):
         Mine(base_url="http://localhost/v1", request={name: "short"})
+
+
+def test_a_password_in_an_address_is_hidden() -> None:
+    assert (
+        redacted("see http://user:hunter2@localhost:9/v1 or http://a/b:c@d")
+        == "see http://***@localhost:9/v1 or http://a/b:c@d"
+    )

@@ -25,7 +25,7 @@ from alignkit.data.group import Group, Message, Origin, Pair, Response
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.data.sources import load as load_spec
-from alignkit.errors import BadRow, DataError
+from alignkit.errors import BadRow, DataError, PluginError
 from alignkit.formats import Format
 from alignkit.registry import Component, Registration
 
@@ -600,6 +600,18 @@ def test_a_format_that_fails_names_the_row(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {"a": {"b": "fine"}}, {"a": 5})
     with pytest.raises(DataError, match=r"d\.jsonl:2: the format Fragile failed: TypeError.* \(test_data\.py:\d+\)"):
         load(source(path, format=component(Fragile)))
+
+
+def test_a_format_that_fails_on_its_own_example_is_the_plugins_fault(tmp_path: Path) -> None:
+    class Broken(Format):
+        example = '{"a": 1}'
+
+        def read(self, row: Any) -> Group:
+            return None  # type: ignore[return-value]
+
+    path = write(tmp_path / "d.jsonl", {"a": 2})
+    with pytest.raises(PluginError, match=r"the format Broken failed: TypeError: .*\(test_data\.py\), also on its own"):
+        load(source(path, format=component(Broken), on_bad_row="skip"))
 
 
 # Detection and columns

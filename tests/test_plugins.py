@@ -314,3 +314,10 @@ def test_observers(distribution: MakeDistribution) -> None:
         loaded.notify("stage_finished", run=None, stage="sft", reused=False)
     with pytest.raises(PluginError, match="plugin 'x-watch' failed in run_finished: ValueError: too late"):
         loaded.notify("run_finished", run=None, error=None)
+
+
+@pytest.mark.parametrize("text", ["", "def register_rewards(register):\n    register('r', int)\n"])
+def test_a_file_that_registers_nothing_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "quiet.py").write_text(text, encoding="utf-8")
+    (broken,) = load_plugins([tmp_path / "quiet.py"]).broken
+    assert "it registers nothing: no function is marked with @hookimpl" in str(broken)

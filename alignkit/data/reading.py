@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from alignkit.author import failure
 from alignkit.data import hub
 from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines
 from alignkit.data.group import Group, Origin, group_from_json, group_id, resolved_pairs
-from alignkit.errors import BadRow, DataError
+from alignkit.errors import BadRow, DataError, PluginError
 from alignkit.formats import Format
 from alignkit.registry import Component
 
@@ -201,11 +202,14 @@ class Reader:
         assert self.format is not None
         try:
             groups = checked_groups(self.format, row, self.source.columns)
+            return [self._identified(group, origin) for group in groups]
         except BadRow:
             raise
         except Exception as error:  # if a format fails, the user still learns at which row
-            raise BadRow(f"the format {type(self.format).__name__} {failure(error, self.format)}") from error
-        return [self._identified(group, origin) for group in groups]
+            problem = f"the format {type(self.format).__name__} {failure(error, self.format)}"
+            if _fails_on_its_example(self.format):
+                raise PluginError(f"{problem}, also on its own example") from error
+            raise BadRow(problem) from error
 
     def better_sample(self, sample: Sample | None, row: Any, found: Sequence[Group]) -> Sample | None:
         """The first group, or the first one with a pair: it shows which response counts as better."""
@@ -220,6 +224,17 @@ class Reader:
     def _identified(self, group: Group, origin: Origin) -> Group:
         name = group.id or group_id(group.prompt, group.responses, group.tools)
         return replace(group, id=name, meta={**group.meta, **self.source.meta}, origin=origin)
+
+
+def _fails_on_its_example(format: Format) -> bool:
+    """Whether a format cannot read any row, so that the fault is not the row's."""
+    try:
+        checked_groups(format, json.loads(format.example), {})
+    except (BadRow, json.JSONDecodeError):
+        return False
+    except Exception:
+        return True
+    return False
 
 
 def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list[Group]:

@@ -19,6 +19,7 @@ _KNOWN = re.compile(
     | -----BEGIN[ A-Z]*PRIVATE\ KEY-----[^-]*(?:-----END[ A-Z]*PRIVATE\ KEY-----)?""",
     re.VERBOSE,
 )
+_IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]+(?=@)")  # user:password@host
 _RANDOM = re.compile(r"(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{32,}")
 _NAMES = re.compile(r"(?i)(x[-_])?(api[-_]?key|authorization|access[-_]token|auth[-_]token|bearer|password|secret)")
 
@@ -30,7 +31,7 @@ def looks_like_key(text: str) -> bool:
 
 def redacted(text: str, *, random: bool = False) -> str:
     """The text with `***` in place of keys of known kinds. random: and of any 32 letters and digits without a break."""
-    text = _KNOWN.sub(HIDDEN, text)
+    text = _IN_ADDRESS.sub(HIDDEN, _KNOWN.sub(HIDDEN, text))
     return _RANDOM.sub(HIDDEN, text) if random else text
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
+from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, did_you_mean
 from alignkit.io.lookup import is_file
 from alignkit.recipe.document import load_document
 from alignkit.recipe.load import load_recipe
@@ -33,10 +33,14 @@ def copy_recipe(name: str, folder: Path) -> list[Path]:
     for copy, file in copies.items():
         if copy.exists() and not (copy.is_file() and copy.read_bytes() == file.read_bytes()):
             raise RunFailed(f"{copy} is in the way: it is not the shipped file\n  help: copy to another folder")
-    for copy, file in copies.items():
-        if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+    try:
+        for copy, file in copies.items():
+            if not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutOfResource(f"cannot write to {folder}: {reason}\n  help: copy to another folder") from error
     return list(copies)
 
 

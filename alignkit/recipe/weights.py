@@ -19,13 +19,20 @@ def read_stage(value: Any, keys: Keys, scope: Scope) -> str | None:
 
 def read_policy(value: Any, keys: Keys, scope: Scope) -> str | None:
     """Return a stage that does not train a reward model, or the absolute path of a folder with another run's policy."""
-    if isinstance(value, str) and "/" in value:  # no stage's name has a slash
+    if isinstance(value, str) and _means_folder(value, keys, scope):
         return _read_folder(value, keys, scope)
     name = read_stage(value, keys, scope)
     if name is not None and scope.trains_reward(name):
         scope.problems.error(keys, f"'{name}' is a reward model, but a policy is needed here")
         return None
     return name
+
+
+def _means_folder(value: str, keys: Keys, scope: Scope) -> bool:
+    """Whether a text is a path: no stage's name has a slash, and a stage comes before a folder of its name."""
+    name = scope.resolve_name(value)
+    known = scope.is_missing(value) or scope.is_stage(name) or name.partition("@")[0] == BASE
+    return "/" in value or (not known and is_dir(scope.paths.locate(name, keys)))
 
 
 def read_start(value: str, keys: Keys, scope: Scope) -> str | None:

@@ -24,7 +24,8 @@ def durable_map(
 ) -> list[Any]:
     """The function's results over rows, computed in chunks and stored in `path` by a hash of the chunk.
 
-    Results must be JSON. should_stop: called before each chunk; may raise. done: is given the number of rows so far.
+    Results must be JSON, one per row. Raises ValueError for another number of them.
+    should_stop: called before each chunk; may raise. done: is given the number of rows so far.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = _stored(path)
@@ -36,7 +37,12 @@ def durable_map(
             key = digest([start, _plain(chunk)])
             if key not in stored:
                 # To JSON and back, so that a fresh result equals a stored one.
-                stored[key] = json.loads(json.dumps(list(function(chunk))))
+                found = json.loads(json.dumps(list(function(chunk))))
+                if len(found) != len(chunk):
+                    raise ValueError(
+                        f"the function must return a result per row: {len(chunk)} rows, {len(found)} results"
+                    )
+                stored[key] = found
                 record = {"key": key, "results": stored[key]}
                 file.write("\n" + json.dumps({**record, "check": digest(record)}))
                 file.flush()

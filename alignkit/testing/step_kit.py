@@ -86,18 +86,11 @@ def _context(around: Surroundings, out: Path) -> StepContext:
 def _artifact_problems(artifact: Artifact, declared: set[str]) -> Iterator[str]:
     if artifact.groups is not None:
         yield from _group_problems(artifact.groups)
-    try:
-        json.dumps(dict(artifact.summary or {}))
-    except (TypeError, ValueError) as error:
-        yield f"`run`: the artifact's `summary` must be JSON: {error}"
     if artifact.policy is not None and artifact.policy not in {*declared, BASE}:
         yield f"`run`: the artifact's `policy` {artifact.policy!r} is not the value of a PolicyRef option"
 
 
 def _group_problems(groups: Sequence[Any]) -> Iterator[str]:
-    if not all(isinstance(group, Group) for group in groups):
-        yield f"`run`: the artifact's `groups` must be a list of Group, not {groups!r:.80}"
-        return
     for number, group in enumerate(groups):
         try:
             same = group_from_json(group_to_json(group)) == group

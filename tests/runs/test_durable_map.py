@@ -74,3 +74,9 @@ def test_it_says_how_many_rows_are_done_also_those_of_an_earlier_run(tmp_path: P
         done: list[int] = []
         durable_map(tmp_path / "x.jsonl", ROWS, Doubling(), done=done.append)
         assert done == [CHUNK, 2 * CHUNK, len(ROWS)]
+
+
+def test_a_result_per_row_is_required(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a result per row: 3 rows, 0 results"):
+        durable_map(tmp_path / "map.jsonl", [1, 2, 3], lambda rows: [])
+    assert durable_map(tmp_path / "map.jsonl", [1, 2, 3], lambda rows: list(rows)) == [1, 2, 3]

@@ -59,7 +59,7 @@ def run(recipe: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> tu
 def test_the_policy_of_another_run_is_compared(
     policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = compare(tmp_path, "base", "./policy")
+    recipe = compare(tmp_path, "base", "policy")
     assert run(recipe, capsys)[0] == 0
     result = json.loads((tmp_path / "out" / "report" / "evaluation.json").read_text(encoding="utf-8"))
     assert list(result["policies"]) == ["base", f"{tmp_path.name}/policy"] and result["baseline"] == "base"

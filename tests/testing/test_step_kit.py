@@ -178,10 +178,10 @@ class Crashes(Head):
 
 BROKEN: list[tuple[Any, str]] = [
     (NoArtifact, "in `run`: return an Artifact, not dict"),
-    (Texts, "`run`: the artifact's `groups` must be a list of Group"),
+    (Texts, "in `run`: Artifact.groups must be a list of Group"),
     (TupleInMeta, "`run`: group 0 of the artifact changes when it is stored as JSON"),
     (ObjectInMeta, "`run`: group 0 of the artifact cannot be stored as JSON"),
-    (ObjectInSummary, "`run`: the artifact's `summary` must be JSON"),
+    (ObjectInSummary, "in `run`: Artifact.summary must be JSON"),
     (TextIsNumber, "in `run`: Artifact.text must be a str, not int"),
     (UnknownPolicy, "`run`: the artifact's `policy` 'sft@2' is not the value of a PolicyRef option"),
     (LoadsAFile, "in `run`: .*load takes the value of a DataRef option, not 'other.jsonl'"),
