@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import Problem, RecipeError
+from alignkit.errors import Problem, RecipeError, did_you_mean
 from alignkit.io.lookup import is_file, resolved
 from alignkit.recipe.overrides import apply_override
-from alignkit.recipe.shipped import shipped_recipe
+from alignkit.recipe.shipped import shipped, shipped_recipe
 from alignkit.recipe.yaml_nodes import MAX_DEPTH, MAX_SOURCE, Failed, Mark, Node, Reader
 from alignkit.recipe.yaml_nodes import dump as dump
 
@@ -128,7 +128,10 @@ def _load_base(path: Path, base: Node, problems: list[Problem], chain: tuple[Pat
     if len(chain) > MAX_DEPTH:
         raise Failed(base.mark.problem(f"more than {MAX_DEPTH} files extend each other"))
     if not is_file(target):
-        help = "write a path from the folder of this file, or the name of a shipped recipe"
+        help = (
+            did_you_mean(base.value, shipped())
+            or "write a path from the folder of this file, or the name of a shipped recipe"
+        )
         raise Failed(base.mark.problem(f"no such file: {target}", help))
     return _load_file(target, problems, chain)
 

@@ -41,8 +41,11 @@ def test_a_recipe_extends_a_shipped_one(elsewhere: Path) -> None:
     recipe.write_text("extends: smoke\nstages: {sft: {epochs: 3}}\n", encoding="utf-8")
     loaded = load_recipe(recipe)
     assert loaded.stages["sft"].settings and loaded.stages["sft"].settings.epochs == 3
-    recipe.write_text("extends: smock\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"no such file: .*smock\n(.*\n)*.*or the name of a shipped recipe"):
+    recipe.write_text("extends: smok\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="did you mean 'smoke'"):
+        load_recipe(recipe)
+    recipe.write_text("extends: nowhere\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"no such file: .*nowhere\n(.*\n)*.*or the name of a shipped recipe"):
         load_recipe(recipe)
 
 
