@@ -63,7 +63,7 @@ def calling(author: Author, method: str, owner: object) -> Iterator[None]:
         raise DataError(f"stage '{author.stage}': {error}" if author.stage else str(error)) from error
     except PluginError as error:
         raise author.error(_full(method, owner), f"{error}{_place(error, owner)}") from error
-    except (AlignkitError, KeyboardInterrupt, GeneratorExit):  # the last one closes a generator of ours
+    except (AlignkitError, KeyboardInterrupt, GeneratorExit):  # GeneratorExit closes a generator of ours
         raise
     except BaseException as error:
         if _of_the_machine(error):

@@ -92,7 +92,7 @@ def run_step(step: Step, author: Author, context: StepContext) -> Artifact:
     except (TypeError, ValueError) as error:
         raise author.error(f"{type(step).__name__}.run", f"Artifact.summary must be JSON: {error}") from error
     if artifact.report is not None:
-        with calling(author, "run", step):  # what it holds is laid out when the run ends
+        with calling(author, "run", step):  # the run lays it out at its end
             Report.restored(artifact.report.plain()).text()
             artifact.report.markdown()
     return artifact

@@ -19,8 +19,10 @@ def read_stage(value: Any, keys: Keys, scope: Scope) -> str | None:
 
 def read_policy(value: Any, keys: Keys, scope: Scope) -> str | None:
     """Return a stage that does not train a reward model, or the absolute path of a folder with another run's policy."""
-    if isinstance(value, str) and _means_folder(value, keys, scope):
-        return _read_folder(value, keys, scope)
+    if isinstance(value, str) and not _means_stage(value, scope):
+        name = scope.resolve_name(value)
+        if "/" in name or is_dir(scope.paths.locate(name, keys)):  # else it is a misspelled stage
+            return _read_folder(name, keys, scope)
     name = read_stage(value, keys, scope)
     if name is not None and scope.trains_reward(name):
         scope.problems.error(keys, f"'{name}' is a reward model, but a policy is needed here")
@@ -28,19 +30,17 @@ def read_policy(value: Any, keys: Keys, scope: Scope) -> str | None:
     return name
 
 
-def _means_folder(value: str, keys: Keys, scope: Scope) -> bool:
-    """Whether a text is a path: no stage's name has a slash, and a stage comes before a folder of its name."""
-    name = scope.resolve_name(value)
-    known = scope.is_missing(value) or scope.is_stage(name) or name.partition("@")[0] == BASE
-    return "/" in value or (not known and is_dir(scope.paths.locate(name, keys)))
-
-
 def read_start(value: str, keys: Keys, scope: Scope) -> str | None:
     """Return a stage, or the absolute path of a folder that holds an adapter or a model."""
-    name = scope.resolve_name(value)
-    if scope.is_missing(value) or scope.is_stage(name) or name.partition("@")[0] == BASE:
+    if _means_stage(value, scope):
         return read_stage(value, keys, scope)
-    return _read_folder(name, keys, scope)
+    return _read_folder(scope.resolve_name(value), keys, scope)
+
+
+def _means_stage(value: str, scope: Scope) -> bool:
+    """Whether a text is `base` or a stage, also one that does not exist yet. A stage comes before a folder."""
+    name = scope.resolve_name(value)
+    return scope.is_missing(value) or scope.is_stage(name) or name.partition("@")[0] == BASE
 
 
 def _read_folder(name: str, keys: Keys, scope: Scope) -> str | None:

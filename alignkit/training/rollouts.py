@@ -23,7 +23,7 @@ class PromptSource:
         context: StageContext,
         max_length: int,
         new_tokens: int,
-        accepted: Callable[[Sequence[Group], int], list[Group]] = lambda groups, new_tokens: list(groups),
+        accepted: Callable[[Sequence[Group], int], list[Group]],
     ):
         """accepted: returns the prompts that the stage can use, with room for new tokens if it shortens them."""
         self.context = context

@@ -44,13 +44,11 @@ class MathVerify(Reward):
         return {"": [score for group in groups for score in self._of_group(group)]}
 
     def _of_group(self, group: Group) -> list[float]:
-        right = self._right(group)
-        return [float(self._equal(right, _said(response))) for response in group.responses]
-
-    def _equal(self, right: Any, text: str) -> bool:
         from math_verify import verify
 
-        return bool(verify(right, _read(text), timeout_seconds=_seconds()))
+        right, seconds = self._right(group), _seconds()
+        read = (_read(_said(response)) for response in group.responses)
+        return [float(verify(right, answer, timeout_seconds=seconds)) for answer in read]
 
     def _right(self, group: Group) -> Any:
         """The known answer. Raises DataError if the prompt has none, or one that cannot be read."""
