@@ -165,3 +165,27 @@ def test_the_data_of_all_stages_are_told_at_once(tmp_path: Path, capsys: pytest.
     assert main(["validate", *mistaken(tmp_path, *stages)]) == 4
     err = capsys.readouterr().err
     assert all(f"later_{number}" in err for number in range(3)), err
+
+
+# The chat template
+
+TEMPLATES = {
+    "{% for m in messages %}\n{{ m }}\n{% if %}{% endif %}{% endfor %}": "t.jinja:3: Expected an expression",
+    "\n{{ messages | shout }}": "t.jinja:2: No filter named 'shout'",
+    "{% for m in messages %}{{ m.content }}": "t.jinja:1: Unexpected end of template",
+    "{% for m in messages %}{% generation %}{{ m.content | tojson }}{% endgeneration %}{% break %}{% endfor %}"
+    "{{ raise_exception('no') if tools else strftime_now('%Y') }}": "",
+}
+
+
+@pytest.mark.parametrize(("template", "message"), TEMPLATES.items())
+def test_a_broken_chat_template_is_reported_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, message: str
+) -> None:
+    (command,) = mistaken(tmp_path)
+    (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
+    override = f"model.chat_template={tmp_path / 't.jinja'}"
+    for words in (["validate"], *([["run", "--out", str(tmp_path / "run")]] if message else [])):
+        assert main([*words, command, override]) == (2 if message else 0)
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

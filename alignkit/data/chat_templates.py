@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import CallBlock, Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from alignkit.errors import RunFailed
 from alignkit.io.lookup import is_file
 
@@ -54,13 +60,32 @@ def is_plain(tokenizer: Any) -> bool:
 
 
 def read_template(path: Path) -> str:
-    """The Jinja code in a file. Raises `RunFailed` if it is not text."""
+    """The Jinja code in a file. Raises `RunFailed` if it is not text, or not Jinja as transformers reads it."""
     try:
-        return path.read_text(encoding="utf-8")
+        code = path.read_text(encoding="utf-8")
+        ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        ).from_string(code)
     except UnicodeDecodeError as error:
         raise RunFailed(
             f"model.chat_template: {path} is not UTF-8 text: {error.reason} at byte {error.start}"
         ) from error
+    except TemplateSyntaxError as error:
+        raise RunFailed(f"model.chat_template: {path}:{error.lineno}: {error.message}") from error
+    except (SyntaxError, RecursionError) as error:  # of the Python code that Jinja writes, or of too many nested blocks
+        raise RunFailed(f"model.chat_template: {path} is not a Jinja template: {error}") from error
+    return code
+
+
+class _Generation(Extension):
+    """`{% generation %}`, with which transformers finds the assistant's words."""
+
+    tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_never_called"), [], [], body).set_lineno(line)
 
 
 def _with_bos(tokenizer: Any, template: str) -> str:

@@ -56,7 +56,7 @@ def _check_trainable(spec: ModelSpec, scope: Scope) -> None:
 
 
 def _check_template(template: Any, scope: Scope) -> None:
-    """Check that a chat template is built in, or is a file."""
+    """Check that a chat template is built in, or is a file of Jinja code."""
     if not isinstance(template, str) or template in TEMPLATES:
         return
     path = scope.paths.locate(template, (*_KEYS, "chat_template"))
