@@ -98,7 +98,7 @@ def noting(position: str) -> Iterator[None]:
     """Let an error say where the run was: `in iteration 3 of 10`."""
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         error.add_note(position)
         raise
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from alignkit import __version__
 from alignkit.author import blaming
@@ -26,8 +27,20 @@ if TYPE_CHECKING:
     from alignkit.registry import Registration
     from alignkit.runs.results import Result
 
+
+class _Commands(TyperGroup):
+    """Commands that say where they were interrupted; typer would end them without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            return _interrupted(error)
+
+
 app = typer.Typer(
     name="alignkit",
+    cls=_Commands,
     help="Align language models with human and AI feedback.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -62,6 +75,7 @@ Overrides = Annotated[
 ]
 PluginFiles = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load a plugin from a file.")]
 NoPlugins = Annotated[list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Disable a plugin.")]
+PIPE_WIDTH = 100  # characters
 PluginName = Annotated[
     list[str] | None,
     typer.Argument(metavar="KIND NAME", help="Show the plugins of a kind, or the options of one name."),
@@ -294,7 +308,9 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Conso
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     console = _console()
@@ -303,10 +319,10 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Conso
 
 
 def _console() -> Console:
-    """Stdout; wide if it is a pipe, so that no table cell is cut."""
+    """Stdout, with a fixed width if it is a pipe."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -317,9 +333,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with blaming(_registrations):
             result: Any = app(list(argv) if argv is not None else None, prog_name="alignkit", standalone_mode=False)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return _interrupted(error)
     except BrokenPipeError:  # `alignkit plugins | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -351,3 +366,11 @@ def _failed(error: Exception) -> int:
     if isinstance(error, AlignkitError):
         return error.exit_code
     return OutOfResource.exit_code if isinstance(error, MemoryError) or disk_is_full(error) else 1
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    """Say where the command was interrupted, if that is known, and return the exit code."""
+    from alignkit.io.progress import Reporter
+
+    Reporter().say(message_of(error))
+    return 130

@@ -117,13 +117,14 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, AlignkitError):
         text = str(error)
     elif isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        text = "interrupted"
     elif isinstance(error, MemoryError) or disk_is_full(error):
         text = f"out of memory or disk space: {error}"
     else:
         text = f"unexpected {type(error).__name__}: {error} (set ALIGNKIT_DEBUG=1 for the traceback)"
     notes = [f"  {note}" for note in getattr(error, "__notes__", ())]
-    return "\n".join([text if text.startswith("error: ") else f"error: {text}", *notes])
+    plain = text.startswith("error: ") or isinstance(error, KeyboardInterrupt)
+    return "\n".join([text if plain else f"error: {text}", *notes])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

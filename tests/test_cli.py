@@ -130,7 +130,8 @@ def test_exit_codes(
     monkeypatch.setattr(sys.modules["alignkit.runs.run"], "run_recipe", fail)
     monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
     assert cli.main(["run", *recipe]) == code
-    assert "Traceback" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and err.splitlines()[-1].startswith("interrupted" if code == 130 else "error: "), err
 
 
 def test_debug_shows_where(
@@ -234,3 +235,18 @@ def test_completion_for_a_shell_ends_without_an_error() -> None:
     asked = {"_ALIGNKIT_COMPLETE": "complete_bash", "COMP_WORDS": "alignkit run quicks", "COMP_CWORD": "2"}
     done = subprocess.run(command[:3], env=os.environ | asked, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "quickstart", "")
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["plugins"], ["plugins", "ppo"]])
+def test_a_pipe_gets_narrow_tables_with_whole_cells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str]
+) -> None:
+    long = "a_recipe_whose_name_is_long_" * 5
+    (tmp_path / f"{long}.yaml").write_text("# What: nothing\n")
+    monkeypatch.setattr("alignkit.recipe.shipped.shipped_folder", lambda: tmp_path)
+    assert cli.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    facts = [line for line in lines if line.startswith("  ")] if words[1:] else []
+    assert max(len(line.rstrip()) for line in lines if line not in facts) <= 100
+    if words == ["recipes"]:
+        assert "".join(line[:90].split(" ")[0] for line in lines[1:]) == long

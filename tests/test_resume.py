@@ -77,6 +77,8 @@ def at(hook, run, stage):
     if how == "slow":
         time.sleep(float(place))
     elif place == f"{hook}:{stage}:{count}":
+        if how == "interrupt":
+            raise KeyboardInterrupt
         die() if how == "kill" else run.request_stop("a test")
     elif place == f"half:{stage}:{count + 1}" and hook == "checkpoint_saved":
         import safetensors.torch as st
@@ -266,8 +268,8 @@ def test_a_signal_ends_with_75_and_the_command(place: Place, tmp_path: Path, nam
     err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 75, err
     assert f"stopped: {name}" in err and "Traceback" not in err
-    (command,) = [line for line in err.splitlines() if line.startswith("to resume: ")]
-    assert command.endswith(shlex.join(place.arguments(tmp_path)))
+    assert err.splitlines()[-1].startswith("  to resume: ")  # after the reason
+    assert err.endswith(shlex.join(place.arguments(tmp_path)) + "\n")
     code, err = place.here(tmp_path)
     assert code == 0 and "sft: continuing after step" in err
     place.check(tmp_path)
@@ -279,6 +281,18 @@ def test_a_signal_ends_with_75_and_the_command(place: Place, tmp_path: Path, nam
 def test_a_stop_in_any_phase_continues(place: Place, tmp_path: Path, event: str) -> None:
     code, err = place.here(tmp_path, f"stop={event}")
     assert code == 75 and "to resume: " in err, err
+    code, err = place.here(tmp_path)
+    assert code == 0, err
+    place.check(tmp_path)
+
+
+def test_ctrl_c_says_where_and_continues(place: Place, tmp_path: Path) -> None:
+    code, err = place.here(tmp_path, "interrupt=rollouts_scored:align:2")
+    assert code == 130 and "Traceback" not in err, err
+    where = ["interrupted", f"  in iteration 2 of {ITERATIONS}", "  in stage 'align'"]
+    assert err.splitlines()[-4:-1] == where and err.splitlines()[-1].startswith("  to resume: ")
+    logged = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(" ")[2] for line in logged[-4:-1]] == where
     code, err = place.here(tmp_path)
     assert code == 0, err
     place.check(tmp_path)
@@ -346,6 +360,13 @@ def test_two_runs_in_one_folder_are_refused(place: Place, stopped: Path) -> None
     code, err = place.here(stopped)
     assert code == 0, err
     place.check(stopped)
+
+
+@pytest.mark.parametrize("out", ["/proc/alignkit", "{}/a_file/run"])
+def test_a_folder_that_cannot_be_made_is_named(place: Place, tmp_path: Path, out: str) -> None:
+    (tmp_path / "a_file").write_text("")
+    code, err = place.here(Path(out.format(tmp_path)))
+    assert code == 5 and f"error: cannot write {out.format(tmp_path)}: " in err and "unexpected" not in err, err
 
 
 def test_another_number_of_threads_is_said(place: Place, stopped: Path) -> None:

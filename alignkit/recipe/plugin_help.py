@@ -20,7 +20,7 @@ def show(words: Sequence[str], registry: Registry, console: Console) -> None:
         origin = f" ({registration.origin})" if registration.origin else ""
         console.print(f"[bold]{kind} {registration.name}[/bold]{origin}")
         if registration.summary:
-            console.print(f"  {registration.summary}", markup=False)
+            console.print(f"  {registration.summary}", markup=False, soft_wrap=True)
         _print_options(option_rows(options_of(registration)), console)
         for line in facts(kind, registration):
             console.print(f"  {line}", markup=False, soft_wrap=True)
@@ -65,7 +65,9 @@ def _print_options(rows: Sequence[OptionRow], console: Console) -> None:
     if not rows:
         console.print("  no options")
         return
-    table = Table("option", "type", "default", "meaning", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("option", "type", "default", "meaning"):
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, (row.name, row.type_and_range, row.default, row.description)))
     console.print(table)

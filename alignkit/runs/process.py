@@ -34,9 +34,8 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise RecipeError([Problem(f"--out {str(folder)[:80]}... is too long for the name of a folder")]) from None
-        if error.errno not in UNWRITABLE:
-            raise
-        raise OutOfResource(f"cannot write {folder}: {error.strerror}; choose another folder with --out") from None
+        reason = error.strerror or error
+        raise OutOfResource(f"cannot write {folder}: {reason}; choose another folder with --out") from None
     with lock:
         remove_leftovers(folder)
         yield

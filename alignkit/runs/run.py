@@ -64,8 +64,9 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             error = raised
             failure = resource_error(raised) or raised
             if isinstance(failure, KeyboardInterrupt | Stopped | RemoteError | OutOfResource):
-                run.reporter.stop()
-                run.reporter.say(f"to resume: {resume_command()}")
+                if run.stage_name:
+                    failure.add_note(f"in stage '{run.stage_name}'")
+                failure.add_note(f"to resume: {resume_command()}")
             run.reporter.log.write(message_of(failure))  # whoever called prints it
             if failure is not raised:
                 raise failure from raised
