@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -211,11 +212,23 @@ def failure(error: BaseException, owner: object) -> str:
 
 
 def _place(error: BaseException, owner: object) -> str:
-    """` (file.py:12)`: the innermost line of the owner's module in the traceback, else the innermost line."""
+    """` (file.py:12)`: the innermost line of the owner's module in the traceback, else the line of its class."""
     files = _files(owner)
     frames = traceback.extract_tb(error.__traceback__)
-    author_frames = [frame for frame in frames if os.path.abspath(frame.filename) in files] or list(frames)
-    return f" ({author_frames[-1].filename.rpartition('/')[2]}:{author_frames[-1].lineno})" if author_frames else ""
+    author_frames = [frame for frame in frames if os.path.abspath(frame.filename) in files]
+    if not author_frames and (place := _definition(owner)):
+        return place
+    last = (author_frames or frames)[-1:]
+    return f" ({os.path.basename(last[0].filename)}:{last[0].lineno})" if last else ""
+
+
+def _definition(owner: object) -> str:
+    """` (file.py:12)`: where an author's class begins; empty if that is unknown."""
+    for cls in _classes(owner):
+        with suppress(OSError, TypeError):  # there is no source
+            if not cls.__module__.startswith("alignkit."):
+                return f" ({os.path.basename(inspect.getfile(cls))}:{inspect.getsourcelines(cls)[1]})"
+    return ""
 
 
 def _files(owner: object) -> list[str]:

@@ -71,7 +71,7 @@ class Format:
 
     def read(self, row: Any) -> Group:
         """The group of a row, which is JSON data and usually a dict. Raises `BadRow(reason)`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `read(row)`")
 
     def groups(self, row: Any) -> Iterable[Group]:
         """The groups of a row. Default: the one that `read` returns. Raises `BadRow` if there is none."""

@@ -130,7 +130,7 @@ class Reward:
 
         Return them as `{"": [...]}`. The empty name means the reward's own.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `score(groups)`")
 
 
 @dataclass(frozen=True)
@@ -175,14 +175,14 @@ class RewardCombination:
 
     def parts(self) -> Mapping[str, Any]:
         """The rewards to combine: name -> value of a RewardRef option."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `parts()`")
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Combine the scores of all responses.
 
         components: name -> float64 [responses]; NaN for a missing score, whose response is then dropped.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `combine(groups, components)`")
 
 
 class Judge:
@@ -203,7 +203,7 @@ class Judge:
 
     def compare(self, items: Sequence[tuple[Sequence[Message], str, str]]) -> list[Verdict]:
         """One verdict on each (prompt, first, second), in order. Ask in both orders and average."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `compare(items)`")
 
 
 @dataclass(frozen=True)

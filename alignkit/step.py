@@ -70,7 +70,7 @@ class Step:
 
     def run(self, context: StepContext) -> Artifact:
         """Do the work. Called again from the beginning after an interruption; `context.map` keeps its results."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define `run(context)`")
 
 
 def run_step(step: Step, author: Author, context: StepContext) -> Artifact:

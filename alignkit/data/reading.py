@@ -12,7 +12,7 @@ from typing import Any, Literal
 from alignkit.author import failure
 from alignkit.data import hub
 from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines
-from alignkit.data.group import Group, Origin, group_from_json, group_id, resolved_pairs
+from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs
 from alignkit.errors import BadRow, DataError, PluginError
 from alignkit.formats import Format
 from alignkit.registry import Component
@@ -245,6 +245,11 @@ def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list
     for group in groups:
         if not isinstance(group, Group):
             raise TypeError(f"`read` must return a Group, not {type(group).__name__}")
+        turns: Any = group.prompt
+        if isinstance(turns, str) or not all(isinstance(turn, Mapping) for turn in turns):
+            raise TypeError("a Group's prompt must be a tuple of messages; `self.conversation` makes them of a text")
+        if not all(isinstance(response, Response) for response in group.responses):
+            raise TypeError("a Group's responses must be a tuple of Response objects")
         format.check(group)
     return groups
 

@@ -215,7 +215,19 @@ class RefusesItsText(QA):
         return ((number, {"question": line}) for number, line in lines if line)
 
 
+class TextAsPrompt(QA):
+    def group(self, row: Mapping[str, Any], meta: dict[str, Any]) -> Group:
+        return Group(row["question"], meta=meta)
+
+
+class TextAsResponse(QA):
+    def group(self, row: Mapping[str, Any], meta: dict[str, Any]) -> Group:
+        return Group(({"role": "user", "content": "q"},), row["answer_text"], meta=meta)
+
+
 BROKEN: list[tuple[Any, str]] = [
+    (TextAsPrompt, r"a Group's prompt must be a tuple of messages.* \(test_format_kit.py:\d+\)"),
+    (TextAsResponse, r"a Group's responses must be a tuple of Response objects \(test_format_kit.py:\d+\)"),
     (NoExample, "NoExample: `example` must be a row as JSON"),
     (NoSummary, "`summary` must describe the format to users"),
     (OtherWants, "`wants` does not name the columns of `example`: 'question', 'answer_text'"),

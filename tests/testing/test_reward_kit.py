@@ -91,6 +91,10 @@ class RanksInSecret(Ranks):
         return False
 
 
+class NoScore(Reward):
+    """Its author's line is that of the class."""
+
+
 class OneTooFew(Reward):
     def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
         return {"": [1.0 for _ in texts(groups)][:-1]}
@@ -186,6 +190,7 @@ class Bare(Reward):
 
 
 BROKEN: list[tuple[Any, str]] = [
+    (NoScore, r"does not define `score\(groups\)` \(test_reward_kit.py:94\)"),
     (RanksInSecret, "`score`: a group for every response changes the score .* `within_group` must return True"),
     (OneTooFew, "in `score`: reward 'OneTooFew': return 12 scores, one per response, not 11"),
     (OnePerGroup, "in `score`: reward 'OnePerGroup': return 12 scores, one per response, not 4"),
