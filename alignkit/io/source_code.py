@@ -119,31 +119,34 @@ def _imports_by_name(node: ast.Call) -> bool:
 def _located(name: str, roots: Sequence[Path], top: Path | None) -> Iterator[_Module]:
     """The files of the modules that importing `a.b.c` runs: those of `a`, `a.b` and `a.b.c`, if they are the user's."""
     first, *rest = name.split(".")
-    folder = _folder_of(first, roots)
-    if folder is None:
-        return
+    folders = _folders_of(first, roots)
     for depth, part in enumerate([first, *rest]):
         module = ".".join([first, *rest[:depth]])
-        file = next((f for f in (folder / part / "__init__.py", folder / f"{part}.py") if f.is_file()), None)
+        files = [file for folder in folders for file in (folder / part / "__init__.py", folder / f"{part}.py")]
+        file = next((file for file in files if file.is_file()), None)
         if file is not None and _is_own(file, top):
             yield _Module(module, file.resolve())
-        folder = folder / part
+        folders = [folder / part for folder in folders]
 
 
-def _folder_of(name: str, roots: Sequence[Path]) -> Path | None:
-    """The folder that contains a top-level module or package: one of the roots, or one that Python searches."""
+def _folders_of(name: str, roots: Sequence[Path]) -> list[Path]:
+    """The folders that contain a top-level module or package: roots, or those that Python searches.
+
+    Only a namespace package is in several, each of which has a portion of it.
+    """
     for root in roots:
-        if (root / f"{name}.py").is_file() or (root / name).is_dir():
-            return root
+        if (root / f"{name}.py").is_file() or (root / name / "__init__.py").is_file():
+            return [root]
+    portions = [root for root in roots if (root / name).is_dir()]
     try:
         spec = importlib.util.find_spec(name) if name.isidentifier() else None
     except (ImportError, ValueError, AttributeError):
-        return None
+        return portions
     if spec is None:
-        return None
+        return portions
     if spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations))).parent
-    return Path(spec.origin).parent if spec.has_location and spec.origin else None
+        return portions + [Path(location).parent for location in spec.submodule_search_locations]
+    return [*portions, Path(spec.origin).parent] if spec.has_location and spec.origin else portions
 
 
 def _is_own(file: Path, top: Path | None) -> bool:

@@ -63,6 +63,18 @@ def test_installed_modules_do_not_count_but_editable_ones_do(tmp_path: Path, mon
     assert changes(file, elsewhere) and not changes(file, installed)
 
 
+def test_every_portion_of_a_namespace_package_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = write(tmp_path / "first" / "portioned" / "words.py", "")
+    inner = write(tmp_path / "first" / "portioned" / "inner" / "__init__.py", "")
+    file = write(
+        tmp_path / "second" / "portioned" / "plugin.py", "from portioned import near, words\nimport portioned.inner\n"
+    )
+    near = write(tmp_path / "second" / "portioned" / "near.py", "")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "first"), str(tmp_path / "second"), *sys.path])
+    assert names(file) == {"plugin.py", "portioned.near", "portioned.words", "portioned.inner"}
+    assert all(changes(file, other) for other in (first, inner, near))
+
+
 def test_a_first_party_plugin_counts_without_the_others() -> None:
     import alignkit_plugins.evaluate
     import alignkit_plugins.ppo
