@@ -202,9 +202,16 @@ def _text_lines(block: SideBySide, width: int) -> Iterator[str]:
         columns = [_Column(Table("", [head], [[""]]), 0, 2, False) for head in heads]
         for column, head, text in zip(columns, heads, texts, strict=True):
             column.width, column.head = each, wrapped(head, each)
-            column.cells = [[line for part in text.split("\n") for line in wrapped(part, each)]]
+            column.cells = [[line for part in text.split("\n") for line in _indented(part, each)]]
         yield from ([""] if start else [])
         yield from _grid(columns, len(columns))
+
+
+def _indented(text: str, width: int) -> list[str]:
+    """A line in lines that keep its blanks in front, as code needs them; at most half of the width."""
+    text = printable(text).expandtabs(4)
+    blanks = " " * min(len(text) - len(text.lstrip()), width // 2)
+    return [blanks + line for line in wrapped(text, width - len(blanks))]
 
 
 # Markdown

@@ -65,6 +65,19 @@ def test_texts_are_next_to_each_other_where_there_is_room() -> None:
     assert narrow.index("because") < narrow.index("align (2)")
 
 
+def test_texts_keep_the_blanks_in_front_of_their_lines() -> None:
+    code = "def f(x):\n    if x:\n\treturn the_result_of(a_function, and_more)\n" + " " * 99 + "far"
+    left, right = (
+        [
+            line[start : start + 39].rstrip()
+            for line in Report([SideBySide("", ["a", "b"], [code, code])]).text().splitlines()
+        ]
+        for start in (0, 41)
+    )
+    expected = ["def f(x):", "    if x:", "    return the_result_of(a_function,", "    and_more)", " " * 19 + "far"]
+    assert left[2:] == right[2:] == expected
+
+
 def test_wide_characters_take_two_columns() -> None:
     table = Table("", ["", "n"], [["日本語", "1"], ["abc", "22"]])
     assert Report([table]).text().splitlines()[-2:] == ["日本語   1", "abc     22"]
