@@ -71,6 +71,11 @@ _ADVICE = {key: text for keys, text in _OTHER_TOOLS.items() for key in keys}
 _OPTION = {key: option for keys, option in _OPTIONS.items() for key in keys}
 
 
+def common_name(option: str) -> str:
+    """The name that alignkit's algorithms give an option of another tool; other names stay."""
+    return _OPTION.get(option, option)
+
+
 def advice(key: str, allowed: list[str]) -> str:
     """Return the help for an unknown key. allowed: the keys that are known at its place."""
     places = [place for place, keys in _PLACES.items() if key in keys and key not in allowed]

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults, Trains
 from alignkit.author import calling, made
 from alignkit.errors import PluginError
+from alignkit.recipe.advice import common_name
 from alignkit.recipe.components import options_of, read_component, read_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text
@@ -71,7 +72,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
     options = allowed_keys(options_of(registration))
 
     def hint(key: str) -> str:
-        return _hint(key, draft.name, options, refused)
+        return _hint(key, draft, options, refused)
 
     settings = read_options(Settings, filled, keys, scope, hint=hint, hidden=refused)
     needs = _needs_of(component, draft)
@@ -136,10 +137,12 @@ def _check_keys(draft: _Draft, refused: Mapping[str, str]) -> None:
             draft.error((key,), message, Settings.model_fields[key].description or "", at_key=True)
 
 
-def _hint(key: str, name: str, options: list[str], refused: Mapping[str, str]) -> str:
+def _hint(key: str, draft: _Draft, options: list[str], refused: Mapping[str, str]) -> str:
     """Return the help for an unknown key of a stage: an algorithm's option, or a misspelled key that it refuses."""
-    if key in options:
-        return f"'{key}' is an option of {name}: write 'algorithm: {{{name}: {{{key}: ...}}}}'"
+    name, option = draft.name, common_name(key)
+    if option in options:
+        path = path_text((*draft.keys, "algorithm", name, option))
+        return f"'{option}' is an option of {name}: write 'algorithm: {{{name}: {{{option}: ...}}}}' ({path})"
     near = next(iter(difflib.get_close_matches(key, allowed_keys(Settings), 1)), "")
     return f"did you mean '{near}'? {name} does not use it: {refused[near]}" if near in refused else ""
 

@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.algorithm import ROLLOUTS
-from alignkit.recipe.components import read_component
+from alignkit.errors import Problem
+from alignkit.recipe.advice import common_name
+from alignkit.recipe.components import options_of, read_component
 from alignkit.recipe.data_sources import read_data
 from alignkit.recipe.document import Document, Keys
 from alignkit.recipe.model import read_model
 from alignkit.recipe.paths import Paths
 from alignkit.recipe.rewards import read_reward
 from alignkit.recipe.rounds import MOST_STAGES, expand
-from alignkit.recipe.schema import Recipe, Stage, TopKeys
+from alignkit.recipe.schema import Recipe, Stage, TopKeys, allowed_keys
 from alignkit.recipe.scope import Resolver, Scope
 from alignkit.recipe.stages import declare, read_stages
 from alignkit.recipe.step_sampling import fill_sampling
@@ -35,16 +37,17 @@ _RESOLVERS: Mapping[str, Resolver] = {
 }
 
 
-def build(document: Document, registry: Registry) -> Recipe:
-    """Return the recipe of a document. Raises RecipeError with every problem found."""
+def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ()) -> Recipe:
+    """Return the recipe of a document. Raises RecipeError with every problem found. wrong: those found before."""
     rounds, problems = expand(document)
+    problems.items += wrong
     registry = registry.preferring(_required_names(document.data.get("requires")))
     scope = Scope(problems, Paths(problems), registry, rounds, _RESOLVERS)
     data = problems.document.data
     if isinstance(data.get("stages"), dict) and len(data["stages"]) > MOST_STAGES:
         problems.error(("stages",), f"{len(data['stages'])} stages; the most is {MOST_STAGES}")
         raise problems.as_error()
-    top = validate(TopKeys, data, (), problems).value
+    top = validate(TopKeys, data, (), problems, hint=lambda key: _option_hint(key, document.data, registry)).value
     stages = _build_stages(data.get("stages"), scope)
     model = read_model(data["model"], scope) if "model" in data else None
     if top is not None:
@@ -63,6 +66,20 @@ def build(document: Document, registry: Registry) -> Recipe:
         # Blocks are not expanded here, so that users can edit the copy in the run's folder.
         resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
     )
+
+
+def _option_hint(key: str, data: Mapping[str, Any], registry: Registry) -> str:
+    """Help for an algorithm's option at the top level: its full path. Also for `algorithm: {OPTION: ...}`."""
+    written = data.get(key) if key == "algorithm" else {key: None}
+    paths = []
+    for stage, content in data["stages"].items() if isinstance(data.get("stages"), dict) else ():
+        named = content.get("algorithm") if isinstance(content, dict) else None
+        for name in [named] if isinstance(named, str) else named if isinstance(named, dict) else ():
+            if registry.has("algorithm", name):
+                options = allowed_keys(options_of(registry.get("algorithm", name)))
+                found = [common_name(option) for option in written if common_name(option) in options] if written else []
+                paths += [f"stages.{stage}.algorithm.{name}.{option}" for option in found]
+    return f"write {' or '.join(paths[:3])}" if paths else ""
 
 
 def _required_names(requires: Any) -> list[str]:

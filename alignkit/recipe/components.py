@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import difflib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from alignkit.errors import did_you_mean
 from alignkit.options import Options
+from alignkit.recipe.advice import advice, common_name
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text, shown
 from alignkit.recipe.references import check_references, replace_references
+from alignkit.recipe.schema import allowed_keys
 from alignkit.recipe.scope import Scope
 from alignkit.recipe.validation import Model, validate
 from alignkit.registry import Component, Registration, Unresolved
@@ -43,11 +46,28 @@ def split(kind: str, raw: Any, keys: Keys, scope: Scope) -> Named | None:
     if isinstance(raw, dict) and len(raw) == 1:
         ((name, options),) = raw.items()
         return Named(name, {} if options is None else options, (*keys, name), (*keys, name), at_key=True)
+    if isinstance(raw, dict) and len(known := [name for name in raw if scope.registry.has(kind, name)]) == 1:
+        return _with_misplaced(kind, known[0], raw, keys, scope)
     got = f"{len(raw)} names" if isinstance(raw, dict) else shown(raw)
     article = "an" if kind[0] in "aeiou" else "a"
     message = f"{path_text(keys)}: expected the name of {article} {kind}, or one 'name: {{options}}', got {got}"
     scope.problems.error(keys, message)
     return None
+
+
+def _with_misplaced(kind: str, name: str, raw: Mapping[str, Any], keys: Keys, scope: Scope) -> Named:
+    """A plugin next to which options were written; each is a problem, with the path at which it belongs."""
+    try:
+        options = allowed_keys(options_of(scope.registry.get(kind, name)))
+    except Unresolved:  # `find` reports it
+        options = []
+    for key in raw:
+        if key != name:
+            near = difflib.get_close_matches(common_name(str(key)), options, 1)
+            help = f"write {path_text((*keys, name, near[0]))}" if near else advice(str(key), options)
+            scope.problems.error((*keys, key), f"unknown key '{key}' next to '{name}'", at_key=True, help=help)
+    written = {} if raw[name] is None else raw[name]
+    return Named(name, written, (*keys, name), (*keys, name), at_key=True)
 
 
 def find(kind: str, name: str, keys: Keys, scope: Scope, *, at_key: bool = False) -> Registration | None:

@@ -52,19 +52,24 @@ class Document:
         return Path(self.places[keys][1].file).parent if keys in self.places else self.path.parent
 
 
-def load_document(path: Path, overrides: Sequence[str] = ()) -> Document:
-    """Read a recipe's files, merge them and apply overrides. Raises RecipeError with every problem found so far."""
+def load_document(path: Path, overrides: Sequence[str] = (), wrong: list[Problem] | None = None) -> Document:
+    """Read a recipe's files, merge them and apply overrides. Raises RecipeError with every problem found so far.
+
+    wrong: receives the problems of overrides, which are then left out; None: they are raised, too.
+    """
     problems: list[Problem] = []
     try:
         root = _load_file(path, problems)
     except Failed as failed:
         raise RecipeError([*problems, failed.problem]) from None
+    of_overrides = problems if wrong is None else wrong
     for text in overrides:
         try:
-            apply_override(root, text, problems)
+            apply_override(root, text, of_overrides)
         except Failed as failed:
-            problems.append(failed.problem)
+            of_overrides.append(failed.problem)
     if problems:
+        problems += wrong or []
         raise RecipeError(problems)
     places: dict[Keys, tuple[Mark, Mark]] = {}
     data = _flatten(root, Mark(str(path)), (), places)

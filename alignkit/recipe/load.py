@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from alignkit.errors import Problem
 from alignkit.plugins import plugins
 from alignkit.recipe.build import build
 from alignkit.recipe.document import load_document
@@ -14,4 +15,6 @@ from alignkit.registry import Registry
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
     """Read and check a recipe, without importing anything heavy. Raises RecipeError with every problem found."""
-    return build(load_document(Path(path), overrides), registry if registry is not None else plugins().registry)
+    wrong: list[Problem] = []
+    document = load_document(Path(path), overrides, wrong)
+    return build(document, registry if registry is not None else plugins().registry, wrong)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from alignkit.errors import Problem, RecipeError
 from alignkit.plugins import load_plugins
 from alignkit.recipe.advice import _ADVICE, _OPTION, _PLACES, advice
 from alignkit.recipe.components import options_of
+from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import allowed_keys
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 
@@ -55,3 +58,43 @@ def test_no_key_of_another_tool_is_a_key_of_the_core() -> None:
 )
 def test_advice(key: str, text: str) -> None:
     assert text in advice(key, ["learning_rate", "epochs"])
+
+
+RECIPE = """
+model: {base: tiny}
+stages:
+  sft: {algorithm: sft, data: d.jsonl}
+  align:
+    algorithm: {ppo: {lam: 0.95}}
+    prompts: d.jsonl
+    reward: {length: {unit: characters}}
+"""
+
+
+def problems(folder: Path, *overrides: str) -> list[Problem]:
+    (folder / "d.jsonl").write_text('{"prompt": "q"}\n', encoding="utf-8")
+    (folder / "r.yaml").write_text(RECIPE, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(folder / "r.yaml", overrides, load_plugins().registry)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    "key", ["stages.align.algorithm.kl_coefficient", "algorithm.kl_coefficient", "kl_coefficient", "kl_coef",
+            "stages.align.kl_coef", "stages.align.algorithm.kl_coeff", "stages.align.algorithm.kl_coeficient"]
+)  # fmt: skip
+def test_an_option_outside_of_its_plugin_gets_its_whole_path(tmp_path: Path, key: str) -> None:
+    (problem,) = problems(tmp_path, f"{key}=0.1")
+    assert problem.file == f"override '{key}=0.1'"
+    assert "stages.align.algorithm.ppo.kl_coefficient" in problem.help
+
+
+def test_an_option_of_a_plugin_without_options_gets_its_path(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, "stages.sft.algorithm.beta=0.1")
+    assert problem.help.startswith("write 'stages.sft.algorithm.sft.beta=...' for an option of sft, or")
+
+
+def test_wrong_overrides_hide_no_other_mistake(tmp_path: Path) -> None:
+    found = problems(tmp_path, "stages.algn.epochs=2", "~seed", "modl=3", "stages.sft.epochs=0")
+    messages = sorted(problem.message.partition(":")[0] for problem in found)
+    assert messages == ["cannot delete 'seed'", "no stage 'algn'", "stages.sft.epochs", "unknown key 'modl'"]
