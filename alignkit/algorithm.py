@@ -44,6 +44,7 @@ class Needs:
     """The inputs of an algorithm. Fields of `Batch` and `Outputs` that are not declared here raise an error when read.
 
     old_logprobs: log-probabilities of the policy that wrote the rollouts. reference_logprobs: of the reference.
+    sampler_logprobs: of the sampled tokens, as the engine reported them when it drew them.
     values: train a value function. shared_values: as a head on the policy's hidden states, without a gradient into
     them. centered_values: returns are centered on zero, so the values do not start from a reward model's head.
     entropy: of the policy at each response token; "reported": without a gradient, which is cheaper.
@@ -55,6 +56,7 @@ class Needs:
 
     old_logprobs: bool = False
     reference_logprobs: bool = False
+    sampler_logprobs: bool = False
     values: bool = False
     shared_values: bool = False
     centered_values: bool = False

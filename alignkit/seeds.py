@@ -11,9 +11,14 @@ if TYPE_CHECKING:
 
 def stream(seed: int, *name: str | int) -> np.random.Generator:
     """A generator for one stream, such as `stream(seed, "align", "rollout", iteration, prompt, sample)`."""
+    return generator(number(seed, *name))
+
+
+def generator(number: int) -> np.random.Generator:
+    """The generator of the stream with this number."""
     import numpy as np  # only here, so that plugins load fast
 
-    return np.random.Generator(np.random.Philox(key=number(seed, *name)))
+    return np.random.Generator(np.random.Philox(key=number))
 
 
 def number(seed: int, *name: str | int) -> int:

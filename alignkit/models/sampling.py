@@ -39,6 +39,15 @@ LOGIT_COPIES = 6  # of a row's logits in fp32 that choosing a token takes
 BUSY = 0.8
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """Sampled tokens, the log-probability of each in nats, and whether an end token or a stop string ended them."""
+
+    tokens: Ids
+    logprobs: tuple[float, ...]
+    ended: bool
+
+
 @dataclass
 class ActiveSequence:
     """A response being written.
@@ -64,7 +73,6 @@ class ActiveSequence:
         return len(self.draws) - len(self.tokens)
 
 
-@torch.no_grad()
 def sample(
     model: SharedModel,
     role: str,
@@ -84,24 +92,47 @@ def sample(
     Raises DataError for an empty prompt.
     """
     prompts = [encoder.prompt(group.prompt, group.tools) for group in groups]
+    streams = [
+        [seeds.number(seed, *place, number, k) for k in range(sampling.samples_per_prompt)]
+        for number in (numbers if numbers is not None else range(len(groups)))
+    ]
+    written = generate(model, role, encoder, prompts, streams, sampling, done=done)
+    return [
+        replace(group, responses=tuple(_response(encoder, one, role) for one in each), pairs=None)
+        for group, each in zip(groups, written, strict=True)
+    ]
+
+
+@torch.no_grad()
+def generate(
+    model: SharedModel,
+    role: str,
+    encoder: Encoder,
+    prompts: Sequence[Ids],
+    streams: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    done: Callable[[int], None] = lambda responses: None,
+) -> list[list[Continuation]]:
+    """Continue prompts that are given as token ids: once for each of a prompt's random streams, in order.
+
+    streams: their numbers, as from `seeds.number`. A prompt may be the beginning of a conversation with its answers so
+    far. See `sample`.
+    """
     if not all(prompts):
         raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")
-    streams = numbers if numbers is not None else range(len(groups))
-    sequences = [
-        ActiveSequence(p, k, seeds.stream(seed, *place, streams[p], k).random(sampling.max_new_tokens))
-        for p in range(len(groups))
-        for k in range(sampling.samples_per_prompt)
+    groups = [
+        [ActiveSequence(p, k, seeds.generator(n).random(sampling.max_new_tokens)) for k, n in enumerate(numbers)]
+        for p, numbers in enumerate(streams)
     ]
+    sequences = [sequence for group in groups for sequence in group]
     # Longest prompts first, so that rows of similar lengths are neighbors and little of the cache stays empty.
     queue = deque(sorted(sequences, key=lambda s: (-len(prompts[s.prompt]), s.prompt, s.sample)))
     writer = _Writer(model, role, encoder, prompts, sampling, lambda: done(sum(not s.active for s in sequences)))
     while not _written(writer, deque(sequence for sequence in queue if not sequence.ended and sequence.room)):
         gc.collect()
         release_cached(model.device)
-    responses: list[list[Response]] = [[] for _ in groups]
-    for sequence in sequences:
-        responses[sequence.prompt].append(_response(encoder, sequence, role))
-    return [replace(group, responses=tuple(new), pairs=None) for group, new in zip(groups, responses, strict=True)]
+    return [[Continuation(tuple(s.tokens), tuple(s.logprobs), s.ended) for s in group] for group in groups]
 
 
 def _written(writer: _Writer, queue: deque[ActiveSequence]) -> bool:
@@ -130,12 +161,12 @@ def _written(writer: _Writer, queue: deque[ActiveSequence]) -> bool:
     return False
 
 
-def _response(encoder: Encoder, sequence: ActiveSequence, role: str) -> Response:
+def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
     return Response(
-        text=encoder.decode(sequence.tokens),
-        tokens=tuple(sequence.tokens),
-        logprobs=tuple(sequence.logprobs),
-        truncated=not sequence.ended,
+        text=encoder.decode(written.tokens),
+        tokens=written.tokens,
+        logprobs=written.logprobs,
+        truncated=not written.ended,
         source=role,
     )
 

@@ -171,6 +171,9 @@ class Kit:
         for name, role in (("old_logprobs", BEFORE), ("reference_logprobs", BASE)):
             if getattr(self.needs, name):
                 examples.token_columns[name] = measure(self.model, role, encoded, "logprobs")
+        if self.needs.sampler_logprobs:  # those of a less precise sampler
+            measured = measure(self.model, BEFORE, encoded, "logprobs")
+            examples.token_columns["sampler_logprobs"] = [logprobs.bfloat16().float() for logprobs in measured]
         return examples
 
     # Rules

@@ -210,6 +210,8 @@ class OnlineStage:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
             examples.token_columns["reference_logprobs"] = reference
+        if needs.sampler_logprobs:
+            examples.token_columns["sampler_logprobs"] = self.algorithm.sampler_logprobs(examples.groups)
         iteration.metrics["kl"] = kl = mean_kl(old, reference)
         if not math.isfinite(kl):
             raise RunFailed(
@@ -310,4 +312,6 @@ class OnlineStage:
             examples.token_columns["reference_logprobs"] = logprobs
         if self.algorithm.needs.old_logprobs:
             examples.token_columns["old_logprobs"] = self._logprobs(self.work.roles.trained, examples.groups)
+        if self.algorithm.needs.sampler_logprobs:
+            examples.token_columns["sampler_logprobs"] = self.algorithm.sampler_logprobs(examples.groups)
         return examples

@@ -23,7 +23,7 @@ from alignkit.models import sampling as sampling_module
 from alignkit.models.encoding import Encoder
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
-from alignkit.models.sampling import sample
+from alignkit.models.sampling import generate, sample
 from alignkit.models.shared_model import BASE, SharedModel
 
 
@@ -54,6 +54,22 @@ def test_greedy_sampling_matches_generate(
     assert any(0 < kept < 6 for kept in copies) and len(copies) > 6
     monkeypatch.setattr(sampling_module, "CACHE_BYTES", 1)  # one row at a time
     check_greedy(policy)
+
+
+def test_a_prompt_of_tokens_may_hold_a_part_of_the_answer(policy: SharedModel) -> None:
+    """What was written so far, and another prompt in between, do not change the rest of a greedy answer."""
+    encoder, groups = Encoder(policy.tokenizer), questions(3)
+    prompts = [encoder.prompt(group.prompt) for group in groups]
+    whole = [
+        w for each in generate(policy, BASE, encoder, prompts, [[1]] * 3, Sampling(1, 9, temperature=0)) for w in each
+    ]
+    begun = [(*prompt, *written.tokens[:4]) for prompt, written in zip(prompts, whole, strict=True)]
+    found = generate(policy, BASE, encoder, begun[::-1], [[7], [8, 9], []], Sampling(1, 5, temperature=0))
+    assert [len(each) for each in found] == [1, 2, 0]
+    for (first, *_), (_, *second), written in ((found[0], found[0], whole[2]), (found[1], found[1], whole[1])):
+        for one in (first, *second):
+            assert one.tokens == written.tokens[4:] and one.ended == written.ended
+            assert one.logprobs == pytest.approx(written.logprobs[4:], abs=1e-4)
 
 
 def test_processors_change_the_choice_and_not_the_reported_logprobs(
