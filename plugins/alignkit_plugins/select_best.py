@@ -28,6 +28,7 @@ from alignkit import (
     statistics,
 )
 from alignkit.comparison import Scale, averages, prompts_to_compare, sample_policies, scale_of
+from alignkit.report import Report, Table
 
 
 class SelectBest(Step):
@@ -72,7 +73,7 @@ class SelectBest(Step):
             raise RunFailed(f"select_best: none of {len(prompts)} prompts has a scored answer of every policy")
         notes = [f"sampled with {options.described()}", *options.notes, *repeated]
         summary = {**summarize(rewards, len(prompts), scale_of(scored, REWARD_KEY)), "notes": notes}
-        return Artifact(policy=summary["policy"], summary=summary, text=report(summary))
+        return Artifact(policy=summary["policy"], summary=summary, report=report(summary))
 
     def _rewards(self, groups: Sequence[Group]) -> dict[str, list[float]]:
         """Each policy's mean reward at every prompt at which all policies have one."""
@@ -97,16 +98,21 @@ def summarize(rewards: Mapping[str, Sequence[float]], prompts: int, scale: Scale
     }
 
 
-def report(summary: Mapping[str, Any]) -> str:
-    """A line per policy; a star marks the best."""
-    best = summary["policy"]
+def report(summary: Mapping[str, Any]) -> Report:
+    """A row per policy; a star marks the best."""
+    best, lead = summary["policy"], summary["lead"]
     left_out = f", {summary['left_out']} left out for lack of room or of a score" if summary["left_out"] else ""
-    lines = [f"selected: {best}, by mean reward over {summary['prompts']} prompts{left_out}"]
-    width = max(len(policy) for policy in summary["means"])
-    for policy, mean in summary["means"].items():
-        mark, behind = ("*", "") if policy == best else (" ", f"   behind by {shown(summary['lead'][policy])}")
-        lines.append(f"{mark} {policy:{width}}  {shown(mean)}{behind}")
-    return "\n".join([*lines, *summary["notes"]])
+    rows = [
+        ["* " * (policy == best) + policy, shown(mean), shown(lead[policy]) if policy in lead else ""]
+        for policy, mean in summary["means"].items()
+    ]
+    return Report(
+        [
+            f"selected: {best}, by mean reward over {summary['prompts']} prompts{left_out}",
+            Table("", ["policy", "mean reward", "behind by"], rows),
+            "\n".join(summary["notes"]),
+        ]
+    )
 
 
 def shown(estimate: Mapping[str, Any]) -> str:

@@ -464,7 +464,8 @@ def test_an_answer_that_the_server_leaves_out_does_not_decide(tmp_path: Path) ->
     assert tie.tied and tie.bounded
     artifact = run_step(tmp_path, scripted(Verdict(0.8, bounded=True), verdict), [group("a", "b"), group("c", "d")])
     assert artifact.summary["bounded"] == 1 and artifact.summary["labeled"] == 1
-    assert "counts with its largest probability: 1" in artifact.text and "could decide: 1" in artifact.text
+    said = artifact.report.text(200)
+    assert "counts with its largest probability: 1" in said and "could decide: 1" in said
 
 
 def test_other_answers(remote: Any, server: Server) -> None:
@@ -802,7 +803,8 @@ def test_a_group_of_four_has_six_pairs_and_agreement_with_its_ranks(tmp_path: Pa
     agreement = artifact.summary["agreement"]
     assert (agreement["n"], agreement["rate"]) == (6, pytest.approx(5 / 6))  # the tie in rank does not count
     assert (agreement["low"], agreement["high"]) == pytest.approx((0.4365, 0.9699), abs=1e-3)  # Wilson, 5 of 6
-    assert "agreement with the data's labels: 83.3%" in artifact.text and "6 of 6" not in artifact.text
+    said = artifact.report.text(200)
+    assert "agreement with the data's labels: 83.3%" in said and "6 of 6" not in said
 
 
 def test_unusable_verdicts_are_counted_and_never_labeled(tmp_path: Path) -> None:
@@ -815,7 +817,7 @@ def test_unusable_verdicts_are_counted_and_never_labeled(tmp_path: Path) -> None
     assert artifact.summary["unusable"] == {"HTTP 400": 2, "identical responses": 1}
     assert (artifact.summary["n"], artifact.summary["labeled"]) == (4, 1)
     assert artifact.summary["groups_without_pairs"] == 2
-    assert "HTTP 400: " in artifact.text
+    assert "HTTP 400: " in artifact.report.text(200)
 
 
 def test_what_is_dropped_is_counted(tmp_path: Path) -> None:

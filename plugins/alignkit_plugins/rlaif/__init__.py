@@ -42,6 +42,7 @@ from alignkit import (
     hookimpl,
 )
 from alignkit.judges import Item
+from alignkit.report import Report
 from alignkit_plugins.rlaif.tally import Place, Tally, mean, report
 
 
@@ -109,7 +110,7 @@ class JudgePairs(Step):
         summary = tally.summary()
         if not labeled:
             raise RunFailed(f"judge_pairs: no pair was labeled\n{report(summary)}")
-        return Artifact(groups=labeled, summary=summary, text=report(summary))
+        return Artifact(groups=labeled, summary=summary, report=Report([report(summary)]))
 
     def _groups(self, context: StepContext) -> list[Group]:
         """The groups to judge, from the data or sampled."""
