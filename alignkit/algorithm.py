@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from alignkit.batch import Batch, Outputs
-from alignkit.data.group import Group, previews
+from alignkit.data.group import Group, Message, previews
 from alignkit.loss import Loss, Term
 from alignkit.options import Options as _Options
 
@@ -52,6 +52,7 @@ class Needs:
     pairs: groups without a pair are left out and counted; a data set without any pair is an error.
     max_new_tokens: what the recipe's `rollout.max_new_tokens` must be, if an option repeats it.
     replay: `select` calls `context.replay()`.
+    reward: rollouts have a reward to learn from. Without, a recipe need not name one; if it does, it is only reported.
     """
 
     old_logprobs: bool = False
@@ -65,6 +66,7 @@ class Needs:
     pairs: bool = False
     max_new_tokens: int | None = None
     replay: bool = False
+    reward: bool = True
 
     def __post_init__(self) -> None:
         if self.entropy not in (True, False, "reported"):
@@ -184,8 +186,16 @@ class Algorithm:
         """Which assistant turns of a demonstration are learned: `all` or `last`."""
         return "all"
 
+    def reference_prompt(self, group: Group) -> Sequence[Message]:
+        """The prompt behind which the reference reads a group's responses: by default the group's own.
+
+        With another one, such as the prompt after a few examples, the policy learns what the reference says there
+        (context distillation). The response tokens are the same. It may depend on the group and the options only.
+        """
+        return group.prompt
+
     def keep_group(self, group: Group) -> bool:
-        """Whether to learn from a scored group; others are counted and left out.
+        """Whether to learn from a group, scored if there is a reward; others are counted and left out.
 
         A group has fewer than `needs.min_samples` responses if some could not be scored.
         """

@@ -47,7 +47,7 @@ def _needs(name: str) -> Any:
     return _on_request(f"add {name}=True to `needs = Needs(...)`")
 
 
-_ROLLOUTS = "only rollouts have it; declare `source = ROLLOUTS`"
+_ROLLOUTS = "only rollouts with a reward have it; declare `source = ROLLOUTS`, and not `Needs(reward=False)`"
 
 
 def filled(arrays: Batch | Outputs) -> dict[str, Any]:

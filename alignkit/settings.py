@@ -176,7 +176,9 @@ class Settings(Options):
     )
     prompts: DataRef = Field(default=None, description="prompts that the policy responds to (online algorithms)")
     reward: RewardRef = Field(
-        default=None, description="scores the responses: a reward-model stage or a reward plugin (online algorithms)"
+        default=None,
+        description="scores the responses: a reward-model stage or a reward plugin (online algorithms); "
+        "algorithms that learn from no reward only report it",
     )
     rollout: Rollout = Field(default_factory=Rollout, description="how responses are sampled (online algorithms)")
     iterations: int = Field(

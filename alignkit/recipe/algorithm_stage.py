@@ -28,6 +28,11 @@ _ONLY_ONLINE = {
     "prompts_per_iteration": "it learns from 'data' and samples nothing",
     "replay_from": "it learns from 'data' and has no rollouts to replay",
 }
+# Keys under `rollout` that change or compare rewards, with the reason why they have no effect without one.
+_ONLY_WITH_REWARD = {
+    "missing_eos_penalty": "it is subtracted from a reward, and {name} learns from none",
+    "learn_from": "it chooses the responses with the best and the worst reward, and {name} learns from none",
+}
 _ONLY_OFFLINE = {
     "data": "it learns from its own responses to 'prompts'; to add a data set, use 'mix: {data: ...}'",
     "max_steps": "'iterations' sets its length",
@@ -68,14 +73,14 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
     draft = _Draft(registration.name, registration.implementation, written, filled, keys, scope)
     component = read_component("algorithm", raw["algorithm"], (*keys, "algorithm"), scope, registration)
     refused = _refused_keys(draft)
-    _check_keys(draft, refused)
+    needs = _needs_of(component, draft)
+    _check_keys(draft, refused, needs)
     options = allowed_keys(options_of(registration))
 
     def hint(key: str) -> str:
         return _hint(key, draft, options, refused)
 
     settings = read_options(Settings, filled, keys, scope, hint=hint, hidden=refused)
-    needs = _needs_of(component, draft)
     _check_roles(draft, needs)
     _check_unsupported(draft)
     if draft.online:
@@ -126,15 +131,24 @@ def _refused_keys(draft: _Draft) -> dict[str, str]:
     return refused
 
 
-def _check_keys(draft: _Draft, refused: Mapping[str, str]) -> None:
+def _check_keys(draft: _Draft, refused: Mapping[str, str], needs: Needs | None) -> None:
     """Report keys that the algorithm does not use, and missing keys that it requires."""
     for key, reason in refused.items():
         if key in draft.written:
             draft.error((key,), f"{draft.name} does not use '{key}'", reason, at_key=True)
-    for key in ("prompts", "reward") if draft.online else ("data",):
+    for key in _required_keys(draft, needs):
         if key not in draft.written:
             message = f"'{path_text((*draft.keys, key))}' is missing: {draft.name} requires it"
             draft.error((key,), message, Settings.model_fields[key].description or "", at_key=True)
+
+
+def _required_keys(draft: _Draft, needs: Needs | None) -> tuple[str, ...]:
+    """needs: None if the options are wrong; then the class says whether it has a reward, if it can without options."""
+    if not draft.online:
+        return ("data",)
+    fixed = getattr(draft.algorithm, "needs", None)
+    known = needs or (fixed if isinstance(fixed, Needs) else Needs())
+    return ("prompts", "reward") if known.reward else ("prompts",)
 
 
 def _hint(key: str, draft: _Draft, options: list[str], refused: Mapping[str, str]) -> str:
@@ -215,6 +229,10 @@ def _check_rollout(draft: _Draft, needs: Needs | None) -> None:
         message = f"{draft.name} needs at least {needs.min_samples} responses to each prompt, got {samples}"
         help = f"set 'rollout: {{samples_per_prompt: {needs.min_samples}}}' or more"
         draft.error(("rollout", "samples_per_prompt"), message, help)
+    for key, reason in _ONLY_WITH_REWARD.items() if not needs.reward else ():
+        if rollout.get(key):
+            message = f"{draft.name} does not use 'rollout.{key}'"
+            draft.error(("rollout", key), message, reason.format(name=draft.name), at_key=True)
     learned = rollout.get("learn_from")
     if _is_integer(learned) and learned < needs.min_samples:
         message = f"{draft.name} needs at least {needs.min_samples} responses to each prompt, got {learned}"

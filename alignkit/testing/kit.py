@@ -43,6 +43,7 @@ from alignkit.testing.probe import (
     tiny_model,
 )
 from alignkit.training.checked import CheckedAlgorithm
+from alignkit.training.reference_prompt import ReferencePrompts
 
 LONGEST = 256  # tokens of a prompt with a response
 ROLE, BEFORE, VALUE, VALUE_BEFORE = "checked", "before", "value", "value-before"
@@ -137,9 +138,10 @@ class Kit:
             return Examples([])
         kept_groups = [group for group in self.groups if algorithm.keep_group(group)]
         examples = self._measured(self._encoded(algorithm, kept_groups))
-        rewards = [response.scores[REWARD_KEY] for group in kept_groups for response in group.responses]
-        examples.columns["rewards"] = [float(reward or 0.0) for reward in rewards]
-        examples.columns["raw_rewards"] = list(examples.columns["rewards"])
+        if self.needs.reward:
+            rewards = [response.scores[REWARD_KEY] for group in kept_groups for response in group.responses]
+            examples.columns["rewards"] = [float(reward or 0.0) for reward in rewards]
+            examples.columns["raw_rewards"] = list(examples.columns["rewards"])
         if self.needs.values:
             examples.token_columns["old_values"] = measure(self.model, VALUE_BEFORE, examples.groups, "values")
         return examples
@@ -168,9 +170,11 @@ class Kit:
     def _measured(self, encoded: list[Encoded]) -> Examples:
         """With the log-probabilities that the algorithm needs, and no others."""
         examples = Examples(encoded)
-        for name, role in (("old_logprobs", BEFORE), ("reference_logprobs", BASE)):
+        algorithm = CheckedAlgorithm(self.new(), NAMELESS)
+        read = ReferencePrompts(algorithm, self.encoder, self.model.context).encoded(encoded)
+        for name, role, groups in (("old_logprobs", BEFORE, encoded), ("reference_logprobs", BASE, read)):
             if getattr(self.needs, name):
-                examples.token_columns[name] = measure(self.model, role, encoded, "logprobs")
+                examples.token_columns[name] = measure(self.model, role, groups, "logprobs")
         if self.needs.sampler_logprobs:  # those of a less precise sampler
             measured = measure(self.model, BEFORE, encoded, "logprobs")
             examples.token_columns["sampler_logprobs"] = [logprobs.bfloat16().float() for logprobs in measured]

@@ -15,7 +15,7 @@ from torch import Tensor
 from alignkit.algorithm import DATASET, Algorithm, Phase, SelectContext, Skip
 from alignkit.author import Author, AuthorError, remembering_nothing
 from alignkit.batch import Batch, Outputs
-from alignkit.data.group import Group, preview
+from alignkit.data.group import Group, Message, preview
 from alignkit.loss import Per, Term
 from alignkit.models.encoding import Encoded
 from alignkit.models.examples import BATCH_COLUMNS
@@ -84,6 +84,25 @@ class CheckedAlgorithm:
     def trained_turns(self) -> str:
         with self._calling("trained_turns"):
             return self.algorithm.trained_turns()
+
+    @property
+    def reads_its_own_prompt(self) -> bool:
+        """Whether the reference reads every response behind the policy's prompt."""
+        return type(self.algorithm).reference_prompt is Algorithm.reference_prompt
+
+    def reference_prompt(self, group: Group) -> tuple[Message, ...]:
+        """The messages behind which the reference reads a group's responses."""
+        with self._calling("reference_prompt"):
+            messages = self.algorithm.reference_prompt(group)
+        if not isinstance(messages, Sequence) or not all(map(_is_message, messages)):
+            raise self._error(
+                "reference_prompt",
+                f"return messages such as {{'role': 'user', 'content': 'Hi'}}, not {messages!r:.200}",
+            )
+        if bool(messages) != bool(group.prompt):
+            problem = "a prompt needs at least one message" if group.prompt else "a raw text has no prompt: return ()"
+            raise self._error("reference_prompt", f"{problem} (group: {preview(group)})")
+        return tuple(messages)
 
     # Signal
 
@@ -199,6 +218,10 @@ class CheckedAlgorithm:
             except (TypeError, ValueError) as error:
                 raise self._error("before_step", f"state['{name}'] must be JSON; use float(...) ({error})") from error
         return self.algorithm.state
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 
 def _wanted(per: Per, batch: Batch) -> tuple[tuple[int, ...], str]:

@@ -66,7 +66,7 @@ class ExternalStage:
     def score(self, groups: Sequence[Group]) -> list[float | None]:
         self._context.models.forget_scores()
         scored = score_rollouts(self._scorer, groups, self.settings.rollout.missing_eos_penalty)
-        rewards = iter(scored.combined.reward.tolist() if scored.groups else [])
+        rewards = iter(scored.combined.reward.tolist() if scored.combined is not None else [])
         return [next(rewards) if usable else None for usable in scored.usable]
 
     @cached_property

@@ -21,15 +21,16 @@ from alignkit.training.scoring import ScoredRollouts
 class Iteration:
     """The state of one iteration, filled step by step.
 
-    number: counts from 1. rollouts: every sample with its scores. groups, combined: the groups that the
-    algorithm keeps, and their reward. examples: these groups in tokens, with the measurements and the signal.
+    number: counts from 1. rollouts: every sample with its scores. groups, combined: the groups that the algorithm
+    keeps, and their reward; None if it learns from none. examples: these groups in tokens, with the measurements and
+    the signal.
     skipped: why the iteration learns nothing, or an empty string.
     """
 
     number: int
     rollouts: ScoredRollouts = field(init=False)
     groups: list[Group] = field(init=False)
-    combined: CombinedReward = field(init=False)
+    combined: CombinedReward | None = field(init=False)
     examples: Examples = field(init=False)
     skipped: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -53,10 +54,12 @@ class Iteration:
 
     def why_nothing_learned(self) -> str:
         """The most likely reason, judging by the metrics."""
-        rewards = self.rollouts.combined.raw.tolist()
-        low, high = min(rewards), max(rewards)
         if self.metrics.get("skipped"):
             return "the loss or its gradient was not finite"
+        if self.rollouts.combined is None:
+            return self.skipped or "no sample was selected"
+        rewards = self.rollouts.combined.raw.tolist()
+        low, high = min(rewards), max(rewards)
         if low == high:
             equal = f"all {len(rewards)} rewards were {low:.4g}"
             reason = f"{self.skipped} ({equal})" if self.skipped else equal
@@ -69,20 +72,21 @@ class Iteration:
 def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
     """Mean and deviation of the raw reward, means of its components, lengths, and the share of truncated responses.
 
+    Without a reward there are only the last two.
     The reward is the one in the files of rollouts: it includes the mean of `missing_eos_penalty`, which is logged too.
     """
     responses = [response for group in rollouts.groups for response in group.responses]
-    raw = rollouts.combined.raw
-    metrics: dict[str, Any] = {
-        "reward": float(raw.mean()),
-        "reward_std": float(raw.std(correction=0)),
-        "unscored": rollouts.unscored,
-    }
+    metrics: dict[str, Any] = {}
+    if (raw := rollouts.raw) is not None:
+        metrics |= {"reward": float(raw.mean()), "reward_std": float(raw.std(correction=0))}
+    if REWARD_KEY in responses[0].scores:
+        metrics["unscored"] = rollouts.unscored
     for name in responses[0].scores:
         values = [score for response in responses if (score := response.scores.get(name)) is not None]
         if name != REWARD_KEY and values:
             metrics[f"score/{name}"] = sum(values) / len(values)
-    metrics |= {f"reward/{name}": value for name, value in rollouts.combined.metrics.items()}
+    if rollouts.combined is not None:
+        metrics |= {f"reward/{name}": value for name, value in rollouts.combined.metrics.items()}
     if rollouts.penalty is not None:
         metrics["missing_eos_penalty"] = rollouts.penalty
     metrics["response_tokens"] = sum(len(response.tokens or ()) for response in responses) / len(responses)

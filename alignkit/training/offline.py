@@ -133,7 +133,8 @@ class OfflineStage:
         examples = Examples(encoded)
         if self.algorithm.needs.reference_logprobs:
             reference = self.work.roles.reference_name
-            logprobs, cached = self.work.models.reference_logprobs(reference, encoded)
+            read = self.work.reference_prompts.encoded(encoded)
+            logprobs, cached = self.work.models.reference_logprobs(reference, read)
             examples.token_columns["reference_logprobs"] = logprobs
             if cached:
                 self.context.say(f"reference log-probabilities of {counted(len(encoded), 'group')} read from the cache")

@@ -25,7 +25,7 @@ from alignkit.training.encoder import counted
 from alignkit.training.iteration import Iteration, mean_kl, rollout_metrics, sampler_gap
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
-from alignkit.training.scoring import Scorer, most_different, score_rollouts
+from alignkit.training.scoring import Scorer, most_different, report_only, score_rollouts
 from alignkit.training.stage import StageWork
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
@@ -43,15 +43,18 @@ class OnlineStage:
         # Learning at another temperature than that of the samples would sharpen or flatten the policy.
         self.work = StageWork(context, algorithm, self.sampling.temperature)
         self.algorithm, self.learner = self.work.algorithm, self.work.learner
-        self.scorer = Scorer(self.settings.reward, context.reward_context())
-        self.files = RolloutFiles(context, self.scorer)
+        reward = self.settings.reward
+        self.scorer = Scorer(reward, context.reward_context()) if reward is not None else None
+        self.files = RolloutFiles(context, self.scorer, self.algorithm.needs.reward)
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
-        if self.scorer.within_group and self.algorithm.needs.replay:
+        if self.scorer is not None and self.scorer.within_group and self.algorithm.needs.replay:
             context.say(
                 f"earlier samples are not replayed: reward '{self.scorer.name}' compares the responses of one group, "
                 "so its scores of different iterations cannot be compared"
             )
+        if self.scorer is not None and not self.algorithm.needs.reward:
+            context.say(f"reward '{self.scorer.name}' is reported, but nothing is learned from it")
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -60,7 +63,8 @@ class OnlineStage:
         first = int(work.done.get("iteration", 0))
         self.files.restore(work.done.get("rollouts", {}))
         work.restore_summary()
-        self.scorer.restore(work.done.get("combinations", {}))
+        if self.scorer is not None:
+            self.scorer.restore(work.done.get("combinations", {}))
         counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
         work.summary |= {**counts, **prompts.facts}
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
@@ -81,6 +85,7 @@ class OnlineStage:
         source = PromptSource(self.context, encoder.max_length, self.sampling.max_new_tokens, encoder.prompts)
         if source.without_room:
             self.work.summary["prompts_without_room"] = source.without_room
+        self.work.reference_prompts.check(source.prompts, self.sampling.max_new_tokens)
         return source
 
     def _after(self, iteration: Iteration, iterations: int) -> None:
@@ -91,7 +96,7 @@ class OnlineStage:
         self.work.keep_version(number)
         if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations:
             position = f"iteration {number} of {iterations}"
-            combinations, rollouts = self.scorer.states(), self.files.digests
+            combinations, rollouts = self.scorer.states() if self.scorer is not None else {}, self.files.digests
             self.work.checkpoint(number, position, iteration=number, combinations=combinations, rollouts=rollouts)
 
     def _report_idle(self, iterations: int) -> None:
@@ -142,30 +147,35 @@ class OnlineStage:
         return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
 
     def score(self, iteration: Iteration, groups: Sequence[Group]) -> None:
-        """Score and combine; responses without a score are reported and left out."""
+        """Score and combine; responses without a score are reported, and left out if they are learned from."""
         self.context.reporter.note("scoring")
-        rollouts = score_rollouts(self.scorer, groups, self.missing_eos_penalty)
+        learns = self.algorithm.needs.reward
+        if learns and self.scorer is not None:
+            rollouts = score_rollouts(self.scorer, groups, self.missing_eos_penalty)
+        else:
+            rollouts = report_only(self.scorer, groups)
         if not rollouts.groups:
             raise RunFailed(f"stage '{self.context.name}': no response could be scored; check the reward")
         if rollouts.unscored:
-            groups = [g for g in rollouts.all_groups if any(r.scores[REWARD_KEY] is None for r in g.responses)]
-            self.context.say(
-                f"left out {counted(rollouts.unscored, 'response')} without a score; prompts: {previews(groups)}"
-            )
+            groups = [g for g in rollouts.all_groups if any(r.scores.get(REWARD_KEY) is None for r in g.responses)]
+            what = f"{counted(rollouts.unscored, 'response')} without a score"
+            self.context.say(f"{f'left out {what}' if learns else what}; prompts: {previews(groups)}")
         iteration.rollouts = rollouts
         iteration.groups, iteration.combined = rollouts.groups, rollouts.combined
         iteration.metrics |= rollout_metrics(rollouts)
 
     def _keep(self, iteration: Iteration) -> None:
         """Leave out what `learn_from` and the algorithm do not keep."""
-        if (count := self.settings.rollout.learn_from) is not None:
+        count = self.settings.rollout.learn_from
+        if count is not None and iteration.combined is not None:
             iteration.groups, iteration.combined = most_different(iteration.groups, iteration.combined, count)
         keep = [self.algorithm.keep_group(group) for group in iteration.groups]
         if all(keep):
             return
         iteration.metrics["groups_without_signal"] = keep.count(False)
         kept_rows = torch.tensor([k for group, k in zip(iteration.groups, keep, strict=True) for _ in group.responses])
-        iteration.combined = iteration.combined.take(kept_rows)
+        if iteration.combined is not None:
+            iteration.combined = iteration.combined.take(kept_rows)
         iteration.groups = [group for group, k in zip(iteration.groups, keep, strict=True) if k]
         if not iteration.groups:
             fewest = self.algorithm.needs.min_samples
@@ -183,9 +193,10 @@ class OnlineStage:
         if len(encoded) != len(iteration.groups):
             raise RunFailed("a rollout did not fit max_length although its prompt did")
         examples = Examples(encoded)
-        examples.columns["rewards"] = iteration.combined.reward.tolist()
-        scores = [response.scores[REWARD_KEY] for group in iteration.groups for response in group.responses]
-        examples.columns["raw_rewards"] = [score for score in scores if score is not None]  # all have one
+        if iteration.combined is not None:
+            examples.columns["rewards"] = iteration.combined.reward.tolist()
+            scores = [response.scores[REWARD_KEY] for group in iteration.groups for response in group.responses]
+            examples.columns["raw_rewards"] = [score for score in scores if score is not None]  # all have one
         self._measure_logprobs(iteration, examples)
         iteration.examples = examples
         self._signal(iteration)
@@ -205,7 +216,8 @@ class OnlineStage:
                 self.work.model, roles.trained, roles.values, encoded, temperature=temperature
             )
             examples.token_columns["old_values"] = values
-        reference = self._logprobs(roles.reference, encoded)
+        read = self.work.reference_prompts.encoded(encoded)
+        reference = self._logprobs(roles.reference, read)
         if needs.old_logprobs:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
@@ -218,7 +230,8 @@ class OnlineStage:
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
         iteration.metrics["sampler_gap"] = sampler_gap(groups, old)
-        self._check_reference(kl)
+        if all(ours is theirs for ours, theirs in zip(encoded, read, strict=True)):
+            self._check_reference(kl)
 
     def _logprobs(self, role: str, encoded: Sequence[Encoded]) -> list[torch.Tensor]:
         return forward.measure(self.work.model, role, encoded, "logprobs", temperature=self.sampling.temperature)
@@ -260,7 +273,8 @@ class OnlineStage:
         name, seed, number = self.context.name, self.context.seed, iteration.number
 
         def replay() -> list[list[Group]]:
-            earlier = [] if self.scorer.within_group else self.files.before(number)
+            comparable = self.scorer is None or not self.scorer.within_group
+            earlier = self.files.before(number) if comparable else []
             return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]
 
         random = seeds.stream(seed, name, "select", number)
@@ -308,7 +322,8 @@ class OnlineStage:
         """Encode groups that `select` created, which have no reward and no signal."""
         examples = Examples(self.work.encoder.encode(groups))
         if self.algorithm.needs.reference_logprobs:
-            logprobs = self._logprobs(self.work.roles.reference, examples.groups)
+            read = self.work.reference_prompts.encoded(examples.groups)
+            logprobs = self._logprobs(self.work.roles.reference, read)
             examples.token_columns["reference_logprobs"] = logprobs
         if self.algorithm.needs.old_logprobs:
             examples.token_columns["old_logprobs"] = self._logprobs(self.work.roles.trained, examples.groups)

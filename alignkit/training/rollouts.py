@@ -69,8 +69,9 @@ class PromptSource:
 class RolloutFiles:
     """The scored rollouts of a stage on disk, one file per iteration, and those of the stages in `replay_from`."""
 
-    def __init__(self, context: StageContext, scorer: Scorer):
-        self.context, self.scorer = context, scorer
+    def __init__(self, context: StageContext, scorer: Scorer | None, learns_from_reward: bool = True):
+        """scorer: None if the stage has no reward. learns_from_reward: responses without a score are left out."""
+        self.context, self.scorer, self.learns_from_reward = context, scorer, learns_from_reward
         self.digests: dict[str, str] = {}  # of this stage's files by name, for its checkpoints
 
     def write(self, iteration: int, groups: Sequence[Group]) -> None:
@@ -91,7 +92,8 @@ class RolloutFiles:
         Raises RunFailed if a file has changed since this stage wrote it.
         """
         earlier = [read_groups(self._unchanged(number)) for number in range(1, iteration)]
-        return [with_scores(groups) for groups in (*self._replayed, *earlier)]
+        everything = [*self._replayed, *earlier]
+        return [with_scores(groups) for groups in everything] if self.learns_from_reward else everything
 
     def _unchanged(self, iteration: int) -> Path:
         file = self._file(iteration)
@@ -120,6 +122,6 @@ class RolloutFiles:
             if not paths:
                 raise RunFailed(f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts")
             for path in paths:
-                scored = self.scorer.score(read_groups(path))
+                scored = self.scorer.score(read_groups(path)) if self.scorer is not None else read_groups(path)
                 replayed.append(penalize(scored, penalty) if penalty else scored)
         return replayed

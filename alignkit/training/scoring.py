@@ -217,13 +217,14 @@ def _tensor(column: Sequence[float | None]) -> Tensor:
 class ScoredRollouts:
     """Rollouts with their rewards.
 
-    groups: those responses that could be scored, in their groups; groups left without a response are absent.
-    combined: the reward of these responses. all_groups: every response, scored or not. Rewards include the penalty for
-    a missing end of turn, and components do not. penalty: its mean.
+    groups: those to learn from: the responses that could be scored, in their groups; groups left without a response are
+    absent. combined: the reward of these responses; None if nothing is learned from a reward, and `groups` are all.
+    all_groups: every response, scored or not. Rewards include the penalty for a missing end of turn, and components do
+    not. penalty: its mean.
     """
 
     groups: list[Group]
-    combined: CombinedReward
+    combined: CombinedReward | None
     all_groups: list[Group]
     penalty: float | None = None
 
@@ -234,8 +235,24 @@ class ScoredRollouts:
 
     @property
     def unscored(self) -> int:
-        """The number of responses that could not be scored."""
-        return self.usable.count(False)
+        """The number of responses that could not be scored; 0 if there is no reward."""
+        responses = [response for group in self.all_groups for response in group.responses]
+        return sum(REWARD_KEY in r.scores and r.scores[REWARD_KEY] is None for r in responses)
+
+    @property
+    def raw(self) -> Tensor | None:
+        """The raw rewards of all responses that have one, float64; None if there are none."""
+        if self.combined is not None:
+            return self.combined.raw
+        scores = [response.scores.get(REWARD_KEY) for group in self.all_groups for response in group.responses]
+        known = [score for score in scores if score is not None]
+        return torch.tensor(known, dtype=torch.float64) if known else None
+
+
+def report_only(scorer: Scorer | None, groups: Sequence[Group]) -> ScoredRollouts:
+    """Rollouts of an algorithm that learns from no reward, with the scores of the recipe's reward if it names one."""
+    scored = list(groups) if scorer is None else scorer.score(groups)
+    return ScoredRollouts(scored, None, scored)
 
 
 def score_rollouts(scorer: Scorer, groups: Sequence[Group], penalty: float = 0.0) -> ScoredRollouts:

@@ -14,6 +14,7 @@ from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_check
 from alignkit.training.context import StageContext
 from alignkit.training.encoder import StageEncoder
 from alignkit.training.learner import Learner
+from alignkit.training.reference_prompt import ReferencePrompts
 from alignkit.training.roles import StageRoles, add_roles
 
 
@@ -30,6 +31,9 @@ class StageWork:
         self.algorithm = CheckedAlgorithm(algorithm, context.author)
         self.summary: dict[str, Any] = {}
         self.encoder = StageEncoder(context, self.algorithm, self.summary)
+        self.reference_prompts = ReferencePrompts(
+            self.algorithm, context.models.encoder, context.model.context, f"stage '{context.name}': "
+        )
         self.roles = add_roles(context, self.algorithm)
         self.learner = Learner(
             self.model,

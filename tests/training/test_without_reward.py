@@ -1,0 +1,165 @@
+"""Stages that learn from no reward, such as distillation: a recipe need not name one, and one that it names is only
+reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from watched import prompts
+
+from alignkit.cli import main
+from alignkit.data.group import Group, read_groups, write_groups
+
+PLUGIN = """
+from alignkit import *
+
+class Distill(Algorithm):
+    class Options(Options):
+        entropy: bool = Field(False, description="x")
+        reads: bool = Field(False, description="x")
+
+    source = ROLLOUTS
+
+    @property
+    def needs(self):
+        return Needs(reward=False, reference_logprobs=True, old_logprobs=True, replay=True)
+
+    def select(self, groups, context):
+        context.log(replayed=sum(len(groups) for groups in context.replay()))
+        return groups
+
+    def signal(self, rollouts):
+        if self.options.reads:
+            rollouts.rewards
+        return {"gap": rollouts.reference_logprobs - rollouts.old_logprobs + 0.1}
+
+    def loss(self, batch, out):
+        return Loss(distillation=per_token(-out.logprobs * batch["gap"]))
+
+class Fixed(Distill):
+    needs = Needs(reward=False)
+
+    def loss(self, batch, out):
+        return Loss(nll=per_token(-out.logprobs))
+
+class Nothing(Fixed):
+    def signal(self, rollouts):
+        return Skip("nothing to distill")
+
+@hookimpl
+def register_algorithms(register):
+    register("distill", Distill)
+    register("fixed", Fixed)
+    register("nothing", Nothing)
+"""
+REWARD = {"python": {"path": "reward.py", "function": "reward"}}
+# No score for responses of 1, 5, 9 ... characters.
+SCORES = "def reward(completions):\n    return [None if len(c) % 4 == 1 else len(c) / 2 for c in completions]\n"
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run(folder: Path, expected: int = 0, command: str = "run", **stage: Any) -> list[dict[str, Any]]:
+    """Run a recipe with the stage `align`; returns its metrics."""
+    folder.mkdir(exist_ok=True)
+    (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
+    (folder / "reward.py").write_text(SCORES, encoding="utf-8")
+    write_groups(folder / "prompts.jsonl", prompts(4))
+    align = {
+        "algorithm": "distill",
+        "prompts": "prompts.jsonl",
+        "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5},
+        "iterations": 2,
+        "prompts_per_iteration": 2,
+        "batch_size": 2,
+        "learning_rate": 0.01,
+        **stage,
+    }
+    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model, "stages": {"align": align}}), encoding="utf-8")
+    files = ["--plugin", str(folder / "plugin.py")]
+    runs = ["--out", str(folder / "run")] if command == "run" else []
+    assert main([command, str(folder / "recipe.yaml"), *files, *runs]) == expected
+    metrics = folder / "run" / "align" / "metrics.jsonl"
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+
+
+def rollouts(folder: Path) -> list[Group]:
+    paths = sorted((folder / "run" / "align" / "rollouts").glob("*.jsonl"))
+    return [group for path in paths for group in read_groups(path)]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "run" / "align" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_stage_without_a_reward_samples_and_learns(tmp_path: Path) -> None:
+    """It has no numbers of a reward anywhere; samples of earlier iterations are replayed whole."""
+    first, second = run(tmp_path)
+    assert not any("reward" in name or name == "unscored" for line in (first, second) for name in line)
+    assert first["grad_norm"] > 0 and first["kl"] == pytest.approx(0, abs=1e-4) and second["kl"] != first["kl"]
+    assert first["response_tokens"] > 0 and 0 <= first["truncated"] <= 1
+    assert [first["replayed"], second["replayed"]] == [0, 2]
+    assert [len(group.responses) for group in rollouts(tmp_path)] == [2, 2, 2, 2]
+    assert not any(response.scores for group in rollouts(tmp_path) for response in group.responses)
+
+
+def test_a_reward_is_reported_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Responses without a score are learned from like all others."""
+    without, reported = tmp_path / "without", tmp_path / "reported"
+    plain = run(without)
+    capsys.readouterr()
+    scored = run(reported, reward=REWARD)
+    said = capsys.readouterr().err
+    assert "reward 'python' is reported, but nothing is learned from it" in said
+    assert weights(reported) == weights(without)
+    for line, other in zip(scored, plain, strict=True):
+        assert line["loss"] == other["loss"] and line["replayed"] == other["replayed"]
+    responses = [response for group in rollouts(reported)[:2] for response in group.responses]
+    known = [None if len(r.text) % 4 == 1 else len(r.text) / 2 for r in responses]
+    assert [response.scores["reward"] for response in responses] == known
+    values = [value for value in known if value is not None]
+    assert scored[0]["unscored"] == known.count(None) > 0 and f"{known.count(None)} response" in said
+    assert scored[0]["reward"] == pytest.approx(sum(values) / len(values)) and values
+    assert "left out" not in said
+
+
+def test_an_algorithm_that_reads_rewards_must_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, 3, algorithm={"distill": {"reads": True}}, reward=REWARD)
+    assert "Batch.rewards was not computed: only rollouts with a reward have it" in capsys.readouterr().err
+
+
+def test_an_idle_iteration_gives_the_algorithms_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, 1, algorithm="nothing")
+    assert "Last reason: nothing to distill" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("missing_eos_penalty", 1.0, "it is subtracted from a reward, and distill learns from none"),
+        ("learn_from", 2, "it chooses the responses with the best and the worst reward, and distill learns from none"),
+    ],
+)
+def test_keys_that_need_a_reward_are_refused(
+    tmp_path: Path, key: str, value: float, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rollout = {"samples_per_prompt": 2, "max_new_tokens": 5, key: value}
+    run(tmp_path, 2, "validate", rollout=rollout)
+    shown = capsys.readouterr().err
+    assert f"distill does not use 'rollout.{key}'" in shown and reason in shown
+
+
+@pytest.mark.parametrize(("algorithm", "asked"), [("fixed", False), ("distill", True), ("rloo", True)])
+def test_a_wrong_option_does_not_make_a_reward_missing(
+    tmp_path: Path, algorithm: str, asked: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Needs that depend on options are not known if these are wrong."""
+    run(tmp_path, 2, "validate", algorithm={algorithm: {"nonsense": 1}})
+    shown = capsys.readouterr().err
+    assert "unknown option" in shown or "nonsense" in shown
+    assert ("stages.align.reward' is missing" in shown) == asked
