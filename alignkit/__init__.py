@@ -21,11 +21,11 @@ _WHERE = {
     "external": "ExternalTrainer TrainerContext",
     "formats": "Format",
     "hookspecs": "Register hookimpl",
-    "judges": "CheckedJudge",
+    "judges": "CheckedJudge check_rates",
     "loss": "Loss Per Term per_group per_pair per_response per_token",
     "notebook": "RunResult StageResult run",
     "options": "DataRef Field JudgeRef Options PolicyRef RewardRef StageRef",
-    "reward": "CombinedReward Context Judge Models REWARD_KEY Reward RewardCombination Verdict",
+    "reward": "CombinedReward Context Judge Models REWARD_KEY Rating Reward RewardCombination Verdict",
     "sampling_options": "ResponseOptions SamplingOptions",
     "step": "Artifact Step StepContext",
 }
@@ -59,11 +59,21 @@ if TYPE_CHECKING:
     from alignkit.external import ExternalTrainer, TrainerContext
     from alignkit.formats import Format
     from alignkit.hookspecs import Register, hookimpl
-    from alignkit.judges import CheckedJudge
+    from alignkit.judges import CheckedJudge, check_rates
     from alignkit.loss import Loss, Per, Term, per_group, per_pair, per_response, per_token
     from alignkit.notebook import RunResult, StageResult, run
     from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef, StageRef
-    from alignkit.reward import REWARD_KEY, CombinedReward, Context, Judge, Models, Reward, RewardCombination, Verdict
+    from alignkit.reward import (
+        REWARD_KEY,
+        CombinedReward,
+        Context,
+        Judge,
+        Models,
+        Rating,
+        Reward,
+        RewardCombination,
+        Verdict,
+    )
     from alignkit.sampling_options import ResponseOptions, SamplingOptions
     from alignkit.step import Artifact, Step, StepContext
 

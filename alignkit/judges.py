@@ -1,17 +1,41 @@
-"""A judge that a recipe names, made ready, and its verdicts checked."""
+"""A judge that a recipe names, made ready, and its verdicts and ratings checked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 from numbers import Real
 from typing import Any
 
 from alignkit.author import AuthorError, calling, made
 from alignkit.data.group import Message
-from alignkit.reward import Context, Judge, Verdict
+from alignkit.errors import RunFailed
+from alignkit.reward import Context, Judge, Rating, Verdict
 
 Item = tuple[Sequence[Message], str, str]  # prompt, first, second
+Rated = tuple[Sequence[Message], str]  # prompt, response
+Rubric = str | Sequence[str]
+
+
+def rates(judge: type[Judge]) -> bool:
+    """Whether a judge rates single responses."""
+    return judge.rate is not Judge.rate
+
+
+def check_rates(component: Any, rubric: Rubric = "") -> None:
+    """Raise RunFailed if the judge of a JudgeRef option cannot rate responses, or not by this rubric.
+
+    It needs no models: a plugin that asks for ratings calls it in its own `check`, so that a run stops before its first
+    stage.
+    """
+    kind = component.registration.implementation
+    if not rates(kind):
+        raise RunFailed(
+            f"judge '{component.name}' only compares two responses, and ratings are needed; use another one"
+        )
+    if rubric and not kind.reads_rubric:
+        raise RunFailed(f"judge '{component.name}' has its own measure and reads no rubric; leave the rubric out")
 
 
 class CheckedJudge:
@@ -19,6 +43,7 @@ class CheckedJudge:
 
     def __init__(self, component: Any, context: Context):
         """component: the value of a JudgeRef option."""
+        self.component = component
         self.judge: Judge
         self.judge, self._author = made(component, context.stage)
         with calling(self._author, "prepare", self.judge):
@@ -42,5 +67,23 @@ class CheckedJudge:
                     raise self._wrong(f"{p!r:.100} is not a probability")
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
-    def _wrong(self, text: str) -> AuthorError:
-        return self._author.error(f"{type(self.judge).__name__}.compare", text)
+    def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
+        """The ratings of (prompt, response), in order. Raises RunFailed as `check_rates` does."""
+        check_rates(self.component, rubric)
+        if not items:
+            return []
+        with calling(self._author, "rate", self.judge):
+            ratings = self.judge.rate(items, rubric)
+        if not isinstance(ratings, Sequence) or not all(isinstance(rating, Rating) for rating in ratings):
+            raise self._wrong("return a list of Rating", "rate")
+        if len(ratings) != len(items):
+            raise self._wrong(f"return a rating for each of {len(items)} responses, not {len(ratings)}", "rate")
+        for rating in ratings:
+            score: Any = rating.score
+            if score is not None and not (isinstance(score, Real) and isfinite(score)):
+                text = f"a score is {score!r:.100}; return a finite number, or None with a reason"
+                raise self._wrong(text, "rate")
+        return list(ratings)
+
+    def _wrong(self, text: str, method: str = "compare") -> AuthorError:
+        return self._author.error(f"{type(self.judge).__name__}.{method}", text)

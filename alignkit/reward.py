@@ -186,7 +186,12 @@ class RewardCombination:
 
 
 class Judge:
-    """Base class of a judge: a model that is asked in words which response is better."""
+    """Base class of a judge: a model that is asked in words which response is better, or how good one is.
+
+    reads_rubric: whether `rate` can be given a rubric.
+    """
+
+    reads_rubric: ClassVar[bool] = True
 
     class Options(_Options):
         """No options."""
@@ -204,6 +209,26 @@ class Judge:
     def compare(self, items: Sequence[tuple[Sequence[Message], str, str]]) -> list[Verdict]:
         """One verdict on each (prompt, first, second), in order. Ask in both orders and average."""
         raise NotImplementedError(f"{type(self).__name__} does not define `compare(items)`")
+
+    def rate(self, items: Sequence[tuple[Sequence[Message], str]], rubric: str | Sequence[str] = "") -> list[Rating]:
+        """One rating of each (prompt, response), in order; optional.
+
+        A rating depends only on its own item and the rubric: a text, or a list of criteria, that says what is good.
+        With an empty one the judge decides.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not rate single responses")
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What a judge says of one response.
+
+    score: higher is better, on the judge's own scale; None if there is no rating, never 0. reason: why there is none;
+    such ratings are counted by its text before a colon.
+    """
+
+    score: float | None
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The rules of judges: one verdict per comparison, the same in every batch and in both orders."""
+"""The rules of judges: a verdict per comparison, the same in every batch and in both orders; ratings, if it has any."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from alignkit.author import calling, made
 from alignkit.data.group import Message
-from alignkit.judges import CheckedJudge, Item
+from alignkit.judges import CheckedJudge, Item, rates
 from alignkit.registry import Component
-from alignkit.reward import Judge, Verdict
+from alignkit.reward import Judge, Rating, Verdict
 from alignkit.testing.surroundings import Surroundings, conform
 
+RUBRIC = ("It answers the question.", "It is short.")
 TOLERANCE = 1e-3  # of probabilities; models in other batches, and servers that round, differ by less
 
 ALONE = "a verdict depends only on its own prompt and responses"
@@ -74,6 +75,39 @@ def _problems(around: Surroundings, component: Component, items: Sequence[Item])
     yield from _changes("a batch of one comparison", verdicts, alone, ALONE)
     swapped = judge.compare([(prompt, second, first) for prompt, first, second in items])
     yield from _changes("showing the second response first", verdicts, [_turned(each) for each in swapped], SWAP)
+    if rates(component.registration.implementation):
+        yield from _rating_problems(judge, items)
+
+
+def _rating_problems(judge: CheckedJudge, items: Sequence[Item]) -> Iterator[str]:
+    """Problems of `rate`: of the first response of each comparison, by the judge's own measure and by a rubric."""
+    rated = [(prompt, first) for prompt, first, _ in items]
+    for rubric in ("", RUBRIC) if judge.judge.reads_rubric else ("",):
+        before = copy.deepcopy(rated)
+        ratings = judge.rate(rated, rubric)
+        if rated != before:
+            yield "`rate` changes the items that it is given"
+        if all(rating.score is None for rating in ratings):
+            reason = next((rating.reason for rating in ratings if rating.reason), "no reason")
+            yield f"`rate` has no rating of any of {len(rated)} responses ({reason}): pass others as `items`"
+        if any(rating.score is None and not rating.reason for rating in ratings):
+            yield "`rate`: a rating without a score needs a `reason`, by which such ratings are counted"
+        alone = [rating for item in rated for rating in judge.rate([item], rubric)]
+        yield from _rating_changes("a second call", ratings, judge.rate(rated, rubric))
+        yield from _rating_changes("a batch of one response", ratings, alone)
+
+
+def _rating_changes(cause: str, expected: Sequence[Rating], actual: Sequence[Rating]) -> list[str]:
+    """One line about the first response whose rating differs."""
+    for index, (old, new) in enumerate(zip(expected, actual, strict=True)):
+        same = old.score == new.score if old.score is None or new.score is None else _close(old.score, new.score)
+        if not same:
+            return [f"`rate`: {cause} changes the rating of response {index} from {old.score} to {new.score}"]
+    return []
+
+
+def _close(a: float, b: float) -> bool:
+    return abs(a - b) <= TOLERANCE * max(1.0, abs(a), abs(b))
 
 
 def _verdict_problems(verdict: Verdict) -> Iterator[str]:

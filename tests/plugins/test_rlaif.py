@@ -27,6 +27,7 @@ import alignkit_plugins.judges as judges
 import alignkit_plugins.rlaif as rlaif
 from alignkit import Context, Group, Judge, Pair, PluginError, RemoteError, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
+from alignkit.judges import CheckedJudge, check_rates
 from alignkit.registry import Registration
 from alignkit.remote import retry_after
 from alignkit_plugins.reward_judge import RewardJudge
@@ -134,6 +135,24 @@ def test_a_reward_model_judges_by_its_scores(tmp_path: Path) -> None:
 def test_only_a_reward_model_is_a_reward_judge(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="'liked' is not a reward model"):
         by_reward("reward").check(tmp_path)
+
+
+def test_a_reward_model_rates_by_its_scores(tmp_path: Path) -> None:
+    """One of them has no score, which is not 0. A reward model reads no rubric."""
+    spec = SimpleNamespace(kind="stage", name="liked")
+    named = component(RewardJudge, RewardJudge.Options(reward_model=spec))
+    judge = CheckedJudge(named, context(Scoring(), tmp_path))
+    lost, fine, zero = judge.rate([(PROMPT, "long"), (PROMPT, "-2"), (PROMPT, "0")])
+    assert lost.score is None and "no room" in lost.reason and [fine.score, zero.score] == [-2.0, 0.0]
+    with pytest.raises(RunFailed, match="judge 'x' has its own measure and reads no rubric"):
+        check_rates(named, "Is it polite?")
+    with pytest.raises(RunFailed, match="no rubric"):
+        judge.rate([(PROMPT, "1")], ["polite"])
+
+
+def test_a_judge_that_only_compares_cannot_rate() -> None:
+    with pytest.raises(RunFailed, match="judge 'x' only compares two responses, and ratings are needed"):
+        check_rates(component(judges.LocalJudge, None))
 
 
 def component(implementation: Any, options: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from alignkit import Judge, RunFailed, Verdict
-from alignkit.judges import Item
+from alignkit import Judge, Rating, RunFailed, Verdict
+from alignkit.judges import Item, Rated, Rubric
 from alignkit.plugins import plugins
 from alignkit.testing import ConformanceError, check_judge
 
@@ -49,6 +49,69 @@ class Longer(Judge):
 
 def test_a_good_judge_conforms() -> None:
     check_judge(Longer)
+
+
+class Rates(Longer):
+    """A good one that rates, too: by the number of letters, or of criteria that occur."""
+
+    def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> Any:
+        return [self.one(text, rubric) for _, text in items]
+
+    def one(self, text: str, rubric: Rubric) -> Any:
+        return Rating(float(sum(each[3:6] in text for each in rubric) if rubric else len(text)))
+
+
+def test_a_good_judge_with_ratings_conforms() -> None:
+    check_judge(Rates)
+
+
+class RatesNumbers(Rates):
+    def one(self, text: str, rubric: Rubric) -> Any:
+        return 0.5
+
+
+class RatesTooFew(Rates):
+    def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> Any:
+        return [Rating(1.0)]
+
+
+class RatesNan(Rates):
+    def one(self, text: str, rubric: Rubric) -> Any:
+        return Rating(float("nan"))
+
+
+class RatesRelative(Rates):
+    def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> Any:
+        return [Rating(len(text) / len(items)) for _, text in items]
+
+
+class RatesByChance(Rates):
+    def one(self, text: str, rubric: Rubric) -> Any:
+        return Rating(random.random())
+
+
+class RatesNothing(Rates):
+    def one(self, text: str, rubric: Rubric) -> Any:
+        return Rating(None, "too long: 7 tokens")
+
+
+class RatesWithoutReason(Rates):
+    def one(self, text: str, rubric: Rubric) -> Any:
+        return Rating(None) if "Paris" in text else Rating(1.0)
+
+
+class RatesNoRubric(Rates):
+    def one(self, text: str, rubric: Rubric) -> Any:
+        if rubric:
+            raise KeyError("rubric")
+        return Rating(1.0)
+
+
+def test_a_judge_with_its_own_measure_is_given_no_rubric() -> None:
+    class Own(RatesNoRubric):
+        reads_rubric = False
+
+    check_judge(Own)
 
 
 class FirstIfEqual(Judge):
@@ -150,6 +213,14 @@ BROKEN: list[tuple[Any, str]] = [
     (ReasonIsNumber, "`compare`: `reason` must be text, not 3"),
     (OtherMean, "`compare`: `p_first` is 0.5, but the mean of `p_orders` is 0.85"),
     (Crashes, r"in `compare`: IndexError: list index out of range \(test_judge_kit.py:\d+\)"),
+    (RatesNumbers, "in `rate`: return a list of Rating"),
+    (RatesTooFew, "in `rate`: return a rating for each of 6 responses, not 1"),
+    (RatesNan, "in `rate`: a score is nan; return a finite number"),
+    (RatesRelative, "`rate`: a batch of one response changes the rating of response 0"),
+    (RatesByChance, "`rate`: a second call changes the rating of response 0"),
+    (RatesNothing, r"`rate` has no rating of any of 6 responses \(too long: 7 tokens\): pass others as `items`"),
+    (RatesWithoutReason, "`rate`: a rating without a score needs a `reason`"),
+    (RatesNoRubric, "in `rate`: KeyError: 'rubric'"),
     (NoKey, "NoKey: the variable KEY is not set"),
     (str, "str: judge 'str' must be a subclass of alignkit.Judge"),
 ]
