@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -293,3 +293,49 @@ def test_equally_different_rewards() -> None:
     """Half of each; with an odd count either may have one more. Of equal rewards, any will do."""
     assert F.most_different(torch.tensor([0.0, 9.0, 1.0, 8.0, 5.0, 4.0]), 4).tolist() == [0, 1, 2, 3]
     assert len(F.most_different(torch.ones(6), 2)) == 2
+
+
+# --- GRPO's variants
+
+
+def test_cispo_weighs_log_probabilities_by_a_capped_ratio() -> None:
+    """MiniMax-M1 2025, eq. (4): the weight has no gradient, and a masked token no effect."""
+    x = torch.tensor([[-1.0, math.inf], [-2.0, math.nan], [-3.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[1, 0], [1, 0], [1, 0]])
+    old = torch.tensor([[-1.0, 1e30], [-3.0, 0.0], [-2.0, 0.0]], dtype=torch.float64)
+    advantages = torch.tensor([[2.0, math.nan], [1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    loss = F.cispo_policy_loss(x, old, advantages, 0.5, mask=mask)
+    weight = math.exp(-1.0)
+    torch.testing.assert_close(loss.tolist(), [[2.0, 0.0], [1.5 * 2.0, 0.0], [-weight * 3.0, 0.0]])
+    gradient, none = torch.autograd.grad(loss.sum(), (x, advantages), allow_unused=True)
+    assert none is None
+    torch.testing.assert_close(gradient.tolist(), [[-2.0, 0.0], [-1.5, 0.0], [weight, 0.0]])
+
+
+def test_maxrl_advantages() -> None:
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.5, 1.0], dtype=torch.float64)
+    found = F.maxrl_advantages(rewards, torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 3, 3]))
+    torch.testing.assert_close(found.tolist(), [3.0, -1.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0, -1 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_maxrl_climbs_the_truncated_log_likelihood(k: int) -> None:
+    """The mean of (1/K) sum A_i grad log pi(y_i) over all groups of K is the gradient of log p, cut at order K - 1:
+
+    log p = -sum over j of (1 - p)^j / j (Tajwar et al. 2026). Without its baseline the estimator is of order K; the
+    baseline is subtracted only if a response is right, which takes off the last term.
+    """
+    logits = torch.DoubleTensor([0.3, -0.5, 1.0]).requires_grad_(True)
+    right = torch.DoubleTensor([1.0, 0.0, 0.0])
+    logp = logits.log_softmax(0)
+    p = (logp.exp() * right).sum()
+    wanted = torch.autograd.grad(-sum((1 - p) ** j / j for j in range(1, k)), logits, retain_graph=True)[0]
+    found = torch.zeros_like(logits)
+    for group in product(range(3), repeat=k):
+        chosen = logp[list(group)]
+        advantages = F.maxrl_advantages(right[list(group)], torch.zeros(k))
+        found += (
+            chosen.sum().exp().detach()
+            * torch.autograd.grad((advantages * chosen).mean(), logits, retain_graph=True)[0]
+        )
+    torch.testing.assert_close(found, wanted)

@@ -165,3 +165,14 @@ def rloo_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:
     """r - mean of the *other* members of the group: [N] -> [N]. RLOO, Ahmadian et al. 2024."""
     size = group_size(group_index)
     return centered_advantages(rewards, group_index) * size / (size - 1).clamp(min=1)
+
+
+def maxrl_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:
+    """(r - mean) / mean within the group, for rewards of 0 or more: [N] -> [N], 0 without spread.
+
+    MaxRL, Tajwar et al. 2026: with rewards of 0 and 1, 1/K for each of K right responses, minus a baseline. Its
+    expected gradient is that of log p, the probability of a right response, cut after as many powers of 1 - p as the
+    group has other members.
+    """
+    mean = group_mean(rewards, group_index)
+    return centered_advantages(rewards, group_index) / torch.where(mean > 0, mean, 1.0)

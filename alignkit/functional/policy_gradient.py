@@ -50,6 +50,19 @@ def ppo_policy_loss(
     return -objective
 
 
+def cispo_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range_high: float, *, mask: Tensor | None = None
+) -> Tensor:
+    """-min(r, 1 + clip_range_high) A log pi per token, the weight without a gradient: [B, T] -> [B, T].
+
+    CISPO, MiniMax-M1 2025, eqs. (4) and (5), without a lower bound, as in its experiments. Every token keeps its
+    gradient; PPO's clipping drops it. Masked entries are 0. Gradients flow through `logprobs` only.
+    """
+    check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    weight = ratio(logprobs, old_logprobs, mask).clamp(max=1 + clip_range_high).detach()
+    return -weight * zero_masked(widen(advantages.detach()), mask) * zero_masked(widen(logprobs), mask)
+
+
 def clipped(
     logprobs: Tensor,
     old_logprobs: Tensor,

@@ -63,6 +63,27 @@ def kwise_weights(group_index: Tensor, responses: Tensor | None = None, dtype: t
     return 2 / (responses * (responses - 1)).to(dtype)
 
 
+def ordinal_loss(scores: Tensor, levels: Tensor, thresholds: Tensor) -> Tensor:
+    """-log P(level) of ratings under an ordered logit: scores [N], levels [N] int64 from 0, thresholds [K - 1] -> [N].
+
+    P(level <= k) = sigma(thresholds[k] - score), with increasing thresholds (McCullagh 1980, section 2.3).
+    """
+    check_shapes(scores=scores, levels=levels)
+    infinite = thresholds.new_full((1,), math.inf)
+    bounds = torch.cat([-infinite, thresholds, infinite]).to(widen(scores))
+    low, high = bounds[levels] - widen(scores), bounds[levels + 1] - widen(scores)
+    # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - exp(b - a)), which does not cancel in the tails.
+    width = torch.where(low.isinf() | high.isinf(), math.inf, bounds[levels + 1] - bounds[levels])
+    return -(logsigmoid(high) + logsigmoid(-low) + torch.log(-torch.expm1(-width)))
+
+
+def ordinal_probabilities(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """P(level) of an ordered logit: scores [N], thresholds [K - 1] -> [N, K]."""
+    below = torch.sigmoid(thresholds.to(widen(scores)) - widen(scores).unsqueeze(-1))
+    first, last = torch.zeros_like(below[:, :1]), torch.ones_like(below[:, :1])
+    return torch.cat([first, below, last], dim=1).diff(dim=1)
+
+
 def reward_normalizer(demo_scores: Tensor) -> tuple[float, float]:
     """(bias, gain) from scores of demonstrations [N]: score + bias has mean 0, (score + bias) * gain variance 1.
 
