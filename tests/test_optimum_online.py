@@ -58,11 +58,12 @@ def factorial_of(count: float) -> float:
     return float(factorial(int(count)))
 
 
-def fixed_point(problem: Problem, k: int, beta: float, deviation: bool) -> Tensor:
+def fixed_point(problem: Problem, k: int, beta: float, scale: str = "none", entropy: float = 0.0) -> Tensor:
     """Where the mean over all groups of k samples of GRPO's gradient is zero in every logit of every context.
 
     A sampled response i adds A_i (1[v] - pi(v | c)) to the logit of v in each context c that it passes, and k3, whose
-    gradient is (1 - pi_ref / pi) grad log pi, on average beta (pi_ref(v | c) - pi(v | c)).
+    gradient is (1 - pi_ref / pi) grad log pi, on average beta (pi_ref(v | c) - pi(v | c)). An entropy bonus adds
+    -entropy pi(v | c) (log pi(v | c) + H). scale: what advantages are divided by: deviation, mean (MaxRL) or none.
     """
     answers, reference = len(problem.rewards), next_letter(problem.reference, problem)
     members = torch.tensor(list(combinations_with_replacement(range(answers), k)))
@@ -72,9 +73,11 @@ def fixed_point(problem: Problem, k: int, beta: float, deviation: bool) -> Tenso
     orders = factorial(k) / counts.clone().apply_(factorial_of).prod(1)
     mean = counts @ problem.rewards / k
     centered = problem.rewards - mean[:, None]
-    if deviation:
+    if scale == "deviation":
         variance = (counts * centered**2).sum(1) / (k - 1)
         centered = centered / (variance.sqrt() + 1e-4)[:, None]
+    elif scale == "mean":
+        centered = centered / mean.where(mean > 0, 1.0)[:, None]
     steps = [x.clone() for x in reference]
     for _ in range(5000):
         p = whole(steps)
@@ -85,6 +88,8 @@ def fixed_point(problem: Problem, k: int, beta: float, deviation: bool) -> Tenso
         for t, gain in enumerate(gained):
             passing = by_prefix(p, problem)[t].sum(-1, keepdim=True)
             pull = gain / passing - steps[t] * gain.sum(-1, keepdim=True) / passing + beta * (reference[t] - steps[t])
+            surprise = -steps[t].log()
+            pull = pull + entropy * steps[t] * (surprise - (steps[t] * surprise).sum(-1, keepdim=True))
             residual = max(residual, float(pull.abs().max()))
             steps[t] = torch.softmax(steps[t].log() + pull / beta, -1)
         if residual < 1e-8:
@@ -99,10 +104,10 @@ def test_the_fixed_point_of_two_samples() -> None:
     """
     rewards, reference = (torch.tensor(x, dtype=torch.float64) for x in ([0.0, 5.0], [0.7, 0.3]))
     bandit: Any = SimpleNamespace(letters="ab", length=1, rewards=rewards, reference=reference)
-    p = fixed_point(bandit, 2, 0.5, deviation=True)
+    p = fixed_point(bandit, 2, 0.5, "deviation")
     assert float(p[0] * p[1] / 2**0.5) == pytest.approx(float(0.5 * (p[1] - 0.3)), abs=1e-4)
     # Without the deviation a winner's advantage is half of what it won by.
-    p = fixed_point(bandit, 2, 0.5, deviation=False)
+    p = fixed_point(bandit, 2, 0.5)
     assert float(p[0] * p[1] * 2.5) == pytest.approx(float(0.5 * (p[1] - 0.3)), abs=1e-6)
 
 
@@ -135,12 +140,13 @@ DR: dict[str, Any] = {"scale_by_std": False, "aggregation": "constant_length", "
 def test_grpo_s_fixed_point_is_its_own(tmp_path: Path) -> None:
     """Neither PPO's optimum nor that of the other normalisation, so that the tests below can tell them apart."""
     one, three = make(tmp_path / "1", *ONE), make(tmp_path / "3", *THREE)
-    for problem, k, beta, deviation in ((one, 8, 1.0, True), (one, 8, 0.5, False), (three, 12, 3.0, True)):
-        found = fixed_point(problem, k, beta, deviation)
+    other = {"deviation": "none", "none": "deviation"}
+    for problem, k, beta, scale in ((one, 8, 1.0, "deviation"), (one, 8, 0.5, "none"), (three, 12, 3.0, "deviation")):
+        found = fixed_point(problem, k, beta, scale)
         assert total_variation(found, problem.optimum(beta)) > 3 * WITHIN
-        assert total_variation(found, fixed_point(problem, k, beta, not deviation)) > 3 * WITHIN
-    found = fixed_point(three, 12, 1.5, False)
-    assert total_variation(found, fixed_point(three, 12, 1.5, True)) > 3 * WITHIN
+        assert total_variation(found, fixed_point(problem, k, beta, other[scale])) > 3 * WITHIN
+    found = fixed_point(three, 12, 1.5)
+    assert total_variation(found, fixed_point(three, 12, 1.5, "deviation")) > 3 * WITHIN
 
 
 # A token's GSPO is GRPO; of three tokens it has one ratio.
@@ -157,7 +163,7 @@ def test_grpo_s_fixed_point_is_its_own(tmp_path: Path) -> None:
     indirect=["problem"],
 )
 def test_grpo_ends_at_its_fixed_point(problem: Problem, k: int, beta: float, options: dict[str, Any]) -> None:
-    wanted = fixed_point(problem, k, beta, options.get("scale_by_std", True))
+    wanted = fixed_point(problem, k, beta, "deviation" if options.get("scale_by_std", True) else "none")
     found = align(
         problem, "grpo", {"kl_coefficient": beta, **options}, 32, k, iterations=40, epochs=2, learning_rate=3e-3
     )

@@ -1,7 +1,8 @@
 """GRPO: policy gradient with the mean of a prompt's samples as baseline (Shao et al. 2024, arXiv:2402.03300, eq. 3).
 
-Later corrections are options: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), DAPO (Yu et al. 2025, arXiv:2503.14476) and
-GSPO (Zheng et al. 2025, arXiv:2507.18071).
+Later corrections are options: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), DAPO (Yu et al. 2025, arXiv:2503.14476),
+GSPO (Zheng et al. 2025, arXiv:2507.18071), CISPO (MiniMax-M1, 2025, arXiv:2506.13585, eq. 4) and MaxRL (Tajwar et al.
+2026, arXiv:2602.02710).
 Differs from the papers: DAPO samples until the batch is full, whereas here groups of equal rewards are left out and
 counted. An iteration that has nothing to learn from is skipped and counted.
 """
@@ -23,6 +24,7 @@ from alignkit import (
     Needs,
     Outputs,
     Register,
+    RunFailed,
     Skip,
     StageDefaults,
     Term,
@@ -57,8 +59,19 @@ class GRPO(Algorithm):
         scale_by_std: bool = Field(
             True, description="divide advantages by the standard deviation of the group (Dr. GRPO: false)"
         )
+        scale_by_mean: bool = Field(
+            False,
+            description="divide advantages by the group's mean reward instead (MaxRL); needs rewards of 0 or more",
+        )
+        policy_loss: Literal["clipped", "cispo"] = Field(
+            "clipped",
+            description="PPO's clipped objective, or a capped ratio as weight: all tokens keep a gradient (CISPO)",
+        )
+        entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus, a mean over tokens")
         clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
-        clip_range_high: float | None = Field(None, gt=0, description="upper clip range, if different (DAPO: 0.28)")
+        clip_range_high: float | None = Field(
+            None, gt=0, description="upper clip range, if different (DAPO: 0.28; CISPO: 4)"
+        )
         ratio: Literal["token", "sequence"] = Field(
             "token", description="ratio of each token, or of the whole response (GSPO)"
         )
@@ -86,13 +99,29 @@ class GRPO(Algorithm):
                 raise ValueError(f"overlong_cache {self.overlong_cache} is above max_tokens {self.max_tokens}")
             if self.ratio == "sequence" and self.aggregation != "sequence_mean":
                 raise ValueError("'ratio: sequence' requires 'aggregation: sequence_mean'")
+            if self.scale_by_mean and "scale_by_std" in self.model_fields_set and self.scale_by_std:
+                raise ValueError("advantages are divided by the deviation or by the mean: remove one of scale_by_...")
+            if self.policy_loss == "cispo":
+                self._check_cispo()
             return self
+
+        def _check_cispo(self) -> None:
+            if self.ratio == "sequence":
+                raise ValueError("'policy_loss: cispo' weighs tokens and requires 'ratio: token'")
+            if self.clip_range_high is None or "clip_range" in self.model_fields_set:
+                raise ValueError("'policy_loss: cispo' has no lower bound: set clip_range_high, and not clip_range")
 
     @property
     def needs(self) -> Needs:
         """The mean of a group needs two samples."""
         longest = self.options.max_tokens if self.options.overlong_cache is not None else None
-        return Needs(old_logprobs=True, reference_logprobs=True, min_samples=2, max_new_tokens=longest)
+        return Needs(
+            old_logprobs=True,
+            reference_logprobs=True,
+            entropy=self.options.entropy_coefficient > 0,
+            min_samples=2,
+            max_new_tokens=longest,
+        )
 
     def keep_group(self, group: Group) -> bool:
         """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11)."""
@@ -110,21 +139,37 @@ class GRPO(Algorithm):
         spread = F.group_has_spread(rewards, rollouts.group_index)
         self.metrics["groups_without_spread"] = rollouts.group_index[~spread].unique().numel()
         kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask)
-        if not spread.any() and not (o.kl_coefficient > 0 and kl.abs().max() > ROUNDING):
+        pulled = o.entropy_coefficient > 0 or (o.kl_coefficient > 0 and kl.abs().max() > ROUNDING)
+        if not spread.any() and not pulled:
             return Skip("the rewards within every group are equal")
-        advantages = F.grpo_advantages if o.scale_by_std else F.centered_advantages
-        return {"advantages": advantages(rewards, rollouts.group_index)}
+        return {"advantages": self._advantages(rewards, rollouts.group_index)}
+
+    def _advantages(self, rewards: Tensor, group_index: Tensor) -> Tensor:
+        if self.options.scale_by_mean:
+            if (rewards < 0).any():
+                raise RunFailed(
+                    f"grpo: 'scale_by_mean' needs rewards of 0 or more, but one is {float(rewards.min()):.3g}\n"
+                    "help: use a reward of right (1) and wrong (0), or remove scale_by_mean"
+                )
+            return F.maxrl_advantages(rewards, group_index)
+        advantages = F.grpo_advantages if self.options.scale_by_std else F.centered_advantages
+        return advantages(rewards, group_index)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o = self.options
         logprobs, old, advantages, _ = self._ratios(batch, out)
-        policy = F.ppo_policy_loss(logprobs, old, advantages, o.clip_range, o.clip_range_high)
+        if o.policy_loss == "cispo":
+            policy = F.cispo_policy_loss(logprobs, old, advantages, o.clip_range_high)
+        else:
+            policy = F.ppo_policy_loss(logprobs, old, advantages, o.clip_range, o.clip_range_high)
         terms = Loss(
             policy_loss=per_response(policy) if o.ratio == "sequence" else self._aggregated(policy, batch.mask)
         )
         if o.kl_coefficient:
             k3 = F.kl_k3(out.logprobs, batch.reference_logprobs, batch.mask)  # Shao et al., eq. 4
             terms["kl_loss"] = self._aggregated(k3, batch.mask, o.kl_coefficient)
+        if o.entropy_coefficient:
+            terms["entropy"] = per_token(out.entropy, -o.entropy_coefficient)
         return terms
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -135,16 +180,20 @@ class GRPO(Algorithm):
         return {"policy_loss": ones, "kl_loss": ones}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """The share of tokens (of responses with `ratio: sequence`) that clipping leaves without a gradient, the ratio,
-        and the KL to the old policy.
+        """The share of tokens (of responses with `ratio: sequence`) that clipping leaves without a gradient (with less
+        weight in CISPO), the ratio, and the KL to the old policy.
         """
         o = self.options
         per = per_token if o.ratio == "token" else per_response
         logprobs, old, advantages, mask = self._ratios(batch, out)
-        clipped = F.clipped(logprobs, old, advantages, o.clip_range, o.clip_range_high, mask)
+        ratio = F.ratio(logprobs, old, mask)
+        if o.policy_loss == "cispo":
+            clipped = (ratio > 1 + o.clip_range_high).to(ratio.dtype)
+        else:
+            clipped = F.clipped(logprobs, old, advantages, o.clip_range, o.clip_range_high, mask)
         return {
             "clip_fraction": per(clipped),
-            "ratio": per(F.ratio(logprobs, old, mask)),
+            "ratio": per(ratio),
             "approx_kl": per_token(F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)),
         }
 
@@ -167,4 +216,8 @@ class GRPO(Algorithm):
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    register("grpo", GRPO, summary="policy gradient against the group's mean; Dr. GRPO, DAPO and GSPO as options")
+    register(
+        "grpo",
+        GRPO,
+        summary="policy gradient against the group's mean; Dr. GRPO, DAPO, GSPO, CISPO and MaxRL as options",
+    )
