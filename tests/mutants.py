@@ -46,8 +46,13 @@ TESTS = {
     "rejection_sampling": [*GOLDEN, "test_online.py", "test_testing.py"],
     "dpo": [*GOLDEN, "test_preferences.py", "test_testing.py"],
     **{name: [*GOLDEN, "test_preferences.py"] for name in ("reference_free", "kto", "cpl", "hir")},
-    **{name: [*GOLDEN, "test_online.py"] for name in ("grpo", "rloo", "reinforce_pp", "online_dpo", "rest")},
+    **{name: [*GOLDEN, "test_online.py"] for name in ("rloo", "reinforce_pp", "online_dpo", "rest")},
+    "grpo": [*GOLDEN, "test_online.py", "test_grpo_variants.py"],
     "llama2": [*GOLDEN, "test_llama2.py"],
+    **{
+        name: [*GOLDEN, "test_combinations.py"]
+        for name in ("combinations", "gdpo", "running_normalization", "lagrangian")
+    },
     # Core modules that every algorithm depends on.
     "encoding": ["test_encoding.py", "test_testing.py"],
     "scoring": ["test_scoring.py", "test_rewards.py", "test_llama2.py", "test_ppo_checklist.py"],

@@ -121,7 +121,7 @@ OTHER_MEANINGS = {
 }
 COMMON_WORDS = {
     *("dialogues", "evaluate", "groups", "length", "lm", "messages", "normalized", "preference", "python"),
-    *("rankings", "rest", "reward_model", "text", "weighted_sum"),
+    *("clip", "min", "product", "rankings", "rest", "reward_model", "text", "weighted_sum", "when"),
 }
 
 
