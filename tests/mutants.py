@@ -42,6 +42,7 @@ GOLDEN = ("test_golden.py", "test_functional.py")
 TESTS = {
     "sft": [*GOLDEN, "test_sft.py", "test_testing.py"],
     "reward_model": [*GOLDEN, "test_reward_model.py", "test_testing.py"],
+    "reward_scores": [*GOLDEN, "test_reward_scores.py"],
     "ppo": [*GOLDEN, "test_online.py", "test_ppo_checklist.py", "test_testing.py"],
     "rejection_sampling": [*GOLDEN, "test_online.py", "test_testing.py"],
     "dpo": [*GOLDEN, "test_preferences.py", "test_testing.py"],
