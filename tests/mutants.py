@@ -43,12 +43,13 @@ TESTS = {
     "sft": [*GOLDEN, "test_sft.py", "test_testing.py"],
     "reward_model": [*GOLDEN, "test_reward_model.py", "test_testing.py"],
     "reward_scores": [*GOLDEN, "test_reward_scores.py"],
-    "ppo": [*GOLDEN, "test_online.py", "test_ppo_checklist.py", "test_testing.py"],
+    "ppo": [*GOLDEN, "test_online.py", "test_truncated_importance.py", "test_ppo_checklist.py", "test_testing.py"],
     "rejection_sampling": [*GOLDEN, "test_online.py", "test_testing.py"],
     "dpo": [*GOLDEN, "test_preferences.py", "test_testing.py"],
     **{name: [*GOLDEN, "test_preferences.py"] for name in ("reference_free", "kto", "cpl", "hir")},
-    **{name: [*GOLDEN, "test_online.py"] for name in ("rloo", "reinforce_pp", "online_dpo", "rest")},
-    "grpo": [*GOLDEN, "test_online.py", "test_grpo_variants.py"],
+    **{name: [*GOLDEN, "test_online.py"] for name in ("online_dpo", "rest")},
+    **{name: [*GOLDEN, "test_online.py", "test_truncated_importance.py"] for name in ("rloo", "reinforce_pp")},
+    "grpo": [*GOLDEN, "test_online.py", "test_grpo_variants.py", "test_truncated_importance.py"],
     "llama2": [*GOLDEN, "test_llama2.py"],
     **{
         name: [*GOLDEN, "test_combinations.py"]

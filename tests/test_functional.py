@@ -312,6 +312,15 @@ def test_cispo_weighs_log_probabilities_by_a_capped_ratio() -> None:
     torch.testing.assert_close(gradient.tolist(), [[-2.0, 0.0], [-1.5, 0.0], [weight, 0.0]])
 
 
+def test_truncated_importance_is_a_capped_ratio_without_a_gradient() -> None:
+    old = torch.tensor([[-1.0, -1.0, math.nan]], dtype=torch.float64, requires_grad=True)
+    sampler = torch.tensor([[-1.5, -3.0, 0.0]], dtype=torch.float64)
+    found = F.truncated_importance(old, sampler, 2.0, torch.tensor([[1, 1, 0]]))
+    torch.testing.assert_close(found.tolist(), [[math.exp(0.5), 2.0, 1.0]])
+    assert not found.requires_grad
+    assert F.truncated_importance(sampler, old.detach().nan_to_num(), 2.0).tolist()[0][0] == math.exp(-0.5)
+
+
 def test_maxrl_advantages() -> None:
     rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.5, 1.0], dtype=torch.float64)
     found = F.maxrl_advantages(rewards, torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 3, 3]))

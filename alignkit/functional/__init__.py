@@ -74,6 +74,7 @@ from alignkit.functional.policy_gradient import (
     ppo_value_loss,
     ratio,
     sequence_log_ratio,
+    truncated_importance,
     value_clipped,
 )
 from alignkit.functional.preference import (
@@ -185,6 +186,7 @@ __all__ = [
     "sum_tokens",
     "token_entropy",
     "token_logprobs",
+    "truncated_importance",
     "value_clipped",
     "whiten",
 ]

@@ -23,6 +23,19 @@ def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> 
     return mean_tokens(log_ratio(logprobs, old_logprobs, mask), mask)
 
 
+def truncated_importance(
+    old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float, mask: Tensor | None = None
+) -> Tensor:
+    """min(pi_old / pi_sampler, cap) per token, without a gradient: [B, T] -> [B, T]; 1 on masked entries.
+
+    A weight of the loss, for samples of an engine whose probabilities differ from those of training although its
+    weights are the same (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training";
+    Ionides 2008). Works for any shape: whole responses are [B].
+    """
+    with torch.no_grad():
+        return ratio(old_logprobs, sampler_logprobs, mask).clamp(max=cap)
+
+
 def ppo_policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,

@@ -72,6 +72,11 @@ class GRPO(Algorithm):
         clip_range_high: float | None = Field(
             None, gt=0, description="upper clip range, if different (DAPO: 0.28; CISPO: 4)"
         )
+        importance_cap: float | None = Field(
+            None,
+            ge=1,
+            description="cap of a token's importance weight, policy / sampler (truncated importance sampling, TIS)",
+        )
         ratio: Literal["token", "sequence"] = Field(
             "token", description="ratio of each token, or of the whole response (GSPO)"
         )
@@ -101,6 +106,8 @@ class GRPO(Algorithm):
                 raise ValueError("'ratio: sequence' requires 'aggregation: sequence_mean'")
             if self.scale_by_mean and "scale_by_std" in self.model_fields_set and self.scale_by_std:
                 raise ValueError("advantages are divided by the deviation or by the mean: remove one of scale_by_...")
+            if self.importance_cap is not None and self.ratio == "sequence":
+                raise ValueError("importance_cap weighs tokens and requires 'ratio: token'")
             if self.policy_loss == "cispo":
                 self._check_cispo()
             return self
@@ -118,6 +125,7 @@ class GRPO(Algorithm):
         return Needs(
             old_logprobs=True,
             reference_logprobs=True,
+            sampler_logprobs=self.options.importance_cap is not None,
             entropy=self.options.entropy_coefficient > 0,
             min_samples=2,
             max_new_tokens=longest,
@@ -162,6 +170,10 @@ class GRPO(Algorithm):
             policy = F.cispo_policy_loss(logprobs, old, advantages, o.clip_range_high)
         else:
             policy = F.ppo_policy_loss(logprobs, old, advantages, o.clip_range, o.clip_range_high)
+        if o.importance_cap is not None:
+            policy = policy * F.truncated_importance(
+                batch.old_logprobs, batch.sampler_logprobs, o.importance_cap, batch.mask
+            )
         terms = Loss(
             policy_loss=per_response(policy) if o.ratio == "sequence" else self._aggregated(policy, batch.mask)
         )

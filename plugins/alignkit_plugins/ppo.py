@@ -69,6 +69,11 @@ class PPO(Algorithm):
         dual_clip: float | None = Field(
             None, gt=1, description="dual-clip bound of the ratio for negative advantages (Ye et al. 2020)"
         )
+        importance_cap: float | None = Field(
+            None,
+            ge=1,
+            description="cap of a token's importance weight, policy / sampler (truncated importance sampling, TIS)",
+        )
         value_coefficient: float = Field(0.1, ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
         whiten_advantages: bool = Field(
@@ -103,6 +108,7 @@ class PPO(Algorithm):
         return Needs(
             old_logprobs=True,
             reference_logprobs=True,
+            sampler_logprobs=o.importance_cap is not None,
             values=True,
             shared_values=o.shared_value,
             centered_values=o.center_scores or o.group_baseline,
@@ -159,6 +165,10 @@ class PPO(Algorithm):
             o.clip_range_high,
             o.dual_clip,
         )
+        if o.importance_cap is not None:
+            policy = policy * F.truncated_importance(
+                batch.old_logprobs, batch.sampler_logprobs, o.importance_cap, batch.mask
+            )
         value = F.ppo_value_loss(out.values, batch.old_values, batch["returns"], o.value_clip_range)
         return Loss(
             policy_loss=per_token(policy),
