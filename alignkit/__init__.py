@@ -19,6 +19,7 @@ _WHERE = {
     "data.group": "Group Message Origin Pair Response resolved_pairs",
     "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
     "external": "ExternalTrainer TrainerContext",
+    "filters": "Filter",
     "formats": "Format",
     "hookspecs": "Register hookimpl",
     "judges": "CheckedJudge check_rates",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from alignkit.data.group import Group, Message, Origin, Pair, Response, resolved_pairs
     from alignkit.errors import AlignkitError, BadRow, DataError, PluginError, RecipeError, RemoteError, RunFailed
     from alignkit.external import ExternalTrainer, TrainerContext
+    from alignkit.filters import Filter
     from alignkit.formats import Format
     from alignkit.hookspecs import Register, hookimpl
     from alignkit.judges import CheckedJudge, check_rates

@@ -66,6 +66,11 @@ def register_steps(register: Register) -> None:
     """Steps: subclasses of `alignkit.Step`."""
 
 
+@hookspec
+def register_filters(register: Register) -> None:
+    """Filters of scored groups: subclasses of `alignkit.Filter`."""
+
+
 # Events of a run. Hooks observe: their results are ignored, and they must not change what is computed.
 
 

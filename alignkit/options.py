@@ -22,7 +22,7 @@ class Options(BaseModel):
 class Ref:
     """Marks an option as a reference, so that the stage graph is known before anything runs."""
 
-    kind: Literal["stage", "policy", "from", "reward", "data", "judge"]
+    kind: Literal["stage", "policy", "from", "reward", "data", "judge", "filter"]
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """A marker that `alignkit schema` replaces by the schema of such references."""
@@ -33,4 +33,5 @@ StageRef = Annotated[str, Ref("stage")]  # a stage; stays text: `base`, `sft` or
 PolicyRef = Annotated[str, Ref("policy")]  # a stage that can sample; stays text: `base`, `sft` or `sft@2`
 RewardRef = Annotated[Any, Ref("reward")]  # a reward; becomes what `context.scorer` takes
 DataRef = Annotated[Any, Ref("data")]  # data; becomes what `context.load` takes
+FilterRef = Annotated[Any, Ref("filter")]  # a filter of scored groups; becomes a component
 JudgeRef = Annotated[Any, Ref("judge")]  # a judge; becomes what `CheckedJudge` takes

@@ -21,6 +21,7 @@ from alignkit import __version__, hookspecs
 from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
 from alignkit.errors import AlignkitError, PluginError, did_you_mean
 from alignkit.external import ExternalTrainer
+from alignkit.filters import Filter
 from alignkit.formats import Format
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.options import Options
@@ -38,6 +39,7 @@ HOOKS = {
     "register_combinations": "reward",
     "register_judges": "judge",
     "register_steps": "step",
+    "register_filters": "filter",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Words that recipes use for something else where they would name the implementation.
@@ -204,6 +206,7 @@ def _base(hook: str) -> type | None:
         "register_combinations": RewardCombination,
         "register_judges": Judge,
         "register_steps": Step,
+        "register_filters": Filter,
     }.get(hook)
 
 

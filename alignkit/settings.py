@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from alignkit.options import DataRef, Options, Ref, RewardRef, StageRef
+from alignkit.options import DataRef, FilterRef, Options, Ref, RewardRef, StageRef
 
 
 class LoraSpec(Options):
@@ -128,6 +128,11 @@ class Rollout(Options):
     )
     learn_from: int | None = Field(
         default=None, ge=2, description="learn only from this many of a prompt's samples, the best and the worst"
+    )
+    filters: list[FilterRef] | None = Field(
+        default=None,
+        description="which scored groups are learned from, such as [spread]; each filter sees those that the ones "
+        "before it kept; default: all",
     )
 
     @model_validator(mode="after")

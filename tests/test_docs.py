@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from alignkit import Algorithm, Format, Judge, Reward, Step, hookspecs
+from alignkit import Algorithm, Filter, Format, Judge, Reward, Step, hookspecs
 from alignkit.plugins import load_plugins
-from alignkit.testing import check_algorithm, check_format, check_judge, check_reward, check_step
+from alignkit.testing import check_algorithm, check_filter, check_format, check_judge, check_reward, check_step
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -27,7 +27,7 @@ README = TEXTS[ROOT / "README.md"]
 ALGORITHMS = {page.stem: text for page, text in TEXTS.items() if page.parent.name == "algorithms"}
 TUTORIAL, REFERENCE = TEXTS[DOCS / "plugins" / "tutorial.md"], TEXTS[DOCS / "plugins" / "reference.md"]
 HOOKS = [name for name, hook in vars(hookspecs).items() if inspect.isfunction(hook) and hasattr(hook, "alignkit_spec")]
-KINDS = ("format", "algorithm", "reward", "judge", "step")
+KINDS = ("format", "algorithm", "reward", "judge", "step", "filter")
 REGISTRATIONS = [
     (kind, registration)
     for kind in KINDS
@@ -92,6 +92,7 @@ def conform(cls: type) -> None:
     kits: dict[type, Callable[[Any], None]] = {
         Algorithm: check_algorithm,
         Format: check_format,
+        Filter: check_filter,
         Judge: check_judge,
         Reward: check_reward,
         Step: lambda step: check_step(step, {"data": "rows.jsonl"}),

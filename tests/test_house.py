@@ -112,6 +112,7 @@ TESTED_IN = {
     "training.learner": "test_train",
     "training.roles": "test_ppo_checklist",
     "training.stage": "test_resume",
+    "testing.filter_kit": "test_filters",
 }
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.

@@ -59,7 +59,7 @@ class _Draft:
         """Whether the algorithm learns from rollouts."""
         return self.algorithm.source is ROLLOUTS
 
-    def error(self, path: tuple[str, ...], message: str, help: str = "", *, at_key: bool = False) -> None:
+    def error(self, path: Keys, message: str, help: str = "", *, at_key: bool = False) -> None:
         """Report a problem at a key of the stage."""
         self.scope.problems.error((*self.keys, *path), message, at_key=at_key, help=help)
 
@@ -233,6 +233,7 @@ def _check_rollout(draft: _Draft, needs: Needs | None) -> None:
         if rollout.get(key):
             message = f"{draft.name} does not use 'rollout.{key}'"
             draft.error(("rollout", key), message, reason.format(name=draft.name), at_key=True)
+    _check_filters(draft, needs, rollout)
     learned = rollout.get("learn_from")
     if _is_integer(learned) and learned < needs.min_samples:
         message = f"{draft.name} needs at least {needs.min_samples} responses to each prompt, got {learned}"
@@ -242,6 +243,19 @@ def _check_rollout(draft: _Draft, needs: Needs | None) -> None:
         message = f"the options of {draft.name} imply max_new_tokens {required}, but 'rollout' has {longest}"
         help = f"set 'rollout: {{max_new_tokens: {required}}}', or change the options of {draft.name}"
         draft.error(("rollout", "max_new_tokens"), message, help)
+
+
+def _check_filters(draft: _Draft, needs: Needs, rollout: Mapping[str, Any]) -> None:
+    """Check that the filters have the rewards that they read."""
+    if needs.reward or "reward" in draft.written:
+        return
+    filters = rollout.get("filters")
+    for index, raw in enumerate(filters if isinstance(filters, list) else ()):
+        name = next(iter(raw), "") if isinstance(raw, dict) else raw
+        known = isinstance(name, str) and draft.scope.registry.has("filter", name)
+        if known and draft.scope.registry.get("filter", name).implementation.reads_rewards:
+            message = f"filter '{name}' reads rewards, but {draft.name} learns from none"
+            draft.error(("rollout", "filters", index), message, "name a 'reward', or leave the filter out")
 
 
 def _check_room(draft: _Draft, longest: Any) -> None:

@@ -34,6 +34,7 @@ _RESOLVERS: Mapping[str, Resolver] = {
     "data": read_data,
     "reward": read_reward,
     "judge": lambda raw, keys, scope: read_component("judge", raw, keys, scope),
+    "filter": lambda raw, keys, scope: read_component("filter", raw, keys, scope),
 }
 
 

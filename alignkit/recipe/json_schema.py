@@ -21,7 +21,7 @@ Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TEXT: Schema = {"type": "string"}
 _CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings)
-_KINDS = ("format", "algorithm", "reward", "judge", "step")  # kinds of plugins with options
+_KINDS = ("format", "algorithm", "reward", "judge", "step", "filter")  # kinds of plugins with options
 
 
 def recipe_schema(registry: Registry) -> Schema:
@@ -72,6 +72,7 @@ class _Builder:
             "data": _any_of([*sources, {"type": "array", "items": _any_of(sources)}]),
             "reward": _any_of([TEXT, _object({"folder": TEXT}, ["folder"]), self._component("reward")]),
             "judge": self._component("judge"),
+            "filter": self._component("filter"),
             "stage": _any_of([self._training_stage(), *self._steps()]),
             "stage_or_block": _any_of([_ref("stage"), block]),
             **dict.fromkeys(("stage_name", "policy", "from"), TEXT),

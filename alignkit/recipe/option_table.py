@@ -24,6 +24,7 @@ _REFERENCES = {
     "reward": "reward",
     "data": "data",
     "judge": "judge",
+    "filter": "filter",
 }
 _TYPES: dict[Any, str] = {
     bool: "true | false",
@@ -34,7 +35,14 @@ _TYPES: dict[Any, str] = {
     type(None): "null",
     Any: "any value",
 }
-_PLURALS = {"text": "texts", "integer": "integers", "number": "numbers", "stage": "stages", "reward": "rewards"}
+_PLURALS = {
+    "text": "texts",
+    "integer": "integers",
+    "number": "numbers",
+    "stage": "stages",
+    "reward": "rewards",
+    "filter": "filters",
+}
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ The other checks call the plugin as a run does, with the same checks of what it 
 | `check_judge` | a verdict per comparison; the same on every call, in every batch, and mirrored in the other order |
 | `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses rows with BadRow |
 | `check_step` | an Artifact that can be saved, the same on every call; uses only models and data that options name |
+| `check_filter` | true or false per group; the same on every call and in any order of the groups |
 | `check_model_source` | a complete folder below the cache, which loads, and is made once |
 
 Design: docs/architecture.md.
@@ -42,6 +43,7 @@ Design: docs/architecture.md.
 from alignkit.testing.checks import ConformanceError as ConformanceError
 from alignkit.testing.combination_kit import check_combination as check_combination
 from alignkit.testing.examples import example_groups as example_groups
+from alignkit.testing.filter_kit import check_filter as check_filter
 from alignkit.testing.format_kit import check_format as check_format
 from alignkit.testing.judge_kit import check_judge as check_judge
 from alignkit.testing.kit import check_algorithm as check_algorithm

@@ -6,7 +6,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from alignkit.recipe.problems import Problems
 from alignkit.recipe.rewards import read_reward
 from alignkit.recipe.rounds import Rounds
 from alignkit.recipe.schema import RewardSpec
-from alignkit.recipe.scope import Scope
+from alignkit.recipe.scope import Resolver, Scope
 from alignkit.recipe.yaml_nodes import Mark
 from alignkit.registry import Component, Registration
 from alignkit.reward import Context
@@ -130,7 +130,15 @@ class Surroundings:
     def component(self, kind: str, cls: Any, options: dict[str, Any]) -> Component:
         """The plugin with these options. Raises ConformanceError if a recipe with them would be refused."""
         problems = Problems(Document(self.folder / "recipe.yaml", options, {(): (_NOWHERE, _NOWHERE)}))
-        resolvers = {"stage": _text, "policy": _text, "from": _text, "data": _data, "reward": _reward, "judge": _judge}
+        named: dict[str, Resolver] = {kind: partial(_named, kind) for kind in ("judge", "filter")}
+        resolvers: dict[str, Resolver] = {
+            "stage": _text,
+            "policy": _text,
+            "from": _text,
+            "data": _data,
+            "reward": _reward,
+            **named,
+        }
         scope = Scope(problems, Paths(problems), plugins().registry, Rounds(), resolvers)
         model = getattr(cls, "Options", Options)
         read = read_options(model, options, (), scope)
@@ -151,8 +159,8 @@ def _data(value: Any, keys: Any, scope: Scope) -> Data:
     return value if isinstance(value, Data) else Data(value)
 
 
-def _judge(value: Any, keys: Any, scope: Scope) -> Component | None:
-    return read_component("judge", value, keys, scope)
+def _named(kind: str, value: Any, keys: Any, scope: Scope) -> Component | None:
+    return read_component(kind, value, keys, scope)
 
 
 def _reward(value: Any, keys: Any, scope: Scope) -> RewardSpec | None:

@@ -22,6 +22,7 @@ from alignkit.reward import REWARD_KEY
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
 from alignkit.training.encoder import counted
+from alignkit.training.filters import StageFilters
 from alignkit.training.iteration import Iteration, mean_kl, rollout_metrics, sampler_gap
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
@@ -45,6 +46,7 @@ class OnlineStage:
         self.algorithm, self.learner = self.work.algorithm, self.work.learner
         reward = self.settings.reward
         self.scorer = Scorer(reward, context.reward_context()) if reward is not None else None
+        self.filters = StageFilters(rollout.filters or (), context.name)
         self.files = RolloutFiles(context, self.scorer, self.algorithm.needs.reward)
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
@@ -72,6 +74,7 @@ class OnlineStage:
             self.context.should_stop()
             with noting(f"in iteration {number} of {iterations}"):
                 self._after(self._iterate(number, prompts), iterations)
+        self._report_filtered()
         self._report_idle(iterations)
         work.save()
         return work.summary
@@ -99,6 +102,13 @@ class OnlineStage:
             combinations, rollouts = self.scorer.states() if self.scorer is not None else {}, self.files.digests
             self.work.checkpoint(number, position, iteration=number, combinations=combinations, rollouts=rollouts)
 
+    def _report_filtered(self) -> None:
+        """Report how many groups each filter left out, over all iterations."""
+        counts = self.work.summary.get("filtered", {})
+        if any(counts.values()):
+            facts = ", ".join(f"{name} {count}" for name, count in counts.items())
+            self.context.say(f"groups that filters left out: {facts}")
+
     def _report_idle(self, iterations: int) -> None:
         """Report iterations that learned nothing. Raises RunFailed if none learned anything."""
         idle = self.work.summary.get("idle_iterations", 0)
@@ -122,6 +132,7 @@ class OnlineStage:
         with iteration.timer("learn"):
             self.files.write(number, iteration.rollouts.all_groups)
             self.context.notify("rollouts_scored", iteration=number, groups=iteration.rollouts.groups)
+            self._filter(iteration)
             self._keep(iteration)
             self.measure(iteration)
             self._learn(iteration)
@@ -164,6 +175,26 @@ class OnlineStage:
         iteration.groups, iteration.combined = rollouts.groups, rollouts.combined
         iteration.metrics |= rollout_metrics(rollouts)
 
+    def _filter(self, iteration: Iteration) -> None:
+        """Leave out what the recipe's filters do not keep, and count it by their names."""
+        if not self.filters.filters:
+            return
+        keep, counts = self.filters.keep(iteration.groups)
+        iteration.metrics |= {f"filtered/{name}": count for name, count in counts.items()}
+        total = self.work.summary.get("filtered", {})
+        self.work.summary["filtered"] = {name: total.get(name, 0) + count for name, count in counts.items()}
+        self._take(iteration, keep)
+        if not iteration.groups:
+            names = ", ".join(f"'{name}' {count}" for name, count in counts.items() if count)
+            iteration.skipped = f"filters left out every group ({names})"
+
+    def _take(self, iteration: Iteration, keep: Sequence[bool]) -> None:
+        """Only some of the groups, with their rewards."""
+        kept_rows = torch.tensor([k for group, k in zip(iteration.groups, keep, strict=True) for _ in group.responses])
+        if iteration.combined is not None:
+            iteration.combined = iteration.combined.take(kept_rows.bool())
+        iteration.groups = [group for group, k in zip(iteration.groups, keep, strict=True) if k]
+
     def _keep(self, iteration: Iteration) -> None:
         """Leave out what `learn_from` and the algorithm do not keep."""
         count = self.settings.rollout.learn_from
@@ -173,10 +204,7 @@ class OnlineStage:
         if all(keep):
             return
         iteration.metrics["groups_without_signal"] = keep.count(False)
-        kept_rows = torch.tensor([k for group, k in zip(iteration.groups, keep, strict=True) for _ in group.responses])
-        if iteration.combined is not None:
-            iteration.combined = iteration.combined.take(kept_rows)
-        iteration.groups = [group for group, k in zip(iteration.groups, keep, strict=True) if k]
+        self._take(iteration, keep)
         if not iteration.groups:
             fewest = self.algorithm.needs.min_samples
             too_few = all(len(group.responses) < fewest for group in iteration.rollouts.groups)

@@ -90,6 +90,7 @@ class TRL(ExternalTrainer):
         "rollout.min_new_tokens": "set generation_kwargs: {min_new_tokens: ...} next to trainer",
         "keep_recent_turns": "TRL's trainers truncate by options of their own",
         "rollout.learn_from": "TRL's trainers learn from every sample",
+        "rollout.filters": "TRL's trainers learn from every sample",
     }
 
     @classmethod

@@ -1,0 +1,32 @@
+"""The interface of filters: which groups of scored samples are learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from alignkit.data.group import Group
+from alignkit.options import Options as _Options
+
+
+class Filter:
+    """Base class of a filter: chooses among the scored groups of an iteration before the algorithm sees them.
+
+    It must be a pure function of the groups: the same choice on every call, in any order of the groups. reads_rewards:
+    whether it needs the responses' `reward`; a stage without one is then refused.
+    """
+
+    reads_rewards: ClassVar[bool] = True
+
+    class Options(_Options):
+        """No options."""
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    def keep(self, groups: Sequence[Group]) -> Sequence[bool]:
+        """Whether to learn from each group, in order. They are all groups of the iteration that earlier filters kept.
+
+        Responses that could not be scored are already left out.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define `keep(groups)`")

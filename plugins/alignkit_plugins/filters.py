@@ -1,0 +1,87 @@
+"""Filters of scored groups: rewards that differ, responses that ended, prompts of some difficulty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import model_validator
+
+from alignkit import REWARD_KEY, Field, Filter, Group, Options, Register, hookimpl
+
+
+def rewards(group: Group) -> list[float]:
+    """The raw rewards of a group's responses."""
+    return [score for response in group.responses if (score := response.scores.get(REWARD_KEY)) is not None]
+
+
+class Spread(Filter):
+    """Leave out groups whose rewards are all equal: they have no group-relative advantage (DAPO, arXiv:2503.14476).
+
+    DAPO samples more prompts until its batch is full again; here the batch becomes smaller (equation 11).
+    """
+
+    class Options(Options):
+        above: float = Field(0.0, ge=0, description="the highest and the lowest reward must differ by more than this")
+
+    options: Options
+
+    def keep(self, groups: Sequence[Group]) -> list[bool]:
+        return [bool(found) and max(found) - min(found) > self.options.above for found in map(rewards, groups)]
+
+
+class NotTruncated(Filter):
+    """Leave out groups with too many truncated responses.
+
+    A group stays or goes whole, so that the baselines of its responses remain those of all samples.
+    """
+
+    reads_rewards: ClassVar[bool] = False
+
+    class Options(Options):
+        most: float = Field(
+            0.5, ge=0, lt=1, description="largest share of a group's responses that may be truncated at max_new_tokens"
+        )
+
+    options: Options
+
+    def keep(self, groups: Sequence[Group]) -> list[bool]:
+        return [
+            sum(response.truncated for response in group.responses) <= self.options.most * len(group.responses)
+            for group in groups
+        ]
+
+
+class RewardRange(Filter):
+    """Keep prompts that are neither too easy nor too hard: the mean reward of their group is in a range."""
+
+    class Options(Options):
+        low: float | None = Field(None, description="lowest mean reward, included; default: no limit")
+        high: float | None = Field(None, description="highest mean reward, included; default: no limit")
+
+        @model_validator(mode="after")
+        def _ordered(self) -> RewardRange.Options:
+            if self.low is None and self.high is None:
+                raise ValueError("set low, high, or both")
+            if self.low is not None and self.high is not None and self.low > self.high:
+                raise ValueError(f"low {self.low} is above high {self.high}")
+            return self
+
+    options: Options
+
+    def keep(self, groups: Sequence[Group]) -> list[bool]:
+        return [self._in_range(rewards(group)) for group in groups]
+
+    def _in_range(self, found: Sequence[float]) -> bool:
+        if not found:
+            return False
+        mean = sum(found) / len(found)
+        low, high = self.options.low, self.options.high
+        return (low is None or mean >= low) and (high is None or mean <= high)
+
+
+@hookimpl
+def register_filters(register: Register) -> None:
+    register("spread", Spread, summary="leave out groups whose rewards are all equal (DAPO)")
+    register("not_truncated", NotTruncated, summary="leave out groups with too many truncated responses")
+    register("reward_range", RewardRange, summary="keep groups whose mean reward is in a range")

@@ -1,0 +1,197 @@
+"""Filters: the first-party ones on groups by hand, in a run, and broken ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alignkit import Filter, Group, Message, Response
+from alignkit.cli import main
+from alignkit.data.group import read_groups, write_groups
+from alignkit.plugins import plugins
+from alignkit.testing import ConformanceError, check_filter
+
+
+def group(*scores: float | None, cut: int = 0) -> Group:
+    """Scored samples, of which the first `cut` are truncated."""
+    responses = [Response(text="x", scores={"reward": s}, truncated=i < cut) for i, s in enumerate(scores)]
+    return Group((Message(role="user", content=f"{scores}"),), tuple(responses))
+
+
+def kept(name: str, groups: Sequence[Group], **options: Any) -> list[bool]:
+    cls = plugins().registry.get("filter", name).implementation
+    check_filter(cls, options, groups=groups)
+    return list(cls(cls.Options(**options)).keep(groups))
+
+
+def test_spread_leaves_out_groups_of_equal_rewards() -> None:
+    groups = [group(1, 1), group(0, 1), group(0.5, 0.6), group(-2), group(0, 0, 1e-9)]
+    assert kept("spread", groups) == [False, True, True, False, True]
+    assert kept("spread", groups, above=0.1) == [False, True, False, False, False]
+
+
+def test_not_truncated_allows_a_share() -> None:
+    groups = [group(1, 2, cut=0), group(1, 2, cut=1), group(1, 2, cut=2)]
+    assert kept("not_truncated", groups) == [True, True, False]
+    assert kept("not_truncated", groups, most=0) == [True, False, False]
+
+
+def test_reward_range_includes_its_limits() -> None:
+    groups = [group(0, 0), group(0, 0.5), group(0.5, 1), group(1, 1)]
+    assert kept("reward_range", groups, low=0.25, high=0.75) == [False, True, True, False]
+    assert kept("reward_range", groups, low=0.3) == [False, False, True, True]
+    assert kept("reward_range", groups, high=0.25) == [True, True, False, False]
+
+
+@pytest.mark.parametrize("options", [{}, {"low": 1, "high": 0}])
+def test_a_range_needs_limits_in_order(options: dict[str, float]) -> None:
+    with pytest.raises(ConformanceError, match="is refused"):
+        check_filter(plugins().registry.get("filter", "reward_range").implementation, options)
+
+
+# Broken ones
+
+
+class Filters(Filter):
+    def keep(self, groups: Sequence[Group]) -> Any:
+        return [self.one(each) for each in groups]
+
+    def one(self, group: Group) -> Any:
+        return True
+
+
+class Numbers(Filters):
+    def one(self, group: Group) -> Any:
+        return 1.0
+
+
+class TooFew(Filters):
+    def keep(self, groups: Sequence[Group]) -> Any:
+        return [True] * (len(groups) - 1)
+
+
+class Nothing(Filters):
+    def keep(self, groups: Sequence[Group]) -> Any:
+        return None
+
+
+class First(Filters):
+    def keep(self, groups: Sequence[Group]) -> Any:
+        return [index == 0 for index in range(len(groups))]
+
+
+class Remembers(Filters):
+    calls = 0
+
+    def one(self, group: Group) -> Any:
+        self.calls += 1
+        return True
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (Numbers, "in `keep`: return true or false for a group, not 1.0"),
+        (TooFew, "in `keep`: return true or false for each of 4 groups, not 3"),
+        (Nothing, "in `keep`: return a list of true and false, not NoneType"),
+        (First, "the order of the groups changes what is kept"),
+        (Remembers, "in `keep`: it changed self.calls"),
+        (str, "must be a subclass of alignkit.Filter"),
+    ],
+)
+def test_broken_filters_are_reported(cls: Any, message: str) -> None:
+    with pytest.raises(ConformanceError, match=message):
+        check_filter(cls)
+
+
+def test_groups_must_show_both_answers() -> None:
+    with pytest.raises(ConformanceError, match="`keep` keeps all of the 1 groups: pass others"):
+        check_filter(Filters, groups=[group(1, 2)])
+
+
+# In a run
+
+PLUGIN = """
+from alignkit import *
+
+class Even(Filter):
+    def keep(self, groups):
+        return [len(group.responses[0].text) % 2 == 0 for group in groups]
+
+class NoReward(Algorithm):
+    source = ROLLOUTS
+    needs = Needs(reward=False)
+    def loss(self, batch, out):
+        return Loss(nll=per_token(-out.logprobs))
+
+@hookimpl
+def register_filters(register):
+    register("even", Even)
+
+@hookimpl
+def register_algorithms(register):
+    register("no_reward", NoReward)
+"""
+REWARD = "def reward(completions):\n    return [float(len(c) % 3) for c in completions]\n"
+
+
+def run(folder: Path, filters: Any, expected: int = 0, command: str = "run", **keys: Any) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
+    (folder / "reward.py").write_text(REWARD, encoding="utf-8")
+    words = ["bread", "old friend", "the house", "good people", "how to bake", "please"]
+    write_groups(folder / "prompts.jsonl", [Group((Message(role="user", content=text),)) for text in words])
+    align = {
+        "algorithm": "rloo",
+        "prompts": "prompts.jsonl",
+        "reward": {"python": {"path": "reward.py", "function": "reward"}},
+        "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5, "filters": filters},
+        "iterations": 2,
+        "prompts_per_iteration": 6,
+        **keys,
+    }
+    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
+    recipe = {"model": model, "stages": {"align": {key: value for key, value in align.items() if value is not None}}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    out = ["--out", str(folder / "run")] if command == "run" else []
+    assert main([command, str(folder / "recipe.yaml"), "--plugin", str(folder / "plugin.py"), *out]) == expected
+    metrics = folder / "run" / "align" / "metrics.jsonl"
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+
+
+def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each filter sees what the one before it kept; all samples stay in the files of rollouts."""
+    lines = run(tmp_path, ["spread", "even"])
+    said, total = capsys.readouterr().err, {"spread": 0, "even": 0}
+    for number, line in enumerate(lines, 1):
+        groups = read_groups(tmp_path / "run" / "align" / "rollouts" / f"{number:04d}.jsonl")
+        assert len(groups) == 6
+        differ = [g for g in groups if g.responses[0].scores["reward"] != g.responses[1].scores["reward"]]
+        even = [g for g in differ if len(g.responses[0].text) % 2 == 0]
+        assert line["filtered/spread"] == 6 - len(differ) and line["filtered/even"] == len(differ) - len(even)
+        total["spread"] += 6 - len(differ)
+        total["even"] += len(differ) - len(even)
+    assert total["spread"] > 0 and total["even"] > 0
+    assert f"groups that filters left out: spread {total['spread']}, even {total['even']}" in said
+
+
+def test_an_iteration_without_groups_is_idle_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, [{"reward_range": {"low": 99}}], 1)
+    assert "filters left out every group ('reward_range' 6)" in capsys.readouterr().err
+
+
+def test_a_filter_of_rewards_needs_a_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for filters, expected in ((["spread"], 2), ([{"reward_range": {"low": 1}}], 2), (["not_truncated"], 0)):
+        run(tmp_path, filters, expected, "validate", algorithm="no_reward", reward=None)
+        assert ("reads rewards, but no_reward learns from none" in capsys.readouterr().err) == bool(expected)
+
+
+def test_an_unknown_filter_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, ["spred"], 2, "validate")
+    said = capsys.readouterr().err
+    assert "no filter 'spred'" in said and "spread" in said
