@@ -39,6 +39,9 @@ _RECORDED = f"{MEASURED}::test_groups_that_select_makes_are_measured_by_the_refe
 _NESTED = "test_scoring.py::test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score"
 _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
 _NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
+_ON_SEVERAL = "test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes"
+_OVER_BATCH = "test_reducer.py::test_numbers_over_the_batch_are_over_all_processes"
+_COMBINED = "combined = self._combined(groups, components, learning=True)"
 _REJECTED = "return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]"
 
 PLANTED = {
@@ -63,8 +66,8 @@ PLANTED = {
     ),
     "reference_samples": Planted(
         ONLINE,
-        "self.work.roles.trained,\n                self.work.models.encoder,",
-        "self.work.roles.reference,\n                self.work.models.encoder,",
+        "self.work.roles.trained,\n                    self.work.models.encoder,",
+        "self.work.roles.reference,\n                    self.work.models.encoder,",
         f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
     ),
     "samples_by_order": Planted(
@@ -178,14 +181,14 @@ PLANTED = {
     ),
     "reference_at_1": Planted(
         ONLINE,
-        "logprobs = self._logprobs(self.work.roles.reference, examples.groups)",
-        'logprobs = forward.measure(self.work.model, self.work.roles.reference, examples.groups, "logprobs")',
+        "logprobs = self._logprobs(self.work.roles.reference, read)",
+        'logprobs = forward.measure(self.work.model, self.work.roles.reference, read, "logprobs")',
         _RECORDED,
     ),
     "policy_as_reference": Planted(
         ONLINE,
-        "logprobs = self._logprobs(self.work.roles.reference, examples.groups)",
-        "logprobs = self._logprobs(self.work.roles.trained, examples.groups)",
+        "logprobs = self._logprobs(self.work.roles.reference, read)",
+        "logprobs = self._logprobs(self.work.roles.trained, read)",
         _RECORDED,
     ),
     "no_value_from": Planted(
@@ -236,6 +239,48 @@ PLANTED = {
         'if name.endswith("grad_norm") or name == "loss"',
         'if name == "grad_norm" or name == "loss"',
         "test_learner_steps.py::test_a_gradient_of_the_values_that_is_not_finite_changes_no_weight",
+    ),
+    # Several processes
+    "own_denominators": Planted(LEARNER, "self.reducer.sum(totals).items()", "totals.items()", _ON_SEVERAL),
+    "own_gradients": Planted(
+        LEARNER, "        self.reducer.add_gradients(self.parameters.values())\n", "", _ON_SEVERAL
+    ),
+    "own_metrics": Planted(
+        "alignkit/training/averages.py",
+        "reducer.sum(self.sums), reducer.sum(self.totals)",
+        "self.sums, self.totals",
+        _ON_SEVERAL,
+    ),
+    "own_skip": Planted(
+        LEARNER,
+        "{**self.reducer.sum(terms), ",
+        "{**terms, ",
+        "test_reducer.py::test_a_step_that_one_process_must_skip_is_skipped_by_all",
+    ),
+    "own_whitening": Planted(
+        SCORING,
+        f"        {_COMBINED}\n",
+        f"        {_COMBINED}\n"
+        "        if self.reducer.processes > 1:\n"
+        "            alone = copy.copy(self)\n"
+        "            alone.reducer = ONE_PROCESS\n"
+        "            parts = lambda own: alone.combine([groups[index] for index in own]).reward.tolist()\n"
+        "            rewards = self.reducer.deal([len(group.responses) for group in groups], parts)\n"
+        "            combined = replace(combined, reward=torch.tensor(rewards, dtype=torch.float64))\n",
+        _OVER_BATCH,
+    ),
+    "draws_by_share": Planted(ONLINE, "numbers=own,", "numbers=range(len(own)),", _ON_SEVERAL),
+    "results_by_process": Planted(
+        "alignkit/training/reducer.py",
+        "results[index] = list(islice(rows, sizes[index]))",
+        "results[sum(map(bool, results))] = list(islice(rows, sizes[index]))",
+        _ON_SEVERAL,
+    ),
+    "outputs_by_process": Planted(
+        "alignkit/models/examples.py",
+        "together if order == sorted(order) else together[torch.tensor(order).argsort().to(together.device)]",
+        "together",
+        "test_reducer.py::test_statistics_before_a_step_see_the_whole_batch_in_its_order",
     ),
     # Keeping
     "version_before": Planted(ONLINE, "self.work.keep_version(number)", "self.work.keep_version(number - 1)", _KEPT),

@@ -111,6 +111,7 @@ TESTED_IN = {
     "training.iteration": "test_ppo_checklist",
     "training.learner": "test_train",
     "training.roles": "test_ppo_checklist",
+    "training.share": "test_reducer",
     "training.stage": "test_resume",
     "testing.filter_kit": "test_filters",
 }

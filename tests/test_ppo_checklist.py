@@ -637,7 +637,7 @@ def test_value_gradient_does_not_reach_the_policy(tmp_path: Path, lora: Any, opt
         move(stage)
         examples = rolled_out(stage)
         examples.token_columns["advantages"] = [torch.zeros_like(x) for x in examples.token_columns["advantages"]]
-        stage.learner._accumulate(examples)
+        stage.learner._gradients(examples)
         norms = {"new": 0.0, "value": 0.0}
         for name, parameter in stage.learner.parameters.items():
             assert parameter.grad is not None
@@ -760,8 +760,7 @@ def test_micro_batches_do_not_change_the_gradient(stage: OnlineStage, monkeypatc
     found = []
     for budget in (10, 60, 10_000):
         monkeypatch.setattr(SharedModel, "token_budget", budget)
-        stage.learner.optimizer.zero_grad()
-        metrics = stage.learner._accumulate(examples)
+        metrics = stage.learner._gradients(examples)
         found.append(({name: p.grad.clone() for name, p in stage.learner.parameters.items()}, metrics))
     for gradients, metrics in found[1:]:
         for name, gradient in gradients.items():
@@ -1074,8 +1073,8 @@ def test_ptx_is_a_token_mean_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
         mix = learner.auxiliary
         assert mix is not None
         demos = mix.batch(0)
-        learner.optimizer.zero_grad()
-        learner._accumulate(examples)
+        learner.auxiliary = None
+        learner._gradients(examples)
         ppo = {name: p.grad.clone() for name, p in learner.parameters.items()}
         learner.optimizer.zero_grad()
         row = pack(demos)
@@ -1083,9 +1082,8 @@ def test_ptx_is_a_token_mean_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
         nll = -stage.work.model.logprobs(stage.work.roles.trained, hidden[row.before], row.targets)[0].mean()
         nll.backward()
         ptx = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in learner.parameters.items()}
-        learner.optimizer.zero_grad()
-        learner._accumulate(examples)
-        assert learner._accumulate_auxiliary(mix) == pytest.approx(nll.item(), abs=1e-5)
+        learner.auxiliary = mix
+        assert learner._gradients(examples)["mix/nll"] == pytest.approx(nll.item(), abs=1e-5)
         for name, parameter in learner.parameters.items():
             torch.testing.assert_close(parameter.grad, ppo[name] + 3 * ptx[name], atol=1e-5, rtol=1e-4)
         assert any(float(g.abs().max()) > 1e-4 for g in ptx.values())

@@ -105,22 +105,18 @@ def _integers(values: Sequence[int], device: torch.device | str) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=device)
 
 
-def join(parts: Sequence[Examples]) -> Examples:
-    """Concatenate examples that have the same columns."""
-    first = parts[0]
-    return Examples(
-        [group for part in parts for group in part.groups],
-        {name: [x for part in parts for x in part.token_columns[name]] for name in first.token_columns},
-        {name: [x for part in parts for x in part.columns[name]] for name in first.columns},
-        first.signal_names,
-    )
+def join_outputs(outs: Sequence[Outputs], rows: Sequence[Sequence[int]]) -> Outputs:
+    """The outputs of micro-batches as one, padded to the longest response of all.
 
+    rows: the place of each micro-batch's responses in the result; together they are all places.
+    """
+    longest = max((table.shape[1] for out in outs for table in filled(out).values() if table.dim() > 1), default=0)
+    order = [row for places in rows for row in places]
 
-def join_outputs(outs: Sequence[Outputs], batches: Sequence[Batch]) -> Outputs:
-    """Concatenate the outputs of micro-batches, padded to the longest response of all."""
-    longest = max(batch.tokens.shape[1] for batch in batches)
+    def joined(name: str) -> Tensor:
+        tables: list[Tensor] = [getattr(out, name) for out in outs]
+        padded = [x if x.dim() == 1 else nn.functional.pad(x, (0, longest - x.shape[1])) for x in tables]
+        together = torch.cat(padded)
+        return together if order == sorted(order) else together[torch.tensor(order).argsort().to(together.device)]
 
-    def padded(values: Tensor) -> Tensor:
-        return values if values.dim() == 1 else nn.functional.pad(values, (0, longest - values.shape[1]))
-
-    return Outputs(**{name: torch.cat([padded(getattr(out, name)) for out in outs]) for name in filled(outs[0])})
+    return Outputs(**{name: joined(name) for name in filled(outs[0])})

@@ -65,8 +65,7 @@ class Probe(Learner):
 
     def gradient(self, examples: Examples) -> Gradients:
         """The metrics and gradients of a global batch."""
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics = self._accumulate(examples)
+        metrics = self._gradients(examples)
         gradients = {}
         for role, what in ((self.role, "the gradient"), (self.value_role, "the value gradient")):
             parameters = [p for key, p in self.parameters.items() if role is not None and key.startswith(f"{role}:")]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from alignkit.batch import Batch
 from alignkit.loss import Per, Term
+from alignkit.training.reducer import ONE_PROCESS, Reducer
 
 
 class Averages:
@@ -32,9 +33,10 @@ class Averages:
             self.sums[name] = self.sums.get(name, 0.0) + float((values * weight).sum())
             self.totals[name] = self.totals.get(name, 0.0) + float(weight.sum())
 
-    def means(self) -> dict[str, float]:
-        """The mean of every term with an entry that counts."""
-        return {name: self.sums[name] / self.totals[name] for name in self.sums if self.totals[name]}
+    def means(self, reducer: Reducer = ONE_PROCESS) -> dict[str, float]:
+        """The mean of every term with an entry that counts, over the micro-batches of all processes."""
+        sums, totals = reducer.sum(self.sums), reducer.sum(self.totals)
+        return {name: sums[name] / totals[name] for name in sums if totals[name]}
 
 
 class StepAverages:

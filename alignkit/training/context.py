@@ -14,6 +14,7 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.schema import Stage
 from alignkit.reward import Context
 from alignkit.settings import Settings
+from alignkit.training.reducer import ONE_PROCESS, Reducer
 
 
 @dataclass
@@ -23,6 +24,7 @@ class StageContext:
     folder: the stage's own. metrics: opens its metrics file, given how many bytes stay. load: read a data entry.
     reward_context: returns the context of the stage's rewards.
     folder_of: the folder of an earlier stage. notify: call an event hook. should_stop: raise if the run must stop.
+    reducer: what the processes of the run exchange.
     """
 
     stage: Stage
@@ -36,6 +38,7 @@ class StageContext:
     reporter: Reporter
     notify: Callable[..., None]
     should_stop: Callable[[], None]
+    reducer: Reducer = ONE_PROCESS
 
     @property
     def settings(self) -> Settings:

@@ -7,7 +7,7 @@ over the whole global batch, so results do not depend on the cuts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,15 @@ from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.loss import Per
 from alignkit.models.budget import within_memory
 from alignkit.models.encoding import Encoded
-from alignkit.models.examples import Examples, join, join_outputs
+from alignkit.models.examples import Examples, join_outputs
 from alignkit.models.forward import Wants, forward
 from alignkit.models.packing import micro_batches
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LEARNING_RATE
 from alignkit.training.averages import Averages, counts, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
+from alignkit.training.reducer import ONE_PROCESS, Reducer
+from alignkit.training.share import Share
 
 if TYPE_CHECKING:
     from alignkit.settings import Settings
@@ -42,7 +44,8 @@ ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 class Learner:
     """The optimizer of a stage's trained roles: the policy or reward model, and the value role if there is one.
 
-    temperature: of the policy's distributions. author: the plugin and stage that errors name. skipped: steps in a row
+    temperature: of the policy's distributions. author: the plugin and stage that errors name. reducer: every process
+    passes the same global batches, learns from its share of them, and takes the same steps. skipped: steps in a row
     whose loss or gradient was not finite.
     """
 
@@ -54,6 +57,7 @@ class Learner:
     temperature: float = 1.0
     auxiliary: AuxiliaryLoss | None = None
     author: Author | None = None
+    reducer: Reducer = ONE_PROCESS
     steps: int = 0
     skipped: int = 0
     trim: TrimOnGrowth = field(init=False, default_factory=TrimOnGrowth)
@@ -100,7 +104,7 @@ class Learner:
         learning_rate = self.peak_rate * lr_factor
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        metrics = within_memory(self.model.memory, lambda: self._gradients(examples)) | self._clip()
+        metrics = self._gradients(examples) | self._clip()
         self.steps += 1
         metrics["learning_rate"] = learning_rate
         if all(math.isfinite(metrics[name]) for name in metrics if name.endswith("grad_norm") or name == "loss"):
@@ -113,17 +117,28 @@ class Learner:
         return metrics
 
     def _gradients(self, examples: Examples) -> dict[str, float]:
-        """Set the gradients of one global batch; returns its metrics."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """Set the gradients of one global batch; returns its loss terms and metrics."""
         before = self.model.recomputed
-        metrics = self._accumulate(examples)
-        if self.auxiliary is not None:
-            metrics["mix/nll"] = self._accumulate_auxiliary(self.auxiliary)
+        share = self._share(examples, lambda: self.token_budget)
+        self._before_step(share)
+        totals = self._denominators([part.batch for part in share.micro_batches()])
+
+        def learn() -> tuple[dict[str, float], Averages, dict[str, float]]:
+            self.optimizer.zero_grad(set_to_none=True)  # an attempt that ran out of memory may have set some
+            mix = self.auxiliary
+            return *self._accumulate(share, totals), {} if mix is None else {"mix/nll": self._accumulate_auxiliary(mix)}
+
+        # Other processes wait in the reducer, so nothing that may be repeated uses it.
+        terms, averages, nll = within_memory(self.model.memory, learn)
+        self.reducer.add_gradients(self.parameters.values())
+        recomputed = self.reducer.sum({"recomputed": float(self.model.recomputed - before)})
+        metrics = {**self.reducer.sum(terms), **averages.means(self.reducer), **self.reducer.sum(nll)}
         if self.model.memory.halvings:
             metrics["token_budget"] = float(self.token_budget)
-        if recomputed := self.model.recomputed - before:
-            metrics["recomputed"] = float(recomputed)
-        return metrics
+        return metrics | (recomputed if recomputed["recomputed"] else {})
+
+    def _share(self, examples: Examples, budget: Callable[[], int]) -> Share:
+        return Share(examples, self.reducer, self.model.device, budget)
 
     def _clip(self) -> dict[str, float]:
         """Clip each role's gradient separately, so that large value gradients do not shrink the policy's."""
@@ -144,23 +159,17 @@ class Learner:
 
     # Gradients
 
-    def _accumulate(self, examples: Examples) -> dict[str, float]:
-        """Add the gradients of the global batch; returns the loss terms and the algorithm's metrics."""
-        if not examples.groups:  # none of its rows could be used
-            return {}
-        parts = [examples.take(i) for i in micro_batches(examples.groups, self.token_budget)]
-        batches = [part.batch(self.model.device) for part in parts]
-        self._before_step(parts, batches)
-        totals = self._denominators(batches)
+    def _accumulate(self, share: Share, totals: Mapping[str | Per, float]) -> tuple[dict[str, float], Averages]:
+        """Add the gradients of this process's share; returns its shares of the loss terms, and the metrics."""
         sums: dict[str, float] = {}
         metrics = Averages(skip_nan=True)
-        for part, batch in zip(parts, batches, strict=True):
-            out = self._forward(part)
-            for name, value in self._backward(batch, out, totals).items():
+        for part in share.micro_batches():
+            out = self._forward(part.examples)
+            for name, value in self._backward(part.batch, out, totals).items():
                 sums[name] = sums.get(name, 0.0) + value
             with torch.no_grad():
-                metrics.add(self.checked.report_metrics(batch, out), batch)
-        return {**sums, **metrics.means()}
+                metrics.add(self.checked.report_metrics(part.batch, out), part.batch)
+        return sums, metrics
 
     def _backward(self, batch: Batch, out: Outputs, totals: Mapping[str | Per, float]) -> dict[str, float]:
         """Add a micro-batch's share of the gradients; returns its share of every term and of the loss."""
@@ -176,12 +185,19 @@ class Learner:
         loss.backward()
         return {**shares, "loss": float(loss.detach())}
 
-    def _before_step(self, parts: Sequence[Examples], batches: Sequence[Batch]) -> None:
-        if type(self.algorithm).before_step is Algorithm.before_step:
+    def _before_step(self, share: Share) -> None:
+        """Let the algorithm see the outputs for the whole global batch, those of other processes included."""
+        if type(self.algorithm).before_step is Algorithm.before_step or not share.examples.groups:
             return
+
+        @torch.no_grad()
+        def measured() -> list[tuple[list[int], Outputs]]:
+            return [(part.rows, self._forward(part.examples)) for part in share.micro_batches()]
+
+        found = self.reducer.gather(within_memory(self.model.memory, measured))
+        rows, outs = zip(*(part for parts in found for part in parts), strict=True)
         with torch.no_grad():
-            outs = [self._forward(part) for part in parts]
-            self.checked.before_step(join(parts).batch(self.model.device), join_outputs(outs, batches))
+            self.checked.before_step(share.examples.batch(self.model.device), join_outputs(outs, rows))
 
     def _denominators(self, batches: Sequence[Batch]) -> dict[str | Per, float]:
         """The denominator of each term: its counted entries in the global batch, or the sum of its weights."""
@@ -192,14 +208,18 @@ class Learner:
             for name, weights in self.checked.term_weights(batch).items():
                 totals[name] = totals.get(name, 0.0) + float(weights.sum())
         # A batch without a counted token, pair, or group has loss 0 and no gradient.
-        return {key: total or 1.0 for key, total in totals.items()}
+        return {key: total or 1.0 for key, total in self.reducer.sum(totals).items()}
 
     def _accumulate_auxiliary(self, auxiliary: AuxiliaryLoss) -> float:
-        """Add the gradients of the second stream's token-mean cross-entropy times its weight; returns the mean."""
+        """Add the gradients of the second stream's token-mean cross-entropy times its weight; returns the mean.
+
+        Both are this process's share of them.
+        """
         groups = auxiliary.batch(self.steps)
         total = sum(sum(row.mask) for encoded in groups for row in encoded.rows) or 1
+        own = self.reducer.own([encoded.length for encoded in groups])
         nll = 0.0
-        for logprobs in self._logprobs(groups):
+        for logprobs in self._logprobs([groups[index] for index in own]):
             loss = -logprobs.sum() / total
             (auxiliary.weight * loss).backward()
             nll += float(loss.detach())
@@ -227,27 +247,30 @@ class Learner:
         """Loss terms and metrics, averaged over all examples. The algorithm's state does not change."""
         state = dict(self.algorithm.state)
         try:
-            return within_memory(self.model.memory, lambda: self._evaluate(examples, state))
+            return self._evaluate(self._share(examples, lambda: self.model.inference_budget))
         finally:
             self.algorithm.state = state
 
     @torch.no_grad()
-    def _evaluate(self, examples: Examples, state: Mapping[str, Any]) -> dict[str, float]:
-        parts = [examples.take(i) for i in micro_batches(examples.groups, self.model.inference_budget)]
-        self.algorithm.state = dict(state)  # an attempt that ran out of memory may have changed it
-        self._before_step(parts, [part.batch(self.model.device) for part in parts])
+    def _evaluate(self, share: Share) -> dict[str, float]:
+        self._before_step(share)
+        losses, metrics, own = within_memory(self.model.memory, lambda: self._averages(share))
+        coefficients = {name: value for part in self.reducer.gather(own) for name, value in part.items()}
+        means = losses.means(self.reducer)
+        loss = sum(coefficient * means.get(name, 0.0) for name, coefficient in coefficients.items())
+        return {**means, **metrics.means(self.reducer), "loss": loss}
+
+    def _averages(self, share: Share) -> tuple[Averages, Averages, dict[str, float]]:
+        """The averages of loss terms and metrics over this process's share, and the terms' coefficients."""
         losses, metrics = Averages(), Averages(skip_nan=True)
         coefficients: dict[str, float] = {}
-        for part in parts:
-            batch = part.batch(self.model.device)
-            out = self._forward(part)
-            terms, weights = self.checked.loss(batch, out)
+        for part in share.micro_batches():
+            out = self._forward(part.examples)
+            terms, weights = self.checked.loss(part.batch, out)
             coefficients = {name: term.coefficient for name, term in terms.items()}
-            losses.add(terms, batch, weights)
-            metrics.add(self.checked.report_metrics(batch, out), batch)
-        means = losses.means()
-        loss = sum(coefficient * means.get(name, 0.0) for name, coefficient in coefficients.items())
-        return {**means, **metrics.means(), "loss": loss}
+            losses.add(terms, part.batch, weights)
+            metrics.add(self.checked.report_metrics(part.batch, out), part.batch)
+        return losses, metrics, coefficients
 
     # State
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit import seeds
 from alignkit.algorithm import Algorithm, SelectContext
@@ -18,6 +18,7 @@ from alignkit.author import noting
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded
 from alignkit.errors import AlignkitError, DataError
+from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.packing import indivisible
 from alignkit.training.context import StageContext
@@ -25,6 +26,9 @@ from alignkit.training.draws import Draws, draws_of, report
 from alignkit.training.encoder import UNFIT, counted, requirement, unfit
 from alignkit.training.schedule import schedule, share_of
 from alignkit.training.stage import StageWork
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
 EAGER_ROWS = 20_000  # a data set with more rows is tokenized batch by batch
@@ -132,13 +136,21 @@ class OfflineStage:
             self.algorithm.check_data([e.group for e in encoded])
         examples = Examples(encoded)
         if self.algorithm.needs.reference_logprobs:
-            reference = self.work.roles.reference_name
-            read = self.work.reference_prompts.encoded(encoded)
-            logprobs, cached = self.work.models.reference_logprobs(reference, read)
-            examples.token_columns["reference_logprobs"] = logprobs
-            if cached:
-                self.context.say(f"reference log-probabilities of {counted(len(encoded), 'group')} read from the cache")
+            examples.token_columns["reference_logprobs"] = self._reference_logprobs(encoded)
         return examples
+
+    def _reference_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
+        """Log-probabilities of the reference for each response, [tokens] in nats."""
+        read = self.work.reference_prompts.encoded(encoded)
+
+        def measured(own: Sequence[int]) -> list[Tensor]:
+            reference, groups = self.work.roles.reference_name, [read[index] for index in own]
+            logprobs, cached = self.work.models.reference_logprobs(reference, groups)
+            if cached:
+                self.context.say(f"reference log-probabilities of {counted(len(groups), 'group')} read from the cache")
+            return logprobs
+
+        return self.context.reducer.deal([len(group.rows) for group in read], measured)
 
     def _validation(self, loaded: Loaded) -> Examples | None:
         groups = list(loaded.validation)

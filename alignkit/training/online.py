@@ -45,7 +45,7 @@ class OnlineStage:
         self.work = StageWork(context, algorithm, self.sampling.temperature)
         self.algorithm, self.learner = self.work.algorithm, self.work.learner
         reward = self.settings.reward
-        self.scorer = Scorer(reward, context.reward_context()) if reward is not None else None
+        self.scorer = Scorer(reward, context.reward_context(), reducer=context.reducer) if reward is not None else None
         self.filters = StageFilters(rollout.filters or (), context.name)
         self.files = RolloutFiles(context, self.scorer, self.algorithm.needs.reward)
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
@@ -144,17 +144,22 @@ class OnlineStage:
     def roll_out(self, prompts: Sequence[Group], number: int) -> list[Group]:
         """Sample responses with the current policy. Their source is the stage, the name that users know."""
         name, seed = self.context.name, self.context.seed
-        with self.context.reporter.progress("rolling out", len(prompts) * self.sampling.samples_per_prompt) as done:
-            groups = sample(
-                self.work.model,
-                self.work.roles.trained,
-                self.work.models.encoder,
-                prompts,
-                self.sampling,
-                seed=seed,
-                place=(name, "rollout", number),
-                done=done,
-            )
+
+        def sampled(own: Sequence[int]) -> list[Group]:
+            with self.context.reporter.progress("rolling out", len(own) * self.sampling.samples_per_prompt) as done:
+                return sample(
+                    self.work.model,
+                    self.work.roles.trained,
+                    self.work.models.encoder,
+                    [prompts[index] for index in own],
+                    self.sampling,
+                    seed=seed,
+                    place=(name, "rollout", number),
+                    numbers=own,
+                    done=done,
+                )
+
+        groups = self.context.reducer.deal([1] * len(prompts), sampled)
         return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
 
     def score(self, iteration: Iteration, groups: Sequence[Group]) -> None:
@@ -231,7 +236,7 @@ class OnlineStage:
 
     def _measure_logprobs(self, iteration: Iteration, examples: Examples) -> None:
         """Log-probabilities and values. The KL to the reference is logged even if the algorithm does not need it."""
-        roles, needs, temperature = self.work.roles, self.algorithm.needs, self.sampling.temperature
+        roles, needs = self.work.roles, self.algorithm.needs
         groups, encoded = iteration.groups, examples.groups
         if not (needs.old_logprobs or needs.reference_logprobs or needs.values):
             # Two passes over every sample cost more than learning the best of each prompt.
@@ -240,10 +245,7 @@ class OnlineStage:
         if roles.values is None:
             old = self._logprobs(roles.trained, encoded)
         else:
-            old, values = forward.measure_with_values(
-                self.work.model, roles.trained, roles.values, encoded, temperature=temperature
-            )
-            examples.token_columns["old_values"] = values
+            old, examples.token_columns["old_values"] = self._logprobs_and_values(encoded)
         read = self.work.reference_prompts.encoded(encoded)
         reference = self._logprobs(roles.reference, read)
         if needs.old_logprobs:
@@ -262,7 +264,25 @@ class OnlineStage:
             self._check_reference(kl)
 
     def _logprobs(self, role: str, encoded: Sequence[Encoded]) -> list[torch.Tensor]:
-        return forward.measure(self.work.model, role, encoded, "logprobs", temperature=self.sampling.temperature)
+        def measured(own: Sequence[int]) -> list[torch.Tensor]:
+            groups = [encoded[index] for index in own]
+            return forward.measure(self.work.model, role, groups, "logprobs", temperature=self.sampling.temperature)
+
+        return self.context.reducer.deal([len(group.rows) for group in encoded], measured)
+
+    def _logprobs_and_values(self, encoded: Sequence[Encoded]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        roles, temperature = self.work.roles, self.sampling.temperature
+        assert roles.values is not None
+
+        def measured(own: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            groups = [encoded[index] for index in own]
+            both = forward.measure_with_values(
+                self.work.model, roles.trained, str(roles.values), groups, temperature=temperature
+            )
+            return list(zip(*both, strict=True))
+
+        both = self.context.reducer.deal([len(group.rows) for group in encoded], measured)
+        return [logprobs for logprobs, _ in both], [values for _, values in both]
 
     def _check_reference(self, kl: float) -> None:
         """Catch a common bug of RLHF code: a reference that differs from the policy's start."""

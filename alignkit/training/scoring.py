@@ -17,18 +17,22 @@ from alignkit.author import calling, made, remembering_nothing
 from alignkit.data.group import Group, Response, preview
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.reward import REWARD_KEY, CombinedReward, Context, Reward, RewardCombination
+from alignkit.training.reducer import ONE_PROCESS, Reducer
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import RewardSpec
 
 
 class Scorer:
-    """One node of a reward expression with the nodes below it."""
+    """One node of a reward expression with the nodes below it.
 
-    def __init__(self, spec: RewardSpec, context: Context, name: str = ""):
-        self.spec, self.context = spec, context
+    reducer: each process scores its share of the groups, and combines the scores of all.
+    """
+
+    def __init__(self, spec: RewardSpec, context: Context, name: str = "", reducer: Reducer = ONE_PROCESS):
+        self.spec, self.context, self.reducer = spec, context, reducer
         self.name = name or spec.name
-        self.children = {child: Scorer(below, context, child) for child, below in spec.children.items()}
+        self.children = {child: Scorer(below, context, child, reducer) for child, below in spec.children.items()}
         self.plugin: Any = None
         if spec.component is not None:
             self.plugin, self.author = made(spec.component, context.stage)
@@ -120,13 +124,8 @@ class Scorer:
 
     def _leaf(self, groups: Sequence[Group]) -> list[float | None]:
         """The scores of a single component, one per response."""
-        count = sum(len(group.responses) for group in groups)
-        if self.spec.kind in ("stage", "folder"):
-            column = list(self.context.models.scores(self.spec.name, groups))
-        else:
-            column = self._scores(groups)
-        if len(column) != count:
-            raise self._wrong("score", f"return {count} scores, one per response, not {len(column)}")
+        sizes = [len(group.responses) for group in groups]
+        column = self.reducer.deal(sizes, lambda own: self._column([groups[index] for index in own]))
         for index, value in enumerate(column):
             if value is not None and not _is_number(value):
                 prompt = preview([group for group in groups for _ in group.responses][index])
@@ -136,6 +135,16 @@ class Scorer:
                     f"the score is {shown} for response {index} (prompt: {prompt}); return a finite number, or "
                     "None for a response that cannot be scored",
                 )
+        return column
+
+    def _column(self, groups: Sequence[Group]) -> list[float | None]:
+        """As many scores as responses, which may be anything else."""
+        if self.spec.kind in ("stage", "folder"):
+            column = list(self.context.models.scores(self.spec.name, groups))
+        else:
+            column = self._scores(groups)
+        if len(column) != (count := sum(len(group.responses) for group in groups)):
+            raise self._wrong("score", f"return {count} scores, one per response, not {len(column)}")
         return column
 
     def _scores(self, groups: Sequence[Group]) -> list[float | None]:

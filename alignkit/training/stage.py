@@ -44,6 +44,7 @@ class StageWork:
             temperature,
             auxiliary_loss(context, self.encoder),
             context.author,
+            context.reducer,
         )
         self.done: dict[str, Any] = {}
         self._resume()

@@ -37,7 +37,10 @@ def test_outputs_of_micro_batches_are_joined_in_order(tmp_path: Path) -> None:
     assert n < wide
     outs = [Outputs(logprobs=torch.full((1, n), -1.0), values=torch.ones(1, n), scores=torch.tensor([1.0]))]
     outs.append(Outputs(logprobs=torch.full((1, wide), -2.0), values=torch.ones(1, wide), scores=torch.tensor([2.0])))
-    joined = join_outputs(outs, [short, long])
+    joined = join_outputs(outs, [[0], [1]])
     assert joined.logprobs.tolist() == [[-1] * n + [0] * (wide - n), [-2] * wide]
     assert joined.values.tolist() == [[1] * n + [0] * (wide - n), [1] * wide]
     assert joined.scores.tolist() == [1, 2] and "entropy" not in filled(joined)
+    two = Outputs(logprobs=torch.tensor([[-3.0], [-4.0]]))
+    turned = join_outputs([two, Outputs(logprobs=torch.full((1, 2), -5.0))], [[2, 0], [1]])
+    assert turned.logprobs.tolist() == [[-4, 0], [-5, -5], [-3, 0]]

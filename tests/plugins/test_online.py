@@ -44,6 +44,7 @@ from alignkit.testing import check_algorithm
 from alignkit.training.averages import Averages, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
+from alignkit.training.reducer import ONE_PROCESS
 from alignkit_plugins.dpo import DPO
 from alignkit_plugins.grpo import GRPO
 from alignkit_plugins.online_dpo import OnlineDPO
@@ -102,7 +103,7 @@ def advantages_of(algorithm: Algorithm, given: Batch) -> Tensor:
 
 def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Tensor:
     """The loss of a global batch in these parts, as the training loop adds it up."""
-    learner = SimpleNamespace(checked=CheckedAlgorithm(algorithm, Author("plugin")))
+    learner = SimpleNamespace(checked=CheckedAlgorithm(algorithm, Author("plugin")), reducer=ONE_PROCESS)
     totals = Learner._denominators(learner, [part for part, _ in parts])  # type: ignore[arg-type]
     total = torch.zeros((), dtype=torch.float64)
     for part, out in parts:

@@ -1,0 +1,85 @@
+"""Numbers over a whole batch, of which each process computes only its share.
+
+All processes of a run execute the same code with the same rows. What takes long is dealt to them: samples, scores,
+measurements, and gradients. The results of all are gathered before anything is decided, so that every process makes the
+same decisions, and whitening, baselines, selections and controllers of plugins see the whole batch without knowing
+of other processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+T = TypeVar("T")
+Key = TypeVar("Key")
+
+
+class Reducer:
+    """The only process of a run: everything is its own, and nothing is sent.
+
+    For several processes, a subclass sets `process` and `processes` and overrides `gather`, and `add_gradients` if it
+    has a faster way. All processes call these methods in the same order, because each waits for the others.
+    """
+
+    process = 0
+    processes = 1
+
+    def shares(self, sizes: Sequence[int]) -> list[list[int]]:
+        """The indices of each process's entries. The largest are dealt first, each to the process with the least."""
+        shares: list[list[int]] = [[] for _ in range(self.processes)]
+        loads = [0] * self.processes
+        for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+            least = loads.index(min(loads))
+            shares[least].append(index)
+            loads[least] += sizes[index]
+        return [sorted(share) for share in shares]
+
+    def own(self, sizes: Sequence[int]) -> list[int]:
+        """The indices of this process's entries."""
+        return list(range(len(sizes))) if self.processes == 1 else self.shares(sizes)[self.process]
+
+    def gather(self, mine: T) -> list[T]:
+        """What every process passes, in the order of processes. Tensors arrive on the device of the receiver."""
+        return [mine]
+
+    def deal(self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
+        """Results for all entries, in their order, each computed by one process.
+
+        sizes: the number of results of each entry. work: returns those of the entries with these indices.
+        """
+        if self.processes == 1:
+            return list(work(range(len(sizes))))
+        shares = self.shares(sizes)
+        mine = shares[self.process]
+        results: list[list[T]] = [[] for _ in sizes]
+        for share, found in zip(shares, self.gather(list(work(mine)) if mine else []), strict=True):
+            rows = iter(found)
+            for index in share:
+                results[index] = list(islice(rows, sizes[index]))
+        return [row for rows in results for row in rows]
+
+    def sum(self, values: Mapping[Key, float]) -> dict[Key, float]:
+        """The sum over processes of each value; a process may lack some."""
+        totals: dict[Key, float] = {}
+        for part in self.gather(dict(values)):
+            for key, value in part.items():
+                totals[key] = totals.get(key, 0.0) + value
+        return totals
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Let each parameter's gradient be the sum over processes. One that no process has stays None."""
+        if self.processes == 1:
+            return
+        parameters = list(parameters)
+        gathered = self.gather([parameter.grad for parameter in parameters])
+        for parameter, gradients in zip(parameters, zip(*gathered, strict=True), strict=True):
+            present = [gradient for gradient in gradients if gradient is not None]
+            parameter.grad = torch.stack(present).sum(dim=0) if present else None
+
+
+ONE_PROCESS = Reducer()

@@ -1,0 +1,180 @@
+"""Runs on several simulated processes: threads with models of their own, which exchange what a reducer gathers.
+
+Only one works at a time, until it waits for the others: a library's global state has no races between processes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from alignkit import Algorithm
+from alignkit.data.group import read_groups
+from alignkit.models.examples import Examples
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import Stage
+from alignkit.runs.run import Run
+from alignkit.training.context import StageContext
+from alignkit.training.learner import Learner
+from alignkit.training.reducer import Reducer
+
+UNEVEN = (3, 1, 0)  # parts of every batch: the last process never has a row
+SECONDS = 300  # longer than all processes need from one exchange to the next
+SPEED = ("seconds", "tokens_per_second")  # metrics that differ from run to run
+
+
+@dataclass
+class Step:
+    """An optimizer step: the responses of its global batch, their signals, the metrics, and the gradients."""
+
+    rows: list[tuple[int, ...]]
+    signals: dict[str, list[Any]]
+    metrics: dict[str, float]
+    gradients: dict[str, Tensor]
+
+
+class Watching(Reducer):
+    """One process, with a record of its optimizer steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+
+class Exchange:
+    """A place for one post of each process."""
+
+    def __init__(self, processes: int):
+        self.posts: list[bytes] = [b""] * processes
+        self.barrier = threading.Barrier(processes, timeout=SECONDS)
+        self.turn = threading.Lock()
+
+    def swap(self, process: int, post: bytes) -> list[bytes]:
+        """Wait for the posts of all."""
+        self.posts[process] = post
+        self.turn.release()
+        try:
+            self.barrier.wait()
+            posts = list(self.posts)
+            self.barrier.wait()
+        finally:
+            self.turn.acquire()
+        return posts
+
+
+class Simulated(Watching):
+    """One of several processes. parts: the sizes of their shares, in proportion."""
+
+    def __init__(self, exchange: Exchange, process: int, parts: Sequence[int]):
+        super().__init__()
+        self.exchange, self.process, self.processes, self.parts = exchange, process, len(parts), parts
+
+    def shares(self, sizes: Sequence[int]) -> list[list[int]]:
+        """The first entry is the last process's, so that neither it nor its neighbors are in order."""
+        owners = [process for process, part in enumerate(self.parts) for _ in range(part)][::-1]
+        entries = range(len(sizes))
+        return [[i for i in entries if owners[i % len(owners)] == process] for process in range(self.processes)]
+
+    def gather(self, mine: Any) -> list[Any]:
+        """As between processes, everything is a copy."""
+        caller = sys._getframe(1).f_code.co_name
+        posts = [pickle.loads(post) for post in self.exchange.swap(self.process, pickle.dumps((caller, mine)))]
+        assert {other for other, _ in posts} == {caller}, "the processes do not meet at the same place"
+        return [post for _, post in posts]
+
+
+_step = Learner.step
+
+
+def recorded_step(self: Learner, examples: Examples, lr_factor: float) -> dict[str, float]:
+    metrics = _step(self, examples, lr_factor)
+    if isinstance(self.reducer, Watching):
+        columns: dict[str, list[Any]] = {**examples.columns, **examples.token_columns}
+        gradients = {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
+        self.reducer.steps.append(Step([row.tokens for row in examples.rows], columns, dict(metrics), gradients))
+    return metrics
+
+
+class _Run(Run):
+    """A run as one process. algorithm: replaces that of the stage `align`."""
+
+    reducer: Reducer
+    algorithm: type[Algorithm] | None = None
+
+    def stage_context(self, stage: Stage, folder: Path) -> StageContext:
+        if self.algorithm is not None and stage.name == "align":
+            component = stage.component
+            registration = replace(component.registration, implementation=self.algorithm)
+            stage = replace(stage, component=replace(component, registration=registration))
+        return replace(super().stage_context(stage, folder), reducer=self.reducer)
+
+
+@dataclass
+class Ran:
+    """What a process leaves behind: of the stage `align`, unless it says otherwise."""
+
+    folder: Path
+    steps: list[Step]
+    metrics: list[dict[str, Any]] = field(init=False)
+    summary: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        lines = (self.folder / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        self.metrics = [{k: v for k, v in row.items() if not k.startswith(SPEED) and k != "time"} for row in rows]
+        self.summary = json.loads((self.folder / "align" / "stage.json").read_text(encoding="utf-8"))["summary"]
+
+    @property
+    def rollouts(self) -> list[Any]:
+        """Every sample with its scores, by iteration."""
+        paths = sorted((self.folder / "align" / "rollouts").glob("*.jsonl"))
+        return [[[(r.tokens, r.scores) for r in group.responses] for group in read_groups(path)] for path in paths]
+
+    @property
+    def weights(self) -> bytes:
+        return (self.folder / "align" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def run(
+    folder: Path, recipe: dict[str, Any], parts: Sequence[int] = (), algorithm: type[Algorithm] | None = None
+) -> list[Ran]:
+    """Run a recipe on as many processes as there are parts, or on one. Returns what each has left."""
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
+    if not parts:
+        return [_one(path, folder / "one", Watching(), algorithm)]
+    exchange = Exchange(len(parts))
+
+    def process(number: int) -> Ran:
+        with exchange.turn:
+            try:
+                return _one(path, folder / f"process-{number}", Simulated(exchange, number, parts), algorithm)
+            except threading.BrokenBarrierError as error:  # another process has failed; its error is the one to see
+                raise TimeoutError("another process failed") from error
+            except BaseException:
+                exchange.barrier.abort()
+                raise
+
+    with ThreadPoolExecutor(len(parts)) as threads:
+        futures = [threads.submit(process, number) for number in range(len(parts))]
+    errors = [error for future in futures if (error := future.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, TimeoutError)):
+        raise error
+    return [future.result() for future in futures]
+
+
+def _one(path: Path, out: Path, reducer: Watching, algorithm: type[Algorithm] | None) -> Ran:
+    out.mkdir()
+    run = _Run(load_recipe(path), out)
+    run.reducer, run.algorithm = reducer, algorithm
+    run.execute()
+    return Ran(out, reducer.steps)

@@ -1,0 +1,267 @@
+"""Several processes learn what one process would: the same losses, signals, selections and weights."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import UNEVEN, Ran, recorded_step, run
+from safetensors.torch import load
+from torch import nn
+from watched import prompts
+
+from alignkit import (
+    ROLLOUTS,
+    Algorithm,
+    ExternalTrainer,
+    Loss,
+    Outputs,
+    Response,
+    per_response,
+    per_token,
+)
+from alignkit import functional as F
+from alignkit.batch import Batch
+from alignkit.data.group import Group, write_groups
+from alignkit.plugins import plugins
+from alignkit.training.learner import Learner
+from alignkit.training.reducer import ONE_PROCESS, Reducer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).resolve().parents[2]
+WRITTEN = 2e-5  # relative: files of metrics have six digits, and a rounding error may change the last
+NORM = 2e-5  # relative: before clipping, gradients of thousands of fp32 numbers may be large
+SCORES = """
+def reward(completions):
+    return [sum(c.encode()) % 101 / 50 - 1 for c in completions]
+
+def safe(completions):
+    return [sum(c.encode()) % 7 / 7 for c in completions]
+
+def other(completions):
+    return [None if sum(c.encode()) % 5 == 0 else len(c) % 7 / 7 for c in completions]
+"""
+PYTHON = {"python": {"path": "scores.py", "function": "reward"}}
+SOME_MISSING = {"python": {"path": "scores.py", "function": "other"}}
+# Adam divides by the size of the gradient: at its usual epsilon, a rounding error would be as large a step as any.
+STEPS = {"epochs": 1, "learning_rate": 0.1, "adam_epsilon": 1.0, "lr_scheduler_type": "constant"}
+ONLINE = {
+    **STEPS,
+    "prompts": {"path": "prompts.jsonl"},
+    "reward": PYTHON,
+    "rollout": {"samples_per_prompt": 4, "max_new_tokens": 6},
+    "iterations": 2,
+    "prompts_per_iteration": 6,
+    "batch_size": 4,
+}
+DATA = {"lm": "text", "kto": "labels", "hir_offline": "labels"}  # by algorithm; others learn pairs or demonstrations
+SAID = ("good bread", "no, it is bad", "the people in this house", "tell me", "my old friend", "some bread today")
+
+
+def registered() -> list[str]:
+    """The algorithms that alignkit itself trains."""
+    registry = plugins().registry
+    kinds = {name: registry.get("algorithm", name).implementation for name in registry.names("algorithm")}
+    return [name for name, kind in kinds.items() if not issubclass(kind, ExternalTrainer)]
+
+
+@pytest.fixture(autouse=True)
+def recipe_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data of every kind, in rows of different lengths."""
+    monkeypatch.setattr(Learner, "step", recorded_step)
+    (tmp_path / "scores.py").write_text(SCORES, encoding="utf-8")
+    asked = prompts(12)
+    write_groups(tmp_path / "prompts.jsonl", asked)
+    write_groups(tmp_path / "demos.jsonl", [replace(group, responses=(answer(n),)) for n, group in enumerate(asked)])
+    texts = [Response(text=f"{SAID[n % 6]} {SAID[n % 5]}") for n in range(12)]
+    write_groups(tmp_path / "text.jsonl", [Group((), (text,)) for text in texts])
+    write_groups(tmp_path / "pairs.jsonl", [ranked(group, n) for n, group in enumerate(asked)])
+    write_groups(tmp_path / "labels.jsonl", [labeled(group, n) for n, group in enumerate(asked)])
+    return tmp_path
+
+
+def answer(n: int) -> Response:
+    """A demonstration with a score."""
+    return Response(text=SAID[n % 6], scores={"reward": float(1 + n % 3)})
+
+
+def ranked(group: Group, n: int) -> Group:
+    """A comparison, or a ranking of three."""
+    answers = [Response(text=SAID[(n + k) % 6], rank=float(k)) for k in range(2 + n % 2)]
+    return replace(group, responses=tuple(answers))
+
+
+def labeled(group: Group, n: int) -> Group:
+    return replace(group, responses=tuple(Response(text=SAID[(n + k) % 6], label=k == n % 2) for k in range(2)))
+
+
+def stage(name: str, options: Mapping[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
+    """A stage that suits an algorithm."""
+    kind = plugins().registry.get("algorithm", name).implementation
+    algorithm = {name: dict(options)} if options else name
+    if kind.source is ROLLOUTS:
+        return {**ONLINE, "algorithm": algorithm, **keys}
+    default = "pairs" if kind(kind.Options(**(options or {}))).needs.pairs else "demos"
+    data = {"path": f"{DATA.get(name, default)}.jsonl"}
+    return {**STEPS, "batch_size": 4, "max_steps": 4, "algorithm": algorithm, "data": data, **keys}
+
+
+def recipe(align: Mapping[str, Any], **before: Any) -> dict[str, Any]:
+    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
+    return {"model": model, "stages": {**before, "align": align}}
+
+
+def check(folder: Path, recipe: dict[str, Any], algorithm: type[Algorithm] | None = None) -> Ran:
+    """One process and three of uneven shares learn the same; returns what the one has left."""
+    (one,) = run(folder, recipe, algorithm=algorithm)
+    several = run(folder, recipe, UNEVEN, algorithm=algorithm)
+    assert len({ran.weights for ran in several}) == 1, "the processes have different weights"
+    for ran in several:
+        assert_alike(ran.rollouts, one.rollouts)
+        assert len(ran.steps) == len(one.steps)
+        for step, expected in zip(ran.steps, one.steps, strict=True):
+            assert step.rows == expected.rows, "other responses are learned"
+            assert_alike(step.signals, expected.signals)
+            assert_alike(step.metrics, expected.metrics)
+            assert_alike(step.gradients, expected.gradients)
+        assert_alike(ran.metrics, one.metrics, WRITTEN)
+        assert_alike(ran.summary, one.summary, WRITTEN)
+        assert_alike(load(ran.weights), load(one.weights))
+    return one
+
+
+def assert_alike(found: Any, expected: Any, tolerance: float = 1e-6) -> None:
+    """The same structure, with numbers that differ by rounding errors only."""
+    if isinstance(expected, Mapping):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_alike(found[key], value, NORM if str(key).endswith("grad_norm") else tolerance)
+    elif isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6, equal_nan=True)
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_alike(one, other, tolerance)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=tolerance, abs=1e-6, nan_ok=True)
+    else:
+        assert found == expected
+
+
+# The reducer
+
+
+class Third(Reducer):
+    """The second of three processes."""
+
+    process, processes = 1, 3
+
+
+def test_shares_have_nearly_equal_sizes() -> None:
+    assert ONE_PROCESS.shares([3, 1]) == [[0, 1]] and ONE_PROCESS.own([3, 1]) == [0, 1]
+    assert Third().shares([1] * 7) == [[0, 3, 6], [1, 4], [2, 5]] and Third().own([1] * 7) == [1, 4]
+    assert Third().shares([1, 1, 1, 8, 1]) == [[3], [0, 2], [1, 4]]
+    assert Third().shares([4]) == [[0], [], []] and Third().shares([]) == [[], [], []]
+
+
+def test_one_process_deals_nothing() -> None:
+    """No row is copied, and none is looked at."""
+    rows = [object(), object()]
+    assert ONE_PROCESS.deal([2], lambda own: [rows[index] for index in (own[0], 1)]) == rows
+    assert ONE_PROCESS.gather(rows)[0] is rows and ONE_PROCESS.sum({"a": 1.5}) == {"a": 1.5}
+    parameter = nn.Parameter(torch.ones(1))
+    ONE_PROCESS.add_gradients([parameter])
+    assert parameter.grad is None
+
+
+# Runs
+
+
+@pytest.mark.parametrize("name", registered())
+def test_every_algorithm_learns_the_same_on_several_processes(recipe_folder: Path, name: str) -> None:
+    one = check(recipe_folder, recipe(stage(name)))
+    assert len(one.steps) > 1 and any(bool(x.any()) for x in one.steps[0].gradients.values())
+
+
+MIX = {"data": {"path": "demos.jsonl"}, "objective": "sft", "weight": 0.5, "batch_size": 3}
+LLAMA2 = {"llama2": {"helpful": PYTHON, "safety": {"python": {"path": "scores.py", "function": "safe"}}}}
+FEATURES = {
+    "adaptive_kl": stage("ppo", {"kl_target": 0.01, "kl_horizon": 100}, iterations=3, mix=MIX),
+    "whitened_rewards": stage("rloo", reward=LLAMA2),
+    "missing_scores": stage("grpo", {"dynamic_sampling": True}, reward=SOME_MISSING),
+    "replayed": stage("rejection_sampling", {"replay_ratio": 1.0}, iterations=3),
+    "most_different": stage("grpo", rollout={**ONLINE["rollout"], "learn_from": 2, "missing_eos_penalty": 0.5}),
+    "reference_point": stage("kto", validation={"path": "labels.jsonl"}, epochs=2, max_steps=None),
+    "best_version": stage(
+        "dpo", {"nll_coefficient": 0.1}, validation={"path": "pairs.jsonl"}, epochs=2, max_steps=None
+    ),
+    "rankings": stage("reward_model", validation={"path": "pairs.jsonl"}),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_numbers_over_the_batch_are_over_all_processes(recipe_folder: Path, name: str) -> None:
+    check(recipe_folder, recipe(FEATURES[name]))
+
+
+def test_a_reward_model_scores_and_starts_the_values_on_several_processes(recipe_folder: Path) -> None:
+    check(recipe_folder, recipe(stage("ppo", reward="rm", iterations=1), rm=stage("reward_model", max_steps=1)))
+
+
+class Diverging(Algorithm):
+    """The loss of one demonstration is infinite in the second step, and its gradient is not."""
+
+    def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
+        return {"step": self.state.get("step", 0) + 1}
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        first = torch.tensor([group.prompt[0]["content"] == FIRST for group in batch.groups])[batch.group_index]
+        infinite = math.inf if self.state["step"] == 2 else 0.0
+        extra = torch.where(first, infinite, 0.0)
+        return Loss(
+            nll=per_token(-out.logprobs), extra=per_response(extra + 0 * F.sum_tokens(out.logprobs, batch.mask))
+        )
+
+
+FIRST = prompts(12)[0].prompt[0]["content"]
+
+
+def test_a_step_that_one_process_must_skip_is_skipped_by_all(recipe_folder: Path) -> None:
+    one = check(recipe_folder, recipe(stage("sft", batch_size=12, epochs=3, max_steps=3)), Diverging)
+    assert ["skipped" in step.metrics for step in one.steps] == [False, True, False]
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "running_mean"])
+def test_a_strangers_algorithm_needs_no_change(
+    recipe_folder: Path, monkeypatch: pytest.MonkeyPatch, baseline: str
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs" / "examples" / "alignkit-reinforce")
+    kind = importlib.import_module("alignkit_reinforce").Reinforce
+
+    class Chosen(kind):  # type: ignore[misc, valid-type]
+        def __init__(self, options: Any):
+            super().__init__(kind.Options(baseline=baseline))
+
+    check(recipe_folder, recipe(stage("rloo")), Chosen)
+
+
+class Whole(Algorithm):
+    """Weighs a demonstration by numbers of the whole batch, which depend on the order of its responses."""
+
+    def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
+        places = torch.arange(len(batch.mask), dtype=torch.float32)
+        return {"weight": float(F.sum_tokens(out.logprobs, batch.mask) @ places / batch.mask.sum())}
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        return Loss(nll=per_response(F.sum_tokens(out.logprobs, batch.mask) * self.state["weight"] / 100))
+
+
+def test_statistics_before_a_step_see_the_whole_batch_in_its_order(recipe_folder: Path) -> None:
+    check(recipe_folder, recipe(stage("sft")), Whole)
