@@ -50,6 +50,7 @@ TESTS = {
     **{name: [*GOLDEN, "test_online.py"] for name in ("online_dpo", "rest")},
     **{name: [*GOLDEN, "test_online.py", "test_truncated_importance.py"] for name in ("rloo", "reinforce_pp")},
     "grpo": [*GOLDEN, "test_online.py", "test_grpo_variants.py", "test_truncated_importance.py"],
+    "distillation": [*GOLDEN, "test_distillation.py"],
     "llama2": [*GOLDEN, "test_llama2.py"],
     **{
         name: [*GOLDEN, "test_combinations.py"]
