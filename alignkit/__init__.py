@@ -29,6 +29,7 @@ _WHERE = {
     "reward": "CombinedReward Context Judge Models REWARD_KEY Rating Reward RewardCombination Verdict",
     "sampling_options": "ResponseOptions SamplingOptions",
     "step": "Artifact Step StepContext",
+    "tracker": "TrackedRun Tracker",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
 _MODULES = ("agreement", "dialogues", "functional", "ranking", "statistics")
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     )
     from alignkit.sampling_options import ResponseOptions, SamplingOptions
     from alignkit.step import Artifact, Step, StepContext
+    from alignkit.tracker import TrackedRun, Tracker
 
 
 class _Lazy(ModuleType):

@@ -104,6 +104,10 @@ def run(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/NAME.")] = None,
     plugin: PluginFiles = None,
     no_plugin: NoPlugins = None,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option("--tracker", metavar="NAME", help="Show metrics there too: tensorboard, wandb ..."),
+    ] = None,
 ) -> None:
     """Run a recipe. The same command resumes a run that was interrupted.
 
@@ -115,6 +119,11 @@ def run(
     """
     warnings: list[str] = []
     checked = _load(recipe, overrides, plugin, no_plugin, warnings.append)
+    if tracker:
+        from alignkit.plugins import plugins
+        from alignkit.recipe.trackers import with_trackers
+
+        checked = with_trackers(checked, tracker, plugins().registry)
     from alignkit.runs.begin import begin
 
     folder, reporter = begin(checked, out)

@@ -71,6 +71,11 @@ def register_filters(register: Register) -> None:
     """Filters of scored groups: subclasses of `alignkit.Filter`."""
 
 
+@hookspec
+def register_trackers(register: Register) -> None:
+    """Trackers of metrics: subclasses of `alignkit.Tracker`."""
+
+
 # Events of a run. Hooks observe: their results are ignored, and they must not change what is computed.
 
 

@@ -28,6 +28,7 @@ from alignkit.options import Options
 from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, normalized_name
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.step import Step
+from alignkit.tracker import Tracker
 
 GROUP = "alignkit"
 # Registration hook -> kind. A combination can be used wherever a reward can.
@@ -40,6 +41,7 @@ HOOKS = {
     "register_judges": "judge",
     "register_steps": "step",
     "register_filters": "filter",
+    "register_trackers": "tracker",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Words that recipes use for something else where they would name the implementation.
@@ -207,6 +209,7 @@ def _base(hook: str) -> type | None:
         "register_judges": Judge,
         "register_steps": Step,
         "register_filters": Filter,
+        "register_trackers": Tracker,
     }.get(hook)
 
 

@@ -15,9 +15,17 @@ from typing import Any
 
 import pytest
 
-from alignkit import Algorithm, Filter, Format, Judge, Reward, Step, hookspecs
+from alignkit import Algorithm, Filter, Format, Judge, Reward, Step, Tracker, hookspecs
 from alignkit.plugins import load_plugins
-from alignkit.testing import check_algorithm, check_filter, check_format, check_judge, check_reward, check_step
+from alignkit.testing import (
+    check_algorithm,
+    check_filter,
+    check_format,
+    check_judge,
+    check_reward,
+    check_step,
+    check_tracker,
+)
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -80,7 +88,12 @@ def test_plugins_in_the_text_load(page: Path, tmp_path: Path) -> None:
         file.write_text(block, encoding="utf-8")
         loaded = load_plugins([file])
         assert loaded.broken == []
-        found = [c for kind in KINDS for c in loaded.registry.registrations(kind) if c.distribution == file.name]
+        found = [
+            c
+            for kind in (*KINDS, "tracker")
+            for c in loaded.registry.registrations(kind)
+            if c.distribution == file.name
+        ]
         assert found
         for registration in found:
             conform(registration.implementation)
@@ -95,6 +108,7 @@ def conform(cls: type) -> None:
         Filter: check_filter,
         Judge: check_judge,
         Reward: check_reward,
+        Tracker: check_tracker,
         Step: lambda step: check_step(step, {"data": "rows.jsonl"}),
     }
     (kit,) = [kit for base, kit in kits.items() if issubclass(cls, base)]

@@ -114,6 +114,9 @@ TESTED_IN = {
     "training.share": "test_reducer",
     "training.stage": "test_resume",
     "testing.filter_kit": "test_filters",
+    "testing.tracker_kit": "test_tracking",
+    "tracker": "test_tracking",
+    "recipe.trackers": "test_tracking",
 }
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.

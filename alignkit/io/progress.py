@@ -179,12 +179,18 @@ def colored(text: str) -> Text:
 class Metrics:
     """A stage's metrics.jsonl: one JSON object per step, each step once even if the run was killed and resumed."""
 
-    def __init__(self, path: Path, size: int = 0, copies: Sequence[Path] = ()):
+    def __init__(
+        self,
+        path: Path,
+        size: int = 0,
+        copies: Sequence[Path] = (),
+        follower: Callable[[Mapping[str, Any]], None] = lambda line: None,
+    ):
         """size: bytes at the last checkpoint. Later lines are removed, because their steps run again.
 
-        copies: other files that new lines are appended to.
+        copies: other files that new lines are appended to. follower: is given each new line.
         """
-        self.path, self.copies = path, copies
+        self.path, self.copies, self.follower = path, copies, follower
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.truncate(size)
@@ -202,6 +208,7 @@ class Metrics:
         for path in (self.path, *self.copies):
             with path.open("a", encoding="utf-8") as file:
                 file.write(line)
+        self.follower(plain)
 
     def sync(self) -> int:
         """Flush the file to disk; returns its size in bytes."""

@@ -22,6 +22,7 @@ from alignkit.recipe.schema import Recipe, Stage, TopKeys, allowed_keys
 from alignkit.recipe.scope import Resolver, Scope
 from alignkit.recipe.stages import declare, read_stages
 from alignkit.recipe.step_sampling import fill_sampling
+from alignkit.recipe.trackers import read_trackers
 from alignkit.recipe.validation import validate
 from alignkit.recipe.weights import read_policy, read_stage, read_start
 from alignkit.registry import Registry
@@ -50,6 +51,7 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
         raise problems.as_error()
     top = validate(TopKeys, data, (), problems, hint=lambda key: _option_hint(key, document.data, registry)).value
     stages = _build_stages(data.get("stages"), scope)
+    trackers = read_trackers(data.get("trackers"), scope)
     model = read_model(data["model"], scope) if "model" in data else None
     if top is not None:
         _check_requires(top.requires, scope)
@@ -64,6 +66,7 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
         description=top.description,
         model=model,
         stages=stages,
+        trackers=trackers,
         # Blocks are not expanded here, so that users can edit the copy in the run's folder.
         resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
     )

@@ -21,7 +21,7 @@ Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TEXT: Schema = {"type": "string"}
 _CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings)
-_KINDS = ("format", "algorithm", "reward", "judge", "step", "filter")  # kinds of plugins with options
+_KINDS = ("format", "algorithm", "reward", "judge", "step", "filter", "tracker")  # kinds of plugins with options
 
 
 def recipe_schema(registry: Registry) -> Schema:
@@ -52,7 +52,12 @@ class _Builder:
             "$schema": DIALECT,
             "title": "alignkit recipe",
             "type": "object",
-            "properties": {**top["properties"], "model": {"type": "object"}, "stages": {"type": "object"}},
+            "properties": {
+                **top["properties"],
+                "model": {"type": "object"},
+                "stages": {"type": "object"},
+                "trackers": {**top["properties"]["trackers"], "type": "array", "items": self._component("tracker")},
+            },
             "additionalProperties": False,
             "if": {"not": {"required": ["extends"]}},
             "then": {

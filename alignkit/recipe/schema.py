@@ -61,6 +61,7 @@ class Recipe:
     model: ModelSpec
     stages: dict[str, Stage]
     resolved: dict[str, Any]
+    trackers: tuple[Component, ...] = ()
 
 
 class TopKeys(Options):
@@ -80,6 +81,10 @@ class TopKeys(Options):
     seed: int = Field(default=0, ge=0, description="seed of all random draws")
     requires: list[str] = Field(
         default_factory=list, description="packages that must be installed, such as alignkit-reinforce>=0.1"
+    )
+    trackers: list[Any] = Field(
+        default_factory=list,
+        description="where metrics are shown, in addition to metrics.jsonl: [tensorboard, {wandb: {project: x}}]",
     )
     model: Any = Field(description="the base model, such as {base: HuggingFaceTB/SmolLM2-135M-Instruct}")
     stages: dict[str, Any] = Field(

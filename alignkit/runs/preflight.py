@@ -59,6 +59,20 @@ def _call(component: Component, stage: Stage, method: str, argument: Any) -> Non
         getattr(plugin, method)(argument)
 
 
+def check_trackers(recipe: Recipe) -> None:
+    """Let trackers check their packages. Raises RecipeError with every problem."""
+    problems = []
+    for component in recipe.trackers:
+        tracker, author = made(component)
+        try:
+            with calling(author, "check", tracker):
+                tracker.check()
+        except RunFailed as error:
+            problems.append(Problem(str(error), str(recipe.path)))
+    if problems:
+        raise RecipeError(problems)
+
+
 def check_folders(recipe: Recipe, stages: Sequence[Stage], source: str, revision: str | None) -> None:
     """Find out whether the weights of other runs fit the base model. Raises RecipeError with every problem.
 
@@ -139,6 +153,7 @@ def _loaded(stage: Stage, spec: DataSpec, load: Callable[[Stage, DataSpec], Load
 def data_lines(recipe: Recipe) -> list[str]:
     """What a run would understand of its data files. Raises the errors with which it would stop before a stage."""
     stages = list(recipe.stages.values())
+    check_trackers(recipe)
     check_components(recipe, stages, run_code=False)
     data = RunData(_no_stage, recipe.seed)
     shown: dict[str, None] = {}  # an ordered set: stages share files

@@ -18,7 +18,7 @@ from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import Commits
 from alignkit.io.digest import digest, model_digest
-from alignkit.io.progress import Reporter, duration
+from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.kernels import memory
 from alignkit.models.encoding import Encoder
 from alignkit.models.reference_cache import ReferenceCache
@@ -34,11 +34,12 @@ from alignkit.runs.changes import change_since
 from alignkit.runs.data import RunData
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.fingerprint import stage_parts
-from alignkit.runs.preflight import check_components, check_data, check_folders, probe_hub
+from alignkit.runs.preflight import check_components, check_data, check_folders, check_trackers, probe_hub
 from alignkit.runs.process import locked, resource_error, resume_command
 from alignkit.runs.reports import facts, printed, stage_record, write_report
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date, writes_date
+from alignkit.runs.tracking import Trackers
 from alignkit.runs.trained_on import trained_on
 from alignkit.step import Artifact, StepContext, run_step
 from alignkit.stopping import Stopped, stoppable
@@ -73,6 +74,8 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             raise
         finally:
             run.reporter.stop()
+            if "trackers" in vars(run):
+                run.trackers.finish()
             try:
                 plugins().notify("run_finished", run=run, error=error)
             except PluginError as wrong:  # it must not hide how the run ended
@@ -133,6 +136,7 @@ class Run:
     def _preflight(self) -> None:
         """Check what can be checked before the first stage runs."""
         waiting = self._incomplete()
+        check_trackers(self.recipe)
         check_components(self.recipe, waiting)
         if any(stage.folders for stage in waiting):  # only then: the base model may have to be downloaded
             check_folders(self.recipe, waiting, self.source, self.commit)
@@ -172,13 +176,13 @@ class Run:
         if self.store.is_complete(name, stage_hash):
             self.reporter.say(f"{name}: unchanged, reused")
             self._records.append(record)
+            self.trackers.follow(stage_hash, self.store.path(name) / "metrics.jsonl")
             return True
         if record and record.get("hash") != stage_hash:
             self.reporter.say(f"{name}: changed since the last run{change_since(record, parts)}, starting over")
             self.store.set_aside(name)
         folder = self.store.begin(name, stage_hash, parts)
-        names = list(self.recipe.stages)
-        self.reporter.stage(name, names.index(name) + 1, len(names), stage.component.name)
+        self.reporter.stage(name, [*self.recipe.stages].index(name) + 1, len(self.recipe.stages), stage.component.name)
         began = time.monotonic()
         summary, artifact = self._work(stage, folder)
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
@@ -216,7 +220,7 @@ class Run:
             stage=stage,
             models=self.models,
             folder=folder,
-            metrics=lambda size: self.store.metrics(stage.name, size),
+            metrics=lambda size: self._metrics(stage, size),
             seed=seed,
             load=self.load,
             reward_context=lambda: self._reward_context(seed),
@@ -228,7 +232,7 @@ class Run:
 
     def _step_context(self, stage: Stage, folder: Path) -> StepContext:
         seed = self.seed_of(stage)
-        metrics = self.store.metrics(stage.name)
+        metrics = self._metrics(stage)
 
         def log(**values: Any) -> None:
             metrics.write(stage=stage.name, **values)
@@ -320,6 +324,14 @@ class Run:
                 f"({record} lists all of them once the stage is done)"
             )
         return loaded
+
+    @cached_property
+    def trackers(self) -> Trackers:
+        """The run's trackers, each in its own thread."""
+        return Trackers(self.recipe, self.folder, self.reporter.say)
+
+    def _metrics(self, stage: Stage, size: int = 0) -> Metrics:
+        return self.trackers.followed(self.store.metrics(stage.name, size), self.hashes.get(stage.name, ""))
 
     # Models
 

@@ -35,6 +35,7 @@ The other checks call the plugin as a run does, with the same checks of what it 
 | `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses rows with BadRow |
 | `check_step` | an Artifact that can be saved, the same on every call; uses only models and data that options name |
 | `check_filter` | true or false per group; the same on every call and in any order of the groups |
+| `check_tracker` | takes numbers of several stages, NaN too, and begins again after an interruption |
 | `check_model_source` | a complete folder below the cache, which loads, and is made once |
 
 Design: docs/architecture.md.
@@ -50,3 +51,4 @@ from alignkit.testing.kit import check_algorithm as check_algorithm
 from alignkit.testing.model_kit import check_model_source as check_model_source
 from alignkit.testing.reward_kit import check_reward as check_reward
 from alignkit.testing.step_kit import check_step as check_step
+from alignkit.testing.tracker_kit import check_tracker as check_tracker

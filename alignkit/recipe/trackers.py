@@ -1,0 +1,44 @@
+"""Reads the trackers of a recipe, and adds those of the command line. They are part of no stage's hash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from alignkit.errors import RunFailed
+from alignkit.recipe.components import options_of, read_component
+from alignkit.recipe.problems import shown
+from alignkit.recipe.schema import Recipe
+from alignkit.recipe.scope import Scope
+from alignkit.registry import Component, Registry
+
+
+def read_trackers(raw: Any, scope: Scope) -> tuple[Component, ...]:
+    """The trackers that a recipe names."""
+    if raw is not None and not isinstance(raw, list):
+        scope.problems.error(("trackers",), f"trackers: expected a list, got {shown(raw)}", help="write [tensorboard]")
+        return ()
+    read = [read_component("tracker", item, ("trackers", index), scope) for index, item in enumerate(raw or ())]
+    return tuple(component for component in read if component is not None)
+
+
+def with_trackers(recipe: Recipe, names: Sequence[str], registry: Registry) -> Recipe:
+    """The recipe with more trackers, by name. Raises Unresolved for an unknown one."""
+    known = {component.name for component in recipe.trackers}
+    new = [_component(name, registry) for name in dict.fromkeys(names) if name not in known]
+    return replace(recipe, trackers=(*recipe.trackers, *new))
+
+
+def _component(name: str, registry: Registry) -> Component:
+    registration = registry.get("tracker", name)
+    try:
+        options = options_of(registration)()
+    except ValidationError as error:
+        missing = ", ".join(str(each["loc"][0]) for each in error.errors())
+        raise RunFailed(
+            f"tracker '{name}' needs options ({missing}): name it under 'trackers' in the recipe"
+        ) from error
+    return Component("tracker", name, registration, options)

@@ -1,0 +1,51 @@
+"""The rules of trackers: they take any numbers of several stages, and begin again after an interruption."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignkit.author import calling, made
+from alignkit.registry import Component
+from alignkit.testing.surroundings import Surroundings, conform
+from alignkit.tracker import TrackedRun, Tracker
+
+LINES: tuple[tuple[str, int, dict[str, float]], ...] = (
+    ("first", 1, {"loss": 2.5, "grad_norm": 0.1}),
+    ("first", 2, {"loss": float("nan"), "validation/loss": 1.0}),
+    ("second", 1, {"reward": -3.0, "kl": float("inf"), "filtered/spread": 0.0}),  # a later stage counts from 1 again
+    ("second", 2, {}),
+)
+
+
+def check_tracker(cls: type[Tracker], options: Mapping[str, Any] | None = None, *, folder: Path | None = None) -> None:
+    """Raise ConformanceError listing every rule that a tracker breaks (see the table in `alignkit.testing`).
+
+    options: as in a recipe. The tracker really logs two short stages of a run that is interrupted once.
+    """
+
+    def problems(around: Surroundings, component: Component) -> Iterator[str]:
+        return _problems(around, component)
+
+    conform("register_trackers", cls, dict(options or {}), problems, folder=folder)
+
+
+def _problems(around: Surroundings, component: Component) -> Iterator[str]:
+    run = TrackedRun("checked", around.cache / "run", {"name": "checked", "stages": {"first": {}, "second": {}}})
+    run.folder.mkdir()
+    for lines in (LINES[:2], LINES[2:]):
+        tracker, author = made(component)
+        with calling(author, "check", tracker):
+            tracker.check()
+        with calling(author, "start", tracker):
+            tracker.start(run)
+        for stage, step, metrics in lines:
+            given = copy.deepcopy(metrics)
+            with calling(author, "log", tracker):
+                tracker.log(stage, step, given)
+            if repr(given) != repr(metrics):
+                yield "`log` changes the metrics that it is given"
+        with calling(author, "finish", tracker):
+            tracker.finish()

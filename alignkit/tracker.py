@@ -1,0 +1,82 @@
+"""The interface of trackers: where the metrics of a run are shown, such as TensorBoard or Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignkit.options import Options as _Options
+
+_NOT_METRICS = ("stage", "step", "time")
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker knows of a run. folder: the run's. recipe: as plain data with absolute paths."""
+
+    name: str
+    folder: Path
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Tracker:
+    """Base class of a tracker. It observes: what it does, and whether it fails or hangs, changes no result.
+
+    All methods but `check` are called from one thread of the tracker's own.
+    """
+
+    class Options(_Options):
+        """No options."""
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    def check(self) -> None:
+        """Raise RunFailed for a mistake of the user, such as a missing package; called before the run's first stage."""
+
+    def start(self, run: TrackedRun) -> None:
+        """Begin, or continue after an interruption."""
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers of a step or iteration of a stage. Each is given once, also if the run is resumed."""
+        raise NotImplementedError(f"{type(self).__name__} does not define `log(stage, step, metrics)`")
+
+    def finish(self) -> None:
+        """Write what is pending; the last call."""
+
+
+def tracked(line: Mapping[str, Any], number: int) -> tuple[str, int, dict[str, float]]:
+    """Stage, step and numbers of a line of `metrics.jsonl`. number: the step of a line without one.
+
+    "nan" and "inf" become floats again; other texts are left out.
+    """
+    metrics = {name: value for name, text in line.items() if (value := _number(text)) is not None}
+    metrics = {name: value for name, value in metrics.items() if name not in _NOT_METRICS}
+    step = line.get("step")
+    return str(line.get("stage", "")), step if isinstance(step, int) else number, metrics
+
+
+def replay(folder: Path, tracker: Tracker, recipe: Mapping[str, Any] | None = None) -> int:
+    """Give a tracker all that a run's `metrics.jsonl` holds, from its start to its finish; returns how many lines."""
+    lines = _lines((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    tracker.start(TrackedRun(folder.resolve().name, folder, recipe or {}))
+    numbers: dict[str, int] = {}
+    for line in lines:
+        stage = str(line.get("stage", ""))
+        numbers[stage] = numbers.get(stage, 0) + 1
+        tracker.log(*tracked(line, numbers[stage]))
+    tracker.finish()
+    return len(lines)
+
+
+def _lines(texts: Iterable[str]) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in texts if text.strip()]
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool | int | float):
+        return float(value)
+    return float(value) if value in ("nan", "inf", "-inf") else None
