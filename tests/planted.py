@@ -143,7 +143,7 @@ PLANTED = {
     ),
     "first_rewards": Planted(
         ONLINE,
-        "iteration.combined.take(kept_rows)",
+        "iteration.combined.take(kept_rows.bool())",
         "iteration.combined.take(range(int(kept_rows.sum())))",
         f"{ITERATION}::test_kept_groups_keep_their_rewards",
     ),

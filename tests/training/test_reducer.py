@@ -62,6 +62,7 @@ ONLINE = {
     "batch_size": 4,
 }
 DATA = {"lm": "text", "kto": "labels", "hir_offline": "labels"}  # by algorithm; others learn pairs or demonstrations
+OPTIONS = {"distillation": {"context": [{"role": "user", "content": "my old friend"}]}}  # others need none
 SAID = ("good bread", "no, it is bad", "the people in this house", "tell me", "my old friend", "some bread today")
 
 
@@ -124,13 +125,13 @@ def check(folder: Path, recipe: dict[str, Any], algorithm: type[Algorithm] | Non
     several = run(folder, recipe, UNEVEN, algorithm=algorithm)
     assert len({ran.weights for ran in several}) == 1, "the processes have different weights"
     for ran in several:
-        assert_alike(ran.rollouts, one.rollouts)
         assert len(ran.steps) == len(one.steps)
         for step, expected in zip(ran.steps, one.steps, strict=True):
             assert step.rows == expected.rows, "other responses are learned"
             assert_alike(step.signals, expected.signals)
             assert_alike(step.metrics, expected.metrics)
             assert_alike(step.gradients, expected.gradients)
+        assert_alike(ran.rollouts, one.rollouts)
         assert_alike(ran.metrics, one.metrics, WRITTEN)
         assert_alike(ran.summary, one.summary, WRITTEN)
         assert_alike(load(ran.weights), load(one.weights))
@@ -186,7 +187,7 @@ def test_one_process_deals_nothing() -> None:
 
 @pytest.mark.parametrize("name", registered())
 def test_every_algorithm_learns_the_same_on_several_processes(recipe_folder: Path, name: str) -> None:
-    one = check(recipe_folder, recipe(stage(name)))
+    one = check(recipe_folder, recipe(stage(name, OPTIONS.get(name))))
     assert len(one.steps) > 1 and any(bool(x.any()) for x in one.steps[0].gradients.values())
 
 
