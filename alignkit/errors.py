@@ -37,6 +37,10 @@ class RunFailed(AlignkitError):
     exit_code = 1
 
 
+class OtherTokenizer(RunFailed):
+    """Token by token, a model was asked about responses that were sampled with another tokenizer."""
+
+
 class SameFirstToken(RunFailed):
     """Answers that a model should choose from begin with the same token."""
 

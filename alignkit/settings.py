@@ -165,10 +165,14 @@ class Settings(Options):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
 
+    base: Annotated[str, Ref("base")] | None = Field(
+        default=None, description="the base model of this stage, a name in 'bases'; default: the recipe's 'model'"
+    )
     from_: Annotated[str, Ref("from")] | None = Field(
         default=None,
         alias="from",
-        description="starting weights: a stage, stage@k, base, or a folder with an adapter or a model; default: base",
+        description="starting weights: a stage, stage@k, base, or a folder with an adapter or a model; "
+        "default: the stage's base model",
     )
     reference: StageRef | None = Field(
         default=None, description="stage that the policy is kept close to; default: the starting weights"

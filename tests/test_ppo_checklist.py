@@ -432,7 +432,7 @@ def test_a_value_is_read_before_its_token(stage: OnlineStage) -> None:
 
 
 def test_reference_and_base_stay_bit_identical(watched: Watched) -> None:
-    watched.run.models.role("sft")
+    watched.run.models.of("base").role("sft")
     assert set(watched.run.model.parameters_of("sft")) < set(watched.frozen)
     assert any("base_layer" in name for name in watched.frozen)
     for name, weight in watched.frozen.items():
@@ -571,7 +571,7 @@ def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 def test_values_start_at_zero_or_at_the_reward_model(stage: OnlineStage, reward_model: Trained) -> None:
     examples = rolled_out(stage)
     assert all(not bool(values.any()) for values in examples.token_columns["old_values"])
-    engine = reward_model.run.models
+    engine = reward_model.run.models.of("base")
     engine.model.add_role("value", start=engine.role("rm"), head="scalar")
     try:
         groups = [replace(g, responses=(Response(text="fine"),)) for g in prompts(4)]
@@ -601,11 +601,12 @@ def test_a_group_baseline_takes_two_samples_and_values_from_zero(tmp_path: Path,
                 make_run(folder, {"align": stage})
         else:
             make_run(folder, {"align": stage})
-    engine = reward_model.run.models
+    engine = reward_model.run.models.of("base")
     head = engine.model.roles[engine.role("rm")].head
     for options, kept in (({"group_baseline": True}, False), ({}, False), (UNCENTERED, True)):
         settings = SimpleNamespace(reward=RewardSpec("stage", "rm"), value_from=None)
         context: Any = SimpleNamespace(name="align", settings=settings, models=engine, model=engine.model)
+        context.stage, context.base_of = SimpleNamespace(base=BASE), lambda name: BASE
         _, start = add_value_role(context, algorithm(**options).needs, "base")
         value = engine.model.roles["align~value"].head
         engine.model.drop_role("align~value")
@@ -706,7 +707,7 @@ def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model
     assert ours == pytest.approx(reward_model.scores, abs=1e-5)
     assert len(set(ours)) == len(ours)
     is_adapter = (folder / "adapter_config.json").exists()
-    source = run.source if is_adapter else folder
+    source = run.bases["base"].source if is_adapter else folder
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
     if is_adapter:
         model = PeftModel.from_pretrained(model, folder)
@@ -1032,7 +1033,7 @@ def test_kl_is_zero_at_first_and_then_not(watched: Watched) -> None:
     assert abs(watched.metrics[0]["kl"]) < 1e-6
     assert abs(watched.metrics[1]["kl"]) > 1e-3
     policy = watched.run.model
-    engine = watched.run.models
+    engine = watched.run.models.of("base")
     group = [replace(prompts(1)[0], responses=(Response(text="bread is good"),))]
     sft, base = engine.logprobs("sft", group)[0], engine.logprobs(BASE, group)[0]
     assert float((sft - base).abs().max()) > 0.01 and policy.adapters is not None

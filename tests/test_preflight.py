@@ -33,7 +33,7 @@ def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
     (folder / "small.yaml").write_text(text, encoding="utf-8")
     recipe = load_recipe(folder / "small.yaml")
     run = Run(recipe, folder / "out")
-    check_data(recipe, list(recipe.stages.values()), lambda stage, spec: run.load(spec, 0), lambda: None)
+    check_data(recipe, list(recipe.stages.values()), lambda stage, spec: run.load(spec, 0), lambda stage: None)
 
 
 @pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])

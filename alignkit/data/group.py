@@ -63,9 +63,9 @@ class Response:
     text: the assistant's text. messages: instead of `text`, the turns of a demonstration with several.
     rank: its place among the group's ranked responses; 1 is best, and equal ranks are a tie. label: true for good,
     false for bad. scores: reward components by name, and `reward`, their combination; None where scoring failed.
-    tokens: the sampled token ids, with the end of turn; None for a text from a file. logprobs: the sampler's, of each
-    token, in nats; for diagnosis only, because training measures its own. written: for each token, whether the policy
-    wrote it; None means all. truncated: sampling stopped before an end of turn. source: the author, such as a model.
+    tokens: the sampled token ids, with the end of turn; None for a text from a file. logprobs: the sampler's, of each,
+    in nats. written: for each token, whether the policy wrote it; None means all. truncated: sampling stopped before an
+    end of turn. source: the author, such as a model. tokenizer: digest of that of the tokens; others read the text.
     """
 
     text: str = ""
@@ -78,6 +78,7 @@ class Response:
     written: tuple[bool, ...] | None = None
     truncated: bool = False
     source: str | None = None
+    tokenizer: str | None = None
 
     @property
     def reward(self) -> float:
@@ -194,7 +195,6 @@ def prompts_of(groups: Iterable[Group]) -> list[Group]:
     """The prompt of every row with its columns, but without responses; raw text has no prompt.
 
     The prompt of a conversation is all that comes before its last answer to the user.
-
     Rows with the same words stay separate, because their columns (`answer`, `safety`) may differ; so do their ids.
     """
     bare = [

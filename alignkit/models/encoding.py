@@ -67,7 +67,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A group as the chat template renders it. conversations: None for a response that is given as tokens."""
+    """A group as the chat template renders it. conversations: None for a response whose own tokens are read."""
 
     prompt: str
     conversations: tuple[Conversation | None, ...]
@@ -93,6 +93,10 @@ class Encoder(TemplateTokens):
         if count:
             self.counts[case] += count
             self.groups.setdefault(case, []).append(group)
+
+    def reads(self, response: Response) -> bool:
+        """Whether a response has tokens of this tokenizer; otherwise its text is read."""
+        return response.tokens is not None and response.tokenizer in (None, self.digest)
 
     # Groups
 
@@ -162,7 +166,7 @@ class Encoder(TemplateTokens):
         with time_limit():
             prompt = self.chat.open(group.prompt, group.tools)
             found = (
-                None if r.tokens is not None else self.chat.conversation(prompt, _answers(r), group.tools)
+                None if self.reads(r) else self.chat.conversation(prompt, _answers(r), group.tools)
                 for r in group.responses
             )
             return _Plan(prompt.text, tuple(found))
@@ -218,7 +222,7 @@ class Encoder(TemplateTokens):
 
     def _raw(self, response: Response) -> ResponseTokens:
         """Raw text, and EOS."""
-        if response.tokens is not None:
+        if self.reads(response):
             row = self._sampled(response, False)
             return row if self.bos else replace(row, mask=(*(False for _ in row.mask[:1]), *row.mask[1:]))
         tokens = (*self.text(response.text), self.eos)

@@ -75,13 +75,36 @@ class Base:
         """Whether a folder holds an adapter. Raises RunFailed if it is for another base model."""
         if not (folder / CONFIG).is_file():
             return False
-        source = read_json(folder / CONFIG).get("base_model_name_or_path")
-        saved = read_json(folder / ORIGIN).get("base") if (folder / ORIGIN).is_file() else None
-        saved = saved if isinstance(saved, dict) else {}
-        same = saved["weights"] == self.weights if saved.get("weights") and self.weights else source == self.source
-        if not same:
+        if not self.fits(folder):
+            name, saved = base_name(folder), _saved(folder).get("name")
             raise RunFailed(
-                f"{folder} is an adapter for the base model '{saved.get('name') or source}', not for '{self.name}'"
-                + (": their weights differ" if saved.get("name") == self.name else "")
+                f"{folder} is an adapter for the base model '{name}', not for '{self.name}'"
+                + (": their weights differ" if saved == self.name else "")
             )
         return True
+
+    def fits(self, folder: Path) -> bool:
+        """Whether the adapter in a folder is for this base model: by the digest of the weights, or else by name."""
+        saved = _saved(folder)
+        if saved.get("weights") and self.weights:
+            return bool(saved["weights"] == self.weights)
+        return bool(_source(folder) == self.source)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, for any base model."""
+    return (folder / CONFIG).is_file()
+
+
+def base_name(folder: Path) -> str:
+    """The name of the base model that the adapter in a folder is for."""
+    return str(_saved(folder).get("name") or _source(folder))
+
+
+def _source(folder: Path) -> Any:
+    return read_json(folder / CONFIG).get("base_model_name_or_path")
+
+
+def _saved(folder: Path) -> Mapping[str, Any]:
+    saved = read_json(folder / ORIGIN).get("base") if (folder / ORIGIN).is_file() else None
+    return saved if isinstance(saved, dict) else {}

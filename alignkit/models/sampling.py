@@ -168,6 +168,7 @@ def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
         logprobs=written.logprobs,
         truncated=not written.ended,
         source=role,
+        tokenizer=encoder.digest,
     )
 
 

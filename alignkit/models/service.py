@@ -1,7 +1,7 @@
 """The models of a run, for rewards, judges and steps: scores, log-probabilities and samples of a role.
 
-Roles are named by reference: `base`, a stage (`sft`), a kept version (`sft@2`), or an adapter folder. A role is loaded
-onto the shared base on first use.
+Roles are named by reference: the base model (`base`), a stage (`sft`), a kept version (`sft@2`), or an adapter folder.
+A role is loaded onto the shared base on first use.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.data.group import Group, Message, previews
-from alignkit.errors import DataError, RunFailed, SameFirstToken
+from alignkit.data.group import Group, Message, preview, previews
+from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.models.budget import within_memory
 from alignkit.models.encoding import Encoded, Encoder
 from alignkit.models.foreign_reward import ForeignRewardModel
@@ -43,8 +43,13 @@ class ModelService:
         reference_cache: ReferenceCache | None = None,
         say: Callable[[str], None] = lambda text: None,
         progress: Progress = no_progress,
+        name: str = BASE,
     ):
-        """artifact: the adapter or model folder of a reference. max_length: of a prompt with response, in tokens."""
+        """artifact: the adapter or model folder of a reference. max_length: of a prompt with response, in tokens.
+
+        name: the reference that means the unmodified model.
+        """
+        self.name = name
         self.model, self.artifact, self.reference_cache, self.say = model, artifact, reference_cache, say
         self.progress = progress
         self.max_length = min(max_length, model.context)
@@ -56,7 +61,7 @@ class ModelService:
 
     def role(self, reference: str) -> str:
         """Load the role of a reference, with its scalar head if it has one, and return the role's name."""
-        name = _role_name(reference)
+        name = self._role_name(reference)
         if name not in self.model.roles:
             folder = self.artifact(reference)
             head: HeadKind = "scalar" if has_score(folder) else "language"
@@ -66,9 +71,12 @@ class ModelService:
     def forget(self, reference: str) -> None:
         """Drop a role, so that it is read from disk again."""
         self._scores.pop(reference, None)
-        name = _role_name(reference)
+        name = self._role_name(reference)
         if name != BASE and name in self.model.roles:
             self.model.drop_role(name)
+
+    def _role_name(self, reference: str) -> str:
+        return BASE if reference == self.name else reference.replace("/", "|")  # of a folder
 
     # Scores
 
@@ -125,6 +133,7 @@ class ModelService:
 
     def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
         """See `alignkit.Models`."""
+        self._check_tokens(role, groups)
         encoded = [self.encoder.encode(group, self.max_length) for group in groups]
         fitting = [e for e in encoded if e is not None]
         with self.progress(f"log-probabilities of {role}", len(fitting)) as done:
@@ -135,6 +144,16 @@ class ModelService:
             for e, group in zip(encoded, groups, strict=True)
             for _ in group.responses
         ]
+
+    def _check_tokens(self, role: str, groups: Sequence[Group]) -> None:
+        """Raise OtherTokenizer for sampled tokens that mean something else to this model."""
+        for group in groups:
+            if any(response.tokens is not None and not self.encoder.reads(response) for response in group.responses):
+                raise OtherTokenizer(
+                    f"'{role}' has another tokenizer, or ends its turns with another token, than the model that "
+                    f"answered {preview(group)}: log-probabilities of these tokens mean nothing\n"
+                    "help: compare models with the same tokenizer and chat template, or compare texts with a reward"
+                )
 
     def reference_logprobs(self, reference: str, encoded: Sequence[Encoded]) -> tuple[list[Tensor], bool]:
         """Measure the log-probabilities of a role that is not trained, or read them from the reference cache.
@@ -149,7 +168,7 @@ class ModelService:
 
         if self.reference_cache is None:
             return compute(), False
-        adapter = None if reference == BASE else self.artifact(reference)
+        adapter = None if role == BASE else self.artifact(reference)
         return self.reference_cache.logprobs(self.model, adapter, encoded, compute)
 
     @torch.no_grad()
@@ -204,10 +223,6 @@ class ModelService:
     def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
         """Whether a prompt leaves room for `new_tokens`."""
         return len(self.encoder.prompt(group.prompt, group.tools)) + new_tokens <= max_length
-
-
-def _role_name(reference: str) -> str:
-    return reference.replace("/", "|")  # of a folder
 
 
 def _key(encoded: Encoded) -> Key:

@@ -12,6 +12,7 @@ from typing import Any
 
 from alignkit.data.group import Message
 from alignkit.errors import DataError
+from alignkit.io.digest import digest
 from alignkit.models.chat import ANSWER, Chat, Turn
 from alignkit.models.chat_template import ChatOptions
 from alignkit.models.text_tokens import Ids, TextTokenizer, TextTokens
@@ -38,6 +39,11 @@ class TemplateTokens:
         known = {self.tokenizer.eos_token_id, *self._more_ends} - {None}
         ends = frozenset(map(str, self.tokenizer.convert_ids_to_tokens(sorted(known))))
         self.chat = Chat(tokenizer, chat or ChatOptions(), ends)
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits. Sampled tokens mean the same, and end the same way, for encoders with an equal one."""
+        return digest([self.tokenizer.get_vocab(), self.end_of_turn])[:16]
 
     # The template's tokens
 

@@ -15,7 +15,7 @@ from alignkit.recipe.components import options_of, read_component, read_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text
 from alignkit.recipe.schema import Stage, allowed_keys
-from alignkit.recipe.scope import BASE, Declared, Scope
+from alignkit.recipe.scope import Declared, Scope
 from alignkit.registry import Component
 from alignkit.settings import Rollout, Settings
 
@@ -87,7 +87,8 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
         _check_rollout(draft, needs)
     if component is None or settings is None or len(scope.problems) > before:
         return None
-    return Stage(scope.stage, "algorithm", component, settings, tuple(scope.upstream), needs, tuple(scope.folders))
+    upstream, folders, roles = tuple(scope.upstream), tuple(scope.folders), tuple(scope.roles)
+    return Stage(scope.stage, "algorithm", component, settings, upstream, needs, folders, roles)
 
 
 def _with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def _check_values(stage: str | None, draft: _Draft, needs: Needs | None) -> None
 def _check_reference(stage: str | None, draft: _Draft, needs: Needs | None) -> None:
     if stage is None or needs is None or draft.online or needs.reference_logprobs:
         return
-    if stage == BASE or draft.scope.trains_reward(stage) is not None:  # otherwise already reported
+    if stage in draft.scope.bases or draft.scope.trains_reward(stage) is not None:  # otherwise already reported
         draft.error(("reference",), f"{draft.name} does not use a reference", "leave 'reference' out", at_key=True)
 
 

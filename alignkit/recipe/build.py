@@ -11,6 +11,7 @@ from typing import Any
 from alignkit.algorithm import ROLLOUTS
 from alignkit.errors import Problem
 from alignkit.recipe.advice import common_name
+from alignkit.recipe.bases import base_names, check_bases, read_base, read_bases
 from alignkit.recipe.components import options_of, read_component
 from alignkit.recipe.data_sources import read_data
 from alignkit.recipe.document import Document, Keys
@@ -32,6 +33,7 @@ _RESOLVERS: Mapping[str, Resolver] = {
     "stage": read_stage,
     "policy": read_policy,
     "from": read_start,
+    "base": read_base,
     "data": read_data,
     "reward": read_reward,
     "judge": lambda raw, keys, scope: read_component("judge", raw, keys, scope),
@@ -44,8 +46,9 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
     rounds, problems = expand(document)
     problems.items += wrong
     registry = registry.preferring(_required_names(document.data.get("requires")))
-    scope = Scope(problems, Paths(problems), registry, rounds, _RESOLVERS)
     data = problems.document.data
+    bases = base_names(data.get("bases"))
+    scope = Scope(problems, Paths(problems), registry, rounds, _RESOLVERS, bases=bases)
     if isinstance(data.get("stages"), dict) and len(data["stages"]) > MOST_STAGES:
         problems.error(("stages",), f"{len(data['stages'])} stages; the most is {MOST_STAGES}")
         raise problems.as_error()
@@ -53,6 +56,7 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
     stages = _build_stages(data.get("stages"), scope)
     trackers = read_trackers(data.get("trackers"), scope)
     model = read_model(data["model"], scope) if "model" in data else None
+    others = read_bases(data.get("bases"), scope)
     if top is not None:
         _check_requires(top.requires, scope)
     if len(problems) or top is None or model is None:
@@ -67,6 +71,7 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
         model=model,
         stages=stages,
         trackers=trackers,
+        bases=others,
         # Blocks are not expanded here, so that users can edit the copy in the run's folder.
         resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
     )
@@ -104,6 +109,7 @@ def _build_stages(raw: Any, scope: Scope) -> dict[str, Stage]:
     declare(raw, scope)
     stages, upstream = read_stages(raw, scope)
     _check_versions(stages, scope)
+    check_bases(stages, scope)
     ordered = {name: stages[name] for name in _ordered(upstream, scope) if name in stages}
     fill_sampling(ordered)
     return ordered

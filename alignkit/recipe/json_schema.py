@@ -48,6 +48,7 @@ class _Builder:
         lora = self._schema(ModelSpec)["properties"]["lora"]
         lora["anyOf"] = [*lora["anyOf"], {"const": "none"}]
         stages: Schema = {"type": "object", "additionalProperties": _ref("stage_or_block")}
+        bases: Schema = {"type": "object", "additionalProperties": self._refs[ModelSpec]}
         return {
             "$schema": DIALECT,
             "title": "alignkit recipe",
@@ -62,7 +63,7 @@ class _Builder:
             "if": {"not": {"required": ["extends"]}},
             "then": {
                 "required": top["required"],
-                "properties": {"model": self._refs[ModelSpec], "stages": stages},
+                "properties": {"model": self._refs[ModelSpec], "bases": bases, "stages": stages},
             },
             "$defs": {**self._defs, **self._shapes()},
         }
@@ -80,7 +81,7 @@ class _Builder:
             "filter": self._component("filter"),
             "stage": _any_of([self._training_stage(), *self._steps()]),
             "stage_or_block": _any_of([_ref("stage"), block]),
-            **dict.fromkeys(("stage_name", "policy", "from"), TEXT),
+            **dict.fromkeys(("stage_name", "policy", "from", "base"), TEXT),
         }
         return {f"alignkit.{name}": shape for name, shape in shapes.items()}
 

@@ -1,4 +1,4 @@
-"""Reads `model:`, the base model of a recipe."""
+"""Reads `model:` and `bases:`, the base models of a recipe."""
 
 from __future__ import annotations
 
@@ -12,70 +12,70 @@ from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.components import find
 from alignkit.recipe.document import Keys
 from alignkit.recipe.paths import means_folder
+from alignkit.recipe.problems import path_text
 from alignkit.recipe.scope import Scope
 from alignkit.recipe.validation import validate
 from alignkit.settings import ModelSpec
 
-_KEYS: Keys = ("model",)
 
-
-def read_model(raw: Any, scope: Scope) -> ModelSpec | None:
-    """Return the base model with absolute paths."""
+def read_model(raw: Any, scope: Scope, keys: Keys = ("model",)) -> ModelSpec | None:
+    """Return a base model with absolute paths."""
     if isinstance(raw, str):
-        scope.problems.error(_KEYS, "model: expected a mapping", help=f"write 'model: {{base: {raw}}}'")
+        help = f"write '{keys[-1]}: {{base: {raw}}}'"
+        scope.problems.error(keys, f"{path_text(keys)}: expected a mapping", help=help)
         return None
-    spec = validate(ModelSpec, raw, _KEYS, scope.problems).value
+    spec = validate(ModelSpec, raw, keys, scope.problems).value
     written = raw if isinstance(raw, dict) else {}
-    _check_template(written.get("chat_template"), scope)
-    base = _read_base(written.get("base"), scope)
+    _check_template(written.get("chat_template"), keys, scope)
+    base = _read_base(written.get("base"), (*keys, "base"), scope)
     if spec is None:
         return None
-    _check_trainable(spec, scope)
+    _check_trainable(spec, keys, scope)
     changes = {"base": base}
     if spec.chat_template is not None and spec.chat_template not in TEMPLATES:
-        template = scope.paths.for_run(Path(spec.chat_template), (*_KEYS, "chat_template"))
+        template = scope.paths.for_run(Path(spec.chat_template), (*keys, "chat_template"))
         changes["chat_template"] = str(template)
     return spec.model_copy(update=changes)
 
 
-def _check_trainable(spec: ModelSpec, scope: Scope) -> None:
+def _check_trainable(spec: ModelSpec, keys: Keys, scope: Scope) -> None:
     """Report settings with which training would be impossible or would lose updates."""
-    problems = scope.problems
+    problems, name = scope.problems, path_text(keys)
     if spec.quantization != "none" and spec.lora is None:
         # Point at the key that an override set, if any.
-        culprit = "lora" if problems.document.overridden((*_KEYS, "lora")) else "quantization"
-        message = f"model: {spec.quantization} weights cannot be trained"
-        problems.error((*_KEYS, culprit), message, help="train a LoRA adapter, or set 'quantization: none'")
+        culprit = "lora" if problems.document.overridden((*keys, "lora")) else "quantization"
+        message = f"{name}: {spec.quantization} weights cannot be trained"
+        problems.error((*keys, culprit), message, help="train a LoRA adapter, or set 'quantization: none'")
     if spec.dtype == "float16":
-        message = "model.dtype: float16 would lose small gradients, because alignkit does no loss scaling"
+        message = f"{name}.dtype: float16 would lose small gradients, because alignkit does no loss scaling"
         help = "'dtype: auto' chooses bfloat16 if the hardware is fast at it"
-        problems.error((*_KEYS, "dtype"), message, help=help)
+        problems.error((*keys, "dtype"), message, help=help)
     elif spec.dtype == "bfloat16" and spec.lora is None:
-        message = "model.dtype: bfloat16 weights would lose most updates at the learning rates of fine-tuning"
-        problems.error((*_KEYS, "dtype"), message, help="leave 'dtype' out, or train a LoRA adapter")
+        message = f"{name}.dtype: bfloat16 weights would lose most updates at the learning rates of fine-tuning"
+        problems.error((*keys, "dtype"), message, help="leave 'dtype' out, or train a LoRA adapter")
 
 
-def _check_template(template: Any, scope: Scope) -> None:
+def _check_template(template: Any, keys: Keys, scope: Scope) -> None:
     """Check that a chat template is built in, or is a file of Jinja code."""
     if not isinstance(template, str) or template in TEMPLATES:
         return
-    path = scope.paths.locate(template, (*_KEYS, "chat_template"))
+    keys = (*keys, "chat_template")
+    path = scope.paths.locate(template, keys)
     if not is_file(path):
         built_in = ", ".join(f"'{name}'" for name in TEMPLATES)
-        message = f"model.chat_template: '{template}' is neither a built-in template ({built_in}) nor a Jinja file"
-        scope.problems.error((*_KEYS, "chat_template"), message, help=f"looked for {path}")
+        message = f"{path_text(keys)}: '{template}' is neither a built-in template ({built_in}) nor a Jinja file"
+        scope.problems.error(keys, message, help=f"looked for {path}")
         return
     try:
         read_template(path)
     except RunFailed as error:
-        scope.problems.error((*_KEYS, "chat_template"), str(error), help="use a file with a Jinja template")
+        scope.problems.error(keys, str(error), help="use a file with a Jinja template")
 
 
-def _read_base(base: Any, scope: Scope) -> str:
+def _read_base(base: Any, keys: Keys, scope: Scope) -> str:
     """Return the base model. A plugin's name and a Hub id stay as they are; a folder becomes absolute."""
     if not isinstance(base, str) or not base:
         return ""
-    keys = (*_KEYS, "base")
     if scope.registry.has("model", base):
         find("model", base, keys, scope)  # reports a name that two plugins claim
         return base

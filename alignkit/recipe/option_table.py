@@ -21,6 +21,7 @@ _REFERENCES = {
     "stage": "stage",
     "policy": "stage",
     "from": "stage or folder",
+    "base": "name in 'bases'",
     "reward": "reward",
     "data": "data",
     "judge": "judge",

@@ -11,7 +11,7 @@ from alignkit.recipe.components import find_reward, split, with_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text, shown
 from alignkit.recipe.schema import RewardSpec
-from alignkit.recipe.scope import Scope, check_stage
+from alignkit.recipe.scope import BASE, Scope, check_stage
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, RewardCombination
 
@@ -32,11 +32,20 @@ def read_reward(raw: Any, keys: Keys, scope: Scope) -> RewardSpec | None:
         message = f"'{named.name}' is a stage and takes no options here"
         scope.problems.error(named.keys, message, at_key=True, help=f"write just '{named.name}'")
         return None
+    if named.name in scope.bases:
+        message = f"'{named.name}' is a base model, which has no score"
+        help = f"name a stage that trains a reward model{_on(named.name)}"
+        scope.problems.error(named.name_keys, message, at_key=named.at_key, help=help)
+        return None
     registration = find_reward(named, scope)
     if registration is None:
         return None
     component = with_options("reward", named.name, registration, named.options, named.keys, scope)
     return _read_plugin(component, named.keys, scope) if component else None
+
+
+def _on(base: str) -> str:
+    return "" if base == BASE else f" with 'base: {base}'"
 
 
 def _read_stage(name: str, keys: Keys, scope: Scope) -> RewardSpec | None:
@@ -47,6 +56,7 @@ def _read_stage(name: str, keys: Keys, scope: Scope) -> RewardSpec | None:
         message = f"stage '{name.partition('@')[0]}' cannot be a reward: it does not train a reward model"
         help = "a reward is a stage that trains a reward model, a reward plugin, or {folder: PATH}"
         scope.problems.error(keys, message, help=help)
+    scope.roles.append(name)
     return RewardSpec("stage", name) if trains else None
 
 
@@ -55,7 +65,10 @@ def _read_folder(raw: Any, keys: Keys, scope: Scope) -> RewardSpec | None:
         scope.problems.error(keys, f"{path_text(keys)}: expected a folder, got {shown(raw)}")
         return None
     path = scope.paths.folder(raw, keys)
-    return RewardSpec("folder", str(path)) if path else None
+    if path is None:
+        return None
+    scope.roles.append(str(path))
+    return RewardSpec("folder", str(path))
 
 
 def _read_plugin(component: Component, keys: Keys, scope: Scope) -> RewardSpec | None:

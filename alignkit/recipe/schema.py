@@ -16,6 +16,7 @@ from alignkit.registry import Component
 from alignkit.settings import ModelSpec, Settings
 
 MAX_ROUNDS = 100
+BASE = "base"  # a reserved name: the recipe's `model`, and its unmodified weights
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -34,7 +35,8 @@ class Stage:
     """One named entry of a recipe.
 
     settings, needs: None for a step. upstream: names of the stages that must run before it. folders: those whose
-    weights it starts from or compares, made by other runs; absolute paths.
+    weights it starts from or compares, made by other runs; absolute paths. roles: all models that it names: base
+    models, stages, and folders.
     """
 
     name: str
@@ -44,13 +46,20 @@ class Stage:
     upstream: tuple[str, ...]
     needs: Needs | None = None
     folders: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> str:
+        """The base model of a training stage: a name in `bases`, or BASE."""
+        return (self.settings.base if self.settings is not None else None) or BASE
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A validated recipe.
 
-    stages: in the order in which they run. resolved: the recipe as plain data with absolute paths.
+    stages: in the order in which they run. resolved: the recipe as plain data with absolute paths. bases: base models
+    besides `model`.
     """
 
     name: str
@@ -62,6 +71,11 @@ class Recipe:
     stages: dict[str, Stage]
     resolved: dict[str, Any]
     trackers: tuple[Component, ...] = ()
+    bases: dict[str, ModelSpec] = field(default_factory=dict)
+
+    def base(self, name: str) -> ModelSpec:
+        """The settings of a base model: BASE, or a name in `bases`."""
+        return self.model if name == BASE else self.bases[name]
 
 
 class TopKeys(Options):
@@ -87,6 +101,10 @@ class TopKeys(Options):
         description="where metrics are shown, in addition to metrics.jsonl: [tensorboard, {wandb: {project: x}}]",
     )
     model: Any = Field(description="the base model, such as {base: HuggingFaceTB/SmolLM2-135M-Instruct}")
+    bases: dict[str, Any] = Field(
+        default_factory=dict,
+        description="other base models by name, each with the keys of 'model'; stages choose one with 'base: NAME'",
+    )
     stages: dict[str, Any] = Field(
         min_length=1, description="stages by name; each runs after the stages that it refers to"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,9 +13,9 @@ from alignkit.recipe.document import Keys
 from alignkit.recipe.paths import Paths
 from alignkit.recipe.problems import Problems, path_text, shown
 from alignkit.recipe.rounds import OUTSIDE, Rounds
+from alignkit.recipe.schema import BASE
 from alignkit.registry import Registration, Registry
 
-BASE = "base"  # a reserved stage name: the unmodified model
 StageKind = Literal["algorithm", "step"]
 
 
@@ -37,8 +37,9 @@ class Scope:
     """A recipe being read, and the stage that is being read.
 
     resolvers: functions that read a reference, by its kind. declared: every stage, or None if its plugin is unknown.
-    versions: all `stage@k` references. upstream: stages that this stage needs. folders: of other runs' weights that it
-    needs. failed: invalid values of this stage, whose references are not checked.
+    bases: names of base models. versions: all `stage@k` references. upstream: stages that this stage needs. folders: of
+    other runs' weights that it needs. roles: all models that it names. failed: invalid values of this stage, whose
+    references are not checked.
     """
 
     problems: Problems
@@ -47,15 +48,17 @@ class Scope:
     rounds: Rounds
     resolvers: Mapping[str, Resolver]
     declared: dict[str, Declared | None] = field(default_factory=dict)
+    bases: Collection[str] = (BASE,)
     versions: list[tuple[Keys, str]] = field(default_factory=list)
     stage: str = OUTSIDE
     upstream: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
+    roles: list[str] = field(default_factory=list)
     failed: set[Keys] = field(default_factory=set)
 
     def of_stage(self, name: str) -> Scope:
         """Return the scope of another stage of the same recipe."""
-        return replace(self, stage=name, upstream=[], folders=[], failed=set())
+        return replace(self, stage=name, upstream=[], folders=[], roles=[], failed=set())
 
     def resolve_name(self, reference: Any) -> Any:
         """Return a reference with the actual name of its stage. Anything but text is unchanged."""
@@ -80,7 +83,7 @@ class Scope:
 
     def suggest_stage(self, name: str) -> str:
         """Return the help for a name that is not a stage."""
-        known = [*self.declared, BASE]
+        known = [*self.declared, *self.bases]
         return did_you_mean(name, known) or f"stages: {', '.join(known)}"
 
 
@@ -88,12 +91,12 @@ Resolver = Callable[[Any, Keys, Scope], Any]  # value, place, scope -> the objec
 
 
 def check_stage(reference: Any, keys: Keys, scope: Scope) -> bool:
-    """Check `base`, `stage` or `stage@k`, and record it as upstream of the stage being read."""
+    """Check a base model, `stage` or `stage@k`, and record it as upstream of the stage being read."""
     if not isinstance(reference, str):
         scope.problems.error(keys, f"{path_text(keys)}: expected a stage name, got {shown(reference)}")
         return False
     name, at, version = reference.partition("@")
-    if name == BASE and not at:
+    if name in scope.bases and not at:
         return True
     if fault := _stage_fault(name, at, version, scope):
         message, help = fault
@@ -108,8 +111,8 @@ def check_stage(reference: Any, keys: Keys, scope: Scope) -> bool:
 
 def _stage_fault(name: str, at: str, version: str, scope: Scope) -> tuple[str, str] | None:
     """Return the message and help if a reference does not name a usable stage."""
-    if name == BASE:
-        return "'base' is the unmodified model and has no versions", ""
+    if name in scope.bases:
+        return f"'{name}' is the unmodified model and has no versions", ""
     if name not in scope.declared:
         if scope.is_missing(name):
             help = f"add 'start: {{{name}: STAGE}}' next to 'repeat' to say what '{name}' means in round 1"

@@ -39,6 +39,11 @@ def _check_name(name: str, keys: Keys, scope: Scope) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         message = f"stage name '{name}': expected letters, digits, '_' and '-', because it becomes a folder name"
         scope.problems.error(keys, message, at_key=True)
+    elif name in scope.bases and name != BASE:
+        message = f"'{name}' is the name of a stage and of a base model"
+        scope.problems.error(
+            keys, message, at_key=True, help="a reference to it would be ambiguous; rename one of them"
+        )
     elif name in _RESERVED:
         scope.problems.error(keys, f"'{name}' is reserved and cannot be a stage name", at_key=True)
     elif scope.registry.has("reward", name):
@@ -120,4 +125,6 @@ def _read_step(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope: Sc
         component = with_options("step", named, registration, options, keys, scope)
     if component is None:
         return None
-    return Stage(scope.stage, "step", component, None, tuple(scope.upstream), folders=tuple(scope.folders))
+    return Stage(
+        scope.stage, "step", component, None, tuple(scope.upstream), None, tuple(scope.folders), tuple(scope.roles)
+    )

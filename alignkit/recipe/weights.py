@@ -6,15 +6,18 @@ from typing import Any
 
 from alignkit.io.lookup import is_dir
 from alignkit.recipe.document import Keys
-from alignkit.recipe.scope import BASE, Scope, check_stage
+from alignkit.recipe.scope import Scope, check_stage
 
 _WEIGHTS = ("adapter_config.json", "config.json")
 
 
 def read_stage(value: Any, keys: Keys, scope: Scope) -> str | None:
-    """Return `base`, `stage` or `stage@k`, with the actual name of the stage."""
+    """Return a base model, `stage` or `stage@k`, with the actual name of the stage."""
     name = scope.resolve_name(value)
-    return name if check_stage(name, keys, scope) else None
+    if not check_stage(name, keys, scope):
+        return None
+    scope.roles.append(name)
+    return str(name)
 
 
 def read_policy(value: Any, keys: Keys, scope: Scope) -> str | None:
@@ -38,9 +41,9 @@ def read_start(value: str, keys: Keys, scope: Scope) -> str | None:
 
 
 def _means_stage(value: str, scope: Scope) -> bool:
-    """Whether a text is `base` or a stage, also one that does not exist yet. A stage comes before a folder."""
+    """Whether a text is a base model or a stage, also one that does not exist yet. A stage comes before a folder."""
     name = scope.resolve_name(value)
-    return scope.is_missing(value) or scope.is_stage(name) or name.partition("@")[0] == BASE
+    return scope.is_missing(value) or scope.is_stage(name) or name.partition("@")[0] in scope.bases
 
 
 def _read_folder(name: str, keys: Keys, scope: Scope) -> str | None:
@@ -54,4 +57,5 @@ def _read_folder(name: str, keys: Keys, scope: Scope) -> str | None:
         scope.problems.error(keys, message, help=f"did you mean '{name.rstrip('/')}/{inner.name}'?" if inner else "")
     if str(folder) not in scope.folders:
         scope.folders.append(str(folder))
+    scope.roles.append(str(folder))
     return str(folder)

@@ -17,7 +17,7 @@ from alignkit.models.hub import locate
 from alignkit.models.loading import load_text
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
-from alignkit.recipe.schema import Recipe
+from alignkit.recipe.schema import BASE, Recipe
 from alignkit.registry import Registration
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec
@@ -46,16 +46,22 @@ def made_model(registration: Registration, cache: Path) -> str:
 
 
 def load_base_model(
-    recipe: Recipe, source: str, say: Callable[[str], None], *, commit: str | None = None, date: str | None = None
+    recipe: Recipe,
+    source: str,
+    say: Callable[[str], None],
+    *,
+    name: str = BASE,
+    commit: str | None = None,
+    date: str | None = None,
 ) -> SharedModel:
-    """Load the recipe's base model. Raises RunFailed with the reason if it cannot be loaded.
+    """Load a base model of the recipe. Raises RunFailed with the reason if it cannot be loaded.
 
-    commit: of a hub model; None: what the recipe's revision means. date: the day that a chat template writes, unless
-    the recipe sets one.
+    name: the recipe's name for it. commit: of a hub model; None: what the recipe's revision means. date: the day that a
+    chat template writes, unless the recipe sets one.
     """
-    spec = _resolved(recipe, date)
+    spec = _resolved(recipe, name, date)
     say(f"loading {spec.base}")
-    with _loading(spec):
+    with _loading(spec, name):
         model = SharedModel(spec, source, revision=commit or spec.revision, seed=number(recipe.seed, "init"))
     say(f"base {spec.base}: {_description(spec, model)}")
     for fact in model.chat_facts:
@@ -65,26 +71,29 @@ def load_base_model(
     return model
 
 
-def _resolved(recipe: Recipe, date: str | None) -> ModelSpec:
-    """The recipe's model with the day that its template writes and the path of a template file."""
-    spec = recipe.model
+def _resolved(recipe: Recipe, name: str, date: str | None) -> ModelSpec:
+    """A base model's settings with the day that its template writes and the path of a template file."""
+    spec = recipe.base(name)
     spec = spec.model_copy(update={"date": spec.date or date})
     template = recipe.folder / (spec.chat_template or "")
     return spec.model_copy(update={"chat_template": str(template)}) if is_file(template) else spec
 
 
-def base_encoder(recipe: Recipe, source: str, *, commit: str | None = None, date: str | None = None) -> Encoder:
-    """Return what turns text into tokens as the recipe's base model will, without its weights.
+def base_encoder(
+    recipe: Recipe, source: str, *, name: str = BASE, commit: str | None = None, date: str | None = None
+) -> Encoder:
+    """Return what turns text into tokens as a base model of the recipe will, without its weights.
 
     Arguments: as those of `load_base_model`.
     """
-    spec, revision = _resolved(recipe, date), commit or recipe.model.revision
-    with _loading(spec):
+    spec = _resolved(recipe, name, date)
+    revision = commit or spec.revision
+    with _loading(spec, name):
         return Encoder(*load_text(spec, locate(source, revision), revision))
 
 
 @contextmanager
-def _loading(spec: ModelSpec) -> Iterator[None]:
+def _loading(spec: ModelSpec, name: str) -> Iterator[None]:
     """Report what keeps the base model from being loaded."""
     try:
         yield
@@ -92,7 +101,8 @@ def _loading(spec: ModelSpec) -> Iterator[None]:
         # The last three are how transformers reports a configuration that it does not expect.
         reason = str(error).strip().split("\n")[0]
         reason = f"{type(error).__name__}: {reason}" if isinstance(error, LookupError | TypeError) else reason
-        raise RunFailed(f"model.base '{spec.base}' cannot be loaded with these settings: {reason}") from error
+        key = "model.base" if name == BASE else f"bases.{name}.base"
+        raise RunFailed(f"{key} '{spec.base}' cannot be loaded with these settings: {reason}") from error
 
 
 def _description(spec: ModelSpec, model: SharedModel) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from alignkit.io.source_code import plugin_digests, source_digests
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
 from alignkit.runs.data import RunData
+from alignkit.settings import ModelSpec
 
 
 def stage_hash(*arguments: Any, **named: Any) -> str:
@@ -33,38 +34,37 @@ def stage_parts(
     upstream: Mapping[str, str],
     data: RunData | None = None,
     date: str | None = None,
+    own: str | None = None,
+    others: Mapping[str, tuple[Any, str | None]] | None = None,
 ) -> dict[str, Any]:
     """Everything that the stage's result depends on, as plain data.
 
-    base: digest of the base model. upstream: hashes of the stages it refers to. data: knows what each source holds.
-    date: the day that the chat template writes; None if it writes none.
+    base: digest of its base model. upstream: hashes of the stages it refers to. data: knows what each source holds.
+    date: the day that the chat template writes; None if it writes none. own: the recipe's name for the base model, if
+    the stage is a step. others: digest and date of all other base models that it uses, by name.
     """
     fingerprint = _Fingerprint(recipe, data or RunData(lambda name: recipe.folder / name, recipe.seed))
-    model = recipe.model.model_dump()
-    template = recipe.folder / (recipe.model.chat_template or "")
-    if is_file(template):  # its name here and its content below; its folder does not matter
-        model["chat_template"] = template.name
+    own = own or stage.base
+    more = {name: fingerprint.of_base(recipe.base(name), *facts) for name, facts in (others or {}).items()}
     return {
         "component": fingerprint.of(stage.component),
         "settings": fingerprint.of(stage.settings),
         "upstream": dict(upstream),
-        "model": model,
+        **fingerprint.of_base(recipe.base(own), base, date),
+        **({"bases": more} if more else {}),
         "folders": {folder: model_digest(folder) for folder in stage.folders},
-        "template": fingerprint.files_named(recipe.model),
-        "date": date,
-        "base": base,
         "seed": seed,
         "kernels": kernels.mode(),
-        "versions": versions(_packages(stage, recipe)),
+        "versions": versions(_packages(stage, [recipe.base(name) for name in (own, *more)])),
     }
 
 
-def _packages(stage: Stage, recipe: Recipe) -> tuple[str, ...]:
+def _packages(stage: Stage, bases: Sequence[ModelSpec]) -> tuple[str, ...]:
     """The packages whose versions decide this stage's result, but not every stage's."""
     own: tuple[str, ...] = getattr(stage.component.registration.implementation, "packages", ())
     for component in specs([stage.settings, stage.component.options], Component):
         own = (*own, *getattr(component.options, "packages", ()))
-    return own if recipe.model.quantization == "none" else (*own, "bitsandbytes")
+    return (*own, "bitsandbytes") if any(spec.quantization != "none" for spec in bases) else own
 
 
 class _Fingerprint:
@@ -72,6 +72,14 @@ class _Fingerprint:
 
     def __init__(self, recipe: Recipe, data: RunData):
         self.folder, self.data = recipe.folder, data
+
+    def of_base(self, spec: ModelSpec, content: Any, date: str | None) -> dict[str, Any]:
+        """The plain data of a base model. content: its digest. date: see `stage_parts`."""
+        model = spec.model_dump()
+        template = self.folder / (spec.chat_template or "")
+        if is_file(template):  # its name here and its content below; its folder does not matter
+            model["chat_template"] = template.name
+        return {"model": model, "template": self.files_named(spec), "date": date, "base": content}
 
     def of(self, value: Any) -> Any:
         """The plain data of a value."""

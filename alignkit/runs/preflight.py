@@ -13,14 +13,16 @@ from alignkit.data.describe import source_lines
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
-from alignkit.recipe.schema import Recipe, Stage, specs
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge, Reward
 from alignkit.runs.data import RunData
-from alignkit.runs.stage_check import EncoderOf, check_stage_data
+from alignkit.runs.stage_check import check_stage_data
 
 if TYPE_CHECKING:
+    from alignkit.models.encoding import Encoder
     from alignkit.models.origin import Base
+    from alignkit.runs.bases import RunBases
     from alignkit.settings import LoraSpec
 
 
@@ -46,7 +48,7 @@ def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool 
 def _checks(recipe: Recipe, stage: Stage, run_code: bool) -> Iterable[Callable[[], None]]:
     kind = stage.component.registration.implementation
     if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
-        yield partial(_call, stage.component, stage, "check_model", recipe.model)
+        yield partial(_call, stage.component, stage, "check_model", recipe.base(stage.base))
     for component in specs([stage.settings, stage.component.options], Component):
         plugin = component.registration.implementation
         if issubclass(plugin, Judge) or (issubclass(plugin, Reward) and (run_code or not plugin.runs_code)):
@@ -73,26 +75,47 @@ def check_trackers(recipe: Recipe) -> None:
         raise RecipeError(problems)
 
 
-def check_folders(recipe: Recipe, stages: Sequence[Stage], source: str, revision: str | None) -> None:
-    """Find out whether the weights of other runs fit the base model. Raises RecipeError with every problem.
-
-    source, revision: of the base model.
-    """
-    from alignkit.models.origin import Base  # imports torch
-
-    base = Base(recipe.model.base, source, revision)
-    problems = {
-        text: Problem(f"stage '{stage.name}': {text}", str(recipe.path))
-        for stage in stages
-        for folder in stage.folders
-        if (text := _unfit(stage, Path(folder), base, recipe.model.lora))
-    }
+def check_folders(recipe: Recipe, stages: Sequence[Stage], bases: RunBases) -> None:
+    """Find out whether the weights of other runs fit their base models. Raises RecipeError with every problem."""
+    problems: dict[str, Problem] = {}
+    for stage in stages:
+        for folder in stage.folders:
+            starts_here = stage.settings is not None and stage.settings.from_ == folder
+            name = stage.base if starts_here else bases.base_of(folder) or bases.needed(stage)[0]
+            if text := _unfit(starts_here, Path(folder), bases[name].origin, recipe.base(name).lora):
+                help = _other_base(folder, name, bases)
+                problems[text] = Problem(f"stage '{stage.name}': {text}", str(recipe.path), help=help)
+        for spec in specs([stage.settings, stage.component.options], RewardSpec):
+            if spec.kind == "folder" and (text := _unfit_reward(Path(spec.name), bases)):
+                problems[text] = Problem(f"stage '{stage.name}': {text}", str(recipe.path), help=_ADD)
     if problems:
         raise RecipeError(problems.values())
 
 
-def _unfit(stage: Stage, folder: Path, base: Base, lora: LoraSpec | None) -> str:
-    """Why a stage cannot use the weights in a folder; empty if it can."""
+_ADD = "add its base model to the recipe: 'bases: {NAME: {base: ...}}'"
+
+
+def _other_base(folder: str, name: str, bases: RunBases) -> str:
+    """What to do about an adapter for another base model than `name`; empty if it is for that one."""
+    other = bases.base_of(folder) if len(bases) > 1 else None
+    return f"it is for '{other}': set 'base: {other}' in the stage" if other not in (None, name, BASE) else ""
+
+
+def _unfit_reward(folder: Path, bases: RunBases) -> str:
+    """Why an adapter cannot be a reward; empty if it can, and for a whole model, which needs no base model."""
+    from alignkit.models.origin import base_name, is_adapter  # imports torch
+
+    try:
+        if not is_adapter(folder) or any(base.origin.fits(folder) for base in bases.values()):
+            return ""
+        known = ", ".join(f"'{base.spec.base}'" for base in bases.values())
+        return f"{folder} is an adapter for the base model '{base_name(folder)}', not for {known}"
+    except RunFailed as error:
+        return str(error)
+
+
+def _unfit(starts_here: bool, folder: Path, base: Base, lora: LoraSpec | None) -> str:
+    """Why a stage cannot use the weights in a folder; empty if it can. starts_here: whether it starts from them."""
     from alignkit.models.loading import has_score
     from alignkit.models.origin import check_scale
 
@@ -106,7 +129,6 @@ def _unfit(stage: Stage, folder: Path, base: Base, lora: LoraSpec | None) -> str
             return f"{folder} holds a whole model, but with model.lora every policy is an adapter on model.base"
     except RunFailed as error:
         return str(error)
-    starts_here = stage.settings is not None and stage.settings.from_ == str(folder)
     if not starts_here and has_score(folder):
         return f"{folder} holds a reward model, but a policy is needed"
     return ""
@@ -116,14 +138,14 @@ def check_data(
     recipe: Recipe,
     stages: Sequence[Stage],
     load: Callable[[Stage, DataSpec], Loaded],
-    encoder: EncoderOf,
+    encoder: Callable[[Stage], Encoder | None],
     probe: Callable[[DataSpec], None] = lambda spec: None,
     *,
     run_code: bool = True,
 ) -> None:
     """Read every data file of these stages, and find out what their algorithms would say of it.
 
-    encoder: tokenizes as the stages will; None if the base model is not here yet. probe: reads the start of sources on
+    encoder: tokenizes as a stage will; None if the base model is not here yet. probe: reads the start of sources on
     the hub. run_code: whether to run code that the recipe names. Raises DataError with the mistakes of all stages.
     """
     problems: dict[str, None] = {}  # an ordered set: stages share files
@@ -132,7 +154,7 @@ def check_data(
             try:
                 whole = _loaded(stage, spec, load)
                 if whole is not None:
-                    check_stage_data(recipe, stage, spec, whole, encoder, run_code=run_code)
+                    check_stage_data(recipe, stage, spec, whole, partial(encoder, stage), run_code=run_code)
                 probe(spec)
             except DataError as error:
                 problems[str(error)] = None
@@ -166,7 +188,7 @@ def data_lines(recipe: Recipe) -> list[str]:
             shown[header if known else f"{header}\n{rows}".strip()] = None
         return loaded
 
-    check_data(recipe, stages, load, lambda: None, run_code=False)
+    check_data(recipe, stages, load, lambda stage: None, run_code=False)
     entries = (spec for stage in stages for spec in specs([stage.settings, stage.component.options], DataSpec))
     hub = {source.name: None for spec in entries for source in spec.sources if source.hub}
     return [*shown, *(f"not read yet: {name}, which the run downloads" for name in hub)]

@@ -15,20 +15,17 @@ from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import OutOfResource, PluginError, RemoteError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
-from alignkit.io.cache import cache_folder
-from alignkit.io.commits import Commits
-from alignkit.io.digest import digest, model_digest
+from alignkit.io.digest import digest
 from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.kernels import memory
-from alignkit.models.encoding import Encoder
-from alignkit.models.reference_cache import ReferenceCache
+from alignkit.models.router import ModelRouter
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.document import dump
-from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.reward import Context
-from alignkit.runs.base_model import base_encoder, base_source, load_base_model
+from alignkit.runs.bases import RunBases
 from alignkit.runs.begin import begin
 from alignkit.runs.changes import change_since
 from alignkit.runs.data import RunData
@@ -38,7 +35,7 @@ from alignkit.runs.preflight import check_components, check_data, check_folders,
 from alignkit.runs.process import locked, resource_error, resume_command
 from alignkit.runs.reports import facts, printed, stage_record, write_report
 from alignkit.runs.stage_store import StageStore
-from alignkit.runs.template_date import template_date, writes_date
+from alignkit.runs.template_date import template_date
 from alignkit.runs.tracking import Trackers
 from alignkit.runs.trained_on import trained_on
 from alignkit.step import Artifact, StepContext, run_step
@@ -89,6 +86,8 @@ class Run:
         self.recipe, self.folder = recipe, folder
         self.reporter = reporter or Reporter()
         self.store = StageStore(folder, recipe.stages)
+        self.bases = RunBases(recipe, folder, self.reporter)
+        self.models = ModelRouter(self.bases.base_of, self._open)
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)
         self._records: list[Mapping[str, Any]] = []  # whose reports are printed at the end of the run
@@ -128,7 +127,7 @@ class Run:
         self.store.join_metrics(stage.name)
         for record in self._records:
             self.reporter.result(printed(record, self.reporter.width))
-        peak = memory.peak_text(self.model.device if "model" in vars(self) else None)
+        peak = memory.peak_text(next((one.model.device for one in self.models.services.values()), None))
         took = f"done in {duration(time.monotonic() - began)} ({', '.join(times)})"
         self.reporter.say(f"{took}; peak memory {peak}")
         self.reporter.say(f"results: {self.folder}")
@@ -138,13 +137,14 @@ class Run:
         waiting = self._incomplete()
         check_trackers(self.recipe)
         check_components(self.recipe, waiting)
-        if any(stage.folders for stage in waiting):  # only then: the base model may have to be downloaded
-            check_folders(self.recipe, waiting, self.source, self.commit)
+        check_folders(self.recipe, waiting, self.bases)
+        if self.recipe.bases:
+            self.bases.check_memory(waiting)
         check_data(
             self.recipe,
             waiting,
             lambda stage, spec: self._check_read(stage, spec, keep=stage is waiting[0]),
-            lambda: self.encoder,
+            lambda stage: self.bases[stage.base].encoder,
             lambda spec: probe_hub(self._data, spec),
         )
 
@@ -184,10 +184,10 @@ class Run:
         folder = self.store.begin(name, stage_hash, parts)
         self.reporter.stage(name, [*self.recipe.stages].index(name) + 1, len(self.recipe.stages), stage.component.name)
         began = time.monotonic()
+        self._make_room(stage)
         summary, artifact = self._work(stage, folder)
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
-        if "models" in vars(self):
-            self.models.forget(name)
+        self.models.forget(name)
         seconds = time.monotonic() - began
         record = {"hash": stage_hash, **stage_record(stage, seconds, summary, artifact, parts)}
         self.store.finish(name, record)
@@ -218,13 +218,15 @@ class Run:
         seed = self.seed_of(stage)
         return StageContext(
             stage=stage,
-            models=self.models,
+            models=self.models.of(stage.base),
             folder=folder,
             metrics=lambda size: self._metrics(stage, size),
             seed=seed,
             load=self.load,
             reward_context=lambda: self._reward_context(seed),
             folder_of=self.store.path,
+            base_of=self.bases.base_of,
+            forget_scores=self.models.forget_scores,
             reporter=self.reporter,
             notify=self.notify(stage.name),
             should_stop=self.should_stop,
@@ -335,50 +337,26 @@ class Run:
 
     # Models
 
-    @cached_property
-    def models(self) -> ModelService:
-        """The run's models; the base model is loaded on first use."""
-        lengths = [stage.settings.max_length for stage in self.recipe.stages.values() if stage.settings is not None]
-        references = ReferenceCache(cache_folder() / "logprobs")
-        reporter, longest = self.reporter, max([1024, *lengths])
-        return ModelService(self.model, self.artifact, longest, references, reporter.say, reporter.progress)
+    def _open(self, base: str) -> ModelService:
+        """Load a base model. Raises RecipeError if it does not fit in memory next to the stage's others."""
+        self.bases.check_memory(stage for stage in self.recipe.stages.values() if stage.name == self.stage_name)
+        return self.bases[base].load(self.artifact, self.should_stop)
 
-    @cached_property
+    def _make_room(self, stage: Stage) -> None:
+        """Begin a stage: free the base models that no later stage needs, or all others if there is no room for them."""
+        stages = list(self.recipe.stages.values())
+        needed = self.bases.needed(stage)
+        later = {base for after in stages[stages.index(stage) :] for base in self.bases.needed(after)}
+        fits = self.bases.fit({*needed, *(later & self.models.services.keys())})
+        self.models.enter(stage.name, needed, later if fits else ())
+        if stage.kind == "algorithm":  # now: a model that cannot be loaded should not cost an iteration
+            for base in needed:
+                self.models.of(base)
+
+    @property
     def model(self) -> SharedModel:
-        """The base model and its roles, loaded on first use."""
-        model = load_base_model(
-            self.recipe, self.source, self.reporter.say, commit=self.commit, date=template_date(self.folder)
-        )
-        model.should_stop = self.should_stop
-        return model
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """Tokenizes as the base model will, before it is loaded."""
-        return base_encoder(self.recipe, self.source, commit=self.commit, date=template_date(self.folder))
-
-    @cached_property
-    def source(self) -> str:
-        """The base model: a folder or a hub id."""
-        return base_source(self.recipe.model.base)
-
-    @cached_property
-    def base_digest(self) -> Any:
-        """Identifies the base model's weights, tokenizer and template."""
-        return model_digest(self.source) if Path(self.source).is_dir() else [self.source, self.commit]
-
-    @cached_property
-    def commit(self) -> str | None:
-        """The commit of a base model on the hub, which its hash names and which is loaded."""
-        return None if Path(self.source).is_dir() else Commits("model")(self.source, self.recipe.model.revision)
-
-    @cached_property
-    def date(self) -> str | None:
-        """The day that the chat template writes; None if it writes none."""
-        model = self.recipe.model
-        if model.date is None and not writes_date(self.source, self.commit, model.chat_template, self.recipe.folder):
-            return None
-        return model.date or template_date(self.folder)
+        """The recipe's `model` and its roles."""
+        return self.models.of(BASE).model
 
     def artifact(self, reference: str) -> Path:
         """The folder of a saved role: a stage's result, or the user's own. Raises RunFailed if it does not exist."""
@@ -396,5 +374,7 @@ class Run:
     def parts_of(self, stage: Stage) -> dict[str, Any]:
         """Everything the stage's result depends on, as plain data."""
         upstream = {name: self.hashes[name] for name in stage.upstream}
-        seed = self.seed_of(stage)
-        return stage_parts(stage, self.recipe, self.base_digest, seed, upstream, self._data, self.date)
+        own, *more = self.bases.needed(stage)
+        others = {name: (self.bases[name].digest, self.bases[name].date) for name in more}
+        base, seed = self.bases[own], self.seed_of(stage)
+        return stage_parts(stage, self.recipe, base.digest, seed, upstream, self._data, base.date, own, others)

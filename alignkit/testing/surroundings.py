@@ -135,6 +135,7 @@ class Surroundings:
             "stage": _text,
             "policy": _text,
             "from": _text,
+            "base": _text,
             "data": _data,
             "reward": _reward,
             **named,

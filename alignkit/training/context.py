@@ -21,10 +21,11 @@ from alignkit.training.reducer import ONE_PROCESS, Reducer
 class StageContext:
     """The objects and callbacks of one training stage.
 
-    folder: the stage's own. metrics: opens its metrics file, given how many bytes stay. load: read a data entry.
-    reward_context: returns the context of the stage's rewards.
-    folder_of: the folder of an earlier stage. notify: call an event hook. should_stop: raise if the run must stop.
-    reducer: what the processes of the run exchange.
+    models: those on the stage's base model. folder: the stage's own. metrics: opens its metrics file, given how many
+    bytes stay. load: read a data entry. reward_context: returns the context of the stage's rewards.
+    folder_of: the folder of an earlier stage. base_of: the base model that a reference is on. forget_scores: score
+    everything again, on all base models (see `ModelService`). notify: call an event hook. should_stop: raise if the
+    run must stop. reducer: what the processes of the run exchange.
     """
 
     stage: Stage
@@ -35,6 +36,8 @@ class StageContext:
     load: Callable[[DataSpec], Loaded]
     reward_context: Callable[[], Context]
     folder_of: Callable[[str], Path]
+    base_of: Callable[[str], str | None]
+    forget_scores: Callable[[], None]
     reporter: Reporter
     notify: Callable[..., None]
     should_stop: Callable[[], None]

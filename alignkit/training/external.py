@@ -12,7 +12,6 @@ from alignkit.data.group import Group
 from alignkit.data.sources import Loaded
 from alignkit.errors import RunFailed
 from alignkit.external import ExternalTrainer
-from alignkit.models.shared_model import BASE
 from alignkit.training.context import StageContext
 from alignkit.training.scoring import Scorer, score_rollouts
 
@@ -51,7 +50,7 @@ class ExternalStage:
         return loaded
 
     def export_start(self, folder: Path, *, scalar_head: bool = False) -> None:
-        start = self._context.models.role(self.settings.from_ or BASE)
+        start = self._context.models.role(self.settings.from_ or self._context.models.name)
         self._save(start, folder, scalar_head)
 
     def import_adapter(self, folder: Path, *, scalar_head: bool = False) -> None:
@@ -64,7 +63,7 @@ class ExternalStage:
         self._model.drop_role(role)
 
     def score(self, groups: Sequence[Group]) -> list[float | None]:
-        self._context.models.forget_scores()
+        self._context.forget_scores()
         scored = score_rollouts(self._scorer, groups, self.settings.rollout.missing_eos_penalty)
         rewards = iter(scored.combined.reward.tolist() if scored.combined is not None else [])
         return [next(rewards) if usable else None for usable in scored.usable]

@@ -125,7 +125,7 @@ class OnlineStage:
     def _iterate(self, number: int, prompts: PromptSource) -> Iteration:
         iteration = Iteration(number)
         with iteration.timer("rollout"):
-            self.work.models.forget_scores()  # cached scores would change how responses are packed
+            self.context.forget_scores()  # cached scores would change how responses are packed
             groups = self.roll_out(prompts.draw(number), number)
         with iteration.timer("score"):
             self.score(iteration, groups)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from alignkit import seeds
 from alignkit.algorithm import REWARD, Needs
-from alignkit.models.shared_model import BASE, HeadKind, SharedModel
+from alignkit.models.shared_model import HeadKind, SharedModel
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
@@ -16,7 +16,7 @@ from alignkit.training.context import StageContext
 class StageRoles:
     """Names of roles on the shared model.
 
-    trained: the policy or reward model. start, reference_name: stages (or `base`) as the recipe names them.
+    trained: the policy or reward model. start, reference_name: stages or base models as the recipe names them.
     values: the value function's role, if the algorithm needs one. value_start: what it starts from, in words.
     """
 
@@ -38,7 +38,7 @@ def add_roles(context: StageContext, algorithm: CheckedAlgorithm) -> StageRoles:
     """Add the stage's roles to the shared model."""
     models, settings, needs = context.models, context.settings, algorithm.needs
     context.model.seed = seeds.number(context.seed, context.name, "init")
-    start = settings.from_ or BASE
+    start = settings.from_ or models.name
     trained = f"{context.name}~new"
     head: HeadKind = "scalar" if algorithm.algorithm.trains is REWARD else "language"
     context.model.add_role(trained, start=models.role(start), head=head)
@@ -53,15 +53,17 @@ def add_roles(context: StageContext, algorithm: CheckedAlgorithm) -> StageRoles:
 def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> tuple[str, str]:
     """Add the value function's role; returns its name and what it starts from, in words.
 
-    As in InstructGPT, it starts from a reward model. That model's head is kept only if its score is the reward: a
-    combination has another scale (Llama 2's is whitened), and values on a wrong scale are worse than zeros.
+    As in InstructGPT, it starts from a reward model, if one is on the policy's base. That model's head is kept only if
+    its score is the reward: a combination has another scale (Llama 2's is whitened), and values on a wrong scale are
+    worse than zeros.
     """
     models, reward = context.models, context.settings.reward
     name = f"{context.name}~value"
     if needs.shared_values:
         context.model.add_head(name, policy_role)
         return name, "a zero head on the policy"
-    reward_models = [spec.name for spec in specs(reward, RewardSpec) if spec.kind == "stage"]
+    stages = [spec.name for spec in specs(reward, RewardSpec) if spec.kind == "stage"]
+    reward_models = [name for name in stages if context.base_of(name) == context.stage.base]
     source = context.settings.value_from or (reward_models[0] if reward_models else None)
     start = policy_role if source is None else models.role(source)
     role = context.model.add_role(name, start=start, head="scalar")

@@ -114,7 +114,7 @@ class RolloutFiles:
     @cached_property
     def _replayed(self) -> list[list[Group]]:
         """Rollouts of other stages, scored again by this stage's reward, whose scale may differ from theirs."""
-        self.context.models.forget_scores()  # so that a resumed run packs them the same way
+        self.context.forget_scores()  # so that a resumed run packs them the same way
         penalty = self.context.settings.rollout.missing_eos_penalty
         replayed = []
         for stage in self.context.settings.replay_from:

@@ -164,7 +164,8 @@ def test_an_external_trainer_gets_one_reward_per_response(tmp_path: Path) -> Non
         folder=tmp_path,
         metrics=lambda size: Metrics(tmp_path / "metrics.jsonl", size),
         settings=SimpleNamespace(rollout=rollout),
-        models=SimpleNamespace(encoder=SimpleNamespace(end_ids=frozenset()), forget_scores=lambda: None),
+        models=SimpleNamespace(encoder=SimpleNamespace(end_ids=frozenset())),
+        forget_scores=lambda: None,
         model=SimpleNamespace(source="base", dtype=torch.float32, device=torch.device("cpu"), tokenizer=None),
     )
     stage = ExternalStage(context, SimpleNamespace())  # type: ignore[arg-type]

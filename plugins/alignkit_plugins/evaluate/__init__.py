@@ -35,6 +35,7 @@ from alignkit import (
 )
 from alignkit.comparison import answers_of, averages, length, prompts_to_compare, sample_policies, scale_of, short_names
 from alignkit.data.group import write_groups
+from alignkit.errors import OtherTokenizer
 from alignkit_plugins.evaluate import report
 
 
@@ -188,16 +189,22 @@ class Evaluate(Step):
         """KL(policy || reference) in nats per response, at the sampling temperature.
 
         The estimator is k1 (Schulman 2020, "Approximating KL Divergence"), the mean of log p - log q over the policy's
-        own samples: unbiased, and possibly negative. `unmeasured` counts responses that a model had to truncate.
+        own samples: unbiased, and possibly negative. `unmeasured` counts responses that a model had to truncate, or
+        all of them if the reference has another tokenizer.
         """
         if policy == reference:
             return {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(groups), "unmeasured": 0}
         policy_groups = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
         context.say(f"{context.out.name}: KL of {policy} to {reference}")
-        logprobs = [
-            iter(context.models.logprobs(role, policy_groups, temperature=self.options.sampling()["temperature"]))
-            for role in (policy, reference)
-        ]
+        temperature = self.options.sampling()["temperature"]
+        try:
+            logprobs = [
+                iter(context.models.logprobs(role, policy_groups, temperature=temperature))
+                for role in (reference, policy)
+            ][::-1]
+        except OtherTokenizer as error:
+            context.say(f"{context.out.name}: no KL of {policy}: {error}")
+            return {**statistics.estimate([]), "unmeasured": sum(len(group.responses) for group in policy_groups)}
         means, unmeasured = [], 0
         for group in policy_groups:
             ratios = []

@@ -1,0 +1,148 @@
+"""The base models of a recipe: their names, which of them each reference is on, and that no stage mixes two."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from alignkit.errors import did_you_mean
+from alignkit.recipe.document import Keys
+from alignkit.recipe.model import read_model
+from alignkit.recipe.problems import path_text, shown
+from alignkit.recipe.schema import BASE, Stage
+from alignkit.recipe.scope import Scope
+from alignkit.sampling_options import ResponseOptions
+from alignkit.settings import ModelSpec
+
+_RESERVED = (BASE, "none", "folder", "model")
+# Keys of a training stage whose models take part in its own forward passes -> what to do about another base.
+_OWN = {
+    "from": "start from a stage on the same base, or leave 'from' out",
+    "reference": "name a stage on the same base, or leave 'reference' out",
+    "value_from": "leave 'value_from' out: the values then start from the policy",
+    "replay_from": "replay only rollouts of stages on the same base, whose tokens are the same",
+}
+
+
+def base_names(raw: Any) -> tuple[str, ...]:
+    """BASE and the names in `bases`, before anything is checked."""
+    return (BASE, *(str(name) for name in raw)) if isinstance(raw, dict) else (BASE,)
+
+
+def read_bases(raw: Any, scope: Scope) -> dict[str, ModelSpec]:
+    """Return the base models in `bases` that have no problems."""
+    read: dict[str, ModelSpec] = {}
+    for name, value in raw.items() if isinstance(raw, dict) else ():
+        keys: Keys = ("bases", name)
+        _check_name(name, keys, scope)
+        spec = read_model(value, scope, keys)
+        if spec is not None:
+            read[name] = spec
+    return read
+
+
+def _check_name(name: str, keys: Keys, scope: Scope) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        message = f"base model '{name}': expected letters, digits, '_' and '-'"
+        scope.problems.error(keys, message, at_key=True)
+    elif name in _RESERVED:
+        scope.problems.error(keys, f"'{name}' is reserved and cannot be the name of a base model", at_key=True)
+    elif scope.resolve_name(name) != name:
+        message = f"'{name}' is the name of a stage and of a base model"
+        scope.problems.error(
+            keys, message, at_key=True, help="a reference to it would be ambiguous; rename one of them"
+        )
+
+
+def read_base(value: Any, keys: Keys, scope: Scope) -> str | None:
+    """Return the name of a base model."""
+    others = [name for name in scope.bases if name != BASE]
+    if isinstance(value, str) and value in others:
+        return value
+    known = f"base models: {', '.join(others)}" if others else "add it: 'bases: {NAME: {base: ...}}'"
+    if value in (BASE, "model"):
+        message, help = f"{path_text(keys)}: '{value}' is the default", "leave 'base' out for the recipe's 'model'"
+    elif isinstance(value, str) and value in scope.declared:
+        message, help = f"'{value}' is a stage, but a base model is needed here", "use 'from' to start from a stage"
+    else:
+        message = f"no base model {shown(value)} in 'bases'"
+        help = did_you_mean(str(value), others) or known
+    scope.problems.error(keys, message, help=help)
+    return None
+
+
+# --- the base of a reference
+
+
+def bases_of(reference: str, stages: Mapping[str, Stage], bases: Collection[str]) -> set[str]:
+    """The base models that a reference may be on; empty for a folder, and for a stage with problems.
+
+    A step is on those of the policies that it samples: it may choose one of them.
+    """
+    name = reference.partition("@")[0]
+    if name in bases:
+        return {name}
+    stage = stages.get(name)
+    if stage is None:
+        return set()
+    if stage.kind == "algorithm":
+        return {stage.base}
+    return {base for policy in sampled_by(stage) for base in bases_of(policy, stages, bases)}
+
+
+def sampled_by(stage: Stage) -> list[str]:
+    """The policies that a step samples."""
+    options = stage.component.options
+    return list(options.policies_to_sample()) if isinstance(options, ResponseOptions) else []
+
+
+def check_bases(stages: Mapping[str, Stage], scope: Scope) -> None:
+    """Report stages that would mix base models: weights, values and tokens of one mean nothing to another."""
+    if len(scope.bases) < 2:
+        return
+    for stage in stages.values():
+        for keys, reference in _own_references(stage):
+            others = bases_of(reference, stages, scope.bases) - {stage.base}
+            if others:
+                message = (
+                    f"'{reference}' is on {_named(others)}, but stage '{stage.name}' is on {_named([stage.base])}; "
+                    f"{keys[0]!r} must be on the stage's own base model"
+                )
+                help = _OWN[str(keys[0])] + _or_base(others, stage)
+                scope.problems.error(("stages", stage.name, *keys), message, help=help)
+        for reference in dict.fromkeys(stage.roles):
+            found = bases_of(reference, stages, scope.bases)
+            if len(found) > 1:
+                message = f"'{reference}' may be on {_named(found)}: its policies are on several base models"
+                help = f"name policies of one base model in stage '{reference.partition('@')[0]}'"
+                scope.problems.error(("stages", stage.name), message, at_key=True, help=help)
+
+
+def _own_references(stage: Stage) -> Iterable[tuple[Keys, str]]:
+    settings = stage.settings
+    if settings is None:
+        return
+    for key, value in (
+        ("from", settings.from_),
+        ("reference", settings.reference),
+        ("value_from", settings.value_from),
+    ):
+        if value is not None:
+            yield (key,), value
+    for index, value in enumerate(settings.replay_from):
+        yield ("replay_from", index), value
+
+
+def _named(bases: Iterable[str]) -> str:
+    """`model and base 'small'`"""
+    return " and ".join("'model'" if base == BASE else f"base '{base}'" for base in sorted(bases))
+
+
+def _or_base(others: Collection[str], stage: Stage) -> str:
+    """The other way out: the stage may have the wrong base."""
+    (other, *more) = sorted(others)
+    if more or (other == BASE and stage.base == BASE):
+        return ""
+    change = f"remove 'base: {stage.base}' from" if other == BASE else f"set 'base: {other}' in"
+    return f"; or {change} stage '{stage.name}'"

@@ -1,0 +1,177 @@
+"""The base models of a run: each is found, identified and loaded when a stage first needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import Problem, RecipeError
+from alignkit.io.cache import cache_folder
+from alignkit.io.commits import Commits
+from alignkit.io.digest import model_digest
+from alignkit.io.progress import Reporter
+from alignkit.kernels import memory
+from alignkit.models.encoding import Encoder
+from alignkit.models.hub import cached_snapshot
+from alignkit.models.loading import device_of
+from alignkit.models.origin import Base, is_adapter
+from alignkit.models.reference_cache import ReferenceCache
+from alignkit.models.service import ModelService
+from alignkit.models.weight_sizes import weight_bytes
+from alignkit.recipe.bases import bases_of, sampled_by
+from alignkit.recipe.schema import BASE, Recipe, Stage
+from alignkit.runs.base_model import base_encoder, base_source, load_base_model
+from alignkit.runs.template_date import template_date, writes_date
+
+LEAST_LENGTH = 1024  # tokens that rewards and judges may read, even if all stages have a smaller max_length
+
+
+class RunBase:
+    """One base model: where it is, what identifies it, and its tokenizer, each found on first use."""
+
+    def __init__(self, name: str, recipe: Recipe, folder: Path, reporter: Reporter):
+        """name: BASE, or one in `bases`. folder: the run's."""
+        self.name, self.spec = name, recipe.base(name)
+        self._recipe, self._folder, self._reporter = recipe, folder, reporter
+
+    @cached_property
+    def source(self) -> str:
+        """A folder or a hub id."""
+        return base_source(self.spec.base)
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit of a model on the hub, which hashes name and which is loaded."""
+        return None if Path(self.source).is_dir() else Commits("model")(self.source, self.spec.revision)
+
+    @cached_property
+    def digest(self) -> Any:
+        """Identifies the weights, the tokenizer and the template."""
+        return model_digest(self.source) if Path(self.source).is_dir() else [self.source, self.commit]
+
+    @cached_property
+    def date(self) -> str | None:
+        """The day that the chat template writes; None if it writes none."""
+        spec, folder = self.spec, self._recipe.folder
+        if spec.date is None and not writes_date(self.source, self.commit, spec.chat_template, folder):
+            return None
+        return spec.date or template_date(self._folder)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Tokenizes as the model will, before it is loaded."""
+        date = template_date(self._folder)
+        return base_encoder(self._recipe, self.source, name=self.name, commit=self.commit, date=date)
+
+    @cached_property
+    def origin(self) -> Base:
+        """Tells adapters for this model from others."""
+        return Base(self.spec.base, self.source, self.commit)
+
+    @cached_property
+    def bytes(self) -> float | None:
+        """What its weights take in memory; None if they are not on this machine yet."""
+        local = Path(self.source).is_dir()
+        folder = Path(self.source) if local else cached_snapshot(self.source, self.commit)
+        return None if folder is None else weight_bytes(self.spec, folder)
+
+    def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> ModelService:
+        """Load it. artifact: the folder of a saved role."""
+        reporter = self._reporter
+        date = template_date(self._folder)
+        model = load_base_model(self._recipe, self.source, reporter.say, name=self.name, commit=self.commit, date=date)
+        model.should_stop = should_stop
+        stages = self._recipe.stages.values()
+        longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
+        references = ReferenceCache(cache_folder() / "logprobs")
+        return ModelService(model, artifact, longest, references, reporter.say, reporter.progress, self.name)
+
+
+class RunBases(Mapping[str, RunBase]):
+    """All base models of a run, by the recipe's names for them."""
+
+    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter):
+        self._recipe = recipe
+        self._all = {name: RunBase(name, recipe, folder, reporter) for name in (BASE, *recipe.bases)}
+        self._of_folder: dict[str, str | None] = {}
+
+    def __getitem__(self, name: str) -> RunBase:
+        return self._all[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def base_of(self, reference: str) -> str | None:
+        """The base model that a reference is on; None for a folder that holds no adapter for one of them."""
+        if len(self) == 1:
+            return BASE
+        name = reference.partition("@")[0]
+        stage = self._recipe.stages.get(name)
+        if stage is None and name not in self:
+            return self._base_of_folder(reference)
+        if stage is not None and stage.kind != "algorithm":  # a step that chooses among policies
+            return next(map(self.base_of, sampled_by(stage)), BASE)
+        (base,) = bases_of(reference, self._recipe.stages, self)
+        return base
+
+    def _base_of_folder(self, reference: str) -> str | None:
+        if reference not in self._of_folder:
+            folder = self._recipe.folder / reference
+            fitting = (name for name, base in self.items() if is_adapter(folder) and base.origin.fits(folder))
+            self._of_folder[reference] = next(fitting, None)
+        return self._of_folder[reference]
+
+    def needed(self, stage: Stage) -> tuple[str, ...]:
+        """The base models that a stage uses: a training stage's own first, and BASE if it names none."""
+        own = [stage.base] if stage.kind == "algorithm" else []
+        named = dict.fromkeys(filter(None, [*own, *map(self.base_of, stage.roles)]))
+        if not own and BASE in named:
+            return (BASE, *(name for name in named if name != BASE))
+        return tuple(named) or (BASE,)
+
+    # Memory
+
+    def fit(self, names: Iterable[str]) -> bool:
+        """Whether the weights of some base models fit in memory together."""
+        return not self._too_large(names)
+
+    def check_memory(self, stages: Iterable[Stage]) -> None:
+        """Raise RecipeError for stages whose base models do not fit in memory together."""
+        problems = {
+            text: Problem(
+                text,
+                str(self._recipe.path),
+                help="use a smaller base model, or 'quantization: nf4' or another 'device' for one of them",
+            )
+            for stage in stages
+            if len(needed := self.needed(stage)) > 1
+            for text in self._too_large(needed, f"stage '{stage.name}' needs several base models at a time: ")
+        }
+        if problems:
+            raise RecipeError(problems.values())
+
+    def _too_large(self, names: Iterable[str], why: str = "") -> list[str]:
+        """For each device that the weights exceed, their sizes and the device's."""
+        on: dict[Any, list[RunBase]] = {}
+        for base in map(self.__getitem__, names):
+            on.setdefault(device_of(base.spec.device), []).append(base)
+        found = []
+        for device, bases in on.items():
+            if len(bases) == 1:  # of which nothing may be known yet
+                continue
+            sizes, room = {base.name: base.bytes or 0.0 for base in bases}, memory.total(device)
+            if sum(sizes.values()) > room:
+                each = ", ".join(f"'{'model' if name == BASE else name}' {_gib(size)}" for name, size in sizes.items())
+                where = "this machine" if device.type == "cpu" else str(device)
+                whole = _gib(sum(sizes.values()))
+                found.append(f"{why}their weights take {whole} ({each}), but {where} has {_gib(room)} of memory")
+        return found
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
