@@ -17,6 +17,7 @@ _WHERE = {
     ),
     "batch": "Batch Outputs Pairs",
     "data.group": "Group Message Origin Pair Response resolved_pairs",
+    "environment": "Environment",
     "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
     "external": "ExternalTrainer TrainerContext",
     "filters": "Filter",
@@ -25,7 +26,7 @@ _WHERE = {
     "judges": "CheckedJudge check_rates",
     "loss": "Loss Per Term per_group per_pair per_response per_token",
     "notebook": "RunResult StageResult run",
-    "options": "DataRef Field JudgeRef Options PolicyRef RewardRef StageRef",
+    "options": "DataRef EnvironmentRef Field JudgeRef Options PolicyRef RewardRef StageRef",
     "reward": "CombinedReward Context Judge Models REWARD_KEY Rating Reward RewardCombination Verdict",
     "sampling_options": "ResponseOptions SamplingOptions",
     "step": "Artifact Step StepContext",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     )
     from alignkit.batch import Batch, Outputs, Pairs
     from alignkit.data.group import Group, Message, Origin, Pair, Response, resolved_pairs
+    from alignkit.environment import Environment
     from alignkit.errors import AlignkitError, BadRow, DataError, PluginError, RecipeError, RemoteError, RunFailed
     from alignkit.external import ExternalTrainer, TrainerContext
     from alignkit.filters import Filter
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
     from alignkit.judges import CheckedJudge, check_rates
     from alignkit.loss import Loss, Per, Term, per_group, per_pair, per_response, per_token
     from alignkit.notebook import RunResult, StageResult, run
-    from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef, StageRef
+    from alignkit.options import DataRef, EnvironmentRef, Field, JudgeRef, Options, PolicyRef, RewardRef, StageRef
     from alignkit.reward import (
         REWARD_KEY,
         CombinedReward,

@@ -62,6 +62,11 @@ def register_judges(register: Register) -> None:
 
 
 @hookspec
+def register_environments(register: Register) -> None:
+    """Environments, which write the turns between those of the policy: subclasses of `alignkit.Environment`."""
+
+
+@hookspec
 def register_steps(register: Register) -> None:
     """Steps: subclasses of `alignkit.Step`."""
 

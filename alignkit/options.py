@@ -22,7 +22,7 @@ class Options(BaseModel):
 class Ref:
     """Marks an option as a reference, so that the stage graph is known before anything runs."""
 
-    kind: Literal["stage", "policy", "from", "base", "reward", "data", "judge", "filter"]
+    kind: Literal["stage", "policy", "from", "base", "reward", "data", "judge", "environment", "filter"]
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """A marker that `alignkit schema` replaces by the schema of such references."""
@@ -35,3 +35,4 @@ RewardRef = Annotated[Any, Ref("reward")]  # a reward; becomes what `context.sco
 DataRef = Annotated[Any, Ref("data")]  # data; becomes what `context.load` takes
 FilterRef = Annotated[Any, Ref("filter")]  # a filter of scored groups; becomes a component
 JudgeRef = Annotated[Any, Ref("judge")]  # a judge; becomes what `CheckedJudge` takes
+EnvironmentRef = Annotated[Any, Ref("environment")]  # an environment; a stage plays it with every response

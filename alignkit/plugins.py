@@ -19,6 +19,7 @@ import pluggy
 
 from alignkit import __version__, hookspecs
 from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
+from alignkit.environment import Environment, tool_functions, why_no_tool
 from alignkit.errors import AlignkitError, PluginError, did_you_mean
 from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
@@ -39,6 +40,7 @@ HOOKS = {
     "register_rewards": "reward",
     "register_combinations": "reward",
     "register_judges": "judge",
+    "register_environments": "environment",
     "register_steps": "step",
     "register_filters": "filter",
     "register_trackers": "tracker",
@@ -207,6 +209,7 @@ def _base(hook: str) -> type | None:
         "register_rewards": Reward,
         "register_combinations": RewardCombination,
         "register_judges": Judge,
+        "register_environments": Environment,
         "register_steps": Step,
         "register_filters": Filter,
         "register_trackers": Tracker,
@@ -229,6 +232,9 @@ def check_implementation(hook: str, name: str, implementation: Any) -> None:
         raise TypeError(f"{label}: its Options must be a subclass of alignkit.Options, not {options!r}")
     if issubclass(implementation, Algorithm):
         _check_algorithm(label, implementation)
+    if issubclass(implementation, Environment):
+        for why in filter(None, (why_no_tool(*tool) for tool in tool_functions(implementation).items())):
+            raise TypeError(f"{label}: {why}")
 
 
 def _check_algorithm(label: str, implementation: type[Algorithm]) -> None:

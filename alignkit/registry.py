@@ -13,7 +13,8 @@ from alignkit.errors import PluginError, did_you_mean
 from alignkit.options import Options
 
 FEW = 6  # names, which fit in an error
-KINDS = ("model", "format", "algorithm", "reward", "judge", "step", "filter", "tracker")  # combinations are rewards
+# Combinations are rewards.
+KINDS = ("model", "format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker")
 
 
 @dataclass(frozen=True)

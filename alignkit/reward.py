@@ -89,10 +89,12 @@ class Context:
 class Reward:
     """Base class of a reward: scores responses. It must be pure, because scores are cached.
 
-    runs_code: whether its checks run code that the recipe names, which `alignkit validate` never does.
+    runs_code: whether its checks run code that the recipe names, which `alignkit validate` never does. of_episodes:
+    whether it needs a stage with an environment.
     """
 
     runs_code: ClassVar[bool] = False
+    of_episodes: ClassVar[bool] = False
 
     class Options(_Options):
         """No options."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from alignkit.options import DataRef, FilterRef, Options, Ref, RewardRef, StageRef
+from alignkit.options import DataRef, EnvironmentRef, FilterRef, Options, Ref, RewardRef, StageRef
 
 
 class LoraSpec(Options):
@@ -74,7 +74,7 @@ class ModelSpec(Options):
     )
     chat_template: str | None = Field(
         default=None,
-        description="plain, chatml (adds no default system message), or a Jinja file; "
+        description="plain, chatml (adds no default system message), hermes (chatml with tools), or a Jinja file; "
         "default: the model's own, or plain if it has none",
     )
     chat_template_kwargs: dict[str, Any] = Field(
@@ -134,6 +134,14 @@ class Rollout(Options):
         description="which scored groups are learned from, such as [spread]; each filter sees those that the ones "
         "before it kept; default: all",
     )
+    max_turns: int | None = Field(
+        default=None, ge=1, description="turns that the policy may write in an episode; default: 8 (with environment)"
+    )
+    turn_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds that the environment may take for one answer; default: 60 (with environment)",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Rollout:
@@ -188,6 +196,10 @@ class Settings(Options):
         default=None,
         description="scores the responses: a reward-model stage or a reward plugin (online algorithms); "
         "algorithms that learn from no reward only report it",
+    )
+    environment: EnvironmentRef = Field(
+        default=None,
+        description="writes the turns between those of the policy, which may call its tools (online algorithms)",
     )
     rollout: Rollout = Field(default_factory=Rollout, description="how responses are sampled (online algorithms)")
     iterations: int = Field(

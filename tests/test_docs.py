@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from alignkit import Algorithm, Filter, Format, Judge, Reward, Step, Tracker, hookspecs
+from alignkit import Algorithm, Environment, Filter, Format, Judge, Reward, Step, Tracker, hookspecs
 from alignkit.plugins import load_plugins
 from alignkit.testing import (
     check_algorithm,
+    check_environment,
     check_filter,
     check_format,
     check_judge,
@@ -35,7 +36,7 @@ README = TEXTS[ROOT / "README.md"]
 ALGORITHMS = {page.stem: text for page, text in TEXTS.items() if page.parent.name == "algorithms"}
 TUTORIAL, REFERENCE = TEXTS[DOCS / "plugins" / "tutorial.md"], TEXTS[DOCS / "plugins" / "reference.md"]
 HOOKS = [name for name, hook in vars(hookspecs).items() if inspect.isfunction(hook) and hasattr(hook, "alignkit_spec")]
-KINDS = ("format", "algorithm", "reward", "judge", "step", "filter")
+KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter")
 REGISTRATIONS = [
     (kind, registration)
     for kind in KINDS
@@ -104,6 +105,7 @@ def conform(cls: type) -> None:
     """Check a documented plugin by the kit of its kind."""
     kits: dict[type, Callable[[Any], None]] = {
         Algorithm: check_algorithm,
+        Environment: check_environment,
         Format: check_format,
         Filter: check_filter,
         Judge: check_judge,

@@ -52,6 +52,7 @@ TESTED_IN = {
     "data.group": "test_data",
     "data.reading": "test_data",
     "data.sources": "test_data",
+    "environment": "test_episodes",
     "errors": "test_cli",
     "external": "test_trl",
     "functional._tensors": "test_functional",
@@ -73,6 +74,7 @@ TESTED_IN = {
     "judges": "test_author",
     "kernels.layout": "test_attention",
     "loss": "test_train",
+    "models.active_sequence": "test_turns",
     "models.chat": "test_encoding",
     "models.foreign_reward": "test_artifacts",
     "models.loading": "test_artifacts",
@@ -127,7 +129,8 @@ OTHER_MEANINGS = {
     "alignkit.training.auxiliary": {"sft"},  # the same
 }
 COMMON_WORDS = {
-    *("dialogues", "evaluate", "groups", "length", "lm", "messages", "normalized", "preference", "python"),
+    *("dialogues", "evaluate", "groups", "length", "lm", "messages", "normalized"),
+    *("environment", "preference", "python"),
     *("clip", "min", "product", "rankings", "rest", "reward_model", "text", "weighted_sum", "when"),
 }
 
@@ -228,7 +231,7 @@ def test_first_party_plugins_do_not_import_each_other(path: Path) -> None:
 @cache
 def first_party_names() -> set[str]:
     """What first-party plugins are called in recipes, without names that are common words."""
-    kinds = ("format", "algorithm", "reward", "judge", "step")
+    kinds = ("format", "algorithm", "reward", "judge", "environment", "step")
     registry = load_plugins().registry
     own = [item for kind in kinds for item in registry.registrations(kind) if item.distribution == "alignkit"]
     return {item.name for item in own} - COMMON_WORDS

@@ -27,7 +27,23 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-TEMPLATES = {"plain": PLAIN, "chatml": CHATML}
+# ChatML with tools, as Hermes 2 Pro writes them: the widespread format of calls. Every turn is only appended.
+HERMES = (
+    "{% set own = messages[0]['role'] == 'system' %}"
+    "{% if own or tools %}{{ '<|im_start|>system\n' + (messages[0]['content'] if own else '') }}"
+    "{% if tools %}{{ '\n\n' if own else '' }}{{ 'You may call these tools:\n<tools>' }}"
+    "{% for tool in tools %}{{ '\n' + (tool | tojson) }}{% endfor %}{{ '\n</tools>\nWrite a call as JSON in tags:\n"
+    '<tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>\' }}{% endif %}{{ \'<|im_end|>\n\' }}{% endif %}'
+    "{% for m in (messages[1:] if own else messages) %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'tool' %}{{ '<tool_response>\n' + m['content'] + '\n</tool_response>' }}"
+    "{% else %}{{ m['content'] }}{% for call in m['tool_calls'] or [] %}"
+    "{{ '\n' if m['content'] or not loop.first else '' }}{{ '<tool_call>\n{\"name\": ' }}"
+    "{{ (call['function']['name'] | tojson) + ', \"arguments\": ' + (call['function']['arguments'] | tojson) }}"
+    "{{ '}\n</tool_call>' }}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEMPLATES = {"plain": PLAIN, "chatml": CHATML, "hermes": HERMES}
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -38,10 +54,11 @@ def set_chat_template(tokenizer: Any, name: str | None) -> None:
     name, or if the tokenizer lacks tokens of the template.
     """
     if name in TEMPLATES:
-        missing = [token for token in CHATML_TOKENS if token not in tokenizer.get_vocab()] if name == "chatml" else []
+        needed = () if name == "plain" else CHATML_TOKENS
+        missing = [token for token in needed if token not in tokenizer.get_vocab()]
         if missing:
             raise RunFailed(
-                f"model.chat_template: this tokenizer lacks tokens that chatml needs: {', '.join(missing)}; "
+                f"model.chat_template: this tokenizer lacks tokens that {name} needs: {', '.join(missing)}; "
                 "use another template"
             )
         tokenizer.chat_template = _with_bos(tokenizer, TEMPLATES[name])

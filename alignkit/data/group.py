@@ -29,6 +29,7 @@ class Message(TypedDict, total=False):
     in a demonstration are learned; the default is true. reasoning_content: an assistant's thoughts, without tags.
     tool_calls: an assistant's calls, each {"type": "function", "function": {"name", "arguments"}}, optionally "id".
     name, tool_call_id: of a tool turn: the function, and the call that it answers. A user may have a name, too.
+    call_errors: what is wrong with calls in a sampled turn that could not be read.
     """
 
     role: str
@@ -38,6 +39,7 @@ class Message(TypedDict, total=False):
     tool_calls: list[dict[str, Any]]
     name: str
     tool_call_id: str
+    call_errors: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,11 @@ class Origin:
 class Response:
     """One response to a prompt, with its ratings and, if it was sampled, its tokens.
 
-    text: the assistant's text. messages: instead of `text`, the turns of a demonstration with several.
-    rank: its place among the group's ranked responses; 1 is best, and equal ranks are a tie. label: true for good,
-    false for bad. scores: reward components by name, and `reward`, their combination; None where scoring failed.
-    tokens: the sampled token ids, with the end of turn; None for a text from a file. logprobs: the sampler's, of each,
-    in nats. written: for each token, whether the policy wrote it; None means all. truncated: sampling stopped before an
+    text: the assistant's text, or a sample's last turn. messages: the turns, if there are several. rank: its place
+    among the group's ranked responses; 1 is best, and equal ranks are a tie. label: true for good, false for bad.
+    scores: reward components by name, and `reward`, their combination; None where scoring failed. tokens: the sampled
+    token ids, with the end of turn; None for a text from a file. logprobs: the sampler's, in nats, 0 for tokens of
+    others. written: for each token, whether the policy wrote it; None means all. truncated: sampling stopped before an
     end of turn. source: the author, such as a model. tokenizer: digest of that of the tokens; others read the text.
     """
 
@@ -197,11 +199,8 @@ def prompts_of(groups: Iterable[Group]) -> list[Group]:
     The prompt of a conversation is all that comes before its last answer to the user.
     Rows with the same words stay separate, because their columns (`answer`, `safety`) may differ; so do their ids.
     """
-    bare = [
-        replace(group, prompt=_up_to_last_question(group), responses=(), pairs=None, bundle=None)
-        for group in groups
-        if group.prompt
-    ]
+    none: dict[str, Any] = {"responses": (), "pairs": None, "bundle": None}
+    bare = [replace(group, prompt=_up_to_last_question(group), **none) for group in groups if group.prompt]
     return [replace(prompt, id=_prompt_id(prompt)) for prompt in bare]
 
 

@@ -1,6 +1,8 @@
 """Sampling responses with continuous batching: one prefill per prompt, and finished rows make room for waiting ones.
 
 A sample depends on its prompt and its own random stream, not on the other rows of its batch (up to ties in fp32).
+A response can have several turns: when the policy ends one, a `Partner` may answer, and the policy continues
+after these tokens. Its row keeps the keys and values of all that it has read, so only the new tokens are read.
 """
 
 from __future__ import annotations
@@ -8,9 +10,8 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.memory import available, release_cached, total
 from alignkit.kernels.sampling_weights import prepacked_weights
+from alignkit.models.active_sequence import ActiveSequence, Partner, key_of
 from alignkit.models.encoding import Encoder
 from alignkit.models.loading import backbone, largest
 from alignkit.models.next_token import Sampling, choose, process
@@ -41,36 +43,21 @@ BUSY = 0.8
 
 @dataclass(frozen=True)
 class Continuation:
-    """Sampled tokens, the log-probability of each in nats, and whether an end token or a stop string ended them."""
+    """Sampled tokens, the log-probability of each in nats, and whether an end token or a stop string ended them.
+
+    written: for each token, whether the policy wrote it; None means all. Others have a log-probability of 0.
+    """
 
     tokens: Ids
     logprobs: tuple[float, ...]
     ended: bool
-
-
-@dataclass
-class ActiveSequence:
-    """A response being written.
-
-    prompt, sample: index of its prompt and its number among that prompt's samples. draws: uniform in [0, 1), one for
-    each token that it may have. ended: by an end token or a stop string.
-    """
-
-    prompt: int
-    sample: int
-    draws: np.ndarray
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    ended: bool = False
+    written: tuple[bool, ...] | None = None
 
     @property
-    def active(self) -> bool:
-        return not self.ended and self.room > 0
-
-    @property
-    def room(self) -> int:
-        """Tokens that may still be written."""
-        return len(self.draws) - len(self.tokens)
+    def last_turn(self) -> Ids:
+        """The tokens after those of others."""
+        start = max((place + 1 for place, own in enumerate(self.written or ()) if not own), default=0)
+        return self.tokens[start:]
 
 
 def sample(
@@ -84,11 +71,13 @@ def sample(
     place: tuple[str | int, ...] = (),
     numbers: Sequence[int] | None = None,
     done: Callable[[int], None] = lambda responses: None,
+    partner: Partner | None = None,
 ) -> list[Group]:
     """Sample a role's responses to the groups' prompts; they replace the groups' own responses.
 
     seed, place: name the random streams, with each prompt's number (default: its index) and its sample's number.
     done: is given the number of finished responses. Prompts with their new tokens must fit the model's context.
+    partner: answers the policy's turns; `max_new_tokens` are then those of the policy in all of its turns.
     Raises DataError for an empty prompt.
     """
     prompts = [encoder.prompt(group.prompt, group.tools) for group in groups]
@@ -96,7 +85,7 @@ def sample(
         [seeds.number(seed, *place, number, k) for k in range(sampling.samples_per_prompt)]
         for number in (numbers if numbers is not None else range(len(groups)))
     ]
-    written = generate(model, role, encoder, prompts, streams, sampling, done=done)
+    written = generate(model, role, encoder, prompts, streams, sampling, done=done, partner=partner)
     return [
         replace(group, responses=tuple(_response(encoder, one, role) for one in each), pairs=None)
         for group, each in zip(groups, written, strict=True)
@@ -113,6 +102,7 @@ def generate(
     sampling: Sampling,
     *,
     done: Callable[[int], None] = lambda responses: None,
+    partner: Partner | None = None,
 ) -> list[list[Continuation]]:
     """Continue prompts that are given as token ids: once for each of a prompt's random streams, in order.
 
@@ -121,24 +111,28 @@ def generate(
     """
     if not all(prompts):
         raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")
+    rooms = [sampling.max_new_tokens if partner is None else partner.max_length - len(prompt) for prompt in prompts]
     groups = [
-        [ActiveSequence(p, k, seeds.generator(n).random(sampling.max_new_tokens)) for k, n in enumerate(numbers)]
+        [
+            ActiveSequence(p, k, seeds.generator(n).random(sampling.max_new_tokens), rooms[p], complete=partner is None)
+            for k, n in enumerate(numbers)
+        ]
         for p, numbers in enumerate(streams)
     ]
     sequences = [sequence for group in groups for sequence in group]
     # Longest prompts first, so that rows of similar lengths are neighbors and little of the cache stays empty.
     queue = deque(sorted(sequences, key=lambda s: (-len(prompts[s.prompt]), s.prompt, s.sample)))
-    writer = _Writer(model, role, encoder, prompts, sampling, lambda: done(sum(not s.active for s in sequences)))
-    while not _written(writer, deque(sequence for sequence in queue if not sequence.ended and sequence.room)):
+    writer = _Writer(model, role, encoder, prompts, sampling, lambda: done(sum(s.over for s in sequences)), partner)
+    while not _written(writer, deque(s for s in queue if s.active or (s.waiting and writer.continues(s)))):
         gc.collect()
         release_cached(model.device)
-    return [[Continuation(tuple(s.tokens), tuple(s.logprobs), s.ended) for s in group] for group in groups]
+    return [[_continuation(sequence) for sequence in group] for group in groups]
 
 
 def _written(writer: _Writer, queue: deque[ActiveSequence]) -> bool:
     """Write all sequences of the queue to their ends. False if memory ran out; the next attempt takes fewer rows.
 
-    Sequences that have not ended start over: a sample depends on its draws only, not on who is sampled with it.
+    Turns that have not ended start over: a sample depends on its draws only, not on who is sampled with it.
     """
     model, waiting = writer.model, list(queue)
     limit, weights = writer.most_rows(), model.roles[writer.role]
@@ -156,16 +150,21 @@ def _written(writer: _Writer, queue: deque[ActiveSequence]) -> bool:
     model.memory.sampling_halvings += 1
     for sequence in waiting:
         if sequence.active:
-            sequence.tokens.clear()
-            sequence.logprobs.clear()
+            sequence.restart_turn()
     return False
+
+
+def _continuation(sequence: ActiveSequence) -> Continuation:
+    written = None if all(sequence.written) else tuple(sequence.written)
+    return Continuation(tuple(sequence.tokens), tuple(sequence.logprobs), sequence.ended, written)
 
 
 def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
     return Response(
-        text=encoder.decode(written.tokens),
+        text=encoder.decode(written.last_turn),
         tokens=written.tokens,
         logprobs=written.logprobs,
+        written=written.written,
         truncated=not written.ended,
         source=role,
         tokenizer=encoder.digest,
@@ -181,22 +180,42 @@ class _Writer:
     encoder: Encoder
     prompts: Sequence[Ids]
     sampling: Sampling
-    finished: Callable[[], None]  # called when responses have ended
+    finished: Callable[[], None]  # called when turns have ended
+    partner: Partner | None = None
+
+    def context(self, row: ActiveSequence) -> Ids:
+        """All that a row has: its prompt, and its tokens."""
+        return (*self.prompts[row.prompt], *row.tokens) if row.tokens else self.prompts[row.prompt]
+
+    def count(self, **tokens: int) -> None:
+        if self.partner is not None:
+            self.partner.counts.update(tokens)
+
+    def continues(self, row: ActiveSequence) -> bool:
+        """Whether others answer a turn that has ended; the row then has their tokens."""
+        assert self.partner is not None  # otherwise no row waits
+        room = row.most - len(row.tokens) - 1 if row.sampled < len(row.draws) else 0
+        ids = self.partner.reply(row.prompt, row.sample, row.tokens[row.turn :], room)
+        if ids is None:
+            row.complete = True
+            self.finished()
+            return False
+        row.read(ids)
+        return True
 
     def write(self, rows: Sequence[ActiveSequence], logits: Tensor) -> Tensor:
         """Append a token to every active row and return all rows' tokens, [rows]. logits: [rows, vocabulary]."""
-        draws = [row.draws[len(row.tokens)] if row.active else 0.0 for row in rows]
-        lengths = [len(row.tokens) for row in rows]
+        draws = [row.draws[row.sampled] if row.active else 0.0 for row in rows]
+        lengths = [row.sampled for row in rows]
         processed = logits
         if self.sampling.processors:
-            texts = [[*self.prompts[row.prompt], *row.tokens] if row.active else None for row in rows]
+            texts = [self.context(row) if row.active else None for row in rows]
             processed = process(logits, texts, self.sampling)
         before = sum(row.active for row in rows)
         chosen, logprobs = choose(logits, draws, self.sampling, lengths, self.encoder.end_ids, processed)
         for row, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
             if row.active:
-                row.tokens.append(token)
-                row.logprobs.append(logprob)
+                row.write(token, logprob)
                 row.ended = token in self.encoder.end_ids or self._stopped(row)
         if sum(row.active for row in rows) < before:
             self.finished()
@@ -207,7 +226,7 @@ class _Writer:
         if not self.sampling.stop:
             return False
         longest = max(len(stop.encode()) for stop in self.sampling.stop)  # every token is at least a part of a byte
-        tail = self.encoder.decode(row.tokens[-max(32, longest + 4) :])
+        tail = self.encoder.decode(row.tokens[max(row.turn, len(row.tokens) - max(32, longest + 4)) :])
         return any(stop in tail for stop in self.sampling.stop)
 
     def most_rows(self) -> int:
@@ -228,16 +247,18 @@ class _Writer:
         size = largest(config, "head_dim") or config.hidden_size // config.num_attention_heads
         token_bytes = 2 * config.num_hidden_layers * heads * size * self.model.dtype.itemsize
         longest = max((len(prompt) for prompt in self.prompts), default=0)
+        new = self.sampling.max_new_tokens if self.partner is None else max(0, self.partner.max_length - longest)
         # Twice the new tokens, because a row that has written all of its own may share the cache with a new one.
-        return int(token_bytes * (longest + 2 * self.sampling.max_new_tokens))
+        return int(token_bytes * (longest + 2 * new))
 
     def write_by_prompt(self, queue: deque[ActiveSequence], limit: int) -> None:
         """Write all sequences with the model's own attention and cache, up to `limit` samples of a prompt at a time."""
         while queue:
             rows = [queue.popleft()]
-            while queue and len(rows) < limit and queue[0].prompt == rows[0].prompt:
+            while queue and len(rows) < limit and key_of(queue[0]) == key_of(rows[0]):
                 rows.append(queue.popleft())
-            tokens = torch.tensor([self.prompts[rows[0].prompt]] * len(rows), device=self.model.device)
+            tokens = torch.tensor([self.context(rows[0])] * len(rows), device=self.model.device)
+            self.count(read=tokens.numel())
             cache = None
             while any(row.active for row in rows):
                 with self.model.using_role(self.role) as network:
@@ -246,6 +267,7 @@ class _Writer:
                 logits = self.model.next_logits(self.role, output.last_hidden_state[:, -1])
                 self.model.should_stop()
                 tokens = self.write(rows, logits)[:, None]
+            queue.extendleft(row for row in rows if row.waiting and self.continues(row))
 
 
 class _Batch:
@@ -270,12 +292,18 @@ class _Batch:
     def _refill(self) -> bool:
         """Replace finished rows once enough are idle. Returns whether there is anything left to write."""
         keep = [index for index, row in enumerate(self.rows) if row.active]
+        if keep and len(keep) > BUSY * (self.limit if self.queue else len(self.rows)):
+            return True
+        answered = [index for index, row in enumerate(self.rows) if row.waiting and self.writer.continues(row)]
+        if answered:
+            self._continue(keep, answered)
+            keep = list(range(len(self.rows)))
         if not keep and not self.queue:
             return False
-        if len(keep) <= BUSY * (self.limit if self.queue else len(self.rows)):
-            for admitted in list(self._dequeue(self.limit - len(keep))) or [[]]:
-                self._admit(keep, admitted)
-                keep = list(range(len(self.rows)))
+        parts = list(self._dequeue(self.limit - len(keep)))
+        for admitted in parts or ([] if answered else [[]]):
+            self._admit(keep, admitted)
+            keep = list(range(len(self.rows)))
         return True
 
     def _dequeue(self, vacant: int) -> Iterator[list[ActiveSequence]]:
@@ -283,13 +311,13 @@ class _Batch:
         budget = self.model.inference_budget >> self.model.memory.sampling_halvings
         while vacant and self.queue:
             part: list[ActiveSequence] = []
-            tokens, last = 0, -1
+            tokens, last = 0, (-1, -1)
             while self.queue and len(part) < vacant:
-                prompt = self.queue[0].prompt
-                new = len(self.prompts[prompt]) if prompt != last else 0
+                key = key_of(self.queue[0])
+                new = len(self.writer.context(self.queue[0])) if key != last else 0
                 if part and tokens + new > budget:
                     break
-                tokens, last = tokens + new, prompt
+                tokens, last = tokens + new, key
                 part.append(self.queue.popleft())
             vacant -= len(part)
             yield part
@@ -303,18 +331,46 @@ class _Batch:
             self.decoding.update_rows(keep, room)
             self.logits = logits
             return
-        prompts = sorted({row.prompt for row in admitted})
+        contexts = {key_of(row): self.writer.context(row) for row in admitted}
+        prompts = sorted(contexts)
         tokens: list[int] = []
         spans: list[GroupSpan] = []
         for prompt in prompts:
-            spans.append(GroupSpan(len(tokens), len(self.prompts[prompt]), ()))
-            tokens += self.prompts[prompt]
+            spans.append(GroupSpan(len(tokens), len(contexts[prompt]), ()))
+            tokens += contexts[prompt]
         prefill = TreeLayout(spans, store_kv=True)
         hidden = self.model.hidden(self.writer.role, prefill, torch.tensor(tokens))
-        owners = [prompts.index(row.prompt) for row in admitted]
+        self.writer.count(read=len(tokens))
+        owners = [prompts.index(key_of(row)) for row in admitted]
         self.decoding.update_rows(keep, room, prefill, owners)
         ends = [spans[owner].start + spans[owner].prompt - 1 for owner in owners]
         self.logits = torch.cat([logits, self.model.next_logits(self.writer.role, hidden[ends])])
+
+    def _continue(self, keep: Sequence[int], answered: Sequence[int]) -> None:
+        """Drop all rows but `keep` and the answered ones, of which only the new tokens are read."""
+        others, waiting = [self.rows[index] for index in keep], [self.rows[index] for index in answered]
+        budget = self.model.inference_budget >> self.model.memory.sampling_halvings
+        while waiting:
+            part = [waiting.pop(0)]
+            while waiting and sum(row.unread for row in part) + waiting[0].unread <= budget:
+                part.append(waiting.pop(0))
+            self._read([*others, *waiting], part)
+            others += part
+
+    def _read(self, keep: Sequence[ActiveSequence], part: Sequence[ActiveSequence]) -> None:
+        """Drop all rows but `keep` and `part`, whose new tokens are read here."""
+        places = {id(row): index for index, row in enumerate(self.rows)}
+        lengths = {places[id(row)]: (len(self.writer.context(row)) - row.unread, row.unread) for row in part}
+        tokens = [token for row in part for token in row.tokens[-row.unread :]]
+        layout = self.decoding.extension(lengths)
+        hidden = self.model.hidden(self.writer.role, layout, torch.tensor(tokens))
+        self.writer.count(read=len(tokens), saved=sum(cached for cached, _ in lengths.values()))
+        kept = [places[id(row)] for row in keep]
+        self.rows = [*keep, *part]
+        self.decoding.update_rows(kept, max(row.room for row in self.rows), layout, range(len(part)))
+        ends = torch.tensor([row.unread for row in part]).cumsum(0) - 1
+        logits = self.model.next_logits(self.writer.role, hidden[ends.to(hidden.device)])
+        self.logits = torch.cat([self.logits[kept], logits])
 
     def _step(self, tokens: Tensor) -> None:
         """Read the rows' new tokens [rows] and compute the logits of the next ones."""

@@ -10,11 +10,12 @@ from typing import Any, TypeGuard
 from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults, Trains
 from alignkit.author import calling, made
 from alignkit.errors import PluginError
+from alignkit.external import ExternalTrainer
 from alignkit.recipe.advice import common_name
 from alignkit.recipe.components import options_of, read_component, read_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text
-from alignkit.recipe.schema import Stage, allowed_keys
+from alignkit.recipe.schema import Stage, allowed_keys, specs
 from alignkit.recipe.scope import Declared, Scope
 from alignkit.registry import Component
 from alignkit.settings import Rollout, Settings
@@ -24,6 +25,7 @@ _ONLY_ONLINE = {
     "prompts": "it learns from 'data' and samples nothing",
     "reward": "it learns from 'data', so there are no samples to score",
     "rollout": "it learns from 'data' and samples nothing",
+    "environment": "it learns from 'data' and samples nothing",
     "iterations": "it makes 'epochs' passes over 'data'",
     "prompts_per_iteration": "it learns from 'data' and samples nothing",
     "replay_from": "it learns from 'data' and has no rollouts to replay",
@@ -85,6 +87,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
     _check_unsupported(draft)
     if draft.online:
         _check_rollout(draft, needs)
+        _check_environment(draft, settings)
     if component is None or settings is None or len(scope.problems) > before:
         return None
     upstream, folders, roles = tuple(scope.upstream), tuple(scope.folders), tuple(scope.roles)
@@ -127,6 +130,8 @@ def _needs_of(component: Component | None, draft: _Draft) -> Needs | None:
 def _refused_keys(draft: _Draft) -> dict[str, str]:
     """Return the keys that the algorithm does not use, with the reason."""
     refused = dict(_ONLY_OFFLINE if draft.online else _ONLY_ONLINE)
+    if issubclass(draft.algorithm, ExternalTrainer):
+        refused["environment"] = "it samples by itself"
     if draft.algorithm.trains is Trains.REWARD:
         refused["mix"] = "a reward model has no language-model head, which 'mix' would train"
     return refused
@@ -257,6 +262,21 @@ def _check_filters(draft: _Draft, needs: Needs, rollout: Mapping[str, Any]) -> N
         if known and draft.scope.registry.get("filter", name).implementation.reads_rewards:
             message = f"filter '{name}' reads rewards, but {draft.name} learns from none"
             draft.error(("rollout", "filters", index), message, "name a 'reward', or leave the filter out")
+
+
+def _check_environment(draft: _Draft, settings: Settings | None) -> None:
+    """Check that what only episodes have is used with an environment."""
+    if "environment" in draft.written:
+        return
+    rollout = draft.filled["rollout"] if isinstance(draft.filled["rollout"], dict) else {}
+    help = "add 'environment: NAME', or leave it out"
+    for key in ("max_turns", "turn_seconds"):
+        if key in rollout:
+            draft.error(("rollout", key), f"'{key}' needs an environment", help, at_key=True)
+    for component in specs(settings.reward if settings else None, Component):
+        if getattr(component.registration.implementation, "of_episodes", False):
+            message = f"reward '{component.name}' is the reward of an episode, but the stage has no environment"
+            draft.error(("reward",), message, "add 'environment: NAME', or use another reward")
 
 
 def _check_room(draft: _Draft, longest: Any) -> None:

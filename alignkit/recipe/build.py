@@ -38,6 +38,7 @@ _RESOLVERS: Mapping[str, Resolver] = {
     "reward": read_reward,
     "judge": lambda raw, keys, scope: read_component("judge", raw, keys, scope),
     "filter": lambda raw, keys, scope: read_component("filter", raw, keys, scope),
+    "environment": lambda raw, keys, scope: read_component("environment", raw, keys, scope),
 }
 
 

@@ -21,7 +21,8 @@ Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TEXT: Schema = {"type": "string"}
 _CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings)
-_KINDS = ("format", "algorithm", "reward", "judge", "step", "filter", "tracker")  # kinds of plugins with options
+# Kinds of plugins with options.
+_KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker")
 
 
 def recipe_schema(registry: Registry) -> Schema:
@@ -79,6 +80,7 @@ class _Builder:
             "reward": _any_of([TEXT, _object({"folder": TEXT}, ["folder"]), self._component("reward")]),
             "judge": self._component("judge"),
             "filter": self._component("filter"),
+            "environment": self._component("environment"),
             "stage": _any_of([self._training_stage(), *self._steps()]),
             "stage_or_block": _any_of([_ref("stage"), block]),
             **dict.fromkeys(("stage_name", "policy", "from", "base"), TEXT),

@@ -26,6 +26,7 @@ _REFERENCES = {
     "data": "data",
     "judge": "judge",
     "filter": "filter",
+    "environment": "environment",
 }
 _TYPES: dict[Any, str] = {
     bool: "true | false",

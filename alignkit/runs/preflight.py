@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.author import calling, made
 from alignkit.data.describe import source_lines
 from alignkit.data.sources import DataSpec, Loaded
+from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool = True) -> None:
-    """Let external trainers, rewards and judges check the model, their options and files.
+    """Let external trainers, rewards, judges and environments check the model, their options and files.
 
     run_code: whether to run code that the recipe names. Raises RecipeError with every problem.
     """
@@ -51,7 +52,8 @@ def _checks(recipe: Recipe, stage: Stage, run_code: bool) -> Iterable[Callable[[
         yield partial(_call, stage.component, stage, "check_model", recipe.base(stage.base))
     for component in specs([stage.settings, stage.component.options], Component):
         plugin = component.registration.implementation
-        if issubclass(plugin, Judge) or (issubclass(plugin, Reward) and (run_code or not plugin.runs_code)):
+        asked = issubclass(plugin, Judge | Environment)
+        if asked or (issubclass(plugin, Reward) and (run_code or not plugin.runs_code)):
             yield partial(_call, component, stage, "check", recipe.folder)
 
 

@@ -10,6 +10,7 @@ from alignkit.algorithm import REWARD, Algorithm, SelectContext
 from alignkit.author import Author, calling, made
 from alignkit.data.group import Group, prompts_of, resolved_pairs
 from alignkit.data.sources import DataSpec, Loaded
+from alignkit.environment import Environment
 from alignkit.errors import DataError
 from alignkit.external import ExternalTrainer
 from alignkit.models.recent_turns import with_last_question
@@ -88,9 +89,9 @@ def _check_prompts(recipe: Recipe, stage: Stage, groups: Sequence[Group], encode
     if groups and not prompts:
         raise DataError(f"stage '{stage.name}': the rows of 'prompts' are raw text, without a prompt to answer")
     assert settings is not None
-    for component in specs(settings.reward, Component):
+    for component in specs([settings.reward, settings.environment], Component):
         kind = component.registration.implementation
-        if issubclass(kind, Reward) and (run_code or not kind.runs_code):
+        if issubclass(kind, Environment) or (issubclass(kind, Reward) and (run_code or not kind.runs_code)):
             reward, author = made(component, stage.name)
             with calling(author, "check", reward):
                 reward.check(recipe.folder)

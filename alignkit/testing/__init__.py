@@ -32,6 +32,7 @@ The other checks call the plugin as a run does, with the same checks of what it 
 | `check_reward` | a finite number or None per response, in order; the same on every call, in every batch and order |
 | `check_combination` | [responses], finite; the same from the same `state`; a missing score spoils no other |
 | `check_judge` | a verdict per comparison; the same on every call, in every batch, and mirrored in the other order |
+| `check_environment` | text and described tools; the same episode again, alone, and next to others |
 | `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses rows with BadRow |
 | `check_step` | an Artifact that can be saved, the same on every call; uses only models and data that options name |
 | `check_filter` | true or false per group; the same on every call and in any order of the groups |
@@ -43,6 +44,7 @@ Design: docs/architecture.md.
 
 from alignkit.testing.checks import ConformanceError as ConformanceError
 from alignkit.testing.combination_kit import check_combination as check_combination
+from alignkit.testing.environment_kit import check_environment as check_environment
 from alignkit.testing.examples import example_groups as example_groups
 from alignkit.testing.filter_kit import check_filter as check_filter
 from alignkit.testing.format_kit import check_format as check_format

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from alignkit.comparison import length
 from alignkit.data.group import Group
 from alignkit.models.examples import Examples
 from alignkit.reward import REWARD_KEY, CombinedReward
@@ -47,7 +48,7 @@ class Iteration:
 
     def speed_metrics(self) -> dict[str, float]:
         """Seconds in total and by part, and tokens sampled per second."""
-        new_tokens = sum(len(r.tokens or ()) for group in self.rollouts.all_groups for r in group.responses)
+        new_tokens = sum(length(response) for group in self.rollouts.all_groups for response in group.responses)
         parts = {f"seconds/{part}": seconds for part, seconds in self.seconds.items()}
         speed = new_tokens / self.seconds["rollout"]
         return {"tokens_per_second": speed, "seconds": sum(self.seconds.values()), **parts}
@@ -89,7 +90,7 @@ def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
         metrics |= {f"reward/{name}": value for name, value in rollouts.combined.metrics.items()}
     if rollouts.penalty is not None:
         metrics["missing_eos_penalty"] = rollouts.penalty
-    metrics["response_tokens"] = sum(len(response.tokens or ()) for response in responses) / len(responses)
+    metrics["response_tokens"] = sum(map(length, responses)) / len(responses)
     metrics["truncated"] = sum(response.truncated for response in responses) / len(responses)
     return metrics
 
@@ -102,7 +103,8 @@ def mean_kl(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor])
 
 def sampler_gap(groups: Sequence[Group], measured: Sequence[torch.Tensor]) -> float:
     """Mean absolute difference of log-probabilities between sampler and training path, in nats per token."""
-    sampled = [response.logprobs or () for group in groups for response in group.responses]
+    responses = [response for group in groups for response in group.responses]
+    sampled = [response.logprobs or () for response in responses]  # 0 for tokens of others, as measured
     gaps = [(torch.tensor(s) - m).abs().sum() for s, m in zip(sampled, measured, strict=True) if s and len(s) == len(m)]
-    tokens = sum(len(s) for s in sampled) or 1
+    tokens = sum(length(response) for response in responses if response.logprobs) or 1
     return float(sum(gaps, torch.zeros(()))) / tokens

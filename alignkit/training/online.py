@@ -22,6 +22,7 @@ from alignkit.reward import REWARD_KEY
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
 from alignkit.training.encoder import counted
+from alignkit.training.episodes import episodes_of
 from alignkit.training.filters import StageFilters
 from alignkit.training.iteration import Iteration, mean_kl, rollout_metrics, sampler_gap
 from alignkit.training.rollouts import PromptSource, RolloutFiles
@@ -48,6 +49,7 @@ class OnlineStage:
         self.scorer = Scorer(reward, context.reward_context(), reducer=context.reducer) if reward is not None else None
         self.filters = StageFilters(rollout.filters or (), context.name)
         self.files = RolloutFiles(context, self.scorer, self.algorithm.needs.reward)
+        self.episodes = episodes_of(context)
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
         if self.scorer is not None and self.scorer.within_group and self.algorithm.needs.replay:
@@ -85,7 +87,11 @@ class OnlineStage:
     def prompts(self) -> PromptSource:
         """The stage's prompts."""
         encoder = self.work.encoder
-        source = PromptSource(self.context, encoder.max_length, self.sampling.max_new_tokens, encoder.prompts)
+
+        def accepted(groups: Sequence[Group], new_tokens: int) -> list[Group]:
+            return encoder.prompts(self.episodes.with_tools(groups) if self.episodes else groups, new_tokens)
+
+        source = PromptSource(self.context, encoder.max_length, self.sampling.max_new_tokens, accepted)
         if source.without_room:
             self.work.summary["prompts_without_room"] = source.without_room
         self.work.reference_prompts.check(source.prompts, self.sampling.max_new_tokens)
@@ -127,6 +133,8 @@ class OnlineStage:
         with iteration.timer("rollout"):
             self.context.forget_scores()  # cached scores would change how responses are packed
             groups = self.roll_out(prompts.draw(number), number)
+        if self.episodes is not None:
+            iteration.metrics |= self.episodes.metrics()
         with iteration.timer("score"):
             self.score(iteration, groups)
         with iteration.timer("learn"):
@@ -143,22 +151,30 @@ class OnlineStage:
 
     def roll_out(self, prompts: Sequence[Group], number: int) -> list[Group]:
         """Sample responses with the current policy. Their source is the stage, the name that users know."""
-        name, seed = self.context.name, self.context.seed
+        name, seed, episodes = self.context.name, self.context.seed, self.episodes
+        partner = episodes.partner if episodes is not None else None
 
         def sampled(own: Sequence[int]) -> list[Group]:
+            asked = [prompts[index] for index in own]
+            if episodes is not None:
+                asked = episodes.begin(asked, self.sampling.samples_per_prompt, (number, own))
             with self.context.reporter.progress("rolling out", len(own) * self.sampling.samples_per_prompt) as done:
-                return sample(
+                groups = sample(
                     self.work.model,
                     self.work.roles.trained,
                     self.work.models.encoder,
-                    [prompts[index] for index in own],
+                    asked,
                     self.sampling,
                     seed=seed,
                     place=(name, "rollout", number),
                     numbers=own,
                     done=done,
+                    partner=partner,
                 )
+            return groups if episodes is None else episodes.finish(groups)
 
+        if episodes is not None:
+            episodes.forget()
         groups = self.context.reducer.deal([1] * len(prompts), sampled)
         return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
 

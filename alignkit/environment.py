@@ -1,0 +1,176 @@
+"""The interface of an environment: it writes the turns between those of the policy, and rewards the whole episode.
+
+Close to TRL's `environment_factory`: `reset`, public methods as tools, `get_reward`. Differs from TRL: `reset` takes
+the row as one mapping, `respond` may answer without tools, and of a tool's exceptions only ValueError reaches the
+policy.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from alignkit.data.group import Group, Message
+from alignkit.errors import PluginError, did_you_mean
+from alignkit.options import Options as _Options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+EPISODE_KEY = "episode"  # of an episode's reward in Response.scores; of its parts: `episode/NAME`
+
+
+class Environment:
+    """Base class of an environment. Every response has an instance of its own, made from the recipe's options.
+
+    Public methods of a subclass are the tools that the policy may call. They need type hints and a docstring that
+    describes every argument under `Args:`; both are shown to the policy.
+    random: a generator with a seed, the only source of randomness that makes a run repeatable. In `reset` it draws the
+    same numbers for all responses to a prompt, and afterwards others for each. turns: of the episode so far, the
+    policy's and the environment's; the prompt is not among them. refused_calls: calls that no tool could take.
+    """
+
+    random: np.random.Generator
+    turns: Sequence[Message] = ()
+    refused_calls = 0
+
+    class Options(_Options):
+        """No options."""
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    def check(self, folder: Path) -> None:
+        """Raise RunFailed for a mistake of the user that shows without models; see `Reward.check`."""
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        """Raise DataError if these prompts lack a column that episodes need; see `Reward.check_prompts`."""
+
+    def reset(self, row: Mapping[str, Any]) -> str | Sequence[Message] | None:
+        """Begin the episode of a prompt.
+
+        row: the columns of the prompt's row, and its messages as `prompt`. Returns what the prompt gets: text at the
+        end of its last message, if that is the user's (else a message of the user), or messages behind it. It must be
+        the same for all responses to a prompt.
+        """
+        return None
+
+    def respond(self, turn: Message) -> Sequence[Message] | None:
+        """The messages that follow a finished turn of the policy; None ends the episode.
+
+        turn: `content`, and the calls in it as `tool_calls`; `call_errors` says what is wrong with calls that could not
+        be read. By default the calls are answered by `tool` messages, and a turn without calls ends the episode. After
+        the last turn that a stage allows (`max_turns`) the result is not used.
+        """
+        return self.call_tools(turn)
+
+    def get_reward(self) -> float | Mapping[str, float | None] | None:
+        """The episode's reward, or several by name; asked once, at its end. None: it has none, never 0."""
+        return None
+
+    def call_tools(self, turn: Message) -> list[Message] | None:
+        """Answer the calls of a turn, in order; None if there are none.
+
+        A call that does not fit its tool is answered by what is wrong with it, as is ValueError, which a tool raises to
+        tell the policy something. Other exceptions of a tool are its author's mistakes.
+        """
+        answers = [self._answer(call) for call in turn.get("tool_calls", ())]
+        answers += [Message(role="tool", name="", content=_error(text)) for text in turn.get("call_errors", ())]
+        return answers or None
+
+    def _answer(self, call: Mapping[str, Any]) -> Message:
+        name = call["function"]["name"]
+        message = Message(role="tool", name=name, content="")
+        if "id" in call:
+            message["tool_call_id"] = call["id"]
+        tools = tool_functions(type(self))
+        if name not in tools:
+            guess = did_you_mean(name, tools) or f"the tools are {', '.join(tools)}"
+            return self._refusal(message, f"no tool '{name}'; {guess}")
+        try:
+            arguments = _arguments(tools[name], call["function"]["arguments"])
+        except ValidationError as error:
+            return self._refusal(message, _words(error))
+        try:
+            result = getattr(self, name)(**arguments)
+        except ValueError as error:
+            return self._refusal(message, str(error))
+        return {**message, "content": _content(name, result)}
+
+    def _refusal(self, message: Message, reason: str) -> Message:
+        self.refused_calls += 1
+        return {**message, "content": _error(reason)}
+
+
+def tool_functions(cls: type[Environment]) -> dict[str, Callable[..., Any]]:
+    """The public methods that an environment's class and its bases define, by name: the policy's tools."""
+    own = inspect.getmembers(cls, inspect.isfunction)
+    return {name: f for name, f in own if not name.startswith("_") and not hasattr(Environment, name)}
+
+
+def why_no_tool(name: str, function: Callable[..., Any]) -> str:
+    """Why a method cannot be a tool; empty if it can. Its docstring is read only when a run needs the schema."""
+    if not inspect.getdoc(function):
+        return f"tool '{name}' needs a docstring, which the policy reads; a method that is no tool begins with '_'"
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            return f"tool '{name}': '{parameter}' has no name and type that the policy could know"
+        if parameter.annotation is parameter.empty:
+            return f"tool '{name}': argument '{parameter.name}' needs a type hint"
+    return ""
+
+
+def tool_schemas(cls: type[Environment]) -> list[dict[str, Any]]:
+    """The JSON schemas of an environment's tools, as chat templates take them.
+
+    Raises PluginError for a tool without type hints, or whose docstring does not describe its arguments.
+    """
+    from transformers.utils import get_json_schema
+
+    found = []
+    for name, function in tool_functions(cls).items():
+        if why := why_no_tool(name, function):
+            raise PluginError(why)
+        try:
+            schema: dict[str, Any] = get_json_schema(function.__get__(object.__new__(cls), cls))
+        except Exception as error:  # whatever transformers makes of the docstring
+            raise PluginError(f"tool '{name}': {error}") from error
+        found.append(schema)
+    return found
+
+
+def _arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call with the types of the tool's hints. Raises ValidationError."""
+    hints = inspect.get_annotations(function, eval_str=True)
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in list(inspect.signature(function).parameters.items())[1:]
+    }
+    model = create_model("Arguments", __config__=ConfigDict(extra="forbid"), **fields)
+    read = model.model_validate(dict(given))
+    return {name: getattr(read, name) for name in fields if name in read.model_fields_set}
+
+
+def _words(error: ValidationError) -> str:
+    """pydantic's errors in one line: `expression: Field required; place: Extra inputs are not permitted`."""
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
+
+
+def _error(text: str) -> str:
+    return json.dumps({"error": text}, ensure_ascii=False)
+
+
+def _content(name: str, result: Any) -> str:
+    """A tool's result as text. Raises TypeError if it is neither text nor JSON."""
+    if isinstance(result, str):
+        return result
+    try:
+        return json.dumps(result, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"tool '{name}' must return text or JSON values, not {type(result).__name__}") from error

@@ -1,0 +1,134 @@
+"""What a chat template writes between two turns of the policy, without touching the tokens that the policy sampled.
+
+The template renders the conversation with the environment's messages and the next generation prompt. Of that text, the
+piece after the policy's end of turn is tokenized, and nothing before it. The policy's own words do not matter for the
+piece, so others stand for them: what a policy writes cannot make a template fail.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from alignkit.data.group import Message
+from alignkit.errors import DataError
+from alignkit.models.chat import AFTER_REASONING, ANSWER, OPEN, QUESTION, has_names
+from alignkit.models.encoding import Encoder
+from alignkit.models.text_tokens import Ids
+from alignkit.models.tool_calls import read_turn
+
+REPLY, THOUGHT = "It is five.", "Two and two."
+_WORD = re.compile("[A-Za-z0-9]{1,20}")  # which templates neither trim nor escape
+OTHER = "set model.chat_template to one that only appends: hermes, if the model has no other format of calls"
+
+
+class Turns:
+    """The turns of conversations with tools."""
+
+    def __init__(self, encoder: Encoder, tools: Sequence[dict[str, Any]] = ()):
+        self.encoder, self.chat, self.tools = encoder, encoder.chat, tuple(tools)
+
+    def read(self, tokens: Sequence[int], first: int = 0) -> Message:
+        """A sampled turn as a message. first: the number of its first call."""
+        words = self.encoder.decode(tokens)
+        return read_turn(self.encoder.tokenizer, words, self.chat.shape.prompt, self.tools, first)
+
+    def between(
+        self, before: Sequence[Message], turn: Message, answers: Sequence[Message], end: int, limit: int
+    ) -> Ids | None:
+        """The tokens from a turn's end to the beginning of the policy's next one; None if there are more than `limit`.
+
+        before: the conversation up to the turn. end: the turn's last token, after which the tokens continue.
+        Raises DataError if the template refuses the conversation, or changes what was before.
+        """
+        standing = [*map(_stand_in, before), _stand_in(turn)]
+        opened = self.chat.prompt(standing[:-1], self.tools)
+        whole = self.chat.prompt([*standing, *answers], self.tools)
+        if not whole.startswith(opened) or (found := self._end.search(whole, len(opened))) is None:
+            raise DataError(f"the chat template changes earlier turns when others follow; {OTHER}")
+        close = self.chat.shape.close
+        place = max(found.end(), found.start() + len(close) if whole.startswith(close, found.start()) else 0)
+        text = whole[place if end in self.encoder.end_ids else found.start() :]
+        for answer in answers:
+            if (word := _WORD.search(answer["content"])) and word[0] not in text:
+                raise DataError(f"the chat template drops the message of the role '{answer['role']}'; {OTHER}")
+        if len(text) > limit * self.encoder.rendered.longest:
+            return None
+        ids = self.encoder.rendered.following(text).ids
+        return ids if len(ids) <= limit else None
+
+    @cached_property
+    def _end(self) -> re.Pattern[str]:
+        """Matches the tokens that end a turn. They are not in the words of a message, where they are broken up."""
+        close = self.chat.template.added.search(self.chat.shape.close)
+        ends = sorted({*self.chat.ends, *([close[0]] if close else [])}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, ends)) or "(?!)")
+
+    def check(self, role: str) -> None:
+        """Find out on examples whether what follows a turn is appended. role: of the environment's messages.
+
+        Raises DataError, with what to do, if the template ends no turn, does not write tools or answers, or changes
+        earlier turns, as those that drop earlier reasoning do.
+        """
+        shape = self.chat.shape
+        if not shape.close or self._end.pattern == "(?!)":
+            raise DataError(f"the chat template writes no end of turn, so no turn can follow; {OTHER}")
+        question = Message(role="user", content=QUESTION)
+        prompt = self.chat.prompt([question], self.tools)
+        if not has_names(prompt, self.tools):
+            raise DataError(f"the chat template does not write the tools that the policy may call; {OTHER}")
+        texts = [ANSWER]
+        if self.chat.reasons:
+            opening = "" if shape.header.rfind(OPEN) > shape.header.rfind("</") else f"{OPEN}\n"
+            texts.append(f"{opening}{THOUGHT}{AFTER_REASONING}{ANSWER}")
+        for text in texts:
+            dropped = ", such as earlier reasoning" if text != ANSWER else ""
+            plain = Message(role="assistant", content=text)
+            called = Message(role="assistant", content=text, tool_calls=[self._call])
+            kinds = [plain, called] if self.tools and role == "tool" else [plain]
+            if not any(self._appends([question], prompt, turn, role, 2) for turn in kinds):
+                raise DataError(
+                    f"the chat template changes earlier turns when a message of the role '{role}' follows{dropped}; "
+                    f"the policy would be trained on conversations that it never sees; {OTHER}"
+                )
+        if self.tools and not self._writes_calls(question, prompt, role):
+            raise DataError(f"the chat template does not write calls of tools and their results; {OTHER}")
+
+    def _appends(self, before: Sequence[Message], prompt: str, turn: Message, role: str, rounds: int) -> bool:
+        """Whether the prompt, the policy's words and the end of turn remain as they are when other turns follow."""
+        shape, words = self.chat.shape, turn["content"] + ("" if "tool_calls" in turn else self.chat.shape.close)
+        after = [*before, turn, Message(role=role, content=REPLY)]
+        try:
+            whole = self.chat.prompt(after, self.tools)
+        except DataError:
+            return False
+        leads = (prompt + words, prompt + shape.lead * shape.follows + words)
+        if not whole.startswith(leads) or REPLY not in whole[len(prompt) :]:
+            return False
+        return rounds == 1 or self._appends(after, whole, turn, role, rounds - 1)
+
+    def _writes_calls(self, question: Message, prompt: str, role: str) -> bool:
+        turn = Message(role="assistant", content="", tool_calls=[self._call])
+        whole = self.chat.prompt([question, turn, Message(role=role, content=REPLY)], self.tools)
+        after = whole[len(prompt) :]
+        return whole.startswith(prompt) and self._call["function"]["name"] in after and REPLY in after
+
+    @cached_property
+    def _call(self) -> dict[str, Any]:
+        name = self.tools[0]["function"]["name"] if self.tools else "tool"
+        return {"type": "function", "id": "call00000", "function": {"name": name, "arguments": {}}}
+
+
+_CALL = {"type": "function", "id": "call00000", "function": {"name": "tool", "arguments": {}}}
+
+
+def _stand_in(message: Message) -> Message:
+    """A message whose words are others if the policy wrote them; its calls stay, because templates check their ids."""
+    if message["role"] != "assistant":
+        return message
+    calls = message.get("tool_calls") or ([_CALL] if message.get("call_errors") else None)
+    if not calls:
+        return Message(role="assistant", content=ANSWER)
+    return Message(role="assistant", content="", tool_calls=list(calls))

@@ -1,0 +1,112 @@
+"""The rules of environments: described tools, text, and episodes that can be repeated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from alignkit.author import calling
+from alignkit.data.group import Group, Message
+from alignkit.environment import Environment
+from alignkit.models.tool_calls import CLOSE, OPEN, read_turn
+from alignkit.registry import Component
+from alignkit.testing.surroundings import SEED, Surroundings, conform
+from alignkit.training.checked_environment import CheckedEnvironment, Episode, Limits
+
+ROWS: Sequence[Mapping[str, Any]] = ({"prompt": "What is 2 + 3?"}, {"prompt": "Say something kind."})
+TURNS = (f'{OPEN}{{"name": "no_such_tool", "arguments": {{}}}}{CLOSE}', f"{OPEN}{{{CLOSE}", "The answer is 5.")
+SECONDS = 20.0  # for each answer
+AGAIN = "what is random must be drawn from self.random"
+ALONE = "episodes must not share anything: keep what an episode remembers on `self`, and set it in `reset`"
+
+Played = tuple[Any, ...]  # all that an episode was
+
+
+def check_environment(
+    cls: type[Environment],
+    options: Mapping[str, Any] | None = None,
+    *,
+    rows: Sequence[Mapping[str, Any]] = ROWS,
+    turns: Sequence[str] = TURNS,
+    folder: Path | None = None,
+) -> None:
+    """Raise ConformanceError listing every rule that an environment breaks (see the table in `alignkit.testing`).
+
+    options: as in a recipe. rows: the columns of prompts, with the user's words as `prompt`. turns: what the policy
+    writes in every episode, with calls in `<tool_call>` tags, until the environment ends it. folder: the recipe's;
+    default: the current one.
+    """
+
+    def problems(around: Surroundings, component: Component) -> Iterator[str]:
+        return _problems(around, component, [_group(row) for row in rows], turns)
+
+    conform("register_environments", cls, dict(options or {}), problems, folder=folder)
+
+
+def _group(row: Mapping[str, Any]) -> Group:
+    columns = {name: value for name, value in row.items() if name != "prompt"}
+    return Group((Message(role="user", content=str(row.get("prompt", ""))),), meta=columns)
+
+
+def _problems(
+    around: Surroundings, component: Component, groups: Sequence[Group], turns: Sequence[str]
+) -> Iterator[str]:
+    checked = CheckedEnvironment(component, "", SEED, Limits(seconds=SECONDS))
+    with calling(checked.author, "__init__", checked.kind):
+        early = checked.kind(component.options)
+    with calling(checked.author, "check", early):
+        early.check(around.folder)
+    with calling(checked.author, "check_prompts", early):
+        early.check_prompts(groups)
+    before = copy.deepcopy(list(groups))
+    expected = [_played(checked, group, place, turns) for place, group in enumerate(groups)]
+    if list(groups) != before:
+        yield "`reset` changes the row that it is given"
+    again = [_played(checked, group, place, turns) for place, group in enumerate(groups)]
+    yield from _changes("playing an episode again", expected, again, AGAIN)
+    together = _played_together(checked, groups, turns)
+    yield from _changes("playing all episodes at the same time", expected, together, ALONE)
+    for place, group in enumerate(groups):  # raises if `reset` does not return the same for both
+        checked.begin(group, "", (place,), 1, checked.begin(group, "", (place,), 0))
+
+
+def _played(checked: CheckedEnvironment, group: Group, place: int, turns: Sequence[str]) -> Played:
+    episode = checked.begin(group, "", (place,), 0)
+    for text in turns:
+        if not _turn(checked, episode, text):
+            break
+    return _result(checked, episode)
+
+
+def _played_together(checked: CheckedEnvironment, groups: Sequence[Group], turns: Sequence[str]) -> list[Played]:
+    """Turn by turn, as a run does."""
+    episodes = [checked.begin(group, "", (place,), 0) for place, group in enumerate(groups)]
+    going = list(episodes)
+    for text in turns:
+        going = [episode for episode in going if _turn(checked, episode, text)]
+    return [_result(checked, episode) for episode in episodes]
+
+
+def _turn(checked: CheckedEnvironment, episode: Episode, text: str) -> bool:
+    """Whether the episode continues."""
+    turn = read_turn(SimpleNamespace(), text, "", checked.tools, episode.calls)
+    episode.add([turn])
+    answers = checked.respond(episode, turn)
+    episode.add(answers or [])
+    return answers is not None
+
+
+def _result(checked: CheckedEnvironment, episode: Episode) -> Played:
+    return list(episode.prompt), episode.turns, checked.scores(episode)
+
+
+def _changes(cause: str, expected: Sequence[Played], actual: Sequence[Played], help: str) -> list[str]:
+    """One line about the first episode that differs."""
+    for index, (old, new) in enumerate(zip(expected, actual, strict=True)):
+        for method, before, after in zip(("reset", "respond", "get_reward"), old, new, strict=True):
+            if before != after:
+                return [f"`{method}`: {cause} changes row {index} from {before!r:.200} to {after!r:.200}: {help}"]
+    return []

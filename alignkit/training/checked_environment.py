@@ -1,0 +1,178 @@
+"""Calls an environment as a run does: with limits, with checks of what it says, and its mistakes named."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Real
+from types import MappingProxyType
+from typing import Any
+
+from alignkit import seeds
+from alignkit.author import AuthorError, author_of, calling
+from alignkit.data.group import ROLES, Group, Message
+from alignkit.environment import EPISODE_KEY, Environment, tool_schemas
+from alignkit.registry import Component
+
+LONGEST = 1_000_000  # characters of an answer
+TURNS, SECONDS = 8, 60.0  # defaults of `max_turns` and `turn_seconds`
+
+
+class TookTooLong(BaseException):
+    """An environment did not answer in time. Not an Exception, so that no `except Exception` of a plugin hides it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """turns: that the policy may write. seconds: for each answer of an environment."""
+
+    turns: int = TURNS
+    seconds: float = SECONDS
+
+
+@dataclass
+class Episode:
+    """One response's environment. row: names it in errors. prompt, turns: the conversation. cut: the environment did
+    not end it.
+    """
+
+    environment: Environment
+    row: str
+    prompt: Sequence[Message] = ()
+    turns: list[Message] = field(default_factory=list)
+    cut: bool = False
+
+    @property
+    def calls(self) -> int:
+        """Calls that could be read."""
+        return sum(len(turn.get("tool_calls", ())) for turn in self.turns)
+
+    @property
+    def written(self) -> int:
+        """Turns of the policy."""
+        return sum(turn["role"] == "assistant" for turn in self.turns)
+
+    def add(self, turns: Sequence[Message]) -> None:
+        self.turns += turns
+        self.environment.turns = tuple(copy.deepcopy(self.turns))
+
+
+class CheckedEnvironment:
+    """An environment that a recipe names. tools: their JSON schemas."""
+
+    def __init__(self, component: Component, stage: str, seed: int, limits: Limits):
+        """Raises PluginError for a tool that cannot be described."""
+        self.component, self.stage, self.seed, self.limits = component, stage, seed, limits
+        self.kind: type[Environment] = component.registration.implementation
+        self.author = author_of(component.registration, stage)
+        with calling(self.author, "", self.kind):
+            self.tools = tool_schemas(self.kind)
+
+    def begin(
+        self, group: Group, row: str, place: tuple[int, ...], sample: int, first: Episode | None = None
+    ) -> Episode:
+        """Begin an episode. place: names its random numbers, with its sample. first: of another response to the prompt.
+
+        Raises PluginError if its prompt is not that of the first.
+        """
+        with calling(self.author, "__init__", self.kind):
+            environment = self.kind(self.component.options)
+        environment.random = seeds.stream(self.seed, self.stage, "environment", *place)
+        columns = MappingProxyType(copy.deepcopy({**group.meta, "prompt": list(group.prompt)}))
+        with self._calling("reset", environment):
+            opening = environment.reset(columns)
+        prompt = self._opened(group.prompt, opening)
+        if first is not None and prompt != first.prompt:
+            text = "the responses to a prompt share it, so return the same for all of them; draw from self.random only"
+            raise self.error("reset", text)
+        environment.random = seeds.stream(self.seed, self.stage, "environment", *place, sample)
+        return Episode(environment, row, prompt)
+
+    def _opened(self, prompt: Sequence[Message], opening: Any) -> list[Message]:
+        """The prompt with what `reset` returned."""
+        if opening is None:
+            return list(prompt)
+        if not isinstance(opening, str):
+            return [*prompt, *self._messages("reset", opening)]
+        (message,) = self._messages("reset", [Message(role="user", content=opening)])
+        if not prompt or prompt[-1]["role"] != "user":
+            return [*prompt, message]
+        return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + opening}]
+
+    def respond(self, episode: Episode, turn: Message) -> list[Message] | None:
+        """The messages that follow a turn of the policy, which the episode has already; None: the episode is over."""
+        with self._calling("respond", episode.environment):
+            answers = episode.environment.respond(copy.deepcopy(turn))
+        return None if answers is None else self._messages("respond", answers)
+
+    def scores(self, episode: Episode) -> dict[str, float | None]:
+        """The episode's reward, and its parts if it has several; without a part there is no reward."""
+        with self._calling("get_reward", episode.environment):
+            reward = episode.environment.get_reward()
+        if not isinstance(reward, Mapping):
+            return {EPISODE_KEY: self._number(reward, "the reward")}
+        parts = {str(name): self._number(value, f"the reward's part '{name}'") for name, value in reward.items()}
+        known = [value for value in parts.values() if value is not None]
+        total = sum(known) if known and len(known) == len(parts) else None
+        return {EPISODE_KEY: total, **{f"{EPISODE_KEY}/{name}": value for name, value in parts.items()}}
+
+    def error(self, method: str, text: str) -> AuthorError:
+        return self.author.error(f"{self.kind.__name__}.{method}", text)
+
+    @contextmanager
+    def _calling(self, method: str, environment: Environment) -> Iterator[None]:
+        with calling(self.author, method, environment), _limited(self.limits.seconds):
+            yield
+
+    def _messages(self, method: str, messages: Any) -> list[Message]:
+        """The messages, or an error that says what is wrong with them."""
+        if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
+            kind = "an empty list" if messages == [] else type(messages).__name__
+            raise self.error(method, f"return a list of messages, or None, not {kind}")
+        for message in messages:
+            role, content = (message.get(key) if isinstance(message, Mapping) else None for key in ("role", "content"))
+            if role not in ROLES or role == "assistant" or not isinstance(content, str):
+                wrong = f"role {role!r:.40} and content of type {type(content).__name__}"
+                raise self.error(
+                    method, f"a message needs a role (tool, user or system) and text as content; this one has {wrong}"
+                )
+        size = sum(len(message["content"]) for message in messages)
+        if size > LONGEST:
+            raise self.error(method, f"it returned {size:,} characters; at most {LONGEST:,} are read")
+        for message in messages:
+            try:
+                message["content"].encode()
+            except UnicodeEncodeError as error:
+                raise self.error(method, f"its text is not Unicode: {error.reason}") from error
+        return [Message(**message) for message in messages]
+
+    def _number(self, value: Any, what: str) -> float | None:
+        if value is None:
+            return None
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise self.error("get_reward", f"{what} is {value!r:.60}; return a finite number, or None if there is none")
+        return float(value)
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise TookTooLong after some seconds; only the main thread of a Unix process can be interrupted."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TookTooLong(f"it took longer than {seconds:g} seconds; 'rollout.turn_seconds' is the limit")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,142 @@
+"""The episodes of a stage: an environment for each response, whose turns are sampled by `models` and stored here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from alignkit.author import noting
+from alignkit.data.group import Group, Response, preview
+from alignkit.environment import tool_functions
+from alignkit.errors import DataError, RunFailed
+from alignkit.models.active_sequence import Partner
+from alignkit.models.encoding import Encoder
+from alignkit.models.text_tokens import Ids
+from alignkit.models.turns import Turns
+from alignkit.registry import Component
+from alignkit.training.checked_environment import SECONDS, TURNS, CheckedEnvironment, Episode, Limits
+from alignkit.training.context import StageContext
+
+
+class Episodes:
+    """Plays a stage's environment with every response. partner: its answers, for the sampling of this iteration."""
+
+    def __init__(self, component: Component, stage: str, seed: int, encoder: Encoder, limits: Limits, max_length: int):
+        """max_length: of a prompt with all turns, in tokens.
+
+        Raises PluginError for a tool that cannot be described, and RunFailed for an unfit chat template.
+        """
+        self.environment = CheckedEnvironment(component, stage, seed, limits)
+        self.stage, self.limits, self.encoder = stage, limits, encoder
+        self.turns = Turns(encoder, self.environment.tools)
+        self.partner = Partner(self.reply, max_length)
+        try:
+            self.turns.check("tool" if tool_functions(component.registration.implementation) else "user")
+        except DataError as error:
+            raise RunFailed(f"stage '{stage}': environment '{component.name}': {error}") from error
+        self._playing: dict[tuple[int, int], Episode] = {}  # those that `begin` began last
+        self._all: list[Episode] = []
+
+    def with_tools(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with the environment's tools, which the template writes into the prompts."""
+        return [replace(group, tools=(*group.tools, *self.environment.tools)) for group in groups]
+
+    def forget(self) -> None:
+        """Forget the episodes of the iteration before."""
+        self._playing, self._all = {}, []
+        self.partner.counts.clear()
+
+    def begin(self, prompts: Sequence[Group], samples: int, place: tuple[int, Sequence[int]]) -> list[Group]:
+        """Begin episodes, and return the prompts with what the environments add to them.
+
+        place: the iteration, and the prompts' numbers in it, which name the random numbers. Raises RunFailed if a
+        prompt leaves no room for a response.
+        """
+        iteration, numbers = place
+        self._playing, groups = {}, []
+        for p, group in enumerate(prompts):
+            first: Episode | None = None
+            for k in range(samples):
+                row = f"in the episode of {group.origin or 'the prompt'}: {preview(group)}, response {k + 1}"
+                with noting(row):
+                    episode = self.environment.begin(group, row, (iteration, numbers[p]), k, first)
+                first = first or episode
+                self._playing[p, k] = episode
+            groups.append(replace(group, prompt=tuple(self._playing[p, 0].prompt)))
+            self._check_room(groups[-1])
+        self._all += self._playing.values()
+        return groups
+
+    def _check_room(self, group: Group) -> None:
+        if len(self.encoder.prompt(group.prompt, group.tools)) >= self.partner.max_length:
+            raise RunFailed(
+                f"stage '{self.stage}': with what the environment's `reset` adds, the prompt of "
+                f"{group.origin or preview(group)} leaves no room in max_length {self.partner.max_length}"
+            )
+
+    def reply(self, prompt: int, sample: int, tokens: Sequence[int], room: int) -> Ids | None:
+        """The tokens that follow a turn of the policy; None if its episode is over. See `active_sequence.Reply`."""
+        episode = self._playing[prompt, sample]
+        with noting(episode.row):
+            turn = self.turns.read(tokens, episode.calls)
+            before = [*episode.prompt, *episode.turns]
+            episode.add([turn])
+            answers = self.environment.respond(episode, turn)
+            if answers is None:
+                return None
+            try:
+                ids = self.turns.between(before, turn, answers, tokens[-1], room)
+            except DataError as error:
+                raise self.environment.error("respond", f"what it returned cannot be rendered: {error}") from error
+        if ids is None or episode.written >= self.limits.turns:
+            episode.cut = True
+            return None
+        episode.add(answers)
+        return ids
+
+    def finish(self, groups: Sequence[Group]) -> list[Group]:
+        """The sampled groups with their turns, and the episodes' rewards among the scores."""
+        finished = []
+        for p, group in enumerate(groups):
+            responses = (self._finished(self._playing[p, k], r) for k, r in enumerate(group.responses))
+            finished.append(replace(group, responses=tuple(responses)))
+        return finished
+
+    def _finished(self, episode: Episode, response: Response) -> Response:
+        with noting(episode.row):
+            if response.truncated:  # its last turn had no end, so the environment has not seen it
+                episode.add([self.turns.read(_last_turn(response), episode.calls)])
+            scores = self.environment.scores(episode)
+        several = len(episode.turns) > 1
+        return replace(response, messages=tuple(episode.turns) if several else None, scores=scores)
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the iteration's episodes, and the tokens that were read, or had been read before."""
+        played, counts = self._all, self.partner.counts
+        columns: dict[str, list[int]] = {
+            "turns": [e.written for e in played],
+            "calls": [e.calls for e in played],
+            "malformed_calls": [sum(len(turn.get("call_errors", ())) for turn in e.turns) for e in played],
+            "refused_calls": [e.environment.refused_calls for e in played],
+            "cut": [int(e.cut) for e in played],
+        }
+        means = {f"environment/{name}": sum(column) / len(column) for name, column in columns.items()}
+        return {**means, "prefill_tokens": counts["read"], "prefill_tokens_saved": counts["saved"]}
+
+
+def episodes_of(context: StageContext) -> Episodes | None:
+    """What plays a stage's environment, if it has one."""
+    settings, rollout = context.settings, context.settings.rollout
+    if settings.environment is None:
+        return None
+    limits = Limits(rollout.max_turns or TURNS, rollout.turn_seconds or SECONDS)
+    max_length = min(settings.max_length, context.model.context)
+    return Episodes(settings.environment, context.name, context.seed, context.models.encoder, limits, max_length)
+
+
+def _last_turn(response: Response) -> Ids:
+    """The tokens that the policy wrote after those of others."""
+    tokens = response.tokens or ()
+    written = response.written or (True,) * len(tokens)
+    start = max((place + 1 for place, own in enumerate(written) if not own), default=0)
+    return tokens[start:]

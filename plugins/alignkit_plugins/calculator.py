@@ -1,0 +1,100 @@
+"""An environment with a tool: arithmetic. The policy may calculate, and is rewarded for the right answer.
+
+Expressions are parsed, never run: only numbers and `+ - * / // % **` with parentheses.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import alignkit
+from alignkit import DataError, Environment, Field, Group, Register, hookimpl
+
+LONGEST, LARGEST = 200, 1e12  # characters of an expression; its numbers and results
+_OPERATORS: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+class Calculator(Environment):
+    """The row's column `answer` is compared with the last number of the policy's last turn."""
+
+    class Options(alignkit.Options):
+        tolerance: float = Field(1e-6, ge=0, description="largest distance between answers that count as equal")
+
+    answer: float
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            if _last_number(str(group.meta.get("answer", ""))) is None:
+                raise DataError(f"{group.origin}: the environment 'calculator' needs a number in the column 'answer'")
+
+    def reset(self, row: Mapping[str, Any]) -> None:
+        number = _last_number(str(row["answer"]))
+        assert number is not None  # checked before the run
+        self.answer = number
+
+    def calculate(self, expression: str) -> str:
+        """Calculate an arithmetic expression.
+
+        Args:
+            expression: numbers and + - * / // % ** with parentheses, such as `(2 + 3) * 4`.
+
+        Returns:
+            The result.
+        """
+        if len(expression) > LONGEST:
+            raise ValueError(f"the expression is longer than {LONGEST} characters")
+        try:
+            return f"{_value(ast.parse(expression.strip(), mode='eval').body):.12g}"
+        except (SyntaxError, RecursionError, MemoryError):
+            raise ValueError("this is not an arithmetic expression") from None
+        except (ArithmeticError, TypeError) as error:
+            raise ValueError(str(error)) from error
+
+    def get_reward(self) -> float:
+        """1 if the answer is right, else 0."""
+        found = _last_number(self.turns[-1]["content"])
+        return float(found is not None and abs(found - self.answer) <= self.options.tolerance)
+
+
+def _value(node: ast.expr) -> float:
+    """Raises ValueError for anything but numbers and operators, and for numbers that are too large."""
+    value: Any
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        value = node.value
+    elif isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+        value = _OPERATORS[type(node.op)](_value(node.operand))
+    elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        left, right = _value(node.left), _value(node.right)
+        if isinstance(node.op, ast.Pow) and abs(right) > 64:
+            raise ValueError("an exponent is above 64")
+        value = _OPERATORS[type(node.op)](left, right)
+    else:
+        raise ValueError("only numbers and + - * / // % ** with parentheses can be calculated")
+    if isinstance(value, complex) or not abs(value) <= LARGEST:
+        raise ValueError(f"a number is beyond {LARGEST:g}")
+    return float(value)
+
+
+def _last_number(text: str) -> float | None:
+    found = _NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+@hookimpl
+def register_environments(register: Register) -> None:
+    register("calculator", Calculator, summary="a calculator as a tool; rewards the row's answer")

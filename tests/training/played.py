@@ -1,0 +1,70 @@
+"""Runs of one stage with an environment, on the tiny model with the template `hermes`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from scripted import END, call
+
+from alignkit import Environment, RunFailed
+from alignkit.data.group import Group, read_groups
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import Run
+
+STAGE: dict[str, Any] = {
+    "algorithm": "grpo",
+    "prompts": "prompts.jsonl",
+    "environment": "calculator",
+    "reward": "environment",
+    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 90},
+    "iterations": 1,
+    "prompts_per_iteration": 2,
+    "batch_size": 2,
+    "epochs": 1,
+}
+TURNS = [[call("2 + 3")], [f"5{END}", f"It is 6{END}"]]
+
+
+def run_of(folder: Path, cls: type[Environment] | None = None, **keys: Any) -> Run:
+    """A run of one stage, `align`. cls: an environment in place of the calculator, under its name."""
+    rows = [{"prompt": f"What is {a} + 3?", "answer": str(a + 3)} for a in (2, 3)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    before = keys.pop("before", {})
+    recipe = {
+        "model": {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}, "chat_template": "hermes"},
+        "stages": {**before, "align": {**STAGE, **keys}},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
+    (folder / "run").mkdir(exist_ok=True)
+    run = Run(load_recipe(folder / "recipe.yaml"), folder / "run")
+    if cls is not None:
+        stage = run.recipe.stages["align"]
+        assert stage.settings is not None
+        component = stage.settings.environment
+        registration = replace(component.registration, implementation=cls)
+        component = replace(component, registration=registration, options=cls.Options())
+        settings = stage.settings.model_copy(update={"environment": component})
+        run.recipe.stages["align"] = replace(stage, settings=settings)
+    return run
+
+
+def rollouts(run: Run, number: int = 1) -> list[Group]:
+    return read_groups(run.folder / "align" / "rollouts" / f"{number:04d}.jsonl")
+
+
+def metrics(run: Run) -> list[dict[str, Any]]:
+    lines = (run.folder / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def roll_out(run: Run) -> None:
+    """Execute a run whose rewards may be equal: it then ends after its rollouts, because they teach nothing."""
+    try:
+        run.execute()
+    except RunFailed as error:
+        if "nothing to learn from" not in str(error):
+            raise

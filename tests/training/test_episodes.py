@@ -1,0 +1,322 @@
+"""Stages with environments: rewards, masks, files, replay, and limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from played import STAGE, TURNS, metrics, roll_out, rollouts, run_of
+from scripted import END, call, follow
+
+import alignkit
+from alignkit import Environment, Message, RunFailed
+from alignkit.data.group import Group
+from alignkit.models.encoding import Encoder
+from alignkit.runs.run import Run
+from alignkit.training.stage import StageWork
+from alignkit_plugins.calculator import Calculator
+from alignkit_plugins.tiny import _tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Every on-policy algorithm
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "ppo": {},
+    "grpo": {},
+    "rloo": {},
+    "reinforce_pp": {},
+    "rejection_sampling": {},
+    "online_dpo": {},
+    "rest": {},
+    "expert_iteration": {},
+    "hir": {},
+    "distillation": {"reward": None},
+}
+
+
+def test_every_on_policy_algorithm_is_played() -> None:
+    from alignkit import ROLLOUTS, ExternalTrainer
+    from alignkit.plugins import plugins
+
+    online = {
+        each.name
+        for each in plugins().registry.registrations("algorithm")
+        if each.distribution == "alignkit"
+        and each.implementation.source is ROLLOUTS
+        and not issubclass(each.implementation, ExternalTrainer)
+    }
+    assert online == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_algorithms_learn_from_episodes_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    follow(monkeypatch, TURNS)
+    rollout = {"samples_per_prompt": 4, "max_new_tokens": 90}
+    keys = {"rollout": rollout, "prompts_per_iteration": 1, "seed": 3, **ALGORITHMS[algorithm]}
+    run = run_of(tmp_path, algorithm=algorithm, **keys)
+    if algorithm == "distillation":  # its teacher is the policy itself, so there is nothing to learn
+        roll_out(run)
+    else:
+        run.execute()
+    (found,) = metrics(run)
+    assert (found["environment/turns"], found["environment/calls"], found["environment/cut"]) == (2.0, 1.0, 0.0)
+    assert found["prefill_tokens_saved"] > 2 * found["prefill_tokens"]
+    assert found.get("sampler_gap", 0.0) < 2e-6
+    (group,) = rollouts(run)
+    for response in group.responses:
+        answer = str(group.meta["answer"])
+        assert response.scores["episode"] == float(response.text.endswith(answer))
+        assert "reward" not in response.scores or response.reward == response.scores["episode"]
+        roles = [turn["role"] for turn in response.messages or ()]
+        assert roles == ["assistant", "tool", "assistant"]
+
+
+# What is stored and learned
+
+
+def test_rollouts_are_the_rendered_conversation_and_only_the_policys_tokens_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch, TURNS)
+    run = run_of(tmp_path)
+    run.execute()
+    tokenizer = _tokenizer()
+    from alignkit.data.chat_templates import HERMES
+
+    tokenizer.chat_template = HERMES
+    encoder = Encoder(tokenizer)
+    for group in rollouts(run):
+        encoded = encoder.encode(group, 1024)
+        assert encoded is not None
+        for response, row in zip(group.responses, encoded.rows, strict=True):
+            whole = encoder.chat.whole(group.prompt, response.messages or (), group.tools)
+            assert tokenizer.decode([*encoded.prompt, *row.tokens]) + "\n" == whole
+            written = [token for token, own in zip(row.tokens, row.mask, strict=True) if own]
+            others = [token for token, own in zip(row.tokens, row.mask, strict=True) if not own]
+            assert tokenizer.decode(written) == call("2 + 3") + response.text + END
+            assert tokenizer.decode(others) == (
+                "\n<|im_start|>tool\n<tool_response>\n5\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+            )
+            assert sum(row.mask) <= 90 < len(row.tokens) + 30
+
+
+def test_tokens_of_the_environment_get_no_gradient(tmp_path: Path) -> None:
+    """The gradient is that of the policy's tokens alone: by plain transformers, of the same conversation."""
+    from alignkit.models.examples import Examples
+    from alignkit.models.forward import Wants
+    from alignkit.models.forward import forward as run_forward
+    from alignkit.testing.probe import tiny_model
+
+    model = tiny_model()
+    encoder = Encoder(model.tokenizer)
+    prompt = ({"role": "user", "content": "2 and 2?"},)
+    own, answer = encoder.text("hmm") + encoder.end_of_turn, encoder.text("\ngo on\n")
+    tokens = (*own, *answer, *own)
+    written = (*(True for _ in own), *(False for _ in answer), *(True for _ in own))
+    response = alignkit.Response(text="hmm", tokens=tokens, written=written)
+    encoded = encoder.encode(Group(prompt, (response,)), 512)
+    assert encoded is not None
+    role = model.add_role("masked")
+    parameters = list(model.make_trainable("masked").values())
+    try:
+        with torch.enable_grad():
+            out = run_forward(model, "masked", Examples([encoded]), Wants())
+            ours = torch.autograd.grad(out.logprobs.sum(), parameters)
+            ids = torch.tensor([[*encoded.prompt, *tokens]])
+            with model.using_role("masked") as network:
+                hidden = model.hidden("masked", *_row(ids))
+                logits = model.next_logits("masked", hidden)
+            logprobs = torch.log_softmax(logits[:-1], dim=-1).gather(1, ids[0, 1:, None])[:, 0]
+            counted = torch.tensor([False] * (len(encoded.prompt) - 1) + list(written))
+            theirs = torch.autograd.grad(logprobs[counted].sum(), parameters)
+        assert network is role.model and int((out.logprobs != 0).sum()) == sum(written)
+        for mine, plain in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, plain, atol=1e-5, rtol=1e-4)
+        assert any(bool(gradient.any()) for gradient in ours)
+    finally:
+        model.drop_role("masked")
+
+
+def _row(ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    from alignkit.kernels.attention import TreeLayout
+    from alignkit.kernels.layout import GroupSpan
+
+    return TreeLayout([GroupSpan(0, ids.shape[1], ())]), ids[0]
+
+
+def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dice(Calculator):
+        """Random in both of its parts."""
+
+        def reset(self, row: Mapping[str, Any]) -> Any:
+            super().reset(row)
+            return f" (hint {self.random.integers(1000)})"
+
+        def respond(self, turn: Message) -> Sequence[Message] | None:
+            answers = super().respond(turn)
+            return [*answers, Message(role="user", content=str(self.random.integers(1000)))] if answers else None
+
+    follow(monkeypatch, TURNS)
+    (tmp_path / "whole").mkdir()
+    whole = run_of(tmp_path / "whole", Dice, iterations=3)
+    whole.execute()
+    (tmp_path / "killed").mkdir()
+    killed = run_of(tmp_path / "killed", Dice, iterations=3)
+    original, saves = StageWork.checkpoint, iter(range(10))
+
+    def stop(self: StageWork, *arguments: Any, **named: Any) -> None:
+        original(self, *arguments, **named)
+        if next(saves) == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StageWork, "checkpoint", stop)
+        killed.execute()
+    again = run_of(tmp_path / "killed", Dice, iterations=3)
+    again.execute()
+    for number in (1, 2, 3):
+        assert rollouts(whole, number) == rollouts(again, number)
+    files = [sorted((run.folder / "align" / "adapter").glob("*.safetensors")) for run in (whole, again)]
+    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+    hints = {group.prompt[0]["content"] for number in (1, 2, 3) for group in rollouts(whole, number)}
+    said = {
+        response.messages[2]["content"]
+        for number in (1, 2, 3)
+        for group in rollouts(whole, number)
+        for response in group.responses
+        if response.messages
+    }
+    assert len(hints) == 6 and len(said) == 12, "other numbers for each prompt, and for each response"
+
+
+def test_rollouts_of_episodes_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a later stage with another reward, which is a combination that uses the episodes' rewards, too."""
+    follow(monkeypatch, TURNS)
+    first = {**STAGE, "algorithm": "rejection_sampling"}
+    reward = {
+        "weighted_sum": {
+            "rewards": {"right": "environment", "short": {"length": {}}},
+            "weights": {"right": 100.0, "short": 1.0},
+        }
+    }
+    keys = {"algorithm": "rejection_sampling", "reward": reward, "replay_from": ["first"], "from": "first"}
+    run = run_of(tmp_path, before={"first": first}, **keys)
+    run.execute()
+    for group in rollouts(run):
+        for response in group.responses:
+            own = sum(response.written or ())
+            assert response.reward == pytest.approx(100.0 * response.scores["right"] + own)
+            assert response.scores["right"] == response.scores["episode"]
+
+
+# Episodes
+
+
+class Silent(Environment):
+    """Gives no reward to the first response."""
+
+    def hear(self, word: str) -> str:
+        """Say a word.
+
+        Args:
+            word: the word.
+        """
+        return word
+
+
+def played(folder: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Environment], **keys: Any) -> Run:
+    follow(monkeypatch, TURNS)
+    run = run_of(folder, cls, **keys)
+    roll_out(run)
+    return run
+
+
+def test_an_episode_without_a_reward_is_left_out_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Sometimes(Calculator):
+        def get_reward(self) -> float | None:  # type: ignore[override]
+            return None if self.turns[-1]["content"] == "5" else 0.5
+
+    rollout = {"samples_per_prompt": 6, "max_new_tokens": 90}
+    run = played(tmp_path, monkeypatch, Sometimes, algorithm="rejection_sampling", rollout=rollout)
+    responses = [response for group in rollouts(run) for response in group.responses]
+    missing = sum(response.scores["reward"] is None for response in responses)
+    assert 0 < missing < len(responses) == 12
+    assert metrics(run)[0]["unscored"] == missing
+    assert f"left out {missing} response" in capsys.readouterr().err
+    assert all(response.scores["episode"] != 0 for response in responses)
+
+
+def test_a_reward_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Parts(Calculator):
+        def get_reward(self) -> Mapping[str, float | None]:  # type: ignore[override]
+            return {"right": super().get_reward(), "polite": 0.25}
+
+    run = played(
+        tmp_path, monkeypatch, Parts, reward={"environment": {"part": "polite"}}, algorithm="rejection_sampling"
+    )
+    for response in rollouts(run)[0].responses:
+        scores = response.scores
+        assert scores["reward"] == scores["environment"] == scores["episode/polite"] == 0.25
+        assert scores["episode"] == 0.25 + (scores["episode/right"] or 0.0)
+
+
+def test_an_unknown_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunFailed, match="no response has the reward of an episode under 'episode/x'"):
+        played(tmp_path, monkeypatch, Calculator, reward={"environment": {"part": "x"}})
+
+
+def test_an_environment_without_tools_answers_as_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asks(Environment):
+        """Asks again until the policy has said something three times."""
+
+        def reset(self, row: Mapping[str, Any]) -> Sequence[Message]:
+            assert row["answer"] and row["prompt"][0]["role"] == "user"
+            return [Message(role="system", content="Answer in full.")]
+
+        def respond(self, turn: Message) -> Sequence[Message] | None:
+            spoken = sum(each["role"] == "assistant" for each in self.turns)
+            return [Message(role="user", content="And?")] if spoken < 3 else None
+
+        def get_reward(self) -> float:
+            return float(len(self.turns))
+
+    follow(monkeypatch, [[f"one{END}", f"two{END}"]] * 3)
+    run = run_of(tmp_path, Asks, algorithm="rejection_sampling")
+    roll_out(run)
+    for group in rollouts(run):
+        assert [turn["role"] for turn in group.prompt] == ["user", "system"]
+        for response in group.responses:
+            assert [turn["role"] for turn in response.messages or ()] == ["assistant", "user"] * 2 + ["assistant"]
+            assert response.reward == 5.0
+
+
+def test_max_turns_and_max_length_cut_an_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch, [[call("2 + 3")]] * 5)
+    rollout = {"samples_per_prompt": 2, "max_new_tokens": 300, "max_turns": 2}
+    run = run_of(tmp_path, rollout=rollout, algorithm="rejection_sampling")
+    roll_out(run)
+    found = metrics(run)[0]
+    assert (found["environment/turns"], found["environment/cut"], found["truncated"]) == (2.0, 1.0, 0.0)
+    assert [turn["role"] for turn in rollouts(run)[0].responses[0].messages or ()] == ["assistant", "tool", "assistant"]
+
+
+def test_malformed_and_refused_calls_are_answered_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = [f"<tool_call>{{{END}", call("2 + 3", name="calculat"), call("1 / 0"), f"5{END}"]
+    follow(monkeypatch, [[text] for text in bad])
+    run = run_of(tmp_path, rollout={"samples_per_prompt": 2, "max_new_tokens": 400}, algorithm="rejection_sampling")
+    roll_out(run)
+    found = metrics(run)[0]
+    assert (found["environment/malformed_calls"], found["environment/refused_calls"]) == (1.0, 2.0)
+    turns = rollouts(run)[0].responses[0].messages or ()
+    answers = [json.loads(turn["content"])["error"] for turn in turns if turn["role"] == "tool"]
+    expected = ("does not end with </tool_call>", "did you mean 'calculate'?", "division by zero")
+    assert all(part in answer for part, answer in zip(expected, answers, strict=True))
