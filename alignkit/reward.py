@@ -67,6 +67,13 @@ class Models(Protocol):
         """
         ...
 
+    def export(self, role: str, folder: Path) -> list[str]:
+        """Write a policy or reward model as a whole model folder for transformers, with its tokenizer.
+
+        An adapter is merged. Returns what a user must know of it, in sentences.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Context:

@@ -121,6 +121,7 @@ TESTED_IN = {
     "testing.tracker_kit": "test_tracking",
     "tracker": "test_tracking",
     "recipe.trackers": "test_tracking",
+    "models.export": "test_merge",
 }
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.
@@ -130,7 +131,7 @@ OTHER_MEANINGS = {
 }
 COMMON_WORDS = {
     *("dialogues", "evaluate", "groups", "length", "lm", "messages", "normalized"),
-    *("environment", "preference", "python"),
+    *("environment", "merge", "preference", "python", "sample"),
     *("clip", "min", "product", "rankings", "rest", "reward_model", "text", "weighted_sum", "when"),
 }
 

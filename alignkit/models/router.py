@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -85,6 +86,10 @@ class ModelRouter:
     def sample(self, role: str, prompts: Sequence[Sequence[Message]], *, seed: int, **sampling: Any) -> list[Group]:
         """See `alignkit.Models`."""
         return self._service(role).sample(role, prompts, seed=seed, **sampling)
+
+    def export(self, role: str, folder: Path) -> list[str]:
+        """See `alignkit.Models`."""
+        return self._service(role).export(role, folder)
 
     @property
     def _home(self) -> str:

@@ -17,6 +17,7 @@ from alignkit.data.group import Group, Message, preview, previews
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.models.budget import within_memory
 from alignkit.models.encoding import Encoded, Encoder
+from alignkit.models.export import export
 from alignkit.models.foreign_reward import ForeignRewardModel
 from alignkit.models.forward import measure
 from alignkit.models.loading import has_score
@@ -219,6 +220,10 @@ class ModelService:
             sampled = sample(self.model, name, self.encoder, asked, options, seed=seed, numbers=fitting, done=done)
         answered = dict(zip(fitting, sampled, strict=True))
         return [answered.get(i, group) for i, group in enumerate(groups)]
+
+    def export(self, role: str, folder: Path) -> list[str]:
+        """See `alignkit.Models`."""
+        return export(self.model, self.role(role), folder)
 
     def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
         """Whether a prompt leaves room for `new_tokens`."""

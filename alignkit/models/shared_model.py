@@ -353,11 +353,12 @@ class SharedModel:
             if role.adapter is not None and self.adapters is not None:
                 self.adapters.save(role.adapter, new, role.head, role.unread)
             else:
-                self._save_model(role, new)
+                self.save_whole(role, new)
             tokenizer = self.tokenizer if role.head is None else with_padding(self.tokenizer, self.model.config)
             tokenizer.save_pretrained(new)
 
-    def _save_model(self, role: Role, folder: Path) -> None:
+    def save_whole(self, role: Role, folder: Path) -> None:
+        """Write a role's own network, with its head if it has one."""
         if role.head is None:
             role.model.save_pretrained(folder)
             return

@@ -1,0 +1,145 @@
+"""The step `sample`: responses of a policy to a file of prompts, with the scores of a reward and the best of N."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import alignkit
+from alignkit import (
+    REWARD_KEY,
+    Artifact,
+    DataRef,
+    Field,
+    Group,
+    PolicyRef,
+    Register,
+    RewardRef,
+    RunFailed,
+    Step,
+    StepContext,
+    hookimpl,
+    seeds,
+    statistics,
+)
+from alignkit.comparison import prompts_to_compare
+from alignkit.data.group import group_from_json, group_to_json
+from alignkit.report import Report, Table
+
+
+class Sample(Step):
+    """Sample responses to every prompt, for later stages to learn from or for people to read.
+
+    With `keep: best`, the policy of the data is best-of-N, whose KL from the policy is at most log N - (N - 1) / N
+    (Stiennon et al. 2020, appendix G.3; Beirami et al. 2024).
+    """
+
+    class Options(alignkit.SamplingOptions):
+        policy: PolicyRef = Field("base", description="who responds")
+        prompts: DataRef = Field(description="prompts to respond to; rows that repeat words and columns count once")
+        samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses to each prompt")
+        reward: RewardRef | None = Field(None, description="reward that scores the responses; default: no scores")
+        keep: Literal["all", "best"] = Field(
+            "all", description="all: every response; best: only the one with the highest reward (best of N)"
+        )
+        limit: int | None = Field(None, ge=1, description="use only the first N prompts")
+
+        def policies_to_sample(self) -> list[str]:
+            return [self.policy]
+
+    options: Options
+
+    def run(self, context: StepContext) -> Artifact:
+        options = self.options
+        if options.keep == "best" and options.reward is None:
+            raise RunFailed(f"stage '{context.stage}': 'keep: best' needs a 'reward' to choose by")
+        scorer = context.scorer(options.reward) if options.reward is not None else None  # a missing key shows here
+        prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
+        sampled = self._sampled(context, prompts)
+        groups = [group for group in sampled if group.responses]
+        if not groups:
+            raise RunFailed(f"stage '{context.stage}': none of {len(prompts)} prompts leaves room for a response")
+        if scorer is not None:
+            groups = scorer.score(groups)
+        facts: dict[str, Any] = {"prompts": len(groups), "no_room": len(sampled) - len(groups)}
+        facts |= {"notes": [f"sampled with {options.described()}", *options.notes, *notes]}
+        if scorer is not None:
+            facts |= scores(groups)
+        kept = [best(group) for group in groups] if options.keep == "best" else groups
+        kept = [group for group in kept if group.responses]
+        facts["responses"] = sum(len(group.responses) for group in kept)
+        return Artifact(groups=kept, summary=facts, report=report(options.policy, facts))
+
+    def _sampled(self, context: StepContext, prompts: Sequence[Group]) -> list[Group]:
+        """The prompts with responses, sampled in chunks that a resumed run finds again."""
+        options = self.options
+
+        def respond(rows: Sequence[tuple[int, Any]]) -> list[str]:
+            sampled = context.models.sample(
+                options.policy,
+                [prompt for _, prompt in rows],
+                seed=seeds.number(context.seed, context.stage, "sample", rows[0][0]),
+                samples_per_prompt=options.samples_per_prompt,
+                **options.sampling(),
+            )
+            return [group_to_json(group) for group in sampled]
+
+        rows = [(index, group.prompt) for index, group in enumerate(prompts)]
+        answers = [group_from_json(text) for text in context.map("responses", rows, respond)]
+        return [
+            replace(
+                group,
+                responses=tuple(replace(response, source=options.policy) for response in answer.responses),
+                pairs=None,
+            )
+            for group, answer in zip(prompts, answers, strict=True)
+        ]
+
+
+def best(group: Group) -> Group:
+    """The group with its best response only, the first one of equals; none if no response has a score."""
+    scored = [response for response in group.responses if response.scores[REWARD_KEY] is not None]
+    chosen = max(scored, key=lambda response: response.scores[REWARD_KEY] or 0.0, default=None)
+    return replace(group, responses=() if chosen is None else (chosen,))
+
+
+def scores(groups: Sequence[Group]) -> dict[str, Any]:
+    """The mean reward, and the expected reward of the best of n with its KL bound, for n = 1, 2, 4 ... N."""
+    import torch
+
+    from alignkit import functional as F
+
+    columns = [[response.scores[REWARD_KEY] for response in group.responses] for group in groups]
+    known = [[score for score in column if score is not None] for column in columns]
+    means = [statistics.mean(column) for column in known if column]
+    facts: dict[str, Any] = {"unscored": sum(column.count(None) for column in columns)}
+    if means:
+        facts["mean_reward"] = statistics.estimate(means)
+    count = max(map(len, columns))
+    whole = [column for column in known if len(column) == count]
+    if whole:
+        table = torch.tensor(whole, dtype=torch.float64)
+        sizes = sorted({count, *(2**power for power in range(count.bit_length()) if 2**power <= count)})
+        facts["best_of_n"] = [
+            {"n": n, "reward": float(F.expected_best_of_n(table, n).mean()), "kl_at_most": F.best_of_n_kl(n)}
+            for n in sizes
+        ]
+    return facts
+
+
+def report(policy: str, facts: Mapping[str, Any]) -> Report:
+    left_out = f"; {facts['no_room']} prompts left out: no room for a response" if facts["no_room"] else ""
+    parts: list[Any] = [f"{policy}: {facts['responses']} responses to {facts['prompts']} prompts{left_out}"]
+    if "mean_reward" in facts:
+        unscored = f"; {facts['unscored']} responses without a score" if facts["unscored"] else ""
+        parts.append(f"mean reward {facts['mean_reward']['mean']:.4g}{unscored}")
+    if curve := facts.get("best_of_n"):
+        rows = [[str(each["n"]), f"{each['reward']:.4g}", f"{each['kl_at_most']:.3g}"] for each in curve]
+        parts.append(Table("", ["best of", "expected reward", "KL at most (nats)"], rows))
+    return Report([*parts, "\n".join(facts["notes"])])
+
+
+@hookimpl
+def register_steps(register: Register) -> None:
+    register("sample", Sample, summary="sample responses to prompts, score them, and keep all or the best of N")

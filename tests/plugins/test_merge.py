@@ -1,0 +1,82 @@
+"""The step `merge`: a plain model folder with the stage's log-probabilities or scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from alignkit import Group, Message, Response
+from alignkit.cli import main
+from alignkit.data.group import write_groups
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import Run
+
+WORDS = ("bread is good", "my old friend", "the people in this house")
+
+
+def run(folder: Path, model: dict[str, Any], expected: int = 0, merged: str = "sft") -> Run:
+    rows = [Group((Message(role="user", content=text),), (Response(text=text[::-1]),)) for text in WORDS]
+    write_groups(folder / "demos.jsonl", rows)
+    both = (Response(text="good bread", rank=0), Response(text="no", rank=1))
+    write_groups(folder / "pairs.jsonl", [Group(group.prompt, both) for group in rows])
+    stages = {
+        "sft": {"algorithm": "sft", "data": "demos.jsonl", "learning_rate": 0.02, "max_steps": 3, "batch_size": 1},
+        "liked": {"algorithm": "reward_model", "data": "pairs.jsonl", "learning_rate": 0.02, "max_steps": 2},
+        "whole": {"step": "merge", "model": merged},
+        "scorer": {"step": "merge", "model": "liked"},
+    }
+    recipe = {"model": {"base": "tiny", "dtype": "float32", **model}, "stages": stages}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == expected
+    return Run(load_recipe(folder / "recipe.yaml"), folder / "run")
+
+
+@pytest.mark.parametrize("model", [{"lora": {"r": 4, "lora_alpha": 8}}, {"lora": "none"}], ids=["lora", "whole"])
+def test_transformers_computes_the_same(tmp_path: Path, model: dict[str, Any]) -> None:
+    """Log-probabilities of the policy, and scores of the reward model, within 1e-5."""
+    found = run(tmp_path, model)
+    models, folder = found.models.of("base"), tmp_path / "run" / "whole" / "model"
+    groups = [Group((Message(role="user", content=text),), (Response(text="good old bread"),)) for text in WORDS]
+    ours = models.logprobs("sft", groups)
+    base = models.logprobs("base", groups)
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert plain.dtype == torch.float32 and not (folder / "adapter_config.json").exists()
+    for group, wanted, unchanged in zip(groups, ours, base, strict=True):
+        encoded = models.encoder.encode(group, 256)
+        assert encoded is not None
+        prompt, response = encoded.prompt, encoded.rows[0].tokens
+        text = tokenizer.apply_chat_template(list(group.prompt), add_generation_prompt=True, tokenize=False)
+        assert tuple(tokenizer(text, add_special_tokens=False).input_ids) == prompt
+        with torch.no_grad():
+            logits = plain(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+        torch.testing.assert_close(logprobs, wanted, atol=1e-5, rtol=0)
+        assert float((wanted - unchanged).abs().max()) > 0.01
+    scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "scorer" / "model")
+    for group, score in zip(groups, models.scores("liked", groups), strict=True):
+        encoded = models.encoder.encode(group, 256, scoring=True)
+        assert encoded is not None
+        with torch.no_grad():
+            theirs = scorer(torch.tensor([[*encoded.prompt, *encoded.rows[0].tokens]])).logits
+        assert float(theirs) == pytest.approx(score, abs=1e-5)
+
+
+def test_a_merged_policy_is_a_base(tmp_path: Path) -> None:
+    first = run(tmp_path, {"lora": {"r": 4, "lora_alpha": 8}})
+    groups = [Group((Message(role="user", content=text),), (Response(text="good old bread"),)) for text in WORDS]
+    wanted = first.models.logprobs("sft", groups)
+    (tmp_path / "next").mkdir()
+    second = run(tmp_path / "next", {"base": str(tmp_path / "run" / "whole" / "model")})
+    for theirs, ours in zip(second.models.logprobs("base", groups), wanted, strict=True):
+        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+
+
+def test_the_base_is_whole_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, {}, 1, "base")
+    assert "stage 'whole': the base is a whole model already" in capsys.readouterr().err

@@ -1,0 +1,87 @@
+"""The step `sample`: responses, scores, the best of N, and their numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alignkit import Group, Message
+from alignkit.cli import main
+from alignkit.data.group import read_groups, write_groups
+
+REWARD = "def reward(completions):\n    return [None if len(c) % 5 == 0 else float(len(c)) for c in completions]\n"
+WHOLE = "def reward(completions):\n    return [float(sum(map(ord, c)) % 97) for c in completions]\n"
+
+
+def run(folder: Path, expected: int = 0, scores: str = WHOLE, stages: Any = None, **keys: Any) -> Path:
+    texts = [f"bread {word}" for word in ("is", "good", "old", "new", "bad", "here", "there")]
+    write_groups(folder / "prompts.jsonl", [Group((Message(role="user", content=text),)) for text in texts])
+    (folder / "reward.py").write_text(scores, encoding="utf-8")
+    sample = {"step": "sample", "prompts": "prompts.jsonl", "samples_per_prompt": 4, "max_new_tokens": 6, **keys}
+    recipe = {"model": {"base": "tiny", "dtype": "float32"}, "stages": {"answers": sample, **(stages or {})}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == expected
+    return folder / "run" / "answers"
+
+
+PYTHON = {"python": {"path": "reward.py", "function": "reward"}}
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))["summary"]
+    return found
+
+
+def test_responses_without_a_reward(tmp_path: Path) -> None:
+    groups = read_groups(run(tmp_path) / "data.jsonl")
+    assert len(groups) == 7 and {len(group.responses) for group in groups} == {4}
+    assert len({r.tokens for group in groups for r in group.responses}) > 20  # no stream is used twice
+    assert {r.source for group in groups for r in group.responses} == {"base"}
+    assert not any(r.scores for group in groups for r in group.responses)
+
+
+def test_the_curve_is_the_mean_best_of_all_subsets(tmp_path: Path) -> None:
+    """By enumeration; the bound is log n - (n - 1) / n. A later stage learns from the result."""
+    sft = {"algorithm": "sft", "data": "answers", "max_steps": 1}
+    folder = run(tmp_path, reward=PYTHON, keep="best", stages={"sft": sft})
+    best = read_groups(folder / "data.jsonl")
+    facts = summary(folder)
+    assert [len(group.responses) for group in best] == [1] * 7 and facts["responses"] == 7
+    (tmp_path / "all").mkdir()
+    every = read_groups(run(tmp_path / "all", reward=PYTHON) / "data.jsonl")
+    rewards = [[r.scores["reward"] or 0.0 for r in group.responses] for group in every]
+    assert [group.responses[0].scores["reward"] for group in best] == [max(each) for each in rewards]
+    for point, n in zip(facts["best_of_n"], (1, 2, 4), strict=True):
+        subsets = [[max(chosen) for chosen in combinations(each, n)] for each in rewards]
+        wanted = sum(sum(each) / len(each) for each in subsets) / len(subsets)
+        assert point["n"] == n and point["reward"] == pytest.approx(wanted)
+        assert point["kl_at_most"] == pytest.approx(math.log(n) - (n - 1) / n)
+    assert facts["mean_reward"]["mean"] == pytest.approx(facts["best_of_n"][0]["reward"])
+
+
+def test_a_missing_score_is_counted_and_never_the_best(tmp_path: Path) -> None:
+    folder = run(tmp_path, reward=PYTHON, keep="best", scores=REWARD)
+    assert all(len(group.responses[0].text) % 5 for group in read_groups(folder / "data.jsonl"))
+    assert summary(folder)["unscored"] > 0
+
+
+def test_the_best_needs_a_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, 1, keep="best")
+    assert "'keep: best' needs a 'reward' to choose by" in capsys.readouterr().err
+
+
+def test_stored_responses_are_not_sampled_again(tmp_path: Path) -> None:
+    """What a killed run has stored is what the resumed one writes."""
+    folder = run(tmp_path)
+    before = (folder / "data.jsonl").read_bytes()
+    (folder / "stage.json").unlink()
+    place = folder / "map" / "responses.jsonl"
+    kept = place.read_bytes()
+    run(tmp_path)
+    assert (folder / "data.jsonl").read_bytes() == before and place.read_bytes() == kept
