@@ -48,7 +48,7 @@ def test_the_same_response_tokens_are_measured_behind_the_references_prompt(tmp_
     """Policy and reference are the same model here: the self-check that their KL is 0 does not apply."""
     watched = FewShot(Needs(reference_logprobs=True, old_logprobs=True))
     found = online(tmp_path, watched, rollout=ROLLOUT, learning_rate=STILL, iterations=1, plugin="online_dpo")
-    batch, models = watched.measured, found.run.models
+    batch, models = watched.measured, found.run.models.of("base")
     assert batch is not None and found.metrics[0]["kl"] != pytest.approx(0, abs=1e-2)
     responses = [(group, response) for group in batch.groups for response in group.responses]
     for (group, response), reference, old in zip(responses, batch.reference_logprobs, batch.old_logprobs, strict=True):
@@ -56,7 +56,7 @@ def test_the_same_response_tokens_are_measured_behind_the_references_prompt(tmp_
         count = len(response.tokens)
         behind = models.encoder.prompt((*SHOTS, *group.prompt))
         own = models.encoder.prompt(group.prompt)
-        source = found.run.models.model.source
+        source = found.run.models.of("base").model.source
         torch.testing.assert_close(
             reference[:count], by_hand(source, behind, response.tokens, TEMPERATURE), atol=1e-4, rtol=0
         )
@@ -81,8 +81,8 @@ def test_groups_that_select_makes_are_read_behind_it_too(tmp_path: Path) -> None
     for group, reference in zip(batch.groups, batch.reference_logprobs, strict=True):
         (response,) = group.responses
         assert response.tokens is not None
-        behind = found.run.models.encoder.prompt((*SHOTS, *group.prompt))
-        wanted = by_hand(found.run.models.model.source, behind, response.tokens, TEMPERATURE)
+        behind = found.run.models.of("base").encoder.prompt((*SHOTS, *group.prompt))
+        wanted = by_hand(found.run.models.of("base").model.source, behind, response.tokens, TEMPERATURE)
         torch.testing.assert_close(reference[: len(response.tokens)], wanted, atol=1e-4, rtol=0)
 
 
