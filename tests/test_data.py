@@ -814,6 +814,7 @@ COUNTS = {
     "helpful.jsonl.gz": 940, "safety.jsonl.gz": 940, "helpful_heldout.jsonl.gz": 300, "safety_heldout.jsonl.gz": 300,
     "prompts.jsonl": 400, "heldout.jsonl": 178, "demos.jsonl": 319, "demos_validation.jsonl": 60, "rankings.jsonl": 65,
     "rankings_heldout.jsonl": 21, "graded.jsonl": 93, "sums.jsonl": 300, "sums_heldout.jsonl": 100,
+    "small_sums.jsonl": 53, "small_sums_heldout.jsonl": 24, "small_sums_examples.jsonl": 24,
 }  # fmt: skip
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 from test_online import averaged, batch, close, double, new, random_batch
 from test_optimum import Problem, check, make, rollout, total_variation, train, write_prompts, write_reward
@@ -134,3 +136,22 @@ def test_a_policy_learns_what_it_says_after_a_context(tmp_path: Path) -> None:
         "rollout": rollout(problem, 64),
     }
     check(train(problem, student=student), wanted, problem.reference)
+
+
+# --- the recipe
+
+
+def test_the_recipes_teacher_reads_the_context_that_its_report_uses() -> None:
+    """Held-out prompts of the teacher's report are those of the student's with the recipe's context in front."""
+    recipes = Path(__file__).parent.parent.parent / "recipes"
+    recipe = yaml.safe_load((recipes / "distillation.yaml").read_text(encoding="utf-8"))
+    context = recipe["stages"]["student"]["algorithm"]["distillation"]["context"]
+
+    def rows(name: str) -> list[Any]:
+        lines = (recipes / recipe["stages"][name]["prompts"]).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    wanted = [{**row, "prompt": [*context, *row["prompt"]]} for row in rows("report")]
+    assert rows("teacher") == wanted
+    shown = {turn["content"] for turn in context}
+    assert not shown & {turn["content"] for row in rows("report") for turn in row["prompt"]}
