@@ -51,7 +51,7 @@ class Distillation(Algorithm):
     source = ROLLOUTS
     needs = Needs(reward=False, old_logprobs=True, reference_logprobs=True)
     defaults = StageDefaults(
-        learning_rate=1e-3, epochs=1, batch_size=16, lr_scheduler_type="linear", samples_per_prompt=4
+        learning_rate=3e-4, epochs=1, batch_size=16, lr_scheduler_type="linear", samples_per_prompt=4
     )
 
     class Options(Algorithm.Options):
