@@ -6,6 +6,7 @@ over the whole global batch, so results do not depend on the cuts.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -298,7 +299,11 @@ class Learner:
             self._restore_optimizer(name, parameter, tensors, name in state["with_optimizer_state"])
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.model.memory.restore(state)
-        self.algorithm.state = dict(state["algorithm"])
+        self.restore_algorithm(state)
+
+    def restore_algorithm(self, state: Mapping[str, Any]) -> None:
+        """Let the algorithm remember what a checkpoint kept, and nothing else."""
+        self.algorithm.state = copy.deepcopy(dict(state["algorithm"]))
 
     def _restore_optimizer(
         self, name: str, parameter: nn.Parameter, tensors: Mapping[str, Tensor], expected: bool

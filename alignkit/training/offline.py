@@ -71,7 +71,7 @@ class OfflineStage:
         work, context = self.work, self.context
         plan = self._plan(context.load(self.settings.data))
         self.best = work.done.get("best", math.inf)
-        work.restore_summary()
+        work.restore_progress()
         context.reporter.start(context.name, plan.total, work.learner.steps)
         while work.learner.steps < plan.total:
             self._check_stop(plan)

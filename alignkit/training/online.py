@@ -66,7 +66,7 @@ class OnlineStage:
         prompts = self.prompts()
         first = int(work.done.get("iteration", 0))
         self.files.restore(work.done.get("rollouts", {}))
-        work.restore_summary()
+        work.restore_progress()
         if self.scorer is not None:
             self.scorer.restore(work.done.get("combinations", {}))
         counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}

@@ -73,11 +73,15 @@ class StageWork:
                 f"the checkpoint was written in {state['dtype']}, but this machine uses {dtype}: the result will differ"
             )
 
-    def restore_summary(self) -> None:
-        """Continue with the checkpoint's summary, which already includes the counts of this start."""
+    def restore_progress(self) -> None:
+        """Continue with the checkpoint's summary and the algorithm's state, once this start has counted and selected.
+
+        The summary already includes these counts, and `select` may have begun a new state.
+        """
         if self.done:
             self.summary.clear()
             self.summary.update(self.done["summary"])
+            self.learner.restore_algorithm(self.done["learner"])
 
     def checkpoint(self, number: int, position: str, **more: Any) -> None:
         """Write checkpoint `number`. position: `step 3 of 12`. more: state of the kind of stage."""

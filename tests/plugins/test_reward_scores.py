@@ -16,6 +16,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.testing import check_algorithm
 from alignkit.training.averages import Averages
+from alignkit.training.stage import StageWork
 from alignkit_plugins.reward_scores import LearnedThresholds, RewardOrdinal, RewardRegression
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
@@ -223,3 +224,34 @@ def test_a_run_recovers_order_and_expected_score(
     print(found, wanted)
     assert (np.diff(scores) > 0).all()
     assert found == pytest.approx(wanted, abs=0.2)
+
+
+def test_learned_thresholds_survive_an_interruption(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`select` measures the thresholds' start again when a run continues; what was learned since must not be lost."""
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": "which?", "response": answer, "score": n % 3} for n, answer in enumerate(ANSWERS)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    stage = {"algorithm": {"reward_ordinal": {"threshold_rate": 0.5}}, "data": "rows.jsonl", "batch_size": 2}
+    stage |= {"epochs": 2, "learning_rate": 0.01, "checkpoint_every": 1}
+    recipe = {"model": {"base": "tiny", "lora": "none"}, "stages": {"rm": stage}}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+
+    def metrics(name: str) -> list[dict[str, Any]]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        Run(load_recipe(tmp_path / "recipe.json"), tmp_path / name).execute()
+        lines = [json.loads(text) for text in (tmp_path / name / "rm/metrics.jsonl").read_text().splitlines()]
+        return [{key: line[key] for key in ("step", "loss", "threshold/0", "threshold/1")} for line in lines]
+
+    whole, log = metrics("whole"), StageWork.log
+
+    def interrupted(work: StageWork, step: int, values: dict[str, Any]) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+        log(work, step, values)
+
+    monkeypatch.setattr(StageWork, "log", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        metrics("continued")
+    monkeypatch.setattr(StageWork, "log", log)
+    assert metrics("continued") == whole
+    assert len({line["threshold/0"] for line in whole}) > 2
