@@ -35,17 +35,20 @@ def redacted(text: str, *, random: bool = False) -> str:
     return _RANDOM.sub(HIDDEN, text) if random else text
 
 
-def places_of_keys(value: Any, path: str = "") -> Iterator[str]:
-    """Where nested plain data hold a key: under a name such as `api_key`, or in a text that looks like one."""
+def places_of_keys(value: Any, path: str = "", *, random: bool = True) -> Iterator[str]:
+    """Where nested plain data hold a key: under a name such as `api_key`, or in a text that looks like one.
+
+    random: whether 32 letters and digits without a break look like one; an id of a run is written like that, too.
+    """
     if isinstance(value, Mapping):
         for name, below in value.items():
             place = f"{path}.{name}" if path else str(name)
             if isinstance(below, str) and below and _NAMES.fullmatch(str(name)):
                 yield place
             else:
-                yield from places_of_keys(below, place)
+                yield from places_of_keys(below, place, random=random)
     elif isinstance(value, list | tuple):
         for index, below in enumerate(value):
-            yield from places_of_keys(below, f"{path}.{index}")
-    elif isinstance(value, str) and looks_like_key(value):
+            yield from places_of_keys(below, f"{path}.{index}", random=random)
+    elif isinstance(value, str) and (looks_like_key(value) if random else redacted(value) != value):
         yield path

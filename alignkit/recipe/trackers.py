@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from alignkit.errors import RunFailed
+from alignkit.io.credentials import places_of_keys
 from alignkit.recipe.components import options_of, read_component
 from alignkit.recipe.problems import shown
 from alignkit.recipe.schema import Recipe
@@ -21,8 +22,20 @@ def read_trackers(raw: Any, scope: Scope) -> tuple[Component, ...]:
     if raw is not None and not isinstance(raw, list):
         scope.problems.error(("trackers",), f"trackers: expected a list, got {shown(raw)}", help="write [tensorboard]")
         return ()
-    read = [read_component("tracker", item, ("trackers", index), scope) for index, item in enumerate(raw or ())]
-    return tuple(component for component in read if component is not None)
+    read: dict[str, Component] = {}
+    for index, item in enumerate(raw or ()):
+        component = read_component("tracker", item, ("trackers", index), scope)
+        if component is None:
+            continue
+        if component.name in read:
+            message = f"tracker '{component.name}' is named twice"
+            scope.problems.error(("trackers", index), message, help="remove one of them")
+        if place := next(places_of_keys(component.options.model_dump(), random=False), ""):
+            message = f"tracker '{component.name}': '{place}' seems to hold a key, which the run's folder would keep"
+            help = "leave it out, and set the environment variable that the tracker's package reads"
+            scope.problems.error(("trackers", index), message, help=help)
+        read[component.name] = component
+    return tuple(read.values())
 
 
 def with_trackers(recipe: Recipe, names: Sequence[str], registry: Registry) -> Recipe:

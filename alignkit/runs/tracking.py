@@ -11,7 +11,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,16 @@ class TrackerThread:
         self.problem = ""
         self.place = run.folder / "trackers" / f"{component.name}.json"
         self.given = _read(self.place)  # stage -> [its hash, lines]
-        self._queue: queue.Queue[Line | None] = queue.Queue(MOST_WAITING)
+        self._queue: queue.Queue[Sequence[Line] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._work, name=f"tracker-{component.name}", daemon=True)
         self._thread.start()
 
-    def put(self, line: Line) -> None:
-        """Hand a line over without waiting."""
-        if self.problem:
+    def put(self, *lines: Line) -> None:
+        """Hand lines over without waiting. Together they take one place in the queue."""
+        if self.problem or not lines:
             return
         try:
-            self._queue.put_nowait(line)
+            self._queue.put_nowait(lines)
         except queue.Full:
             self.problem = f"has {self._queue.maxsize} lines waiting"
 
@@ -69,9 +69,10 @@ class TrackerThread:
         method = "start"
         try:
             self.tracker.start(self.run)
-            while not self.problem and (line := self._queue.get()) is not None:
+            while not self.problem and (lines := self._queue.get()) is not None:
                 method = "log"
-                self._log(line)
+                for line in lines:
+                    self._log(line)
             method = "finish"
             if not self.problem:
                 self.tracker.finish()
@@ -113,14 +114,21 @@ class Trackers:
         self._hash, self._lines = stage_hash, 0
         if not self.threads or not file.exists():
             return
-        for text in file.read_text(encoding="utf-8").splitlines():
-            self.write(json.loads(text))
+        # At once: a long stage has more lines than the queue, and they come faster than a tracker can show them.
+        self._put(*map(json.loads, file.read_text(encoding="utf-8").splitlines()))
 
     def write(self, line: Mapping[str, Any]) -> None:
         """A new line of the current stage's metrics.jsonl."""
-        self._lines += 1
+        self._put(line)
+
+    def _put(self, *lines: Mapping[str, Any]) -> None:
+        numbered = [
+            (str(line.get("stage", "")), self._hash, number, dict(line))
+            for number, line in enumerate(lines, self._lines + 1)
+        ]
+        self._lines += len(lines)
         for thread in self.threads:
-            thread.put((str(line.get("stage", "")), self._hash, self._lines, dict(line)))
+            thread.put(*numbered)
         self._report()
 
     def finish(self) -> None:

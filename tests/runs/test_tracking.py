@@ -16,6 +16,7 @@ import alignkit.runs.tracking as tracking
 from alignkit import Group, Message, Response, RunFailed, TrackedRun, Tracker
 from alignkit.cli import main
 from alignkit.data.group import write_groups
+from alignkit.io.credentials import places_of_keys
 from alignkit.io.progress import Metrics
 from alignkit.plugins import plugins
 from alignkit.registry import Component, Registration
@@ -146,6 +147,9 @@ def test_missing_packages_are_reported_before_the_run(tmp_path: Path, capsys: py
         ("journal", [], 2, "trackers"),
         ([{"journal": {"x": 1}}], [], 2, "unknown"),
         ([], ["--tracker", "jurnal"], 3, "no tracker 'jurnal'"),
+        (["journal", "raises", "journal"], [], 2, "tracker 'journal' is named twice"),
+        ([{"comet_ml": {"api_key": "x1"}}], [], 2, "'api_key' seems to hold a key"),
+        ([{"wandb": {"notes": ["hf_abcdefghijklmnopqrstuv"]}}], [], 2, "'notes.0' seems to hold a key"),
     ],
 )
 def test_wrong_names(
@@ -165,6 +169,11 @@ class Slow(Tracker):
         self.gate.wait(20)
 
 
+def test_the_id_of_a_run_is_no_key() -> None:
+    options = {"id": "4f0c9c2d1b7e4a5f8d3e6b9a0c1d2e3f"}
+    assert list(places_of_keys(options)) == ["id"] and list(places_of_keys(options, random=False)) == []
+
+
 def recipe(kind: type[Tracker]) -> Any:
     component = Component("tracker", "x", Registration("x", kind, plugin="x"), kind.Options())
     return SimpleNamespace(name="x", resolved={}, trackers=(component,))
@@ -180,6 +189,31 @@ def test_a_full_queue_drops_the_tracker(tmp_path: Path, monkeypatch: pytest.Monk
     trackers.finish()
     Slow.gate.set()
     assert len(said) == 1 and "tracker 'x' (plugin 'x') has 5 lines waiting" in said[0]
+
+
+def test_a_long_stage_is_caught_up_however_short_the_queue_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "MOST_WAITING", 5)
+    lines = [{"stage": "a", "step": step, "loss": 1.0} for step in range(1, 41)]
+    file, said = tmp_path / "metrics.jsonl", list[str]()
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    Gated.gate.clear()
+    trackers = Trackers(recipe(Gated), tmp_path, said.append)
+    trackers.follow("hash", file)
+    trackers.write({"stage": "a", "step": 41, "loss": 1.0})
+    Gated.gate.set()
+    trackers.finish()
+    assert said == [] and Gated.steps == list(range(1, 42))
+
+
+class Gated(Tracker):
+    gate = threading.Event()
+    steps: ClassVar[list[int]] = []
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        self.gate.wait(20)
+        self.steps.append(step)
 
 
 class Seen(Tracker):
