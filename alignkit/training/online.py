@@ -338,7 +338,7 @@ class OnlineStage:
 
         def replay() -> list[list[Group]]:
             comparable = self.scorer is None or not self.scorer.within_group
-            earlier = self.files.before(number) if comparable else []
+            earlier = map(self.filters.kept, self.files.before(number) if comparable else [])
             return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]
 
         random = seeds.stream(seed, name, "select", number)

@@ -123,6 +123,17 @@ class Even(Filter):
     def keep(self, groups):
         return [len(group.responses[0].text) % 2 == 0 for group in groups]
 
+class Replays(Algorithm):
+    source = ROLLOUTS
+    needs = Needs(replay=True)
+    def select(self, groups, context):
+        earlier = [group for groups in context.replay() for group in groups]
+        odd = sum(len(group.responses[0].text) % 2 for group in earlier)
+        context.log(earlier=len(earlier), odd=odd)
+        return groups
+    def loss(self, batch, out):
+        return Loss(nll=per_token(-out.logprobs))
+
 class NoReward(Algorithm):
     source = ROLLOUTS
     needs = Needs(reward=False)
@@ -136,6 +147,7 @@ def register_filters(register):
 @hookimpl
 def register_algorithms(register):
     register("no_reward", NoReward)
+    register("replays", Replays)
 """
 REWARD = "def reward(completions):\n    return [float(len(c) % 3) for c in completions]\n"
 
@@ -178,6 +190,13 @@ def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path, caps
         total["even"] += len(differ) - len(even)
     assert total["spread"] > 0 and total["even"] > 0
     assert f"groups that filters left out: spread {total['spread']}, even {total['even']}" in said
+
+
+def test_what_was_filtered_is_not_replayed(tmp_path: Path) -> None:
+    """The files have all samples; what a filter leaves out is not learned from later, either."""
+    first, second = run(tmp_path, ["even"], algorithm="replays")
+    assert first["filtered/even"] > 0 and first["earlier"] == 0
+    assert second["odd"] == 0 and second["earlier"] == 6 - first["filtered/even"] > 0
 
 
 def test_an_iteration_without_groups_is_idle_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
