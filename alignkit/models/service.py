@@ -223,7 +223,9 @@ class ModelService:
 
     def export(self, role: str, folder: Path) -> list[str]:
         """See `alignkit.Models`."""
-        return export(self.model, self.role(role), folder)
+        if (name := self.role(role)) == BASE:
+            raise RunFailed(f"'{role}' is a base model, which is whole already")
+        return export(self.model, name, folder)
 
     def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
         """Whether a prompt leaves room for `new_tokens`."""

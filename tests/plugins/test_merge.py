@@ -80,3 +80,11 @@ def test_a_merged_policy_is_a_base(tmp_path: Path) -> None:
 def test_the_base_is_whole_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, {}, 1, "base")
     assert "stage 'whole': the base is a whole model already" in capsys.readouterr().err
+
+
+def test_another_base_is_whole_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = {"model": {"base": "tiny"}, "bases": {"small": {"base": "tiny"}}}
+    recipe |= {"stages": {"whole": {"step": "merge", "model": "small"}}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 1
+    assert "'small' is a base model, which is whole already" in capsys.readouterr().err

@@ -191,9 +191,7 @@ def test_a_full_queue_drops_the_tracker(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(said) == 1 and "tracker 'x' (plugin 'x') has 5 lines waiting" in said[0]
 
 
-def test_a_long_stage_is_caught_up_however_short_the_queue_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_stage_is_caught_up_however_short_the_queue_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "MOST_WAITING", 5)
     lines = [{"stage": "a", "step": step, "loss": 1.0} for step in range(1, 41)]
     file, said = tmp_path / "metrics.jsonl", list[str]()
