@@ -20,6 +20,7 @@ from torch import Tensor
 from alignkit.cli import main
 from alignkit.data.group import Group, Response, read_groups
 from alignkit.errors import OtherTokenizer, RecipeError, RunFailed
+from alignkit.models.encoding import Encoder
 from alignkit.models.router import ModelRouter
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
@@ -41,20 +42,23 @@ PPO = {"algorithm": "ppo", "from": "sft", "reward": "helpful", "prompts": "promp
 PPO |= {"prompts_per_iteration": 3, "rollout": {"samples_per_prompt": 2, "max_new_tokens": 9}}
 
 
-def make_model(folder: Path, offset: int = 7) -> Path:
-    """A small model of its own: the byte-level tokenizer of `tiny` with shifted ids, and another chat template."""
+def make_tokenizer(offset: int, kept: int = 0) -> Any:
+    """The byte-level tokenizer of `tiny` with shifted ids, but for the first `kept`, and another chat template."""
     from tokenizers import Tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     from alignkit_plugins.tiny import END, PAD, START, _tokenizer
 
     content = json.loads(_tokenizer().backend_tokenizer.to_str())
     size = len(content["model"]["vocab"])
-    shifted = {token: (number + offset) % size for token, number in content["model"]["vocab"].items()}
+    shifted = {
+        token: number if number < kept else kept + (number - kept + offset) % (size - kept)
+        for token, number in content["model"]["vocab"].items()
+    }
     content["model"]["vocab"] = dict(sorted(shifted.items(), key=lambda item: item[1]))
     for token in content["added_tokens"]:
         token["id"] = shifted[token["content"]]
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(content)),
         pad_token=PAD,
         eos_token=END,
@@ -62,9 +66,16 @@ def make_model(folder: Path, offset: int = 7) -> Path:
         chat_template=TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def make_model(folder: Path, offset: int = 7) -> Path:
+    """A small model with a tokenizer and weights of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(offset)
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=size,
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -152,9 +163,7 @@ def with_policy_ids(run: Run, group: Group, response: Response) -> float:
 
 @pytest.mark.parametrize("lora", [{"r": 2, "lora_alpha": 4}, "none"], ids=["adapter", "whole"])
 def test_a_reward_model_on_another_base_scores_text(lora: Any, shifted: Path, tmp_path: Path) -> None:
-    stages = {"sft": sft(), "helpful": helpful(), "align": PPO, "report": REPORT, "labels": LABELS}
-    stages["again"] = helpful(data="labels")
-    stages["both"] = REPORT | {"policies": ["sft", "small"]}
+    stages = {"sft": sft(), "helpful": helpful(), "align": PPO, "report": REPORT}
     recipe = load_recipe(write(tmp_path, stages, {"base": str(shifted), "lora": lora}))
     run = Run(recipe, tmp_path / "out")
     run.execute()
@@ -167,17 +176,31 @@ def test_a_reward_model_on_another_base_scores_text(lora: Any, shifted: Path, tm
         wanted = score(group.prompt[-1]["content"], response.text)
         assert response.scores["helpful"] == pytest.approx(wanted, abs=1e-5)
     assert len({round(response.scores["helpful"] or 0.0, 4) for _, response in pairs}) > 6
-    kl = {name: found["kl"] for name, found in run.store.record("both")["summary"]["policies"].items()}
-    assert kl["small"]["mean"] is None and kl["small"]["unmeasured"] == 3 and kl["sft"]["mean"] == 0.0
     run.models.enter("", (), ("small",))
     wrong = [abs(with_policy_ids(run, g, r) - (r.scores["helpful"] or 0.0)) for g, r in pairs]
     assert min(wrong) > 1e-3
-    groups = read_groups(out / "labels/data.jsonl")  # the policy's answers as data of another base
-    encoded = run.models.of("small").encoder
-    for group in groups:
+
+
+def test_policies_on_several_bases_are_compared_by_their_text(shifted: Path, tmp_path: Path) -> None:
+    """By rewards, but not by log-probabilities. Their answers are data for another base, too."""
+    both = REPORT | {"policies": ["base", "small"], "rewards": ["length", "helpful"], "baseline": "base"}
+    labels = LABELS | {"policy": "small", "judge": {"local_judge": {"role": "base", "min_mass": 0.0}}}
+    small = {"base": str(shifted), "lora": {"r": 2, "lora_alpha": 4}}
+    path = write(tmp_path, {"helpful": helpful(), "both": both, "labels": labels}, small)
+    run = Run(load_recipe(path), tmp_path / "out")
+    run.execute()
+    kl = {name: found["kl"] for name, found in run.store.record("both")["summary"]["policies"].items()}
+    assert kl["small"]["mean"] is None and kl["small"]["unmeasured"] == 3 and kl["base"]["mean"] == 0.0
+    assert run.bases.needed(run.recipe.stages["labels"]) == ("base", "small")
+    run.models.enter("", (), ("base", "small"))
+    service = run.models.of("small")
+    for group in read_groups(tmp_path / "out/both/samples.jsonl"):
         for response in group.responses:
-            found = encoded.encode(Group(group.prompt, (response,)), 400)
-            assert found is not None and encoded.decode(found.rows[0].tokens) == response.text
+            found = service.encoder.encode(Group(group.prompt, (response,)), 400)
+            assert found is not None
+            own = response.source == "small"
+            assert (found.rows[0].tokens == response.tokens) == own
+            assert service.encoder.decode(found.rows[0].tokens) == response.text
 
 
 def test_folders_of_other_runs_are_scored_on_their_base(shifted: Path, tmp_path: Path, capsys: Any) -> None:
@@ -278,6 +301,8 @@ def test_log_probabilities_need_the_same_tokenizer(services: dict[str, ModelServ
         assert float((row - other).abs().max()) > 1e-3
     with pytest.raises(OtherTokenizer, match=r"'small' has another tokenizer.*'what is 0\?'"):
         router.logprobs("small", groups)
+    digests = {Encoder(make_tokenizer(offset, kept=3)).digest for offset in (0, 0, 5)}
+    assert len(digests) == 2  # their ends of turn are the same token
     texts = [Group(group.prompt, (Response(text="it is"),)) for group in groups]
     assert [len(row) for row in router.logprobs("small", texts)] == [
         len(row) for row in router.logprobs("small", texts)
@@ -328,7 +353,7 @@ def rollouts_scored(run, stage, iteration, groups):
 
 def test_a_killed_run_with_two_bases_ends_in_the_same_bytes(shifted: Path, tmp_path: Path) -> None:
     small = {"base": str(shifted), "lora": {"r": 2, "lora_alpha": 4}}
-    path = write(tmp_path, {"sft": sft(), "helpful": helpful(), "align": PPO, "report": REPORT}, small)
+    path = write(tmp_path, {"sft": sft(), "helpful": helpful(), "align": PPO}, small)
     (tmp_path / "saboteur.py").write_text(SABOTEUR, encoding="utf-8")
     command = ["run", str(path), "--plugin", str(tmp_path / "saboteur.py"), "--out"]
     environment = {**os.environ, "KILL": "yes", "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -337,7 +362,7 @@ def test_a_killed_run_with_two_bases_ends_in_the_same_bytes(shifted: Path, tmp_p
     for name in ("killed", "whole"):
         assert main([*command, str(tmp_path / name)]) == 0
     files = ["sft/adapter/adapter_model.safetensors", "helpful/adapter/adapter_model.safetensors"]
-    files += ["align/adapter/adapter_model.safetensors", "align/rollouts/0002.jsonl", "report/samples.jsonl"]
+    files += ["align/adapter/adapter_model.safetensors", "align/rollouts/0002.jsonl"]
     for file in files:
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
@@ -349,6 +374,7 @@ def test_a_hash_covers_the_bases_that_a_stage_uses(shifted: Path, tmp_path: Path
     other = make_model(tmp_path / "other", 11)
     stages = {"sft": sft(), "helpful": helpful(), "align": PPO, "own": sft(base="small"), "report": REPORT}
     stages["compare"] = REPORT | {"policies": ["small", "own"]}
+    stages["direct"] = REPORT | {"policies": ["base", "small"], "rewards": ["length"]}
     path = write(tmp_path, stages, {"base": str(shifted)}, unused={"base": "tiny"})
 
     def hashes(*overrides: str) -> dict[str, str]:
@@ -362,10 +388,10 @@ def test_a_hash_covers_the_bases_that_a_stage_uses(shifted: Path, tmp_path: Path
 
     before = hashes()
     assert changed("bases.unused.date=2026-01-01", "~bases.unused.base", "bases.unused.base=other") == set()
-    on_small = {"helpful", "own", "align", "report", "compare"}  # what uses `helpful` depends on it
+    on_small = {"helpful", "own", "align", "report", "compare", "direct"}  # what uses `helpful` depends on it
     assert changed("bases.small.chat_template=chatml") == on_small
     assert changed(f"bases.small.base={other}") == on_small
-    assert changed("model.chat_template=plain") == {"sft", "align", "report"}
+    assert changed("model.chat_template=plain") == {"sft", "align", "report", "direct"}
     alone = load_recipe(write(tmp_path, {"sft": sft()}, {"base": "tiny"}), ["~bases"])
     assert Run(alone, tmp_path / "out").hash_of(alone.stages["sft"]) == before["sft"]
 

@@ -200,8 +200,8 @@ class Evaluate(Step):
         try:
             logprobs = [
                 iter(context.models.logprobs(role, policy_groups, temperature=temperature))
-                for role in (reference, policy)
-            ][::-1]
+                for role in (policy, reference)
+            ]
         except OtherTokenizer as error:
             context.say(f"{context.out.name}: no KL of {policy}: {error}")
             return {**statistics.estimate([]), "unmeasured": sum(len(group.responses) for group in policy_groups)}
