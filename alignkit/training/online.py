@@ -52,11 +52,6 @@ class OnlineStage:
         self.episodes = episodes_of(context)
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
-        if self.scorer is not None and self.scorer.within_group and self.algorithm.needs.replay:
-            context.say(
-                f"earlier samples are not replayed: reward '{self.scorer.name}' compares the responses of one group, "
-                "so its scores of different iterations cannot be compared"
-            )
         if self.scorer is not None and not self.algorithm.needs.reward:
             context.say(f"reward '{self.scorer.name}' is reported, but nothing is learned from it")
 
@@ -337,8 +332,7 @@ class OnlineStage:
         name, seed, number = self.context.name, self.context.seed, iteration.number
 
         def replay() -> list[list[Group]]:
-            comparable = self.scorer is None or not self.scorer.within_group
-            earlier = map(self.filters.kept, self.files.before(number) if comparable else [])
+            earlier = map(self.filters.kept, self.files.before(number))
             return [[group for group in groups if self.algorithm.keep_group(group)] for groups in earlier]
 
         random = seeds.stream(seed, name, "select", number)

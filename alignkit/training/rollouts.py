@@ -73,6 +73,7 @@ class RolloutFiles:
         """scorer: None if the stage has no reward. learns_from_reward: responses without a score are left out."""
         self.context, self.scorer, self.learns_from_reward = context, scorer, learns_from_reward
         self.digests: dict[str, str] = {}  # of this stage's files by name, for its checkpoints
+        self._reported = ""  # why nothing is replayed
 
     def write(self, iteration: int, groups: Sequence[Group]) -> None:
         file = self._file(iteration)
@@ -89,11 +90,24 @@ class RolloutFiles:
     def before(self, iteration: int) -> list[list[Group]]:
         """Scored rollouts of the stages in `replay_from`, then of this stage's earlier iterations.
 
-        Raises RunFailed if a file has changed since this stage wrote it.
+        None, which is reported, if their scores cannot be compared with the current ones. Raises RunFailed if a file
+        has changed since this stage wrote it.
         """
+        if self._incomparable:
+            return []
         earlier = [read_groups(self._unchanged(number)) for number in range(1, iteration)]
         everything = [*self._replayed, *earlier]
         return [with_scores(groups) for groups in everything] if self.learns_from_reward else everything
+
+    @property
+    def _incomparable(self) -> bool:
+        why = self.scorer.incomparable if self.scorer is not None else ""
+        if why and why != self._reported:
+            self._reported = why
+            self.context.say(
+                f"earlier samples are not replayed: {why}, so its scores of different iterations cannot be compared"
+            )
+        return bool(why)
 
     def _unchanged(self, iteration: int) -> Path:
         file = self._file(iteration)

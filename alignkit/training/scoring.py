@@ -54,6 +54,15 @@ class Scorer:
         own = isinstance(self.plugin, Reward) and self.plugin.within_group
         return own or any(child.within_group for child in self.children.values())
 
+    @property
+    def incomparable(self) -> str:
+        """Why raw scores of different iterations cannot be compared; empty if they can."""
+        if self.within_group:
+            return f"reward '{self.name}' compares the responses of one group"
+        if isinstance(self.plugin, RewardCombination) and self.plugin.state and not self.plugin.whitens:
+            return f"reward '{self.name}' changes with what it remembers"  # which can only be in `raw`
+        return next(filter(None, (child.incomparable for child in self.children.values())), "")
+
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups, with every component and the raw combination (`reward`) among their responses' scores."""
         if not any(group.responses for group in groups):

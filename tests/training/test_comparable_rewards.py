@@ -32,6 +32,22 @@ def test_scores_within_a_group_are_not_carried_over(
         assert "".join(capfd.readouterr()).count(told) == within
 
 
+def test_scores_that_change_during_a_run_are_not_carried_over(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As lambda rises, earlier samples would only look better. Whitening leaves raw scores as they are."""
+    told = "earlier samples are not replayed: reward 'lagrangian' changes with what it remembers"
+    length = {"length": {"unit": "characters"}}
+    lagrangian = {"lagrangian": {"reward": length, "cost": {"length": {"unit": "tokens"}}, "limit": 2.0}}
+    rewards = {"lagrangian": lagrangian, "running_normalization": {"running_normalization": {"reward": length}}}
+    for name, reward in rewards.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        found = online(folder, best_of(), reward=reward, **KEYS)
+        assert any(metrics["replayed"] for metrics in found.metrics) == (name != "lagrangian")
+        assert "".join(capfd.readouterr()).count(told) == (name == "lagrangian")
+
+
 def test_the_summary_says_how_many_prompts_were_used(tmp_path: Path) -> None:
     for iterations, used in ((1, 2), (5, 6)):
         folder = tmp_path / str(iterations)
