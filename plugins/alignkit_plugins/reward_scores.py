@@ -98,6 +98,12 @@ class RewardOrdinal(_FromScores):
         """Fixed thresholds need no pass of their own over each batch."""
         return LearnedThresholds if isinstance(options, Mapping) and options.get("threshold_rate") else cls
 
+    def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
+        """Raises DataError for held-out scores that are no level, before training and not at its first evaluation."""
+        kept = super().select(groups, context)
+        self._check(kept)
+        return kept
+
     def measured(self, scores: Sequence[float]) -> dict[str, Any]:
         levels = sorted(set(scores))
         if len(levels) > MAX_LEVELS:
@@ -125,11 +131,15 @@ class RewardOrdinal(_FromScores):
 
     def _levels(self, batch: Batch) -> Tensor:
         """Places of the scores among the levels: [R] int64."""
+        self._check(batch.groups)
         levels = self.state["levels"]
-        if unknown := {score for group in batch.groups for score in _scores(group)} - set(levels):
-            raise DataError(f"score {min(unknown):g} is not among the levels of the training data: {levels}")
         places = [levels.index(score) for group in batch.groups for score in _scores(group)]
         return batch.group_index.new_tensor(places)
+
+    def _check(self, groups: Sequence[Group]) -> None:
+        levels = self.state["levels"]
+        if unknown := {score for group in groups for score in _scores(group)} - set(levels):
+            raise DataError(f"score {min(unknown):g} is not among the levels of the training data: {levels}")
 
 
 class LearnedThresholds(RewardOrdinal):

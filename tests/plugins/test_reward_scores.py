@@ -173,6 +173,8 @@ def test_a_level_that_training_never_saw() -> None:
     algorithm, _ = fitted(new(RewardOrdinal))
     with pytest.raises(DataError, match="score 5 is not among the levels of the training data"):
         algorithm.loss(batch(rated([[5.0, 1.0]])), Outputs(scores=torch.zeros(2)))
+    with pytest.raises(DataError, match="score 5 is not among the levels"):  # before training, not after an epoch
+        algorithm.select(rated([[5.0, 1.0]]), context(validation=True)[0])
 
 
 # --- a whole run
