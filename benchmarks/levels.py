@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.algorithm import ROLLOUTS
+from alignkit.algorithm import ROLLOUTS, Algorithm, Needs
 from alignkit.comparison import averages
 from alignkit.data.group import Group, read_groups
 from alignkit.errors import AlignkitError
@@ -48,10 +48,16 @@ class Outcome:
 
 
 def on_policy() -> list[str]:
-    """Names of the installed algorithms that learn from their own samples."""
+    """Names of the installed algorithms that learn from rewards of their own samples."""
     registry = plugins().registry
     found = [registry.get("algorithm", name) for name in registry.names("algorithm")]
-    return [entry.name for entry in found if getattr(entry.implementation, "source", None) is ROLLOUTS]
+    sampling = [entry for entry in found if getattr(entry.implementation, "source", None) is ROLLOUTS]
+    return [entry.name for entry in sampling if _needs_reward(entry.implementation)]
+
+
+def _needs_reward(algorithm: type[Algorithm]) -> bool:
+    """No algorithm's options decide it."""
+    return not isinstance(algorithm.needs, Needs) or algorithm.needs.reward
 
 
 def overrides(recipe: Path, algorithm: str, shift: float) -> list[str]:

@@ -91,7 +91,7 @@ PLANTED = {
     # Scoring
     "remembered_scores": Planted(
         ONLINE,
-        "self.work.models.forget_scores()",
+        "self.context.forget_scores()",
         "pass",
         f"{ITERATION}::test_every_iteration_scores_all_of_its_samples",
     ),

@@ -96,7 +96,7 @@ class Encoder(TemplateTokens):
 
     def reads(self, response: Response) -> bool:
         """Whether a response has tokens of this tokenizer; otherwise its text is read."""
-        return response.tokens is not None and response.tokenizer in (None, self.digest)
+        return response.tokens is not None and (response.tokenizer is None or response.tokenizer == self.digest)
 
     # Groups
 

@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +26,7 @@ from alignkit import (
     Batch,
     DataError,
     Group,
+    Needs,
     Outputs,
     Pairs,
     Phase,
@@ -970,7 +970,7 @@ def test_one_sample_a_prompt_is_refused(problem: Problem, algorithm: str) -> Non
 def test_fewer_samples_to_learn_from_than_the_algorithm_needs(
     problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RLOO, "needs", replace(RLOO.needs, min_samples=3))
+    monkeypatch.setattr(RLOO, "needs", Needs(old_logprobs=True, reference_logprobs=True, min_samples=3))
     load_recipe(recipe(problem, SAME, "rloo", rollout={"samples_per_prompt": 4, "learn_from": 3}))
     with pytest.raises(RecipeError, match="rloo needs at least 3 responses to each prompt, got 2"):
         load_recipe(recipe(problem, SAME, "rloo", rollout={"samples_per_prompt": 4, "learn_from": 2}))
