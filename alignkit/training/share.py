@@ -33,7 +33,7 @@ class Share:
     reducer: Reducer
     device: torch.device
     budget: Callable[[], int]
-    _cut: tuple[int, list[MicroBatch]] = field(init=False, default=(0, []))
+    _cut: tuple[int | None, list[MicroBatch]] = field(init=False, default=(None, []))  # the budget, and the cuts
 
     def micro_batches(self) -> list[MicroBatch]:
         """The share in micro-batches, cut again only if the budget has changed."""

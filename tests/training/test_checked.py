@@ -186,7 +186,7 @@ def test_a_mistake_is_reported_as_the_plugins(
         ),
         (
             "source = DATASET; needs = Needs()\ndef loss(self, batch, out): return Loss(n=per_token(batch.rewards))",
-            r"in `Broken.loss`: Batch.rewards was not computed: only rollouts have it",
+            r"in `Broken.loss`: Batch.rewards was not computed: only rollouts with a reward have it",
         ),
         (
             "source = DATASET; needs = Needs()\ndef check_data(self, groups): groups.x",
