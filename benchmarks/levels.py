@@ -57,7 +57,8 @@ def on_policy() -> list[str]:
 
 def _needs_reward(algorithm: type[Algorithm]) -> bool:
     """No algorithm's options decide it."""
-    return not isinstance(algorithm.needs, Needs) or algorithm.needs.reward
+    needs = getattr(algorithm, "needs", None)
+    return needs.reward if isinstance(needs, Needs) else True
 
 
 def overrides(recipe: Path, algorithm: str, shift: float) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,26 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit import DataError, DataRef, Field, Group, Options, Reward, RewardCombination, RewardRef, RunFailed
+from alignkit import (
+    DataError,
+    DataRef,
+    Field,
+    Group,
+    Options,
+    Response,
+    Reward,
+    RewardCombination,
+    RewardRef,
+    RunFailed,
+)
+from alignkit.environment import EPISODE_KEY
 from alignkit.plugins import plugins
 from alignkit.testing import ConformanceError, check_reward, example_groups
 
 JUDGE = {"local_judge": {"min_mass": 0}}
 FUNCTION = "def polite(prompts, completions, **columns):\n    return [float('e' in text) for text in completions]\n"
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "environment": [{}],
     "math_verify": [{"column": "right"}],
     "length": [{}, {"unit": "words", "target": 3, "scale": 0.5}],
     "normalized": [{"reward_model": "helpful", "data": "demonstrations.jsonl", "gain": True}],
@@ -42,8 +56,15 @@ def test_first_party_rewards_conform(name: str, options: dict[str, Any], tmp_pat
     if name == "math_verify":
         pytest.importorskip("math_verify")
         groups = [Group(group.prompt, group.responses, meta={"right": "7"}) for group in example_groups()]
+    if name == "environment":
+        groups = [replace(group, responses=_played(group.responses)) for group in example_groups()]
     (tmp_path / "polite.py").write_text(FUNCTION, encoding="utf-8")
     check_reward(first_party()[name], options, folder=tmp_path, groups=groups)
+
+
+def _played(responses: Sequence[Response]) -> tuple[Response, ...]:
+    """As if an environment had given each response a reward of its own."""
+    return tuple(replace(response, scores={EPISODE_KEY: len(response.text) / 10}) for response in responses)
 
 
 def texts(groups: Sequence[Group]) -> list[str]:
