@@ -359,7 +359,7 @@ def test_chatml_adds_no_words_of_its_own() -> None:
     assert render(TEMPLATES["chatml"]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     with pytest.raises(RunFailed, match=r"lacks tokens that chatml needs: <\|im_end\|>"):
         set_chat_template(Known("<|im_start|>"), "chatml")
-    with pytest.raises(RunFailed, match="no template or file 'chatlm'; use plain, chatml or a Jinja file"):
+    with pytest.raises(RunFailed, match="no template or file 'chatlm'; use plain, chatml, hermes or a Jinja file"):
         set_chat_template(tokenizer, "chatlm")
 
 
