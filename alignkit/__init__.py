@@ -17,6 +17,7 @@ _WHERE = {
     ),
     "batch": "Batch Outputs Pairs",
     "data.group": "Group Message Origin Pair Response resolved_pairs",
+    "engine": "Completion Engine EngineContext EngineOptions SamplingParams",
     "environment": "Environment",
     "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
     "external": "ExternalTrainer TrainerContext",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     )
     from alignkit.batch import Batch, Outputs, Pairs
     from alignkit.data.group import Group, Message, Origin, Pair, Response, resolved_pairs
+    from alignkit.engine import Completion, Engine, EngineContext, EngineOptions, SamplingParams
     from alignkit.environment import Environment
     from alignkit.errors import AlignkitError, BadRow, DataError, PluginError, RecipeError, RemoteError, RunFailed
     from alignkit.external import ExternalTrainer, TrainerContext

@@ -81,6 +81,11 @@ def register_trackers(register: Register) -> None:
     """Trackers of metrics: subclasses of `alignkit.Tracker`."""
 
 
+@hookspec
+def register_engines(register: Register) -> None:
+    """Engines, which sample and compute log-probabilities: subclasses of `alignkit.Engine`."""
+
+
 # Events of a run. Hooks observe: their results are ignored, and they must not change what is computed.
 
 

@@ -22,7 +22,7 @@ class Options(BaseModel):
 class Ref:
     """Marks an option as a reference, so that the stage graph is known before anything runs."""
 
-    kind: Literal["stage", "policy", "from", "base", "reward", "data", "judge", "environment", "filter"]
+    kind: Literal["stage", "policy", "from", "base", "reward", "data", "judge", "environment", "filter", "engine"]
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """A marker that `alignkit schema` replaces by the schema of such references."""

@@ -19,6 +19,7 @@ import pluggy
 
 from alignkit import __version__, hookspecs
 from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
+from alignkit.engine import LOCAL, Engine, EngineOptions
 from alignkit.environment import Environment, tool_functions, why_no_tool
 from alignkit.errors import AlignkitError, PluginError, did_you_mean
 from alignkit.external import ExternalTrainer
@@ -44,6 +45,7 @@ HOOKS = {
     "register_steps": "step",
     "register_filters": "filter",
     "register_trackers": "tracker",
+    "register_engines": "engine",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Words that recipes use for something else where they would name the implementation.
@@ -53,6 +55,7 @@ _RESERVED = {
         *("validation", "part", "weight", "on_bad_row", "columns", "meta"),
     },
     "reward": {"folder"},
+    "engine": {LOCAL},
 }
 
 
@@ -213,6 +216,7 @@ def _base(hook: str) -> type | None:
         "register_steps": Step,
         "register_filters": Filter,
         "register_trackers": Tracker,
+        "register_engines": Engine,
     }.get(hook)
 
 
@@ -228,8 +232,9 @@ def check_implementation(hook: str, name: str, implementation: Any) -> None:
         hint = " (pass the class, not an instance)" if isinstance(implementation, base) else ""
         raise TypeError(f"{label} must be a subclass of alignkit.{base.__name__}, not {implementation!r}{hint}")
     options = getattr(implementation, "Options", Options)
-    if not isinstance(options, type) or not issubclass(options, Options):
-        raise TypeError(f"{label}: its Options must be a subclass of alignkit.Options, not {options!r}")
+    wanted = EngineOptions if issubclass(implementation, Engine) else Options
+    if not isinstance(options, type) or not issubclass(options, wanted):
+        raise TypeError(f"{label}: its Options must be a subclass of alignkit.{wanted.__name__}, not {options!r}")
     if issubclass(implementation, Algorithm):
         _check_algorithm(label, implementation)
     if issubclass(implementation, Environment):

@@ -165,6 +165,7 @@ class Mix(Options):
     )
 
 
+EngineRef = Annotated[Any, Ref("engine")]
 LEARNING_RATE = 2e-4  # of algorithms without a default
 
 
@@ -202,6 +203,11 @@ class Settings(Options):
         description="writes the turns between those of the policy, which may call its tools (online algorithms)",
     )
     rollout: Rollout = Field(default_factory=Rollout, description="how responses are sampled (online algorithms)")
+    engine: EngineRef = Field(
+        default=None,
+        description="what samples: local (alignkit itself) or an engine plugin; default: the recipe's engine "
+        "(online algorithms)",
+    )
     iterations: int = Field(
         default=10, ge=1, description="number of iterations; each samples, scores and trains (online algorithms)"
     )

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from alignkit import Algorithm, Environment, Filter, Format, Judge, Reward, Step, Tracker, hookspecs
+from alignkit import Algorithm, Engine, Environment, Filter, Format, Judge, Reward, Step, Tracker, hookspecs
 from alignkit.plugins import load_plugins
 from alignkit.testing import (
     check_algorithm,
+    check_engine,
     check_environment,
     check_filter,
     check_format,
@@ -36,7 +37,7 @@ README = TEXTS[ROOT / "README.md"]
 ALGORITHMS = {page.stem: text for page, text in TEXTS.items() if page.parent.name == "algorithms"}
 TUTORIAL, REFERENCE = TEXTS[DOCS / "plugins" / "tutorial.md"], TEXTS[DOCS / "plugins" / "reference.md"]
 HOOKS = [name for name, hook in vars(hookspecs).items() if inspect.isfunction(hook) and hasattr(hook, "alignkit_spec")]
-KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter")
+KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter", "engine")
 REGISTRATIONS = [
     (kind, registration)
     for kind in KINDS
@@ -106,6 +107,7 @@ def conform(cls: type) -> None:
     kits: dict[type, Callable[[Any], None]] = {
         Algorithm: check_algorithm,
         Environment: check_environment,
+        Engine: check_engine,
         Format: check_format,
         Filter: check_filter,
         Judge: check_judge,

@@ -28,7 +28,7 @@ LAYERS = [
     {"contract"},
     {"recipe"},
     {"kernels"},
-    {"models"},
+    {"models", "local_engine"},
     {"training"},
     {"runs"},
     {"cli", "notebook", "testing", "__main__"},
@@ -53,6 +53,7 @@ TESTED_IN = {
     "data.reading": "test_data",
     "data.sources": "test_data",
     "environment": "test_episodes",
+    "engine": "test_engines",
     "errors": "test_cli",
     "external": "test_trl",
     "functional._tensors": "test_functional",
@@ -73,9 +74,11 @@ TESTED_IN = {
     "io.printable": "test_hostile_text",
     "judges": "test_author",
     "kernels.layout": "test_attention",
+    "local_engine": "test_engine_kit",
     "loss": "test_train",
     "models.active_sequence": "test_turns",
     "models.chat": "test_encoding",
+    "models.engine_thread": "test_engines",
     "models.foreign_reward": "test_artifacts",
     "models.loading": "test_artifacts",
     "models.router": "test_bases",
@@ -132,7 +135,7 @@ OTHER_MEANINGS = {
 COMMON_WORDS = {
     *("dialogues", "evaluate", "groups", "length", "lm", "messages", "normalized"),
     *("environment", "merge", "preference", "python", "sample"),
-    *("clip", "min", "product", "rankings", "rest", "reward_model", "text", "weighted_sum", "when"),
+    *("clip", "min", "product", "rankings", "rest", "reward_model", "text", "weighted_sum", "worker", "when"),
 }
 
 
@@ -232,7 +235,7 @@ def test_first_party_plugins_do_not_import_each_other(path: Path) -> None:
 @cache
 def first_party_names() -> set[str]:
     """What first-party plugins are called in recipes, without names that are common words."""
-    kinds = ("format", "algorithm", "reward", "judge", "environment", "step")
+    kinds = ("format", "algorithm", "reward", "judge", "environment", "step", "engine")
     registry = load_plugins().registry
     own = [item for kind in kinds for item in registry.registrations(kind) if item.distribution == "alignkit"]
     return {item.name for item in own} - COMMON_WORDS

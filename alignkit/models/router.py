@@ -72,10 +72,12 @@ class ModelRouter:
         service, groups = self._routed(stage, groups)
         return service.scores(stage, groups)
 
-    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
+    def logprobs(
+        self, role: str, groups: Sequence[Group], *, temperature: float = 1.0, by_engine: bool = False
+    ) -> list[Tensor]:
         """See `alignkit.Models`."""
         service, groups = self._routed(role, groups)
-        return service.logprobs(role, groups, temperature=temperature)
+        return service.logprobs(role, groups, temperature=temperature, by_engine=by_engine)
 
     def next_token_logprobs(
         self, role: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from alignkit import seeds
-from alignkit.data.group import Group, Response
-from alignkit.errors import DataError, memory_ran_out
+from alignkit.data.group import Group, Response, preview
+from alignkit.errors import DataError, RunFailed, memory_ran_out
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
@@ -85,7 +85,8 @@ def sample(
         [seeds.number(seed, *place, number, k) for k in range(sampling.samples_per_prompt)]
         for number in (numbers if numbers is not None else range(len(groups)))
     ]
-    written = generate(model, role, encoder, prompts, streams, sampling, done=done, partner=partner)
+    labels = [str(group.origin or preview(group)) for group in groups]
+    written = generate(model, role, encoder, prompts, streams, sampling, done=done, partner=partner, labels=labels)
     return [
         replace(group, responses=tuple(_response(encoder, one, role) for one in each), pairs=None)
         for group, each in zip(groups, written, strict=True)
@@ -103,14 +104,21 @@ def generate(
     *,
     done: Callable[[int], None] = lambda responses: None,
     partner: Partner | None = None,
+    labels: Sequence[str] = (),
 ) -> list[list[Continuation]]:
     """Continue prompts that are given as token ids: once for each of a prompt's random streams, in order.
 
     streams: their numbers, as from `seeds.number`. A prompt may be the beginning of a conversation with its answers so
-    far. See `sample`.
+    far. labels: of the prompts, for errors. See `sample`.
     """
     if not all(prompts):
         raise DataError("cannot sample from an empty prompt: this tokenizer does not begin texts with a special token")
+    if model.engine is not None:
+        if partner is not None:
+            raise RunFailed(
+                "an engine cannot sample with an environment yet\nhelp: write 'engine: local' in this stage"
+            )
+        return list(model.engine.generate(model, role, encoder, prompts, streams, sampling, done, labels))
     rooms = [sampling.max_new_tokens if partner is None else partner.max_length - len(prompt) for prompt in prompts]
     groups = [
         [
@@ -171,6 +179,15 @@ def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
     )
 
 
+def has_stopped(encoder: Encoder, tokens: Sequence[int], stops: Sequence[str]) -> bool:
+    """Whether the end of these tokens contains a stop string."""
+    if not stops:
+        return False
+    longest = max(len(stop.encode()) for stop in stops)  # every token is at least a part of a byte
+    tail = encoder.decode(tokens[-max(32, longest + 4) :])
+    return any(stop in tail for stop in stops)
+
+
 @dataclass(frozen=True)
 class _Writer:
     """A role that continues prompts."""
@@ -223,11 +240,7 @@ class _Writer:
 
     def _stopped(self, row: ActiveSequence) -> bool:
         """Whether the response now contains a stop string."""
-        if not self.sampling.stop:
-            return False
-        longest = max(len(stop.encode()) for stop in self.sampling.stop)  # every token is at least a part of a byte
-        tail = self.encoder.decode(row.tokens[max(row.turn, len(row.tokens) - max(32, longest + 4)) :])
-        return any(stop in tail for stop in self.sampling.stop)
+        return has_stopped(self.encoder, row.tokens[row.turn :], self.sampling.stop)
 
     def most_rows(self) -> int:
         """Rows whose keys and values fit the memory for them, halved for each time that it ran out while sampling."""

@@ -132,13 +132,20 @@ class ModelService:
 
     # Log-probabilities
 
-    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
+    def logprobs(
+        self, role: str, groups: Sequence[Group], *, temperature: float = 1.0, by_engine: bool = False
+    ) -> list[Tensor]:
         """See `alignkit.Models`."""
         self._check_tokens(role, groups)
         encoded = [self.encoder.encode(group, self.max_length) for group in groups]
         fitting = [e for e in encoded if e is not None]
+        name, engine = self.role(role), self.model.engine if by_engine else None
         with self.progress(f"log-probabilities of {role}", len(fitting)) as done:
-            measured = measure(self.model, self.role(role), fitting, "logprobs", temperature=temperature, done=done)
+            if engine is not None:
+                rows = [(e.prompt, row.tokens) for e in fitting for row in e.rows]
+                measured = engine.logprobs(self.model, name, rows, temperature)
+            else:
+                measured = measure(self.model, name, fitting, "logprobs", temperature=temperature, done=done)
         values = iter(measured)
         return [
             torch.zeros(0) if e is None else next(values)

@@ -26,6 +26,7 @@ _ONLY_ONLINE = {
     "reward": "it learns from 'data', so there are no samples to score",
     "rollout": "it learns from 'data' and samples nothing",
     "environment": "it learns from 'data' and samples nothing",
+    "engine": "it learns from 'data' and samples nothing",
     "iterations": "it makes 'epochs' passes over 'data'",
     "prompts_per_iteration": "it learns from 'data' and samples nothing",
     "replay_from": "it learns from 'data' and has no rollouts to replay",
@@ -91,7 +92,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
     if component is None or settings is None or len(scope.problems) > before:
         return None
     upstream, folders, roles = tuple(scope.upstream), tuple(scope.folders), tuple(scope.roles)
-    return Stage(scope.stage, "algorithm", component, settings, upstream, needs, folders, roles)
+    return Stage(scope.stage, "algorithm", component, settings, upstream, needs, folders, roles, settings.engine)
 
 
 def _with_defaults(written: Mapping[str, Any], defaults: StageDefaults) -> dict[str, Any]:

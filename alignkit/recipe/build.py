@@ -15,11 +15,12 @@ from alignkit.recipe.bases import base_names, check_bases, read_base, read_bases
 from alignkit.recipe.components import options_of, read_component
 from alignkit.recipe.data_sources import read_data
 from alignkit.recipe.document import Document, Keys
+from alignkit.recipe.engines import fill_engines, read_engine
 from alignkit.recipe.model import read_model
 from alignkit.recipe.paths import Paths
 from alignkit.recipe.rewards import read_reward
 from alignkit.recipe.rounds import MOST_STAGES, expand
-from alignkit.recipe.schema import Recipe, Stage, TopKeys, allowed_keys
+from alignkit.recipe.schema import BASE, Recipe, Stage, TopKeys, allowed_keys
 from alignkit.recipe.scope import Resolver, Scope
 from alignkit.recipe.stages import declare, read_stages
 from alignkit.recipe.step_sampling import fill_sampling
@@ -39,6 +40,7 @@ _RESOLVERS: Mapping[str, Resolver] = {
     "judge": lambda raw, keys, scope: read_component("judge", raw, keys, scope),
     "filter": lambda raw, keys, scope: read_component("filter", raw, keys, scope),
     "environment": lambda raw, keys, scope: read_component("environment", raw, keys, scope),
+    "engine": read_engine,
 }
 
 
@@ -58,9 +60,13 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
     trackers = read_trackers(data.get("trackers"), scope)
     model = read_model(data["model"], scope) if "model" in data else None
     others = read_bases(data.get("bases"), scope)
+    engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
     if top is not None:
         _check_requires(top.requires, scope)
     if len(problems) or top is None or model is None:
+        raise problems.as_error()
+    fill_engines(stages, engine, {BASE: model, **others}, problems)
+    if len(problems):
         raise problems.as_error()
     name = top.name or _name_of(document)
     return Recipe(

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from alignkit.engine import LOCAL
 from alignkit.recipe.components import options_of
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
 from alignkit.registry import Registry
@@ -22,7 +23,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TEXT: Schema = {"type": "string"}
 _CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings)
 # Kinds of plugins with options.
-_KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker")
+_KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker", "engine")
 
 
 def recipe_schema(registry: Registry) -> Schema:
@@ -81,6 +82,7 @@ class _Builder:
             "judge": self._component("judge"),
             "filter": self._component("filter"),
             "environment": self._component("environment"),
+            "engine": _any_of([{"const": LOCAL}, self._component("engine")]),
             "stage": _any_of([self._training_stage(), *self._steps()]),
             "stage_or_block": _any_of([_ref("stage"), block]),
             **dict.fromkeys(("stage_name", "policy", "from", "base"), TEXT),
@@ -107,9 +109,9 @@ class _Builder:
         """`step: NAME` with its options next to it, or `step: {NAME: {options}}`."""
         for name, model in self._options["step"].items():
             options = self._schema(model)
-            keys = {"step": {"const": name}, **options.get("properties", {})}
+            keys = {"step": {"const": name}, "engine": _ref("engine"), **options.get("properties", {})}
             yield _object(keys, ["step", *options.get("required", [])])
-        yield _object({"step": self._component("step")}, ["step"])
+        yield _object({"step": self._component("step"), "engine": _ref("engine")}, ["step"])
 
     def _schema(self, model: type[BaseModel]) -> Schema:
         return self._defs[self._refs[model]["$ref"].removeprefix("#/$defs/")]

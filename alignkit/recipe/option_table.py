@@ -27,6 +27,7 @@ _REFERENCES = {
     "judge": "judge",
     "filter": "filter",
     "environment": "environment",
+    "engine": "engine",
 }
 _TYPES: dict[Any, str] = {
     bool: "true | false",

@@ -13,7 +13,7 @@ from alignkit.algorithm import Needs
 from alignkit.data.sources import DataSpec
 from alignkit.options import Options
 from alignkit.registry import Component
-from alignkit.settings import ModelSpec, Settings
+from alignkit.settings import EngineRef, ModelSpec, Settings
 
 MAX_ROUNDS = 100
 BASE = "base"  # a reserved name: the recipe's `model`, and its unmodified weights
@@ -36,7 +36,8 @@ class Stage:
 
     settings, needs: None for a step. upstream: names of the stages that must run before it. folders: those whose
     weights it starts from or compares, made by other runs; absolute paths. roles: all models that it names: base
-    models, stages, and folders.
+    models, stages, and folders. engine: what samples; None:
+    alignkit itself.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Stage:
     needs: Needs | None = None
     folders: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    engine: Any = None  # a Component, once the recipe is complete
 
     @property
     def base(self) -> str:
@@ -104,6 +106,10 @@ class TopKeys(Options):
     bases: dict[str, Any] = Field(
         default_factory=dict,
         description="other base models by name, each with the keys of 'model'; stages choose one with 'base: NAME'",
+    )
+    engine: EngineRef = Field(
+        default=None,
+        description="what samples in every stage: local (alignkit itself) or an engine plugin; default: local",
     )
     stages: dict[str, Any] = Field(
         min_length=1, description="stages by name; each runs after the stages that it refers to"

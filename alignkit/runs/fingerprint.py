@@ -18,7 +18,7 @@ from alignkit.io.source_code import plugin_digests, source_digests
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
 from alignkit.runs.data import RunData
-from alignkit.settings import ModelSpec
+from alignkit.settings import ModelSpec, Settings
 
 
 def stage_hash(*arguments: Any, **named: Any) -> str:
@@ -48,7 +48,8 @@ def stage_parts(
     more = {name: fingerprint.of_base(recipe.base(name), *facts) for name, facts in (others or {}).items()}
     return {
         "component": fingerprint.of(stage.component),
-        "settings": fingerprint.of(stage.settings),
+        "settings": fingerprint.of_settings(stage.settings),
+        **({} if stage.engine is None else {"engine": fingerprint.of_engine(stage.engine)}),
         "upstream": dict(upstream),
         **fingerprint.of_base(recipe.base(own), base, date),
         **({"bases": more} if more else {}),
@@ -62,7 +63,7 @@ def stage_parts(
 def _packages(stage: Stage, bases: Sequence[ModelSpec]) -> tuple[str, ...]:
     """The packages whose versions decide this stage's result, but not every stage's."""
     own: tuple[str, ...] = getattr(stage.component.registration.implementation, "packages", ())
-    for component in specs([stage.settings, stage.component.options], Component):
+    for component in specs([stage.settings, stage.component.options, stage.engine], Component):
         own = (*own, *getattr(component.options, "packages", ()))
     return (*own, "bitsandbytes") if any(spec.quantization != "none" for spec in bases) else own
 
@@ -103,6 +104,16 @@ class _Fingerprint:
         if isinstance(value, list | tuple):
             return [self.of(item) for item in value]
         return value
+
+    def of_settings(self, settings: Settings | None) -> Any:
+        """The plain data of a stage's keys. Its engine may also be the recipe's."""
+        return self.of(settings if settings is None else settings.model_copy(update={"engine": None}))
+
+    def of_engine(self, engine: Component) -> Any:
+        """The plain data of an engine, without the timeout: after a hang the stage continues with another one."""
+        plain = self.of(engine)
+        del plain["options"]["timeout"]
+        return plain
 
     def _of_dataclass(self, value: DataSource | DataSpec | RewardSpec) -> dict[str, Any]:
         pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.author import calling, made
 from alignkit.data.describe import source_lines
 from alignkit.data.sources import DataSpec, Loaded
+from alignkit.engine import Engine
 from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
@@ -50,9 +51,9 @@ def _checks(recipe: Recipe, stage: Stage, run_code: bool) -> Iterable[Callable[[
     kind = stage.component.registration.implementation
     if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
         yield partial(_call, stage.component, stage, "check_model", recipe.base(stage.base))
-    for component in specs([stage.settings, stage.component.options], Component):
+    for component in specs([stage.settings, stage.component.options, stage.engine], Component):
         plugin = component.registration.implementation
-        asked = issubclass(plugin, Judge | Environment)
+        asked = issubclass(plugin, Judge | Environment | Engine)
         if asked or (issubclass(plugin, Reward) and (run_code or not plugin.runs_code)):
             yield partial(_call, component, stage, "check", recipe.folder)
 

@@ -30,6 +30,7 @@ from alignkit.runs.begin import begin
 from alignkit.runs.changes import change_since
 from alignkit.runs.data import RunData
 from alignkit.runs.durable_map import durable_map
+from alignkit.runs.engines import using_engine
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.preflight import check_components, check_data, check_folders, check_trackers, probe_hub
 from alignkit.runs.process import locked, resource_error, resume_command
@@ -94,6 +95,7 @@ class Run:
         self.stage_name = ""  # of the current stage
         self._bad_rows: dict[str, None] = {}  # an ordered set: data may be read twice
         self._described: list[DataSpec] = []  # by the current stage
+        self.attach_engine: Callable[[ModelService], None] = lambda service: None  # the current stage's
 
     # Stopping
 
@@ -184,8 +186,9 @@ class Run:
         folder = self.store.begin(name, stage_hash, parts)
         self.reporter.stage(name, [*self.recipe.stages].index(name) + 1, len(self.recipe.stages), stage.component.name)
         began = time.monotonic()
-        self._make_room(stage)
-        summary, artifact = self._work(stage, folder)
+        with using_engine(self, stage):
+            self._make_room(stage)
+            summary, artifact = self._work(stage, folder)
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)
         seconds = time.monotonic() - began
@@ -340,7 +343,9 @@ class Run:
     def _open(self, base: str) -> ModelService:
         """Load a base model. Raises RecipeError if it does not fit in memory next to the stage's others."""
         self.bases.check_memory(stage for stage in self.recipe.stages.values() if stage.name == self.stage_name)
-        return self.bases[base].load(self.artifact, self.should_stop)
+        service = self.bases[base].load(self.artifact, self.should_stop)
+        self.attach_engine(service)
+        return service
 
     def _make_room(self, stage: Stage) -> None:
         """Begin a stage: free the base models that no later stage needs, or all others if there is no room for them."""

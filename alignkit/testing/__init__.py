@@ -37,6 +37,7 @@ The other checks call the plugin as a run does, with the same checks of what it 
 | `check_step` | an Artifact that can be saved, the same on every call; uses only models and data that options name |
 | `check_filter` | true or false per group; the same on every call and in any order of the groups |
 | `check_tracker` | takes numbers of several stages, NaN too, and begins again after an interruption |
+| `check_engine` | the tokens, order, ends and weights that were asked for, with log-probabilities as in training |
 | `check_model_source` | a complete folder below the cache, which loads, and is made once |
 
 Design: docs/architecture.md.
@@ -44,6 +45,7 @@ Design: docs/architecture.md.
 
 from alignkit.testing.checks import ConformanceError as ConformanceError
 from alignkit.testing.combination_kit import check_combination as check_combination
+from alignkit.testing.engine_kit import check_engine as check_engine
 from alignkit.testing.environment_kit import check_environment as check_environment
 from alignkit.testing.examples import example_groups as example_groups
 from alignkit.testing.filter_kit import check_filter as check_filter

@@ -59,9 +59,11 @@ class TinyModels:
         self._add(stage, "scalar")
         return self.service.scores(stage, groups)
 
-    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[Tensor]:
+    def logprobs(
+        self, role: str, groups: Sequence[Group], *, temperature: float = 1.0, by_engine: bool = False
+    ) -> list[Tensor]:
         self._add(role, "language")
-        return self.service.logprobs(role, groups, temperature=temperature)
+        return self.service.logprobs(role, groups, temperature=temperature, by_engine=by_engine)
 
     def next_token_logprobs(
         self, role: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""

@@ -1,0 +1,137 @@
+"""The interface of an engine: whatever samples from policies and computes log-probabilities.
+
+alignkit's own engine, `local`, is the default. Others may be another process, a server or a library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from alignkit.options import Options as _Options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from alignkit.settings import ModelSpec
+
+LOCAL = "local"  # what recipes call alignkit's own engine
+
+
+class EngineOptions(_Options):
+    """Options of every engine. An engine's own `Options` extend them."""
+
+    timeout: float = Field(
+        default=600.0, gt=0, description="seconds without progress after which a call has failed; changes no result"
+    )
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How responses are sampled.
+
+    temperature: 0 is greedy. top_k, top_p: 0 and 1 do not filter. stop: texts that end a response and stay in it.
+    min_new_tokens: below it no end token is sampled; a stop text ends a response nevertheless.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Tokens, each with its log-probability in nats, and the version of the weights that computed them.
+
+    tokens: up to and including an end token, or the token that completes a stop text; else `max_new_tokens` of them.
+    logprobs: at the sampling temperature (at 1 if it is 0), over the whole vocabulary: before top_k and top_p.
+    """
+
+    tokens: Sequence[int]
+    logprobs: Sequence[float]
+    version: int
+
+
+@dataclass(frozen=True)
+class EngineContext:
+    """What an engine needs to know of the run.
+
+    base, revision: transformers folder or hub id of the base model. model: the recipe's `model`. dtype: of its weights,
+    such as `float32`. vocabulary: token ids are below it. max_length: longest sequence of the base, in tokens.
+    end_ids: tokens that end a response. cache: a folder for this engine's files. stage: its name. seed: the stage's.
+    progress(n): n responses of the current call are complete; a call without progress is ended after `timeout` seconds.
+    """
+
+    base: str
+    model: ModelSpec
+    dtype: str
+    vocabulary: int
+    max_length: int
+    end_ids: frozenset[int]
+    cache: Path
+    revision: str | None = None
+    stage: str = ""
+    seed: int = 0
+    progress: Callable[[int], None] = lambda responses: None
+
+
+class Engine:
+    """Base class of an engine. Its methods are called one at a time, all in one thread, which is not the main thread.
+
+    An engine belongs to one stage; what it is asked first decides when it is prepared. An instance may be closed while
+    one of its calls is still running. whole_models: `publish` also takes folders of whole models, as with `lora: none`.
+    """
+
+    whole_models: ClassVar[bool] = False
+
+    class Options(EngineOptions):
+        """Only those of every engine."""
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    def check(self, folder: Path) -> None:
+        """Raise RunFailed for a mistake of the user that shows without models, such as a missing file or key.
+
+        Called before the first stage of a run. folder: the recipe's; relative paths start there.
+        """
+
+    def prepare(self, context: EngineContext) -> None:
+        """Load the base model, or connect to whoever has it; called once, before anything else is asked."""
+        self.context = context
+
+    def publish(self, policy: str, adapter: Path | None, version: int) -> None:
+        """Use these weights for the policy from now on.
+
+        adapter: folder in peft's format, which stays until the next version of the policy is published; None is the
+        base itself. version: at least 0 and below 2**31; other weights have another version.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define publish")
+
+    def sample(
+        self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
+    ) -> Sequence[Sequence[Completion]]:
+        """Continue prompts, which are token ids: one completion for each of a prompt's seeds, in order.
+
+        seeds: 63-bit. The same call must return the same tokens, so that a run that was killed can be repeated.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define sample")
+
+    def logprobs(
+        self,
+        policy: str,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        temperature: float = 1.0,
+    ) -> Sequence[Completion]:
+        """Log-probabilities of given responses, one to each prompt; the completions repeat the responses' tokens."""
+        raise NotImplementedError(f"{type(self).__name__} does not define logprobs")
+
+    def close(self) -> None:
+        """Free everything and end every process; called once, at the end of the stage, also if it fails."""

@@ -1,0 +1,58 @@
+"""alignkit's own engine as an object with the interface of all engines, for another process or machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from alignkit.data.group import Group
+from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
+from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.models.forward import measure
+from alignkit.models.next_token import Sampling
+from alignkit.models.sampling import generate
+from alignkit.models.shared_model import BASE, SharedModel
+
+
+class LocalEngine(Engine):
+    """Samples exactly what a run without another engine would: the same tokens for the same seeds, in float32."""
+
+    whole_models: ClassVar[bool] = True
+
+    def prepare(self, context: EngineContext) -> None:
+        self.context = context
+        self._model = SharedModel(context.model, context.base, revision=context.revision, seed=context.seed)
+        self._encoder = Encoder(self._model.tokenizer, self._model.chat, context.end_ids)
+        self._policies: dict[str, tuple[str, int]] = {}  # role and version
+
+    def publish(self, policy: str, adapter: Path | None, version: int) -> None:
+        role = BASE if adapter is None else f"policy {policy}"
+        if adapter is not None:
+            if role in self._model.roles:
+                self._model.drop_role(role)
+            self._model.add_role(role, start=adapter)
+        self._policies[policy] = role, version
+
+    def sample(
+        self, policy: str, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], params: SamplingParams
+    ) -> list[list[Completion]]:
+        role, version = self._policies[policy]
+        ids, sampling = [tuple(prompt) for prompt in prompts], Sampling(**vars(params))
+        written = generate(self._model, role, self._encoder, ids, seeds, sampling, done=self.context.progress)
+        return [[Completion(one.tokens, one.logprobs, version) for one in each] for each in written]
+
+    def logprobs(
+        self,
+        policy: str,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        temperature: float = 1.0,
+    ) -> list[Completion]:
+        role, version = self._policies[policy]
+        encoded = [
+            Encoded(Group(()), tuple(prompt), (ResponseTokens(tuple(response), (True,) * len(response)),))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        measured = measure(self._model, role, encoded, "logprobs", temperature=temperature, done=self.context.progress)
+        return [Completion(r, m.tolist(), version) for r, m in zip(responses, measured, strict=True)]

@@ -1,0 +1,268 @@
+"""The engine of a stage: publishes the stage's policies to it, asks it, and checks all that it returns."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.author import AuthorError, calling, made
+from alignkit.engine import Completion, Engine, EngineContext, SamplingParams
+from alignkit.errors import PluginError, RunFailed
+from alignkit.io.atomic import make_folder
+from alignkit.models.encoding import Encoder
+from alignkit.models.engine_thread import EngineThread, NoProgress
+from alignkit.models.next_token import Sampling
+from alignkit.models.sampling import Continuation, has_stopped
+from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.text_tokens import Ids
+
+ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
+AGAIN = "the same command continues the run"
+
+
+@dataclass(frozen=True)
+class _Published:
+    version: int
+    folder: Path | None
+
+
+class StageEngine:
+    """The engine of one stage. It is prepared when it is first asked.
+
+    Raises PluginError, with the engine's plugin, class and method, the stage and the prompt, for an author's mistake.
+    """
+
+    def __init__(self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]):
+        """component: the recipe's. folder: for published adapters and for files of the engine."""
+        self.engine: Engine
+        self.engine, self._author = made(component, stage)
+        self.name, self.folder, self.stage, self.seed, self.say = component.name, folder, stage, seed, say
+        self._thread = EngineThread(float(component.options.timeout), lambda: None)
+        self._published: dict[str, _Published] = {}
+        self._earlier: dict[str, list[int]] = {}  # versions of a policy, oldest first
+        self._folders = 0
+        self._vocabulary = 0
+
+    # What a stage asks
+
+    def generate(
+        self,
+        model: SharedModel,
+        role: str,
+        encoder: Encoder,
+        prompts: Sequence[Ids],
+        streams: Sequence[Sequence[int]],
+        sampling: Sampling,
+        done: Callable[[int], None] = lambda responses: None,
+        labels: Sequence[str] = (),
+    ) -> list[list[Continuation]]:
+        """See `alignkit.models.sampling.generate`."""
+        if sampling.processors:
+            raise RunFailed(
+                f"stage '{self.stage}' samples with logits processors, which engine '{self.name}' cannot run\n"
+                "help: write 'engine: local' in this stage"
+            )
+        version = self._publish(model, role)
+        params = SamplingParams(
+            max_new_tokens=sampling.max_new_tokens,
+            min_new_tokens=sampling.min_new_tokens,
+            temperature=float(sampling.temperature),
+            top_p=float(sampling.top_p),
+            top_k=sampling.top_k,
+            stop=tuple(sampling.stop),
+        )
+        asked, seeds = [list(prompt) for prompt in prompts], [list(numbers) for numbers in streams]
+        found = self._call("sample", lambda: self.engine.sample(role, asked, seeds, params), done)
+        self._check_count("sample", found, len(prompts), "prompt", "a list of completions")
+        written = []
+        for index, (each, numbers) in enumerate(zip(found, streams, strict=True)):
+            where = f"for prompt {index} ({labels[index]})" if labels else f"for prompt {index}"
+            self._check_count("sample", each, len(numbers), "seed", "a Completion", where)
+            checked = [
+                self._checked("sample", one, role, version, f"{where}, sample {k}") for k, one in enumerate(each)
+            ]
+            written.append([self._continuation(one, encoder, params, f"{where}") for one in checked])
+        return written
+
+    def logprobs(
+        self, model: SharedModel, role: str, rows: Sequence[tuple[Ids, Ids]], temperature: float = 1.0
+    ) -> list[Tensor]:
+        """Log-probabilities of responses to prompts, (prompt, response): fp32 [tokens] each, in nats."""
+        version = self._publish(model, role)
+        prompts, responses = [list(prompt) for prompt, _ in rows], [list(response) for _, response in rows]
+        found = self._call("logprobs", lambda: self.engine.logprobs(role, prompts, responses, temperature))
+        self._check_count("logprobs", found, len(rows), "response", "a Completion")
+        measured = []
+        for index, (one, (_, response)) in enumerate(zip(found, rows, strict=True)):
+            where = f"for response {index}"
+            checked = self._checked("logprobs", one, role, version, where)
+            if tuple(checked.tokens) != tuple(response):
+                shown = f"{list(checked.tokens)[:8]} instead of {list(response)[:8]}"
+                raise self._wrong("logprobs", f"{where} it scored other tokens than it was asked to: {shown}")
+            measured.append(torch.tensor(checked.logprobs, dtype=torch.float32))
+        return measured
+
+    def close(self) -> None:
+        """End the engine. What goes wrong is only reported: the stage is done, or its error is more important."""
+        if not self._thread.started:
+            return
+        wrong = self._thread.close(self.engine.close)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if wrong is not None:
+            words = "it did not end in time" if isinstance(wrong, NoProgress) else f"{type(wrong).__name__}: {wrong}"
+            self.say(f"warning: {self._author}, in `{type(self.engine).__name__}.close`: {words}")
+
+    # Weights
+
+    def _publish(self, model: SharedModel, role: str) -> int:
+        """Let the engine have a role's current weights; returns their version."""
+        if not self._vocabulary:
+            self._prepare(model)
+        if model.spec.lora is None and role != BASE and not self.engine.whole_models:
+            raise RunFailed(f"stage '{self.stage}': engine '{self.name}' takes adapters, and '{role}' is a whole model")
+        version, known = version_of(model, role), self._published.get(role)
+        if known is not None and known.version == version:
+            return version
+        folder = None
+        if role != BASE:
+            self._folders += 1
+            folder = self.folder / "weights" / str(self._folders)
+            model.save(role, folder)
+        self._call("publish", lambda: self.engine.publish(role, folder, version))
+        self._published[role] = _Published(version, folder)
+        self._earlier.setdefault(role, []).append(version)
+        if known is not None and known.folder is not None:
+            shutil.rmtree(known.folder, ignore_errors=True)
+        return version
+
+    def _prepare(self, model: SharedModel) -> None:
+        make_folder(self.folder / "weights")
+        make_folder(cache := self.folder / "files")
+        self._thread.should_stop = model.should_stop
+        config = model.model.config.get_text_config()
+        context = EngineContext(
+            base=str(model.source),
+            revision=model.base.revision,
+            model=model.spec,
+            dtype=model.dtype_name,
+            vocabulary=config.vocab_size,
+            max_length=model.context,
+            end_ids=frozenset(model.end_ids),
+            cache=cache,
+            stage=self.stage,
+            seed=self.seed,
+            progress=self._thread.progress,
+        )
+        self._call("prepare", lambda: self.engine.prepare(context))
+        self._vocabulary = config.vocab_size
+
+    # Calls
+
+    def _call(self, method: str, function: Callable[[], Any], done: Callable[[int], None] = lambda count: None) -> Any:
+        if self._thread.busy:
+            raise self._wrong(method, f"an earlier call is still running; {AGAIN}")
+        try:
+            with calling(self._author, method, self.engine):
+                return self._thread.call(function, done)
+        except PluginError as error:
+            if isinstance(error.__cause__, NoProgress):
+                raise self._hangs(method) from None
+            raise
+        except RunFailed as error:
+            stage = f"stage '{self.stage}', " if self.stage else ""
+            raise RunFailed(f"{stage}engine '{self.name}': {error}\nhelp: {AGAIN}") from error
+
+    def _hangs(self, method: str) -> AuthorError:
+        seconds = f"{self._thread.timeout:g} seconds"
+        return self._wrong(
+            method, f"it made no progress for {seconds} and was given up; {AGAIN}, and `timeout` is the engine's option"
+        )
+
+    def _wrong(self, method: str, text: str) -> AuthorError:
+        return self._author.error(f"{type(self.engine).__name__}.{method}", text)
+
+    # What an engine returns
+
+    def _check_count(self, method: str, found: Any, count: int, per: str, what: str, where: str = "altogether") -> None:
+        if isinstance(found, str | bytes) or not isinstance(found, Sequence):
+            raise self._wrong(method, f"return {what} for each {per}, not {type(found).__name__}")
+        if len(found) != count:
+            raise self._wrong(method, f"return {what} for each of {count} {per}s, not {len(found)}, {where}")
+
+    def _checked(self, method: str, one: Any, role: str, version: int, where: str) -> Completion:
+        """A completion with tokens of the vocabulary, a log-probability of each, and the published version."""
+        if not isinstance(one, Completion):
+            raise self._wrong(method, f"{where} return a Completion, not {type(one).__name__}")
+        tokens, logprobs = _plain(one.tokens), _plain(one.logprobs)
+        if tokens is None or not all(isinstance(token, Integral) and not isinstance(token, bool) for token in tokens):
+            raise self._wrong(method, f"{where} `tokens` must be a list of integers, not {one.tokens!r:.80}")
+        if foreign := [token for token in tokens if not 0 <= token < self._vocabulary]:
+            raise self._wrong(method, f"{where} token {foreign[0]} is not in the vocabulary of {self._vocabulary}")
+        if logprobs is None or not all(isinstance(value, Real) for value in logprobs):
+            raise self._wrong(method, f"{where} `logprobs` must be a list of numbers, not {one.logprobs!r:.80}")
+        if len(logprobs) != len(tokens):
+            raise self._wrong(
+                method, f"{where} it returned {len(tokens)} tokens, but {len(logprobs)} log-probabilities"
+            )
+        for place, value in enumerate(logprobs):
+            if not (math.isfinite(value) and value <= ROUNDING):
+                raise self._wrong(method, f"{where} the log-probability of token {place} is {float(value)}")
+        if one.version != version:
+            raise self._wrong(method, f"{where} {self._stale(role, one.version, version)}")
+        return replace(one, tokens=tuple(map(int, tokens)), logprobs=tuple(map(float, logprobs)))
+
+    def _stale(self, role: str, found: Any, wanted: int) -> str:
+        """`it used version 7 of the weights of 'align', but version 9 was published`."""
+        age = self._earlier[role][::-1].index(found) if found in self._earlier[role] else None
+        how = "" if age is None else f": these weights are {age} version{'s' if age > 1 else ''} old"
+        return f"it used version {found!r:.40} of the weights of '{role}', but version {wanted} was published{how}"
+
+    def _continuation(self, one: Completion, encoder: Encoder, params: SamplingParams, where: str) -> Continuation:
+        """A sample that ends where it must."""
+        tokens, logprobs = tuple(one.tokens), tuple(one.logprobs)
+        if not 0 < len(tokens) <= params.max_new_tokens:
+            raise self._wrong(
+                "sample", f"{where} it returned {len(tokens)} tokens; max_new_tokens is {params.max_new_tokens}"
+            )
+        by_token, stopped = tokens[-1] in encoder.end_ids, has_stopped(encoder, tokens, params.stop)
+        if not (by_token or stopped) and len(tokens) < params.max_new_tokens:
+            raise self._wrong(
+                "sample", f"{where} a response of {len(tokens)} tokens has neither an end token nor a stop text"
+            )
+        before = encoder.decode(tokens[:-1]) if params.stop else ""
+        if set(tokens[:-1]) & encoder.end_ids or any(stop in before for stop in params.stop):
+            raise self._wrong("sample", f"{where} a response continues after its end token or stop text")
+        if by_token and len(tokens) <= params.min_new_tokens:
+            raise self._wrong("sample", f"{where} a response ends before min_new_tokens {params.min_new_tokens}")
+        return Continuation(tokens, logprobs, by_token or stopped)
+
+
+def version_of(model: SharedModel, role: str) -> int:
+    """A number that changes with a role's weights: at least 0, below 2**31; 0 is the base.
+
+    It depends on nothing else, so a service that outlives a run cannot take old weights for new ones.
+    """
+    if role == BASE:
+        return 0
+    found = hashlib.blake2b(digest_size=4)
+    for name, parameter in model.parameters_of(role).items():
+        found.update(name.encode())
+        found.update(parameter.detach().to("cpu").contiguous().view(torch.uint8).numpy().tobytes())
+    return 1 + int.from_bytes(found.digest(), "little") % (2**31 - 1)
+
+
+def _plain(values: Any) -> list[Any] | None:
+    """A list, tuple, array or tensor of one dimension as a list."""
+    if isinstance(values, str | bytes | bytearray):
+        return None
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return list(values) if isinstance(values, Sequence) else None

@@ -1,0 +1,41 @@
+"""Lets the engine of a stage sample while the stage runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from alignkit.models.engines import StageEngine
+from alignkit.models.service import ModelService
+from alignkit.recipe.schema import Stage
+
+
+@contextmanager
+def using_engine(run: Any, stage: Stage) -> Iterator[None]:
+    """Let the stage's engine, if it has one, sample instead of the run's models: one for each base model.
+
+    run: calls `run.attach_engine` with each service that it opens.
+    """
+    if stage.engine is None:
+        yield
+        return
+    opened: list[StageEngine] = []
+
+    def attach(service: ModelService) -> None:
+        folder, seed = run.folder / "cache" / f"engine-{len(opened)}", run.seed_of(stage)
+        engine = StageEngine(stage.engine, folder, stage=stage.name, seed=seed, say=run.reporter.say)
+        opened.append(engine)
+        service.model.engine = engine
+
+    before, run.attach_engine = run.attach_engine, attach
+    for service in run.models.services.values():
+        attach(service)
+    try:
+        yield
+    finally:
+        run.attach_engine = before
+        for service in run.models.services.values():
+            service.model.engine = None
+        for engine in opened:
+            engine.close()

@@ -1,0 +1,172 @@
+"""The rules of engines: they sample what they are asked for, from the weights that were published last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from string import ascii_letters
+from typing import Any
+
+from alignkit.author import calling, made
+from alignkit.data.group import Group
+from alignkit.engine import Engine
+from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.models.engines import StageEngine
+from alignkit.models.forward import measure
+from alignkit.models.next_token import Sampling
+from alignkit.models.sampling import Continuation, generate
+from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.text_tokens import Ids
+from alignkit.plugins import plugins
+from alignkit.registry import Component
+from alignkit.settings import LoraSpec, ModelSpec
+from alignkit.testing.examples import example_groups
+from alignkit.testing.probe import add_noise
+from alignkit.testing.surroundings import SEED, Surroundings, conform
+
+TOLERANCE = 1e-3  # nats
+NEW_TOKENS = 12
+SAMPLES = 3
+POLICY = "engine check"
+
+WEIGHTS = "it used other weights, another prompt, another order, or left out the temperature"
+REPEAT = "a run that was killed is repeated, and must end in the same bytes"
+
+Samples = list[list[Continuation]]
+
+
+def check_engine(
+    cls: type[Engine],
+    options: Mapping[str, Any] | None = None,
+    *,
+    folder: Path | None = None,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Raise ConformanceError listing every rule that an engine breaks (see the table in `alignkit.testing`).
+
+    The base is the model `tiny` in float32 on the CPU, and the policy an adapter on it. options: as in a recipe.
+    folder: the recipe's; default: the current one. tolerance: largest difference of a log-probability from training's,
+    in nats; raise it for an engine that computes less precisely.
+    """
+
+    def problems(around: Surroundings, component: Component) -> Iterator[str]:
+        return _problems(around, component, tolerance)
+
+    conform("register_engines", cls, dict(options or {}), problems, folder=folder)
+
+
+def _problems(around: Surroundings, component: Component, tolerance: float) -> Iterator[str]:
+    early, author = made(component)
+    with calling(author, "check", early):
+        early.check(around.folder)
+    spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
+    # Not the model that all checks of a process share: an engine reads the base from its folder.
+    model = SharedModel(spec, str(plugins().registry.get("model", "tiny").implementation(around.cache)))
+    model.end_ids = tuple(range(2, model.model.config.vocab_size, 10))  # so that some responses end
+    said: list[str] = []
+    engine = StageEngine(component, around.cache / "engine", stage="", seed=SEED, say=said.append)
+    model.add_role(POLICY)
+    add_noise(model, POLICY, 0.1, 1)
+    try:
+        yield from _Check(engine, model, tolerance).problems()
+    finally:
+        engine.close()
+    yield from said
+
+
+@dataclass
+class _Check:
+    engine: StageEngine
+    model: SharedModel
+    tolerance: float
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return self.model.encoder()
+
+    def problems(self) -> Iterator[str]:
+        """Every rule in turn; what the run itself refuses is raised as PluginError."""
+        plain = Sampling(SAMPLES, NEW_TOKENS)
+        found = self.sample(plain)
+        yield from self._gaps("", found)
+        if self._tokens(self.sample(plain)) != self._tokens(found):
+            yield f"`sample`: a second call with the same seeds returns other tokens: {REPEAT}"
+        if self._tokens(self.sample(plain, seed=1000)) == self._tokens(found):
+            yield "`sample` returns the same tokens for other seeds"
+        yield from self._gaps(" of prompts in another order", self.sample(plain, turned=True), turned=True)
+        yield from self._gaps(" at temperature 0.5", self.sample(replace(plain, temperature=0.5)), temperature=0.5)
+        yield from self._gaps(" of the base", self.sample(plain, role=BASE), role=BASE)
+        yield from self._greedy(replace(plain, temperature=0.0), "temperature 0")
+        yield from self._greedy(replace(plain, top_k=1), "top_k 1")
+        yield from self._greedy(replace(plain, top_p=1e-6), "top_p 1e-06")
+        self.sample(replace(plain, max_new_tokens=1))
+        self.sample(replace(plain, min_new_tokens=NEW_TOKENS - 1))
+        self.sample(replace(plain, stop=[self._common_text(found)]))
+        if type(self.engine.engine).logprobs is not Engine.logprobs:
+            yield from self._scores(found)
+        add_noise(self.model, POLICY, 0.1, 2)
+        yield from self._gaps(" after new weights were published", self.sample(plain))
+
+    @property
+    def prompts(self) -> list[Ids]:
+        """Of different lengths, and not in the order of their lengths."""
+        return [self.encoder.prompt(group.prompt) for group in example_groups(1)]
+
+    def sample(self, sampling: Sampling, *, role: str = POLICY, seed: int = 0, turned: bool = False) -> Samples:
+        seeds = [[seed + 10 * p + k for k in range(SAMPLES)] for p in range(len(self.prompts))]
+        prompts = self.prompts[::-1] if turned else self.prompts
+        return self.engine.generate(self.model, role, self.encoder, prompts, seeds, sampling)
+
+    def _gaps(
+        self, which: str, found: Samples, *, role: str = POLICY, temperature: float = 1.0, turned: bool = False
+    ) -> Iterator[str]:
+        """Compare the log-probabilities that the engine reports with those of the training path."""
+        rows = self._rows(found, self.prompts[::-1] if turned else self.prompts)
+        measured = measure(self.model, role, [_encoded(*row) for row in rows], "logprobs", temperature=temperature)
+        reported = [one.logprobs for each in found for one in each]
+        yield from self._differences(f"`sample`: the log-probabilities{which}", measured, reported)
+
+    def _scores(self, found: Samples) -> Iterator[str]:
+        rows = self._rows(found, self.prompts)
+        measured = measure(self.model, POLICY, [_encoded(*row) for row in rows], "logprobs", temperature=0.7)
+        yield from self._differences(
+            "`logprobs`: the log-probabilities", measured, self.engine.logprobs(self.model, POLICY, rows, 0.7)
+        )
+
+    def _differences(self, what: str, measured: Sequence[Any], reported: Sequence[Any]) -> Iterator[str]:
+        gap = max(
+            abs(float(a) - float(b)) for m, r in zip(measured, reported, strict=True) for a, b in zip(m, r, strict=True)
+        )
+        if gap > self.tolerance:
+            yield f"{what} differ from training's by up to {gap:.3g} nats: {WEIGHTS}"
+
+    def _greedy(self, sampling: Sampling, name: str) -> Iterator[str]:
+        """The first token must be the most likely one: the best of the local engine's greedy samples, or a tie."""
+        seeds = [[0]] * len(self.prompts)
+        best = generate(self.model, POLICY, self.encoder, self.prompts, seeds, Sampling(1, 1, temperature=0.0))
+        found = self.sample(sampling)
+        first = [
+            (one.logprobs[0], likeliest.logprobs[0])
+            for each, (likeliest,) in zip(found, best, strict=True)
+            for one in each
+        ]
+        if any(logprob < likeliest - self.tolerance for logprob, likeliest in first):
+            yield f"`sample`: with {name} a first token is not the most likely one"
+
+    def _rows(self, found: Samples, prompts: Sequence[Ids]) -> list[tuple[Ids, Ids]]:
+        return [(prompt, one.tokens) for prompt, each in zip(prompts, found, strict=True) for one in each]
+
+    def _common_text(self, found: Samples) -> str:
+        """The letter that most samples contain."""
+        texts = [self.encoder.decode(one.tokens) for each in found for one in each]
+        counts = {letter: sum(letter in text for text in texts) for letter in ascii_letters}
+        return max(counts, key=counts.__getitem__)
+
+    def _tokens(self, found: Samples) -> list[list[Ids]]:
+        return [[one.tokens for one in each] for each in found]
+
+
+def _encoded(prompt: Ids, response: Ids) -> Encoded:
+    return Encoded(Group(()), prompt, (ResponseTokens(response, (True,) * len(response)),))

@@ -1,0 +1,267 @@
+"""The engine of a stage through the command line: what it is asked, what it is blamed for, and what a hang costs."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from patience import PATIENCE
+from tiny import tiny_model
+
+from alignkit import RecipeError, RunFailed
+from alignkit.cli import main
+from alignkit.local_engine import LocalEngine
+from alignkit.models.engine_thread import EngineThread, NoProgress
+from alignkit.models.engines import StageEngine, version_of
+from alignkit.models.next_token import Sampling
+from alignkit.models.service import ModelService
+from alignkit.models.shared_model import BASE
+from alignkit.recipe.load import load_recipe
+from alignkit.registry import Component, Registration
+from alignkit.runs.fingerprint import stage_hash
+from alignkit.testing.probe import add_noise
+
+HEADER = """
+import time
+from dataclasses import replace
+from alignkit import *
+from alignkit.local_engine import LocalEngine
+
+class Broken(LocalEngine):
+    calls = 0
+
+"""
+FOOTER = """
+
+@hookimpl
+def register_engines(register):
+    register("broken", Broken)
+"""
+STAGE: dict[str, Any] = {
+    "algorithm": "rloo",
+    "prompts": "rows.jsonl",
+    "reward": {"length": {"unit": "characters"}},
+    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5},
+    "iterations": 2,
+    "prompts_per_iteration": 3,
+}
+EVALUATE = {"step": "evaluate", "policies": ["align"], "prompts": "rows.jsonl", "rewards": ["length"]}
+SECOND = """
+def sample(self, *arguments):
+    found = super().sample(*arguments)
+    Broken.calls += 1
+    return self.second(found) if Broken.calls == 2 else found
+"""
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.mktemp("models")))
+        yield
+
+
+def written(folder: Path, stages: dict[str, Any], **top: Any) -> Path:
+    rows = [{"prompt": f"is it {n}?", "completion": "yes"} for n in range(3)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = folder / "recipe.yaml"
+    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 2}}
+    path.write_text(yaml.safe_dump({"model": model, "stages": stages, **top}))
+    return path
+
+
+def run(folder: Path, methods: str, timeout: float = 900.0) -> int:
+    """Run an online stage with a broken engine from the command line; returns the exit code."""
+    (folder / "broken.py").write_text(HEADER + textwrap.indent(textwrap.dedent(methods), "    ") + FOOTER)
+    path = written(folder, {"align": STAGE}, engine={"broken": {"timeout": timeout}})
+    return main(["run", str(path), "--plugin", str(folder / "broken.py"), "--out", str(folder / "out")])
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("return found[:-1]", "in `Broken.sample`: return a list of completions for each of 3 prompts, not 2"),
+        ("raise KeyError('x')", r"in `Broken.sample`: KeyError: 'x' \(broken.py:\d+\)"),
+        ("return b'garbage'", "in `Broken.sample`: return a list of completions for each prompt, not bytes"),
+        (
+            "return [*found[:2], [found[2][0], replace(found[2][1], version=3)]]",
+            r"in `Broken.sample`: for prompt 2 \(\S*rows.jsonl:\d\), sample 1 it used version 3 of the weights",
+        ),
+        ("exit(0)", r"in `Broken.sample`: it called exit\(0\)"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], second: str, message: str) -> None:
+    """In the second iteration."""
+    assert run(tmp_path, f"{SECOND}\ndef second(self, found): {second}") == 3
+    err = capsys.readouterr().err
+    assert re.search(rf"^error: plugin 'broken.py', stage 'align', {message}", err, re.M), err
+    assert "in iteration 2 of 2" in err and "Traceback" not in err
+
+
+def test_a_call_that_hangs_is_given_up_and_the_run_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With another timeout it is the same stage."""
+    methods = """
+    def prepare(self, context):
+        self.options.timeout < 1 or super().prepare(context)
+    def publish(self, *arguments):
+        self.options.timeout < 1 or super().publish(*arguments)
+    def sample(self, *arguments):
+        time.sleep(10**6) if self.options.timeout < 1 else None
+        return super().sample(*arguments)
+    """
+    assert run(tmp_path, methods, 0.2) == 3
+    err = capsys.readouterr().err
+    assert "in `Broken.sample`: it made no progress for 0.2 seconds and was given up" in err
+    assert "the same command continues the run" in err
+    assert run(tmp_path, methods) == 0
+    assert "starting over" not in capsys.readouterr().err
+
+
+def test_progress_keeps_a_slow_call_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five parts take three times as long as the timeout, by a clock that only the call moves."""
+    clock, ended = [0.0], threading.Event()
+    monkeypatch.setattr("alignkit.models.engine_thread.now", lambda: clock[0])
+    thread = EngineThread(10.0, lambda: None)
+
+    def slow(progress: bool) -> str:
+        for part in range(1, 6):
+            clock[0] += 6
+            thread.progress(part if progress else 0)
+        ended.wait(0 if progress else PATIENCE)
+        return "done"
+
+    assert thread.call(lambda: slow(True)) == "done"
+    with pytest.raises(NoProgress):
+        thread.call(lambda: slow(False))
+    ended.set()
+
+
+def engine(folder: Path, cls: type[LocalEngine] = LocalEngine, **options: Any) -> StageEngine:
+    component = Component("engine", "e", Registration("e", cls), cls.Options(**options))
+    return StageEngine(component, folder / "engine", stage="s", seed=0, say=lambda text: None)
+
+
+def test_policies_are_published_when_their_weights_change(tmp_path: Path) -> None:
+    published: list[tuple[str, bool, int]] = []
+
+    class Watched(LocalEngine):
+        def publish(self, policy: str, adapter: Path | None, version: int) -> None:
+            published.append((policy, adapter is not None, version))
+            super().publish(policy, adapter, version)
+            assert adapter is None or (adapter / "adapter_model.safetensors").is_file()
+
+    model = tiny_model(tmp_path)
+    model.add_role("one")
+    asked, prompt = engine(tmp_path, Watched), ((1, 30, 31),)
+
+    def sample(role: str) -> None:
+        asked.generate(model, role, model.encoder(), prompt, [[1]], Sampling(1, 3))
+
+    for role in (BASE, "one", "one", BASE):
+        sample(role)
+    first = version_of(model, "one")
+    add_noise(model, "one", 0.1, 1)
+    sample("one")
+    second = version_of(model, "one")
+    assert published == [(BASE, False, 0), ("one", True, first), ("one", True, second)] and first != second
+    assert [path.name for path in (tmp_path / "engine" / "weights").iterdir()] == ["2"]
+    asked.close()
+    assert not (tmp_path / "engine").exists()
+
+
+def test_steps_and_rewards_sample_with_the_engine(tmp_path: Path) -> None:
+    """The same answers as alignkit's own, and log-probabilities by either of them."""
+    model = tiny_model(tmp_path)
+    models = ModelService(model, artifact=Path)
+    prompts = [[{"role": "user", "content": text}] for text in ("hello", "what is it?")]
+    options: dict[str, Any] = {"seed": 3, "samples_per_prompt": 2, "max_new_tokens": 6}
+    wanted = models.sample(BASE, prompts, **options)
+    model.engine = asked = engine(tmp_path)
+    found = models.sample(BASE, prompts, **options)
+    assert found == wanted and "files" in {path.name for path in (tmp_path / "engine").iterdir()}
+    for ours, theirs in zip(
+        models.logprobs(BASE, found, temperature=0.7),
+        models.logprobs(BASE, found, temperature=0.7, by_engine=True),
+        strict=True,
+    ):
+        assert theirs.tolist() == pytest.approx(ours.tolist(), abs=1e-4) and len(ours) > 1
+    with pytest.raises(RunFailed, match="stage 's' samples with logits processors, which engine 'e' cannot run"):
+        models.sample(BASE, prompts, **options, processors=[lambda ids, logits: logits])
+    asked.close()
+
+
+def test_which_stages_an_engine_samples_for(tmp_path: Path) -> None:
+    stages = {
+        "sft": {"algorithm": "sft", "data": "rows.jsonl"},
+        "align": {**STAGE, "from": "sft"},
+        "ours": {**STAGE, "engine": "local"},
+        "slow": {**STAGE, "engine": {"worker": {"timeout": 9}}},
+        "shown": {**EVALUATE, "engine": "local"},
+        "judged": EVALUATE,
+    }
+
+    def engines(**top: Any) -> dict[str, str | None]:
+        recipe = load_recipe(written(tmp_path, stages, **top))
+        return {name: stage.engine and f"{stage.engine.options.timeout:g}" for name, stage in recipe.stages.items()}
+
+    own = {"sft": None, "align": None, "ours": None, "slow": "9", "shown": None, "judged": None}
+    assert engines() == engines(engine="local") == own
+    assert engines(engine="worker") == own | {"align": "600", "judged": "600"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"engine": "wroker"}, "no engine 'wroker'.*did you mean 'worker'"),
+        ({"engine": {"worker": {"timeout": 0}}}, "timeout.*0"),
+        (
+            {"stages": {"s": {"algorithm": "sft", "data": "rows.jsonl", "engine": "worker"}}},
+            "sft does not use 'engin",
+        ),
+    ],
+)
+def test_mistakes_in_a_recipe(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    path = written(tmp_path, {"align": STAGE}, **{key: value for key, value in keys.items() if key == "engine"})
+    document = yaml.safe_load(path.read_text()) | keys
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
+    assert re.search(message, str(raised.value), re.S)
+
+
+def test_an_engine_that_takes_adapters_only_needs_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, {"align": STAGE}, engine="worker")
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"model": {"base": "tiny", "lora": "none"}}))
+    assert load_recipe(path).stages["align"].engine.name == "worker"
+    monkeypatch.setattr("alignkit_plugins.worker.Worker.whole_models", False)
+    with pytest.raises(RecipeError, match="engine 'worker' takes adapters, but with "):
+        load_recipe(path)
+
+
+def test_an_engine_and_an_environment_are_refused_together(tmp_path: Path) -> None:
+    stage = {**STAGE, "environment": "calculator", "reward": "environment"}
+    assert load_recipe(written(tmp_path, {"align": {**stage, "engine": "local"}}, engine="worker"))
+    with pytest.raises(RecipeError, match="stage 'align': engine 'worker' cannot sample with an environment yet"):
+        load_recipe(written(tmp_path, {"align": stage}, engine="worker"))
+
+
+def test_what_samples_is_in_the_hash_and_the_timeout_is_not(tmp_path: Path) -> None:
+    def hashed(stage: dict[str, Any], **top: Any) -> str:
+        recipe = load_recipe(written(tmp_path, {"align": {**STAGE, **stage}}, **top))
+        return stage_hash(recipe.stages["align"], recipe, "base", 0, {})
+
+    ours = hashed({})
+    assert ours == hashed({}, engine="local") == hashed({"engine": "local"}, engine="worker")
+    theirs = hashed({}, engine="worker")
+    assert ours != theirs == hashed({"engine": {"worker": {"timeout": 5}}})

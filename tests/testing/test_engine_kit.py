@@ -1,0 +1,210 @@
+"""The conformance kit of engines: those that come with alignkit pass it, and broken ones are refused by name."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import Completion, Engine, SamplingParams
+from alignkit.local_engine import LocalEngine
+from alignkit.testing import check_engine
+from alignkit.testing.checks import ConformanceError
+from alignkit_plugins.worker import Worker
+
+Completions = list[list[Completion]]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("engine", [LocalEngine, Worker])
+def test_the_engines_that_come_with_alignkit_conform(engine: type[Engine]) -> None:
+    check_engine(engine)
+
+
+class Broken(LocalEngine):
+    """Samples correctly; its subclasses change one thing."""
+
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return [[self.changed(one) for one in each] for each in super().sample(policy, prompts, seeds, params)]
+
+    def changed(self, one: Completion) -> Completion:
+        return one
+
+
+class OldVersion(Broken):
+    def publish(self, policy: str, adapter: Path | None, version: int) -> None:
+        if policy not in self._policies:
+            super().publish(policy, adapter, version)
+
+
+class OldWeights(OldVersion):
+    """It says that it used the new ones."""
+
+    def publish(self, policy: str, adapter: Path | None, version: int) -> None:
+        super().publish(policy, adapter, version)
+        self._policies[policy] = (self._policies[policy][0], version)
+
+
+class Foreign(Broken):
+    def changed(self, one: Completion) -> Completion:
+        return replace(one, tokens=[*one.tokens[:-1], self.context.vocabulary])
+
+
+class Negative(Broken):
+    def changed(self, one: Completion) -> Completion:
+        return replace(one, tokens=[-1, *one.tokens[1:]])
+
+
+class Words(Broken):
+    def changed(self, one: Completion) -> Completion:
+        return replace(one, tokens=bytes(token % 256 for token in one.tokens))
+
+
+class Long(Broken):
+    def changed(self, one: Completion) -> Completion:
+        return replace(one, tokens=[*one.tokens, *[7] * 12], logprobs=[*one.logprobs, *[-1.0] * 12])
+
+
+class NotANumber(Broken):
+    def changed(self, one: Completion) -> Completion:
+        return replace(one, logprobs=[*one.logprobs[:-1], float("nan")])
+
+
+class Likely(Broken):
+    def changed(self, one: Completion) -> Completion:
+        return replace(one, logprobs=[-logprob for logprob in one.logprobs])
+
+
+class Fewer(Broken):
+    def changed(self, one: Completion) -> Completion:
+        return replace(one, logprobs=one.logprobs[1:])
+
+
+class Cut(Broken):
+    def changed(self, one: Completion) -> Completion:
+        return replace(one, tokens=one.tokens[:1], logprobs=one.logprobs[:1])
+
+
+class Missing(Broken):
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return super().sample(policy, prompts, seeds, params)[:-1]
+
+
+class OneSample(Broken):
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return [each[:1] for each in super().sample(policy, prompts, seeds, params)]
+
+
+class Turned(Broken):
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return super().sample(policy, prompts, seeds, params)[::-1]
+
+
+class ByLength(Broken):
+    """Right for the order in which it likes prompts."""
+
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return super().sample(policy, sorted(prompts, key=len), seeds, params)
+
+
+class OwnTemplate(Broken):
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return super().sample(policy, [[1, *prompt] for prompt in prompts], seeds, params)
+
+
+class NoTemperature(Broken):
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return super().sample(policy, prompts, seeds, replace(params, temperature=float(params.temperature > 0)))
+
+
+class NoFilter(Broken):
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return super().sample(policy, prompts, seeds, replace(params, top_k=0))
+
+
+class NoStop(Broken):
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return super().sample(policy, prompts, seeds, replace(params, stop=()))
+
+
+class NoMinimum(Broken):
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return super().sample(policy, prompts, seeds, replace(params, min_new_tokens=0))
+
+
+class OwnSeeds(Broken):
+    drawn = itertools.count()
+
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return super().sample(policy, prompts, [[next(self.drawn) for _ in each] for each in seeds], params)
+
+
+class OneSeed(Broken):
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return super().sample(policy, prompts, [[7] * len(each) for each in seeds], params)
+
+
+class OtherTokens(Broken):
+    def logprobs(self, policy: str, prompts: Any, responses: Any, temperature: float = 1.0) -> list[Completion]:
+        others = [[5] * len(response) for response in responses]
+        return super().logprobs(policy, prompts, others, temperature)
+
+
+class Shifted(Broken):
+    def logprobs(self, policy: str, prompts: Any, responses: Any, temperature: float = 1.0) -> list[Completion]:
+        found = super().logprobs(policy, prompts, responses, temperature)
+        return [replace(one, logprobs=[*one.logprobs[1:], one.logprobs[0]]) for one in found]
+
+
+class Crashes(Broken):
+    def sample(self, policy: str, prompts: Any, seeds: Any, params: SamplingParams) -> Any:
+        return prompts[99]
+
+
+class Tuples(Broken):
+    def changed(self, one: Completion) -> Any:
+        return (one.tokens, one.logprobs)
+
+
+BROKEN: Sequence[tuple[type[Broken], str]] = (
+    (
+        OldVersion,
+        r"it used version \d+ of the weights of 'engine check', but version \d+ was published: .* 1 version old",
+    ),
+    (OldWeights, "the log-probabilities after new weights were published differ from training's by up to .* nats"),
+    (Foreign, r"for prompt 0, sample 0 token (\d+) is not in the vocabulary of \1"),
+    (Negative, "for prompt 0, sample 0 token -1 is not in the vocabulary"),
+    (Words, "`tokens` must be a list of integers, not b'"),
+    (Long, r"it returned \d\d tokens; max_new_tokens is 12"),
+    (NotANumber, r"the log-probability of token \d+ is nan"),
+    (Likely, r"the log-probability of token 0 is \d"),
+    (Fewer, r"it returned \d+ tokens, but \d+ log-probabilities"),
+    (Cut, "a response of 1 tokens has neither an end token nor a stop text"),
+    (Missing, "return a list of completions for each of 4 prompts, not 3"),
+    (OneSample, "return a Completion for each of 3 seeds, not 1, for prompt 0"),
+    (Turned, "the log-probabilities differ from training's"),
+    (ByLength, "the log-probabilities.* differ from training's"),
+    (OwnTemplate, "the log-probabilities differ from training's"),
+    (NoTemperature, "the log-probabilities at temperature 0.5 differ from training's"),
+    (NoFilter, "with top_k 1 a first token is not the most likely one"),
+    (NoStop, "a response continues after its end token or stop text"),
+    (NoMinimum, "a response ends before min_new_tokens 11"),
+    (OwnSeeds, "a second call with the same seeds returns other tokens"),
+    (OneSeed, "returns the same tokens for other seeds"),
+    (OtherTokens, "in `logprobs`: for response 0 it scored other tokens than it was asked to"),
+    (Shifted, "`logprobs`: the log-probabilities differ from training's"),
+    (Crashes, r"in `sample`: IndexError: list index out of range \(test_engine_kit.py:\d+\)"),
+    (Tuples, "for prompt 0, sample 0 return a Completion, not tuple"),
+)
+
+
+@pytest.mark.parametrize(("engine", "message"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
+def test_broken_engines_are_refused(engine: type[Broken], message: str) -> None:
+    with pytest.raises(ConformanceError, match=message) as raised:
+        check_engine(engine)
+    assert str(raised.value).startswith(f"{engine.__name__}: ")
