@@ -25,7 +25,7 @@ from benchmarks.measure import ENVIRONMENTS, Failed, Side, relative_difference, 
 from benchmarks.worker import Job
 
 ROOT = Path(__file__).parent.parent
-FAST = ["dpo", "overhead"]
+FAST = ["overhead"]
 # Little arithmetic, or two kinds of it.
 WITHOUT_FLOOR = {"ppo_memory", "roles", "roles_nf4", "growth_k", "rows", "encoding"}
 FIELDS = {"name", "ours", "peer", "unit", "ratio", "memory_ratio", "floor_ratio", "rounds"}

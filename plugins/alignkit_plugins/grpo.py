@@ -75,7 +75,7 @@ class GRPO(Algorithm):
         importance_cap: float | None = Field(
             None,
             ge=1,
-            description="cap of a token's importance weight, policy / sampler (truncated importance sampling, TIS)",
+            description="cap of the importance weight, policy / sampler, per token (truncated importance sampling)",
         )
         ratio: Literal["token", "sequence"] = Field(
             "token", description="ratio of each token, or of the whole response (GSPO)"

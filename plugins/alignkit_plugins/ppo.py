@@ -72,7 +72,7 @@ class PPO(Algorithm):
         importance_cap: float | None = Field(
             None,
             ge=1,
-            description="cap of a token's importance weight, policy / sampler (truncated importance sampling, TIS)",
+            description="cap of the importance weight, policy / sampler, per token (truncated importance sampling)",
         )
         value_coefficient: float = Field(0.1, ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")

@@ -58,7 +58,7 @@ class ReinforcePP(Algorithm):
         importance_cap: float | None = Field(
             None,
             ge=1,
-            description="cap of a token's importance weight, policy / sampler (truncated importance sampling, TIS)",
+            description="cap of the importance weight, policy / sampler, per token (truncated importance sampling)",
         )
         aggregation: Literal["token_mean", "sequence_mean"] = Field(
             "token_mean", description="how the policy loss is averaged: over tokens, or per response first"

@@ -54,7 +54,7 @@ class RLOO(Algorithm):
         importance_cap: float | None = Field(
             None,
             ge=1,
-            description="cap of a response's importance weight, policy / sampler (truncated importance sampling, TIS)",
+            description="cap of the importance weight, policy / sampler, per response (truncated importance sampling)",
         )
 
     @property
