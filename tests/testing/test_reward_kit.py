@@ -211,7 +211,7 @@ class Bare(Reward):
 
 
 BROKEN: list[tuple[Any, str]] = [
-    (NoScore, r"does not define `score\(groups\)` \(test_reward_kit.py:94\)"),
+    (NoScore, r"does not define `score\(groups\)` \(test_reward_kit.py:\d+\)"),
     (RanksInSecret, "`score`: a group for every response changes the score .* `within_group` must return True"),
     (OneTooFew, "in `score`: reward 'OneTooFew': return 12 scores, one per response, not 11"),
     (OnePerGroup, "in `score`: reward 'OnePerGroup': return 12 scores, one per response, not 4"),
