@@ -88,6 +88,12 @@ class ActiveSequence:
         del self.tokens[self.turn :], self.logprobs[self.turn :], self.written[self.turn :]
 
 
+def last_turn(tokens: Sequence[int], written: Sequence[bool] | None) -> Ids:
+    """The tokens that the policy wrote after those of others. written: see `Response.written`."""
+    start = max((place + 1 for place, own in enumerate(written or ()) if not own), default=0)
+    return tuple(tokens[start:])
+
+
 def key_of(row: ActiveSequence) -> tuple[int, int]:
     """Equal for rows with the same context: the samples of a prompt, before anything is written."""
     return (row.prompt, row.sample if row.tokens else -1)

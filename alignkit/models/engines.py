@@ -90,7 +90,7 @@ class StageEngine:
             checked = [
                 self._checked("sample", one, role, version, f"{where}, sample {k}") for k, one in enumerate(each)
             ]
-            written.append([self._continuation(one, encoder, params, f"{where}") for one in checked])
+            written.append([self._continuation(one, encoder, params, where) for one in checked])
         return written
 
     def logprobs(

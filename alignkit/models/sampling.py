@@ -24,7 +24,7 @@ from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.memory import available, release_cached, total
 from alignkit.kernels.sampling_weights import prepacked_weights
-from alignkit.models.active_sequence import ActiveSequence, Partner, key_of
+from alignkit.models.active_sequence import ActiveSequence, Partner, key_of, last_turn
 from alignkit.models.encoding import Encoder
 from alignkit.models.loading import backbone, largest
 from alignkit.models.next_token import Sampling, choose, process
@@ -52,12 +52,6 @@ class Continuation:
     logprobs: tuple[float, ...]
     ended: bool
     written: tuple[bool, ...] | None = None
-
-    @property
-    def last_turn(self) -> Ids:
-        """The tokens after those of others."""
-        start = max((place + 1 for place, own in enumerate(self.written or ()) if not own), default=0)
-        return self.tokens[start:]
 
 
 def sample(
@@ -169,7 +163,7 @@ def _continuation(sequence: ActiveSequence) -> Continuation:
 
 def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
     return Response(
-        text=encoder.decode(written.last_turn),
+        text=encoder.decode(last_turn(written.tokens, written.written)),
         tokens=written.tokens,
         logprobs=written.logprobs,
         written=written.written,

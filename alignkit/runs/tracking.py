@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.author import author_of, made
+from alignkit.author import made
 from alignkit.io.progress import Metrics
 from alignkit.recipe.schema import Recipe
 from alignkit.registry import Component
@@ -33,9 +33,8 @@ class TrackerThread:
 
     def __init__(self, component: Component, run: TrackedRun):
         self.name, self.run = component.name, run
-        self.author = author_of(component.registration)
         self.tracker: Tracker
-        self.tracker, _ = made(component)
+        self.tracker, self.author = made(component)
         self.problem = ""
         self.place = run.folder / "trackers" / f"{component.name}.json"
         self.given = _read(self.place)  # stage -> [its hash, lines]

@@ -9,7 +9,7 @@ from alignkit.author import noting
 from alignkit.data.group import Group, Response, preview
 from alignkit.environment import tool_functions
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.active_sequence import Partner
+from alignkit.models.active_sequence import Partner, last_turn
 from alignkit.models.encoding import Encoder
 from alignkit.models.text_tokens import Ids
 from alignkit.models.turns import Turns
@@ -105,7 +105,7 @@ class Episodes:
     def _finished(self, episode: Episode, response: Response) -> Response:
         with noting(episode.row):
             if response.truncated:  # its last turn had no end, so the environment has not seen it
-                episode.add([self.turns.read(_last_turn(response), episode.calls)])
+                episode.add([self.turns.read(last_turn(response.tokens or (), response.written), episode.calls)])
             scores = self.environment.scores(episode)
         several = len(episode.turns) > 1
         return replace(response, messages=tuple(episode.turns) if several else None, scores=scores)
@@ -132,11 +132,3 @@ def episodes_of(context: StageContext) -> Episodes | None:
     limits = Limits(rollout.max_turns or TURNS, rollout.turn_seconds or SECONDS)
     max_length = min(settings.max_length, context.model.context)
     return Episodes(settings.environment, context.name, context.seed, context.models.encoder, limits, max_length)
-
-
-def _last_turn(response: Response) -> Ids:
-    """The tokens that the policy wrote after those of others."""
-    tokens = response.tokens or ()
-    written = response.written or (True,) * len(tokens)
-    start = max((place + 1 for place, own in enumerate(written) if not own), default=0)
-    return tokens[start:]
