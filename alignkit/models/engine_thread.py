@@ -77,7 +77,8 @@ class EngineThread:
         except BaseException as error:
             return error
         finally:
-            closing._calls.put((_end, queue.SimpleQueue()))
+            for thread in {self, closing}:
+                thread._calls.put((_end, queue.SimpleQueue()))
         return None
 
     def _run(self) -> None:

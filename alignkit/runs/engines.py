@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import Any
 
 from alignkit.models.engines import StageEngine
@@ -20,12 +21,12 @@ def using_engine(run: Any, stage: Stage) -> Iterator[None]:
     if stage.engine is None:
         yield
         return
-    opened: list[StageEngine] = []
+    opened, numbers = ExitStack(), count()  # all are closed, also if closing one of them is interrupted
 
     def attach(service: ModelService) -> None:
-        folder, seed = run.folder / "cache" / f"engine-{len(opened)}", run.seed_of(stage)
+        folder, seed = run.folder / "cache" / f"engine-{next(numbers)}", run.seed_of(stage)
         engine = StageEngine(stage.engine, folder, stage=stage.name, seed=seed, say=run.reporter.say)
-        opened.append(engine)
+        opened.callback(engine.close)
         service.model.engine = engine
 
     before, run.attach_engine = run.attach_engine, attach
@@ -37,5 +38,4 @@ def using_engine(run: Any, stage: Stage) -> Iterator[None]:
         run.attach_engine = before
         for service in run.models.services.values():
             service.model.engine = None
-        for engine in opened:
-            engine.close()
+        opened.close()

@@ -144,7 +144,11 @@ def test_progress_keeps_a_slow_call_alive(monkeypatch: pytest.MonkeyPatch) -> No
     assert thread.call(lambda: slow(True)) == "done"
     with pytest.raises(NoProgress):
         thread.call(lambda: slow(False))
+    assert thread.close(lambda: None) is None
     ended.set()
+    assert thread._thread is not None
+    thread._thread.join(PATIENCE)
+    assert not thread._thread.is_alive()  # although its last call was given up
 
 
 def engine(folder: Path, cls: type[LocalEngine] = LocalEngine, **options: Any) -> StageEngine:
