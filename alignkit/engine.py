@@ -84,7 +84,7 @@ class EngineContext:
 class Engine:
     """Base class of an engine. Its methods are called one at a time, all in one thread, which is not the main thread.
 
-    An engine belongs to one stage; what it is asked first decides when it is prepared. An instance may be closed while
+    An engine belongs to one stage and is prepared before its first call. An instance may be closed while
     one of its calls is still running. whole_models: `publish` also takes folders of whole models, as with `lora: none`.
     """
 
