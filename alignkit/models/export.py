@@ -1,47 +1,133 @@
-"""A role as a whole model folder: its adapter merged into the base's weights."""
+"""A saved role as a whole model: its adapter merged into the base's weights, with its scalar head if it has one."""
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
+import copy
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
+from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
-from alignkit.models.loading import load_base
-from alignkit.models.padding import with_padding
-from alignkit.models.shared_model import SharedModel
+from alignkit.models.files_check import check_finite, check_safetensors
+from alignkit.models.hub import locate
+from alignkit.models.loading import backbone, has_score, load_base, load_weights
+from alignkit.models.origin import Base, is_adapter
+from alignkit.models.padding import saved_unread
+
+if TYPE_CHECKING:
+    from alignkit.settings import ModelSpec
+
+WEIGHTS = "adapter_model.safetensors"
 
 
-def export(model: SharedModel, role: str, folder: Path) -> list[str]:
-    """Write a role as a model folder, complete or not at all; returns what its user must know.
+def export(
+    saved: Path, folder: Path, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any, end_ids: Iterable[int]
+) -> list[str]:
+    """Write a saved role as a model folder, complete or not at all; returns what its user must know.
 
-    The base is loaded a second time, on the CPU: merging into the shared base would change all other roles.
+    saved: the role's folder. dtype: of the written weights; an adapter is merged in fp32, on the CPU. tokenizer: with
+    the chat template of the run. end_ids: the tokens that end a response.
     """
-    if model.adapters is None:
-        model.save(role, folder)
+    if not is_adapter(saved):
+        with replace_folder(folder) as new:
+            shutil.copytree(saved, new, dirs_exist_ok=True)
         return ["it was trained without an adapter, so its weights are copied"]
-    from peft import PeftModel
+    merged = whole_model(saved, base, spec, dtype, tokenizer)
+    write_whole(merged, folder, tokenizer, end_ids)
+    return notes_of(spec, dtype)
 
-    found = model.roles[role]
-    assert found.adapter is not None
-    whole = model.spec.model_copy(update={"quantization": "none"})
-    base, _ = load_base(whole, model.source, model.base.revision, torch.float32, torch.device("cpu"), None)
-    with tempfile.TemporaryDirectory(prefix="alignkit-merge-") as place:
-        model.adapters.save(found.adapter, Path(place), None)
-        merged = PeftModel.from_pretrained(base, place).merge_and_unload(safe_merge=True)
-    merged = merged.to(model.dtype)
+
+def whole_model(saved: Path, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any) -> Any:
+    """The whole model of a saved role, on the CPU: a language model, or a classifier with one label.
+
+    tokenizer: pads the batches of a reward model whose base has no padding. Raises RunFailed if the adapter is for
+    another base.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if not is_adapter(saved):
+        kind = AutoModelForSequenceClassification if has_score(saved) else AutoModelForCausalLM
+        return load_weights(kind, str(saved), dtype=dtype, trust_remote_code=spec.trust_remote_code)[0].eval()
+    base.has_adapter(saved)
+    whole = spec.model_copy(update={"quantization": "none"})
+    source = locate(base.source, base.revision)
+    network, _ = load_base(whole, source, base.revision, torch.float32, torch.device("cpu"), None)
+    merged = merge(network, saved).to(dtype)
+    if has_score(saved):
+        unread = saved_unread(saved)
+        return scorer(merged, saved_head(saved), tokenizer.pad_token_id if unread is None else unread).eval()
+    return merged.eval()
+
+
+def merge(network: Any, saved: Path) -> Any:
+    """The network with a saved adapter merged into its weights; without the adapter's scalar head."""
+    from peft import PeftConfig, PeftModel
+
+    check_safetensors(saved / WEIGHTS)
+    check_finite(saved / WEIGHTS, load_file(saved / WEIGHTS))
+    config = PeftConfig.from_pretrained(str(saved))
+    config.task_type, config.modules_to_save = "CAUSAL_LM", None
+    return PeftModel.from_pretrained(network, str(saved), config=config).merge_and_unload(safe_merge=True)
+
+
+def scorer(network: Any, head: Tensor, padding: int | None) -> Any:
+    """A classifier with one label, whose logit is the score: the network's backbone with a head [1, hidden].
+
+    padding: the token that it skips at the end of a row, and that pads batches.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(network.config)
+    config.num_labels = 1
+    config.problem_type = "regression"  # or else vLLM puts the score through a sigmoid
+    config.get_text_config().pad_token_id = padding
+    model = AutoModelForSequenceClassification.from_config(config, dtype=network.dtype)
+    backbone(model).load_state_dict(backbone(network).state_dict())
+    model.score.weight.data.copy_(head)
+    return model
+
+
+def saved_head(folder: Path) -> Tensor:
+    """Read the scalar head [1, hidden], fp32, of a saved reward model."""
+    for file in sorted(folder.glob("*.safetensors")):
+        for key, value in load_file(file).items():
+            if key.endswith("score.weight"):
+                return value.float()
+    raise RunFailed(f"{folder} is a reward model without a score head")
+
+
+def write_whole(model: Any, folder: Path, tokenizer: Any, end_ids: Iterable[int]) -> None:
+    """Write a whole model with its tokenizer, complete or not at all."""
+    end_with(getattr(model, "generation_config", None), end_ids)
     with replace_folder(folder) as new:
-        model.save_whole(replace(found, model=merged), new)
-        tokenizer = model.tokenizer if found.head is None else with_padding(model.tokenizer, model.model.config)
+        model.save_pretrained(new)
         tokenizer.save_pretrained(new)
+
+
+def end_with(generation: Any, end_ids: Iterable[int]) -> None:
+    """Let a generation configuration end responses where the run ended them. Its own tokens stay in front."""
+    if generation is None:
+        return
+    found = generation.eos_token_id
+    own = list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
+    ends = [*own, *sorted(set(end_ids) - set(own))]
+    generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None
+
+
+def notes_of(spec: ModelSpec, dtype: torch.dtype) -> list[str]:
+    """What the user of a merged adapter must know."""
     notes = []
-    if model.spec.quantization != "none":
+    if spec.quantization != "none":
         notes.append(
-            f"the adapter was trained on the {model.spec.quantization} base and is merged into unquantized weights: "
+            f"the adapter was trained on the {spec.quantization} base and is merged into unquantized weights: "
             "log-probabilities differ by the error of quantization"
         )
-    if model.dtype != torch.float32:
-        notes.append(f"stored in {str(model.dtype).removeprefix('torch.')}, so weights are rounded")
+    if dtype != torch.float32:
+        notes.append(f"stored in {str(dtype).removeprefix('torch.')}, so weights are rounded")
     return notes

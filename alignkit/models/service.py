@@ -22,6 +22,7 @@ from alignkit.models.foreign_reward import ForeignRewardModel
 from alignkit.models.forward import measure
 from alignkit.models.loading import has_score
 from alignkit.models.packing import micro_batches, pack
+from alignkit.models.padding import with_padding
 from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
@@ -230,9 +231,11 @@ class ModelService:
 
     def export(self, role: str, folder: Path) -> list[str]:
         """See `alignkit.Models`."""
-        if (name := self.role(role)) == BASE:
+        if self._role_name(role) == BASE:
             raise RunFailed(f"'{role}' is a base model, which is whole already")
-        return export(self.model, name, folder)
+        saved, model = self.artifact(role), self.model
+        tokenizer = with_padding(model.tokenizer, model.model.config) if has_score(saved) else model.tokenizer
+        return export(saved, folder, model.base, model.spec, model.dtype, tokenizer, self.encoder.end_ids)
 
     def fits(self, group: Group, max_length: int, new_tokens: int) -> bool:
         """Whether a prompt leaves room for `new_tokens`."""

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alignkit.data.chat_templates import is_plain
@@ -32,6 +31,7 @@ from alignkit.models.adapters import ActiveAdapter, Adapters
 from alignkit.models.budget import MemoryBudget
 from alignkit.models.chat_check import check_chat
 from alignkit.models.encoding import Encoder
+from alignkit.models.export import saved_head, scorer
 from alignkit.models.files_check import check_finite
 from alignkit.models.hub import locate
 from alignkit.models.loading import backbone, device_of, dtype_of, has_score, largest, load_base, load_text, warn_unused
@@ -211,7 +211,7 @@ class SharedModel:
         if isinstance(start, str) and (head := self.roles[start].head) is not None:
             return nn.Parameter(head.detach().clone(), requires_grad=False)
         if isinstance(start, Path) and has_score(start):
-            return nn.Parameter(_saved_head(start).to(self.device), requires_grad=False)
+            return nn.Parameter(saved_head(start).to(self.device), requires_grad=False)
         generator = torch.Generator().manual_seed(self.seed + 1)
         weight = torch.randn(1, self.hidden_size, generator=generator) / (self.hidden_size + 1) ** 0.5
         return nn.Parameter(weight.to(self.device), requires_grad=False)
@@ -363,24 +363,8 @@ class SharedModel:
         if role.head is None:
             role.model.save_pretrained(folder)
             return
-        from transformers import AutoModelForSequenceClassification
-
-        config = copy.deepcopy(role.model.config)
-        config.num_labels = 1
         # Transformers scores the last token but padding, and pads batches with the tokenizer's own padding.
-        config.get_text_config().pad_token_id = role.unread
-        if role.unread is None:
-            config.get_text_config().pad_token_id = with_padding(self.tokenizer, self.model.config).pad_token_id
-        scorer = AutoModelForSequenceClassification.from_config(config, dtype=self.dtype)
-        backbone(scorer).load_state_dict(backbone(role.model).state_dict())
-        scorer.score.weight.data.copy_(role.head)
-        scorer.save_pretrained(folder)
-
-
-def _saved_head(folder: Path) -> Tensor:
-    """Read the scalar head [1, hidden], fp32, of a saved reward model."""
-    for file in sorted(folder.glob("*.safetensors")):
-        for key, value in load_file(file).items():
-            if key.endswith("score.weight"):
-                return value.float()
-    raise RunFailed(f"{folder} is a reward model without a score head")
+        padding = role.unread
+        if padding is None:
+            padding = with_padding(self.tokenizer, self.model.config).pad_token_id
+        scorer(role.model, role.head, padding).save_pretrained(folder)
