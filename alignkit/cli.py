@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from alignkit import __version__
 from alignkit.author import blaming
 from alignkit.errors import AlignkitError, OutOfResource, PluginError, disk_is_full, message_of
+from alignkit.exporting.command import export
 from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
+app.command()(export)
 
 
 def _recipe_names(start: str) -> list[str]:

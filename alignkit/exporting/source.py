@@ -1,0 +1,132 @@
+"""The stage to export: found in the folder of its run, with its record, its weights and its base model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
+from alignkit.recipe.schema import NAME_PATTERN
+from alignkit.runs.stage_store import StageStore, read_record
+from alignkit.settings import ModelSpec
+
+if TYPE_CHECKING:
+    from alignkit.models.origin import Base
+
+RESOLVED = "recipe.resolved.yaml"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model in a run. reference: `align` or `align@2`. folder: of its weights. record: its stage.json."""
+
+    run: Path
+    stage: str
+    reference: str
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def depends_on(self) -> Mapping[str, Any]:
+        """Everything that the stage's result depends on, as the run recorded it."""
+        found: Mapping[str, Any] = self.record["depends_on"]
+        return found
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The settings of its base model, when it was trained. Its tokenizer holds the chat template already."""
+        keys = {**self.depends_on["model"], "chat_template": None, "date": self.depends_on.get("date")}
+        return ModelSpec.model_validate(keys)
+
+    @cached_property
+    def is_adapter(self) -> bool:
+        """Whether its weights are those of an adapter."""
+        return (self.folder / "adapter_config.json").is_file()
+
+    @cached_property
+    def is_reward(self) -> bool:
+        """Whether it is a reward model."""
+        from alignkit.models.loading import has_score
+
+        return has_score(self.folder)
+
+    @cached_property
+    def base(self) -> Base:
+        """Its base model, as the adapter names it; one that an adapter of a run names always exists."""
+        from alignkit.models.files_check import read_json
+        from alignkit.models.origin import Base
+
+        if not self.is_adapter:
+            return Base(self.spec.base, self.spec.base, self.spec.revision)
+        saved = read_json(self.folder / "adapter_config.json")
+        return Base(self.spec.base, str(saved.get("base_model_name_or_path") or self.spec.base), saved.get("revision"))
+
+    @property
+    def base_digest(self) -> str | None:
+        """SHA-256 of the base's weights, when the adapter was trained; None if it was not recorded."""
+        from alignkit.models.files_check import read_json
+        from alignkit.models.origin import ORIGIN
+
+        found = read_json(self.folder / ORIGIN).get("base") if (self.folder / ORIGIN).is_file() else None
+        return found.get("weights") if isinstance(found, dict) else None
+
+    @property
+    def hub_base(self) -> str | None:
+        """The base's id on the hub; None for one that only this machine has."""
+        name = self.base.source
+        return name if HUB_ID.fullmatch(name) and not Path(name).exists() else None
+
+
+def find(text: str) -> Source:
+    """The model of `RUN/STAGE` or `RUN/STAGE@K`. Raises RecipeError if there is none, RunFailed for a damaged one."""
+    path = Path(text)
+    run, name = path.parent, path.name
+    if (path / RESOLVED).is_file():
+        _refuse(f"{text} is a run: name one of its stages", f"stages with a model: {_listed(path)}")
+    if not (run / RESOLVED).is_file():
+        near = [folder.parent.name for folder in run.parent.glob(f"*/{RESOLVED}")] if run.parent.is_dir() else []
+        help = did_you_mean(run.name, near) or f"write RUN/STAGE; RUN has a file {RESOLVED}"
+        _refuse(f"{run} is not the folder of a run, so {text} is no stage", help)
+    return _found(run, name, [])
+
+
+def _found(run: Path, reference: str, seen: list[str]) -> Source:
+    """The model of a stage, or the one that a step selected. seen: stages on the way here."""
+    name, _, version = reference.partition("@")
+    folder = run / name
+    record = read_record(folder) if re.match(NAME_PATTERN, name) else {}
+    if not record:
+        if (folder / "stage.json").is_file():
+            raise RunFailed(f"{folder / 'stage.json'} is damaged\nhelp: run the recipe again, which repeats the stage")
+        help = did_you_mean(name, _with_model(run)) or f"stages with a model: {_listed(run)}"
+        _refuse(f"{run} has no stage '{name}'", help)
+    if not record.get("complete"):
+        _refuse(f"stage '{name}' of {run} is not finished", "run the recipe again: it resumes")
+    store = StageStore(run, ())
+    if damage := store.damage(name):
+        raise RunFailed(f"{damage}\nhelp: run the recipe again, which repeats the stage")
+    if selected := record.get("policy"):
+        if Path(selected).is_absolute() or name in seen:
+            _refuse(f"stage '{name}' selected {selected}, which is not of this run", "export it where it was trained")
+        return _found(run, str(selected), [*seen, name])
+    if not (folder / "adapter").is_dir():
+        help = f"stages with a model: {_listed(run)}"
+        _refuse(f"stage '{name}' of {run} is a step ({record.get('plugin')}) and has no model", help)
+    return Source(run, name, f"{name}@{version}" if version else name, store.artifact(reference), record)
+
+
+def _with_model(run: Path) -> Iterable[str]:
+    return [path.parent.name for path in sorted(run.glob("*/adapter")) if read_record(path.parent).get("complete")]
+
+
+def _listed(run: Path) -> str:
+    return ", ".join(_with_model(run)) or "none"
+
+
+def _refuse(message: str, help: str) -> None:
+    raise RecipeError([Problem(message, help=help)])

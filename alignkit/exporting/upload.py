@@ -1,0 +1,92 @@
+"""Uploads an export to the Hugging Face hub; token and name are checked before the work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import AlignkitError, Problem, RecipeError, RunFailed
+
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A repository to upload to. exists: whether it is there already."""
+
+    repo: str
+    public: bool
+    exists: bool
+
+
+def check_target(repo: str, public: bool) -> Target:
+    """The repository, with its owner. Raises RecipeError if it cannot be written to, RunFailed if the hub is away."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        _refuse(f"--push {repo} is no name of a repository: {error}", "write OWNER/NAME")
+    if constants.HF_HUB_OFFLINE:
+        _refuse("--push needs the hub, but HF_HUB_OFFLINE is set", "unset it, or leave --push out")
+    api = HfApi()
+    user = _asked(api.whoami, "who you are")
+    owners = [str(user.get("name")), *(str(owner.get("name")) for owner in user.get("orgs") or ())]
+    owner, _, name = repo.rpartition("/")
+    owner = owner or owners[0]
+    if owner not in owners:
+        _refuse(f"--push {repo}: you are {owners[0]} and cannot write to {owner}", f"owners: {', '.join(owners)}")
+    role = ((user.get("auth") or {}).get("accessToken") or {}).get("role")
+    if role == "read":
+        _refuse("--push needs a token that may write; yours may only read", LOGIN)
+    whole = f"{owner}/{name}"
+    try:
+        info = _asked(lambda: api.repo_info(whole), f"about {whole}")
+    except RepositoryNotFoundError:
+        return Target(whole, public, exists=False)
+    if not public and not info.private:
+        _refuse(f"--push {whole} exists already, and everybody can read it", "add --public, or choose another name")
+    return Target(whole, public, exists=True)
+
+
+def push(folder: Path, target: Target) -> str:
+    """Upload a folder; returns its address. Raises RunFailed if the hub refuses; the folder stays."""
+    from huggingface_hub import HfApi
+
+    api, rest = HfApi(), f"the export is in {folder}"
+
+    def upload() -> Any:
+        if not target.exists:
+            api.create_repo(target.repo, private=not target.public, exist_ok=True)
+        return api.upload_folder(repo_id=target.repo, folder_path=folder, commit_message="Exported with alignkit")
+
+    _asked(upload, f"to store {target.repo}", f"{rest}; push it with `hf upload {target.repo} {folder}`")
+    return f"{api.endpoint}/{target.repo}"
+
+
+def _asked(call: Callable[[], Any], what: str, help: str = LOGIN) -> Any:
+    """The hub's answer. Raises RunFailed with its reason."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+
+    try:
+        return call()
+    except RepositoryNotFoundError:
+        raise
+    except LocalTokenNotFoundError as error:
+        raise RecipeError([Problem("--push needs a token of the hub, and there is none", help=LOGIN)]) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        reason = error.server_message or str(error).split("\n")[0]
+        raise RunFailed(f"the hub, asked {what}, refused ({status}): {reason}\nhelp: {help}") from error
+    except AlignkitError:
+        raise
+    except Exception as error:  # from the HTTP library, which differs between versions of huggingface_hub
+        raise RunFailed(f"the hub, asked {what}, did not answer: {error}\nhelp: {help}") from error
+
+
+def _refuse(message: str, help: str) -> None:
+    raise RecipeError([Problem(message, help=help)])

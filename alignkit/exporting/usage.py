@@ -1,0 +1,125 @@
+"""How to load an export in other programs: commands for the terminal and for the model card."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM reserves memory for; the second is its default
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What a program must know to load an export.
+
+    path: its folder or repository. folder: where it is, once it has been downloaded. base: what readers call the base,
+    or its folder; hub: whether it is an id on the hub. rank: of an adapter. gguf: the file's name. template: whether
+    the folder has a chat template.
+    """
+
+    path: str
+    folder: str
+    name: str
+    form: str
+    is_reward: bool
+    base: str = ""
+    hub: bool = False
+    rank: int = 0
+    gguf: str = ""
+    template: bool = True
+    trust_remote_code: bool = False
+
+    @property
+    def base_place(self) -> str:
+        """The base as a program can load it."""
+        return self.base if self.hub or self.base.startswith("/") else f"FOLDER OF {self.base}"
+
+    @property
+    def download(self) -> str:
+        """The command, with its line break, that puts a repository into `folder`; empty if it is there."""
+        return (
+            ""
+            if self.path == self.folder
+            else shlex.join(["hf", "download", self.path, "--local-dir", self.folder]) + "\n"
+        )
+
+
+def vllm(loading: Loading) -> str:
+    """The command that serves it with vLLM; for what vLLM cannot load, a sentence that begins with `#`."""
+    trust = ["--trust-remote-code"] if loading.trust_remote_code else []
+    if loading.form == "gguf":
+        return "# export with --merge for vLLM"
+    if loading.form != "adapter":
+        pooling = ["--runner", "pooling"] if loading.is_reward else []
+        return shlex.join(["vllm", "serve", loading.path, *pooling, *trust])
+    if loading.is_reward:
+        return "# vLLM loads no reward model from an adapter (modules_to_save): export it with --merge"
+    words = ["vllm", "serve", loading.base_place, "--enable-lora", "--lora-modules", f"{loading.name}={loading.folder}"]
+    if loading.rank > RANKS[1]:
+        words += ["--max-lora-rank", str(next((rank for rank in RANKS if rank >= loading.rank), loading.rank))]
+    # vLLM would take both from the base.
+    words += ["--chat-template", f"{loading.folder}/chat_template.jinja"] if loading.template else []
+    return loading.download + shlex.join([*words, "--generation-config", loading.folder, *trust])
+
+
+def llama_cpp(loading: Loading) -> str:
+    """The command that starts a conversation in llama.cpp."""
+    return loading.download + shlex.join(["llama-cli", "-m", f"{loading.folder}/{loading.gguf}", "--jinja", "-cnv"])
+
+
+def python(loading: Loading) -> str:
+    """Lines of Python that load it with transformers and peft."""
+    trust = ", trust_remote_code=True" if loading.trust_remote_code else ""
+    path = f'"{loading.path}"'
+    if loading.form == "gguf":
+        return (
+            "from transformers import AutoModelForCausalLM\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained({path}, gguf_file="{loading.gguf}"{trust})'
+        )
+    if loading.is_reward:
+        return _reward(loading, path, trust)
+    if loading.form == "adapter" and not loading.hub:
+        return (
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{loading.base_place}"{trust})\n'
+            f"model, tokenizer = PeftModel.from_pretrained(base, {path}), AutoTokenizer.from_pretrained({path})"
+        )
+    return (
+        "from transformers import pipeline\n\n"
+        f'generate = pipeline("text-generation", model={path}{trust})\n'
+        'print(generate([{"role": "user", "content": "Hello!"}], max_new_tokens=100)[0]["generated_text"][-1])'
+    )
+
+
+def _reward(loading: Loading, path: str, trust: str) -> str:
+    """Lines that score a conversation."""
+    if loading.form != "adapter":
+        load = "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        load += f"model = AutoModelForSequenceClassification.from_pretrained({path}{trust})\n"
+    elif loading.hub:
+        load = "from peft import AutoPeftModelForSequenceClassification\nfrom transformers import AutoTokenizer\n\n"
+        load += f"model = AutoPeftModelForSequenceClassification.from_pretrained({path}, num_labels=1{trust})\n"
+    else:
+        load = (
+            "from peft import PeftModel\nfrom transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        )
+        load += f'base = "{loading.base_place}"\n'
+        load += f"base = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1{trust})\n"
+        load += f"model = PeftModel.from_pretrained(base, {path})\n"
+    return load + (
+        f"tokenizer = AutoTokenizer.from_pretrained({path})\n"
+        'messages = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi."}]\n'
+        'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)\n'
+        "print(model(**inputs).logits[0, 0])  # the score"
+    )
+
+
+def commands(loading: Loading) -> str:
+    """What the terminal shows: how to serve it, and how to load it in Python."""
+    serve = llama_cpp(loading) if loading.form == "gguf" else vllm(loading)
+    more = f"\n{llama_cpp(loading)}" if loading.form == "whole+gguf" else ""
+    return f"\nto serve it:\n{_indented(serve + more)}\n\nin Python:\n{_indented(python(loading))}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.split("\n"))

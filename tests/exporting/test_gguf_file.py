@@ -1,0 +1,195 @@
+"""GGUF files: transformers' reader, which is another implementation, and llama.cpp compute the model's numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exported import export
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from alignkit.errors import RunFailed
+from alignkit.exporting.gguf_file import KINDS, check_architecture, write_gguf
+from alignkit.io.cache import cache_folder
+from alignkit_plugins import smollm2, tiny
+
+TEXT = "The capital of France is Paris, and 1234 apples"
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 384,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "eos_token_id": 2,
+}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+MODELS: dict[str, Any] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=128)),  # the only size that transformers reads
+}
+
+
+def tokenizer() -> Any:
+    """That of the tiny model."""
+    return AutoTokenizer.from_pretrained(tiny.source(cache_folder()))
+
+
+def random(name: str) -> Any:
+    """A random model in which every weight matters, biases and norms included."""
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight.add_(torch.randn(weight.shape) * 0.2)
+    return model
+
+
+@torch.no_grad()
+def gap(model: Any, folder: Path, file: str, ids: torch.Tensor) -> float:
+    """The largest difference between the logits of a model and those of its file."""
+    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
+    return float((read(ids).logits - model(ids).logits).abs().max())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_reads_the_same_logits(name: str, tmp_path: Path) -> None:
+    model = random(name)
+    assert write_gguf(model, tokenizer(), 2, tmp_path / "m.gguf", "float32", "m") == []
+    assert gap(model, tmp_path, "m.gguf", torch.arange(3, 90)[None]) < 1e-4
+
+
+@pytest.mark.parametrize(("dtype", "most", "bits"), [("float16", 0.01, 16), ("bfloat16", 0.06, 16), ("q8_0", 0.2, 8.5)])
+def test_smaller_types(dtype: str, most: float, bits: float, tmp_path: Path) -> None:
+    """Rounded matrices of the right size; vectors stay as they are."""
+    import gguf
+
+    model = AutoModelForCausalLM.from_pretrained(tiny.source(cache_folder()), dtype=torch.float32).eval()
+    write_gguf(model, tokenizer(), 2, tmp_path / "m.gguf", dtype, "tiny")
+    assert 0 < gap(model, tmp_path, "m.gguf", torch.tensor([tokenizer()(TEXT).input_ids])) < most
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert tensors["blk.0.attn_q.weight"].tensor_type.name == KINDS[dtype]
+    assert tensors["blk.0.attn_q.weight"].n_bytes == 64 * 64 * bits / 8
+    assert tensors["output_norm.weight"].tensor_type.name == "F32"
+
+
+def test_rotary_factors_of_llama_3(tmp_path: Path) -> None:
+    """Stored as what llama.cpp divides frequencies by: 1 for short waves, `factor` for long ones."""
+    import gguf
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3))
+    write_gguf(model, tokenizer(), 2, tmp_path / "m.gguf", "float32", "m")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    factors = np.array(tensors["rope_freqs.weight"].data)
+    frequencies = 10000.0 ** -(np.arange(8) / 8)
+    waves = 2 * np.pi / frequencies
+    assert factors[waves < 32 / 4] == pytest.approx(1.0) and factors[waves > 32] == pytest.approx(8.0)
+    between = (waves >= 8) & (waves <= 32)
+    smooth = (32 / waves[between] - 1) / 3
+    assert between.any() and factors[between] == pytest.approx(1 / ((1 - smooth) / 8 + smooth), rel=1e-5)
+
+
+def test_a_window_becomes_the_context(tmp_path: Path) -> None:
+    import gguf
+
+    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=64))
+    (note,) = write_gguf(model, tokenizer(), 2, tmp_path / "m.gguf", "float32", "m")
+    assert "its context is the window, 64 tokens" in note
+    assert gguf.GGUFReader(tmp_path / "m.gguf").get_field("llama.context_length").contents() == 64
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported (LlamaForCausalLM, "),
+        ({}, "a model without a name is not supported"),
+        ({"architectures": ["Qwen2ForCausalLM"], "rope_scaling": {"type": "yarn"}}, "of the kind 'yarn'"),
+        ({"architectures": ["Qwen2ForCausalLM"], "rope_parameters": {"rope_type": "llama3"}}, "of the kind 'llama3'"),
+        ({"architectures": ["LlamaForCausalLM"], "hidden_act": "gelu"}, "the activation 'gelu'"),
+        ({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}, "a sliding window"),
+        ({"architectures": ["LlamaForCausalLM"], "partial_rotary_factor": 0.5}, "partial rotary"),
+    ],
+)
+def test_others_are_for_llama_cpps_own_converter(config: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RunFailed) as raised:
+        check_architecture(config, "sft")
+    assert expected in str(raised.value) and "convert_hf_to_gguf.py FOLDER" in str(raised.value)
+
+
+def test_an_export(lora_run: Path, tmp_path: Path) -> None:
+    """The merged policy, next to its card; with --merge also as safetensors."""
+    assert export(lora_run / "sft", tmp_path / "merged", "--merge") == 0
+    assert export(lora_run / "sft", tmp_path / "out", "--gguf") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "recipe.yaml",
+        "run-sft-F32.gguf",
+    ]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = torch.tensor([tokenizer()(TEXT).input_ids])
+    assert gap(merged, tmp_path / "out", "run-sft-F32.gguf", ids) < 1e-4
+    assert export(lora_run / "sft", tmp_path / "both", "--gguf", "--merge") == 0
+    assert {"model.safetensors", "run-sft-F32.gguf"} <= {path.name for path in (tmp_path / "both").iterdir()}
+
+
+@pytest.mark.slow  # a download of 93 MB
+def test_smollm2(tmp_path: Path) -> None:
+    folder = smollm2.source(cache_folder())
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    words = AutoTokenizer.from_pretrained(folder)
+    write_gguf(model, words, 2, tmp_path / "m.gguf", "float32", "smollm2")
+    assert gap(model, tmp_path, "m.gguf", torch.tensor([words(TEXT).input_ids])) < 1e-4
+
+
+QUESTIONS = ("What is the capital of France?", "Name 3 fruits.", "Write 12 + 345.\n\n1. It's easy", "Grüße, 你好!")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [tiny, smollm2], ids=["tiny", "smollm2"])
+def test_llama_cpp_answers_the_same(source: Any, tmp_path: Path) -> None:
+    """Tokens of the text, logits of the next token, and greedy answers to questions."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    folder = source.source(cache_folder())
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    words = AutoTokenizer.from_pretrained(folder)
+    write_gguf(model, words, 2, tmp_path / "m.gguf", "float32", "m")
+    theirs = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=512, logits_all=True, verbose=False)
+    for question in QUESTIONS:
+        turns = [{"role": "user", "content": question}]
+        text = words.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        prompt = words(text, add_special_tokens=False).input_ids
+        assert theirs.tokenize(text.encode(), add_bos=False, special=True) == prompt
+        theirs.reset()
+        theirs.eval(prompt)
+        with torch.no_grad():
+            ours = model(torch.tensor([prompt])).logits[0].numpy()
+        assert np.abs(theirs.scores[: len(prompt)] - ours).max() < 2e-2 * np.abs(ours).max()
+        answer = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=2)[0]
+        greedy = []
+        for token in theirs.generate(prompt, temp=0.0, repeat_penalty=1.0):
+            greedy.append(token)
+            if token == 2 or len(greedy) == 24:
+                break
+        assert greedy == answer[len(prompt) :].tolist()

@@ -1,0 +1,90 @@
+"""What a user is told to type: Python that runs, and commands for vLLM and llama.cpp."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from exported import WORDS, export, groups, models_of
+
+from alignkit.exporting.usage import Loading, llama_cpp, python, vllm
+
+ADAPTER = Loading("out", "out", "mine", "adapter", is_reward=False, base="me/base", hub=True, rank=16)
+
+
+def test_an_adapter_in_vllm() -> None:
+    """With the run's template and ends of responses, which vLLM would take from the base."""
+    words = shlex.split(vllm(ADAPTER))
+    assert words[:3] == ["vllm", "serve", "me/base"] and "mine=out" in words
+    assert words[words.index("--chat-template") + 1] == "out/chat_template.jinja"
+    assert words[words.index("--generation-config") + 1] == "out"
+    assert "--max-lora-rank" not in words
+    assert "--chat-template" not in vllm(replace(ADAPTER, template=False))
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(17, "32"), (64, "64"), (300, "320")])
+def test_vllm_knows_only_some_ranks(rank: int, expected: str) -> None:
+    words = shlex.split(vllm(replace(ADAPTER, rank=rank)))
+    assert words[words.index("--max-lora-rank") + 1] == expected
+
+
+def test_whole_models_in_vllm() -> None:
+    whole = replace(ADAPTER, form="whole")
+    assert vllm(whole) == "vllm serve out"
+    assert vllm(replace(whole, is_reward=True)) == "vllm serve out --runner pooling"
+    assert vllm(replace(whole, trust_remote_code=True)).endswith("--trust-remote-code")
+
+
+def test_vllm_loads_no_adapter_of_a_reward_model() -> None:
+    assert vllm(replace(ADAPTER, is_reward=True)).startswith("# ")
+    assert "--merge" in vllm(replace(ADAPTER, is_reward=True))
+
+
+def test_a_base_that_is_not_on_the_hub() -> None:
+    private = replace(ADAPTER, base="tiny", hub=False)
+    assert "'FOLDER OF tiny'" in vllm(private) and '"FOLDER OF tiny"' in python(private)
+    assert "/models/tiny" in vllm(replace(private, base="/models/tiny"))
+
+
+def test_a_repository_is_downloaded_for_commands() -> None:
+    pushed = replace(ADAPTER, path="me/mine", folder="mine")
+    assert vllm(pushed).splitlines()[0] == "hf download me/mine --local-dir mine"
+    assert 'model="me/mine"' in python(pushed)
+
+
+def test_llama_cpp() -> None:
+    assert llama_cpp(replace(ADAPTER, form="gguf", gguf="m.gguf")) == "llama-cli -m out/m.gguf --jinja -cnv"
+
+
+def printed_code(output: str) -> str:
+    """The Python that the command shows."""
+    _, _, code = output.partition("in Python:\n")
+    return "\n".join(line.removeprefix("  ") for line in code.splitlines())
+
+
+@pytest.mark.parametrize("form", [[], ["--merge"]])
+def test_the_printed_code_scores(
+    form: list[str], lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(lora_run / "liked", tmp_path / "out", *form) == 0
+    code = printed_code(capsys.readouterr().out)
+    asked, answered = WORDS[0], groups()[0].responses[0].text
+    exec(code.replace("Hello!", asked).replace("Hi.", answered), {})
+    printed = re.match(r"tensor\((-?[\d.]+)", capsys.readouterr().out)
+    assert printed is not None
+    assert float(printed[1]) == pytest.approx(
+        models_of(lora_run).scores("liked", groups()[:1])[0], abs=1e-4
+    )  # as it is printed
+
+
+@pytest.mark.parametrize("form", [[], ["--merge"], ["--gguf"]])
+def test_the_printed_code_loads_a_policy(
+    form: list[str], lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(lora_run / "sft", tmp_path / "out", *form) == 0
+    names: dict[str, object] = {}
+    exec(printed_code(capsys.readouterr().out).replace("max_new_tokens=100", "max_new_tokens=4"), names)
+    assert {"model", "generate"} & names.keys()
