@@ -184,7 +184,7 @@ class Settings(Options):
         "default: the stage's base model",
     )
     reference: StageRef | None = Field(
-        default=None, description="stage that the policy is kept close to; default: the starting weights"
+        default=None, description="stage or base model that the policy is kept close to; default: the starting weights"
     )
     data: DataRef = Field(default=None, description="training data (offline algorithms)")
     validation: DataRef = Field(

@@ -408,10 +408,6 @@ def refused(folder: Path, stages: dict[str, Any], *overrides: str, **bases: Any)
 
 MIXED = {
     "from": ({"own": sft(base="small", **{"from": "sft"})}, "'sft' is on 'model', but stage 'own' is on base 'small'"),
-    "reference": (
-        {"align": PPO | {"reference": "small"}},
-        "'small' is on base 'small', but stage 'align' is on 'model'",
-    ),
     "value_from": ({"align": PPO | {"value_from": "helpful"}}, "leave 'value_from' out: the values then start from"),
     "replay_from": (
         {"own": sft(base="small"), "a": PPO | {"from": "own", "base": "small"}, "align": PPO | {"replay_from": ["a"]}},

@@ -16,10 +16,9 @@ from alignkit.sampling_options import ResponseOptions
 from alignkit.settings import ModelSpec
 
 _RESERVED = (BASE, "none", "folder", "model")
-# Keys of a training stage whose models take part in its own forward passes -> what to do about another base.
+# Keys of a training stage whose weights or tokens become its own -> what to do about another base.
 _OWN = {
     "from": "start from a stage on the same base, or leave 'from' out",
-    "reference": "name a stage on the same base, or leave 'reference' out",
     "value_from": "leave 'value_from' out: the values then start from the policy",
     "replay_from": "replay only rollouts of stages on the same base, whose tokens are the same",
 }
@@ -123,11 +122,7 @@ def _own_references(stage: Stage) -> Iterable[tuple[Keys, str]]:
     settings = stage.settings
     if settings is None:
         return
-    for key, value in (
-        ("from", settings.from_),
-        ("reference", settings.reference),
-        ("value_from", settings.value_from),
-    ):
+    for key, value in (("from", settings.from_), ("value_from", settings.value_from)):
         if value is not None:
             yield (key,), value
     for index, value in enumerate(settings.replay_from):

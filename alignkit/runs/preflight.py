@@ -19,6 +19,7 @@ from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge, Reward
 from alignkit.runs.data import RunData
+from alignkit.runs.reference_check import check_local_references
 from alignkit.runs.stage_check import check_stage_data
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def data_lines(recipe: Recipe) -> list[str]:
     stages = list(recipe.stages.values())
     check_trackers(recipe)
     check_components(recipe, stages, run_code=False)
+    check_local_references(recipe)
     data = RunData(_no_stage, recipe.seed)
     shown: dict[str, None] = {}  # an ordered set: stages share files
 

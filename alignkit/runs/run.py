@@ -34,6 +34,7 @@ from alignkit.runs.engines import using_engine
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.preflight import check_components, check_data, check_folders, check_trackers, probe_hub
 from alignkit.runs.process import locked, resource_error, resume_command
+from alignkit.runs.reference_check import check_references
 from alignkit.runs.reports import facts, printed, stage_record, write_report
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date
@@ -142,6 +143,7 @@ class Run:
         check_folders(self.recipe, waiting, self.bases)
         if self.recipe.bases:
             self.bases.check_memory(waiting)
+            check_references(self.recipe, waiting, lambda name: self.bases[name].encoder)
         check_data(
             self.recipe,
             waiting,
@@ -229,6 +231,7 @@ class Run:
             reward_context=lambda: self._reward_context(seed),
             folder_of=self.store.path,
             base_of=self.bases.base_of,
+            models_of=lambda reference: self.models.of(self.bases.base_of(reference) or stage.base),
             forget_scores=self.models.forget_scores,
             reporter=self.reporter,
             notify=self.notify(stage.name),

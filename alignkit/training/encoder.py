@@ -55,9 +55,12 @@ class StageEncoder:
     def __init__(self, context: StageContext, algorithm: CheckedAlgorithm, summary: dict[str, Any]):
         self.context, self.algorithm, self.summary = context, algorithm, summary
         self.encoder = context.models.encoder
-        self.max_length = min(context.settings.max_length, context.model.context)
+        reference = context.settings.reference
+        read = context.models_of(reference).model.context if reference else context.model.context
+        self.max_length = min(context.settings.max_length, context.model.context, read)
         if self.max_length < context.settings.max_length:
-            context.say(f"max_length is {self.max_length}, the model's context")
+            whose = "the model" if self.max_length == context.model.context else f"the reference '{reference}'"
+            context.say(f"max_length is {self.max_length}, the context of {whose}")
 
     def encode(self, groups: Sequence[Group]) -> list[Encoded]:
         """Encode the groups that fit, and report the others."""

@@ -145,7 +145,7 @@ class OfflineStage:
 
         def measured(own: Sequence[int]) -> list[Tensor]:
             reference, groups = self.work.roles.reference_name, [read[index] for index in own]
-            logprobs, cached = self.work.models.reference_logprobs(reference, groups)
+            logprobs, cached = self.work.reference_models.reference_logprobs(reference, groups)
             if cached:
                 self.context.say(f"reference log-probabilities of {counted(len(groups), 'group')} read from the cache")
             return logprobs

@@ -18,6 +18,7 @@ from alignkit.models import forward
 from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.sampling import Sampling, sample
+from alignkit.models.shared_model import SharedModel
 from alignkit.reward import REWARD_KEY
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
@@ -257,8 +258,7 @@ class OnlineStage:
             old = self._logprobs(roles.trained, encoded)
         else:
             old, examples.token_columns["old_values"] = self._logprobs_and_values(encoded)
-        read = self.work.reference_prompts.encoded(encoded)
-        reference = self._logprobs(roles.reference, read)
+        reference, read = self._reference_logprobs(encoded)
         if needs.old_logprobs:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
@@ -274,10 +274,18 @@ class OnlineStage:
         if all(ours is theirs for ours, theirs in zip(encoded, read, strict=True)):
             self._check_reference(kl)
 
-    def _logprobs(self, role: str, encoded: Sequence[Encoded]) -> list[torch.Tensor]:
+    def _reference_logprobs(self, encoded: Sequence[Encoded]) -> tuple[list[torch.Tensor], list[Encoded]]:
+        """The reference's log-probabilities, and the groups as it reads them."""
+        read = self.work.reference_prompts.encoded(encoded)
+        return self._logprobs(self.work.roles.reference, read, self.work.reference_models.model), read
+
+    def _logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[torch.Tensor]:
+        """model: the base model of the role; default: the stage's own."""
+        base, temperature = model or self.work.model, self.sampling.temperature
+
         def measured(own: Sequence[int]) -> list[torch.Tensor]:
             groups = [encoded[index] for index in own]
-            return forward.measure(self.work.model, role, groups, "logprobs", temperature=self.sampling.temperature)
+            return forward.measure(base, role, groups, "logprobs", temperature=temperature)
 
         return self.context.reducer.deal([len(group.rows) for group in encoded], measured)
 
@@ -380,9 +388,7 @@ class OnlineStage:
         """Encode groups that `select` created, which have no reward and no signal."""
         examples = Examples(self.work.encoder.encode(groups))
         if self.algorithm.needs.reference_logprobs:
-            read = self.work.reference_prompts.encoded(examples.groups)
-            logprobs = self._logprobs(self.work.roles.reference, read)
-            examples.token_columns["reference_logprobs"] = logprobs
+            examples.token_columns["reference_logprobs"], _ = self._reference_logprobs(examples.groups)
         if self.algorithm.needs.old_logprobs:
             examples.token_columns["old_logprobs"] = self._logprobs(self.work.roles.trained, examples.groups)
         if self.algorithm.needs.sampler_logprobs:

@@ -14,9 +14,10 @@ from alignkit.training.context import StageContext
 
 @dataclass(frozen=True)
 class StageRoles:
-    """Names of roles on the shared model.
+    """Names of roles on the stage's base model.
 
-    trained: the policy or reward model. start, reference_name: stages or base models as the recipe names them.
+    trained: the policy or reward model. reference: a role of its own base model. start, reference_name: stages or base
+    models as the recipe names them.
     values: the value function's role, if the algorithm needs one. value_start: what it starts from, in words.
     """
 
@@ -43,7 +44,7 @@ def add_roles(context: StageContext, algorithm: CheckedAlgorithm) -> StageRoles:
     head: HeadKind = "scalar" if algorithm.algorithm.trains is REWARD else "language"
     context.model.add_role(trained, start=models.role(start), head=head)
     reference_name = settings.reference or start
-    reference = models.role(reference_name)
+    reference = context.models_of(reference_name).role(reference_name)
     if not needs.values:
         return StageRoles(trained, start, reference, reference_name)
     values, value_start = add_value_role(context, needs, trained)

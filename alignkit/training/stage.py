@@ -21,7 +21,8 @@ from alignkit.training.roles import StageRoles, add_roles
 class StageWork:
     """A stage that is ready to train, from its last checkpoint if it has one.
 
-    done: that checkpoint's state, empty if there is none. summary: for stage.json.
+    done: that checkpoint's state, empty if there is none. summary: for stage.json. reference_models: those on the
+    reference's base model.
     """
 
     def __init__(self, context: StageContext, algorithm: Algorithm, temperature: float = 1.0):
@@ -31,10 +32,9 @@ class StageWork:
         self.algorithm = CheckedAlgorithm(algorithm, context.author)
         self.summary: dict[str, Any] = {}
         self.encoder = StageEncoder(context, self.algorithm, self.summary)
-        self.reference_prompts = ReferencePrompts(
-            self.algorithm, context.models.encoder, context.model.context, f"stage '{context.name}': "
-        )
         self.roles = add_roles(context, self.algorithm)
+        self.reference_models = context.models_of(self.roles.reference_name)
+        self.reference_prompts = self._reference_prompts()
         self.learner = Learner(
             self.model,
             algorithm,
@@ -51,11 +51,25 @@ class StageWork:
         self.metrics = context.metrics(int(self.done.get("metrics_bytes", 0)))
         context.say(f"{context.stage.component.name} from {_described(self.roles, self.algorithm)}")
 
+    def _reference_prompts(self) -> ReferencePrompts:
+        theirs, own = self.reference_models, self.models
+        vocabulary = theirs.model.model.config.get_text_config().vocab_size
+        where = f"stage '{self.context.name}': "
+        return ReferencePrompts(
+            self.algorithm,
+            theirs.encoder,
+            theirs.model.context,
+            where,
+            policy=None if theirs is own else own.encoder,
+            vocabulary=vocabulary,
+        )
+
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.context.folder / "checkpoints", self.context.reporter.say)
         if checkpoint is None:
             return
         self.learner.restore(checkpoint.tensors, checkpoint.state["learner"])
+        self.reference_models.model.memory.restore(checkpoint.state.get("reference_memory") or {"halvings": 0})
         self.done = checkpoint.state
         self._warn_of_changes(checkpoint.state)
         self.context.say(f"continuing after {self.done['position']}")
@@ -93,6 +107,7 @@ class StageWork:
             "dtype": self.model.dtype_name,
             "metrics_bytes": self.metrics.sync(),
             "summary": self.summary,
+            "reference_memory": self.reference_models.model.memory.state(),
             **more,
         }
         path = save_checkpoint(self.context.folder / "checkpoints", number, Checkpoint(tensors, self.done))

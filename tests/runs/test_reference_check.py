@@ -1,0 +1,261 @@
+"""A reference on another base model: a teacher that reads the policy's tokens, or is refused before anything trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from test_bases import SABOTEUR, TEMPLATE, TINY, make_model
+from torch import Tensor
+
+from alignkit.batch import Batch
+from alignkit.cli import main
+from alignkit.data.group import Group, Response
+from alignkit.errors import DataError, RunFailed
+from alignkit.models.encoding import Encoded, ResponseTokens
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import Run
+from alignkit.training.stage import StageWork
+from alignkit_plugins.distillation import Distillation
+from alignkit_plugins.dpo import DPO
+
+TEMPERATURE = 0.7
+STUDENT: dict[str, Any] = {"algorithm": "distillation", "prompts": "prompts.jsonl", "iterations": 2}
+STUDENT |= {"prompts_per_iteration": 3, "reference": "big"}
+STUDENT |= {"rollout": {"samples_per_prompt": 2, "max_new_tokens": 8, "temperature": TEMPERATURE}}
+PAIRS: dict[str, Any] = {"algorithm": "dpo", "data": "pairs.jsonl", "batch_size": 2, "reference": "big"}
+TEACHER = {"algorithm": "sft", "base": "big", "data": "demos.jsonl", "batch_size": 2, "learning_rate": 0.01}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with the tokenizer of `tiny`, another chat template, and weights of its own."""
+    return make_model(tmp_path_factory.mktemp("big"), 0)
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("shifted"), 7)
+
+
+def write(folder: Path, stages: dict[str, Any], big: Path, **keys: Any) -> Path:
+    rows = {
+        "demos": [{"prompt": f"is it {n}?", "completion": "yes"} for n in range(4)],
+        "pairs": [{"prompt": f"is it {n}?", "chosen": f"yes, {n}", "rejected": "no"} for n in range(4)],
+        "prompts": [{"prompt": f"what is {n} and why?"} for n in range(4)],
+    }
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    bases = {"big": {"base": str(big), "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"model": TINY, "bases": bases, "stages": stages} | keys, sort_keys=False))
+    return path
+
+
+def direct(source: Path, adapter: Path | None, temperature: float) -> Callable[[Group, Sequence[int]], Tensor]:
+    """What transformers and peft say of a response's tokens behind a prompt, without alignkit."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    network: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    network = (PeftModel.from_pretrained(network, adapter) if adapter else network).eval()
+
+    @torch.no_grad()
+    def logprobs(group: Group, tokens: Sequence[int]) -> Tensor:
+        text = tokenizer.apply_chat_template(list(group.prompt), tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        logits = network(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+        return torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+
+    return logprobs
+
+
+@pytest.mark.parametrize("reference", ["big", "teacher"])
+def test_a_teacher_on_another_base_reads_the_policys_tokens(
+    reference: str, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base itself, or a stage on it, each in its own chat template."""
+    seen: list[Batch] = []
+    signal = Distillation.signal
+    monkeypatch.setattr(Distillation, "signal", lambda self, batch: (seen.append(batch), signal(self, batch))[1])
+    stages = ({"teacher": TEACHER} if reference == "teacher" else {}) | {"student": STUDENT | {"reference": reference}}
+    run = Run(load_recipe(write(tmp_path, stages, big)), tmp_path / "out")
+    run.execute()
+    wanted = direct(big, run.store.artifact("teacher") if reference == "teacher" else None, TEMPERATURE)
+    assert len(seen) == 2 and run.bases.needed(run.recipe.stages["student"]) == ("base", "big")
+    for batch in seen:
+        responses = [(group, response) for group in batch.groups for response in group.responses]
+        for (group, response), found, old in zip(responses, batch.reference_logprobs, batch.old_logprobs, strict=True):
+            assert response.tokens is not None
+            count = len(response.tokens)
+            torch.testing.assert_close(found[:count], wanted(group, response.tokens), atol=1e-5, rtol=0)
+            assert float((found - old)[:count].abs().max()) > 1e-3
+
+
+def test_an_offline_reference_on_another_base_is_cached_by_that_base(
+    big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Batch] = []
+    loss = DPO.loss
+    monkeypatch.setattr(DPO, "loss", lambda self, batch, out: (seen.append(batch), loss(self, batch, out))[1])
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    other = make_model(tmp_path / "other", 0)
+    tensors = {name: 1.1 * tensor for name, tensor in load_file(other / "model.safetensors").items()}
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})  # the tokens and the name stay the same
+    said = []
+    for number, base in enumerate((big, other, other)):
+        seen.clear()
+        recipe = load_recipe(write(tmp_path, {"align": PAIRS}, base))
+        Run(recipe, tmp_path / f"out{number}").execute()
+        said.append("read from the cache" in capsys.readouterr().err)
+        wanted = direct(base, None, 1.0)
+        for batch in seen:
+            rows = [group for group in batch.groups for _ in group.responses]
+            for group, tokens, mask, found in zip(
+                rows, batch.tokens, batch.mask, batch.reference_logprobs, strict=True
+            ):
+                kept = tokens[: int(mask.sum())].tolist()
+                torch.testing.assert_close(found[: len(kept)], wanted(group, kept), atol=1e-5, rtol=0)
+    assert said == [False, False, True]
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_another_tokenizer_is_refused_first(
+    command: str, big: Path, shifted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While validating, if both tokenizers are on this machine."""
+    path = write(tmp_path, {"student": STUDENT}, shifted, model={**TINY, "base": str(big)})
+    assert main([command, str(path), *(("--out", str(tmp_path / "out")) if command == "run" else ())]) == 2
+    err = capsys.readouterr().err
+    assert f"stage 'student': its reference 'big' is on base 'big' ({shifted}), which has another tokenizer" in err
+    assert f"than 'model' ({big})" in err and "a step 'sample' with 'policies: [big]'" in err and "loading" not in err
+
+
+def test_another_end_of_turn_is_refused(big: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A template that writes `</>` in front of the token that ends both."""
+    (tmp_path / "other.jinja").write_text(TEMPLATE.replace("'<|im_end|>'", "'</><|im_end|>'"), encoding="utf-8")
+    path = write(tmp_path, {"student": STUDENT}, big)
+    override = f"bases.big.chat_template={tmp_path / 'other.jinja'}"
+    assert main(["run", str(path), override, "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "which ends its turns with other tokens" in err and "give both base models the same 'chat_template'" in err
+
+
+def test_what_is_not_here_yet_is_checked_by_the_run(shifted: Path, tmp_path: Path) -> None:
+    """`tiny` is made by a plugin when a run needs it."""
+    assert main(["validate", str(write(tmp_path, {"student": STUDENT}, shifted))]) == 0
+
+
+def test_the_teachers_weights_count(
+    big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, {"student": STUDENT}, big)
+    monkeypatch.setattr("alignkit.runs.bases.memory.total", lambda device: 0.4 * 2**20)
+    assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "stage 'student' needs several base models at a time: their weights take" in err and "loading" not in err
+
+
+def test_a_hash_covers_the_teachers_base(big: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, {"student": STUDENT, "alone": {**STUDENT, "reference": "base"}}, big)
+
+    def hashes(*overrides: str) -> list[str]:
+        run = Run(load_recipe(path, list(overrides)), tmp_path / "out")
+        return [run.hash_of(stage) for stage in run.recipe.stages.values()]
+
+    (student, alone), changed = hashes(), hashes("bases.big.chat_template=chatml")
+    assert changed[0] != student and changed[1] == alone
+
+
+def test_a_killed_run_ends_in_the_same_bytes(big: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, {"teacher": TEACHER, "student": STUDENT | {"reference": "teacher"}}, big)
+    (tmp_path / "saboteur.py").write_text(SABOTEUR, encoding="utf-8")
+    command = ["run", str(path), "--plugin", str(tmp_path / "saboteur.py"), "--out"]
+    environment = {**os.environ, "KILL": "yes", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run([sys.executable, "-m", "alignkit", *command, str(tmp_path / "killed")], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    for name in ("killed", "whole"):
+        assert main([*command, str(tmp_path / name)]) == 0
+    for file in ("student/adapter/adapter_model.safetensors", "student/rollouts/0002.jsonl"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+@pytest.fixture
+def work(big: Path, tmp_path: Path) -> Callable[[], StageWork]:
+    """Starts a stage whose reference is the base `big`, in the folder of an earlier start."""
+    run = Run(load_recipe(write(tmp_path, {"student": STUDENT}, big)), tmp_path / "out")
+    stage, folder = run.recipe.stages["student"], tmp_path / "out" / "student"
+    folder.mkdir(parents=True)
+
+    def start() -> StageWork:
+        run.models.close("big") if "big" in run.models.services else None
+        return StageWork(run.stage_context(stage, folder), Distillation(Distillation.Options()), TEMPERATURE)
+
+    return start
+
+
+def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], StageWork]) -> None:
+    """Another packing would change the last bits of a resumed run."""
+    first = work()
+    assert first.reference_models.name == "big" and first.model is not first.reference_models.model
+    first.reference_models.model.memory.halve()
+    first.checkpoint(1, "iteration 1 of 2", iteration=1)
+    first.close()
+    again = work()
+    assert again.reference_models.model.memory.halvings == 1 and again.model.memory.halvings == 0
+    assert again.model.updates == 1  # an engine must read the weights again
+    again.close()
+
+
+def test_responses_are_cut_where_the_teachers_context_ends(
+    work: Callable[[], StageWork], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The context of `big` is 512 tokens, and that of `tiny` is longer; a prompt may leave no room in its template."""
+    started = work()
+    assert started.model.context > 512 and started.encoder.max_length == 512
+    assert "max_length is 512, the context of the reference 'big'" in capsys.readouterr().err
+    long = Group(({"role": "user", "content": "0123456789 " * 60},))
+    with pytest.raises(DataError, match=r"stage 'student': the reference's prompt of .* leaves no room"):
+        started.reference_prompts.check([long], 8)
+    started.close()
+
+
+def test_a_token_that_the_teacher_lacks_is_named(work: Callable[[], StageWork]) -> None:
+    """Models may know more tokens than their tokenizers have, in another number for each size of the model."""
+    started = work()
+    group = Group(({"role": "user", "content": "hi"},), (Response("x"),))
+    known = started.reference_models.model.model.config.vocab_size
+    read = [Encoded(group, (1, 2), (ResponseTokens((3, last), (True, True)),)) for last in (known - 1, known)]
+    assert started.reference_prompts.encoded(read[:1])
+    with pytest.raises(RunFailed, match=rf"stage 'student': a response to 'hi' has token {known}, .* it has {known}"):
+        started.reference_prompts.encoded(read)
+    started.close()
+
+
+def test_a_text_without_a_prompt_and_an_equal_template_are_read_as_they_are(
+    work: Callable[[], StageWork],
+) -> None:
+    started = work()
+    prompts = started.reference_prompts
+    raw = Encoded(Group((), (Response("x"),)), (), (ResponseTokens((3,), (True,)),))
+    chat = replace(raw, group=Group(({"role": "user", "content": "hi"},), raw.group.responses), prompt=(5, 6))
+    assert prompts.encoded([raw])[0] is raw and prompts.encoded([chat])[0].prompt == prompts.encoder.prompt(
+        chat.group.prompt
+    )
+    prompts.encoder = started.models.encoder
+    assert prompts.encoded([chat])[0] is chat
+    started.close()
