@@ -16,6 +16,8 @@ from alignkit.loss import Loss, Term
 from alignkit.options import Options as _Options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 Entropy = bool | Literal["reported"]  # "reported": without a gradient
@@ -200,6 +202,13 @@ class Algorithm:
         A group has fewer than `needs.min_samples` responses if some could not be scored.
         """
         return len(group.responses) >= self.needs.min_samples
+
+    def check(self, folder: Path) -> None:
+        """Raise RunFailed for a mistake of the user that shows without models and data, such as in a file's content.
+
+        Called by `alignkit validate` and before the first stage of a run. folder: the recipe's. Options of type `Path`
+        are absolute, and their files exist.
+        """
 
     def check_data(self, groups: Sequence[Group]) -> None:
         """Raise DataError if nothing can be learned from these groups of a data set. They are all that remain."""

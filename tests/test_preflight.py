@@ -189,3 +189,52 @@ def test_a_broken_chat_template_is_reported_with_its_line(
         assert main([*words, command, override]) == (2 if message else 0)
         assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+WEIGHTED = """
+import json
+from pathlib import Path
+from alignkit import Algorithm, Field, Loss, RunFailed, hookimpl, per_token
+
+class Weighted(Algorithm):
+    class Options(Algorithm.Options):
+        weights: Path = Field(description="weights by source")
+
+    def check(self, folder):
+        if "yes" not in self._read():
+            raise RunFailed(f"{self.options.weights}: no weight for 'yes'")
+
+    def loss(self, batch, out):
+        return Loss(nll=per_token(-self._read()["yes"] * out.logprobs))
+
+    def _read(self):
+        return json.loads(self.options.weights.read_text())
+
+@hookimpl
+def register_algorithms(register):
+    register("weighted", Weighted)
+"""
+
+
+def test_an_algorithms_file_is_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file lies next to the recipe, which may itself be somewhere else; its content is in the hash."""
+    plugin, weights = tmp_path / "weighted.py", tmp_path / "parts" / "weights.json"
+    plugin.write_text(WEIGHTED, encoding="utf-8")
+    weights.parent.mkdir()
+    (tmp_path / "demos.jsonl").write_text(json.dumps({"prompt": "is it?", "completion": "yes"}), encoding="utf-8")
+    stage = {"algorithm": {"weighted": {"weights": "parts/weights.json"}}, "data": "demos.jsonl", "max_steps": 1}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"sft": stage}}), encoding="utf-8")
+    run = ["run", str(path), "--plugin", str(plugin), "--out", str(tmp_path / "out")]
+    validate = ["validate", str(path), "--plugin", str(plugin)]
+    assert main(validate) == 2 and "no such file: parts/weights.json" in capsys.readouterr().err
+    weights.write_text('{"no": 1}')
+    for command in (validate, run):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert f"stage 'sft': {weights}: no weight for 'yes'" in err and "loading" not in err
+    weights.write_text('{"yes": 2}')
+    assert main(validate) == main(run) == 0
+    assert main(run) == 0 and "sft: unchanged, reused" in capsys.readouterr().err
+    weights.write_text('{"yes": 3}')
+    assert main(run) == 0 and "starting over" in capsys.readouterr().err

@@ -67,11 +67,11 @@ class Paths:
         return None
 
     def option(self, value: Path, keys: Keys) -> Path:
-        """Check the file that an option names."""
+        """Check the file that an option names, and return its absolute path."""
         path = self.locate(str(value), keys)
         if not exists(path):
             self.problems.error(keys, f"no such file: {value}", help=f"looked for {path}")
-        return self.for_run(value, keys)
+        return path
 
     def for_run(self, value: Path, keys: Keys) -> Path:
         """Return a path that a run can use. A run looks in the recipe's folder, not in those of extended files."""

@@ -98,7 +98,9 @@ class _Fingerprint:
         if isinstance(value, DataSource | DataSpec | RewardSpec):
             return self._of_dataclass(value)
         if isinstance(value, Path):
-            return self._file(self.folder / value) or str(value)
+            path = self.folder / value
+            within = path.relative_to(self.folder) if path.is_relative_to(self.folder) else value
+            return self._file(path) or str(within)
         if isinstance(value, Mapping):
             return {key: self.of(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
