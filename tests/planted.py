@@ -36,6 +36,8 @@ _KEPT = f"{ITERATION}::test_a_kept_version_is_the_policy_after_its_iteration"
 _MIXED = "test_auxiliary.py::test_every_step_of_a_stage_mixes_in_the_next_groups"
 _PHASES = f"{ITERATION}::test_a_phase_has_its_own_epochs_and_learning_rate"
 _RECORDED = f"{MEASURED}::test_groups_that_select_makes_are_measured_by_the_reference"
+_BY_REFERENCE = "return self._logprobs(self.work.roles.reference, read, self.work.reference_models.model), read"
+_TEACHER = "test_reference_check.py::test_a_teacher_on_another_base_reads_the_policys_tokens"
 _NESTED = "test_scoring.py::test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score"
 _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
 _NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
@@ -181,15 +183,30 @@ PLANTED = {
     ),
     "reference_at_1": Planted(
         ONLINE,
-        "logprobs = self._logprobs(self.work.roles.reference, read)",
-        'logprobs = forward.measure(self.work.model, self.work.roles.reference, read, "logprobs")',
+        _BY_REFERENCE,
+        'return forward.measure(self.work.reference_models.model, self.work.roles.reference, read, "logprobs"), read',
         _RECORDED,
     ),
     "policy_as_reference": Planted(
         ONLINE,
-        "logprobs = self._logprobs(self.work.roles.reference, read)",
-        "logprobs = self._logprobs(self.work.roles.trained, read)",
+        _BY_REFERENCE,
+        "return self._logprobs(self.work.roles.trained, read), read",
         _RECORDED,
+    ),
+    "teacher_on_the_policys_base": Planted(
+        ONLINE, _BY_REFERENCE, "return self._logprobs(self.work.roles.reference, read), read", _TEACHER
+    ),
+    "teacher_in_the_policys_template": Planted(
+        "alignkit/training/reference_prompt.py",
+        "messages == group.prompt and (self.policy is None or not messages)",
+        "messages == group.prompt",
+        _TEACHER,
+    ),
+    "old_weights_sampled": Planted(
+        LEARNER,
+        "self.optimizer.step()\n            self.model.updates += 1",
+        "self.optimizer.step()",
+        "test_learner_steps.py::test_a_step_that_succeeds_ends_a_row_of_failures",
     ),
     "no_value_from": Planted(
         ROLES,

@@ -10,6 +10,7 @@ from typing import Any
 
 POLL = 0.05  # seconds between two looks at a call
 CLOSING = 30.0  # seconds for an engine to close
+ENDING = 1.0  # seconds for the thread to end after that
 
 
 class NoProgress(Exception):
@@ -28,6 +29,7 @@ class EngineThread:
         self._thread: threading.Thread | None = None
         self._moved, self._count = 0.0, 0
         self.busy = False  # with a call that was given up
+        self._closes = False
 
     @property
     def started(self) -> bool:
@@ -36,7 +38,7 @@ class EngineThread:
 
     def progress(self, count: int) -> None:
         """Called by the engine: `count` parts of its call are done."""
-        if count > self._count:
+        if count > self._count and not self._closes:
             self._moved, self._count = now(), count
 
     def call(self, function: Callable[[], Any], done: Callable[[int], None] = lambda count: None) -> Any:
@@ -67,9 +69,12 @@ class EngineThread:
             return result
 
     def close(self, function: Callable[[], Any]) -> BaseException | None:
-        """Run an engine's `close`, in another thread if a call was given up; returns what went wrong."""
+        """Run an engine's `close`, in another thread if a call was given up; returns what went wrong.
+
+        Takes at most CLOSING and ENDING seconds.
+        """
         closing = self if not self.busy else EngineThread(CLOSING, lambda: None)
-        closing.timeout, closing.should_stop = CLOSING, lambda: None
+        closing.timeout, closing.should_stop, self._closes = CLOSING, lambda: None, True
         try:
             closing.call(function)
         except KeyboardInterrupt:
@@ -79,7 +84,14 @@ class EngineThread:
         finally:
             for thread in {self, closing}:
                 thread._calls.put((_end, queue.SimpleQueue()))
+            if self._thread is not None:  # a call that was given up may end now that the engine is closed
+                self._thread.join(ENDING)
         return None
+
+    @property
+    def runs(self) -> bool:
+        """Whether a call that was given up is still running. Python cannot end a thread."""
+        return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
         while True:

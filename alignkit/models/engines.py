@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -33,6 +34,7 @@ AGAIN = "the same command continues the run"
 class _Published:
     version: int
     folder: Path | None
+    weights: Weights
 
 
 class StageEngine:
@@ -50,6 +52,7 @@ class StageEngine:
         self._published: dict[str, _Published] = {}
         self._earlier: dict[str, list[int]] = {}  # versions of a policy, oldest first
         self._folders = 0
+        self._asked = ""  # the method that was called last
         self._vocabulary = 0
 
     # What a stage asks
@@ -115,11 +118,18 @@ class StageEngine:
         """End the engine. What goes wrong is only reported: the stage is done, or its error is more important."""
         if not self._thread.started:
             return
+        given_up = self._thread.busy
         wrong = self._thread.close(self.engine.close)
         shutil.rmtree(self.folder, ignore_errors=True)
+        left = "; its thread ends with this process"
         if wrong is not None:
-            words = "it did not end in time" if isinstance(wrong, NoProgress) else f"{type(wrong).__name__}: {wrong}"
+            words = (
+                f"it did not end in time{left}" if isinstance(wrong, NoProgress) else f"{type(wrong).__name__}: {wrong}"
+            )
             self.say(f"warning: {self._author}, in `{type(self.engine).__name__}.close`: {words}")
+        if given_up and self._thread.runs:
+            words = f"the call that was given up is still running{left}"
+            self.say(f"warning: {self._author}, in `{type(self.engine).__name__}.{self._asked}`: {words}")
 
     # Weights
 
@@ -129,8 +139,12 @@ class StageEngine:
             self._prepare(model)
         if model.spec.lora is None and role != BASE and not self.engine.whole_models:
             raise RunFailed(f"stage '{self.stage}': engine '{self.name}' takes adapters, and '{role}' is a whole model")
-        version, known = version_of(model, role), self._published.get(role)
+        known, weights = self._published.get(role), Weights(model, role)
+        if known is not None and known.weights == weights:
+            return known.version
+        version = version_of(model, role)
         if known is not None and known.version == version:
+            self._published[role] = replace(known, weights=weights)
             return version
         folder = None
         if role != BASE:
@@ -138,7 +152,7 @@ class StageEngine:
             folder = self.folder / "weights" / str(self._folders)
             model.save(role, folder)
         self._call("publish", lambda: self.engine.publish(role, folder, version))
-        self._published[role] = _Published(version, folder)
+        self._published[role] = _Published(version, folder, weights)
         self._earlier.setdefault(role, []).append(version)
         if known is not None and known.folder is not None:
             shutil.rmtree(known.folder, ignore_errors=True)
@@ -170,6 +184,7 @@ class StageEngine:
     def _call(self, method: str, function: Callable[[], Any], done: Callable[[int], None] = lambda count: None) -> Any:
         if self._thread.busy:
             raise self._wrong(method, f"an earlier call is still running; {AGAIN}")
+        self._asked = method
         try:
             with calling(self._author, method, self.engine):
                 return self._thread.call(function, done)
@@ -244,6 +259,23 @@ class StageEngine:
         if by_token and len(tokens) <= params.min_new_tokens:
             raise self._wrong("sample", f"{where} a response ends before min_new_tokens {params.min_new_tokens}")
         return Continuation(tokens, logprobs, by_token or stopped)
+
+
+class Weights:
+    """The state of a role's weights, which costs nothing to take: two are equal only if no weight changed between."""
+
+    def __init__(self, model: SharedModel, role: str):
+        parameters = model.parameters_of(role).values() if role != BASE else ()
+        self._parameters = [weakref.ref(parameter) for parameter in parameters]  # an address may be used again
+        self._state = model.updates, [(parameter._version, parameter.data_ptr()) for parameter in parameters]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Weights) or len(self._parameters) != len(other._parameters):
+            return False
+        pairs = zip(self._parameters, other._parameters, strict=True)
+        return self._state == other._state and all(a() is not None and a() is b() for a, b in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def version_of(model: SharedModel, role: str) -> int:

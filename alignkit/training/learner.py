@@ -110,6 +110,7 @@ class Learner:
         metrics["learning_rate"] = learning_rate
         if all(math.isfinite(metrics[name]) for name in metrics if name.endswith("grad_norm") or name == "loss"):
             self.optimizer.step()
+            self.model.updates += 1
             self.skipped = 0
         else:
             self._skip(examples)
@@ -297,6 +298,7 @@ class Learner:
                 raise RunFailed(f"the checkpoint has no weights for {name}; delete the stage's folder to start over")
             parameter.data.copy_(tensors[f"weight/{name}"])
             self._restore_optimizer(name, parameter, tensors, name in state["with_optimizer_state"])
+        self.model.updates += 1
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.model.memory.restore(state)
         self.restore_algorithm(state)

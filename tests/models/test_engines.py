@@ -15,12 +15,13 @@ import yaml
 from patience import PATIENCE
 from tiny import tiny_model
 
-from alignkit import RecipeError, RunFailed
+from alignkit import EngineContext, PluginError, RecipeError, RunFailed
 from alignkit.cli import main
 from alignkit.local_engine import LocalEngine
 from alignkit.models.engine_thread import EngineThread, NoProgress
 from alignkit.models.engines import StageEngine, version_of
 from alignkit.models.next_token import Sampling
+from alignkit.models.sampling import Continuation
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE
 from alignkit.recipe.load import load_recipe
@@ -123,6 +124,10 @@ def test_a_call_that_hangs_is_given_up_and_the_run_continues(
     assert run(tmp_path, methods, 0.2) == 3
     err = capsys.readouterr().err
     assert "in `Broken.sample`: it made no progress for 0.2 seconds and was given up" in err
+    running = (
+        "warning: plugin 'broken.py', stage 'align', in `Broken.sample`: the call that was given up is still running"
+    )
+    assert err.count(running) == 1
     assert "the same command continues the run" in err
     assert run(tmp_path, methods) == 0
     assert "starting over" not in capsys.readouterr().err
@@ -149,6 +154,86 @@ def test_progress_keeps_a_slow_call_alive(monkeypatch: pytest.MonkeyPatch) -> No
     assert thread._thread is not None
     thread._thread.join(PATIENCE)
     assert not thread._thread.is_alive()  # although its last call was given up
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The engine's clock: it moves only when a test moves it."""
+    moved = [0.0]
+    monkeypatch.setattr("alignkit.models.engine_thread.now", lambda: moved[0])
+    return moved
+
+
+def test_closing_ends_what_it_can(clock: list[float]) -> None:
+    """A call that was given up ends with the engine, if closing it lets the call go."""
+    released = threading.Event()
+    thread = EngineThread(10.0, lambda: None)
+
+    def held() -> None:
+        clock[0] += 11
+        released.wait(PATIENCE)
+
+    with pytest.raises(NoProgress):
+        thread.call(held)
+    assert thread.busy and thread.runs and thread.close(released.set) is None and not thread.runs
+
+
+def test_progress_does_not_delay_the_end(clock: list[float]) -> None:
+    """An engine that closes part by part, 100 of them in 600 seconds, has 30."""
+    ended = threading.Event()
+    thread = EngineThread(1e6, lambda: None)
+
+    def close() -> None:
+        for part in range(1, 101):
+            clock[0] += 6
+            thread.progress(part)
+            if ended.wait(0.05):
+                return
+
+    thread.call(lambda: None)
+    assert isinstance(thread.close(close), NoProgress) and thread.runs
+    ended.set()
+
+
+def stage_engine(folder: Path, cls: type[LocalEngine], said: list[str]) -> StageEngine:
+    component = Component("engine", "e", Registration("e", cls), cls.Options())
+    return StageEngine(component, folder / "engine", stage="s", seed=0, say=said.append)
+
+
+def test_an_engine_that_does_not_close_is_reported_once(tmp_path: Path, clock: list[float]) -> None:
+    ended = threading.Event()
+
+    class Endless(LocalEngine):
+        def close(self) -> None:
+            clock[0] += 31
+            ended.wait(PATIENCE)
+
+    said: list[str] = []
+    model, asked = tiny_model(tmp_path), stage_engine(tmp_path, Endless, said)
+    asked.generate(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(1, 3))
+    asked.close()
+    ended.set()
+    (line,) = said
+    assert "in `Endless.close`: it did not end in time; its thread ends with this process" in line
+
+
+def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(tmp_path: Path, clock: list[float]) -> None:
+    class Held(LocalEngine):
+        released = threading.Event()
+
+        def prepare(self, context: EngineContext) -> None:
+            clock[0] += 601
+            self.released.wait(PATIENCE)
+
+        def close(self) -> None:
+            self.released.set()
+
+    said: list[str] = []
+    model, asked = tiny_model(tmp_path), stage_engine(tmp_path, Held, said)
+    with pytest.raises(PluginError, match=r"in `prepare`: it made no progress for 600 seconds"):
+        asked.generate(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(1, 3))
+    asked.close()
+    assert said == []
 
 
 def engine(folder: Path, cls: type[LocalEngine] = LocalEngine, **options: Any) -> StageEngine:
@@ -182,6 +267,32 @@ def test_policies_are_published_when_their_weights_change(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "engine" / "weights").iterdir()] == ["2"]
     asked.close()
     assert not (tmp_path / "engine").exists()
+
+
+def test_weights_are_read_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an operation on tensors, by a learner, whose optimizer may hide it from them, or by another adapter."""
+    read: list[str] = []
+    monkeypatch.setattr("alignkit.models.engines.version_of", lambda m, r: (read.append(r), version_of(m, r))[1])
+    model = tiny_model(tmp_path)
+    model.add_role("one")
+    asked, prompt = engine(tmp_path), ((1, 30, 31),)
+
+    def sample() -> list[list[Continuation]]:
+        return asked.generate(model, "one", model.encoder(), prompt, [[1]], Sampling(1, 8))
+
+    first = sample()
+    assert sample() == first and read == ["one"]
+    add_noise(model, "one", 0.5, 1)
+    assert sample() != first and sample() and read == ["one"] * 2
+    weight = next(iter(model.parameters_of("one").values()))
+    weight.data.add_(1.0)
+    model.updates += 1
+    changed = sample()
+    assert sample() == changed and read == ["one"] * 3
+    model.drop_role("one")
+    model.add_role("one")
+    assert sample() == first and read == ["one"] * 4
+    asked.close()
 
 
 def test_steps_and_rewards_sample_with_the_engine(tmp_path: Path) -> None:
@@ -224,6 +335,42 @@ def test_which_stages_an_engine_samples_for(tmp_path: Path) -> None:
     assert engines(engine="worker") == own | {"align": "600", "judged": "600"}
 
 
+SAMPLING_STEPS: dict[str, tuple[dict[str, Any], bool]] = {
+    "evaluate": (EVALUATE, True),
+    "judge": ({"step": "judge_pairs", "judge": {"local_judge": {"role": "base"}}, "prompts": "rows.jsonl"}, True),
+    "judge data": ({"step": "judge_pairs", "judge": {"local_judge": {"role": "base"}}, "data": "rows.jsonl"}, False),
+    "merge": ({"step": "merge", "model": "align"}, False),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLING_STEPS)
+def test_an_engine_changes_the_hash_of_a_step_only_if_it_samples(name: str, tmp_path: Path) -> None:
+    """Unless the step names the engine itself: a step of someone else's may sample in ways that options do not say."""
+    step, samples = SAMPLING_STEPS[name]
+    if step.get("judge") and samples:
+        step = step | {"policy": "align"}
+
+    def hashed(step: dict[str, Any], **top: Any) -> str:
+        recipe = load_recipe(written(tmp_path, {"align": STAGE, "after": step}, **top))
+        return stage_hash(recipe.stages["after"], recipe, "base", 0, {})
+
+    ours = hashed(step)
+    assert (hashed(step, engine="worker") != ours) == samples
+    assert hashed({**step, "engine": "worker"}) != ours == hashed({**step, "engine": "local"}, engine="worker")
+
+
+def test_a_trainer_that_samples_by_itself_has_no_engine(tmp_path: Path) -> None:
+    """The recipe's engine is for the other stages; its own is a mistake, unless its reward samples."""
+    grpo = {"algorithm": {"trl": {"trainer": "grpo"}}, "prompts": "rows.jsonl", "reward": "length"}
+    grpo["rollout"] = {"samples_per_prompt": 2}
+    assert load_recipe(written(tmp_path, {"align": grpo}, engine="worker")).stages["align"].engine is None
+    with pytest.raises(RecipeError, match="stage 'align': trl samples by itself, so 'engine' would have no effect"):
+        load_recipe(written(tmp_path, {"align": {**grpo, "engine": "worker"}}))
+    compared = {**grpo, "reward": {"rlaif": {"judge": {"local_judge": {"role": "base"}}, "opponent": "baseline"}}}
+    stage = load_recipe(written(tmp_path, {"align": compared}, engine="worker")).stages["align"]
+    assert stage.engine is not None
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -256,8 +403,9 @@ def test_an_engine_that_takes_adapters_only_needs_some(tmp_path: Path, monkeypat
 def test_an_engine_and_an_environment_are_refused_together(tmp_path: Path) -> None:
     stage = {**STAGE, "environment": "calculator", "reward": "environment"}
     assert load_recipe(written(tmp_path, {"align": {**stage, "engine": "local"}}, engine="worker"))
-    with pytest.raises(RecipeError, match="stage 'align': engine 'worker' cannot sample with an environment yet"):
+    with pytest.raises(RecipeError, match="stage 'align': engine 'worker' cannot sample with an environment yet") as e:
         load_recipe(written(tmp_path, {"align": stage}, engine="worker"))
+    assert "an episode has turns of others in between" in str(e.value) and "write 'engine: local'" in str(e.value)
 
 
 def test_what_samples_is_in_the_hash_and_the_timeout_is_not(tmp_path: Path) -> None:

@@ -228,6 +228,9 @@ class RLAIF(Reward):
                 raise ValueError(f"{' and '.join(sorted(unused))} only apply to 'opponent: baseline'")
             return self
 
+        def policies_to_sample(self) -> list[str]:
+            return [self.baseline] if self.opponent == "baseline" else []
+
     options: Options
 
     @property
