@@ -8,9 +8,11 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from patience import PATIENCE
 from tiny import tiny_model
@@ -19,7 +21,7 @@ from alignkit import EngineContext, PluginError, RecipeError, RunFailed
 from alignkit.cli import main
 from alignkit.local_engine import LocalEngine
 from alignkit.models.engine_thread import EngineThread, NoProgress
-from alignkit.models.engines import StageEngine, version_of
+from alignkit.models.engines import StageEngine, Weights, version_of
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import Continuation
 from alignkit.models.service import ModelService
@@ -293,6 +295,17 @@ def test_weights_are_read_only_after_a_change(tmp_path: Path, monkeypatch: pytes
     model.add_role("one")
     assert sample() == first and read == ["one"] * 4
     asked.close()
+
+
+def test_another_adapter_at_the_same_address_has_other_weights() -> None:
+    first = torch.nn.Parameter(torch.zeros(2))
+    second = torch.nn.Parameter(first.data)
+
+    def at(parameter: torch.nn.Parameter) -> Weights:
+        model: Any = SimpleNamespace(updates=0, parameters_of=lambda role: {"a": parameter})
+        return Weights(model, "one")
+
+    assert first.data_ptr() == second.data_ptr() and at(first) == at(first) != at(second)
 
 
 def test_steps_and_rewards_sample_with_the_engine(tmp_path: Path) -> None:
