@@ -28,7 +28,7 @@ _WHERE = {
     "loss": "Loss Per Term per_group per_pair per_response per_token",
     "notebook": "RunResult StageResult run",
     "options": "DataRef EnvironmentRef Field JudgeRef Options PolicyRef RewardRef StageRef",
-    "reward": "CombinedReward Context Judge Models REWARD_KEY Rating Reward RewardCombination Verdict",
+    "reward": "CombinedReward Context Judge LEARNED_KEY Models REWARD_KEY Rating Reward RewardCombination Verdict",
     "sampling_options": "ResponseOptions SamplingOptions",
     "step": "Artifact Step StepContext",
     "tracker": "TrackedRun Tracker",
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from alignkit.notebook import RunResult, StageResult, run
     from alignkit.options import DataRef, EnvironmentRef, Field, JudgeRef, Options, PolicyRef, RewardRef, StageRef
     from alignkit.reward import (
+        LEARNED_KEY,
         REWARD_KEY,
         CombinedReward,
         Context,

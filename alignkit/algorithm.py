@@ -199,7 +199,8 @@ class Algorithm:
     def keep_group(self, group: Group) -> bool:
         """Whether to learn from a group, scored if there is a reward; others are counted and left out.
 
-        A group has fewer than `needs.min_samples` responses if some could not be scored.
+        A group has fewer than `needs.min_samples` responses if some could not be scored. Next to the raw `reward`, the
+        scores have the `learned_reward`, which a combination may have normalized; replayed samples have only the first.
         """
         return len(group.responses) >= self.needs.min_samples
 

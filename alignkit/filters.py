@@ -27,6 +27,8 @@ class Filter:
     def keep(self, groups: Sequence[Group]) -> Sequence[bool]:
         """Whether to learn from each group, in order. They are all groups of the iteration that earlier filters kept.
 
-        Responses that could not be scored are already left out.
+        Responses that could not be scored are already left out. Next to the raw `reward` (`REWARD_KEY`), the scores
+        have the `learned_reward` (`LEARNED_KEY`), which a combination may have normalized. Samples of earlier
+        iterations have only the first.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define `keep(groups)`")

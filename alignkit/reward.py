@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # between batches, and servers round theirs to four decimals, which moves a probability by up to 5e-5.
 TIE = 1e-4
 REWARD_KEY = "reward"  # the combined raw reward in Response.scores, next to its components
+LEARNED_KEY = "learned_reward"  # what a combination made of it for learning, where filters and `keep_group` choose
 
 
 # `with progress(what, total) as done:` shows how many of `total` parts of some work are done: `done(3)`.

@@ -28,7 +28,7 @@ from alignkit.training.filters import StageFilters
 from alignkit.training.iteration import Iteration, mean_kl, rollout_metrics, sampler_gap
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
-from alignkit.training.scoring import Scorer, most_different, report_only, score_rollouts
+from alignkit.training.scoring import Scorer, most_different, report_only, score_rollouts, with_learned
 from alignkit.training.stage import StageWork
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
@@ -196,7 +196,7 @@ class OnlineStage:
         """Leave out what the recipe's filters do not keep, and count it by their names."""
         if not self.filters.filters:
             return
-        keep, counts = self.filters.keep(iteration.groups)
+        keep, counts = self.filters.keep(with_learned(iteration.groups, iteration.combined))
         iteration.metrics |= {f"filtered/{name}": count for name, count in counts.items()}
         total = self.work.summary.get("filtered", {})
         self.work.summary["filtered"] = {name: total.get(name, 0) + count for name, count in counts.items()}
@@ -217,7 +217,7 @@ class OnlineStage:
         count = self.settings.rollout.learn_from
         if count is not None and iteration.combined is not None:
             iteration.groups, iteration.combined = most_different(iteration.groups, iteration.combined, count)
-        keep = [self.algorithm.keep_group(group) for group in iteration.groups]
+        keep = [self.algorithm.keep_group(group) for group in with_learned(iteration.groups, iteration.combined)]
         if all(keep):
             return
         iteration.metrics["groups_without_signal"] = keep.count(False)

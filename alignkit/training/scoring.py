@@ -16,7 +16,7 @@ from alignkit import functional as F
 from alignkit.author import calling, made, remembering_nothing
 from alignkit.data.group import Group, Response, preview
 from alignkit.errors import AlignkitError, RunFailed
-from alignkit.reward import REWARD_KEY, CombinedReward, Context, Reward, RewardCombination
+from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Reward, RewardCombination
 from alignkit.training.reducer import ONE_PROCESS, Reducer
 
 if TYPE_CHECKING:
@@ -304,6 +304,17 @@ def most_different(groups: Sequence[Group], combined: CombinedReward, count: int
         rows += [first + index for index in chosen]
         first = last
     return kept, combined.take(rows)
+
+
+def with_learned(groups: Sequence[Group], combined: CombinedReward | None) -> list[Group]:
+    """The groups as filters and `keep_group` see them: their scores include the reward that is learned from."""
+    if combined is None:
+        return list(groups)
+    rewards = iter(combined.reward.tolist())
+    return [
+        replace(g, responses=tuple(replace(r, scores={**r.scores, LEARNED_KEY: next(rewards)}) for r in g.responses))
+        for g in groups
+    ]
 
 
 def with_scores(groups: Sequence[Group]) -> list[Group]:

@@ -7,18 +7,20 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
-from alignkit import REWARD_KEY, Field, Filter, Group, Options, Register, hookimpl
+from alignkit import LEARNED_KEY, REWARD_KEY, Field, Filter, Group, Options, Register, hookimpl
 
 
-def rewards(group: Group) -> list[float]:
-    """The raw rewards of a group's responses."""
-    return [score for response in group.responses if (score := response.scores.get(REWARD_KEY)) is not None]
+def rewards(group: Group, key: str = REWARD_KEY) -> list[float]:
+    """The raw rewards of a group's responses. key: LEARNED_KEY for those that are learned from."""
+    return [score for response in group.responses if (score := response.scores.get(key)) is not None]
 
 
 class Spread(Filter):
     """Leave out groups whose rewards are all equal: they have no group-relative advantage (DAPO, arXiv:2503.14476).
 
-    DAPO samples more prompts until its batch is full again; here the batch becomes smaller (equation 11).
+    DAPO samples more prompts until its batch is full again; here the batch becomes smaller (equation 11). A combination
+    that normalizes its parts, such as GDPO's, can tell responses apart whose raw rewards are equal: such a group stays,
+    unless `above` asks for a difference of the raw rewards.
     """
 
     class Options(Options):
@@ -27,7 +29,13 @@ class Spread(Filter):
     options: Options
 
     def keep(self, groups: Sequence[Group]) -> list[bool]:
-        return [bool(found) and max(found) - min(found) > self.options.above for found in map(rewards, groups)]
+        return [self._differs(group) for group in groups]
+
+    def _differs(self, group: Group) -> bool:
+        found, learned = rewards(group), rewards(group, LEARNED_KEY)
+        if self.options.above == 0 and len(set(learned)) > 1:
+            return True
+        return bool(found) and max(found) - min(found) > self.options.above
 
 
 class NotTruncated(Filter):

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from alignkit import (
+    LEARNED_KEY,
+    REWARD_KEY,
     ROLLOUTS,
     Algorithm,
     Batch,
@@ -132,8 +134,8 @@ class GRPO(Algorithm):
         )
 
     def keep_group(self, group: Group) -> bool:
-        """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11)."""
-        rewards = {response.scores["reward"] for response in group.responses}
+        """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11): those that advantages come from."""
+        rewards = {r.scores.get(LEARNED_KEY, r.scores[REWARD_KEY]) for r in group.responses}
         return super().keep_group(group) and (len(rewards) > 1 or not self.options.dynamic_sampling)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:

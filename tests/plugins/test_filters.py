@@ -35,6 +35,18 @@ def test_spread_leaves_out_groups_of_equal_rewards() -> None:
     assert kept("spread", groups, above=0.1) == [False, True, False, False, False]
 
 
+def test_spread_keeps_what_a_combination_tells_apart() -> None:
+    """GDPO's rewards may differ where the raw ones do not, and cancel where they do; `above` is about the raw ones."""
+
+    def both(raw: Sequence[float], learned: Sequence[float]) -> Group:
+        scores = [{"reward": r, "learned_reward": x} for r, x in zip(raw, learned, strict=True)]
+        return Group((Message(role="user", content="x"),), tuple(Response(text="x", scores=s) for s in scores))
+
+    groups = [both((0, 0), (-1, 1)), both((0, 1), (0, 0)), both((0, 0), (2, 2)), both((0, 3), (-1, 1))]
+    assert kept("spread", groups) == [True, True, False, True]
+    assert kept("spread", groups, above=2) == [False, False, False, True]
+
+
 def test_not_truncated_allows_a_share() -> None:
     groups = [group(1, 2, cut=0), group(1, 2, cut=1), group(1, 2, cut=2)]
     assert kept("not_truncated", groups) == [True, True, False]
@@ -150,6 +162,8 @@ def register_algorithms(register):
     register("replays", Replays)
 """
 REWARD = "def reward(completions):\n    return [float(len(c) % 3) for c in completions]\n"
+REWARD += "def twice(completions):\n    return [float(len(c) % 3) * 2 for c in completions]\n"
+REWARD += "def less(completions):\n    return [-float(len(c) % 3) for c in completions]\n"
 
 
 def run(folder: Path, filters: Any, expected: int = 0, command: str = "run", **keys: Any) -> list[dict[str, Any]]:
@@ -190,6 +204,24 @@ def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path, caps
         total["even"] += len(differ) - len(even)
     assert total["spread"] > 0 and total["even"] > 0
     assert f"groups that filters left out: spread {total['spread']}, even {total['even']}" in said
+
+
+@pytest.mark.parametrize("filters", [["spread"], None])
+def test_gdpo_learns_from_groups_of_equal_sums(tmp_path: Path, filters: Any) -> None:
+    """The weighted sum of the two rewards is always 0; one by one they differ, and so do GDPO's sums of them."""
+    parts = {name: {"python": {"path": "reward.py", "function": name}} for name in ("twice", "less")}
+    reward = {"gdpo": {"rewards": parts, "weights": {"less": 2}}}
+    grpo = {"grpo": {"scale_by_std": False, "dynamic_sampling": filters is None}}
+    lines = run(tmp_path, filters, algorithm=grpo, reward=reward)
+    left_out = 0
+    for number, line in enumerate(lines, 1):
+        groups = read_groups(tmp_path / "run" / "align" / "rollouts" / f"{number:04d}.jsonl")
+        assert all(response.scores["reward"] == 0 for group in groups for response in group.responses)
+        assert all(response.scores.keys() == {"twice", "less", "reward"} for g in groups for response in g.responses)
+        equal = sum(len({response.scores["twice"] for response in group.responses}) == 1 for group in groups)
+        assert line["filtered/spread" if filters else "groups_without_signal"] == equal < len(groups)
+        left_out += equal
+    assert left_out > 0
 
 
 def test_what_was_filtered_is_not_replayed(tmp_path: Path) -> None:
