@@ -18,6 +18,7 @@ from alignkit import __version__
 from alignkit.author import blaming
 from alignkit.errors import AlignkitError, OutOfResource, PluginError, disk_is_full, message_of
 from alignkit.exporting.command import export
+from alignkit.io.leaving import leaving
 from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
@@ -337,7 +338,12 @@ def _console() -> Console:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code. argv: default: that of this process, which then ends."""
+    code = _main(argv)
+    return leaving(code) if argv is None else code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     given = list(argv) if argv is not None else sys.argv[1:]
     if "_ALIGNKIT_COMPLETE" in os.environ or {"--install-completion", "--show-completion"} & set(given):
         app(given, prog_name="alignkit")  # which ends the process

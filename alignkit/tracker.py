@@ -38,10 +38,13 @@ class Tracker:
         """Raise RunFailed for a mistake of the user, such as a missing package; called before the run's first stage."""
 
     def start(self, run: TrackedRun) -> None:
-        """Begin, or continue after an interruption."""
+        """Begin, or continue after an interruption; called before the first line, in a run that has a new one."""
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Numbers of a step or iteration of a stage. Each is given once, also if the run is resumed."""
+        """Numbers of a step or iteration of a stage.
+
+        Each is given once, also if the run is resumed. Only the last one before a process is killed may come again.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define `log(stage, step, metrics)`")
 
     def finish(self) -> None:

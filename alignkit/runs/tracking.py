@@ -1,31 +1,61 @@
 """The trackers of a run, each in a thread of its own: one that fails, hangs or falls behind is dropped and reported.
 
 The thread takes lines from a bounded queue, so training never waits. A small file per tracker says how many lines of
-each stage it was given, so a resumed run repeats none; what an earlier run did not get to is caught up from
-`metrics.jsonl`.
+each result it was given, so a run that resumes, reuses or restores a stage repeats none; what an earlier run did not
+get to is caught up from `metrics.jsonl`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignkit.author import made
+from alignkit.io.atomic import make_folder, write_text
+from alignkit.io.leaving import end_within
 from alignkit.io.progress import Metrics
 from alignkit.recipe.schema import Recipe
 from alignkit.registry import Component
 from alignkit.tracker import TrackedRun, Tracker, tracked
 
 MOST_WAITING = 10_000  # lines in the queue of a tracker
-FINISH_SECONDS = 10.0  # that a run waits for a tracker at its end
+FINISH_SECONDS = 10.0  # that a run waits at its end for all of its trackers together
+EXIT_SECONDS = 5.0  # that the process then waits for what a hanging tracker has started
 DROPPED = "it is dropped for the rest of this run; metrics.jsonl has everything"
 
 Line = tuple[str, str, int, dict[str, Any]]  # stage, its hash, the line's number from 1, the line
+
+
+class Given:
+    """How many lines of each result a tracker was given: a file that grows by a short note for each line.
+
+    The note follows the line, so no line is lost. If the process is killed between the two, that one line is given
+    again; after a power failure, all lines whose notes were not on the disk yet.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._counts = _read(path)  # of lines, by stage and its hash
+
+    def has(self, stage: str, stage_hash: str, number: int) -> bool:
+        """Whether the tracker was given this line of this result."""
+        return number <= self._counts.get((stage, stage_hash), 0)
+
+    def shorten(self) -> None:
+        """Keep one note per result, and none that a crash cut off."""
+        make_folder(self.path.parent)
+        write_text(self.path, "".join(map(_note, self._counts, self._counts.values())))
+
+    def add(self, stage: str, stage_hash: str, number: int) -> None:
+        """Note a line."""
+        self._counts[stage, stage_hash] = number
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_note((stage, stage_hash), number))
 
 
 class TrackerThread:
@@ -36,59 +66,59 @@ class TrackerThread:
         self.tracker: Tracker
         self.tracker, self.author = made(component)
         self.problem = ""
-        self.place = run.folder / "trackers" / f"{component.name}.json"
-        self.given = _read(self.place)  # stage -> [its hash, lines]
+        self.given = Given(run.folder / "trackers" / f"{component.name}.jsonl")
         self._queue: queue.Queue[Sequence[Line] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._work, name=f"tracker-{component.name}", daemon=True)
+
+    def start(self) -> None:
+        """Let the tracker begin."""
         self._thread.start()
 
     def put(self, *lines: Line) -> None:
         """Hand lines over without waiting. Together they take one place in the queue."""
-        if self.problem or not lines:
+        if lines:
+            self._put(lines)
+
+    def end(self) -> None:
+        """Let the tracker end after the lines that wait."""
+        self._put(None)
+
+    def join(self, seconds: float) -> bool:
+        """Wait for its end, for at most that long. Returns whether it ended."""
+        self._thread.join(max(0.0, seconds))
+        return not self._thread.is_alive()
+
+    def _put(self, lines: Sequence[Line] | None) -> None:
+        if self.problem:
             return
         try:
             self._queue.put_nowait(lines)
         except queue.Full:
             self.problem = f"has {self._queue.maxsize} lines waiting"
 
-    def finish(self, seconds: float) -> None:
-        """Let the tracker end; wait for at most that long."""
-        if self.problem:
-            return
-        try:
-            self._queue.put_nowait(None)
-        except queue.Full:
-            self.problem = f"has {self._queue.maxsize} lines waiting"
-            return
-        self._thread.join(seconds)
-        if self._thread.is_alive():
-            self.problem = f"did not finish within {seconds:g} seconds"
-
     def _work(self) -> None:
-        method = "start"
+        method = ""
         try:
-            self.tracker.start(self.run)
             while not self.problem and (lines := self._queue.get()) is not None:
-                method = "log"
                 for line in lines:
+                    if self.given.has(*line[:3]):
+                        continue
+                    if not method:  # here, so that a run with nothing new shows nothing
+                        method = "start"
+                        self.given.shorten()
+                        self.tracker.start(self.run)
+                    method = "log"
                     self._log(line)
-            method = "finish"
-            if not self.problem:
+            if method and not self.problem:
+                method = "finish"
                 self.tracker.finish()
         except BaseException as error:  # of a stranger's code, and sys.exit() too: training continues
             self.problem = f"failed in `{method}`: {type(error).__name__}: {error}"
 
     def _log(self, line: Line) -> None:
         stage, stage_hash, number, values = line
-        known, count = self.given.get(stage, ["", 0])
-        if known == stage_hash and number <= count:
-            return
         self.tracker.log(*tracked(values, number))
-        self.given[stage] = [stage_hash, number]
-        self.place.parent.mkdir(parents=True, exist_ok=True)
-        new = self.place.with_suffix(".new")
-        new.write_text(json.dumps(self.given), encoding="utf-8")
-        os.replace(new, self.place)
+        self.given.add(stage, stage_hash, number)
 
 
 class Trackers:
@@ -97,6 +127,8 @@ class Trackers:
     def __init__(self, recipe: Recipe, folder: Path, say: Callable[[str], None]):
         run = TrackedRun(recipe.name, folder, recipe.resolved)
         self.threads = [TrackerThread(component, run) for component in recipe.trackers]
+        for thread in self.threads:  # once all are made: a constructor that fails leaves no thread
+            thread.start()
         self.say = say
         self._reported: set[str] = set()
         self._hash = ""
@@ -131,9 +163,15 @@ class Trackers:
         self._report()
 
     def finish(self) -> None:
-        """End all trackers, and report those that do not end."""
+        """End all trackers, and report those that do not end within FINISH_SECONDS, all together."""
+        until = time.monotonic() + FINISH_SECONDS
         for thread in self.threads:
-            thread.finish(FINISH_SECONDS)
+            thread.end()
+        for thread in self.threads:
+            if not thread.problem and not thread.join(until - time.monotonic()):
+                thread.problem = f"did not finish within {FINISH_SECONDS:g} seconds"
+        if not all(thread.join(0) for thread in self.threads):
+            end_within(EXIT_SECONDS)
         self._report()
 
     def _report(self) -> None:
@@ -143,9 +181,20 @@ class Trackers:
                 self.say(f"warning: tracker '{thread.name}' ({thread.author}) {thread.problem}; {DROPPED}")
 
 
-def _read(place: Path) -> dict[str, list[Any]]:
+def _note(result: tuple[str, str], number: int) -> str:
+    return json.dumps([*result, number]) + "\n"
+
+
+def _read(path: Path) -> dict[tuple[str, str], int]:
+    counts: dict[tuple[str, str], int] = {}
     try:
-        found = json.loads(place.read_text(encoding="utf-8"))
-        return {str(stage): [str(known), int(count)] for stage, (known, count) in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+        notes = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return counts
+    for note in notes:
+        try:
+            stage, stage_hash, number = json.loads(note)
+            counts[str(stage), str(stage_hash)] = int(number)
+        except (ValueError, TypeError):  # cut off by a crash
+            continue
+    return counts

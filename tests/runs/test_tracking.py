@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +14,10 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
+from patience import PATIENCE
 
 import alignkit.runs.tracking as tracking
-from alignkit import Group, Message, Response, RunFailed, TrackedRun, Tracker
+from alignkit import Group, Message, PluginError, Response, RunFailed, TrackedRun, Tracker
 from alignkit.cli import main
 from alignkit.data.group import write_groups
 from alignkit.io.credentials import places_of_keys
@@ -26,6 +30,7 @@ from alignkit.tracker import replay
 
 PLUGIN = """
 import json, time, pathlib
+from concurrent.futures import ThreadPoolExecutor
 from alignkit import *
 
 class Journal(Tracker):
@@ -55,13 +60,17 @@ class Blocks(Journal):
     def finish(self):
         time.sleep(600)
 
+class Pool(Journal):
+    def log(self, stage, step, metrics):
+        ThreadPoolExecutor().submit(time.sleep, 1e6).result()
+
 class Unready(Journal):
     def check(self):
         raise RunFailed("tracker 'unready' needs the package x: run `pip install x`")
 
 @hookimpl
 def register_trackers(register):
-    for kind in (Journal, Raises, Hangs, Blocks, Unready):
+    for kind in (Journal, Raises, Hangs, Blocks, Pool, Unready):
         register(kind.__name__.lower(), kind)
 """
 
@@ -97,11 +106,19 @@ def test_each_line_is_logged_once_over_several_runs(tmp_path: Path) -> None:
     assert [row[:2] for row in rows[1:-1]] == [["sft", 1], ["sft", 2], ["sft", 3]] and "loss" in rows[1][2]
     assert not {"stage", "step", "time"} & set(rows[1][2])
     run(tmp_path, ["journal"])
-    assert [row for row in journal(folder) if row[0] == "sft"] == rows[1:-1]
+    assert journal(folder) == rows  # not even a start
     (folder / "journal.jsonl").unlink()
-    (folder / "trackers" / "journal.json").unlink()
+    (folder / "trackers" / "journal.jsonl").unlink()
     run(tmp_path, [], 0, "--tracker", "journal")
     assert [row for row in journal(folder) if row[0] == "sft"] == rows[1:-1]
+
+
+def test_a_result_that_is_restored_is_not_logged_again(tmp_path: Path) -> None:
+    """A recipe that is changed and changed back: each result's lines once."""
+    folder = run(tmp_path, ["journal"], steps=2)
+    run(tmp_path, ["journal"], steps=3)
+    run(tmp_path, ["journal"], steps=2)
+    assert [row[1] for row in journal(folder) if row[0] == "sft"] == [1, 2, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -174,9 +191,81 @@ def test_the_id_of_a_run_is_no_key() -> None:
     assert list(places_of_keys(options)) == ["id"] and list(places_of_keys(options, random=False)) == []
 
 
-def recipe(kind: type[Tracker]) -> Any:
-    component = Component("tracker", "x", Registration("x", kind, plugin="x"), kind.Options())
+def recipe(kind: type[Tracker], name: str = "x") -> Any:
+    component = Component("tracker", name, Registration("x", kind, plugin="x"), kind.Options())
     return SimpleNamespace(name="x", resolved={}, trackers=(component,))
+
+
+class Unmade(Tracker):
+    def __init__(self, options: Any):
+        raise OSError("no folder")
+
+
+def test_a_constructor_that_fails_leaves_no_thread(tmp_path: Path) -> None:
+    components = [recipe(kind).trackers[0] for kind in (Slow, Unmade)]
+    before = threading.active_count()
+    with pytest.raises(PluginError, match="no folder"):
+        Trackers(SimpleNamespace(name="x", resolved={}, trackers=components), tmp_path, print)
+    assert threading.active_count() == before
+
+
+class Sleeps(Tracker):
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        time.sleep(30)
+
+
+def test_trackers_that_hang_share_the_time_to_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    joined: list[float] = []
+    join = tracking.TrackerThread.join
+    monkeypatch.setattr(tracking.TrackerThread, "join", lambda self, most: joined.append(most) or join(self, most))
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 1.0)
+    monkeypatch.setattr(tracking, "end_within", waited.append)
+    components = [recipe(Sleeps, name).trackers[0] for name in "xyz"]
+    three = SimpleNamespace(name="x", resolved={}, trackers=components)
+    said: list[str] = []
+    trackers = Trackers(three, tmp_path, said.append)
+    trackers.write({"stage": "a", "step": 1, "loss": 1.0})
+    trackers.finish()
+    assert 0 < joined[0] <= 1 and max(joined[1:]) <= 0 and waited == [tracking.EXIT_SECONDS]
+    assert [thread.problem for thread in trackers.threads] == ["did not finish within 1 seconds"] * 3
+
+
+def test_a_process_with_a_hanging_tracker_ends(tmp_path: Path) -> None:
+    """The tracker waits for a thread of a pool, which the interpreter would wait for, too."""
+    run(tmp_path, [], steps=1)
+    code = "import alignkit.runs.tracking as t; t.FINISH_SECONDS = t.EXIT_SECONDS = 0.3; import alignkit.cli as cli"
+    command = [sys.executable, "-c", f"{code}; raise SystemExit(cli.main())", "run", str(tmp_path / "recipe.yaml")]
+    command += ["--plugin", str(tmp_path / "plugin.py"), "--out", str(tmp_path / "run"), "--tracker", "pool"]
+    done = subprocess.run(command, timeout=PATIENCE, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "tracker 'pool'" in done.stderr
+
+
+class Killed(BaseException):
+    pass
+
+
+class Dies(Tracker):
+    seen: ClassVar[list[int]] = []
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        self.seen.append(step)
+        if len(self.seen) == 3:
+            raise Killed  # after the line, before its note
+
+
+def test_only_the_line_in_between_is_repeated_after_a_kill(tmp_path: Path) -> None:
+    """Nothing is lost, also if the last note was cut off."""
+    file, notes = tmp_path / "metrics.jsonl", tmp_path / "trackers" / "x.jsonl"
+    file.write_text("".join(json.dumps({"stage": "a", "step": n}) + "\n" for n in range(1, 6)), encoding="utf-8")
+    for cut in (0, 2):
+        if cut:
+            notes.write_bytes(notes.read_bytes()[:-cut])
+        trackers = Trackers(recipe(Dies), tmp_path, lambda text: None)
+        trackers.follow("hash", file)
+        trackers.finish()
+    assert Dies.seen == [1, 2, 3, 2, 3, 4, 5]
+    assert [json.loads(note)[2] for note in notes.read_text(encoding="utf-8").splitlines()] == [1, 2, 3, 4, 5]
 
 
 def test_a_full_queue_drops_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +338,7 @@ def test_a_resumed_stage_repeats_no_step_and_loses_none(tmp_path: Path) -> None:
     size = start("one", 0, 1, 2, 3)
     start("one", size, 2, 3, 4)
     assert Counted.rows == [("a", 1), ("a", 2), ("a", 3), ("a", 4)]
-    (tmp_path / "trackers" / "x.json").unlink()  # a tracker that is new is caught up with what is there
+    (tmp_path / "trackers" / "x.jsonl").unlink()  # a tracker that is new is caught up with what is there
     start("one", size, 2)
     assert Counted.rows[4:] == [("a", 1), ("a", 2)]
     start("two", 0, 1)
