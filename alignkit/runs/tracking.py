@@ -24,7 +24,8 @@ from alignkit.registry import Component
 from alignkit.tracker import TrackedRun, Tracker, tracked
 
 MOST_WAITING = 10_000  # lines in the queue of a tracker
-FINISH_SECONDS = 10.0  # that a run waits at its end for all of its trackers together
+FINISH_SECONDS = 60.0  # that a run waits at its end for all of its trackers together: MLflow's first start takes 20
+QUIET_SECONDS = 2.0  # of them, before it says so
 EXIT_SECONDS = 5.0  # that the process then waits for what a hanging tracker has started
 DROPPED = "it is dropped for the rest of this run; metrics.jsonl has everything"
 
@@ -85,7 +86,7 @@ class TrackerThread:
 
     def join(self, seconds: float) -> bool:
         """Wait for its end, for at most that long. Returns whether it ended."""
-        self._thread.join(max(0.0, seconds))
+        self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def _put(self, lines: Sequence[Line] | None) -> None:
@@ -164,11 +165,15 @@ class Trackers:
 
     def finish(self) -> None:
         """End all trackers, and report those that do not end within FINISH_SECONDS, all together."""
+        quiet = time.monotonic() + min(QUIET_SECONDS, FINISH_SECONDS)
         until = time.monotonic() + FINISH_SECONDS
         for thread in self.threads:
             thread.end()
+        slow = [thread.name for thread in self.threads if not thread.problem and not thread.join(_left(quiet))]
+        if slow:
+            self.say(f"waiting up to {FINISH_SECONDS:g} seconds for trackers to finish: {', '.join(slow)}")
         for thread in self.threads:
-            if not thread.problem and not thread.join(until - time.monotonic()):
+            if not thread.problem and not thread.join(_left(until)):
                 thread.problem = f"did not finish within {FINISH_SECONDS:g} seconds"
         if not all(thread.join(0) for thread in self.threads):
             end_within(EXIT_SECONDS)
@@ -179,6 +184,10 @@ class Trackers:
             if thread.problem and thread.name not in self._reported:
                 self._reported.add(thread.name)
                 self.say(f"warning: tracker '{thread.name}' ({thread.author}) {thread.problem}; {DROPPED}")
+
+
+def _left(until: float) -> float:
+    return max(0.0, until - time.monotonic())
 
 
 def _note(result: tuple[str, str], number: int) -> str:

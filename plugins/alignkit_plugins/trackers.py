@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
@@ -49,16 +50,21 @@ class AccelerateTracker(Tracker):
         self._tracker = kind(name, **given, **self._defaults(run), **(self.options.model_extra or {}))
         if hasattr(self._tracker, "start"):
             self._tracker.start()
+        if self.tracker == "mlflow":  # which names its runs itself
+            _mlflow_run(run).write_text(self._tracker.tracker.info.run_id, encoding="utf-8")
 
     def _defaults(self, run: TrackedRun) -> dict[str, Any]:
         """Arguments that the recipe can override: a resumed run continues where it is shown."""
         written = self.options.model_extra or {}
         defaults: dict[str, Any] = {}
-        if self.tracker == "wandb":
-            key = hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:16]
+        key = hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:16]
+        if self.tracker in ("wandb", "swanlab"):
             defaults = {"name": run.name, "id": key, "resume": "allow"}
-        elif self.tracker in ("trackio", "mlflow"):
-            defaults = {"name" if self.tracker == "trackio" else "run_name": run.name}
+        elif self.tracker == "trackio":
+            defaults = {"name": run.name, "resume": "allow"}
+        elif self.tracker == "mlflow":
+            known = _mlflow_run(run)
+            defaults = {"run_id": known.read_text(encoding="utf-8")} if known.exists() else {"run_name": run.name}
         return {key: value for key, value in defaults.items() if key not in written}
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -70,6 +76,13 @@ class AccelerateTracker(Tracker):
 
     def finish(self) -> None:
         self._tracker.finish()
+
+
+def _mlflow_run(run: TrackedRun) -> Path:
+    """The file with the id of the run in MLflow; without it, a resumed run is a new one there."""
+    folder = run.folder / "trackers"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "mlflow.run"
 
 
 # accelerate's name: packages, whether it counts its own steps, what it is called
