@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.models.files_check import check_finite, check_safetensors
+from alignkit.models.full_precision import quantized_weight
 from alignkit.models.hub import locate
 from alignkit.models.loading import backbone, has_score, load_base, load_weights
 from alignkit.models.origin import Base, is_adapter
@@ -58,6 +59,10 @@ def whole_model(saved: Path, base: Base, spec: ModelSpec, dtype: torch.dtype, to
     whole = spec.model_copy(update={"quantization": "none"})
     source = locate(base.source, base.revision)
     network, _ = load_base(whole, source, base.revision, torch.float32, torch.device("cpu"), None)
+    if spec.quantization != "none":
+        quantized, _ = load_base(spec, source, base.revision, dtype, torch.device("cpu"), None)
+        _take_quantized(quantized, network)
+        del quantized
     merged = merge(network, saved).to(dtype)
     if has_score(saved):
         unread = saved_unread(saved)
@@ -124,10 +129,16 @@ def notes_of(spec: ModelSpec, dtype: torch.dtype) -> list[str]:
     """What the user of a merged adapter must know."""
     notes = []
     if spec.quantization != "none":
-        notes.append(
-            f"the adapter was trained on the {spec.quantization} base and is merged into unquantized weights: "
-            "log-probabilities differ by the error of quantization"
-        )
+        notes.append(f"merged into the values of the {spec.quantization} weights, which it was trained on")
+    if spec.quantization == "int8":
+        notes.append("int8 also rounds the inputs of every layer, which the merged model does not")
     if dtype != torch.float32:
         notes.append(f"stored in {str(dtype).removeprefix('torch.')}, so weights are rounded")
     return notes
+
+
+def _take_quantized(quantized: nn.Module, network: nn.Module) -> None:
+    """Give a network the values that bitsandbytes rounded its weights to: those that the adapter was trained on."""
+    for name, linear in quantized.named_modules():
+        if (weight := quantized_weight(linear)) is not None:
+            network.get_submodule(name).load_state_dict({"weight": weight}, strict=False)

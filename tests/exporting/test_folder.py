@@ -120,13 +120,13 @@ def test_responses_end_where_the_run_ended_them(tmp_path: Path) -> None:
 
 
 def test_a_quantized_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The adapter as it is; merged, into weights that are not quantized."""
+    """The adapter as it is; merged, into whole weights with the values of the quantized ones."""
     stages = {"sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}}
     run = train(tmp_path, {"quantization": "nf4", "lora": {"r": 2}}, stages)
     assert export(run / "sft", tmp_path / "adapter") == 0
     assert "it was trained on the nf4 base" in capsys.readouterr().err
     assert export(run / "sft", tmp_path / "merged", "--merge") == 0
-    assert "trained on the nf4 base and is merged into unquantized weights" in capsys.readouterr().err
+    assert "merged into the values of the nf4 weights" in capsys.readouterr().err
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert "quantization_config" not in config and config["dtype"] == "float32"
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from alignkit import Group, Message, Response
@@ -36,7 +37,11 @@ def run(folder: Path, model: dict[str, Any], expected: int = 0, merged: str = "s
     return Run(load_recipe(folder / "recipe.yaml"), folder / "run")
 
 
-@pytest.mark.parametrize("model", [{"lora": {"r": 4, "lora_alpha": 8}}, {"lora": "none"}], ids=["lora", "whole"])
+LORA = {"r": 4, "lora_alpha": 8}
+MODELS = {"lora": {"lora": LORA}, "whole": {"lora": "none"}, "nf4": {"lora": LORA, "quantization": "nf4"}}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_transformers_computes_the_same(tmp_path: Path, model: dict[str, Any]) -> None:
     """Log-probabilities of the policy, and scores of the reward model, within 1e-5."""
     found = run(tmp_path, model)
@@ -65,6 +70,19 @@ def test_transformers_computes_the_same(tmp_path: Path, model: dict[str, Any]) -
         with torch.no_grad():
             theirs = scorer(torch.tensor([[*encoded.prompt, *encoded.rows[0].tokens]])).logits
         assert float(theirs) == pytest.approx(score, abs=1e-5)
+
+
+def test_int8_weights_are_those_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not those of the unquantized base; the inputs, which int8 rounds as well, cannot be merged."""
+    found = run(tmp_path, {"lora": LORA, "quantization": "int8"})
+    assert "int8 also rounds the inputs of every layer" in capsys.readouterr().err
+    name = "model.layers.1.mlp.down_proj"
+    adapter = load_file(tmp_path / "run" / "sft" / "adapter" / "adapter_model.safetensors")
+    down, up = (adapter[f"base_model.model.{name}.{part}.weight"] for part in ("lora_A", "lora_B"))
+    layer = found.models.of("base").model.model.get_submodule(name)
+    rounded = layer.weight.data.float() * layer.weight.SCB[:, None] / 127
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "whole" / "model").get_submodule(name).weight
+    torch.testing.assert_close(plain.detach(), rounded + 2.0 * up @ down, atol=1e-6, rtol=0)
 
 
 def test_a_merged_policy_is_a_base(tmp_path: Path) -> None:
