@@ -40,7 +40,8 @@ class StepContext(Context):
     """Everything that a step can use: `Context` and the following.
 
     out: the stage's folder. scorer: makes the scorer of a RewardRef option: `scorer.score(groups)` returns the groups
-    with their scores. log(**metrics): writes metrics. say: prints one line.
+    with their scores, and `scorer.untrained` says which combinations training would have changed. log(**metrics):
+    writes metrics. say: prints one line.
     map(name, rows, f): the results of f over rows. They are stored by the content of the rows, so a run that was
     killed continues after the last complete chunk.
     trained_on(model, prompts): for each stage that trained the policy, or the reward models of a RewardRef, the places

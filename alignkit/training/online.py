@@ -72,6 +72,8 @@ class OnlineStage:
             self.context.should_stop()
             with noting(f"in iteration {number} of {iterations}"):
                 self._after(self._iterate(number, prompts), iterations)
+        if self.scorer is not None and (states := self.scorer.states()):
+            work.summary["combinations"] = states
         self._report_filtered()
         self._report_idle(iterations)
         work.save()

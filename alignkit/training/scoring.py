@@ -34,6 +34,7 @@ class Scorer:
         self.name = name or spec.name
         self.children = {child: Scorer(below, context, child, reducer) for child, below in spec.children.items()}
         self.plugin: Any = None
+        self._changes = False  # what the combination remembers changes what it makes of scores
         if spec.component is not None:
             self.plugin, self.author = made(spec.component, context.stage)
         if isinstance(self.plugin, RewardCombination) and not hasattr(self.plugin, "state"):
@@ -62,6 +63,13 @@ class Scorer:
         if isinstance(self.plugin, RewardCombination) and self.plugin.state and not self.plugin.whitens:
             return f"reward '{self.name}' changes with what it remembers"  # which can only be in `raw`
         return next(filter(None, (child.incomparable for child in self.children.values())), "")
+
+    @property
+    def untrained(self) -> list[str]:
+        """Of the combinations that have scored: those that training would have changed, in sentences."""
+        own = f"reward '{self.name}' is as in the first iteration of training: see 'combinations' in its stage.json"
+        below = [text for child in self.children.values() for text in child.untrained]
+        return [own, *below] if self._changes and not self.plugin.state else below
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups, with every component and the raw combination (`reward`) among their responses' scores."""
@@ -206,6 +214,7 @@ class Scorer:
         with remembering_nothing(self.author, "combine", self.plugin):
             combined = self.plugin.combine(groups, components)
         if not learning:
+            self._changes = self._changes or (self.plugin.state != before and not self.plugin.whitens)
             self.plugin.state = before
         if not isinstance(combined, CombinedReward):
             raise self._wrong("combine", f"return a CombinedReward, not {type(combined).__name__}")

@@ -209,7 +209,8 @@ def test_what_it_remembers_survives_a_stop(name: str, tmp_path: Path, monkeypatc
         "iterations": 4,
         "prompts_per_iteration": 2,
     }
-    recipe = {"model": {"base": "tiny"}, "stages": {"align": stage}}
+    report = {"step": "evaluate", "policies": ["base"], "rewards": [stage["reward"]], "prompts": "rows.jsonl"}
+    recipe = {"model": {"base": "tiny"}, "stages": {"align": stage, "report": {**report, "max_new_tokens": 4}}}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
 
     def run(out: str) -> int:
@@ -233,5 +234,11 @@ def test_what_it_remembers_survives_a_stop(name: str, tmp_path: Path, monkeypatc
         for row in rows:
             assert row["reward/multiplier"] == pytest.approx(multiplier, rel=1e-4)
             multiplier = max(0.0, multiplier + 0.1 * (row["reward/cost_mean"] - 2.0))
+        told = json.loads((tmp_path / "stopped/align/stage.json").read_text())["summary"]["combinations"]
+        assert told == {"lagrangian": {"multiplier": pytest.approx(multiplier, rel=1e-4)}}
     else:
         assert len({row["reward/mean"] for row in rows}) > 1
+    # A report says if training would have changed its raw rewards.
+    notes = " ".join(json.loads((tmp_path / "stopped/report/evaluation.json").read_text())["notes"])
+    assert ("reward 'lagrangian' is as in the first iteration" in notes) == (name == "lagrangian")
+    assert "running_normalization" not in notes

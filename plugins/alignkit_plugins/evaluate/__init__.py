@@ -96,6 +96,7 @@ class Evaluate(Step):
         groups, columns = self._score(groups, scorers, context)
         summary = self._summary(groups, columns, len(prompts) - len(groups), context)
         summary["notes"] += [*notes, warning] if warning else notes
+        summary["notes"] += [note for scorer in scorers for note in scorer.untrained]
         groups, summary = _with_short_names(groups, summary)
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
