@@ -172,6 +172,32 @@ def validate(
 
 
 @app.command()
+def inspect(
+    recipe: RecipeName,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A stage that reads data or prompts.")],
+    overrides: Overrides = None,
+    row: Annotated[int, typer.Option(metavar="N", help="Which row, counted from 1.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run, for data that its stages made.")
+    ] = None,
+    plugin: PluginFiles = None,
+    no_plugin: NoPlugins = None,
+) -> None:
+    """Show what a stage sees of a row: as data, as the chat template renders it, and which tokens are learned.
+
+    \b
+    Examples:
+      alignkit inspect quickstart sft model.base=tiny
+      alignkit inspect quickstart helpful model.base=tiny --row 7
+    """
+    checked = _load(recipe, overrides, plugin, no_plugin)
+    from alignkit.runs.inspection import inspect as inspected  # imports torch
+    from alignkit.runs.inspection_text import show
+
+    show(inspected(checked, stage, row, out or Path("runs") / checked.name), _console())
+
+
+@app.command()
 def plugins(what: PluginName = None, plugin: PluginFiles = None, no_plugin: NoPlugins = None) -> None:
     """List the installed plugins, or show the options of one.
 

@@ -223,6 +223,10 @@ class Judge:
         """One verdict on each (prompt, first, second), in order. Ask in both orders and average."""
         raise NotImplementedError(f"{type(self).__name__} does not define `compare(items)`")
 
+    def question(self, item: tuple[Sequence[Message], str, str]) -> Sequence[Message]:
+        """The messages that its model reads of a (prompt, first, second), for `alignkit inspect`; optional."""
+        return ()
+
     def rate(self, items: Sequence[tuple[Sequence[Message], str]], rubric: str | Sequence[str] = "") -> list[Rating]:
         """One rating of each (prompt, response), in order; optional.
 

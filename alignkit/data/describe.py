@@ -112,12 +112,17 @@ def _words(response: Response) -> str:
 
 
 def _said(turns: Iterable[Message]) -> str:
+    return shortened(said(turns))
+
+
+def said(turns: Iterable[Message]) -> str:
+    """What turns say, with their reasoning and tool calls in brackets."""
     parts = []
     for turn in turns:
         parts += [f"[thinks: {turn['reasoning_content']}]"] if turn.get("reasoning_content") else []
         parts += [turn["content"]] if turn["content"].strip() else []
         parts += [_call(call) for call in turn.get("tool_calls", ())]
-    return shortened(" ".join(parts))
+    return " ".join(parts)
 
 
 def _call(call: object) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from alignkit.data.group import Group
+from alignkit.models.chunks import WHOLE
+from alignkit.models.encoding import Encoder, RowRefused
 
 
 def with_recent_turns(group: Group, fits: Callable[[Group], bool]) -> Group:
@@ -20,6 +22,20 @@ def with_recent_turns(group: Group, fits: Callable[[Group], bool]) -> Group:
     shorter = _shortened(group)
     place = bisect_left(shorter, True, key=fits)
     return shorter[min(place, len(shorter) - 1)] if shorter else group
+
+
+def with_room(group: Group, encoder: Encoder, max_length: int, *, scoring: bool) -> Group:
+    """The group with as many turns as leave room for its longest response in `max_length` tokens."""
+
+    def fits(shorter: Group) -> bool:
+        try:
+            whole = encoder.encode(shorter, WHOLE, scoring=scoring)
+        except RowRefused:  # whoever encodes the group will report it
+            return True
+        longest = max((len(row.tokens) for row in whole.rows), default=0) if whole else 0
+        return whole is not None and len(whole.prompt) + longest <= max_length
+
+    return with_recent_turns(group, fits)
 
 
 def with_last_question(group: Group) -> Group:

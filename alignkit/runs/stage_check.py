@@ -55,19 +55,19 @@ def _check_learning(recipe: Recipe, stage: Stage, groups: Sequence[Group], encod
     algorithm, author = made(stage.component, stage.name)
     if isinstance(algorithm, ExternalTrainer):
         return
-    selected = _selected(recipe, stage, groups, algorithm, author)
+    chosen = selected(recipe, stage, groups, algorithm, author)
     with calling(author, "check_data", algorithm):
-        algorithm.check_data(selected)
+        algorithm.check_data(chosen)
     if (encode := encoder()) is not None and settings is not None:
         turns, scoring, limit = algorithm.trained_turns(), algorithm.trains is REWARD, settings.max_length
-        with_prompt = [group for group in selected if group.prompt]  # a document is learned in pieces
+        with_prompt = [group for group in chosen if group.prompt]  # a document is learned in pieces
         with_prompt = _shortened(with_prompt, settings)
-        if with_prompt and len(with_prompt) == len(selected):
+        if with_prompt and len(with_prompt) == len(chosen):
             fits = (encode.encode(group, limit, turns=turns, scoring=scoring) is not None for group in with_prompt)
             _check_room(stage, encode, with_prompt, fits, 1)
 
 
-def _selected(
+def selected(
     recipe: Recipe, stage: Stage, groups: Sequence[Group], algorithm: Algorithm, author: Author
 ) -> Sequence[Group]:
     """The groups that the algorithm selects, with the same random numbers as in the stage."""

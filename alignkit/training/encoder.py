@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from alignkit.algorithm import REWARD, Needs
@@ -10,7 +11,7 @@ from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, previews, resolved_pairs
 from alignkit.models.chunks import WHOLE, chunks, is_document
 from alignkit.models.encoding import Encoded, RowRefused
-from alignkit.models.recent_turns import with_recent_turns
+from alignkit.models.recent_turns import with_recent_turns, with_room
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
 
@@ -78,7 +79,9 @@ class StageEncoder:
         """Encode the groups that fit; `count_unfit` counts the others."""
         scoring = self.algorithm.algorithm.trains is REWARD
         turns = self.algorithm.trained_turns()
-        recent = self._with_recent_turns(groups, scoring)
+        recent = self._shortened(
+            groups, partial(with_room, encoder=self.encoder, max_length=self.max_length, scoring=scoring)
+        )
         self.encoder.forget_counts()
         self._count_shortened(groups, recent)
 
@@ -95,28 +98,17 @@ class StageEncoder:
         """The prompts that the chat template accepts, with room for new tokens if the stage shortens them."""
         accepted, models = self.renderable(groups), self.context.models
         self.encoder.forget_counts()
-        recent = self._recent(accepted, lambda group: models.fits(group, self.max_length, new_tokens))
+        fits = partial(models.fits, max_length=self.max_length, new_tokens=new_tokens)
+        recent = self._shortened(accepted, partial(with_recent_turns, fits=fits))
         self._count_shortened(accepted, recent)
         self._report(len(accepted), self.count_unfit())
         return recent
 
-    def _with_recent_turns(self, groups: Sequence[Group], scoring: bool) -> list[Group]:
-        """The groups with as many turns as leave room for the longest response, if the stage wants that."""
-
-        def fits(group: Group) -> bool:
-            try:
-                whole = self.encoder.encode(group, WHOLE, scoring=scoring)
-            except RowRefused:  # `encode` will report it
-                return True
-            longest = max((len(row.tokens) for row in whole.rows), default=0) if whole else 0
-            return whole is not None and len(whole.prompt) + longest <= self.max_length
-
-        return self._recent(groups, fits)
-
-    def _recent(self, groups: Sequence[Group], fits: Callable[[Group], bool]) -> list[Group]:
+    def _shortened(self, groups: Sequence[Group], shorten: Callable[[Group], Group]) -> list[Group]:
+        """The groups, those of several turns as `shorten` leaves them, if the stage wants that."""
         if not self.context.settings.keep_recent_turns:
             return list(groups)
-        return [with_recent_turns(group, fits) if len(group.prompt) > 1 else group for group in groups]
+        return [shorten(group) if len(group.prompt) > 1 else group for group in groups]
 
     def _count_shortened(self, groups: Sequence[Group], recent: Sequence[Group]) -> None:
         shortened = [group for group, now in zip(groups, recent, strict=True) if now is not group]

@@ -251,6 +251,10 @@ class LocalJudge(Judge):
 
     options: Options
 
+    def question(self, item: Item) -> list[Message]:
+        start: Message = {"role": "assistant", "content": self.options.prefill}
+        return [*question(self.options, item), *([start] if self.options.prefill else [])]
+
     def compare(self, items: Sequence[Item]) -> list[Verdict]:
         if not items:
             return []
@@ -299,6 +303,9 @@ class OpenAIJudge(Judge):
         request: dict[str, Any] = Field({}, description="additional fields of the request; null removes a field")
 
     options: Options
+
+    def question(self, item: Item) -> list[Message]:
+        return question(self.options, item)
 
     def check(self, folder: Path) -> None:
         key_of("openai_judge", self.options)

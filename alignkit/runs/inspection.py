@@ -1,0 +1,292 @@
+"""What a stage sees of one row: as data, as the chat template renders it, and as tokens with the learned ones marked.
+
+Everything is computed as the stage will compute it, with the same tokenizer, template, selection and limits.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignkit.algorithm import REWARD, Algorithm
+from alignkit.author import calling, made
+from alignkit.data.describe import said
+from alignkit.data.group import Group, Message, prompts_of, resolved_pairs
+from alignkit.data.sources import DataSpec
+from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
+from alignkit.external import ExternalTrainer
+from alignkit.io.printable import REPLACEMENT
+from alignkit.io.progress import Reporter
+from alignkit.models.chunks import WHOLE, chunks, is_document
+from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
+from alignkit.models.recent_turns import with_recent_turns, with_room
+from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
+from alignkit.registry import Component
+from alignkit.reward import Judge
+from alignkit.runs.base_model import base_encoder
+from alignkit.runs.bases import RunBases
+from alignkit.runs.data import RunData
+from alignkit.runs.stage_check import selected
+from alignkit.runs.stage_store import StageStore
+from alignkit.runs.template_date import template_date
+from alignkit.training.encoder import unfit
+
+BEFORE = 4  # tokens that are decoded with a token, because its text depends on them
+Turns = Sequence[tuple[str, str]]  # who, and what
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens as a model reads them.
+
+    pieces: the text of each. counts: whether each is in the loss, or is where a reward model reads the score.
+    scored: it is the latter.
+    """
+
+    title: str
+    pieces: tuple[str, ...]
+    counts: tuple[bool, ...]
+    scored: bool = False
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One row of a stage's data.
+
+    title: the stage, and which row. turns: the row as data. notes: what else the stage does with it.
+    tokens: the prompt, then each response. questions: what judges read.
+    """
+
+    title: str
+    turns: Turns
+    notes: Sequence[str] = ()
+    tokens: Sequence[Tokens] = ()
+    questions: Sequence[tuple[str, str]] = field(default=())
+
+
+def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
+    """What a stage sees of a row. row: counts from 1. folder: of the run, which has the data that other stages make.
+
+    Raises RecipeError for a stage that is not there, and DataError for a row that is not there or does not fit.
+    """
+    if name not in recipe.stages:
+        hint = did_you_mean(name, recipe.stages) or f"stages: {', '.join(recipe.stages)}"
+        raise RecipeError([Problem(f"no stage '{name}'", str(recipe.path), help=hint)])
+    if row < 1:
+        raise DataError(f"rows count from 1, so there is no row {row}")
+    stage = recipe.stages[name]
+    store = StageStore(folder, recipe.stages)
+    data = RunData(store.data, recipe.seed)
+    key, spec = _entry(stage)
+    for source in spec.sources:
+        if source.stage is not None and not store.data(source.stage).is_file():
+            raise DataError(
+                f"stage '{name}' reads the data of '{source.stage}', which {folder} does not have\n"
+                f"help: run the recipe as far as '{source.stage}' first, or name the run's folder with --out"
+            )
+    groups = data.read(spec).groups
+    encoder = _encoder(recipe, stage.base, folder)
+    if key == "data":
+        return _learned(recipe, stage, groups, row, encoder)
+    return _prompt(stage, _row(prompts_of(groups), row, stage), row, len(groups), encoder)
+
+
+def _encoder(recipe: Recipe, base: str, folder: Path) -> Encoder:
+    """The encoder that a run will use. Writes nothing, not even the day on which a run began."""
+    begun = (folder / "date.json").exists()
+    date = template_date(folder) if begun else datetime.date.today().isoformat()
+    found = RunBases(recipe, folder, Reporter())[base]
+    return base_encoder(recipe, found.source, name=base, commit=found.commit, date=date)
+
+
+def _entry(stage: Stage) -> tuple[str, DataSpec]:
+    """The data entry that a stage learns from or samples for: `data`, or any other key."""
+    if stage.settings is not None and stage.settings.data is not None:
+        return "data", stage.settings.data
+    found = specs([stage.settings, stage.component.options], DataSpec)
+    if not found:
+        raise DataError(f"stage '{stage.name}' reads no data: {stage.component.name} works on other stages' results")
+    return "prompts", found[0]
+
+
+def _row(groups: Sequence[Group], row: int, stage: Stage) -> Group:
+    if row > len(groups):
+        count = f"{len(groups)} row{'s' * (len(groups) != 1)}"
+        raise DataError(f"stage '{stage.name}' has {count}, so there is no row {row}")
+    return groups[row - 1]
+
+
+def _title(stage: Stage, group: Group, row: int, count: int) -> str:
+    where = f" ({group.origin})" if group.origin else ""
+    return f"{stage.name} ({stage.component.name}): row {row} of {count}{where}"
+
+
+# Rows that a stage learns from
+
+
+def _learned(recipe: Recipe, stage: Stage, groups: Sequence[Group], row: int, encoder: Encoder) -> Inspection:
+    """A row that an algorithm learns from."""
+    algorithm: Algorithm
+    algorithm, author = made(stage.component, stage.name)
+    if isinstance(algorithm, ExternalTrainer):
+        group = _row(groups, row, stage)
+        note = f"{stage.component.name} renders and tokenizes its rows itself"
+        return Inspection(_title(stage, group, row, len(groups)), list(_turns(group)), [note])
+    chosen = selected(recipe, stage, groups, algorithm, author)
+    group = _row(chosen, row, stage)
+    with calling(author, "trained_turns", algorithm):
+        turns, scoring = algorithm.trained_turns(), algorithm.trains is REWARD
+    assert stage.settings is not None
+    limit, kept = stage.settings.max_length, group
+    if stage.settings.keep_recent_turns:
+        kept = with_room(group, encoder, limit, scoring=scoring)
+    encoder.forget_counts()
+    encoded = _encoded(encoder, kept, limit, turns, scoring)
+    notes = [f"{len(group.prompt) - len(kept.prompt)} of {len(group.prompt)} turns dropped"] if kept != group else []
+    notes += [unfit(name, count) for name, count in encoder.counts.items() if count]
+    notes += _columns(group)
+    tokens = list(_marked(encoder, encoded, scoring)) if encoded is not None else []
+    return Inspection(_title(stage, group, row, len(chosen)), list(_turns(group)), notes, tokens)
+
+
+def _encoded(encoder: Encoder, group: Group, limit: int, turns: str, scoring: bool) -> Encoded | None:
+    """A group in tokens; of a document, the first piece. None if it does not fit."""
+    if not is_document(group) or scoring:
+        return encoder.encode(group, limit, turns=turns, scoring=scoring)
+    whole = encoder.encode(group, WHOLE)
+    parts = chunks(whole, limit) if whole is not None else []
+    if len(parts) > 1:
+        encoder.counts["chunks"] = len(parts)
+    return parts[0] if parts else None
+
+
+def _marked(encoder: Encoder, encoded: Encoded, scoring: bool) -> Iterator[Tokens]:
+    ids = encoded.prompt
+    if ids:
+        yield Tokens("prompt", pieces(encoder, (), ids), (False,) * len(ids))
+    names = _names(encoded.group)
+    for name, response in zip(names, encoded.rows, strict=True):
+        yield _response(encoder, name, encoded.prompt, response, scoring)
+
+
+def _response(encoder: Encoder, name: str, prompt: Sequence[int], response: ResponseTokens, scoring: bool) -> Tokens:
+    last = len(response.tokens) - 1
+    counts = tuple(place == last for place in range(last + 1)) if scoring else response.mask
+    end = ", truncated" if response.truncated else ""
+    return Tokens(f"{name}{end}", pieces(encoder, prompt, response.tokens), counts, scoring)
+
+
+def pieces(encoder: Encoder, before: Sequence[int], ids: Sequence[int]) -> tuple[str, ...]:
+    """The text of each token. before: tokens in front of them, on which spaces depend."""
+    every = [*before[-BEFORE:], *ids]
+    start = len(every) - len(ids)
+
+    def decode(tokens: Sequence[int]) -> str:
+        """Without the character that the last tokens only begin: its last token gets it."""
+        decoded = encoder.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(decoded).rstrip(REPLACEMENT)
+
+    found = []
+    for place in range(start, len(every)):
+        context = every[max(0, place - BEFORE) : place]
+        head, text = decode(context), decode([*context, every[place]])
+        same = next((i for i, (a, b) in enumerate(zip(head, text, strict=False)) if a != b), min(len(head), len(text)))
+        found.append(text[same:])
+    return tuple(found)
+
+
+# Prompts that a policy answers
+
+
+def _prompt(stage: Stage, group: Group, row: int, count: int, encoder: Encoder) -> Inspection:
+    """A prompt that policies will answer."""
+    notes, settings = [], stage.settings
+    if settings is not None and settings.keep_recent_turns:
+        room = settings.rollout.max_new_tokens or 1
+
+        def fits(shorter: Group) -> bool:
+            return len(encoder.prompt(shorter.prompt, shorter.tools)) + room <= settings.max_length
+
+        kept = with_recent_turns(group, fits)
+        dropped = len(group.prompt) - len(kept.prompt)
+        notes += [f"{dropped} of {len(group.prompt)} turns dropped"] if dropped else []
+    else:
+        kept = group
+    ids = encoder.prompt(kept.prompt, kept.tools)
+    tokens = [Tokens("prompt, after which the policy writes", pieces(encoder, (), ids), (False,) * len(ids))]
+    scored = [_reward(spec) for spec in _rewards(stage)]
+    notes += [f"scored by {', '.join(scored)}"] if scored else []
+    notes += _columns(group)
+    return Inspection(
+        _title(stage, group, row, count), list(_turns(group)), notes, tokens, list(_questions(stage, group))
+    )
+
+
+def _rewards(stage: Stage) -> list[RewardSpec]:
+    found = specs([stage.settings, stage.component.options], RewardSpec)
+    inside = {id(child) for spec in found for child in spec.children.values()}
+    return [spec for spec in found if id(spec) not in inside]
+
+
+def _reward(spec: RewardSpec) -> str:
+    parts = ", ".join(f"{name}: {_reward(child)}" for name, child in spec.children.items())
+    return f"{spec.name} ({parts})" if parts else spec.name
+
+
+def _questions(stage: Stage, group: Group) -> Iterator[tuple[str, str]]:
+    """What the stage's judges read. Responses that do not exist yet have a name in their place."""
+    texts = [response.text for response in group.responses[:2]]
+    first, second = texts if len(texts) == 2 else ("(the first response)", "(the second response)")
+    for component in specs([stage.settings, stage.component.options, stage.component], Component):
+        if not issubclass(component.registration.implementation, Judge):
+            continue
+        judge, author = made(component, stage.name)
+        with calling(author, "question", judge):
+            turns = judge.question((group.prompt, first, second))
+        yield from ((f"{component.name} reads ({turn['role']})", turn["content"]) for turn in turns)
+
+
+# Rows as data
+
+
+def _turns(group: Group) -> Iterator[tuple[str, str]]:
+    """Who says what, in full."""
+    yield from map(_turn, group.prompt)
+    for name, response in zip(_names(group), group.responses, strict=True):
+        facts = [f"{key} {value}" for key, value in response.scores.items()]
+        facts += [] if response.label is None else ["label good" if response.label else "label bad"]
+        heading = f"{name} ({', '.join(facts)})" if facts else name
+        if response.messages is None:
+            yield heading, response.text
+        else:
+            yield from (_turn(message) for message in response.messages)
+
+
+def _turn(message: Message) -> tuple[str, str]:
+    untrained = message["role"] == "assistant" and not message.get("train", True)
+    return message["role"] + " (not learned)" * untrained, said([message])
+
+
+def _names(group: Group) -> list[str]:
+    """A name for each response: whether it is the better one of a pair, and by how much."""
+    pairs = resolved_pairs(group)
+    if len(group.responses) == 2 and len(pairs) == 1:
+        (pair,) = pairs
+        margin = f"{pair.margin:g}" if isinstance(pair.margin, float | int) else pair.margin
+        facts = [f"margin {margin}"] if margin is not None else []
+        facts += [f"p {pair.p:g}"] if pair.p != 1 else []
+        names = {pair.better: ", ".join(["better", *facts]), pair.worse: "worse"}
+        return [names[0], names[1]]
+    if len(group.responses) < 2:
+        return ["response"] * len(group.responses)
+    ranks = [response.rank for response in group.responses]
+    return [f"response {i + 1}" + (f", rank {rank:g}" if rank is not None else "") for i, rank in enumerate(ranks)]
+
+
+def _columns(group: Group) -> list[str]:
+    """The row's other columns, which rewards can read."""
+    columns: dict[str, Any] = dict(group.meta)
+    return [f"other columns: {', '.join(f'{name}: {value!r:.200}' for name, value in columns.items())}"] * bool(columns)
