@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,17 +15,16 @@ import typer
 from typer.core import TyperGroup
 
 from alignkit import __version__
+from alignkit.arguments import NoPlugins, Overrides, PluginFiles, RecipeName, console, load, print_table
 from alignkit.author import blaming
-from alignkit.errors import AlignkitError, OutOfResource, PluginError, disk_is_full, message_of
+from alignkit.errors import AlignkitError, OutOfResource, disk_is_full, message_of
 from alignkit.exporting.command import export
+from alignkit.inspection.command import inspect
 from alignkit.io.leaving import leaving
 from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from alignkit.plugins import Plugins
-    from alignkit.recipe.schema import Recipe
     from alignkit.registry import Registration
     from alignkit.runs.results import Result
 
@@ -50,35 +49,10 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
+app.command()(inspect)
 app.command()(export)
 
 
-def _recipe_names(start: str) -> list[str]:
-    """Completions of a recipe: the shipped ones, folders and files."""
-    from glob import escape, glob
-
-    from alignkit.recipe.shipped import shipped
-
-    found = sorted(Path(path) for path in glob(f"{escape(start)}*"))
-    folders = [f"{path}/" for path in found if path.is_dir()]
-    files = [str(path) for path in found if path.suffix in (".yaml", ".yml")]
-    return [*(name for name in shipped() if name.startswith(start)), *folders, *files]
-
-
-RecipeName = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A recipe file, or the name of a recipe that comes with alignkit.",
-        autocompletion=_recipe_names,
-    ),
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides: a.b=c sets a key, ~a.b deletes it.")
-]
-PluginFiles = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load a plugin from a file.")]
-NoPlugins = Annotated[list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Disable a plugin.")]
-PIPE_WIDTH = 100  # characters
 PluginName = Annotated[
     list[str] | None,
     typer.Argument(metavar="KIND NAME", help="Show the plugins of a kind, or the options of one name."),
@@ -121,7 +95,7 @@ def run(
       alignkit run recipe.yaml seed=1 --out runs/seed1
     """
     warnings: list[str] = []
-    checked = _load(recipe, overrides, plugin, no_plugin, warnings.append)
+    checked = load(recipe, overrides, plugin, no_plugin, warnings.append)
     if tracker:
         from alignkit.plugins import plugins
         from alignkit.recipe.trackers import with_trackers
@@ -156,7 +130,7 @@ def validate(
       alignkit validate recipe.yaml model.base=tiny --no-data
       alignkit validate recipe.yaml --out runs/recipe
     """
-    checked = _load(recipe, overrides, plugin, no_plugin)
+    checked = load(recipe, overrides, plugin, no_plugin)
     if data:
         from alignkit.runs.preflight import data_lines
 
@@ -169,32 +143,6 @@ def validate(
         for line in plan(Run(checked, out)):
             print(printable(line))
     print(printable(f"ok: {checked.name}: stages {' -> '.join(checked.stages)}"))
-
-
-@app.command()
-def inspect(
-    recipe: RecipeName,
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A stage that reads data or prompts.")],
-    overrides: Overrides = None,
-    row: Annotated[int, typer.Option(metavar="N", help="Which row, counted from 1.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run, for data that its stages made.")
-    ] = None,
-    plugin: PluginFiles = None,
-    no_plugin: NoPlugins = None,
-) -> None:
-    """Show what a stage sees of a row: as data, as the chat template renders it, and which tokens are learned.
-
-    \b
-    Examples:
-      alignkit inspect quickstart sft model.base=tiny
-      alignkit inspect quickstart helpful model.base=tiny --row 7
-    """
-    checked = _load(recipe, overrides, plugin, no_plugin)
-    from alignkit.runs.inspection import inspect as inspected  # imports torch
-    from alignkit.runs.inspection_text import show
-
-    show(inspected(checked, stage, row, out or Path("runs") / checked.name), _console())
 
 
 @app.command()
@@ -216,7 +164,7 @@ def plugins(what: PluginName = None, plugin: PluginFiles = None, no_plugin: NoPl
     if not what:
         _print_plugins(loaded)
     else:
-        plugin_help.show(what, loaded.registry, _console())
+        plugin_help.show(what, loaded.registry, console())
 
 
 @app.command()
@@ -251,7 +199,7 @@ def recipes(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         from alignkit.recipe.shipped import shipped, summary
 
-        _print_table(("name", "what it does"), [(name, summary(path)) for name, path in shipped().items()])
+        print_table(("name", "what it does"), [(name, summary(path)) for name, path in shipped().items()])
 
 
 @recipes_app.command("copy")
@@ -291,32 +239,6 @@ def schema(plugin: PluginFiles = None, no_plugin: NoPlugins = None) -> None:
     print(json.dumps(recipe_schema(load_plugins(plugin or (), no_plugin or ()).registry), indent=1, ensure_ascii=False))
 
 
-def _load(
-    name: str,
-    overrides: Sequence[str] | None,
-    files: Sequence[Path] | None,
-    disabled: Sequence[str] | None,
-    warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
-) -> Recipe:
-    """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a file."""
-    from alignkit.plugins import load_plugins
-    from alignkit.recipe.load import load_recipe
-    from alignkit.recipe.shipped import find_recipe
-
-    path = find_recipe(name)
-    loaded = load_plugins(files or (), disabled or ())
-    requested = {file.name for file in files or ()}
-    for broken in loaded.broken:
-        if broken.distribution in requested:
-            raise PluginError(str(broken))
-    recipe = load_recipe(path, list(overrides or ()), loaded.registry)
-    for warning in loaded.registry.warnings.values():
-        warn(f"warning: {warning}")
-    for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
-        warn(f"warning: {broken}")
-    return recipe
-
-
 def _print_plugins(loaded: Plugins) -> None:
     from rich.text import Text
 
@@ -329,38 +251,17 @@ def _print_plugins(loaded: Plugins) -> None:
         for registration in registrations:
             note = " (several plugins have this name: write PACKAGE:NAME)" * (names.count(registration.name) > 1)
             rows.append((kind, registration.name, registration.summary + note, registration.origin))
-    console = _print_table(("kind", "name", "summary", "from"), rows)
+    out = print_table(("kind", "name", "summary", "from"), rows)
     for broken in loaded.broken:
-        console.print(Text(printable(f"broken: {broken}"), style="red"), soft_wrap=True)
+        out.print(Text(printable(f"broken: {broken}"), style="red"), soft_wrap=True)
     if sys.stdout.isatty():
-        console.print("\n`alignkit plugins NAME` shows the options of a plugin.", style="dim")
+        out.print("\n`alignkit plugins NAME` shows the options of a plugin.", style="dim")
 
 
 def _print_results(results: Sequence[Result]) -> None:
     facts = [(item.stage, item.state, item.hash[:12], item.plugin, item.finished, item.size) for item in results]
     rows = [(*texts, f"{size / 1e6:.1f}") for *texts, size in facts]
-    _print_table(("stage", "result", "hash", "by", "finished", "MB"), rows)
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Console:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console = _console()
-    console.print(table)
-    return console
-
-
-def _console() -> Console:
-    """Stdout, with a fixed width if it is a pipe."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    print_table(("stage", "result", "hash", "by", "finished", "MB"), rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

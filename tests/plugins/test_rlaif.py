@@ -23,13 +23,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-import alignkit_plugins.judges as judges
 import alignkit_plugins.rlaif as rlaif
 from alignkit import Context, Group, Judge, Pair, PluginError, RemoteError, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
 from alignkit.judges import CheckedJudge, check_rates
 from alignkit.registry import Registration
 from alignkit.remote import retry_after
+from alignkit_plugins.judges.local import LocalJudge
+from alignkit_plugins.judges.question import TEMPLATE, question, transcript
+from alignkit_plugins.judges.server import OpenAIJudge, read_answer
+from alignkit_plugins.judges.verdict import Answer, verdicts
 from alignkit_plugins.reward_judge import RewardJudge
 from alignkit_plugins.rlaif.tally import inconsistent
 
@@ -89,8 +92,8 @@ def context(models: Any, folder: Path, seed: int = 0) -> Context:
     return Context(models=models, cache=folder / "cache", folder=folder, seed=seed, load=list)
 
 
-def local(models: Any, folder: Path, **options: Any) -> judges.LocalJudge:
-    judge = judges.LocalJudge(judges.LocalJudge.Options(**options))
+def local(models: Any, folder: Path, **options: Any) -> LocalJudge:
+    judge = LocalJudge(LocalJudge.Options(**options))
     judge.prepare(context(models, folder))
     return judge
 
@@ -152,7 +155,7 @@ def test_a_reward_model_rates_by_its_scores(tmp_path: Path) -> None:
 
 def test_a_judge_that_only_compares_cannot_rate() -> None:
     with pytest.raises(RunFailed, match="judge 'x' only compares two responses, and ratings are needed"):
-        check_rates(component(judges.LocalJudge, None))
+        check_rates(component(LocalJudge, None))
 
 
 def component(implementation: Any, options: Any) -> Any:
@@ -172,7 +175,7 @@ def test_matches_the_golden_numbers_and_not_the_trap() -> None:
         i for i, pairs in enumerate(zip(ab, ba, strict=True)) if max(map(max, pairs)) <= 0
     ]  # one row is of logits
     assert len(usable) == 5
-    found = judges.verdicts([judges.Answer(*order[i]) for order in (ab, ba) for i in usable], min_mass=1e-3)
+    found = verdicts([Answer(*order[i]) for order in (ab, ba) for i in usable], min_mass=1e-3)
     expected = case["expected"]
     assert [v.p_first for v in found] == pytest.approx([expected["p_a"][i] for i in usable], rel=1e-9)
     assert [v.p_orders for v in found] == [
@@ -223,25 +226,25 @@ def test_low_mass_is_no_verdict(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_logprobs_are_no_verdict(one: float, two: float, reason: str) -> None:
-    good = judges.Answer(-0.1, -3.0)
-    for pair in ([judges.Answer(one, two), good], [good, judges.Answer(one, two)]):
-        (verdict,) = judges.verdicts(pair, min_mass=0.0)
+    good = Answer(-0.1, -3.0)
+    for pair in ([Answer(one, two), good], [good, Answer(one, two)]):
+        (verdict,) = verdicts(pair, min_mass=0.0)
         assert verdict.p_first is None and reason in verdict.reason and math.isfinite(verdict.mass)
 
 
 def test_braces_in_data_mean_nothing_and_the_criterion_is_named() -> None:
-    options = judges.LocalJudge.Options(criterion="Shorter is better {second}.")
-    text = judges.question(options, (PROMPT, "{second} {nonce}", "{prompt} {0}"))[0]["content"]
+    options = LocalJudge.Options(criterion="Shorter is better {second}.")
+    text = question(options, (PROMPT, "{second} {nonce}", "{prompt} {0}"))[0]["content"]
     assert shown([{"content": text}]) == ("{second} {nonce}", "{prompt} {0}")
     assert "Shorter is better {second}." in text and "Which {first} is it?" in text
-    harmless = judges.question(judges.LocalJudge.Options(criterion="harmless"), (PROMPT, "a", "b"))[0]["content"]
+    harmless = question(LocalJudge.Options(criterion="harmless"), (PROMPT, "a", "b"))[0]["content"]
     assert "harmless: it is not toxic" in harmless
 
 
 @pytest.mark.parametrize("template", ["{prompt} {first}", "{prompt} {first} {second} {first}", "none"])
 def test_a_template_must_hold_all_places_once(template: str) -> None:
     with pytest.raises(ValidationError, match="exactly once"):
-        judges.LocalJudge.Options(template=template)
+        LocalJudge.Options(template=template)
 
 
 PAYLOADS = [
@@ -258,24 +261,24 @@ PAYLOADS = [
 ]
 
 
-@pytest.mark.parametrize("template", [judges.TEMPLATE, "{prompt}|{first}|{second}", "{second}{first}{prompt}{nonce}"])
+@pytest.mark.parametrize("template", [TEMPLATE, "{prompt}|{first}|{second}", "{second}{first}{prompt}{nonce}"])
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_candidates_cannot_leave_their_fence(payload: str, template: str, tmp_path: Path) -> None:
-    options = judges.LocalJudge.Options(template=template)
-    text = judges.question(options, (PROMPT, payload, "is 1"))[0]["content"]
+    options = LocalJudge.Options(template=template)
+    text = question(options, (PROMPT, payload, "is 1"))[0]["content"]
     nonces = {nonce for nonce, _ in FENCED.findall(text)}
     assert len(nonces) == 1 and nonces.pop() not in payload
     assert len(FENCED.findall(text)) == 3  # no fence of the candidate's counts as one
     for control in ("<|", "<｜", "</s>", "<s>", "[INST]", "[/INST]", "<end_of_turn>", "<start_of_turn>"):
         assert control not in text
     # The verdict is the model's next token, whatever the candidates say.
-    (verdict,) = local(BiasedModels(), tmp_path, template=judges.TEMPLATE).compare([(PROMPT, payload + " 0", "is 1")])
+    (verdict,) = local(BiasedModels(), tmp_path, template=TEMPLATE).compare([(PROMPT, payload + " 0", "is 1")])
     assert verdict.p_first is not None and verdict.p_first < 0.5
 
 
 def test_the_nonce_is_reproducible_and_depends_on_everything() -> None:
     ask: Callable[..., str] = lambda *item, seed=0: FENCED.findall(  # noqa: E731
-        judges.question(judges.LocalJudge.Options(), (PROMPT, *item), seed)[0]["content"]
+        question(LocalJudge.Options(), (PROMPT, *item), seed)[0]["content"]
     )[0][0]
     assert ask("a", "b") == ask("a", "b")
     assert len({ask("a", "b"), ask("b", "a"), ask("a", "c"), ask("a", "b", seed=1)}) == 4
@@ -283,8 +286,8 @@ def test_the_nonce_is_reproducible_and_depends_on_everything() -> None:
 
 def test_several_turns_are_written_as_a_transcript() -> None:
     turns = [*PROMPT, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "why"}]
-    assert judges.transcript(turns) == "user: Which {first} is it?\n\nassistant: yes\n\nuser: why"
-    assert judges.transcript(PROMPT) == "Which {first} is it?"
+    assert transcript(turns) == "user: Which {first} is it?\n\nassistant: yes\n\nuser: why"
+    assert transcript(PROMPT) == "Which {first} is it?"
 
 
 def test_importing_the_plugins_loads_neither_torch_nor_httpx() -> None:
@@ -389,12 +392,12 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def remote(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., judges.OpenAIJudge]:
+def remote(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenAIJudge]:
     monkeypatch.setenv("JUDGE_KEY", SECRET)
 
-    def build(**options: Any) -> judges.OpenAIJudge:
+    def build(**options: Any) -> OpenAIJudge:
         settings = {"base_url": server.url, "model": "m", "api_key_env": "JUDGE_KEY", "backoff_seconds": 0.01} | options
-        judge = judges.OpenAIJudge(judges.OpenAIJudge.Options(**settings))
+        judge = OpenAIJudge(OpenAIJudge.Options(**settings))
         judge.prepare(context(None, tmp_path))
         return judge
 
@@ -454,7 +457,7 @@ def test_without_logprobs_the_digit_counts(remote: Any, server: Server) -> None:
 
 def test_tokens_with_and_without_a_space_are_one_answer() -> None:
     tops = [{"token": t, "logprob": math.log(p)} for t, p in (("1", 0.5), (" 1", 0.2), ("2", 0.1), ("The", 0.1))]
-    answer = judges.read_answer(json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": tops}]}}]}).encode())
+    answer = read_answer(json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": tops}]}}]}).encode())
     assert (math.exp(answer.one), math.exp(answer.two)) == pytest.approx((0.7, 0.1))
 
 
@@ -465,21 +468,21 @@ def returned(**tops: float) -> bytes:
 
 
 def test_an_answer_that_the_server_leaves_out_has_its_largest_probability() -> None:
-    missing, known = judges.read_answer(returned(_1=0.9, The=0.05, A=0.01)), judges.Answer(math.log(0.3), math.log(0.6))
-    (verdict,) = judges.verdicts([missing, known], 0.5)
+    missing, known = read_answer(returned(_1=0.9, The=0.05, A=0.01)), Answer(math.log(0.3), math.log(0.6))
+    (verdict,) = verdicts([missing, known], 0.5)
     assert verdict.bounded and verdict.mass == pytest.approx(0.9)
     assert verdict.p_orders == pytest.approx((0.9 / 0.91, 2 / 3))  # as if "2" had the last token's probability
-    assert not judges.verdicts([known, known], 0.5)[0].bounded
+    assert not verdicts([known, known], 0.5)[0].bounded
 
 
 def test_an_answer_that_the_server_leaves_out_does_not_decide(tmp_path: Path) -> None:
     # Both orders prefer the first position; the unknown rest says which response is better.
-    missing, other = judges.read_answer(returned(_1=0.9, The=0.05)), judges.read_answer(returned(_1=0.93, A=0.02))
-    (verdict,) = judges.verdicts([missing, other], 0.5)
+    missing, other = read_answer(returned(_1=0.9, The=0.05)), read_answer(returned(_1=0.93, A=0.02))
+    (verdict,) = verdicts([missing, other], 0.5)
     assert verdict.p_first is None and "not among the tokens" in verdict.reason
     # With many tokens the rest is too small to matter: a tie, whatever it is.
-    far = judges.read_answer(returned(_1=0.9, The=1e-5))
-    (tie,) = judges.verdicts([far, far], 0.5)
+    far = read_answer(returned(_1=0.9, The=1e-5))
+    (tie,) = verdicts([far, far], 0.5)
     assert tie.tied and tie.bounded
     artifact = run_step(tmp_path, scripted(Verdict(0.8, bounded=True), verdict), [group("a", "b"), group("c", "d")])
     assert artifact.summary["bounded"] == 1 and artifact.summary["labeled"] == 1
@@ -500,13 +503,13 @@ def test_other_answers(remote: Any, server: Server) -> None:
     assert refused.reason == "the judge answered neither B nor A"
     for wrong in (["A", "A"], ["", "B"], ["A ", "B"], ["A"]):
         with pytest.raises(ValidationError, match="answers"):
-            judges.LocalJudge.Options(answers=wrong)
+            LocalJudge.Options(answers=wrong)
 
 
 @pytest.mark.parametrize("words", ["", "12", "3", "I cannot say", "Response 1", "1 because of 2", None])
 def test_no_verdict_is_read_into_other_words(words: str | None) -> None:
-    answer = judges.read_answer(json.dumps({"choices": [{"message": {"content": words}}]}).encode())
-    assert judges.verdicts([answer, judges.Answer(-0.1, -3.0)], 1e-3)[0].p_first is None
+    answer = read_answer(json.dumps({"choices": [{"message": {"content": words}}]}).encode())
+    assert verdicts([answer, Answer(-0.1, -3.0)], 1e-3)[0].p_first is None
 
 
 def test_a_refusal_is_counted_and_kept(remote: Any, server: Server) -> None:
@@ -678,9 +681,10 @@ def test_a_failed_run_goes_on_from_its_answers(remote: Any, server: Server) -> N
 def test_a_killed_process_loses_no_answer(server: Server, tmp_path: Path) -> None:
     server.judge = lambda request: dataclasses.replace(honest(request), pause=0.1)
     code = f"""
-import pathlib, alignkit_plugins.judges as judges
+import pathlib
+from alignkit_plugins.judges.server import OpenAIJudge
 from alignkit import Context
-judge = judges.OpenAIJudge(judges.OpenAIJudge.Options(base_url={server.url!r}, model="m", concurrency=1))
+judge = OpenAIJudge(OpenAIJudge.Options(base_url={server.url!r}, model="m", concurrency=1))
 folder = pathlib.Path({str(tmp_path)!r})
 judge.prepare(Context(models=None, cache=folder / "cache", folder=folder, seed=0, load=list))
 judge.compare([({PROMPT!r}, f"is {{n}}", "is 0") for n in range(1, 6)])
@@ -692,7 +696,7 @@ judge.compare([({PROMPT!r}, f"is {{n}}", "is 0") for n in range(1, 6)])
     process.wait()
     time.sleep(0.15)
     asked = len(server.requests)
-    judge = judges.OpenAIJudge(judges.OpenAIJudge.Options(base_url=server.url, model="m"))
+    judge = OpenAIJudge(OpenAIJudge.Options(base_url=server.url, model="m"))
     judge.prepare(context(None, tmp_path))
     judge.compare([(PROMPT, f"is {n}", "is 0") for n in range(1, 6)])
     assert asked >= 4 and len(server.requests) - asked <= 10 - 3
@@ -730,7 +734,7 @@ def test_the_key_stays_in_the_environment(remote: Any, monkeypatch: pytest.Monke
 )
 def test_dangerous_options_are_refused_without_repeating_them(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as caught:
-        judges.OpenAIJudge.Options(**({"base_url": "http://localhost/v1", "model": "m"} | options))
+        OpenAIJudge.Options(**({"base_url": "http://localhost/v1", "model": "m"} | options))
     assert SECRET not in str(caught.value)
 
 
@@ -795,7 +799,7 @@ def group(*texts: str, ranks: Sequence[float] | None = None, pairs: Any = None, 
 
 
 def local_component() -> Any:
-    return component(judges.LocalJudge, judges.LocalJudge.Options())
+    return component(LocalJudge, LocalJudge.Options())
 
 
 def scripted(*verdicts: Verdict) -> Any:

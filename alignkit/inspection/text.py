@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from alignkit.inspection.row import Inspection, Tokens
 from alignkit.io.printable import printable
-from alignkit.runs.inspection import Inspection, Tokens
 
 if TYPE_CHECKING:
     from rich.console import Console

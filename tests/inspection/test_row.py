@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from alignkit import cli
 from alignkit.errors import DataError, RecipeError
+from alignkit.inspection.row import Inspection, inspect
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.inspection import Inspection, inspect
 
 DEMO = {
     "messages": [
@@ -141,9 +140,3 @@ def test_nothing_is_written(seen: Any, tmp_path: Path) -> None:
 def test_what_is_not_there(seen: Any, stage: str, row: int, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
         seen(stage, row=row)
-
-
-def test_the_command_marks_tokens_in_a_pipe(seen: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["inspect", "r.json", "sft"]) == 0
-    out = capsys.readouterr().out
-    assert "sft (sft): row 1 of 1" in out and "  learned: Y" in out and "<|im_start|>|user|\u23ce|" in out

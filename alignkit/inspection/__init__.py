@@ -1,0 +1,1 @@
+"""What a stage will see, shown before it runs."""

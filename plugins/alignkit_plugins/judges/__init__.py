@@ -1,0 +1,20 @@
+"""Judges: a local model, a reward model or an OpenAI-compatible server decides which of two responses is better.
+
+As in RLAIF (Lee et al. 2023, arXiv:2309.00267, sections 2.1 and 2.2), the log-probabilities of the answers "1" and "2"
+are normalized over these two, and both orders are asked and averaged.
+Differs from the paper: chain of thought and few-shot examples are left to the template. The judged texts are enclosed
+in markers with an unguessable code, so that they cannot speak for the judge. There is no verdict if the judge would
+rather say something else (`min_mass`), or if a server leaves out an answer that could decide.
+"""
+
+from __future__ import annotations
+
+from alignkit import Register, hookimpl
+from alignkit_plugins.judges.local import LocalJudge
+from alignkit_plugins.judges.server import OpenAIJudge
+
+
+@hookimpl
+def register_judges(register: Register) -> None:
+    register("local_judge", LocalJudge, summary="ask a model of this run which response is better (RLAIF)")
+    register("openai_judge", OpenAIJudge, summary="ask a model behind an OpenAI-compatible server")
