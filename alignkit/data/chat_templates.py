@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import CallBlock, Node
+from jinja2.nodes import CallBlock, Const, Mul, Node, Pow
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -44,6 +44,7 @@ HERMES = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TEMPLATES = {"plain": PLAIN, "chatml": CHATML, "hermes": HERMES}
+LARGEST = 10_000  # number by which a template may multiply
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -51,7 +52,7 @@ def set_chat_template(tokenizer: Any, name: str | None) -> None:
     """Set a tokenizer's chat template to the one that `model.chat_template` names: a key of TEMPLATES or a Jinja file.
 
     None keeps the tokenizer's own template, or sets the plain one if it has none. Raises `RunFailed` for an unknown
-    name, or if the tokenizer lacks tokens of the template.
+    name, if the tokenizer lacks tokens of the template, or if the template may take forever.
     """
     if name in TEMPLATES:
         needed = () if name == "plain" else CHATML_TOKENS
@@ -69,6 +70,10 @@ def set_chat_template(tokenizer: Any, name: str | None) -> None:
         tokenizer.chat_template = read_template(Path(name))
     elif not tokenizer.chat_template:
         tokenizer.chat_template = _with_bos(tokenizer, PLAIN)
+    own = tokenizer.chat_template
+    for code in own.values() if isinstance(own, dict) else [own]:
+        if reason := endless(str(code)):
+            raise RunFailed(f"the base model's chat template, line {reason}; set model.chat_template")
 
 
 def is_plain(tokenizer: Any) -> bool:
@@ -80,9 +85,9 @@ def read_template(path: Path) -> str:
     """The Jinja code in a file. Raises `RunFailed` if it is not text, or not Jinja as transformers reads it."""
     try:
         code = path.read_text(encoding="utf-8")
-        ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        ).from_string(code)
+        if reason := endless(code):
+            raise RunFailed(f"model.chat_template: {path}:{reason}")
+        _environment().from_string(code)
     except UnicodeDecodeError as error:
         raise RunFailed(
             f"model.chat_template: {path} is not UTF-8 text: {error.reason} at byte {error.start}"
@@ -92,6 +97,33 @@ def read_template(path: Path) -> str:
     except (SyntaxError, RecursionError) as error:  # of the Python code that Jinja writes, or of too many nested blocks
         raise RunFailed(f"model.chat_template: {path} is not a Jinja template: {error}") from error
     return code
+
+
+def endless(code: str) -> str:
+    """What in a template may take forever, as `LINE: what`; empty if nothing does, or if the code is not Jinja.
+
+    One operation on huge numbers cannot be interrupted, not even by the limit on a rendering's time, and Jinja computes
+    constants when it compiles. No template needs such numbers.
+    """
+    try:
+        tree = _environment().parse(code)
+    except (TemplateSyntaxError, RecursionError):
+        return ""
+    if power := tree.find(Pow):
+        return f"{power.lineno}: a chat template must not compute powers"
+    for product in tree.find_all(Mul):
+        if any(isinstance(part, Const) and _is_large(part.value) for part in (product.left, product.right)):
+            return f"{product.lineno}: a chat template must not multiply by more than {LARGEST}"
+    return ""
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) > LARGEST
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """As transformers reads templates."""
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
 
 
 class _Generation(Extension):

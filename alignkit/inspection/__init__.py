@@ -1,1 +1,1 @@
-"""What a stage will see, shown before it runs."""
+"""What a stage will see, shown before it runs (docs/architecture.md)."""
