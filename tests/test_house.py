@@ -136,7 +136,6 @@ TESTED_IN = {
     "testing.tracker_kit": "test_tracking",
     "tracker": "test_tracking",
     "recipe.trackers": "test_tracking",
-    "models.export": "test_merge",
 }
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.

@@ -169,6 +169,27 @@ def test_a_failure_leaves_nothing(lora_run: Path, tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_appears_meanwhile(
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def meanwhile(*arguments: Any) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.txt").write_text("years of work")
+
+    monkeypatch.setattr(folders, "_write_text", meanwhile)
+    assert export(lora_run / "sft", tmp_path / "out") == 2
+    assert "out appeared while it was being written" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["out", "thesis.txt"]
+
+
+def test_an_export_with_a_private_text_is_not_kept(
+    lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(lora_run / "sft", tmp_path / "out", "--license", f"see {lora_run}/LICENSE") == 1
+    assert f"README.md would tell others of {lora_run}/" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_private(lora_run: Path, tmp_path: Path) -> None:
     """No text of an export names a folder of this machine."""
     for form in ([], ["--merge"], ["--gguf"]):

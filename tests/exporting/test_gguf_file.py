@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,20 @@ SIZES: dict[str, Any] = {
 }
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
 LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 MODELS: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=128)),  # the only size that transformers reads
+}
+# That llama.cpp reads, and transformers does not.
+ONLY_LLAMA_CPP: dict[str, Any] = {
+    "llama3": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
+    "linear": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LINEAR)),
+    "heads": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=32)),
+    "biases": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)),
 }
 
 
@@ -58,7 +68,7 @@ def tokenizer() -> Any:
 def random(name: str) -> Any:
     """A random model in which every weight matters, biases and norms included."""
     torch.manual_seed(0)
-    model = MODELS[name]().eval()
+    model = (MODELS | ONLY_LLAMA_CPP)[name]().eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:
@@ -163,33 +173,91 @@ def test_smollm2(tmp_path: Path) -> None:
     assert gap(model, tmp_path, "m.gguf", torch.tensor([words(TEXT).input_ids])) < 1e-4
 
 
-QUESTIONS = ("What is the capital of France?", "Name 3 fruits.", "Write 12 + 345.\n\n1. It's easy", "Grüße, 你好!")
+# llama.cpp
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("source", [tiny, smollm2], ids=["tiny", "smollm2"])
-def test_llama_cpp_answers_the_same(source: Any, tmp_path: Path) -> None:
-    """Tokens of the text, logits of the next token, and greedy answers to questions."""
-    llama_cpp = pytest.importorskip("llama_cpp")
+class Server:
+    """llama.cpp's server on a file, in fp32 throughout."""
+
+    def __init__(self, file: Path):
+        llama = pytest.importorskip("xllamacpp", reason="xllamacpp, a build of llama.cpp, is not installed")
+        options = llama.CommonParams()
+        options.model.path, options.n_ctx, options.cpuparams.n_threads = str(file), 512, 1
+        options.cache_type_k = options.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+        options.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._server = llama.Server(options)
+
+    def ask(self, path: str, **values: Any) -> Any:
+        """The server's answer."""
+        body, kind = json.dumps(values).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(self._server.listening_address + path, body, kind)
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            return json.load(reply)
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text, with control tokens."""
+        found: list[int] = self.ask("/tokenize", content=text, add_special=False, parse_special=True)["tokens"]
+        return found
+
+    def answer(self, prompt: list[int], length: int, words: int = 0) -> tuple[list[int], dict[int, float]]:
+        """Greedy tokens after a prompt, and the log-probabilities of the likeliest first ones.
+
+        The server leaves the latter out for a token that is only a part of a character.
+        """
+        keys = {"temperature": 0, "repeat_penalty": 1.0, "cache_prompt": False, "return_tokens": True}
+        reply = self.ask("/completion", prompt=prompt, n_predict=length, n_probs=words, **keys)
+        likely = (reply.get("completion_probabilities") or [{"top_logprobs": []}])[0]["top_logprobs"]
+        return reply["tokens"], {word["id"]: word["logprob"] for word in likely}
+
+
+@torch.no_grad()
+def check_llama_cpp(model: Any, server: Server, prompt: list[int], length: int, most: float = 1e-4) -> float:
+    """llama.cpp writes the model's own greedy tokens. Returns the largest gap between log-probabilities, in nats."""
+    tokens, _ = server.answer(prompt, length)
+    ours = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 :].double().log_softmax(-1)
+    assert tokens == ours.argmax(-1)[: len(tokens)].tolist()
+    gaps = []
+    for place in range(0, len(tokens), 4):
+        _, likely = server.answer([*prompt, *tokens[:place]], 1, 50)
+        gaps += [abs(ours[place, token].item() - logprob) for token, logprob in likely.items()]
+    assert len(gaps) >= 50 and max(gaps) < most
+    return max(gaps)
+
+
+@pytest.mark.parametrize("name", [*MODELS, *ONLY_LLAMA_CPP])
+def test_llama_cpp_computes_the_same(name: str, tmp_path: Path) -> None:
+    """Every architecture, with weights that all matter."""
+    model = random(name)
+    write_gguf(model, tokenizer(), 2, tmp_path / "m.gguf", "float32", "m")
+    prompt = list(range(3, 120))
+    check_llama_cpp(model, Server(tmp_path / "m.gguf"), prompt, 24)
+
+
+QUESTIONS = ("What is the capital of France?", "Name 3 fruits.", "Write 12 + 345.\n\n1. It's  easy", "Grüße, 你好!")
+
+
+@pytest.mark.parametrize("source", [tiny, pytest.param(smollm2, marks=pytest.mark.slow)], ids=["tiny", "smollm2"])
+def test_llama_cpp_answers_questions(source: Any, tmp_path: Path) -> None:
+    """The same tokens of the prompt, greedy answers and log-probabilities."""
     folder = source.source(cache_folder())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     words = AutoTokenizer.from_pretrained(folder)
     write_gguf(model, words, 2, tmp_path / "m.gguf", "float32", "m")
-    theirs = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=512, logits_all=True, verbose=False)
+    server = Server(tmp_path / "m.gguf")
     for question in QUESTIONS:
         turns = [{"role": "user", "content": question}]
         text = words.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         prompt = words(text, add_special_tokens=False).input_ids
-        assert theirs.tokenize(text.encode(), add_bos=False, special=True) == prompt
-        theirs.reset()
-        theirs.eval(prompt)
-        with torch.no_grad():
-            ours = model(torch.tensor([prompt])).logits[0].numpy()
-        assert np.abs(theirs.scores[: len(prompt)] - ours).max() < 2e-2 * np.abs(ours).max()
-        answer = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=2)[0]
-        greedy = []
-        for token in theirs.generate(prompt, temp=0.0, repeat_penalty=1.0):
-            greedy.append(token)
-            if token == 2 or len(greedy) == 24:
-                break
-        assert greedy == answer[len(prompt) :].tolist()
+        assert server.tokens(text) == prompt
+        check_llama_cpp(model, server, prompt, 32, most=1e-3)
+    reply = server.ask("/v1/chat/completions", messages=turns, temperature=0, max_tokens=8)
+    answer = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
+    if source is smollm2:  # the tiny model's answer is no text
+        assert reply["choices"][0]["message"]["content"] == words.decode(answer, skip_special_tokens=True)
+
+
+def test_an_exported_policy_in_llama_cpp(lora_run: Path, tmp_path: Path) -> None:
+    assert export(lora_run / "sft", tmp_path / "out", "--merge", "--gguf") == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    prompt = tokenizer()(TEXT).input_ids
+    check_llama_cpp(model, Server(tmp_path / "out" / "run-sft-F32.gguf"), prompt, 24)
