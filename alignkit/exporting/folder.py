@@ -91,7 +91,7 @@ def _write_adapter(source: Source, new: Path, base_name: str) -> list[str]:
         write_json(new / ORIGIN, origin | {"base": origin["base"] | {"name": base_name}})
     if source.spec.quantization == "none":
         return []
-    return [f"it was trained on the {source.spec.quantization} base, and log-probabilities on another differ a little"]
+    return [f"it was trained on the {source.spec.quantization} base: on any other, log-probabilities differ"]
 
 
 def _write_whole(
@@ -233,6 +233,7 @@ def _loading(source: Source, request: Request, gguf: str, name: str, new: Path) 
         gguf,
         (new / "chat_template.jinja").is_file(),
         source.spec.trust_remote_code,
+        source.spec.quantization,
     )
 
 

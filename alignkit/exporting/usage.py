@@ -14,7 +14,7 @@ class Loading:
 
     path: its folder or repository. folder: where it is, once it has been downloaded. base: what readers call the base,
     or its folder; hub: whether it is an id on the hub. rank: of an adapter. gguf: the file's name. template: whether
-    the folder has a chat template.
+    the folder has a chat template. quantization: of the base that an adapter was trained on.
     """
 
     path: str
@@ -28,6 +28,7 @@ class Loading:
     gguf: str = ""
     template: bool = True
     trust_remote_code: bool = False
+    quantization: str = "none"
 
     @property
     def base_place(self) -> str:
@@ -54,9 +55,12 @@ def vllm(loading: Loading) -> str:
         return shlex.join(["vllm", "serve", loading.path, *pooling, *trust])
     if loading.is_reward:
         return "# vLLM loads no reward model from an adapter (modules_to_save): export it with --merge"
+    if loading.quantization not in ("none", "nf4"):
+        return f"# vLLM does not load a base in {loading.quantization}, as the adapter needs it: export it with --merge"
     words = ["vllm", "serve", loading.base_place, "--enable-lora", "--lora-modules", f"{loading.name}={loading.folder}"]
     if loading.rank > RANKS[1]:
         words += ["--max-lora-rank", str(next((rank for rank in RANKS if rank >= loading.rank), loading.rank))]
+    words += ["--quantization", "bitsandbytes"] if loading.quantization == "nf4" else []
     # vLLM would take both from the base.
     words += ["--chat-template", f"{loading.folder}/chat_template.jinja"] if loading.template else []
     return loading.download + shlex.join([*words, "--generation-config", loading.folder, *trust])
@@ -78,10 +82,11 @@ def python(loading: Loading) -> str:
         )
     if loading.is_reward:
         return _reward(loading, path, trust)
-    if loading.form == "adapter" and not loading.hub:
+    if loading.form == "adapter" and (not loading.hub or loading.quantization != "none"):
+        setup, option = _quantized(loading)
         return (
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{loading.base_place}"{trust})\n'
+            f'{setup}base = AutoModelForCausalLM.from_pretrained("{loading.base_place}"{option}{trust})\n'
             f"model, tokenizer = PeftModel.from_pretrained(base, {path}), AutoTokenizer.from_pretrained({path})"
         )
     return (
@@ -96,15 +101,14 @@ def _reward(loading: Loading, path: str, trust: str) -> str:
     if loading.form != "adapter":
         load = "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
         load += f"model = AutoModelForSequenceClassification.from_pretrained({path}{trust})\n"
-    elif loading.hub:
+    elif loading.hub and loading.quantization == "none":
         load = "from peft import AutoPeftModelForSequenceClassification\nfrom transformers import AutoTokenizer\n\n"
         load += f"model = AutoPeftModelForSequenceClassification.from_pretrained({path}, num_labels=1{trust})\n"
     else:
-        load = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        )
+        kind, (setup, option) = "AutoModelForSequenceClassification", _quantized(loading)
+        load = f"from peft import PeftModel\nfrom transformers import {kind}, AutoTokenizer\n\n{setup}"
         load += f'base = "{loading.base_place}"\n'
-        load += f"base = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1{trust})\n"
+        load += f"base = {kind}.from_pretrained(base, num_labels=1{option}{trust})\n"
         load += f"model = PeftModel.from_pretrained(base, {path})\n"
     return load + (
         f"tokenizer = AutoTokenizer.from_pretrained({path})\n"
@@ -112,6 +116,20 @@ def _reward(loading: Loading, path: str, trust: str) -> str:
         'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)\n'
         "print(model(**inputs).logits[0, 0])  # the score"
     )
+
+
+def _quantized(loading: Loading) -> tuple[str, str]:
+    """Lines that say how the base is quantized, and the argument that uses them; empty for one that is not.
+
+    An adapter corrects the rounding of its own base: on unquantized weights it computes something else.
+    """
+    if loading.quantization == "none":
+        return "", ""
+    bits = f'load_in_4bit=True, bnb_4bit_quant_type="{loading.quantization}"'
+    bits = "load_in_8bit=True" if loading.quantization == "int8" else bits
+    bits += ', llm_int8_skip_modules=["score"]' if loading.is_reward else ""
+    setup = f"from transformers import BitsAndBytesConfig\n\nquantization = BitsAndBytesConfig({bits})\n"
+    return setup, ", quantization_config=quantization"
 
 
 def commands(loading: Loading) -> str:

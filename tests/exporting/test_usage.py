@@ -6,9 +6,10 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from exported import WORDS, export, groups, models_of
+from exported import WORDS, check_logprobs, export, groups, models_of, train
 
 from alignkit.exporting.usage import Loading, llama_cpp, python, vllm
 
@@ -53,6 +54,34 @@ def test_a_repository_is_downloaded_for_commands() -> None:
     pushed = replace(ADAPTER, path="me/mine", folder="mine")
     assert vllm(pushed).splitlines()[0] == "hf download me/mine --local-dir mine"
     assert 'model="me/mine"' in python(pushed)
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("sft", "nf4"), ("liked", "nf4"), ("liked", "int8")])
+def test_an_adapter_is_loaded_onto_the_quantized_base(
+    stage: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The printed code computes what the run computed, up to the rounding of the quantized product."""
+    run = train(tmp_path, {"quantization": kind, "lora": {"r": 4}})
+    assert export(run / stage, tmp_path / "out") == 0
+    names: dict[str, Any] = {}
+    code = printed_code(capsys.readouterr().out)
+    if stage == "sft":
+        exec(code, names)
+        check_logprobs(names["model"].eval(), names["tokenizer"], run, "sft", most=0.02)
+        return
+    exec(code.replace("Hello!", WORDS[0]).replace("Hi.", groups()[0].responses[0].text), names)
+    printed = re.search(r"tensor\((-?[\d.]+)", capsys.readouterr().out)
+    assert printed is not None
+    (score,) = models_of(run).scores("liked", groups()[:1])
+    assert float(printed[1]) == pytest.approx(score, abs=0.05)
+
+
+def test_quantized_bases_in_vllm() -> None:
+    """It quantizes to nf4 only."""
+    assert "--quantization bitsandbytes" in vllm(replace(ADAPTER, quantization="nf4"))
+    assert vllm(replace(ADAPTER, quantization="int8")).startswith("# vLLM does not load a base in int8")
+    assert vllm(replace(ADAPTER, form="whole", quantization="int8")) == "vllm serve out"
+    assert "BitsAndBytes" not in python(replace(ADAPTER, form="whole", quantization="nf4"))
 
 
 def test_llama_cpp() -> None:
