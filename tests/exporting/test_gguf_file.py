@@ -191,7 +191,7 @@ class Server:
         """The server's answer."""
         body, kind = json.dumps(values).encode(), {"Content-Type": "application/json"}
         request = urllib.request.Request(self._server.listening_address + path, body, kind)
-        with urllib.request.urlopen(request, timeout=120) as reply:
+        with urllib.request.urlopen(request) as reply:
             return json.load(reply)
 
     def tokens(self, text: str) -> list[int]:
