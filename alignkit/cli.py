@@ -22,6 +22,7 @@ from alignkit.exporting.command import export
 from alignkit.inspection.command import inspect
 from alignkit.io.leaving import leaving
 from alignkit.io.printable import printable
+from alignkit.reporting.commands import compare, report
 
 if TYPE_CHECKING:
     from alignkit.plugins import Plugins
@@ -185,6 +186,10 @@ def results(
     if prune:
         count, size = found.prune(folder)
         print(f"deleted {count} results, {size / 1e6:.0f} MB")
+
+
+app.command()(report)
+app.command()(compare)
 
 
 @recipes_app.callback(invoke_without_command=True)

@@ -1,0 +1,47 @@
+"""The commands `report` and `compare`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignkit.io.printable import printable
+
+PIPE_WIDTH = 100  # characters
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/quickstart.")],
+) -> None:
+    """Write a run's report again: report.html, report.md and report.json in its folder. A run writes them at its end.
+
+    \b
+    Example:
+      alignkit report runs/quickstart
+    """
+    from alignkit.reporting.figures import MISSING, can_draw
+    from alignkit.reporting.write import write_report
+
+    page = write_report(folder)
+    if not can_draw():
+        print(printable(f"{page.name}: {MISSING}"), file=sys.stderr)
+    print(printable(str(page)))
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of two or more runs.")],
+) -> None:
+    """Show how runs differ: recipes, versions, metrics at the end, and evaluations.
+
+    \b
+    Example:
+      alignkit compare runs/quickstart runs/seed1
+    """
+    from alignkit.reporting.compare import compared
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+    print(compared(folders).text(width))

@@ -1,0 +1,206 @@
+"""Figures as SVG for a page in light and dark, drawn by matplotlib; the same figure always gives the same bytes.
+
+Text stays text. Colors are placeholders that become the page's CSS variables, so one drawing serves both themes.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import io
+import itertools
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from alignkit.io.printable import printable
+from alignkit.reporting.curves import Figure, Series
+
+MISSING = "there are no figures, because matplotlib is not installed; to add them: pip install 'alignkit[report]'"
+WIDTH, HEIGHT = 4.2, 2.7  # inches
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+SERIES = tuple(f"#0101{index:02d}" for index in range(10, 18))  # placeholders of the palette
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LABEL = 28  # characters of a name in a figure
+_LONG = re.compile(r"-?\d+\.\d{3,}")  # numbers with needless digits
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
+_SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "alignkit",
+    "text.parse_math": False,
+    "text.usetex": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.use_mathtext": False,
+    "axes.formatter.limits": (-4, 5),
+    "axes.unicode_minus": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "path.simplify": False,
+}
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure as an SVG element for a page. name: unique on the page, in front of all ids."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure as Canvas
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would report fonts that it looks for
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a person's own style must not change the report
+        matplotlib.rcParams.update(_SETTINGS)
+        canvas = Canvas(figsize=(WIDTH, HEIGHT), facecolor="none")
+        FigureCanvasSVG(canvas)
+        _draw(canvas, figure)
+        file = io.StringIO()
+        canvas.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    return _for_a_page(file.getvalue(), figure, name)
+
+
+def _draw(canvas: Any, figure: Figure) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes = canvas.add_axes((0.15, 0.16, 0.82, 0.74 if len(figure["series"]) > 1 else 0.8))
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02, y=0.08)
+    prefix = _prefix([series["name"] for series in figure["series"]])
+    for index, series in enumerate(figure["series"]):
+        _series(axes, {**series, "name": series["name"].removeprefix(prefix)}, index % len(SERIES))
+    for mark in figure["marks"]:
+        axes.axvline(mark, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
+    if figure["lines"]:
+        axes.axvline(figure["lines"][0], color=MUTED, linewidth=0.8)
+        axes.axhline(figure["lines"][1], color=MUTED, linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=figure["x_label"] == "step"))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_formatter())
+    axes.tick_params(length=0)
+    axes.set_xlabel(_label(figure["x_label"]), labelpad=2)
+    axes.set_ylabel(_label(figure["y_label"]), labelpad=2)
+    named = [series for series in figure["series"] if series["style"] != "path"]
+    if len(named) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=3, borderpad=0, handlelength=1.8, columnspacing=1)
+
+
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Numbers with just enough digits to tell them apart, without a common factor that would be written elsewhere."""
+    for digits in range(2, 10):
+        labels = [_plain(f"{value:.{digits}g}") for value in values]
+        if len(set(labels)) == len(set(values)):
+            break
+    return [label.replace("e-0", "e-").replace("e+0", "e") for label in labels]
+
+
+def _plain(label: str) -> str:
+    """`5e+02` as 500; very large and very small numbers stay."""
+    return f"{float(label):g}"
+
+
+def _formatter() -> Any:
+    from matplotlib.ticker import Formatter
+
+    class Labels(Formatter):
+        def __call__(self, value: float, place: float | None = None) -> str:
+            return f"{value:g}"
+
+        def format_ticks(self, values: Sequence[float]) -> list[str]:
+            return tick_labels(values)
+
+    return Labels()
+
+
+def _series(axes: Any, series: Series, index: int) -> None:
+    color, label, style = SERIES[index], _label(series["name"]), series["style"]
+    x, y = series["x"], series["y"]
+    if style == "line":
+        axes.plot(x, y, color=color, linestyle=STYLES[index], linewidth=1.4, label=label)
+    elif style == "fit":
+        axes.plot(x, y, color=color, linestyle=STYLES[1], linewidth=1.2, label=label)
+    else:
+        axes.plot(x, y, color=color, marker=MARKERS[index], markersize=4.5, linestyle="none", label=label)
+        _bars(axes, series, color)
+    if style == "path":
+        pairs = list(zip(x, y, strict=True))
+        for start, end in itertools.pairwise(pairs):
+            axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": color, "shrinkA": 3, "shrinkB": 3})
+    for at, text in enumerate(series.get("labels", ())):
+        axes.annotate(_label(text), (x[at], y[at]), (4, 4), textcoords="offset points", fontsize=8)
+
+
+def _bars(axes: Any, series: Series, color: str) -> None:
+    """Intervals through each point."""
+    for index, (x, y) in enumerate(zip(series["x"], series["y"], strict=True)):
+        low, high = series.get("low", [None] * (index + 1))[index], series.get("high", [None] * (index + 1))[index]
+        if low is not None and high is not None:
+            axes.plot([x, x], [low, high], color=color, linewidth=1)
+        left = series.get("x_low", [None] * (index + 1))[index]
+        right = series.get("x_high", [None] * (index + 1))[index]
+        if left is not None and right is not None:
+            axes.plot([left, right], [y, y], color=color, linewidth=1)
+
+
+def _prefix(names: Sequence[str]) -> str:
+    """`score/` of `score/helpful` and `score/safety`, which the title says already."""
+    first = names[0].rpartition("/")[0] if len(names) > 1 else ""
+    return f"{first}/" if first and all(name.startswith(f"{first}/") for name in names) else ""
+
+
+def _label(text: str) -> str:
+    plain = printable(text).replace("\n", " ").lstrip("_")  # a leading underscore would hide it from the legend
+    return plain if len(plain) <= LABEL else f"{plain[: LABEL - 1]}…"
+
+
+def _for_a_page(text: str, figure: Figure, name: str) -> str:
+    """The element without what only files need, with ids and colors of the page."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    text = re.sub(r'\b(?:d|x|y|transform)="[^"]*"', lambda match: _LONG.sub(_rounded, match[0]), text)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, f"var({variable})")
+    text = re.sub(r" font-family: [^;]+;", "", text)  # the page's
+    label = html.escape(printable(described(figure)), quote=True)
+    head = f'<svg role="img" aria-label="{label}" viewBox="0 0 {WIDTH * 72:.1f} {HEIGHT * 72:.1f}">'
+    body = text[text.index(">") + 1 :]
+    return head + re.sub(r"\s*\n\s*", "\n", body).strip()
+
+
+def _rounded(match: re.Match[str]) -> str:
+    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def described(figure: Figure) -> str:
+    """A figure in words, for those who cannot see it."""
+    facts = [f"{s['name']} from {s['y'][0]:.4g} to {s['y'][-1]:.4g}" for s in figure["series"] if s["y"]]
+    return f"{figure['stage']}: {figure['title']}; {', '.join(facts[:8])}"
+
+
+def drawn(figures: Sequence[Figure]) -> list[tuple[Figure, str]]:
+    """Each figure with its SVG."""
+    return [(figure, svg(figure, f"f{index}")) for index, figure in enumerate(figures)]

@@ -1,0 +1,72 @@
+"""Numbers as a person reads them: with as many digits as they deserve, and with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def number(value: Any) -> float | None:
+    """A finite number of a file, or None. Texts are none, even "nan"."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value) if math.isfinite(value) else None
+        except OverflowError:
+            return None
+    return None
+
+
+def short(value: Any) -> str:
+    """Four significant digits: `0.001235`, `1,235`; `-` for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def shown(estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False) -> str:
+    """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean."""
+    mean, low, high = bounds(estimate)
+    if mean is None:
+        return "-"
+    scale, digits = (100, 0) if percent else (1, _decimals(low, high))
+    text = f"{mean * scale:{'+' if sign else ''}.{digits}f}{'%' if percent else ''}"
+    return text if low is None or high is None else f"{text} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
+
+
+def bounds(estimate: Any) -> tuple[float | None, float | None, float | None]:
+    """Mean, low and high of an estimate; None for each that is missing."""
+    if not isinstance(estimate, Mapping):
+        return None, None, None
+    return number(estimate.get("mean")), number(estimate.get("low")), number(estimate.get("high"))
+
+
+def size(count: float) -> str:
+    """`1.2 MB`"""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def duration(seconds: float | None) -> str:
+    """`1h05m`, `1m05s` or `7.3s`; `-` for None."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(seconds, 60)
+    if minutes >= 60:
+        return f"{int(minutes // 60)}h{int(minutes % 60):02d}m"
+    return f"{int(minutes)}m{int(rest):02d}s" if minutes else f"{rest:.1f}s"
+
+
+def _decimals(low: float | None, high: float | None) -> int:
+    """Decimals that show two digits of half the interval's width."""
+    width = math.nan if low is None or high is None else high - low
+    if not math.isfinite(width) or width <= 0:
+        return 2
+    return min(6, max(0, 1 - math.floor(math.log10(width / 2))))

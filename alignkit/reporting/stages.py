@@ -1,0 +1,155 @@
+"""The facts of each stage of a run: its state, time, metrics, data, judge and files."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignkit.io.digest import file_digest
+from alignkit.reporting import curves
+from alignkit.reporting.files import RECIPE, Lines, read_stage
+from alignkit.reporting.numbers import number
+
+PHASES = "seconds/"  # metrics that say what an iteration took, part by part
+KINDS = ("algorithm", "step")
+RUN_FILES = (RECIPE, "metrics.jsonl", "date.json")  # run.log still grows
+
+
+def stage_facts(
+    name: str, folder: Path, written: Mapping[str, Any], lines: Lines, reused: Sequence[str]
+) -> dict[str, Any]:
+    """What is known of a stage. written: its part of the recipe. lines: its metrics."""
+    record, intact = read_stage(folder)
+    kind = next((kind for kind in KINDS if kind in written), "")
+    plugin = written.get(kind)
+    plugin = next(iter(plugin), "") if isinstance(plugin, Mapping) else plugin
+    rates = [rate for row in lines.rows if (rate := number(row.get("tokens_per_second"))) is not None]
+    return {
+        "name": name,
+        "kind": kind,
+        "plugin": str(record.get("plugin") or plugin or ""),
+        "state": _state(record, intact, folder, lines, name in reused),
+        "seconds": number(record.get("seconds")),
+        "hash": str(record.get("hash") or ""),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0,
+        "lines": len(lines.rows),
+        "damaged_lines": lines.damaged,
+        "tokens_per_second": statistics.median(rates) if rates else None,
+        "phases": _phases(lines.rows),
+        "metrics": curves.ends(lines.rows),
+        "summary": without_evaluation(record),
+    }
+
+
+def _state(record: Mapping[str, Any], intact: bool, folder: Path, lines: Lines, reused: bool) -> str:
+    if not intact:
+        return "damaged"
+    if record.get("complete"):
+        return "reused" if reused else "done"
+    return "begun" if record or lines.rows else "not begun"
+
+
+def without_evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's summary, without what its evaluation.json says as well."""
+    summary = record.get("summary")
+    if not isinstance(summary, Mapping):
+        return {}
+    return {} if "policies" in summary and "rewards" in summary else dict(summary)
+
+
+def _phases(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(PHASES) and (seconds := number(value)) is not None:
+                sums[name.removeprefix(PHASES)] = round(sums.get(name.removeprefix(PHASES), 0.0) + seconds, 3)
+    return sums
+
+
+def data_facts(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The sources that a stage read, as its stage.json says, with the digests of files."""
+    read = [source for source in record.get("data") or () if isinstance(source, Mapping)]
+    digests = [source.get("path") or source.get("commit") for source in _sources(record.get("depends_on"))]
+    known: Sequence[Any] = digests if len(digests) == len(read) else [None] * len(read)
+    keys = ("name", "format", "rows", "held_out", "skipped", "ties")
+    return [
+        {"stage": name, **{key: source.get(key) for key in keys}, "digest": digest}
+        for source, digest in zip(read, known, strict=True)
+    ]
+
+
+def _sources(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every data source in what a stage depends on."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            if key == "sources" and isinstance(below, list):
+                yield from (source for source in below if isinstance(source, Mapping))
+            else:
+                yield from _sources(below)
+    elif isinstance(value, list):
+        for below in value:
+            yield from _sources(below)
+
+
+def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows that a stage left out or changed, by reason: `{stage, reason, rows}`."""
+    summary = record.get("summary")
+    if not isinstance(summary, Mapping):
+        return []
+    encoding, bad = summary.get("encoding"), summary.get("bad_rows")
+    counts = dict(encoding) if isinstance(encoding, Mapping) else {}
+    counts = {f"encoding: {reason}": count for reason, count in counts.items()}
+    if isinstance(bad, list) and bad:
+        counts[f"bad rows, the first: {bad[0]}"] = len(bad)
+    more = summary.get("dropped")
+    counts |= dict(more) if isinstance(more, Mapping) else {}
+    return [{"stage": name, "reason": str(reason), "rows": count} for reason, count in counts.items() if count]
+
+
+def judges(name: str, written: Mapping[str, Any], record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A card for every judge that a stage's part of the recipe names, with what the stage says of it."""
+    found = dict(_judges(written))
+    return [{"stage": name, "judge": flat(found), "facts": flat(without_evaluation(record))}] if found else []
+
+
+def _judges(value: Any) -> Iterator[tuple[str, Any]]:
+    """The keys that name judges, wherever they are, with what is below them."""
+    for key, below in value.items() if isinstance(value, Mapping) else ():
+        if str(key) == "judge" or str(key).endswith("_judge"):
+            yield str(key), below
+        else:
+            yield from _judges(below)
+    for below in value if isinstance(value, list) else ():
+        yield from _judges(below)
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested plain data by dotted keys: `{"rollout.temperature": 1.0}`."""
+    if isinstance(value, Mapping) and value:
+        items: Any = value.items()
+    elif isinstance(value, list) and value:
+        items = enumerate(value)
+    else:
+        return {path: value} if path else {}
+    return {
+        name: leaf for key, below in items for name, leaf in flat(below, f"{path}.{key}" if path else str(key)).items()
+    }
+
+
+def files_of(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A run's files with their sizes and SHA-256; those of stages as they were when the stage was done."""
+    found = [(name, file_digest(folder / name)) for name in RUN_FILES if (folder / name).is_file()]
+    for stage, record in records.items():
+        named = record.get("files")
+        found += [(f"{stage}/{name}", str(sha)) for name, sha in named.items()] if isinstance(named, Mapping) else []
+    return [{"name": name, "bytes": _bytes(folder / name), "sha256": sha} for name, sha in found]
+
+
+def _bytes(path: Path) -> int | None:
+    """The size of a file; None if it is gone."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return None

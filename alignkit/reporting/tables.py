@@ -1,0 +1,110 @@
+"""The tables of a report, for its page, for Markdown and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alignkit.report import Table
+from alignkit.reporting.numbers import bounds, duration, number, short, shown, size
+from alignkit.reporting.stages import flat
+
+MOST_METRICS = 40  # of a stage, at its end
+
+
+def policy_means(summary: Mapping[str, Any]) -> Table | None:
+    """Means and intervals of an evaluation.json, a column per policy; None if it holds something else."""
+    try:
+        policies, rewards = dict(summary["policies"]), list(summary["rewards"])
+        rows = [[str(name), *(shown(one["rewards"].get(name)) for one in policies.values())] for name in rewards]
+        rows.append(["length, tokens", *(shown(one.get("length")) for one in policies.values())])
+        rows.append(["cut off", *(_percent(one.get("truncated")) for one in policies.values())])
+        if summary.get("reference") is not None:
+            rows.append([f"KL to {summary['reference']}, nats", *(shown(one.get("kl")) for one in policies.values())])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+    heads = [f"{name} (baseline)" if name == summary.get("baseline") else str(name) for name in policies]
+    return Table(f"mean and 95% interval over {short(summary.get('prompts'))} prompts", ["", *heads], rows)
+
+
+def comparison(summary: Mapping[str, Any]) -> Table | None:
+    """The comparisons of an evaluation.json, a row per policy and reward; None if there are none."""
+    try:
+        rows = [
+            [
+                str(policy),
+                str(reward),
+                shown(result.get("difference"), sign=True),
+                shown(result.get("at_equal_length"), sign=True),
+                shown(result.get("win_rate"), percent=True),
+                "/".join(short(result.get(name)) for name in ("wins", "losses", "ties")),
+            ]
+            for policy, rewards in (summary.get("against") or {}).items()
+            for reward, result in rewards.items()
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+    if not rows:
+        return None
+    columns = ["policy", "reward", "difference", "at equal length", "win rate", "won/lost/tied"]
+    note = "at equal length: '-' if too few prompts have answers of similar length"
+    return Table(f"against {summary.get('baseline')}, prompt by prompt", columns, rows, keys=2, note=note)
+
+
+def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """A row per stage."""
+    rows = [
+        [
+            one["name"],
+            one["plugin"],
+            one["state"],
+            one["hash"][:12] or "-",
+            duration(one["seconds"]),
+            short(one["tokens_per_second"]),
+            size(one["bytes"]),
+        ]
+        for one in stages
+    ]
+    return Table("", ["stage", "by", "result", "hash", "time", "tokens/s", "on disk"], rows, keys=4)
+
+
+def metrics_table(stage: Mapping[str, Any]) -> Table:
+    """The first, last, least and largest value of each metric of a stage."""
+    rows = [
+        [name, *(short(number(values.get(key))) for key in ("first", "last", "min", "max"))]
+        for name, values in list(stage["metrics"].items())[:MOST_METRICS]
+    ]
+    return Table(
+        f"{stage['name']}: {stage['lines']} lines of metrics", ["metric", "first", "last", "least", "most"], rows
+    )
+
+
+def data_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row per source that a stage read."""
+    cells = [
+        [
+            str(row["stage"]),
+            str(row["name"]),
+            str(row["format"] or "-"),
+            *(short(row[key]) for key in ("rows", "held_out", "skipped", "ties")),
+            str(row["digest"] or "-")[:12],
+        ]
+        for row in rows
+    ]
+    columns = ["stage", "source", "format", "rows", "held out", "skipped", "ties", "SHA-256"]
+    return Table("", columns, cells, keys=3)
+
+
+def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
+    """Keys and values of nested plain data."""
+    return Table(title, ["", ""], [[key, short(value)] for key, value in flat(facts).items()], keys=2)
+
+
+def interval_row(estimates: Sequence[Any]) -> list[str]:
+    """A cell per estimate; `-` where there is none."""
+    return [shown(estimate) if bounds(estimate)[0] is not None else "-" for estimate in estimates]
+
+
+def _percent(value: Any) -> str:
+    share = number(value)
+    return "-" if share is None else f"{share:.0%}"

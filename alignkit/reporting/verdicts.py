@@ -1,0 +1,129 @@
+"""What an evaluation says in one plain sentence per policy, and what should make its reader doubt it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypedDict
+
+from alignkit.reporting.numbers import bounds, number, short, shown
+
+LONGER = 0.2  # share by which lengths may differ without a warning
+HIGH_KL = 20.0  # nats per response
+TRUNCATED = 0.2  # share of answers
+
+
+class Verdict(TypedDict):
+    """A policy against the baseline. outcome: gained, lost, nothing clear, or unknown.
+
+    difference, at_equal_length, win_rate: as in evaluation.json. longer: share by which its answers are longer. kl: to
+    the reference, in nats. Both are None if unknown.
+    """
+
+    stage: str
+    policy: str
+    baseline: str
+    reward: str
+    outcome: str
+    sentence: str
+    difference: Any
+    at_equal_length: Any
+    win_rate: Any
+    longer: float | None
+    kl: float | None
+
+
+def verdicts(stage: str, summary: Mapping[str, Any]) -> list[Verdict]:
+    """A verdict per policy that an evaluation.json compares with its baseline, by the headline's reward."""
+    return [_verdict(stage, summary, str(policy)) for policy in summary.get("against") or {}]
+
+
+def _verdict(stage: str, summary: Mapping[str, Any], policy: str) -> Verdict:
+    reward, baseline = str(summary["headline"]), str(summary["baseline"])
+    result = summary["against"][policy][reward]
+    mean, low, high = bounds(result.get("difference"))
+    if mean is None:
+        outcome = "unknown"
+    elif low is None or high is None or low <= 0 <= high:
+        outcome = "nothing clear"
+    else:
+        outcome = "gained" if low > 0 else "lost"
+    verdict: Verdict = {
+        "stage": stage,
+        "policy": policy,
+        "baseline": baseline,
+        "reward": reward,
+        "outcome": outcome,
+        "sentence": "",
+        "difference": result.get("difference"),
+        "at_equal_length": result.get("at_equal_length"),
+        "win_rate": result.get("win_rate"),
+        "longer": _longer(summary, policy, baseline),
+        "kl": bounds(summary["policies"][policy].get("kl"))[0],
+    }
+    return {**verdict, "sentence": _sentence(verdict, summary)}
+
+
+def _sentence(verdict: Verdict, summary: Mapping[str, Any]) -> str:
+    policy, baseline, reward = verdict["policy"], verdict["baseline"], verdict["reward"]
+    if verdict["outcome"] == "unknown":
+        return f"{policy} and {baseline} cannot be compared: no prompt has a {reward} score for both."
+    begin = {
+        "gained": f"{policy} gained over {baseline}",
+        "lost": f"{policy} lost against {baseline}",
+        "nothing clear": f"Nothing clear between {policy} and {baseline}",
+    }[verdict["outcome"]]
+    count = verdict["difference"].get("n")
+    text = f"{begin}: {reward} {shown(verdict['difference'], sign=True)} over {short(count)} prompts"
+    ties = summary["against"][policy][reward].get("ties")
+    which = "those that are not tied" if ties else "them"
+    text += f", won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else ", all tied."
+    text += _about_length(verdict)
+    if verdict["kl"] is not None and summary.get("reference") is not None:
+        text += f" KL to {summary['reference']}: {verdict['kl']:.2g} nats."
+    return text
+
+
+def _about_length(verdict: Verdict) -> str:
+    longer, equal = verdict["longer"], verdict["at_equal_length"]
+    if longer is None:
+        return ""
+    if abs(longer) < 0.005:
+        text = " Answers are equally long"
+    else:
+        text = f" Answers are {abs(longer):.0%} {'longer' if longer > 0 else 'shorter'}"
+    if equal is not None:
+        return f"{text}; at equal length the difference is {shown(equal, sign=True)}."
+    return f"{text}." if abs(longer) < 0.005 else f"{text}; too few have similar lengths to correct for that."
+
+
+def _longer(summary: Mapping[str, Any], policy: str, baseline: str) -> float | None:
+    ours, theirs = (bounds(summary["policies"][name].get("length"))[0] for name in (policy, baseline))
+    return None if ours is None or not theirs else ours / theirs - 1
+
+
+def doubts(summary: Mapping[str, Any], found: list[Verdict]) -> Iterator[str]:
+    """Warnings about an evaluation."""
+    yield from (note.removeprefix("warning: ") for note in summary.get("notes", ()) if note.startswith("warning: "))
+    if left_out := summary.get("left_out"):
+        yield f"{left_out} prompts were left out, because they and their answers do not fit"
+    for verdict in found:
+        yield from _doubts(verdict)
+    for name, policy in summary.get("policies", {}).items():
+        if (number(policy.get("truncated")) or 0.0) > TRUNCATED:
+            yield f"{policy['truncated']:.0%} of the answers of {name} were cut off at max_new_tokens"
+        for reward, estimate in policy["rewards"].items():
+            if estimate.get("unscored"):
+                yield f"{estimate['unscored']} answers of {name} have no score by {reward}; they are left out"
+
+
+def _doubts(verdict: Verdict) -> Iterator[str]:
+    policy, longer, equal = verdict["policy"], verdict["longer"], verdict["at_equal_length"]
+    if longer is not None and abs(longer) > LONGER:
+        than = f"{'longer' if longer > 0 else 'shorter'} than those of {verdict['baseline']}"
+        yield f"answers of {policy} are {abs(longer):.0%} {than}, and rewards often depend on length"
+    if verdict["outcome"] in ("gained", "lost") and equal is not None:
+        _, low, high = bounds(equal)
+        if low is not None and high is not None and low <= 0 <= high:
+            yield f"at equal length, nothing is clear between {policy} and {verdict['baseline']}"
+    if verdict["kl"] is not None and verdict["kl"] > HIGH_KL:
+        yield f"{policy} is {verdict['kl']:.3g} nats from the reference; so far away, a reward model is often fooled"

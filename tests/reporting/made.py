@@ -1,0 +1,200 @@
+"""A small run folder without a run: the files as a run leaves them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignkit import statistics
+from alignkit.io.digest import digest, file_digest
+
+HOSTILE = '<script>alert(1)</script>\x1b[31m\u202eevil & "quotes" $x_1^2$ `code` |'
+RECIPE = """name: small
+seed: 3
+stages:
+  sft: {algorithm: sft, data: demos.jsonl, epochs: 2}
+  labels: {step: judge_pairs, judge: {local_judge: {min_mass: 0.1}}, groups: demos.jsonl}
+  align: {algorithm: ppo, from: sft, prompts: prompts.jsonl, reward: helpful, iterations: 12}
+  report: {step: evaluate, policies: [sft, align], rewards: [helpful, safety], prompts: heldout.jsonl}
+"""
+BEGAN = 1_790_000_000.0
+
+
+def make_run(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> Path:
+    """Write the run. rows: metrics of stages, instead of the usual ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.resolved.yaml").write_text(RECIPE, encoding="utf-8")
+    (folder / "run.log").write_text("\n".join(LOG) + "\n", encoding="utf-8")
+    lines(folder / "starts.jsonl", STARTS)
+    metrics = {"sft": sft_rows(), "align": align_rows(), **(rows or {})}
+    for name, plugin in {"sft": "sft", "labels": "judge_pairs", "align": "ppo", "report": "evaluate"}.items():
+        (folder / name).mkdir()
+        if name in metrics:
+            lines(folder / name / "metrics.jsonl", metrics[name])
+        if name == "report":
+            write_evaluation(folder / name)
+        write_stage(folder / name, plugin)
+    return folder
+
+
+def lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_stage(folder: Path, plugin: str, **values: Any) -> None:
+    record = {
+        "hash": digest(folder.name),
+        "complete": True,
+        "name": folder.name,
+        "plugin": plugin,
+        "seconds": 61.5,
+        "summary": SUMMARIES.get(folder.name, {}),
+        "data": SOURCES.get(folder.name, []),
+        "versions": {"alignkit": "0.1.0", "torch": "2.9.0"},
+        "depends_on": {"settings": {"data": {"sources": [{"path": "ab" * 32}]}}},
+        "files": {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.name != "stage.json"},
+        **values,
+    }
+    (folder / "stage.json").write_text(json.dumps({**record, "check": digest(record)}), encoding="utf-8")
+
+
+LOG = [
+    "2026-09-21T14:13:00Z alignkit 0.1.0: small, 4 stages, runs/small",
+    "2026-09-21T14:13:01Z warning: an old warning, of the first start",
+    "2026-09-21T14:13:20Z alignkit 0.1.0: small, 4 stages, runs/small",
+    "2026-09-21T14:13:21Z sft: stage 1 of 4, sft",
+    "2026-09-21T14:13:22Z continuing after step 2 of 4",
+    "2026-09-21T14:13:23Z a step was skipped, because its loss or gradient was not finite",
+    "2026-09-21T14:13:24Z warning: tracker 'x' failed",
+    "2026-09-21T14:15:00Z done in 1m40s",
+]
+FACTS = {"command": "alignkit run small --out runs/small", "commit": "c0ffee", "python": "3.11.7", "cores": 2}
+STARTS = [
+    {"event": "start", "time": BEGAN, **FACTS},
+    {"event": "start", "time": BEGAN + 20, **FACTS, "memory": 8_000_000_000, "gpu": ""},
+    {
+        "event": "end",
+        "time": BEGAN + 120,
+        "outcome": "done",
+        "message": "",
+        "reused": ["labels"],
+        "peak_memory": "1 GiB",
+    },
+]
+SUMMARIES: dict[str, Any] = {
+    "sft": {"steps": 4, "skipped_steps": 1, "encoding": {"cut": 3}, "bad_rows": ["demos.jsonl:7: no prompt"]},
+    "labels": {"labeled": 8, "position_bias": 0.25},
+}
+SOURCES = {
+    "sft": [{"name": "demos.jsonl", "format": "messages", "rows": 40, "held_out": 8, "skipped": 1, "ties": 0}],
+}
+
+
+def sft_rows() -> list[dict[str, Any]]:
+    losses = [2.0, 1.5, "nan", 1.0]
+    return [
+        {"stage": "sft", "step": at, "loss": loss, "learning_rate": 0.001, "time": BEGAN + 10 * at - 5}
+        for at, loss in enumerate(losses, 1)
+    ]
+
+
+def align_rows() -> list[dict[str, Any]]:
+    """A reward that is highest at d = sqrt(KL) = 2, by R = 1 + d (2 - b log d) with b chosen for that."""
+    from math import log
+
+    beta = 2 / (1 + log(2))
+    distances = [0.25 * at for at in range(1, 13)]
+    return [
+        {
+            "stage": "align",
+            "step": at,
+            "kl": d * d,
+            "reward": 1 + d * (2 - beta * log(d)),
+            "score/helpful": 0.1 * at,
+            "score/safety": -0.1 * at,
+            "tokens_per_second": 100.0 + at,
+            "seconds/rollout": 1.5,
+            "time": BEGAN + 60 + at,
+        }
+        for at, d in enumerate(distances, 1)
+    ]
+
+
+def write_evaluation(folder: Path) -> None:
+    """20 prompts. align gains 1 in `helpful` at each, gains and loses equally in `safety`, and is twice as long."""
+    groups, gains = [], [1.0 + 0.01 * at for at in range(20)]
+    for at, gain in enumerate(gains):
+        swing = 0.5 if at % 2 else -0.5
+        groups.append(
+            {
+                "alignkit": 1,
+                "prompt": [{"role": "user", "content": f"question {at} {HOSTILE if at == 18 else ''}"}],
+                "responses": [
+                    answer("sft", f"before {at}", 0.0, 0.0, 10),
+                    answer("align", f"after {at} {HOSTILE if at == 18 else ''}", gain, swing, 20),
+                ],
+            }
+        )
+    lines(folder / "samples.jsonl", groups)
+    shares = {"helpful": (20, 0), "safety": (10, 10)}
+    differences = {"helpful": gains, "safety": [0.5 if at % 2 else -0.5 for at in range(20)]}
+    against = {
+        name: {
+            "difference": statistics.estimate(differences[name]),
+            "at_equal_length": {**statistics.estimate([*differences[name][:-1], -30.0]), "near": 12},
+            "win_rate": statistics.share(wins, wins + losses),
+            "wins": wins,
+            "losses": losses,
+            "ties": 0,
+            "unpaired": 0,
+        }
+        for name, (wins, losses) in shares.items()
+    }
+    policies = {
+        "sft": measured([0.0] * 20, [0.0] * 20, 10.0, 0.0),
+        "align": measured(gains, differences["safety"], 20.0, 30.0),
+    }
+    summary = {
+        "prompts": 20,
+        "left_out": 1,
+        "sampling": {"temperature": 1.0, "seed": 3},
+        "notes": ["sampled with temperature 1.0", "warning: 2 of 20 prompts are training data (2 by sft)"],
+        "baseline": "sft",
+        "reference": "sft",
+        "headline": "helpful",
+        "rewards": ["helpful", "safety"],
+        "policies": policies,
+        "against": {"align": against},
+    }
+    (folder / "evaluation.json").write_text(json.dumps(summary), encoding="utf-8")
+    versions = [
+        {
+            "policy": name,
+            "rewards": {
+                reward: {**one, "win_rate": None if name == "sft" else against[reward]["win_rate"]}
+                for reward, one in policy["rewards"].items()
+            },
+        }
+        for name, policy in policies.items()
+    ]
+    figure = {"baseline": "sft", "rewards": ["helpful", "safety"], "versions": versions}
+    (folder / "figure.json").write_text(json.dumps(figure), encoding="utf-8")
+
+
+def answer(policy: str, text: str, helpful: float, safety: float, tokens: int) -> dict[str, Any]:
+    scores = {"helpful": helpful, "safety": safety}
+    return {"text": text, "scores": scores, "tokens": [1] * tokens, "truncated": False, "source": policy}
+
+
+def measured(helpful: Sequence[float], safety: Sequence[float], length: float, kl: float) -> dict[str, Any]:
+    return {
+        "rewards": {
+            "helpful": {**statistics.estimate(helpful), "unscored": 1},
+            "safety": {**statistics.estimate(safety), "unscored": 0},
+        },
+        "length": {"mean": length, "low": None, "high": None, "n": 20},
+        "truncated": 0.5,
+        "kl": {"mean": kl, "low": kl, "high": kl, "n": 20, "unmeasured": 0},
+    }

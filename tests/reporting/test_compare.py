@@ -1,0 +1,59 @@
+"""Comparisons: what differs is named, and runs of different recipes have one, too."""
+
+import re
+from pathlib import Path
+
+import pytest
+from made import align_rows, make_run
+
+from alignkit.cli import main
+from alignkit.errors import RecipeError
+from alignkit.reporting.compare import compared, labels
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    changed = [{**row, "reward": 2 * row["reward"]} for row in align_rows()]
+    second = make_run(tmp_path / "b" / "run", {"align": changed})
+    recipe = second / "recipe.resolved.yaml"
+    recipe.write_text(recipe.read_text().replace("epochs: 2", "epochs: 3").replace("labels:", "others:"))
+    return [make_run(tmp_path / "a" / "run"), second]
+
+
+def test_what_differs_is_named(runs: list[Path]) -> None:
+    text = compared(runs).text(100)
+    assert re.search(r"stages\.sft\.epochs +2 +3\n", text) and "stages.sft.data" not in text
+    assert re.search(r"^reward +3\.107 +6\.214$", text, flags=re.MULTILINE)
+    assert "only a/run has: labels\nonly b/run has: others" in text
+    assert re.search(r"align +helpful +1\.095 \[1\.067, 1\.123\] +1\.095 \[1\.067, 1\.123\]", text)
+    assert "the prompts are the same" in text and "versions and machines are equal" in text
+
+
+def test_other_prompts_are_said_to_differ(runs: list[Path]) -> None:
+    file = runs[1] / "report" / "samples.jsonl"
+    file.write_text(file.read_text().replace("question 7", "question 77"))
+    assert "the prompts differ" in compared(runs).text(100)
+
+
+def test_runs_without_anything_in_common(runs: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "recipe.resolved.yaml").write_text("name: other\nseed: 1\nstages: {dpo: {algorithm: dpo}}\n")
+    text = compared([runs[0], other]).text(80)
+    assert "only other has: dpo" in text and "incomplete" in text
+
+
+def test_names_are_short_and_different(tmp_path: Path) -> None:
+    assert labels([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
+    assert labels([tmp_path / "a", tmp_path / "b", tmp_path / "a"]) == ["a", "b", "a"]
+
+
+def test_the_command(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "what differs in the recipes" in capsys.readouterr().out
+    assert main(["compare", str(runs[0])]) == 2
+    assert "at least two runs" in capsys.readouterr().err
+    assert main(["compare", str(runs[0]), str(tmp_path / "none")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    with pytest.raises(RecipeError):
+        compared([])

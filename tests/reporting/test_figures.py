@@ -1,0 +1,40 @@
+"""Figures: the same bytes every time, no scripts, colors of the page, and text that stays text."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+from made import HOSTILE, align_rows, make_run
+
+from alignkit.reporting import curves, figures
+from alignkit.reporting.facts import facts_of
+
+
+def test_figures_are_byte_identical_and_whole(tmp_path: Path) -> None:
+    drawn = figures.drawn(facts_of(make_run(tmp_path / "run"))["figures"])
+    assert [text for _, text in drawn] == [text for _, text in figures.drawn([figure for figure, _ in drawn])]
+    found = [re.findall(r'\bid="([^"]+)"', text) for _, text in drawn]
+    ids = [name for names in found for name in names]
+    assert len(ids) == len(set(ids))
+    for _, text in drawn:
+        ElementTree.fromstring(text)
+        assert not re.search(r"<script|<style|<metadata|xlink|#01|#02|#03|http|font-family", text)
+        assert set(re.findall(r"var\((--[a-z]+)", text)) <= {"--ink", "--muted", "--grid", "--series"}
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    rows = [{**row, HOSTILE: at % 3, f"score/{HOSTILE}": at, "score/$": 1} for at, row in enumerate(align_rows())]
+    for _, text in figures.drawn(curves.panels(HOSTILE, rows)):
+        ElementTree.fromstring(text)
+        assert "<script" not in text and "\u202e" not in text and "\x1b" not in text
+
+
+def test_ticks_have_enough_digits() -> None:
+    assert figures.tick_labels([1.0, 1.0002, 1.0004]) == ["1", "1.0002", "1.0004"]
+    assert figures.tick_labels([0.0, 2e-7, 4e-7]) == ["0", "2e-7", "4e-7"]
+    assert figures.tick_labels([0, 500, 1000]) == ["0", "500", "1000"]
+
+
+def test_a_figure_is_described_for_those_who_cannot_see_it() -> None:
+    panel = curves.panels("align", align_rows())[0]
+    assert 'aria-label="align: Reward; reward from 1.909 to 3.107"' in figures.svg(panel, "f")

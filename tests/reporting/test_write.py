@@ -1,0 +1,132 @@
+"""Reports are written when a run ends, however it ends, and change nothing about the run."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made import make_run
+
+from alignkit.cli import main
+from alignkit.reporting import write
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_command_writes_all_three(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert json.loads((run / "report.json").read_text())["run"]["name"] == "small"
+    assert (run / "report.md").read_text().startswith("# small: done\n")
+    digests = [
+        hashlib.sha256((run / name).read_bytes()).digest() for name in ("report.html", "report.md", "report.json")
+    ]
+    assert main(["report", str(run)]) == 0
+    assert digests == [
+        hashlib.sha256((run / name).read_bytes()).digest() for name in ("report.html", "report.md", "report.json")
+    ]
+
+
+def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "missing", tmp_path / "file"):
+        assert main(["report", str(folder)]) == 1
+        assert capsys.readouterr().err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_the_command_says_that_matplotlib_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit.reporting.figures.can_draw", lambda: False)
+    assert main(["report", str(make_run(tmp_path / "run"))]) == 0
+    assert "pip install 'alignkit[report]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), ValueError("odd\nthing"), MemoryError(), KeyboardInterrupt()]
+)
+def test_a_report_that_fails_is_one_line(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> Path:
+        raise error
+
+    monkeypatch.setattr(write, "write_report", fail)
+    monkeypatch.delenv(write.SWITCH, raising=False)
+    said: list[str] = []
+    write.report_run(tmp_path, said.append)
+    (line,) = said
+    assert line.startswith("no report was written (") and "alignkit report" in line and "\n" not in line
+
+
+def started(recipe: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A run in a process of its own, with a report."""
+    command = [sys.executable, "-m", "alignkit", "run", str(recipe), "--out", str(out)]
+    env = {**os.environ, "ALIGNKIT_REPORT": "", **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """One real run: the smoke recipe."""
+    out = tmp_path_factory.mktemp("smoke") / "run"
+    return out, started(ROOT / "recipes" / "smoke.yaml", out)
+
+
+def test_a_run_ends_with_its_report(smoke: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, done = smoke
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == f"report: {out / 'report.html'}"
+    facts = json.loads((out / "report.json").read_text())
+    assert facts["run"]["outcome"] == "done" and facts["run"]["stages_done"] == 6
+    assert [(item["stage"], item["rows"]) for item in facts["data"]][:2] == [("sft", 40), ("helpful", 48)]
+    assert all(len(item["digest"]) == 64 for item in facts["data"])
+    assert facts["reproduce"]["command"].startswith("python -m alignkit run ")
+    assert facts["reproduce"]["machine"]["cores"] > 0 and len(facts["verdicts"]) == 2
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == len(facts["figures"]) > 20 and len(page.encode()) < 600_000
+
+
+def test_a_run_that_fails_has_a_report_and_its_exit_code(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: broken\nmodel: {base: tiny}\nstages:\n"
+        f"  sft: {{algorithm: sft, data: {{path: {ROOT / 'recipes/data/demos.jsonl'}, limit: 8}}, max_length: 2}}\n"
+    )
+    done = started(recipe, tmp_path / "out")
+    assert done.returncode != 0
+    facts = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert facts["run"]["outcome"] == "failed" and facts["run"]["message"].splitlines()[0] in done.stderr
+    assert "report: " in done.stderr
+    silent = started(recipe, tmp_path / "silent", ALIGNKIT_REPORT="0")
+    assert silent.returncode == done.returncode and not (tmp_path / "silent" / "report.html").exists()
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_asks_for_nothing_and_finds_no_error(tmp_path: Path) -> None:
+    """Its log of network events has no request but that of the page, and the server that all would go to hears none."""
+    assert CHROMIUM is not None
+    page = write.write_report(make_run(tmp_path / "run"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+        command += ["--disable-background-networking", "--disable-component-update", "--no-first-run"]
+        command += [
+            f"--proxy-server=http://127.0.0.1:{server.getsockname()[1]}",
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ]
+        command += [f"--log-net-log={tmp_path / 'net.json'}", "--dump-dom", page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "align gained over sft" in done.stdout
+    assert "CONSOLE" not in done.stderr, done.stderr
+    log = json.loads((tmp_path / "net.json").read_text())
+    asked = {event["params"]["url"] for event in log["events"] if "url" in event.get("params", {})}
+    assert {url for url in asked if not url.startswith(("file:", "chrome:", "data:"))} == set()
