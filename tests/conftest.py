@@ -24,6 +24,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _reports() -> Iterator[None]:
+    """Runs of tests write no report, because drawing takes longer than most of them; those of reports ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNKIT_REPORT", "0")
+        yield
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """A second thread makes tiny models slower, much slower on a busy machine."""

@@ -15,6 +15,8 @@ from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, disk
 from alignkit.io.atomic import make_folder, remove_leftovers
 from alignkit.io.credentials import redacted
 from alignkit.io.lookup import exists, is_dir
+from alignkit.kernels import memory
+from alignkit.models.router import ModelRouter
 
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -58,3 +60,8 @@ def resource_error(error: BaseException) -> OutOfResource | None:
     if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename:
         return OutOfResource(f"cannot write {error.filename}: {error.strerror}")
     return None
+
+
+def peak_memory(models: ModelRouter) -> str:
+    """The most memory that this process has used, in words."""
+    return memory.peak_text(next((one.model.device for one in models.services.values()), None))

@@ -12,18 +12,18 @@ from alignkit import stopping
 from alignkit.author import blaming, made
 from alignkit.data.describe import describe
 from alignkit.data.group import Group, write_groups
-from alignkit.data.sources import DataSpec, Loaded
+from alignkit.data.sources import DataSpec, Loaded, SourceFacts
 from alignkit.errors import OutOfResource, PluginError, RemoteError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.digest import digest
 from alignkit.io.progress import Metrics, Reporter, duration
-from alignkit.kernels import memory
 from alignkit.models.router import ModelRouter
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
 from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
+from alignkit.reporting.write import report_run
 from alignkit.reward import Context
 from alignkit.runs.bases import RunBases
 from alignkit.runs.begin import begin
@@ -33,10 +33,11 @@ from alignkit.runs.durable_map import durable_map
 from alignkit.runs.engines import using_engine
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.preflight import check_components, check_data, check_folders, check_trackers, probe_hub
-from alignkit.runs.process import locked, resource_error, resume_command
+from alignkit.runs.process import locked, peak_memory, resource_error, resume_command
 from alignkit.runs.reference_check import check_references
 from alignkit.runs.reports import facts, printed, stage_record, write_report
 from alignkit.runs.stage_store import StageStore
+from alignkit.runs.starts import write_end, write_start
 from alignkit.runs.template_date import template_date
 from alignkit.runs.tracking import Trackers
 from alignkit.runs.trained_on import trained_on
@@ -55,6 +56,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
     with locked(folder):
         reporter.log.open(folder / "run.log")
+        write_start(folder, recipe.folder)
         run = Run(recipe, folder, reporter)
         error: BaseException | None = None
         try:
@@ -79,6 +81,8 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
                 plugins().notify("run_finished", run=run, error=error)
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
+            write_end(folder, error, run.reused, peak_memory(run.models))
+            report_run(folder, run.reporter.say)
 
 
 class Run:
@@ -94,8 +98,10 @@ class Run:
         self._data = RunData(self.store.data, recipe.seed)
         self._records: list[Mapping[str, Any]] = []  # whose reports are printed at the end of the run
         self.stage_name = ""  # of the current stage
+        self.reused: list[str] = []  # stages of this start
         self._bad_rows: dict[str, None] = {}  # an ordered set: data may be read twice
         self._described: list[DataSpec] = []  # by the current stage
+        self._sources: list[SourceFacts] = []  # that the current stage has read
         self.attach_engine: Callable[[ModelService], None] = lambda service: None  # the current stage's
 
     # Stopping
@@ -126,13 +132,13 @@ class Run:
             self.notify(stage.name)("stage_finished", reused=reused)
             if not reused:
                 self._data.forget()
+            self.reused += [stage.name] if reused else []
             times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
         self.store.join_metrics(stage.name)
         for record in self._records:
             self.reporter.result(printed(record, self.reporter.width))
-        peak = memory.peak_text(next((one.model.device for one in self.models.services.values()), None))
         took = f"done in {duration(time.monotonic() - began)} ({', '.join(times)})"
-        self.reporter.say(f"{took}; peak memory {peak}")
+        self.reporter.say(f"{took}; peak memory {peak_memory(self.models)}")
         self.reporter.say(f"results: {self.folder}")
 
     def _preflight(self) -> None:
@@ -173,7 +179,7 @@ class Run:
     def _stage(self, stage: Stage) -> bool:
         """Run a stage unless it can be reused. Returns whether it was reused."""
         name = stage.name
-        self.stage_name, self._bad_rows, self._described = name, {}, []
+        self.stage_name, self._bad_rows, self._described, self._sources = name, {}, [], []
         parts = self.parts_of(stage)  # again, because files may have changed while earlier stages ran
         stage_hash = self.hashes[name] = digest(parts)
         record = self.store.record(name)
@@ -194,7 +200,7 @@ class Run:
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)
         seconds = time.monotonic() - began
-        record = {"hash": stage_hash, **stage_record(stage, seconds, summary, artifact, parts)}
+        record = {"hash": stage_hash, **stage_record(stage, seconds, summary, artifact, parts, self._sources)}
         self.store.finish(name, record)
         self._records.append(record)
         self.reporter.say(f"{name}: done in {duration(seconds)}{facts(summary)}")
@@ -321,6 +327,7 @@ class Run:
         loaded = self._data.load(spec, seed)
         if spec not in self._described:
             self._described.append(spec)
+            self._sources += loaded.sources
             for line in describe(loaded):
                 self.reporter.say(line)
         if loaded.skipped:

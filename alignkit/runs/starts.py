@@ -1,0 +1,118 @@
+"""starts.jsonl: a line when a run starts, and one when it ends: the command, the machine, the outcome.
+
+A start without an end was killed. Reports need these facts; results do not depend on them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from alignkit.errors import message_of
+from alignkit.io.credentials import redacted
+from alignkit.io.lookup import IMPOSSIBLE
+from alignkit.reporting.history import STARTS
+from alignkit.runs.process import resume_command
+from alignkit.stopping import Stopped
+
+
+def write_start(folder: Path, recipe_folder: Path) -> None:
+    """Append that a run starts. recipe_folder: whose commit is recorded, if it is in a git repository."""
+    commit = commit_of(recipe_folder)
+    _append(folder, "start", command=resume_command(), commit=commit, **machine())
+
+
+def write_end(folder: Path, error: BaseException | None, reused: Sequence[str], peak_memory: str) -> None:
+    """Append how a run ended. reused: the stages that did not run. peak_memory: in words."""
+    _append(
+        folder,
+        "end",
+        outcome=_outcome(error),
+        message=redacted(message_of(error)) if error else "",
+        reused=list(reused),
+        peak_memory=peak_memory,
+    )
+
+
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return "done"
+    return "interrupted" if isinstance(error, KeyboardInterrupt | Stopped) else "failed"
+
+
+def _append(folder: Path, event: str, **values: Any) -> None:
+    line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
+    # On a full disk the run itself says so where it loses a result.
+    with suppress(OSError), (folder / STARTS).open("ab+") as file:
+        if file.tell() and not _ends_with_a_line(file):  # the process was killed while it wrote
+            file.write(b"\n")
+        file.write(line.encode() + b"\n")
+
+
+def _ends_with_a_line(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def machine() -> dict[str, Any]:
+    """The machine, without its name: interpreter, system, processor, cores, memory in bytes, GPU, threads."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": psutil.virtual_memory().total,
+        "gpu": _gpu(),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu() -> str:
+    """The GPU's name; empty without one. torch is not loaded for it: a run has loaded it by now."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return ""
+    return str(torch.cuda.get_device_name())
+
+
+def commit_of(folder: Path) -> str:
+    """The commit that is checked out where a recipe is; empty if that is no git repository.
+
+    The files are read, because git would run programs that a repository names.
+    """
+    with suppress(*IMPOSSIBLE):
+        for parent in (folder.resolve(), *folder.resolve().parents):
+            if (parent / ".git").exists():
+                return _head(parent / ".git")
+    return ""
+
+
+def _head(place: Path) -> str:
+    if place.is_file():  # a worktree's
+        place = place.parent / place.read_text(encoding="utf-8").partition("gitdir:")[2].strip()
+    head = (place / "HEAD").read_text(encoding="utf-8").strip()
+    if not head.startswith("ref: "):
+        return head[:64]
+    name = head.removeprefix("ref: ")
+    common = place / (place / "commondir").read_text().strip() if (place / "commondir").is_file() else place
+    if (common / name).is_file():
+        return (common / name).read_text(encoding="utf-8").strip()[:64]
+    packed = (common / "packed-refs").read_text(encoding="utf-8").splitlines()
+    return next((line.split()[0][:64] for line in packed if line.endswith(f" {name}")), "")
