@@ -131,6 +131,7 @@ TESTED_IN = {
     "training.roles": "test_ppo_checklist",
     "training.share": "test_reducer",
     "training.stage": "test_resume",
+    "training.unfit": "test_offline",
     "testing.filter_kit": "test_filters",
     "testing.tracker_kit": "test_tracking",
     "tracker": "test_tracking",

@@ -194,9 +194,9 @@ class _Gathering:
                 if drawn := alignment_path(name, read_object(self.folder / name / "figure.json")):
                     figures.append(drawn)
             with self.reading(name, "evaluation.json"):
-                if measured := overoptimization.evaluated(name, summary):
-                    figures.append(measured[0])
-                    fits += measured[1]
+                for figure, fit in overoptimization.evaluated(name, summary):
+                    figures.append(figure)
+                    fits += [fit] if fit else []
         for fit in fits:
             if fit["passed"]:
                 self.warn(fit["stage"], fit["sentence"])

@@ -107,17 +107,15 @@ def _draw(canvas: Any, figure: Figure) -> None:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Numbers with just enough digits to tell them apart, without a common factor that would be written elsewhere."""
-    for digits in range(2, 10):
-        labels = [_plain(f"{value:.{digits}g}") for value in values]
-        if len(set(labels)) == len(set(values)):
-            break
-    return [label.replace("e-0", "e-").replace("e+0", "e") for label in labels]
-
-
-def _plain(label: str) -> str:
-    """`5e+02` as 500; very large and very small numbers stay."""
-    return f"{float(label):g}"
+    """Numbers with just enough decimals to tell them apart, without a common factor that would be written elsewhere."""
+    largest, steps = max(map(abs, values), default=0.0), [b - a for a, b in itertools.pairwise(values)]
+    step = min(map(abs, steps), default=largest)
+    if 0 < step < 1e-5 or largest >= 1e6:
+        return [f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e") for value in values]
+    decimals = next(
+        (count for count in range(6) if round(step, count) and abs(round(step, count) / step - 1) < 1e-3), 6
+    )
+    return [f"{value:.{decimals}f}" for value in values]
 
 
 def _formatter() -> Any:
@@ -147,8 +145,14 @@ def _series(axes: Any, series: Series, index: int) -> None:
         pairs = list(zip(x, y, strict=True))
         for start, end in itertools.pairwise(pairs):
             axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": color, "shrinkA": 3, "shrinkB": 3})
-    for at, text in enumerate(series.get("labels", ())):
-        axes.annotate(_label(text), (x[at], y[at]), (4, 4), textcoords="offset points", fontsize=8)
+    if labels := series.get("labels"):
+        axes.margins(x=0.15, y=0.12)
+        for at, text in enumerate(labels):
+            right, above = x[at] <= (min(x) + max(x)) / 2, y[at] >= (min(y) + max(y)) / 2
+            above ^= (x[at], y[at]) in zip(x[:at], y[:at], strict=True)  # two names at one place
+            place = {"ha": "left" if right else "right", "va": "bottom" if above else "top"}
+            offset = (5 if right else -5, 4 if above else -4)
+            axes.annotate(_label(text), (x[at], y[at]), offset, textcoords="offset points", fontsize=8, **place)
 
 
 def _bars(axes: Any, series: Series, color: str) -> None:

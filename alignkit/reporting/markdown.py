@@ -97,7 +97,7 @@ def _rest(facts: Mapping[str, Any]) -> Iterator[Block]:
     if facts["data"]:
         yield data_table(facts["data"][:ROWS])
     if facts["dropped"]:
-        yield _list(f"{item['stage']}: {short(item['rows'])}, {item['reason']}" for item in facts["dropped"])
+        yield _list(f"{item['stage']}: {short(item['rows'])} {item['reason']}" for item in facts["dropped"])
     if facts["judges"]:
         yield "## Judges"
         yield from (facts_table(item["stage"], {**item["judge"], **item["facts"]}) for item in facts["judges"])

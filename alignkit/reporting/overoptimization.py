@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from alignkit.reporting.curves import Figure, Series
 from alignkit.reporting.numbers import bounds, number, short
 
+DRAWABLE = 3  # points
 LEAST = 8  # points of a fit with three numbers
 SURE = 2.0  # standard errors that beta must be from 0
 DRAWN = 60  # points of the fitted curve
@@ -98,10 +99,10 @@ def _sentence(fit: Fit) -> str:
 
 
 def training(stage: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, Fit | None] | None:
-    """The reward of a stage's iterations against their KL; None if it has no two such points."""
+    """The reward of a stage's iterations against their KL; None if there are fewer than DRAWABLE points."""
     both = [(number(row.get("kl")), number(row.get("reward"))) for row in rows]
     points = [(kl, reward) for kl, reward in both if kl is not None and reward is not None]
-    if len({kl for kl, _ in points}) < 2:
+    if len({kl for kl, _ in points}) < DRAWABLE:
         return None
     kl, reward = [point[0] for point in points], [point[1] for point in points]
     dots: Series = {"name": "iterations", "style": "points", "x": _roots(kl), "y": reward}
@@ -109,25 +110,23 @@ def training(stage: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, Fit
     return _figure(stage, "Training reward against KL", [dots], [fit] if fit else []), fit
 
 
-def evaluated(stage: str, summary: Mapping[str, Any]) -> tuple[Figure, list[Fit]] | None:
-    """The mean rewards of evaluated policies against their KL; None if fewer than three policies have one."""
-    series, fits = [], []
-    for reward in summary.get("rewards", ()):
+def evaluated(stage: str, summary: Mapping[str, Any]) -> list[tuple[Figure, Fit | None]]:
+    """For each reward, the means of evaluated policies against their KL, if there are at least DRAWABLE."""
+    drawn = []
+    for reward in map(str, summary.get("rewards", ())):
         points = []
         for name, policy in summary.get("policies", {}).items():
             kl, (mean, low, high) = bounds(policy.get("kl"))[0], bounds(policy["rewards"].get(reward))
             if kl is not None and mean is not None:
                 points.append((max(0.0, kl), mean, low, high, str(name)))
-        if len(points) < 3:
+        if len(points) < DRAWABLE:
             continue
         points.sort()
         kls, means, lows, highs, names = map(list, zip(*points, strict=True))
-        series.append(
-            Series(name=str(reward), style="points", x=_roots(kls), y=means, low=lows, high=highs, labels=names)
-        )
-        if fit := fitted(stage, str(reward), kls, means):
-            fits.append(fit)
-    return (_figure(stage, "Reward against KL", series, fits), fits) if series else None
+        dots = Series(name="policies", style="points", x=_roots(kls), y=means, low=lows, high=highs, labels=names)
+        fit = fitted(stage, reward, kls, means)
+        drawn.append((_figure(stage, f"{reward} against KL", [dots], [fit] if fit else []), fit))
+    return drawn
 
 
 def _roots(kl: Sequence[float]) -> list[float]:
@@ -152,5 +151,4 @@ def _curve(fit: Fit) -> Series:
     largest = math.sqrt(fit["largest_kl"])
     d = [largest * (index + 1) / DRAWN for index in range(DRAWN)]
     y = [fit["start"] + at * (fit["alpha"] - fit["beta"] * math.log(at)) for at in d]
-    name = "fit" if fit["reward"] == "the training reward" else f"{fit['reward']}, fit"
-    return {"name": name, "style": "fit", "x": d, "y": y}
+    return {"name": "fit", "style": "fit", "x": d, "y": y}

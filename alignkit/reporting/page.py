@@ -125,6 +125,7 @@ def _render(facts: Mapping[str, Any], drawn: Drawn) -> str:
         "size": numbers.size,
         "estimate": numbers.shown,
         "flat": flat,
+        "when": lambda stamp: stamp.replace("T", " ").replace("Z", " UTC"),
     }
     by_stage: dict[str, list[tuple[curves.Figure, Markup]]] = {}
     for figure, text in drawn:

@@ -11,6 +11,7 @@ from alignkit.io.digest import file_digest
 from alignkit.reporting import curves
 from alignkit.reporting.files import RECIPE, Lines, read_stage
 from alignkit.reporting.numbers import number
+from alignkit.training.unfit import UNFIT
 
 PHASES = "seconds/"  # metrics that say what an iteration took, part by part
 KINDS = ("algorithm", "step")
@@ -100,12 +101,17 @@ def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     encoding, bad = summary.get("encoding"), summary.get("bad_rows")
     counts = dict(encoding) if isinstance(encoding, Mapping) else {}
-    counts = {f"encoding: {reason}": count for reason, count in counts.items()}
+    counts = {_unfit(str(reason)): count for reason, count in counts.items()}
     if isinstance(bad, list) and bad:
         counts[f"bad rows, the first: {bad[0]}"] = len(bad)
     more = summary.get("dropped")
     counts |= dict(more) if isinstance(more, Mapping) else {}
     return [{"stage": name, "reason": str(reason), "rows": count} for reason, count in counts.items() if count]
+
+
+def _unfit(reason: str) -> str:
+    what, happened = UNFIT.get(reason, ("text", reason))
+    return f"{what}s {happened}"
 
 
 def judges(name: str, written: Mapping[str, Any], record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -23,9 +23,10 @@ from alignkit.models.examples import Examples
 from alignkit.models.packing import indivisible
 from alignkit.training.context import StageContext
 from alignkit.training.draws import Draws, draws_of, report
-from alignkit.training.encoder import UNFIT, counted, requirement, unfit
+from alignkit.training.encoder import counted, requirement, unfit
 from alignkit.training.schedule import schedule, share_of
 from alignkit.training.stage import StageWork
+from alignkit.training.unfit import UNFIT
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -52,7 +52,7 @@ def test_what_is_known_is_there(run: Path) -> None:
         }
     ]
     assert {item["reason"]: item["rows"] for item in facts["dropped"]} == {
-        "encoding: cut": 3,
+        "responses truncated at max_length": 3,
         "bad rows, the first: demos.jsonl:7: no prompt": 1,
     }
     assert facts["judges"] == [

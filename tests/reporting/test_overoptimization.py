@@ -52,8 +52,7 @@ def test_evaluated_policies_are_points_with_intervals() -> None:
         "rewards": ["gold"],
         "policies": {"b": policy(4.0, 2.0), "a": policy(1.0, 1.0), "base": policy(-0.1, 0.0)},
     }
-    drawn = overoptimization.evaluated("report", summary)
-    assert drawn is not None
-    (series,) = drawn[0]["series"]
+    ((figure, fit),) = overoptimization.evaluated("report", summary)
+    (series,) = figure["series"]
     assert series["x"] == [0.0, 1.0, 2.0] and series["y"] == [0.0, 1.0, 2.0] and series["labels"] == ["base", "a", "b"]
-    assert series["low"] == [-1.0, 0.0, 1.0] and drawn[1] == []
+    assert series["low"] == [-1.0, 0.0, 1.0] and fit is None

@@ -1,0 +1,18 @@
+"""What happens to texts that do not fit, in words."""
+
+# Name of a count -> what is counted, and what happened to it.
+UNFIT = {
+    "shortened": ("row", "shortened at the start to fit in max_length"),
+    "no_room": ("row", "left out: no room for a response in max_length"),
+    "cut": ("response", "truncated at max_length"),
+    "equal_pairs": ("pair", "left out: both responses have the same tokens"),
+    "uncounted_pairs": ("pair", "left out: a response has no token that counts"),
+    "unprompted_turns": ("turn", "not learned: the chat template does not write it after its own prompt"),
+    "dropped_calls": ("turn", "not learned: the chat template does not write its tool calls"),
+    "dropped_tools": ("row", "learned without its tools: the chat template does not write them"),
+    "blank_turns": ("turn", "not learned: it is empty"),
+    "joined": ("response", "tokenized after its prompt: in the whole text, one token covers the end of the prompt"),
+    "refused": ("row", "left out: the chat template refuses it"),
+    "split": ("document", "longer than max_length and learned in pieces"),
+    "chunks": ("piece", "of these"),
+}
