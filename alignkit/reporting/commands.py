@@ -29,7 +29,7 @@ def report(
     page = write_report(folder)
     if not can_draw():
         print(printable(f"{page.name}: {MISSING}"), file=sys.stderr)
-    print(printable(str(page)))
+    print(encodable(printable(str(page)), sys.stdout.encoding or "ascii"))
 
 
 def compare(
@@ -44,4 +44,13 @@ def compare(
     from alignkit.reporting.compare import compared
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
-    print(compared(folders).text(width))
+    print(encodable(compared(folders).text(width), sys.stdout.encoding or "ascii"))
+
+
+def encodable(text: str, encoding: str) -> str:
+    """The text with other signs for those that a terminal's encoding, such as Latin-1, does not have."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.replace("─", "-").encode(encoding, "replace").decode(encoding)
+    return text

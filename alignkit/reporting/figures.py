@@ -6,11 +6,11 @@ Text stays text. Colors are placeholders that become the page's CSS variables, s
 from __future__ import annotations
 
 import html
-import importlib.util
 import io
 import itertools
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,8 +58,12 @@ _SETTINGS: Any = {
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
+    """Whether matplotlib is installed, and not broken."""
+    try:
+        import matplotlib.backends.backend_svg
+    except Exception:  # a broken package may raise anything, such as AttributeError for another numpy
+        return False
+    return bool(matplotlib.__version__)
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -69,7 +73,8 @@ def svg(figure: Figure, name: str) -> str:
     from matplotlib.figure import Figure as Canvas
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would report fonts that it looks for
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of signs that a font lacks, and of numbers that overflow
         matplotlib.rcdefaults()  # a person's own style must not change the report
         matplotlib.rcParams.update(_SETTINGS)
         canvas = Canvas(figsize=(WIDTH, HEIGHT), facecolor="none")
@@ -206,5 +211,12 @@ def described(figure: Figure) -> str:
 
 
 def drawn(figures: Sequence[Figure]) -> list[tuple[Figure, str]]:
-    """Each figure with its SVG."""
-    return [(figure, svg(figure, f"f{index}")) for index, figure in enumerate(figures)]
+    """Each figure with its SVG, which is empty if it cannot be drawn: one strange curve must not cost the report."""
+    found = []
+    for index, figure in enumerate(figures):
+        try:
+            found.append((figure, svg(figure, f"f{index}")))
+        except Exception as error:  # matplotlib's, for numbers that it cannot scale
+            reason = f"could not be drawn: {type(error).__name__}: {error}"
+            found.append(({**figure, "note": reason}, ""))
+    return found

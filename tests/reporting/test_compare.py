@@ -1,6 +1,9 @@
 """Comparisons: what differs is named, and runs of different recipes have one, too."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,13 @@ def test_runs_without_anything_in_common(runs: list[Path], tmp_path: Path) -> No
 def test_names_are_short_and_different(tmp_path: Path) -> None:
     assert labels([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
     assert labels([tmp_path / "a", tmp_path / "b", tmp_path / "a"]) == ["a", "b", "a"]
+
+
+def test_a_terminal_with_another_encoding_gets_what_it_can_show(runs: list[Path]) -> None:
+    command = [sys.executable, "-m", "alignkit", "compare", *map(str, runs)]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, check=True, env=environment)
+    assert b"\n----" in done.stdout and b"1.095 [1.067, 1.123]" in done.stdout
 
 
 def test_the_command(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

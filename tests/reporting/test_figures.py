@@ -1,9 +1,12 @@
 """Figures: the same bytes every time, no scripts, colors of the page, and text that stays text."""
 
 import re
+import sys
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
 from made import HOSTILE, align_rows, make_run
 
 from alignkit.reporting import curves, figures
@@ -27,6 +30,27 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     for _, text in figures.drawn(curves.panels(HOSTILE, rows)):
         ElementTree.fromstring(text)
         assert "<script" not in text and "\u202e" not in text and "\x1b" not in text
+
+
+def test_numbers_that_cannot_be_drawn_cost_no_other_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"step": at, "loss": (-1) ** at * 1.7e308, "kl": 1e-320 * at, "reward": 1e-12 * at} for at in range(1, 9)]
+    panels = curves.panels("align", rows)
+    found = {figure["title"]: (figure["note"], text) for figure, text in figures.drawn(panels)}
+    assert all(text or note.startswith("could not be drawn: ") for note, text in found.values())
+    assert found["Reward"][1].startswith("<svg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.svg({**panels[1], "title": "損失", "x_label": "歩"}, "f")
+    monkeypatch.setattr(figures, "_draw", lambda canvas, figure: 1 / 0)
+    assert {note for figure, text in figures.drawn(panels) for note in [figure["note"]] if not text} == {
+        "could not be drawn: ZeroDivisionError: division by zero"
+    }
+
+
+def test_a_broken_matplotlib_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert figures.can_draw()
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_svg", None)
+    assert not figures.can_draw()
 
 
 def test_ticks_have_enough_digits() -> None:
