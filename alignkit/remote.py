@@ -31,6 +31,7 @@ from alignkit.addresses import checked_address
 from alignkit.errors import RemoteError, RunFailed
 from alignkit.io.credentials import looks_like_key, places_of_keys
 from alignkit.io.digest import digest
+from alignkit.io.stored_replies import asking_is_allowed
 from alignkit.options import Options
 from alignkit.reward import Progress, no_progress
 from alignkit.stopping import should_stop
@@ -160,9 +161,15 @@ class Remote:
             replies = store.get(keys)
             missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in replies}
             if missing:
+                self._check_asking(len(missing), len(set(keys)))
                 with progress(f"asking {self.name}", len(missing)) as done:
                     replies |= asyncio.run(_ask_all(self, missing, store, done))
         return [replies[key] for key in keys]
+
+    def _check_asking(self, missing: int, count: int) -> None:
+        if not asking_is_allowed():
+            stored = f"{missing} of {count} replies are not stored in {self.folder}"
+            raise RemoteError(f"{self.name}: {stored}, and nothing is asked or paid for here")
 
     def _key_of(self, body: Mapping[str, Any]) -> str:
         """A hash of everything that a reply depends on."""
@@ -175,7 +182,7 @@ def key_of(name: str, options: RemoteOptions) -> str:
     name: of the judge or reward, for the message.
     """
     variable = options.api_key_env
-    if not variable:
+    if not variable or not asking_is_allowed():
         return ""
     key = os.environ.get(variable, "").strip()
     if not key:

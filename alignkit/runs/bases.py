@@ -31,9 +31,9 @@ LEAST_LENGTH = 1024  # tokens that rewards and judges may read, even if all stag
 class RunBase:
     """One base model: where it is, what identifies it, and its tokenizer, each found on first use."""
 
-    def __init__(self, name: str, recipe: Recipe, folder: Path, reporter: Reporter):
-        """name: BASE, or one in `bases`. folder: the run's."""
-        self.name, self.spec = name, recipe.base(name)
+    def __init__(self, name: str, recipe: Recipe, folder: Path, reporter: Reporter, references: Path):
+        """name: BASE, or one in `bases`. folder: the run's. references: of log-probabilities that runs share."""
+        self.name, self.spec, self._references = name, recipe.base(name), ReferenceCache(references)
         self._recipe, self._folder, self._reporter = recipe, folder, reporter
 
     @cached_property
@@ -85,16 +85,18 @@ class RunBase:
         model.should_stop = should_stop
         stages = self._recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])
-        references = ReferenceCache(cache_folder() / "logprobs")
-        return ModelService(model, artifact, longest, references, reporter.say, reporter.progress, self.name)
+        say, progress = reporter.say, reporter.progress
+        return ModelService(model, artifact, longest, self._references, say, progress, self.name)
 
 
 class RunBases(Mapping[str, RunBase]):
     """All base models of a run, by the recipe's names for them."""
 
-    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter):
-        self._recipe = recipe
-        self._all = {name: RunBase(name, recipe, folder, reporter) for name in (BASE, *recipe.bases)}
+    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter, references: Path | None = None):
+        """references: a folder of log-probabilities of references; None: the one that all runs share."""
+        self._recipe, names = recipe, (BASE, *recipe.bases)
+        references = references or cache_folder() / "logprobs"
+        self._all = {name: RunBase(name, recipe, folder, reporter, references) for name in names}
         self._of_folder: dict[str, str | None] = {}
 
     def __getitem__(self, name: str) -> RunBase:

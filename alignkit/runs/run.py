@@ -32,6 +32,7 @@ from alignkit.runs.data import RunData
 from alignkit.runs.durable_map import durable_map
 from alignkit.runs.engines import using_engine
 from alignkit.runs.fingerprint import stage_parts
+from alignkit.runs.machine import machine_of
 from alignkit.runs.preflight import check_components, check_data, check_folders, check_trackers, probe_hub
 from alignkit.runs.process import locked, peak_memory, resource_error, resume_command
 from alignkit.runs.reference_check import check_references
@@ -88,11 +89,12 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
 class Run:
     """One run of a recipe in a folder; event hooks receive it."""
 
-    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter | None = None):
+    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter | None = None, references: Path | None = None):
+        """references: a folder of log-probabilities of references, if not the one that all runs share."""
         self.recipe, self.folder = recipe, folder
         self.reporter = reporter or Reporter()
         self.store = StageStore(folder, recipe.stages)
-        self.bases = RunBases(recipe, folder, self.reporter)
+        self.bases = RunBases(recipe, folder, self.reporter, references)
         self.models = ModelRouter(self.bases.base_of, self._open)
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)
@@ -200,7 +202,8 @@ class Run:
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)
         seconds = time.monotonic() - began
-        record = {"hash": stage_hash, **stage_record(stage, seconds, summary, artifact, parts, self._sources)}
+        facts_of_stage = stage_record(stage, seconds, summary, artifact, parts, self._sources)
+        record = {"hash": stage_hash, **facts_of_stage, "machine": machine_of(self.models)}
         self.store.finish(name, record)
         self._records.append(record)
         self.reporter.say(f"{name}: done in {duration(seconds)}{facts(summary)}")

@@ -1,0 +1,45 @@
+"""What a stage's last bits depend on besides its inputs: the processor, its instructions, threads, device and code.
+
+stage.json holds it, but no hash does: a result counts on another machine, too. `alignkit verify` compares it.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import alignkit
+from alignkit.io.digest import digest, file_digest
+from alignkit.runs.starts import processor
+
+if TYPE_CHECKING:
+    from alignkit.models.router import ModelRouter
+
+
+def machine_of(models: ModelRouter | None = None) -> dict[str, Any]:
+    """Interpreter, system, processor, instructions, threads, device, and a digest of alignkit's own code.
+
+    models: those of the run, whose device it is; None: a device of no model, so "cpu".
+    """
+    services = models.services.values() if models is not None else ()
+    device = next((service.model.device for service in services), torch.device("cpu"))
+    return {
+        "python": platform.python_version(),
+        "system": " ".join(filter(None, (platform.system(), platform.machine(), *platform.libc_ver()))),
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "code": _code(),
+    }
+
+
+@cache
+def _code() -> str:
+    """A digest of alignkit's own modules, which change between versions, too."""
+    package = Path(alignkit.__file__).parent
+    return digest({str(file.relative_to(package)): file_digest(file) for file in sorted(package.rglob("*.py"))})
