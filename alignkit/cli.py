@@ -23,6 +23,7 @@ from alignkit.inspection.command import inspect
 from alignkit.io.leaving import leaving
 from alignkit.io.printable import printable
 from alignkit.reporting.commands import compare, report
+from alignkit.verification.command import verify
 
 if TYPE_CHECKING:
     from alignkit.plugins import Plugins
@@ -190,6 +191,7 @@ def results(
 
 app.command()(report)
 app.command()(compare)
+app.command()(verify)
 
 
 @recipes_app.callback(invoke_without_command=True)

@@ -82,6 +82,12 @@ class RemoteError(AlignkitError):
     exit_code = 6
 
 
+class NotReproduced(AlignkitError):
+    """A stage that was run again gave other results than it did in its run."""
+
+    exit_code = 7
+
+
 class BadRow(Exception):
     """A format raises this for a row that it cannot use; the reader adds file and row number."""
 

@@ -33,11 +33,12 @@ LAYERS = [
     {"reporting"},
     {"runs"},
     {"arguments"},
-    {"exporting", "inspection"},
+    {"exporting", "inspection", "verification"},
     {"cli", "notebook", "testing", "__main__"},
 ]
 # internal: plugins may not import them
 ROOMS = {"exporting", "inspection", "io", "kernels", "models", "recipe", "reporting", "runs", "training"}
+ROOMS |= {"verification"}
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io"}
 # Modules that know each other, until they are untangled.
@@ -77,6 +78,7 @@ TESTED_IN = {
     "io.digest": "test_fingerprint",
     "io.lookup": "test_hostile_text",
     "io.printable": "test_hostile_text",
+    "io.stored_replies": "test_verdict",
     "judges": "test_author",
     "kernels.layout": "test_attention",
     "local_engine": "test_engine_kit",
@@ -112,6 +114,7 @@ TESTED_IN = {
     "reward": "test_rewards",
     "runs.base_model": "test_recipes",
     "runs.changes": "test_plan",
+    "runs.machine": "test_verdict",
     "runs.process": "test_resume",
     "runs.stage_check": "test_preflight",
     "stopping": "test_resume",
@@ -136,6 +139,8 @@ TESTED_IN = {
     "testing.tracker_kit": "test_tracking",
     "tracker": "test_tracking",
     "recipe.trackers": "test_tracking",
+    "verification.causes": "test_verdict",
+    "verification.rerun": "test_verdict",
 }
 
 # Words of first-party plugins that mean something else in the core: module -> words, with the reason.

@@ -1,0 +1,78 @@
+"""What cannot be verified is refused before anything runs, with the reason."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from verified import rewrite, verify
+
+
+def changed_data(run: Path) -> Path:
+    with (run.parent / "pairs.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "x", "chosen": "y", "rejected": "z"}\n')
+    return run / "liked"
+
+
+def missing_data(run: Path) -> Path:
+    (run.parent / "pairs.jsonl").unlink()
+    return run / "liked"
+
+
+def unfinished(run: Path) -> Path:
+    rewrite(run / "align", lambda record: record.update(complete=False))
+    return run
+
+
+def no_result(run: Path) -> Path:
+    shutil.rmtree(run / "report")
+    return run / "report"
+
+
+def damaged(run: Path) -> Path:
+    file = run / "align" / "rollouts" / "0001.jsonl"
+    file.write_text(file.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    return run / "align"
+
+
+def other_upstream(run: Path) -> Path:
+    rewrite(run / "sft", lambda record: record.update(hash="0" * 64))
+    return run / "align"
+
+
+def damaged_upstream(run: Path) -> Path:
+    (run / "sft" / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    return run / "align"
+
+
+def other_recipe(run: Path) -> Path:
+    file = run / "recipe.resolved.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("iterations: 2", "iterations: 3"), encoding="utf-8")
+    return run / "align"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda run: run.parent, "is neither a run nor a stage of one: no recipe.resolved.yaml is there"),
+        (lambda run: run / "algin", "has no stage 'algin'; did you mean 'align'?"),
+        (lambda run: run / "align@1", "'align@1' is not the name of a stage; its kept versions are compared with it"),
+        (changed_data, "stage 'liked': data.sources.0.path ({folder}/pairs.jsonl) has changed"),
+        (missing_data, "no such file"),
+        (unfinished, "stage 'align' is not finished"),
+        (no_result, "stage 'report' has no result yet"),
+        (damaged, "stage 'align' is damaged: {folder}/run/align/rollouts/0001.jsonl has changed"),
+        (other_upstream, "stage 'align' was made from another result of stage 'sft' than the run has now"),
+        (damaged_upstream, "stage 'align' depends on another: stage 'sft' is damaged: "),
+        (other_recipe, "stage 'align': the recipe has other keys: iterations 2 -> 3"),
+    ],
+)
+def test_refusals(run: Path, prepare: Callable[[Path], Path], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    target = prepare(run)
+    before = sorted(run.parent.rglob("*"))
+    assert verify(target) == 2
+    err = capsys.readouterr().err
+    assert reason.format(folder=run.parent) in err
+    assert sorted(run.parent.rglob("*")) == before and "stage 3 of 4" not in err

@@ -1,0 +1,121 @@
+"""A finished run with a stage of each kind, one of which asked a server that is gone by now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignkit.cli import main
+from alignkit.runs.stage_store import _checksums, _write_record, read_record
+
+PLUGIN = """
+import json
+from alignkit import *
+from alignkit.remote import Remote, RemoteOptions
+
+SCALE = 1.0
+
+class Asked(Reward):
+    class Options(RemoteOptions):
+        pass
+
+    def prepare(self, context):
+        super().prepare(context)
+        self.remote = Remote("asked", self.options, "score", context.cache, json.loads)
+
+    def score(self, groups):
+        bodies = [{"text": response.text} for group in groups for response in group.responses]
+        return {"": [SCALE * reply.value for reply in self.remote.ask(bodies)]}
+
+@hookimpl
+def register_rewards(register):
+    register("asked", Asked)
+"""
+
+
+class Server(BaseHTTPRequestHandler):
+    """Scores a text by its hash."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(hashlib.sha256(body).digest()[0] / 256).encode())
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+def stages(port: int) -> dict[str, Any]:
+    """The stages of the recipe."""
+    rollout = {"samples_per_prompt": 2, "max_new_tokens": 4}
+    return {
+        "sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "batch_size": 1, "keep_versions": True},
+        "liked": {"algorithm": "reward_model", "from": "sft", "data": "pairs.jsonl", "max_steps": 1},
+        "align": {
+            "algorithm": "rejection_sampling",
+            "from": "sft",
+            "prompts": "demos.jsonl",
+            "reward": {"asked": {"base_url": f"http://127.0.0.1:{port}", "max_retries": 0, "api_key_env": "ASKED_KEY"}},
+            "rollout": rollout,
+            "iterations": 2,
+            "prompts_per_iteration": 2,
+            "keep_versions": True,
+        },
+        "report": {"step": "evaluate", "policies": ["sft", "align"], "rewards": ["liked"], "prompts": "demos.jsonl"}
+        | {"max_new_tokens": 4},
+    }
+
+
+def train(folder: Path) -> Path:
+    """Run the recipe in `folder`/run, and return that."""
+    demos = [{"prompt": f"is it {word}?", "completion": f"yes, {word}"} for word in ("good", "old", "new")]
+    pairs = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "no"} for row in demos]
+    for name, rows in {"demos": demos, "pairs": pairs}.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}
+    recipe = {"model": model, "stages": stages(server.server_port)}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    try:
+        command = ["run", str(folder / "recipe.yaml"), "--plugin", str(folder / "plugin.py")]
+        assert main([*command, "--out", str(folder / "run")]) == 0
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    return folder / "run"
+
+
+def verify(target: Path, *more: str) -> int:
+    """The exit code of the command. target: a run of `train`, or one of its stages."""
+    folder = next(path for path in (target, *target.parents) if (path / "plugin.py").is_file())
+    return main(["verify", str(target), "--plugin", str(folder / "plugin.py"), *more])
+
+
+def rewrite(stage: Path, change: Callable[[dict[str, Any]], Any] = lambda record: None) -> None:
+    """Let stage.json say what the files of a stage are now, and something else if wanted."""
+    record = read_record(stage)
+    change(record)
+    _write_record(stage, {**record, "files": _checksums(stage)})
+
+
+def contents(folder: Path) -> dict[str, tuple[str, int]]:
+    """Digests and times of all files in a folder, and links in it."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        facts = path.lstat()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        found[str(path.relative_to(folder))] = (content, facts.st_mtime_ns if path.is_file() else facts.st_mode)
+    return found
