@@ -122,14 +122,14 @@ def value_text(value: Any) -> str:
 def _default_text(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
-    text = value_text(info.get_default(call_default_factory=True))
+    text = value_text(info.get_default(call_default_factory=True, validated_data={}))
     return "built-in" if len(text) > LONGEST_DEFAULT or "\n" in text else text
 
 
 def _field_type(info: FieldInfo) -> str:
     """The type in words. A reference is annotated as `Any`, so only its default shows that it may be null."""
     text = _type_text(info.annotation, info.metadata)
-    optional = not info.is_required() and info.get_default(call_default_factory=True) is None
+    optional = not info.is_required() and info.get_default(call_default_factory=True, validated_data={}) is None
     return _any_of([text, "null"]) if optional and "null" not in text else text
 
 
