@@ -148,7 +148,7 @@ def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(
         arguments[-1]("warning: it is old, token sk-abcdefghijklmnop1234")
         return load_recipe(recipe)
 
-    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setattr(cli, "load", load)
     recipe.write_text(RECIPE[: RECIPE.index("  report")], encoding="utf-8")
     assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 0
     assert capsys.readouterr().err.splitlines()[1].startswith("warning: it is old")
