@@ -23,6 +23,7 @@ from alignkit.inspection.command import inspect
 from alignkit.io.leaving import leaving
 from alignkit.io.printable import printable
 from alignkit.reporting.commands import compare, report
+from alignkit.starter.command import init
 from alignkit.verification.command import verify
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ recipes_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 app.command()(inspect)
 app.command()(export)
+app.command()(init)
 
 
 PluginName = Annotated[
@@ -238,12 +240,10 @@ def schema(plugin: PluginFiles = None, no_plugin: NoPlugins = None) -> None:
     Example:
       alignkit schema > recipe.schema.json
     """
-    import json
-
     from alignkit.plugins import load_plugins
-    from alignkit.recipe.json_schema import recipe_schema
+    from alignkit.recipe.json_schema import schema_text
 
-    print(json.dumps(recipe_schema(load_plugins(plugin or (), no_plugin or ()).registry), indent=1, ensure_ascii=False))
+    print(schema_text(load_plugins(plugin or (), no_plugin or ()).registry), end="")
 
 
 def _print_plugins(loaded: Plugins) -> None:

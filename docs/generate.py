@@ -3,7 +3,7 @@
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `plugins`, `families`, `formats`, `labeled pairs`, a
 package (`room alignkit/io`), a kind and a name (`algorithm ppo`), or names for the reference of public names
-(`api Group Response`; see `api_reference.py`).
+(`api Group Response`; see `api_reference.py`). It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
 
@@ -20,7 +20,8 @@ from typing import Any
 from pydantic import BaseModel
 
 import alignkit_plugins.labeled_pairs
-from alignkit.plugins import plugins
+from alignkit.plugins import load_plugins, plugins
+from alignkit.recipe.json_schema import schema_text
 from alignkit.recipe.option_table import OptionRow, option_rows, stage_defaults
 from alignkit.recipe.schema import DataKeys, TopKeys
 from alignkit.registry import KINDS, Registration
@@ -37,6 +38,9 @@ MODELS: dict[str, type[BaseModel]] = {
     "data": DataKeys,
 }
 PART = re.compile(r"^(<!-- generated: (.+?) -->\n)(.*?)^(<!-- /generated -->)$", re.MULTILINE | re.DOTALL)
+
+
+SCHEMA = ROOT / "recipes" / "recipe.schema.json"
 
 
 def pages() -> list[Path]:
@@ -174,6 +178,11 @@ def main(arguments: Sequence[str]) -> int:
             stale.append(str(page.relative_to(ROOT)))
             if "--check" not in arguments:
                 page.write_text(new, encoding="utf-8")
+    schema = schema_text(load_plugins().registry)
+    if not SCHEMA.is_file() or SCHEMA.read_text(encoding="utf-8") != schema:
+        stale.append(str(SCHEMA.relative_to(ROOT)))
+        if "--check" not in arguments:
+            SCHEMA.write_text(schema, encoding="utf-8")
     if stale:
         print(f"{'stale' if '--check' in arguments else 'written'}: {', '.join(stale)}")
     return 1 if stale and "--check" in arguments else 0

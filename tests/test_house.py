@@ -33,12 +33,12 @@ LAYERS = [
     {"reporting"},
     {"runs"},
     {"arguments"},
-    {"exporting", "inspection", "verification"},
+    {"exporting", "inspection", "starter", "verification"},
     {"cli", "notebook", "testing", "__main__"},
 ]
 # internal: plugins may not import them
 ROOMS = {"exporting", "inspection", "io", "kernels", "models", "recipe", "reporting", "runs", "training"}
-ROOMS |= {"verification"}
+ROOMS |= {"starter", "verification"}
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io"}
 # Modules that know each other, until they are untangled.

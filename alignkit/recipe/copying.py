@@ -11,7 +11,7 @@ from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, did_
 from alignkit.io.lookup import is_file
 from alignkit.recipe.document import load_document
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import shipped, shipped_folder, shipped_recipe
+from alignkit.recipe.shipped import SCHEMA, shipped, shipped_folder, shipped_recipe
 
 LICENSES = "data/LICENSES.md"
 
@@ -29,7 +29,9 @@ def copy_recipe(name: str, folder: Path) -> list[Path]:
     root = shipped_folder()
     written = sorted(_recipe_files(recipe) - {recipe})
     named = sorted(set(_named(load_recipe(recipe).resolved, root)))
-    copies = {folder / file.relative_to(root): file for file in (recipe, *written, *named, root / LICENSES)}
+    copies = {
+        folder / file.relative_to(root): file for file in (recipe, *written, *named, root / LICENSES, root / SCHEMA)
+    }
     for copy, file in copies.items():
         if copy.exists() and not (copy.is_file() and copy.read_bytes() == file.read_bytes()):
             raise RunFailed(f"{copy} is in the way: it is not the shipped file\n  help: copy to another folder")

@@ -6,6 +6,7 @@ exist and whether keys are compatible.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,6 +30,11 @@ _KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filt
 def recipe_schema(registry: Registry) -> Schema:
     """The schema of a recipe file that may use every plugin of the registry."""
     return _Builder(registry).recipe()
+
+
+def schema_text(registry: Registry) -> str:
+    """The same as the text of a file."""
+    return json.dumps(recipe_schema(registry), indent=1, ensure_ascii=False) + "\n"
 
 
 class _Builder:

@@ -7,6 +7,9 @@ from pathlib import Path
 from alignkit.errors import Problem, RecipeError, did_you_mean
 from alignkit.io.lookup import is_dir, is_file
 
+SCHEMA = "recipe.schema.json"  # next to every recipe that alignkit writes
+SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA}"  # lets editors complete and check keys
+
 
 def shipped_folder() -> Path:
     """The folder of the shipped recipes: a checkout's, or the one installed next to the package."""
@@ -40,9 +43,11 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def summary(path: Path) -> str:
-    """What a recipe does: the first comment of its file, up to the first sentence's end."""
+    """What a recipe does: the comment `What:` of its file, up to the first sentence's end."""
     words: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
+        if line == SCHEMA_LINE:
+            continue
         if not line.startswith("#   " if words else "# What:"):
             break
         words += line.removeprefix("# What:").lstrip("#").split()

@@ -14,6 +14,8 @@ from alignkit.recipe.shipped import shipped, shipped_folder
 def test_a_copy_needs_nothing_of_the_original(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = copy_recipe(name, tmp_path)
     assert copies[0] == tmp_path / f"{name}.yaml" and tmp_path / "data" / "LICENSES.md" in copies
+    assert tmp_path / "recipe.schema.json" in copies
+    assert copies[0].read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=recipe.schema.json\n")
     monkeypatch.setattr("alignkit.recipe.shipped.shipped", dict)  # none to fall back on
     loaded = load_recipe(copies[0])
     assert list(loaded.stages) == list(load_recipe(shipped_folder() / f"{name}.yaml").stages)

@@ -1,0 +1,1 @@
+"""Writes a recipe to start from (docs/architecture.md)."""

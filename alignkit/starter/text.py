@@ -1,0 +1,128 @@
+"""The text of a first recipe: its parts, and which of them some data call for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from alignkit.recipe.schema import BASE
+from alignkit.recipe.shipped import SCHEMA_LINE
+
+EXAMPLE = {
+    "demos": """\
+{"prompt": "What is 2 + 2?", "completion": "It is 4."}
+{"prompt": "What is 3 + 1?", "completion": "It is 4."}
+{"prompt": "What is the color of grass?", "completion": "It is green."}
+{"prompt": "What is the color of snow?", "completion": "It is white."}
+""",
+    "pairs": """\
+{"prompt": "What is 2 + 3?", "chosen": "It is 5.", "rejected": "Who knows?"}
+{"prompt": "What is 4 + 1?", "chosen": "It is 5.", "rejected": "I will not say."}
+{"prompt": "What is the color of the sky?", "chosen": "It is blue.", "rejected": "Look it up."}
+{"prompt": "What is the color of coal?", "chosen": "It is black.", "rejected": "Why?"}
+""",
+    "prompts": """\
+{"prompt": "What is 1 + 1?"}
+{"prompt": "What is 5 + 2?"}
+{"prompt": "What is the color of blood?"}
+{"prompt": "What is the color of milk?"}
+""",
+}
+_HEAD = """\
+{schema}
+# {what}
+# Check it: alignkit validate FILE. See a row as a stage sees it: alignkit inspect FILE STAGE.
+# Run it: alignkit run FILE. The same command continues it after an interruption, and repeats only what has changed.
+name: {name}
+model:
+  base: {base} # a hub id, a folder, or a name that `alignkit plugins model` lists
+  lora: {{r: {rank}, lora_alpha: {alpha}}} # `lora: none` trains all weights
+
+stages:
+"""
+_ON_DEMOS = """\
+  sft: # learn from demonstrations
+    algorithm: sft
+    data: {demos}
+    epochs: {epochs}
+"""
+_ON_PAIRS = """\
+  dpo: # learn from pairs, without a reward model
+    algorithm: dpo
+    from: {start}
+    data: {pairs}
+    epochs: 1
+"""
+_ON_PROMPTS = """\
+  reward: # a model of what makes a response better
+    algorithm: reward_model
+    from: {start}
+    data: {pairs}
+    epochs: 1
+  ppo: # sample, score, learn. To swap the algorithm, write grpo, rloo or online_dpo
+    algorithm: ppo
+    from: {start}
+    prompts: {prompts}
+    reward: reward
+    rollout: {{samples_per_prompt: 4, max_new_tokens: {tokens}}}
+    iterations: {iterations}
+    prompts_per_iteration: 8
+  report: # compare the policies. Better: prompts that no stage has learned on
+    step: evaluate
+    policies: [{start}, dpo, ppo]
+    rewards: [reward]
+    prompts: {prompts}
+    max_new_tokens: {tokens}
+"""
+_SIZES = {"rank": 16, "alpha": 32, "tokens": 128, "iterations": 20, "epochs": 2}
+_TINY = {"rank": 4, "alpha": 8, "tokens": 16, "iterations": 2, "epochs": 2}
+_BASES = ("smollm2-135m-instruct # small enough for a CPU;", "tiny # random weights, which learn nothing;")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data file as the recipe names it, and the format that was recognized."""
+
+    path: str
+    format: str
+
+    def __str__(self) -> str:
+        return f"{quoted(self.path)} # recognized: {self.format}"
+
+
+def recipe_text(name: str, base: str | None, sources: Mapping[str, Source], *, example: bool) -> str:
+    """The recipe for data by kind: demos, pairs, prompts. example: whether they are those of EXAMPLE."""
+    parts = (
+        [_ON_DEMOS] * ("demos" in sources) + [_ON_PAIRS] * ("pairs" in sources) + [_ON_PROMPTS] * ("prompts" in sources)
+    )
+    what = "A tiny example, to be replaced by your own model and data." if example else "A first recipe for your data."
+    start = _ON_DEMOS.split(":")[0].strip() if "demos" in sources else BASE
+    text = "".join([_HEAD, *parts]).format(
+        schema=SCHEMA_LINE,
+        what=what,
+        name=quoted(name),
+        base=quoted(base) if base else _BASES[example],
+        start=start,
+        **(_TINY if example else _SIZES),
+        **{kind: str(source) for kind, source in sources.items()},
+    )
+    return text.replace("; # a hub id", "; or a hub id")
+
+
+def quoted(text: str) -> str:
+    """A text as YAML, in quotes if it needs them."""
+    plain = re.fullmatch(r"[A-Za-z_/.][\w./-]*", text) and text.lower() not in (
+        "null",
+        "true",
+        "false",
+        "yes",
+        "no",
+        "on",
+    )
+    return (
+        text
+        if plain and text.lower() not in ("off", "y", "n", ".nan", ".inf")
+        else json.dumps(text, ensure_ascii=False)
+    )
