@@ -18,6 +18,7 @@ from alignkit import __version__
 from alignkit.arguments import NoPlugins, Overrides, PluginFiles, RecipeName, console, load, print_table
 from alignkit.author import blaming
 from alignkit.errors import AlignkitError, OutOfResource, disk_is_full, message_of
+from alignkit.evaluating.command import evaluate
 from alignkit.exporting.command import export
 from alignkit.inspection.command import inspect
 from alignkit.io.leaving import leaving
@@ -52,6 +53,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
+app.command()(evaluate)
 app.command()(inspect)
 app.command()(export)
 app.command()(init)

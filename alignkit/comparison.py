@@ -61,6 +61,8 @@ def short_names(policies: Sequence[str]) -> dict[str, str]:
 
 def _parts(policy: str) -> list[str]:
     parts = policy.strip("/").split("/")
+    if len(parts) > 2 and parts[-2] == "kept":  # RUN/STAGE/kept/K
+        return [*parts[:-3], f"{parts[-3]}@{parts[-1]}"]
     return parts[:-1] if parts[-1] == "adapter" and len(parts) > 1 else parts
 
 

@@ -64,6 +64,30 @@ def load_document(path: Path, overrides: Sequence[str] = (), wrong: list[Problem
         root = _load_file(path, problems)
     except Failed as failed:
         raise RecipeError([*problems, failed.problem]) from None
+    return _document(root, path, overrides, problems, wrong)
+
+
+def parse_document(text: str, path: Path, overrides: Sequence[str], wrong: list[Problem]) -> Document:
+    """The same for a text that is in no file. path: names it in errors; relative paths start at its folder."""
+    reader = Reader(text, str(path))
+    return _document(reader.read(), path, overrides, reader.problems, wrong)
+
+
+def plain_data(text: str, name: str) -> Any:
+    """YAML as plain data. name: of the text, in errors. Raises RecipeError if it cannot be read."""
+    reader = Reader(text, name)
+    try:
+        root = reader.read()
+    except Failed as failed:
+        raise RecipeError([failed.problem]) from None
+    if reader.problems:
+        raise RecipeError(reader.problems)
+    return _flatten(root, Mark(name), (), {})
+
+
+def _document(
+    root: Node, path: Path, overrides: Sequence[str], problems: list[Problem], wrong: list[Problem] | None
+) -> Document:
     of_overrides = problems if wrong is None else wrong
     for text in overrides:
         try:

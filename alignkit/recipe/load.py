@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from alignkit.errors import Problem
 from alignkit.plugins import plugins
 from alignkit.recipe.build import build
-from alignkit.recipe.document import load_document
+from alignkit.recipe.document import dump, load_document, parse_document
 from alignkit.recipe.schema import Recipe
 from alignkit.registry import Registry
 
@@ -18,3 +19,12 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), registry: Regis
     wrong: list[Problem] = []
     document = load_document(Path(path), overrides, wrong)
     return build(document, registry if registry is not None else plugins().registry, wrong)
+
+
+def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str], registry: Registry) -> Recipe:
+    """Check a recipe that a command made. name: of the command, in errors. Relative paths start at the current folder.
+
+    Raises RecipeError with every problem found.
+    """
+    wrong: list[Problem] = []
+    return build(parse_document(dump(data), Path(name), overrides, wrong), registry, wrong)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import Problem, RecipeError
+from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.cache import cache_folder
 from alignkit.io.commits import Commits
 from alignkit.io.digest import model_digest
@@ -16,7 +16,7 @@ from alignkit.kernels import memory
 from alignkit.models.encoding import Encoder
 from alignkit.models.hub import cached_snapshot
 from alignkit.models.loading import device_of
-from alignkit.models.origin import Base, is_adapter
+from alignkit.models.origin import Base, check_scale, is_adapter
 from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.service import ModelService
 from alignkit.models.weight_sizes import weight_bytes
@@ -124,9 +124,19 @@ class RunBases(Mapping[str, RunBase]):
     def _base_of_folder(self, reference: str) -> str | None:
         if reference not in self._of_folder:
             folder = self._recipe.folder / reference
-            fitting = (name for name, base in self.items() if is_adapter(folder) and base.origin.fits(folder))
-            self._of_folder[reference] = next(fitting, None)
+            fitting = [name for name, base in self.items() if is_adapter(folder) and base.origin.fits(folder)]
+            of_scale = [name for name in fitting if self._has_scale(name, folder)]
+            self._of_folder[reference] = next(iter(of_scale or fitting), None)
         return self._of_folder[reference]
+
+    def _has_scale(self, name: str, folder: Path) -> bool:
+        """Whether adapters on this base model are of the scale of the one in a folder."""
+        lora = self[name].spec.lora
+        try:
+            check_scale(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}) if lora is not None else {})
+        except RunFailed:
+            return False
+        return lora is not None
 
     def needed(self, stage: Stage) -> tuple[str, ...]:
         """The base models that a stage uses: a training stage's own first, and BASE if it names none."""

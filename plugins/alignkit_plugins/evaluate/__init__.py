@@ -259,8 +259,14 @@ def label(spec: Any) -> str:
         return spec
     if isinstance(spec, dict):
         ((name, value),) = list(spec.items())[:1] or [("", "")]
-        return Path(str(value)).name if name == "folder" else str(name)
-    return Path(spec.name).name if spec.kind == "folder" else str(spec.name)
+        return _folder_label(str(value)) if name == "folder" else str(name)
+    return _folder_label(spec.name) if spec.kind == "folder" else str(spec.name)
+
+
+def _folder_label(folder: str) -> str:
+    """A folder's name, and `RUN/STAGE` for a reward model of another run."""
+    path = Path(folder)
+    return "/".join(path.parts[-3:-1]) if path.name == "adapter" and len(path.parts) > 2 else path.name
 
 
 def columns_of(spec: Any, keys: Sequence[str] | Mapping[str, Any], rewards: Sequence[Any]) -> list[Column]:

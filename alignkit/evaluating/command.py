@@ -1,0 +1,77 @@
+"""The command `alignkit evaluate`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignkit.arguments import NoPlugins, PluginFiles
+
+_OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=|~")
+
+
+def evaluate(
+    policies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="POLICY... [KEY=VALUE...]",
+            help="RUN/STAGE, RUN/base, a folder with a model, or a model's id on the hub; then overrides.",
+        ),
+    ],
+    prompts: Annotated[
+        str, typer.Option(metavar="FILE", help="Held-out prompts: a file, or '{path: FILE, limit: 9}'.")
+    ],
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REWARD", help="RUN/STAGE of a reward model, or a reward as in a recipe; repeatable."),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="POLICY", help="Compare with this one. Default: as in the step `evaluate`.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="POLICY", help="Measure the KL to this one. Default: the baseline.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/evaluate.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N prompts.")] = None,
+    samples: Annotated[int | None, typer.Option(metavar="N", help="Responses of each policy to each prompt.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest response. Default: as the first policy was trained.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="Of sampling. Default: as the first policy was trained.")
+    ] = None,
+    plugin: PluginFiles = None,
+    no_plugin: NoPlugins = None,
+) -> None:
+    """Compare any policies on held-out prompts, without writing a recipe.
+
+    It is a run with one step, `evaluate`: the recipe is in its folder, and the same command resumes it.
+
+    \b
+    Examples:
+      alignkit evaluate runs/quickstart/sft runs/quickstart/align --prompts p.jsonl --reward runs/quickstart/helpful
+      alignkit evaluate runs/quickstart/base runs/quickstart/align --prompts p.jsonl --reward length --limit 50
+    """
+    from alignkit.evaluating.recipe import Request, recipe_of
+    from alignkit.io.printable import printable
+    from alignkit.plugins import load_plugins
+    from alignkit.recipe.load import made_recipe
+    from alignkit.runs.begin import begin
+
+    registry = load_plugins(plugin or (), no_plugin or ()).registry
+    words = [word for word in policies if Path(word).exists() or not _OVERRIDE.match(word)]
+    given = {
+        "limit": limit, "samples_per_prompt": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
+    }  # fmt: skip
+    options = {key: value for key, value in given.items() if value is not None}
+    data, notes = recipe_of(Request(words, prompts, reward or (), baseline, reference, options))
+    recipe = made_recipe(data, "alignkit evaluate", [word for word in policies if word not in words], registry)
+    folder, reporter = begin(recipe, out)
+    for note in notes:
+        reporter.say(printable(f"note: {note}"))
+    from alignkit.runs.run import run_recipe  # imports torch
+
+    run_recipe(recipe, folder, reporter)

@@ -1,0 +1,180 @@
+"""The recipe of `alignkit evaluate`: one step, and the base models that its policies and rewards need."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import Problem, RecipeError
+from alignkit.evaluating.named_models import ADAPTER, CONFIG, NamedModel, in_run, named_model
+from alignkit.io.lookup import is_file
+from alignkit.recipe.document import plain_data
+from alignkit.recipe.schema import BASE
+from alignkit.sampling_options import SamplingOptions
+from alignkit.settings import LoraSpec
+
+STAGE = "evaluate"
+_PATHS = ("path", "folder", "file")  # keys whose values are never models
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate. policies, rewards, baseline, reference: as on the command line. options: of the step."""
+
+    policies: Sequence[str]
+    prompts: str
+    rewards: Sequence[str] = ()
+    baseline: str | None = None
+    reference: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def recipe_of(request: Request) -> tuple[dict[str, Any], list[str]]:
+    """The recipe as plain data, and notes; relative paths start at the current folder.
+
+    Raises RecipeError for a word that means no model, and RunFailed for a damaged one.
+    """
+    policies = {word: named_model(word) for word in _words(request)}
+    if unfit := [word for word, model in policies.items() if model.reward]:
+        _refuse(f"{unfit[0]} is a reward model, but a policy is needed", f"name it as a reward: --reward {unfit[0]}")
+    rewards = {word: named_model(word) for text in request.rewards for word in _models_in(_value(text))}
+    for word in request.rewards:
+        if word in rewards and not rewards[word].reward:
+            _refuse(f"{word} is a policy, but a reward is needed", "name a stage that trained a reward model")
+    bases = _Bases([*policies.values(), *rewards.values()])
+    names = {word: bases.reference(model) for word, model in policies.items()}
+    for word in request.policies:
+        same = [other for other in request.policies if names[other] == names[word]]
+        if len(same) > 1:
+            _refuse(f"{' and '.join(same)} are the same policy", "name it once")
+    options = {**_sampling(policies.values()), **request.options}
+    if request.baseline is not None:
+        options["baseline"] = names[request.baseline]
+    if request.reference is not None:
+        options["reference"] = names[request.reference]
+    step = {
+        "step": "evaluate",
+        "policies": [names[word] for word in request.policies],
+        "rewards": [_replaced(_value(text), rewards, bases) for text in request.rewards],
+        "prompts": _value(request.prompts),
+        **options,
+    }
+    others = {"bases": bases.others} if bases.others else {}
+    return {"name": STAGE, "model": bases.model, **others, "stages": {STAGE: step}}, bases.notes
+
+
+def _words(request: Request) -> list[str]:
+    """The policies, each once."""
+    given = [*request.policies, request.baseline, request.reference]
+    return list(dict.fromkeys(word for word in given if word is not None))
+
+
+def _sampling(policies: Iterable[NamedModel]) -> dict[str, Any]:
+    """Sampling as in training: that of the first policy that learned from its own samples."""
+    rollout = next((policy.rollout for policy in policies if policy.rollout), {})
+    return {key: rollout[key] for key in SamplingOptions.model_fields if rollout.get(key) is not None}
+
+
+class _Bases:
+    """The base models of a recipe, and what its stage calls each model.
+
+    notes: what a reader of the results must know about settings that could not all be kept.
+    """
+
+    def __init__(self, models: Sequence[NamedModel]):
+        needed = [model for model in models if not (model.whole and model.reward)]  # such a reward needs no base
+        needed.sort(key=lambda model: model.folder is None and len(model.spec) == 1)  # a bare name takes their settings
+        self.notes: list[str] = []
+        self._first: dict[str, NamedModel] = {}  # by what only one base model can serve
+        for model in needed:
+            self._keep(model)
+        self._alone = len(self._first) < 2  # whole weights then go into the one network, one after the other
+        self._names: dict[str, str] = {}
+        self.model: dict[str, Any] = {}
+        self.others: dict[str, Any] = {}
+        for key, model in self._first.items():
+            if model.whole and not self._alone:
+                self._add(str(model.folder), model.as_base, model.label)
+            else:
+                self._add(key, model.spec, Path(str(model.spec["base"])).name)
+
+    def _keep(self, model: NamedModel) -> None:
+        """Find the base model that serves a model, or else let it be the first of its kind."""
+        key = self._key(model)
+        first = self._first.setdefault(key, model)
+        if first is model or model.whole or len(model.spec) == 1:
+            return
+        both = {**first.spec, **model.spec}
+        different = [name for name in both if first.spec.get(name) != model.spec.get(name) and name != "lora"]
+        if different:
+            note = (
+                f"{model.label} is evaluated with the {', '.join(different)} of {first.label}, on the same base model"
+            )
+            self.notes.append(note)
+
+    def _key(self, model: NamedModel) -> str:
+        """Equal for models that one base model can serve."""
+        if model.whole:
+            return f"{model.folder}"
+        base = f"{model.spec['base']}@{model.spec.get('revision', '')}"
+        if model.folder is None:
+            return next((key for key in self._first if key.startswith(base)), base)
+        lora = LoraSpec.model_validate(model.spec.get("lora") or {})
+        return f"{base} {lora.r} {lora.lora_alpha} {lora.use_rslora}"
+
+    def _add(self, key: str, spec: Mapping[str, Any], label: str) -> None:
+        if not self.model:
+            self.model, self._names[key] = dict(spec), BASE
+            return
+        name = stem = re.sub(r"[^A-Za-z0-9_-]+", "-", label).strip("-_") or "other"
+        number = 2
+        while name in self.others or name in (BASE, STAGE, "none", "folder", "model"):
+            name, number = f"{stem}-{number}", number + 1
+        self.others[name], self._names[key] = dict(spec), name
+
+    def reference(self, model: NamedModel) -> str:
+        """What a policy is called: a base model's name, or the folder of its weights."""
+        if model.folder is None:
+            return self._names[self._key(model)]
+        return self._names[str(model.folder)] if model.whole and not self._alone else str(model.folder)
+
+
+# --- rewards
+
+
+def _value(text: str) -> Any:
+    """A word of the command line as YAML."""
+    return plain_data(text, f"'{text}'")
+
+
+def _models_in(value: Any) -> Iterable[str]:
+    """The words in a value that name a stage of a run or a folder with a model."""
+    if isinstance(value, str):
+        if in_run(value) or is_file(Path(value) / ADAPTER) or is_file(Path(value) / CONFIG):
+            yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _models_in(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key not in _PATHS:
+                yield from _models_in(item)
+
+
+def _replaced(value: Any, models: Mapping[str, NamedModel], bases: _Bases) -> Any:
+    """The value with models as a recipe names them: `{folder: PATH}` for a reward model, a reference for a policy."""
+    if isinstance(value, str) and value in models:
+        model = models[value]
+        return {"folder": str(model.folder or Path(value).resolve())} if model.reward else bases.reference(model)
+    if isinstance(value, list):
+        return [_replaced(item, models, bases) for item in value]
+    if isinstance(value, dict):
+        return {key: item if key in _PATHS else _replaced(item, models, bases) for key, item in value.items()}
+    return value
+
+
+def _refuse(message: str, help: str) -> None:
+    raise RecipeError([Problem(message, help=help)])
