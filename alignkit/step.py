@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.author import Author, calling
 from alignkit.data.group import Group
-from alignkit.io.atomic import write_json
+from alignkit.io.atomic import write_json, write_text
 from alignkit.options import Options as _Options
 from alignkit.report import Report
 from alignkit.reward import Context
@@ -58,6 +58,10 @@ class StepContext(Context):
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file into the stage's folder, complete or not at all."""
         write_json(self.out / name, value)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file into the stage's folder, complete or not at all."""
+        write_text(self.out / name, text)
 
 
 class Step:

@@ -1,1 +1,1 @@
-"""The command `alignkit evaluate`: policies and rewards named on the command line become a recipe with one step."""
+"""Compares policies that are named on the command line, by a recipe with one step (docs/architecture.md)."""

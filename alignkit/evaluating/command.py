@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignkit.arguments import NoPlugins, PluginFiles
+
+if TYPE_CHECKING:
+    from alignkit.evaluating.recipe import Request
+    from alignkit.registry import Registry
 
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=|~")
 
@@ -27,6 +31,10 @@ def evaluate(
     reward: Annotated[
         list[str] | None,
         typer.Option(metavar="REWARD", help="RUN/STAGE of a reward model, or a reward as in a recipe; repeatable."),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(metavar="JUDGE", help="A judge as in a recipe, such as '{openai_judge: {...}}'; repeatable."),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="POLICY", help="Compare with this one. Default: as in the step `evaluate`.")
@@ -55,20 +63,27 @@ def evaluate(
       alignkit evaluate runs/quickstart/sft runs/quickstart/align --prompts p.jsonl --reward runs/quickstart/helpful
       alignkit evaluate runs/quickstart/base runs/quickstart/align --prompts p.jsonl --reward length --limit 50
     """
-    from alignkit.evaluating.recipe import Request, recipe_of
-    from alignkit.io.printable import printable
-    from alignkit.plugins import load_plugins
-    from alignkit.recipe.load import made_recipe
-    from alignkit.runs.begin import begin
-
-    registry = load_plugins(plugin or (), no_plugin or ()).registry
-    words = [word for word in policies if Path(word).exists() or not _OVERRIDE.match(word)]
     given = {
         "limit": limit, "samples_per_prompt": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
     }  # fmt: skip
     options = {key: value for key, value in given.items() if value is not None}
-    data, notes = recipe_of(Request(words, prompts, reward or (), baseline, reference, options))
-    recipe = made_recipe(data, "alignkit evaluate", [word for word in policies if word not in words], registry)
+    words = [word for word in policies if Path(word).exists() or not _OVERRIDE.match(word)]
+    overrides = [word for word in policies if word not in words]
+    from alignkit.evaluating.recipe import Request
+    from alignkit.plugins import load_plugins
+
+    request = Request(words, prompts, reward or (), judge or (), baseline, reference, options)
+    _evaluate(request, overrides, out, load_plugins(plugin or (), no_plugin or ()).registry)
+
+
+def _evaluate(request: Request, overrides: list[str], out: Path | None, registry: Registry) -> None:
+    from alignkit.evaluating.recipe import recipe_of
+    from alignkit.io.printable import printable
+    from alignkit.recipe.load import made_recipe
+    from alignkit.runs.begin import begin
+
+    data, notes = recipe_of(request)
+    recipe = made_recipe(data, "alignkit evaluate", overrides, registry)
     folder, reporter = begin(recipe, out)
     for note in notes:
         reporter.say(printable(f"note: {note}"))

@@ -22,11 +22,12 @@ _PATHS = ("path", "folder", "file")  # keys whose values are never models
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate. policies, rewards, baseline, reference: as on the command line. options: of the step."""
+    """What to evaluate. options: of the step. Everything else is as on the command line."""
 
     policies: Sequence[str]
     prompts: str
     rewards: Sequence[str] = ()
+    judges: Sequence[str] = ()
     baseline: str | None = None
     reference: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -40,7 +41,9 @@ def recipe_of(request: Request) -> tuple[dict[str, Any], list[str]]:
     policies = {word: named_model(word) for word in _words(request)}
     if unfit := [word for word, model in policies.items() if model.reward]:
         _refuse(f"{unfit[0]} is a reward model, but a policy is needed", f"name it as a reward: --reward {unfit[0]}")
-    rewards = {word: named_model(word) for text in request.rewards for word in _models_in(_value(text))}
+    rewards = {
+        word: named_model(word) for text in (*request.rewards, *request.judges) for word in _models_in(_value(text))
+    }
     for word in request.rewards:
         if word in rewards and not rewards[word].reward:
             _refuse(f"{word} is a policy, but a reward is needed", "name a stage that trained a reward model")
@@ -55,10 +58,12 @@ def recipe_of(request: Request) -> tuple[dict[str, Any], list[str]]:
         options["baseline"] = names[request.baseline]
     if request.reference is not None:
         options["reference"] = names[request.reference]
+    judges = {"judges": [_replaced(_value(text), rewards, bases) for text in request.judges]} if request.judges else {}
     step = {
         "step": "evaluate",
         "policies": [names[word] for word in request.policies],
         "rewards": [_replaced(_value(text), rewards, bases) for text in request.rewards],
+        **judges,
         "prompts": _value(request.prompts),
         **options,
     }

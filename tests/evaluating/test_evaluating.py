@@ -74,6 +74,16 @@ def test_reward_models_within_rewards(first_run: Path) -> None:
     assert recipe["stages"]["evaluate"]["rewards"] == [folder, {"llama2": {"helpful": folder, "safety": folder}}]
 
 
+def test_judges_name_policies_and_reward_models(first_run: Path) -> None:
+    liked, sft = first_run / "liked", first_run / "sft"
+    judges = (f"{{reward_judge: {{reward_model: {liked}}}}}", f"{{local_judge: {{role: {sft}}}}}")
+    step = made(sft, first_run / "online", judges=judges)[0]["stages"]["evaluate"]
+    assert step["judges"] == [
+        {"reward_judge": {"reward_model": {"folder": adapter(first_run, "liked")}}},
+        {"local_judge": {"role": adapter(first_run)}},
+    ]
+
+
 def test_sampling_is_as_in_training(first_run: Path) -> None:
     step = made(first_run / "sft", first_run / "online")[0]["stages"]["evaluate"]
     assert (step["max_new_tokens"], step["temperature"]) == (6, 0.5)
@@ -109,10 +119,17 @@ def test_policies_of_two_runs(
     """Adapters of two ranks, a base and a reward model; the recipe in the folder repeats it."""
     monkeypatch.chdir(first_run.parent)
     words = ["run/base", "run/online", other_run / "sft", "--prompts", "prompts.jsonl", "--reward", "run/liked"]
+    words += ["--judge", "{reward_judge: {reward_model: run/liked}}"]
     assert evaluate(*words, "--out", tmp_path / "out", "--limit", 2, "seed=3") == 0
     found = json.loads((tmp_path / "out" / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
     assert list(found["policies"]) == ["base", "run/online", "run/sft"]
     assert found["rewards"] == ["run/liked"] and found["prompts"] == 2
+    for policy, results in found["judged"].items():  # the judge is the reward
+        by_reward = found["against"][policy]["run/liked"]
+        assert [results["reward_judge"][key] for key in ("wins", "losses", "ties")] == [
+            by_reward[key] for key in ("wins", "losses", "ties")
+        ]
+    assert (tmp_path / "out" / "evaluate" / "leaderboard.csv").exists()
     assert (found["sampling"]["max_new_tokens"], found["sampling"]["temperature"]) == (6, 0.5)
     resolved = tmp_path / "out" / "recipe.resolved.yaml"
     assert yaml.safe_load(resolved.read_text(encoding="utf-8"))["seed"] == 3

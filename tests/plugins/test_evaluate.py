@@ -19,11 +19,11 @@ from scipy import stats
 
 import alignkit_plugins.evaluate as evaluate
 import alignkit_plugins.llama2 as llama2
-from alignkit import Artifact, Group, Response, RunFailed, StepContext, statistics
+from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepContext, Verdict, statistics
 from alignkit.comparison import short_names
 from alignkit.data.group import read_groups
 from alignkit.recipe.schema import RewardSpec
-from alignkit.registry import Registration
+from alignkit.registry import Component, Registration
 from alignkit.training.scoring import Scorer
 from alignkit_plugins.evaluate import report
 
@@ -125,6 +125,20 @@ def combined() -> RewardSpec:
     options = llama2.Llama2.Options(helpful="helpful", safety="safety")
     component: Any = SimpleNamespace(registration=Registration("llama2", llama2.Llama2), options=options)
     return RewardSpec("combine", "llama2", component, {"helpful": HELPFUL, "safety": SAFETY})
+
+
+class SaysNothing(Judge):
+    """A judge that prefers the first answer, and fails at every third comparison."""
+
+    def compare(self, items: Any) -> list[Verdict]:
+        return [
+            Verdict(None, reason="error: no route") if n % 3 == 0 else Verdict(0.9, (0.95, 0.85))
+            for n, _ in enumerate(items)
+        ]
+
+
+def judge_component(kind: type[Judge], options: Any = None, name: str = "judge") -> Component:
+    return Component("judge", name, Registration(name, kind), Options() if options is None else options)
 
 
 def hand_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -392,6 +406,8 @@ def test_parts_that_are_rewards_themselves_are_shown_once(tmp_path: Path) -> Non
         ({"policies": ["sft", "sft"]}, "policies has duplicates: sft"),
         ({"rewards": ["helpful", {"helpful": {}}]}, "rewards has duplicates: helpful"),
         ({"rewards": [{"folder": "a/x"}, {"folder": "b/x"}]}, "rewards has duplicates: x"),
+        ({"rewards": []}, "name at least one reward or judge"),
+        ({"judges": ["judge"], "policies": ["sft"]}, "name at least two"),
         ({"baseline": "best"}, "baseline 'best' must be one of the policies"),
         ({"policies": []}, "at least 1"),
         ({"temperature": 0}, "greater than 0"),
@@ -448,9 +464,12 @@ def documented(file: str) -> dict[str, str]:
 def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None:
     models = overlapping()  # lengths overlap, and so there is a difference at equal length
     models.scripted["align"] = [*models.scripted["align"][:-1], None]
-    step(policies=["sft", "align"], top_k=5, rewards=[HELPFUL, combined()]).run(context(models, tmp_path, prompts(40)))
+    options = {"rewards": [HELPFUL, combined()], "judges": [judge_component(SaysNothing)]}
+    step(policies=["sft", "align"], top_k=5, **options).run(context(models, tmp_path, prompts(40)))
     written = json.loads((tmp_path / "out" / file).read_text())
-    names = {"sft": "POLICY", "align": "POLICY"} | dict.fromkeys(["helpful", "llama2", "llama2/safety"], "REWARD")
+    names = {"sft": "POLICY", "align": "POLICY", "judge": "JUDGE", "error": "REASON"} | dict.fromkeys(
+        ["helpful", "llama2", "llama2/safety"], "REWARD"
+    )
     found, known = paths(written, names), documented(file)
     fields = {key for key in known if known[key].strip().startswith("of an estimate")}
     assert fields == {"mean", "low", "high", "n"}
@@ -521,11 +540,18 @@ def test_the_plugin_is_light_to_import() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
+def test_the_name_of_a_reward_model_of_another_run() -> None:
+    assert evaluate.label({"folder": "/r/one/helpful/adapter"}) == "one/helpful"
+    assert evaluate.label(RewardSpec("folder", "/r/one/helpful/adapter")) == "one/helpful"
+    assert evaluate.label({"folder": "models/mine"}) == "mine"
+
+
 def test_short_names() -> None:
     assert short_names(["base", "sft@2"]) == {"base": "base", "sft@2": "sft@2"}
     assert short_names(["/r/one/sft/adapter", "sft"]) == {"/r/one/sft/adapter": "one/sft", "sft": "sft"}
     two = short_names(["/r/a/x/sft/adapter", "/r/b/x/sft/adapter"])
     assert list(two.values()) == ["a/x/sft", "b/x/sft"]
     assert list(short_names(["/adapter", "/x"]).values()) == ["adapter", "x"]
+    assert short_names(["/r/one/sft/kept/2", "sft"])["/r/one/sft/kept/2"] == "one/sft@2"
     same = ["/x/align", "/x/align/adapter"]
     assert short_names(same) == {name: name for name in same}  # a table with one name twice would lose a policy

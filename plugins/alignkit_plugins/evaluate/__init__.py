@@ -1,4 +1,4 @@
-"""The step `evaluate`: compare policies on held-out prompts by rewards, with confidence intervals.
+"""The step `evaluate`: compare policies on held-out prompts by rewards and judges, with confidence intervals.
 
 All policies answer the same prompts with the same random streams, and every reward scores all answers. A prompt is the
 unit of all statistics: its samples are averaged first, policies are compared prompt by prompt, and intervals are at 95%
@@ -21,9 +21,11 @@ import alignkit
 from alignkit import (
     REWARD_KEY,
     Artifact,
+    CheckedJudge,
     DataRef,
     Field,
     Group,
+    JudgeRef,
     PolicyRef,
     Register,
     RewardRef,
@@ -36,7 +38,7 @@ from alignkit import (
 from alignkit.comparison import answers_of, averages, length, prompts_to_compare, sample_policies, scale_of, short_names
 from alignkit.data.group import write_groups
 from alignkit.errors import OtherTokenizer
-from alignkit_plugins.evaluate import report
+from alignkit_plugins.evaluate import judged, report
 
 
 class Evaluate(Step):
@@ -44,7 +46,10 @@ class Evaluate(Step):
 
     class Options(alignkit.SamplingOptions):
         policies: list[PolicyRef] = Field(min_length=1, description="policies to compare: `base`, stages or `STAGE@k`")
-        rewards: list[RewardRef] = Field(min_length=1, description="rewards that score the responses")
+        rewards: list[RewardRef] = Field(default_factory=list, description="rewards that score the responses")
+        judges: list[JudgeRef] = Field(
+            default_factory=list, description="judges that compare each policy with the baseline, in both orders"
+        )
         prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
         baseline: PolicyRef | None = Field(
             None, description="policy to compare the others with; default: the first but `base`, or else `base`"
@@ -65,6 +70,10 @@ class Evaluate(Step):
                 repeated = sorted({name for name in names if names.count(name) > 1})
                 if repeated:
                     raise ValueError(f"{key} has duplicates: {', '.join(repeated)}; names must be unique")
+            if not self.rewards and not self.judges:
+                raise ValueError("name at least one reward or judge")
+            if self.judges and len(self.policies) < 2:
+                raise ValueError("judges compare policies: name at least two")
             if self.baseline is not None and self.baseline not in self.policies:
                 raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {', '.join(self.policies)}")
             return self
@@ -90,6 +99,8 @@ class Evaluate(Step):
     def run(self, context: StepContext) -> Artifact:
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
         scorers = [context.scorer(spec) for spec in self.options.rewards]
+        judges = dict(zip(judge_names(self.options.judges), self.options.judges, strict=True))
+        checked = {name: CheckedJudge(component, context) for name, component in judges.items()}
         prompts, notes = prompts_to_compare(context.load(self.options.prompts), self.options.limit)
         warning = self._warning(prompts, context)
         groups = self._sample(prompts, context)
@@ -97,12 +108,42 @@ class Evaluate(Step):
         summary = self._summary(groups, columns, len(prompts) - len(groups), context)
         summary["notes"] += [*notes, warning] if warning else notes
         summary["notes"] += [note for scorer in scorers for note in scorer.untrained]
+        summary["judges"] = list(judges)
+        summary["judged"] = self._judged(groups, checked, context)
         groups, summary = _with_short_names(groups, summary)
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
+        self._write_leaderboards(groups, summary, context)
         context.write_json("figure.json", figure(summary, [column.name for column in columns if column.single]))
         shown = report.report(summary, groups[: self.options.show])
         return Artifact(summary=summary, report=shown, text=f"next: {self.options.next}" if self.options.next else "")
+
+    def _judged(
+        self, groups: Sequence[Group], judges: Mapping[str, CheckedJudge], context: StepContext
+    ) -> dict[str, dict[str, Any]]:
+        """The results of each policy but the baseline, by each judge."""
+        baseline = self.baseline
+        results: dict[str, dict[str, Any]] = {}
+        for policy in self.options.policies:
+            if baseline is None or policy == baseline or not judges:
+                continue
+            results[policy] = {}
+            for name, judge in judges.items():
+                context.say(f"{context.out.name}: {name} compares {short_names(self.options.policies)[policy]}")
+                verdicts = judged.judge(groups, policy, baseline, judged.mapped(judge.compare, name, context.map))
+                results[policy][name] = judged.summary(groups, verdicts, policy, baseline)
+        return results
+
+    def _write_leaderboards(self, groups: Sequence[Group], summary: Mapping[str, Any], context: StepContext) -> None:
+        """One file per judge; that of the first judge is `leaderboard.csv`."""
+        lengths = {
+            policy: statistics.mean([judged.characters(group, policy) for group in groups])
+            for policy in summary["policies"]
+        }
+        for number, name in enumerate(summary["judges"]):
+            results = {policy: found[name] for policy, found in summary["judged"].items()}
+            file = "leaderboard.csv" if number == 0 else f"leaderboard-{name}.csv"
+            context.write_text(file, judged.leaderboard(results, lengths))
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
         """Says how many prompts the policies or the reward models were trained on; empty if none."""
@@ -158,13 +199,13 @@ class Evaluate(Step):
             "notes": [f"sampled with {options.described()}", *options.notes],
             "baseline": baseline,
             "reference": self.reference,
-            "headline": next((column.name for column in columns if not column.single), names[0]),
+            "headline": next((column.name for column in columns if not column.single), next(iter(names), None)),
             "rewards": names,
             "policies": {policy: self._measure(groups, policy, names, context) for policy in options.policies},
             "against": {
                 policy: {name: compare(groups, policy, baseline, name) for name in names}
                 for policy in options.policies
-                if baseline is not None and policy != baseline
+                if baseline is not None and policy != baseline and names
             },
         }
 
@@ -229,7 +270,10 @@ def _with_short_names(groups: Sequence[Group], summary: dict[str, Any]) -> tuple
     return renamed, {
         **summary,
         **{key: names[summary[key]] for key in ("baseline", "reference")},
-        **{key: {names[policy]: value for policy, value in summary[key].items()} for key in ("policies", "against")},
+        **{
+            key: {names[policy]: value for policy, value in summary[key].items()}
+            for key in ("policies", "against", "judged")
+        },
     }
 
 
@@ -239,6 +283,13 @@ def _with_scores(group: Group, scores: Sequence[Mapping[str, float | None]]) -> 
 
 
 # --- rewards and their columns
+
+
+def judge_names(judges: Sequence[Any]) -> list[str]:
+    """Names of judges in the tables: a second `openai_judge` is `openai_judge-2`."""
+    names = [judge.name for judge in judges]
+    counts = [names[:number].count(name) + 1 for number, name in enumerate(names)]
+    return [name if count == 1 else f"{name}-{count}" for name, count in zip(names, counts, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,11 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     against = list(summary["against"])
     blocks: list[Block] = ["\n".join(summary["notes"]), policy_table(summary)]
     blocks += [comparison_table(summary)] if against else []
+    blocks += judge_blocks(summary)
     blocks += [side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups]
-    blocks += ["\n".join(verdict(summary, policy) for policy in against)] if against else []
+    verdicts = [verdict(summary, policy) for policy in against]
+    verdicts += [judges_verdict(summary, policy) for policy in summary.get("judged", {})]
+    blocks += ["\n".join(verdicts)] if verdicts else []
     return Report(blocks)
 
 
@@ -99,9 +103,75 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
     )
 
 
-def side_by_side(group: Group, policies: Sequence[str], headline: str) -> SideBySide:
+def judge_blocks(summary: Mapping[str, Any]) -> list[Block]:
+    """What judges prefer, and what is to be known of them; empty without judges."""
+    results = [(policy, *item) for policy, judges in summary.get("judged", {}).items() for item in judges.items()]
+    if not results:
+        return []
+    preferred = [
+        [
+            policy,
+            judge,
+            shown(found["preference"], percent=True),
+            _length_controlled(found["length_controlled"]),
+            f"{found['wins']}/{found['losses']}/{found['ties']}",
+        ]
+        for policy, judge, found in results
+    ]
+    about = [
+        [
+            policy,
+            judge,
+            str(found["comparisons"]),
+            str(sum(found["unjudged"].values())),
+            shown(found["inconsistent"], percent=True),
+            shown(found["first_position"], percent=True),
+        ]
+        for policy, judge, found in results
+    ]
+    missing = Counter({why: 0 for *_, found in results for why in found["unjudged"]})
+    for *_, found in results:
+        missing.update(found["unjudged"])
+    return [
+        Table(
+            f"judges, against {summary['baseline']}, in both orders",
+            ["policy", "judge", "preferred", "length-controlled", "won/lost/tied"],
+            preferred,
+            keys=2,
+        ),
+        Table(
+            "the judges themselves",
+            ["policy", "judge", "asked", "no verdict", "order decides", "first preferred"],
+            about,
+            keys=2,
+            note="; ".join(f"no verdict, {why}: {count}" for why, count in missing.most_common()),
+        ),
+    ]
+
+
+def _length_controlled(rate: Mapping[str, Any] | None) -> str:
+    return "-" if rate is None else f"{rate['mean']:.0%} (s.e. {rate['standard_error']:.0%})"
+
+
+def judges_verdict(summary: Mapping[str, Any], policy: str) -> str:
+    """One line: how often each judge prefers the policy."""
+    parts = []
+    for judge, found in summary["judged"][policy].items():
+        rate = found["preference"]
+        if rate["mean"] is None:
+            parts.append(f"{judge} gave no verdict")
+            continue
+        unclear = rate["low"] is None or rate["low"] <= 0.5 <= rate["high"]
+        parts.append(f"preferred by {judge} {shown(rate, percent=True)}{', no clear preference' if unclear else ''}")
+    return f"{policy} against {summary['baseline']}: {'; '.join(parts)}"
+
+
+def side_by_side(group: Group, policies: Sequence[str], headline: str | None) -> SideBySide:
     """The last turn of a prompt, and each policy's first answer with its score."""
     answers = [answers_of(group, name)[0] for name in policies]
+    if headline is None:
+        title = f"prompt: {excerpt(group.prompt[-1]['content'])}"
+        return SideBySide(title, list(policies), [excerpt(answer.text) for answer in answers])
     scores = [answer.scores[headline] for answer in answers]
     heads = [
         f"{name} ({headline} {'-' if score is None else f'{score:.3g}'})"

@@ -1,0 +1,152 @@
+"""Judges as raters: every policy against the baseline, answer by answer, in both orders.
+
+Sample k of a policy is compared with sample k of the baseline, and a prompt's comparisons are averaged first. Equal
+answers are a tie, and no judge is asked. Comparisons without a verdict are counted by their reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from alignkit import Group, Response, Verdict, statistics
+from alignkit.comparison import answers_of
+from alignkit.judges import Item
+from alignkit.length_control import length_controlled
+from alignkit.reward import TIE
+
+Compare = Callable[[Sequence[Item]], list[Verdict]]
+DIFFICULTY = "instruction_difficulty"  # column of the prompts, as AlpacaEval names it
+# The columns of AlpacaEval's leaderboard.csv; the first has no name and holds that of the policy.
+COLUMNS = (
+    *("", "win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate", "mode"),
+    *("avg_length", "length_controlled_winrate", "lc_standard_error"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A policy's comparisons with the baseline. verdicts: by prompt; P(policy is better) is `p_first`."""
+
+    verdicts: Sequence[Sequence[Verdict]]
+
+    @property
+    def preferences(self) -> list[float | None]:
+        """The mean P(policy is better) at each prompt; None without a verdict."""
+        known = [[v.p_first for v in row if v.p_first is not None] for row in self.verdicts]
+        return [statistics.mean(row) if row else None for row in known]
+
+
+def words(response: Response) -> str:
+    """The text that a judge reads: the response, or the assistant's turns one after the other."""
+    if response.messages is None:
+        return response.text
+    return "\n\n".join(turn.get("content", "") for turn in response.messages if turn.get("role") == "assistant")
+
+
+def judge(groups: Sequence[Group], policy: str, baseline: str, compare: Compare) -> Judged:
+    """Ask a judge about all answers of a policy."""
+    pairs = [list(zip(answers_of(group, policy), answers_of(group, baseline), strict=True)) for group in groups]
+    items: list[Item] = []
+    for group, row in zip(groups, pairs, strict=True):
+        items += [(list(group.prompt), words(a), words(b)) for a, b in row if words(a) != words(b)]
+    verdicts = iter(compare(items))
+    tie = Verdict(0.5)
+    return Judged([[tie if words(a) == words(b) else next(verdicts) for a, b in row] for row in pairs])
+
+
+def mapped(compare: Compare, name: str, map_rows: Callable[..., list[Any]]) -> Compare:
+    """`compare` with stored verdicts, so that a run that was killed asks no question twice. map_rows: context.map."""
+
+    def judged(chunk: Sequence[Any]) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(verdict) for verdict in compare([tuple(row) for row in chunk])]
+
+    return lambda items: [_restored(row) for row in map_rows(name, [list(item) for item in items], judged)]
+
+
+def _restored(row: Mapping[str, Any]) -> Verdict:
+    orders = row["p_orders"]
+    return Verdict(row["p_first"], tuple(orders) if orders else None, row["mass"], row["reason"], row["bounded"])
+
+
+def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str) -> dict[str, Any]:
+    """The results of a policy by one judge. A prompt is won if its mean P(policy is better) is above 0.5."""
+    known = [(number, p) for number, p in enumerate(judged.preferences) if p is not None]
+    preferences = [p for _, p in known]
+    wins, losses = sum(p > 0.5 + TIE for p in preferences), sum(p < 0.5 - TIE for p in preferences)
+    verdicts = [verdict for row in judged.verdicts for verdict in row]
+    reasons = Counter(v.reason.partition(":")[0] or "no reason given" for v in verdicts if v.p_first is None)
+    binary = statistics.levels_of(preferences) == (0.0, 1.0)
+    return {
+        "preference": statistics.rate(preferences) if binary else statistics.estimate(preferences),
+        "standard_error": standard_error(preferences),
+        "win_rate": statistics.share(wins, wins + losses),
+        "wins": wins,
+        "losses": losses,
+        "ties": len(known) - wins - losses,
+        "length_controlled": controlled([groups[n] for n, _ in known], preferences, policy, baseline),
+        "comparisons": len(verdicts),
+        "unjudged": dict(reasons.most_common()),
+        "unjudged_prompts": len(groups) - len(known),
+        **_orders(verdicts),
+    }
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; None for fewer than two values."""
+    from scipy import stats
+
+    return float(stats.sem(values)) if len(values) > 1 else None
+
+
+def _orders(verdicts: Iterable[Verdict]) -> dict[str, Any]:
+    """What the order changed. P(first position) has the policy first once and the baseline first once."""
+    orders = [verdict.p_orders for verdict in verdicts if verdict.p_first is not None and verdict.p_orders]
+    swayed = sum((first - 0.5) * (second - 0.5) < 0 for first, second in orders)
+    positions = [(first + 1 - second) / 2 for first, second in orders]
+    return {"inconsistent": statistics.share(swayed, len(orders)), "first_position": statistics.estimate(positions)}
+
+
+def controlled(
+    groups: Sequence[Group], preferences: Sequence[float], policy: str, baseline: str
+) -> dict[str, Any] | None:
+    """The length-controlled win rate; None with fewer than 5 prompts. It uses the difficulty that all prompts have."""
+    longer = [characters(group, policy) - characters(group, baseline) for group in groups]
+    known = [group.meta.get(DIFFICULTY) for group in groups]
+    numbers = [float(value) for value in known if isinstance(value, int | float)]
+    found = length_controlled(preferences, longer, numbers if len(numbers) == len(groups) else None)
+    return None if found is None else dict(found)
+
+
+def characters(group: Group, policy: str) -> float:
+    """The mean length of a policy's answers to a prompt, in characters."""
+    return statistics.mean([len(words(response)) for response in answers_of(group, policy)])
+
+
+def leaderboard(results: Mapping[str, Mapping[str, Any]], lengths: Mapping[str, float]) -> str:
+    """AlpacaEval's leaderboard.csv of one judge. results: of each policy but the baseline. lengths: in characters.
+
+    Rates are percentages, and a prompt is one comparison. A policy without any verdict has empty cells.
+    """
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    rows = [(policy, *_cells(result), "community", round(lengths[policy])) for policy, result in results.items()]
+    for row, result in zip(rows, results.values(), strict=True):
+        rate = result["length_controlled"]
+        lc = ("", "") if rate is None else (100 * rate["mean"], 100 * rate["standard_error"])
+        writer.writerow([*row, *lc])
+    return text.getvalue()
+
+
+def _cells(result: Mapping[str, Any]) -> tuple[Any, ...]:
+    wins, losses, ties = result["wins"], result["losses"], result["ties"]
+    n, mean, error = wins + losses + ties, result["preference"]["mean"], result["standard_error"]
+    if not n:
+        return ("", "", 0, 0, 0, 0, "")
+    return (100 * mean, "" if error is None else 100 * error, wins, losses, ties, n, 100 * (wins + ties / 2) / n)

@@ -1,0 +1,131 @@
+"""Judges in the step `evaluate`: who is asked what, and what comes of the verdicts."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_evaluate import HELPFUL, Scripted, context, judge_component, prompts, said, step, triple
+
+from alignkit import Judge, Verdict, statistics
+from alignkit_plugins.evaluate import judge_names
+
+# P(align is better) if shown first, and if shown second, at six prompts; None is an error.
+ORDERS = [(0.9, 0.7), (0.6, 0.2), (0.5, 0.5), (0.1, 0.3), None, (1.0, 1.0)]
+P = [0.8, 0.4, 0.5, 0.2, 1.0]  # their averages
+
+
+class Prepared(Judge):
+    """Gives the prepared verdicts; `options` collects what it was asked."""
+
+    def compare(self, items: Any) -> list[Verdict]:
+        self.options.extend(items)
+        return [_verdict(ORDERS[int(prompt[-1]["content"].split()[-1])]) for prompt, _, _ in items]
+
+
+def _verdict(orders: tuple[float, float] | None) -> Verdict:
+    return Verdict(None, reason="refused: I am sorry") if orders is None else Verdict(sum(orders) / 2, orders)
+
+
+class Items(list[Any]):
+    """What was asked, as the options of a judge."""
+
+
+def judged(folder: Path, asked: Items, **options: Any) -> tuple[dict[str, Any], Any]:
+    component = judge_component(Prepared, asked)
+    options = {"policies": ["sft", "align"], "judges": [component], "rewards": [], **options}
+    artifact = step(**options).run(context(Scripted(), folder))
+    return dict(artifact.summary or {}), artifact
+
+
+@pytest.fixture
+def asked() -> Items:
+    return Items()
+
+
+def test_every_answer_meets_the_baselines(tmp_path: Path, asked: Items) -> None:
+    judged(tmp_path, asked)
+    assert [item[1:] for item in asked] == [(f"align says {i}", f"sft says {i}") for i in range(6)]
+
+
+def test_numbers_of_a_judge(tmp_path: Path, asked: Items) -> None:
+    found = judged(tmp_path, asked)[0]["judged"]["align"]["judge"]
+    mean = sum(P) / 5
+    error = math.sqrt(sum((p - mean) ** 2 for p in P) / 4 / 5)
+    assert found["preference"] == statistics.estimate(P) and found["preference"]["mean"] == pytest.approx(mean)
+    assert found["standard_error"] == pytest.approx(error)
+    assert (found["wins"], found["losses"], found["ties"]) == (2, 2, 1)
+    assert found["win_rate"] == statistics.share(2, 4)
+    # The second prompt: the first position wins in both orders.
+    assert found["inconsistent"] == statistics.share(1, 5)
+    assert found["first_position"]["mean"] == pytest.approx(sum([0.6, 0.7, 0.5, 0.4, 0.5]) / 5)
+
+
+def test_what_has_no_verdict_is_counted(tmp_path: Path, asked: Items) -> None:
+    summary, artifact = judged(tmp_path, asked)
+    found = summary["judged"]["align"]["judge"]
+    assert (found["comparisons"], found["unjudged"], found["unjudged_prompts"]) == (6, {"refused": 1}, 1)
+    assert "no verdict, refused: 1" in said(artifact)
+    assert "align against sft: preferred by judge 58%" in said(artifact)
+
+
+def test_equal_answers_are_a_tie_and_cost_nothing(tmp_path: Path, asked: Items) -> None:
+    models = Scripted(texts="the same {i}")
+    component = judge_component(Prepared, asked)
+    artifact = step(policies=["sft", "align"], judges=[component]).run(context(models, tmp_path))
+    found = dict(artifact.summary or {})["judged"]["align"]["judge"]
+    assert not asked and (found["ties"], found["unjudged"]) == (6, {})
+    assert triple(found["preference"]) == (0.5, None, None)
+
+
+def test_samples_of_a_prompt_are_averaged_first(tmp_path: Path, asked: Items) -> None:
+    found = judged(tmp_path, asked, samples_per_prompt=3)[0]["judged"]["align"]["judge"]
+    assert len(asked) == found["comparisons"] == 18 and found["unjudged"] == {"refused": 3}
+    assert triple(found["preference"]) == pytest.approx(triple(statistics.estimate(P)))
+    assert found["preference"]["n"] == 5
+
+
+def test_the_leaderboard_of_alpaca_eval(tmp_path: Path, asked: Items) -> None:
+    artifact = judged(tmp_path, asked)[1]
+    with (tmp_path / "out" / "leaderboard.csv").open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    # The header of AlpacaEval's own files.
+    header = ",win_rate,standard_error,n_wins,n_wins_base,n_draws,n_total,discrete_win_rate,mode,avg_length,"
+    assert ",".join(row) == header + "length_controlled_winrate,lc_standard_error"
+    found = dict(artifact.summary or {})["judged"]["align"]["judge"]
+    assert row[""] == "align" and float(row["win_rate"]) == pytest.approx(58)
+    assert [row[key] for key in ("n_wins", "n_wins_base", "n_draws", "n_total")] == ["2", "2", "1", "5"]
+    assert float(row["discrete_win_rate"]) == pytest.approx(50)
+    assert row["avg_length"] == str(len("align says 0"))
+    assert float(row["length_controlled_winrate"]) == pytest.approx(100 * found["length_controlled"]["mean"])
+
+
+def test_lengths_in_characters_and_difficulty_reach_the_regression(
+    tmp_path: Path, asked: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("alignkit_plugins.evaluate.judged.length_controlled", lambda *args: given.extend(args))
+    groups = prompts(6, instruction_difficulty=1.5)
+    component = judge_component(Prepared, asked)
+    step(policies=["sft", "align"], judges=[component]).run(context(Scripted(), tmp_path, groups))
+    assert given == [pytest.approx(P), [2.0] * 5, [1.5] * 5]  # `align` has two letters more than `sft`
+
+
+def test_rewards_and_two_judges(tmp_path: Path, asked: Items) -> None:
+    judges = [judge_component(Prepared, asked), judge_component(Prepared, asked)]
+    summary, _ = judged(tmp_path, asked, rewards=[HELPFUL], judges=judges, policies=["base", "sft", "align"])
+    assert summary["judges"] == ["judge", "judge-2"] == judge_names(judges)
+    assert {policy: list(found) for policy, found in summary["judged"].items()} == {
+        "base": ["judge", "judge-2"],
+        "align": ["judge", "judge-2"],
+    }
+    assert (tmp_path / "out" / "leaderboard-judge-2.csv").exists()
+    assert summary["headline"] == "helpful"
+
+
+def test_without_rewards_there_is_no_headline(tmp_path: Path, asked: Items) -> None:
+    summary, _ = judged(tmp_path, asked)
+    assert (summary["headline"], summary["rewards"], summary["against"]) == (None, [], {})
