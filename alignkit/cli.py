@@ -25,6 +25,7 @@ from alignkit.io.leaving import leaving
 from alignkit.io.printable import printable
 from alignkit.reporting.commands import compare, report
 from alignkit.starter.command import init
+from alignkit.syncing.command import sync
 from alignkit.verification.command import verify
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ def results(
 app.command()(report)
 app.command()(compare)
 app.command()(verify)
+app.command()(sync)
 
 
 @recipes_app.callback(invoke_without_command=True)

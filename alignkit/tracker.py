@@ -64,7 +64,8 @@ def tracked(line: Mapping[str, Any], number: int) -> tuple[str, int, dict[str, f
 
 def replay(folder: Path, tracker: Tracker, recipe: Mapping[str, Any] | None = None) -> int:
     """Give a tracker all that a run's `metrics.jsonl` holds, from its start to its finish; returns how many lines."""
-    lines = _lines((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = _lines(text[: text.rfind("\n") + 1].splitlines())  # a process that was killed leaves a part of a line
     tracker.start(TrackedRun(folder.resolve().name, folder, recipe or {}))
     numbers: dict[str, int] = {}
     for line in lines:

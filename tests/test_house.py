@@ -33,12 +33,12 @@ LAYERS = [
     {"reporting"},
     {"runs"},
     {"arguments"},
-    {"evaluating", "exporting", "inspection", "starter", "verification"},
+    {"evaluating", "exporting", "inspection", "starter", "syncing", "verification"},
     {"cli", "notebook", "testing", "__main__"},
 ]
 # internal: plugins may not import them
 ROOMS = {"exporting", "inspection", "io", "kernels", "models", "recipe", "reporting", "runs", "training"}
-ROOMS |= {"evaluating", "starter", "verification"}
+ROOMS |= {"evaluating", "starter", "syncing", "verification"}
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io"}
 # Modules that know each other, until they are untangled.

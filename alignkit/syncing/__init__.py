@@ -1,0 +1,1 @@
+"""Shows a finished run in a tracker (docs/architecture.md)."""
