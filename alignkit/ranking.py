@@ -10,7 +10,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
-from alignkit import statistics
+from alignkit import seeds, statistics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from alignkit.statistics import Share
 
 Policy = TypeVar("Policy", bound=Hashable)
+Game = tuple[Policy, Policy, float]
+REPETITIONS = 2000  # of a bootstrap
 ELO_PER_NAT = 400 / math.log(10)
 
 
@@ -129,6 +131,79 @@ def bradley_terry(wins: Mapping[tuple[Policy, Policy], float], *, ridge: float =
         _check_finite(table, policies)
     strengths = _most_likely(table, ridge)
     return {policies[number]: float(strengths[number]) for number in np.argsort(-strengths, kind="stable")}
+
+
+class Strength(TypedDict):
+    """A strength in nats, relative to the mean of all policies, and its 95% interval; `n` prompts with games."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def ranked(
+    games: Sequence[Sequence[Game[Policy]]],
+    policies: Sequence[Policy],
+    *,
+    ridge: float,
+    seed: int,
+    stream: str = "",
+) -> dict[Policy, Strength]:
+    """Bradley-Terry strengths of policies with bootstrap intervals.
+
+    games: those of each prompt. Prompts are drawn again with all their games, because the games of one prompt are not
+    independent (Efron 1979, "Bootstrap methods: another look at the jackknife"; percentiles of 2,000 repetitions).
+    ridge: as in `bradley_terry`, above 0, because a repetition may lack the only defeat of a policy. seed, stream: name
+    the random numbers. Raises `ValueError` without a game or a ridge.
+    """
+    import numpy as np
+
+    if not (math.isfinite(ridge) and ridge > 0):
+        raise ValueError(f"ridge must be a finite number above 0, not {ridge!r}")
+    played = [list(_checked(row)) for row in games if row]
+    if not played:
+        raise ValueError("ranking needs at least one comparison")
+    index = {policy: number for number, policy in enumerate(policies)}
+    tables = np.zeros((len(played), len(index), len(index)))  # wins at each prompt [prompts, winner, loser]
+    for table, row in zip(tables, played, strict=True):
+        for a, b, score in row:
+            table[index[a], index[b]] += score
+            table[index[b], index[a]] += 1 - score
+    n = len(played)
+    draws = seeds.stream(seed, "ranking", stream).multinomial(n, np.full(n, 1 / n), size=REPETITIONS)
+    again = np.tensordot(draws, tables, axes=1)
+    found = _with_ridge(tables.sum(0)[None], ridge)[0]
+    spread = _with_ridge(again, ridge)
+    tail = (1 - statistics.CONFIDENCE) / 2
+    low, high = np.quantile(spread, [tail, 1 - tail], axis=0)
+    return {
+        policy: {"mean": float(found[i]), "low": float(low[i]), "high": float(high[i]), "n": n}
+        for policy, i in index.items()
+    }
+
+
+def _with_ridge(tables: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
+    """The strengths [tables, policies] of several tables [tables, winner, loser] at once, by Newton's method.
+
+    With a ridge the likelihood has one maximum. A step moves no policy by more than a nat, so that none overshoots.
+    """
+    import numpy as np
+    from scipy.special import expit
+
+    games = tables + tables.swapaxes(1, 2)
+    strengths = np.zeros(tables.shape[:2])
+    for _ in range(1000):
+        p = expit(strengths[:, :, None] - strengths[:, None, :])
+        gradient = (tables - games * p).sum(2) - ridge * strengths
+        variance = games * p * (1 - p)
+        curvature = (variance.sum(2) + ridge)[:, :, None] * np.eye(tables.shape[1]) - variance
+        step = np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0]
+        step /= np.maximum(1.0, np.abs(step).max(axis=1, keepdims=True))
+        strengths += step
+        if np.abs(step).max() <= 1e-10:
+            break
+    return strengths
 
 
 def _checked(

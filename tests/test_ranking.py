@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from alignkit import statistics
-from alignkit.ranking import bradley_terry, elo, elo_gap, tally, win_probability, win_rate
+from alignkit.ranking import bradley_terry, elo, elo_gap, ranked, tally, win_probability, win_rate
 
 GAMES = [("a", "b", 1.0), ("b", "c", 1.0), ("a", "c", 0.5), ("c", "a", 1.0)]
 
@@ -179,3 +180,53 @@ def test_elo_points_of_a_gap_have_its_probability(gap: float) -> None:
 def test_gaps_of_any_size() -> None:
     assert (win_probability(-1e4), win_probability(1e4)) == (0, 1)
     assert win_probability(-40) == pytest.approx(math.exp(-40))
+
+
+# --- with intervals
+
+
+def star(p: float, n: int) -> list[list[tuple[str, str, float]]]:
+    wins = round(p * n)
+    return [[("ppo", "sft", float(i < wins))] for i in range(n)]
+
+
+def test_two_policies_have_the_log_odds_of_the_win_rate() -> None:
+    found = ranked(star(0.75, 400), ["sft", "ppo"], ridge=1e-6, seed=1)
+    gap = found["ppo"]["mean"] - found["sft"]["mean"]
+    assert gap == pytest.approx(math.log(3), abs=1e-4) and found["ppo"]["n"] == 400
+    # The delta method: the log odds vary by 1 / (n p (1 - p)), and each policy has half of the gap.
+    half = 1.96 * math.sqrt(1 / (400 * 0.75 * 0.25)) / 2
+    assert found["ppo"]["high"] - found["ppo"]["mean"] == pytest.approx(half, rel=0.15)
+    assert found["ppo"]["mean"] - found["ppo"]["low"] == pytest.approx(half, rel=0.15)
+
+
+def test_games_of_a_prompt_are_drawn_together() -> None:
+    alone = ranked(star(0.75, 100), ["sft", "ppo"], ridge=0.1, seed=1)["ppo"]
+    copies = ranked([row * 4 for row in star(0.75, 100)], ["sft", "ppo"], ridge=0.4, seed=1)["ppo"]
+    assert copies["n"] == 100  # four copies of a prompt are no more prompts
+    assert copies["high"] - copies["low"] == pytest.approx(alone["high"] - alone["low"], rel=1e-6)
+
+
+def test_intervals_of_three_policies_cover_their_strengths() -> None:
+    rng = np.random.default_rng(3)
+    truth = {"a": 0.7, "b": 0.0, "c": -0.7}
+    covered = 0
+    for repetition in range(40):
+        games = [
+            [(x, y, float(rng.random() < win_probability(truth[x] - truth[y]))) for x, y in ("ab", "bc", "ac")]
+            for _ in range(80)
+        ]
+        found = ranked(games, list(truth), ridge=1e-3, seed=repetition)
+        covered += sum(found[name]["low"] <= truth[name] <= found[name]["high"] for name in truth)
+    assert 0.88 <= covered / 120 <= 1.0  # 95%; three standard errors of 40 independent runs are 10 points, less here
+
+
+def test_one_that_always_wins_is_finite_with_a_ridge() -> None:
+    found = ranked([[("a", "b", 1.0)]] * 20, ["a", "b"], ridge=0.1, seed=0)
+    assert 1 < found["a"]["mean"] < 10 and found["a"]["low"] == found["a"]["high"] == pytest.approx(found["a"]["mean"])
+
+
+@pytest.mark.parametrize(("games", "ridge", "said"), [([], 0.1, "at least one"), ([[("a", "b", 1.0)]], 0.0, "above 0")])
+def test_rankings_that_cannot_be(games: list[list[tuple[str, str, float]]], ridge: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ranked(games, ["a", "b"], ridge=ridge, seed=0)

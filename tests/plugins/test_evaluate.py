@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -464,12 +465,12 @@ def documented(file: str) -> dict[str, str]:
 def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None:
     models = overlapping()  # lengths overlap, and so there is a difference at equal length
     models.scripted["align"] = [*models.scripted["align"][:-1], None]
-    options = {"rewards": [HELPFUL, combined()], "judges": [judge_component(SaysNothing)]}
-    step(policies=["sft", "align"], top_k=5, **options).run(context(models, tmp_path, prompts(40)))
+    options = {"rewards": [HELPFUL, combined()], "judges": [judge_component(SaysNothing)], "by": ["language"]}
+    groups = [replace(group, meta={"language": "en"}) for group in prompts(40)]
+    step(policies=["sft", "align"], top_k=5, **options).run(context(models, tmp_path, groups))
     written = json.loads((tmp_path / "out" / file).read_text())
-    names = {"sft": "POLICY", "align": "POLICY", "judge": "JUDGE", "error": "REASON"} | dict.fromkeys(
-        ["helpful", "llama2", "llama2/safety"], "REWARD"
-    )
+    names = {"sft": "POLICY", "align": "POLICY", "judge": "JUDGE", "error": "REASON"}
+    names |= {"language": "COLUMN", "en": "VALUE"} | dict.fromkeys(["helpful", "llama2", "llama2/safety"], "REWARD")
     found, known = paths(written, names), documented(file)
     fields = {key for key in known if known[key].strip().startswith("of an estimate")}
     assert fields == {"mean", "low", "high", "n"}

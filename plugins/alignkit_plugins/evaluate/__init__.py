@@ -38,7 +38,7 @@ from alignkit import (
 from alignkit.comparison import answers_of, averages, length, prompts_to_compare, sample_policies, scale_of, short_names
 from alignkit.data.group import write_groups
 from alignkit.errors import OtherTokenizer
-from alignkit_plugins.evaluate import judged, report
+from alignkit_plugins.evaluate import breakdown, judged, report
 
 
 class Evaluate(Step):
@@ -59,6 +59,7 @@ class Evaluate(Step):
         temperature: float | None = Field(
             None, gt=0, description="sampling temperature, also for the KL; default: as in training"
         )
+        by: list[str] = Field(default_factory=list, description="columns of the prompts to break the results down by")
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
         show: int = Field(3, ge=0, description="prompts whose responses are printed side by side")
         seed: int | None = Field(None, ge=0, description="seed of the samples; default: the recipe's")
@@ -102,6 +103,7 @@ class Evaluate(Step):
         judges = dict(zip(judge_names(self.options.judges), self.options.judges, strict=True))
         checked = {name: CheckedJudge(component, context) for name, component in judges.items()}
         prompts, notes = prompts_to_compare(context.load(self.options.prompts), self.options.limit)
+        breakdown.check_columns(prompts, self.options.by)
         warning = self._warning(prompts, context)
         groups = self._sample(prompts, context)
         groups, columns = self._score(groups, scorers, context)
@@ -109,41 +111,36 @@ class Evaluate(Step):
         summary["notes"] += [*notes, warning] if warning else notes
         summary["notes"] += [note for scorer in scorers for note in scorer.untrained]
         summary["judges"] = list(judges)
-        summary["judged"] = self._judged(groups, checked, context)
+        verdicts = self._verdicts(groups, checked, context)
+        summary["judged"] = judged.summaries(groups, verdicts, self.baseline)
         groups, summary = _with_short_names(groups, summary)
+        names = short_names(self.options.policies)
+        verdicts = {names[policy]: found for policy, found in verdicts.items()}
+        summary["ranking"] = breakdown.rankings(groups, summary, verdicts, context.seed)
+        summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, compare)
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
-        self._write_leaderboards(groups, summary, context)
+        for file, text in judged.leaderboards(groups, summary).items():
+            context.write_text(file, text)
         context.write_json("figure.json", figure(summary, [column.name for column in columns if column.single]))
         shown = report.report(summary, groups[: self.options.show])
         return Artifact(summary=summary, report=shown, text=f"next: {self.options.next}" if self.options.next else "")
 
-    def _judged(
+    def _verdicts(
         self, groups: Sequence[Group], judges: Mapping[str, CheckedJudge], context: StepContext
-    ) -> dict[str, dict[str, Any]]:
-        """The results of each policy but the baseline, by each judge."""
-        baseline = self.baseline
-        results: dict[str, dict[str, Any]] = {}
-        for policy in self.options.policies:
-            if baseline is None or policy == baseline or not judges:
-                continue
-            results[policy] = {}
-            for name, judge in judges.items():
-                context.say(f"{context.out.name}: {name} compares {short_names(self.options.policies)[policy]}")
-                verdicts = judged.judge(groups, policy, baseline, judged.mapped(judge.compare, name, context.map))
-                results[policy][name] = judged.summary(groups, verdicts, policy, baseline)
-        return results
-
-    def _write_leaderboards(self, groups: Sequence[Group], summary: Mapping[str, Any], context: StepContext) -> None:
-        """One file per judge; that of the first judge is `leaderboard.csv`."""
-        lengths = {
-            policy: statistics.mean([judged.characters(group, policy) for group in groups])
-            for policy in summary["policies"]
-        }
-        for number, name in enumerate(summary["judges"]):
-            results = {policy: found[name] for policy, found in summary["judged"].items()}
-            file = "leaderboard.csv" if number == 0 else f"leaderboard-{name}.csv"
-            context.write_text(file, judged.leaderboard(results, lengths))
+    ) -> dict[str, dict[str, judged.Judged]]:
+        """The comparisons of each policy with the baseline, by each judge."""
+        baseline, found = self.baseline, {}
+        for policy in self.options.policies if baseline is not None and judges else ():
+            if policy != baseline:
+                context.say(
+                    f"{context.out.name}: {', '.join(judges)} compare {short_names(self.options.policies)[policy]}"
+                )
+                found[policy] = {
+                    name: judged.judge(groups, policy, str(baseline), judged.mapped(judge.compare, name, context.map))
+                    for name, judge in judges.items()
+                }
+        return found
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
         """Says how many prompts the policies or the reward models were trained on; empty if none."""

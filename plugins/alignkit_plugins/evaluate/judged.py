@@ -78,9 +78,8 @@ def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str)
     wins, losses = sum(p > 0.5 + TIE for p in preferences), sum(p < 0.5 - TIE for p in preferences)
     verdicts = [verdict for row in judged.verdicts for verdict in row]
     reasons = Counter(v.reason.partition(":")[0] or "no reason given" for v in verdicts if v.p_first is None)
-    binary = statistics.levels_of(preferences) == (0.0, 1.0)
     return {
-        "preference": statistics.rate(preferences) if binary else statistics.estimate(preferences),
+        "preference": preference(preferences),
         "standard_error": standard_error(preferences),
         "win_rate": statistics.share(wins, wins + losses),
         "wins": wins,
@@ -92,6 +91,12 @@ def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str)
         "unjudged_prompts": len(groups) - len(known),
         **_orders(verdicts),
     }
+
+
+def preference(values: Sequence[float]) -> statistics.Estimate:
+    """The mean of prompts' preferences with its interval."""
+    binary = statistics.levels_of(values) == (0.0, 1.0)
+    return statistics.rate(values) if binary else statistics.estimate(values)
 
 
 def standard_error(values: Sequence[float]) -> float | None:
@@ -123,6 +128,29 @@ def controlled(
 def characters(group: Group, policy: str) -> float:
     """The mean length of a policy's answers to a prompt, in characters."""
     return statistics.mean([len(words(response)) for response in answers_of(group, policy)])
+
+
+def summaries(
+    groups: Sequence[Group], verdicts: Mapping[str, Mapping[str, Judged]], baseline: str | None
+) -> dict[str, dict[str, Any]]:
+    """The results of each policy but the baseline, by each judge."""
+    return {
+        policy: {name: summary(groups, found, policy, str(baseline)) for name, found in judges.items()}
+        for policy, judges in verdicts.items()
+    }
+
+
+def leaderboards(groups: Sequence[Group], summary: Mapping[str, Any]) -> dict[str, str]:
+    """The files for each judge, by name; that of the first judge is `leaderboard.csv`."""
+    lengths = {
+        policy: statistics.mean([characters(group, policy) for group in groups]) for policy in summary["policies"]
+    }
+    return {
+        "leaderboard.csv" if number == 0 else f"leaderboard-{name}.csv": leaderboard(
+            {policy: found[name] for policy, found in summary["judged"].items()}, lengths
+        )
+        for number, name in enumerate(summary["judges"])
+    }
 
 
 def leaderboard(results: Mapping[str, Mapping[str, Any]], lengths: Mapping[str, float]) -> str:

@@ -21,6 +21,8 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     blocks: list[Block] = ["\n".join(summary["notes"]), policy_table(summary)]
     blocks += [comparison_table(summary)] if against else []
     blocks += judge_blocks(summary)
+    blocks += ranking_blocks(summary)
+    blocks += [by_table(summary, column) for column in summary.get("by", {})]
     blocks += [side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups]
     verdicts = [verdict(summary, policy) for policy in against]
     verdicts += [judges_verdict(summary, policy) for policy in summary.get("judged", {})]
@@ -147,6 +149,38 @@ def judge_blocks(summary: Mapping[str, Any]) -> list[Block]:
             note="; ".join(f"no verdict, {why}: {count}" for why, count in missing.most_common()),
         ),
     ]
+
+
+def ranking_blocks(summary: Mapping[str, Any]) -> list[Block]:
+    """The policies in Elo points by each rater; empty for fewer than three policies, which differences rank."""
+    if len(summary["policies"]) < 3 or not summary.get("ranking"):
+        return []
+    raters = summary["ranking"]
+    rows = [[policy, *(_elo(found[policy]["elo"]) for found in raters.values())] for policy in summary["policies"]]
+    return [Table("ranking in Elo points (Bradley-Terry; the mean of all is 1000)", ["policy", *raters], rows)]
+
+
+def _elo(points: Mapping[str, Any]) -> str:
+    return f"{points['mean']:.0f} [{points['low']:.0f}, {points['high']:.0f}]"
+
+
+def by_table(summary: Mapping[str, Any], column: str) -> Table:
+    """The headline's difference, or else the first judge's preference, at each value of a column."""
+    headline, policies = summary["headline"], list(summary["against"] or summary["judged"])
+    judge = None if headline is not None and summary["against"] else next(iter(summary["judges"]), None)
+    what = f"preferred by {judge}" if judge is not None else f"difference in {headline}"
+    rows = []
+    for value, found in summary["by"][column].items():
+        if judge is not None:
+            cells = [shown(found["judged"][policy][judge], percent=True) for policy in policies]
+        else:
+            cells = [shown(found["against"][policy][headline]["difference"], sign=True) for policy in policies]
+        if not policies:
+            cells = [shown(means[headline]) for means in found["policies"].values()]
+        rows.append([value, str(found["prompts"]), *cells])
+    if not policies:
+        what, policies = f"mean {headline}", list(summary["policies"])
+    return Table(f"by {column}: {what}", [column, "prompts", *policies], rows)
 
 
 def _length_controlled(rate: Mapping[str, Any] | None) -> str:
