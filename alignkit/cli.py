@@ -17,7 +17,14 @@ from typer.core import TyperGroup
 from alignkit import __version__
 from alignkit.arguments import NoPlugins, Overrides, PluginFiles, RecipeName, console, load, print_table
 from alignkit.author import blaming
-from alignkit.errors import AlignkitError, OutOfResource, disk_is_full, message_of
+from alignkit.errors import (
+    AlignkitError,
+    OutOfResource,
+    Problem,
+    RecipeError,
+    disk_is_full,
+    message_of,
+)
 from alignkit.evaluating.command import evaluate
 from alignkit.exporting.command import export
 from alignkit.inspection.command import inspect
@@ -309,6 +316,8 @@ def _failed(error: Exception) -> int:
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # the command-line parser's usage errors
         error.show()
         return int(error.exit_code)
+    if isinstance(error, ValueError) and "null byte" in str(error):  # raised by older versions of typer
+        error = RecipeError([Problem("an argument has a NUL character, which no path can have")])
     if type(error).__name__ == "Abort":
         return 130
     if os.environ.get("ALIGNKIT_DEBUG", "") not in ("", "0"):
