@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, MutableMapping, MutableSequence, MutableSet, Set
 from functools import cached_property
 from typing import Any
 
@@ -12,14 +12,22 @@ KEPT = ("options", "state", "metrics")  # saved, or made again
 def memory_of(plugin: Any) -> dict[str, Any]:
     """The values of a plugin's attributes outside `state`, to compare with those after a call.
 
-    What is computed once (`cached_property`) and functions, such as a logger, are not memory.
+    Of its class, only lists, mappings and sets count: nothing else there changes by accident. What is computed once
+    (`cached_property`) and functions, such as a logger, are not memory.
     """
     kind = type(plugin)
-    return {
+    shared = {
+        name: _value(value)
+        for parent in reversed(kind.__mro__)
+        for name, value in vars(parent).items()
+        if isinstance(value, MutableMapping | MutableSequence | MutableSet) and not name.startswith("__")
+    }
+    own = {
         name: _value(value)
         for name, value in vars(plugin).items()
         if name not in KEPT and not callable(value) and not isinstance(getattr(kind, name, None), cached_property)
     }
+    return {**shared, **own}
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:

@@ -97,16 +97,24 @@ class StageEngine:
         return written
 
     def logprobs(
-        self, model: SharedModel, role: str, rows: Sequence[tuple[Ids, Ids]], temperature: float = 1.0
+        self,
+        model: SharedModel,
+        role: str,
+        rows: Sequence[tuple[Ids, Ids]],
+        temperature: float = 1.0,
+        labels: Sequence[str] = (),
     ) -> list[Tensor]:
-        """Log-probabilities of responses to prompts, (prompt, response): fp32 [tokens] each, in nats."""
+        """Log-probabilities of responses to prompts, (prompt, response): fp32 [tokens] each, in nats.
+
+        labels: of the responses' prompts, for errors.
+        """
         version = self._publish(model, role)
         prompts, responses = [list(prompt) for prompt, _ in rows], [list(response) for _, response in rows]
         found = self._call("logprobs", lambda: self.engine.logprobs(role, prompts, responses, temperature))
         self._check_count("logprobs", found, len(rows), "response", "a Completion")
         measured = []
         for index, (one, (_, response)) in enumerate(zip(found, rows, strict=True)):
-            where = f"for response {index}"
+            where = f"for response {index} ({labels[index]})" if labels else f"for response {index}"
             checked = self._checked("logprobs", one, role, version, where)
             if tuple(checked.tokens) != tuple(response):
                 shown = f"{list(checked.tokens)[:8]} instead of {list(response)[:8]}"

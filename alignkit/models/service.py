@@ -144,7 +144,8 @@ class ModelService:
         with self.progress(f"log-probabilities of {role}", len(fitting)) as done:
             if engine is not None:
                 rows = [(e.prompt, row.tokens) for e in fitting for row in e.rows]
-                measured = engine.logprobs(self.model, name, rows, temperature)
+                labels = [str(e.group.origin or preview(e.group)) for e in fitting for _ in e.rows]
+                measured = engine.logprobs(self.model, name, rows, temperature, labels)
             else:
                 measured = measure(self.model, name, fitting, "logprobs", temperature=temperature, done=done)
         values = iter(measured)

@@ -35,7 +35,7 @@ def check_references(recipe: Recipe, stages: Sequence[Stage], encoder: Callable[
             "give both base models the same 'chat_template'"
             if same
             else "name a reference whose base model has the same tokenizer, or let the policy learn its answers as "
-            f"text: a step 'sample' with 'policies: [{reference}]', then a stage with 'algorithm: sft'"
+            f"text: a step 'sample' with 'policy: {reference}', then a stage with 'algorithm: sft'"
         )
         problems.append(Problem(message, str(recipe.path), help=help))
     if problems:

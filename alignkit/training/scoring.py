@@ -91,7 +91,7 @@ class Scorer:
     def combine(self, groups: Sequence[Group]) -> CombinedReward:
         """The combination over these scored groups as one batch, to learn from.
 
-        Raises RunFailed if a reward is not finite.
+        Raises PluginError if a reward is not finite.
         """
         names = self._component_names()
         responses = [response for group in groups for response in group.responses]
@@ -99,8 +99,8 @@ class Scorer:
         combined = self._combined(groups, components, learning=True)
         for response, reward, raw in zip(responses, combined.reward.tolist(), combined.raw.tolist(), strict=True):
             if not math.isfinite(reward) or not math.isfinite(raw):
-                raise RunFailed(
-                    f"reward '{self.name}' is {reward} ({raw} before whitening) for scores {response.scores}"
+                raise self._wrong(
+                    "combine", f"the reward is {reward} ({raw} before whitening) for scores {response.scores}"
                 )
         return combined
 

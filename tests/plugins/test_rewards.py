@@ -303,7 +303,7 @@ def test_a_combination_that_gives_no_number_stops_the_run(tmp_path: Path, at: st
     whole, broken = torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.nan])
     found = CombinedReward(broken, whole, {}) if at == "reward" else CombinedReward(whole, broken, {})
     scorer._combined = lambda *_, **__: found  # type: ignore[method-assign]
-    with pytest.raises(RunFailed, match=r"'rm' is .*nan.* for scores \{'rm': 2.0"):
+    with pytest.raises(RunFailed, match=r"'rm': the reward is .*nan.* for scores \{'rm': 2.0"):
         scorer.combine(scored)
 
 

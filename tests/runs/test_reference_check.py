@@ -142,7 +142,7 @@ def test_another_tokenizer_is_refused_first(
     assert main([command, str(path), *(("--out", str(tmp_path / "out")) if command == "run" else ())]) == 2
     err = capsys.readouterr().err
     assert f"stage 'student': its reference 'big' is on base 'big' ({shifted}), which has another tokenizer" in err
-    assert f"than 'model' ({big})" in err and "a step 'sample' with 'policies: [big]'" in err and "loading" not in err
+    assert f"than 'model' ({big})" in err and "a step 'sample' with 'policy: big'" in err and "loading" not in err
 
 
 def test_another_end_of_turn_is_refused(big: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 import alignkit
-from alignkit import CombinedReward, Group, Message, PluginError, RecipeError, Response, RewardCombination, RunFailed
+from alignkit import (
+    CombinedReward,
+    Group,
+    Message,
+    PluginError,
+    RecipeError,
+    Response,
+    RewardCombination,
+    RunFailed,
+)
 from alignkit.functional import whiten
 from alignkit.io.progress import Metrics
 from alignkit.recipe.load import load_recipe
@@ -294,6 +303,30 @@ def test_a_nested_combination_has_a_state_of_its_own() -> None:
 def test_memory_outside_the_state_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Growing, "leak", True)
     with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: it changed self.calls, .*self.state"):
+        score_rollouts(growing(), TWO)
+
+
+def test_memory_of_a_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(Growing, "seen", seen, raising=False)
+    combine = Growing.combine
+
+    def leaking(self: Any, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
+        seen.append(1)
+        return combine(self, groups, components)
+
+    monkeypatch.setattr(Growing, "combine", leaking)
+    with pytest.raises(PluginError, match=r"`Growing.combine`: it changed self.seen"):
+        score_rollouts(growing(), TWO)
+
+
+def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def combine(self: Any, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
+        (part,) = components.values()
+        return CombinedReward(part * math.nan, part, {})
+
+    monkeypatch.setattr(Growing, "combine", combine)
+    with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: reward 'growing': the reward is nan"):
         score_rollouts(growing(), TWO)
 
 
