@@ -42,7 +42,7 @@ def test_references_become_what_a_run_makes_of_them(around: Surroundings) -> Non
     assert options.policy == "sft@2" and options.data == Data(["a.jsonl", "b.jsonl"])
     (around.folder / "x.py").touch()
     options = around.component("reward", Refers, {"reward": "helpful", "file": "x.py"}).options
-    assert options.reward == RewardSpec("stage", "helpful") and options.file == Path("x.py")
+    assert options.reward == RewardSpec("stage", "helpful") and options.file == around.folder / "x.py"
     options = around.component("reward", Refers, {"reward": {"folder": "models/rm"}}).options
     assert options.reward.kind == "folder"
 
