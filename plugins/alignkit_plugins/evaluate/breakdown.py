@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit import Group, RunFailed
 from alignkit.comparison import averages, scale_of
-from alignkit.ranking import Game, elo_gap, ranked
 from alignkit_plugins.evaluate.judged import Judged
 from alignkit_plugins.evaluate.judged import preference as judged_preference
+
+if TYPE_CHECKING:
+    from alignkit.ranking import Game
 
 RIDGE = 0.1  # keeps the strength of a policy that always won finite
 MISSING = "(none)"  # of prompts without the column
@@ -34,6 +36,8 @@ def rankings(groups: Sequence[Group], summary: Mapping[str, Any], verdicts: Verd
 
 
 def _ranking(games: Sequence[Sequence[Game[str]]], policies: Sequence[str], seed: int, name: str) -> dict[str, Any]:
+    from alignkit.ranking import ranked  # imports numpy
+
     found = ranked(games, policies, ridge=RIDGE, seed=seed, stream=name)
     best_first = sorted(found, key=lambda policy: -found[policy]["mean"])
     return {policy: {"strength": found[policy], "elo": _points(found[policy])} for policy in best_first}
@@ -41,6 +45,8 @@ def _ranking(games: Sequence[Sequence[Game[str]]], policies: Sequence[str], seed
 
 def _points(strength: Mapping[str, Any]) -> dict[str, Any]:
     """A strength in Elo points; the mean of all policies is 1000."""
+    from alignkit.ranking import elo_gap
+
     ends = {key: 1000 + elo_gap(strength[key]) for key in ("mean", "low", "high")}
     return {**ends, "n": strength["n"]}
 
