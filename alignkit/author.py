@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full, memory_ran_out
-from alignkit.hidden_state import changed, memory_of
+from alignkit.hidden_state import changed, memory_of, numbers_of
 
 if TYPE_CHECKING:
     from alignkit.registry import Registration
@@ -83,6 +83,21 @@ def remembering_nothing(author: Author, method: str, owner: Any) -> Iterator[Non
             _full(method, owner),
             f"it changed self.{name}, which a resumed run would lose: what must be remembered belongs in self.state, "
             "which checkpoints keep; for what is only computed once there is functools.cached_property",
+        )
+
+
+@contextmanager
+def counting_nothing(author: Author, method: str, owner: Any) -> Iterator[None]:
+    """Like `calling`, and refuse a method whose object counts or averages; what it has computed it may keep."""
+    before = numbers_of(owner)
+    with calling(author, method, owner):
+        yield
+    after = {name: value for name, value in numbers_of(owner).items() if name in before}  # others: computed once
+    if name := changed({name: before[name] for name in after}, after):
+        raise author.error(
+            _full(method, owner),
+            f"it changed self.{name}, which a resumed run would lose: a score may depend on the row and the response "
+            "only; a combination of rewards can remember, in self.state",
         )
 
 

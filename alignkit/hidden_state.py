@@ -30,6 +30,16 @@ def memory_of(plugin: Any) -> dict[str, Any]:
     return {**shared, **own}
 
 
+def numbers_of(plugin: Any) -> dict[str, Any]:
+    """The attributes that are numbers or tensors: a count or an average, but no store of what was computed before."""
+    kept = {name: value for name, value in vars(plugin).items() if name not in KEPT}
+    return {name: _value(value) for name, value in kept.items() if isinstance(value, int | float) or _is_array(value)}
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and (hasattr(value, "numpy") or hasattr(value, "tobytes"))
+
+
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     """The name of an attribute that changed; None if none did."""
     return next((name for name in sorted({*before, *after}) if before.get(name) != after.get(name)), None)

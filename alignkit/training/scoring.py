@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alignkit import functional as F
-from alignkit.author import calling, made, remembering_nothing
+from alignkit.author import calling, counting_nothing, made, remembering_nothing
 from alignkit.data.group import Group, Response, preview
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Reward, RewardCombination
@@ -166,7 +166,7 @@ class Scorer:
 
     def _scores(self, groups: Sequence[Group]) -> list[float | None]:
         """What the plugin says."""
-        with calling(self.author, "score", self.plugin):
+        with counting_nothing(self.author, "score", self.plugin):
             scores = self.plugin.score(groups)
         if not isinstance(scores, Mapping) or len(scores) != 1:
             what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__

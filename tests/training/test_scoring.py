@@ -22,6 +22,7 @@ from alignkit import (
     PluginError,
     RecipeError,
     Response,
+    Reward,
     RewardCombination,
     RunFailed,
 )
@@ -304,6 +305,32 @@ def test_memory_outside_the_state_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Growing, "leak", True)
     with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: it changed self.calls, .*self.state"):
         score_rollouts(growing(), TWO)
+
+
+class Counts(Reward):
+    """Scores grow with every call, or come from a store."""
+
+    counts = True
+
+    def __init__(self, options: Any = None):
+        super().__init__(options)
+        self.n, self.known = 0, {}
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        self.n += self.counts
+        self.known["a"] = 1.0
+        return {"": [float(self.n) for group in groups for _ in group.responses]}
+
+
+def test_a_reward_that_counts_is_refused_and_one_that_keeps_results_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    component: Any = SimpleNamespace(registration=Registration("counts", Counts, plugin="x"), options=None)
+    spec = RewardSpec("reward", "counts", component)
+    with pytest.raises(
+        PluginError, match=r"plugin 'x'.*`Counts.score`: it changed self.n, .* the row and the response"
+    ):
+        score_rollouts(combining(spec, {}), TWO)
+    monkeypatch.setattr(Counts, "counts", False)
+    assert len(score_rollouts(combining(spec, {}), TWO).groups) == 2
 
 
 def test_memory_of_a_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
