@@ -33,15 +33,14 @@ def source_digests(file: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     root = file.parent if top is None else top.parent
     waiting = [_Module(file.name, file)] if top is None else list(_package_files(top))
-    seen: set[Path] = set()
+    seen = {module.file for module in waiting}  # a package's file keeps its name, also if another one imports it
     while waiting:
         module = waiting.pop()
-        if module.file in seen:
-            continue
-        seen.add(module.file)
         found[module.name] = file_digest(module.file)
-        if module.file.suffix == ".py":
-            waiting += [other for other in _imported(module.file, root, top) if other.file not in seen]
+        for other in _imported(module.file, root, top) if module.file.suffix == ".py" else ():
+            if other.file not in seen:
+                seen.add(other.file)
+                waiting.append(other)
     return found
 
 
