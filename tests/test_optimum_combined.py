@@ -88,7 +88,7 @@ def constrained(problem: Problem, beta: float, limit: float, rescale: bool) -> t
 
 @pytest.mark.parametrize(
     ("problem", "beta", "limit", "rescale"),
-    [(ONE, 0.25, 0.4, True), (THREE, 0.5, 0.4, False)],
+    [(ONE, 0.25, 0.4, True), pytest.param(THREE, 0.5, 0.4, False, marks=pytest.mark.slow)],
     ids=["one-rescaled", "three"],
     indirect=["problem"],
 )

@@ -156,8 +156,8 @@ def test_grpo_s_fixed_point_is_its_own(tmp_path: Path) -> None:
         (ONE, 8, 1.0, {}),
         (ONE, 8, 0.5, DR),
         (THREE, 12, 3.0, {}),
-        (THREE, 12, 1.5, DR),
-        (THREE, 12, 3.0, {"ratio": "sequence"}),
+        pytest.param(THREE, 12, 1.5, DR, marks=pytest.mark.slow),
+        pytest.param(THREE, 12, 3.0, {"ratio": "sequence"}, marks=pytest.mark.slow),
     ],
     ids=["grpo-one", "dr_grpo-one", "grpo-three", "dr_grpo-three", "gspo-three"],
     indirect=["problem"],
@@ -197,7 +197,7 @@ def test_reinforce_pp_reaches_the_optimum(problem: Problem, beta: float, options
 
 @pytest.mark.parametrize(
     ("problem", "beta", "prompts", "rate"),
-    [(ONE, 0.5, 6, 3e-3), (THREE, 1.0, 4, 5e-3)],
+    [(ONE, 0.5, 6, 3e-3), pytest.param(THREE, 1.0, 4, 5e-3, marks=pytest.mark.slow)],
     ids=["one", "three"],
     indirect=["problem"],
 )
