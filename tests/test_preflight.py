@@ -167,6 +167,26 @@ def test_the_data_of_all_stages_are_told_at_once(tmp_path: Path, capsys: pytest.
     assert all(f"later_{number}" in err for number in range(3)), err
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "CUDA", "meta", ""])
+def test_a_device_that_cannot_be_is_a_mistake_of_the_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    (command,) = mistaken(tmp_path)
+    assert main(["validate", command, f"model.device='{device}'"]) == 2
+    assert f"model.device: '{device}' is no device of torch" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_here_is_told_before_the_first_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (command,) = mistaken(tmp_path, {"algorithm": "sft", "data": "demos.jsonl", "base": "big"})
+    override = "bases={big: {base: tiny, device: 'cuda:99'}}"
+    assert main(["validate", command, override]) == 0
+    assert main(["run", command, override, "--out", str(tmp_path / "run")]) == 2
+    assert "stage 'later_0': 'device: cuda:99': torch finds " in capsys.readouterr().err
+    assert not (tmp_path / "run" / "first").exists()
+
+
 # The chat template
 
 TEMPLATES = {

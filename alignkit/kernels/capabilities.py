@@ -49,6 +49,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_count(kind: str) -> int:
+    """How many devices of a kind, such as `cuda`, torch can use here; any number of CPUs is one."""
+    if kind == "cpu":
+        return 1
+    try:
+        module = torch.get_device_module(kind)
+    except RuntimeError:  # a kind that is not built into this torch
+        return 0
+    return module.device_count() if module.is_available() else 0
+
+
 def prepare_gpu(device: torch.device) -> None:
     """Choose among torch's kernels for a GPU.
 

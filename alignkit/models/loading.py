@@ -26,8 +26,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def device_of(name: str) -> torch.device:
-    """The device that `model.device` names; `auto`: the GPU if there is one."""
-    return capabilities.default_device() if name == "auto" else torch.device(name)
+    """The device that `model.device` names; `auto`: the GPU if there is one. Raises RunFailed if torch finds none."""
+    if name == "auto":
+        return capabilities.default_device()
+    if (found := capabilities.device_count(name.partition(":")[0])) <= int(name.partition(":")[2] or 0):
+        known = f"only {found}" if found else "none"
+        raise RunFailed(f"'device: {name}': torch finds {known} on this machine; 'device: auto' takes what there is")
+    return torch.device(name)
 
 
 def dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from alignkit.recipe.problems import path_text
 from alignkit.recipe.scope import Scope
 from alignkit.recipe.validation import validate
 from alignkit.settings import ModelSpec
+
+_DEVICE = re.compile(r"auto|cpu(:0)?|(cuda|mps|xpu|hpu|npu|mtia)(:\d{1,3})?")
 
 
 def read_model(raw: Any, scope: Scope, keys: Keys = ("model",)) -> ModelSpec | None:
@@ -31,6 +34,7 @@ def read_model(raw: Any, scope: Scope, keys: Keys = ("model",)) -> ModelSpec | N
     if spec is None:
         return None
     _check_trainable(spec, keys, scope)
+    _check_device(spec.device, (*keys, "device"), scope)
     changes = {"base": base}
     if spec.chat_template is not None and spec.chat_template not in TEMPLATES:
         template = scope.paths.for_run(Path(spec.chat_template), (*keys, "chat_template"))
@@ -53,6 +57,13 @@ def _check_trainable(spec: ModelSpec, keys: Keys, scope: Scope) -> None:
     elif spec.dtype == "bfloat16" and spec.lora is None:
         message = f"{name}.dtype: bfloat16 weights would lose most updates at the learning rates of fine-tuning"
         problems.error((*keys, "dtype"), message, help="leave 'dtype' out, or train a LoRA adapter")
+
+
+def _check_device(device: str, keys: Keys, scope: Scope) -> None:
+    """Report what no machine has. Whether this one has the device is found out by `run`, because that takes torch."""
+    if not _DEVICE.fullmatch(device):
+        message = f"{path_text(keys)}: '{device}' is no device of torch"
+        scope.problems.error(keys, message, help="write auto, cpu, cuda (a GPU of NVIDIA or AMD), cuda:1, mps or xpu")
 
 
 def _check_template(template: Any, keys: Keys, scope: Scope) -> None:

@@ -146,6 +146,18 @@ class RunBases(Mapping[str, RunBase]):
             return (BASE, *(name for name in named if name != BASE))
         return tuple(named) or (BASE,)
 
+    def check_devices(self, stages: Iterable[Stage]) -> None:
+        """Raise RecipeError for stages whose base models are to be on devices that this machine lacks."""
+        problems: dict[str, Problem] = {}
+        for stage in stages:
+            for name in self.needed(stage):
+                try:
+                    device_of(self[name].spec.device)
+                except RunFailed as error:
+                    problems[name] = Problem(f"stage '{stage.name}': {error}", str(self._recipe.path))
+        if problems:
+            raise RecipeError(problems.values())
+
     # Memory
 
     def fit(self, names: Iterable[str]) -> bool:

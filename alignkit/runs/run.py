@@ -148,6 +148,7 @@ class Run:
         waiting = self._incomplete()
         check_trackers(self.recipe)
         check_components(self.recipe, waiting)
+        self.bases.check_devices(waiting)
         check_folders(self.recipe, waiting, self.bases)
         if self.recipe.bases:
             self.bases.check_memory(waiting)
