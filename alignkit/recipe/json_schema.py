@@ -29,7 +29,8 @@ _KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filt
 
 def recipe_schema(registry: Registry) -> Schema:
     """The schema of a recipe file that may use every plugin of the registry."""
-    return _Builder(registry).recipe()
+    schema: Schema = _canonical(_Builder(registry).recipe())
+    return {"title": "alignkit recipe", **schema}
 
 
 def schema_text(registry: Registry) -> str:
@@ -59,7 +60,6 @@ class _Builder:
         bases: Schema = {"type": "object", "additionalProperties": self._refs[ModelSpec]}
         return {
             "$schema": DIALECT,
-            "title": "alignkit recipe",
             "type": "object",
             "properties": {
                 **top["properties"],
@@ -131,6 +131,23 @@ def _with_references(value: Any) -> Any:
             return {**others, **_ref("stage_name" if kind == "stage" else kind)}
         return {key: _with_references(item) for key, item in value.items()}
     return [_with_references(item) for item in value] if isinstance(value, list) else value
+
+
+# Keys whose values are data of a recipe, not schemas.
+_VALUES = ("default", "const", "enum")
+
+
+def _canonical(value: Any) -> Any:
+    """The schema as every version of pydantic would write it: without titles made from names, and 1.0 as 1."""
+    if isinstance(value, dict):
+        return {
+            key: item if key in _VALUES else _canonical(item)
+            for key, item in value.items()
+            if not (key == "title" and isinstance(item, str)) and not (key == "additionalProperties" and item is True)
+        }
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _ref(name: str) -> Schema:
