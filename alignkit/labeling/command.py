@@ -38,7 +38,7 @@ def label(
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides of the recipe.")] = None,
     store: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where labels go. Default: DATA's name with .feedback.")
+        Path | None, typer.Option(metavar="FILE", help="Where labels go. Default: DATA's name with .feedback, here.")
     ] = None,
     task: Task = None,
     criterion: Criteria = None,
@@ -50,7 +50,9 @@ def label(
     repeat_rate: Annotated[float | None, typer.Option(metavar="SHARE", help="Shown again. Default: 0.02.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of the order of answers. Default: 0.")] = None,
     batch: Annotated[str, typer.Option(metavar="NAME", help="Name of this round of items.")] = "",
-    license: Annotated[str, typer.Option(metavar="NAME", help="Of rows that state none.")] = "",
+    license: Annotated[
+        str, typer.Option(metavar="NAME", help="Of rows that state none, and of items that have none.")
+    ] = "",
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Read only N rows.")] = None,
     port: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=65535, help="Default: 8765, or the next free one.")

@@ -20,7 +20,9 @@ from alignkit.feedback.labels import BadLabel, displayed
 from alignkit.feedback.records import Event, event_of
 from alignkit.feedback.standing import Labeled, consents, disputes
 from alignkit.feedback.store import Store
+from alignkit.labeling.formatted import formatted
 from alignkit.labeling.guidelines import Guidelines
+from alignkit.labeling.mine import in_words, mine
 from alignkit.labeling.text import visible
 
 State = dict[str, Any]
@@ -60,6 +62,12 @@ class _Draft(_Message):
 class _Agreed(_Message):
     uuid: str
     granted: bool
+
+
+class _Contested(_Message):
+    uuid: str
+    item: str
+    note: str
 
 
 class _Nothing(_Message):
@@ -114,6 +122,17 @@ class Desk:
         payload = {"granted": sent.granted, "terms": TERMS}
         self.store.submit(Event(sent.uuid, annotator, "consent", payload))
         return {"consent": sent.granted}
+
+    def contest(self, annotator: str, message: Any) -> State:
+        """Store that the annotator takes a known answer for wrong; it must be one that the annotator may see."""
+        sent = _read(_Contested, message)
+        if sent.item not in {miss.item for miss in mine(self.store, annotator).misses}:
+            raise BadLabel("this item is not on the page of your labels")
+        item = self.store.item(sent.item)
+        self.store.submit(
+            Event(sent.uuid, annotator, "contest", {"note": sent.note}, sent.item, revision=item.revision)
+        )
+        return {"contested": True}
 
     # Adjudication
 
@@ -251,29 +270,38 @@ def _order(item: Item, shown: Sequence[str]) -> tuple[int, ...]:
     return tuple(order)
 
 
-def _answer(answer: Answer) -> list[dict[str, str]]:
+def _answer(answer: Answer) -> list[dict[str, Any]]:
     if isinstance(answer, str):
-        return [{"role": "assistant", "text": visible(answer)}]
+        return [_turn({"role": "assistant", "content": answer})]
     return [_turn(turn) for turn in answer]
 
 
-def _turn(turn: Mapping[str, Any]) -> dict[str, str]:
+def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn's role and text, and the parts of its Markdown if it has any; calls of tools are no Markdown."""
     parts = [turn["reasoning_content"]] if turn.get("reasoning_content") else []
     parts += [turn["content"]] if turn["content"] else []
     parts += [
         f"{call['function']['name']}({call['function'].get('arguments', '')})" for call in turn.get("tool_calls", ())
     ]
-    return {"role": visible(str(turn["role"])), "text": visible("\n\n".join(map(str, parts)))}
+    text = "\n\n".join(map(str, parts))
+    shown = {"role": visible(str(turn["role"])), "text": visible(text)}
+    marked = None if turn.get("tool_calls") else formatted(text)
+    return shown if marked is None else {**shown, "parts": marked}
 
 
 def _votes(entry: Labeled, order: Sequence[int]) -> list[dict[str, Any]]:
     """What everyone said, as it would look with the answers in this order."""
     task = entry.stored.item.task
+    labels = {vote.annotator: displayed(task, vote.label, order) for vote in entry.votes}
     found: list[dict[str, Any]] = [
-        {"annotator": vote.annotator, "label": displayed(task, vote.label, order)} for vote in entry.votes
+        {"annotator": who, "label": label, "said": in_words(label)} for who, label in labels.items()
     ]
+    if entry.stored.item.gold is not None:
+        found.append({"annotator": "known answer", "said": in_words(displayed(task, entry.stored.item.gold, order))})
     texts = {"flag": entry.flags, "contest": entry.contests, "skip": entry.skips, "note": entry.notes}
-    found += [{"annotator": who, kind: visible(text)} for kind, said in texts.items() for who, text in said]
+    found += [
+        {"annotator": who, "said": f"{kind}: {visible(text)}"} for kind, said in texts.items() for who, text in said
+    ]
     return found
 
 

@@ -63,10 +63,15 @@ class Sessions:
     def __post_init__(self) -> None:
         self.links = {name: secrets.token_urlsafe(32) for name in self.annotators}
 
-    def begin(self, token: str) -> str | None:
-        """The cookie of a new session; None if the token is none of the links'."""
+    def begin(self, token: str, cookie: str | None = None) -> str | None:
+        """The cookie of a session; None if the token is none of the links'.
+
+        cookie: of the browser, whose other tabs stay in their session if it is the same annotator's.
+        """
         for name, expected in self.links.items():
             if hmac.compare_digest(expected.encode(), token.encode()):
+                if (known := self.of(cookie)) is not None and known.annotator == name:
+                    return cookie
                 while len(self._known) >= MOST_SESSIONS:
                     del self._known[next(iter(self._known))]
                 cookie = secrets.token_urlsafe(32)

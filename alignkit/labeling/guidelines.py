@@ -8,10 +8,10 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from alignkit.errors import DataError
+from alignkit.feedback.asking import guidelines_of
 from alignkit.feedback.store import Store
 
 DEFAULT = Path(__file__).with_name("guidelines.md")
-LONGEST = 1_000_000  # bytes
 
 
 @dataclass
@@ -35,23 +35,13 @@ class Guidelines:
             facts = path.stat()
             state = (facts.st_mtime_ns, facts.st_size)
             if state != self._known[2]:
-                text = _read(path)
+                text = guidelines_of(path)
                 self._known = (self.store.add_guidelines(text), text, state)
         except (OSError, DataError) as error:
             if not self._known[0]:
                 reason = error.strerror if isinstance(error, OSError) else error
                 raise DataError(f"guidelines: {path}: {reason}") from error
         return self._known[:2]
-
-
-def _read(path: Path) -> str:
-    data = path.read_bytes()
-    if len(data) > LONGEST:
-        raise DataError(f"the file has {len(data):,} bytes, but nobody reads more than {LONGEST:,}")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 at byte {error.start}") from error
 
 
 def rendered(text: str) -> str:

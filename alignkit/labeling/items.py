@@ -1,34 +1,18 @@
-"""The items of a file, or of a recipe's stage, and their gold labels."""
+"""The rows that `alignkit label` asks about: of a file, or of a recipe's stage."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from alignkit.data.files import SkippedRow, bad_rows_error
-from alignkit.data.group import Group, resolved_pairs
+from alignkit.data.group import Group
 from alignkit.data.reading import DataSource
-from alignkit.data.sources import DataSpec
-from alignkit.errors import BadRow, DataError, Problem, RecipeError, did_you_mean
-from alignkit.feedback.items import CRITERIA, Item, item_of
-from alignkit.feedback.standing import places
+from alignkit.data.sources import OR_SKIP, DataSpec
+from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
+from alignkit.feedback.items import Item
 from alignkit.feedback.store import Added, Store
 from alignkit.io.lookup import is_file
 from alignkit.recipe.schema import Recipe, specs
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked about each row. task: None: by the number of its responses. license: of rows that state none."""
-
-    task: str | None = None
-    criteria: tuple[str, ...] = CRITERIA
-    batch: str = ""
-    license: str = ""
 
 
 def file_groups(path: Path, limit: int | None = None) -> list[Group]:
@@ -40,56 +24,10 @@ def file_groups(path: Path, limit: int | None = None) -> list[Group]:
         raise RecipeError([Problem(f"no such file: {path}", help="name a file with rows, a store or a recipe")])
     load_plugins()
     spec = DataSpec((DataSource(None, path=path.resolve(), limit=limit),))
-    return RunData(lambda stage: path, 0).read(spec).groups
-
-
-def items_of(groups: Iterable[Group], wanted: Wanted, folder: Path, *, gold: bool = False) -> list[Item]:
-    """An item for each group. folder: of the store; files are named from there. gold: the rows' labels are right.
-
-    Raises `DataError` that lists the rows that nobody could label, or that have no label though they should be gold.
-    """
-    items, bad, seen = [], [], Counter[tuple[str, int]]()
-    for group in groups:
-        origin = group.origin
-        try:
-            item = item_of(group, wanted.task, wanted.criteria, batch=wanted.batch)
-            item = replace(item, license=item.license or wanted.license)
-            if gold:
-                item = replace(item, gold=gold_of(group, item)).checked()
-        except BadRow as error:
-            bad.append(SkippedRow(origin.file if origin else "", origin.row if origin else 0, str(error)))
-            continue
-        if origin is not None:
-            place = (origin.file, origin.row)
-            seen[place] += 1  # a row may be several groups, none of which replaces another
-            name = os.path.relpath(origin.file, folder.resolve()) if os.path.isabs(origin.file) else origin.file
-            item = replace(item, file=name + f"#{seen[place]}" * (seen[place] > 1))
-        items.append(item)
-    if bad:
-        raise bad_rows_error(bad)
-    return items
-
-
-def gold_of(group: Group, item: Item) -> dict[str, Any]:
-    """The label that a row states, in the order of its responses. Raises `BadRow` if it states none."""
-    label: dict[str, Any] | None = None
-    if item.task in ("pair", "safety"):
-        label = _better(group)
-    elif item.task == "ranking" and all(response.rank is not None for response in group.responses):
-        label = {"ranks": places([float(response.rank or 0) for response in group.responses])}
-    elif item.task == "thumb" and group.responses[0].label is not None:
-        label = {"good": group.responses[0].label}
-    if label is None:
-        raise BadRow(f"the row states no label, so it cannot be the gold label of a {item.task}")
-    return label
-
-
-def _better(group: Group) -> dict[str, Any] | None:
-    pairs = resolved_pairs(group)
-    if len(pairs) != 1:
-        return None
-    margin = {"margin": pairs[0].margin} if isinstance(pairs[0].margin, str) else {}
-    return {"better": pairs[0].better, **margin}
+    try:
+        return RunData(lambda stage: path, 0).read(spec).groups
+    except DataError as error:  # only a recipe can skip rows
+        raise DataError(str(error).removesuffix(OR_SKIP)) from error
 
 
 def add(store: Store, items: Sequence[Item], gold: Sequence[Item] = ()) -> Added:
@@ -103,6 +41,23 @@ def add(store: Store, items: Sequence[Item], gold: Sequence[Item] = ()) -> Added
         if item.id in known:
             store.revise(item.id, gold=item.gold)
     return added
+
+
+def give_license(store: Store, license: str, items: Sequence[Item] | None) -> int:
+    """Set the license of those of the items that the store has without one; None: of all. Returns how many they are."""
+    asked = None if items is None else {item.id for item in items}
+    rows = store.rows("SELECT id FROM items WHERE license = '' AND retired = 0") if license else []
+    bare = [row["id"] for row in rows if asked is None or row["id"] in asked]
+    for name in bare:
+        store.revise(name, license=license)
+    return len(bare)
+
+
+def store_of_stage(recipe: Recipe, name: str, folder: Path) -> Path | None:
+    """The store in which a stage waits for labels; None if it does not wait. folder: of the run."""
+    from alignkit.runs.stage_store import StageStore
+
+    return StageStore(folder, recipe.stages).labels(name)
 
 
 def stage_groups(recipe: Recipe, name: str, folder: Path) -> list[Group]:

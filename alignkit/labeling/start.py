@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from alignkit.data.group import Group
 from alignkit.errors import DataError, PluginError, Problem, RecipeError, did_you_mean
+from alignkit.feedback.asking import Wanted, items_of
 from alignkit.feedback.database import SUFFIX
 from alignkit.feedback.items import CRITERIA, TASKS
-from alignkit.feedback.records import check_annotator
 from alignkit.feedback.store import Store
 from alignkit.io.lookup import is_file
 from alignkit.io.printable import printable
+from alignkit.labeling.ending import said_last
 from alignkit.labeling.guidelines import Guidelines
-from alignkit.labeling.items import Wanted, add, file_groups, items_of, stage_groups
+from alignkit.labeling.hosting import MISSING, addresses_of, annotators_of, listening, server_of
+from alignkit.labeling.items import add, file_groups, give_license, stage_groups, store_of_stage
 
 if TYPE_CHECKING:
-    from alignkit.labeling.guard import Sessions
-
-PORT, PORTS = 8765, 20  # the first port, and how many are tried
-HOST = "127.0.0.1"
-MISSING = "the page needs the packages starlette and uvicorn\n  help: pip install 'alignkit[label]'"
+    from alignkit.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ def start(
         from alignkit.labeling.guard import Sessions
     except ImportError as error:
         raise PluginError(f"{MISSING} ({error})") from error
-    names = _names(annotators)
+    names = annotators_of(annotators)
     store = prepared(source, path, plans, gold)
     with store:
         from alignkit.labeling.desk import Desk
@@ -87,19 +82,17 @@ def start(
         desk = Desk(store, Guidelines(store, guidelines))
         for warning in store.warnings:
             print(printable(f"warning: {warning}"), file=sys.stderr)
-        with _listening(port) as listener:
+        with listening(port) as listener:
             sessions = Sessions(names)
-            addresses = _addresses(sessions, listener)
+            addresses = addresses_of(sessions, listener)
             _greet(store, addresses)
             if open_page:
                 import webbrowser
 
                 webbrowser.open(next(iter(addresses.values())))
-            _serve(make_app(desk, sessions, plans.batch or "Label"), listener)
-        done = store.rows("SELECT coalesce(sum(labels), 0) AS n FROM items WHERE retired = 0")[0]["n"]
-    print(
-        printable(f"{done} labels are in {store.path}; train on them with `data: {store.path.name}`"), file=sys.stderr
-    )
+            with suppress(KeyboardInterrupt):
+                server_of(make_app(desk, sessions, plans.batch or "Label")).run(sockets=[listener])
+        print(printable(said_last(store)), file=sys.stderr)
 
 
 def prepared(source: Source, path: Path | None, plans: Plans, gold: Path | None = None) -> Store:
@@ -107,6 +100,8 @@ def prepared(source: Source, path: Path | None, plans: Plans, gold: Path | None 
     if plans.task is not None and plans.task not in TASKS:
         hint = did_you_mean(plans.task, TASKS) or f"tasks: {', '.join(TASKS)}"
         raise RecipeError([Problem(f"--task: unknown task '{plans.task}'", help=hint)])
+    if path is None and (waiting := _waiting(source)) is not None:
+        source = Source(str(waiting))
     wanted = Wanted(plans.task, tuple(plans.criteria or CRITERIA), plans.batch, plans.license)
     is_store = source.data.endswith(SUFFIX)
     if is_store and path is not None:
@@ -124,10 +119,22 @@ def prepared(source: Source, path: Path | None, plans: Plans, gold: Path | None 
     try:
         _set_plan(store, plans)
         add(store, items, right)
+        if changed := give_license(store, plans.license, None if is_store else [*items, *right]):
+            text = f"{changed} item{'s' * (changed != 1)} without a license: now {plans.license}"
+            print(printable(text), file=sys.stderr)
     except BaseException:
         store.close()
         raise
     return store
+
+
+def _waiting(source: Source) -> Path | None:
+    """The store in which a stage of a run waits for labels, if the source is such a stage."""
+    if source.stage is None or not source.data.endswith((".yaml", ".yml")):
+        return None
+    recipe = _recipe(source)
+    found = store_of_stage(recipe, source.stage, source.out or Path("runs") / recipe.name)
+    return found if found is not None and found.is_file() else None
 
 
 def _groups(source: Source) -> tuple[list[Group], str]:
@@ -138,11 +145,15 @@ def _groups(source: Source) -> tuple[list[Group], str]:
         return file_groups(path, source.limit), path.name.split(".")[0] or "labels"
     if is_file(Path(source.data)) and not source.data.endswith((".yaml", ".yml")):
         raise RecipeError([Problem(f"{source.data} is not a recipe, so it has no stage '{source.stage}'")])
-    from alignkit.arguments import load
-
-    recipe = load(source.data, source.overrides, source.plugins, source.no_plugins)
+    recipe = _recipe(source)
     groups = stage_groups(recipe, source.stage, source.out or Path("runs") / recipe.name)
     return groups[: source.limit], f"{recipe.name}-{source.stage}"
+
+
+def _recipe(source: Source) -> Recipe:
+    from alignkit.arguments import load
+
+    return load(source.data, source.overrides, source.plugins, source.no_plugins)
 
 
 def _set_plan(store: Store, plans: Plans) -> None:
@@ -152,58 +163,19 @@ def _set_plan(store: Store, plans: Plans) -> None:
         try:
             store.set_plan(replace(store.plan, **changes))
         except ValueError as error:
-            raise RecipeError([Problem(str(error))]) from error
-
-
-def _names(annotators: Sequence[str] | None) -> list[str]:
-    names = list(dict.fromkeys(annotators or ()))
-    if not names:
-        with suppress(KeyError, OSError, ImportError):  # a container's user may have no name
-            names = [getpass.getuser()]
-    for name in names:
-        check_annotator(name)
-    return names or ["annotator"]
-
-
-def _listening(port: int | None) -> socket.socket:
-    """A socket on a free port of this machine. Raises RecipeError if the port that was asked for is taken."""
-    tried = [port] if port is not None else range(PORT, PORT + PORTS)
-    for number in tried:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, number))
-            listener.listen()
-            return listener
-        except OSError:
-            listener.close()
-    raise RecipeError([Problem(f"port {tried[0]} is in use", help="name another one with --port")])
-
-
-def _addresses(sessions: Sessions, listener: socket.socket) -> dict[str, str]:
-    port = listener.getsockname()[1]
-    return {name: f"http://{HOST}:{port}/?token={quote(token)}" for name, token in sessions.links.items()}
+            text = str(error)
+            for name in given:
+                text = text.replace(name, f"--{name.replace('_', '-')}")
+            raise RecipeError([Problem(text)]) from error
 
 
 def _greet(store: Store, addresses: dict[str, str]) -> None:
     left = store.rows("SELECT count(*) AS n FROM items WHERE labels < wanted AND retired = 0 AND gold IS NULL")[0]["n"]
-    print(printable(f"{left} items to label; labels go to {store.path}"), file=sys.stderr)
+    print(printable(f"{left} item{'s' * (left != 1)} to label; labels go to {store.path}"), file=sys.stderr)
+    if (missing := store.plan.overlap - len(addresses)) > 0:
+        names = f"{missing} more --annotator" if missing > 1 else "one more --annotator"
+        wanted = f"each item needs labels by {store.plan.overlap} people, but only {len(addresses)} can label here"
+        print(f"warning: {wanted}\n  help: add {names}, or merge the labels of others later", file=sys.stderr)
     for name, address in addresses.items():
         print(printable(address if len(addresses) == 1 else f"{name}: {address}"), flush=True)
     print("Whoever has an address labels under that name. Ctrl-C stops.", file=sys.stderr, flush=True)
-
-
-def _serve(app: object, listener: socket.socket) -> None:
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type, unused-ignore]
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        lifespan="off",
-        timeout_graceful_shutdown=3,
-    )
-    with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])

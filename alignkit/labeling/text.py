@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
 
 from alignkit.io.printable import BIDI
 
-_UNSEEN = "\u200b\u2060\ufeff"  # zero width; joiners stay, because emoji and many scripts need them
-_TAGS = range(0xE0000, 0xE0080)  # an invisible copy of ASCII, in which instructions can hide
+# Joiners and the first variation selectors stay, because emoji and many scripts need them.
+_UNSEEN = "\u180e\u200b\u2060-\u2064\ufeff\u115f\u1160\u3164\uffa0\ufff9-\ufffb"
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
+_CARRIERS = "\U000e0000-\U000e007f\U000e0100-\U000e01ef"  # invisible, and used to hide instructions or bytes
+_HIDDEN = re.compile(f"[{_CONTROLS}{_UNSEEN}{_CARRIERS}{''.join(BIDI)}]")
 
 
 def visible(text: str) -> str:
     """The text with control characters, direction marks and invisible characters named, such as ⟦U+202E⟧."""
-    text = text.replace("\r\n", "\n")
-    if text.isprintable():
-        return text
-    return "".join(f"⟦U+{ord(character):04X}⟧" if _hidden(character) else character for character in text)
-
-
-def _hidden(character: str) -> bool:
-    if character in "\n\t":
-        return False
-    known = character in BIDI or character in _UNSEEN or ord(character) in _TAGS
-    return known or unicodedata.category(character) in ("Cc", "Cs")
+    return _HIDDEN.sub(lambda found: f"⟦U+{ord(found[0]):04X}⟧", text.replace("\r\n", "\n"))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,72 +9,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from alignkit.feedback.items import Item
-from alignkit.feedback.store import Store
+from tests.labeling.chromium import needed, person, send
 from tests.labeling.injections import INJECTIONS
-from tests.labeling.pages import application, filled, pairs, served
-from tests.patience import PATIENCE
+from tests.labeling.pages import pairs
 from tests.stores import ranking, scores, turn
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        playwright.expect.set_options(timeout=PATIENCE * 1000)
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-class Person:
-    """A page, and what a person sees and does there."""
-
-    def __init__(self, page: Any, store: Store, address: str):
-        self.page, self.store, self.address = page, store, address
-        self.faults: list[str] = []
-        page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.on("console", lambda message: self.faults.append(message.text) if message.type == "error" else None)
-        page.set_default_timeout(PATIENCE * 1000)
-        page.goto(address)
-        self.settled()
-
-    def settled(self) -> None:
-        """Wait until the page shows an item, or that none is left."""
-        playwright.expect(self.page.locator("#form:not([hidden]), #done:not([hidden])")).to_be_visible()
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def prompt(self) -> str:
-        return str(self.page.locator("#prompt .text").inner_text())
-
-    def prompt_changes(self, before: str) -> None:
-        playwright.expect(self.page.locator("#prompt .text")).not_to_have_text(before)
-
-    def shows(self, text: str, where: str = "#prompt") -> None:
-        playwright.expect(self.page.locator(where)).to_contain_text(text)
-
-    def labels(self) -> list[Any]:
-        return [event for event in self.store.events() if event.kind == "label"]
-
-
-@contextmanager
-def person(browser: Any, tmp_path: Path, items: list[Item], **more: Any) -> Iterator[Person]:
-    store = filled(tmp_path / "a.feedback", items)
-    app, sessions = application(store, **more)
-    with served(app) as port:
-        context = browser.new_context(viewport={"width": 1280, "height": 800})
-        ada = Person(context.new_page(), store, f"http://127.0.0.1:{port}/?token={sessions.links['ada']}")
-        yield ada
-        context.close()
-        assert ada.faults == []
-    store.close()
+pytestmark = needed
 
 
 def test_twenty_pairs_by_keyboard(browser: Any, tmp_path: Path) -> None:
@@ -142,13 +79,6 @@ def test_keys_that_are_not_for_the_page(browser: Any, tmp_path: Path) -> None:
         assert checked.get_attribute("value") == "1"
         send(ada, "Enter", "Enter", repeat=True)
         assert ada.labels() == []
-
-
-def send(ada: Person, code: str, key: str, **more: Any) -> None:
-    ada.page.evaluate(
-        "init => document.body.dispatchEvent(new KeyboardEvent('keydown', {bubbles: true, cancelable: true, ...init}))",
-        {"code": code, "key": key, **more},
-    )
 
 
 def test_a_reload_keeps_the_draft(browser: Any, tmp_path: Path) -> None:
@@ -234,8 +164,13 @@ def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -
         assert "P, B or X" in ada.page.locator("#missing").inner_text()
         ada.press("x", "Enter")
         ada.prompt_changes("second")
-        ada.press("e", "Control+End", "!", "Control+Enter")
+        submit = ada.page.locator("#submit")
+        for keys, name in ((["e"], "Submit Ctrl Enter"), (["Escape"], "Submit Enter"), (["e"], "Submit Ctrl Enter")):
+            ada.press(*keys)
+            assert submit.inner_text() == name
+        ada.press("Control+End", "!", "Control+Enter")
         ada.prompt_changes("third")
+        assert submit.inner_text() == "Submit Enter"
         ada.press("Digit1", "Enter")
         ada.page.wait_for_selector("#done:not([hidden])")
         found = [event.payload for event in ada.labels()]
@@ -314,7 +249,8 @@ def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
         "demonstration": ["e", "x", "Escape"], "safety": ["Digit1", "x"],
     }  # fmt: skip
     more = [Item("thumb", (turn("t"),), ("yes",)), Item("demonstration", (turn("d"),))]
-    items = [*pairs(1), ranking(), scores(), *more, Item("safety", (turn("second"),), ("yes", "no"))]
+    marked = Item("pair", (turn("# *Which?*"),), ("|a|b|\n|-|-|\n|`c`|d|", "```py\nx\n```\n\n> 1. $y$"))
+    items = [marked, ranking(), scores(), *more, Item("safety", (turn("second"),), ("yes", "no"))]
     with person(browser, tmp_path, items) as ada:
         ada.page.emulate_media(color_scheme=scheme)
         for task in keys:
@@ -325,7 +261,7 @@ def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
             if task != "safety":
                 ada.prompt_changes(before)
         ada.page.wait_for_selector("#done:not([hidden])")
-        for path in ("", "/quality", "/adjudicate"):
+        for path in ("", "/quality", "/adjudicate", "/mine"):
             ada.page.goto(ada.address.split("/?")[0] + path)
             ada.page.wait_for_load_state("networkidle")
             assert [

@@ -17,10 +17,11 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.errors import DataError
+from alignkit.feedback.asking import Wanted, items_of
 from alignkit.feedback.store import Store
 from alignkit.labeling.guidelines import Guidelines, rendered
-from alignkit.labeling.items import Wanted, file_groups, items_of, stage_groups
-from alignkit.labeling.start import Plans, Source, prepared
+from alignkit.labeling.items import file_groups, stage_groups
+from alignkit.labeling.start import Plans, Source, _greet, prepared
 from alignkit.recipe.load import load_recipe
 from tests.patience import PATIENCE
 
@@ -105,6 +106,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         tmp_path / "many.jsonl", {"prompt": "Hi", "responses": list(map(str, range(40))), "ranks": list(range(40))}
     )
     pairs = write(tmp_path / "pairs.jsonl", PAIR)
+    bad = write(tmp_path / "bad.jsonl", {**PAIR, "chosen": 3})
     long = write(tmp_path / "long.jsonl", prompt(1, chosen="x" * 200_001))
     (tmp_path / "old.feedback").write_text("not a store", encoding="utf-8")
     (tmp_path / "latin.md").write_bytes(b"\xe9")
@@ -113,15 +115,23 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         (["nowhere.jsonl"], 2, ["no such file: nowhere.jsonl"]),
         (["a.yaml"], 2, ["a recipe needs a stage", "alignkit label a.yaml STAGE"]),
         ([str(pairs), "sft"], 2, ["not a recipe"]),
-        ([str(many)], 4, ["many.jsonl:1", "a ranking has 2 to 9 responses, not 40"]),
+        ([str(many)], 4, ["many.jsonl:1", "a ranking has 2 to 9 responses, not 40", "keep at most 9", "pairs_per_row"]),
         ([str(pairs), "--task", "pairs"], 2, ["unknown task 'pairs'", "did you mean 'pair'?"]),
         ([str(pairs), "--task", "thumb"], 4, ["a thumb has 1 response, not 2"]),
         ([str(long)], 4, ["long.jsonl:1", "nobody can read"]),
         ([str(pairs), "--store", "labels.db"], 2, ["must end in .feedback"]),
-        ([str(pairs), "--overlap", "0"], 2, ["overlap must be at least 1"]),
+        ([str(pairs), "--overlap", "0"], 2, ["--overlap must be at least 1, not 0"]),
+        ([str(pairs), "--repeat-rate", "5"], 2, ["--repeat-rate is a share", "below 1, not 5"]),
+        (
+            [str(pairs), "--repeat-rate", "0.5", "--gold-rate", "0.5"],
+            2,
+            ["--gold-rate and --repeat-rate must be below"],
+        ),
+        ([str(pairs), "--annotator", "ada", "--annotator", "ada"], 2, ["--annotator ada is there twice"]),
         ([str(pairs), "--guidelines", "no.md"], 4, ["no.md", "No such file"]),
         ([str(pairs), "--guidelines", "latin.md"], 4, ["latin.md", "not UTF-8 at byte 0"]),
         ([str(pairs), "--annotator", "a\nb"], 4, ["annotator's name"]),
+        ([str(bad)], 4, ["bad.jsonl:1", "help: correct the rows\n"]),
         (["old.feedback"], 4, ["no SQLite file"]),
         (["new.feedback"], 4, ["there is no such file"]),
     ):
@@ -133,6 +143,33 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         port = str(taken.getsockname()[1])
         found, text = fails(capsys, str(pairs), "--port", port)
     assert found == 2 and f"port {port} is in use" in text
+
+
+def test_a_license_of_known_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Items that have one keep it; without a file, all items of the store that have none get it."""
+    path = tmp_path / "a.feedback"
+    file = write(tmp_path / "a.jsonl", prompt(1), prompt(2, license="MIT"))
+    other = write(tmp_path / "b.jsonl", prompt(3))
+
+    def licenses(source: Path, store: Path | None, license: str = "") -> list[str]:
+        with prepared(Source(str(source)), store, Plans(license=license)) as opened:
+            return [stored.item.license for stored in opened.items()]
+
+    assert licenses(file, path) == ["", "MIT"] and licenses(other, path) == ["", "MIT", ""]
+    assert licenses(file, path, "CC0-1.0") == ["CC0-1.0", "MIT", ""]
+    assert "1 item without a license: now CC0-1.0" in capsys.readouterr().err
+    assert licenses(path, None, "CC-BY-4.0") == ["CC0-1.0", "MIT", "CC-BY-4.0"]
+
+
+def test_what_it_says_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "a.jsonl", PAIR)
+    with prepared(Source(str(file)), tmp_path / "a.feedback", Plans(overlap=3)) as store:
+        _greet(store, {"ada": "http://a"})
+        alone = capsys.readouterr().err
+        _greet(store, {"ada": "http://a", "bob": "http://b", "eve": "http://c"})
+        three = capsys.readouterr().err
+    assert "1 item to label" in alone and "labels by 3 people, but only 1 can label" in alone
+    assert "add 2 more --annotator" in alone and "warning" not in three
 
 
 def test_without_the_packages_it_says_what_to_install(
@@ -207,6 +244,6 @@ def test_the_server_ends(tmp_path: Path, sign: signal.Signals, monkeypatch: pyte
         finally:
             server.kill()
     if sign is signal.SIGINT:
-        assert server.returncode == 0 and "0 labels are in a.feedback" in text
+        assert server.returncode == 0 and "no labels yet; they will be in a.feedback\n" in text
     with prepared(Source("a.feedback"), None, Plans()) as store:
         assert len(store.items()) == 3

@@ -285,3 +285,8 @@ def test_what_each_task_shows(tmp_path: Path) -> None:
         shown = desk.submit("ada", {**message, **more})["item"]
         assert [turn["role"] for turn in shown["responses"][0]] == ["assistant", "tool", "assistant"]
         assert shown["responses"][0][0]["text"] == "add({})" and "text" not in shown
+
+
+def test_the_quality_page_says_what_chance_gives(ada: Page) -> None:
+    text = ada.client.get("/quality").text
+    assert "chance gives 1/m for m people" in text and "order alike" in text

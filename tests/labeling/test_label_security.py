@@ -47,6 +47,18 @@ def test_the_link_becomes_a_cookie(site: Any) -> None:
     assert len(sessions.links["ada"]) >= 43  # 256 bits
 
 
+def test_a_second_tab_leaves_the_first_one_its_session(site: Any) -> None:
+    app, sessions, store = site
+    ada = opened(app, sessions)
+    cookies = dict(ada.client.cookies)
+    ada.client.get(f"/?token={sessions.links['ada']}")
+    assert dict(ada.client.cookies) == cookies
+    assert ada.post("submit", ada.event(ada.next()["item"], {"side": "A", "margin": "better"})).status_code == 200
+    ada.client.get(f"/?token={sessions.links['bob']}")  # another person's
+    assert dict(ada.client.cookies) != cookies and store.events()[0].annotator == "ada"
+    assert ada.post("next", {}).status_code == 403
+
+
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:8765", ""])
 def test_other_hosts_are_refused(site: Any, host: str) -> None:
     answer = client(site[0]).get("/", headers={"host": host})

@@ -10,8 +10,8 @@ import pytest
 
 from alignkit.feedback.items import Item
 from alignkit.feedback.store import Event, Store
-from alignkit.labeling.quality import quality
-from tests.stores import pair, ranking
+from alignkit.labeling.quality import Latest, quality
+from tests.stores import Clock, pair, ranking
 
 
 def say(store: Store, annotator: str, item: Item, order: tuple[int, ...] = (0, 1), **more: Any) -> None:
@@ -54,13 +54,12 @@ def test_the_figures_of_each_annotator(store: Store) -> None:
     )
     assert ada.again == {**(ada.again or {}), "mean": 0.0, "n": 1}
     assert (bob.gold, bob.left and bob.left["mean"], bob.longer and bob.longer["mean"]) == (None, 0.5, 0.5)
-    assert report.agreement and (report.agreement["mean"], report.agreement["n"]) == (0.5, 2)
+    which, much = report.questions
+    assert which["coefficients"]["agreement"]["mean"] == 0.5 and which["items with several ratings"] == 2
+    assert report.gold and (report.gold["mean"], report.gold["n"], report.labels) == (0.5, 2, 6)
     assert ada.others and ada.others["mean"] == 0.5 and report.disputes == 1
     assert (cyd.labels, cyd.skips, cyd.seconds, cyd.left) == (0, 1, None, None)
-    # Degrees: ada -3, bob 3; ada -3, bob -1. Observed and expected coincidences by Krippendorff (2011).
-    from alignkit.agreement import krippendorff_alpha
-
-    assert report.alpha == krippendorff_alpha([[-3], [3], [-3, 3], [-3, -1]], "ordinal")
+    assert much["coefficients"].keys() >= {"agreement", "gwet_ac1", "gwet_ac2", "alpha_nominal", "alpha_ordinal"}
 
 
 def test_one_and_the_same_label_is_a_habit(store: Store) -> None:
@@ -79,8 +78,63 @@ def test_rankings_agree_unless_two_answers_are_swapped(store: Store) -> None:
     for name, ranks in (("ada", [1, 2, 3]), ("bob", [1, 1, 2]), ("cyd", [3, 2, 1])):
         say(store, name, item, (0, 1, 2), payload={"ranks": ranks})
     report = quality(store)
-    assert report.agreement and report.agreement["mean"] == pytest.approx(1 / 3) and report.alpha is None
+    assert report.annotators[0].others and report.annotators[0].others["mean"] == 0.5
+    assert report.questions[0]["coefficients"].keys() == {"agreement", "tau_b", "w"}
     assert report.annotators[0].longer is None
+
+
+def test_the_page_shows_agreement(tmp_path: Path) -> None:
+    """Coefficients with intervals, by annotator, over time, and against gold, a judge and a reward."""
+    pytest.importorskip("starlette")
+    from tests.labeling.pages import application, opened
+
+    said = {"a reward": [1.0, 0.0], "<b>judge": [0.0, 1.0]}
+    items = [pair(f"p{n}", f"x{n}", "y", gold={"better": 0} if n < 2 else None, opinions=said) for n in range(6)]
+    clock = Clock()
+    with Store.open(tmp_path / "a.feedback", new=True, clock=clock) as store:
+        store.add(items)
+        for n, item in enumerate(items):
+            say(store, "ada", item)
+            say(store, "bob", item, (1, 0) if n == 3 else (0, 1))
+            clock.wait(86400)
+        ada = opened(*application(store))
+        page = ada.client.get("/quality").text
+        state = ada.client.get("/quality/state").json()["state"]
+        assert f'content="{state}"' in page
+        again = ada.client.get("/quality").text
+        assert again == page
+        say(store, "cyd", items[0])
+        assert ada.client.get("/quality/state").json()["state"] > state
+        assert "cyd" in ada.client.get("/quality").text and "cyd" not in page
+    for title in (
+        "raw agreement",
+        "Cohen&#39;s kappa",
+        "Gwet&#39;s AC1",
+        "Gwet&#39;s AC2",
+        "Krippendorff&#39;s alpha, ordinal",
+    ):
+        assert title in page
+    for text in ("2026-01-05", "2026-01-10", "gold labels", "a reward", "&lt;b&gt;judge", "0.83", "12 ratings"):
+        assert text in page, text
+
+
+def test_only_the_owner_may_ask_for_the_state(tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    from tests.labeling.pages import application, opened
+
+    with Store.open(tmp_path / "a.feedback", new=True) as store:
+        app, sessions = application(store, ["ada", "bob"])
+        assert opened(app, sessions, "bob").client.get("/quality/state").status_code == 401
+
+
+def test_quality_is_measured_once_per_state(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.add([pair()])
+    latest = Latest(store)
+    say(store, "ada", pair())
+    first = latest.quality()
+    assert latest.quality()[1] is first[1] and first[1].labels == 1
+    say(store, "bob", pair())
+    assert latest.quality()[1].labels == 2
 
 
 def test_an_empty_store(store: Store) -> None:

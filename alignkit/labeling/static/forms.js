@@ -10,7 +10,7 @@ const DEGREES = [
   ["slightly", "≳", "slightly better"],
   ["unsure", "≈", "negligibly better or unsure"],
 ];
-const SCALE = [
+export const SCALE = [
   ...DEGREES.map(([margin, sign, words]) => ({ side: "A", margin, sign: `A ${sign}`, words })),
   ...DEGREES.toReversed().map(([margin, sign, words]) => ({ side: "B", margin, sign: `B ${sign}`, words })),
 ];
@@ -20,15 +20,15 @@ const BINS = [
   ["both_unsafe", "X", "Both are unsafe"],
 ];
 
-// A row of radio buttons. options: {value, key, sign, words, apart}
+// A row of radio buttons. options: {value, key, sign, words, short: for narrow screens, apart}
 function choice(name, title, options, changed) {
   const inputs = new Map();
-  const labels = options.map(({ value, key, sign, words, spoken, apart }) => {
+  const labels = options.map(({ value, key, sign, words, short, spoken, apart }) => {
     const input = make("input", { type: "radio", name, value, "aria-label": spoken });
     input.addEventListener("change", changed);
     inputs.set(value, input);
     return make("label", { class: apart ? "apart" : null }, input, make("kbd", { "aria-hidden": "true" }, key), sign ? make("b", {}, sign) : null,
-      sign || words ? " " : null, words ? make("span", {}, words) : null);
+      sign || words ? " " : null, words ? make("span", { class: short ? "long" : null }, words) : null, short ? make("span", { class: "short" }, short) : null);
   });
   const element = make("fieldset", {}, make("legend", {}, title), make("div", { class: "scale" }, ...labels));
   return {
@@ -43,8 +43,8 @@ function choice(name, title, options, changed) {
 }
 
 function pairForm(item, changed) {
-  const options = SCALE.map(({ sign, words }, index) =>
-     ({ value: String(index), key: index + 1, sign, words, spoken: `${sign[0]} is ${words}`, apart: index === 4 }));
+  const options = SCALE.map(({ sign, words, margin }, index) =>
+    ({ value: String(index), key: index + 1, sign, words, short: margin, spoken: `${sign[0]} is ${words}`, apart: index === 4 }));
   const scale = choice("scale", "Which answer is better, and how much?", options, update);
   const bins = item.task !== "safety" ? null : choice("bin", "Are they safe?", BINS.map(([value, key, words]) => ({ value, key, words })), update);
   const cards = byId("answers").children;
@@ -114,7 +114,8 @@ function scoresForm(item, changed) {
   }
   mark(0);
   return {
-    element: make("div", { class: "scores" }, ...cells.map((cell) => cell.choice.element)),
+    element: make("div", { class: "scores" }, ...item.responses.map((_, answer) => make("div", { class: "group" },
+      ...cells.filter((cell) => cell.answer === answer).map((cell) => cell.choice.element)))),
     letters: "",
     keys: [["1 to 7", "score the marked row, 7 is best, and go to the next"], ["↑ ↓", "mark another row"]],
     press(event) {

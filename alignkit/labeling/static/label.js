@@ -1,12 +1,14 @@
 // The page: shows an item, keeps drafts, sends what people decide, and gives keys to whom they belong.
 
+import { expand, look, showItem, showMarkdown, toggleMarkdown } from "./answers.js";
 import { formOf } from "./forms.js";
 import { Outbox, isSaved, post } from "./outbox.js";
-import { Clock, SIDES, banner, byId, digit, ignored, inTextBox, letter, make, meta, say } from "./page.js";
+import { Clock, banner, byId, digit, duration, ignored, inTextBox, letter, make, meta, say } from "./page.js";
 
 const DRAFT_AFTER = 400; // milliseconds without a change
 const BREAK_AFTER = 50 * 60; // seconds of work
 const FASTEST = 60; // characters per second that nobody reads
+const LOOK = 10000; // milliseconds between two looks at the clock
 
 const clock = new Clock();
 const outbox = new Outbox(arrived);
@@ -16,8 +18,9 @@ let form = null;
 let busy = true;
 let eventId = null; // of what will be submitted about this item: the same, however often it is sent
 let draftTimer = 0;
-let worked = 0; // seconds in this tab
+let hintTimer = 0;
 let news = ""; // shown with the next item
+let hasty = ""; // what to say about the last one
 
 async function call(name, message) {
   busy = true;
@@ -60,10 +63,7 @@ function show() {
     say("Nothing is left");
     return;
   }
-  byId("prompt").replaceChildren(...item.prompt.map(turn));
-  const whole = item.task === "demonstration" ? [] : item.responses;
-  byId("answers").className = whole.length > 3 ? "strip" : "";
-  byId("answers").replaceChildren(...whole.map(answer));
+  showItem(item);
   showVotes();
   form = formOf(item, changed);
   byId("controls").replaceChildren(form.element);
@@ -72,31 +72,18 @@ function show() {
   form.fill(known.value);
   clearTimeout(draftTimer);
   clock.start(known.seconds);
-  for (const [id, key] of [["flag-key", "F"], ["guidelines-key", "G"]]) byId(id).textContent = (form.letters.includes(key) ? "⇧" : "") + key;
+  for (const [id, key] of Object.entries(SHIFTED)) byId(id).textContent = (form.letters.includes(key) ? "⇧" : "") + key;
   cover(item.task === "safety" && sessionStorage.getItem("uncovered") === null);
   showKeys();
   refresh();
   scrollTo(0, 0);
   byId("item").focus({ preventScroll: true });
-  say(`${state.notice} Item ${state.progress.mine + state.progress.skipped + 1}`);
-}
-
-function turn({ role, text }) {
-  return make("div", {}, make("p", { class: "role" }, role), make("div", { class: "text", dir: "auto" }, text));
-}
-
-function answer(turns, index) {
-  const one = state.item.responses.length === 1;
-  const parts = turns.length === 1 ? [make("div", { class: "text", dir: "auto" }, turns[0].text)] : turns.map(turn);
-  return make("section", { class: "answer", "aria-label": one ? "Answer" : `Answer ${SIDES[index]}` }, make("h2", {}, one ? "Answer" : `Answer ${SIDES[index]}`), ...parts);
+  say(`${state.notice} Item ${state.progress.mine + state.progress.skipped + 1}. ${hasty}`);
 }
 
 function showVotes() {
   byId("votes").hidden = !adjudicating;
-  const lines = (state.votes ?? []).map(({ annotator, ...said }) => {
-    const words = Object.entries(said.label ?? said).map(([key, value]) => `${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
-    return make("li", {}, `${annotator}: ${words.join(", ")}`);
-  });
+  const lines = (state.votes ?? []).map(({ annotator, said }) => make("li", {}, make("strong", {}, annotator), ` ${said}`));
   byId("votes").replaceChildren(make("h2", {}, "What others said"), make("ul", {}, ...lines));
 }
 
@@ -106,18 +93,18 @@ function showProgress() {
   byId("bar").value = done;
   const parts = adjudicating ? [`${mine} settled`, `${total} left`] : [`${mine} by you`, `${done} of ${total} done`];
   if (skipped) parts.push(`${skipped} skipped`);
-  if (pace) parts.push(`${pace.toFixed(0)} s each`, `about ${duration((total - done) * pace)} left`);
   byId("counts").textContent = parts.join(" · ");
+  byId("pace").textContent = pace ? `${pace.toFixed(pace < 10 ? 1 : 0)} s each · about ${duration((total - done) * pace)} left · ` : "";
 }
 
-function duration(seconds) {
-  return seconds < 90 ? `${Math.round(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+function showTime() {
+  byId("session").textContent = `${duration(clock.worked)} of work${clock.idle ? ", paused" : ""}`;
 }
 
 function breakReminder() {
-  worked += clock.seconds;
-  if (worked < BREAK_AFTER) return "";
-  worked = 0;
+  clock.tick();
+  if (clock.unbroken < BREAK_AFTER) return "";
+  clock.unbroken = 0;
   return "You have worked for 50 minutes. A break keeps your judgment good.";
 }
 
@@ -147,12 +134,24 @@ async function saveDraft() {
   }
 }
 
+// The characters that a label needs; who writes an answer need not read it.
+function readable() {
+  return state.item.task === "demonstration" ? 0 : [...state.item.prompt, ...state.item.responses.flat()].reduce((sum, part) => sum + part.text.length, 0);
+}
+
 function refresh() {
+  clearTimeout(hintTimer);
   if (!form) return;
-  byId("submit").disabled = busy || form.missing() !== "";
-  const length = [...state.item.prompt, ...state.item.responses.flat()].reduce((sum, part) => sum + part.text.length, 0);
-  const hasty = !form.missing() && clock.tick() * FASTEST < length;
-  byId("missing").textContent = form.missing() || (hasty ? "That was fast: have you read everything?" : "");
+  const missing = form.missing();
+  byId("submit").disabled = busy || missing !== "";
+  const early = missing || adjudicating ? 0 : readable() / FASTEST - clock.tick();
+  hint(missing ? [missing, hasty].filter(Boolean).join(" · ") : early > 0 ? "That was fast: have you read everything?" : "", early > 0);
+  if (early > 0) hintTimer = setTimeout(refresh, early * 1000 + 50);
+}
+
+function hint(text, warns) {
+  byId("missing").textContent = text;
+  byId("missing").classList.toggle("warn", warns);
 }
 
 // Decisions
@@ -161,7 +160,10 @@ function send(kind, payload) {
   if (busy || !state?.item) return;
   busy = true;
   clearTimeout(draftTimer);
+  clearTimeout(hintTimer);
   const { id, revision, shown } = state.item;
+  const fast = kind === "label" && clock.tick() * FASTEST < readable();
+  hasty = fast ? `The last one took ${clock.seconds.toFixed(1)} s for ${readable()} characters; undo if it was too fast` : "";
   const body = { uuid: eventId, kind, item: id, revision, shown, payload, guidelines: meta("guidelines"), seconds: clock.tick() };
   byId("submit").disabled = true;
   outbox.put({ name: "submit", body });
@@ -171,7 +173,7 @@ function submit() {
   if (!form || busy) return;
   if (form.missing()) {
     say(form.missing());
-    byId("missing").textContent = form.missing();
+    hint(form.missing(), true);
     return;
   }
   send(adjudicating ? "adjudicate" : "label", label());
@@ -224,12 +226,17 @@ async function agree(granted) {
 
 function cover(covered) {
   document.body.classList.toggle("covered", covered);
-  byId("reveal").hidden = !covered;
+  byId("warning").hidden = !covered;
+  byId("reveal").hidden = state.item.task !== "safety";
+  byId("reveal-word").textContent = covered ? "Show texts" : "Blur texts";
 }
 
 function reveal() {
-  sessionStorage.setItem("uncovered", "1");
-  cover(false);
+  if (byId("reveal").hidden) return;
+  const covered = document.body.classList.contains("covered");
+  if (covered) sessionStorage.setItem("uncovered", "1");
+  else sessionStorage.removeItem("uncovered");
+  cover(!covered);
 }
 
 // Keys
@@ -237,25 +244,34 @@ function reveal() {
 function showKeys() {
   const shift = (key) => (form?.letters.includes(key) ? `Shift ${key}` : key);
   const keys = [...(form?.keys ?? []), ["Enter", "submit"], [`${shift("U")} or Ctrl Z`, "undo, and change the last one"], ["S", "skip, with a reason"],
-    [shift("F"), "flag, with a note"], ["N", "note"], [shift("G"), "guidelines"], ["Esc", "leave a text box, close a dialog"], ["?", "this help"]];
+    [shift("F"), "flag, with a note"], ["N", "note"], [shift("G"), "guidelines"], ["M", "Markdown, or texts as written"],
+    ...(byId("answers").className ? [["← →", "look at another answer"], ["X", "expand it"]] : []),
+    ...(byId("reveal").hidden ? [] : [["V", "show or blur texts"]]), [shift("C"), "sharing"], ["Esc", "leave a text box, close a dialog"], ["?", "this help"]];
   byId("keys").replaceChildren(...keys.flatMap(([key, words]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, words)]));
 }
 
-const COMMANDS = { U: undo, S: openSkip, F: openFlag, G: () => guidelines(), N: () => byId("note").focus(), V: reveal };
+const SHIFTED = { "flag-key": "F", "guidelines-key": "G", ...(adjudicating ? {} : { "consent-key": "C" }) }; // letters of answers win
+const COMMANDS = { U: undo, S: openSkip, F: openFlag, G: () => guidelines(), N: () => byId("note").focus(), V: reveal, M: toggleMarkdown,
+  X: () => expand(), C: () => adjudicating || byId("consent-dialog").showModal() };
+
+const STEPS = { ArrowLeft: -1, ArrowRight: 1 };
 
 function inDialog(event) {
   if (inTextBox(event) || ignored(event)) return;
-  const reason = byId("skip-dialog").open && byId("skip-dialog").querySelectorAll("[data-reason]")[digit(event) - 1];
-  if (!reason) return;
+  const button = byId("skip-dialog").open
+    ? byId("skip-dialog").querySelectorAll("[data-reason]")[digit(event) - 1]
+    : document.querySelector(`dialog[open] [data-key="${letter(event)}"]`);
+  if (!button) return;
   event.preventDefault();
-  reason.click();
+  button.click();
 }
 
 function inText(event) {
+  if (event.isComposing || event.keyCode === 229) return; // an input method's
   if (event.key === "Escape") {
     event.target.blur();
     byId("item").focus({ preventScroll: true });
-  } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.isComposing && !event.repeat) {
+  } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) {
     event.preventDefault();
     submit();
   }
@@ -276,17 +292,22 @@ function pressed(event) {
   else if (event.key === "Escape") guidelines(false);
   else if (form && !busy && form.press(event)) refresh();
   else if (COMMANDS[letter(event)]) COMMANDS[letter(event)]();
+  else if (STEPS[event.key] && byId("answers").className && !event.target.closest("input")) look(STEPS[event.key]);
   else return;
   event.preventDefault();
 }
 
 addEventListener("keydown", pressed);
+addEventListener("focusin", (event) => {
+  // Not on the way to a button, which would move away under the pointer.
+  if (!event.target.closest("button")) byId("submit-key").textContent = inTextBox(event) ? "Ctrl Enter" : "Enter";
+});
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
 });
 byId("note").addEventListener("input", changed);
-const clicks = { undo, "undo-last": undo, skip: openSkip, flag: openFlag, reveal, "guidelines-button": () => guidelines(), "help-button": () => byId("help-dialog").showModal() };
+const clicks = { undo, "undo-last": undo, skip: openSkip, flag: openFlag, reveal, "guidelines-button": () => guidelines(), "markdown-button": toggleMarkdown, "help-button": () => byId("help-dialog").showModal() };
 for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
 if (!adjudicating) byId("consent-button").addEventListener("click", () => byId("consent-dialog").showModal());
 for (const button of document.querySelectorAll("[data-granted]")) {
@@ -313,6 +334,10 @@ addEventListener("beforeunload", (event) => {
   if (outbox.waiting.length && !isSaved()) event.preventDefault();
 });
 
+showMarkdown();
+showTime();
+setInterval(showTime, LOOK);
+addEventListener("keydown", showTime);
 if (adjudicating) byId("skip").hidden = byId("flag").hidden = true;
 if (sessionStorage.getItem("guidelines-changed")) {
   sessionStorage.removeItem("guidelines-changed");

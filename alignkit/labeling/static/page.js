@@ -34,8 +34,9 @@ export function inTextBox(event) {
   return event.target instanceof Element && event.target.closest("textarea, input[type=text]") !== null;
 }
 
-// The digit of a key by its place, so that layouts whose digits need Shift work too; null if it has none.
+// The digit of a key: what it types, or by its place, so that layouts whose digits need Shift work too; null if none.
 export function digit(event) {
+  if (/^[0-9]$/.test(event.key)) return Number(event.key);
   const found = /^(?:Digit|Numpad)([0-9])$/.exec(event.code);
   return found && !event.shiftKey ? Number(found[1]) : null;
 }
@@ -46,28 +47,55 @@ export function letter(event) {
   return /^[\x00-\x7f]$/.test(event.key) ? "" : (/^Key([A-Z])$/.exec(event.code) || ["", ""])[1];
 }
 
-// Seconds of work: time between two actions counts up to five minutes, and not while the page is hidden.
+// Seconds of work, on an item and in this tab: time between two actions counts up to five minutes, and not while the
+// page is hidden. A longer gap is a break.
 const IDLE = 300;
+const KEY = "alignkit-session";
 export class Clock {
   constructor() {
     this.seconds = 0;
     this.since = performance.now();
+    Object.assign(this, { session: 0, unbroken: 0 }, JSON.parse(sessionStorage.getItem(KEY) ?? "{}"));
     for (const name of ["keydown", "pointerdown", "wheel", "scroll"]) {
       addEventListener(name, () => this.tick(), { passive: true, capture: true });
     }
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) this.tick();
-      else this.since = performance.now();
+      else this.resume();
     });
+    addEventListener("pagehide", () => this.keep());
   }
   start(seconds = 0) {
+    this.tick();
     this.seconds = seconds;
-    this.since = performance.now();
+    this.keep();
+  }
+  get gap() {
+    return (performance.now() - this.since) / 1000;
+  }
+  get idle() {
+    return this.gap > IDLE;
+  }
+  get worked() {
+    return this.session + Math.min(this.gap, IDLE);
   }
   tick() {
-    const now = performance.now();
-    this.seconds += Math.min((now - this.since) / 1000, IDLE);
-    this.since = now;
+    const part = Math.min(this.gap, IDLE);
+    this.unbroken = this.idle ? 0 : this.unbroken + part;
+    this.seconds += part;
+    this.session += part;
+    this.since = performance.now();
     return Math.round(this.seconds * 1000) / 1000;
   }
+  resume() {
+    if (this.idle) this.unbroken = 0;
+    this.since = performance.now();
+  }
+  keep() {
+    sessionStorage.setItem(KEY, JSON.stringify({ session: this.session, unbroken: this.unbroken }));
+  }
+}
+
+export function duration(seconds) {
+  return seconds < 90 ? `${Math.round(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }

@@ -1,0 +1,17 @@
+// The page of an annotator's own labels: contests known answers.
+
+import { post } from "./outbox.js";
+import { banner } from "./page.js";
+
+for (const form of document.querySelectorAll("form[data-item]")) {
+  const uuid = crypto.randomUUID(); // the same, however often it is sent
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    try {
+      await post("contest", { uuid, item: form.dataset.item, note: form.querySelector("input").value });
+      location.reload();
+    } catch (error) {
+      banner("offline", error.status ? error.message : "The server does not answer; nothing was stored.");
+    }
+  });
+}
