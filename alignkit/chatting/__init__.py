@@ -1,1 +1,1 @@
-"""People talk to policies in the terminal (docs/architecture.md)."""
+"""People talk to policies, in the terminal and on a page (docs/architecture.md)."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from alignkit.chatting.remarks import COMMANDS, Remarks
+from alignkit.chatting.remarks import NAMES as REMARKS
 from alignkit.chatting.screen import Screen, interactive
 from alignkit.chatting.session import Session
 from alignkit.errors import AlignkitError, DataError, did_you_mean, message_of
@@ -20,10 +22,11 @@ HELP = {
     "/reset": "forget the conversation",
     "/system TEXT": "set the system message and forget the conversation; without TEXT: no system message",
     "/retry": "answer the last question again",
+    **COMMANDS,
     "/quit": "leave; also Ctrl-D",
     "//TEXT": "ask /TEXT",
 }
-NAMES = tuple(entry.split()[0] for entry in HELP if not entry.startswith("//"))
+NAMES = ("/help", "/reset", "/system", "/retry", "/quit", *REMARKS)
 
 
 class Interrupts:
@@ -51,8 +54,12 @@ class Interrupts:
         self.stopped = True
 
 
-def talk(session: Session, screen: Screen, read: Callable[[str], str] = input) -> None:
-    """Answer what is entered until it ends. read: returns a line, given the prompt; raises EOFError at the end."""
+def talk(session: Session, screen: Screen, read: Callable[[str], str] = input, remarks: Remarks | None = None) -> None:
+    """Answer what is entered until it ends. read: returns a line, given the prompt; raises EOFError at the end.
+
+    remarks: which the session hands its exchanges.
+    """
+    remarks = remarks or Remarks()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     person = interactive()
@@ -63,13 +70,13 @@ def talk(session: Session, screen: Screen, read: Callable[[str], str] = input) -
     interrupts = Interrupts()
     for line in _lines(read, PROMPT if person else "", screen if person else None):
         if line.startswith("/") and not line.startswith("//"):
-            text = _command(line, session, screen)
+            text = _command(line, session, screen, remarks)
             if text is None:
                 return
         else:
             text = line.removeprefix("/") if line.startswith("//") else line
         if text:
-            _answer(text, session, screen, interrupts)
+            _answer(text, session, screen, interrupts, remarks)
 
 
 def _lines(read: Callable[[str], str], prompt: str, screen: Screen | None) -> Iterator[str]:
@@ -93,11 +100,13 @@ def _lines(read: Callable[[str], str], prompt: str, screen: Screen | None) -> It
             yield line
 
 
-def _command(line: str, session: Session, screen: Screen) -> str | None:
+def _command(line: str, session: Session, screen: Screen, remarks: Remarks) -> str | None:
     """Do what a command says. Returns a question to ask, or an empty text; None to leave."""
     name, _, rest = line.partition(" ")
     if name == "/quit":
         return None
+    if name in ("/retry", "/reset", "/system"):
+        remarks.begin()  # what was answered before cannot be talked about any more
     if name == "/retry":
         question = session.take_back()
         if not question:
@@ -105,7 +114,12 @@ def _command(line: str, session: Session, screen: Screen) -> str | None:
         return question
     if name == "/help":
         for entry, what in HELP.items():
-            screen.line(f"{entry:<14}{what}")
+            screen.line(f"{entry:<17}{what}")
+    elif name in REMARKS:
+        try:
+            screen.line(remarks.command(name, rest.strip(), session), "dim")
+        except AlignkitError as error:
+            screen.line(f"not kept: {error}")
     elif name == "/reset":
         session.reset()
         screen.line("the conversation is forgotten", "dim")
@@ -114,13 +128,14 @@ def _command(line: str, session: Session, screen: Screen) -> str | None:
         session.reset()
         screen.line("the system message is set" if session.system else "there is no system message", "dim")
     else:
-        screen.line(f"no command {name}; {did_you_mean(name, NAMES) or '/help lists them'}")
+        screen.line(" ".join(filter(None, [f"no command {name};", did_you_mean(name, NAMES), "/help lists them"])))
     return ""
 
 
-def _answer(text: str, session: Session, screen: Screen, interrupts: Interrupts) -> None:
+def _answer(text: str, session: Session, screen: Screen, interrupts: Interrupts, remarks: Remarks) -> None:
     """Show every policy's answer to a question."""
     session.begin(text)
+    remarks.begin()
     errors: list[tuple[str, AlignkitError]] = []
     with interrupts.caught():
         try:
@@ -133,6 +148,8 @@ def _answer(text: str, session: Session, screen: Screen, interrupts: Interrupts)
                         errors.append((name, error))
         finally:
             screen.done()
+    if note := remarks.end():
+        screen.line(note, "dim")
     for name, failed in errors:
         screen.line(f"{name}: {message_of(failed)}" if len(session.turns) > 1 else message_of(failed))
         if isinstance(failed, TooLong):

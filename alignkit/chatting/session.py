@@ -44,6 +44,7 @@ class Session:
         self.turns: dict[str, list[Message]] = {name: [] for name in opened.policies}
         self._seed, self._asked, self._question = seed, 0, ""
         self._before: dict[str, int] = {}  # turns of each policy before the question
+        self._own: dict[str, list[Message]] = {}  # of each policy that answered it, with the answer
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -61,7 +62,20 @@ class Session:
     def begin(self, question: str) -> None:
         """Say what will be asked. Each question has draws of its own."""
         self._question, self._before = question, {name: len(turns) for name, turns in self.turns.items()}
+        self._own = {}
         self._asked += 1
+
+    def answer_of(self, name: str) -> str:
+        """A policy's answer to the last question, as it was edited; empty if there is none."""
+        return str(self._own[name][-1]["content"]) if name in self._own else ""
+
+    def continue_from(self, name: str, text: str | None = None) -> None:
+        """Let all policies continue from what one has answered last. text: what it should have answered."""
+        if text is not None:
+            self._own[name][-1] = Message(role="assistant", content=text)
+        for turns in self.turns.values():
+            turns[:] = self._own[name]
+        self._before = dict.fromkeys(self._before, len(self._own[name]) - 2)
 
     def ask(self, name: str, heard: Callable[[str], None], wanted: Callable[[], bool]) -> Said:
         """A policy's answer to the question; part of its conversation, unless it was stopped before its first word.
@@ -80,9 +94,10 @@ class Session:
         said = Said(answers[best].text, rewards[best], len(answers), stopped)
         if said.text or not stopped:
             turns += [asked, Message(role="assistant", content=said.text)]
+            self._own[name] = list(turns)
         if not stopped:
             first = [next(iter(scores.values()), None) for scores in rewards] if self.opened.scorers else []
-            self._keep(Exchange(policy.word, messages, [one.text for one in answers], used, seed, first))
+            self._keep(Exchange(policy.word, messages, [one.text for one in answers], used, seed, first, best))
         return said
 
     def _answers(

@@ -82,7 +82,8 @@ class Policy:
 class Exchange:
     """What somebody asked, and what a policy answered, for whoever keeps such data.
 
-    policy: the word that it was named by. rewards: of the answers, if they were scored.
+    policy: the word that it was named by. rewards: of the answers, if they were scored. shown: the index of the answer
+    that was shown, if there are several.
     """
 
     policy: str
@@ -91,6 +92,7 @@ class Exchange:
     sampling: Sampling
     seed: int
     rewards: Sequence[float | None] = ()
+    shown: int = 0
 
 
 @dataclass(frozen=True)

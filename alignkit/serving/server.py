@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from alignkit import stopping
 from alignkit.errors import RunFailed
@@ -38,20 +39,30 @@ def serve(
     started()
     host = listening.getsockname()[0]
     hosts = (*LOCAL, host) if is_loopback(host) else None
-    app = application(opened.policies, work, hosts, token)
+    with hosted(application(opened.policies, work, hosts, token), listening) as look:
+
+        def each() -> None:
+            poll()
+            look()
+
+        work.run(each)
+
+
+@contextmanager
+def hosted(app: ASGIApp, listening: socket.socket) -> Iterator[Callable[[], None]]:
+    """Serve an application in another thread. Yields what raises RunFailed if the server has ended by itself."""
     options = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
-    config = uvicorn.Config(app, timeout_graceful_shutdown=ENDING, **options)
+    config = uvicorn.Config(app, timeout_graceful_shutdown=ENDING, proxy_headers=False, **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), name="http", daemon=True)
     thread.start()
 
     def look() -> None:
-        poll()
         if not thread.is_alive():
             raise RunFailed("the HTTP server has ended by itself; its message is above")
 
     try:
-        work.run(look)
+        yield look
     finally:
         server.should_exit = True
         thread.join(2 * ENDING)

@@ -120,7 +120,7 @@ def test_commands(models: Opened) -> None:
     shown = said(talks, "/reset", "/retry", "/help", "/rest", "/quit", "never asked")
     assert talks.turns == {"run-sft": [], "run-online": []}
     assert "there is nothing to retry" in shown and "/system TEXT" in shown
-    assert "no command /rest; did you mean '/reset'?" in shown
+    assert "no command /rest; did you mean '/reset'? /help lists them" in shown
     said(talks, "/system Be kind.", "//quit")
     assert talks.turns["run-sft"][0] == user("/quit") and talks.system == "Be kind."
     expected = sampled(models, "run-sft", [Message(role="system", content="Be kind."), user("/quit")], 5)
