@@ -1,1 +1,1 @@
-"""Feedback that can be shared: stores merged, shown, and exported with consent (docs/architecture.md)."""
+"""Feedback that can be shared: stores merged, rated, imported, and exported with consent (docs/architecture.md)."""

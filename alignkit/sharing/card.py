@@ -24,6 +24,8 @@ _WHAT = {
     "sft.jsonl": "demonstrations: prompt, completion",
 }
 
+_TOOLS = {"argilla": "Argilla 2", "label-studio": "Label Studio"}
+
 
 def card(content: Content, entries: Sequence[Labeled], files: Mapping[str, int]) -> str:
     """The text of the card. files: their names, and how many rows each has."""
@@ -36,7 +38,9 @@ def _header(content: Content, files: Mapping[str, int]) -> str:
     licenses = sorted({stored.item.license for stored in content.items})
     languages = sorted({str(language) for stored in content.items if (language := stored.item.meta.get("language"))})
     names = ["labels", *FILES]
-    configs = [{"config_name": name, "data_files": f"{name}.jsonl"} for name in names if f"{name}.jsonl" in files]
+    # One kind of file: `datasets` reads all configurations of a folder with the same reader.
+    suffix = ".parquet" if any(file.endswith(".parquet") for file in files) else ".jsonl"
+    configs = [{"config_name": n, "data_files": f"{n}{suffix}"} for n in names if f"{n}{suffix}" in files]
     header: dict[str, Any] = {"license": licenses[0].lower() if len(licenses) == 1 else "other"}
     header |= {"language": languages} if languages else {}
     header |= {"tags": ["alignkit", "human-feedback", "preference"], "configs": configs}
@@ -47,11 +51,12 @@ def _what(content: Content, entries: Sequence[Labeled]) -> str:
     tasks = Counter(entry.stored.item.task for entry in entries)
     kinds = Counter(event.kind for event in content.events)
     votes = sum(len(entry.votes) for entry in entries)
-    people = len({event.annotator for event in content.events})
-    days = sorted(event.created[:10] for event in content.events)
+    people = {vote.annotator for entry in entries for vote in entry.votes}
+    days = sorted(event.created[:10] for event in content.events if event.kind != "consent")
     several = sum(len(entry.votes) > 1 for entry in entries)
     lines = [
-        f"{votes} labels of {len(entries)} items by {people} annotators, from {days[0]} to {days[-1]} (UTC).",
+        f"{_of(votes, 'label')} of {_of(len(entries), 'item')} by {_of(len(people), 'annotator')}, "
+        f"from {days[0]} to {days[-1]} (UTC).",
         "",
         f"- Tasks: {_counted(tasks)}.",
         f"- Items with labels of several annotators: {several}.",
@@ -61,17 +66,24 @@ def _what(content: Content, entries: Sequence[Labeled]) -> str:
 
 
 def _files(files: Mapping[str, int]) -> str:
-    rows = [f"| `{name}` | {count} | {_WHAT[name]} |" for name, count in files.items()]
+    rows = [f"| `{name}` | {count} | {_what_is(name)} |" for name, count in files.items()]
     return "\n".join(["## Files", "", "| file | rows | content |", "|---|---:|---|", *rows])
+
+
+def _what_is(name: str) -> str:
+    folder, _, task = name.rpartition("/")
+    if folder:
+        return f"the task {task.removesuffix('.json')}, to be imported into {_TOOLS[folder]}"
+    return _WHAT[name.replace(".parquet", ".jsonl")]
 
 
 def _method(content: Content) -> str:
     guidelines = {event.guidelines for event in content.events} - {""}
     return (
         "## How it was collected\n\n"
-        "People saw the responses without their origin, in a random order that each event records (`order`). A label "
-        "is stored in the order shown. Of several labels by one person, the latest counts. The final label of an item "
-        "is the adjudicated one, else the gold one, else the majority's; items that someone flagged are left out "
+        "Each event records the order in which its responses were shown (`order`), and a label is in this order. Of "
+        "several labels by one person, the latest counts. The final label of an item is the adjudicated one, else the "
+        "gold one, else the majority's; items that someone flagged are left out "
         f"until they are adjudicated. Versions of the guidelines: {len(guidelines) or 'none recorded'}."
     )
 
@@ -88,6 +100,10 @@ def _privacy() -> str:
         "Names are replaced by pseudonyms. E-mail addresses, telephone numbers and keys were removed by simple rules, "
         "which do not find names or postal addresses. Read a sample before you publish."
     )
+
+
+def _of(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _counted(counts: Mapping[str, int]) -> str:

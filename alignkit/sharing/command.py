@@ -1,4 +1,4 @@
-"""The command `alignkit feedback`: show, merge and export."""
+"""The command `alignkit feedback`: show, rate, merge, import and export."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alignkit.arguments import NoPlugins, PluginFiles
+
 if TYPE_CHECKING:
     from alignkit.feedback.merging import Content
 
-feedback_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Show, merge and export labels of people.")
+feedback_app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Show, rate, merge and export labels of people."
+)
 
 StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="A store of feedback, such as labels.feedback.")]
 
@@ -66,9 +70,59 @@ def merge(
 
 
 @feedback_app.command()
+def rate(
+    store: StoreFile,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REWARD", help="RUN/STAGE of a reward model, or a reward as in a recipe; repeatable."),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(metavar="JUDGE", help="A judge as in a recipe, such as '{openai_judge: {...}}'; repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="What judges run on. Default: the model of the rewards.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/rate-feedback.")
+    ] = None,
+    plugin: PluginFiles = None,
+    no_plugin: NoPlugins = None,
+) -> None:
+    """Ask rewards and judges about the items of a store; people then label first where they disagree.
+
+    \b
+    Examples:
+      alignkit feedback rate labels.feedback --reward runs/demo/helpful
+      alignkit feedback rate labels.feedback --reward RUN/STAGE --judge local_judge
+    """
+    from alignkit.feedback.store import Store
+    from alignkit.io.printable import printable
+    from alignkit.plugins import load_plugins
+    from alignkit.recipe.load import made_recipe
+    from alignkit.runs.begin import begin
+    from alignkit.sharing.rating import recipe_of
+
+    Store.open(store).close()  # which says what is wrong with it
+    registry = load_plugins(plugin or (), no_plugin or ()).registry
+    data, notes = recipe_of(store, reward or (), judge or (), model)
+    recipe = made_recipe(data, "alignkit feedback rate", [], registry)
+    folder, reporter = begin(recipe, out)
+    for note in notes:
+        reporter.say(printable(f"note: {note}"))
+    from alignkit.runs.run import run_recipe  # imports torch
+
+    run_recipe(recipe, folder, reporter)
+
+
+@feedback_app.command()
 def export(
     store: StoreFile,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the export.")],
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Also parquet, argilla or label-studio; repeatable. Always: JSON lines."),
+    ] = None,
 ) -> None:
     """Write what may be shared: redacted, with pseudonyms, in the layouts of TRL, with a data card.
 
@@ -79,16 +133,51 @@ def export(
     Example:
       alignkit feedback export labels.feedback --out shared-labels
     """
+    from alignkit.errors import Problem, RecipeError, did_you_mean
     from alignkit.feedback.store import Store
     from alignkit.io.printable import printable
+    from alignkit.sharing.folder import LAYOUTS
     from alignkit.sharing.folder import export as exported
 
+    for name in layout or ():
+        if name not in LAYOUTS:
+            hint = did_you_mean(name, LAYOUTS) or f"layouts: {', '.join(LAYOUTS)}"
+            raise RecipeError([Problem(f"--layout: unknown layout '{name}'", help=hint)])
     with Store.open(store, write=False) as opened:
-        done = exported(opened, out)
+        done = exported(opened, out, layout or ())
     print(printable(f"wrote {out}: {', '.join(f'{name} ({count})' for name, count in done.files.items())}, README.md"))
     print(f"people: {done.people}; texts in which something was redacted: {done.left_out.redacted}")
     for line in done.left_out.lines():
         print(line)
+
+
+@feedback_app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON of Argilla or Label Studio.")],
+    into: Annotated[Path, typer.Option(metavar="STORE", help="The store to add it to; made if it does not exist.")],
+    license: Annotated[str, typer.Option(metavar="NAME", help="Of items that name none.")] = "",
+    consent: Annotated[
+        str, typer.Option(metavar="TERMS", help="To what everybody in the file agreed, so that it may be exported.")
+    ] = "",
+) -> None:
+    """Add the labels of a file of Argilla or Label Studio to a store. Doing it twice changes nothing.
+
+    \b
+    Examples:
+      alignkit feedback import records.json --into labels.feedback
+      alignkit feedback import tasks.json --into labels.feedback --license CC0-1.0
+    """
+    from alignkit.feedback.merging import merge as merged
+    from alignkit.feedback.store import Store
+    from alignkit.sharing.importing import content_of_file
+
+    content_of_file(file, None, license=license, terms=consent)  # so that a file with mistakes makes no store
+    with Store.open(into, new=True) as target:
+        for warning in target.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        content = content_of_file(file, target, license=license, terms=consent)
+        done = merged(target, content, str(file))
+    print(f"{file}: {done.items} new items, {done.events} new events")
 
 
 def _content(source: Path) -> Content:

@@ -23,7 +23,8 @@ _PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
 class LeftOut:
     """What is not exported, and why. Items: without a license, without consent of their author, replaced by a newer
     version of their row, without a label to export, or empty of meaning once they are redacted. Events: without consent
-    of their annotator. redacted: texts in which something was replaced."""
+    of their annotator. redacted: texts in which something was replaced. unfit: items that other tools cannot show.
+    tied: rankings with ties, which Argilla cannot hold."""
 
     unlicensed: int = 0
     unconsented_items: int = 0
@@ -32,6 +33,8 @@ class LeftOut:
     meaningless: int = 0
     unconsented_events: int = 0
     redacted: int = 0
+    unfit: int = 0
+    tied: int = 0
 
     def lines(self) -> list[str]:
         """What was left out, one reason per line."""
@@ -42,6 +45,8 @@ class LeftOut:
             "items without a label that may be shared": self.unlabeled,
             "items that mean nothing once they are redacted": self.meaningless,
             "events of people who have not agreed to share them": self.unconsented_events,
+            "of the files of other tools: items with tools or answers of several turns": self.unfit,
+            "of the files of Argilla: rankings with ties": self.tied,
         }
         return [f"left out: {text}: {count}" for text, count in texts.items() if count]
 
@@ -65,6 +70,8 @@ def shareable(store: Store) -> tuple[Content, LeftOut]:
             names[stored.item.id] = redacted.item.id
             items.setdefault(redacted.item.id, redacted)
     kept = [_event(event, names, store.salt, out) for event in events if event.item is None or event.item in names]
+    present = {event.annotator for event in kept if event.item} | {stored.item.author for stored in items.values()}
+    kept = [event for event in kept if event.annotator in present]  # consent of the others shares nothing
     used = {event.guidelines for event in kept}
     guidelines = sorted((name, redact(text)) for name, text in content.guidelines if name in used)
     return Content(list(items.values()), kept, guidelines), out
@@ -106,6 +113,8 @@ def _redacted(item: Item, salt: str, out: LeftOut) -> Item:
         item,
         **{**clean, "prompt": tuple(clean["prompt"]), "tools": tuple(clean["tools"]), "responses": responses},
         author=pseudonym(item.author, salt) if item.author else "",
+        # Of a stage whose run is elsewhere on this machine, only the name: folders tell who somebody is.
+        batch=item.batch.rpartition("/")[2] if item.batch.startswith("../") else item.batch,
         file="",
         row=0,
         overlap=None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from alignkit.feedback.rows import counts, row_of
 from alignkit.feedback.standing import Labeled, labeled
 from alignkit.feedback.store import Store
 from alignkit.io.atomic import replace_folder
+from alignkit.sharing import argilla, label_studio
+from alignkit.sharing.answers import Answered, answered
 from alignkit.sharing.card import card
 from alignkit.sharing.consent import LeftOut, shareable
 from alignkit.sharing.layouts import FILES, layouts
@@ -27,6 +31,9 @@ from alignkit.sharing.layouts import FILES, layouts
 ITEMS, EVENTS, GUIDELINES, LABELS, CARD = (
     "items.jsonl", "events.jsonl", "guidelines.jsonl", "labels.jsonl", "README.md",
 )  # fmt: skip
+
+
+LAYOUTS = ("parquet", "argilla", "label-studio")  # besides JSON lines
 
 
 @dataclass(frozen=True)
@@ -38,34 +45,79 @@ class Export:
     left_out: LeftOut
 
 
-def export(store: Store, out: Path) -> Export:
+def export(store: Store, out: Path, more: Sequence[str] = ()) -> Export:
     """Write what may be shared into a folder. The same store gives the same bytes, and so does a store made of them.
 
-    Raises `DataError` if nothing may be shared, or if the folder holds something else.
+    more: which of LAYOUTS to write, too. Raises `DataError` if nothing may be shared, or if the folder holds something
+    else, such as an export of another store.
     """
-    _check_target(out)
+    _check_target(store, out)
     content, left_out = shareable(store)
     if not content.items:
         reasons = "; ".join(left_out.lines()) or "it has no labels"
-        raise DataError(
-            f"{store.path}: nothing may be exported: {reasons}. An item needs a license, and its annotators' consent"
-        )
+        needs = "An item needs a license, and its annotators' consent"
+        command = f"alignkit label {shlex.quote(str(store.path))} --license NAME"
+        help = f"\n  help: give items without a license one: {command}" if left_out.unlicensed else ""
+        raise DataError(f"{store.path}: nothing may be exported: {reasons}. {needs}{help}")
     with tempfile.TemporaryDirectory(prefix="alignkit-feedback-") as folder:
         with Store.open(Path(folder) / "shared.feedback", new=True) as shared:
             merge(shared, content)
             entries = [entry for entry in labeled(shared) if counts(entry)]
     rows = _tables(content, entries)
+    if "parquet" in more:
+        names = {name: name.replace(".jsonl", ".parquet") for name in FILES.values()}
+        rows = {names.get(name, name): lines for name, lines in rows.items()}
+    rows |= _of_tools(entries, more, left_out)
     with replace_folder(out) as new:
         for name, lines in rows.items():
-            (new / name).write_text("".join(map(_line, lines)), encoding="utf-8")
+            _write(new / name, lines)
         (new / CARD).write_text(card(content, entries, {name: len(lines) for name, lines in rows.items()}))
     people = len({event.annotator for event in content.events})
     return Export({name: len(lines) for name, lines in rows.items()}, people, left_out)
 
 
-def _check_target(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / EVENTS).is_file())):
+def _of_tools(entries: Iterable[Labeled], more: Sequence[str], left_out: LeftOut) -> dict[str, list[Mapping[str, Any]]]:
+    """A file for each tool and task, because a project of these tools has one kind of question."""
+    if not {"argilla", "label-studio"} & set(more):
+        return {}
+    found, left_out.unfit = answered(entries)
+    by_task: dict[str, list[Answered]] = {}
+    for entry in found:
+        by_task.setdefault(entry.item.task, []).append(entry)
+    files: dict[str, Sequence[Mapping[str, Any]]] = {}
+    for task, own in by_task.items():
+        if "argilla" in more:
+            files[f"argilla/{task}.json"], tied = argilla.records(own)
+            left_out.tied += tied
+        if "label-studio" in more:
+            files[f"label-studio/{task}.json"] = label_studio.tasks(own)
+    return {name: list(rows) for name, rows in files.items() if rows}
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".parquet":
+        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+        parquet.write_table(arrow.Table.from_pylist([dict(row) for row in rows]), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    else:
+        path.write_text("".join(map(_line, rows)), encoding="utf-8")
+
+
+def _check_target(store: Store, out: Path) -> None:
+    """Raise DataError unless the folder is new, empty, or an export of which the store has every event."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / EVENTS).is_file():
         raise DataError(f"{out}: exists and is no earlier export; name another folder")
+    known = {event.uuid for event in store.events()}
+    unknown = sum(not (isinstance(row, dict) and row.get("uuid") in known) for _, row in file_rows(out / EVENTS))
+    if unknown:
+        raise DataError(
+            f"{out}: is an export of another store: {unknown} of its events are not in {store.path}; "
+            "name another folder"
+        )
 
 
 def _tables(content: Content, entries: Iterable[Labeled]) -> dict[str, list[Mapping[str, Any]]]:
@@ -87,7 +139,9 @@ def _line(row: Mapping[str, Any]) -> str:
 def _item_row(stored: Stored) -> dict[str, Any]:
     item = stored.item
     fields = {name: getattr(item, name) for name in ("task", "prompt", "responses", "criteria", "tools", "origins")}
-    more = {name: getattr(item, name) for name in ("meta", "license", "author", "batch", "gold")}
+    more = {
+        name: getattr(item, name) for name in ("meta", "license", "author", "batch", "gold", "opinions", "held_out")
+    }
     return {"id": item.id, "revision": stored.revision, **fields, **more}
 
 

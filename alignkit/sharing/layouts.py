@@ -25,9 +25,11 @@ FILES = {
 
 
 def layouts(entries: Iterable[Labeled]) -> dict[str, list[Row]]:
-    """The rows of each layout, in the order of the items."""
+    """The rows of each layout, in the order of the items, without held-out ones, which trainers must not learn."""
     found: dict[str, list[Row]] = {name: [] for name in FILES}
     for entry in entries:
+        if entry.stored.item.held_out:
+            continue
         if entry.stored.item.task == "demonstration":
             found["sft"] += _demonstrations(entry)
         elif entry.final is not None:

@@ -75,6 +75,17 @@ def test_only_what_may_be_shared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(row["license"] == "CC0-1.0" for row in rows(out, "items.jsonl"))
 
 
+def test_folders_of_this_machine_are_not_shared(tmp_path: Path) -> None:
+    with opened(
+        tmp_path, pair(batch="../../home/ann/runs/x/labels", **FREE), pair("b", batch="week 1/2", **FREE)
+    ) as store:
+        store.submit(event(None, {"granted": True}, kind="consent"))
+        for stored in store.items():
+            store.submit(event(stored.item))
+    out = exported(tmp_path, store.path)
+    assert [row["batch"] for row in rows(out, "items.jsonl")] == ["labels", "week 1/2"]
+
+
 def test_the_layouts_of_trl(tmp_path: Path) -> None:
     out = exported(tmp_path, made(tmp_path))
     one, safe, *ranked, rated = rows(out, "preference.jsonl")
@@ -91,6 +102,18 @@ def test_the_layouts_of_trl(tmp_path: Path) -> None:
     (demonstration,) = rows(out, "sft.jsonl")
     assert demonstration["prompt"][0]["content"] == "Write to me at [e-mail]."
     assert demonstration["completion"] == [{"role": "assistant", "content": "Call me: [phone]"}]
+
+
+def test_trainers_do_not_get_held_out_pairs(tmp_path: Path) -> None:
+    with Store.open(made(tmp_path)) as store:
+        tested = pair("tested", held_out=True, **FREE)
+        store.add([tested])
+        store.submit(event(tested))
+        path = store.path
+    out = exported(tmp_path, path)
+    assert [row["held_out"] for row in rows(out, "items.jsonl")] == [False] * 6 + [True]
+    assert rows(out, "labels.jsonl")[-1]["item"]["held_out"] is True
+    assert all("tested" not in json.dumps(row) for name in ("preference", "kto") for row in rows(out, f"{name}.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -132,8 +155,20 @@ def test_the_card_says_what_is_in_the_files(tmp_path: Path) -> None:
     text = (exported(tmp_path, made(tmp_path)) / "README.md").read_text(encoding="utf-8")
     header = text.split("---")[1]
     assert "license: cc0-1.0" in header and "data_files: preference.jsonl" in header and "- en" in header
-    assert "6 labels of 6 items by 1 annotators" in text
+    assert "6 labels of 6 items by 1 annotator, from" in text
     assert "| `preference.jsonl` | 5 |" in text
+
+
+def test_the_card_counts_only_people_whose_labels_are_there(tmp_path: Path) -> None:
+    with Store.open(made(tmp_path)) as store:
+        store.submit(event(None, {"granted": True}, kind="consent", who="carl"))
+        store.submit(event(pair("no license"), who="carl"))
+        path = store.path
+    out = exported(tmp_path, path)
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert "6 labels of 6 items by 1 annotator, from" in text and "Events: consent 1, label 6." in text
+    assert len({row["annotator"] for row in rows(out, "events.jsonl")}) == 1
+    assert "without their origin" not in text  # chat shows who answered
 
 
 def test_consent_can_be_withdrawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,6 +178,7 @@ def test_consent_can_be_withdrawn(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["feedback", "export", str(path), "--out", str(tmp_path / "out")]) == 4
     said = capsys.readouterr().err
     assert "nothing may be exported: left out: items without a license" in said
+    assert f"alignkit label {path} --license NAME" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -153,6 +189,15 @@ def test_a_folder_with_something_else_is_not_replaced(tmp_path: Path, capsys: py
     assert main(["feedback", "export", str(path), "--out", str(tmp_path / "mine")]) == 4
     assert "exists and is no earlier export" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+
+
+def test_an_export_of_another_store_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = exported(tmp_path, made(tmp_path))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "other").mkdir()
+    assert main(["feedback", "export", str(made(tmp_path / "other")), "--out", str(out)]) == 4
+    assert "is an export of another store: 7 of its events are not in" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 @pytest.mark.parametrize(
