@@ -118,12 +118,18 @@ def krippendorff_alpha(units: Sequence[Unit], level: Level = "nominal") -> float
 
 
 def interval(
-    units: Sequence[Unit], coefficient: Coefficient, *, seed: int = 0, categories: Sequence[Rating] = ()
+    units: Sequence[Unit],
+    coefficient: Coefficient,
+    *,
+    seed: int = 0,
+    categories: Sequence[Rating] = (),
+    clusters: Sequence[Hashable] = (),
 ) -> Estimate:
     """A coefficient with its 95% interval: percentiles of 2,000 draws of units with all their ratings.
 
     `alpha_ordinal` and `gwet_ac2`, with quadratic weights, need numbers. seed: of the draws. categories: of Gwet's
-    coefficients. n: units with two ratings or more. A mean of None, or no interval, means that the coefficient is not
+    coefficients. clusters: of each unit, a name; units with the same one depend on each other, and are drawn together.
+    n: units with two ratings or more. A mean of None, or no interval, means that the coefficient is not
     defined, or not for nearly all draws. Efron 1979, "Bootstrap methods: another look at the jackknife".
 
     Raises `ValueError` for Fleiss' kappa of units with different numbers of ratings, if they have two or more.
@@ -132,11 +138,22 @@ def interval(
     numbers = coefficient if coefficient in ("alpha_ordinal", "gwet_ac2") else None
     values, counts = _counted(units, numbers, categories if gwet else ())
     several = counts.sum(1) >= 2
-    counts = counts[counts.sum(1) >= 1] if gwet else counts[several]
+    used = counts.sum(1) >= 1 if gwet else several
+    counts = counts[used]
     if coefficient == "fleiss_kappa":
         _check_sizes(counts)
     compute = _COEFFICIENTS[coefficient]
-    found = bootstrap(compute(values, counts), len(counts), lambda drawn: compute(values, counts[drawn]), seed=seed)
+    rows: dict[Hashable, list[int]] = {}
+    for row, place in enumerate(np.flatnonzero(used).tolist()):
+        rows.setdefault(clusters[place] if clusters else row, []).append(row)
+    together = [np.array(each) for each in rows.values()]
+
+    def again(drawn: NDArray[np.int64]) -> float | None:
+        if len(together) < len(counts):
+            drawn = np.concatenate([together[place] for place in drawn])
+        return compute(values, counts[drawn])
+
+    found = bootstrap(compute(values, counts), len(together), again, seed=seed)
     return {**found, "n": int(several.sum())}
 
 

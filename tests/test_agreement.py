@@ -296,3 +296,13 @@ def test_two_raters_agree_as_the_coefficients_say() -> None:
     both = interval(units, "gwet_ac1")
     assert found["ac1"]["low"] == pytest.approx(both["low"], abs=0.01)
     assert found["ac1"]["high"] == pytest.approx(both["high"], abs=0.01)
+
+
+def test_units_of_a_cluster_are_drawn_together() -> None:
+    """Four copies of each unit say nothing new, so the interval is that of one copy."""
+    units = [["a", "a"], ["b", "b"], ["a", "b"], ["a", "a"], ["b", "a"], ["b", "b"]] * 3
+    names = [place for place in range(len(units)) for _ in range(4)]
+    one = interval(units, "agreement")
+    four = interval([units[place] for place in names], "agreement", clusters=names)
+    assert (four["mean"], four["low"], four["high"]) == (one["mean"], one["low"], one["high"])
+    assert four["n"] == 4 * one["n"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.agreeing.questions import Question, Unit
 from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, raise_if_bad
 from alignkit.errors import BadRow, DataError, did_you_mean
+from alignkit.feedback.questions import Question, Unit
 
 _WIDE = re.compile(r"(annotator|annotation|rater|labeler|judge|label|rating|vote)[ _-]?\d+", re.IGNORECASE)
 _PEOPLE = ("annotator", "annotator_id", "evaluator", "rater", "labeler", "worker", "worker_id", "user")
@@ -127,7 +127,7 @@ def _first(names: Sequence[str], known: Sequence[str]) -> str:
 
 def _fill(unit: Unit, row: Mapping[str, Any], columns: Columns) -> None:
     unit.gold = _value(row.get(columns.gold)) if columns.gold else None
-    unit.other = _value(row.get(columns.against)) if columns.against else None
+    unit.others = {columns.against: _value(row.get(columns.against))} if columns.against else {}
     unit.batch = _cell(row, columns.by)
 
 
@@ -162,7 +162,7 @@ def _turned(value: Any, levels: Sequence[str], path: Path) -> Any:
 
 def _leveled(question: Question, columns: Columns, path: Path) -> Question:
     """The question with numbers for its ratings, if they have an order: numbers, or by `levels`."""
-    used = [value for unit in question.units for value in (*unit.ratings.values(), unit.gold, unit.other)]
+    used = [value for unit in question.units for value in (*unit.ratings.values(), unit.gold, *unit.others.values())]
     given = {value for value in used if value is not None}
     if not any(value is not None for unit in question.units for value in unit.ratings.values()):
         raise DataError(f"{path}: there are no ratings")
@@ -173,7 +173,8 @@ def _leveled(question: Question, columns: Columns, path: Path) -> Question:
             raise DataError(f"{path}: --levels does not name {', '.join(unknown)}")
         for unit in question.units:
             unit.ratings = {who: places.get(value) for who, value in unit.ratings.items()}
-            unit.gold, unit.other = places.get(unit.gold), places.get(unit.other)
+            unit.gold = places.get(unit.gold)
+            unit.others = {name: places.get(value) for name, value in unit.others.items()}
         question.kind, question.categories = "ordinal", list(places.values())
     elif columns.ordinal:
         words = sorted(str(value) for value in given if not isinstance(value, float))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit.agreeing.measure import TITLES
+from alignkit.feedback.measure import TITLES
 from alignkit.report import Block, Table
 from alignkit.statistics import shown
 
@@ -27,9 +27,9 @@ def blocks(facts: Mapping[str, Any]) -> list[Block]:
         found.append(
             "the ratings are numbers: if their order means something, --ordinal adds coefficients that weigh distances"
         )
-    for name, title in (("gold", "With the gold labels"), ("other", "With the other column")):
-        if facts[name]:
-            found.append(_reference(title, facts[name]))
+    for name, other in {"the gold labels": facts["gold"], **facts["against"]}.items():
+        if other:
+            found.append(_reference(f"With {name}", other))
     return found
 
 

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from alignkit.agreeing.annotations import Columns
-    from alignkit.agreeing.questions import Habit, Question
+    from alignkit.feedback.questions import Habit, Question
 
 
 def agreement(
@@ -48,7 +48,7 @@ def agreement(
       alignkit agreement votes.jsonl --ratings vote --levels A,tie,B --json
     """
     from alignkit.agreeing.annotations import Columns
-    from alignkit.agreeing.measure import habit_facts, measured
+    from alignkit.feedback.measure import habit_facts, measured
 
     lists = {"ratings": ratings, "item": item, "sides": sides, "levels": levels}
     split = {name: tuple(part.strip() for part in text.split(",") if part.strip()) for name, text in lists.items()}
@@ -63,9 +63,9 @@ def agreement(
 
 def _read(path: Path, columns: Columns) -> tuple[list[Question], dict[str, Habit]]:
     from alignkit.agreeing.annotations import read_table
-    from alignkit.agreeing.questions import habits_of, questions_of
     from alignkit.errors import DataError
     from alignkit.feedback.database import SUFFIX
+    from alignkit.feedback.questions import habits_of, questions_of
     from alignkit.feedback.standing import labeled
     from alignkit.feedback.store import Store
 

@@ -121,8 +121,8 @@ def _check_examples(word: str, request: Request) -> None:
 class NamedModels:
     """Policies and rewards that are named on the command line, as a recipe has them.
 
-    base, others: its `model` and `bases`. policies: what each word means. references: of each word. rewards: as values
-    of a RewardRef option. notes: what a reader of the results must know.
+    base, others: its `model` and `bases`. policies: what each word means. references: of each word. rewards, judges: as
+    values of RewardRef and JudgeRef options. notes: what a reader of the results must know.
     """
 
     base: Mapping[str, Any]
@@ -131,16 +131,18 @@ class NamedModels:
     references: Mapping[str, str]
     rewards: Sequence[Any]
     notes: Sequence[str]
+    judges: Sequence[Any] = ()
 
 
-def models_of(words: Sequence[str], rewards: Sequence[str] = ()) -> NamedModels:
-    """What policies and rewards mean; raises as `recipe_of` does."""
-    policies, named = named_policies(words), _named_rewards(rewards)
+def models_of(words: Sequence[str], rewards: Sequence[str] = (), judges: Sequence[str] = ()) -> NamedModels:
+    """What policies, rewards and judges mean; raises as `recipe_of` does."""
+    policies, named = named_policies(words), _named_rewards(rewards, judges)
     bases = _Bases([*policies.values(), *named.values()])
     references = bases.references(policies)
     _refuse_same(words, references)
     read = [_replaced(_value(text), named, bases) for text in rewards]
-    return NamedModels(bases.model, bases.others, policies, references, read, bases.notes)
+    asked = [_replaced(_value(text), named, bases) for text in judges]
+    return NamedModels(bases.model, bases.others, policies, references, read, bases.notes, asked)
 
 
 def named_policies(words: Iterable[str]) -> dict[str, NamedModel]:

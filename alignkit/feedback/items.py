@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,7 +42,9 @@ class Item:
     annotator who wrote the prompt, if it is one; such an item is exported only with that person's consent. license: of
     the texts; items without one are not exported. file, row: where it was read. batch: the round that it belongs to.
     gold: the right label, as `labels.canonical` returns it. overlap: how many annotators label it; None: as the store
-    says. priority: higher ones are labeled first.
+    says. priority: higher ones are labeled first. opinions: what rewards and judges say of the responses, by name: a
+    number for each, of which higher is better, or None. Neither labelers nor recipes see them. held_out: of an
+    evaluation, so recipes do not learn from it unless they ask for it.
     """
 
     task: str
@@ -59,6 +62,8 @@ class Item:
     gold: Mapping[str, Any] | None = None
     overlap: int | None = None
     priority: float = 0.0
+    opinions: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    held_out: bool = False
 
     @cached_property
     def id(self) -> str:
@@ -84,6 +89,9 @@ class Item:
             raise BadRow("scores need criteria, each with a different name; other tasks have none")
         if self.overlap is not None and self.overlap < 1:
             raise BadRow(f"overlap must be at least 1, not {self.overlap!r}")
+        for name, said in self.opinions.items():
+            if len(said) != count or not all(value is None or _is_finite(value) for value in said):
+                raise BadRow(f"the opinion {name!r} must hold {count} numbers, one for each response, not {said!r:.80}")
         if self.gold is not None:
             check_canonical(self.task, self.gold, count, self.criteria)
         return self
@@ -118,6 +126,10 @@ def item_of(group: Group, task: str | None = None, criteria: Sequence[str] = CRI
     answers = tuple(r.text if r.messages is None else r.messages for r in group.responses)
     rated = tuple(criteria) if task == "scores" else ()
     return Item(task, group.prompt, answers, rated, group.tools, **{**known, **more}).checked()
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _response(answer: Answer) -> Response:

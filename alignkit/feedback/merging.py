@@ -108,6 +108,8 @@ def _filled(mine: Item, theirs: Item) -> Item:
         author=mine.author or theirs.author,
         gold=theirs.gold if mine.gold is None else mine.gold,
         meta={**theirs.meta, **mine.meta},
+        opinions={**theirs.opinions, **mine.opinions},
+        held_out=mine.held_out or theirs.held_out,
         origins=mine.origins if any(mine.origins) else theirs.origins,
     )
 

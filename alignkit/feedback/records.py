@@ -78,6 +78,18 @@ class Plan:
     repeat_rate: float = 0.02
 
 
+def check_plan(plan: Plan) -> None:
+    """Raise `ValueError` that names the number of the plan that is out of range."""
+    if plan.overlap < 1:
+        raise ValueError(f"overlap must be at least 1, not {plan.overlap}")
+    rates = {"gold_rate": plan.gold_rate, "repeat_rate": plan.repeat_rate}
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"{name} is a share, so it must be at least 0 and below 1, not {rate:g}")
+    if sum(rates.values()) >= 1:
+        raise ValueError(f"{' and '.join(rates)} must be below 1 together, not {sum(rates.values()):g}")
+
+
 def checked_event(event: Event, item: Item | None) -> Event:
     """The event in its stored form. item: the one that it names. Raises `BadLabel` that says what is wrong."""
     if event.kind not in KINDS:
@@ -211,9 +223,10 @@ def columns(item: Item, overlap: int) -> dict[str, Any]:
     """The columns of an item that the caller decides. overlap: the store's."""
     lists = {name: list(getattr(item, name)) for name in ("tools", "criteria", "origins") if getattr(item, name)}
     answers = [answer if isinstance(answer, str) else list(answer) for answer in item.responses]
-    meta = {"meta": dict(item.meta)} if item.meta else {}
+    more: dict[str, Any] = {name: dict(getattr(item, name)) for name in ("meta", "opinions") if getattr(item, name)}
+    more |= {"held_out": True} if item.held_out else {}
     return {
-        "content": _json({"prompt": list(item.prompt), "responses": answers, **lists, **meta}),
+        "content": _json({"prompt": list(item.prompt), "responses": answers, **lists, **more}),
         "license": item.license,
         "author": item.author,
         "gold": None if item.gold is None else _json(item.gold),

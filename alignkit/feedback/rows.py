@@ -16,13 +16,15 @@ from alignkit.feedback.standing import Labeled, Vote, labeled
 from alignkit.feedback.store import Store
 
 VERSION = 1  # of a row
+_HELD_OUT = "coalesce(json_extract(content, '$.held_out'), 0)"
 _DECISIVE = ("adjudicate", "flag", "contest", "consent")  # besides labels
 
 
 def store_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a store, numbered by the positions of their items. Reads it as it is now and leaves no trace.
 
-    Without items that wait for adjudication, that have no label, or whose row of the source has changed.
+    Without items that wait for adjudication, that have no label, whose row of the source has changed, or whose author
+    took the consent back.
     """
     with Store.open(path, write=False) as store:
         entries = labeled(store)
@@ -33,7 +35,7 @@ def store_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def counts(entry: Labeled) -> bool:
     """Whether a recipe reads the item."""
-    return not (entry.stored.retired or entry.waits) and bool(entry.votes or entry.final)
+    return not (entry.stored.retired or entry.withdrawn or entry.waits) and bool(entry.votes or entry.final)
 
 
 def row_of(entry: Labeled) -> dict[str, Any]:
@@ -56,21 +58,25 @@ def plain_item(item: Item) -> dict[str, Any]:
         "meta": dict(item.meta),
         "license": item.license,
         "batch": item.batch,
+        "held_out": item.held_out,
     }
     return {name: value for name, value in fields.items() if value or name in ("prompt", "responses")}
 
 
 def store_digest(path: Path) -> str:
-    """SHA-256 of what a recipe reads from a store: of its items and of the events that count.
+    """SHA-256 of what a recipe reads from a store: of its items and of the events that count, without held-out items.
 
     The bytes of the file say nothing: the newest labels may still be in the log next to it, and drafts are in it.
     """
     digest = hashlib.sha256()
     with Store.open(path, write=False) as store:
-        rows = store.rows("SELECT id, content, gold, retired, batch, license FROM items ORDER BY position")
-        rows += store.rows("SELECT uuid FROM current WHERE kind = 'label' ORDER BY uuid")
+        content = "json_remove(content, '$.opinions')"
+        items = f"SELECT id, {content}, gold, retired, batch, license FROM items"
+        rows = store.rows(f"{items} WHERE NOT {_HELD_OUT} ORDER BY position")
+        read = f"(item IS NULL OR item NOT IN (SELECT id FROM items WHERE {_HELD_OUT}))"
+        rows += store.rows(f"SELECT uuid FROM current WHERE kind = 'label' AND {read} ORDER BY uuid")
         for kind in _DECISIVE:
-            rows += store.rows("SELECT uuid FROM effective WHERE kind = ? ORDER BY uuid", kind)
+            rows += store.rows(f"SELECT uuid FROM effective WHERE kind = ? AND {read} ORDER BY uuid", kind)
     for row in rows:
         digest.update(repr(tuple(row)).encode())
     return digest.hexdigest()

@@ -39,7 +39,8 @@ class Labeled:
     """An item with what people said about it.
 
     votes: of occasion 0, one per annotator, in the order of their names. again: of occasion 1. adjudicated: the label
-    that settles it. flags, contests, notes: (annotator, text). skips: (annotator, reason).
+    that settles it. flags, contests, notes: (annotator, text). skips: (annotator, reason). withdrawn: its author took
+    the consent back.
     """
 
     stored: Stored
@@ -50,11 +51,19 @@ class Labeled:
     contests: list[tuple[str, str]] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
     skips: list[tuple[str, str]] = field(default_factory=list)
+    withdrawn: bool = False
 
     @property
     def waits(self) -> bool:
         """Whether the item is flagged, or its gold label contested, and nobody has adjudicated it."""
         return self.adjudicated is None and bool(self.flags or self.contests)
+
+    @property
+    def gold(self) -> Label | None:
+        """The right label of a gold item: the adjudicated one, else its own; None while that is contested."""
+        if self.stored.item.gold is None or (self.contests and self.adjudicated is None):
+            return None
+        return dict(self.stored.item.gold) if self.adjudicated is None else self.adjudicated.label
 
     @property
     def final(self) -> Label | None:
@@ -82,6 +91,8 @@ def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
     with store.snapshot():
         found = {s.item.id: Labeled(s) for s in store.items() if wanted is None or s.item.id in wanted}
         absent = withdrawn(store)
+        for each in found.values():
+            each.withdrawn = each.stored.item.author in absent
         standing = {row["uuid"] for row in store.rows("SELECT uuid FROM current")}
         rows = store.rows("SELECT * FROM effective WHERE item IS NOT NULL ORDER BY created, uuid")
     for row in rows:
@@ -106,7 +117,7 @@ def consents(store: Store) -> dict[str, bool]:
 
 
 def withdrawn(store: Store) -> set[str]:
-    """The annotators who took their consent back: their labels count nowhere."""
+    """The annotators who took their consent back: their labels count nowhere, and nobody learns from their prompts."""
     query = "SELECT annotator, payload FROM effective WHERE kind = 'consent' ORDER BY created, uuid"
     granted: dict[str, list[bool]] = defaultdict(list)
     for row in store.rows(query):

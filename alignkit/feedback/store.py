@@ -125,24 +125,23 @@ class Store:
 
     def set_plan(self, plan: Plan) -> None:
         """Change how the store is labeled from now on. Raises `ValueError` for numbers out of range."""
-        if plan.overlap < 1 or min(plan.gold_rate, plan.repeat_rate) < 0 or plan.gold_rate + plan.repeat_rate >= 1:
-            raise ValueError(f"overlap must be at least 1, and the rates shares that are below 1 together: {plan}")
+        records.check_plan(plan)
         with self.transaction() as connection:
             for name, value in asdict(plan).items():
                 connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(value)))
             connection.execute("UPDATE items SET wanted = coalesce(overlap, ?)", (plan.overlap,))
 
     def add_guidelines(self, text: str) -> str:
-        """Store a version of the guidelines and return its hash, which every label names."""
-        name = hashlib.sha256(text.encode()).hexdigest()[:16]
-        with self.transaction() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO guidelines VALUES (?, ?, ?)", (name, text, records.stamp(self.clock()))
-            )
+        """Store the guidelines that hold from now on, and return their hash, which every label names."""
+        name, known = hashlib.sha256(text.encode()).hexdigest()[:16], self.guidelines()
+        if not known or known[-1][0] != name:
+            with self.transaction() as connection:
+                values = (name, text, records.stamp(self.clock()))
+                connection.execute("INSERT OR REPLACE INTO guidelines VALUES (?, ?, ?)", values)
         return name
 
     def guidelines(self) -> list[tuple[str, str]]:
-        """The versions of the guidelines, as (hash, text), the oldest first."""
+        """The versions of the guidelines, as (hash, text), the one that holds last."""
         found = self.rows("SELECT hash, text FROM guidelines ORDER BY created, hash")
         return [(row["hash"], row["text"]) for row in found]
 
@@ -183,6 +182,19 @@ class Store:
             sets = ", ".join(f"{name} = ?" for name in values)
             query = f"UPDATE items SET {sets}, revision = revision + 1 WHERE id = ?"
             connection.execute(query, (*values.values(), item))
+
+    def rate(self, items: Iterable[Item]) -> None:
+        """Take over `opinions` and `priority` of items that the store has. Nobody sees them, so the revision stays."""
+        overlap, rated = self.plan.overlap, []
+        for item in items:
+            known = self.item(item.id).item
+            opinions = {**known.opinions, **item.opinions}
+            rated.append(replace(known, opinions=opinions, priority=item.priority).checked())
+        with self.transaction() as connection:
+            for item in rated:
+                values = records.columns(item, overlap)
+                query = "UPDATE items SET content = ?, priority = ? WHERE id = ?"
+                connection.execute(query, (values["content"], values["priority"], item.id))
 
     def item(self, item: str) -> Stored:
         """An item by its id. Raises `BadLabel` if the store does not have it."""
@@ -234,7 +246,7 @@ class Store:
 
     def last(self, annotator: str) -> Event | None:
         """The annotator's last event that can be undone: a label, a skip or a flag."""
-        query = "SELECT * FROM effective WHERE annotator = ? AND kind IN ('label', 'skip', 'flag', 'contest')"
+        query = "SELECT * FROM effective WHERE annotator = ? AND kind IN ('label', 'skip', 'flag')"
         found = self.rows(f"{query} ORDER BY created DESC, uuid DESC LIMIT 1", annotator)
         return records.event_of(found[0]) if found else None
 

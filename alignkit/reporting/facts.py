@@ -12,7 +12,7 @@ import alignkit
 from alignkit.errors import Problem, RecipeError
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.rounds import stages_of_rounds
-from alignkit.reporting import curves, data_cards, history, judging, overoptimization, samples, stages, verdicts
+from alignkit.reporting import curves, data_cards, history, judging, overoptimization, people, samples, stages, verdicts
 from alignkit.reporting.files import RECIPE, Lines, read_lines, read_object, read_recipe, read_stage, read_text
 from alignkit.reporting.paths import alignment_path
 
@@ -88,6 +88,7 @@ class _Gathering:
                 lambda name: samples.samples(name, self.folder / name, evaluations[name]), evaluations
             ),
             "data": data,
+            "people": self.each(lambda name: people.people_of(name, self.records.get(name, {}), self.folder / name)),
             "dropped": self.each(lambda name: stages.dropped(name, self.records.get(name, {}))),
             "judges": self.each(lambda name: self.judges(name, evaluations.get(name, {}))),
             "incidents": history.incidents(self.folder, self.starts),

@@ -38,7 +38,7 @@ class Incident(TypedDict):
 def starts_of(folder: Path) -> list[dict[str, Any]]:
     """Each start of a run with its end: `started`, `ended`, `outcome`, `message` and the facts of the machine.
 
-    outcome: done, failed, interrupted, running, or killed if the process ended without a word.
+    outcome: done, failed, interrupted, waiting (for labels), running, or killed if the process ended without a word.
     """
     found: list[dict[str, Any]] = []
     for line in read_lines(folder / STARTS).rows:
@@ -107,7 +107,7 @@ def incidents(folder: Path, starts: Sequence[Mapping[str, Any]]) -> list[Inciden
     for before, after in itertools.pairwise(starts):
         if before["outcome"] == "killed":
             found.append({"when": str(after["started"]), "stage": "", "text": "started again after it was killed"})
-        elif before["outcome"] in ("failed", "interrupted"):
+        elif before["outcome"] in ("failed", "interrupted", "waiting"):
             found.append({"when": str(after["started"]), "stage": "", "text": "started again"})
     return sorted(found, key=lambda item: item["when"])[-MOST:]
 

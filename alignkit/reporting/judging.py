@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit.judge_card import trust_tables
+from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
 from alignkit.report import Table
 from alignkit.reporting.numbers import bounds, number, short, shown
 from alignkit.reporting.verdicts import Verdict, longer_by
 
 ORDER_DECIDES = 0.25  # share of comparisons
 FAVORS = 0.1  # by which a judge may prefer a position without a warning
+OUTCOMES = {"win": "wins", "loss": "losses", "tie": "ties"}
 STANDARD_ERRORS = 1.96  # of half an interval of 95%
 
 
@@ -61,15 +62,17 @@ def _sentence(verdict: Verdict, result: Mapping[str, Any], summary: Mapping[str,
     alone = summary.get("headline") is None  # no reward has a verdict, which would say the lengths
     policy, baseline, judge, longer = verdict["policy"], verdict["baseline"], verdict["judge"], verdict["longer"]
     if verdict["outcome"] == "unknown":
-        return f"{judge} cannot compare {policy} and {baseline}: none of its {_count(result)} has a verdict."
+        return (
+            f"{judge} cannot compare {policy} and {baseline}: none of {_whose(judge)} {_count(result)} has a verdict."
+        )
     begin = {
-        "gained": f"{judge} prefers {policy} to {baseline}",
-        "lost": f"{judge} prefers {baseline} to {policy}",
-        "nothing clear": f"{judge} has no clear preference between {policy} and {baseline}",
+        "gained": _prefers(judge, policy, baseline),
+        "lost": _prefers(judge, baseline, policy),
+        "nothing clear": _undecided(judge, policy, baseline),
     }[verdict["outcome"]]
-    counts = ", ".join(f"{short(result.get(key))} {key}" for key in ("wins", "losses", "ties"))
+    counts = ", ".join(_counted(result.get(key), one, key) for one, key in OUTCOMES.items())
     text = f"{begin}: {policy} is preferred {shown(verdict['preference'], percent=True)}"
-    text += f" over {short(verdict['preference'].get('n'))} prompts ({counts})."
+    text += f" over {_counted(verdict['preference'].get('n'), 'prompt', 'prompts')} ({counts})."
     if no_judge := _no_judge(summary, judge):
         text += f" But {no_judge}."
     if controlled := length_controlled(verdict["length_controlled"]):
@@ -77,6 +80,14 @@ def _sentence(verdict: Verdict, result: Mapping[str, Any], summary: Mapping[str,
     if alone and longer is not None and abs(longer) >= 0.005:
         text += f" Answers are {abs(longer):.0%} {'longer' if longer > 0 else 'shorter'}."
     return text
+
+
+def _prefers(judge: str, better: str, worse: str) -> str:
+    return f"{judge} prefer{'' if judge == PEOPLE else 's'} {better} to {worse}"
+
+
+def _undecided(judge: str, policy: str, baseline: str) -> str:
+    return f"{judge} {'have' if judge == PEOPLE else 'has'} no clear preference between {policy} and {baseline}"
 
 
 def _no_judge(summary: Mapping[str, Any], judge: str) -> str:
@@ -87,7 +98,15 @@ def _no_judge(summary: Mapping[str, Any], judge: str) -> str:
 
 
 def _count(result: Mapping[str, Any]) -> str:
-    return f"{short(result.get('comparisons'))} comparisons"
+    return _counted(result.get("comparisons"), "comparison", "comparisons")
+
+
+def _counted(count: Any, one: str, several: str) -> str:
+    return f"{short(count)} {one if count == 1 else several}"
+
+
+def _whose(judge: str) -> str:
+    return "their" if judge == PEOPLE else "its"
 
 
 def length_controlled(rate: Any) -> str:
@@ -121,16 +140,17 @@ def _of_verdict(verdict: Verdict, found: Sequence[Verdict]) -> Iterator[str]:
     for other in found:
         if other["policy"] == policy and other["reward"] and other["outcome"] == opposite:
             ours, theirs = (baseline, policy) if opposite == "gained" else (policy, baseline)
-            contrary = f"{other['reward']} prefers {theirs}, but {judge} prefers {ours}"
-            yield f"{contrary}: the reward or the judge may be fooled"
+            contrary = f"{other['reward']} prefers {theirs}, but {_prefers(judge, ours, '').removesuffix(' to ')}"
+            fooled = "the reward" if judge == PEOPLE else "the reward or the judge"
+            yield f"{contrary}: {fooled} may be fooled"
     mean, error = _rate(verdict["length_controlled"])
     if opposite and mean is not None and error is not None:
         winner, loser = (policy, baseline) if opposite == "lost" else (baseline, policy)
         lead, half = (mean - 0.5 if winner == policy else 0.5 - mean), STANDARD_ERRORS * error
         if lead < -half:
-            yield f"at equal length, {judge} prefers {loser} to {winner}: length decides its preference"
+            yield f"at equal length, {_prefers(judge, loser, winner)}: length decides {_whose(judge)} preference"
         elif lead <= half:
-            yield f"at equal length, {judge} has no clear preference between {policy} and {baseline}"
+            yield f"at equal length, {_undecided(judge, policy, baseline)}"
 
 
 def _of_judge(policy: str, judge: str, result: Mapping[str, Any]) -> Iterator[str]:
@@ -209,8 +229,28 @@ def card_table(found: Sequence[Mapping[str, Any]]) -> Table:
         for reason, count in one["reasons"].items():
             reasons[reason] = reasons.get(reason, 0) + count
     note = "; ".join(f"no verdict, {why}: {count:,}" for why, count in sorted(reasons.items(), key=lambda x: -x[1]))
-    columns = ["judge", "policy", "comparisons", "no verdict", "order decides", "first preferred"]
-    return Table("the judges themselves", columns, rows, keys=2, note=note)
+    names = [str(one["judge"]) for one in found]
+    columns = [rater(names), "policy", "comparisons", "no verdict", "order decides", "first preferred"]
+    return about_table(names, columns, rows, note)
+
+
+def heading(found: Sequence[Mapping[str, Any]]) -> str:
+    """The heading of the part on `judges`, of which people may be one."""
+    return "Raters" if any(card["judge"] == PEOPLE for one in found for card in one["cards"]) else "Judges"
+
+
+def orders_note(found: Sequence[Mapping[str, Any]]) -> str:
+    """How the raters of a stage's cards see a pair."""
+    who = {card["judge"] == PEOPLE for card in found}
+    texts = {
+        True: "People see a pair of answers without the policies' names, in one order, which is drawn for each person.",
+        False: (
+            "A judge is asked about each pair of answers in both orders. “order decides” is the share of pairs whose "
+            "winner changes with the order, and “first preferred” how often the answer in the first place wins: 50% "
+            "without a bias."
+        ),
+    }
+    return " ".join(text for people, text in texts.items() if people in who)
 
 
 def preferences(summary: Mapping[str, Any]) -> Table | None:
@@ -228,6 +268,6 @@ def preferences(summary: Mapping[str, Any]) -> Table | None:
     ]
     if not rows:
         return None
-    columns = ["policy", "judge", "preferred", "length-controlled", "win rate", "won/lost/tied"]
-    title = f"judges, against {summary.get('baseline')}, in both orders"
-    return Table(title, columns, rows, keys=2)
+    names = [judge for _, judge, _ in _results(summary)]
+    columns = ["policy", rater(names), "preferred", "length-controlled", "win rate", "won/lost/tied"]
+    return Table(preferred_title(names, summary.get("baseline")), columns, rows, keys=2)

@@ -7,8 +7,9 @@ from typing import Any
 
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit.reporting import data_cards
-from alignkit.reporting.judging import card_table, trust_blocks
+from alignkit.reporting.judging import card_table, heading, orders_note, trust_blocks
 from alignkit.reporting.numbers import duration, short, size
+from alignkit.reporting.people import people_tables
 from alignkit.reporting.tables import data_table, evaluation_tables, facts_table, metrics_table, stage_table
 
 MOST = 60_000  # characters; an issue on GitHub has at most 65,536
@@ -101,12 +102,16 @@ def _rest(facts: Mapping[str, Any]) -> Iterator[Block]:
         yield from data_cards.tables(facts["data"][:ROWS])
     if facts["dropped"]:
         yield _list(f"{item['stage']}: {data_cards.left_out(item)}" for item in facts["dropped"])
+    if facts["people"]:
+        yield "## People"
+        yield from people_tables(facts["people"])
     if facts["judges"]:
-        yield "## Judges"
+        yield f"## {heading(facts['judges'])}"
     for item in facts["judges"]:
         yield facts_table(item["stage"], {**item["judge"], **item["facts"]})
         if item["cards"]:
             yield card_table(item["cards"])
+            yield orders_note(item["cards"])
         yield from trust_blocks(item["trust"])
     yield "## Incidents"
     yield _list(f"{item['when']} {item['stage']} {item['text']}" for item in facts["incidents"])

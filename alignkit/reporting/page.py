@@ -12,7 +12,8 @@ from typing import Any
 
 from alignkit.io.printable import printable
 from alignkit.reporting import curves, data_cards, figures, numbers
-from alignkit.reporting.judging import card_table, trust_blocks
+from alignkit.reporting.judging import card_table, heading, orders_note, trust_blocks
+from alignkit.reporting.people import people_tables
 from alignkit.reporting.stages import flat
 from alignkit.reporting.tables import data_table, evaluation_tables, metrics_table, stage_table
 
@@ -37,6 +38,7 @@ SECTIONS = (  # id, title, and the part of the facts without which it is not the
     ("evaluations", "Evaluation", "evaluations"),
     ("samples", "Samples", "samples"),
     ("data", "Data", "data"),
+    ("people", "People", "people"),
     ("judges", "Judges", "judges"),
     ("metrics", "Metrics and resources", None),
     ("incidents", "Incidents", None),
@@ -93,7 +95,8 @@ def _cut(facts: Mapping[str, Any], points: int, characters: int, samples: int, r
 
 def _least(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What remains of a run that is too large for any page."""
-    names = ("evaluations", "samples", "figures", "fits", "judges", "data", "dropped", "files", "incidents", "starts")
+    names = ["evaluations", "samples", "figures", "fits", "people", "judges", "data", "dropped", "files", "incidents"]
+    names.append("starts")
     least = {**_cut(facts, 0, 100, 1, 10), **{name: [] for name in names}, "recipe": ""}
     least["verdicts"], least["stages"] = facts["verdicts"][:50], [{**s, "metrics": {}} for s in least["stages"]]
     return {**least, "cut": ["most of it: the run is too large; report.json has everything"]}
@@ -163,7 +166,10 @@ def _render(facts: Mapping[str, Any], drawn: Drawn) -> str:
         stage_table=stage_table(facts["stages"]),
         data_tables=[data_table(facts["data"]), *data_cards.tables(facts["data"])],
         histograms=histograms,
+        people_tables=people_tables(facts["people"]),
+        judges_heading=heading(facts["judges"]),
         card_table=card_table,
+        orders_note=orders_note,
         trust_blocks=trust_blocks,
         metrics_tables={stage["name"]: metrics_table(stage) for stage in facts["stages"]},
         links=_links({**facts, "figures": by_stage, "data": facts["data"] or facts["dropped"]}),
@@ -171,4 +177,5 @@ def _render(facts: Mapping[str, Any], drawn: Drawn) -> str:
 
 
 def _links(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(anchor, title) for anchor, title, part in SECTIONS if part is None or facts[part]]
+    there = [(anchor, title) for anchor, title, part in SECTIONS if part is None or facts[part]]
+    return [(anchor, heading(facts["judges"]) if anchor == "judges" else title) for anchor, title in there]

@@ -20,6 +20,7 @@ LEFT_OUT = {  # key of a summary -> what its count is of
     "without_signal": "rows left out: the algorithm learns nothing from them",
     "prompts_without_room": "prompts left out: no room for a response",
 }
+OF_PEOPLE = "such as pairs with as many votes on both sides: adjudicate them, or set `votes: each`"
 RUN_FILES = (RECIPE, "metrics.jsonl", "date.json")  # run.log still grows
 
 
@@ -54,6 +55,9 @@ def _state(record: Mapping[str, Any], intact: bool, folder: Path, lines: Lines, 
         return "damaged"
     if record.get("complete"):
         return "reused" if reused else "done"
+    waits = record.get("waits_for")
+    if isinstance(waits, Mapping) and (labels := number(waits.get("labels"))) is not None:
+        return f"waiting for {labels:.0f} label{'s' * (labels != 1)}"
     return "begun" if record or lines.rows else "not begun"
 
 
@@ -116,7 +120,7 @@ def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     for reason, count in counts.items() if isinstance(counts, Mapping) else ():
         noun, happened = UNFIT.get(str(reason), ("text", str(reason)))
         found.append((f"{noun}s {happened}", count, totals.get(noun)))
-    found += [(reason, summary.get(key), totals["row"]) for key, reason in LEFT_OUT.items()]
+    found += [(reason, summary.get(key), totals["row"]) for key, reason in _left_out(record).items()]
     bad = summary.get("bad_rows")
     if isinstance(bad, list) and bad:
         found.append((f"bad rows, the first: {bad[0]}", len(bad), None))
@@ -127,6 +131,14 @@ def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         for reason, count, total in found
         if count
     ]
+
+
+def _left_out(record: Mapping[str, Any]) -> dict[str, str]:
+    """LEFT_OUT, with the likely cause if the stage read labels of people."""
+    sources = [source for source in record.get("data") or () if isinstance(source, Mapping)]
+    if not any(source.get("format") == "feedback" for source in sources):
+        return LEFT_OUT
+    return {**LEFT_OUT, "without_signal": f"{LEFT_OUT['without_signal']}, {OF_PEOPLE}"}
 
 
 def _whole(count: Any, total: int | None) -> int | None:

@@ -98,7 +98,7 @@ def by_column(summary: Mapping[str, Any], column: str) -> Table:
         for policy in policies:
             if compared:
                 cells = [shown(found["against"][policy][name]["difference"], sign=True) for name in rewards]
-                cells += [shown(found["judged"][policy][name], percent=True) for name in judges]
+                cells += [_preferred(found["judged"][policy][name], found["prompts"]) for name in judges]
             else:
                 cells = [shown(found["policies"][policy][name]) for name in rewards]
             rows.append([str(value), str(policy), short(found["prompts"]), *cells])
@@ -109,6 +109,12 @@ def by_column(summary: Mapping[str, Any], column: str) -> Table:
     notes += ["of many values, one in twenty seems to differ by chance"] if len(kept) > 2 and compared else []
     against = f", against {summary.get('baseline')}" if compared else ""
     return Table(f"by {column}{against}", heads, rows, keys=2, note="; ".join(notes))
+
+
+def _preferred(preference: Mapping[str, Any], prompts: int) -> str:
+    """`62% [31, 86]`, with the number of prompts if the rater has a preference at some of them only."""
+    n = preference.get("n")
+    return shown(preference, percent=True) + (f" of {n}" if n and n < prompts else "")
 
 
 def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:

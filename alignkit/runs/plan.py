@@ -30,5 +30,5 @@ def _planned(run: Run, name: str, parts: Mapping[str, Any]) -> str:
     if store.waits(name, stage_hash):
         return "an earlier result is restored"
     if record.get("hash") == stage_hash:
-        return "continues"
+        return "continues, if people have labeled enough" if record.get("waits_for") else "continues"
     return f"starts over{change_since(record, parts)}" if record else "runs"

@@ -16,6 +16,8 @@ from alignkit.engine import Engine
 from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.external import ExternalTrainer
+from alignkit.feedback.store import Store
+from alignkit.feedback.waiting import STORE
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.trackers import tracker_problem
@@ -24,6 +26,7 @@ from alignkit.reward import Judge, Reward
 from alignkit.runs.data import RunData
 from alignkit.runs.reference_check import check_local_references
 from alignkit.runs.stage_check import check_stage_data, check_step_data
+from alignkit.runs.stage_store import StageStore
 
 if TYPE_CHECKING:
     from alignkit.models.encoding import Encoder
@@ -35,9 +38,11 @@ if TYPE_CHECKING:
 def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool = True) -> None:
     """Let algorithms, steps, rewards, judges, engines and environments check the model, their options and files.
 
-    run_code: whether to run code that the recipe names. Raises RecipeError with every problem.
+    run_code: whether to run code that the recipe names. Raises RecipeError with every problem, or DataError if all of
+    them are in files.
     """
     problems: list[Problem] = []
+    only_data = True
     for stage in stages:
         for check in _checks(recipe, stage, run_code):
             try:
@@ -45,10 +50,13 @@ def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool 
             except PluginError:
                 raise
             except AlignkitError as error:
-                problem = _problem(recipe, stage, f"stage '{stage.name}': {error}")
+                is_data = isinstance(error, DataError)  # whose text names the stage already
+                problem = _problem(recipe, stage, f"{error}" if is_data else f"stage '{stage.name}': {error}")
                 problems += [problem] if problem not in problems else []
+                only_data = only_data and is_data
     if problems:
-        raise RecipeError(problems)
+        every = RecipeError(problems)
+        raise DataError(str(every)) if only_data else every
 
 
 def _checks(recipe: Recipe, stage: Stage, run_code: bool) -> Iterable[Callable[[], None]]:
@@ -87,6 +95,15 @@ def check_trackers(recipe: Recipe) -> None:
             problems.append(tracker_problem(recipe, index, str(error)))
     if problems:
         raise RecipeError(problems)
+
+
+def check_labels(run: StageStore, say: Callable[[str], None]) -> None:
+    """Raise DataError if the run has labels of people that cannot be read. Says which stores are gone."""
+    if (path := run.folder / STORE).exists():
+        Store.open(path, write=False).close()
+    for stage in run.stages:
+        if (gone := run.labels(stage)) is not None and not gone.exists():
+            say(f"{stage}: warning: the store {gone} is gone, with all labels in it; people will be asked again")
 
 
 def check_folders(recipe: Recipe, stages: Sequence[Stage], bases: RunBases) -> None:

@@ -11,6 +11,7 @@ from alignkit.author import calling, made
 from alignkit.io.atomic import write_text
 from alignkit.recipe.schema import Stage
 from alignkit.report import Report
+from alignkit.reporting.people import people_of, people_tables
 from alignkit.step import Artifact
 
 
@@ -61,7 +62,8 @@ def _log_odds(stage: Stage) -> bool:
 def printed(record: Mapping[str, Any], width: int) -> str:
     """What a run prints of a stage in the end, from its stage.json; empty for most stages."""
     report = Report.restored(record["report"]).text(width) if record.get("report") else ""
-    return "\n\n".join(part for part in (report, record.get("text") or "") if part)
+    people = Report(people_tables(people_of(record["name"], record))).text(width)
+    return "\n\n".join(part for part in (report, people, record.get("text") or "") if part)
 
 
 def facts(summary: Mapping[str, Any]) -> str:

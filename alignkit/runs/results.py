@@ -1,4 +1,4 @@
-"""The results in a run's folder: current ones, earlier ones, interrupted and damaged ones."""
+"""The results in a run's folder: current ones, earlier ones, interrupted, waiting and damaged ones."""
 
 from __future__ import annotations
 
@@ -58,5 +58,6 @@ def _result(folder: Path, stage: str, state: str) -> Result:
     finished = datetime.fromtimestamp(file.stat().st_mtime).strftime("%Y-%m-%d %H:%M") if file.exists() else ""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if state != "damaged" and not record.get("complete"):
-        state, finished = ("interrupted" if state == "current" else f"{state}, interrupted"), ""
+        ended = "interrupted" if "waits_for" not in record else "waiting"
+        state, finished = (ended if state == "current" else f"{state}, {ended}"), ""
     return Result(stage, state, record.get("hash", ""), record.get("plugin", ""), finished, size, folder)

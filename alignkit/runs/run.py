@@ -25,6 +25,7 @@ from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.reporting.write import report_run
 from alignkit.reward import Context
+from alignkit.runs import preflight
 from alignkit.runs.bases import RunBases
 from alignkit.runs.begin import begin
 from alignkit.runs.changes import change_since
@@ -34,7 +35,6 @@ from alignkit.runs.durable_map import durable_map
 from alignkit.runs.engines import using_engine
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.machine import machine_of
-from alignkit.runs.preflight import check_components, check_data, check_folders, check_trackers, probe_hub
 from alignkit.runs.process import locked, peak_memory, resource_error, resume_command
 from alignkit.runs.reference_check import check_references
 from alignkit.runs.reports import facts, printed, stage_record, write_report
@@ -43,6 +43,7 @@ from alignkit.runs.starts import write_end, write_start
 from alignkit.runs.template_date import template_date
 from alignkit.runs.tracking import Trackers
 from alignkit.runs.trained_on import log_odds, trained_on
+from alignkit.runs.waiting import Waiting
 from alignkit.step import Artifact, StepContext, run_step
 from alignkit.stopping import Stopped, stoppable
 from alignkit.training.context import StageContext
@@ -126,17 +127,24 @@ class Run:
         write_text(self.folder / "recipe.resolved.yaml", dump(self.recipe.resolved))
         template_date(self.folder)  # recorded now, so that a run that goes past midnight keeps its day
         self._preflight()
-        times = []
+        times, waiting = [], Waiting()
         for stage in self.recipe.stages.values():
             self.should_stop()
+            if waiting.blocks(stage):
+                continue
             started = time.monotonic()
             self.notify(stage.name)("stage_started")
-            reused = self._stage(stage)
+            with waiting.until_labeled(self.store, self.reporter.say):
+                reused = self._stage(stage)
+            if stage.name in waiting.blocked:
+                continue
             self.notify(stage.name)("stage_finished", reused=reused)
             if not reused:
                 self._data.forget()
             self.reused += [stage.name] if reused else []
             times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
+        self.stage_name = ""
+        waiting.end(self.reporter.say)
         self.store.join_metrics(stage.name)
         for record in self._records:
             self.reporter.result(printed(record, self.reporter.width))
@@ -147,19 +155,20 @@ class Run:
     def _preflight(self) -> None:
         """Check what can be checked before the first stage runs."""
         waiting = self._incomplete()
-        check_trackers(self.recipe)
-        check_components(self.recipe, waiting)
+        preflight.check_trackers(self.recipe)
+        preflight.check_labels(self.store, self.reporter.say)
+        preflight.check_components(self.recipe, waiting)
         self.bases.check_devices(waiting)
-        check_folders(self.recipe, waiting, self.bases)
+        preflight.check_folders(self.recipe, waiting, self.bases)
         if self.recipe.bases:
             self.bases.check_memory(waiting)
             check_references(self.recipe, waiting, lambda name: self.bases[name].encoder)
-        check_data(
+        preflight.check_data(
             self.recipe,
             waiting,
             lambda stage, spec: self._check_read(stage, spec, keep=stage is waiting[0]),
             lambda stage: self.bases[stage.base].encoder,
-            lambda spec: probe_hub(self._data, spec),
+            lambda spec: preflight.probe_hub(self._data, spec),
         )
 
     def _incomplete(self) -> list[Stage]:
@@ -169,16 +178,8 @@ class Run:
             return stages  # no hash is needed, so no base model is downloaded yet
         for stage in stages:
             self.hashes[stage.name] = self.hash_of(stage)
-            self._bring_back(stage.name)
+            self.store.bring_back(stage.name, self.hashes[stage.name], self.reporter.say)
         return [stage for stage in stages if not self.store.is_complete(stage.name, self.hashes[stage.name])]
-
-    def _bring_back(self, name: str) -> None:
-        """Let a stage's folder hold the result for its settings, if there is one that is not damaged."""
-        if self.store.restore(name, self.hashes[name]):
-            self.reporter.say(f"{name}: restored an earlier result for these settings")
-        if damage := self.store.damage(name):
-            place = self.store.set_aside_damaged(name)
-            self.reporter.say(f"{name}: {damage}; the stage runs again, and what was there is now in {place}")
 
     def _stage(self, stage: Stage) -> bool:
         """Run a stage unless it can be reused. Returns whether it was reused."""
@@ -332,7 +333,7 @@ class Run:
         loaded = self._data.load(spec, seed)
         if spec not in self._described:
             self._described.append(spec)
-            self._sources += source_records(loaded)
+            self._sources += source_records(spec, loaded)
             for line in describe(loaded):
                 self.reporter.say(line)
         if loaded.skipped:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,16 @@ class StageStore:
         _write_record(folder, {"hash": stage_hash, "complete": False, "depends_on": parts or {}})
         return folder
 
+    def wait(self, stage: str, labels: int, place: Path) -> None:
+        """Write down that a stage that has begun waits for labels of people. place: the store that they go to."""
+        waits = {"labels": labels, "store": os.path.relpath(place.resolve(), self.folder.resolve())}
+        _write_record(self.path(stage), {**self.record(stage), "waits_for": waits})
+
+    def labels(self, stage: str) -> Path | None:
+        """The store in which a stage waits for labels; None if it does not wait."""
+        waits = self.record(stage).get("waits_for")
+        return Path(os.path.normpath(self.folder / waits["store"])) if waits else None
+
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
         """Mark a stage as complete, with checksums of its files; its checkpoints are no longer needed."""
         folder = self.path(stage)
@@ -96,6 +106,14 @@ class StageStore:
             self.set_aside(stage)
         move_folder(self._earlier(stage, stage_hash), self.path(stage))
         return True
+
+    def bring_back(self, stage: str, stage_hash: str, say: Callable[[str], None]) -> None:
+        """Let a stage's folder hold the result for its settings, if there is one that is not damaged."""
+        if self.restore(stage, stage_hash):
+            say(f"{stage}: restored an earlier result for these settings")
+        if damage := self.damage(stage):
+            place = self.set_aside_damaged(stage)
+            say(f"{stage}: {damage}; the stage runs again, and what was there is now in {place}")
 
     def waits(self, stage: str, stage_hash: str) -> bool:
         """Whether a result was set aside for this hash."""

@@ -18,6 +18,7 @@ from typing import IO, Any
 import psutil
 
 from alignkit.errors import message_of
+from alignkit.feedback.waiting import LabelsNeeded
 from alignkit.io.credentials import redacted
 from alignkit.io.lookup import IMPOSSIBLE
 from alignkit.reporting.history import STARTS
@@ -46,6 +47,8 @@ def write_end(folder: Path, error: BaseException | None, reused: Sequence[str], 
 def _outcome(error: BaseException | None) -> str:
     if error is None:
         return "done"
+    if isinstance(error, LabelsNeeded):
+        return "waiting"
     return "interrupted" if isinstance(error, KeyboardInterrupt | Stopped) else "failed"
 
 

@@ -86,6 +86,15 @@ def test_what_one_store_does_not_know_is_filled_in(tmp_path: Path) -> None:
         assert x.items()[0].item.gold == {"better": 1}
 
 
+def test_what_one_store_holds_out_stays_held_out(tmp_path: Path) -> None:
+    for ours, theirs in ((True, False), (False, True)):
+        with opened(tmp_path, pair(held_out=theirs), name=f"theirs-{ours}.feedback") as other:
+            content = content_of(other)
+        with opened(tmp_path, pair(held_out=ours), name=f"ours-{ours}.feedback") as store:
+            merge(store, content)
+            assert [stored.item.held_out for stored in store.items()] == [True]
+
+
 def test_contradictions_are_named_and_nothing_is_written(tmp_path: Path) -> None:
     ann, bob = two(tmp_path)
     bob.revise(pair("two").id, license="MIT")

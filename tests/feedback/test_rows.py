@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from alignkit.cli import main
 from alignkit.data.group import Pair
 from alignkit.data.reading import DataSource, content_digest
 from alignkit.data.sources import DataSpec, load
+from alignkit.errors import DataError
 from alignkit.feedback.items import Item
 from alignkit.feedback.rows import store_rows
 from alignkit.feedback.store import Store
 from alignkit.io.digest import file_digest
 from alignkit.plugins import plugins
+from alignkit_plugins.feedback.format import FeedbackOptions
 
 FORMATS = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
 
@@ -71,6 +74,7 @@ def test_the_digest_is_of_what_counts(tmp_path: Path) -> None:
         store.save_draft("ann", other.id, {"side": "A"})
         store.submit(event(other, {"note": "funny"}, kind="note"))
         store.submit(event(other, {"reason": "unclear"}, kind="skip"))
+        store.rate([replace(item, opinions={"helpful": [0.0, 1.0]}, priority=0.5)])
         assert not changes()
         store.submit(event(item, {"of": label.uuid}, kind="undo"))
         assert changes() and known[-1] == known[0]
@@ -82,6 +86,41 @@ def test_the_digest_is_of_what_counts(tmp_path: Path) -> None:
     text = tmp_path / "a.jsonl"
     text.write_text("{}")
     assert content_digest(text) == file_digest(text)
+
+
+def test_pairs_of_an_evaluation_are_held_out(tmp_path: Path) -> None:
+    """Neither what is read nor its digest, for which a stage would train again, depends on them."""
+    item, tested = pair(), pair("tested", held_out=True)
+    with opened(tmp_path, item) as store:
+        store.submit(event(item))
+        path = store.path
+        known = content_digest(path)
+        store.add([tested])
+        store.submit(event(tested))
+        assert content_digest(path) == known
+    assert [group.prompt[0]["content"] for group in read(path).groups] == ["Hi"]
+    asked = FORMATS["feedback"](FeedbackOptions(held_out=True))
+    assert [len(asked.groups(row)) for _, row in store_rows(path)] == [1, 1]
+
+
+def test_the_prompts_of_people_who_withdrew_are_not_read(tmp_path: Path) -> None:
+    item = pair(author="ann")
+    with opened(tmp_path, item) as store:
+        store.submit(event(None, {"granted": True}, kind="consent", who="ann"))
+        store.submit(event(item, who="bob"))
+        assert len(list(store_rows(store.path))) == 1
+        known = content_digest(store.path)
+        store.submit(event(None, {"granted": False}, kind="consent", who="ann"))
+        assert list(store_rows(store.path)) == []
+        assert content_digest(store.path) != known
+
+
+def test_a_store_of_an_evaluation_alone_says_why_it_has_no_row(tmp_path: Path) -> None:
+    tested = pair(held_out=True)
+    with opened(tmp_path, tested) as store:
+        store.submit(event(tested))
+    with pytest.raises(DataError, match="held_out: true"):
+        read(tmp_path / "labels.feedback")
 
 
 def test_reading_leaves_the_store_as_it_is(tmp_path: Path) -> None:

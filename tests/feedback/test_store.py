@@ -78,6 +78,8 @@ def test_a_group_becomes_an_item() -> None:
         (ranking(gold={"ranks": [1, 2]}), "'ranks' must be 4 numbers"),
         (pair(overlap=0), "overlap must be at least 1"),
         (pair(origins=("sft",)), "2 responses, but 1 origins"),
+        (pair(opinions={"helpful": [1.0]}), "opinion 'helpful' must hold 2 numbers"),
+        (pair(opinions={"judge": [0.5, float("nan")]}), "opinion 'judge' must hold 2 numbers"),
     ],
 )
 def test_an_item_that_nobody_could_label_is_refused(tmp_path: Path, item: Item, fault: str) -> None:
@@ -251,11 +253,13 @@ def test_times_are_ordered_even_if_the_clock_is_set_back(tmp_path: Path) -> None
         assert labeled(store)[0].votes[0].uuid == last.uuid
 
 
-def test_guidelines_have_versions(tmp_path: Path) -> None:
+def test_guidelines_have_versions_of_which_the_last_one_holds(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         one, two = store.add_guidelines("Be kind."), store.add_guidelines("Be kind and brief.")
-        assert store.add_guidelines("Be kind.") == one
+        assert store.add_guidelines("Be kind and brief.") == two
         assert store.guidelines() == [(one, "Be kind."), (two, "Be kind and brief.")]
+        assert store.add_guidelines("Be kind.") == one
+        assert store.guidelines() == [(two, "Be kind and brief."), (one, "Be kind.")]
 
 
 def test_the_plan_is_kept(tmp_path: Path) -> None:
@@ -291,6 +295,114 @@ def test_a_store_of_another_version(tmp_path: Path, version: int, fault: str) ->
         store.connection.execute(f"PRAGMA user_version = {version}")
     with pytest.raises(DataError, match=fault):
         Store.open(tmp_path / "labels.feedback")
+
+
+STEPS = {
+    1: ["ALTER TABLE guidelines ADD COLUMN author TEXT NOT NULL DEFAULT ''"],
+    2: ["CREATE TABLE tags (item TEXT NOT NULL REFERENCES items (id), tag TEXT NOT NULL) STRICT"],
+}
+
+
+def test_every_older_version_has_a_migration() -> None:
+    assert sorted(database.MIGRATIONS) == list(range(1, database.VERSION))
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_store_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, write: bool) -> None:
+    """Read as it is if it may not be written; else changed, and kept as it was."""
+    item = pair()
+    with opened(tmp_path, item) as store:
+        store.submit(event(item))
+        for step in range(1, version):
+            store.connection.execute(STEPS[step][0])
+        store.connection.execute(f"PRAGMA user_version = {version}")
+        path = store.path
+    before = path.read_bytes()
+    monkeypatch.setattr(database, "MIGRATIONS", STEPS)
+    monkeypatch.setattr(database, "VERSION", 3)
+    for _ in range(2):
+        with Store.open(path, write=write) as store:
+            assert store.rows("SELECT author FROM guidelines") == store.rows("SELECT tag FROM tags") == []
+            assert store.rows("PRAGMA user_version")[0][0] == 3
+            assert [found.kind for found in store.events()] == ["label"]
+    kept = path.with_name(f"{path.name}.version-{version}")
+    assert (path.read_bytes() == before) == (not write) == (not kept.exists())
+    if write:
+        with sqlite3.connect(kept) as connection:
+            assert connection.execute("PRAGMA user_version").fetchone()[0] == version
+        connection.close()
+
+
+def test_the_copy_of_an_older_store_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path, pair()) as store:
+        path = store.path
+    monkeypatch.setattr(database, "MIGRATIONS", STEPS)
+    monkeypatch.setattr(database, "VERSION", 2)
+    kept = path.with_name(f"{path.name}.version-1")
+
+    def killed(*names: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Store.open(path)
+    assert not kept.exists()
+    Store.open(path).close()
+    with sqlite3.connect(kept) as connection:
+        assert connection.execute("SELECT count(*) FROM items").fetchone()[0] == 1
+    connection.close()
+    assert not list(tmp_path.glob("*alignkit-tmp*"))
+
+
+def test_of_two_processes_that_make_a_store_the_first_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path, pair()) as store:
+        path = store.path
+    with monkeypatch.context() as late:
+        late.setattr(Path, "exists", lambda self: False)  # the other one was made just after this one looked
+        database.create(path)
+    with Store.open(path) as store:
+        assert len(store.items()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_store_is_made_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*names: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(database.os, "link", refused)
+    opened(tmp_path, pair()).close()
+    with Store.open(tmp_path / "labels.feedback") as store:
+        assert len(store.items()) == 1
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path) as store:
+        path = store.path
+    monkeypatch.setattr(database, "MIGRATIONS", {1: [*STEPS[1], "ALTER TABLE missing ADD COLUMN x TEXT"]})
+    monkeypatch.setattr(database, "VERSION", 2)
+    with pytest.raises(sqlite3.OperationalError, match="missing"):
+        Store.open(path)
+    monkeypatch.undo()
+    with Store.open(path) as store:
+        assert "author" not in store.connection.execute("SELECT * FROM guidelines").description[-1]
+
+
+def test_an_index_that_lacks_a_row_is_damage(tmp_path: Path) -> None:
+    """Such a store could give one item to nobody, or to two people."""
+    with opened(tmp_path, pair(file="data.jsonl")) as store:
+        path = store.path
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "UPDATE sqlite_schema SET sql = 'CREATE INDEX items_by_row ON items (batch, row, task, file)' "
+            "WHERE name = 'items_by_row'"
+        )
+        connection.execute("PRAGMA writable_schema = RESET")
+    connection.close()
+    with pytest.raises(DataError, match="damaged"):
+        Store.open(path)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
@@ -343,17 +455,18 @@ def test_the_settings_of_sqlite(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         values = {
             name: store.connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "trusted_schema")
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "trusted_schema", "fullfsync")
         }
     assert values == {
         "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000, "trusted_schema": 0,
+        "fullfsync": 1,
     }  # fmt: skip
 
 
 # Crashes, full disks and several writers
 
 WRITER = """
-import sys, uuid
+import sys, time
 from stores import event, pair
 from alignkit.feedback.store import Store
 store, number = Store.open(sys.argv[1]), 0
@@ -361,6 +474,7 @@ while True:
     receipt = store.submit(event(pair(), {"side": "AB"[number % 2], "margin": "better"}, who=sys.argv[2]))
     print(receipt.event.uuid, flush=True)
     number += 1
+    time.sleep(0.005)  # without a pause the other writer starves on a busy machine
 """
 
 

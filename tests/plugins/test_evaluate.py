@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from labelers import label_all
 from pydantic import ValidationError
 from scipy import stats
 
@@ -24,6 +25,7 @@ from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepC
 from alignkit.comparison import short_names
 from alignkit.data.group import read_groups
 from alignkit.errors import OtherTokenizer
+from alignkit.feedback.waiting import STORE, LabelsNeeded
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.scoring import Scorer
@@ -490,12 +492,16 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     there = context(models, tmp_path, groups)
     examples = [Group((), (Response(f"text {i}"),)) for i in range(2)]
     there = replace(there, load=lambda spec: examples if spec == "examples" else groups)
-    step(policies=["sft", "align"], top_k=5, **options).run(there)
+    asking = step(policies=["sft", "align"], top_k=5, people={"task": "safety", "prompts": 5}, **options)
+    with pytest.raises(LabelsNeeded):
+        asking.run(there)
+    label_all(tmp_path / STORE, lambda item: {"by": str(item.origins[0]), "safety": "both_safe"})
+    asking.run(there)
     written = json.loads((tmp_path / "out" / file).read_text())
     names = {"sft": "POLICY", "align": "POLICY", "sft+2": "POLICY", "judge": "JUDGE", "error": "REASON"}
     names |= {"language": "COLUMN", "en": "VALUE"} | dict.fromkeys(["helpful", "llama2", "llama2/safety"], "REWARD")
     written |= {"judge_cards": {}} if "judge_cards" in written else {}  # test_judge_card.py
-    found, known = paths(written, names), documented(file)
+    found, known = {key.replace(".people", ".JUDGE") for key in paths(written, names)}, documented(file)
     fields = {key for key in known if known[key].strip().startswith("of an estimate")}
     assert fields == {"mean", "low", "high", "n"}
     estimates = {f"{key}.{field}" for key in known if "estimate of" in known[key] for field in fields}

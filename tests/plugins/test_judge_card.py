@@ -191,7 +191,8 @@ def test_every_key_of_a_card_is_documented(tmp_path: Path) -> None:
 
     found = card(evaluated(tmp_path, decide, rewards=[HELPFUL], repeats=1)[0])
     people = two_raters([[(1, 1)], [(1, 2)]], seed=0)
-    written = {"judge_cards": {"judge": {**found, "people": {**people, "questions": 2}}}}
+    among = {"agreement": people["same"], "gwet_ac1": people["ac1"], "alpha_nominal": people["kappa"]}
+    written = {"judge_cards": {"judge": {**found, "people": {**people, "questions": 2}, "annotators": among}}}
     keys, known = paths(written, {"judge": "JUDGE", "error": "REASON", "helpful": "OTHER"}), documented(CARD)
     estimates = {f"{key}.{field}" for key in known if "estimate of" in known[key] for field in FIELDS}
     assert keys - known.keys() - estimates == {"judge_cards", CARD}

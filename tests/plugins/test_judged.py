@@ -12,6 +12,7 @@ from test_evaluate import HELPFUL, Scripted, context, judge_component, prompts, 
 
 from alignkit import Judge, Verdict, statistics
 from alignkit_plugins.evaluate import judge_names
+from alignkit_plugins.evaluate import judged as numbers
 
 # P(align is better) if shown first, and if shown second, at six prompts; None is an error.
 ORDERS = [(0.9, 0.7), (0.6, 0.2), (0.5, 0.5), (0.1, 0.3), None, (1.0, 1.0)]
@@ -145,3 +146,9 @@ def test_a_reference_with_a_similar_name_does_not_hide_what_judges_said(tmp_path
     assert list(found["policies"]) == ["base", "a/run/sft"] and found["reference"] == "b/run/sft"
     assert found["ranking"]["judge"].keys() == {"base", "a/run/sft"}
     assert found["by"]["kind"]["x"]["judged"]["a/run/sft"]["judge"]["mean"] == pytest.approx(sum(P) / 5)
+
+
+def test_probabilities_have_no_interval_beyond_0_and_1() -> None:
+    assert triple(numbers.preference([0.25, 1.0])) == (0.625, 0.0, 1.0)
+    assert triple(numbers.preference([0.25, 0.25])) == (0.25, None, None)
+    assert triple(numbers.probability([0.9, 0.6])) == (0.75, 0.0, 1.0)

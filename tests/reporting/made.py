@@ -104,6 +104,13 @@ SUMMARIES: dict[str, Any] = {
     },
     "labels": {"labeled": 8, "position_bias": 0.25, "dropped": {}, "agreement": None},
 }
+HALF = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+AGREED = {
+    **{"question": "pair: which is better", "kind": "nominal", "items": 8, "items with several ratings": 8},
+    **{"ratings": 16, "coefficients": {"agreement": HALF, "gwet_ac1": HALF}, "gold": None, "over time": []},
+    "annotators": {who: {"ratings": 8, "with others": HALF, "with gold": None} for who in ("ann", "bob")},
+    "against": {"helpful": {"ratings": HALF, "majority": HALF, "cohen_kappa": HALF}},
+}
 SOURCES = {
     "sft": [
         {
@@ -120,6 +127,7 @@ SOURCES = {
                 },
                 "labels": {"good": 7, "bad": 5},
             },
+            "agreement": [AGREED],
         }
     ],
 }

@@ -22,7 +22,7 @@ OPEN = ("evaluations.evaluation", "stages.summary", "stages.metrics", "stages.ph
 OPEN += ("reproduce.machine", "judges.judge", "judges.facts", "verdicts.difference", "verdicts.at_equal_length")
 OPEN += ("verdicts.win_rate", "verdicts.preference", "verdicts.length_controlled", "judges.cards.reasons")
 OPEN += ("data.prompt_characters", "data.response_characters", "data.pairs.levels", "data.pairs.margins")
-OPEN += ("judges.cards.inconsistent", "judges.cards.first_position", "judges.trust")
+OPEN += ("people.agreement", "judges.cards.inconsistent", "judges.cards.first_position", "judges.trust")
 
 
 @pytest.fixture

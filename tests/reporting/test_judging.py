@@ -204,3 +204,27 @@ def test_an_odd_card_is_left_out_and_named(odd: Any, summary: dict[str, Any], tm
     facts = facts_of(folder)
     assert any(w["text"].startswith("the cards of judges cannot be read") for w in facts["warnings"])
     assert "local_judge" in markdown(facts)
+
+
+def of_people(run: Path) -> Path:
+    """The run, whose evaluation has people as the only raters: one win of one prompt."""
+    path = run / "report" / "evaluation.json"
+    found = json.loads(path.read_text())
+    once = {**JUDGED, "wins": 1, "losses": 1, "ties": 0, "comparisons": 1, "inconsistent": None}
+    once |= {"preference": {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 1}, "first_position": None, "unjudged": {}}
+    found |= {"judged": {"align": {"people": once}}, "judges": ["people"], "judge_cards": {}}
+    path.write_text(json.dumps(found))
+    return run
+
+
+def test_people_are_not_described_like_a_judge(tmp_path: Path) -> None:
+    facts = facts_of(of_people(make_run(tmp_path / "run")))
+    for text in (page(facts), markdown(facts)):
+        part = text[text.index("the people themselves") :]
+        assert "first preferred" not in part and "order decides" not in part and "both orders" not in part
+        assert "in one order, which is drawn for each person" in part.replace("\n", " ")
+        assert "over 1 prompt (1 win, 1 loss, 0 ties)" in text
+    assert "<h2>Raters</h2>" in page(facts) and "<h2>Judges</h2>" not in page(facts)
+    assert "## Raters" in markdown(facts)
+    judge = facts_of(make_run(tmp_path / "judge"))
+    assert "in both orders" in markdown(judge) and "first preferred" in page(judge) and "## Judges" in markdown(judge)

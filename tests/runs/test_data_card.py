@@ -5,10 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
+from stores import event, opened, pair
 
 from alignkit import cli
 from alignkit.data.group import Group, Origin, Pair, Response
-from alignkit.data.sources import Loaded, SourceFacts
+from alignkit.data.reading import DataSource
+from alignkit.data.sources import DataSpec, Loaded, SourceFacts
 from alignkit.reporting.facts import facts_of
 from alignkit.runs.data_card import STEPS, card, source_records
 
@@ -87,7 +89,8 @@ def test_ranks_are_pairs_and_labels_are_counted() -> None:
 def test_each_source_has_its_own_card_with_its_held_out_rows() -> None:
     facts = tuple(SourceFacts(name, "f", False, 1) for name in ("a", "b"))
     loaded = Loaded([group("x"), group("yy", source=1)], [group("zzz", source=1)], [], facts)
-    first, second = source_records(loaded)
+    spec = DataSpec((DataSource(), DataSource()))
+    first, second = source_records(spec, loaded)
     assert (first["name"], first["card"]["rows"]) == ("a", 1)
     assert (second["name"], second["card"]["rows"], second["card"]["response_characters"]["most"]) == ("b", 2, 3)
 
@@ -107,3 +110,24 @@ def test_a_run_records_it_outside_of_the_hash(tmp_path: Path) -> None:
     assert report["data"][0]["response_characters"]["most"] == 45
     cut = {item["reason"]: (item["rows"], item["of"]) for item in report["dropped"]}
     assert cut["responses truncated at max_length"] == (12, 24)
+
+
+def test_a_run_on_a_store_shows_how_far_people_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNKIT_REPORT", "1")
+    with opened(tmp_path, *(pair(f"prompt {n}") for n in range(6)), name="pairs.feedback") as store:
+        for n, stored in enumerate(store.items()):
+            store.submit(event(stored.item))
+            store.submit(event(stored.item, {"side": "AB"[n > 3], "margin": "better"}, who="bob"))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("{path: pairs.jsonl, validation: 0.3}", "pairs.feedback"))
+    run = tmp_path / "run"
+    assert cli.main(["run", str(tmp_path / "recipe.yaml"), "--out", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "how far annotators agree (pairs.feedback, rm)" in said and "annotators (pairs.feedback, rm)" in said
+    record = json.loads((run / "rm" / "stage.json").read_text())
+    which = record["data"][0]["agreement"][0]
+    assert which["coefficients"]["agreement"]["mean"] == pytest.approx(4 / 6)
+    assert "agreement" not in json.dumps(record["depends_on"])
+    for name in ("report.md", "report.html"):
+        assert "how far annotators agree (pairs.feedback, rm)" in (run / name).read_text()

@@ -32,11 +32,11 @@ def register_steps(register):
 
 
 def test_what_is_printed_is_laid_out_again_and_the_text_is_below() -> None:
-    record = {"report": REPORT.plain(), "text": "next: x"}
+    record = {"name": "x", "report": REPORT.plain(), "text": "next: x"}
     assert printed(record, 80) == f"{REPORT.text(80)}\n\nnext: x"
     assert printed(record, 15) == f"{REPORT.text(15)}\n\nnext: x" != printed(record, 80)
-    assert printed({"text": "only"}, 80) == "only"
-    assert printed({"text": ""}, 80) == ""
+    assert printed({"name": "x", "text": "only"}, 80) == "only"
+    assert printed({"name": "x", "text": ""}, 80) == ""
 
 
 def test_files(tmp_path: Path) -> None:

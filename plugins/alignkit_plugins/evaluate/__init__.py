@@ -1,4 +1,4 @@
-"""The step `evaluate`: compare policies on held-out prompts by rewards and judges, with confidence intervals.
+"""The step `evaluate`: compare policies on held-out prompts by rewards, judges and people, with confidence intervals.
 
 All policies answer the same prompts with the same random streams, and every reward scores all answers. A prompt is the
 unit of all statistics: its samples are averaged first, policies are compared prompt by prompt, and intervals are at 95%
@@ -11,7 +11,7 @@ reference in nats.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
@@ -34,24 +34,17 @@ from alignkit import (
     hookimpl,
     statistics,
 )
-from alignkit.comparison import (
-    Prompted,
-    answers_of,
-    averages,
-    length,
-    prompts_to_compare,
-    sample_policies,
-    scale_of,
-    short_names,
-)
-from alignkit.data.group import write_groups
+from alignkit.comparison import Prompted, answers_of, prompts_to_compare, sample_policies, short_names
+from alignkit.data.group import group_to_json, write_groups
 from alignkit.errors import OtherTokenizer
-from alignkit.judge_card import check_names, judge_names, mapped
+from alignkit.feedback.waiting import LabelsNeeded
+from alignkit.judge_card import PEOPLE, check_names, judge_names, mapped
 from alignkit.reward_columns import Column, label, scored_by
-from alignkit_plugins.evaluate import breakdown, judged, report
+from alignkit_plugins.evaluate import breakdown, judged, numbers, report
 from alignkit_plugins.evaluate.cards import Cards
-from alignkit_plugins.evaluate.few_shot import FewShot, check_no_examples, different, draw
+from alignkit_plugins.evaluate.few_shot import Examples, FewShot, check_no_examples, different, draw
 from alignkit_plugins.evaluate.kl import kl
+from alignkit_plugins.evaluate.people import People, Said, ask
 
 
 class Evaluate(Step):
@@ -62,6 +55,9 @@ class Evaluate(Step):
         rewards: list[RewardRef] = Field(default_factory=list, description="rewards that score the responses")
         judges: list[JudgeRef] = Field(
             default_factory=list, description="judges that compare each policy with the baseline, in both orders"
+        )
+        people: People | None = Field(
+            None, description="people compare each policy with the baseline, blind: `prompts`, `labels`, `task` ..."
         )
         repeats: int = Field(0, ge=0, le=20, description="how often judges are asked the same again about some pairs")
         repeat_pairs: int = Field(50, ge=1, description="pairs of answers to ask about again, drawn with the seed")
@@ -94,11 +90,13 @@ class Evaluate(Step):
                     raise ValueError(f"{key} has duplicates: {', '.join(repeated)}; names must be unique")
             for name in (*self.policies, self.baseline, self.reference):
                 check_no_examples(name or "", is_baseline=name == self.baseline)
-            if not self.rewards and not self.judges:
-                raise ValueError("name at least one reward or judge")
+            if not self.rewards and not self.judges and self.people is None:
+                raise ValueError("name at least one reward or judge, or ask people (`people: {}`)")
             check_names(self.rewards, self.judges)
-            if self.judges and len(self.policies) < 2 and self.few_shot is None:
-                raise ValueError("judges compare policies: name at least two")
+            if self.people is not None and PEOPLE in [*map(label, self.rewards), *judge_names(self.judges)]:
+                raise ValueError(f"'{PEOPLE}' is the name of a reward or judge, and of people in the tables; rename it")
+            if len(self.policies) < 2 and self.few_shot is None and (self.judges or self.people is not None):
+                raise ValueError(f"{'judges' if self.judges else PEOPLE} compare policies: name at least two")
             if self.baseline is not None and self.baseline not in self.policies:
                 raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {', '.join(self.policies)}")
             if self.baseline is not None and self.few_shot is not None and self.few_shot.baseline:
@@ -142,6 +140,10 @@ class Evaluate(Step):
         baseline = self.baseline
         return self.options.reference or (baseline and self.prompted.get(baseline, baseline))
 
+    def check(self, folder: Path) -> None:
+        if self.options.people is not None:
+            self.options.people.check()
+
     def check_data(self, data: StepData) -> None:
         options = self.options
         if (rows := data.load(options.prompts)) is not None:
@@ -153,37 +155,91 @@ class Evaluate(Step):
             different(options.few_shot, examples)
 
     def run(self, context: StepContext) -> Artifact:
+        options = self.options
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
-        scorers = [context.scorer(spec) for spec in self.options.rewards]
-        judges = dict(zip(judge_names(self.options.judges), self.options.judges, strict=True))
+        scorers = [context.scorer(spec) for spec in options.rewards]
+        judges = dict(zip(judge_names(options.judges), options.judges, strict=True))
         checked = {name: CheckedJudge(component, context) for name, component in judges.items()}
-        prompts, notes = prompts_to_compare(context.load(self.options.prompts), self.options.limit)
-        breakdown.check_columns(prompts, self.options.by)
-        examples = draw(self.options.few_shot, context) if self.options.few_shot is not None else None
-        prompted = {name: examples.prompted(role) for name, role in self.prompted.items()} if examples else {}
-        warning = self._warning(prompts, context)
-        groups = self._sample(prompts, prompted, context)
-        groups, columns = scored_by(
-            groups, self.options.rewards, scorers, lambda name: context.say(f"{context.out.name}: scoring with {name}")
-        )
-        summary = self._summary(groups, columns, len(prompts) - len(groups), prompted, context)
-        summary["few_shot"] = examples.summary(self.prompted, groups) if examples else None
-        summary["notes"] += [*notes, *(examples.notes(prompted, groups) if examples else ()), *filter(None, [warning])]
-        summary["notes"] += [note for scorer in scorers for note in scorer.untrained]
-        summary["judges"] = list(judges)
-        verdicts = self._verdicts(groups, checked, context)
-        summary["judged"] = judged.summaries(groups, verdicts, self.baseline)
-        summary["judge_cards"] = self._cards(groups, checked, verdicts, summary["rewards"], context)
-        groups, summary, verdicts = _with_short_names(groups, summary, verdicts)
-        summary["ranking"] = breakdown.rankings(groups, summary, verdicts, context.seed)
-        summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, compare)
-        write_groups(context.out / "samples.jsonl", groups)
+        prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
+        breakdown.check_columns(prompts, options.by)
+        examples = draw(options.few_shot, context) if options.few_shot is not None else None
+        measured = self._measured(prompts, notes, scorers, examples, context)
         if examples is not None:
             write_groups(context.out / "examples.jsonl", examples.first)
+        verdicts = self._verdicts(measured.groups, checked, context)
+        if options.people is None:
+            return self._artifact(measured, verdicts, checked, None, context)
+        try:
+            said = ask(options.people, measured.groups, self._compared, str(self.baseline), context)
+        except LabelsNeeded:
+            known = self._artifact(measured, verdicts, checked, None, context)
+            if known.report is not None and (options.rewards or judges):
+                context.write_text("report.txt", f"{known.report.text()}\n")
+                context.say(f"{context.out.name}: what is known without people: {context.out / 'report.txt'}")
+            raise
+        compared = {policy: said.judged(policy, len(measured.groups)) for policy in self._compared}
+        verdicts = {policy: {PEOPLE: found, **verdicts.get(policy, {})} for policy, found in compared.items()}
+        return self._artifact(measured, verdicts, checked, said, context)
+
+    @property
+    def _compared(self) -> list[str]:
+        """The policies that are compared with the baseline."""
+        return [policy for policy in self.policies if self.baseline is not None and policy != self.baseline]
+
+    def _measured(
+        self,
+        prompts: Sequence[Group],
+        notes: Sequence[str],
+        scorers: Sequence[Any],
+        examples: Examples | None,
+        context: StepContext,
+    ) -> numbers.Measured:
+        """The answers with their scores, and the numbers without judges and people.
+
+        If people are asked, they are kept: a run that continues with their labels computes nothing again.
+        """
+
+        def say(name: str) -> None:
+            context.say(f"{context.out.name}: scoring with {name}")
+
+        def measure(rows: Sequence[Any]) -> list[dict[str, Any]]:
+            prompted = {name: examples.prompted(role) for name, role in self.prompted.items()} if examples else {}
+            warning = self._warning(prompts, context)
+            groups, columns = scored_by(self._sample(prompts, prompted, context), self.options.rewards, scorers, say)
+            summary = self._summary(groups, columns, len(prompts) - len(groups), prompted, context)
+            summary["few_shot"] = examples.summary(self.prompted, groups) if examples else None
+            summary["notes"] += [*notes, *(examples.notes(prompted, groups) if examples else ())]
+            summary["notes"] += [*filter(None, [warning]), *(note for scorer in scorers for note in scorer.untrained)]
+            singles = [column.name for column in columns if column.single]
+            return [numbers.Measured(groups, summary, singles).plain()]
+
+        rows = [[group_to_json(group) for group in prompts]]
+        [plain] = measure(rows) if self.options.people is None else context.map("answers", rows, measure)
+        return numbers.Measured.restored(plain)
+
+    def _artifact(
+        self,
+        measured: numbers.Measured,
+        verdicts: breakdown.Verdicts,
+        judges: Mapping[str, CheckedJudge],
+        said: Said | None,
+        context: StepContext,
+    ) -> Artifact:
+        """Everything that the step writes. judges: without people. said: by people; None without them."""
+        groups, summary = measured.groups, {**measured.summary}
+        summary["judges"] = [*([PEOPLE] if said else []), *judges]
+        summary["notes"] = [*summary["notes"], *([said.note()] if said else [])]
+        summary["people"] = said.facts() if said else None
+        summary["judged"] = judged.summaries(groups, verdicts, self.baseline)
+        summary["judge_cards"] = self._cards(groups, judges, verdicts, summary["rewards"], said, context)
+        groups, summary, verdicts = numbers.with_short_names(groups, summary, verdicts)
+        summary["ranking"] = breakdown.rankings(groups, summary, verdicts, context.seed)
+        summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, numbers.compare)
+        write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
         for file, text in judged.leaderboards(groups, summary).items():
             context.write_text(file, text)
-        context.write_json("figure.json", figure(summary, [column.name for column in columns if column.single]))
+        context.write_json("figure.json", numbers.figure(summary, measured.singles))
         shown = report.report(summary, groups[: self.options.show])
         return Artifact(summary=summary, report=shown, text=f"next: {self.options.next}" if self.options.next else "")
 
@@ -191,14 +247,13 @@ class Evaluate(Step):
         self, groups: Sequence[Group], judges: Mapping[str, CheckedJudge], context: StepContext
     ) -> dict[str, dict[str, judged.Judged]]:
         """The comparisons of each policy with the baseline, by each judge."""
-        baseline, found = self.baseline, {}
-        for policy in self.policies if baseline is not None and judges else ():
-            if policy != baseline:
-                context.say(f"{context.out.name}: {', '.join(judges)} compare {short_names(self.policies)[policy]}")
-                found[policy] = {
-                    name: judged.judge(groups, policy, str(baseline), mapped(judge.compare, name, context.map))
-                    for name, judge in judges.items()
-                }
+        baseline, found = str(self.baseline), {}
+        for policy in self._compared if judges else ():
+            context.say(f"{context.out.name}: {', '.join(judges)} compare {short_names(self.policies)[policy]}")
+            found[policy] = {
+                name: judged.judge(groups, policy, baseline, mapped(judge.compare, name, context.map))
+                for name, judge in judges.items()
+            }
         return found
 
     def _cards(
@@ -207,12 +262,13 @@ class Evaluate(Step):
         judges: Mapping[str, CheckedJudge],
         verdicts: breakdown.Verdicts,
         rewards: Sequence[str],
+        said: Said | None,
         context: StepContext,
     ) -> dict[str, Any]:
         options = self.options
         if not verdicts:
             return {}
-        cards = Cards(groups, str(self.baseline), verdicts, judges, context)
+        cards = Cards(groups, str(self.baseline), verdicts, judges, context, said)
         return cards.all(rewards, options.repeats, options.repeat_pairs, options.triad_prompts)
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
@@ -262,7 +318,7 @@ class Evaluate(Step):
         without_kl: dict[str, list[str]] = {}  # why there is no KL -> of which policies
         policies = {
             policy: {
-                **self._measure(groups, policy, names),
+                **numbers.measure(groups, policy, names),
                 "kl": self._kl(groups, policy, prompted.get(policy), context, without_kl),
             }
             for policy in self.policies
@@ -280,7 +336,7 @@ class Evaluate(Step):
             "rewards": names,
             "policies": policies,
             "against": {
-                policy: {name: compare(groups, policy, baseline, name) for name in names}
+                policy: {name: numbers.compare(groups, policy, baseline, name) for name in names}
                 for policy in self.policies
                 if baseline is not None and policy != baseline and names
             },
@@ -305,82 +361,6 @@ class Evaluate(Step):
         except OtherTokenizer as error:
             without_kl.setdefault(str(error), []).append(shown[policy])
             return {**statistics.estimate([]), "unmeasured": sum(len(answers_of(group, policy)) for group in groups)}
-
-    def _measure(self, groups: Sequence[Group], policy: str, names: Sequence[str]) -> dict[str, Any]:
-        """The results of one policy, without comparisons."""
-        answers = [response for group in groups for response in answers_of(group, policy)]
-        rewards = {}
-        for name in names:
-            scores = [average.score for average in averages(groups, policy, name) if average is not None]
-            unscored = sum(response.scores[name] is None for response in answers)
-            rewards[name] = {**scale_of(groups, name).mean(scores), "unscored": unscored}
-        lengths = [statistics.mean([length(r) for r in answers_of(group, policy)]) for group in groups]
-        return {
-            "rewards": rewards,
-            "length": statistics.estimate(lengths),
-            "truncated": sum(response.truncated for response in answers) / len(answers),
-        }
-
-
-def _with_short_names(
-    groups: Sequence[Group], summary: dict[str, Any], verdicts: breakdown.Verdicts
-) -> tuple[list[Group], dict[str, Any], dict[str, Any]]:
-    """The groups, the summary and the verdicts with short names for the folders of other runs."""
-    names: dict[str | None, str | None] = {None: None}
-    names |= short_names([*summary["policies"], summary["reference"] or ""]).items()
-    renamed = [
-        replace(group, responses=tuple(replace(r, source=names[r.source]) for r in group.responses)) for group in groups
-    ]
-    short = {
-        **summary,
-        **{key: names[summary[key]] for key in ("baseline", "reference")},
-        **{
-            key: {names[policy]: value for policy, value in summary[key].items()}
-            for key in ("policies", "against", "judged")
-        },
-    }
-    return renamed, short, {str(names[policy]): found for policy, found in verdicts.items()}
-
-
-# --- statistics
-
-
-def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
-    """A policy against the baseline by one reward, over the prompts at which both have a score.
-
-    unpaired: prompts that lack a score. at_equal_length: see `alignkit.statistics`. win_rate: among the prompts
-    without a tie, as in a sign test, because its interval needs independent wins and losses.
-    """
-    both = zip(averages(groups, policy, name), averages(groups, baseline, name), strict=True)
-    pairs = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
-    scores = [ours.score for ours, _ in pairs], [theirs.score for _, theirs in pairs]
-    differences = [ours - theirs for ours, theirs in zip(*scores, strict=True)]
-    longer = [ours.length - theirs.length for ours, theirs in pairs]
-    wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    return {
-        "difference": scale_of(groups, name).difference(*scores),
-        "at_equal_length": statistics.at_equal_length(differences, longer, [theirs.length for _, theirs in pairs]),
-        "win_rate": statistics.share(wins, wins + losses),
-        "wins": wins,
-        "losses": losses,
-        "ties": len(pairs) - wins - losses,
-        "unpaired": len(groups) - len(pairs),
-    }
-
-
-def figure(summary: Mapping[str, Any], singles: Sequence[str]) -> dict[str, Any]:
-    """The data of a figure like Llama 2's figure 11: single rewards of each policy, and win rates against the baseline,
-    null for the baseline itself.
-    """
-    versions = []
-    for policy, numbers in summary["policies"].items():
-        against = summary["against"].get(policy, {})
-        rewards = {
-            name: {**numbers["rewards"][name], "win_rate": against[name]["win_rate"] if against else None}
-            for name in singles
-        }
-        versions.append({"policy": policy, "rewards": rewards})
-    return {"baseline": summary["baseline"], "rewards": list(singles), "versions": versions}
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The cards of the judges in an evaluation: how far to trust what they prefer (`alignkit.judge_card`)."""
+"""The cards of the raters in an evaluation: how far to trust what they prefer (`alignkit.judge_card`)."""
 
 from __future__ import annotations
 
@@ -9,34 +9,53 @@ from typing import Any
 
 from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
 from alignkit.comparison import answers_of
-from alignkit.judge_card import Judgment, ask_again, card, circular, judgment, mapped, side
+from alignkit.judge_card import (
+    PEOPLE,
+    Judgment,
+    ask_again,
+    card,
+    circular,
+    judgment,
+    mapped,
+    no_judge,
+    side,
+    times_longer,
+)
 from alignkit.judges import Item
 from alignkit_plugins.evaluate.judged import Judged, words
+from alignkit_plugins.evaluate.people import Said
 
 Ratings = dict[tuple[int, str, int], int]  # (prompt, policy, sample) -> 1 if the policy's answer is better, -1
 
 
 @dataclass(frozen=True)
 class Cards:
-    """What the cards rest on. verdicts: policy -> judge -> its comparisons. judges: by name."""
+    """What the cards rest on. verdicts: policy -> rater -> its comparisons. judges: by name. said: by people."""
 
     groups: Sequence[Group]
     baseline: str
     verdicts: Mapping[str, Mapping[str, Judged]]
     judges: Mapping[str, CheckedJudge]
     context: StepContext
+    said: Said | None = None
 
     def all(self, rewards: Sequence[str], repeats: int, repeat_pairs: int, triad_prompts: int) -> dict[str, Any]:
-        """A card for each judge. rewards: which else rate the answers. For the rest see the step's options."""
-        cards = {}
-        ratings = {name: self._judged(name) for name in self.judges} | {r: self._scored(r) for r in rewards}
+        """A card for each rater. rewards: which else rate the answers. For the rest see the step's options."""
+        people = [PEOPLE] if self.said is not None else []
+        ratings = {name: self._judged(name) for name in (*people, *self.judges)}
+        ratings |= {reward: self._scored(reward) for reward in rewards}
+        cards = {PEOPLE: self._of_people(self.said, self._with_others(PEOPLE, ratings))} if self.said else {}
         for name, judge in self.judges.items():
             judgments, items = self._asked(name)
             asked = list(zip(items, (each.verdict for each in judgments), strict=True))
             again = ask_again(judge.component, name, self.context, asked, repeats, repeat_pairs)
             sides, more = self._triads(name, triad_prompts)
-            others = {other: self._agreement(ratings[name], ratings[other]) for other in ratings if other != name}
-            cards[name] = card(judgments, again=again, more=more, circles=circular(sides), agreement=others)
+            others = self._with_others(name, ratings)
+            both = len(ratings[name].keys() & ratings.get(PEOPLE, {}).keys())
+            known = {"questions": both, **others[PEOPLE]} if both else None
+            cards[name] = card(
+                judgments, again=again, more=more, people=known, circles=circular(sides), agreement=others
+            )
         return cards
 
     def _compared(self) -> Iterator[tuple[int, str, int, str, str]]:
@@ -52,10 +71,21 @@ class Cards:
         judgments: list[Judgment] = []
         items: list[Item] = []
         for place, policy, sample, ours, theirs in self._compared():
-            verdict = self.verdicts[policy][name].verdicts[place][sample]
-            judgments.append(judgment(place, verdict, ours, theirs, policy))
-            items.append((list(self.groups[place].prompt), ours, theirs))
+            if (verdict := self.verdicts[policy][name].of(place, sample)) is not None:
+                judgments.append(judgment(place, verdict, ours, theirs, policy))
+                items.append((list(self.groups[place].prompt), ours, theirs))
         return judgments, items
+
+    def _of_people(self, said: Said, others: Mapping[str, Any]) -> dict[str, Any]:
+        """Their card. A pair is shown once to each of them, so `named_first` counts labels."""
+        judgments = [
+            Judgment(place, verdict, times_longer(ours, theirs), said.named_first(place, policy), policy)
+            for place, policy, sample, ours, theirs in self._compared()
+            if (verdict := self.verdicts[policy][PEOPLE].of(place, sample)) is not None
+        ]
+        found = card(judgments, annotators=said.agreement(self.context.seed), agreement=others)
+        known = {**found, "repeated": said.repeated(), "calls": said.facts()["labels"]}
+        return {**known, "no_judge": no_judge(known)}
 
     # Other raters
 
@@ -63,7 +93,8 @@ class Cards:
         return {
             (place, policy, sample): found
             for place, policy, sample, *_ in self._compared()
-            if (found := side(self.verdicts[policy][name].verdicts[place][sample].p_first)) is not None
+            if (verdict := self.verdicts[policy][name].of(place, sample)) is not None
+            and (found := side(verdict.p_first)) is not None
         }
 
     def _scored(self, reward: str) -> Ratings:
@@ -74,6 +105,9 @@ class Cards:
             if ours is not None and theirs is not None and ours != theirs:
                 found[place, policy, sample] = 1 if ours > theirs else -1
         return found
+
+    def _with_others(self, name: str, ratings: Mapping[str, Ratings]) -> dict[str, Mapping[str, Any]]:
+        return {other: self._agreement(ratings[name], theirs) for other, theirs in ratings.items() if other != name}
 
     def _agreement(self, ours: Ratings, theirs: Ratings) -> Mapping[str, Any]:
         from alignkit.agreement import two_raters  # imports numpy

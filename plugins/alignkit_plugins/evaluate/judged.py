@@ -28,7 +28,10 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A policy's comparisons with the baseline. verdicts: by prompt; P(policy is better) is `p_first`."""
+    """A policy's comparisons with the baseline. verdicts: by prompt; P(policy is better) is `p_first`.
+
+    People are asked about a prompt's first pair only, and perhaps not about all prompts.
+    """
 
     verdicts: Sequence[Sequence[Verdict]]
 
@@ -37,6 +40,11 @@ class Judged:
         """The mean P(policy is better) at each prompt; None without a verdict."""
         known = [[v.p_first for v in row if v.p_first is not None] for row in self.verdicts]
         return [statistics.mean(row) if row else None for row in known]
+
+    def of(self, place: int, sample: int) -> Verdict | None:
+        """The verdict on a pair; None if nobody was asked about it."""
+        row = self.verdicts[place]
+        return row[sample] if sample < len(row) else None
 
 
 def words(response: Response) -> str:
@@ -74,7 +82,7 @@ def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str)
         "length_controlled": controlled([groups[n] for n, _ in known], preferences, policy, baseline),
         "comparisons": len(verdicts),
         "unjudged": dict(reasons.most_common()),
-        "unjudged_prompts": len(groups) - len(known),
+        "unjudged_prompts": sum(map(bool, judged.verdicts)) - len(known),
         **_orders(verdicts),
     }
 
@@ -82,7 +90,15 @@ def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str)
 def preference(values: Sequence[float]) -> statistics.Estimate:
     """The mean of prompts' preferences with its interval."""
     binary = statistics.levels_of(values) == (0.0, 1.0)
-    return statistics.rate(values) if binary else statistics.estimate(values)
+    return statistics.rate(values) if binary else probability(values)
+
+
+def probability(values: Sequence[float]) -> statistics.Estimate:
+    """The mean of probabilities with its t interval, which ends at 0 and 1: few values would reach beyond."""
+    found = statistics.estimate(values)
+    if found["low"] is None or found["high"] is None:
+        return found
+    return {**found, "low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
 
 
 def standard_error(values: Sequence[float]) -> float | None:
@@ -97,7 +113,7 @@ def _orders(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     orders = [verdict.p_orders for verdict in verdicts if verdict.p_first is not None and verdict.p_orders]
     swayed = sum((first - 0.5) * (second - 0.5) < 0 for first, second in orders)
     positions = [(first + 1 - second) / 2 for first, second in orders]
-    return {"inconsistent": statistics.share(swayed, len(orders)), "first_position": statistics.estimate(positions)}
+    return {"inconsistent": statistics.share(swayed, len(orders)), "first_position": probability(positions)}
 
 
 def controlled(

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignkit import Group, statistics
 from alignkit.comparison import answers_of
-from alignkit.judge_card import trust_tables
+from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit.statistics import decimals, shown
 
@@ -22,6 +22,7 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     blocks: list[Block] = ["\n".join(summary["notes"]), policy_table(summary)]
     blocks += [comparison_table(summary)] if against else []
     blocks += judge_blocks(summary)
+    blocks += safety_blocks(summary)
     blocks += ranking_blocks(summary)
     blocks += [table for column in summary.get("by", {}) for table in by_tables(summary, column)]
     blocks += [side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups]
@@ -107,7 +108,7 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
 
 
 def judge_blocks(summary: Mapping[str, Any]) -> list[Block]:
-    """What judges prefer, and what is to be known of them; empty without judges."""
+    """What people and judges prefer, and what is to be known of them; empty without any."""
     results = [(policy, *item) for policy, judges in summary.get("judged", {}).items() for item in judges.items()]
     if not results:
         return []
@@ -137,20 +138,31 @@ def judge_blocks(summary: Mapping[str, Any]) -> list[Block]:
         missing.update(found["unjudged"])
     return [
         Table(
-            f"judges, against {summary['baseline']}, in both orders",
-            ["policy", "judge", "preferred", "length-controlled", "won/lost/tied"],
+            preferred_title(summary["judges"], summary["baseline"]),
+            ["policy", rater(summary["judges"]), "preferred", "length-controlled", "won/lost/tied"],
             preferred,
             keys=2,
         ),
-        Table(
-            "the judges themselves",
-            ["policy", "judge", "asked", "no verdict", "order decides", "first preferred"],
+        about_table(
+            summary["judges"],
+            ["policy", rater(summary["judges"]), "asked", "no verdict", "order decides", "first preferred"],
             about,
-            keys=2,
-            note="; ".join(f"no verdict, {why}: {count}" for why, count in missing.most_common()),
+            "; ".join(f"no verdict, {why}: {count}" for why, count in missing.most_common()),
         ),
         *trust_tables(summary.get("judge_cards") or {}),
     ]
+
+
+def safety_blocks(summary: Mapping[str, Any]) -> list[Block]:
+    """How many answers people call safe; empty if they were not asked."""
+    safe = (summary.get("people") or {}).get("safe")
+    if not safe:
+        return []
+    rows = [
+        [policy, *(shown(found[side], percent=True) for side in ("policy", "baseline"))]
+        for policy, found in safe.items()
+    ]
+    return [Table("safe answers, by people", ["policy", "its own", f"of {summary['baseline']}"], rows)]
 
 
 def ranking_blocks(summary: Mapping[str, Any]) -> list[Block]:
@@ -167,7 +179,10 @@ def _elo(points: Mapping[str, Any]) -> str:
 
 
 def by_tables(summary: Mapping[str, Any], column: str) -> Iterator[Table]:
-    """At each value of a column: the headline's means, and its differences or else the first judge's preferences."""
+    """At each value of a column: the headline's means, its differences, and the preferences of people.
+
+    Without differences, those of the first judge take their place.
+    """
     headline, values = summary["headline"], summary["by"][column]
     if headline is not None:
         policies = list(summary["policies"])
@@ -176,19 +191,34 @@ def by_tables(summary: Mapping[str, Any], column: str) -> Iterator[Table]:
             for value, found in values.items()
         ]
         yield Table(f"by {column}: mean {headline}", [column, "prompts", *policies], rows)
-    compared = list(summary["against"] or summary["judged"])
-    if not compared:
-        return
-    judge = None if headline is not None and summary["against"] else next(iter(summary["judges"]), None)
-    rows = []
-    for value, found in values.items():
-        if judge is not None:
-            cells = [shown(found["judged"][policy][judge], percent=True) for policy in compared]
-        else:
-            cells = [shown(found["against"][policy][headline]["difference"], sign=True) for policy in compared]
-        rows.append([value, str(found["prompts"]), *cells])
-    what = f"preferred by {judge}" if judge is not None else f"difference in {headline}"
-    yield Table(f"by {column}: {what}", [column, "prompts", *compared], rows)
+    compared, differ = list(summary["against"] or summary["judged"]), headline is not None and summary["against"]
+    heads = [column, "prompts", *compared]
+    if differ:
+        rows = [
+            [
+                value,
+                str(found["prompts"]),
+                *(shown(found["against"][policy][headline]["difference"], sign=True) for policy in compared),
+            ]
+            for value, found in values.items()
+        ]
+        yield Table(f"by {column}: difference in {headline}", heads, rows)
+    for judge in [name for name in summary["judges"][:1] if name == PEOPLE or not differ] if compared else ():
+        rows = [
+            [
+                value,
+                _prompts_with([found["judged"][who][judge] for who in compared]),
+                *(shown(found["judged"][who][judge], percent=True) for who in compared),
+            ]
+            for value, found in values.items()
+        ]
+        yield Table(f"by {column}: preferred by {judge}", heads, rows)
+
+
+def _prompts_with(preferences: Sequence[Mapping[str, Any]]) -> str:
+    """At how many prompts a rater has a preference: `4`, or `3 to 4` if policies differ."""
+    counts = sorted({found["n"] for found in preferences})
+    return " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
 
 
 def _length_controlled(rate: Mapping[str, Any] | None) -> str:

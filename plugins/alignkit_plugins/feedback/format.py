@@ -7,6 +7,8 @@ Several annotators may have labeled an item. With `votes: soft`, the share of th
 probability of being better, so a reward model learns how sure people are; responses that as many prefer as not form no
 pair. With `votes: majority`, only the winner counts. With `votes: each`, every vote is a pair of its own, as if it were
 another item. An item that was adjudicated or has a gold label has one label.
+
+Pairs that people compared in an evaluation are held out, and left out unless `held_out: true` asks for them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any, Literal
 
-from alignkit import BadRow, Field, Format, Group, Options, Pair, Register, Response, hookimpl
+from alignkit import BadRow, Field, Format, Group, Options, Pair, Response
 from alignkit.feedback.standing import majority, share_of_better
 
 Task = Literal["pair", "safety", "ranking", "scores", "demonstration", "thumb"]
@@ -33,6 +35,9 @@ class FeedbackOptions(Options):
     tasks: list[Task] | None = Field(None, min_length=1, description="read only these tasks; default: all")
     criteria: list[str] | None = Field(
         None, min_length=1, description="criteria of scores whose mean decides; default: all"
+    )
+    held_out: bool = Field(
+        False, description="also read the pairs of evaluations, after which these prompts are not held out any more"
     )
 
 
@@ -57,7 +62,7 @@ class Feedback(Format):
         raise BadRow("the row has no label that this recipe reads")
 
     def groups(self, row: Any) -> list[Group]:
-        """One group per item; one per text if several people wrote demonstrations; none for a task not asked for."""
+        """One group per item; one per text if several people wrote demonstrations; none for what is not asked for."""
         if not self.has(row, "item", "votes") or row.get("feedback") != 1:
             raise BadRow("not feedback of version 1: expected feedback: 1, item and votes")
         try:
@@ -69,6 +74,8 @@ class Feedback(Format):
         item = row["item"]
         task = item["task"]
         if self.options.tasks is not None and task not in self.options.tasks:
+            return []
+        if item.get("held_out") and not self.options.held_out:
             return []
         labels = [vote["label"] for vote in row["votes"]]
         if row.get("final"):
@@ -170,8 +177,3 @@ def _apart(scores: Sequence[float]) -> Iterator[Pair]:
     for i, j in combinations(range(len(scores)), 2):
         if gap := scores[i] - scores[j]:
             yield Pair(i, j, margin=gap) if gap > 0 else Pair(j, i, margin=-gap)
-
-
-@hookimpl
-def register_formats(register: Register) -> None:
-    register("feedback", Feedback, summary=Feedback.summary)

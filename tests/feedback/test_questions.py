@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from stores import event, opened, pair, ranking, scores, turn
 
-from alignkit.agreeing.measure import day, habit_facts, measured
-from alignkit.agreeing.questions import Question, Unit, habits_of, questions_of
 from alignkit.agreement import gwet_ac1, krippendorff_alpha
 from alignkit.cli import main
 from alignkit.concordance import mean_tau_b
 from alignkit.feedback.items import Item
+from alignkit.feedback.measure import day, habit_facts, measured
+from alignkit.feedback.questions import Question, Unit, habits_of, questions_of
 from alignkit.feedback.standing import labeled
 from alignkit.feedback.store import Store
 
@@ -48,12 +48,37 @@ def test_pairs_ask_which_and_how_much(tmp_path: Path) -> None:
     which, much = found["pair: which is better"], found["pair: how much better"]
     assert which["coefficients"]["agreement"]["mean"] == 3 / 4
     assert much["coefficients"]["agreement"]["mean"] == 2 / 4
-    signs = [["A", "A"], ["A", "A"], ["A", "B"], ["A", "A"]]
+    turned = [int(item.id, 16) % 2 for item, _ in rows]  # which response is A is drawn for each item
+    assert set(turned) == {0, 1}
+    signs = [["AB"[turn], "AB"[turn ^ (number == 2)]] for number, turn in enumerate(turned)]
     assert which["coefficients"]["gwet_ac1"]["mean"] == gwet_ac1(signs)
     degrees = [[-3, -3], [-3, -2], [-3, 1], [-3, -3]]
+    degrees = [[-value for value in unit] if turn else unit for turn, unit in zip(turned, degrees, strict=True)]
     assert much["coefficients"]["alpha_ordinal"]["mean"] == krippendorff_alpha(degrees, "ordinal")
     assert set(which["coefficients"]) >= {"cohen_kappa", "fleiss_kappa"} and "gwet_ac2" not in which["coefficients"]
     assert which["annotators"]["ann"]["with others"]["mean"] == 3 / 4
+
+
+def test_data_with_the_better_response_first_show_agreement_beyond_chance(tmp_path: Path) -> None:
+    """80 pairs whose first response is better, and two people of whom each denies it of every tenth."""
+    rows = [
+        (pair(f"prompt {number}", f"good {number}"),
+         {who: side("B" if number % 10 == place else "A") for place, who in enumerate(("ann", "bob"))})
+        for number in range(80)
+    ]  # fmt: skip
+    with store_of(tmp_path, *rows) as store:
+        found = facts(store)["pair: which is better"]["coefficients"]
+    assert found["agreement"]["mean"] == 0.8
+    assert found["cohen_kappa"]["mean"] == pytest.approx(0.6, abs=0.05)
+    assert found["alpha_nominal"]["mean"] == pytest.approx(0.6, abs=0.05)
+
+
+def test_a_contested_gold_label_is_no_reference(tmp_path: Path) -> None:
+    item = pair(gold={"better": 0})
+    with store_of(tmp_path, (item, {"ann": side("B")})) as store:
+        assert facts(store)["pair: which is better"]["gold"]["ratings"]["mean"] == 0
+        store.submit(event(item, {"note": "no"}, kind="contest"))
+        assert facts(store)["pair: which is better"]["gold"] is None
 
 
 def test_labels_are_compared_in_the_items_order(tmp_path: Path) -> None:
@@ -81,6 +106,7 @@ def test_scores_are_a_question_per_criterion(tmp_path: Path) -> None:
         found = facts(store)
     assert found["scores: helpful"]["items"] == 2
     assert found["scores: helpful"]["coefficients"]["agreement"]["mean"] == 1 / 2
+    assert found["scores: helpful"]["coefficients"]["agreement"]["low"] is None  # two responses, but one item
     assert found["scores: harmless"]["coefficients"]["agreement"]["mean"] == 1
 
 
@@ -105,8 +131,8 @@ def test_gold_and_a_judges_column(tmp_path: Path) -> None:
     assert found["annotators"]["ann"]["with gold"]["mean"] == 1
     assert found["annotators"]["bob"]["with gold"]["mean"] == 0
     assert found["gold"]["ratings"]["mean"] == 1 / 2
-    assert found["other"]["ratings"] == {**found["other"]["ratings"], "mean": 3 / 5, "n": 5}
-    assert found["other"]["majority"]["mean"] == 1 / 2  # of b and c; a is tied
+    assert found["against"]["judge"]["ratings"] == {**found["against"]["judge"]["ratings"], "mean": 3 / 5, "n": 5}
+    assert found["against"]["judge"]["majority"]["mean"] == 1 / 2  # of b and c; a is tied
 
 
 @pytest.mark.parametrize("verdict", ["x", 2, [1, 2, 3], {}])

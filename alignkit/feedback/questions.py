@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from alignkit.errors import DataError
+from alignkit.errors import DataError, did_you_mean
+from alignkit.feedback.items import Item
 from alignkit.feedback.labels import DEGREES, HIGHEST, LOWEST, degree
 from alignkit.feedback.standing import Labeled, Vote
 
@@ -18,16 +19,18 @@ MARGINS = sorted(sign * size for size in DEGREES.values() for sign in (-1, 1))
 class Unit:
     """An item, and its rating by each annotator: a value, a number if ordinal, or a list of ranks.
 
-    times: when each annotator rated it, such as `2026-01-05T...`. gold: the right rating. other: that of a column, such
-    as a judge's. batch: the round that it belongs to.
+    times: when each annotator rated it, such as `2026-01-05T...`. gold: the right rating. others: those of judges and
+    rewards, by name. batch: the round that it belongs to. cluster: units with the same one depend on each other; empty:
+    on no other.
     """
 
     name: str
     ratings: dict[str, Any] = field(default_factory=dict)
     times: dict[str, str] = field(default_factory=dict)
     gold: Any = None
-    other: Any = None
+    others: dict[str, Any] = field(default_factory=dict)
     batch: str = ""
+    cluster: str = ""
 
 
 @dataclass
@@ -59,10 +62,15 @@ class Habit:
 
 
 def questions_of(entries: Iterable[Labeled], against: str = "") -> list[Question]:
-    """The questions that the items of a store ask. against: a column of the items, such as a judge's verdict.
+    """The questions that the items of a store ask, with the opinions that the items hold.
 
-    That column holds the index of the better response, or a list with a number for each, of which higher is better.
+    against: only that opinion, or else a column of the items. It holds the index of the better response, or a list with
+    a number for each, of which higher is better. Raises `DataError` if there is no such opinion or column.
     """
+    entries = list(entries)
+    if against and against not in (known := _columns(entries)):
+        help = did_you_mean(against, known) or f"the items have {', '.join(known) or 'none'}"
+        raise DataError(f"no opinion or column {against!r}; {help}")
     found: dict[str, Question] = {}
     for entry in entries:
         if not entry.stored.retired:
@@ -71,12 +79,26 @@ def questions_of(entries: Iterable[Labeled], against: str = "") -> list[Question
     return [question for question in found.values() if any(unit.ratings for unit in question.units)]
 
 
+def _columns(entries: Sequence[Labeled]) -> list[str]:
+    items = [entry.stored.item for entry in entries]
+    return sorted({name for item in items for name in (*item.opinions, *item.meta)})
+
+
+def _others(item: Item, against: str) -> Mapping[str, Any]:
+    if not against:
+        return item.opinions
+    return {against: item.opinions[against] if against in item.opinions else item.meta.get(against)}
+
+
 def _units(entry: Labeled, against: str) -> list[tuple[str, Kind, Sequence[Any], Unit]]:
     item = entry.stored.item
-    other = item.meta.get(against) if against else None
+    others = _others(item, against)
     if item.task in ("pair", "safety"):
-        side = _unit(entry, lambda label: "AB"[label["better"]], _side(other, against))
-        margin = _unit(entry, lambda label: degree(label) if "margin" in label else None)
+        names = _names(item)
+        sides = {name: _side(value, name, names) for name, value in others.items()}
+        side = _unit(entry, lambda label: names[label["better"]], sides)
+        sign = 1 if names == "AB" else -1
+        margin = _unit(entry, lambda label: sign * degree(label) if "margin" in label else None)
         found: list[tuple[str, Kind, Sequence[Any], Unit]] = [
             (f"{item.task}: which is better", "nominal", ("A", "B"), side),
             (f"{item.task}: how much better", "ordinal", MARGINS, margin),
@@ -85,45 +107,61 @@ def _units(entry: Labeled, against: str) -> list[tuple[str, Kind, Sequence[Any],
             found.append(("safety: which bin", "nominal", (), _unit(entry, lambda label: label.get("safety"))))
         return found
     if item.task == "ranking":
-        return [("ranking", "ranking", (), _unit(entry, lambda label: label["ranks"], _ranks(other)))]
+        ranks = {name: _ranks(value) for name, value in others.items()}
+        return [("ranking", "ranking", (), _unit(entry, lambda label: label["ranks"], ranks))]
     if item.task == "thumb":
-        return [("thumb", "nominal", (True, False), _unit(entry, lambda label: label["good"], other))]
+        said = {name: value for name, value in others.items() if isinstance(value, bool)}
+        return [("thumb", "nominal", (True, False), _unit(entry, lambda label: label["good"], said))]
     found = []
     for place in range(len(item.responses)) if item.task == "scores" else ():
         for name in item.criteria:
             unit = _unit(entry, lambda label, p=place, n=name: label["scores"][p][n])
-            unit.name = f"{unit.name}/{place}"
+            unit.name, unit.cluster = f"{unit.name}/{place}", unit.name
             found.append((f"scores: {name}", "ordinal", range(LOWEST, HIGHEST + 1), unit))
     return found
 
 
-def _unit(entry: Labeled, rating: Any, other: Any = None) -> Unit:
-    gold = entry.stored.item.gold
+def _names(item: Item) -> str:
+    """What the responses of a pair are called, by lot.
+
+    Data often have the better one first. If that one was always A, coefficients beyond chance would take the people's
+    agreement for a habit of saying A.
+    """
+    return "AB" if int(item.id, 16) % 2 == 0 else "BA"
+
+
+def _unit(entry: Labeled, rating: Any, others: Mapping[str, Any] | None = None) -> Unit:
+    gold = entry.gold
     return Unit(
         entry.stored.item.id,
         {vote.annotator: rating(vote.label) for vote in entry.votes},
         {vote.annotator: vote.created for vote in entry.votes},
         None if gold is None else rating(gold),
-        other,
+        dict(others or {}),
         entry.stored.item.batch,
     )
 
 
-def _side(other: Any, column: str) -> str | None:
+def _side(other: Any, column: str, names: str) -> str | None:
     """The better response of a pair by a column; None if it does not say. Raises `DataError` for anything else."""
-    if isinstance(other, list) and len(other) == 2 and all(isinstance(value, int | float) for value in other):
-        return None if other[0] == other[1] else "AB"[other[1] > other[0]]
+    if isinstance(other, list | tuple) and len(other) == 2 and all(_is_number(value) for value in other):
+        return None if None in other or other[0] == other[1] else names[other[1] > other[0]]
     if other in (0, 1, None):
-        return None if other is None else "AB"[int(other)]
+        return None if other is None else names[int(other)]
     raise DataError(
         f"column {column!r} must hold 0 or 1, the index of the better response, or a number for each of the two, "
         f"not {other!r:.80}"
     )
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is a number, or None for one that is missing."""
+    return value is None or isinstance(value, int | float)
+
+
 def _ranks(other: Any) -> Any:
-    """Ranks from numbers of which higher is better."""
-    return [-value for value in other] if isinstance(other, list) else None
+    """Ranks from numbers of which higher is better; None if one is missing."""
+    return [-value for value in other] if isinstance(other, list | tuple) and None not in other else None
 
 
 def habits_of(entries: Iterable[Labeled]) -> dict[str, Habit]:

@@ -1,18 +1,19 @@
-"""The agreement of labelers on one question: coefficients, annotators, days, gold labels, and another column."""
+"""The agreement of labelers on one question: coefficients, annotators, days, gold labels, judges and rewards."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from itertools import combinations
 from statistics import median
 from typing import Any
 
 from alignkit import agreement, concordance, statistics
-from alignkit.agreeing.questions import Habit, Question, Unit
+from alignkit.feedback.questions import Habit, Question, Unit
 from alignkit.feedback.standing import places
-from alignkit.statistics import Estimate
+from alignkit.statistics import Estimate, Share
 
 Facts = dict[str, Any]
 TITLES = {
@@ -33,6 +34,7 @@ def measured(question: Question, seed: int = 0) -> Facts:
     units = question.units
     several = [unit for unit in units if len(_known(unit)) > 1]
     people = sorted({who for unit in units for who in _known(unit)})
+    others = sorted({name for unit in units for name in unit.others})
     return {
         "question": question.name,
         "kind": question.kind,
@@ -43,13 +45,25 @@ def measured(question: Question, seed: int = 0) -> Facts:
         "coefficients": _coefficients(question, several, people, seed),
         "annotators": {who: _annotator(question, who) for who in people},
         "over time": _over_time(question, several),
-        "gold": _against(question, "gold"),
-        "other": _against(question, "other"),
+        "gold": _against(question, lambda unit: unit.gold),
+        "against": {name: found for name in others if (found := _against(question, partial(_other, name)))},
     }
 
 
 def _known(unit: Unit) -> dict[str, Any]:
     return {who: rating for who, rating in unit.ratings.items() if rating is not None}
+
+
+def _cluster(unit: Unit) -> str | int:
+    """What the ratings that depend on each other share: those of a unit, or of all units of its item."""
+    return unit.cluster or id(unit)
+
+
+def _share(cases: Iterable[tuple[Unit, float]]) -> Share | None:
+    found: dict[str | int, list[float]] = defaultdict(list)
+    for unit, value in cases:
+        found[_cluster(unit)].append(value)
+    return statistics.clustered_share(list(found.values()))
 
 
 def _numeric(units: Sequence[Unit]) -> bool:
@@ -61,19 +75,23 @@ def _coefficients(question: Question, several: Sequence[Unit], people: Sequence[
     if question.kind == "ranking":
         return _of_rankings(several, seed)
     units = [list(_known(unit).values()) for unit in question.units]
-    found: Facts = {"agreement": agreement.interval(units, "agreement", seed=seed)}
+    clusters = [_cluster(unit) for unit in question.units]
+    interval = partial(agreement.interval, units, seed=seed, clusters=clusters)
+    found: Facts = {"agreement": interval("agreement")}
     if len(people) == 2:
-        both = [[(unit.ratings.get(people[0]), unit.ratings.get(people[1]))] for unit in question.units]
-        found["cohen_kappa"] = agreement.two_raters(both, seed=seed)["kappa"]
+        both: dict[str | int, list[Any]] = defaultdict(list)
+        for unit, cluster in zip(question.units, clusters, strict=True):
+            both[cluster].append((unit.ratings.get(people[0]), unit.ratings.get(people[1])))
+        found["cohen_kappa"] = agreement.two_raters(list(both.values()), seed=seed)["kappa"]
     if len({len(_known(unit)) for unit in several}) == 1:
-        found["fleiss_kappa"] = agreement.interval(units, "fleiss_kappa", seed=seed)
+        found["fleiss_kappa"] = interval("fleiss_kappa")
     known: Sequence[Any] = question.categories
-    found["gwet_ac1"] = agreement.interval(units, "gwet_ac1", seed=seed, categories=known)
+    found["gwet_ac1"] = interval("gwet_ac1", categories=known)
     if question.kind == "ordinal":
-        found["gwet_ac2"] = agreement.interval(units, "gwet_ac2", seed=seed, categories=known)
-    found["alpha_nominal"] = agreement.interval(units, "alpha_nominal", seed=seed)
+        found["gwet_ac2"] = interval("gwet_ac2", categories=known)
+    found["alpha_nominal"] = interval("alpha_nominal")
     if question.kind == "ordinal":
-        found["alpha_ordinal"] = agreement.interval(units, "alpha_ordinal", seed=seed)
+        found["alpha_ordinal"] = interval("alpha_ordinal")
     return found
 
 
@@ -129,16 +147,16 @@ def _annotator(question: Question, who: str) -> Facts:
     """One annotator: the number of ratings, and the agreement with all others on the same items, with gold."""
     own = [unit for unit in question.units if unit.ratings.get(who) is not None]
     others = [
-        same
+        (unit, same)
         for unit in own
         for other, rating in unit.ratings.items()
         if other != who and (same := _same(question, unit.ratings[who], rating)) is not None
     ]
-    gold = [same for unit in own if (same := _same(question, unit.ratings[who], unit.gold)) is not None]
+    gold = [(unit, same) for unit in own if (same := _same(question, unit.ratings[who], unit.gold)) is not None]
     return {
         "ratings": len(own),
-        "with others": statistics.share(sum(others), len(others)),
-        "with gold": statistics.share(sum(gold), len(gold)),
+        "with others": _share(others),
+        "with gold": _share(gold),
     }
 
 
@@ -151,12 +169,12 @@ def _over_time(question: Question, several: Sequence[Unit]) -> list[Facts]:
     found = []
     for when, units in sorted(groups.items()):
         shares = [
-            same
+            (unit, same)
             for unit in units
             for one, other in combinations(_known(unit).values(), 2)
             if (same := _same(question, one, other)) is not None
         ]
-        row: Facts = {"when": when, "items": len(units), "agreement": statistics.share(sum(shares), len(shares))}
+        row: Facts = {"when": when, "items": len(units), "agreement": _share(shares)}
         if question.kind != "ranking":
             ratings = [list(_known(unit).values()) for unit in units]
             row["alpha"] = agreement.krippendorff_alpha(ratings, question.kind)
@@ -177,27 +195,32 @@ def day(time: str) -> str:
     return datetime.fromtimestamp(number / (1000 if number >= 1e11 else 1), UTC).date().isoformat()
 
 
-def _against(question: Question, column: str) -> Facts | None:
-    """The agreement of single ratings, and of the majority's, with gold or another column; None if there is none."""
-    reference: list[tuple[Unit, Any]] = [
-        (unit, getattr(unit, column)) for unit in question.units if getattr(unit, column) is not None
-    ]
-    single, joint, pairs = [], [], []
-    for unit, right in reference:
+def _other(name: str, unit: Unit) -> Any:
+    return unit.others.get(name)
+
+
+def _against(question: Question, reference: Callable[[Unit], Any]) -> Facts | None:
+    """The agreement of single ratings, and of the majority's, with another rating; None if there is none."""
+    single: list[tuple[Unit, float]] = []
+    joint: list[tuple[Unit, float]] = []
+    pairs: dict[str | int, list[Any]] = defaultdict(list)
+    for unit in question.units:
+        if (right := reference(unit)) is None:
+            continue
         ratings = list(_known(unit).values())
-        single += [same for rating in ratings if (same := _same(question, rating, right)) is not None]
+        single += [(unit, same) for rating in ratings if (same := _same(question, rating, right)) is not None]
         usual = _usual(question, ratings)
         if (same := _same(question, usual, right)) is not None:
-            joint.append(same)
-            pairs.append((usual, right))
+            joint.append((unit, same))
+            pairs[_cluster(unit)].append((usual, right))
     if not single:
         return None
     found: Facts = {
-        "ratings": statistics.share(sum(single), len(single)),
-        "majority": statistics.share(sum(joint), len(joint)),
+        "ratings": _share(single),
+        "majority": _share(joint),
     }
     if question.kind != "ranking" and pairs:
-        found["cohen_kappa"] = agreement.two_raters([[pair] for pair in pairs], seed=0)["kappa"]
+        found["cohen_kappa"] = agreement.two_raters(list(pairs.values()), seed=0)["kappa"]
     return found
 
 

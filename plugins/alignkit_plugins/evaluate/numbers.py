@@ -1,0 +1,110 @@
+"""The numbers of a comparison by rewards, as evaluation.json has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alignkit import Group, statistics
+from alignkit.comparison import answers_of, averages, length, scale_of, short_names
+from alignkit.data.group import group_from_json, group_to_json
+from alignkit_plugins.evaluate.judged import Judged
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known without judges and people. summary: for evaluation.json. singles: rewards without combinations."""
+
+    groups: Sequence[Group]
+    summary: Mapping[str, Any]
+    singles: Sequence[str]
+
+    def plain(self) -> dict[str, Any]:
+        """It as JSON, for `restored`."""
+        texts = [group_to_json(group) for group in self.groups]
+        return {"groups": texts, "summary": self.summary, "singles": list(self.singles)}
+
+    @classmethod
+    def restored(cls, plain: Mapping[str, Any]) -> Measured:
+        """What `plain` turned into JSON."""
+        return cls([group_from_json(text) for text in plain["groups"]], plain["summary"], plain["singles"])
+
+
+def measure(groups: Sequence[Group], policy: str, names: Sequence[str]) -> dict[str, Any]:
+    """The results of one policy, without comparisons."""
+    answers = [response for group in groups for response in answers_of(group, policy)]
+    rewards = {}
+    for name in names:
+        scores = [average.score for average in averages(groups, policy, name) if average is not None]
+        unscored = sum(response.scores[name] is None for response in answers)
+        rewards[name] = {**scale_of(groups, name).mean(scores), "unscored": unscored}
+    lengths = [statistics.mean([length(r) for r in answers_of(group, policy)]) for group in groups]
+    return {
+        "rewards": rewards,
+        "length": statistics.estimate(lengths),
+        "truncated": sum(response.truncated for response in answers) / len(answers),
+    }
+
+
+def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
+    """A policy against the baseline by one reward, over the prompts at which both have a score.
+
+    unpaired: prompts that lack a score. at_equal_length: see `alignkit.statistics`. win_rate: among the prompts
+    without a tie, as in a sign test, because its interval needs independent wins and losses.
+    """
+    both = zip(averages(groups, policy, name), averages(groups, baseline, name), strict=True)
+    pairs = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
+    scores = [ours.score for ours, _ in pairs], [theirs.score for _, theirs in pairs]
+    differences = [ours - theirs for ours, theirs in zip(*scores, strict=True)]
+    longer = [ours.length - theirs.length for ours, theirs in pairs]
+    wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    return {
+        "difference": scale_of(groups, name).difference(*scores),
+        "at_equal_length": statistics.at_equal_length(differences, longer, [theirs.length for _, theirs in pairs]),
+        "win_rate": statistics.share(wins, wins + losses),
+        "wins": wins,
+        "losses": losses,
+        "ties": len(pairs) - wins - losses,
+        "unpaired": len(groups) - len(pairs),
+    }
+
+
+def figure(summary: Mapping[str, Any], singles: Sequence[str]) -> dict[str, Any]:
+    """The data of a figure like Llama 2's figure 11: single rewards of each policy, and win rates against the baseline,
+    null for the baseline itself.
+    """
+    versions = []
+    for policy, numbers in summary["policies"].items():
+        against = summary["against"].get(policy, {})
+        rewards = {
+            name: {**numbers["rewards"][name], "win_rate": against[name]["win_rate"] if against else None}
+            for name in singles
+        }
+        versions.append({"policy": policy, "rewards": rewards})
+    return {"baseline": summary["baseline"], "rewards": list(singles), "versions": versions}
+
+
+def with_short_names(
+    groups: Sequence[Group], summary: dict[str, Any], verdicts: Mapping[str, Mapping[str, Judged]]
+) -> tuple[list[Group], dict[str, Any], dict[str, Any]]:
+    """The groups, the summary and the verdicts with short names for the folders of other runs."""
+    names: dict[str | None, str | None] = {None: None}
+    names |= short_names([*summary["policies"], summary["reference"] or ""]).items()
+    renamed = [
+        replace(group, responses=tuple(replace(r, source=names[r.source]) for r in group.responses)) for group in groups
+    ]
+    short = {
+        **summary,
+        **{key: names[summary[key]] for key in ("baseline", "reference")},
+        **{
+            key: {names[policy]: value for policy, value in summary[key].items()}
+            for key in ("policies", "against", "judged")
+        },
+        "people": summary["people"] and {**summary["people"], "safe": _named(summary["people"]["safe"], names)},
+    }
+    return renamed, short, {str(names[policy]): found for policy, found in verdicts.items()}
+
+
+def _named(results: Mapping[str, Any], names: Mapping[str | None, str | None]) -> dict[str, Any]:
+    return {str(names[policy]): result for policy, result in results.items()}
