@@ -113,7 +113,10 @@ def _blamed(author: Author, method: str, owner: object) -> Iterator[None]:
     except AuthorError:
         raise
     except DataError as error:
-        text = f"stage '{author.stage}': {error}" if author.stage else str(error)
+        prefix = f"stage '{author.stage}': "
+        if not author.stage or str(error).startswith(prefix):  # a part within a part said it
+            raise
+        text = f"{prefix}{error}"
         raise DataError(text, option=error.option) from error
     except PluginError as error:
         raise author.error(_full(method, owner), f"{error}{_place(error, owner)}") from error

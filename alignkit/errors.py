@@ -28,9 +28,10 @@ MOST_SHOWN = 100  # problems of a recipe
 
 
 class AlignkitError(Exception):
-    """Shown to the user as one message, without a traceback."""
+    """Shown to the user as one message, without a traceback. prefix: what comes before it."""
 
     exit_code = 1
+    prefix = "error: "
 
 
 class RunFailed(AlignkitError):
@@ -137,8 +138,9 @@ class Problem:
 
 def message_of(error: BaseException) -> str:
     """An error as a person reads it: what is wrong, and then where the run was."""
+    prefix = "error: "
     if isinstance(error, AlignkitError):
-        text = str(error)
+        text, prefix = str(error), error.prefix
     elif isinstance(error, KeyboardInterrupt):
         text = "interrupted"
     elif isinstance(error, MemoryError) or disk_is_full(error):
@@ -147,7 +149,7 @@ def message_of(error: BaseException) -> str:
         text = f"unexpected {type(error).__name__}: {error} (set ALIGNKIT_DEBUG=1 for the traceback)"
     notes = [f"  {note}" for note in getattr(error, "__notes__", ())]
     plain = text.startswith("error: ") or isinstance(error, KeyboardInterrupt)
-    return "\n".join([text if plain else f"error: {text}", *notes])
+    return "\n".join([text if plain else f"{prefix}{text}", *notes])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -28,6 +28,7 @@ ONE_POSITION, SURELY = 0.9, 0.8  # share of questions, and the end of its interv
 USEFUL = 0.65  # agreement that a judge like a coin must be clearly below
 HALF_BY_ORDER = 1 / 3  # share of pairs decided by the order that a judge like a coin must be clearly above
 COIN = 0.5
+PEOPLE = "people"  # their name in the tables of raters
 
 Compare = Callable[[Sequence[Item]], list[Verdict]]
 
@@ -110,16 +111,21 @@ def card(
     again: Again | None = None,
     more: Iterable[Verdict] = (),
     people: Mapping[str, Any] | None = None,
+    annotators: Mapping[str, Any] | None = None,
     agreement: Mapping[str, Any] | None = None,
     circles: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole card. more: verdicts that only its costs include. people, agreement: of `two_raters`."""
+    """The whole card. more: verdicts that only its costs include. people, agreement: of `two_raters`.
+
+    annotators: how people agree with each other, if the card is theirs: estimates by the names of coefficients.
+    """
     repetitions = [verdict for verdicts in again.verdicts for verdict in verdicts] if again else []
     parts = {
         **measured(judgments),
         "repeated": repeated(again, judgments) if again else None,
         "circular": circles,
         "people": people,
+        "annotators": annotators,
         "agreement": dict(agreement or {}),
         **costs([*(each.verdict for each in judgments), *repetitions, *more]),
     }
@@ -307,29 +313,56 @@ def _like_a_coin(share: Mapping[str, Any]) -> bool:
 # Tables
 
 
+def raters(names: Iterable[str]) -> str:
+    """What they are together: `judges`, `people`, or `people and judges`."""
+    known = list(names)
+    if PEOPLE not in known:
+        return "judges"
+    return PEOPLE if set(known) == {PEOPLE} else "people and judges"
+
+
+def rater(names: Iterable[str]) -> str:
+    """The heading of their column."""
+    return "rater" if PEOPLE in names else "judge"
+
+
+def preferred_title(names: Sequence[str], baseline: object) -> str:
+    """The title of the table of what they prefer."""
+    return f"{raters(names)}, against {baseline}{'' if PEOPLE in names else ', in both orders'}"
+
+
+def about_table(names: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Table:
+    """What is known of raters themselves, after a policy and a rater: the last two columns are of both orders.
+
+    People see a pair in one order only, so a table of people alone is without these.
+    """
+    end = -2 if set(names) == {PEOPLE} else None
+    return Table(f"the {raters(names)} themselves", columns[:end], [row[:end] for row in rows], keys=2, note=note)
+
+
 def trust_tables(cards: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     """The cards of judges, a column each, and their agreement with other raters."""
     if not cards:
         return []
     rows = [[what, *cells] for what, cells in _rows(list(cards.values())) if any(cell != "-" for cell in cells)]
     note = "; ".join(f"{name}: {card['no_judge']}" for name, card in cards.items() if card["no_judge"])
-    tables = [Table("how far to trust the judges", ["", *cards], rows, note=note)]
+    tables = [Table(f"how far to trust the {rater(cards)}s", ["", *cards], rows, note=note)]
     shown = statistics.shown
     pairs = [
         [name, other, shown(found["same"], percent=True), shown(found["kappa"]), shown(found["ac1"])]
         for name, card in cards.items()
         for other, found in card["agreement"].items()
     ]
-    heads = ["judge", "and", "same winner", "Cohen's kappa", "Gwet's AC1"]
+    heads = [rater(cards), "and", "same winner", "Cohen's kappa", "Gwet's AC1"]
     return [*tables, Table("agreement with other raters", heads, pairs, keys=2)] if pairs else tables
 
 
 def _rows(cards: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[str]]]:
     def percent(part: str, key: str) -> list[str]:
-        return [statistics.shown((card[part] or {}).get(key), percent=True) for card in cards]
+        return [statistics.shown((card.get(part) or {}).get(key), percent=True) for card in cards]
 
     def number(part: str, key: str) -> list[str]:
-        return [statistics.shown((card[part] or {}).get(key)) for card in cards]
+        return [statistics.shown((card.get(part) or {}).get(key)) for card in cards]
 
     def count(values: Iterable[int | None]) -> list[str]:
         return ["-" if value is None else f"{value:,}" for value in values]
@@ -339,6 +372,9 @@ def _rows(cards: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[str]]]
     yield "agrees with people", percent("people", "same")
     yield "Cohen's kappa", number("people", "kappa")
     yield "Gwet's AC1", number("people", "ac1")
+    yield "annotators agree", percent("annotators", "agreement")
+    yield "annotators: Krippendorff's alpha", number("annotators", "alpha_nominal")
+    yield "annotators: Gwet's AC1", number("annotators", "gwet_ac1")
     yield "names the first (unbiased: 50%)", [statistics.shown(card["named_first"], percent=True) for card in cards]
     yield "order decides", [statistics.shown(card["inconsistent"], percent=True) for card in cards]
     yield "same when asked again", percent("repeated", "same")

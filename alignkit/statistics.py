@@ -208,12 +208,35 @@ def share(hits: float, n: int) -> Share | None:
     """
     if n == 0:
         return None
-    p, z = hits / n, _quantile()
+    p = hits / n
+    low, high = _wilson(p, n)
+    return {"mean": p, "low": low, "high": high, "n": n}
+
+
+def _wilson(p: float, n: float) -> tuple[float, float]:
+    """The interval of a proportion of n trials."""
+    z = _quantile()
     shrink = 1 + z * z / n
     middle = (p + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-    low = 0.0 if hits == 0 else middle - half  # exact, unlike the formula
-    high = 1.0 if hits == n else middle + half
+    return 0.0 if p == 0 else middle - half, 1.0 if p == 1 else middle + half  # exact, unlike the formula
+
+
+def clustered_share(clusters: Sequence[Sequence[float]]) -> Share | None:
+    """A proportion of cases, of which those of a cluster depend on each other; None without a case.
+
+    Wilson's interval for as many independent cases as have a mean that varies as much (Franco et al. 2019, see `rate`).
+    If all cases are alike, a cluster is one case. n: cases. With one case in each cluster it is `share`.
+    """
+    known = [cases for cases in clusters if cases]
+    hits, n = math.fsum(map(math.fsum, known)), sum(map(len, known))
+    if n == len(known):
+        return share(hits, n)
+    p, independent = hits / n, float(len(known))
+    if len(known) > 1 and (rest := math.fsum((math.fsum(cases) - p * len(cases)) ** 2 for cases in known)) > 1e-12:
+        variance = len(known) / (len(known) - 1) * rest / n**2
+        independent = min(float(n), max(1.0, p * (1 - p) / variance))
+    low, high = _wilson(p, independent)
     return {"mean": p, "low": low, "high": high, "n": n}
 
 
@@ -225,9 +248,10 @@ def shown(
         return "-"
     scale = 100 if percent else 1
     digits = 0 if percent else decimals(estimate) if digits is None else digits
-    mean = f"{estimate['mean'] * scale:{'+' if sign else ''}.{digits}f}{'%' if percent else ''}"
+    # z: a mean of -0.001 reads as 0, not as -0.
+    mean = f"{estimate['mean'] * scale:{'+' if sign else ''}z.{digits}f}{'%' if percent else ''}"
     low, high = estimate["low"], estimate["high"]
-    return mean if low is None else f"{mean} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
+    return mean if low is None else f"{mean} [{low * scale:z.{digits}f}, {high * scale:z.{digits}f}]"
 
 
 def decimals(estimate: Mapping[str, Any]) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from alignkit.author import Author, blaming, calling
 from alignkit.cli import main
-from alignkit.errors import PluginError
+from alignkit.errors import DataError, PluginError
 from alignkit.plugins import load_plugins
 
 PLUGIN = """
@@ -319,3 +319,14 @@ def test_torchs_modes_are_as_they_were() -> None:
 def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(ZeroDivisionError), blaming(list):
         _ = 1 / 0
+
+
+def test_a_part_within_a_part_names_the_stage_once() -> None:
+    author = Author("plugin 'mine'", "labels")
+    with (
+        pytest.raises(DataError) as failed,
+        calling(author, "run", object()),
+        calling(author, "score", object()),
+    ):
+        raise DataError("no tokens")
+    assert str(failed.value) == "stage 'labels': no tokens"

@@ -52,13 +52,16 @@ LONG_FILES: set[str] = set()
 # Modules that another module's test covers.
 TESTED_IN = {
     "agreeing.blocks": "test_questions",
-    "agreeing.measure": "test_questions",
     "algorithm": "test_testing",
     "arguments": "test_cli",
     "batch": "test_train",
+    "chatting.booth": "test_chat_page",
+    "chatting.line": "test_chat_page",
     "chatting.loop": "test_chatting",
+    "chatting.remarks": "test_collection",
     "chatting.screen": "test_chatting",
     "chatting.session": "test_chatting",
+    "chatting.start": "test_collection",
     "comparison": "test_evaluate",
     "reward_columns": "test_evaluate",
     "data.chat_templates": "test_encoding",
@@ -71,9 +74,11 @@ TESTED_IN = {
     "errors": "test_cli",
     "evaluating.recipe": "test_evaluating",
     "external": "test_trl",
+    "feedback.asking": "test_people",
     "feedback.database": "test_store",
     "feedback.items": "test_store",
     "feedback.labels": "test_standing",
+    "feedback.measure": "test_questions",
     "feedback.records": "test_store",
     "functional._tensors": "test_functional",
     "functional.advantages": "test_functional",
@@ -98,7 +103,9 @@ TESTED_IN = {
     "labeling.desk": "test_label_page",
     "labeling.guard": "test_label_security",
     "labeling.guidelines": "test_label_command",
+    "labeling.hosting": "test_label_command",
     "labeling.items": "test_label_command",
+    "labeling.pages": "test_label_security",
     "labeling.start": "test_label_command",
     "loss": "test_train",
     "models.active_sequence": "test_turns",
@@ -142,9 +149,13 @@ TESTED_IN = {
     "serving.work": "test_app",
     "stopping": "test_resume",
     "runs.run": "test_resume",
+    "sharing.answers": "test_importing",
+    "sharing.argilla": "test_importing",
     "sharing.consent": "test_folder",
+    "sharing.label_studio": "test_importing",
     "sharing.layouts": "test_folder",
     "sharing.overview": "test_folder",
+    "sharing.rating": "test_rate_feedback",
     "sampling_options": "test_step_sampling",
     "seeds": "test_resume",
     "step": "test_evaluate",
@@ -174,13 +185,14 @@ OTHER_MEANINGS = {
     "alignkit.settings": {"sft"},  # an objective of `mix`
     "alignkit.training.auxiliary": {"sft"},  # the same
     "alignkit.sharing.layouts": {"kto", "sft"},  # what TRL calls its layouts
+    "alignkit.sharing.rating": {"rate_feedback"},  # the step of the command's recipe
     "alignkit.environment": {"refusal"},  # a tool's
     "alignkit.models.hub": {"refusal"},  # the hub's
     "alignkit.models.load_check": {"refusal"},  # of a model that cannot be loaded
 }
 COMMON_WORDS = {
     *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
-    *("environment", "merge", "preference", "python", "sample"),
+    *("environment", "merge", "people", "preference", "python", "sample"),
     *("clip", "min", "product", "rankings", "rest", "reward_model", "text", "weighted_sum", "worker", "when"),
 }
 

@@ -182,7 +182,9 @@ def rollout(problem: Problem, samples: int) -> dict[str, Any]:
 # The optimum has no noise: with the whole return (lambda 1) every advantage is 0 there, so a falling learning rate ends
 # on it and not near it. Without the KL term in the right place advantages would be of another size.
 @pytest.mark.parametrize(
-    ("problem", "beta", "iterations", "epochs"), [("one", 0.25, 40, 4), ("three", 0.5, 80, 3)], indirect=["problem"]
+    ("problem", "beta", "iterations", "epochs"),
+    [pytest.param("one", 0.25, 40, 4, marks=pytest.mark.slow), ("three", 0.5, 80, 3)],
+    indirect=["problem"],
 )
 def test_ppo_reaches_the_optimum(problem: Problem, beta: float, iterations: int, epochs: int) -> None:
     options = {
@@ -211,7 +213,7 @@ def test_ppo_reaches_the_optimum(problem: Problem, beta: float, iterations: int,
 
 
 # With one letter P(answer) at a temperature is P ** (1 / temperature), normalized.
-@pytest.mark.parametrize("algorithm", ["ppo", "rejection_sampling"])
+@pytest.mark.parametrize("algorithm", [pytest.param("ppo", marks=pytest.mark.slow), "rejection_sampling"])
 def test_a_policy_is_learned_at_the_temperature_it_samples_at(one: Problem, algorithm: str) -> None:
     def cooled(p: Tensor) -> Tensor:
         return torch.softmax(p.log() / 0.6, -1)

@@ -171,7 +171,10 @@ def test_grpo_ends_at_its_fixed_point(problem: Problem, k: int, beta: float, opt
 
 
 @pytest.mark.parametrize(
-    ("problem", "beta", "iterations"), [(ONE, 0.25, 24), (THREE, 1.0, 40)], ids=["one", "three"], indirect=["problem"]
+    ("problem", "beta", "iterations"),
+    [(ONE, 0.25, 24), pytest.param(THREE, 1.0, 40, marks=pytest.mark.slow)],
+    ids=["one", "three"],
+    indirect=["problem"],
 )
 def test_rloo_reaches_the_optimum(problem: Problem, beta: float, iterations: int) -> None:
     found = align(problem, "rloo", {"kl_coefficient": beta}, 64, 4, iterations=iterations, epochs=3)
@@ -263,7 +266,9 @@ SELECTIONS: dict[str, tuple[dict[str, Any], Callable[[Problem], Tensor]]] = {
 
 
 @pytest.mark.parametrize("algorithm", SELECTIONS)
-@pytest.mark.parametrize("problem", [ONE, THREE], ids=["one", "three"], indirect=["problem"])
+@pytest.mark.parametrize(
+    "problem", [pytest.param(ONE, marks=pytest.mark.slow), THREE], ids=["one", "three"], indirect=["problem"]
+)
 def test_self_training_learns_what_it_selects(problem: Problem, algorithm: str) -> None:
     options, target = SELECTIONS[algorithm]
     epochs = 60 if algorithm == "rest" else 100  # ReST's two steps have so many each

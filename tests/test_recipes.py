@@ -15,9 +15,11 @@ import yaml
 
 from alignkit import cli
 from alignkit.algorithm import ROLLOUTS
+from alignkit.data.group import LEVELS
 from alignkit.io.cache import cache_folder
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
+from benchmarks.people.rounds import WAITS, run_with_people
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))}
@@ -44,6 +46,8 @@ OWN: dict[str, list[str]] = {
         "stages.rlhf.stages.align.iterations=2",
         "stages.report.limit=4",
     ],
+    # What simulated people prefer.
+    "people": [f"stages.rlhf.stages.{step}.reward={{length: {{unit: characters}}}}" for step in ("cool", "warm")],
     # The tiny model gets no sum right, and from equal rewards nothing is learned.
     **{name: ["stages.align.reward={length: {unit: characters}}"] for name in RECIPES if name.startswith("sums")},
     "rlaif": ["stages.labels.prompts.limit=12", "stages.labels.judge.local_judge.min_mass=0"],
@@ -75,11 +79,16 @@ class Done(NamedTuple):
 
 
 def run(name: str, folder: Path, *overrides: str) -> Done:
-    """Run a shipped recipe in this process; fails unless it ends with 0."""
+    """Run a shipped recipe in this process; fails unless it ends with 0, or waits for people, who are simulated."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main(["run", str(RECIPES[name]), *overrides, "--out", str(folder)])
-    assert code == 0, err.getvalue()
+
+    def once() -> int:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.main(["run", str(RECIPES[name]), *overrides, "--out", str(folder)])
+        assert code in (0, WAITS), err.getvalue()
+        return code
+
+    run_with_people(once, folder / "labels.feedback")
     return Done(folder, err.getvalue(), out.getvalue())
 
 
@@ -374,7 +383,7 @@ def test_gradients_pass_through_a_quantized_base(quantization: str) -> None:
     torch.testing.assert_close(x.grad.float(), weight.sum(0).expand(1, 7, -1), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_quantized_base(tmp_path: Path, quantization: str) -> None:
     overrides = [f"model.quantization={quantization}"]
     done = run("smoke", tmp_path, *overrides)
@@ -397,6 +406,8 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
             done.json("helpful_3/stage.json")["summary"]["groups"]
             > done.json("helpful_1/stage.json")["summary"]["groups"]
         )
+    if name == "people":
+        check_rounds_with_people(done)
     if name == "instructgpt":
         assert sorted(path.name for path in (tmp_path / "sft" / "kept").iterdir()) == ["1", "2"]
         assert done.json("chosen/stage.json")["policy"] in ("sft@1", "sft@2")
@@ -404,6 +415,18 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     if name == "rlaif":
         assert "same position preferred in both orders" in done.out
         assert all(0.5 <= group["pairs"][0]["p"] <= 1 for group in done.lines("labels/data.jsonl"))
+
+
+def check_rounds_with_people(done: Done) -> None:
+    """The run stopped for each round's pairs, and each round's reward model learned old and new labels."""
+    assert [done.err.count(f"stage 'labels_{k}' waits for 4 labels") for k in range(1, 6)] == [1] * 5
+    policies = ["sft", *(f"align_{k}" for k in range(1, 6)), "ppo"]
+    assert [version["policy"] for version in done.json("report/figure.json")["versions"]] == policies
+    for k in range(1, 6):
+        pairs = [pair for group in done.lines(f"labels_{k}/data.jsonl") for pair in group["pairs"]]
+        assert len(pairs) == 4 and all(pair["margin"] in LEVELS for pair in pairs)
+        read = {source["name"]: source["rows"] for source in done.json(f"helpful_{k}/stage.json")["data"]}
+        assert [read.get(f"stage labels_{j}") for j in range(1, 6)] == [4] * k + [None] * (5 - k)
 
 
 @pytest.mark.slow

@@ -199,7 +199,9 @@ def test_the_undisturbed_run_is_what_the_tests_need(place: Place) -> None:
 
 
 KILLS = [
-    pytest.param("kill=metrics_logged:sft:8", "sft: continuing after step 6 of 12", id="in sft"),
+    pytest.param(
+        "kill=metrics_logged:sft:8", "sft: continuing after step 6 of 12", id="in sft", marks=pytest.mark.slow
+    ),
     pytest.param("kill=half:sft:3", "sft: continuing after step 4 of 12", id="while sft saves"),
     pytest.param("kill=rollouts_scored:align:3", "align: continuing after iteration 2 of 4", id="before ppo learns"),
     pytest.param("kill=half:align:3", "align: continuing after iteration 2 of 4", id="while ppo saves"),
@@ -260,7 +262,10 @@ def test_kill_9_from_outside_and_again(place: Place, tmp_path: Path) -> None:
     place.check(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize(
+    "name",
+    ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow), pytest.param("SIGUSR1", marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_with_75_and_the_command(place: Place, tmp_path: Path, name: str) -> None:
     process = place.process(tmp_path, "slow=0.3")
     wait_for((tmp_path / "sft" / "checkpoints" / "000002").exists, process)

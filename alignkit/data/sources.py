@@ -14,7 +14,10 @@ from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, resolved_pairs, sha256_of, turns_of
 from alignkit.data.reading import DataSource, Formats, Sample, SourceRows, StageData, read_source
 from alignkit.errors import DataError
+from alignkit.feedback.database import SUFFIX
 from alignkit.formats import text_of
+
+OR_SKIP = ", or set 'on_bad_row: skip'"
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def load(
             raise DataError(_no_usable_row(source, part.bad))
         parts.append(part)
     if errors:
-        raise DataError(f"{bad_rows_error(errors)}\nhelp: correct the rows, or set 'on_bad_row: skip'")
+        raise DataError(f"{bad_rows_error(errors)}\nhelp: correct the rows{OR_SKIP}")
     training, held_out = _split([part.groups for part in parts], [source.validation for source in spec.sources], seed)
     wanted = part_of(spec)
     kept, other = (held_out, training) if wanted == "validation" else (training, held_out)
@@ -138,6 +141,8 @@ def shares_of(spec: DataSpec) -> list[float | None]:
 
 def _no_usable_row(source: DataSource, bad: Sequence[SkippedRow]) -> str:
     why = f"bad rows skipped: {len(bad)}, the first: {bad[0]}" if bad else "the source is empty"
+    if not bad and source.path is not None and source.path.suffix == SUFFIX:
+        why = "it has no label that the recipe reads; pairs of evaluations are held out, unless 'held_out: true'"
     return f"{source.name}: no usable row; {why}"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import did_you_mean
+from alignkit.feedback.database import SUFFIX
 from alignkit.io.lookup import exists, expanded, is_dir, resolved
 from alignkit.recipe.document import Document, Keys
 from alignkit.recipe.problems import Problems
@@ -67,9 +68,9 @@ class Paths:
         return None
 
     def option(self, value: Path, keys: Keys) -> Path:
-        """Check the file that an option names, and return its absolute path."""
+        """Check the file that an option names, and return its absolute path. A store need not exist yet."""
         path = self.locate(str(value), keys)
-        if not exists(path):
+        if not exists(path) and path.suffix != SUFFIX:
             self.problems.error(keys, f"no such file: {value}", help=f"looked for {path}")
         return path
 

@@ -25,7 +25,8 @@ from site_links import broken, foreign
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "recipes/data/LICENSES.md"]
-SHOWN = ["docs/assets/*.svg", "docs/gallery/*.html", "docs/benchmarks/*.json", "recipes/*.json"]  # as they are
+# As they are.
+SHOWN = ["docs/assets/*", "docs/gallery/*.html", "docs/benchmarks/*.json", "recipes/*.json"]
 CODE = {".yaml": "yaml", ".py": "python"}  # files that become pages
 FENCE = re.compile(r"^ *(```|~~~)")
 HEADING = re.compile(r"^(#+) (.*)$")

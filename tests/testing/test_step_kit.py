@@ -36,6 +36,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "judge_pairs": [{"judge": JUDGE, "data": "rows.jsonl"}, {"judge": JUDGE, "policy": "sft", **SHORT}],
     "lm_eval": [],  # runs another package, which tests/plugins/test_lm_eval.py does
     "merge": [{"model": "sft"}],
+    "people": [],  # waits for people, as tests/plugins/test_people.py does
+    "rate_feedback": [],  # rates a store, as tests/plugins/test_rate_feedback.py does
     "sample": [{"policy": "sft", "samples_per_prompt": 2, "reward": "helpful", "keep": "best", **SHORT}],
     "select_best": [{"policies": ["sft@1", "sft@2"], "reward": "helpful", **SHORT}],
 }
