@@ -43,6 +43,14 @@ Overrides = Annotated[
 ]
 PluginFiles = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load a plugin from a file.")]
 NoPlugins = Annotated[list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Disable a plugin.")]
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option(metavar="REWARD", help="RUN/STAGE of a reward model, or a reward as in a recipe; repeatable."),
+]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(metavar="JUDGE", help="A judge as in a recipe, such as '{openai_judge: {...}}'; repeatable."),
+]
 PIPE_WIDTH = 100  # characters
 
 

@@ -11,9 +11,9 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from alignkit.chatting.collection import TERMS, Collection, Kept
 from alignkit.chatting.session import Said, Session
@@ -21,6 +21,7 @@ from alignkit.data.group import Message
 from alignkit.errors import AlignkitError, message_of
 from alignkit.feedback.items import LONGEST
 from alignkit.feedback.labels import SIDES, BadLabel, Margin
+from alignkit.labeling.messages import PageMessage, read
 from alignkit.labeling.text import visible
 from alignkit.serving.policies import Exchange, Opened, TooLong
 from alignkit.stopping import Stopped
@@ -28,14 +29,7 @@ from alignkit.stopping import Stopped
 State = dict[str, Any]
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-M = TypeVar("M", bound=_Message)
-
-
-class _Turn(_Message):
+class _Turn(PageMessage):
     role: Literal["user", "assistant"]
     content: str
 
@@ -47,7 +41,7 @@ class _Turn(_Message):
         return text
 
 
-class Asked(_Message):
+class Asked(PageMessage):
     """A question. sides: for each answer that is shown, the conversation that ends with the question.
 
     draw: which policy is on which side, if that is blind. round: how many questions the page has asked.
@@ -59,41 +53,41 @@ class Asked(_Message):
     system: str = Field("", max_length=LONGEST)
 
 
-class _Place(_Message):
+class _Place(PageMessage):
     item: str
     answer: int
 
 
-class _Rated(_Message):
+class _Rated(PageMessage):
     uuid: str
     kept: _Place
     good: bool
 
 
-class _Chosen(_Message):
+class _Chosen(PageMessage):
     uuid: str
     kept: list[_Place] = Field(min_length=2, max_length=2)
     side: Literal["A", "B"]
     margin: Margin
 
 
-class _Edited(_Message):
+class _Edited(PageMessage):
     uuid: str
     kept: _Place
     text: str
 
 
-class _Undone(_Message):
+class _Undone(PageMessage):
     uuid: str
     of: str
 
 
-class _Agreed(_Message):
+class _Agreed(PageMessage):
     uuid: str
     granted: bool
 
 
-class _Drawn(_Message):
+class _Drawn(PageMessage):
     draw: str = Field(max_length=64)
 
 
@@ -238,15 +232,6 @@ class Booth:
 def terms(collection: Collection | None) -> str:
     """What somebody agrees to; empty if nothing is collected."""
     return "" if collection is None else TERMS
-
-
-def read(model: type[M], message: Any) -> M:
-    """A message of the page. Raises BadLabel for one that is none."""
-    try:
-        return model.model_validate(message)
-    except ValidationError as error:
-        faults = "; ".join(f"'{'.'.join(map(str, f['loc']))}': {f['msg']}" for f in error.errors(include_url=False))
-        raise BadLabel(f"the page sent what the server does not take: {faults}") from None
 
 
 def _text(text: str) -> State:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.arguments import NoPlugins, PluginFiles
+from alignkit.arguments import Judges, NoPlugins, PluginFiles, Rewards
 
 if TYPE_CHECKING:
     from alignkit.evaluating.recipe import Request
@@ -19,14 +19,6 @@ Prompts = Annotated[
     typer.Option(
         metavar="FILE", help="Held-out prompts: a file, or data as in a recipe: '{gsm8k: FILE}' names its format."
     ),
-]
-Rewards = Annotated[
-    list[str] | None,
-    typer.Option(metavar="REWARD", help="RUN/STAGE of a reward model, or a reward as in a recipe; repeatable."),
-]
-Judges = Annotated[
-    list[str] | None,
-    typer.Option(metavar="JUDGE", help="A judge as in a recipe, such as '{openai_judge: {...}}'; repeatable."),
 ]
 FewShot = Annotated[
     str | None,

@@ -10,12 +10,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, field_validator
+
 from alignkit import seeds
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, Response, resolved_pairs, turns_of
-from alignkit.errors import BadRow, DataError
+from alignkit.errors import BadRow, DataError, RunFailed
+from alignkit.feedback.database import SUFFIX
 from alignkit.feedback.items import CRITERIA, TASKS, Item, item_of
 from alignkit.feedback.standing import places
+from alignkit.feedback.store import Store
+from alignkit.options import Options
 
 LONGEST_GUIDELINES = 1_000_000  # bytes
 COMPARED = ("pair", "safety", "ranking")  # tasks of which nobody can say anything about equal responses
@@ -146,6 +151,38 @@ def guidelines_of(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 at byte {error.start}") from error
+
+
+class LabelPlaces(Options):
+    """Where a stage's labels are, and what labelers read first."""
+
+    store: Path | None = Field(
+        None, description="where labels go, a file that ends in .feedback; default: labels.feedback in the run's folder"
+    )
+    guidelines: Path | None = Field(None, description="Markdown for labelers; each label names its version")
+
+    @field_validator("store")
+    @classmethod
+    def _named_as_stores_are(cls, path: Path | None) -> Path | None:
+        if path is not None and path.suffix != SUFFIX:
+            raise ValueError(f"the name of a store must end in {SUFFIX}")
+        return path
+
+    def check_files(self) -> None:
+        """Raise RunFailed or DataError for files that cannot be used."""
+        if self.store is not None and self.store.exists():
+            Store.open(self.store, write=False).close()
+        if self.guidelines is not None:
+            try:
+                guidelines_of(self.guidelines)
+            except (OSError, DataError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise RunFailed(f"guidelines: {self.guidelines}: {reason}") from error
+
+    def add_guidelines(self, store: Store) -> None:
+        """Put the guidelines into the store, where the page finds them."""
+        if self.guidelines is not None:
+            store.add_guidelines(guidelines_of(self.guidelines))
 
 
 def shortage(items: Sequence[Item], needed: int | None) -> str:

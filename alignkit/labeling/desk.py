@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from alignkit.data.group import sha256_of, turns_of
 from alignkit.feedback import assignment
@@ -22,6 +22,7 @@ from alignkit.feedback.standing import Labeled, consents, disputes
 from alignkit.feedback.store import Store
 from alignkit.labeling.formatted import formatted
 from alignkit.labeling.guidelines import Guidelines
+from alignkit.labeling.messages import PageMessage, read
 from alignkit.labeling.mine import in_words, mine
 from alignkit.labeling.text import visible
 
@@ -29,14 +30,7 @@ State = dict[str, Any]
 TERMS = "My labels and notes may be shared with others, under a pseudonym and the license of the data."
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-M = TypeVar("M", bound=_Message)
-
-
-class _Submitted(_Message):
+class _Submitted(PageMessage):
     uuid: str
     kind: Literal["label", "skip", "flag", "adjudicate"]
     item: str
@@ -47,30 +41,30 @@ class _Submitted(_Message):
     seconds: float | None = None
 
 
-class _Undone(_Message):
+class _Undone(PageMessage):
     uuid: str
     of: str
 
 
-class _Draft(_Message):
+class _Draft(PageMessage):
     item: str
     shown: list[str] = Field(max_length=9)
     value: dict[str, Any]
     seconds: float = 0.0
 
 
-class _Agreed(_Message):
+class _Agreed(PageMessage):
     uuid: str
     granted: bool
 
 
-class _Contested(_Message):
+class _Contested(PageMessage):
     uuid: str
     item: str
     note: str
 
 
-class _Nothing(_Message):
+class _Nothing(PageMessage):
     pass
 
 
@@ -83,12 +77,12 @@ class Desk:
 
     def next(self, annotator: str, message: Any) -> State:
         """The item to label now."""
-        _read(_Nothing, message)
+        read(_Nothing, message)
         return self._state(annotator, assignment.next_item(self.store, annotator))
 
     def submit(self, annotator: str, message: Any) -> State:
         """Store a label, a skip or a flag, and return the next item. The same message again changes nothing."""
-        sent = _read(_Submitted, message)
+        sent = read(_Submitted, message)
         if sent.kind == "adjudicate":
             raise BadLabel("adjudicate on the page for it")
         notice = self._store(annotator, sent)
@@ -96,7 +90,7 @@ class Desk:
 
     def undo(self, annotator: str, message: Any) -> State:
         """Undo the annotator's event and return its item, filled in as it was."""
-        sent = _read(_Undone, message)
+        sent = read(_Undone, message)
         event = self._undo(annotator, sent)
         if event.kind != "adjudicate" and event.item is not None:
             return self._state(
@@ -106,7 +100,7 @@ class Desk:
 
     def draft(self, annotator: str, message: Any) -> State:
         """Keep what is not submitted yet, and the lease of its item. One that comes after the label is dropped."""
-        sent = _read(_Draft, message)
+        sent = read(_Draft, message)
         self.store.item(sent.item)
         leased = self._leased(annotator, sent.item)
         if leased is None and self._labeled(annotator, sent.item):
@@ -118,14 +112,14 @@ class Desk:
 
     def consent(self, annotator: str, message: Any) -> State:
         """Store whether the annotator's labels may be shared, as the page asks it (`TERMS`)."""
-        sent = _read(_Agreed, message)
+        sent = read(_Agreed, message)
         payload = {"granted": sent.granted, "terms": TERMS}
         self.store.submit(Event(sent.uuid, annotator, "consent", payload))
         return {"consent": sent.granted}
 
     def contest(self, annotator: str, message: Any) -> State:
         """Store that the annotator takes a known answer for wrong; it must be one that the annotator may see."""
-        sent = _read(_Contested, message)
+        sent = read(_Contested, message)
         if sent.item not in {miss.item for miss in mine(self.store, annotator).misses}:
             raise BadLabel("this item is not on the page of your labels")
         item = self.store.item(sent.item)
@@ -138,12 +132,12 @@ class Desk:
 
     def next_dispute(self, annotator: str, message: Any) -> State:
         """The first item that someone should adjudicate, with what everyone said."""
-        _read(_Nothing, message)
+        read(_Nothing, message)
         return self._dispute(annotator)
 
     def adjudicate(self, annotator: str, message: Any) -> State:
         """Store the label that settles an item, and return the next one."""
-        sent = _read(_Submitted, message)
+        sent = read(_Submitted, message)
         if sent.kind != "adjudicate":
             raise BadLabel("expected an adjudication")
         notice = self._store(annotator, sent)
@@ -303,11 +297,3 @@ def _votes(entry: Labeled, order: Sequence[int]) -> list[dict[str, Any]]:
         {"annotator": who, "said": f"{kind}: {visible(text)}"} for kind, said in texts.items() for who, text in said
     ]
     return found
-
-
-def _read(model: type[M], message: Any) -> M:
-    try:
-        return model.model_validate(message)
-    except ValidationError as error:
-        faults = "; ".join(f"'{'.'.join(map(str, f['loc']))}': {f['msg']}" for f in error.errors(include_url=False))
-        raise BadLabel(f"the page sent what the server does not take: {faults}") from None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.arguments import NoPlugins, PluginFiles
+from alignkit.arguments import Judges, NoPlugins, PluginFiles, Rewards
 
 if TYPE_CHECKING:
     from alignkit.feedback.merging import Content
@@ -72,14 +72,8 @@ def merge(
 @feedback_app.command()
 def rate(
     store: StoreFile,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(metavar="REWARD", help="RUN/STAGE of a reward model, or a reward as in a recipe; repeatable."),
-    ] = None,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(metavar="JUDGE", help="A judge as in a recipe, such as '{openai_judge: {...}}'; repeatable."),
-    ] = None,
+    reward: Rewards = None,
+    judge: Judges = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="What judges run on. Default: the model of the rewards.")
     ] = None,

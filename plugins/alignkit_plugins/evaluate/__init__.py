@@ -142,7 +142,7 @@ class Evaluate(Step):
 
     def check(self, folder: Path) -> None:
         if self.options.people is not None:
-            self.options.people.check()
+            self.options.people.check_files()
 
     def check_data(self, data: StepData) -> None:
         options = self.options

@@ -9,20 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import field_validator
-
-import alignkit
-from alignkit import BadRow, DataError, Field, Group, Response, RunFailed, StepContext, Verdict, seeds, statistics
+from alignkit import BadRow, Field, Group, Response, StepContext, Verdict, seeds, statistics
 from alignkit.comparison import answers_of, short_names
-from alignkit.feedback.asking import guidelines_of
-from alignkit.feedback.database import SUFFIX
+from alignkit.feedback.asking import LabelPlaces
 from alignkit.feedback.items import Item, item_of
 from alignkit.feedback.labels import Label
 from alignkit.feedback.standing import Labeled
-from alignkit.feedback.store import Store
 from alignkit.feedback.waiting import STORE, labels_of
 from alignkit.judge_card import by_unit
 from alignkit_plugins.evaluate.judged import Judged, words
@@ -38,7 +32,7 @@ BINS = {"preferred_safe": (1.0, 0.0), "both_safe": (1.0, 1.0), "both_unsafe": (0
 Place = tuple[int, str]  # a prompt, and a policy that is compared with the baseline
 
 
-class People(alignkit.Options):
+class People(LabelPlaces):
     """What people are asked in an evaluation, and where their labels are."""
 
     task: Literal["pair", "safety"] = Field(
@@ -49,33 +43,6 @@ class People(alignkit.Options):
         None, ge=1, description="pairs that are enough; default: all that nobody skipped or flagged"
     )
     annotators: int = Field(1, ge=1, le=100, description="people who label each pair")
-    store: Path | None = Field(
-        None, description="where labels go, a file that ends in .feedback; default: labels.feedback in the run's folder"
-    )
-    guidelines: Path | None = Field(None, description="Markdown for labelers; each label names its version")
-
-    @field_validator("store")
-    @classmethod
-    def _named_as_stores_are(cls, path: Path | None) -> Path | None:
-        if path is not None and path.suffix != SUFFIX:
-            raise ValueError(f"the name of a store must end in {SUFFIX}")
-        return path
-
-    def check(self) -> None:
-        """Raise RunFailed or DataError for files that cannot be used."""
-        if self.store is not None and self.store.exists():
-            Store.open(self.store, write=False).close()
-        if self.guidelines is not None:
-            try:
-                guidelines_of(self.guidelines)
-            except (OSError, DataError) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                raise RunFailed(f"people.guidelines: {self.guidelines}: {reason}") from error
-
-    def prepare(self, store: Store) -> None:
-        """Put the guidelines into the store, where the page finds them."""
-        if self.guidelines is not None:
-            store.add_guidelines(guidelines_of(self.guidelines))
 
 
 @dataclass(frozen=True)
@@ -208,7 +175,7 @@ def _labeled(options: People, items: Mapping[Place, Item], context: StepContext)
         annotators=options.annotators,
         stage=context.stage,
         folder=context.out,
-        prepare=options.prepare,
+        prepare=options.add_guidelines,
         say=context.say,
     )
     by_id = {entry.stored.item.id: entry for entry in found}

@@ -9,9 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
-import alignkit
 from alignkit import (
     Artifact,
     DataError,
@@ -26,8 +25,7 @@ from alignkit import (
     StepData,
 )
 from alignkit.feedback.agreed import agreement, agreement_tables
-from alignkit.feedback.asking import Wanted, guidelines_of, items_of, joined, questions_of, shortage, with_rewards
-from alignkit.feedback.database import SUFFIX
+from alignkit.feedback.asking import LabelPlaces, Wanted, items_of, joined, questions_of, shortage, with_rewards
 from alignkit.feedback.items import CRITERIA, Item
 from alignkit.feedback.opinions import rated
 from alignkit.feedback.rows import counts, row_of
@@ -59,7 +57,7 @@ class People(Step):
     rows, and the labels of the old ones stay in the store.
     """
 
-    class Options(alignkit.Options):
+    class Options(LabelPlaces):
         """What is asked, how many labels are enough, and how they are collected."""
 
         data: DataRef = Field(
@@ -87,11 +85,6 @@ class People(Step):
             "soft",
             description="labels of several annotators: the share as probability, the majority's, or a pair for each",
         )
-        store: Path | None = Field(
-            None,
-            description="where labels go, a file that ends in .feedback; default: labels.feedback in the run's folder",
-        )
-        guidelines: Path | None = Field(None, description="Markdown for labelers; each label names its version")
         gold: DataRef | None = Field(
             None, description="rows whose labels are right, mixed in unseen; nobody waits for them"
         )
@@ -110,13 +103,6 @@ class People(Step):
         )
         license: str = Field("", description="license of rows that state none; items without one are never exported")
 
-        @field_validator("store")
-        @classmethod
-        def _named_as_stores_are(cls, path: Path | None) -> Path | None:
-            if path is not None and path.suffix != SUFFIX:
-                raise ValueError(f"the name of a store must end in {SUFFIX}")
-            return path
-
         @model_validator(mode="after")
         def _usable(self) -> Any:
             if self.criteria is not None and self.task != "scores":
@@ -133,15 +119,7 @@ class People(Step):
     options: Options
 
     def check(self, folder: Path) -> None:
-        options = self.options
-        if options.store is not None and options.store.exists():
-            Store.open(options.store, write=False).close()
-        if options.guidelines is not None:
-            try:
-                guidelines_of(options.guidelines)
-            except (OSError, DataError) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                raise RunFailed(f"guidelines: {options.guidelines}: {reason}") from error
+        self.options.check_files()
 
     def check_data(self, data: StepData) -> None:
         gold = data.load(self.options.gold)
@@ -217,8 +195,7 @@ class People(Step):
         repeat_rate = plan.repeat_rate if options.repeat_rate is None else options.repeat_rate
         if (gold_rate, repeat_rate) != (plan.gold_rate, plan.repeat_rate):
             store.set_plan(replace(plan, gold_rate=gold_rate, repeat_rate=repeat_rate))
-        if options.guidelines is not None:
-            store.add_guidelines(guidelines_of(options.guidelines))
+        options.add_guidelines(store)
 
     def _groups(self, entries: Sequence[Labeled]) -> list[Group]:
         feedback = Feedback(FeedbackOptions(votes=self.options.votes, tasks=None, criteria=None, held_out=True))
