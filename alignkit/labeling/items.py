@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def stage_groups(recipe: Recipe, name: str, folder: Path) -> list[Group]:
     from alignkit.runs.stage_store import StageStore
 
     if name not in recipe.stages:
-        hint = did_you_mean(name, recipe.stages) or f"stages: {', '.join(recipe.stages)}"
+        hint = _round_of(recipe, name, folder) or did_you_mean(name, recipe.stages)
+        hint = hint or f"stages: {', '.join(recipe.stages)}"
         raise RecipeError([Problem(f"no stage '{name}'", str(recipe.path), help=hint)])
     store, stage = StageStore(folder, recipe.stages), recipe.stages[name]
     entries = specs([stage.settings, stage.component.options], DataSpec)
@@ -83,3 +85,12 @@ def stage_groups(recipe: Recipe, name: str, folder: Path) -> list[Group]:
                 f"help: run the recipe as far as '{source.stage}' first, or name the run's folder with --out"
             )
     return RunData(store.data, recipe.seed).read(spec).groups
+
+
+def _round_of(recipe: Recipe, name: str, folder: Path) -> str:
+    """Which round of a repeated stage to name: the one that waits for labels, or else the first; empty without any."""
+    rounds = [stage for stage in recipe.stages if re.fullmatch(rf"{re.escape(name)}_[1-9]\d*", stage)]
+    waiting = [stage for stage in rounds if store_of_stage(recipe, stage, folder) is not None]
+    if waiting:
+        return f"it is repeated, and '{waiting[0]}' waits for labels"
+    return f"it is repeated; name a round, such as '{rounds[0]}'" if rounds else ""

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from alignkit.cli import main
-from alignkit.errors import DataError
+from alignkit.errors import DataError, RecipeError
 from alignkit.feedback.asking import Wanted, items_of
 from alignkit.feedback.store import Store
 from alignkit.labeling.guidelines import Guidelines, rendered
 from alignkit.labeling.items import file_groups, stage_groups
 from alignkit.labeling.start import Plans, Source, _greet, prepared
 from alignkit.recipe.load import load_recipe
+from alignkit.runs.stage_store import StageStore
 from tests.patience import PATIENCE
 
 PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
@@ -206,6 +207,24 @@ def test_a_stage_of_a_recipe(tmp_path: Path) -> None:
     assert [item.task for item in items_of(groups, Wanted(), tmp_path)] == ["pair"]
     groups = stage_groups(recipe, "sft", tmp_path / "run")
     assert [item.task for item in items_of(groups, Wanted(), tmp_path)] == ["demonstration"]
+
+
+def test_a_stage_that_is_repeated(tmp_path: Path) -> None:
+    write(tmp_path / "prompts.jsonl", {"prompt": "Hi"})
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "{name: a, model: {base: tiny}, stages: {v: {repeat: 11, stages: {labels: "
+        "{step: people, data: prompts.jsonl}}}}}",
+        encoding="utf-8",
+    )
+    recipe = load_recipe(file)
+    with pytest.raises(RecipeError, match=r"(?s)no stage 'labels'.*repeated; name a round, such as 'labels_1'"):
+        stage_groups(recipe, "labels", tmp_path)
+    run = StageStore(tmp_path, recipe.stages)
+    run.begin("labels_2", "a hash")
+    run.wait("labels_2", 3, tmp_path / "labels.feedback")
+    with pytest.raises(RecipeError, match="repeated, and 'labels_2' waits for labels"):
+        stage_groups(recipe, "labels", tmp_path)
 
 
 def test_guidelines(tmp_path: Path) -> None:
