@@ -42,8 +42,9 @@ def _between(facts: Sequence[Facts], of: str) -> Table:
         if each["kind"] != "ranking"
     ]
     heads = ["question", "ratings", "people", "items with several", "raw", "kappa", "Gwet's AC", "alpha"]
-    alone = all(not each["items with several ratings"] for each in facts)
-    return Table(f"how far annotators agree{of}", heads, rows, note=ALONE if alone else MEANING)
+    if all(not each["items with several ratings"] for each in facts):  # nothing is known of the last four
+        return Table(f"how far annotators agree{of}", heads[:4], [row[:4] for row in rows], note=ALONE)
+    return Table(f"how far annotators agree{of}", heads, rows, note=MEANING)
 
 
 def _rankings(facts: Sequence[Facts], of: str) -> Table:
@@ -74,6 +75,7 @@ def _annotators(facts: Sequence[Facts], of: str) -> Table:
         [each["question"], who, str(row["ratings"]), _percent(row["with others"]), _percent(row["with gold"])]
         for each in facts
         for who, row in each["annotators"].items()
+        if row["with others"] or row["with gold"]
     ]
     return Table(f"annotators{of}", ["question", "annotator", "ratings", "with others", "with gold"], rows, keys=2)
 

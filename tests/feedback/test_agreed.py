@@ -71,7 +71,10 @@ def test_one_annotator_agrees_with_nobody(tmp_path: Path) -> None:
     with opened(tmp_path, pair(), scores()) as store:
         store.submit(event(pair()))
         tables = agreement_tables(agreement(labeled(store)))
-    assert titled(tables, "how far").note == ALONE
+    (table,) = tables
+    assert table.note == ALONE
+    assert table.columns == ["question", "ratings", "people", "items with several"]
+    assert {tuple(row[1:]) for row in table.rows} == {("1", "1", "0")}
     assert agreement_tables([]) == []
 
 
