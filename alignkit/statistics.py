@@ -192,6 +192,17 @@ def at_equal_length(
     return {"mean": middle, "low": middle - half, "high": middle + half, "n": len(gap), "near": int(near.sum())}
 
 
+def bought_with_length(difference: Mapping[str, Any], equal: Mapping[str, Any] | None) -> bool:
+    """Whether most of a gain disappears between answers of equal length.
+
+    difference: an estimate that is clearly above 0. equal: the same at equal length, which must keep less than half,
+    and must be clearly below the whole.
+    """
+    if equal is None or difference["low"] is None or difference["low"] <= 0:
+        return False
+    return bool(equal["mean"] < difference["mean"] / 2 and equal["high"] < difference["mean"])
+
+
 def _quantile() -> float:
     """How many standard errors the interval of a normal variable reaches to each side."""
     from scipy import stats

@@ -247,3 +247,22 @@ def test_intervals_of_clusters_cover_the_truth() -> None:
         covers += found["low"] <= 0.7 <= found["high"]
         naive += wrong["low"] <= 0.7 <= wrong["high"]
     assert covers >= 370 and naive < 350
+
+
+@pytest.mark.parametrize(
+    ("gain", "equal", "bought"),
+    [
+        ((1.0, 0.5, 1.5), (0.1, -0.2, 0.4), True),
+        ((1.0, 0.5, 1.5), (0.6, 0.3, 0.9), False),  # more than half remains
+        ((1.0, 0.5, 1.5), (0.1, -1.0, 1.2), False),  # all of it may remain
+        ((1.0, -0.5, 2.5), (0.1, -0.2, 0.4), False),  # no gain
+        ((-1.0, -1.5, -0.5), (-2.0, -2.5, -1.5), False),
+    ],
+)
+def test_a_gain_that_disappears_at_equal_length(
+    gain: tuple[float, float, float], equal: tuple[float, float, float], bought: bool
+) -> None:
+    one, other = (dict(zip(("mean", "low", "high"), each, strict=True)) for each in (gain, equal))
+    assert statistics.bought_with_length(one, other) is bought
+    assert statistics.bought_with_length(one, None) is False
+    assert statistics.bought_with_length({**one, "low": None, "high": None}, other) is False

@@ -1,0 +1,100 @@
+"""What texts look like, without a model: words, repetition, hedges, confidence, and how much texts differ.
+
+These are cheap signs of reward hacking. They are simple on purpose: anyone can check them by hand.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+# English only, after the hedges and boosters of Hyland 2005, "Metadiscourse": those that are rarely anything else, and
+# what assistants say.
+HEDGES = (
+    "apparently", "appears", "approximately", "as far as i know", "could be", "depends", "generally", "i am not sure",
+    "i believe", "i guess", "i suppose", "i think", "i'm not sure", "in general", "in my opinion", "it seems",
+    "likely", "may", "maybe", "might", "mostly", "perhaps", "possible", "possibly", "presumably", "probably",
+    "relatively", "roughly", "seems", "sometimes", "somewhat", "typically", "uncertain", "unclear", "unlikely",
+    "usually",
+)  # fmt: skip
+CONFIDENCE = (
+    "absolutely", "always", "beyond doubt", "certain", "certainly", "clearly", "completely", "conclusively",
+    "definite", "definitely", "doubtless", "evidently", "for sure", "guaranteed", "i am certain", "i am confident",
+    "i am sure", "i'm sure", "in fact", "indeed", "never", "no doubt", "obviously", "of course", "proven", "surely",
+    "totally", "truly", "undeniably", "undoubtedly", "unquestionably", "without a doubt",
+)  # fmt: skip
+REPEATED = 3  # words of an n-gram in `repetition`
+BLEU = 4  # words of the longest n-gram in `self_bleu`
+_WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
+# Scripts without spaces: each character counts as a word.
+_SINGLE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, and each punctuation mark or emoji as a word of its own."""
+    spaced = _SINGLE.sub(lambda match: f" {match[0]} ", text)
+    return [word.replace("’", "'") for word in _WORD.findall(spaced.lower())]
+
+
+def repetition(words: Sequence[str], size: int = REPEATED) -> float:
+    """The share of n-grams that occurred in the text before: 1 - different / all. 0 for a text that has none.
+
+    seq-rep-n of Welleck et al. 2020 (arXiv:1908.04319), over words instead of tokens.
+    """
+    grams = _grams(words, size)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def phrases(words: Sequence[str], wanted: Iterable[str]) -> float:
+    """Occurrences of words or phrases, such as HEDGES, per word of the text; 0 for an empty text."""
+    if not words:
+        return 0.0
+    pattern = "|".join(sorted(map(re.escape, wanted), key=len, reverse=True))
+    return len(re.findall(rf"(?<!\S)(?:{pattern})(?!\S)", " ".join(words))) / len(words)
+
+
+def distinct(texts: Iterable[Sequence[str]], size: int) -> float | None:
+    """Different n-grams / all n-grams of all texts together; None if there are none.
+
+    distinct-n of Li et al. 2016 (arXiv:1510.03055). It falls as there are more words: compare equal
+    numbers of texts.
+    """
+    grams = [gram for words in texts for gram in _grams(words, size)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
+    """The mean BLEU of each text with the others as its references; 1 if all are equal, None if there is one text.
+
+    Zhu et al. 2018 (arXiv:1802.01886). BLEU: Papineni et al. 2002, with one added to the counts of
+    n-grams of two and more words, as answers are short (Lin and Och 2004, "ORANGE"), and with shorter
+    n-grams only for texts of fewer than four words.
+    """
+    if len(texts) < 2:
+        return None
+    counts = [[Counter(_grams(words, size)) for size in range(1, BLEU + 1)] for words in texts]
+    return sum(_bleu(texts, counts, own) for own in range(len(texts))) / len(texts)
+
+
+def _bleu(texts: Sequence[Sequence[str]], counts: Sequence[Sequence[Counter[str]]], own: int) -> float:
+    others = [index for index in range(len(texts)) if index != own]
+    length = len(texts[own])
+    if not length:
+        return float(any(not texts[other] for other in others))
+    logs = []
+    for order in range(min(BLEU, length)):
+        most: Counter[str] = Counter()
+        for other in others:
+            most |= counts[other][order]
+        found, added = (counts[own][order] & most).total(), float(order > 0)
+        if not found + added:
+            return 0.0
+        logs.append(math.log((found + added) / (counts[own][order].total() + added)))
+    closest = min((len(texts[other]) for other in others), key=lambda other: (abs(other - length), other))
+    return math.exp(min(0.0, 1 - closest / length) + sum(logs) / len(logs))
+
+
+def _grams(words: Sequence[str], size: int) -> list[str]:
+    return [" ".join(words[start : start + size]) for start in range(len(words) - size + 1)]

@@ -1,0 +1,65 @@
+"""Words, repetition, hedges and diversity, against numbers counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from alignkit.text_measures import CONFIDENCE, HEDGES, distinct, phrases, repetition, self_bleu, words_of
+
+
+def test_words_are_lower_case_and_marks_are_words() -> None:
+    assert words_of("I’m sure, e-mail WORKS! 👍") == ["i'm", "sure", ",", "e-mail", "works", "!", "👍"]
+    assert words_of("漢字です ok") == ["漢", "字", "で", "す", "ok"]
+    assert words_of(" \n_ ") == []
+
+
+def test_repetition_is_the_share_of_trigrams_that_came_before() -> None:
+    assert repetition(list("abcabc")) == pytest.approx(1 / 4)  # abc bca cab abc
+    assert repetition(list("aaaaa")) == pytest.approx(2 / 3)
+    assert repetition(list("abcd")) == 0.0
+    assert repetition(list("ab")) == 0.0
+
+
+def test_phrases_are_counted_per_word_and_only_whole() -> None:
+    words = words_of("I think it may work, perhaps in mayhem")
+    assert phrases(words, HEDGES) == pytest.approx(3 / 9)  # `i think`, `may`, `perhaps`
+    assert phrases(words_of("of course it is certain"), CONFIDENCE) == pytest.approx(2 / 5)
+    assert phrases([], HEDGES) == 0.0
+    assert not set(HEDGES) & set(CONFIDENCE)
+    for words_of_list in (HEDGES, CONFIDENCE):
+        assert list(words_of_list) == [" ".join(words_of(phrase)) for phrase in words_of_list]
+
+
+def test_a_longer_phrase_counts_once() -> None:
+    assert phrases(words_of("i am not sure"), HEDGES) == pytest.approx(1 / 4)
+
+
+def test_distinct_counts_over_all_texts() -> None:
+    texts = [list("abab"), list("ab")]
+    assert distinct(texts, 1) == pytest.approx(2 / 6)
+    assert distinct(texts, 2) == pytest.approx(2 / 4)  # ab ba ab, ab
+    assert distinct([["a"]], 2) is None
+
+
+def test_self_bleu_of_equal_and_of_different_texts() -> None:
+    text = list("abcde")
+    assert self_bleu([text, text, text]) == pytest.approx(1.0)
+    assert self_bleu([text, list("vwxyz")]) == 0.0
+    assert self_bleu([text]) is None
+    assert self_bleu([[], []]) == 1.0
+
+
+def test_self_bleu_by_hand() -> None:
+    """Of `a b c d` against `a b x`: 2 of 4 words; pairs (1+1)/(3+1), triples (0+1)/(2+1), fours (0+1)/(1+1)."""
+    ours, theirs = list("abcd"), list("abx")
+    first = math.exp((math.log(2 / 4) + math.log(2 / 4) + math.log(1 / 3) + math.log(1 / 2)) / 4)
+    # Of `a b x` against `a b c d`: it is shorter, so it pays exp(1 - 4/3); it has no n-gram of four words.
+    second = math.exp(1 - 4 / 3) * math.exp((math.log(2 / 3) + math.log(2 / 3) + math.log(1 / 2)) / 3)
+    assert self_bleu([ours, theirs]) == pytest.approx((first + second) / 2)
+
+
+def test_a_repeated_word_matches_only_as_often_as_a_reference_has_it() -> None:
+    """Papineni's clipping: `the the` against `the cat` matches one of two words, and (0+1)/(1+1) pairs."""
+    assert self_bleu([["the", "the"], ["the", "cat"]]) == pytest.approx(math.sqrt(1 / 2 * 1 / 2))
