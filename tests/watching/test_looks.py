@@ -1,0 +1,49 @@
+"""Samples as plain data, and back from a file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from alignkit import Group, Response
+from alignkit.watching.looks import look_at, look_from, rows_of
+
+
+def test_a_look_at_scored_samples() -> None:
+    sampled = [
+        Response(
+            "a b", tokens=(1, 2, 3), logprobs=(-1.0, -2.0, 0.0), written=(True, True, False), scores={"reward": 2.0}
+        ),
+        Response("c", tokens=(4,), logprobs=(-3.0,), scores={"reward": None}),
+    ]
+    groups = [Group(({"role": "user", "content": "q"},), (response,), id="same") for response in sampled]
+    look = look_at(3, groups, [None, 0.5])
+    (answers,) = look.prompts.values()  # equal prompts are one unit
+    assert [(a.text, a.tokens, a.reward, a.gold, a.surprise) for a in answers] == [
+        ("a b", 2, 2.0, None, 1.5),
+        ("c", 1, None, 0.5, 3.0),
+    ]
+    assert look.means("reward") == {"same": 2.0} and look.means("gold") == {"same": 0.5}
+    assert look.means("length") == {"same": 1.5} and look.missing("gold") == 1
+    assert look_from(3, json.loads(json.dumps(rows_of(look)))) == look
+
+
+def test_turns_of_an_episode_are_read_together() -> None:
+    turns = (
+        {"role": "assistant", "content": "one"},
+        {"role": "tool", "content": "no"},
+        {"role": "assistant", "content": "two"},
+    )
+    group = Group(({"role": "user", "content": "q"},), (Response("two", messages=turns, tokens=(1, 2)),), id="p")
+    assert look_at(1, [group]).answers[0].words == ["one", "two"]
+
+
+def test_a_prompt_without_a_score_is_missing() -> None:
+    group = Group(({"role": "user", "content": "q"},), (Response("x", tokens=(1,)),), id="p")
+    assert look_at(1, [group]).means("reward") == {} and look_at(1, [group]).means("surprise") == {}
+
+
+def test_an_unknown_value_is_an_error() -> None:
+    with pytest.raises(AttributeError):
+        look_at(1, [Group((), (Response("x"),), id="p")]).means("rewards")
