@@ -165,6 +165,26 @@ class Mix(Options):
     )
 
 
+class Stop(Options):
+    """When a stage ends before its last iteration. Its result is then an earlier policy, as each rule says."""
+
+    kl: float | None = Field(
+        default=None,
+        gt=0,
+        description="end when the KL to the reference exceeds this many nats per response; the result is the last "
+        "policy within this budget",
+    )
+    gold: Literal["falls"] | None = Field(
+        default=None,
+        description="falls: end when gold has fallen from its best iteration by more than its interval; the result is "
+        "the policy of the best iteration",
+    )
+    hacking: bool = Field(
+        default=False,
+        description="end when the alarm against reward hacking is raised; the result is the policy with the best gold",
+    )
+
+
 EngineRef = Annotated[Any, Ref("engine")]
 LEARNING_RATE = 2e-4  # of algorithms without a default
 
@@ -197,6 +217,24 @@ class Settings(Options):
         default=None,
         description="scores the responses: a reward-model stage or a reward plugin (online algorithms); "
         "algorithms that learn from no reward only report it",
+    )
+    gold: RewardRef = Field(
+        default=None,
+        description="a reward that is measured and never learned from; the alarm against reward hacking compares it "
+        "with 'reward' (online algorithms)",
+    )
+    gold_prompts: DataRef = Field(
+        default=None,
+        description="held-out prompts on which 'gold' is measured, with two responses to each; default: the stage's "
+        "own samples (online algorithms)",
+    )
+    gold_every: int | None = Field(
+        default=None, ge=1, description="iterations between two measurements of 'gold'; default: 1 (online algorithms)"
+    )
+    stop: Stop | None = Field(
+        default=None,
+        description="when the stage ends early and goes back to an earlier policy, such as {kl: 8, gold: falls} "
+        "(online algorithms)",
     )
     environment: EnvironmentRef = Field(
         default=None,

@@ -92,6 +92,17 @@ LATER: dict[str, tuple[dict[str, Any], int, str]] = {
         "kto needs desirable and undesirable responses",
     ),
     "prompts that are raw text": (ONLINE | {"prompts": "text.txt"}, 4, "the rows of 'prompts' are raw text"),
+    "held-out prompts that are raw text": (
+        ONLINE | {"gold": {"length": {"unit": "words"}}, "gold_prompts": "text.txt"},
+        4,
+        "the rows of 'gold_prompts' are raw text",
+    ),
+    "a column that gold needs": (ONLINE | {"gold": PYTHON}, 4, "needs the argument 'answer'"),
+    "a column that gold needs of held-out prompts": (
+        ONLINE | {"gold": PYTHON, "gold_prompts": {"path": "prompts.jsonl", "limit": 1}},
+        4,
+        "needs the argument 'answer'",
+    ),
     "margins": (
         {"algorithm": {"reward_model": {"margin": "data"}}, "data": "pairs.jsonl"},
         4,

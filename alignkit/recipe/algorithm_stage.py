@@ -25,6 +25,10 @@ _ONLY_ONLINE = {
     "prompts": "it learns from 'data' and samples nothing",
     "reward": "it learns from 'data', so there are no samples to score",
     "rollout": "it learns from 'data' and samples nothing",
+    "gold": "it learns from 'data', so there are no samples to score",
+    "gold_prompts": "it learns from 'data' and samples nothing",
+    "gold_every": "it learns from 'data' and samples nothing",
+    "stop": "it makes 'epochs' passes over 'data'; with 'validation', the best epoch is kept",
     "environment": "it learns from 'data' and samples nothing",
     "engine": "it learns from 'data' and samples nothing",
     "iterations": "it makes 'epochs' passes over 'data'",
@@ -41,6 +45,9 @@ _ONLY_OFFLINE = {
     "max_steps": "'iterations' sets its length",
     "validation": "the reward measures its progress; to evaluate its result, add a step",
 }
+
+
+_WATCHED = ("gold", "gold_prompts", "gold_every", "stop")
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ def read_algorithm(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope
     if draft.online:
         _check_rollout(draft, needs)
         _check_environment(draft, settings)
+        _check_watched(draft)
     if needs is not None and component is not None and settings is not None:
         _check_teacher(draft, component.options, settings, needs.teacher)
     if component is None or settings is None or len(scope.problems) > before:
@@ -134,7 +142,7 @@ def _refused_keys(draft: _Draft) -> dict[str, str]:
     """Return the keys that the algorithm does not use, with the reason."""
     refused = dict(_ONLY_OFFLINE if draft.online else _ONLY_ONLINE)
     if issubclass(draft.algorithm, ExternalTrainer):
-        refused["environment"] = "it does its own sampling"
+        refused |= dict.fromkeys(("environment", *_WATCHED), "it does its own sampling")
     if draft.algorithm.trains is Trains.REWARD:
         refused["mix"] = "a reward model has no language-model head, which 'mix' would train"
     return refused
@@ -290,10 +298,30 @@ def _check_environment(draft: _Draft, settings: Settings | None) -> None:
     for key in ("max_turns", "turn_seconds"):
         if key in rollout:
             draft.error(("rollout", key), f"'{key}' needs an environment", help, at_key=True)
-    for component in specs(settings.reward if settings else None, Component):
-        if getattr(component.registration.implementation, "of_episodes", False):
-            message = f"reward '{component.name}' is the reward of an episode, but the stage has no environment"
-            draft.error(("reward",), message, "add 'environment: NAME', or use another reward")
+    for key in ("reward", "gold"):
+        for component in specs(getattr(settings, key, None), Component):
+            if getattr(component.registration.implementation, "of_episodes", False):
+                message = f"reward '{component.name}' is the reward of an episode, but the stage has no environment"
+                draft.error((key,), message, "add 'environment: NAME', or use another reward")
+
+
+def _check_watched(draft: _Draft) -> None:
+    """Check that what is measured by gold has a gold, and that held-out prompts can be answered without an episode."""
+    rules = draft.written.get("stop")
+    rules = rules if isinstance(rules, Mapping) else {}
+    if "stop" in draft.written and not any(rules.values()) and isinstance(draft.written["stop"], Mapping):
+        draft.error(("stop",), "'stop' has no rule", "write one, such as {kl: 8}, or leave it out")
+    if "gold" not in draft.written:
+        help = "name a reward that is not learned from, as in 'gold: REWARD'"
+        for key in ("gold_prompts", "gold_every"):
+            if key in draft.written:
+                draft.error((key,), f"'{key}' needs 'gold'", help, at_key=True)
+        for key in ("gold", "hacking"):
+            if rules.get(key):
+                draft.error(("stop", key), f"'stop.{key}' needs 'gold'", help, at_key=True)
+    if "environment" in draft.written and "gold_prompts" in draft.written:
+        help = "leave it out: gold is then measured on the episodes of the stage"
+        draft.error(("gold_prompts",), "'gold_prompts' cannot be played with an environment", help, at_key=True)
 
 
 def _check_room(draft: _Draft, longest: Any) -> None:

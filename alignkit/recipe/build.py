@@ -173,6 +173,9 @@ def _check_versions(stages: Mapping[str, Stage], scope: Scope) -> None:
             scope.problems.error(keys, message, help=f"add 'keep_versions: true' to stage '{name}'")
         elif count is not None and int(version) > count:
             scope.problems.error(keys, f"'{reference}': stage '{name}' has only {count} {unit}")
+        elif (stage := stages.get(name)) is not None and stage.settings is not None and stage.settings.stop is not None:
+            message = f"'{reference}': stage '{name}' may stop before its iteration {version}"
+            scope.problems.error(keys, message, help="name the stage without a version, or leave its 'stop' out")
 
 
 def _versions_of(name: str, unit: str, stage: Stage | None, scope: Scope) -> tuple[bool, int | None]:

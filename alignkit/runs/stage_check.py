@@ -47,7 +47,11 @@ def check_stage_data(
             _check_learning(recipe, stage, groups, encoder)
     elif spec is settings.prompts:
         with pointing_at(("prompts",)):
-            _check_prompts(recipe, stage, groups, encoder, run_code)
+            keys = ("reward", "environment") if settings.gold_prompts is not None else ("reward", "environment", "gold")
+            _check_prompts(recipe, stage, groups, encoder, run_code, keys)
+    elif spec is settings.gold_prompts:
+        with pointing_at(("gold_prompts",)):
+            _check_prompts(recipe, stage, groups, encoder, run_code, ("reward", "gold"), "gold_prompts")
 
 
 def check_step_data(recipe: Recipe, stage: Stage, read: Sequence[tuple[DataSpec, Loaded]], *, run_code: bool) -> None:
@@ -115,13 +119,21 @@ def selected(
     return [group for item in chosen for group in ([item] if isinstance(item, Group) else item.groups)]
 
 
-def _check_prompts(recipe: Recipe, stage: Stage, groups: Sequence[Group], encoder: EncoderOf, run_code: bool) -> None:
-    """Check that a prompt leaves room for a response, and that prompts have what rewards need."""
+def _check_prompts(
+    recipe: Recipe,
+    stage: Stage,
+    groups: Sequence[Group],
+    encoder: EncoderOf,
+    run_code: bool,
+    keys: Sequence[str],
+    name: str = "prompts",
+) -> None:
+    """Check that a prompt leaves room for a response, and that prompts have what these keys of the stage need."""
     prompts, settings = prompts_of(groups), stage.settings
     if groups and not prompts:
-        raise DataError(f"stage '{stage.name}': the rows of 'prompts' are raw text, without a prompt to answer")
+        raise DataError(f"stage '{stage.name}': the rows of '{name}' are raw text, without a prompt to answer")
     assert settings is not None
-    for key in ("reward", "environment"):
+    for key in keys:
         with pointing_at((key,)):
             components = specs(getattr(settings, key), Component)
             check_scoring(components, prompts, recipe.folder, run_code=run_code, stage=stage.name)

@@ -23,17 +23,20 @@ from alignkit.reward import REWARD_KEY
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
 from alignkit.training.encoder import counted
-from alignkit.training.episodes import episodes_of
+from alignkit.training.episodes import Episodes, episodes_of
 from alignkit.training.filters import StageFilters
 from alignkit.training.iteration import Iteration, mean_kl, rollout_metrics, sampler_gap
+from alignkit.training.outcome import report_filtered, report_idle
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
 from alignkit.training.scoring import Scorer, most_different, report_only, score_rollouts, with_learned
 from alignkit.training.stage import StageWork
 from alignkit.training.unscored import nothing_scored
+from alignkit.training.watch import StageWatch
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the same adapter.
 SAME_ADAPTER = 1e-2
+Place = tuple[str | int, ...]  # of random streams
 
 
 class OnlineStage:
@@ -51,6 +54,7 @@ class OnlineStage:
         self.scorer = Scorer(reward, context.reward_context(), reducer=context.reducer) if reward is not None else None
         self.filters = StageFilters(rollout.filters or (), context.name)
         self.files = RolloutFiles(context, self.scorer, self.algorithm.needs.reward)
+        self.watch = StageWatch(self.work, self.scorer, self.sampling, self.sample)
         self.episodes = episodes_of(context)
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
@@ -69,15 +73,19 @@ class OnlineStage:
         counts = {"prompts": len(prompts.prompts), "prompts_used": prompts.used, "iterations": iterations}
         work.summary |= {**counts, **prompts.facts}
         self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
+        self.watch.restore(first, self.files.folder)
         for number in range(first + 1, iterations + 1):
+            if self.watch.stopped:
+                break
             self.context.should_stop()
             with noting(f"in iteration {number} of {iterations}"):
                 self._after(self._iterate(number, prompts), iterations)
         if self.scorer is not None and (states := self.scorer.states()):
             work.summary["combinations"] = states
-        self._report_filtered()
-        self._report_idle(iterations)
-        work.save()
+        report_filtered(self.context, work.summary)
+        report_idle(self.context, work.summary, iterations, self.files.folder)
+        self.watch.finish()
+        self.watch.save()
         return work.summary
 
     def close(self) -> None:
@@ -103,28 +111,11 @@ class OnlineStage:
         self.context.reporter.advance(number, iteration.metrics)
         self.context.reporter.sample(*iteration.sample())
         self.work.keep_version(number)
-        if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations:
+        if number % (self.settings.checkpoint_every or 1) == 0 or number == iterations or self.watch.stopped:
             position = f"iteration {number} of {iterations}"
             combinations, rollouts = self.scorer.states() if self.scorer is not None else {}, self.files.digests
-            self.work.checkpoint(number, position, iteration=number, combinations=combinations, rollouts=rollouts)
-
-    def _report_filtered(self) -> None:
-        """Report how many groups each filter left out, over all iterations."""
-        counts = self.work.summary.get("filtered", {})
-        if any(counts.values()):
-            facts = ", ".join(f"{name} {count}" for name, count in counts.items())
-            self.context.say(f"groups that filters left out: {facts}")
-
-    def _report_idle(self, iterations: int) -> None:
-        """Report iterations that learned nothing. Raises RunFailed if none learned anything."""
-        idle = self.work.summary.get("idle_iterations", 0)
-        if not idle:
-            return
-        reason = self.work.summary["idle_reason"]
-        fact = f"{idle} of {counted(iterations, 'iteration')} had nothing to learn from. Last reason: {reason}"
-        if idle == iterations:
-            raise RunFailed(f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}")
-        self.context.say(fact)
+            more = {"combinations": combinations, "rollouts": rollouts, **self.watch.checkpoint}
+            self.work.checkpoint(number, position, iteration=number, **more)
 
     # The parts of an iteration, in order
 
@@ -137,13 +128,16 @@ class OnlineStage:
             iteration.metrics |= self.episodes.metrics()
         with iteration.timer("score"):
             self.score(iteration, groups)
+        with iteration.timer("watch"):
+            iteration.metrics |= self.watch.look(number, iteration.rollouts.all_groups)
         with iteration.timer("learn"):
             self.files.write(number, iteration.rollouts.all_groups)
             self.context.notify("rollouts_scored", iteration=number, groups=iteration.rollouts.groups)
             self._filter(iteration)
             self._keep(iteration)
             self.measure(iteration)
-            self._learn(iteration)
+            if not self.watch.stops(number, iteration.metrics.get("kl")):
+                self._learn(iteration)
         iteration.metrics |= iteration.speed_metrics()
         state = self.algorithm.algorithm.state.items()
         iteration.metrics |= {f"state/{key}": value for key, value in state if isinstance(value, int | float)}
@@ -151,32 +145,38 @@ class OnlineStage:
 
     def roll_out(self, prompts: Sequence[Group], number: int) -> list[Group]:
         """Sample responses with the current policy. Their source is the stage, the name that users know."""
-        name, seed, episodes = self.context.name, self.context.seed, self.episodes
+        name, episodes = self.context.name, self.episodes
+        if episodes is not None:
+            episodes.forget()
+        groups = self.sample(prompts, self.sampling, (name, "rollout", number), episodes)
+        return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
+
+    def sample(
+        self, prompts: Sequence[Group], sampling: Sampling, place: Place, episodes: Episodes | None = None
+    ) -> list[Group]:
+        """The current policy's responses. place: names the random streams, and ends with the iteration."""
         partner = episodes.partner if episodes is not None else None
 
         def sampled(own: Sequence[int]) -> list[Group]:
             asked = [prompts[index] for index in own]
             if episodes is not None:
-                asked = episodes.begin(asked, self.sampling.samples_per_prompt, (number, own))
-            with self.context.reporter.progress("rolling out", len(own) * self.sampling.samples_per_prompt) as done:
+                asked = episodes.begin(asked, sampling.samples_per_prompt, (int(place[-1]), own))
+            with self.context.reporter.progress("rolling out", len(own) * sampling.samples_per_prompt) as done:
                 groups = sample(
                     self.work.model,
                     self.work.roles.trained,
                     self.work.models.encoder,
                     asked,
-                    self.sampling,
-                    seed=seed,
-                    place=(name, "rollout", number),
+                    sampling,
+                    seed=self.context.seed,
+                    place=place,
                     numbers=own,
                     done=done,
                     partner=partner,
                 )
             return groups if episodes is None else episodes.finish(groups)
 
-        if episodes is not None:
-            episodes.forget()
-        groups = self.context.reducer.deal([1] * len(prompts), sampled)
-        return [replace(g, responses=tuple(replace(r, source=name) for r in g.responses)) for g in groups]
+        return self.context.reducer.deal([1] * len(prompts), sampled)
 
     def score(self, iteration: Iteration, groups: Sequence[Group]) -> None:
         """Score and combine; responses without a score are reported, and left out if they are learned from."""

@@ -260,6 +260,20 @@ def test_versions(bench: Bench) -> None:
     assert "no versions" in bench.problem(FIRST + text, keep, "stages.next.from=base@1").message
 
 
+def test_gold_is_a_reward_of_its_stage(bench: Bench) -> None:
+    text = ALL + "    gold: helpful\n    gold_prompts: p.jsonl\n    stop: {kl: 8, gold: falls}\n"
+    stage = bench.stages(text).stages["align"]
+    assert stage.settings is not None and stage.settings.gold.name == "helpful" and "helpful" in stage.upstream
+    assert stage.settings.stop is not None and (stage.settings.stop.kl, stage.settings.stop.gold) == (8, "falls")
+
+
+def test_a_version_that_a_stopped_stage_may_not_have_is_an_error(bench: Bench) -> None:
+    text = ALL + "    keep_versions: true\n    iterations: 3\n  s: {step: compare, policies: [align@2]}\n"
+    assert bench.stages(text).stages["s"].upstream == ("align",)
+    message = bench.problem(text, "stages.align.stop.kl=1").message
+    assert message == "'align@2': stage 'align' may stop before its iteration 2"
+
+
 # mistakes
 
 CASES = {
@@ -329,6 +343,12 @@ CASES = {
     "no room": (ALL + "    max_length: 32\n    rollout: {max_new_tokens: 32}\n", "max_new_tokens 32 leaves no room for a prompt in max_length 32", (11, 31, 2), "a prompt and its response"),
     "no room by default": (ALL + "    max_length: 64\n", "max_new_tokens 64 leaves no room for a prompt in max_length 64", (10, 17, 2), ""),
     "key for data": (FIRST[:-2] + ", promts: p.jsonl}\n", "unknown key 'promts'", (3, 44, 6), "did you mean 'prompts'? plain does not use it: it learns from 'data'"),
+    "stop of data": (FIRST[:-2] + ", stop: {kl: 1}}\n", "plain does not use 'stop'", (3, 44, 4), "the best epoch is kept"),
+    "no rule": (ALL + "    stop: {}\n", "'stop' has no rule", (10, 11, 2), "{kl: 8}"),
+    "a rule of gold": (ALL + "    stop: {gold: falls}\n", "'stop.gold' needs 'gold'", (10, 12, 4), "'gold: REWARD'"),
+    "a rule of the alarm": (ALL + "    stop: {kl: 1, hacking: true}\n", "'stop.hacking' needs 'gold'", (10, 19, 7), ""),
+    "prompts of gold": (ALL + "    gold_prompts: p.jsonl\n", "'gold_prompts' needs 'gold'", (10, 5, 12), "'gold: REWARD'"),
+    "no such rule": (ALL + "    gold: helpful\n    stop: {gold: rises}\n", "expected 'falls', got 'rises'", (11, 18, 5), ""),
     "list of names": ("  s: {algorithm: [plain], data: d.jsonl}\n", "expected the name of an algorithm, or one", (3, 18, 7), ""),
     "cycle": (ALL.replace("scores, from: first", "scores, from: align"), "depend on each other in a cycle: helpful -> align -> helpful", (4, 3, 7), ""),
 }  # fmt: skip

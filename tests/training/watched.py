@@ -170,6 +170,7 @@ ALIGN = {
     "lr_scheduler_type": "constant",
 }
 SFT = {"algorithm": "sft", "data": {"path": "demos.jsonl"}, "batch_size": 3, "epochs": 2, "learning_rate": 0.05}
+PYTHON = ALIGN["reward"]
 STILL = 1e-12  # a learning rate at which the policy remains the same
 
 
