@@ -17,9 +17,13 @@ NOT_METRICS = ("stage", "step", "time")
 PANELS: dict[str, tuple[str, ...]] = {
     "Loss": ("loss", "validation/loss"),
     "Reward": ("reward", "best_reward", "return"),
+    "Gold": ("gold",),
     "Scores": ("score/*",),
     "KL to the reference, nats": ("kl",),
-    "Entropy, nats per token": ("entropy",),
+    "Entropy, nats per token": ("entropy", "sampled_entropy"),
+    "Reward within prompts, correlation": ("reward_with/*",),
+    "Repetition, hedges, confidence words, shares": ("repetition", "hedges", "confidence"),
+    "Diversity": ("distinct_1", "distinct_2", "self_bleu"),
     "Response length, tokens": ("response_tokens",),
     "Truncated responses": ("truncated",),
     "Accuracy": ("accuracy", "validation/accuracy"),
@@ -39,7 +43,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Groups without spread": ("groups_without_spread",),
     "Sampler against training, nats per token": ("sampler_gap",),
 }
-UNDRAWN = {"epoch", "tokens_per_second", "unscored", "replayed", "skipped"}
+UNDRAWN = {"epoch", "tokens_per_second", "unscored", "replayed", "skipped", "gold_std", "gold_unscored"}
 TIMES = "seconds"  # begins metrics that a table sums up
 
 

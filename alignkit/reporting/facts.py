@@ -213,6 +213,8 @@ class _Gathering:
                 if trained := overoptimization.training(name, lines.rows):
                     figures.append(trained[0])
                     fits += [trained[1]] if trained[1] else []
+                if compared := overoptimization.gold(name, lines.rows):
+                    figures.append(compared)
         for name, summary in evaluations.items():
             with self.reading(name, "figure.json"):
                 if drawn := alignment_path(name, read_object(self.folder / name / "figure.json")):

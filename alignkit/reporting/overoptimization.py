@@ -105,9 +105,40 @@ def training(stage: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Figure, Fit
     if len({kl for kl, _ in points}) < DRAWABLE:
         return None
     kl, reward = [point[0] for point in points], [point[1] for point in points]
-    dots: Series = {"name": "iterations", "style": "points", "x": _roots(kl), "y": reward}
+    dots = _points("iterations", kl, reward)
     fit = fitted(stage, "the training reward", kl, reward)
     return _figure(stage, "Training reward against KL", [dots], [fit] if fit else []), fit
+
+
+def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Reward and gold of a stage's iterations against their KL, each as a gain in its own deviations at the start.
+
+    A dotted line marks where gold was highest. None if there are fewer than DRAWABLE points.
+    """
+    found = [[number(row.get(key)) for key in ("kl", "reward", "gold", "step")] for row in rows]
+    points = [[value for value in each if value is not None] for each in found if None not in each]
+    scales = [next(filter(None, (number(row.get(key)) for row in rows)), None) for key in ("reward_std", "gold_std")]
+    if len({point[0] for point in points}) < DRAWABLE or None in scales:
+        return None
+    kl, rewards, golds, steps = (list(column) for column in zip(*points, strict=True))
+    reward, true = (
+        [(v - own[0]) / float(s or 1) for v in own] for own, s in zip((rewards, golds), scales, strict=True)
+    )
+    best = max(range(len(points)), key=true.__getitem__)
+    named = (("reward", reward), ("gold", true))
+    figure = _figure(stage, "Reward and gold against KL", [_points(name, kl, y) for name, y in named], [])
+    figure["y_label"], figure["marks"] = "gain, deviations", [_roots(kl)[best]]
+    where = f"gold was highest in iteration {steps[best]:.0f}, at a KL of {short(kl[best])} nats"
+    change = (
+        f"gold changed by {true[-1] - true[best]:+.2g} and the reward by {reward[-1] - reward[best]:+.2g} deviations"
+    )
+    last = best == len(points) - 1
+    figure["note"] = f"{where}, the last one: no over-optimization so far" if last else f"{where}; since then {change}"
+    return figure
+
+
+def _points(name: str, kl: Sequence[float], y: list[float]) -> Series:
+    return {"name": name, "style": "points", "x": _roots(kl), "y": y}
 
 
 def evaluated(stage: str, summary: Mapping[str, Any]) -> list[tuple[Figure, Fit | None]]:

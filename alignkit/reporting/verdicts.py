@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
 from alignkit.reporting.numbers import bounds, number, short, shown
+from alignkit.statistics import bought_with_length
 
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response
@@ -84,7 +85,7 @@ def _sentence(verdict: Verdict, summary: Mapping[str, Any]) -> str:
     ties = summary["against"][policy][reward].get("ties")
     which = "those that are not tied" if ties else "them"
     text += f", won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else ", all tied."
-    text += _about_length(verdict)
+    text += _about_length(verdict) + _bought(verdict)
     if verdict["kl"] is not None and summary.get("reference") is not None:
         text += f" KL to {summary['reference']}: {verdict['kl']:.2g} nats."
     return text
@@ -101,6 +102,14 @@ def _about_length(verdict: Verdict) -> str:
     if equal is not None:
         return f"{text}; at equal length the difference is {shown(equal, sign=True)}."
     return f"{text}." if abs(longer) < 0.005 else f"{text}; too few have similar lengths to correct for that."
+
+
+def _bought(verdict: Verdict) -> str:
+    """What most of a gain was bought with, if that is length."""
+    if not verdict["longer"] or not bought_with_length(verdict["difference"], verdict["at_equal_length"]):
+        return ""
+    what = "length" if verdict["longer"] > 0 else "brevity"
+    return f" {verdict['policy']} bought most of its reward with {what}."
 
 
 def longer_by(summary: Mapping[str, Any], policy: str, baseline: str) -> float | None:

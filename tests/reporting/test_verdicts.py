@@ -24,6 +24,7 @@ def test_a_gain_says_how_much_how_long_and_how_far(summary: dict[str, Any]) -> N
         "align gained over sft: helpful +1.095 [1.067, 1.123] over 20 prompts, won 100%"
     )
     assert "Answers are 100% longer; at equal length the difference is -0.5 [" in verdict["sentence"]
+    assert "bought" not in verdict["sentence"]  # the interval at equal length contains everything
     assert verdict["sentence"].endswith("KL to sft: 30 nats.")
 
 
@@ -35,6 +36,24 @@ def test_the_outcome_follows_the_interval(
 ) -> None:
     summary["against"]["align"]["helpful"]["difference"] |= {"mean": -0.1, "low": low, "high": high}
     assert verdicts("report", summary)[0]["outcome"] == outcome
+
+
+@pytest.mark.parametrize(
+    ("length", "equal", "said"),
+    [
+        (24.0, (0.1, -0.1, 0.3), "align bought most of its reward with length."),
+        (6.0, (0.1, -0.1, 0.3), "align bought most of its reward with brevity."),
+        (6.0, (0.9, 0.7, 1.05), ""),
+        (6.0, (0.4, -0.8, 1.6), ""),  # at equal length, all of it is possible
+    ],
+)
+def test_a_policy_that_bought_its_reward_is_told_so(
+    length: float, equal: tuple[float, float, float], said: str, summary: dict[str, Any]
+) -> None:
+    summary["policies"]["align"]["length"] |= {"mean": length, "low": length, "high": length}
+    summary["against"]["align"]["helpful"]["at_equal_length"] |= dict(zip(("mean", "low", "high"), equal, strict=True))
+    sentence = verdicts("report", summary)[0]["sentence"]
+    assert (said in sentence) if said else ("bought" not in sentence)
 
 
 def test_doubts_are_all_said(summary: dict[str, Any]) -> None:

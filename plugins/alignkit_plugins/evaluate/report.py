@@ -10,7 +10,7 @@ from alignkit import Group, statistics
 from alignkit.comparison import answers_of
 from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
 from alignkit.report import Block, Report, SideBySide, Table
-from alignkit.statistics import decimals, shown
+from alignkit.statistics import bought_with_length, decimals, shown
 
 EXCERPT = 300  # longest text of a sample, in characters
 Rows = Iterator[tuple[str, list[str]]]  # a label, and a cell per policy
@@ -44,7 +44,16 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
         text += f" (at equal length {shown(equal, sign=True)})"
     text += f", wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else ", all prompts tied"
     unclear = difference["low"] is None or difference["low"] <= 0 <= difference["high"]
-    return text + _kl(summary, policy) + ("; no clear difference" if unclear else "")
+    return text + _kl(summary, policy) + ("; no clear difference" if unclear else _bought(summary, policy))
+
+
+def _bought(summary: Mapping[str, Any], policy: str) -> str:
+    """`; bought with brevity`: most of the gain disappears at equal length."""
+    result = summary["against"][policy][summary["headline"]]
+    if not bought_with_length(result["difference"], result["at_equal_length"]):
+        return ""
+    lengths = [summary["policies"][name]["length"]["mean"] for name in (policy, summary["baseline"])]
+    return f"; most of it bought with {'length' if lengths[0] > lengths[1] else 'brevity'}"
 
 
 def _kl(summary: Mapping[str, Any], policy: str) -> str:
