@@ -1,9 +1,9 @@
 """Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
-`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `plugins`, `families`, `formats`, `labeled pairs`, a
-package (`room alignkit/io`), a kind and a name (`algorithm ppo`), or names for the reference of public names
-(`api Group Response`; see `api_reference.py`). It also writes `recipes/recipe.schema.json`.
+`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `plugins`, `families`, `formats`,
+`labeled pairs`, a package (`room alignkit/io`), a kind and a name (`algorithm ppo`), or names for the reference of
+public names (`api Group Response`; see `api_reference.py`). It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
 
@@ -25,7 +25,7 @@ from alignkit.recipe.json_schema import schema_text
 from alignkit.recipe.option_table import OptionRow, option_rows, stage_defaults
 from alignkit.recipe.schema import DataKeys, TopKeys
 from alignkit.registry import KINDS, Registration
-from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
+from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings, Stop
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: dict[str, type[BaseModel]] = {
@@ -35,6 +35,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "settings": Settings,
     "rollout": Rollout,
     "mix": Mix,
+    "stop": Stop,
     "data": DataKeys,
 }
 PART = re.compile(r"^(<!-- generated: (.+?) -->\n)(.*?)^(<!-- /generated -->)$", re.MULTILINE | re.DOTALL)
