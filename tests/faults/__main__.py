@@ -13,11 +13,11 @@ from typing import Annotated
 
 import typer
 
-from tests.faults import crashes, flips, judge_servers, models, plugins, signals, texts
+from tests.faults import crashes, flips, judge_servers, models, plugins, servers, signals, texts
 from tests.faults.case import HELD, HUNG, LOST, OUTCOMES, SILENT, Case, TooLong, command
 from tests.faults.runs import results, write_recipe
 
-FAMILIES = ("crash", "flip", "recipe", "row", "model", "template", "plugin", "judge", "signal")
+FAMILIES = ("crash", "flip", "recipe", "row", "model", "template", "plugin", "judge", "server", "signal")
 
 
 def main(
@@ -55,6 +55,7 @@ def _cases(scratch: Path, wanted: set[str]) -> list[Case]:
     cases += texts.cases(recipe) if wanted & {"recipe", "row"} else []
     cases += plugins.cases(recipe) if "plugin" in wanted else []
     cases += judge_servers.cases(recipe) if "judge" in wanted else []
+    cases += servers.cases() if "server" in wanted else []
     return cases
 
 

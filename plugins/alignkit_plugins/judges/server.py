@@ -131,6 +131,8 @@ def _from_logprobs(tops: Sequence[Mapping[str, Any]], answers: Answers) -> Answe
         word = top["token"].strip()
         if word in mass:
             mass[word] += math.exp(top["logprob"])
+    if sum(mass.values()) > 1.01:  # a token occurs twice
+        raise ValueError("not probabilities")
     one, two = (math.log(p) if p > 0 else -math.inf for p in mass.values())
     return Answer(one, two, bound=min(float(top["logprob"]) for top in tops))
 

@@ -1,0 +1,80 @@
+"""The options of everything that sends requests to a server, and its key."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from alignkit.addresses import checked_address
+from alignkit.errors import RunFailed
+from alignkit.io.credentials import could_be_variable, places_of_keys
+from alignkit.io.stored_replies import asking_is_allowed
+from alignkit.options import Options
+
+
+class RemoteOptions(Options):
+    """The options of everything that sends requests to a server."""
+
+    model_config = ConfigDict(
+        hide_input_in_errors=True
+    )  # errors must not repeat a key that was pasted into the wrong place
+
+    base_url: str = Field(description="base address of the service, such as http://localhost:8000/v1")
+    api_key_env: str = Field(default="", description="environment variable that holds the key (not the key itself)")
+    concurrency: int = Field(default=8, ge=1, le=256, description="maximum concurrent requests")
+    timeout_seconds: float = Field(
+        default=60.0, gt=0, description="time limit of one request, from connecting to the last byte"
+    )
+    deadline_seconds: float = Field(
+        default=1800.0, gt=0, description="time limit of one batch of requests, including all retries"
+    )
+    max_retries: int = Field(default=5, ge=0, description="retries after a failure that may be temporary")
+    backoff_seconds: float = Field(
+        default=1.0, gt=0, description="pause before the first retry; it doubles with each retry, with jitter"
+    )
+    model_may_change: bool = Field(
+        default=False, description="accept replies from another model than earlier ones; false: the run stops"
+    )
+    trust_env: bool = Field(default=False, description="use the proxies and certificates set in the environment")
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, url: str) -> str:
+        return checked_address(url)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable_name(cls, name: str) -> str:
+        if name and not could_be_variable(name):
+            raise ValueError("must be the name of an environment variable, not the key itself")
+        return name
+
+    @model_validator(mode="after")
+    def _no_keys(self) -> Any:
+        """A recipe is shared, and copied into the run's folder."""
+        found = list(places_of_keys(self.model_dump(exclude={"api_key_env"})))
+        if found:
+            raise ValueError(
+                f"'{found[0]}' seems to hold a key; put the name of its environment variable into api_key_env"
+            )
+        return self
+
+
+def key_of(name: str, options: RemoteOptions) -> str:
+    """The key, from the environment. Raises RunFailed if it is missing; a `check` may call it.
+
+    name: of the judge or reward, for the message.
+    """
+    variable = options.api_key_env
+    if not variable or not asking_is_allowed():
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise RunFailed(f"{name}: the environment variable {variable} is not set, but must hold the key")
+    if not (key.isascii() and key.isprintable()):
+        raise RunFailed(
+            f"{name}: the key in the environment variable {variable} has unprintable or non-ASCII characters"
+        )
+    return key

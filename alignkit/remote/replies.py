@@ -1,0 +1,86 @@
+"""What a server replied: read, not to be read, or stored on disk."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import RunFailed
+from alignkit.io.digest import digest
+
+_TABLES = (
+    "create table if not exists checked_replies (key text primary key, value text, digest text)",
+    "create table if not exists models (asked text primary key, replied text)",
+)
+
+
+class TryAgain(Exception):
+    """An attempt failed, perhaps temporarily. pause: seconds that the server asked for."""
+
+    def __init__(self, reason: str, pause: float | None = None):
+        super().__init__(reason)
+        self.pause = pause
+
+
+class Malformed(TryAgain):
+    """The server's reply cannot be read. It is retried, then given up as unusable. Raised by `read`."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply as `read` returned it. If it is unusable, `value` is None and `reason` says why."""
+
+    value: Any = None
+    reason: str = ""
+
+
+class ReplyStore:
+    """Replies by request, in one SQLite file. Each is on disk before the next request is sent."""
+
+    def __init__(self, folder: Path, name: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._name, self.path = name, folder / f"{name}.sqlite"
+        try:
+            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)  # every statement commits
+            for table in _TABLES:
+                self._db.execute(table)
+        except sqlite3.Error as error:
+            raise RunFailed(f"{name}: cannot use {self.path} ({error}); if it is damaged, delete it") from None
+
+    def get(self, keys: Sequence[str]) -> dict[str, Reply]:
+        """The stored replies to the requests with these keys."""
+        known = {}
+        for key in keys:
+            try:
+                row = self._db.execute("select value, digest from checked_replies where key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                raise RunFailed(f"{self._name}: {self.path} is damaged ({error}); delete it") from None
+            if row is not None and row[1] == digest([key, row[0]]):  # else the disk has changed it: ask again
+                known[key] = Reply(json.loads(row[0]))
+        return known
+
+    def put(self, key: str, value: Any) -> None:
+        """Store a value."""
+        try:
+            text = json.dumps(value)
+            row = (key, text, digest([key, text]))
+            self._db.execute("insert or replace into checked_replies values (?, ?, ?)", row)
+        except sqlite3.Error as error:
+            raise RunFailed(f"{self._name}: cannot write {self.path} ({error})") from None
+
+    def model(self, url: str, asked: str, replied: str) -> str:
+        """The model that replied first when `asked` was asked for at this address; `replied` if none has."""
+        key = json.dumps([url, asked])
+        try:
+            self._db.execute("insert or ignore into models values (?, ?)", (key, replied))
+            return str(self._db.execute("select replied from models where asked = ?", (key,)).fetchone()[0])
+        except sqlite3.Error as error:
+            raise RunFailed(f"{self._name}: cannot write {self.path} ({error})") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()

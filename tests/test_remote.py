@@ -1,0 +1,239 @@
+"""Judges and rewards on servers that fail: bounded time, nothing paid for twice, no score made up, a stop obeyed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import RemoteError
+from alignkit.remote import Malformed, Remote, RemoteOptions, requests
+from alignkit.remote.requests import model_in
+from alignkit.stopping import Stopped, request_stop, stoppable
+from tests.faults.case import HELD
+from tests.faults.clients import CLIENTS, Client
+from tests.faults.scripted_server import NAME, ScriptedServer, reply
+from tests.faults.servers import FAULTS, Fault, stopped_after, tried
+
+QUICK = {"refused", "401", "503", "HTML with 200", "wrong count", "another model replies", "injected verdict"}
+BY_NAME = {fault.name: fault for fault in FAULTS}
+STALLS = [fault for fault in FAULTS if fault.stalls]
+
+
+@pytest.mark.parametrize("client", CLIENTS.values(), ids=lambda client: client.name)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(each, marks=() if each.name in QUICK else pytest.mark.slow) for each in FAULTS],
+    ids=lambda fault: fault.name,
+)
+def test_a_fault_ends_as_it_should_and_the_run_goes_on(fault: Fault, client: Client, tmp_path: Path) -> None:
+    found = tried(fault, client, tmp_path)
+    assert found.outcome == HELD, f"{found.ending} ({found.seconds:.1f} s): {found.problem}\n{found.text}"
+
+
+def test_the_table_has_every_kind() -> None:
+    assert BY_NAME.keys() >= QUICK and len(FAULTS) >= 32 and len(BY_NAME) == len(FAULTS)
+
+
+@pytest.mark.parametrize("client", CLIENTS.values(), ids=lambda client: client.name)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(each, marks=pytest.mark.slow if "429" not in each.name else ()) for each in STALLS],
+    ids=lambda fault: fault.name,
+)
+def test_a_stop_is_obeyed_while_a_server_stalls(
+    fault: Fault, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "LAST_SECONDS", 0.5)
+    code, seconds = stopped_after(fault, client, tmp_path)
+    assert code == 75 and seconds < 2
+
+
+# Replies that are under way
+
+
+class Mine(RemoteOptions):
+    """Options of a service that says a number."""
+
+
+def read(text: bytes) -> Any:
+    try:
+        return json.loads(text)["number"]
+    except (ValueError, KeyError, TypeError):
+        raise Malformed("the reply is no number") from None
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    running = ScriptedServer(lambda body: {"number": body["n"]}, healthy=0)
+    yield running
+    running.close()
+
+
+def service(server: ScriptedServer, folder: Path, host: str = "127.0.0.1", **options: Any) -> Remote:
+    url = f"http://{host}:{server.port}/v1"
+    settings = {"base_url": url, "max_retries": 0, "backoff_seconds": 0.01} | options
+    return Remote("mine", Mine(**settings), "score", folder, read)
+
+
+BODIES = [{"n": n} for n in range(4)]
+
+
+@pytest.mark.parametrize("ending", ["failure", "stop"])
+def test_replies_under_way_are_waited_for_and_not_paid_for_twice(
+    ending: str, server: ScriptedServer, tmp_path: Path
+) -> None:
+    slow = threading.Barrier(4)
+
+    def act(server: ScriptedServer, connection: socket.socket, body: Any) -> None:
+        slow.wait(5)  # until all four are under way
+        if body["n"] == 0 and ending == "failure":
+            return reply(connection, b"", 401)
+        if body["n"] == 0:
+            request_stop("SIGTERM")
+        time.sleep(0.6)
+        return reply(connection, json.dumps({"number": body["n"]}).encode())
+
+    server.act = act
+    with stoppable(), pytest.raises(RemoteError if ending == "failure" else Stopped):
+        service(server, tmp_path, concurrency=4).ask(BODIES)
+    asked = server.requests
+    server.heal()
+    assert [each.value for each in service(server, tmp_path).ask(BODIES)] == [0, 1, 2, 3]
+    assert server.requests - asked == (1 if ending == "failure" else 0)
+
+
+def test_requests_that_wait_for_a_retry_do_not_delay_the_end(server: ScriptedServer, tmp_path: Path) -> None:
+    server.act = lambda server, connection, body: reply(
+        connection, b"", 401 if body["n"] == 3 else 503, {"Retry-After": "20"} if body["n"] < 3 else {}
+    )
+    began = time.monotonic()
+    with pytest.raises(RemoteError, match="401"):
+        service(server, tmp_path, concurrency=4, max_retries=3).ask(BODIES)
+    assert time.monotonic() - began < 2
+
+
+# Replies that cannot be used
+
+
+def test_many_malformed_replies_in_a_row_end_the_run(server: ScriptedServer, tmp_path: Path) -> None:
+    bodies = [{"n": n} for n in range(60)]
+    server.act = lambda server, connection, body: reply(connection, b'{"number": 1}' if body["n"] == 10 else b"<html>")
+    with pytest.raises(RemoteError, match="20 requests in a row had no reply that can be used: the reply is no number"):
+        service(server, tmp_path, concurrency=1).ask(bodies)
+    assert server.requests == 31  # the eleventh was good
+
+
+def test_refused_requests_in_a_row_do_not(server: ScriptedServer, tmp_path: Path) -> None:
+    server.act = lambda server, connection, body: reply(connection, b"too long", 400)
+    replies = service(server, tmp_path, concurrency=1).ask([{"n": n} for n in range(30)])
+    assert {each.reason for each in replies} == {"HTTP 400: too long"}
+
+
+def test_a_reply_that_does_not_fit_its_request_is_asked_for_again(server: ScriptedServer, tmp_path: Path) -> None:
+    answers = [7, 1]
+    server.act = lambda server, connection, body: reply(connection, json.dumps({"number": answers.pop(0)}).encode())
+    url = f"http://127.0.0.1:{server.port}/v1"
+    options = Mine(base_url=url, max_retries=1, backoff_seconds=0.01)
+    fits = lambda body, value: "" if body["n"] == value else "another number"  # noqa: E731
+    (found,) = Remote("mine", options, "score", tmp_path, read, fits=fits).ask([{"n": 1}])
+    assert found.value == 1 and not answers
+
+
+# The model that replies
+
+
+def test_replies_of_another_model_are_refused_also_in_a_later_run(server: ScriptedServer, tmp_path: Path) -> None:
+    model = ["a"]
+    server.good = lambda body: {"number": body["n"], "model": model[0]}
+    assert service(server, tmp_path).ask(BODIES[:2])[1].value == 1
+    model[0] = "b"
+    with pytest.raises(RemoteError, match="replies as the model 'b', and earlier replies came from 'a'") as caught:
+        service(server, tmp_path).ask(BODIES)
+    assert caught.value.exit_code == 6 and str(tmp_path / "mine.sqlite") in str(caught.value)
+    assert service(server, tmp_path, model_may_change=True).ask(BODIES)[3].value == 3
+
+
+def test_each_model_that_is_asked_for_has_its_own_reply(server: ScriptedServer, tmp_path: Path) -> None:
+    server.good = lambda body: {"number": body["n"], "model": f"{body['model']}-2"}
+    bodies = [{"n": n, "model": f"m{n % 2}"} for n in range(4)]
+    assert [each.value for each in service(server, tmp_path).ask(bodies)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"model": 3}', b'{"model": null}', b"1", b"[" * 99999, b"\xff"])
+def test_a_reply_without_a_model_has_none(text: bytes) -> None:
+    assert model_in(text) is None
+
+
+# Lookups
+
+
+def test_a_name_that_leads_to_a_metadata_service_is_not_asked(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    began = time.monotonic()
+    with pytest.raises(RemoteError, match=r"the name service\.test leads to 169\.254\.169\.254"):
+        service(server, tmp_path, NAME, max_retries=5, backoff_seconds=5).ask(BODIES)
+    assert time.monotonic() - began < 2
+
+
+def test_a_process_ends_although_a_lookup_stalls(tmp_path: Path) -> None:
+    code = f"""
+import pathlib, socket, time
+from alignkit.remote import Remote, RemoteOptions
+socket.getaddrinfo = lambda *a, **k: time.sleep(30)
+options = RemoteOptions(base_url="http://service.test/v1", timeout_seconds=0.2, max_retries=0)
+Remote("mine", options, "score", pathlib.Path({str(tmp_path)!r}), lambda text: 1).ask([{{"n": 1}}])
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25, check=False)
+    assert "no answer within 0.2 s" in done.stderr and time.monotonic() - began < 15
+
+
+# The command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["stalled request", "backoff", "Retry-After"])
+def test_sigterm_ends_a_run_within_seconds_and_it_goes_on(
+    phase: str, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acts = {
+        "stalled request": BY_NAME["accepts, then stalls"].act,
+        "backoff": BY_NAME["503"].act,
+        "Retry-After": lambda server, connection, body: reply(connection, b"", 429, {"Retry-After": "60"}),
+    }
+    server.good, server.act = CLIENTS["reward"].good, acts[phase]
+    rows = [{"prompt": f"Which {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reward = {"http": {"base_url": f"http://127.0.0.1:{server.port}/v1", "backoff_seconds": 30}}
+    stage = {"step": "evaluate_reward", "rewards": [reward], "pairs": "pairs.jsonl"}
+    (tmp_path / "r.json").write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"look": stage}}))
+    command = [sys.executable, "-m", "alignkit", "run", str(tmp_path / "r.json"), "--out", str(tmp_path / "run")]
+    monkeypatch.setenv("ALIGNKIT_REPORT", "0")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not server.requests and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert time.monotonic() - began < 20  # seconds on a busy machine; the server would take a minute
+    server.heal()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert max(server.paid.values()) == 1
