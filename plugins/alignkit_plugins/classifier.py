@@ -1,0 +1,111 @@
+"""A reward from a text classifier in a folder, such as one for toxicity: the probability of one of its labels.
+
+Any transformers model for sequence classification with safetensors does. Nothing is downloaded, and no code of the
+folder runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import alignkit
+from alignkit import Context, Field, Group, Register, Response, Reward, RunFailed, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROWS = 32  # at a time
+UNNAMED = {"0": "LABEL_0", "1": "LABEL_1"}  # transformers' names
+LONGEST = 512  # tokens of a piece, if the model names no limit
+
+
+class Classifier(Reward):
+    """The label's probability. Of a longer text than the model reads, the piece with the highest one counts."""
+
+    class Options(alignkit.Options):
+        folder: Path = Field(description="folder with the model and its tokenizer, relative to the recipe's folder")
+        label: str = Field(description="the label whose probability is the score, such as `toxic`")
+        scale: float = Field(1.0, description="factor of the probability; -1 for a label that is bad")
+        device: str = Field("cpu", description="where the classifier runs, such as `cuda`")
+
+    options: Options
+    _folder = Path()
+
+    def check(self, folder: Path) -> None:
+        self._folder = folder / self.options.folder.expanduser()
+        self._label()
+
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        self.check(context.folder)
+        self._place, self._several = self._label()
+        import transformers
+
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                self._folder, local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            raise RunFailed(f"reward 'classifier': cannot load {self._folder}: {error}") from None
+        self._model = model.float().to(self.options.device).eval()
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        texts = [_said(response) for group in groups for response in group.responses]
+        pieces = [(number, piece) for number, text in enumerate(texts) for piece in self._pieces(text)]
+        highest = [0.0] * len(texts)
+        rows = ROWS if self._tokenizer.pad_token is not None else 1
+        for start in range(0, len(pieces), rows):
+            batch = pieces[start : start + rows]
+            found = self._probabilities([piece for _, piece in batch]).tolist()
+            for (number, _), probability in zip(batch, found, strict=True):
+                highest[number] = max(highest[number], probability)
+        return {"": [self.options.scale * probability for probability in highest]}
+
+    def _label(self) -> tuple[int, bool]:
+        """The label's place, and whether several labels may hold at once. Raises RunFailed."""
+        file = self._folder / "config.json"
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            labels = {str(name): int(place) for place, name in config.get("id2label", UNNAMED).items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise RunFailed(f"reward 'classifier': cannot read {file}: {error}") from None
+        if self.options.label not in labels:
+            raise RunFailed(
+                f"reward 'classifier': {self._folder} has no label '{self.options.label}'; its labels are "
+                f"{', '.join(labels)}"
+            )
+        several = config.get("problem_type") == "multi_label_classification" or len(labels) == 1
+        return labels[self.options.label], several
+
+    def _pieces(self, text: str) -> list[list[int]]:
+        """The text's tokens in pieces that the model can read, each with its special tokens."""
+        longest = getattr(self._model.config, "max_position_embeddings", LONGEST + 2) - 2  # RoBERTa's begin at 2
+        found = self._tokenizer(
+            text, truncation=True, max_length=min(LONGEST, longest), return_overflowing_tokens=True
+        )["input_ids"]
+        return [found] if not found or isinstance(found[0], int) else list(found)
+
+    def _probabilities(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """The label's probability in each piece, [rows]."""
+        import torch
+
+        padded = self._tokenizer.pad({"input_ids": list(rows)}, return_tensors="pt").to(self.options.device)
+        with torch.inference_mode():
+            logits = self._model(**padded).logits.double()
+        return (logits.sigmoid() if self._several else logits.softmax(dim=-1))[:, self._place]
+
+
+def _said(response: Response) -> str:
+    if response.messages is None:
+        return response.text
+    said = [message.get("content") for message in response.messages if message["role"] == "assistant"]
+    return str(said[-1] or "") if said else ""
+
+
+@hookimpl
+def register_rewards(register: Register) -> None:
+    register("classifier", Classifier, summary="a label's probability by a text classifier in a folder")

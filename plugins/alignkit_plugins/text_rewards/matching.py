@@ -1,0 +1,121 @@
+"""Whether an answer is the known one, and whether a pattern occurs in it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+from pydantic import field_validator
+
+import alignkit
+from alignkit import DataError, Field, Group, Reward
+from alignkit.data.group import preview
+from alignkit_plugins.text_rewards.answers import column_of, scored
+
+# The package `regex` can be interrupted: a policy may write what keeps a pattern busy for years.
+SECONDS = 2.0
+
+
+def checked_pattern(pattern: str) -> str:
+    """The pattern. Raises ValueError if it cannot be read."""
+    import regex
+
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return pattern
+
+
+class ExactMatch(Reward):
+    """1 if the answer equals the prompt's known one, or one of several, else 0."""
+
+    class Options(alignkit.Options):
+        column: str = Field("answer", description="column of the prompts with the right answer, or a list of them")
+        extract: str = Field(
+            "",
+            description="pattern that finds the answer in the response: its last match, or the match's first group; "
+            "default: the whole response",
+        )
+        strict: bool = Field(
+            False, description="letter for letter; false: regardless of case, white space, and a period at the end"
+        )
+
+        @field_validator("extract")
+        @classmethod
+        def _readable(cls, pattern: str) -> str:
+            return checked_pattern(pattern)
+
+    options: Options
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            self._right(group)
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        return scored(groups, self._score)
+
+    def _score(self, group: Group, answer: str) -> float | None:
+        right = self._right(group)
+        try:
+            said = self._extracted(answer)
+        except TimeoutError:
+            return None
+        return float(said is not None and self._plain(said) in right)
+
+    def _right(self, group: Group) -> set[str]:
+        value = column_of("exact_match", group, self.options.column)
+        known = value if isinstance(value, list) else [value]
+        if not known or not all(isinstance(each, str | int | float) and not isinstance(each, bool) for each in known):
+            raise DataError(
+                f"exact_match: the prompt {preview(group)}: '{self.options.column}' is {value!r:.60}, not a text, a "
+                "number, or a list of these"
+            )
+        return {self._plain(str(each)) for each in known}
+
+    def _extracted(self, answer: str) -> str | None:
+        """The part of the answer that counts, None if there is none. Raises TimeoutError."""
+        import regex
+
+        if not self.options.extract:
+            return answer
+        found = list(regex.finditer(self.options.extract, answer, timeout=SECONDS))
+        if not found:
+            return None
+        return str((found[-1][1] or "") if found[-1].re.groups else found[-1][0])
+
+    def _plain(self, text: str) -> str:
+        text = unicodedata.normalize("NFC", text)
+        if self.options.strict:
+            return text
+        return " ".join(text.split()).removesuffix(".").strip().casefold()
+
+
+class Regex(Reward):
+    """1 if the pattern occurs in the answer, else 0."""
+
+    class Options(alignkit.Options):
+        pattern: str = Field(min_length=1, description="regular expression, as the package `regex` reads it")
+        whole: bool = Field(False, description="the whole answer must match, not a part of it")
+        scale: float = Field(1.0, description="the score of an answer that matches; -1 to train against it")
+
+        @field_validator("pattern")
+        @classmethod
+        def _readable(cls, pattern: str) -> str:
+            return checked_pattern(pattern)
+
+    options: Options
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        import regex
+
+        pattern = regex.compile(self.options.pattern)
+        match = pattern.fullmatch if self.options.whole else pattern.search
+
+        def score(group: Group, answer: str) -> float | None:
+            try:
+                return self.options.scale if match(answer, timeout=SECONDS) else 0.0
+            except TimeoutError:
+                return None
+
+        return scored(groups, score)

@@ -1,0 +1,115 @@
+"""A text classifier in a folder scores answers: a label's probability, with its sign, of every part of a long text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from alignkit import Context, Group, Response, RunFailed
+from alignkit_plugins.classifier import Classifier
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "so"]
+
+
+def write(folder: Path, labels: tuple[str, ...] = ("fine", "toxic"), **config: Any) -> None:
+    """A classifier that reads 14 tokens. Its last label is as likely as `bad` is frequent."""
+    words = Tokenizer(WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    words.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
+            max_position_embeddings=16,
+            id2label=dict(enumerate(labels)),
+            label2id={label: place for place, label in enumerate(labels)},
+            **config,
+        )
+    )
+    with torch.no_grad():
+        model.classifier.weight *= 100  # so that texts differ
+    model.save_pretrained(folder)
+
+
+def logits(folder: Path, *texts: str) -> torch.Tensor:
+    """As transformers computes them, one text at a time."""
+    words = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = BertForSequenceClassification.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        return torch.cat([model(**words(text, return_tensors="pt")).logits for text in texts]).double()
+
+
+def scores(folder: Path, *answers: Response | str, **options: Any) -> list[float | None]:
+    reward = Classifier(Classifier.Options(folder=Path(folder.name), **options))
+    reward.prepare(Context(models=None, cache=folder, folder=folder.parent, seed=0, load=list))  # type: ignore[arg-type]
+    responses = tuple(each if isinstance(each, Response) else Response(each) for each in answers)
+    return list(reward.score([Group((), responses)])[""])
+
+
+TEXTS = ("good so good", "bad bad", "", "so")
+
+
+def test_the_score_is_the_labels_probability(tmp_path: Path) -> None:
+    write(tmp_path / "c")
+    p = logits(tmp_path / "c", *TEXTS).softmax(dim=-1)
+    assert scores(tmp_path / "c", *TEXTS, label="toxic") == pytest.approx(p[:, 1].tolist(), abs=1e-6)
+    assert scores(tmp_path / "c", *TEXTS, label="fine") == pytest.approx(p[:, 0].tolist(), abs=1e-6)
+    assert scores(tmp_path / "c", *TEXTS, label="toxic", scale=-2) == pytest.approx((-2 * p[:, 1]).tolist(), abs=1e-6)
+    assert len(set(scores(tmp_path / "c", *TEXTS, label="toxic"))) == 4
+
+
+@pytest.mark.parametrize("labels", [("obscene", "threat", "toxic"), ("toxic",)])
+def test_labels_that_do_not_exclude_each_other(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    write(tmp_path / "c", labels, problem_type="multi_label_classification" if len(labels) > 1 else None)
+    p = logits(tmp_path / "c", *TEXTS).sigmoid()
+    assert scores(tmp_path / "c", *TEXTS, label="toxic") == pytest.approx(p[:, -1].tolist(), abs=1e-6)
+
+
+def test_the_worst_part_of_a_long_answer_counts(tmp_path: Path) -> None:
+    write(tmp_path / "c")
+    pieces = ["good " * 12, "bad " * 12, "so so"]  # 12 words and two special tokens are 14
+    (found,) = scores(tmp_path / "c", "".join(pieces), label="toxic")
+    p = logits(tmp_path / "c", *pieces).softmax(dim=-1)[:, 1]
+    assert found == pytest.approx(float(p.max()), abs=1e-6) and p.max() - p.min() > 1e-4
+
+
+def test_the_last_turn_of_the_assistant_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "c")
+    turns: Any = ({"role": "assistant", "content": "good"}, {"role": "user", "content": "so"})
+    called: Any = {"role": "assistant", "content": None}
+    talks = [Response(messages=(*turns, {"role": "assistant", "content": "bad"})), Response(messages=(called,))]
+    assert scores(tmp_path / "c", *talks, label="toxic") == scores(tmp_path / "c", "bad", "", label="toxic")
+
+
+def test_mistakes_are_told_before_the_run(tmp_path: Path) -> None:
+    write(tmp_path / "c")
+    with pytest.raises(RunFailed, match="has no label 'Toxic'; its labels are fine, toxic"):
+        Classifier(Classifier.Options(folder=Path("c"), label="Toxic")).check(tmp_path)
+    with pytest.raises(RunFailed, match=r"cannot read .*config\.json"):
+        Classifier(Classifier.Options(folder=Path("d"), label="toxic")).check(tmp_path)
+    (tmp_path / "c" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(RunFailed, match="its labels are LABEL_0, LABEL_1"):
+        Classifier(Classifier.Options(folder=Path("c"), label="toxic")).check(tmp_path)
+
+
+def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
+    write(tmp_path / "c")
+    (tmp_path / "c" / "model.safetensors").unlink()
+    (tmp_path / "c" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
+    with pytest.raises(RunFailed, match="cannot load"):
+        scores(tmp_path / "c", "so", label="toxic")
