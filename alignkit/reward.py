@@ -191,6 +191,9 @@ class RewardCombination:
         """The rewards to combine: name -> value of a RewardRef option."""
         raise NotImplementedError(f"{type(self).__name__} does not define `parts()`")
 
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        """Raise DataError if these prompts lack a column that `combine` needs; see `Reward.check_prompts`."""
+
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Combine the scores of all responses.
 

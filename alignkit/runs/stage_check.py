@@ -18,7 +18,7 @@ from alignkit.models.recent_turns import with_last_question
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.registry import Component
-from alignkit.reward import Reward
+from alignkit.reward import Reward, RewardCombination
 from alignkit.step import StepData
 
 if TYPE_CHECKING:
@@ -146,15 +146,21 @@ def _check_prompts(
 def check_scoring(
     components: Iterable[Component], groups: Sequence[Group], folder: Path, *, run_code: bool, stage: str = ""
 ) -> None:
-    """Let rewards and environments say what the groups lack. folder: the recipe's. stage: begins the message."""
+    """Let rewards, combinations and environments say what the groups lack. folder: the recipe's.
+
+    stage: begins the message.
+    """
     for component in components:
         kind = component.registration.implementation
-        if issubclass(kind, Environment) or (issubclass(kind, Reward) and (run_code or not kind.runs_code)):
-            reward, author = made(component, stage)
-            with calling(author, "check", reward):
-                reward.check(folder)
-            with calling(author, "check_prompts", reward):
-                reward.check_prompts(groups)
+        scoring = issubclass(kind, Environment) or (issubclass(kind, Reward) and (run_code or not kind.runs_code))
+        if not scoring and not issubclass(kind, RewardCombination):
+            continue
+        plugin, author = made(component, stage)
+        if scoring:
+            with calling(author, "check", plugin):
+                plugin.check(folder)
+        with calling(author, "check_prompts", plugin):
+            plugin.check_prompts(groups)
 
 
 def _shortened(groups: Sequence[Group], settings: Settings) -> list[Group]:

@@ -1,4 +1,4 @@
-"""Rewards without a model (`length`, `python`), a normalized reward model, and the combination `weighted_sum`."""
+"""Rewards without a model (`length`, `python`), and a normalized reward model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 import alignkit
 from alignkit import (
-    CombinedReward,
     Context,
     DataError,
     DataRef,
@@ -29,7 +28,6 @@ from alignkit import (
     Register,
     Response,
     Reward,
-    RewardCombination,
     RewardRef,
     RunFailed,
     hookimpl,
@@ -37,9 +35,6 @@ from alignkit import (
 from alignkit import functional as F
 from alignkit.comparison import sampled_length
 from alignkit.errors import did_you_mean
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Length(Reward):
@@ -85,16 +80,29 @@ class Python(Reward):
     class Options(alignkit.Options):
         path: Path | None = Field(None, description="path of a .py file, relative to the recipe's folder")
         module: str | None = Field(None, description="installed module, such as `trl.rewards`, instead of a file")
-        function: str = Field(description="name of the function in the file or module")
+        function: str = Field(
+            description="name of the function in the file or module, or `package.module:name` for both"
+        )
         kwargs: dict[str, Any] = Field(default_factory=dict, description="additional keyword arguments of the function")
         conversational: bool = Field(
             False, description="pass prompts and completions as lists of messages, like TRL for chats, not as strings"
         )
 
+        @model_validator(mode="before")
+        @classmethod
+        def _both_in_one(cls, given: Any) -> Any:
+            """`package.module:name` is short for `module` and `function`."""
+            if not isinstance(given, Mapping) or not isinstance(name := given.get("function"), str) or ":" not in name:
+                return given
+            if given.get("path") is not None or given.get("module") is not None:
+                raise ValueError(f"'function: {name}' names a module already; leave out `path` and `module`")
+            module, _, function = name.rpartition(":")
+            return {**given, "module": module, "function": function}
+
         @model_validator(mode="after")
         def _one_place(self) -> Any:
             if (self.path is None) == (self.module is None):
-                raise ValueError("set either `path` or `module`")
+                raise ValueError("set either `path` or `module`, or `function: package.module:name`")
             return self
 
         @property
@@ -344,48 +352,8 @@ class Normalized(Reward):
         return self.context.models.scores(self.options.reward_model.name, groups)
 
 
-class WeightedSum(RewardCombination):
-    """The weighted sum of rewards plus a constant. It is NaN for a response that lacks a part.
-
-    It does not whiten; a part that is whitened, such as `llama2`, stays so.
-    """
-
-    sums = True
-
-    class Options(alignkit.Options):
-        rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards to sum, under names of your choice")
-        weights: dict[str, float] = Field(description="weight of each reward, by its name")
-        bias: float = Field(0.0, description="constant that is added to the sum")
-
-        @model_validator(mode="after")
-        def _same_names(self) -> WeightedSum.Options:
-            if lacking := sorted(self.rewards.keys() - self.weights.keys()):
-                raise ValueError(f"no weight for {', '.join(lacking)}; add it to 'weights'")
-            if unknown := sorted(self.weights.keys() - self.rewards.keys()):
-                raise ValueError(f"weights for {', '.join(unknown)}, which are not among the rewards")
-            return self
-
-    options: Options
-
-    def parts(self) -> Mapping[str, RewardRef]:
-        return self.options.rewards
-
-    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """Sum the components, [R] each."""
-        weights = self.options.weights
-        bias = next(iter(components.values())).new_tensor(self.options.bias)
-        total = sum((weight * components[name] for name, weight in weights.items()), start=bias)  # [R]
-        metrics = {f"{name}_mean": float(components[name].nanmean()) for name in weights}
-        return CombinedReward(reward=total, raw=total, metrics={**metrics, "raw_mean": float(total.nanmean())})
-
-
 @hookimpl
 def register_rewards(register: Register) -> None:
     register("length", Length, summary="length of the response, or distance to a target length")
     register("python", Python, summary="your own function in a Python file, with TRL's signature")
     register("normalized", Normalized, summary="a reward model's score, shifted so that demonstrations have mean 0")
-
-
-@hookimpl
-def register_combinations(register: Register) -> None:
-    register("weighted_sum", WeightedSum, summary="weighted sum of rewards")

@@ -13,12 +13,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from alignkit import Group, Response, RewardCombination
+from alignkit import DataError, Group, Origin, Response, RewardCombination
 from alignkit.cli import main
 from alignkit_plugins.combinations import Clip, Minimum, Product, When
 from alignkit_plugins.gdpo import GDPO
 from alignkit_plugins.lagrangian import Lagrangian
 from alignkit_plugins.running_normalization import RunningNormalization
+from alignkit_plugins.weighted import Weighted
 
 NAN = math.nan
 
@@ -242,3 +243,97 @@ def test_what_it_remembers_survives_a_stop(name: str, tmp_path: Path, monkeypatc
     notes = " ".join(json.loads((tmp_path / "stopped/report/evaluation.json").read_text())["notes"])
     assert ("reward 'lagrangian' is as in the first iteration" in notes) == (name == "lagrangian")
     assert "running_normalization" not in notes
+
+
+# --- weights by a column
+
+
+def domains(*values: Any) -> list[Group]:
+    return [Group((), (Response(), Response()), meta={"domain": value}, id=str(n)) for n, value in enumerate(values)]
+
+
+def weighted(**weights: Mapping[str, float]) -> RewardCombination:
+    rewards = {"truth": "a", "style": "b"}
+    return made(Weighted, rewards=rewards, by="domain", weights=weights)
+
+
+def test_weights_depend_on_the_prompts_column() -> None:
+    thing = weighted(medicine={"truth": 3}, default={"truth": 0.5, "style": 2})
+    scores = {"truth": [1, 2, 3, 4, NAN, 6], "style": [10, 20, 30, NAN, 50, 60]}
+    found = combined(thing, domains("medicine", "law", None), **scores)
+    assert found.raw.tolist() == numbers([3 + 20, 6 + 40, 1.5 + 60, NAN, NAN, 3 + 120])
+    assert torch.equal(found.raw.nan_to_num(), found.reward.nan_to_num())
+    used = {name: value for name, value in found.metrics.items() if name.startswith("weight/")}
+    assert used == {
+        "weight/medicine/truth": 3,
+        "weight/medicine/style": 2,
+        "weight/default/truth": 0.5,
+        "weight/default/style": 2,
+    }
+    assert found.metrics["share/medicine"] == pytest.approx(1 / 3)
+    assert found.metrics["share/default"] == pytest.approx(2 / 3)
+    assert found.metrics["truth_mean"] == pytest.approx(16 / 5)
+
+
+def test_a_weight_that_is_left_out_is_one() -> None:
+    found = combined(weighted(medicine={"truth": 3}, law={}), domains("medicine", "law"), truth=[1] * 4, style=[5] * 4)
+    assert found.raw.tolist() == numbers([8, 8, 6, 6])
+
+
+def test_values_are_compared_as_yaml_writes_them() -> None:
+    thing = weighted(**{"true": {"truth": 3}, "3": {"truth": 7}})
+    assert combined(thing, domains(True, 3), truth=[1] * 4, style=[0] * 4).raw.tolist() == numbers([3, 3, 7, 7])
+
+
+@pytest.mark.parametrize(
+    ("meta", "words"),
+    [
+        ({"domain": "law"}, "has 'domain' 'law'"),
+        ({}, "has no column 'domain'"),
+        ({"domain": None}, "has 'domain' None"),
+    ],
+)
+def test_a_value_without_weights_names_the_row(meta: dict[str, Any], words: str) -> None:
+    row = Group(({"role": "user", "content": "Is it legal?"},), (Response(),), meta=meta, origin=Origin("a.jsonl", 7))
+    for call in (
+        lambda: weighted(medicine={}).check_prompts([row]),
+        lambda: combined(weighted(medicine={}), [row], truth=[1.0], style=[1.0]),
+    ):
+        with pytest.raises(DataError, match=rf"'Is it legal\?' \(.*a\.jsonl.*7.*\) {words}.*known are medicine"):
+            call()
+    weighted(medicine={}, default={}).check_prompts([row])
+
+
+def test_weights_are_for_rewards_that_exist() -> None:
+    with pytest.raises(ValidationError, match="weights for honesty, which are not among the rewards"):
+        weighted(medicine={"honesty": 3})
+
+
+def test_a_run_stops_before_it_samples_and_reports_its_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "What helps?", "domain": "medicine"}, {"prompt": "What rhymes?", "domain": "poetry"}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options: dict[str, Any] = {
+        "rewards": {"short": {"length": {"scale": -1}}, "long": {"length": {"unit": "characters"}}},
+        "by": "domain",
+        "weights": {"medicine": {"short": 3}},
+    }
+    stage = {
+        "algorithm": "rloo",
+        "prompts": "prompts.jsonl",
+        "reward": {"weighted": options},
+        "iterations": 1,
+        "prompts_per_iteration": 2,
+        "batch_size": 2,
+        "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
+    }
+    recipe = tmp_path / "r.json"
+    recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"align": stage}}))
+    assert main(["validate", str(recipe)]) == 4
+    assert "prompts.jsonl" in (said := capsys.readouterr().err) and "'domain' 'poetry'" in said
+    options["weights"]["default"] = {"long": 0.5}
+    recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"align": stage}}))
+    assert main(["run", str(recipe), "--out", str(tmp_path / "run")]) == 0
+    (lines,) = [file.read_text() for file in (tmp_path / "run" / "align").glob("metrics.jsonl")]
+    assert json.loads(lines.splitlines()[0])["reward/weight/medicine/long"] == 0.5

@@ -25,7 +25,8 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.reward import CombinedReward
 from alignkit.runs.run import Run
 from alignkit.training.scoring import Scorer
-from alignkit_plugins.rewards import Length, Normalized, Python, WeightedSum
+from alignkit_plugins.rewards import Length, Normalized, Python
+from alignkit_plugins.weighted import WeightedSum
 
 ASK = ({"role": "user", "content": "How are you?"},)
 GROUPS = [
@@ -528,3 +529,17 @@ def test_sums_are_right_by_their_last_number() -> None:
     said = ["7", "3 + 4 = 7.", "7 + 4 = 11", "The answer is seven", "70", "It is 7, not 8", ""]
     assert correct(said, [7] * len(said), id=["x"] * len(said)) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert correct(["11", "7"], [7, 7]) == [0.0, 1.0]
+
+
+def test_a_function_may_be_named_with_its_module(tmp_path: Path) -> None:
+    thing = Python(Python.Options(function="alignkit.data.group:preview"))
+    assert (thing.options.module, thing.options.function) == ("alignkit.data.group", "preview")
+    assert thing.options == Python.Options(module="alignkit.data.group", function="preview")
+    thing.check(tmp_path)
+    with pytest.raises(RunFailed, match=r"alignkit\.data\.group has no function 'previe'.*preview"):
+        Python(Python.Options(function="alignkit.data.group:previe")).check(tmp_path)
+    for other in ({"module": "json"}, {"path": "mine.py"}):
+        with pytest.raises(ValidationError, match="names a module already"):
+            Python.Options(function="json:loads", **other)
+    with pytest.raises(ValidationError, match="set either"):
+        Python.Options(function="loads")

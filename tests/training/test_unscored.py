@@ -21,7 +21,7 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.training.scoring import Scorer, score_rollouts
 from alignkit.training.unscored import nothing_scored
 from alignkit_plugins.calculator import Calculator
-from alignkit_plugins.rewards import WeightedSum
+from alignkit_plugins.weighted import WeightedSum
 
 PLUGIN = """
 from alignkit import *
@@ -139,5 +139,5 @@ def test_a_combination_that_loses_all_scores_is_named(tmp_path: Path, monkeypatc
     assert [name for name, _ in scorer.leaves()] == ["a"]
     scored = score_rollouts(scorer, [Group(PROMPT, (Response("x"),))])
     error = str(nothing_scored("align", scorer, scored.all_groups))
-    assert "reward 'weighted_sum' (plugin 'alignkit_rewards' (alignkit" in error
+    assert "reward 'weighted_sum' (plugin 'alignkit_weighted' (alignkit" in error
     assert "in `WeightedSum.combine`) makes no number of the scores of its parts" in error

@@ -1,0 +1,125 @@
+"""Weighted sums of rewards: with the same weights for all prompts, or with weights by a column of the prompt.
+
+The second kind lets truth count more where the question is about medicine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import model_validator
+
+import alignkit
+from alignkit import CombinedReward, DataError, Field, Group, Register, RewardCombination, RewardRef, hookimpl
+from alignkit.data.group import preview
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT = "default"
+
+
+class WeightedSum(RewardCombination):
+    """The weighted sum of rewards plus a constant. It is NaN for a response that lacks a part.
+
+    It does not whiten; a part that is whitened, such as `llama2`, stays so.
+    """
+
+    sums = True
+
+    class Options(alignkit.Options):
+        rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards to sum, under names of your choice")
+        weights: dict[str, float] = Field(description="weight of each reward, by its name")
+        bias: float = Field(0.0, description="constant that is added to the sum")
+
+        @model_validator(mode="after")
+        def _same_names(self) -> WeightedSum.Options:
+            if lacking := sorted(self.rewards.keys() - self.weights.keys()):
+                raise ValueError(f"no weight for {', '.join(lacking)}; add it to 'weights'")
+            if unknown := sorted(self.weights.keys() - self.rewards.keys()):
+                raise ValueError(f"weights for {', '.join(unknown)}, which are not among the rewards")
+            return self
+
+    options: Options
+
+    def parts(self) -> Mapping[str, RewardRef]:
+        return self.options.rewards
+
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
+        """Sum the components, [R] each."""
+        weights = self.options.weights
+        bias = next(iter(components.values())).new_tensor(self.options.bias)
+        total = sum((weight * components[name] for name, weight in weights.items()), start=bias)  # [R]
+        metrics = {f"{name}_mean": float(components[name].nanmean()) for name in weights}
+        return CombinedReward(reward=total, raw=total, metrics={**metrics, "raw_mean": float(total.nanmean())})
+
+
+class Weighted(RewardCombination):
+    """The sum of all rewards, each times the weight for the prompt's value of a column. It is NaN without a part."""
+
+    sums = True
+
+    class Options(alignkit.Options):
+        rewards: dict[str, RewardRef] = Field(min_length=1, description="rewards to sum, under names of your choice")
+        by: str = Field(description="column of the prompts that decides")
+        weights: dict[str, dict[str, float]] = Field(
+            min_length=1,
+            description="for each value of the column, the weight of each reward by its name; `default` is for other "
+            "values, and for rewards that a value leaves out; there, a missing weight is 1",
+        )
+
+        @model_validator(mode="after")
+        def _known(self) -> Weighted.Options:
+            named = {name for weights in self.weights.values() for name in weights}
+            if unknown := sorted(named - self.rewards.keys()):
+                raise ValueError(f"weights for {', '.join(unknown)}, which are not among the rewards")
+            return self
+
+    options: Options
+
+    def parts(self) -> Mapping[str, RewardRef]:
+        return self.options.rewards
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            self._key(group)
+
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
+        """Sum the components, [R] each. Raises DataError for a prompt whose value has no weights."""
+        keys = [self._key(group) for group in groups for _ in group.responses]
+        first = next(iter(components.values()))
+        total = first.new_zeros(first.shape)
+        for name, scores in components.items():
+            total = total + scores * scores.new_tensor([self._weight(key, name) for key in keys])
+        means = {f"{name}_mean": float(scores.nanmean()) for name, scores in components.items()}
+        used = {f"weight/{key}/{name}": self._weight(key, name) for key in dict.fromkeys(keys) for name in components}
+        shares = {f"share/{key}": count / len(keys) for key, count in Counter(keys).items()}
+        return CombinedReward(total, total, {**means, **used, **shares, "combined_mean": float(total.nanmean())})
+
+    def _key(self, group: Group) -> str:
+        """Under which name the weights of a prompt are. Raises DataError."""
+        by, weights = self.options.by, self.options.weights
+        value = group.meta.get(by)
+        key = str(value).lower() if isinstance(value, bool) else str(value)  # as YAML writes it
+        if value is not None and key in weights:
+            return key
+        if DEFAULT in weights:
+            return DEFAULT
+        row = f"the prompt {preview(group)}{f' ({group.origin})' if group.origin else ''}"
+        what = f"has '{by}' {value!r:.60}" if by in group.meta else f"has no column '{by}'"
+        raise DataError(
+            f"weighted: {row} {what}, which has no weights; those known are {', '.join(weights)}\n"
+            f"help: add weights for it, or `{DEFAULT}: {{}}`"
+        )
+
+    def _weight(self, key: str, name: str) -> float:
+        weights = self.options.weights
+        return weights[key].get(name, weights.get(DEFAULT, {}).get(name, 1.0))
+
+
+@hookimpl
+def register_combinations(register: Register) -> None:
+    register("weighted_sum", WeightedSum, summary="weighted sum of rewards")
+    register("weighted", Weighted, summary="weighted sum of rewards, with weights by a column of the prompt")
