@@ -130,7 +130,8 @@ def bradley_terry(wins: Mapping[tuple[Policy, Policy], float], *, ridge: float =
     if not ridge:
         _check_finite(table, policies)
     strengths = _most_likely(table, ridge)
-    return {policies[number]: float(strengths[number]) for number in np.argsort(-strengths, kind="stable")}
+    order = np.argsort(-strengths.round(9), kind="stable")  # the last digits do not separate equally strong policies
+    return {policies[number]: float(strengths[number]) for number in order}
 
 
 class Strength(TypedDict):
@@ -244,27 +245,28 @@ def _named(group: Sequence[int], policies: Sequence[Hashable]) -> str:
 def _most_likely(table: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
     """The strengths at which every policy wins as often as expected, i.e. the gradient of the likelihood is 0.
 
-    An equation solver finds all digits. A minimizer would stop with half of them, because the likelihood is flat at
-    its maximum.
+    Newton's method finds all digits. A minimizer would stop with half of them, because the likelihood is flat at its
+    maximum. A step moves no policy by more than a nat, so that none overshoots.
     """
     import numpy as np
-    from scipy.optimize import root
     from scipy.special import expit
 
     n, games = len(table), table + table.T
     anchor = games.sum() / n**2  # keeps the mean at 0; the likelihood depends on differences only
-
-    def gradient(strengths: NDArray[np.float64]) -> NDArray[np.float64]:
+    strengths = np.zeros(n)
+    for _ in range(1000):
         surprise = table * expit(strengths - strengths[:, None])  # wins times the probability of losing
-        return surprise.sum(0) - surprise.sum(1) + ridge * strengths + anchor * strengths.sum()
-
-    def curvature(strengths: NDArray[np.float64]) -> NDArray[np.float64]:
+        gradient = surprise.sum(1) - surprise.sum(0) - ridge * strengths - anchor * strengths.sum()
         gaps = strengths[:, None] - strengths
         variance = games * expit(gaps) * expit(-gaps)
-        return np.diag(variance.sum(1)) - variance + ridge * np.eye(n) + anchor
-
-    solution = root(gradient, np.zeros(n), jac=curvature, tol=1e-10)
-    if not solution.success:
-        raise ValueError("the likelihood is too flat to find its maximum; add games, or a ridge")
-    strengths: NDArray[np.float64] = solution.x
-    return strengths
+        curvature = np.diag(variance.sum(1)) - variance + ridge * np.eye(n) + anchor
+        try:
+            step = np.linalg.solve(curvature, gradient)
+        except np.linalg.LinAlgError:
+            break
+        if not np.isfinite(step).all():
+            break
+        strengths += step / max(1.0, np.abs(step).max())
+        if np.abs(step).max() <= 1e-10:
+            return strengths
+    raise ValueError("the likelihood is too flat to find its maximum; add games, or a ridge")
