@@ -140,8 +140,6 @@ TESTED_IN = {
     "remote.names": "test_remote",
     "remote.options": "test_rlaif",
     "remote.replies": "test_rlaif",
-    "remote.requests": "test_remote",
-    "remote.service": "test_remote",
     "reward": "test_rewards",
     "runs.base_model": "test_recipes",
     "runs.changes": "test_plan",
@@ -199,6 +197,7 @@ OTHER_MEANINGS = {
 }
 COMMON_WORDS = {
     *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
+    *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
     *("environment", "merge", "people", "preference", "python", "sample"),
     *("clip", "min", "product", "rankings", "rest", "reward_model", "text", "weighted_sum", "worker", "when"),
 }
@@ -250,7 +249,13 @@ def layer(room: str) -> int:
 
 def test_every_room_has_a_layer() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert rooms == ROOMS | {"data", "feedback", "functional", "testing"}  # of which only testing is not the contract
+    assert rooms == ROOMS | {
+        "data",
+        "feedback",
+        "functional",
+        "remote",
+        "testing",
+    }  # of which only testing is not the contract
 
 
 @pytest.mark.parametrize("module", INNER)

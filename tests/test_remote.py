@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 
 from alignkit import RemoteError
-from alignkit.remote import Malformed, Remote, RemoteOptions, requests
-from alignkit.remote.requests import model_in
+from alignkit.remote import Malformed, Remote, RemoteOptions
+from alignkit.remote import service as asking
+from alignkit.remote.service import model_in
 from alignkit.stopping import Stopped, request_stop, stoppable
 from tests.faults.case import HELD
 from tests.faults.clients import CLIENTS, Client
 from tests.faults.scripted_server import NAME, ScriptedServer, reply
 from tests.faults.servers import FAULTS, Fault, stopped_after, tried
+from tests.patience import PATIENCE
 
 QUICK = {"refused", "401", "503", "HTML with 200", "wrong count", "another model replies", "injected verdict"}
 BY_NAME = {fault.name: fault for fault in FAULTS}
@@ -35,7 +37,7 @@ STALLS = [fault for fault in FAULTS if fault.stalls]
     [pytest.param(each, marks=() if each.name in QUICK else pytest.mark.slow) for each in FAULTS],
     ids=lambda fault: fault.name,
 )
-def test_a_fault_ends_as_it_should_and_the_run_goes_on(fault: Fault, client: Client, tmp_path: Path) -> None:
+def test_a_fault_ends_as_it_should_and_can_be_resumed(fault: Fault, client: Client, tmp_path: Path) -> None:
     found = tried(fault, client, tmp_path)
     assert found.outcome == HELD, f"{found.ending} ({found.seconds:.1f} s): {found.problem}\n{found.text}"
 
@@ -53,9 +55,8 @@ def test_the_table_has_every_kind() -> None:
 def test_a_stop_is_obeyed_while_a_server_stalls(
     fault: Fault, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "LAST_SECONDS", 0.5)
-    code, seconds = stopped_after(fault, client, tmp_path)
-    assert code == 75 and seconds < 2
+    monkeypatch.setattr(asking, "LAST_SECONDS", 0.5)
+    assert stopped_after(fault, client, tmp_path) == 75  # and not when the server has stalled for ten minutes
 
 
 # Replies that are under way
@@ -114,12 +115,10 @@ def test_replies_under_way_are_waited_for_and_not_paid_for_twice(
 
 def test_requests_that_wait_for_a_retry_do_not_delay_the_end(server: ScriptedServer, tmp_path: Path) -> None:
     server.act = lambda server, connection, body: reply(
-        connection, b"", 401 if body["n"] == 3 else 503, {"Retry-After": "20"} if body["n"] < 3 else {}
+        connection, b"", 401 if body["n"] == 3 else 503, {"Retry-After": "1000"} if body["n"] < 3 else {}
     )
-    began = time.monotonic()
     with pytest.raises(RemoteError, match="401"):
         service(server, tmp_path, concurrency=4, max_retries=3).ask(BODIES)
-    assert time.monotonic() - began < 2
 
 
 # Replies that cannot be used
@@ -184,23 +183,20 @@ def test_a_name_that_leads_to_a_metadata_service_is_not_asked(
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", look)
-    began = time.monotonic()
     with pytest.raises(RemoteError, match=r"the name service\.test leads to 169\.254\.169\.254"):
-        service(server, tmp_path, NAME, max_retries=5, backoff_seconds=5).ask(BODIES)
-    assert time.monotonic() - began < 2
+        service(server, tmp_path, NAME, max_retries=5, backoff_seconds=60).ask(BODIES)
 
 
 def test_a_process_ends_although_a_lookup_stalls(tmp_path: Path) -> None:
     code = f"""
-import pathlib, socket, time
+import pathlib, socket, threading
 from alignkit.remote import Remote, RemoteOptions
-socket.getaddrinfo = lambda *a, **k: time.sleep(30)
+socket.getaddrinfo = lambda *a, **k: threading.Event().wait()
 options = RemoteOptions(base_url="http://service.test/v1", timeout_seconds=0.2, max_retries=0)
 Remote("mine", options, "score", pathlib.Path({str(tmp_path)!r}), lambda text: 1).ask([{{"n": 1}}])
 """
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25, check=False)
-    assert "no answer within 0.2 s" in done.stderr and time.monotonic() - began < 15
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert "no answer within 0.2 s" in done.stderr
 
 
 # The command
@@ -208,18 +204,20 @@ Remote("mine", options, "score", pathlib.Path({str(tmp_path)!r}), lambda text: 1
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["stalled request", "backoff", "Retry-After"])
-def test_sigterm_ends_a_run_within_seconds_and_it_goes_on(
+def test_sigterm_ends_a_run_that_waits_for_a_server(
     phase: str, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acts = {
         "stalled request": BY_NAME["accepts, then stalls"].act,
         "backoff": BY_NAME["503"].act,
-        "Retry-After": lambda server, connection, body: reply(connection, b"", 429, {"Retry-After": "60"}),
+        "Retry-After": lambda server, connection, body: reply(connection, b"", 429, {"Retry-After": "1000"}),
     }
     server.good, server.act = CLIENTS["reward"].good, acts[phase]
     rows = [{"prompt": f"Which {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(3)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reward = {"http": {"base_url": f"http://127.0.0.1:{server.port}/v1", "backoff_seconds": 30}}
+    reward = {
+        "http": {"base_url": f"http://127.0.0.1:{server.port}/v1", "backoff_seconds": 60, "timeout_seconds": 1200}
+    }
     stage = {"step": "evaluate_reward", "rewards": [reward], "pairs": "pairs.jsonl"}
     (tmp_path / "r.json").write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"look": stage}}))
     command = [sys.executable, "-m", "alignkit", "run", str(tmp_path / "r.json"), "--out", str(tmp_path / "run")]
@@ -228,11 +226,9 @@ def test_sigterm_ends_a_run_within_seconds_and_it_goes_on(
     while not server.requests and process.poll() is None:
         time.sleep(0.05)
     time.sleep(0.5)
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, said
-    assert time.monotonic() - began < 20  # seconds on a busy machine; the server would take a minute
     server.heal()
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr

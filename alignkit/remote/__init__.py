@@ -6,11 +6,12 @@
 `read` turns the bytes of a reply into a JSON value, which is stored, or raises `Malformed`. Failures that may be
 temporary (no connection, time-outs, 408, 429, 5xx, malformed replies) are retried. Other statuses, and a server that
 stays unavailable, end the run with a `RemoteError`. Replies received by then are stored and not requested again.
+
+Design: docs/architecture.md.
 """
 
 from alignkit.remote.options import RemoteOptions, key_of
 from alignkit.remote.replies import Malformed, Reply, ReplyStore, TryAgain
-from alignkit.remote.requests import retry_after
-from alignkit.remote.service import Remote
+from alignkit.remote.service import Remote, retry_after
 
 __all__ = ["Malformed", "Remote", "RemoteOptions", "Reply", "ReplyStore", "TryAgain", "key_of", "retry_after"]

@@ -1,6 +1,6 @@
 """Weighted sums of rewards: with the same weights for all prompts, or with weights by a column of the prompt.
 
-The second kind lets truth count more where the question is about medicine.
+The second kind lets truth count more if the question is about medicine.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class ScriptedServer:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, ValueError):
-            connection.settimeout(20)
+            connection.settimeout(600)
             path, content = _request(connection)
             body = json.loads(content)
             with self._lock:

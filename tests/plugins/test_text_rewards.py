@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -112,11 +111,9 @@ def test_a_pattern_that_cannot_be_read_is_refused(options: dict[str, Any]) -> No
 
 def test_a_pattern_that_takes_for_ever_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matching, "SECONDS", 0.1)
-    began = time.monotonic()
     busy = "(a|aa)+$"
     assert scores(Regex, "a" * 60 + "b", "aaa", pattern=busy) == [None, 1.0]
     assert scores(ExactMatch, "a" * 60 + "b", meta={"answer": "x"}, extract=busy) == [None]
-    assert time.monotonic() - began < 10
 
 
 # --- form

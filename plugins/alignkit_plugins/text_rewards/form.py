@@ -30,11 +30,11 @@ class Form(Reward):
         tags: list[str] = Field(
             [],
             description="tags that make up the answer, such as [think, answer]: each once, in this order, not empty, "
-            "with nothing around them; `json_schema` and `markdown` are then about the last one's content",
+            "with nothing around them; `json_schema` and `markdown` are then about the last tag's content",
         )
         json_schema: dict[str, Any] | None = Field(
             None,
-            description="JSON schema that the answer must fulfill, in a code block or by itself; {} for any JSON "
+            description="JSON schema that the answer must fulfill, bare or in a block of code; {} for any JSON "
             "(others need jsonschema)",
         )
         markdown: list[Literal["heading", "bullets", "numbers", "table", "bold", "code"]] = Field(
