@@ -103,7 +103,7 @@ class Weighted(RewardCombination):
         by, weights = self.options.by, self.options.weights
         value = group.meta.get(by)
         key = str(value).lower() if isinstance(value, bool) else str(value)  # as YAML writes it
-        if value is not None and key in weights:
+        if key in weights:
             return key
         if DEFAULT in weights:
             return DEFAULT

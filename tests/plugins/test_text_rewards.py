@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -177,9 +178,12 @@ def test_a_schema_is_checked_and_asks_nobody(tmp_path: Path, monkeypatch: pytest
     pytest.importorskip("jsonschema")
     with pytest.raises(RunFailed, match="json_schema is no JSON schema"):
         Form(Form.Options(json_schema={"type": 3})).check(tmp_path)
+    asked: list[Any] = []
+    monkeypatch.setattr(socket, "create_connection", lambda *address, **options: asked.append(address))
     elsewhere = {"$ref": "http://127.0.0.1:9/schema.json"}
     with pytest.raises(RunFailed, match=r"refers to http://127\.0\.0\.1:9/schema\.json, which is not part of it"):
         Form(Form.Options(json_schema=elsewhere)).check(tmp_path)
+    assert not asked
     inside = {"$ref": "#/$defs/city", "$defs": {"city": {"type": "string"}}}
     assert scores(Form, '"Paris"', "3", json_schema=inside) == [1.0, 0.0]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
