@@ -31,7 +31,10 @@ from alignkit.testing import ConformanceError, check_reward, example_groups
 JUDGE = {"local_judge": {"min_mass": 0}}
 FUNCTION = "def polite(prompts, completions, **columns):\n    return [float('e' in text) for text in completions]\n"
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "abstention": [{}],
     "environment": [{}],
+    "honesty": [{"column": "right"}],
+    "honesty_accuracy": [{"column": "right", "match": "f1"}],
     "math_verify": [{"column": "right"}],
     "length": [{}, {"unit": "words", "target": 3, "scale": 0.5}],
     "normalized": [{"reward_model": "helpful", "data": "demonstrations.jsonl", "gain": True}],
@@ -57,6 +60,8 @@ def test_first_party_rewards_conform(name: str, options: dict[str, Any], tmp_pat
     if name == "math_verify":
         pytest.importorskip("math_verify")
         groups = [Group(group.prompt, group.responses, meta={"right": "7"}) for group in example_groups()]
+    if name.startswith("honesty"):
+        groups = [Group(group.prompt, group.responses, meta={"right": ["7"]}) for group in example_groups()]
     if name == "environment":
         groups = [replace(group, responses=_played(group.responses)) for group in example_groups()]
     (tmp_path / "polite.py").write_text(FUNCTION, encoding="utf-8")

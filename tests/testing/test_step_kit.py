@@ -30,6 +30,7 @@ from alignkit.testing import ConformanceError, check_step
 JUDGE = {"local_judge": {"min_mass": 0, "role": "judge"}}
 SHORT: dict[str, Any] = {"prompts": "held_out.jsonl", "max_new_tokens": 6}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "calibration": [{"policies": ["base", "sft"], "correct": "helpful", "confidence": "token", **SHORT}],
     "evaluate": [{"policies": ["base", "sft"], "rewards": ["helpful", {"length": {}}], **SHORT}],
     "evaluate_reward": [{"rewards": ["helpful", {"length": {"unit": "characters"}}], "pairs": "rows.jsonl"}],
     "instruct": [{"data": "rows.jsonl", "instruction": "Be brief."}],
@@ -40,6 +41,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "rate_feedback": [],  # rates a store, as tests/plugins/test_rate_feedback.py does
     "sample": [{"policy": "sft", "samples_per_prompt": 2, "reward": "helpful", "keep": "best", **SHORT}],
     "select_best": [{"policies": ["sft@1", "sft@2"], "reward": "helpful", **SHORT}],
+    "sycophancy": [],  # needs known answers: see below
 }
 CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
 
@@ -56,6 +58,15 @@ def test_every_first_party_step_is_checked() -> None:
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[name for name, _ in CASES])
 def test_first_party_steps_conform(name: str, options: dict[str, Any]) -> None:
     check_step(first_party()[name], options)
+
+
+def test_sycophancy_conforms() -> None:
+    groups = [
+        Group(({"role": "user", "content": f"{text}?"},), (Response(text="Yes."),), id=text, meta={"answers": [text]})
+        for text in ("a", "b", "c")
+    ]
+    correct = {"honesty_accuracy": {}}
+    check_step(first_party()["sycophancy"], {"policies": ["base", "sft"], "correct": correct, **SHORT}, groups=groups)
 
 
 def test_policies_within_other_options_are_named() -> None:

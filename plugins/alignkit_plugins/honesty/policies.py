@@ -1,0 +1,77 @@
+"""What the steps `sycophancy` and `calibration` share: policies that answer prompts, and who is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import model_validator
+
+import alignkit
+from alignkit import REWARD_KEY, DataRef, Field, Group, PolicyRef, RewardRef, StepContext
+from alignkit.comparison import prompts_to_compare, short_names
+
+
+class PoliciesOptions(alignkit.SamplingOptions):
+    """Options of a step in which policies answer prompts that have a right answer."""
+
+    policies: list[PolicyRef] = Field(min_length=1, description="policies to measure: `base`, stages or `STAGE@k`")
+    correct: RewardRef = Field(description="reward that says whether an answer is right, such as `honesty_accuracy`")
+    threshold: float = Field(0.5, description="answers that score above this are right")
+    prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
+    baseline: PolicyRef | None = Field(
+        None, description="policy to compare the others with; default: the first but `base`, or else `base`"
+    )
+    temperature: float | None = Field(0.0, ge=0, description="sampling temperature; 0 is greedy")
+    limit: int | None = Field(None, ge=1, description="use only the first N prompts")
+
+    @model_validator(mode="after")
+    def _policies(self) -> Any:
+        if repeated := sorted({name for name in self.policies if self.policies.count(name) > 1}):
+            raise ValueError(f"policies has duplicates: {', '.join(repeated)}; names must be unique")
+        if self.baseline is not None and self.baseline not in self.policies:
+            raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {', '.join(self.policies)}")
+        return self
+
+    def policies_to_sample(self) -> list[str]:
+        return self.policies
+
+    @property
+    def compared_with(self) -> str | None:
+        """The baseline; None for a single policy."""
+        if len(self.policies) < 2:
+            return None
+        return self.baseline or next((name for name in self.policies[:-1] if name != "base"), self.policies[0])
+
+    def notes_of(self, prompts: Sequence[Group], repeated: Sequence[str], context: StepContext) -> list[str]:
+        """What a reader of the results must know, first of all prompts that a policy has learned from."""
+        seen: dict[str, set[int]] = {}
+        for policy in self.policies:
+            seen |= context.trained_on(policy, prompts)
+        stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
+        count = len(set().union(*seen.values()))
+        warning = [f"warning: {count} of {len(prompts)} prompts are training data ({stages})"] if seen else []
+        return [f"sampled with {self.described()}", *self.notes, *repeated, *warning]
+
+    def read(self, context: StepContext) -> tuple[list[Group], list[str]]:
+        """The prompts, and notes on them."""
+        prompts, repeated = prompts_to_compare(context.load(self.prompts), self.limit)
+        return prompts, self.notes_of(prompts, repeated, context)
+
+
+def rightness(
+    groups: Sequence[Group], scorer: Any, threshold: float, meta: Sequence[Mapping[str, Any]] | None = None
+) -> list[bool | None]:
+    """Whether each group's only response is right; None if it has no score. meta: columns in place of the groups'."""
+    bare = [
+        replace(group, responses=tuple(replace(r, scores={}) for r in group.responses), meta=dict(columns))
+        for group, columns in zip(groups, meta or [group.meta for group in groups], strict=True)
+    ]
+    scores = [group.responses[0].scores[REWARD_KEY] for group in scorer.score(bare)]
+    return [None if score is None else score > threshold for score in scores]
+
+
+def named(options: PoliciesOptions) -> dict[str, str]:
+    """Each policy's name in the tables."""
+    return short_names(options.policies)

@@ -1,0 +1,194 @@
+"""The step `calibration`: scripted probabilities and answers, with measures worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit import Artifact, Group, Response, RunFailed, StepContext
+from alignkit.recipe.schema import RewardSpec
+from alignkit.registry import Component, Registration
+from alignkit.training.scoring import Scorer
+from alignkit_plugins.honesty import calibration
+from alignkit_plugins.honesty.calibration import Calibration, Cases, confidence
+from alignkit_plugins.honesty.rewards import HonestyAccuracy
+
+CORRECT = RewardSpec(
+    "reward",
+    "honesty_accuracy",
+    Component(
+        "reward", "honesty_accuracy", Registration("honesty_accuracy", HonestyAccuracy), HonestyAccuracy.Options()
+    ),
+)
+# Per policy and prompt: how probable the answer is, and whether it is right. `bold` is sure and often wrong.
+SCRIPTS = {
+    "careful": [(0.95, True), (0.85, True), (0.75, True), (0.35, False), (0.25, True), (0.15, False)],
+    "bold": [(0.95, True), (0.95, False), (0.95, False), (0.85, True), (0.85, False), (0.75, False)],
+}
+
+
+class Scripted:
+    """Models whose answers have two tokens, the second of which has probability one half."""
+
+    def __init__(self) -> None:
+        self.temperatures: list[float] = []
+        self.cut: set[int] = set()  # prompts whose answer a model had to truncate
+
+    def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        return [Group(tuple(prompt), (self._answer(role, prompt),)) for prompt in prompts]
+
+    def _answer(self, role: str, prompt: Any) -> Response:
+        number = _number(prompt)
+        return Response(f"answer {number}" if SCRIPTS[role][number][1] else "elsewhere", tokens=(1, 2))
+
+    def logprobs(self, role: str, groups: Sequence[Group], *, temperature: float = 1.0) -> list[torch.Tensor]:
+        self.temperatures.append(temperature)
+        rows = []
+        for group in groups:
+            number = _number(group.prompt)
+            row = torch.tensor([math.log(2 * SCRIPTS[role][number][0]), math.log(0.5)])
+            rows.append(row[: 1 if number in self.cut else 2])
+        return rows
+
+
+def _number(prompt: Any) -> int:
+    return int(prompt[0]["content"].split()[-1])
+
+
+def prompts() -> list[Group]:
+    return [
+        Group(({"role": "user", "content": f"question {i}"},), id=str(i), meta={"answers": [f"answer {i}"]})
+        for i in range(6)
+    ]
+
+
+def run(folder: Path, models: Any = None, **options: Any) -> Artifact:
+    made = StepContext(
+        models=models or Scripted(),
+        cache=folder / "cache",
+        folder=folder,
+        seed=7,
+        out=folder / "out",
+        load=lambda spec: prompts(),
+        scorer=lambda spec: Scorer(spec, made),
+        map=lambda name, rows, f: list(f(rows)),
+        log=lambda **values: None,
+        say=lambda text: None,
+    )
+    made.out.mkdir(exist_ok=True)
+    options = {"policies": ["careful", "bold"], "correct": CORRECT, "prompts": "x", "temperature": 0.7, **options}
+    return Calibration(Calibration.Options(**options)).run(made)
+
+
+def means(found: Any) -> dict[str, Any]:
+    return {
+        name: each["mean"] and pytest.approx(each["mean"], abs=1e-6) for name, each in found.items() if name != "bins"
+    }
+
+
+def test_every_measure_by_hand(tmp_path: Path) -> None:
+    summary: Any = run(tmp_path).summary
+    assert means(summary["policies"]["careful"]) == {
+        "accuracy": 4 / 6,
+        "confidence": 3.3 / 6,
+        "overconfidence": (3.3 - 4) / 6,
+        # every answer is in a bin of its own
+        "error": (0.05 + 0.15 + 0.25 + 0.35 + 0.75 + 0.15) / 6,
+        "brier": (0.05**2 + 0.15**2 + 0.25**2 + 0.35**2 + 0.75**2 + 0.15**2) / 6,
+        "auroc": 7 / 8,  # of 4 x 2 pairs, only 0.25 (right) is below 0.35 (wrong)
+        "when_right": (0.95 + 0.85 + 0.75 + 0.25) / 4,
+        "when_wrong": (0.35 + 0.15) / 2,
+    }
+    assert means(summary["policies"]["bold"]) == {
+        "accuracy": 2 / 6,
+        "confidence": 5.3 / 6,
+        "overconfidence": (5.3 - 2) / 6,
+        "error": (3 * (0.95 - 1 / 3) + 2 * (0.85 - 1 / 2) + 0.75) / 6,
+        "brier": (0.05**2 + 2 * 0.95**2 + 0.15**2 + 0.85**2 + 0.75**2) / 6,
+        "auroc": (1 + 1 + 0.5 + 0.5 + 1 + 0.5 + 0 + 0) / 8,
+        "when_right": 0.9,
+        "when_wrong": (0.95 + 0.95 + 0.85 + 0.75) / 4,
+    }
+
+
+def test_differences_are_the_policys_minus_the_baselines(tmp_path: Path) -> None:
+    summary: Any = run(tmp_path).summary
+    assert summary["baseline"] == "careful" and list(summary["against"]) == ["bold"]
+    found, (ours, theirs) = summary["against"]["bold"], (summary["policies"][name] for name in ("bold", "careful"))
+    for name in calibration.MEASURES:
+        assert found[name]["mean"] == pytest.approx(ours[name]["mean"] - theirs[name]["mean"]), name
+    # Paired: the same prompts are drawn for both, so overconfidence has the interval of the mean difference.
+    differences = [
+        (0.95 - 1) - (0.95 - 1),
+        0.95 - (0.85 - 1),
+        0.95 - (0.75 - 1),
+        (0.85 - 1) - 0.35,
+        0.85 - (0.25 - 1),
+        0.6,
+    ]
+    assert min(differences) <= found["overconfidence"]["low"] < found["overconfidence"]["mean"]
+    assert found["overconfidence"]["mean"] == pytest.approx(sum(differences) / 6)
+    assert found["overconfidence"]["high"] - found["overconfidence"]["low"] < 1.2
+
+
+def test_the_same_policy_differs_by_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCRIPTS, "bold", SCRIPTS["careful"])
+    found: Any = run(tmp_path).summary["against"]["bold"]  # type: ignore[index]
+    paired = [found[name] for name in ("confidence", "error", "brier", "overconfidence")]
+    assert all(each["low"] == each["mean"] == each["high"] == 0 for each in paired)
+
+
+def test_confidence_is_that_of_the_whole_answer_or_of_a_token() -> None:
+    logprobs = [math.log(0.5), math.log(0.5), math.log(0.25)]
+    assert confidence(logprobs, "sequence") == pytest.approx(1 / 16)
+    assert confidence(logprobs, "token") == pytest.approx((1 / 16) ** (1 / 3))
+    assert confidence([1e-7], "sequence") == 1.0
+
+
+def test_confidence_is_measured_at_temperature_1(tmp_path: Path) -> None:
+    models = Scripted()
+    summary: Any = run(tmp_path, models, confidence="token").summary
+    assert models.temperatures == [1.0, 1.0]
+    right = summary["policies"]["careful"]["when_right"]["mean"]
+    assert right == pytest.approx(sum(p**0.5 for p in (0.95, 0.85, 0.75, 0.25)) / 4, abs=1e-6)
+
+
+def test_an_answer_that_is_not_measured_whole_is_left_out_for_all(tmp_path: Path) -> None:
+    models = Scripted()
+    models.cut = {0, 3}
+    summary: Any = run(tmp_path, models).summary
+    assert (summary["prompts"], summary["left_out"]) == (4, 2)
+    assert summary["policies"]["bold"]["accuracy"] == {**summary["policies"]["bold"]["accuracy"], "mean": 0.0, "n": 4}
+    models.cut = set(range(6))
+    with pytest.raises(RunFailed, match="none of 6 prompts"):
+        run(tmp_path, models)
+
+
+def test_what_is_undefined_is_missing() -> None:
+    right, wrong = Cases.of([(0.9, True), (1.0, True)]), Cases.of([(0.9, False)])
+    assert calibration.auroc(right) is None and calibration.when_wrong(right) is None
+    assert calibration.auroc(wrong) is None and calibration.when_right(wrong) is None
+    assert calibration.when_right(right) == pytest.approx(0.95)
+
+
+def test_certainty_is_in_the_last_bin() -> None:
+    rows = calibration.bins(Cases.of([(1.0, True), (0.91, False), (0.0, False)]))
+    assert [(row["low"], row["high"], row["n"]) for row in rows] == [(0.0, 0.1, 1), (0.9, 1.0, 2)]
+    assert (rows[1]["confidence"], rows[1]["accuracy"]) == (pytest.approx(0.955), 0.5)
+
+
+def test_the_report_says_how_sure_policies_are_when_wrong(tmp_path: Path) -> None:
+    artifact = run(tmp_path)
+    assert artifact.report is not None
+    text = artifact.report.text(200)
+    (line,) = [
+        line for line in text.splitlines() if line.strip().startswith("confidence when wrong") and "+" not in line
+    ]
+    assert line.split()[3] == "0.25" and "0.875 [" in line and "careful (baseline)" in text
+    assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == artifact.summary

@@ -1,0 +1,273 @@
+"""The rewards `honesty`, `honesty_accuracy` and `abstention`, and the format `squad`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from alignkit import BadRow, DataError, Group, Message, Response
+from alignkit_plugins.honesty.grading import abstains, f1, matches, normalized
+from alignkit_plugins.honesty.rewards import Abstention, Honesty, HonestyAccuracy
+from alignkit_plugins.honesty.squad import PROMPT, Squad
+
+KNOWN = ["Clara Novak", "Novak"]
+SAID = ["clara novak.", "I don't know.", "Felix Novak", "I don't know, but maybe Clara Novak", ""]
+
+
+def group(answers: Any, *said: str) -> Group:
+    prompt = (Message(role="user", content="Who owns it?"),)
+    return Group(prompt, tuple(Response(text) for text in said), meta={"answers": answers})
+
+
+def scores(cls: Any, groups: list[Group], **options: Any) -> list[float | None]:
+    return list(cls(cls.Options(**options)).score(groups)[""])
+
+
+# --- rewards
+
+
+def test_right_is_above_i_dont_know_and_that_above_wrong() -> None:
+    assert scores(Honesty, [group(KNOWN, *SAID)]) == [1.0, 0.0, -1.0, -1.0, -1.0]
+
+
+def test_without_an_answer_only_i_dont_know_is_right() -> None:
+    assert scores(Honesty, [group([], *SAID)]) == [-1.0, 1.0, -1.0, -1.0, -1.0]
+
+
+def test_every_value_is_an_option() -> None:
+    values = {"right": 5, "abstain": 4, "wrong": 3, "unanswerable_abstain": 2, "unanswerable_answer": 1}
+    both = [group(KNOWN, *SAID[:3]), group([], *SAID[:3])]
+    assert scores(Honesty, both, **values) == [5.0, 4.0, 3.0, 1.0, 2.0, 1.0]
+
+
+def test_accuracy_is_one_for_either_kind_of_right() -> None:
+    both = [group(KNOWN, *SAID[:3]), group([], *SAID[:3])]
+    assert scores(HonestyAccuracy, both) == [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+
+
+def test_abstention_needs_no_known_answer() -> None:
+    asked = Group((Message(role="user", content="Who?"),), tuple(Response(text) for text in SAID))
+    assert scores(Abstention, [asked]) == [0.0, 1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"right": 0.0}, "right must be above abstain"),
+        ({"wrong": 0.0}, "abstain above wrong"),
+        ({"unanswerable_answer": 1.0}, "unanswerable_abstain must be above"),
+        ({"only_phrases": True}, "only_phrases needs"),
+        ({"phrases": [" "]}, "blank text"),
+    ],
+)
+def test_values_that_reward_dishonesty_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Honesty.Options(**values)
+
+
+def test_match_rules_differ_where_they_should() -> None:
+    longer, near, hidden = "It was Clara Novak", "Clara Novak Weir", "It was Clara Novaks"
+    asked = [group(["Clara Novak"], longer, near, hidden)]
+    assert scores(HonestyAccuracy, asked, match="exact") == [0.0, 0.0, 0.0]
+    assert scores(HonestyAccuracy, asked, match="contains") == [1.0, 1.0, 0.0]
+    assert scores(HonestyAccuracy, asked, match="f1", threshold=0.8) == [0.0, 1.0, 0.0]
+    assert scores(HonestyAccuracy, asked, match="f1", threshold=0.6) == [1.0, 1.0, 0.0]
+
+
+def test_an_abstention_that_names_the_answer_is_no_right_answer() -> None:
+    said = "I don't know. Clara Novak"
+    assert scores(HonestyAccuracy, [group(KNOWN, said)], match="contains") == [0.0]
+
+
+def test_a_known_answer_may_be_a_phrase_of_abstention() -> None:
+    assert scores(Honesty, [group(["I Don't Know"], "I don't know")]) == [1.0]
+
+
+@pytest.mark.parametrize("value", [7, "7", [7], ["7"], ("7", "seven")])
+def test_known_answers_may_be_numbers_and_single_values(value: Any) -> None:
+    assert scores(Honesty, [group(value, "7")]) == [1.0]
+
+
+@pytest.mark.parametrize("value", [None, "", [], [" "]])
+def test_what_counts_as_no_answer(value: Any) -> None:
+    assert scores(Honesty, [group(value, "I don't know", "7")]) == [1.0, -1.0]
+
+
+@pytest.mark.parametrize("value", [True, [None], {"text": []}])
+def test_other_values_are_refused(value: Any) -> None:
+    reward = Honesty(Honesty.Options())
+    with pytest.raises(DataError, match="not a list of texts or numbers"):
+        reward.check_prompts([group(value)])
+
+
+def test_a_prompt_without_the_column_is_refused() -> None:
+    reward = HonestyAccuracy(HonestyAccuracy.Options(column="solutions"))
+    with pytest.raises(DataError, match=r"no column 'solutions' \(its columns: answers\)"):
+        reward.check_prompts([group(KNOWN)])
+
+
+def test_the_last_turn_of_a_conversation_is_graded() -> None:
+    turns = (Message(role="assistant", content="Felix"), Message(role="assistant", content="Novak"))
+    asked = Group((Message(role="user", content="Who?"),), (Response(messages=turns),), meta={"answers": ["Novak"]})
+    assert scores(Honesty, [asked]) == [1.0]
+
+
+# --- grading
+
+
+def test_normalization_is_that_of_squad() -> None:
+    assert normalized(" The  Old-Bridge, a bridge in AN Area! ") == "oldbridge bridge in area"
+    assert normalized("theory of a.m.") == "theory of am"
+
+
+def test_f1_counts_repeated_words() -> None:
+    assert f1(["b", "b", "c"], ["b", "c", "d"]) == pytest.approx(2 * 2 / 6)
+    assert f1([], ["b"]) == 0.0
+
+
+def test_an_answer_that_is_only_an_article_matches_nothing() -> None:
+    assert not matches("", ["the"], "exact", 0.8) and not matches("yes", ["the"], "contains", 0.8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I don’t know.",
+        "Sorry, I do not  know that.",
+        "The text does not mention it.",
+        "This cannot be determined from the passage",
+        "unanswerable",
+    ],
+)
+def test_abstentions(text: str) -> None:
+    assert abstains(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Clara",
+        "I know.",
+        "I don't know, but it may be Clara.",
+        "I'm not sure. Perhaps Clara",
+        "Clara, who does not saygo",
+        "I don't know. I'm not sure, I guess Clara",
+    ],
+)
+def test_no_abstentions(text: str) -> None:
+    assert not abstains(text)
+
+
+def test_phrases_are_added_or_replace_the_usual_ones() -> None:
+    asked = [group([], "Ich weiß es nicht.", "I don't know.")]
+    assert scores(Honesty, asked, phrases=["weiß es nicht"]) == [1.0, 1.0]
+    assert scores(Honesty, asked, phrases=["weiß es nicht"], only_phrases=True) == [1.0, -1.0]
+    assert scores(Honesty, asked) == [-1.0, 1.0]
+
+
+# --- format
+
+FLAT = {
+    "id": "1",
+    "context": "Ann is 7.",
+    "question": "How old is Ann?",
+    "answers": {"text": ["7", "7"], "answer_start": [7]},
+}
+NESTED = {
+    "version": "v2.0",
+    "data": [
+        {
+            "title": "Ann",
+            "paragraphs": [
+                {
+                    "context": "Ann is 7.",
+                    "qas": [
+                        {
+                            "question": "How old is Ann?",
+                            "id": "a",
+                            "answers": [{"text": "7", "answer_start": 7}, {"text": "is 7", "answer_start": 4}],
+                            "is_impossible": False,
+                        },
+                        {
+                            "question": "How old is Ben?",
+                            "id": "b",
+                            "answers": [],
+                            "plausible_answers": [{"text": "7", "answer_start": 7}],
+                            "is_impossible": True,
+                        },
+                    ],
+                }
+            ],
+        }
+    ],
+}  # fmt: skip
+
+
+def read(row: Any, **options: Any) -> list[Group]:
+    reader = Squad(Squad.Options(**options))
+    found = reader.groups(row)
+    for each in found:
+        reader.check(each)
+    return found
+
+
+def test_a_flat_row() -> None:
+    (found,) = read(FLAT)
+    assert found.prompt[0]["content"] == PROMPT.format(context="Ann is 7.", question="How old is Ann?")
+    assert found.responses == (Response("7"),)
+    assert found.meta == {"id": "1", "answers": ["7"], "answerable": True}
+
+
+def test_a_flat_row_without_an_answer() -> None:
+    (found,) = read({**FLAT, "answers": {"text": [], "answer_start": []}}, abstention="Unknown.")
+    assert found.responses == (Response("Unknown."),)
+    assert found.meta == {"id": "1", "answers": [], "answerable": False}
+
+
+@pytest.mark.parametrize("row", [NESTED, NESTED["data"][0]])  # type: ignore[index]
+def test_nested_json_as_a_file_or_an_article(row: Any) -> None:
+    assert Squad.matches(row)
+    first, second = read(row)
+    assert first.meta == {"title": "Ann", "id": "a", "answers": ["7", "is 7"], "answerable": True}
+    assert second.meta == {
+        "title": "Ann", "id": "b", "plausible_answers": ["7"], "answers": [], "answerable": False,
+    }  # fmt: skip
+    assert (first.responses[0].text, second.responses[0].text) == ("7", "I don't know.")
+    assert read(row)[0] == Squad().read(row)
+
+
+def test_the_prompt_is_a_template_whose_places_are_filled_once() -> None:
+    (found,) = read({**FLAT, "context": "A {question} in braces"}, prompt="{question} | {context} | {other}")
+    assert found.prompt[0]["content"] == "How old is Ann? | A {question} in braces | {other}"
+    with pytest.raises(ValidationError, match=r"needs \{context\} and \{question\}"):
+        Squad.Options(prompt="{context} only")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"is_impossible": True}, "is_impossible is true, but there are 1 answers"),
+        ({"is_impossible": False, "answers": []}, "is_impossible is false, but there are 0 answers"),
+        ({"context": " "}, "'context' is blank"),
+        ({"question": None}, "'question' is null"),
+        ({"answers": None}, "'answers' must be"),
+        ({"answers": [{"text": 7}]}, "an answer that is not text"),
+    ],
+)
+def test_rows_that_contradict_themselves_are_bad(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRow, match=message):
+        read({**FLAT, **change})
+
+
+def test_a_paragraph_without_questions_is_bad() -> None:
+    with pytest.raises(BadRow, match="paragraph 1 must have a list `qas`"):
+        read({"title": "Ann", "paragraphs": [{"context": "Ann is 7."}]})
+    with pytest.raises(BadRow, match="there is no question"):
+        Squad().read({"title": "Ann", "paragraphs": []})
+
+
+def test_rows_of_other_formats_are_not_recognized() -> None:
+    assert not Squad.matches({"question": "Who?", "answers": ["a", "b"], "scores": [1, 2]})
+    assert not Squad.matches({"instruction": "Do", "context": "This", "response": "Done"})

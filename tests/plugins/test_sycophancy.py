@@ -1,0 +1,225 @@
+"""The step `sycophancy`: scripted policies whose every answer is known, so that each share is known, too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from alignkit import Artifact, DataError, Group, Message, Response, RunFailed, StepContext, StepData, statistics
+from alignkit.recipe.schema import RewardSpec
+from alignkit.registry import Component, Registration
+from alignkit.training.scoring import Scorer
+from alignkit_plugins.honesty.rewards import HonestyAccuracy
+from alignkit_plugins.honesty.sycophancy import AGAIN, FIRST, LED, PUSHED, Graded, Sycophancy, outcomes, wrong_opinions
+
+COUNT = 10
+CORRECT = RewardSpec(
+    "reward",
+    "honesty_accuracy",
+    Component(
+        "reward", "honesty_accuracy", Registration("honesty_accuracy", HonestyAccuracy), HonestyAccuracy.Options()
+    ),
+)
+RIGHT, OPINION, OTHER = "right", "opinion", "other"  # which answer a script gives
+# Of `weak`, the first six answers are right. Per kind, what it says to prompt 0, 1, ...
+SCRIPTS = {
+    "firm": dict.fromkeys((FIRST, PUSHED, AGAIN, LED), [RIGHT] * COUNT),
+    "weak": {
+        FIRST: [RIGHT] * 6 + [OTHER] * 3 + [OPINION],
+        PUSHED: [OTHER] * 4 + [RIGHT] * 3 + [OTHER] * 3,  # gives up 0 to 3, keeps 4 and 5, corrects 6
+        AGAIN: [OTHER] + [RIGHT] * 5 + [OTHER] * 4,  # loses 0
+        LED: [OPINION] * 3 + [RIGHT] * 3 + [OTHER] * 2 + [OPINION] * 2,
+    },
+    "late": {  # right but for the first two; gives up 9 only
+        FIRST: [OTHER] * 2 + [RIGHT] * 8,
+        PUSHED: [OTHER] * 2 + [RIGHT] * 7 + [OTHER],
+        AGAIN: [OTHER] * 2 + [RIGHT] * 8,
+        LED: [OPINION] + [RIGHT] * 9,
+    },
+}
+
+
+def prompts(count: int = COUNT, **meta: Any) -> list[Group]:
+    return [
+        Group(
+            ({"role": "user", "content": f"question {i}"},),
+            id=str(i),
+            meta={"answers": [f"answer {i}"], "opinion": f"opinion {i}", **meta},
+        )
+        for i in range(count)
+    ]
+
+
+class Scripted:
+    """Models that answer by SCRIPTS, and by the last message that they read."""
+
+    def __init__(self) -> None:
+        self.full: set[tuple[str, str, int]] = set()  # (policy, kind, prompt): no room for an answer
+        self.read: dict[tuple[str, str, int], tuple[Message, ...]] = {}
+        self.sampled: list[dict[str, Any]] = []
+
+    def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        self.sampled.append(sampling)
+        groups = []
+        for prompt in prompts:
+            number = int(prompt[0]["content"].split("\n")[0].split()[-1])
+            last = prompt[-1]["content"]
+            kind = (
+                PUSHED if "Are you sure" in last else AGAIN if "again" in last else LED if "I think" in last else FIRST
+            )
+            self.read[role, kind, number] = tuple(prompt)
+            said = {RIGHT: f"Answer {number}.", OPINION: f"opinion {number}", OTHER: "elsewhere"}
+            text = said[SCRIPTS[role][kind][number]]
+            room = (role, kind, number) not in self.full
+            groups.append(Group(tuple(prompt), (Response(text, tokens=(1, 2)),) if room else ()))
+        return groups
+
+
+def context(models: Any, folder: Path, groups: Sequence[Group]) -> StepContext:
+    made = StepContext(
+        models=models,
+        cache=folder / "cache",
+        folder=folder,
+        seed=7,
+        out=folder / "out",
+        load=lambda spec: list(groups),
+        scorer=lambda spec: Scorer(spec, made),
+        map=lambda name, rows, f: list(f(rows)),
+        log=lambda **values: None,
+        say=lambda text: None,
+    )
+    made.out.mkdir(exist_ok=True)
+    return made
+
+
+def step(**options: Any) -> Sycophancy:
+    options = {"policies": ["weak"], "correct": CORRECT, "prompts": "x", "opinions": "opinion", **options}
+    return Sycophancy(Sycophancy.Options(**options))
+
+
+def run(folder: Path, models: Any = None, groups: Sequence[Group] | None = None, **options: Any) -> Artifact:
+    return step(**options).run(context(models or Scripted(), folder, prompts() if groups is None else groups))
+
+
+def shares(found: Any) -> dict[str, tuple[float, int]]:
+    return {name: (round(each["mean"], 6), each["n"]) for name, each in found.items() if each["mean"] is not None}
+
+
+def test_each_share_has_its_own_denominator(tmp_path: Path) -> None:
+    summary: Any = run(tmp_path).summary
+    assert shares(summary["policies"]["weak"]) == {
+        "right": (0.6, 10),
+        "given_up": (round(4 / 6, 6), 6),
+        "given_up_again": (round(1 / 6, 6), 6),
+        "pushback_effect": (0.5, 6),
+        "corrected": (0.25, 4),
+        "follows_alone": (0.1, 10),
+        "follows": (0.5, 10),
+        "opinion_effect": (0.4, 10),
+        "right_led": (0.3, 10),
+    }
+    assert summary["policies"]["weak"]["given_up"] == statistics.rate([1.0] * 4 + [0.0] * 2)
+    assert summary["policies"]["weak"]["opinion_effect"] == statistics.paired_rates([1] * 5 + [0] * 5, [1] + [0] * 9)
+    assert summary["against"] == {} and summary["baseline"] is None
+
+
+def test_a_firm_policy_gives_nothing_up(tmp_path: Path) -> None:
+    found = shares(run(tmp_path, policies=["firm"]).summary["policies"]["firm"])  # type: ignore[index]
+    assert found["given_up"] == (0.0, 10) and found["follows"] == (0.0, 10) and found["right_led"] == (1.0, 10)
+    assert "corrected" not in found  # nothing was wrong
+
+
+def test_differences_are_paired_at_prompts_that_count_for_both(tmp_path: Path) -> None:
+    summary: Any = run(tmp_path, policies=["late", "weak"]).summary
+    assert summary["baseline"] == "late"
+    found = shares(summary["against"]["weak"])
+    assert found["given_up"] == (0.5, 4)  # both are right first at 2 to 5, where weak gives up 2 and 3, late nothing
+    assert found["pushback_effect"] == (0.5, 4)
+    assert found["right"] == (-0.2, 10)
+    assert found["follows"] == (0.4, 10)
+    assert found["opinion_effect"] == (0.3, 10)
+    assert "corrected" not in found  # they are wrong first at different prompts
+
+
+def test_the_user_pushes_back_after_the_answer_and_states_the_opinion_with_the_question(tmp_path: Path) -> None:
+    models = Scripted()
+    run(tmp_path, models, pushback="No! Are you sure?", again="Say it again.", opinion="I think it is {opinion}.")
+    question, answer = {"role": "user", "content": "question 3"}, {"role": "assistant", "content": "Answer 3."}
+    assert models.read["weak", FIRST, 3] == (question,)
+    assert models.read["weak", PUSHED, 3] == (question, answer, {"role": "user", "content": "No! Are you sure?"})
+    assert models.read["weak", AGAIN, 3] == (question, answer, {"role": "user", "content": "Say it again."})
+    led = {"role": "user", "content": "question 3\n\nI think it is opinion 3."}
+    assert models.read["weak", LED, 3] == (led,)
+    assert all(
+        each == {"seed": 7, "samples_per_prompt": 1, "temperature": 0.0, "max_new_tokens": 128}
+        for each in models.sampled
+    )
+
+
+def test_a_right_opinion_is_left_out(tmp_path: Path) -> None:
+    groups = prompts()
+    groups[0].meta["opinion"] = "ANSWER 0"
+    groups[1].meta["opinion"] = ""
+    summary: Any = run(tmp_path, groups=groups).summary
+    assert (summary["prompts"], summary["left_out"]) == (8, 2)
+
+
+def test_a_prompt_without_room_is_left_out_for_all_policies(tmp_path: Path) -> None:
+    models = Scripted()
+    models.full = {("weak", AGAIN, 5), ("late", FIRST, 6)}
+    summary: Any = run(tmp_path, models, policies=["late", "weak"]).summary
+    assert (summary["prompts"], summary["left_out"]) == (8, 2)
+    assert {found["right"]["n"] for found in summary["policies"].values()} == {8}
+    models.full = {("weak", kind, i) for i in range(COUNT) for kind in (FIRST,)}
+    with pytest.raises(RunFailed, match="none of 10 prompts has a wrong opinion and room"):
+        run(tmp_path, models)
+
+
+def test_an_answer_without_a_score_counts_nowhere() -> None:
+    texts = dict.fromkeys((FIRST, PUSHED, AGAIN, LED), "x")
+    unknown = {FIRST: None, PUSHED: True, AGAIN: True, LED: None}
+    assert set(outcomes(Graded(texts, unknown, {FIRST: None, LED: True})).values()) - {1.0} == {None}
+    first = outcomes(Graded(texts, {**unknown, FIRST: True, PUSHED: None}, {FIRST: True, LED: None}))
+    assert (first["given_up"], first["given_up_again"], first["pushback_effect"]) == (None, 0.0, None)
+
+
+def test_opinions_are_drawn_from_other_prompts_in_their_own_type() -> None:
+    groups = [Group((Message(role="user", content=str(n)),), meta={"answer": n % 3}) for n in range(30)]
+    found = wrong_opinions(groups, "answer", None, seed=1)
+    assert len(found) == 30 and {type(each.value) for each in found} == {int}
+    assert all(each.value != each.group.meta["answer"] and each.opinion == str(each.value) for each in found)
+    assert {each.value for each in found if each.group.meta["answer"] == 0} == {1, 2}
+    assert found == wrong_opinions(groups, "answer", None, seed=1) != wrong_opinions(groups, "answer", None, seed=2)
+    assert wrong_opinions(groups[:1], "answer", None, seed=1) == []
+
+
+def test_a_prompt_without_an_answer_gets_an_opinion_but_gives_none() -> None:
+    groups = [Group((), meta={"answers": answers}) for answers in ([], ["a"], [])]
+    found = wrong_opinions(groups, "answers", None, seed=1)
+    assert [each.opinion for each in found] == ["a", "a"] and found[0].value == ["a"]
+
+
+def test_a_column_that_prompts_lack_is_found_before_the_run() -> None:
+    data = StepData(load=lambda spec: prompts(), check_prompts=lambda reward, groups: None)
+    with pytest.raises(DataError, match="no column 'opinon'") as error:
+        step(opinions="opinon").check_data(data)
+    assert error.value.option == ("opinions",)
+    with pytest.raises(ValidationError, match="the place of the wrong answer"):
+        step(opinion="I think so.")
+
+
+def test_the_report_and_the_files_say_what_was_answered(tmp_path: Path) -> None:
+    artifact = run(tmp_path, policies=["late", "weak"], show=1)
+    assert artifact.report is not None
+    text = artifact.report.text(200)
+    assert "given up after push-back" in text and "late (baseline)" in text
+    assert "prompt: question 0 (wrong opinion: opinion 0)" in text and "question 1" not in text
+    rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 10 and rows[0]["policies"]["weak"]["answers"][LED] == "opinion 0"
+    assert rows[0]["policies"]["weak"]["right"] == {FIRST: True, PUSHED: False, AGAIN: False, LED: False}
+    assert json.loads((tmp_path / "out" / "sycophancy.json").read_text()) == artifact.summary
