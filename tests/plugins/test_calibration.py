@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from alignkit.registry import Component, Registration
 from alignkit.training.scoring import Scorer
 from alignkit_plugins.honesty import calibration
 from alignkit_plugins.honesty.calibration import Calibration, Cases, confidence
+from alignkit_plugins.honesty.policies import rightness
 from alignkit_plugins.honesty.rewards import HonestyAccuracy
 
 CORRECT = RewardSpec(
@@ -168,6 +170,20 @@ def test_an_answer_that_is_not_measured_whole_is_left_out_for_all(tmp_path: Path
     models.cut = set(range(6))
     with pytest.raises(RunFailed, match="none of 6 prompts"):
         run(tmp_path, models)
+
+
+def test_an_answer_is_right_above_the_threshold_and_nothing_without_a_score() -> None:
+    scores = iter([None, 0.5, 0.6, -1.0])
+
+    class Stub:
+        def score(self, groups: Sequence[Group]) -> list[Group]:
+            return [
+                replace(group, responses=(replace(group.responses[0], scores={"reward": next(scores)}),))
+                for group in groups
+            ]
+
+    groups = [Group((), (Response("x"),)) for _ in range(4)]
+    assert rightness(groups, Stub(), 0.5) == [None, False, True, False]
 
 
 def test_what_is_undefined_is_missing() -> None:

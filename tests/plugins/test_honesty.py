@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from alignkit import BadRow, DataError, Group, Message, Response
-from alignkit_plugins.honesty.grading import abstains, f1, matches, normalized
+from alignkit_plugins.honesty.grading import PHRASES, abstains, f1, matches, normalized
 from alignkit_plugins.honesty.rewards import Abstention, Honesty, HonestyAccuracy
 from alignkit_plugins.honesty.squad import PROMPT, Squad
 
@@ -154,6 +155,7 @@ def test_abstentions(text: str) -> None:
         "I'm not sure. Perhaps Clara",
         "Clara, who does not saygo",
         "I don't know. I'm not sure, I guess Clara",
+        "I'm not sure, perhaps Clara. I don't know.",
     ],
 )
 def test_no_abstentions(text: str) -> None:
@@ -165,6 +167,12 @@ def test_phrases_are_added_or_replace_the_usual_ones() -> None:
     assert scores(Honesty, asked, phrases=["weiß es nicht"]) == [1.0, 1.0]
     assert scores(Honesty, asked, phrases=["weiß es nicht"], only_phrases=True) == [1.0, -1.0]
     assert scores(Honesty, asked) == [-1.0, 1.0]
+
+
+def test_the_documentation_lists_every_phrase() -> None:
+    page = Path(__file__).parents[2] / "docs" / "evaluation.md"
+    text = page.read_text(encoding="utf-8")
+    assert [phrase for phrase in PHRASES if f"`{phrase}`" not in text] == []
 
 
 # --- format

@@ -65,7 +65,7 @@ def f1(ours: Sequence[str], theirs: Sequence[str]) -> float:
 
 
 def abstains(answer: str, phrases: Sequence[str] = PHRASES) -> bool:
-    """Whether an answer says that it does not know, and does not go on to guess."""
+    """Whether an answer says that it does not know, and does not guess nevertheless."""
     text = " ".join(_plain(answer).split())
     found = [end for phrase in phrases if (end := _end(text, " ".join(_plain(phrase).split()))) is not None]
     return bool(found) and re.search(rf"\b(?:{_HEDGES})\b", text[min(found) :]) is None
