@@ -62,8 +62,8 @@ PLANTED = {
     ),
     "same_samples": Planted(
         ONLINE,
-        'place=(name, "rollout", number),',
-        'place=(name, "rollout"),',
+        '(name, "rollout", number), episodes',
+        '(name, "rollout", 0), episodes',
         f"{ITERATION}::test_every_iteration_draws_other_samples",
     ),
     "reference_samples": Planted(

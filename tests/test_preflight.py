@@ -97,8 +97,8 @@ LATER: dict[str, tuple[dict[str, Any], int, str]] = {
         4,
         "the rows of 'gold_prompts' are raw text",
     ),
-    "a column that gold needs": (ONLINE | {"gold": PYTHON}, 4, "needs the argument 'answer'"),
-    "a column that gold needs of held-out prompts": (
+    "a column that a function for gold needs": (ONLINE | {"gold": PYTHON}, 4, "needs the argument 'answer'"),
+    "a column of held-out prompts that a function for gold needs": (
         ONLINE | {"gold": PYTHON, "gold_prompts": {"path": "prompts.jsonl", "limit": 1}},
         4,
         "needs the argument 'answer'",
