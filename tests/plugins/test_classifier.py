@@ -83,9 +83,11 @@ def test_labels_that_do_not_exclude_each_other(tmp_path: Path, labels: tuple[str
 def test_the_worst_part_of_a_long_answer_counts(tmp_path: Path) -> None:
     write(tmp_path / "c")
     pieces = ["good " * 12, "bad " * 12, "so so"]  # 12 words and two special tokens are 14
-    (found,) = scores(tmp_path / "c", "".join(pieces), label="toxic")
-    p = logits(tmp_path / "c", *pieces).softmax(dim=-1)[:, 1]
-    assert found == pytest.approx(float(p.max()), abs=1e-6) and p.max() - p.min() > 1e-4
+    found = scores(tmp_path / "c", "".join(pieces), "".join([pieces[1], pieces[0], pieces[2]]), label="toxic")
+    found += scores(tmp_path / "c", "bad " * 12 + "good", "good " * 12 + "bad", label="toxic")
+    p = logits(tmp_path / "c", *pieces, "good", "bad").softmax(dim=-1)[:, 1].tolist()
+    highest = [max(p[:3])] * 2 + [max(p[1], p[3]), max(p[0], p[4])]
+    assert found == pytest.approx(highest, abs=1e-6) and len({round(each, 5) for each in p}) == 5
 
 
 def test_the_last_turn_of_the_assistant_is_read(tmp_path: Path) -> None:

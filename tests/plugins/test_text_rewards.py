@@ -82,6 +82,8 @@ def test_the_last_match_is_the_answer() -> None:
 def test_the_last_turn_of_the_assistant_is_the_answer() -> None:
     asked = {"meta": {"answer": "Paris"}}
     assert scores(ExactMatch, talk("Let me look.", "Paris"), talk("Paris", "Rome"), **asked) == [1.0, 0.0]
+    asks: Any = ({"role": "assistant", "content": "Paris"}, {"role": "user", "content": "Really?"})
+    assert scores(ExactMatch, Response(messages=asks), **asked) == [1.0]
     assert scores(ExactMatch, talk(None), Response(messages=(CALL,)), Response(messages=()), **asked) == [0.0] * 3
 
 
@@ -263,6 +265,12 @@ def test_the_right_language_pays() -> None:
     assert scores(Language, GERMAN, ENGLISH, language="de", among=["de", "en"]) == [1.0, 0.0]
     assert scores(Language, GERMAN, ENGLISH) == [0.0, 1.0]  # as the prompt
     assert scores(Language, GERMAN, GERMAN[:20], ENGLISH, meta={"lang": "de"}, column="lang") == [1.0, 1.0, 0.0]
+
+
+def test_an_answer_without_letters_is_in_no_language() -> None:
+    langid = pytest.importorskip("py3langid")
+    for text in ("", "42 + 1", "?!"):
+        assert scores(Language, text, language=langid.classify(text)[0]) == [0.0]
 
 
 def test_languages_are_known(tmp_path: Path) -> None:
