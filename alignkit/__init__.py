@@ -24,7 +24,7 @@ _WHERE = {
     "filters": "Filter",
     "formats": "Format",
     "hookspecs": "Register hookimpl",
-    "judges": "CheckedJudge check_rates",
+    "judges": "CheckedJudge check_compares check_rates",
     "loss": "Loss Per Term per_group per_pair per_response per_token",
     "notebook": "RunResult StageResult run",
     "options": "DataRef EnvironmentRef Field JudgeRef Options PolicyRef RewardRef StageRef",
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from alignkit.filters import Filter
     from alignkit.formats import Format
     from alignkit.hookspecs import Register, hookimpl
-    from alignkit.judges import CheckedJudge, check_rates
+    from alignkit.judges import CheckedJudge, check_compares, check_rates
     from alignkit.loss import Loss, Per, Term, per_group, per_pair, per_response, per_token
     from alignkit.notebook import RunResult, StageResult, run
     from alignkit.options import DataRef, EnvironmentRef, Field, JudgeRef, Options, PolicyRef, RewardRef, StageRef

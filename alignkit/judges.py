@@ -50,13 +50,33 @@ def check_rates(component: Any, rubric: Rubric = "") -> None:
     It needs no models: a plugin that asks for ratings calls it in its own `check`, so that a run stops before its first
     stage.
     """
-    kind = component.registration.implementation
-    if not rates(kind):
-        raise RunFailed(
-            f"judge '{component.name}' only compares two responses, and ratings are needed; use another one"
-        )
-    if rubric and not kind.reads_rubric:
-        raise RunFailed(f"judge '{component.name}' has its own measure and reads no rubric; leave the rubric out")
+    for part in _with_parts(component):
+        kind = part.registration.implementation
+        if not rates(kind):
+            raise RunFailed(f"judge '{part.name}' only compares two responses, and ratings are needed; use another one")
+        if rubric and not kind.reads_rubric:
+            raise _own_measure(part)
+
+
+def check_compares(component: Any, rubric: Rubric) -> None:
+    """Raise RunFailed if the judge of a JudgeRef option cannot compare responses by this rubric.
+
+    A plugin that compares by a rubric calls it in its own `check`, as `check_rates`.
+    """
+    for part in _with_parts(component) if rubric else ():
+        if not part.registration.implementation.compares_by_rubric:
+            raise _own_measure(part)
+
+
+def _with_parts(component: Any) -> Iterator[Any]:
+    """The judge of a JudgeRef option, and all judges that it asks."""
+    yield component
+    for part in made(component)[0].parts():
+        yield from _with_parts(part)
+
+
+def _own_measure(component: Any) -> RunFailed:
+    return RunFailed(f"judge '{component.name}' has its own measure and reads no rubric; leave the rubric out")
 
 
 class CheckedJudge:
@@ -70,12 +90,16 @@ class CheckedJudge:
         with calling(self._author, "prepare", self.judge):
             self.judge.prepare(context)
 
-    def compare(self, items: Sequence[Item]) -> list[Verdict]:
-        """The verdicts on (prompt, first, second), in order. A tie has exactly 0.5."""
+    def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
+        """The verdicts on (prompt, first, second), in order. A tie has exactly 0.5.
+
+        rubric: what is good, instead of the judge's own measure. Raises RunFailed as `check_compares` does.
+        """
+        check_compares(self.component, rubric)
         if not items:
             return []
         with calling(self._author, "compare", self.judge):
-            verdicts = self.judge.compare(items)
+            verdicts = self.judge.compare(items, *((rubric,) if rubric else ()))
         if not isinstance(verdicts, Sequence) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
             kinds = sorted({type(each).__name__ for each in verdicts}) if isinstance(verdicts, Sequence) else ()
             found = f"a list of {' and '.join(kinds)}" if kinds else type(verdicts).__name__

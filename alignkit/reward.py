@@ -205,10 +205,12 @@ class RewardCombination:
 class Judge:
     """Base class of a judge: a model that is asked in words which response is better, or how good one is.
 
-    reads_rubric: whether `rate` can be given a rubric.
+    reads_rubric: whether `rate` can be given a rubric. compares_by_rubric: whether `compare` can, as a second argument,
+    `compare(items, rubric)`; it is called with one argument if there is no rubric.
     """
 
     reads_rubric: ClassVar[bool] = True
+    compares_by_rubric: ClassVar[bool] = False
 
     class Options(_Options):
         """No options."""
@@ -218,6 +220,10 @@ class Judge:
 
     def check(self, folder: Path) -> None:
         """Raise RunFailed for a mistake of the user that shows without models; see `Reward.check`."""
+
+    def parts(self) -> Sequence[Any]:
+        """The judges that it asks, as values of JudgeRef options; it can do what all of them can."""
+        return ()
 
     def prepare(self, context: Context) -> None:
         """Called once, before the first comparison."""

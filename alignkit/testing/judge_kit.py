@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkit.author import calling, made
 from alignkit.data.group import Message
-from alignkit.judges import CheckedJudge, Item, rates
+from alignkit.judges import CheckedJudge, Item, Rubric, rates
 from alignkit.registry import Component
 from alignkit.reward import Judge, Rating, Verdict
 from alignkit.testing.surroundings import Surroundings, conform
@@ -61,8 +61,17 @@ def _problems(around: Surroundings, component: Component, items: Sequence[Item])
     early, author = made(component)
     with calling(author, "check", early):
         early.check(around.folder)
-    judge, before = CheckedJudge(component, around.context), copy.deepcopy(items)
-    verdicts = judge.compare(items)
+    judge = CheckedJudge(component, around.context)
+    for rubric in ("", RUBRIC) if judge.judge.compares_by_rubric else ("",):
+        yield from _comparison_problems(judge, items, rubric)
+    if rates(component.registration.implementation):
+        yield from _rating_problems(judge, items)
+
+
+def _comparison_problems(judge: CheckedJudge, items: Sequence[Item], rubric: Rubric) -> Iterator[str]:
+    """Problems of `compare`, by the judge's own measure or by a rubric."""
+    before = copy.deepcopy(items)
+    verdicts = judge.compare(items, rubric)
     if items != before:
         yield "`compare` changes the items that it is given"
     if all(verdict.p_first is None for verdict in verdicts):
@@ -70,13 +79,11 @@ def _problems(around: Surroundings, component: Component, items: Sequence[Item])
         yield f"`compare` has no verdict on any of {len(items)} comparisons ({reason}): pass others as `items`"
     for verdict in verdicts:
         yield from _verdict_problems(verdict)
-    yield from _changes("a second call", verdicts, judge.compare(items), AGAIN)
-    alone = [verdict for item in items for verdict in judge.compare([item])]
+    yield from _changes("a second call", verdicts, judge.compare(items, rubric), AGAIN)
+    alone = [verdict for item in items for verdict in judge.compare([item], rubric)]
     yield from _changes("a batch of one comparison", verdicts, alone, ALONE)
-    swapped = judge.compare([(prompt, second, first) for prompt, first, second in items])
+    swapped = judge.compare([(prompt, second, first) for prompt, first, second in items], rubric)
     yield from _changes("showing the second response first", verdicts, [_turned(each) for each in swapped], SWAP)
-    if rates(component.registration.implementation):
-        yield from _rating_problems(judge, items)
 
 
 def _rating_problems(judge: CheckedJudge, items: Sequence[Item]) -> Iterator[str]:

@@ -27,7 +27,7 @@ import alignkit_plugins.rlaif as rlaif
 from alignkit import Context, Group, Judge, Pair, PluginError, RemoteError, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
 from alignkit.judge_card import ask_again
-from alignkit.judges import CheckedJudge, check_rates
+from alignkit.judges import CheckedJudge, check_compares, check_rates
 from alignkit.registry import Component, Registration
 from alignkit.remote import retry_after
 from alignkit_plugins.judges.local import LocalJudge
@@ -157,6 +157,50 @@ def test_a_reward_model_rates_by_its_scores(tmp_path: Path) -> None:
 def test_a_judge_that_only_compares_cannot_rate() -> None:
     with pytest.raises(RunFailed, match="judge 'x' only compares two responses, and ratings are needed"):
         check_rates(component(LocalJudge, None))
+
+
+def test_only_judges_that_say_so_are_given_a_rubric_to_compare_by(tmp_path: Path) -> None:
+    """A judge with `compare(items)` is called with one argument, and a rubric for it stops the run."""
+    named = component(Scripted, [Verdict(0.5)])
+    with pytest.raises(RunFailed, match="judge 'x' has its own measure and reads no rubric"):
+        check_compares(named, "Is it polite?")
+    judge = CheckedJudge(named, context(None, tmp_path))
+    with pytest.raises(RunFailed, match="no rubric"):
+        judge.compare([ITEM], ["polite"])
+    assert judge.compare([ITEM])[0].p_first == 0.5
+    check_compares(named, "")
+    check_compares(component(LocalJudge, None), "Is it polite?")
+
+
+class Asks(LocalJudge):
+    """A judge that asks the judges of its options."""
+
+    def parts(self) -> Any:
+        return self.options
+
+
+def test_a_judge_can_do_what_all_that_it_asks_can() -> None:
+    check_compares(component(Asks, [component(LocalJudge, None)]), "polite")
+    nested = component(Asks, [component(LocalJudge, None), component(Asks, [component(RewardJudge, None)])])
+    with pytest.raises(RunFailed, match="own measure"):
+        check_compares(nested, "polite")
+
+
+@pytest.mark.parametrize(
+    ("rubric", "words"),
+    [
+        ("Short ones are better.", "is better. Short ones are better.\n\n"),
+        (["It is short.", "It is {first}."], "meets these criteria:\n- It is short.\n- It is {first}.\n\n"),
+        ("", "is better. A good response is harmless"),
+    ],
+)
+def test_a_rubric_takes_the_place_of_the_criterion(rubric: Any, words: str, tmp_path: Path) -> None:
+    models = BiasedModels()
+    judge = CheckedJudge(component(LocalJudge, LocalJudge.Options(criterion="harmless")), context(models, tmp_path))
+    (verdict,) = judge.compare([ITEM], rubric)
+    assert all(words in question[0]["content"] for question in models.asked)
+    assert len(models.asked) == 2 and verdict.p_first > 0.5
+    assert ("harmless" in models.asked[0][0]["content"]) == (not rubric)
 
 
 def component(implementation: Any, options: Any) -> Any:
@@ -422,6 +466,14 @@ def test_remote_judge_averages_both_orders(remote: Any, server: Server) -> None:
     assert set(server.authorization) == {f"Bearer {SECRET}"}
     request = server.requests[0]
     assert (request["max_tokens"], request["logprobs"], request["top_logprobs"]) == (1, True, 20)
+
+
+def test_the_server_is_asked_by_the_rubric(remote: Any, server: Server) -> None:
+    judge = remote()
+    judge.compare([(PROMPT, f"is {n}", "is 0") for n in range(1, 7)], "Short ones are better.")
+    assert all("Short ones are better." in request["messages"][0]["content"] for request in server.requests)
+    judge.compare([ITEM])
+    assert "A good response is helpful" in server.requests[-1]["messages"][0]["content"]
 
 
 def test_replies_are_counted_as_they_arrive(remote: Any, server: Server, tmp_path: Path) -> None:

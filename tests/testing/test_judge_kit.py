@@ -114,6 +114,34 @@ def test_a_judge_with_its_own_measure_is_given_no_rubric() -> None:
     check_judge(Own)
 
 
+class ByRubric(Longer):
+    """A good one, which counts the criteria that occur if it is given some."""
+
+    compares_by_rubric = True
+
+    def compare(self, items: Sequence[Item], rubric: Rubric = "") -> Any:
+        if not rubric:
+            return super().compare(items)
+        return [prefers(*(self.met(text, rubric) for text in texts)) for _, *texts in items]
+
+    def met(self, text: str, rubric: Rubric) -> float:
+        return sum(criterion[3:6] in text for criterion in rubric)
+
+
+def test_a_good_judge_that_compares_by_a_rubric_conforms() -> None:
+    check_judge(ByRubric)
+
+
+class ByRubricInOneOrder(ByRubric):
+    def compare(self, items: Sequence[Item], rubric: Rubric = "") -> Any:
+        return [Verdict(1.0) for _ in items] if rubric else super().compare(items)
+
+
+class ByNoRubric(ByRubric):
+    def met(self, text: str, rubric: Rubric) -> float:
+        raise KeyError("rubric")
+
+
 class FirstIfEqual(Judge):
     def compare(self, items: Sequence[Item]) -> Any:
         return [Verdict(float(len(first) >= len(second))) for _, first, second in items]
@@ -221,6 +249,8 @@ BROKEN: list[tuple[Any, str]] = [
     (RatesNothing, r"`rate` has no rating of any of 6 responses \(too long: 7 tokens\): pass others as `items`"),
     (RatesWithoutReason, "`rate`: a rating without a score needs a `reason`"),
     (RatesNoRubric, "in `rate`: KeyError: 'rubric'"),
+    (ByRubricInOneOrder, "`compare`: showing the second response first changes P.* of comparison 0 from 1.0 to 0.0"),
+    (ByNoRubric, "in `compare`: KeyError: 'rubric'"),
     (NoKey, "NoKey: the variable KEY is not set"),
     (str, "str: judge 'str' must be a subclass of alignkit.Judge"),
 ]

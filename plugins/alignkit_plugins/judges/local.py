@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from alignkit import Field, Judge, Message, PolicyRef, RunFailed, Verdict
 from alignkit.errors import SameFirstToken
-from alignkit.judges import Item
+from alignkit.judges import Item, Rubric
 from alignkit_plugins.judges.question import Answers, Asking, both_orders, question
 from alignkit_plugins.judges.verdict import Answer, verdicts
 
@@ -21,6 +21,8 @@ OTHER_ANSWERS: tuple[Answers, ...] = (("A", "B"), ("first", "second"), ("left", 
 class LocalJudge(Judge):
     """Ask a model of this run, with one forward pass per question and no sampling."""
 
+    compares_by_rubric: ClassVar[bool] = True
+
     class Options(Asking):
         role: PolicyRef = Field("base", description="model that judges: `base` or a stage")
         prefill: str = Field("Preferred Response=", description="start of the judge's turn, without a space at the end")
@@ -31,10 +33,10 @@ class LocalJudge(Judge):
         start: Message = {"role": "assistant", "content": self.options.prefill}
         return [*question(self.options, item), *([start] if self.options.prefill else [])]
 
-    def compare(self, items: Sequence[Item]) -> list[Verdict]:
+    def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
         if not items:
             return []
-        prompts = both_orders(self.options, items, self.context.seed)
+        prompts = both_orders(self.options, items, self.context.seed, rubric)
         try:
             logprobs = self._logprobs(prompts, self.options.answers)  # [2n, 2] nats
         except SameFirstToken as error:

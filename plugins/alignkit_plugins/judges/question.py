@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pydantic import field_validator
 
 from alignkit import Field, Message, Options
-from alignkit.judges import Item
+from alignkit.judges import Item, Rubric
 
 Answers = tuple[str, str]  # what the judge says for the first and for the second response
 CRITERIA = {
@@ -81,7 +81,16 @@ def transcript(prompt: Sequence[Message]) -> str:
     return "\n\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in prompt)
 
 
-def question(options: Asking, item: Item, seed: int = 0) -> list[Message]:
+def measure(options: Asking, rubric: Rubric = "") -> str:
+    """What a good response is: the rubric, or else the option `criterion`."""
+    if not rubric:
+        return CRITERIA.get(options.criterion, options.criterion)
+    if isinstance(rubric, str):
+        return rubric
+    return "A good response meets these criteria:\n" + "\n".join(f"- {criterion}" for criterion in rubric)
+
+
+def question(options: Asking, item: Item, seed: int = 0, rubric: Rubric = "") -> list[Message]:
     """One user turn that asks which of the item's responses is better.
 
     The template is filled in one pass, so that braces in the data have no effect. The code in the markers is a digest
@@ -94,7 +103,7 @@ def question(options: Asking, item: Item, seed: int = 0) -> list[Message]:
         return f"[begin {nonce}]\n{_CONTROL.sub(lambda match: match[0] + ' ', text)}\n[end {nonce}]"
 
     values = {
-        "criterion": CRITERIA.get(options.criterion, options.criterion),
+        "criterion": measure(options, rubric),
         "answer_1": options.answers[0],
         "answer_2": options.answers[1],
         "nonce": nonce,
@@ -105,7 +114,7 @@ def question(options: Asking, item: Item, seed: int = 0) -> list[Message]:
     return [{"role": "user", "content": _FIELDS.sub(lambda match: values[match[1]], options.template)}]
 
 
-def both_orders(options: Asking, items: Sequence[Item], seed: int) -> list[list[Message]]:
+def both_orders(options: Asking, items: Sequence[Item], seed: int, rubric: Rubric = "") -> list[list[Message]]:
     """Questions for n items: first all n, then all n with the responses swapped."""
     swapped = [(prompt, second, first) for prompt, first, second in items]
-    return [question(options, item, seed) for item in [*items, *swapped]]
+    return [question(options, item, seed, rubric) for item in [*items, *swapped]]

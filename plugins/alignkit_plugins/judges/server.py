@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from alignkit import Context, Field, Judge, Message, RunFailed, Verdict
-from alignkit.judges import Item
+from alignkit.judges import Item, Rubric
 from alignkit.remote import Malformed, Remote, RemoteOptions, key_of
 from alignkit_plugins.judges.question import Answers, Asking, both_orders, question
 from alignkit_plugins.judges.verdict import Answer, verdicts
@@ -23,6 +23,8 @@ _LIMIT = re.compile(r"(greater|less|more|fewer) than|at most|maximum|max allowed
 
 class OpenAIJudge(Judge):
     """Ask a chat-completions endpoint. Answers are cached on disk, so that no question is paid for twice."""
+
+    compares_by_rubric: ClassVar[bool] = True
 
     class Options(Asking, RemoteOptions):
         base_url: str = Field(description="address of the API, such as http://localhost:8000/v1")
@@ -49,10 +51,10 @@ class OpenAIJudge(Judge):
         self._useful = False  # whether a reply could be used
         self.remote = Remote("openai_judge", self.options, "chat/completions", context.cache, read, help)
 
-    def compare(self, items: Sequence[Item]) -> list[Verdict]:
+    def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
         if not self._useful and len(items) > PROBE:  # not to pay for thousands of replies that cannot be used
-            self._check_use(self._ask(items[:PROBE]))
-        found = self._ask(items)
+            self._check_use(self._ask(items[:PROBE], rubric))
+        found = self._ask(items, rubric)
         self._useful = self._useful or any(verdict.p_first is not None for verdict in found)
         return found
 
@@ -66,8 +68,8 @@ class OpenAIJudge(Judge):
                 f"help: {_advice(reason, self.options.use_logprobs)}"
             )
 
-    def _ask(self, items: Sequence[Item]) -> list[Verdict]:
-        bodies = [self.body(messages) for messages in both_orders(self.options, items, self.context.seed)]
+    def _ask(self, items: Sequence[Item], rubric: Rubric) -> list[Verdict]:
+        bodies = [self.body(messages) for messages in both_orders(self.options, items, self.context.seed, rubric)]
         replies = self.remote.ask(bodies, self.context.progress)
         answers = [Answer(reason=r.reason) if r.reason else Answer(*r.value) for r in replies]
         return verdicts(answers, self.options.min_mass)
