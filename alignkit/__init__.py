@@ -27,7 +27,7 @@ _WHERE = {
     "judges": "CheckedJudge check_compares check_rates",
     "loss": "Loss Per Term per_group per_pair per_response per_token",
     "notebook": "RunResult StageResult run",
-    "options": "DataRef EnvironmentRef Field JudgeRef Options PolicyRef RewardRef StageRef",
+    "options": "ConstitutionRef DataRef EnvironmentRef Field JudgeRef Options PolicyRef RewardRef StageRef",
     "reward": "CombinedReward Context Judge LEARNED_KEY Models REWARD_KEY Rating Reward RewardCombination Verdict",
     "sampling_options": "ResponseOptions SamplingOptions",
     "step": "Artifact Step StepContext StepData",
@@ -70,7 +70,17 @@ if TYPE_CHECKING:
     from alignkit.judges import CheckedJudge, check_compares, check_rates
     from alignkit.loss import Loss, Per, Term, per_group, per_pair, per_response, per_token
     from alignkit.notebook import RunResult, StageResult, run
-    from alignkit.options import DataRef, EnvironmentRef, Field, JudgeRef, Options, PolicyRef, RewardRef, StageRef
+    from alignkit.options import (
+        ConstitutionRef,
+        DataRef,
+        EnvironmentRef,
+        Field,
+        JudgeRef,
+        Options,
+        PolicyRef,
+        RewardRef,
+        StageRef,
+    )
     from alignkit.reward import (
         LEARNED_KEY,
         REWARD_KEY,

@@ -22,7 +22,19 @@ class Options(BaseModel):
 class Ref:
     """Marks an option as a reference, so that the stage graph is known before anything runs."""
 
-    kind: Literal["stage", "policy", "from", "base", "reward", "data", "judge", "environment", "filter", "engine"]
+    kind: Literal[
+        "stage",
+        "policy",
+        "from",
+        "base",
+        "reward",
+        "data",
+        "judge",
+        "environment",
+        "filter",
+        "engine",
+        "constitution",
+    ]
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """A marker that `alignkit schema` replaces by the schema of such references."""
@@ -36,3 +48,4 @@ DataRef = Annotated[Any, Ref("data")]  # data; becomes what `context.load` takes
 FilterRef = Annotated[Any, Ref("filter")]  # a filter of scored groups; becomes a component
 JudgeRef = Annotated[Any, Ref("judge")]  # a judge; becomes what `CheckedJudge` takes
 EnvironmentRef = Annotated[Any, Ref("environment")]  # an environment; a stage plays it with every response
+ConstitutionRef = Annotated[Any, Ref("constitution")]  # a constitution; becomes a tuple of `Principle`

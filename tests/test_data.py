@@ -819,12 +819,20 @@ def test_a_source_says_how_it_was_read(tmp_path: Path) -> None:
 
 
 TRAIN = ["helpful.jsonl.gz", "safety.jsonl.gz", "prompts.jsonl", "demos.jsonl", "rankings.jsonl", "graded.jsonl"]
-HELD = ["helpful_heldout.jsonl.gz", "safety_heldout.jsonl.gz", "heldout.jsonl", "rankings_heldout.jsonl"]
+TRAIN += ["red_team.jsonl"]
+HELD = [
+    "helpful_heldout.jsonl.gz",
+    "safety_heldout.jsonl.gz",
+    "heldout.jsonl",
+    "rankings_heldout.jsonl",
+    "xstest.jsonl",
+]
 COUNTS = {
     "helpful.jsonl.gz": 940, "safety.jsonl.gz": 940, "helpful_heldout.jsonl.gz": 300, "safety_heldout.jsonl.gz": 300,
     "prompts.jsonl": 400, "heldout.jsonl": 178, "demos.jsonl": 319, "demos_validation.jsonl": 60, "rankings.jsonl": 65,
     "rankings_heldout.jsonl": 21, "graded.jsonl": 93, "sums.jsonl": 300, "sums_heldout.jsonl": 100,
     "small_sums.jsonl": 53, "small_sums_heldout.jsonl": 24, "small_sums_examples.jsonl": 24,
+    "red_team.jsonl": 160, "xstest.jsonl": 184,
 }  # fmt: skip
 
 
@@ -853,6 +861,8 @@ def test_shipped_held_out_prompts_are_in_no_training_file() -> None:
 def test_shipped_files_have_the_contents_that_recipes_expect() -> None:
     assert [g.meta["safety"] for g in shipped("prompts.jsonl")].count(True) == 200
     assert [g.meta["safety"] for g in shipped("heldout.jsonl")].count(True) == 89
+    assert [g.meta["label"] for g in shipped("xstest.jsonl")].count("safe") == 92
+    assert all(g.meta["safety"] for g in shipped("red_team.jsonl"))
     assert all(4 <= len(g.responses) <= 9 and groups_module.resolved_pairs(g) for g in shipped("rankings.jsonl"))
     margins = {pair.margin for g in shipped("graded.jsonl") for pair in g.pairs or ()}
     assert margins == {"significantly", "slightly"}

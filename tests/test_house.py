@@ -65,6 +65,7 @@ TESTED_IN = {
     "chatting.session": "test_chatting",
     "chatting.start": "test_collection",
     "comparison": "test_evaluate",
+    "constitution": "test_constitutional",
     "reward_columns": "test_evaluate",
     "data.chat_templates": "test_encoding",
     "data.files": "test_data",
@@ -199,7 +200,7 @@ COMMON_WORDS = {
     *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
     *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
     *("environment", "merge", "people", "preference", "python", "sample"),
-    *("clip", "min", "product", "rankings", "rest", "reward_model", "text", "weighted_sum", "worker", "when"),
+    *("clip", "min", "product", "rankings", "rest", "revise", "reward_model", "text", "weighted_sum", "worker", "when"),
 }
 
 

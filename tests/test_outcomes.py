@@ -65,7 +65,14 @@ GOLD_SEEN = questions(DATA / "gold_helpful.jsonl.gz") | questions(DATA / "gold_s
 # What the recipes learn from; of the pairs, the first 480.
 LEARNED = {
     file: questions(RECIPES / file, 480)
-    for file in ("helpful.jsonl.gz", "safety.jsonl.gz", "prompts.jsonl", "demos.jsonl", "rankings.jsonl")
+    for file in (
+        "helpful.jsonl.gz",
+        "safety.jsonl.gz",
+        "prompts.jsonl",
+        "red_team.jsonl",
+        "demos.jsonl",
+        "rankings.jsonl",
+    )
 }
 VALIDATED = {
     file: questions(RECIPES / file, 150)

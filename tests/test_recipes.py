@@ -33,6 +33,13 @@ TINY = ["model.base=tiny", "model.dtype=float32", "model.lora={r: 2, lora_alpha:
 WEIGHTS = "adapter/adapter_model.safetensors"
 # What the sizes below do not fit: values that are lists, and epochs that other stages name.
 OWN: dict[str, list[str]] = {
+    "constitutional": [
+        "stages.by_principle.judge.local_judge.min_mass=0",
+        "stages.revised.stop=[e]",  # the tiny model hardly ever ends a turn
+        "stages.revised.max_new_tokens=128",
+        "stages.revised.critique_tokens=16",
+        "stages.align.iterations=2",
+    ],
     "instructgpt": [
         f"stages.sft.data={{path: {DATA}/demos.jsonl, limit: 16}}",
         f"stages.preferred.data={{path: {DATA}/rankings.jsonl, limit: 8}}",
@@ -106,6 +113,7 @@ def small(name: str) -> list[str]:
         for key, value in SMALL[kind].items():
             path = written_at(name, stage.name)
             unlimited = kind == "step" and not hasattr(stage.component.options, key)
+            unlimited = unlimited or (kind == "step" and getattr(stage.component.options, "data", None) is not None)
             shortened = key == "max_steps" and f"{path}.data" in taken
             if f"{path}.{key}" not in taken and not unlimited and not shortened:
                 overrides.append(f"{path}.{key}={value}")
@@ -410,6 +418,8 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
             done.json("helpful_3/stage.json")["summary"]["groups"]
             > done.json("helpful_1/stage.json")["summary"]["groups"]
         )
+    if name == "constitutional":
+        check_constitution(done)
     if name == "people":
         check_rounds_with_people(done)
     if name == "instructgpt":
@@ -419,6 +429,23 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     if name == "rlaif":
         assert "same position preferred in both orders" in done.out
         assert all(0.5 <= group["pairs"][0]["p"] <= 1 for group in done.lines("labels/data.jsonl"))
+
+
+def check_constitution(done: Done) -> None:
+    """SFT learned the revisions and demonstrations, and the reward model the labels of both judges."""
+    revised = done.lines("revised/data.jsonl")
+    read = {source["name"]: source["rows"] for source in done.json("sl_cai/stage.json")["data"]}
+    assert read["stage revised"] == len(revised) > 1 and read[str(DATA / "demos.jsonl")] == 319
+    principles = [[entry["principle"] for entry in row["meta"]["revise"]["rounds"]] for row in revised]
+    assert all(len(set(names)) == 2 for names in principles)
+    judged = done.json("by_principle/stage.json")["summary"]
+    assert sum(facts["comparisons"] for facts in judged["principles"].values()) == 2 * judged["n"]
+    labels = [pair["p"] for group in done.lines("by_principle/data.jsonl") for pair in group["pairs"]]
+    assert all(0.5 < p <= 0.6 for p in labels)
+    learned = [source["name"] for source in done.json("harmless/stage.json")["data"]]
+    assert {"stage by_principle", "stage by_people"} <= set(learned)
+    refusals = done.json("refusals/evaluation.json")
+    assert list(refusals["policies"]) == ["sft", "sl_cai", "align"]
 
 
 def check_rounds_with_people(done: Done) -> None:

@@ -14,6 +14,7 @@ from alignkit.io.credentials import places_of_keys, redacted
 from alignkit.recipe.advice import common_name
 from alignkit.recipe.bases import base_names, check_bases, read_base, read_bases
 from alignkit.recipe.components import options_of, read_component
+from alignkit.recipe.constitutions import read_constitution
 from alignkit.recipe.data_sources import read_data
 from alignkit.recipe.document import Document, Keys
 from alignkit.recipe.engines import fill_engines, read_engine
@@ -43,6 +44,7 @@ _RESOLVERS: Mapping[str, Resolver] = {
     "filter": lambda raw, keys, scope: read_component("filter", raw, keys, scope),
     "environment": lambda raw, keys, scope: read_component("environment", raw, keys, scope),
     "engine": read_engine,
+    "constitution": read_constitution,
 }
 
 

@@ -91,14 +91,27 @@ def parse_document(text: str, path: Path, overrides: Sequence[str], wrong: list[
 
 def plain_data(text: str, name: str) -> Any:
     """YAML as plain data. name: of the text, in errors. Raises RecipeError if it cannot be read."""
-    reader = Reader(text, name)
+    return _plain(Reader(text, name)).data
+
+
+def plain_file(path: Path, what: str) -> Document:
+    """A YAML file that is no recipe. what: it is, in errors. Raises RecipeError if it cannot be read."""
+    try:
+        text = _read_text(path, what)
+    except Failed as failed:
+        raise RecipeError([failed.problem]) from None
+    return _plain(Reader(text, str(path)))
+
+
+def _plain(reader: Reader) -> Document:
     try:
         root = reader.read()
     except Failed as failed:
         raise RecipeError([failed.problem]) from None
     if reader.problems:
         raise RecipeError(reader.problems)
-    return _flatten(root, Mark(name), (), {})
+    places: dict[Keys, tuple[Mark, Mark]] = {}
+    return Document(Path(reader.file), _flatten(root, Mark(reader.file), (), places), places)
 
 
 def _document(
@@ -127,15 +140,15 @@ def non_finite(data: Any, keys: Keys = ()) -> Iterator[Keys]:
         yield from non_finite(value, (*keys, key))
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, what: str = "recipe") -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error).lower()
-        raise Failed(Problem(f"cannot read the recipe: {reason}", str(path))) from None
+        raise Failed(Problem(f"cannot read the {what}: {reason}", str(path))) from None
     if len(raw) > MAX_BYTES:
-        raise Failed(Problem("the file is larger than 1 MiB, so it cannot be a recipe", str(path)))
+        raise Failed(Problem(f"the file is larger than 1 MiB, so it cannot be a {what}", str(path)))
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

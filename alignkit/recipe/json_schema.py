@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from alignkit.constitution import Principle
 from alignkit.engine import LOCAL
 from alignkit.recipe.components import options_of
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
@@ -22,7 +23,7 @@ from alignkit.settings import ModelSpec, Settings
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TEXT: Schema = {"type": "string"}
-_CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings)
+_CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings, Principle)
 # Kinds of plugins with options.
 _KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker", "engine")
 
@@ -89,6 +90,7 @@ class _Builder:
             "filter": self._component("filter"),
             "environment": self._component("environment"),
             "engine": _any_of([{"const": LOCAL}, self._component("engine")]),
+            "constitution": _any_of([TEXT, {"type": "array", "items": self._refs[Principle]}]),
             "stage": _any_of([self._training_stage(), *self._steps()]),
             "stage_or_block": _any_of([_ref("stage"), block]),
             **dict.fromkeys(("stage_name", "policy", "from", "base"), TEXT),

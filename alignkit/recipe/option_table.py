@@ -28,6 +28,7 @@ _REFERENCES = {
     "filter": "filter",
     "environment": "environment",
     "engine": "engine",
+    "constitution": "constitution",
 }
 _TYPES: dict[Any, str] = {
     bool: "true | false",

@@ -20,6 +20,7 @@ from alignkit.models.shared_model import BASE, HeadKind
 from alignkit.options import Options
 from alignkit.plugins import HOOKS, check_implementation, plugins
 from alignkit.recipe.components import read_component, read_options
+from alignkit.recipe.constitutions import read_constitution
 from alignkit.recipe.document import Document
 from alignkit.recipe.paths import Paths
 from alignkit.recipe.problems import Problems
@@ -147,6 +148,7 @@ class Surroundings:
             "base": _text,
             "data": _data,
             "reward": _reward,
+            "constitution": read_constitution,
             **named,
         }
         scope = Scope(problems, Paths(problems), plugins().registry, Rounds(), resolvers)

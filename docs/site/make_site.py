@@ -41,7 +41,7 @@ MARKER = re.compile(r"^<!-- /?generated.*-->$\n", re.MULTILINE)
 def sources(root: Path) -> Iterator[Path]:
     """The files of the repository that become pages."""
     yield from (root / name for name in PAGES)
-    yield from sorted((root / "recipes").glob("*.yaml"))
+    yield from sorted((root / "recipes").rglob("*.yaml"))
     yield from sorted(file for file in (root / "docs").rglob("*") if file.suffix in (".md", ".ipynb"))
 
 

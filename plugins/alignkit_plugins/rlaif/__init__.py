@@ -1,7 +1,8 @@
 """RLAIF: a judge labels pairs of responses, or rewards responses directly (Lee et al. 2023, arXiv:2309.00267).
 
 The step `judge_pairs` labels the responses of groups, or of a policy to prompts. A pair's `p` is the judge's
-probability that the better response is better: a soft label for a reward model or DPO (section 2.2.1). The reward
+probability that the better response is better: a soft label for a reward model or DPO (section 2.2.1). With a
+constitution, each pair is judged by principles drawn from it (Bai et al. 2022, arXiv:2212.08073, section 4). The reward
 `rlaif` is the win rate against the other responses of the group, or against a baseline's response.
 Differs from the paper: its direct reward is a rating from 1 to 10 (section 2.2.2), whereas a win rate asks the judge
 the same question as the labels do.
@@ -15,6 +16,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -22,6 +24,7 @@ from pydantic import model_validator
 from alignkit import (
     Artifact,
     CheckedJudge,
+    ConstitutionRef,
     Context,
     DataError,
     DataRef,
@@ -46,6 +49,7 @@ from alignkit import (
 from alignkit.comparison import prompts_to_compare
 from alignkit.judges import Item, verdict_from
 from alignkit.report import Report
+from alignkit_plugins.rlaif import principled
 from alignkit_plugins.rlaif.tally import Place, Tally, mean, report
 
 
@@ -74,6 +78,14 @@ class JudgePairs(Step):
         )
         min_confidence: float = Field(0.0, ge=0, le=0.5, description="drop pairs with |p - 0.5| below this")
         drop_inconsistent: bool = Field(False, description="drop pairs whose winner depends on the order")
+        constitution: ConstitutionRef | None = Field(
+            None,
+            description="principles to judge by: a file, `harmless`, `helpful_honest` or a list; default: the judge's "
+            "own criterion",
+        )
+        principles_per_pair: int = Field(
+            1, ge=1, description="principles that each pair is judged by; its label is their mean"
+        )
 
         @model_validator(mode="after")
         def _one_source(self) -> Any:
@@ -93,10 +105,20 @@ class JudgePairs(Step):
                 raise ValueError("clamp only applies to soft labels")
             return self
 
+        @model_validator(mode="after")
+        def _principles_of_a_constitution(self) -> Any:
+            if self.constitution is None and "principles_per_pair" in self.model_fields_set:
+                raise ValueError("'principles_per_pair' needs a 'constitution'")
+            return self
+
         def policies_to_sample(self) -> list[str]:
             return [self.policy] if self.policy is not None else []
 
     options: Options
+
+    def check(self, folder: Path) -> None:
+        if self.options.constitution is not None:
+            principled.check(self.options.judge, self.options.constitution, self.options.principles_per_pair)
 
     def check_data(self, data: StepData) -> None:
         groups, rows = data.load(self.options.data), data.load(self.options.prompts)
@@ -109,18 +131,30 @@ class JudgePairs(Step):
         judge = CheckedJudge(self.options.judge, context)  # first, so that a missing key shows before sampling
         groups = self._groups(context)
         places, identical = pairs_to_judge(groups)
-        rows = [list(item) for item in items_at(groups, places)]
+        asked = self._asked(context, groups, places)
 
         def judged(chunk: Sequence[Any]) -> list[dict[str, Any]]:
-            return [dataclasses.asdict(verdict) for verdict in judge.compare([tuple(row) for row in chunk])]
+            return [dataclasses.asdict(verdict) for verdict in principled.compared(judge, chunk)]
 
-        verdicts = [verdict_from(row) for row in context.map("judge", rows, judged)]
+        found = [verdict_from(row) for row in context.map("judge", [each.row for each in asked], judged)]
+        verdicts = principled.joined(asked, found, len(places))
         tally = Tally(groups, places, verdicts, identical)
         labeled = self._label(groups, places, verdicts, tally)
-        summary = tally.summary()
+        by = principled.tally(asked, found, verdicts)
+        summary = {**tally.summary(), **({"principles": by} if by else {})}
         if not labeled:
             raise RunFailed(f"judge_pairs: no pair was labeled\n{report(summary)}")
-        return Artifact(groups=labeled, summary=summary, report=Report([report(summary)]))
+        shown = Report([report(summary), *principled.tables(by)])
+        return Artifact(groups=labeled, summary=summary, report=shown)
+
+    def _asked(self, context: StepContext, groups: Sequence[Group], places: Sequence[Place]) -> list[principled.Asked]:
+        """What the judge is asked: each pair once, or by each of its principles."""
+        options, items = self.options, items_at(groups, places)
+        if options.constitution is None:
+            return [principled.Asked(number, list(item)) for number, item in enumerate(items)]
+        return principled.by_principles(
+            items, options.constitution, options.principles_per_pair, context.seed, context.stage
+        )
 
     def _groups(self, context: StepContext) -> list[Group]:
         """The groups to judge, from the data or sampled."""

@@ -1,0 +1,152 @@
+"""Constitutions: what a file or a list in a recipe may say, and where a mistake is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alignkit import cli
+from alignkit.constitution import Principle
+from alignkit.recipe.constitutions import shipped_constitutions
+from alignkit.recipe.copying import copy_recipe
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.shipped import shipped_folder
+from alignkit.runs.fingerprint import stage_hash
+
+GOOD = """\
+# a comment
+- name: calm
+  critique: What is
+    loud?
+  revise: Say it quietly.
+- {name: short, compare: The shorter one.}
+"""
+
+
+def recipe(folder: Path, constitution: Any = "own.yaml", text: str = GOOD) -> Path:
+    (folder / "own.yaml").write_text(text, encoding="utf-8")
+    (folder / "prompts.jsonl").write_text('{"prompt": "q"}\n', encoding="utf-8")
+    step = {"step": "revise", "prompts": "prompts.jsonl", "constitution": constitution}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"revised": step}}), encoding="utf-8")
+    return path
+
+
+def principles(path: Path) -> Any:
+    return load_recipe(path).stages["revised"].component.options.constitution
+
+
+def wrong(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(["validate", str(path)]) == 2
+    return capsys.readouterr().err
+
+
+def test_a_file_holds_principles(tmp_path: Path) -> None:
+    assert principles(recipe(tmp_path)) == (
+        Principle(name="calm", critique="What is loud?", revise="Say it quietly."),
+        Principle(name="short", compare="The shorter one."),
+    )
+
+
+def test_the_same_list_may_be_in_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert principles(recipe(tmp_path, yaml.safe_load(GOOD))) == principles(recipe(tmp_path / "a"))
+
+
+def test_a_shipped_one_is_found_by_name_unless_a_file_has_it(tmp_path: Path) -> None:
+    assert len(principles(recipe(tmp_path, "harmless"))) == 16
+    path = recipe(tmp_path, "harmless")
+    (tmp_path / "harmless").write_text(GOOD, encoding="utf-8")
+    assert len(principles(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        (GOOD.replace("critique:", "criticize:"), 3, "unknown key 'criticize'"),
+        (GOOD.replace("  revise: Say it quietly.\n", ""), 2, "'revise' is missing"),
+        (GOOD.replace("calm", "short"), 6, "the name 'short' is used twice"),
+        (GOOD.replace(", compare: The shorter one.", ""), 6, "needs 'critique' and 'revise', or 'compare'"),
+        (GOOD.replace("calm", "''"), 2, "name"),
+        (GOOD.replace("Say it quietly.", "' '"), 5, "is empty"),
+        (GOOD.replace("Say it quietly.", "[a]"), 5, "expected text"),
+        (GOOD + "- just text\n", 7, "expected a mapping"),
+        (GOOD + "  oops\n", 7, "not valid YAML"),
+        ("principles:\n" + GOOD.replace("\n", "\n  "), 1, "expected a list of principles"),
+        ("[]\n", 1, "got an empty list"),
+        ("# nothing\n", 1, "expected a list of principles"),
+        (GOOD + "- {name: calm, name: calm, compare: c}\n", 7, "duplicate key 'name'"),
+    ],
+)
+def test_a_mistake_in_a_file_is_shown_where_it_is(
+    text: str, line: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = wrong(recipe(tmp_path, text=text), capsys)
+    assert message in said and f"--> {tmp_path / 'own.yaml'}:{line}:" in said
+
+
+def test_all_mistakes_are_shown_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(tmp_path, text=GOOD.replace("critique:", "criticize:").replace("compare:", "compares:"))
+    path.write_text(path.read_text().replace("prompts.jsonl", "prompt.jsonl"), encoding="utf-8")
+    said = wrong(path, capsys)
+    assert "'criticize'" in said and "'compares'" in said and "no such file" in said
+
+
+def test_a_mistake_in_the_recipe_is_shown_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(tmp_path, [{"name": "a", "compare": 3}])
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "compare" in text)
+    assert f"--> {path}:{line}:" in wrong(path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("harmles", "did you mean 'harmless'?"),
+        ("my.yaml", "shipped constitutions: harmless, helpful_honest"),
+        (".", "cannot read the constitution: is a directory"),
+        (3, "expected a list of principles"),
+    ],
+)
+def test_what_is_no_constitution(named: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in wrong(recipe(tmp_path, named), capsys)
+
+
+def test_another_constitution_is_another_stage(tmp_path: Path) -> None:
+    """A comment or a line break changes nothing, and a word does."""
+
+    def hashed(text: str) -> str:
+        loaded = load_recipe(recipe(tmp_path, text=text))
+        return stage_hash(loaded.stages["revised"], loaded, "base", 0, {})
+
+    assert hashed(GOOD) == hashed(GOOD.replace("a comment", "another").replace("What is\n    loud?", "What is loud?"))
+    assert (
+        len({hashed(GOOD), hashed(GOOD.replace("quietly", "softly")), hashed(GOOD.replace("shorter", "longer"))}) == 3
+    )
+
+
+@pytest.mark.parametrize("name", ["harmless", "helpful_honest"])
+def test_shipped_principles_can_do_everything(name: str, tmp_path: Path) -> None:
+    found = principles(recipe(tmp_path, name))
+    assert name in shipped_constitutions() and 8 <= len(found) <= 16
+    for principle in found:
+        assert principle.critique and principle.revise and principle.compare
+        assert principle.critique.rstrip(".").count("?") or "Point" in principle.critique
+        assert principle.compare.endswith(".") and "better" in principle.compare
+    assert len({principle.compare for principle in found}) == len(found)
+
+
+def test_the_constitution_is_copied_with_the_recipe(tmp_path: Path) -> None:
+    copies = copy_recipe("constitutional", tmp_path / "mine")
+    assert tmp_path / "mine" / "constitutions" / "harmless.yaml" in copies
+    assert load_recipe(tmp_path / "mine" / "constitutional.yaml").stages["revised"]
+
+
+def test_editors_know_what_a_constitution_may_be() -> None:
+    schema = json.loads((shipped_folder() / "recipe.schema.json").read_text(encoding="utf-8"))
+    text, inline = schema["$defs"]["alignkit.constitution"]["anyOf"]
+    assert text == {"type": "string"} and inline == {"type": "array", "items": {"$ref": "#/$defs/Principle"}}
+    assert set(schema["$defs"]["Principle"]["properties"]) == {"name", "critique", "revise", "compare"}
