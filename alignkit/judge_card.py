@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit import seeds, statistics
 from alignkit.judges import CheckedJudge, Item, verdict_from
 from alignkit.report import Table
-from alignkit.reward import Verdict
+from alignkit.reward import Rating, Verdict
 from alignkit.reward_columns import label
 
 if TYPE_CHECKING:
@@ -180,12 +180,17 @@ def length_slope(judgments: Sequence[Judgment]) -> Estimate:
     return {"mean": slope, "low": low, "high": high, "n": n}
 
 
-def costs(verdicts: Iterable[Verdict]) -> dict[str, int | None]:
-    """Questions and tokens of all verdicts; None if no verdict says them."""
+def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | float | None]:
+    """Questions and tokens of all verdicts, and what they cost; None if no verdict says them."""
     every = list(verdicts)
     calls = [v.calls for v in every if v.calls is not None]
     tokens = [v.tokens for v in every if v.tokens is not None]
-    return {"calls": sum(calls) if calls else None, "tokens": sum(tokens) if tokens else None}
+    prices = [v.cost for v in every if v.cost is not None]
+    return {
+        "calls": sum(calls) if calls else None,
+        "tokens": sum(tokens) if tokens else None,
+        "cost": math.fsum(prices) if prices else None,
+    }
 
 
 # More questions
@@ -382,3 +387,4 @@ def _rows(cards: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[str]]]
     yield "twice as long: P(better)", [statistics.shown(card["length_slope"], sign=True) for card in cards]
     yield "questions", count(card["calls"] for card in cards)
     yield "tokens", count(card["tokens"] for card in cards)
+    yield "cost", ["-" if card.get("cost") is None else f"{card['cost']:,.4g}" for card in cards]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from math import isfinite
+from math import inf, isfinite
 from numbers import Real
 from typing import Any
 
@@ -17,6 +17,7 @@ from alignkit.reward import Context, Judge, Rating, Verdict
 
 Item = tuple[Sequence[Message], str, str]  # prompt, first, second
 Rated = tuple[Sequence[Message], str]  # prompt, response
+RatedTogether = tuple[Sequence[Message], Sequence[str]]  # prompt, responses
 Rubric = str | Sequence[str]
 
 _without: ContextVar[dict[str, str] | None] = ContextVar("without", default=None)
@@ -44,8 +45,13 @@ def rates(judge: type[Judge]) -> bool:
     return judge.rate is not Judge.rate
 
 
-def check_rates(component: Any, rubric: Rubric = "") -> None:
-    """Raise RunFailed if the judge of a JudgeRef option cannot rate responses, or not by this rubric.
+def rates_together(judge: type[Judge]) -> bool:
+    """Whether a judge rates responses that it sees together."""
+    return judge.rate_together is not Judge.rate_together
+
+
+def check_rates(component: Any, rubric: Rubric = "", *, together: bool = False) -> None:
+    """Raise RunFailed if the judge of a JudgeRef option cannot rate responses, or not by this rubric, or not together.
 
     It needs no models: a plugin that asks for ratings calls it in its own `check`, so that a run stops before its first
     stage.
@@ -54,6 +60,8 @@ def check_rates(component: Any, rubric: Rubric = "") -> None:
         kind = part.registration.implementation
         if not rates(kind):
             raise RunFailed(f"judge '{part.name}' only compares two responses, and ratings are needed; use another one")
+        if together and not rates_together(kind):
+            raise RunFailed(f"judge '{part.name}' rates responses one by one, and not together; use another one")
         if rubric and not kind.reads_rubric:
             raise _own_measure(part)
 
@@ -120,15 +128,39 @@ class CheckedJudge:
             return []
         with calling(self._author, "rate", self.judge):
             ratings = self.judge.rate(items, rubric)
+        return self._checked(ratings, len(items), "rate")
+
+    def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
+        """The ratings of (prompt, responses), in order. Raises RunFailed as `check_rates` does."""
+        check_rates(self.component, rubric, together=True)
+        if not items:
+            return []
+        with calling(self._author, "rate_together", self.judge):
+            groups = self.judge.rate_together(items, rubric)
+        if not isinstance(groups, Sequence) or len(groups) != len(items):
+            raise self._wrong(f"return a list of ratings for each of {len(items)} prompts", "rate_together")
+        rated = zip(groups, items, strict=True)
+        return [self._checked(ratings, len(texts), "rate_together") for ratings, (_, texts) in rated]
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """The lowest and the highest rating; None if ratings have no bounds."""
+        return self.judge.scale
+
+    def _checked(self, ratings: Any, count: int, method: str) -> list[Rating]:
+        """The ratings of `count` responses, which a plugin has returned."""
         if not isinstance(ratings, Sequence) or not all(isinstance(rating, Rating) for rating in ratings):
-            raise self._wrong("return a list of Rating", "rate")
-        if len(ratings) != len(items):
-            raise self._wrong(f"return a rating for each of {len(items)} responses, not {len(ratings)}", "rate")
+            raise self._wrong("return a list of Rating", method)
+        if len(ratings) != count:
+            raise self._wrong(f"return a rating for each of {count} responses, not {len(ratings)}", method)
+        low, high = self.judge.scale or (-inf, inf)
         for rating in ratings:
             score: Any = rating.score
             if score is not None and not (isinstance(score, Real) and isfinite(score)):
                 text = f"a score is {score!r:.100}; return a finite number, or None with a reason"
-                raise self._wrong(text, "rate")
+                raise self._wrong(text, method)
+            if score is not None and not low <= float(score) <= high:
+                raise self._wrong(f"a score is {score:g}, outside of the judge's scale, {low:g} to {high:g}", method)
         self._note(rating.reason for rating in ratings if rating.score is None)
         return list(ratings)
 

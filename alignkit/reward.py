@@ -237,6 +237,11 @@ class Judge:
         """The messages that its model reads of a (prompt, first, second), for `alignkit inspect`; optional."""
         return ()
 
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """The lowest and the highest rating; None if ratings have no bounds."""
+        return None
+
     def rate(self, items: Sequence[tuple[Sequence[Message], str]], rubric: str | Sequence[str] = "") -> list[Rating]:
         """One rating of each (prompt, response), in order; optional.
 
@@ -245,6 +250,15 @@ class Judge:
         """
         raise NotImplementedError(f"{type(self).__name__} does not rate single responses")
 
+    def rate_together(
+        self, items: Sequence[tuple[Sequence[Message], Sequence[str]]], rubric: str | Sequence[str] = ""
+    ) -> list[list[Rating]]:
+        """One rating of each response to each prompt, from questions that show all of its responses; optional.
+
+        Such ratings say which responses of a prompt are better, and are not compared between prompts.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not rate responses together")
+
 
 @dataclass(frozen=True)
 class Rating:
@@ -252,10 +266,14 @@ class Rating:
 
     score: higher is better, on the judge's own scale; None if there is no rating, never 0. reason: why there is none;
     such ratings are counted by its text before a colon.
+    calls, tokens, cost: as those of a Verdict; the first of responses that were rated together has those of all.
     """
 
     score: float | None
     reason: str = ""
+    calls: int | None = field(default=None, compare=False)
+    tokens: int | None = field(default=None, compare=False)
+    cost: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -267,6 +285,7 @@ class Verdict:
     p_orders: P(first is better) if shown first, and if shown second. mass: probability of the two answers together.
     bounded: an answer was not among the tokens that a server returned; its largest possible probability was used.
     calls, tokens: questions that the model was asked, and tokens that it read and wrote; None if that is not known.
+    cost: what they cost, in the currency of the judge's price; None without a price.
     """
 
     p_first: float | None
@@ -276,6 +295,7 @@ class Verdict:
     bounded: bool = False
     calls: int | None = field(default=None, compare=False)
     tokens: int | None = field(default=None, compare=False)
+    cost: float | None = field(default=None, compare=False)
 
     @property
     def tied(self) -> bool:

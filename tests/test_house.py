@@ -197,6 +197,9 @@ OTHER_MEANINGS = {
     "alignkit.models.load_check": {"refusal"},  # of a model that cannot be loaded
 }
 COMMON_WORDS = {
+    "rating",
+    "rubric",
+    "panel",
     *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
     *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
     *("environment", "merge", "people", "preference", "python", "sample"),

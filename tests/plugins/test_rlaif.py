@@ -11,10 +11,8 @@ import re
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,12 +28,15 @@ from alignkit.judge_card import ask_again
 from alignkit.judges import CheckedJudge, check_compares, check_rates
 from alignkit.registry import Component, Registration
 from alignkit.remote import retry_after
+from alignkit_plugins.judges.completion import read_answer
+from alignkit_plugins.judges.fence import transcript
 from alignkit_plugins.judges.local import LocalJudge
-from alignkit_plugins.judges.question import TEMPLATE, question, transcript
-from alignkit_plugins.judges.server import OpenAIJudge, read_answer
+from alignkit_plugins.judges.question import TEMPLATE, question
+from alignkit_plugins.judges.server import OpenAIJudge
 from alignkit_plugins.judges.verdict import Answer, verdicts
 from alignkit_plugins.reward_judge import RewardJudge
 from alignkit_plugins.rlaif.tally import inconsistent
+from tests.plugins.judge_server import Reply, Server, serving
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
 FENCED = re.compile(r"\[begin (\w{16})\]\n(.*?)\n\[end \1\]", re.DOTALL)
@@ -156,7 +157,7 @@ def test_a_reward_model_rates_by_its_scores(tmp_path: Path) -> None:
 
 def test_a_judge_that_only_compares_cannot_rate() -> None:
     with pytest.raises(RunFailed, match="judge 'x' only compares two responses, and ratings are needed"):
-        check_rates(component(LocalJudge, None))
+        check_rates(component(Scripted, None))
 
 
 def test_only_judges_that_say_so_are_given_a_rubric_to_compare_by(tmp_path: Path) -> None:
@@ -349,17 +350,6 @@ def test_importing_the_plugins_loads_neither_torch_nor_httpx() -> None:
 # --- an OpenAI-compatible server ----------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Reply:
-    """What the loopback server does with a request."""
-
-    status: int = 200
-    body: Any = None
-    headers: dict[str, str] = dataclasses.field(default_factory=dict)
-    pause: float = 0.0
-    drip: float = 0.0  # seconds between bytes
-
-
 def completion(one: float | None, two: float | None, words: str = "1") -> dict[str, Any]:
     """A chat completion with log-probabilities of the digits (None: not among the likeliest)."""
     tops = [{"token": t, "logprob": x} for t, x in (("1", one), ("2", two)) if x is not None]
@@ -373,67 +363,10 @@ def honest(request: dict[str, Any]) -> Reply:
     return Reply(body=completion(math.log(0.9 * p), math.log(0.9 * (1 - p))))
 
 
-class Server:
-    """A loopback server whose `script` holds the next replies; afterwards `judge` answers."""
-
-    def __init__(self) -> None:
-        self.script: list[Reply] = []
-        self.judge: Callable[[dict[str, Any]], Reply] = honest
-        self.requests: list[dict[str, Any]] = []
-        self.times: list[float] = []
-        self.authorization: list[str | None] = []
-        self.open = self.most_open = 0
-        self.lock = threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with server.lock:
-                    server.requests.append(request)
-                    server.times.append(time.monotonic())
-                    server.authorization.append(self.headers.get("Authorization"))
-                    server.open += 1
-                    server.most_open = max(server.most_open, server.open)
-                    reply = server.script.pop(0) if server.script else server.judge(request)
-                try:
-                    time.sleep(reply.pause)
-                finally:
-                    with server.lock:
-                        server.open -= 1
-                self.answer(reply)
-
-            def answer(self, reply: Reply) -> None:
-                body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
-                try:
-                    self.send_response(reply.status)
-                    for name, value in reply.headers.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(body)))
-                    self.end_headers()
-                    for i in range(len(body)) if reply.drip else ():
-                        self.wfile.write(body[i : i + 1])
-                        time.sleep(reply.drip)
-                    if not reply.drip:
-                        self.wfile.write(body)
-                except OSError:
-                    pass  # the client has hung up, as some tests want it to
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.http.shutdown()
-    running.http.server_close()
+    with serving(honest) as running:
+        yield running
 
 
 @pytest.fixture
@@ -487,9 +420,9 @@ def test_replies_are_counted_as_they_arrive(remote: Any, server: Server, tmp_pat
     judge = remote()
     judge.prepare(dataclasses.replace(context(None, tmp_path), progress=progress))
     judge.compare([ITEM, (PROMPT, "a 1", "b 1")])
-    assert shown == [("asking openai_judge", 4), 1, 2, 3, 4]
+    assert shown == [("asking openai_judge", 3), 1, 2, 3]  # the first question is asked alone
     judge.compare([ITEM])
-    assert len(shown) == 5  # all replies are stored
+    assert len(shown) == 4  # all replies are stored
 
 
 def test_answers_are_paid_for_once(remote: Any, server: Server, tmp_path: Path) -> None:
@@ -680,35 +613,55 @@ def test_malformed_to_the_end_is_unusable_and_not_kept(remote: Any, server: Serv
 
 
 def test_a_bad_request_is_unusable_with_the_servers_words(remote: Any, server: Server) -> None:
-    server.judge = lambda request: Reply(400, {"error": f"no logprobs here, {SECRET}"})
-    (verdict,) = remote().compare([ITEM])
-    assert verdict.p_first is None and verdict.reason.startswith("HTTP 400: ") and "no logprobs" in verdict.reason
-    assert SECRET not in verdict.reason and len(server.requests) == 2
+    """One that is too long, say: the server does not mind the others."""
+    judge = remote()
+    judge.compare([ITEM])
+    server.judge = lambda request: Reply(400, {"error": f"too long, {SECRET}"})
+    (verdict,) = judge.compare([(PROMPT, "is 5", "is 6")])
+    assert verdict.p_first is None and verdict.reason.startswith("HTTP 400: ") and "too long" in verdict.reason
+    assert SECRET not in verdict.reason and len(server.requests) == 4
 
 
 VLLM_LIMIT = "Requested sample logprobs of 20, which is greater than max allowed: 5"
-THINKING = {"choices": [{"message": {"content": "<think>"}}]}
+CLOSED = {"choices": [{"message": {"content": "I would rather not"}}]}
 
 
 @pytest.mark.parametrize(
     ("judge", "words"),
     [
-        (lambda request: Reply(400, {"error": "use max_completion_tokens"}), "max_completion_tokens: 16"),
+        (lambda request: Reply(400, {"error": "use max_completion_tokens"}), "'reasons: true'"),
         (lambda request: Reply(400, {"error": "logprobs are not supported"}), "'use_logprobs: false'"),
         (lambda request: Reply(400, {"error": VLLM_LIMIT}), "'request: {top_logprobs: 5}'"),
+        (lambda request: Reply(body={"choices": [{"message": {"content": "<think>"}}]}), "'reasons: true'"),
         (
-            lambda request: Reply(body={"choices": [{"message": {"content": "<think>"}}]}),
-            "'use_logprobs: false' and 'request: {max_tokens: 2000}'",
+            lambda request: Reply(body={"choices": [{"message": {"content": None, "reasoning_content": "Hm"}}]}),
+            "'reasons: true'",
         ),
         (lambda request: Reply(422, {"error": "what?"}), "by hand"),
     ],
 )
-def test_a_judge_of_no_use_is_told_by_a_few_questions(remote: Any, server: Server, judge: Any, words: str) -> None:
+def test_a_wrong_setting_costs_one_question(remote: Any, server: Server, judge: Any, words: str) -> None:
     server.judge = judge
     items = [(PROMPT, f"is {n}", "is 0") for n in range(1, 41)]
-    with pytest.raises(RunFailed, match="none of the first 4 comparisons has a verdict") as caught:
+    with pytest.raises(RunFailed, match="the first question has no reply of use") as caught:
         remote().compare(items)
-    assert words in str(caught.value) and len(server.requests) == 8
+    assert words in str(caught.value) and len(server.requests) == 1
+
+
+TOO_LONG = {"error": "This model's maximum context length is 9 tokens"}
+
+
+@pytest.mark.parametrize("reply", [Reply(body=CLOSED), Reply(400, TOO_LONG)], ids=["words", "length"])
+def test_a_judge_of_no_use_is_told_by_a_few_questions(remote: Any, server: Server, reply: Reply) -> None:
+    """One reply may be a refusal or about a long text, so that the next question is asked; four are not."""
+    items = [(PROMPT, f"is {n}", "is 0") for n in range(1, 41)]
+    server.judge = lambda request: reply
+    with pytest.raises(RunFailed, match="none of the first 4 questions has a reply of use"):
+        remote().compare(items)
+    assert len(server.requests) == 4
+    server.judge, server.script = honest, [reply] * 3
+    found = remote().compare([(PROMPT, f"is {n}", "is 20") for n in range(1, 41)])
+    assert [verdict.p_first is None for verdict in found] == [True] * 3 + [False] * 37
 
 
 @pytest.mark.parametrize(
@@ -716,7 +669,7 @@ def test_a_judge_of_no_use_is_told_by_a_few_questions(remote: Any, server: Serve
     [(401, "JUDGE_KEY was not accepted"), (403, "may not use"), (404, "base_url"), (302, "redirect")],
 )
 def test_hopeless_replies_end_at_once(remote: Any, server: Server, status: int, words: str) -> None:
-    elsewhere = Server()
+    elsewhere = Server(honest)
     server.judge = lambda request: Reply(status, {"e": SECRET}, {"Location": f"{elsewhere.url}/chat/completions"})
     with pytest.raises(RemoteError, match=words) as caught:
         remote(concurrency=1).compare([ITEM])

@@ -17,6 +17,7 @@ from alignkit.testing import ConformanceError, check_judge
 OPTIONS = {
     "local_judge": {"min_mass": 0, "criterion": "harmless", "role": "judge"},
     "reward_judge": {"reward_model": "helpful"},
+    "panel": {"judges": [{"local_judge": {"min_mass": 0}}, {"local_judge": {"min_mass": 0, "criterion": "harmless"}}]},
 }
 EXCEPTIONS = {"openai_judge": "asks a server; tests/plugins/test_rlaif.py starts one"}
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from alignkit import Context, Field, Judge, Message, RunFailed, Verdict
-from alignkit.judges import Item, Rubric
-from alignkit.remote import Malformed, Remote, RemoteOptions, key_of
-from alignkit_plugins.judges.question import Answers, Asking, both_orders, question
-from alignkit_plugins.judges.verdict import Answer, verdicts
+from pydantic import model_validator
 
-PROBE = 4  # comparisons that are asked for before all others
+from alignkit import Context, Field, Judge, Message, Rating, Verdict
+from alignkit.judges import Item, Rated, RatedTogether, Rubric
+from alignkit.remote import Remote, RemoteOptions, Reply, key_of
+from alignkit_plugins.judges.chat import Chat
+from alignkit_plugins.judges.completion import THINKS, stored_answer, stored_words
+from alignkit_plugins.judges.form import CUT, NO_LINE, NO_OBJECT, THINKING
+from alignkit_plugins.judges.question import both_orders, question
+from alignkit_plugins.judges.verdict import Answer, verdicts
+from alignkit_plugins.judges.words import Question, Said, Speaking, Words
+
 _LIMIT = re.compile(r"(greater|less|more|fewer) than|at most|maximum|max allowed")  # of top_logprobs
+_THINKS = "a model that thinks before it answers: set the judge's option 'reasons: true'"
 
 
 class OpenAIJudge(Judge):
@@ -26,16 +30,25 @@ class OpenAIJudge(Judge):
 
     compares_by_rubric: ClassVar[bool] = True
 
-    class Options(Asking, RemoteOptions):
+    class Options(Speaking, RemoteOptions):
         base_url: str = Field(description="address of the API, such as http://localhost:8000/v1")
         model: str = Field(min_length=1, description="model name on the server")
         use_logprobs: bool = Field(True, description="request log-probabilities; false: only the reply's text counts")
+        json_schema: bool = Field(
+            False, description="answers in words are JSON that the server makes by a schema (`response_format`)"
+        )
+        price: tuple[float, float] | None = Field(
+            None, description="price of 1,000 tokens that the judge reads, and of 1,000 that it writes, for the report"
+        )
         request: dict[str, Any] = Field({}, description="additional fields of the request; null removes a field")
 
-    options: Options
+        @model_validator(mode="after")
+        def _price_is_none_below_0(self) -> Any:
+            if self.price is not None and min(self.price) < 0:
+                raise ValueError("price must be two numbers of at least 0")
+            return self
 
-    def question(self, item: Item) -> list[Message]:
-        return question(self.options, item)
+    options: Options
 
     def check(self, folder: Path) -> None:
         key_of("openai_judge", self.options)
@@ -47,101 +60,108 @@ class OpenAIJudge(Judge):
             403: f"the key in {{variable}} may not use the model {model}",
             404: f"{{path}} or the model {model} does not exist there; base_url usually ends in /v1",
         }
-        read = partial(_stored, answers=self.options.answers)
-        self._useful = False  # whether a reply could be used
-        self.remote = Remote("openai_judge", self.options, "chat/completions", context.cache, read, help)
+        read = partial(stored_answer, answers=self.options.answers)
+        remote = Remote("openai_judge", self.options, "chat/completions", context.cache, read, help)
+        kept = list(self.options.request)
+        self._tokens = Chat(remote, self.options.model, [*kept, "max_tokens", "temperature"])
+        self._chat = Chat(replace(remote, read=stored_words), self.options.model, kept)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        return self.options.scale
+
+    def question(self, item: Item) -> Sequence[Message]:
+        return self._words(0).pair(item, "").messages if self.options.reasons else question(self.options, item)
 
     def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
-        if not self._useful and len(items) > PROBE:  # not to pay for thousands of replies that cannot be used
-            self._check_use(self._ask(items[:PROBE], rubric))
-        found = self._ask(items, rubric)
-        self._useful = self._useful or any(verdict.p_first is not None for verdict in found)
-        return found
+        if self.options.reasons:
+            return self._words(self.context.seed).compare(items, rubric)
+        questions = [question(self.options, item, self.context.seed, rubric) for item in both_orders(items)]
 
-    def _check_use(self, found: Sequence[Verdict]) -> None:
-        """Raise RunFailed, with what to change, if no reply can be used, all for the same reason."""
-        reasons = {verdict.reason for verdict in found}
-        if len(reasons) == 1 and all(verdict.p_first is None for verdict in found):
-            (reason,) = reasons
-            raise RunFailed(
-                f"openai_judge: none of the first {len(found)} comparisons has a verdict: {reason}\n"
-                f"help: {_advice(reason, self.options.use_logprobs)}"
-            )
+        def unusable(place: int, reply: Reply) -> str:
+            return self._answer(reply).unusable(self.options.min_mass)
 
-    def _ask(self, items: Sequence[Item], rubric: Rubric) -> list[Verdict]:
-        bodies = [self.body(messages) for messages in both_orders(self.options, items, self.context.seed, rubric)]
-        replies = self.remote.ask(bodies, self.context.progress)
-        answers = [Answer(reason=r.reason) if r.reason else Answer(*r.value) for r in replies]
-        return verdicts(answers, self.options.min_mass)
+        bodies = [self.body(messages) for messages in questions]
+        replies = self._tokens.ask(bodies, unusable, self._advice, self.context.progress)
+        return verdicts([self._answer(reply) for reply in replies], self.options.min_mass)
+
+    def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
+        return self._words(self.context.seed).rate(items, rubric)
+
+    def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
+        return self._words(self.context.seed).rate_together(items, rubric)
+
+    def _words(self, seed: int) -> Words:
+        return Words(self.options, seed, self._said, as_json=self.options.json_schema)
+
+    def _said(self, questions: Sequence[Question]) -> list[Said]:
+        """Replies in words."""
+
+        def said(reply: Reply) -> Said:
+            if reply.reason:
+                return Said(reason=reply.reason)
+            words, reason, *used = reply.value
+            return Said(words, reason, used[0], self._cost(used))
+
+        def unusable(place: int, reply: Reply) -> str:
+            return said(reply).unusable(questions[place])
+
+        bodies = [self._body_in_words(one) for one in questions]
+        return [said(reply) for reply in self._chat.ask(bodies, unusable, self._advice, self.context.progress)]
+
+    def _answer(self, reply: Reply) -> Answer:
+        """The answer of one token."""
+        if reply.reason:
+            return Answer(reason=reply.reason)
+        one, two, reason, bound, *used = reply.value
+        return Answer(one, two, reason, bound, tokens=used[0], cost=self._cost(used))
+
+    def _cost(self, used: Sequence[int | None]) -> float | None:
+        """What tokens cost, by the price. used: all tokens, and those that the model wrote, as replies are stored."""
+        total, written = (*used, None)[:2]
+        if self.options.price is None or total is None or written is None:
+            return None
+        reading, writing = self.options.price
+        return ((total - written) * reading + written * writing) / 1000
 
     def body(self, messages: Sequence[Message]) -> dict[str, Any]:
-        """The request's JSON."""
-        body: dict[str, Any] = {"model": self.options.model, "messages": messages, "max_tokens": 1, "temperature": 0}
-        if self.options.use_logprobs:
-            body |= {"logprobs": True, "top_logprobs": 20}
-        return {name: value for name, value in (body | self.options.request).items() if value is not None}
+        """The request's JSON, for the answer of one token."""
+        logprobs: dict[str, Any] = {"logprobs": True, "top_logprobs": 20} if self.options.use_logprobs else {}
+        return self._chosen({"messages": messages, "max_tokens": 1, "temperature": 0, **logprobs})
 
-
-def _advice(reason: str, use_logprobs: bool) -> str:
-    """What to change if no reply can be used."""
-    if "max_completion_tokens" in reason or "max_tokens" in reason:
-        return "set the judge's option 'request: {max_tokens: null, max_completion_tokens: 16}'"
-    if "logprobs" in reason and _LIMIT.search(reason):
-        return (
-            "this server returns fewer log-probabilities at once: set the judge's option 'request: {top_logprobs: 5}' "
-            "to a number that it allows, or raise its limit (vLLM's is --max-logprobs)"
+    def _body_in_words(self, question: Question) -> dict[str, Any]:
+        shape = question.schema
+        return self._chosen(
+            {"messages": question.messages, "max_tokens": self.options.max_tokens, "temperature": 0}
+            | ({"response_format": shape} if shape else {})
         )
-    if "logprobs" in reason:
-        return "this server has no log-probabilities: set the judge's option 'use_logprobs: false'"
-    if "answered neither" in reason:
-        more = "'use_logprobs: false' and " if use_logprobs else ""
-        return f"a model that reasons first needs room: set {more}'request: {{max_tokens: 2000}}'; or change 'template'"
-    return "ask the server the same question by hand, and change 'model', 'request' or 'use_logprobs'"
 
+    def _chosen(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The request with the recipe's own fields."""
+        chosen = {"model": self.options.model, **body, **self.options.request}
+        return {name: value for name, value in chosen.items() if value is not None}
 
-def _stored(text: bytes, answers: Answers) -> list[Any]:
-    """The answer in a chat completion, as it is cached."""
-    return list(astuple(read_answer(text, answers)))
-
-
-def read_answer(text: bytes, answers: Answers = ("1", "2")) -> Answer:
-    """The answer in a chat completion: from the log-probabilities of its first token, or else from its text."""
-    try:
-        reply = json.loads(text)
-        choice = reply["choices"][0]
-        tops = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
-        if (choice.get("message") or {}).get("refusal") or choice.get("finish_reason") == "content_filter":
-            answer = Answer(reason="the judge refused")
-        else:
-            answer = _from_logprobs(tops, answers) if tops else _from_words(choice["message"]["content"], answers)
-        return replace(answer, tokens=_tokens(reply.get("usage")))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise Malformed("the judge's reply is not a chat completion") from None
-
-
-def _tokens(usage: Any) -> int | None:
-    total = usage.get("total_tokens") if isinstance(usage, Mapping) else None
-    return total if isinstance(total, int) and not isinstance(total, bool) and total >= 0 else None
-
-
-def _from_logprobs(tops: Sequence[Mapping[str, Any]], answers: Answers) -> Answer:
-    """The answer by the likeliest tokens; "1" and " 1" are the same. Another token is no likelier than any of them."""
-    mass = dict.fromkeys(answers, 0.0)
-    for top in tops:
-        if isinstance(top["logprob"], bool) or not top["logprob"] <= 1e-3:  # also false for NaN
-            raise ValueError("not a log-probability")
-        word = top["token"].strip()
-        if word in mass:
-            mass[word] += math.exp(top["logprob"])
-    if sum(mass.values()) > 1.01:  # a token occurs twice
-        raise ValueError("not probabilities")
-    one, two = (math.log(p) if p > 0 else -math.inf for p in mass.values())
-    return Answer(one, two, bound=min(float(top["logprob"]) for top in tops))
-
-
-def _from_words(words: str | None, answers: Answers) -> Answer:
-    """The answer by its text: a lone answer is certain, and anything else, such as a refusal, is no answer."""
-    word = (words or "").strip()
-    if word not in answers:
-        return Answer(reason=f"the judge answered neither {answers[0]} nor {answers[1]}")
-    return Answer(0.0, -math.inf) if word == answers[0] else Answer(-math.inf, 0.0)
+    def _advice(self, reason: str) -> str:
+        """What to change if no reply can be used."""
+        if reason == THINKS or "max_completion_tokens" in reason or "max_tokens" in reason:
+            return f"this seems to be {_THINKS}"
+        if "logprobs" in reason and _LIMIT.search(reason):
+            return (
+                "this server returns fewer log-probabilities at once: set the judge's option 'request: {top_logprobs: "
+                "5}' to a number that it allows, or raise its limit (vLLM's is --max-logprobs)"
+            )
+        if "logprobs" in reason:
+            return (
+                "this server has no log-probabilities: set the judge's option 'use_logprobs: false', or 'reasons: true'"
+            )
+        if "response_format" in reason or "schema" in reason:
+            return "this server makes no JSON by a schema: set the judge's option 'json_schema: false'"
+        if "answered neither" in reason:
+            return f"this may be {_THINKS}; or change 'template'"
+        if reason in (CUT, THINKING):
+            return f"give it room: set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
+        if reason in (NO_LINE, NO_OBJECT):
+            return (
+                "use a larger model, or set the judge's option 'json_schema: true' if its server makes JSON by a schema"
+            )
+        return "ask the server the same question by hand, and change 'model', 'request' or 'reasons'"

@@ -18,7 +18,7 @@ class Answer:
     """Log-probabilities of the two answers in nats, or the reason why they are missing.
 
     bound: the largest log-probability of an answer that is -inf, because a server did not return it.
-    tokens: that the model read and wrote; None if that is not known.
+    tokens, cost: as those of a Verdict.
     """
 
     one: float = -math.inf
@@ -26,6 +26,7 @@ class Answer:
     reason: str = ""
     bound: float = -math.inf
     tokens: int | None = None
+    cost: float | None = None
 
     @property
     def mass(self) -> float:
@@ -83,15 +84,16 @@ def verdicts(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
     for i, (ab, ba) in enumerate(zip(answers[:n], answers[n:], strict=True)):
         mass = (ab.mass + ba.mass) / 2
         tokens = None if ab.tokens is None or ba.tokens is None else ab.tokens + ba.tokens
+        cost = None if ab.cost is None or ba.cost is None else ab.cost + ba.cost
         reason = ab.unusable(min_mass) or ba.unusable(min_mass)
         if not reason and _undecided(by_order[i], extremes[i]):
             reason = "an answer is not among the tokens that the server returned, and could decide"
         if reason:
             mass = 0.0 if math.isnan(mass) else mass
-            result.append(Verdict(None, mass=mass, reason=reason, calls=2, tokens=tokens))
+            result.append(Verdict(None, mass=mass, reason=reason, calls=2, tokens=tokens, cost=cost))
         else:
             bounded = ab.bounded or ba.bounded
-            result.append(Verdict(p_first[i], by_order[i], mass, bounded=bounded, calls=2, tokens=tokens))
+            result.append(Verdict(p_first[i], by_order[i], mass, bounded=bounded, calls=2, tokens=tokens, cost=cost))
     return result
 
 

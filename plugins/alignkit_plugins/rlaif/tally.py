@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit import Group, Verdict, statistics
+from alignkit.judge_card import costs
 
 Place = tuple[int, int, int]  # group, first response, second response
 
@@ -54,6 +55,7 @@ class Tally:
             "p_first_position": mean((first + 1.0 - second) / 2 for first, second in orders),
             "mass": mean(verdict.mass for verdict in usable),
             "agreement": self.agreement(),
+            **costs(self.verdicts),
         }
 
     def agreement(self) -> dict[str, Any] | None:
@@ -122,4 +124,6 @@ def report(summary: Mapping[str, Any]) -> str:
     if agreement := summary["agreement"]:
         interval = f"95% interval {percent(agreement['low'])} to {percent(agreement['high'])}, {agreement['n']} pairs"
         lines.append(f"agreement with the data's labels: {percent(agreement['rate'])} ({interval})")
-    return "\n".join(lines)
+    spent = [f"{summary[key]:,} {name}" for key, name in (("calls", "questions"), ("tokens", "tokens")) if summary[key]]
+    spent += [] if summary["cost"] is None else [f"at a cost of {summary['cost']:,.4g}"]
+    return "\n".join([*lines, *([", ".join(spent)] if spent else [])])

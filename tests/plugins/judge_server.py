@@ -1,0 +1,141 @@
+"""A loopback server for the tests of judges: its replies are scripted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclasses.dataclass
+class Reply:
+    """What the loopback server does with a request."""
+
+    status: int = 200
+    body: Any = None
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    pause: float = 0.0
+    drip: float = 0.0  # seconds between bytes
+
+
+class Server:
+    """A loopback server whose `script` holds the next replies; afterwards `judge` answers."""
+
+    def __init__(self, judge: Callable[[dict[str, Any]], Reply]) -> None:
+        self.script: list[Reply] = []
+        self.judge = judge
+        self.requests: list[dict[str, Any]] = []
+        self.times: list[float] = []
+        self.authorization: list[str | None] = []
+        self.open = self.most_open = 0
+        self.lock = threading.Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with server.lock:
+                    server.requests.append(request)
+                    server.times.append(time.monotonic())
+                    server.authorization.append(self.headers.get("Authorization"))
+                    server.open += 1
+                    server.most_open = max(server.most_open, server.open)
+                    reply = server.script.pop(0) if server.script else server.judge(request)
+                try:
+                    time.sleep(reply.pause)
+                finally:
+                    with server.lock:
+                        server.open -= 1
+                self.answer(reply)
+
+            def answer(self, reply: Reply) -> None:
+                body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+                try:
+                    self.send_response(reply.status)
+                    for name, value in reply.headers.items():
+                        self.send_header(name, value)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    for i in range(len(body)) if reply.drip else ():
+                        self.wfile.write(body[i : i + 1])
+                        time.sleep(reply.drip)
+                    if not reply.drip:
+                        self.wfile.write(body)
+                except OSError:
+                    pass  # the client has hung up, as some tests want it to
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+
+@contextlib.contextmanager
+def serving(judge: Callable[[dict[str, Any]], Reply]) -> Iterator[Server]:
+    """A server that answers as `judge` says."""
+    running = Server(judge)
+    try:
+        yield running
+    finally:
+        running.http.shutdown()
+        running.http.server_close()
+
+
+# A judge that thinks
+
+FENCED = re.compile(r"\[begin (\w{16})\]\n(.*?)\n\[end \1\]", re.DOTALL)
+LINE = re.compile(r"^(Verdict|Rating|Ratings) (\w{8}): X$", re.MULTILINE)
+KEYS = re.compile(r'"code", the text "(\w{8})", and "(\w+)"')
+
+
+def texts_of(request: dict[str, Any]) -> list[str]:
+    """The texts that a question shows: the conversation first."""
+    return [text for _, text in FENCED.findall(request["messages"][-1]["content"])]
+
+
+def asked_for(request: dict[str, Any]) -> tuple[str, str]:
+    """The word and the code that the reply has to end with."""
+    content = request["messages"][-1]["content"]
+    if keys := KEYS.search(content):
+        return keys[2].capitalize(), keys[1]
+    found = LINE.findall(content)
+    assert len(found) == 1
+    word, code = found[0]
+    return word, code
+
+
+def quality(text: str) -> float:
+    """What the scripted judge thinks of a text: its last number."""
+    return float(re.findall(r"-?\d+\.?\d*", text)[-1])
+
+
+def opinion(request: dict[str, Any]) -> str:
+    """What it says of the texts: the greater number is better, and a number is its own rating."""
+    _, *texts = texts_of(request)
+    word, _ = asked_for(request)
+    values = [quality(text) for text in texts]
+    if word == "Verdict":
+        return "tie" if values[0] == values[1] else "1" if values[0] > values[1] else "2"
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def said(content: str | None, finish: str = "stop", **more: Any) -> Reply:
+    """A completion with these words."""
+    usage = {"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140}
+    message = {"role": "assistant", "content": content, **more}
+    return Reply(body={"choices": [{"message": message, "finish_reason": finish}], "usage": usage})
+
+
+def thinking(request: dict[str, Any]) -> Reply:
+    """Reasons, then the line."""
+    word, code = asked_for(request)
+    return said(f"I compare them.\n\n{word} {code}: {opinion(request)}")

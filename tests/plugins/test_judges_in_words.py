@@ -1,0 +1,419 @@
+"""Judges that think first: the last line counts, in every mode, from a server and from a model of the run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from alignkit import Context, Group, Response, RunFailed, Verdict
+from alignkit.judge_card import costs
+from alignkit.judges import CheckedJudge
+from alignkit_plugins.judges.chat import PROBE
+from alignkit_plugins.judges.form import CUT, NO_LINE, THINKING
+from alignkit_plugins.judges.local import LocalJudge
+from alignkit_plugins.judges.server import OpenAIJudge
+from alignkit_plugins.rlaif.tally import Tally, report
+from tests.plugins.judge_server import Reply, Server, asked_for, opinion, said, serving, texts_of, thinking
+from tests.plugins.test_rlaif import component
+
+PROMPT = [{"role": "user", "content": "Which is it?"}]
+BETTER, WORSE = (PROMPT, "is 7", "is 3"), (PROMPT, "is 3", "is 7")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving(thinking) as running:
+        yield running
+
+
+def context(folder: Path, models: Any = None, seed: int = 0) -> Context:
+    return Context(models=models, cache=folder / "cache", folder=folder, seed=seed, load=list)
+
+
+@pytest.fixture
+def judge(server: Server, tmp_path: Path) -> Callable[..., CheckedJudge]:
+    def build(seed: int = 0, **options: Any) -> CheckedJudge:
+        chosen = {"base_url": server.url, "model": "m", "backoff_seconds": 0.01, "reasons": True} | options
+        return CheckedJudge(component(OpenAIJudge, OpenAIJudge.Options(**chosen)), context(tmp_path, seed=seed))
+
+    return build
+
+
+# --- pairs --------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_line_is_the_verdict_in_both_orders(judge: Any, server: Server) -> None:
+    better, worse, tie = judge().compare([BETTER, WORSE, (PROMPT, "a 4", "b 4")])
+    assert [verdict.p_first for verdict in (better, worse, tie)] == [1.0, 0.0, 0.5]
+    assert better.p_orders == (1.0, 1.0) and worse.p_orders == (0.0, 0.0) and tie.tied
+    shown = [tuple(texts_of(request)[1:]) for request in server.requests]
+    assert sorted(shown) == [("a 4", "b 4"), ("b 4", "a 4"), ("is 3", "is 7"), ("is 7", "is 3")]
+    request = server.requests[0]
+    assert request["max_tokens"] == 2000 and request["temperature"] == 0
+    assert not {"logprobs", "top_logprobs", "response_format", "max_completion_tokens"} & request.keys()
+    assert "and nothing else" not in request["messages"][0]["content"]
+
+
+def test_a_judge_that_sees_positions_only_has_a_tie(judge: Any, server: Server) -> None:
+    server.judge = lambda request: said("{} {}: 1".format(*asked_for(request)))
+    (verdict,) = judge().compare([BETTER])
+    assert verdict.p_orders == (1.0, 0.0) and verdict.p_first == 0.5
+
+
+def test_a_template_of_the_recipe_is_asked_for_the_line(judge: Any, server: Server) -> None:
+    judge(template="{prompt}\n{first}\n{second}\nWho wins?", answers=["A", "B"], max_tokens=99).compare([BETTER])
+    text = server.requests[0]["messages"][0]["content"]
+    assert "Who wins?\n\nWhich response is better?\n\nFirst think" in text and server.requests[0]["max_tokens"] == 99
+    assert "X is A if response A is better, B if response B is, and tie if neither is." in text
+
+
+def line(request: dict[str, Any], shape: str) -> str:
+    word, code = asked_for(request)
+    return shape.format(word=word, code=code, other="0" * 8, x=opinion(request))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "{word} {code}: {x}",
+        "<think>Verdict {code}: 2? Or 1?</think>\n{word} {code}: {x}\n",
+        "no opening tag\nVerdict {code}: tie</think>\n\n{word} {code}: {x}",
+        "{word} {code}: tie\nNo, I was wrong.\n{word} {code}: {x}",
+        "**{word} {code}: {x}**",
+        "**{word} {code}:** {x}.",
+        "`{word} [{code}]: {x}`  ",
+        "{word} {code}: **{x}**",
+    ],
+)
+def test_ways_to_write_the_line(judge: Any, server: Server, shape: str) -> None:
+    server.judge = lambda request: said(line(request, shape))
+    assert [verdict.p_first for verdict in judge().compare([BETTER, WORSE])] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (lambda request: said(line(request, "{word} {code}: {x}"), "length"), CUT),
+        (lambda request: said("<think>Verdict: 1", "length"), CUT),
+        (lambda request: said(line(request, "<think>Hm.\n{word} {code}: {x}")), THINKING),
+        (lambda request: said(line(request, "{word} {code}: {x}\nI hope this helps.")), NO_LINE),
+        (lambda request: said(line(request, "{word}: {x}")), NO_LINE),
+        (lambda request: said(line(request, "{word} {other}: {x}")), NO_LINE),
+        (lambda request: said(line(request, "I say {word} {code}: {x}")), NO_LINE),
+        (lambda request: said(line(request, "{word} {code}: X")), "the judge's verdict is neither 1 nor 2 nor tie"),
+        (lambda request: said(line(request, "{word} {code}: 12")), "the judge's verdict is neither 1 nor 2 nor tie"),
+        (lambda request: said(""), NO_LINE),
+        (lambda request: said("<think>" * 100_000), THINKING),
+        (lambda request: said("Verdict" * 100_000), NO_LINE),
+        (lambda request: said(None, reasoning_content="Verdict: 1"), NO_LINE),
+        (lambda request: said("1", refusal="no"), "the judge refused"),
+        (lambda request: said("1", "content_filter"), "the judge refused"),
+    ],
+)
+def test_other_replies_are_missing_with_a_reason(judge: Any, server: Server, reply: Any, reason: str) -> None:
+    server.judge = reply
+    one, two = judge().compare([BETTER])[0], judge().rate([(PROMPT, "is 7")])[0]
+    assert one.p_first is None and one.reason == reason and one.calls == 2
+    server.judge = lambda request: reply(request) if texts_of(request)[1] == "is 3" else thinking(request)
+    (verdict,) = judge(model="other").compare([BETTER])
+    assert verdict.p_first is None and verdict.reason == reason  # one order is not enough
+    assert two.score is None or "neither" in reason  # `X` and `12` are no verdicts; 12 is no rating, either
+
+
+# --- ratings ------------------------------------------------------------------------------------------------------
+
+
+def test_ratings(judge: Any, server: Server) -> None:
+    high, low = judge().rate([(PROMPT, "is 7"), (PROMPT, "is 1.5")])
+    assert (high.score, low.score, judge().scale) == (7.0, 1.5, (1, 9))
+    text = server.requests[0]["messages"][0]["content"]
+    assert "A good response is helpful" in text and "from 1, for the worst response, to 9, for the best." in text
+    judge().rate([(PROMPT, "is 7")], ["It is short.", "It is kind."])
+    text = server.requests[-1]["messages"][0]["content"]
+    assert "- It is short.\n- It is kind." in text and "A good response is helpful" not in text
+    judge(scale=[0, 1]).rate([(PROMPT, "is 1")], "It is kind.")
+    assert (
+        "X is 1 if the response is good by this measure, and 0 if it is not."
+        in (server.requests[-1]["messages"][0]["content"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "score", "reason"),
+    [
+        ("7", 7.0, ""),
+        ("7/10", 7.0, ""),
+        ("7 / 10", 7.0, ""),
+        ("7.", 7.0, ""),
+        ("10", 10.0, ""),
+        ("11", None, "the judge's rating is outside of the scale: 11, not 1 to 10"),
+        ("-3", None, "the judge's rating is outside of the scale: -3, not 1 to 10"),
+        ("7/5", None, "the judge's rating is not a number"),
+        ("7, 8", None, "the judge's rating is not a number"),
+        ("nan", None, "the judge's rating is not a number"),
+        ("seven", None, "the judge's rating is not a number"),
+        ("٧", None, "the judge's rating is not a number"),
+    ],
+)
+def test_numbers(judge: Any, server: Server, x: str, score: float | None, reason: str) -> None:
+    server.judge = lambda request: said("{} {}: ".format(*asked_for(request)) + x)
+    (rating,) = judge(scale=[1, 10]).rate([(PROMPT, "is 7")])
+    assert (rating.score, rating.reason) == (score, reason)
+
+
+def test_without_reasons_only_the_line_is_asked_for(judge: Any, server: Server) -> None:
+    assert judge(reasons=False).rate([(PROMPT, "is 7")])[0].score == 7.0
+    text = server.requests[0]["messages"][0]["content"]
+    assert "Answer with a line of this form, and nothing else:" in text and "think" not in text
+
+
+# --- several in one question --------------------------------------------------------------------------------------
+
+
+def test_responses_are_rated_together_in_orders_that_the_seed_draws(judge: Any, server: Server) -> None:
+    texts = [f"is {n}" for n in (3, 9, 1, 6)]
+    (ratings,) = judge(orders=2).rate_together([(PROMPT, texts)])
+    assert [rating.score for rating in ratings] == [3.0, 9.0, 1.0, 6.0]  # of the responses, not of their places
+    first, second = (texts_of(request)[1:] for request in server.requests)
+    assert sorted(first) == sorted(texts) and second == first[::-1]
+    assert (ratings[0].calls, ratings[0].tokens, ratings[1].calls, ratings[1].tokens) == (2, 280, 0, 0)
+    again = judge(orders=2).rate_together([(PROMPT, texts)])
+    assert again == [ratings] and len(server.requests) == 2  # the same orders, so the replies are stored
+    drawn = set()
+    for seed in range(6):
+        judge(seed=seed, orders=1).rate_together([(PROMPT, texts)])
+        drawn.add(tuple(texts_of(server.requests[-1])[1:]))
+    assert len(drawn) > 2
+
+
+def test_ratings_of_several_orders_are_averaged(judge: Any, server: Server) -> None:
+    """A judge that gives 9 to what it sees first and 1 to the rest has no preference between two responses."""
+    server.judge = lambda request: said("{} {}: 9, 1".format(*asked_for(request)))
+    (ratings,) = judge(orders=2).rate_together([(PROMPT, ["a", "b"])])
+    assert [rating.score for rating in ratings] == [5.0, 5.0]
+    (three,) = judge(orders=3).rate_together([(PROMPT, ["c", "d"])])
+    assert sorted(rating.score for rating in three) == pytest.approx([11 / 3, 19 / 3])
+
+
+def test_one_unusable_order_leaves_no_rating(judge: Any, server: Server) -> None:
+    for x, reason in (("1, 2", "another number of responses: 2, not 3"), ("1, 2, 10", "outside of the scale")):
+        bad = itertools.cycle([x, "1, 2, 3"])
+        server.judge = lambda request, bad=bad: said("{} {}: ".format(*asked_for(request)) + next(bad))
+        (ratings,) = judge(model=x, orders=2).rate_together([(PROMPT, ["a", "b", "c"])])
+        assert [rating.score for rating in ratings] == [None] * 3 and all(reason in each.reason for each in ratings)
+
+
+def test_few_responses_together(judge: Any, server: Server) -> None:
+    none, one = judge().rate_together([(PROMPT, []), (PROMPT, ["is 4"])])
+    assert none == [] and [rating.score for rating in one] == [4.0] and len(server.requests) == 1
+
+
+# --- JSON by a schema ---------------------------------------------------------------------------------------------
+
+
+def as_json(request: dict[str, Any], **changed: Any) -> Reply:
+    word, code = asked_for(request)
+    found: Any = opinion(request)
+    value = found if word == "Verdict" else json.loads(f"[{found}]" if word == "Ratings" else found)
+    return said(json.dumps({"reasons": "Hm.", "code": code, word.lower(): value} | changed))
+
+
+def test_json_by_a_schema(judge: Any, server: Server) -> None:
+    server.judge = as_json
+    strict = judge(json_schema=True)
+    assert [verdict.p_first for verdict in strict.compare([BETTER, WORSE])] == [1.0, 0.0]
+    shape = server.requests[0]["response_format"]
+    assert shape == server.requests[-1]["response_format"]  # one for all questions: servers compile each
+    assert shape["type"] == "json_schema" and shape["json_schema"]["strict"] is True
+    keys = shape["json_schema"]["schema"]["properties"]
+    assert list(keys) == ["reasons", "code", "verdict"] and keys["verdict"]["enum"] == ["1", "2", "tie"]
+    assert strict.rate([(PROMPT, "is 7")])[0].score == 7.0
+    assert [rating.score for rating in strict.rate_together([(PROMPT, ["is 2", "is 5"])])[0]] == [2.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda request: as_json(request, code="00000000"),
+        lambda request: as_json(request, more=1),
+        lambda request: as_json(request, verdict=["1", "1"]),
+        lambda request: as_json(request, verdict={"1": 1}),
+        lambda request: said(
+            '{"reasons": "a", "code": "' + asked_for(request)[1] + '", "verdict": "2", "verdict": "1"}'
+        ),
+        lambda request: said("[1]"),
+        lambda request: said("[" * 100_000),
+        lambda request: thinking(request),
+    ],
+)
+def test_other_json_is_no_verdict(judge: Any, server: Server, reply: Any) -> None:
+    server.judge = reply
+    (verdict,) = judge(json_schema=True).compare([BETTER])
+    assert verdict.p_first is None and verdict.reason.startswith(("the judge's reply is not", "the judge's verdict is"))
+
+
+def test_a_server_without_schemas_is_known_by_one_question(judge: Any, server: Server) -> None:
+    server.judge = lambda request: Reply(400, {"error": "response_format is not supported"})
+    with pytest.raises(RunFailed, match=r"the first question has no reply of use.*\nhelp: .*json_schema: false"):
+        judge(json_schema=True).compare([BETTER] * 3)
+    assert len(server.requests) == 1
+
+
+# --- dialects, and the first question -----------------------------------------------------------------------------
+
+NO_MAX_TOKENS = (
+    "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+)
+NO_TEMPERATURE = (
+    "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported."
+)
+
+
+def modern(request: dict[str, Any]) -> Reply:
+    """A model that refuses two names of a request, one after the other, as OpenAI's reasoning models do."""
+    if "max_tokens" in request:
+        return Reply(400, {"error": {"message": NO_MAX_TOKENS, "type": "invalid_request_error"}})
+    if "temperature" in request:
+        return Reply(400, {"error": {"message": NO_TEMPERATURE}})
+    return thinking(request)
+
+
+def test_names_that_a_model_refuses_cost_one_question_each(judge: Any, server: Server) -> None:
+    server.judge = modern
+    items = [(PROMPT, f"is {n}", "is 0") for n in range(1, 6)]
+    assert [verdict.p_first for verdict in judge().compare(items)] == [1.0] * 5
+    assert len(server.requests) == 2 + 10
+    assert all(request["max_completion_tokens"] == 2000 for request in server.requests[1:])
+    again = judge()
+    assert again.compare(items)[0].p_first == 1.0 and len(server.requests) == 12  # stored, as the dialect is
+    again.compare([(PROMPT, "is 9", "is 0")])
+    assert len(server.requests) == 14  # and no name is tried again
+    judge(model="other").compare([BETTER])
+    assert len(server.requests) == 18  # another model may take them
+
+
+def test_names_that_the_recipe_sets_are_left_alone(judge: Any, server: Server) -> None:
+    server.judge = modern
+    with pytest.raises(RunFailed, match="the first question has no reply of use: HTTP 400"):
+        judge(request={"max_tokens": 50}).compare([BETTER])
+    assert len(server.requests) == 1
+    done = judge(model="b", request={"max_tokens": None, "max_completion_tokens": 9, "temperature": None})
+    assert done.compare([BETTER])[0].p_first == 1.0 and len(server.requests) == 3
+
+
+def test_a_judge_that_never_writes_the_line_is_told_by_a_few_questions(judge: Any, server: Server) -> None:
+    server.judge = lambda request: said("Both are fine.")
+    with pytest.raises(
+        RunFailed, match=r"none of the first 4 questions.*does not end with the line.*\nhelp: use a larger"
+    ):
+        judge().rate([(PROMPT, f"is {n}") for n in range(20)])
+    assert len(server.requests) == PROBE
+
+
+def test_a_cut_off_judge_is_given_room(judge: Any, server: Server) -> None:
+    server.judge = lambda request: said("Let me think", "length")
+    with pytest.raises(RunFailed, match="max_tokens: 8000"):
+        judge().rate([(PROMPT, f"is {n}") for n in range(20)])
+
+
+# --- what it costs ------------------------------------------------------------------------------------------------
+
+
+def test_tokens_and_cost(judge: Any, server: Server) -> None:
+    priced = judge(price=[1.0, 10.0])
+    (verdict,), (rating,) = priced.compare([BETTER]), priced.rate([(PROMPT, "is 7")])
+    assert (verdict.calls, verdict.tokens, verdict.cost) == (2, 280, pytest.approx(2 * (0.1 + 0.4)))
+    assert (rating.calls, rating.tokens, rating.cost) == (1, 140, pytest.approx(0.5))
+    assert costs([verdict, rating]) == {"calls": 3, "tokens": 420, "cost": pytest.approx(1.5)}
+    (free,) = judge().compare([BETTER])
+    assert free.cost is None and costs([free])["cost"] is None
+    server.judge = lambda request: Reply(body={**thinking(request).body, "usage": {"total_tokens": 140}})
+    (unknown,) = judge(model="other", price=[1.0, 10.0]).compare([BETTER])
+    assert (unknown.tokens, unknown.cost) == (280, None)
+
+
+def test_options() -> None:
+    address = {"base_url": "http://127.0.0.1/v1", "model": "m"}
+    for wrong in ({"scale": [5, 5]}, {"price": [-1, 1]}, {"orders": 0}, {"max_tokens": 1}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            OpenAIJudge.Options(**address, **wrong)
+
+
+# --- a model of the run -------------------------------------------------------------------------------------------
+
+
+class Models:
+    """A model that thinks as the scripted server does."""
+
+    def __init__(self, reply: Callable[[dict[str, Any]], Reply] = thinking, **response: Any):
+        self.reply, self.response = reply, response
+        self.sampling: list[Any] = []
+
+    def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        self.sampling.append((role, sampling))
+        words = [self.reply({"messages": prompt}).body["choices"][0]["message"]["content"] for prompt in prompts]
+        return [
+            Group(tuple(prompt), (Response(text, **self.response),))
+            for prompt, text in zip(prompts, words, strict=True)
+        ]
+
+    def next_token_logprobs(self, role: str, prompts: Any, answers: Any, *, prefill: str = "") -> Any:
+        import torch
+
+        assert prefill == "Rating=" and list(answers) == list("123456789")
+        rows = []
+        for prompt in prompts:
+            _, text = texts_of({"messages": prompt})
+            p = [1e-9] * 9
+            p[2], p[6] = (0.3, 0.1) if text == "mixed" else (0.02, 0.02)
+            rows.append([math.log(x) if text != "long" else math.nan for x in p])
+        return torch.tensor(rows)
+
+
+class Full(Models):
+    """A model whose context leaves no room for a reply."""
+
+    def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        return [Group(tuple(prompt)) for prompt in prompts]
+
+
+def local(folder: Path, models: Any, **options: Any) -> CheckedJudge:
+    return CheckedJudge(component(LocalJudge, LocalJudge.Options(**options)), context(folder, models))
+
+
+def test_a_local_judge_thinks(tmp_path: Path) -> None:
+    models = Models(truncated=False)
+    judge = local(tmp_path, models, role="sft", reasons=True, max_tokens=77)
+    assert [verdict.p_first for verdict in judge.compare([BETTER, WORSE])] == [1.0, 0.0]
+    assert judge.rate([(PROMPT, "is 7")])[0].score == 7.0
+    assert [rating.score for rating in judge.rate_together([(PROMPT, ["is 2", "is 5"])])[0]] == [2.0, 5.0]
+    role, sampling = models.sampling[0]
+    assert role == "sft" and (sampling["temperature"], sampling["max_new_tokens"]) == (0.0, 77)
+    (cut,) = local(tmp_path, Models(truncated=True), reasons=True).rate([(PROMPT, "is 7")])
+    assert (cut.score, cut.reason) == (None, CUT)
+    (long,) = local(tmp_path, Full(), reasons=True).rate([(PROMPT, "is 7")])
+    assert long.score is None and "longer than the judge's context" in long.reason
+
+
+def test_without_reasons_a_local_rating_is_the_mean_by_its_probabilities(tmp_path: Path) -> None:
+    mixed, rest, long = local(tmp_path, Models()).rate([(PROMPT, "mixed"), (PROMPT, "rest"), (PROMPT, "long")])
+    assert mixed.score == pytest.approx((3 * 0.3 + 7 * 0.1) / 0.4, abs=1e-6)
+    assert rest.score is None and "too little probability: 0.04" in rest.reason
+    assert long.score is None and "longer than the judge's context" in long.reason
+
+
+def test_the_report_of_labels_says_what_they_cost(judge: Any, server: Server, tmp_path: Path) -> None:
+    pairs = [(0, 0, 1)]
+    groups = [Group(tuple(PROMPT), (Response("is 7"), Response("is 3")))]
+    summary = Tally(groups, pairs, judge(price=[1.0, 10.0]).compare([BETTER]), 0).summary()
+    assert (summary["calls"], summary["tokens"], summary["cost"]) == (2, 280, pytest.approx(1.0))
+    assert report(summary).endswith("\n2 questions, 280 tokens, at a cost of 1")
+    free = Tally(groups, pairs, [Verdict(0.5)], 0).summary()
+    assert free["cost"] is None and "cost" not in report(free) and "questions" not in report(free)

@@ -1,0 +1,148 @@
+"""Panels of judges: what they make of several verdicts, and of missing ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from alignkit import Context, Judge, PluginError, Rating, RunFailed, Verdict
+from alignkit.judges import CheckedJudge, check_compares, check_rates
+from alignkit_plugins.judges.local import LocalJudge
+from alignkit_plugins.judges.panel import Panel
+from alignkit_plugins.reward_judge import RewardJudge
+from tests.plugins.test_rlaif import component
+
+PROMPT = [{"role": "user", "content": "Which?"}]
+LOST = Verdict(None, reason="the judge refused", calls=1, tokens=5)
+
+
+class Says(Judge):
+    """Gives each item the prepared verdict or rating. options: (scale, what it says)."""
+
+    compares_by_rubric = True
+
+    @property
+    def scale(self) -> Any:
+        return self.options[0]
+
+    def compare(self, items: Sequence[Any], rubric: Any = "") -> Any:
+        self.rubric = rubric
+        return [self.options[1] for _ in items]
+
+    def rate(self, items: Sequence[Any], rubric: Any = "") -> Any:
+        return [self._rating(self.options[1]) for _ in items]
+
+    def rate_together(self, items: Sequence[Any], rubric: Any = "") -> Any:
+        return [[self._rating(place + self.options[1]) for place, _ in enumerate(texts)] for _, texts in items]
+
+    def _rating(self, score: float | None) -> Rating:
+        return Rating(score, "" if score is not None else "the judge refused", calls=1, tokens=7, cost=0.5)
+
+
+def panel(says: Sequence[Any], folder: Path, scales: Sequence[Any] = (), **options: Any) -> CheckedJudge:
+    scales = [*scales, *[None] * (len(says) - len(scales))]
+    judges = [component(Says, (scale, one)) for scale, one in zip(scales, says, strict=True)]
+    around = Context(models=None, cache=folder / "cache", folder=folder, seed=0, load=list)
+    return CheckedJudge(component(Panel, Panel.Options(judges=judges, **options)), around)
+
+
+def verdict(folder: Path, ps: Sequence[Any], combine: str, **options: Any) -> Verdict:
+    says = [p if isinstance(p, Verdict) else Verdict(p, (p, p), calls=2, tokens=10, cost=0.25) for p in ps]
+    (found,) = panel(says, folder, combine=combine, **options).compare([(PROMPT, "a", "b")])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("combine", "ps", "p"),
+    [
+        ("mean", (0.9, 0.8, 0.1), 0.6),
+        ("worst", (0.9, 0.8, 0.7), 0.7),  # all prefer the first: the least sure of them
+        ("worst", (0.1, 0.4, 0.2), 0.4),
+        ("worst", (0.9, 0.9, 0.4), 0.5),
+        ("worst", (0.9, 0.9, 0.5), 0.5),
+        ("majority", (0.51, 0.6, 0.0), 1.0),
+        ("majority", (0.49, 0.4, 1.0), 0.0),
+        ("majority", (0.9, 0.1, 0.5), 0.5),
+        ("majority", (0.50005, 0.50005, 0.1), 0.0),  # those are ties
+    ],
+)
+def test_verdicts(tmp_path: Path, combine: str, ps: Sequence[float], p: float) -> None:
+    found = verdict(tmp_path, ps, combine)
+    assert found.p_first == pytest.approx(p) and (found.calls, found.tokens, found.cost) == (6, 30, 0.75)
+    turned = verdict(tmp_path, [1 - each for each in ps], combine)
+    assert turned.p_first == pytest.approx(1 - p)
+    assert (found.p_orders == pytest.approx((p, p))) if combine == "mean" else found.p_orders is None
+
+
+def test_orders_are_averaged_one_by_one(tmp_path: Path) -> None:
+    found = verdict(tmp_path, [Verdict(0.5, (1.0, 0.0)), Verdict(0.6, (0.8, 0.4))], "mean")
+    assert found.p_orders == pytest.approx((0.9, 0.2)) and found.p_first == pytest.approx(0.55)
+
+
+def test_judges_without_a_verdict_are_left_out_until_too_few_remain(tmp_path: Path) -> None:
+    found = verdict(tmp_path, [0.9, LOST, 0.7], "mean")
+    assert found.p_first == pytest.approx(0.8) and (found.calls, found.tokens, found.cost) == (5, 25, 0.5)
+    lost = verdict(tmp_path, [LOST, 0.9, LOST], "mean")
+    assert lost.p_first is None
+    assert lost.reason == "too few judges of the panel have a verdict: 1 of 3; the judge refused"
+    assert verdict(tmp_path, [LOST, 0.9], "mean").p_first is None  # one of two is not more than half
+    assert verdict(tmp_path, [LOST, 0.9, LOST], "mean", at_least=1).p_first == 0.9
+    assert verdict(tmp_path, [0.9, LOST, 0.7], "mean", at_least=3).p_first is None
+
+
+@pytest.mark.parametrize(("combine", "score"), [("mean", 0.55), ("worst", 0.25), ("majority", 0.4)])
+def test_ratings_count_as_shares_of_their_scales(tmp_path: Path, combine: str, score: float) -> None:
+    judge = panel([7.0, 2.0, 2.0], tmp_path, [(7 - 6, 7), (0, 5), (1, 5)], combine=combine)
+    (rating,) = judge.rate([(PROMPT, "a")])
+    assert judge.scale == (0, 1) and rating.score == pytest.approx(score if combine != "mean" else (1 + 0.4 + 0.25) / 3)
+    assert (rating.calls, rating.tokens, rating.cost) == (3, 21, 1.5)
+    together = panel([1.0, 0.0], tmp_path, [(1, 5), (0, 2)], combine=combine)
+    (ratings,) = together.rate_together([(PROMPT, ["a", "b"])])
+    assert [each.score for each in ratings] == [0.0, pytest.approx({"worst": 0.25}.get(combine, 0.375))]
+
+
+def test_reward_models_are_averaged_as_they_are(tmp_path: Path) -> None:
+    judge = panel([30.0, -10.0, None], tmp_path)
+    (rating,) = judge.rate([(PROMPT, "a")])
+    assert judge.scale is None and rating.score == 10.0
+    with pytest.raises(RunFailed, match="panel: some of its judges rate on a scale"):
+        panel([0.5, 3.0], tmp_path, [(0, 1)]).rate([(PROMPT, "a")])
+    (lost,) = panel([None, None, 3.0], tmp_path).rate([(PROMPT, "a")])
+    assert lost.score is None and "1 of 3; the judge refused" in lost.reason
+
+
+def test_a_panel_can_do_what_all_its_judges_can(tmp_path: Path) -> None:
+    def of(*parts: Any) -> Any:
+        return component(Panel, Panel.Options(judges=list(parts)))
+
+    local, reward = component(LocalJudge, None), component(RewardJudge, None)
+    check_compares(of(local, local), "polite")
+    check_rates(of(local, local), "polite", together=True)
+    check_rates(of(reward, reward))
+    for wrong in (check_compares, check_rates):
+        with pytest.raises(RunFailed, match="reads no rubric"):
+            wrong(of(local, reward), "polite")
+    with pytest.raises(RunFailed, match="one by one, and not together"):
+        check_rates(of(local, reward), together=True)
+    judge = panel([Verdict(0.9), Verdict(0.9)], tmp_path)
+    judge.compare([(PROMPT, "a", "b")], "polite")
+    assert [part.judge.rubric for part in judge.judge._judges] == ["polite", "polite"]  # type: ignore[attr-defined]
+
+
+def test_options() -> None:
+    for wrong in ({"judges": [1]}, {"judges": [1, 2], "at_least": 3}, {"judges": [1, 2], "combine": "best"}):
+        with pytest.raises(ValidationError):
+            Panel.Options(**wrong)
+
+
+def test_a_rating_outside_of_the_scale_is_the_authors_mistake(tmp_path: Path) -> None:
+    around = Context(models=None, cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
+    for score in (0.0, 6.0):
+        judge = CheckedJudge(component(Says, ((1, 5), score)), around)
+        with pytest.raises(PluginError, match="outside of the judge's scale, 1 to 5"):
+            judge.rate([(PROMPT, "a")])
+    assert CheckedJudge(component(Says, ((1, 5), 5.0)), around).rate([(PROMPT, "a")])[0].score == 5.0
