@@ -29,7 +29,18 @@ from alignkit.errors import BadRow, DataError, PluginError
 from alignkit.formats import Format
 from alignkit.registry import Component, Registration
 
-PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "text", "dialogues", "groups", "word_problems")
+PLUGINS = (
+    "hh_rlhf",
+    "honesty",
+    "trl_formats",
+    "messages",
+    "alpaca",
+    "rankings",
+    "text",
+    "dialogues",
+    "groups",
+    "word_problems",
+)
 SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
 FORMATS: dict[str, type[Format]] = {}
 for plugin in PLUGINS:
@@ -819,12 +830,13 @@ def test_a_source_says_how_it_was_read(tmp_path: Path) -> None:
 
 
 TRAIN = ["helpful.jsonl.gz", "safety.jsonl.gz", "prompts.jsonl", "demos.jsonl", "rankings.jsonl", "graded.jsonl"]
-TRAIN += ["red_team.jsonl"]
+TRAIN += ["red_team.jsonl", "questions.jsonl", "questions_demos.jsonl"]
 HELD = [
     "helpful_heldout.jsonl.gz",
     "safety_heldout.jsonl.gz",
     "heldout.jsonl",
     "rankings_heldout.jsonl",
+    "questions_heldout.jsonl",
     "xstest.jsonl",
 ]
 COUNTS = {
@@ -832,7 +844,8 @@ COUNTS = {
     "prompts.jsonl": 400, "heldout.jsonl": 178, "demos.jsonl": 319, "demos_validation.jsonl": 60, "rankings.jsonl": 65,
     "rankings_heldout.jsonl": 21, "graded.jsonl": 93, "sums.jsonl": 300, "sums_heldout.jsonl": 100,
     "small_sums.jsonl": 53, "small_sums_heldout.jsonl": 24, "small_sums_examples.jsonl": 24,
-    "red_team.jsonl": 160, "xstest.jsonl": 184,
+    "red_team.jsonl": 160, "xstest.jsonl": 184, "questions.jsonl": 320, "questions_heldout.jsonl": 200,
+    "questions_demos.jsonl": 240,
 }  # fmt: skip
 
 
@@ -880,7 +893,7 @@ def test_shipped_sums_are_right_and_no_held_out_sum_is_learned() -> None:
 
 
 def test_all_shipped_data_have_a_license_and_are_small() -> None:
-    files = [path for path in SHIPPED.iterdir() if path.name != "LICENSES.md"]
+    files = [path for path in SHIPPED.iterdir() if path.name not in ("LICENSES.md", "make_questions.py")]
     assert {path.name for path in files} == {*COUNTS, "text.txt"}
     assert sum(path.stat().st_size for path in files) < 4_000_000
     assert "| public domain |" in (SHIPPED / "LICENSES.md").read_text()
