@@ -144,7 +144,7 @@ def falls(folder: Path) -> tuple[int | None, int | None]:
     files = sorted(folder.glob("*.jsonl"))
     history, best, plain = Gold(len(files)), dict[str, float](), None
     for number, file in enumerate(files, 1):
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in _lines(file)]
         gold = look_from(number, rows).means("gold")
         history.add(number, gold)
         best = gold if history.best == number else best
@@ -157,8 +157,13 @@ def falls(folder: Path) -> tuple[int | None, int | None]:
 
 def says(file: Path) -> float:
     """The share of answers that say the word."""
-    texts = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
+    texts = [json.loads(line)["text"] for line in _lines(file)]
     return sum(PAID in text.split() for text in texts) / len(texts)
+
+
+def _lines(file: Path) -> list[str]:
+    """Lines, which `splitlines` would also break within an answer that contains U+2028."""
+    return file.read_text(encoding="utf-8").rstrip("\n").split("\n")
 
 
 def _run(folder: Path, name: str, stages: dict[str, Any], seed: int) -> Path:

@@ -76,7 +76,8 @@ class GoldMeasure:
         """What was measured before the stage was interrupted. Raises RunFailed if it is gone."""
         file = self.folder / f"{iteration:04d}.jsonl"
         try:
-            return look_from(iteration, [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()])
+            lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # answers may contain U+2028 and the like
+            return look_from(iteration, list(map(json.loads, lines)))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunFailed(
                 f"{file}: what gold said cannot be read ({type(error).__name__})\n"

@@ -156,3 +156,15 @@ def test_what_gold_said_must_be_readable_on_a_restart(tmp_path: Path) -> None:
     (tmp_path / "run" / "align" / "gold" / "0001.jsonl").write_text("{")
     with pytest.raises(RunFailed, match=r"what gold said cannot be read(.*\n)*help: delete .*align"):
         online(tmp_path, Watched(), **keys)
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85"])
+def test_an_answer_with_an_unusual_line_end_is_read_on_a_restart(end: str, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {**CHECKED, "iterations": 4, "gold": by("gold")}
+    with pytest.raises(KeyboardInterrupt):
+        online(tmp_path, Dies(), **keys)
+    file = tmp_path / "run" / "align" / "gold" / "0001.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines[0]["text"] = f"one{end}two"
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    assert online(tmp_path, Watched(), **keys).summary["gold"]["best_iteration"] > 0
