@@ -45,12 +45,20 @@ class Classifier(Reward):
         import transformers
 
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                self._folder, local_files_only=True, use_safetensors=True
+            loading = {"local_files_only": True, "trust_remote_code": False}  # None would ask the user
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, **loading)
+            model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
+                self._folder, use_safetensors=True, output_loading_info=True, **loading
             )
         except (OSError, ValueError) as error:
             raise RunFailed(f"reward 'classifier': cannot load {self._folder}: {error}") from None
+        if found["missing_keys"]:
+            raise RunFailed(
+                f"reward 'classifier': {self._folder} lacks the weights {', '.join(sorted(found['missing_keys']))}, "
+                "so its probabilities would be random\nhelp: name the folder of a trained classifier"
+            )
+        if model.config.pad_token_id is None:  # without it, a decoder classifies no batch
+            model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model = model.float().to(self.options.device).eval()
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:

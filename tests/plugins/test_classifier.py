@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from alignkit import Context, Group, Response, RunFailed
 from alignkit_plugins.classifier import Classifier
@@ -115,3 +122,36 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "c" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
     with pytest.raises(RunFailed, match="cannot load"):
         scores(tmp_path / "c", "so", label="toxic")
+
+
+def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "c")
+    file = tmp_path / "c" / "model.safetensors"
+    kept = {name: weight for name, weight in load_file(file).items() if "classifier" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(RunFailed, match=r"lacks the weights classifier\.bias, classifier\.weight"):
+        scores(tmp_path / "c", "so", label="toxic")
+
+
+def test_a_decoder_without_a_token_for_padding_reads_batches(tmp_path: Path) -> None:
+    write(tmp_path / "c")
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16, "bos_token_id": 2, "eos_token_id": 3}
+    names = {0: "fine", 1: "toxic"}
+    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=len(WORDS), id2label=names, **sizes))
+    model.save_pretrained(tmp_path / "c")
+    texts = ("good", "bad so bad")
+    alone = [scores(tmp_path / "c", text, label="toxic")[0] for text in texts]
+    assert scores(tmp_path / "c", *texts, label="toxic") == pytest.approx(alone, abs=1e-6)
+
+
+def test_code_of_the_folder_neither_runs_nor_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "c")
+    file = tmp_path / "c" / "config.json"
+    config = json.loads(file.read_text())
+    kind = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
+    file.write_text(json.dumps({**config, "model_type": "own", "auto_map": kind}))
+    (tmp_path / "c" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *words: "y")
+    with pytest.raises(RunFailed, match="cannot load"):
+        scores(tmp_path / "c", "so", label="toxic")
+    assert not (tmp_path / "ran").exists()
