@@ -87,7 +87,7 @@ def test_the_last_turn_of_the_assistant_is_the_answer() -> None:
     assert scores(ExactMatch, talk(None), Response(messages=(CALL,)), Response(messages=()), **asked) == [0.0] * 3
 
 
-@pytest.mark.parametrize("value", [None, [], True, {"a": 1}, ["x", None]])
+@pytest.mark.parametrize("value", [None, [], True, {"a": 1}, ["x", None], "", ["x", " "]])
 def test_a_prompt_without_an_answer_is_named(value: Any) -> None:
     group = Group(ASK, (Response("Paris"),), meta={"answer": value, "id": 3})
     with pytest.raises(DataError, match=r"exact_match: the prompt 'What is the capital of France\?'"):
@@ -193,6 +193,12 @@ def test_a_schema_is_checked_and_asks_nobody(tmp_path: Path, monkeypatch: pytest
         Form(Form.Options(json_schema=SCHEMA)).check(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["1" + "0" * 400, "1e400"])
+def test_a_number_beyond_the_floats_is_no_multiple(text: str) -> None:
+    assert not is_json(text, {"multipleOf": 0.01})
+    assert is_json("2.5", {"multipleOf": 0.5})
+
+
 def test_the_last_tag_holds_the_json() -> None:
     answers = ["<think>a</think><answer>[1]</answer>", "<think>[1]</think><answer>a</answer>", "[1]"]
     assert scores(Form, *answers, tags=["think", "answer"], json_schema={}) == [1.0, 0.0, 0.0]
@@ -221,6 +227,12 @@ def test_markdown_needs_all_parts_and_closed_code() -> None:
     assert markdown_parts("```\n# no heading\n- no list") == set()  # cut off
     assert markdown_parts("```\n```") == {"code"} and markdown_parts("```") == set()
     assert markdown_parts("`**a**`") == set()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_all_line_ends_of_markdown_count(end: str) -> None:
+    assert markdown_parts(end.join(["a", "", "```", "x = 1", "```"])) == {"code"}
+    assert markdown_parts(end.join(["a", "", "```", "x = 1"])) == set()
 
 
 @pytest.mark.parametrize(

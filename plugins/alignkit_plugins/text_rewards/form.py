@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -130,7 +131,7 @@ def fulfills(value: Any, schema: Mapping[str, Any]) -> bool:
         raise RunFailed(
             f"reward 'format': json_schema refers to {error.ref}, which is not part of it; write it into $defs"
         ) from None
-    except RecursionError:
+    except (RecursionError, OverflowError):  # nested too deeply, or `multipleOf` for a number beyond the floats
         return False
 
 
@@ -141,7 +142,7 @@ def markdown_parts(text: str) -> set[str]:
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     types = {token.type for token in tokens} | {child.type for token in tokens for child in token.children or ()}
     found = {name for name, type in TOKENS.items() if type in types}
-    lines = text.split("\n")
+    lines = re.split("\r\n?|\n", text)  # as Markdown does
     closed = (
         token.map and lines[token.map[1] - 1].strip().startswith(token.markup) and token.map[1] - token.map[0] > 1
         for token in tokens

@@ -66,7 +66,7 @@ class ExactMatch(Reward):
     def _right(self, group: Group) -> set[str]:
         value = column_of("exact_match", group, self.options.column)
         known = value if isinstance(value, list) else [value]
-        if not known or not all(isinstance(each, str | int | float) and not isinstance(each, bool) for each in known):
+        if not known or not all(map(_is_answer, known)):
             raise DataError(
                 f"exact_match: the prompt {preview(group)}: '{self.options.column}' is {value!r:.60}, not a text, a "
                 "number, or a list of these"
@@ -89,6 +89,11 @@ class ExactMatch(Reward):
         if self.options.strict:
             return text
         return " ".join(text.split()).removesuffix(".").strip().casefold()
+
+
+def _is_answer(value: object) -> bool:
+    """Whether it is a text or a number. A blank one is missing: an empty response must not equal it."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and bool(str(value).strip())
 
 
 class Regex(Reward):
