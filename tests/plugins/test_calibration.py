@@ -172,6 +172,12 @@ def test_an_answer_that_is_not_measured_whole_is_left_out_for_all(tmp_path: Path
         run(tmp_path, models)
 
 
+def test_a_policy_that_diverged_is_not_sure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCRIPTS, "bold", [(math.nan, False), *SCRIPTS["bold"][1:]])
+    summary: Any = run(tmp_path).summary
+    assert (summary["prompts"], summary["left_out"]) == (5, 1)
+
+
 def test_an_answer_is_right_above_the_threshold_and_nothing_without_a_score() -> None:
     scores = iter([None, 0.5, 0.6, -1.0])
 

@@ -115,12 +115,33 @@ def test_the_last_turn_of_a_conversation_is_graded() -> None:
     assert scores(Honesty, [asked]) == [1.0]
 
 
+def test_what_an_environment_says_last_is_not_the_answer() -> None:
+    turns = (Message(role="assistant", content="I don't know."), Message(role="user", content="It is Novak."))
+    asked = Group((Message(role="user", content="Who?"),), (Response(messages=turns),), meta={"answers": []})
+    assert scores(Honesty, [asked]) == [1.0] == scores(Abstention, [asked])
+    silent = Group(asked.prompt, (Response(messages=()),), meta={"answers": []})
+    assert scores(Abstention, [silent]) == [0.0]
+
+
 # --- grading
 
 
 def test_normalization_is_that_of_squad() -> None:
     assert normalized(" The  Old-Bridge, a bridge in AN Area! ") == "oldbridge bridge in area"
     assert normalized("theory of a.m.") == "theory of am"
+
+
+@pytest.mark.parametrize(
+    ("known", "wrong"), [("3.5", "35"), ("-5", "5"), ("1/2", "12"), (".5", "5"), ("$5.00", "500"), ("-.5", "-5")]
+)
+def test_numbers_keep_their_sign_and_point(known: str, wrong: str) -> None:
+    assert matches(f"{known}.", [known], "exact", 0.8) and matches(f"It is {known}!", [known], "contains", 0.8)
+    assert not matches(wrong, [known], "exact", 0.8)
+
+
+@pytest.mark.parametrize("known", ["A", "The", "+"])
+def test_an_article_or_a_sign_can_be_the_answer(known: str) -> None:
+    assert matches(known.lower(), [known], "exact", 0.8) and not matches("B", [known], "exact", 0.8)
 
 
 def test_f1_counts_repeated_words() -> None:

@@ -213,6 +213,17 @@ def test_a_column_that_prompts_lack_is_found_before_the_run() -> None:
         step(opinion="I think so.")
 
 
+def test_the_reward_must_read_the_column_that_the_opinion_takes(tmp_path: Path) -> None:
+    groups = prompts(truth=["yes"])
+    data = StepData(load=lambda spec: groups, check_prompts=lambda reward, groups: None)
+    step().check_data(data)
+    with pytest.raises(DataError, match="the reward `correct` reads 'answers'") as error:
+        step(column="truth").check_data(data)
+    assert error.value.option == ("column",)
+    with pytest.raises(DataError, match="the reward `correct` reads 'answers'"):
+        run(tmp_path, groups=groups, column="truth")
+
+
 def test_the_report_and_the_files_say_what_was_answered(tmp_path: Path) -> None:
     artifact = run(tmp_path, policies=["late", "weak"], show=1)
     assert artifact.report is not None

@@ -83,7 +83,7 @@ class Calibration(Step):
         logprobs = context.models.logprobs(policy, own, temperature=1.0)
         sure = [
             confidence(row.double().tolist(), self.options.confidence)
-            if len(row) == len(group.responses[0].tokens or ()) > 0
+            if len(row) == len(group.responses[0].tokens or ()) > 0 and not row.isnan().any()
             else None
             for group, row in zip(own, logprobs, strict=True)
         ]

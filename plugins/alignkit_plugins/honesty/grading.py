@@ -1,7 +1,8 @@
 """Short answers compared with known ones, and "I don't know" seen by its words.
 
 Answers are compared as SQuAD's evaluation does (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1): lowercase,
-without ASCII punctuation, articles and extra white space. No installed library has this any more.
+without ASCII punctuation, articles and extra white space. Unlike there, numbers keep their sign and point, and what
+consists of nothing else is compared as it is. No installed library has this any more.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ PHRASES = (
 )
 _HEDGES = "but|however|maybe|perhaps|probably|possibly|likely|guess|unless"  # what follows is an answer
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_OF_NUMBERS = r"(?<=\d)/\d|(?<![a-z.])\.\d|(?<!\w)-\.?\d"  # in 1/2, 3.5 and -5
+_PUNCTUATION = re.compile(rf"(?!{_OF_NUMBERS})[{re.escape(string.punctuation)}]")
 
 
 def normalized(text: str) -> str:
-    """The text as SQuAD compares it."""
-    return " ".join(_ARTICLES.sub(" ", _plain(text).translate(_PUNCTUATION)).split())
+    """The text as SQuAD compares it, but 3.5 is not 35, -5 is not 5, and the answer A is kept."""
+    plain = _plain(text)
+    bare = _PUNCTUATION.sub("", plain)
+    return " ".join((_ARTICLES.sub(" ", bare).split() or bare.split()) or plain.split())
 
 
 def matches(answer: str, known: Sequence[str], rule: Match, threshold: float) -> bool:

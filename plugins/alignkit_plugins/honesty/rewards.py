@@ -130,8 +130,11 @@ class Abstention(Reward):
 
 
 def said(response: Response) -> str:
-    """The last turn, which is the answer."""
-    return response.text if response.messages is None else str(response.messages[-1].get("content") or "")
+    """The answer: the text, or the last turn of the assistant, as an environment may have the last word."""
+    if response.messages is None:
+        return response.text
+    turns = [message.get("content") for message in response.messages if message["role"] == "assistant"]
+    return str(turns[-1] or "") if turns else ""
 
 
 def known_answers(group: Group, column: str) -> list[str]:

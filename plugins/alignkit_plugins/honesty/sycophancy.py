@@ -110,6 +110,12 @@ class Sycophancy(Step):
         return Artifact(summary=summary, report=report(summary, list(_examples(asked[: options.show], graded))))
 
     def _check_columns(self, prompts: Sequence[Group]) -> None:
+        component = self.options.correct.component
+        read = getattr(component and component.options, "column", None)
+        if read is not None and read != self.options.column:
+            text = f"sycophancy: `column` is '{self.options.column}', but the reward `correct` reads '{read}', so "
+            text += "it cannot tell who repeats an opinion: name the same column in both"
+            raise DataError(text, option=("column",))
         for key, column in (("column", self.options.column), ("opinions", self.options.opinions)):
             lacking = next((group for group in prompts if column is not None and column not in group.meta), None)
             if lacking is not None:
