@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignkit.watching.change import Change, change
 from alignkit.watching.drift import BOUGHT
@@ -196,10 +196,8 @@ def _called(name: str, less: bool) -> str:
     return BOUGHT[name][less] if name in BOUGHT else f"the word '{name.removeprefix(WORD)}'"
 
 
-def _groups(look: Look) -> Any:
-    import numpy as np
-
-    return np.repeat(np.arange(len(look.prompts), dtype=float), [len(answers) for answers in look.prompts.values()])
+def _groups(look: Look) -> list[str]:
+    return [prompt for prompt, answers in look.prompts.items() for _ in answers]
 
 
 def _scales(look: Look) -> tuple[float, float] | None:

@@ -122,15 +122,16 @@ class Drift:
         """The correlation of the reward with each measure within prompts, and its degrees of freedom."""
         import numpy as np
 
-        several = [[a for a in answers if a.reward is not None] for answers in look.prompts.values()]
-        several = [answers for answers in several if len(answers) > 1]
+        scored = {p: [a for a in answers if a.reward is not None] for p, answers in look.prompts.items()}
+        names = [prompt for prompt, answers in scored.items() if len(answers) > 1]
+        several = [scored[prompt] for prompt in names]
         if not several:
             return {}
         reward = np.array([answer.reward for answers in several for answer in answers], dtype=float)
         values = np.array([[a.measures[name] for name in MEASURES] for answers in several for a in answers])
-        groups = np.repeat(np.arange(len(several), dtype=float), [len(answers) for answers in several])
-        self._effects.add(MEASURES, values, {"reward": reward}, groups)
-        starts = np.unique(groups, return_index=True)[1]
+        sizes = [len(answers) for answers in several]
+        self._effects.add(MEASURES, values, {"reward": reward}, np.repeat(names, sizes).tolist())
+        starts = np.cumsum([0, *sizes[:-1]])
         x, y = centered(values, starts), centered(reward[:, None], starts)
         spread = np.sqrt((x * x).sum(0) * (y * y).sum(0))
         found = (x * y).sum(0) / np.where(spread > 0, spread, np.nan)

@@ -1,12 +1,13 @@
 """What a score pays for: its slope on features of answers to the same prompt, over all iterations so far.
 
 A prompt's difficulty does not count, because answers are only compared with others to the same prompt in the same
-iteration. The standard error is clustered by prompt (Liang and Zeger 1986), as answers to a prompt resemble each other.
+iteration. The standard error is clustered by prompt (Liang and Zeger 1986) over all iterations, as answers to a prompt
+resemble each other, and what a score pays for at a prompt, it pays for again in the next iteration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 FEWEST = 10  # prompts in which a feature varies
+_WIDEST = 1 << 32  # features
 
 
 class Effects:
-    """Sums from which the slope of each score on each feature follows; they grow by one look at a time.
+    """Sums by prompt, from which the slope of each score on each feature follows; they grow by one look at a time.
 
     scores: their names.
     """
@@ -29,54 +31,62 @@ class Effects:
 
         self.scores = tuple(scores)
         self._columns: dict[str, int] = {}  # of the features
-        self._prompts, self._xx, self._xx2 = np.zeros(0), np.zeros(0), np.zeros(0)
-        self._xy, self._xy2, self._xyxx = (np.zeros((len(scores), 0)) for _ in range(3))
+        self._numbers: dict[Hashable, int] = {}  # of the prompts
+        # Only where a feature varies within a prompt: the pair's key, then the sums of x * x and of x * each score.
+        self._keys, self._sums = np.zeros(0, dtype=np.int64), np.zeros((1 + len(scores), 0))
+        self._new: list[tuple[Any, Floats]] = []  # of later looks, which may repeat pairs
 
-    def add(self, names: Sequence[str], features: Floats, scores: Mapping[str, Floats], groups: Floats) -> None:
-        """Add answers. features: [answers, names]. scores: each [answers]. groups: each answer's prompt, ascending."""
+    def add(
+        self, names: Sequence[str], features: Floats, scores: Mapping[str, Floats], groups: Sequence[Hashable]
+    ) -> None:
+        """Add answers. features: [answers, names]. scores: each [answers].
+
+        groups: each answer's prompt. The answers to a prompt stand together; in another look it is the same prompt.
+        """
         import numpy as np
 
-        _, starts = np.unique(groups, return_index=True)
+        numbers = np.array([self._numbers.setdefault(group, len(self._numbers)) for group in groups], dtype=np.int64)
+        starts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
         x = centered(features, starts)
-        xx = np.add.reduceat(x * x, starts, axis=0)  # [prompts, names]
-        places = self._places(names)
-        self._prompts[places] += (xx > 0).sum(0)
-        self._xx[places] += xx.sum(0)
-        self._xx2[places] += (xx * xx).sum(0)
-        for row, name in enumerate(self.scores):
-            xy = np.add.reduceat(x * centered(scores[name][:, None], starts), starts, axis=0)
-            self._xy[row, places] += xy.sum(0)
-            self._xy2[row, places] += (xy * xy).sum(0)
-            self._xyxx[row, places] += (xy * xx).sum(0)
+        sums = [np.add.reduceat(x * x, starts, axis=0)]  # [prompts, names] each
+        for name in self.scores:
+            sums.append(np.add.reduceat(x * centered(scores[name][:, None], starts), starts, axis=0))
+        prompts, columns = np.nonzero(sums[0] > 0)
+        keys = numbers[starts][prompts] * _WIDEST + self._places(names)[columns]
+        self._new.append((keys, np.stack(sums)[:, prompts, columns]))
+        if sum(len(keys) for keys, _ in self._new) > len(self._keys):
+            self._merge()
+
+    def _merge(self) -> None:
+        """Put the sums of equal pairs together."""
+        import numpy as np
+
+        keys, sums = zip((self._keys, self._sums), *self._new, strict=True)
+        self._keys, places = np.unique(np.concatenate(keys), return_inverse=True)
+        rows = [np.bincount(places, row, len(self._keys)) for row in np.concatenate(sums, axis=1)]
+        self._sums, self._new = np.stack(rows), []
 
     def _places(self, names: Sequence[str]) -> Any:
         import numpy as np
 
-        for name in names:
-            self._columns.setdefault(name, len(self._columns))
-        more = len(self._columns) - len(self._xx)
-        if more:
-            self._prompts, self._xx, self._xx2 = (np.pad(a, (0, more)) for a in (self._prompts, self._xx, self._xx2))
-            self._xy, self._xy2, self._xyxx = (
-                np.pad(a, ((0, 0), (0, more))) for a in (self._xy, self._xy2, self._xyxx)
-            )
-        return np.array([self._columns[name] for name in names], dtype=int)
+        return np.array([self._columns.setdefault(name, len(self._columns)) for name in names], dtype=np.int64)
 
     def slopes(self, score: str, names: Sequence[str], level: float) -> tuple[Floats, Floats, Floats]:
         """The slope of a score on each feature, and its interval at 1 - level; NaN where too few prompts vary in it."""
         import numpy as np
         from scipy import stats
 
-        row, places = self.scores.index(score), self._places(names)
-        prompts, xx = self._prompts[places], self._xx[places]
-        enough = prompts >= FEWEST
-        total = np.where(enough & (xx > 0), xx, np.nan)
-        slope = self._xy[row, places] / total
-        squares = self._xy2[row, places] - 2 * slope * self._xyxx[row, places] + slope**2 * self._xx2[places]
-        correction = prompts / np.maximum(prompts - 1, 1)
-        error = np.sqrt(np.maximum(squares, 0.0) * correction) / total
+        places = self._places(names)
+        self._merge()
+        columns, count = self._keys % _WIDEST, len(self._columns)
+        xx, xy = self._sums[0], self._sums[1 + self.scores.index(score)]  # [pairs]
+        prompts = np.bincount(columns, minlength=count)
+        total = np.where(prompts >= FEWEST, np.bincount(columns, xx, count), np.nan)
+        slope = np.bincount(columns, xy, count) / total
+        squares = np.bincount(columns, (xy - slope[columns] * xx) ** 2, count)
+        error = np.sqrt(squares * prompts / np.maximum(prompts - 1, 1)) / total
         half = stats.t.ppf(1 - level / 2, np.maximum(prompts - 1, 1)) * error
-        return slope, slope - half, slope + half
+        return slope[places], (slope - half)[places], (slope + half)[places]
 
 
 def centered(values: Floats, starts: Any) -> Floats:

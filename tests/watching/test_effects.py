@@ -33,7 +33,7 @@ def test_slopes_are_those_of_a_regression_with_a_dummy_for_each_prompt() -> None
 
     x, y, groups = made(0)
     effects = Effects(["reward"])
-    effects.add(["first", "second"], x, {"reward": y}, groups)
+    effects.add(["first", "second"], x, {"reward": y}, groups.tolist())
     slopes, lows, highs = effects.slopes("reward", ["first", "second"], 0.05)
     for column in range(2):
         slope, error = by_dummies(x[:, column], y, groups)
@@ -46,9 +46,9 @@ def test_looks_add_up_even_with_other_features() -> None:
     x, y, groups = made(1)
     half = len(y) // 2
     whole, parts = Effects(["reward"]), Effects(["reward"])
-    whole.add(["first"], x[:, :1], {"reward": y}, groups)
-    parts.add(["first"], x[:half, :1], {"reward": y[:half]}, groups[:half])
-    parts.add(["new", "first"], x[half:, ::-1], {"reward": y[half:]}, groups[half:])
+    whole.add(["first"], x[:, :1], {"reward": y}, groups.tolist())
+    parts.add(["first"], x[:half, :1], {"reward": y[:half]}, groups[:half].tolist())
+    parts.add(["new", "first"], x[half:, ::-1], {"reward": y[half:]}, groups[half:].tolist())
     for one, other in zip(
         whole.slopes("reward", ["first"], 0.05), parts.slopes("reward", ["first"], 0.05), strict=True
     ):
@@ -58,7 +58,7 @@ def test_looks_add_up_even_with_other_features() -> None:
 def test_a_score_of_its_own_has_slopes_of_its_own() -> None:
     x, y, groups = made(2)
     effects = Effects(["reward", "gold"])
-    effects.add(["first"], x[:, :1], {"reward": y, "gold": -3 * y}, groups)
+    effects.add(["first"], x[:, :1], {"reward": y, "gold": -3 * y}, groups.tolist())
     assert effects.slopes("gold", ["first"], 0.05)[0] == pytest.approx(
         -3 * effects.slopes("reward", ["first"], 0.05)[0]
     )
@@ -68,12 +68,35 @@ def test_a_score_of_its_own_has_slopes_of_its_own() -> None:
 def test_few_prompts_say_nothing(prompts: int, known: bool) -> None:
     x, y, groups = made(3, prompts)
     effects = Effects(["reward"])
-    effects.add(["first"], x[:, :1], {"reward": y}, groups)
+    effects.add(["first"], x[:, :1], {"reward": y}, groups.tolist())
     assert np.isfinite(effects.slopes("reward", ["first"], 0.05)[0][0]) == known
 
 
 def test_a_feature_that_never_varies_within_a_prompt_says_nothing() -> None:
     _, y, groups = made(4)
     effects = Effects(["reward"])
-    effects.add(["of the prompt"], groups[:, None] / 3, {"reward": y}, groups)
+    effects.add(["of the prompt"], groups[:, None] / 3, {"reward": y}, groups.tolist())
     assert np.isnan(effects.slopes("reward", ["of the prompt"], 0.05)[0][0])
+
+
+def test_a_prompt_that_comes_back_is_no_new_prompt() -> None:
+    """The same prompts in every look, whose slopes differ: their mean is as uncertain as the prompts are few."""
+    false = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        slopes, effects = np.repeat(rng.normal(0, 1, 40), 2), Effects(["reward"])
+        for _ in range(10):
+            x = rng.normal(0, 1, 80)
+            effects.add(["first"], x[:, None], {"reward": slopes * x}, np.repeat(np.arange(40), 2).tolist())
+        _, low, high = effects.slopes("reward", ["first"], 0.05)
+        false += bool(low[0] > 0 or high[0] < 0)
+    assert false <= 12  # 5 are expected; with a new prompt in every look, more than 30
+
+
+def test_the_same_answers_twice_are_no_more_certain() -> None:
+    x, y, groups = made(5)
+    once, twice = Effects(["reward"]), Effects(["reward"])
+    for effects in (once, twice, twice):
+        effects.add(["first"], x[:, :1], {"reward": y}, groups.tolist())
+    for one, other in zip(once.slopes("reward", ["first"], 0.05), twice.slopes("reward", ["first"], 0.05), strict=True):
+        assert one == pytest.approx(other)
