@@ -27,7 +27,7 @@ class Reply:
 class Server:
     """A loopback server whose `script` holds the next replies; afterwards `judge` answers."""
 
-    def __init__(self, judge: Callable[[dict[str, Any]], Reply]) -> None:
+    def __init__(self, judge: Callable[[dict[str, Any]], Reply] = lambda request: Reply(500)) -> None:
         self.script: list[Reply] = []
         self.judge = judge
         self.requests: list[dict[str, Any]] = []

@@ -28,6 +28,9 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "min": [{"rewards": {"a": "helpful", "b": {"length": {}}}}],
     "product": [{"rewards": {"a": "helpful", "b": {"length": {}}}}],
     "running_normalization": [{"reward": "helpful"}, {"reward": "helpful", "shift": False}],
+    "weighted": [
+        {"rewards": {"a": "helpful", "b": {"length": {}}}, "by": "domain", "weights": {"default": {"a": 2, "b": 0.5}}}
+    ],
     "weighted_sum": [{"rewards": {"a": "helpful", "b": {"length": {}}}, "weights": {"a": 1, "b": -0.5}, "bias": 2}],
     "when": [{"reward": {"length": {}}, "condition": "helpful", "at_least": 0.0, "otherwise": -1.0}],
 }

@@ -32,15 +32,24 @@ JUDGE = {"local_judge": {"min_mass": 0}}
 FUNCTION = "def polite(prompts, completions, **columns):\n    return [float('e' in text) for text in completions]\n"
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "abstention": [{}],
+    "classifier": [],  # reads a folder, as tests/plugins/test_classifier.py does
     "environment": [{}],
+    "exact_match": [{"column": "right"}],
+    "format": [{"tags": ["think", "answer"]}],
     "honesty": [{"column": "right"}],
     "honesty_accuracy": [{"column": "right", "match": "f1"}],
+    "http": [],  # asks a server, as tests/plugins/test_http_reward.py does
+    "language": [{"language": "en"}],
     "math_verify": [{"column": "right"}],
     "length": [{}, {"unit": "words", "target": 3, "scale": 0.5}],
     "normalized": [{"reward_model": "helpful", "data": "demonstrations.jsonl", "gain": True}],
     "refusal": [{}, {"scale": -1.0}],
     "python": [{"path": "polite.py", "function": "polite"}],
+    "rating": [{"judge": JUDGE}],
+    "regex": [{"pattern": "e+"}],
+    "repetition": [{}],
     "rlaif": [{"judge": JUDGE}, {"judge": JUDGE, "opponent": "baseline", "baseline": "sft", "max_new_tokens": 8}],
+    "rubric": [{"judge": JUDGE, "criteria": [{"text": "It is polite.", "weight": 2}, {"text": "It is short."}]}],
 }
 CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
 
@@ -60,7 +69,9 @@ def test_first_party_rewards_conform(name: str, options: dict[str, Any], tmp_pat
     if name == "math_verify":
         pytest.importorskip("math_verify")
         groups = [Group(group.prompt, group.responses, meta={"right": "7"}) for group in example_groups()]
-    if name.startswith("honesty"):
+    if name == "language":
+        pytest.importorskip("py3langid")
+    if name.startswith(("honesty", "exact_match")):
         groups = [Group(group.prompt, group.responses, meta={"right": ["7"]}) for group in example_groups()]
     if name == "environment":
         groups = [replace(group, responses=_played(group.responses)) for group in example_groups()]

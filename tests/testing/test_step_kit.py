@@ -29,6 +29,8 @@ from alignkit.testing import ConformanceError, check_step
 
 JUDGE = {"local_judge": {"min_mass": 0, "role": "judge"}}
 SHORT: dict[str, Any] = {"prompts": "held_out.jsonl", "max_new_tokens": 6}
+# The untrained model ends no answer by itself.
+ENDS: dict[str, Any] = {"max_new_tokens": 64, "critique_tokens": 64, "stop": ["e"]}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "calibration": [{"policies": ["base", "sft"], "correct": "helpful", "confidence": "token", **SHORT}],
     "evaluate": [{"policies": ["base", "sft"], "rewards": ["helpful", {"length": {}}], **SHORT}],
@@ -39,6 +41,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "merge": [{"model": "sft"}],
     "people": [],  # waits for people, as tests/plugins/test_people.py does
     "rate_feedback": [],  # rates a store, as tests/plugins/test_rate_feedback.py does
+    "revise": [{"policy": "sft", "critic": "base", "constitution": "harmless", **SHORT, **ENDS}],
     "sample": [{"policy": "sft", "samples_per_prompt": 2, "reward": "helpful", "keep": "best", **SHORT}],
     "select_best": [{"policies": ["sft@1", "sft@2"], "reward": "helpful", **SHORT}],
     "sycophancy": [],  # needs known answers: see below

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepData
 from alignkit import statistics as stats
-from alignkit.agreement import bootstrap
 from alignkit.comparison import answers_of, prompts_to_compare, sample_policies
 from alignkit.report import Block, Report, Table
 from alignkit.statistics import CONFIDENCE, shown
@@ -146,6 +145,8 @@ def _estimated(measure: Any, sides: Sequence[Cases], seed: int) -> Mapping[str, 
         return None if None in found else found[0] - math.fsum(found[1:])
 
     n = len(sides[0].sure)
+    from alignkit.agreement import bootstrap  # imports numpy
+
     return bootstrap(value(sides), n, lambda places: value([side.take(places) for side in sides]), seed=seed)
 
 
