@@ -26,6 +26,7 @@ from benchmarks.outcomes.rows import (
     JUDGES,
     KINDS,
     OWN,
+    STORED,
     Answer,
     Asked,
     Row,
@@ -33,6 +34,7 @@ from benchmarks.outcomes.rows import (
     _kl,
     gold_accuracies,
     key_of,
+    methods,
     recipe_of,
     stored,
 )
@@ -282,9 +284,10 @@ def test_judges_are_compared_within_prompts() -> None:
 
 
 @pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Rows that the command computes, which take no time."""
+def computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, int]]:
+    """Rows that the command computes, which take no time; none comes with the project."""
     calls: list[tuple[str, int]] = []
+    monkeypatch.setattr("benchmarks.outcomes.rows.STORED", tmp_path / "none")
 
     def compute(method: str, seed: int, recipe: Any, overrides: Sequence[str], out: Path) -> Row:
         calls.append((method, seed))
@@ -326,6 +329,15 @@ def test_a_row_that_comes_with_the_project_is_not_computed(
     found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path / "second"))
     assert "| ppo | 3 |" in found.output
     assert len(computed) == 1
+
+
+def test_rows_that_come_with_the_project_are_of_its_recipe() -> None:
+    files = sorted(STORED.iterdir())
+    assert files
+    for file in files:
+        method, seed, key = file.name.removesuffix(".json.gz").rsplit("-", 2)
+        assert key_of(recipe_of(methods()[method], int(seed), False)[0])[:12] == key, file.name
+        assert json.loads(gzip.decompress(file.read_bytes()))["method"] == method
 
 
 def test_the_stored_judges_are_good_enough_and_know_their_base() -> None:
