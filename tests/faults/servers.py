@@ -22,6 +22,8 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from alignkit import AlignkitError
 from alignkit.stopping import request_stop, stoppable
 from tests.faults.case import HELD, HUNG, LOST, SILENT, UNTIDY, Case
@@ -267,8 +269,12 @@ def _case(fault: Fault, client: Client) -> Callable[[Path], tuple[str, str]]:
     return run
 
 
-def main() -> int:
-    """Print the table."""
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main() -> None:
+    """Print what becomes of each fault. Exits with 1 if one does not end as it should."""
     print("| fault | judge | s | requests | reward over HTTP | s | requests |\n|---|---|---|---|---|---|---|")
     bad: list[str] = []
     for fault in FAULTS:
@@ -284,8 +290,8 @@ def main() -> int:
             )
         print(f"| {' | '.join(row)} |", flush=True)
     print("\n".join([f"\n{len(bad)} did not end as they should", *bad]), file=sys.stderr)
-    return 1 if bad else 0
+    raise typer.Exit(1 if bad else 0)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    app()
