@@ -319,7 +319,7 @@ def _like_a_coin(share: Mapping[str, Any]) -> bool:
 
 
 def raters(names: Iterable[str]) -> str:
-    """What they are together: `judges`, `people`, or `people and judges`."""
+    """A name for all raters: `judges`, `people`, or `people and judges`."""
     known = list(names)
     if PEOPLE not in known:
         return "judges"

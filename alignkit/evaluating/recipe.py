@@ -44,7 +44,7 @@ class Request:
 
     @property
     def with_examples(self) -> list[str]:
-        """The policies that also answer with examples; the baseline, if it is one of them, first."""
+        """The policies that also answer with examples. If the baseline does, it comes first."""
         if self.few_shot is None:
             return []
         named = list(dict.fromkeys(self.prompted or self.policies[:1]))

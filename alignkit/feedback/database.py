@@ -14,7 +14,7 @@ from alignkit.errors import AlignkitError, DataError, OutOfResource
 SUFFIX = ".feedback"
 VERSION = 1  # PRAGMA user_version
 APPLICATION = 0x616C6B66  # PRAGMA application_id: "alkf"
-MIGRATIONS: Mapping[int, Sequence[str]] = {}  # a version -> the statements that make the next one of it
+MIGRATIONS: Mapping[int, Sequence[str]] = {}  # a version -> the statements that migrate it to the next version
 PATIENCE = 5000  # milliseconds to wait for another writer
 REMOTE = ("nfs", "cifs", "smb", "9p", "sshfs", "fuse.", "afs", "ceph", "lustre", "gluster", "beegfs")
 

@@ -1,6 +1,6 @@
 """What to label next: rewards and judges say what they think of the responses, and where they disagree, people decide.
 
-A label teaches most where the raters contradict each other: one of them is wrong, and nobody knows which. (Query by
+A label teaches most where the raters contradict each other: one rater is wrong, and nobody knows which. (Query by
 committee: Seung, Opper and Sompolinsky 1992.) A rater's preference between two responses is the share of all pairs of
 which it is less sure, so that differences in reward and probabilities of a judge can be compared. Two raters disagree
 as much as minus the product of their preferences, from -1, where both are sure of the same, to 1. With one rater, the

@@ -117,7 +117,7 @@ class Store:
 
     @property
     def salt(self) -> str:
-        """Random text of this store, so that pseudonyms do not reveal the names that they stand for."""
+        """Random text of this store, so that pseudonyms do not reveal names."""
         return str(self._settings()["salt"])
 
     def _settings(self) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Desk:
         return self._dispute(annotator)
 
     def adjudicate(self, annotator: str, message: Any) -> State:
-        """Store the label that settles an item, and return the next one."""
+        """Store the label that settles an item, and return the next item."""
         sent = read(_Submitted, message)
         if sent.kind != "adjudicate":
             raise BadLabel("expected an adjudication")

@@ -45,6 +45,6 @@ class Guidelines:
 
 
 def rendered(text: str) -> str:
-    """Guidelines as HTML. HTML in them is shown as text, and images as what they are called."""
+    """Guidelines as HTML. HTML in them is shown as text, and images by their names."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     return str(markdown.render(text))
