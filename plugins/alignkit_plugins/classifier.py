@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import alignkit
-from alignkit import Context, Field, Group, Register, Response, Reward, RunFailed, hookimpl
+from alignkit import Context, Field, Group, Register, Reward, RunFailed, hookimpl
+from alignkit.data.spoken import last_turn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ class Classifier(Reward):
         self._model = model.float().to(self.options.device).eval()
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        texts = [_said(response) for group in groups for response in group.responses]
+        texts = [last_turn(response) for group in groups for response in group.responses]
         pieces = [(number, piece) for number, text in enumerate(texts) for piece in self._pieces(text)]
         highest = [0.0] * len(texts)
         rows = ROWS if self._tokenizer.pad_token is not None else 1
@@ -105,13 +106,6 @@ class Classifier(Reward):
         with torch.inference_mode():
             logits = self._model(**padded).logits.double()
         return (logits.sigmoid() if self._several else logits.softmax(dim=-1))[:, self._place]
-
-
-def _said(response: Response) -> str:
-    if response.messages is None:
-        return response.text
-    said = [message.get("content") for message in response.messages if message["role"] == "assistant"]
-    return str(said[-1] or "") if said else ""
 
 
 @hookimpl

@@ -27,22 +27,15 @@ from alignkit import (
     Options,
     Rating,
     Register,
-    Response,
     Reward,
     RunFailed,
     check_rates,
     hookimpl,
 )
 from alignkit.data.group import preview
+from alignkit.data.spoken import all_turns
 
 ANY = "any"  # a rubric, for checks that only ask whether one is read
-
-
-def said(response: Response) -> str:
-    """What the judge reads: the response, or the assistant's turns one after the other."""
-    if response.messages is None:
-        return response.text
-    return "\n\n".join(turn.get("content", "") for turn in response.messages if turn.get("role") == "assistant")
 
 
 class Rated(Reward):
@@ -68,7 +61,7 @@ class Rated(Reward):
         self._judge = CheckedJudge(self.options.judge, context)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        texts = [[said(response) for response in group.responses] for group in groups]
+        texts = [[all_turns(response) for response in group.responses] for group in groups]
         if self.options.together:
             items = [(group.prompt, own) for group, own in zip(groups, texts, strict=True)]
             found = self._judge.rate_together(items, self.options.rubric)
@@ -124,7 +117,7 @@ class Rubric(Reward):
             raise RunFailed(f"reward 'rubric': judge '{self.options.judge.name}' has no scale; use another one")
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        rows = [(group, self._criteria(group), said(response)) for group in groups for response in group.responses]
+        rows = [(group, self._criteria(group), all_turns(response)) for group in groups for response in group.responses]
         ask = self._explicit if self.options.aggregate == "explicit" else self._implicit
         return {"": ask(rows)}
 

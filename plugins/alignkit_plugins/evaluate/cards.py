@@ -9,6 +9,7 @@ from typing import Any
 
 from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
 from alignkit.comparison import answers_of
+from alignkit.data.spoken import all_turns
 from alignkit.judge_card import (
     PEOPLE,
     Judgment,
@@ -22,7 +23,7 @@ from alignkit.judge_card import (
     times_longer,
 )
 from alignkit.judges import Item
-from alignkit_plugins.evaluate.judged import Judged, words
+from alignkit_plugins.evaluate.judged import Judged
 from alignkit_plugins.evaluate.people import Said
 
 Ratings = dict[tuple[int, str, int], int]  # (prompt, policy, sample) -> 1 if the policy's answer is better, -1
@@ -64,8 +65,8 @@ class Cards:
             for place, group in enumerate(self.groups):
                 pairs = zip(answers_of(group, policy), answers_of(group, self.baseline), strict=True)
                 for sample, (ours, theirs) in enumerate(pairs):
-                    if words(ours) != words(theirs):
-                        yield place, policy, sample, words(ours), words(theirs)
+                    if all_turns(ours) != all_turns(theirs):
+                        yield place, policy, sample, all_turns(ours), all_turns(theirs)
 
     def _asked(self, name: str) -> tuple[list[Judgment], list[Item]]:
         judgments: list[Judgment] = []
@@ -148,4 +149,4 @@ class Cards:
         return list(sides.values()), new
 
     def _first(self, place: int, policy: str) -> str:
-        return words(answers_of(self.groups[place], policy)[0])
+        return all_turns(answers_of(self.groups[place], policy)[0])

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from alignkit import Group, Response, Verdict, statistics
+from alignkit import Group, Verdict, statistics
 from alignkit.comparison import answers_of
+from alignkit.data.spoken import all_turns
 from alignkit.judge_card import Compare
 from alignkit.judges import Item
 from alignkit.length_control import length_controlled
@@ -47,22 +48,15 @@ class Judged:
         return row[sample] if sample < len(row) else None
 
 
-def words(response: Response) -> str:
-    """The text that a judge reads: the response, or the assistant's turns one after the other."""
-    if response.messages is None:
-        return response.text
-    return "\n\n".join(turn.get("content", "") for turn in response.messages if turn.get("role") == "assistant")
-
-
 def judge(groups: Sequence[Group], policy: str, baseline: str, compare: Compare) -> Judged:
     """Ask a judge about all answers of a policy."""
     pairs = [list(zip(answers_of(group, policy), answers_of(group, baseline), strict=True)) for group in groups]
     items: list[Item] = []
     for group, row in zip(groups, pairs, strict=True):
-        items += [(list(group.prompt), words(a), words(b)) for a, b in row if words(a) != words(b)]
+        items += [(list(group.prompt), all_turns(a), all_turns(b)) for a, b in row if all_turns(a) != all_turns(b)]
     verdicts = iter(compare(items))
     tie = Verdict(0.5)
-    return Judged([[tie if words(a) == words(b) else next(verdicts) for a, b in row] for row in pairs])
+    return Judged([[tie if all_turns(a) == all_turns(b) else next(verdicts) for a, b in row] for row in pairs])
 
 
 def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str) -> dict[str, Any]:
@@ -129,7 +123,7 @@ def controlled(
 
 def characters(group: Group, policy: str) -> float:
     """The mean length of a policy's answers to a prompt, in characters."""
-    return statistics.mean([len(words(response)) for response in answers_of(group, policy)])
+    return statistics.mean([len(all_turns(response)) for response in answers_of(group, policy)])
 
 
 def summaries(

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit import BadRow, Field, Group, Response, StepContext, Verdict, seeds, statistics
 from alignkit.comparison import answers_of, short_names
+from alignkit.data.spoken import all_turns
 from alignkit.feedback.asking import LabelPlaces
 from alignkit.feedback.items import Item, item_of
 from alignkit.feedback.labels import Label
 from alignkit.feedback.standing import Labeled
 from alignkit.feedback.waiting import STORE, labels_of
 from alignkit.judge_card import by_unit
-from alignkit_plugins.evaluate.judged import Judged, words
+from alignkit_plugins.evaluate.judged import Judged
 
 if TYPE_CHECKING:
     from alignkit.agreement import Coefficient
@@ -146,7 +147,7 @@ def ask(options: People, groups: Sequence[Group], policies: Sequence[str], basel
     # In the drawn order, so that the first labels are of any prompts and of all policies.
     for place, policy in ((int(place), policy) for place in order for policy in policies):
         both = [answers_of(groups[place], who)[0] for who in (policy, baseline)]
-        if len({words(answer).strip() for answer in both}) < 2:
+        if len({all_turns(answer).strip() for answer in both}) < 2:
             verdicts[place, policy] = Verdict(0.5)
             continue
         try:
@@ -160,7 +161,7 @@ def ask(options: People, groups: Sequence[Group], policies: Sequence[str], basel
 
 def _item(group: Group, both: Sequence[Response], task: str) -> Item:
     names = short_names([str(answer.source) for answer in both])
-    responses = tuple(Response(text=words(answer), source=names[str(answer.source)]) for answer in both)
+    responses = tuple(Response(text=all_turns(answer), source=names[str(answer.source)]) for answer in both)
     return item_of(Group(group.prompt, responses, meta=group.meta, tools=group.tools), task, held_out=True)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import model_validator
 
 import alignkit
-from alignkit import DataError, Field, Group, Response, Reward
+from alignkit import DataError, Field, Group, Reward
 from alignkit.data.group import preview
+from alignkit.data.spoken import last_turn
 from alignkit_plugins.honesty import grading
 
 RIGHT, ABSTAINS, WRONG = "right", "abstains", "wrong"
@@ -72,7 +73,9 @@ class _Graded(Reward):
 
     def _of_group(self, group: Group) -> list[float]:
         known = known_answers(group, self.options.column)
-        return [self._value(self.options.outcome(said(response), known), bool(known)) for response in group.responses]
+        return [
+            self._value(self.options.outcome(last_turn(response), known), bool(known)) for response in group.responses
+        ]
 
     def _value(self, outcome: str, answerable: bool) -> float:
         raise NotImplementedError
@@ -126,15 +129,7 @@ class Abstention(Reward):
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         responses = (response for group in groups for response in group.responses)
-        return {"": [float(self.options.abstains(said(response))) for response in responses]}
-
-
-def said(response: Response) -> str:
-    """The answer: the text, or the last turn of the assistant, as an environment may have the last word."""
-    if response.messages is None:
-        return response.text
-    turns = [message.get("content") for message in response.messages if message["role"] == "assistant"]
-    return str(turns[-1] or "") if turns else ""
+        return {"": [float(self.options.abstains(last_turn(response))) for response in responses]}
 
 
 def known_answers(group: Group, column: str) -> list[str]:

@@ -47,18 +47,11 @@ from alignkit import (
     hookimpl,
 )
 from alignkit.comparison import prompts_to_compare
+from alignkit.data.spoken import all_turns
 from alignkit.judges import Item, verdict_from
 from alignkit.report import Report
 from alignkit_plugins.rlaif import principled
 from alignkit_plugins.rlaif.tally import Place, Tally, mean, report
-
-
-def words(response: Response) -> str:
-    """The text that the judge reads: the response, or the assistant's turns one after the other."""
-    if response.messages is None:
-        return response.text
-    return "\n\n".join(turn.get("content", "") for turn in response.messages if turn.get("role") == "assistant")
-
 
 # --- the step -----------------------------------------------------------------------------------------------------
 
@@ -174,7 +167,7 @@ class JudgePairs(Step):
                 samples_per_prompt=options.samples_per_prompt,
                 **options.sampling(),
             )
-            return [[{"text": words(r), "truncated": r.truncated} for r in group.responses] for group in groups]
+            return [[{"text": all_turns(r), "truncated": r.truncated} for r in group.responses] for group in groups]
 
         rows = [[i, list(group.prompt)] for i, group in enumerate(prompts)]  # the index tells equal prompts apart
         said = context.map("sample", rows, sampled)
@@ -225,7 +218,7 @@ def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], int]:
     """All pairs i < j of every group, and the number of pairs left out because their texts are identical."""
     places, identical = [], 0
     for g, group in enumerate(groups):
-        said = [words(response) for response in group.responses]
+        said = [all_turns(response) for response in group.responses]
         for i, j in itertools.combinations(range(len(said)), 2):
             if said[i] == said[j]:
                 identical += 1
@@ -237,7 +230,8 @@ def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], int]:
 def items_at(groups: Sequence[Group], places: Sequence[Place]) -> list[Item]:
     """The judge's items for these pairs."""
     return [
-        (list(groups[g].prompt), words(groups[g].responses[i]), words(groups[g].responses[j])) for g, i, j in places
+        (list(groups[g].prompt), all_turns(groups[g].responses[i]), all_turns(groups[g].responses[j]))
+        for g, i, j in places
     ]
 
 
@@ -308,7 +302,7 @@ class RLAIF(Reward):
     def _against_baseline(self, groups: Sequence[Group]) -> list[float | None]:
         opponents = self._baseline_responses(groups)
         games = [
-            (group.prompt, words(response), opponent)
+            (group.prompt, all_turns(response), opponent)
             for group, opponent in zip(groups, opponents, strict=True)
             for response in group.responses
         ]
@@ -334,7 +328,7 @@ class RLAIF(Reward):
                 **self.options.sampling(),
             )
             for key, group in zip(new, sampled, strict=True):
-                self._baselines[key] = words(group.responses[0]) if group.responses else None
+                self._baselines[key] = all_turns(group.responses[0]) if group.responses else None
         return [self._baselines[key] for key in keys]
 
 
@@ -344,7 +338,7 @@ def identical_pairs(groups: Sequence[Group]) -> list[Place]:
         (g, i, j)
         for g, group in enumerate(groups)
         for i, j in itertools.combinations(range(len(group.responses)), 2)
-        if words(group.responses[i]) == words(group.responses[j])
+        if all_turns(group.responses[i]) == all_turns(group.responses[j])
     ]
 
 

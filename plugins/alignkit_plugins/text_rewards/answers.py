@@ -7,19 +7,12 @@ from typing import Any
 
 from alignkit import DataError, Group, Response
 from alignkit.data.group import preview
-
-
-def answer_of(response: Response) -> str:
-    """The text, or the last turn of the assistant in a conversation."""
-    if response.messages is None:
-        return response.text
-    said = [message.get("content") for message in response.messages if message["role"] == "assistant"]
-    return str(said[-1] or "") if said else ""
+from alignkit.data.spoken import last_turn
 
 
 def scored(groups: Sequence[Group], score: Callable[[Group, str], float | None]) -> Mapping[str, list[float | None]]:
     """What `score` makes of each answer, as `Reward.score` returns it."""
-    return {"": [score(group, answer_of(response)) for group, response in _rows(groups)]}
+    return {"": [score(group, last_turn(response)) for group, response in _rows(groups)]}
 
 
 def column_of(reward: str, group: Group, column: str) -> Any:
