@@ -16,11 +16,12 @@ from pydantic import ValidationError
 
 from alignkit import DataError, Group, Response, Reward, RunFailed
 from alignkit.testing import check_reward
+from alignkit.text_measures import repetition
 from alignkit_plugins.text_rewards import matching
 from alignkit_plugins.text_rewards.form import Form, content_of_last, is_json, markdown_parts
 from alignkit_plugins.text_rewards.language import Language
 from alignkit_plugins.text_rewards.matching import ExactMatch, Regex
-from alignkit_plugins.text_rewards.repetition import Repetition, repeated_share
+from alignkit_plugins.text_rewards.repetition import Repetition
 
 ASK = ({"role": "user", "content": "What is the capital of France?"},)
 CALL: Any = {"role": "assistant", "content": None, "tool_calls": []}  # a turn that only calls a tool
@@ -262,7 +263,7 @@ def test_repetition_ignores_case_and_can_count_characters() -> None:
 def test_the_repeated_share_counts_all_but_the_first_of_each(units: list[str], n: int) -> None:
     grams = Counter(tuple(units[i : i + n]) for i in range(len(units) - n + 1))
     expected = sum(count - 1 for count in grams.values()) / max(1, grams.total())
-    assert repeated_share(units, n) == pytest.approx(expected)
+    assert repetition(units, n) == pytest.approx(expected)
 
 
 # --- language

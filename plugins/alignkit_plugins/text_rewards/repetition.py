@@ -7,6 +7,7 @@ from typing import Literal
 
 import alignkit
 from alignkit import Field, Group, Reward
+from alignkit.text_measures import repetition
 from alignkit_plugins.text_rewards.answers import scored
 
 
@@ -28,12 +29,4 @@ class Repetition(Reward):
     def _share(self, answer: str) -> float:
         words = answer.casefold().split()
         units: Sequence[str] = words if self.options.unit == "words" else " ".join(words)
-        return repeated_share(units, self.options.n)
-
-
-def repeated_share(units: Sequence[str], n: int) -> float:
-    """1 - distinct / all n-grams (arXiv:1908.04319, equation 9), from 0 to just below 1."""
-    count = len(units) - n + 1
-    if count < 1:
-        return 0.0
-    return 1 - len({tuple(units[start : start + n]) for start in range(count)}) / count
+        return repetition(units, self.options.n)
