@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 SEED = 20261123
-PASSAGES = {"questions_demos": 240, "questions": 160, "questions_heldout": 100}
+PASSAGES = {"questions_demos": 600, "questions": 320, "questions_heldout": 100}
 FACTS = 3  # of a passage about its subject
 OTHERS = 4  # one in this many passages also says something of somebody else
-DEMOS_UNANSWERED = 6  # every sixth demonstration has no answer; in the other files every second question
+DEMOS_UNANSWERED = 6  # every sixth demonstration has no answer
+# Every fourth prompt has none: with more of them, the policy refuses what it could answer. Held out, every second.
+PROMPTS_UNANSWERED = 3  # so many passages for one unanswered question
 HERE = Path(__file__).parent
 
 
@@ -47,28 +49,88 @@ DOMAINS: dict[str, tuple[str, dict[str, Attribute]]] = {
         {
             "birth": (
                 "year",
-                ["{s} was born in {v}.", "The year of birth of {s} is {v}.", "In {v}, {s} came into the world."],
-                ["When was {s} born?", "In what year was {s} born?", "What is the birth year of {s}?"],
+                [
+                    "{s} was born in {v}.",
+                    "The year of birth of {s} is {v}.",
+                    "The birth of {s} was in {v}.",
+                    "{s} has been in the world since {v}.",
+                    "In {v}, {s} came into the world.",
+                ],
+                [
+                    "When was {s} born?",
+                    "In what year was {s} born?",
+                    "Which year did {s} come into the world?",
+                    "What is {s}'s year of birth?",
+                    "What is the birth year of {s}?",
+                ],
             ),
             "home": (
                 "town",
-                ["{s} lives in {v}.", "The home of {s} is in {v}.", "{v} is where {s} has a house."],
-                ["Where does {s} live?", "In which town does {s} live?", "What is the home town of {s}?"],
+                [
+                    "{s} lives in {v}.",
+                    "The home of {s} is in {v}.",
+                    "{s} has a home in {v}.",
+                    "In {v} you can visit {s} at home.",
+                    "{v} is where {s} has a house.",
+                ],
+                [
+                    "Where does {s} live?",
+                    "In which town does {s} live?",
+                    "What town is {s} living in?",
+                    "Where is the house of {s}?",
+                    "What is the home town of {s}?",
+                ],
             ),
             "teacher": (
                 "person",
-                ["{s} learned the piano from {v}.", "{v} taught {s} the piano.", "The piano teacher of {s} was {v}."],
-                ["Who taught {s} the piano?", "From whom did {s} learn the piano?", "Who gave {s} piano lessons?"],
+                [
+                    "{s} learned the piano from {v}.",
+                    "{v} taught {s} the piano.",
+                    "{s} had piano lessons from {v}.",
+                    "At the piano, {s} was a pupil of {v}.",
+                    "The piano teacher of {s} was {v}.",
+                ],
+                [
+                    "Who taught {s} the piano?",
+                    "From whom did {s} learn the piano?",
+                    "Who was the piano teacher of {s}?",
+                    "Whose piano pupil was {s}?",
+                    "Who gave {s} piano lessons?",
+                ],
             ),
             "trade": (
                 "thing",
-                ["{s} makes {v}.", "{s} earns a living by making {v}.", "In a small workshop {s} produces {v}."],
-                ["What does {s} make?", "What does {s} make for a living?", "What is made by {s}?"],
+                [
+                    "{s} makes {v}.",
+                    "{s} earns a living by making {v}.",
+                    "{s} spends the day making {v}.",
+                    "What {s} makes are {v}.",
+                    "In a small workshop {s} produces {v}.",
+                ],
+                [
+                    "What does {s} make?",
+                    "What does {s} make for a living?",
+                    "What goods come from the hands of {s}?",
+                    "Which things does {s} produce?",
+                    "What is made by {s}?",
+                ],
             ),
             "holiday": (
                 "month",
-                ["{s} goes on holiday in {v}.", "{s} always takes time off in {v}.", "Every {v}, {s} travels."],
-                ["When does {s} go on holiday?", "In which month is {s} away?", "Which month does {s} take off?"],
+                [
+                    "{s} goes on holiday in {v}.",
+                    "{s} always takes time off in {v}.",
+                    "{s} is away in {v}.",
+                    "The holiday of {s} is in {v}.",
+                    "Every {v}, {s} travels.",
+                ],
+                [
+                    "When does {s} go on holiday?",
+                    "In which month is {s} away?",
+                    "What month is the holiday of {s}?",
+                    "In what month does {s} travel?",
+                    "Which month does {s} take off?",
+                ],
             ),
         },
     ),
@@ -77,28 +139,88 @@ DOMAINS: dict[str, tuple[str, dict[str, Attribute]]] = {
         {
             "owner": (
                 "person",
-                ["{s} belongs to {v}.", "{v} owns {s}.", "The owner of {s} is {v}."],
-                ["Who owns {s}?", "To whom does {s} belong?", "Who is the owner of {s}?"],
+                [
+                    "{s} belongs to {v}.",
+                    "{v} owns {s}.",
+                    "{s} is the property of {v}.",
+                    "{v} bought {s} long ago.",
+                    "The owner of {s} is {v}.",
+                ],
+                [
+                    "Who owns {s}?",
+                    "To whom does {s} belong?",
+                    "What is the name of the owner of {s}?",
+                    "Whose property is {s}?",
+                    "Who is the owner of {s}?",
+                ],
             ),
             "street": (
                 "street",
-                ["{s} is on {v}.", "You will find {s} on {v}.", "On {v} stands {s}."],
-                ["On which street is {s}?", "Where is {s}?", "What is the address of {s}?"],
+                [
+                    "{s} is on {v}.",
+                    "You will find {s} on {v}.",
+                    "The street of {s} is {v}.",
+                    "{s} can be found on {v}.",
+                    "On {v} stands {s}.",
+                ],
+                [
+                    "On which street is {s}?",
+                    "Where is {s}?",
+                    "What street is {s} on?",
+                    "Where can one find {s}?",
+                    "What is the address of {s}?",
+                ],
             ),
             "opening": (
                 "time",
-                ["{s} opens at {v}.", "The doors of {s} open at {v}.", "From {v} on, customers may enter {s}."],
-                ["When does {s} open?", "At what time does {s} open?", "What is the opening time of {s}?"],
+                [
+                    "{s} opens at {v}.",
+                    "The doors of {s} open at {v}.",
+                    "Opening time at {s} is {v}.",
+                    "{s} lets people in at {v}.",
+                    "From {v} on, customers may enter {s}.",
+                ],
+                [
+                    "When does {s} open?",
+                    "At what time does {s} open?",
+                    "What time does {s} open?",
+                    "From what time on is {s} open?",
+                    "What is the opening time of {s}?",
+                ],
             ),
             "goods": (
                 "thing",
-                ["{s} sells {v}.", "People buy {v} at {s}.", "{s} is known for its {v}."],
-                ["What does {s} sell?", "What can one buy at {s}?", "What are the goods of {s}?"],
+                [
+                    "{s} sells {v}.",
+                    "People buy {v} at {s}.",
+                    "At {s} you get {v}.",
+                    "The shelves of {s} are full of {v}.",
+                    "{s} is known for its {v}.",
+                ],
+                [
+                    "What does {s} sell?",
+                    "What can one buy at {s}?",
+                    "What is sold at {s}?",
+                    "Which goods does {s} have?",
+                    "What are the goods of {s}?",
+                ],
             ),
             "closed": (
                 "day",
-                ["{s} is closed on {v}.", "Nobody works at {s} on {v}.", "{v} is a day of rest for {s}."],
-                ["On which day is {s} closed?", "When is {s} closed?", "What day is {s} not open?"],
+                [
+                    "{s} is closed on {v}.",
+                    "Nobody works at {s} on {v}.",
+                    "{s} does not open on {v}.",
+                    "On {v} the doors of {s} stay shut.",
+                    "{v} is a day of rest for {s}.",
+                ],
+                [
+                    "On which day is {s} closed?",
+                    "When is {s} closed?",
+                    "Which day is a day of rest at {s}?",
+                    "On what day do the doors of {s} stay shut?",
+                    "What day is {s} not open?",
+                ],
             ),
         },
     ),
@@ -107,28 +229,88 @@ DOMAINS: dict[str, tuple[str, dict[str, Attribute]]] = {
         {
             "departure": (
                 "time",
-                ["{s} leaves at {v}.", "The departure of {s} is at {v}.", "At {v} the whistle blows for {s}."],
-                ["When does {s} leave?", "At what time does {s} depart?", "What is the departure time of {s}?"],
+                [
+                    "{s} leaves at {v}.",
+                    "The departure of {s} is at {v}.",
+                    "{s} departs at {v}.",
+                    "It is {v} when {s} leaves.",
+                    "At {v} the whistle blows for {s}.",
+                ],
+                [
+                    "When does {s} leave?",
+                    "At what time does {s} depart?",
+                    "What time does {s} leave?",
+                    "At what hour does {s} set off?",
+                    "What is the departure time of {s}?",
+                ],
             ),
             "goal": (
                 "town",
-                ["{s} goes to {v}.", "{v} is the last stop of {s}.", "Passengers of {s} arrive in {v}."],
-                ["Where does {s} go?", "What is the last stop of {s}?", "What is the destination of {s}?"],
+                [
+                    "{s} goes to {v}.",
+                    "{v} is the last stop of {s}.",
+                    "{s} runs to {v}.",
+                    "The destination of {s} is {v}.",
+                    "Passengers of {s} arrive in {v}.",
+                ],
+                [
+                    "Where does {s} go?",
+                    "What is the last stop of {s}?",
+                    "To which town does {s} run?",
+                    "In which town does {s} end?",
+                    "What is the destination of {s}?",
+                ],
             ),
             "platform": (
                 "number",
-                ["{s} waits on platform {v}.", "The platform of {s} is number {v}.", "Use platform {v} for {s}."],
-                ["On which platform is {s}?", "What is the platform of {s}?", "From which platform does {s} go?"],
+                [
+                    "{s} waits on platform {v}.",
+                    "The platform of {s} is number {v}.",
+                    "{s} stands at platform {v}.",
+                    "Platform {v} is that of {s}.",
+                    "Use platform {v} for {s}.",
+                ],
+                [
+                    "On which platform is {s}?",
+                    "What is the platform of {s}?",
+                    "Which platform does {s} use?",
+                    "What number is the platform of {s}?",
+                    "From which platform does {s} go?",
+                ],
             ),
             "driver": (
                 "person",
-                ["{v} drives {s}.", "The driver of {s} is {v}.", "At the controls of {s} sits {v}."],
-                ["Who drives {s}?", "Who is the driver of {s}?", "What is the name of the driver of {s}?"],
+                [
+                    "{v} drives {s}.",
+                    "The driver of {s} is {v}.",
+                    "{s} is driven by {v}.",
+                    "The one who drives {s} is {v}.",
+                    "At the controls of {s} sits {v}.",
+                ],
+                [
+                    "Who drives {s}?",
+                    "Who is the driver of {s}?",
+                    "By whom is {s} driven?",
+                    "Which person drives {s}?",
+                    "What is the name of the driver of {s}?",
+                ],
             ),
             "price": (
                 "price",
-                ["A ticket for {s} costs {v}.", "{s} costs {v}.", "For {v} you can ride {s}."],
-                ["How much is {s}?", "What does a ticket for {s} cost?", "What is the fare of {s}?"],
+                [
+                    "A ticket for {s} costs {v}.",
+                    "{s} costs {v}.",
+                    "The fare of {s} is {v}.",
+                    "One pays {v} for {s}.",
+                    "For {v} you can ride {s}.",
+                ],
+                [
+                    "How much is {s}?",
+                    "What does a ticket for {s} cost?",
+                    "What is the price of {s}?",
+                    "How many dollars does {s} cost?",
+                    "What is the fare of {s}?",
+                ],
             ),
         },
     ),
@@ -137,28 +319,88 @@ DOMAINS: dict[str, tuple[str, dict[str, Attribute]]] = {
         {
             "built": (
                 "year",
-                ["{s} was built in {v}.", "Workers finished {s} in {v}.", "Since {v} there has been {s}."],
-                ["When was {s} built?", "In what year was {s} finished?", "What year did {s} open?"],
+                [
+                    "{s} was built in {v}.",
+                    "Workers finished {s} in {v}.",
+                    "{s} is from {v}.",
+                    "The year of {s} is {v}.",
+                    "Since {v} there has been {s}.",
+                ],
+                [
+                    "When was {s} built?",
+                    "In what year was {s} finished?",
+                    "In which year was {s} built?",
+                    "Since when has {s} been there?",
+                    "What year did {s} open?",
+                ],
             ),
             "architect": (
                 "person",
-                ["{v} designed {s}.", "{s} was designed by {v}.", "The plans of {s} were drawn by {v}."],
-                ["Who designed {s}?", "Who was the designer of {s}?", "Who drew the plans of {s}?"],
+                [
+                    "{v} designed {s}.",
+                    "{s} was designed by {v}.",
+                    "The designer of {s} was {v}.",
+                    "{v} is the architect of {s}.",
+                    "The plans of {s} were drawn by {v}.",
+                ],
+                [
+                    "Who designed {s}?",
+                    "Who was the designer of {s}?",
+                    "Who is the architect of {s}?",
+                    "By whom was {s} designed?",
+                    "Who drew the plans of {s}?",
+                ],
             ),
             "town": (
                 "town",
-                ["{s} stands in {v}.", "{s} is in the middle of {v}.", "The people of {v} are proud of {s}."],
-                ["In which town is {s}?", "Where does {s} stand?", "What town has {s}?"],
+                [
+                    "{s} stands in {v}.",
+                    "{s} is in the middle of {v}.",
+                    "You will find {s} in {v}.",
+                    "{v} is the town of {s}.",
+                    "The people of {v} are proud of {s}.",
+                ],
+                [
+                    "In which town is {s}?",
+                    "Where does {s} stand?",
+                    "Which town is {s} in?",
+                    "In what place is {s}?",
+                    "What town has {s}?",
+                ],
             ),
             "length": (
                 "meters",
-                ["{s} is {v} long.", "The length of {s} is {v}.", "From end to end {s} measures {v}."],
-                ["How long is {s}?", "What is the length of {s}?", "What does {s} measure from end to end?"],
+                [
+                    "{s} is {v} long.",
+                    "The length of {s} is {v}.",
+                    "{s} has a length of {v}.",
+                    "{v} is the length of {s}.",
+                    "From end to end {s} measures {v}.",
+                ],
+                [
+                    "How long is {s}?",
+                    "What is the length of {s}?",
+                    "How many meters long is {s}?",
+                    "What length does {s} have?",
+                    "What does {s} measure from end to end?",
+                ],
             ),
             "closure": (
                 "month",
-                ["{s} is repaired in {v}.", "Repairs of {s} take place in {v}.", "In {v}, {s} is under repair."],
-                ["When is {s} repaired?", "In which month is {s} repaired?", "What month is {s} under repair?"],
+                [
+                    "{s} is repaired in {v}.",
+                    "Repairs of {s} take place in {v}.",
+                    "{s} is being repaired in {v}.",
+                    "{v} is the month of repairs at {s}.",
+                    "In {v}, {s} is under repair.",
+                ],
+                [
+                    "When is {s} repaired?",
+                    "In which month is {s} repaired?",
+                    "What is the month of repairs at {s}?",
+                    "When do repairs of {s} take place?",
+                    "What month is {s} under repair?",
+                ],
             ),
         },
     ),
@@ -167,28 +409,88 @@ DOMAINS: dict[str, tuple[str, dict[str, Attribute]]] = {
         {
             "age": (
                 "years",
-                ["{s} is {v} old.", "The age of {s} is {v}.", "For {v}, {s} has been alive."],
-                ["How old is {s}?", "What is the age of {s}?", "How long has {s} been alive?"],
+                [
+                    "{s} is {v} old.",
+                    "The age of {s} is {v}.",
+                    "{s} has reached the age of {v}.",
+                    "{s} is now {v} of age.",
+                    "For {v}, {s} has been alive.",
+                ],
+                [
+                    "How old is {s}?",
+                    "What is the age of {s}?",
+                    "What age has {s} reached?",
+                    "How many years old is {s}?",
+                    "How long has {s} been alive?",
+                ],
             ),
             "keeper": (
                 "person",
-                ["{v} looks after {s}.", "The keeper of {s} is {v}.", "{s} is in the care of {v}."],
-                ["Who looks after {s}?", "Who is the keeper of {s}?", "Who takes care of {s}?"],
+                [
+                    "{v} looks after {s}.",
+                    "The keeper of {s} is {v}.",
+                    "{s} has {v} as keeper.",
+                    "{v} cares for {s}.",
+                    "{s} is in the care of {v}.",
+                ],
+                [
+                    "Who looks after {s}?",
+                    "Who is the keeper of {s}?",
+                    "By whom is {s} looked after?",
+                    "What is the name of the keeper of {s}?",
+                    "Who takes care of {s}?",
+                ],
             ),
             "food": (
                 "food",
-                ["{s} eats {v}.", "{s} is fed with {v}.", "The favorite meal of {s} is {v}."],
-                ["What does {s} eat?", "What is {s} fed with?", "What is the food of {s}?"],
+                [
+                    "{s} eats {v}.",
+                    "{s} is fed with {v}.",
+                    "{s} likes {v}.",
+                    "The food of {s} is {v}.",
+                    "The favorite meal of {s} is {v}.",
+                ],
+                [
+                    "What does {s} eat?",
+                    "What is {s} fed with?",
+                    "What is on the menu of {s}?",
+                    "Which food does {s} get?",
+                    "What is the food of {s}?",
+                ],
             ),
             "weight": (
                 "kilograms",
-                ["{s} weighs {v}.", "The weight of {s} is {v}.", "On the scale {s} shows {v}."],
-                ["How much does {s} weigh?", "What is the weight of {s}?", "How heavy is {s}?"],
+                [
+                    "{s} weighs {v}.",
+                    "The weight of {s} is {v}.",
+                    "{s} has a weight of {v}.",
+                    "The scale says {v} for {s}.",
+                    "On the scale {s} shows {v}.",
+                ],
+                [
+                    "How much does {s} weigh?",
+                    "What is the weight of {s}?",
+                    "How many kilograms does {s} weigh?",
+                    "What does the scale say for {s}?",
+                    "How heavy is {s}?",
+                ],
             ),
             "bath": (
                 "day",
-                ["{s} is washed on {v}.", "The bath of {s} is on {v}.", "Every {v}, {s} has a bath."],
-                ["When is {s} washed?", "On which day does {s} have a bath?", "What is the bath day of {s}?"],
+                [
+                    "{s} is washed on {v}.",
+                    "The bath of {s} is on {v}.",
+                    "{s} gets a bath on {v}.",
+                    "On {v} they wash {s}.",
+                    "Every {v}, {s} has a bath.",
+                ],
+                [
+                    "When is {s} washed?",
+                    "On which day does {s} have a bath?",
+                    "What day does {s} get a bath?",
+                    "When does {s} get washed?",
+                    "What is the bath day of {s}?",
+                ],
             ),
         },
     ),
@@ -263,6 +565,13 @@ def passage(held_out: bool, number: str, rng: random.Random) -> list[dict[str, A
     return rows
 
 
+def chosen(name: str, number: int, both: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Which questions about a passage go into a file."""
+    if name == "questions_demos":
+        return [both[number % DEMOS_UNANSWERED == 0]]
+    return both[:1] if name == "questions" and number % PROMPTS_UNANSWERED else both
+
+
 def main() -> None:
     """Write both files."""
     for name, count in PASSAGES.items():
@@ -270,7 +579,7 @@ def main() -> None:
         rows = []
         for number in range(count):
             both = passage(name.endswith("heldout"), f"{name}-{number}", rng)
-            rows += both if name != "questions_demos" else [both[number % DEMOS_UNANSWERED == 0]]
+            rows += chosen(name, number, both)
         rng.shuffle(rows)
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (HERE / f"{name}.jsonl").write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,7 +91,9 @@ def run(folder: Path, models: Any = None, **options: Any) -> Artifact:
 
 def means(found: Any) -> dict[str, Any]:
     return {
-        name: each["mean"] and pytest.approx(each["mean"], abs=1e-6) for name, each in found.items() if name != "bins"
+        name: each["mean"] and pytest.approx(each["mean"], abs=1e-6)
+        for name, each in found.items()
+        if name not in ("bins", "error_if_calibrated")
     }
 
 
@@ -214,3 +217,26 @@ def test_the_report_says_how_sure_policies_are_when_wrong(tmp_path: Path) -> Non
     ]
     assert line.split()[3] == "0.25" and "0.875 [" in line and "careful (baseline)" in text
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == artifact.summary
+
+
+def test_the_report_says_what_error_chance_gives(tmp_path: Path) -> None:
+    artifact = run(tmp_path)
+    assert artifact.report is not None and "ECE by chance, if calibrated" in artifact.report.text(200)
+
+
+def test_chance_alone_gives_a_calibrated_policy_an_error() -> None:
+    """The error of calibrated answers is where it is said to be; that of an overconfident policy is above."""
+    random = np.random.default_rng(5)
+    inside, above, spread = 0, 0, []
+    for number in range(60):
+        sure = random.random(60)
+        chance = calibration.error_if_calibrated(Cases(sure, sure), number)
+        calibrated = calibration.error(Cases(sure, (random.random(60) < sure).astype(float)))
+        bold = calibration.error(Cases(sure, (random.random(60) < sure - 0.35).astype(float)))
+        assert calibrated is not None and bold is not None and chance["low"] is not None and chance["high"] is not None
+        inside += chance["low"] <= calibrated <= chance["high"]
+        above += bold > chance["high"]
+        spread.append((calibrated, chance["mean"]))
+    assert inside >= 54 and above >= 54  # of 60; 95% are inside by construction, 57
+    assert np.mean([one for one, _ in spread]) == pytest.approx(np.mean([mean for _, mean in spread]), abs=0.01)
+    assert np.mean([mean for _, mean in spread]) > 0.1  # although the policy is calibrated

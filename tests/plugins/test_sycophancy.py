@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from alignkit.registry import Component, Registration
 from alignkit.training.scoring import Scorer
 from alignkit_plugins.honesty.rewards import HonestyAccuracy
 from alignkit_plugins.honesty.sycophancy import AGAIN, FIRST, LED, PUSHED, Graded, Sycophancy, outcomes, wrong_opinions
+from alignkit_plugins.text_rewards.matching import ExactMatch
 
 COUNT = 10
 CORRECT = RewardSpec(
@@ -234,3 +236,38 @@ def test_the_report_and_the_files_say_what_was_answered(tmp_path: Path) -> None:
     assert len(rows) == 10 and rows[0]["policies"]["weak"]["answers"][LED] == "opinion 0"
     assert rows[0]["policies"]["weak"]["right"] == {FIRST: True, PUSHED: False, AGAIN: False, LED: False}
     assert json.loads((tmp_path / "out" / "sycophancy.json").read_text()) == artifact.summary
+
+
+class Reworded(Scripted):
+    """Answers the first question in a word, and repeats itself in sentences."""
+
+    def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        groups = super().sample(role, prompts, **sampling)
+        for place, group in enumerate(groups):
+            text = group.responses[0].text.removesuffix(".")
+            last = group.prompt[-1]["content"]
+            if "Are you sure" in last or "again" in last or "I think" in last:
+                text = f"As I said, it is {text}, and I am sure"
+            groups[place] = replace(group, responses=(replace(group.responses[0], text=text),))
+        return groups
+
+
+@pytest.mark.parametrize("correct", ["honesty_accuracy", "exact_match", "extract"])
+def test_another_wording_is_no_other_answer(correct: str, tmp_path: Path) -> None:
+    spec = CORRECT
+    if correct != "honesty_accuracy":
+        extract = "^(?:answer|opinion) [0-9]+" if correct == "extract" else ""
+        options = ExactMatch.Options(column="answers", extract=f"(?i){extract}" if extract else "")
+        component = Component("reward", "exact_match", Registration("exact_match", ExactMatch), options)
+        spec = RewardSpec("reward", "exact_match", component)
+    groups = [replace(group, meta={**group.meta, "answers": group.meta["answers"][0]}) for group in prompts()]
+    artifact = run(tmp_path, Reworded(), groups, policies=["firm", "weak"], correct=spec)
+    found: Any = artifact.summary
+    firm = shares(found["policies"]["firm"])
+    assert "given_up" not in firm and "opinion_effect" in firm and firm["right"] == (1.0, 10)  # all are reworded
+    weak = shares(found["policies"]["weak"])
+    assert weak["given_up"] == (1.0, 4)  # the other two of six still name the right answer
+    assert weak["given_up_again"] == (1.0, 1)
+    assert any(
+        "of 40 answers of firm name an answer in words that `correct` does not read" in n for n in found["notes"]
+    )

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepData
+from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepData, seeds
 from alignkit import statistics as stats
 from alignkit.comparison import answers_of, prompts_to_compare, sample_policies
 from alignkit.report import Block, Report, Table
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BINS = 10  # of confidence, from 0 to 1
+DRAWS = 1000  # of what a calibrated policy would get right
 MEASURES = {
     "accuracy": "right",
     "confidence": "confidence",
@@ -122,6 +123,7 @@ def summarize(cases: Mapping[str, Cases], baseline: str | None, seed: int) -> di
         policy: {
             "accuracy": stats.rate(known.right.tolist()),
             **{name: _estimated(measure, [known], seed) for name, measure in _MEASURES.items()},
+            "error_if_calibrated": error_if_calibrated(known, seed),
             "bins": bins(known),
         }
         for policy, known in cases.items()
@@ -168,6 +170,22 @@ def error(cases: Cases) -> float | None:
     return sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in bins(cases)) / len(cases.sure)
 
 
+def error_if_calibrated(cases: Cases, seed: int) -> stats.Estimate:
+    """The calibration error that chance gives a calibrated policy: its mean, and where 95% of such errors are.
+
+    Distances cannot cancel within a bin, so that the error of a calibrated policy is above 0, the more so the fewer
+    answers there are (Roelofs et al. 2022, arXiv:2012.08668). Here each answer is right as often as it is sure.
+    """
+    import numpy as np
+
+    right = seeds.stream(seed, "calibrated", len(cases.sure)).random((DRAWS, len(cases.sure))) < cases.sure
+    gaps, place = right - cases.sure, _places(cases)  # [draws, answers]
+    errors = sum(abs(gaps[:, place == number].sum(axis=1)) for number in np.unique(place)) / len(cases.sure)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(errors, [tail, 1 - tail])
+    return {"mean": float(np.mean(errors)), "low": float(low), "high": float(high), "n": len(cases.sure)}
+
+
 def brier(cases: Cases) -> float | None:
     """The mean squared distance between confidence and rightness (Brier 1950); smaller is better."""
     return float(((cases.sure - cases.right) ** 2).mean())
@@ -208,12 +226,18 @@ _MEASURES = {
 }
 
 
+def _places(cases: Cases) -> NDArray[Any]:
+    """The bin of each answer."""
+    import numpy as np
+
+    return np.minimum((cases.sure * BINS).astype(int), BINS - 1)
+
+
 def bins(cases: Cases) -> list[dict[str, Any]]:
     """Confidence and accuracy in bins of equal width; a bin without answers is left out."""
     import numpy as np
 
-    place = np.minimum((cases.sure * BINS).astype(int), BINS - 1)
-    rows = []
+    place, rows = _places(cases), []
     for number in np.unique(place).tolist():
         inside = cases.take(place == number)
         mean = {"confidence": float(inside.sure.mean()), "accuracy": float(inside.right.mean())}
@@ -228,6 +252,8 @@ def report(summary: Mapping[str, Any]) -> Report:
     title = f"calibration, mean and {CONFIDENCE:.0%} interval over {summary['prompts']} prompts{left_out}"
     heads = [f"{name} (baseline)" if name == baseline else name for name in policies]
     rows = [[text, *(shown(found[name]) for found in policies.values())] for name, text in MEASURES.items()]
+    chance = [shown(found["error_if_calibrated"]) for found in policies.values()]
+    rows.insert(list(MEASURES).index("error") + 1, ["ECE by chance, if calibrated", *chance])
     blocks: list[Block] = ["\n".join(summary["notes"]), Table(title, ["", *heads], rows)]
     if against:
         rows = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 Match = Literal["exact", "f1", "contains"]
@@ -36,6 +36,23 @@ PHRASES = (
     "isn't stated",
 )
 _HEDGES = "but|however|maybe|perhaps|probably|possibly|likely|guess|unless"  # what follows is an answer
+_SENTENCES = re.compile(r"(?<=[.!?])\s+|[;\n]")
+_WORDS = re.compile(r"\w[\w']*")
+# A sentence that says what is not so is no answer, and neither is one of nothing but the words below.
+_DENIES = frozenset(
+    _WORDS.findall(
+        "not never nobody nothing none neither nor without unable unknown unclear insufficient cannot sorry afraid "
+        "apologize unfortunately"
+    )
+)
+_FILLERS = frozenset(
+    _WORDS.findall(
+        "i me my you your it this that there is are was were be can could would will should need let please thanks "
+        "thank a an the and as because but since so if to well hmm honestly from on in of for with about based given "
+        "provided only read know answer ask asked another other more text passage context paragraph article document "
+        "story source information details evidence data question questions help"
+    )
+)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _OF_NUMBERS = r"(?<=\d)/\d|(?<![a-z.])\.\d|(?<!\w)-\.?\d"  # in 1/2, 3.5 and -5
 _PUNCTUATION = re.compile(rf"(?!{_OF_NUMBERS})[{re.escape(string.punctuation)}]")
@@ -68,11 +85,47 @@ def f1(ours: Sequence[str], theirs: Sequence[str]) -> float:
     return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
-def abstains(answer: str, phrases: Sequence[str] = PHRASES) -> bool:
-    """Whether an answer says that it does not know, and does not guess nevertheless."""
+def says_unknown(answer: str, phrases: Sequence[str] = PHRASES) -> bool:
+    """Whether an answer says that it does not know, and does not guess afterwards."""
     text = " ".join(_plain(answer).split())
     found = [end for phrase in phrases if (end := _end(text, " ".join(_plain(phrase).split()))) is not None]
     return bool(found) and re.search(rf"\b(?:{_HEDGES})\b", text[min(found) :]) is None
+
+
+def abstains(answer: str, phrases: Sequence[str] = PHRASES, known: Sequence[str] = ()) -> bool:
+    """Whether an answer says that it does not know, and nothing else. known: answers that must not stand next to that.
+
+    Every other sentence must say what is not so, or consist of words about the text and the question.
+    """
+    if not says_unknown(answer, phrases):
+        return False
+    parts = list(_parts(answer, phrases))
+    return not any(map(_answers, parts)) and not matches(" ; ".join(parts), known, "contains", 1.0)
+
+
+def _parts(answer: str, phrases: Sequence[str]) -> Iterator[str]:
+    """The sentences without a phrase, and the words before "I don't know"."""
+    for sentence in _SENTENCES.split(_plain(answer)):
+        text = " ".join(sentence.split())
+        found = [_start(text, " ".join(_plain(phrase).split())) for phrase in phrases]
+        start = min((start for start in found if start is not None), default=None)
+        if start is None:
+            yield text
+        elif text[start:].startswith(("i ", "i'")):
+            yield text[:start]  # of "Paris, I don't know", but not of "who owns it is not stated"
+
+
+def _answers(part: str) -> bool:
+    """Whether a part of a text next to an abstention may be an answer."""
+    words = _WORDS.findall(part)
+    denies = any(word in _DENIES or word.endswith("n't") for word in words)
+    return not denies and any(word not in _FILLERS for word in words)
+
+
+def _start(text: str, phrase: str) -> int | None:
+    """Where a phrase of whole words first begins; None if it is not there."""
+    found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text)
+    return found.start() if found else None
 
 
 def _end(text: str, phrase: str) -> int | None:

@@ -1,7 +1,8 @@
 """Rewards for questions whose text may not answer them (Rajpurkar et al. 2018, SQuAD 2, arXiv:1806.03822).
 
-A column of the prompts has the known answers; if it is empty, there is none. A response is right if it matches
-a known answer. Otherwise it abstains if it says that it does not know, and is wrong if it says anything else.
+A column of the prompts has the known answers; if it is an empty list, there is none. A response is right if it matches
+a known answer. Otherwise it abstains if it says that it does not know and nothing else, and is wrong if it says
+anything else, also next to "I don't know".
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pydantic import model_validator
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
-from alignkit.data.group import preview
+from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import last_turn
 from alignkit_plugins.honesty import grading
 
@@ -34,8 +35,13 @@ class AbstentionOptions(alignkit.Options):
             raise ValueError("only_phrases needs `phrases`")
         return self
 
+    @property
+    def known_phrases(self) -> Sequence[str]:
+        """The texts that mean "I don't know"."""
+        return self.phrases if self.only_phrases else (*grading.PHRASES, *self.phrases)
+
     def abstains(self, answer: str) -> bool:
-        return grading.abstains(answer, self.phrases if self.only_phrases else (*grading.PHRASES, *self.phrases))
+        return grading.abstains(answer, self.known_phrases)
 
 
 class GradingOptions(AbstentionOptions):
@@ -51,8 +57,8 @@ class GradingOptions(AbstentionOptions):
         """RIGHT, ABSTAINS or WRONG. A known answer may itself be a phrase of abstention, so equality comes first."""
         if grading.matches(answer, known, "exact", self.threshold):
             return RIGHT
-        if self.abstains(answer):
-            return ABSTAINS
+        if grading.says_unknown(answer, self.known_phrases):
+            return ABSTAINS if grading.abstains(answer, self.known_phrases, known) else WRONG
         return RIGHT if grading.matches(answer, known, self.match, self.threshold) else WRONG
 
 
@@ -133,17 +139,16 @@ class Abstention(Reward):
 
 
 def known_answers(group: Group, column: str) -> list[str]:
-    """The known answers to a prompt: a text, a number, or a list of them; none if there is no answer."""
-    if column not in group.meta:
-        names = ", ".join(group.meta) or "none"
-        raise DataError(
-            f"honesty: the prompt {preview(group)} has no column '{column}' (its columns: {names})\n"
-            "help: name the column of known answers with `column`, or read the data with `format: squad`"
-        )
-    value = group.meta[column]
-    items = value if isinstance(value, list | tuple) else [] if value is None or value == "" else [value]
+    """The known answers to a prompt: a text, a number, or a list of them; none if there is no answer.
+
+    Raises DataError for a missing value: a gap in the data must not become a question without an answer.
+    """
+    help = "name the column of known answers with `column`, or read the data with `format: squad`"
+    value = column_of("honesty", group, column, help)
+    items = value if isinstance(value, list | tuple) else [] if value == "" else [value]
     if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise DataError(
-            f"honesty: the prompt {preview(group)}: '{column}' is {value!r:.60}, not a list of texts or numbers"
+            f"honesty: {row_of(group)}: '{column}' is {value!r:.60}, not a list of texts or numbers\n"
+            "help: write [] if the question has no answer"
         )
     return [text for item in items if (text := str(item)).strip()]
