@@ -15,9 +15,14 @@ def begin(recipe: Recipe, out: Path | None = None) -> tuple[Path, Reporter]:
 
     Raises RecipeError if the run would replace what is in that folder and is no run's.
     """
-    folder, count = out or Path("runs") / recipe.name, len(recipe.stages)
+    folder, count = folder_of(recipe, out), len(recipe.stages)
     check_out(folder, recipe.stages)
     reporter = Reporter()
     stages = f"{count} stage{'s' if count > 1 else ''}"
     reporter.say(f"alignkit {alignkit.__version__}: {recipe.name}, {stages}, {folder}")
     return folder, reporter
+
+
+def folder_of(recipe: Recipe, out: Path | None) -> Path:
+    """Where a recipe runs."""
+    return out or Path("runs") / recipe.name

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, memory_ran_out, no_disk
+from alignkit.errors import OutOfResource, Problem, RecipeError, RemoteError, RunFailed, memory_ran_out, no_disk
 from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.credentials import redacted
 from alignkit.io.lookup import exists, is_dir
 from alignkit.kernels import memory
 from alignkit.models.router import ModelRouter
+from alignkit.stopping import Stopped
 
 
 @contextmanager
@@ -56,6 +57,15 @@ def resource_error(error: BaseException) -> OutOfResource | None:
     if memory_ran_out(error):
         return OutOfResource(f"out of memory: reduce max_length or samples_per_prompt ({error})")
     return None
+
+
+def with_help(error: BaseException, stage: str) -> BaseException:
+    """The error that ends a run, with notes on where it was and how it continues, if it was nobody's mistake."""
+    if isinstance(error, KeyboardInterrupt | Stopped | RemoteError | OutOfResource):
+        if stage:
+            error.add_note(f"in stage '{stage}'")
+        error.add_note(f"to resume: {resume_command()}")
+    return error
 
 
 def peak_memory(models: ModelRouter) -> str:

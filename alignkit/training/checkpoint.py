@@ -60,7 +60,7 @@ def load_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | No
         say(f"checkpoint {path} is damaged ({damage}); trying the previous one")
     if checkpoints:
         say(f"all checkpoints in {folder} are damaged; the stage starts over")
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # another process of the run may be faster
     return None
 
 

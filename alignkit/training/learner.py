@@ -30,6 +30,7 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LEARNING_RATE
 from alignkit.training.averages import Averages, counts, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
+from alignkit.training.optimizers import make_optimizer, restored_state, saved_state
 from alignkit.training.reducer import ONE_PROCESS, Reducer
 from alignkit.training.share import Share
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 NON_FINITE_IN_A_ROW = 5  # steps after which the stage fails
 SHOWN_GROUPS = 5  # of the last batch, when it fails
-ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Learner:
     skipped: int = 0
     trim: TrimOnGrowth = field(init=False, default_factory=TrimOnGrowth)
     checked: CheckedAlgorithm = field(init=False)
-    optimizer: torch.optim.AdamW = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
     parameters: dict[str, nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,13 +74,7 @@ class Learner:
             for role in self._roles.values()
             for name, parameter in self.model.make_trainable(role).items()
         }
-        self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
-            lr=self.peak_rate,
-            betas=(self.settings.adam_beta1, self.settings.adam_beta2),
-            eps=self.settings.adam_epsilon,
-            weight_decay=self.settings.weight_decay,
-        )
+        self.optimizer = make_optimizer(self.settings, self.parameters.values(), self.peak_rate)
 
     @property
     def peak_rate(self) -> float:
@@ -283,8 +277,8 @@ class Learner:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             tensors[f"weight/{name}"] = parameter
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+            for key, value in saved_state(self.optimizer.state.get(parameter, {})).items():
+                tensors[f"optimizer/{key}/{name}"] = value
         return tensors, {
             "steps": self.steps,
             "skipped": self.skipped,
@@ -314,11 +308,5 @@ class Learner:
     ) -> None:
         keys = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
         saved = {key.split("/")[1]: tensors[key].clone() for key in keys}
-        if saved.keys() == ADAM_STATE:
-            # Adam keeps its step count on the CPU and its moments on the device of the weights.
-            self.optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in saved.items()
-            }
-        elif saved or expected:
-            missing = ", ".join(sorted(ADAM_STATE - saved.keys()))
-            raise RunFailed(f"the checkpoint has no optimizer state for {name} ({missing})")
+        if state := restored_state(name, parameter, saved, expected):
+            self.optimizer.state[parameter] = state

@@ -22,8 +22,9 @@ Key = TypeVar("Key")
 class Reducer:
     """The only process of a run: everything is its own, and nothing is sent.
 
-    For several processes, a subclass sets `process` and `processes` and overrides `gather`, and `add_gradients` if it
-    has a faster way. All processes call these methods in the same order, because each waits for the others.
+    For several processes, a subclass sets `process` and `processes` and overrides `gather` and `led`, and
+    `add_gradients` if it has a faster way. All processes call these methods in the same order, because each waits for
+    the others.
     """
 
     process = 0
@@ -46,6 +47,10 @@ class Reducer:
     def gather(self, mine: T) -> list[T]:
         """What every process passes, in the order of processes. Tensors arrive on the device of the receiver."""
         return [mine]
+
+    def led(self, work: Callable[[], T]) -> T:
+        """What the work of the first process returns; the others wait for it. Only it writes files."""
+        return work()
 
     def deal(self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
         """Results for all entries, in their order, each computed by one process.

@@ -1,0 +1,126 @@
+"""The reducer of several processes: what they exchange goes through accelerate's collectives."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import gather_object, reduce
+from torch import Tensor, nn
+
+from alignkit.errors import AlignkitError, message_of
+from alignkit.processes.board import Failure
+from alignkit.stopping import Stopped
+from alignkit.training.reducer import Reducer
+
+T = TypeVar("T")
+BUCKET = 2**27  # numbers that are added at once: 512 MB in fp32
+
+
+class OtherFailed(AlignkitError):
+    """Another process of the run has failed, and this one ends with it. said: whether its error was printed there."""
+
+    def __init__(self, failure: Failure, said: bool = True):
+        text = f"process {failure.process} failed: {failure.first_line}" if said else failure.message
+        super().__init__(text)
+        self.exit_code = failure.exit_code
+
+
+class ProcessReducer(Reducer):
+    """One of several processes.
+
+    waiting: a context in which this process waits for the others; it turns the error of a lost connection into the
+    other's.
+    """
+
+    def __init__(self, process: int, processes: int, device: torch.device, waiting: Callable[[], Iterator[None]]):
+        self.process, self.processes, self.device = process, processes, device
+        self._waiting = contextmanager(waiting)
+
+    def gather(self, mine: T) -> list[T]:
+        content = _packed(mine)
+        with self._waiting():
+            found: list[bytes] = gather_object([content])
+        return [mine if process == self.process else self._unpacked(post) for process, post in enumerate(found)]
+
+    def led(self, work: Callable[[], T]) -> T:
+        return self.gather(work() if self.process == 0 else None)[0]  # type: ignore[return-value]
+
+    def deal(self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
+        """As for all reducers. If the work of a process fails or is stopped, it ends so in every process."""
+        ends: list[BaseException] = []
+
+        def mine(own: Sequence[int]) -> Sequence[T]:
+            try:
+                return work(own)
+            except Exception as error:
+                ends.append(error)
+                return []
+
+        own = self.own(sizes)
+        done = mine(own) if own else []
+        self.together(ends)
+        return super().deal(sizes, lambda share: done)
+
+    def together(self, ends: Sequence[BaseException]) -> None:
+        """Raise in every process what has ended the work of one: its own error where it happened."""
+        own = ends[0] if ends else None
+        facts = (isinstance(own, Stopped), message_of(own), getattr(own, "exit_code", 1)) if own else None
+        found = self.gather(facts)
+        if own is not None and not isinstance(own, Stopped):
+            raise own
+        for process, fact in enumerate(found):
+            if fact is not None and not fact[0]:
+                message = fact[1].removeprefix("error: ")
+                raise OtherFailed(Failure(process, f"in process {process}: {message}", fact[2]), said=False)
+        for fact in found:
+            if fact is not None:
+                raise Stopped(fact[1].removeprefix("error: "))
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Let each parameter's gradient be the sum over processes, in fp32. One that no process has stays None."""
+        parameters = list(parameters)
+        present = [any(has) for has in zip(*self.gather([p.grad is not None for p in parameters]), strict=True)]
+        for bucket in _buckets([p for p, has in zip(parameters, present, strict=True) if has]):
+            flat = torch.cat([_gradient(parameter).flatten().float() for parameter in bucket])
+            with self._waiting():
+                total = reduce(flat, reduction="sum")
+            for parameter, part in zip(bucket, total.split([p.numel() for p in bucket]), strict=True):
+                parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+    def _unpacked(self, content: bytes) -> Any:
+        # Bytes of this run's own processes, which run the same code.
+        found = torch.load(io.BytesIO(content), map_location=self._here, weights_only=False)
+        return found
+
+    def _here(self, storage: Any, location: str) -> Any:
+        """What was on another process's GPU comes to this one's; the rest stays in memory."""
+        return storage if location == "cpu" else storage.to(device=self.device)
+
+
+def _packed(value: object) -> bytes:
+    """As `torch.save` does, because pickle would write the whole storage of every view."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters in their order, as many at a time as BUCKET allows."""
+    bucket: list[nn.Parameter] = []
+    size = 0
+    for parameter in parameters:
+        if bucket and size + parameter.numel() > BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += parameter.numel()
+    if bucket:
+        yield bucket

@@ -1,0 +1,54 @@
+"""The start of `alignkit run`: in this process, as one of several, or by starting several."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from alignkit.errors import message_of
+from alignkit.io.progress import Reporter
+from alignkit.processes.silent import SilentReporter
+from alignkit.processes.world import World, world_of
+from alignkit.recipe.schema import Recipe
+from alignkit.runs.begin import begin, folder_of
+
+SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
+
+
+def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> int:
+    """Run a recipe; returns the exit code. load: reads the recipe, and passes on its warnings."""
+    world = world_of()
+    if world.processes > 1 and not world.leads:
+        return _follower(load, out, world)
+    warnings: list[str] = []
+    recipe = load(warnings.append)
+    if world.processes == 1 and recipe.launcher is not None and recipe.launcher.processes > 1:
+        from alignkit.processes.launch import launch  # imports torch
+
+        return launch(recipe.launcher.processes, sys.argv[1:])
+    folder, reporter = begin(recipe, out)
+    for warning in warnings:
+        reporter.say(warning)
+    if world.processes > 1:
+        from alignkit.runs.together import run_together  # imports torch
+
+        return run_together(recipe, folder, reporter, world)
+    from alignkit.runs.run import run_recipe  # imports torch
+
+    run_recipe(recipe, folder, reporter)
+    return 0
+
+
+def _follower(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, world: World) -> int:
+    """Run a recipe as a process that does not lead. Process 0 prints an error that both meet."""
+    try:
+        recipe = load(lambda warning: None)
+        from alignkit.runs.together import run_together
+
+        return run_together(recipe, folder_of(recipe, out), SilentReporter(), world)
+    except Exception as error:
+        time.sleep(SAME_ERROR)  # the launcher ends this process if process 0 has ended
+        Reporter().say(f"process {world.process}: {message_of(error)}")
+        return int(getattr(error, "exit_code", 1))

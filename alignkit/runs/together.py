@@ -1,0 +1,137 @@
+"""A recipe run by several processes: process 0 runs it, and the others train the stages that it tells them to.
+
+Steps run in process 0 alone. In a training stage every process does the same, and what takes long is dealt to them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from alignkit.author import blaming
+from alignkit.data.sources import DataSpec
+from alignkit.errors import RecipeError, message_of
+from alignkit.external import ExternalTrainer
+from alignkit.io.digest import versions
+from alignkit.io.progress import Metrics, Reporter
+from alignkit.io.source_code import plugin_digests
+from alignkit.plugins import plugins
+from alignkit.processes.board import Failure
+from alignkit.processes.join import join
+from alignkit.processes.silent import SilentReporter, UnwrittenMetrics
+from alignkit.processes.team import Processes
+from alignkit.processes.world import World, check_size
+from alignkit.recipe.schema import LauncherKeys, Recipe, Stage, specs
+from alignkit.runs.data import file_facts
+from alignkit.runs.engines import using_engine
+from alignkit.runs.process import resource_error
+from alignkit.runs.run import Run, run_recipe
+from alignkit.stopping import stoppable
+from alignkit.training.train import run_training
+
+
+def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> int:
+    """Run a recipe as one of several processes; returns the exit code. Process 0 raises its error instead."""
+    check_size(recipe.launcher, world)
+    check_stages(recipe)
+    devices = {recipe.model.device, *(spec.device for spec in recipe.bases.values())}
+    say = reporter.say if world.leads else _saying(world)
+    team = join(world, devices, (recipe.launcher or LauncherKeys()).patience, say)
+    code = 0
+    try:
+        if world.leads:
+            team.compare("the run", facts_of(recipe, folder))
+            run_recipe(recipe, folder, reporter, team)
+        else:
+            code = _follow(recipe, folder, team, say)
+    finally:
+        team.part()
+    return code
+
+
+def check_stages(recipe: Recipe) -> None:
+    """Raise RecipeError if a stage cannot be trained by several processes."""
+    problems = []
+    for stage in recipe.stages.values():
+        name = stage.component.name
+        if stage.kind == "algorithm" and issubclass(stage.component.registration.implementation, ExternalTrainer):
+            text = f"stage '{stage.name}': {name} trains by itself, and in one process"
+        elif stage.engine is not None:
+            text = f"stage '{stage.name}': the engine '{stage.engine.name}' samples for one process"
+        else:
+            continue
+        problems.append(recipe.problem(("stages", stage.name), text, help="start the run without 'processes'"))
+    if problems:
+        raise RecipeError(problems)
+
+
+def facts_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """What must be alike in all processes before the first of them writes anything."""
+    parts = [[stage.settings, stage.component.options] for stage in recipe.stages.values()]
+    registrations = [stage.component.registration for stage in recipe.stages.values()]
+    return {
+        "versions": {"python": sys.version.split()[0], **versions(("accelerate",))},
+        "recipe": recipe.resolved,
+        "folder": str(folder.resolve()),
+        "data": {name: digest for spec in specs(parts, DataSpec) for name, digest in file_facts(spec)},
+        "plugins": {entry.name: plugin_digests(entry.source_path) for entry in registrations},
+    }
+
+
+def _saying(world: World) -> Callable[[str], None]:
+    """Prints a line that says which process it is from."""
+    return lambda text: Reporter().say(f"process {world.process}: {text}")
+
+
+def _follow(recipe: Recipe, folder: Path, team: Processes, say: Callable[[str], None]) -> int:
+    """Train what process 0 says, until it says that the run ends. Returns the exit code."""
+    try:
+        team.compare("the run", facts_of(recipe, folder))
+        run = FollowingRun(recipe, folder, SilentReporter(), team=team)
+        with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
+            run.execute()
+    except BaseException as raised:
+        error = resource_error(raised) or raised
+        code = 130 if isinstance(error, KeyboardInterrupt) else int(getattr(error, "exit_code", 1))
+        if not team.fails(Failure(team.world.process, message_of(error), code)):
+            say(message_of(error))
+        return code
+    return 0
+
+
+class FollowingRun(Run):
+    """The run as the other processes see it: they train, and write and print nothing."""
+
+    team: Processes
+
+    def execute(self) -> None:
+        """Train the stages that process 0 names, in its order."""
+        while True:
+            name, upstream = self.team.heard()
+            if name is None:
+                return
+            self.hashes |= upstream
+            self.stage_name = name
+            self._train(self.recipe.stages[name])
+
+    def _train(self, stage: Stage) -> None:
+        parts = self.parts_of(stage)
+        with self.team.training(stage.name, parts), using_engine(self, stage):
+            self.make_room(stage)
+            run_training(self.stage_context(stage, self.store.path(stage.name)))
+        self.models.forget(stage.name)
+        self._data.forget()
+
+    def metrics(self, stage: Stage, size: int = 0) -> Metrics:
+        """Written by process 0."""
+        return UnwrittenMetrics()
+
+    def cache(self) -> Path:
+        """The folder that process 0 has made."""
+        return self.folder / "cache"
+
+    def notify(self, stage: str) -> Callable[..., None]:
+        """No event: process 0 has them all."""
+        return lambda hook, **values: None

@@ -1,0 +1,69 @@
+"""AdamW as torch has it, or with its moments in 8 bits (Dettmers et al. 2022, arXiv:2110.02861), and their checkpoints.
+
+In 8 bits the moments of a weight take 2 bytes instead of 8. bitsandbytes keeps those of tensors with fewer than 4,096
+numbers in fp32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from alignkit.errors import RunFailed
+
+if TYPE_CHECKING:
+    from alignkit.settings import Settings
+
+# What an optimizer remembers of a parameter: in fp32, and in 8 bits.
+ADAM = {"step", "exp_avg", "exp_avg_sq"}
+FULL = {"step", "state1", "state2"}
+TABLES = {"qmap1", "qmap2"}
+EIGHT_BITS = FULL | TABLES | {"absmax1", "absmax2"}
+
+
+def make_optimizer(settings: Settings, parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """The stage's optimizer. Raises RunFailed if it needs a package that is not installed."""
+    options: dict[str, Any] = {
+        "lr": rate,
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_epsilon,
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(list(parameters), **options)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise RunFailed(
+            "'optimizer: adamw_8bit' needs bitsandbytes, which is not installed\n"
+            "help: pip install bitsandbytes, where it exists for this system, or write 'optimizer: adamw'"
+        )
+    from bitsandbytes.optim import AdamW8bit
+
+    optimizer: torch.optim.Optimizer = AdamW8bit(list(parameters), **options)
+    return optimizer
+
+
+def saved_state(kept: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a checkpoint keeps of what an optimizer remembers of a parameter. No tensor shares memory with another."""
+    tensors = {key: torch.as_tensor(value) for key, value in kept.items()}
+    # bitsandbytes has one table of its numbers in 8 bits for all parameters, and files must not hold a tensor twice.
+    return {key: value.clone() if key in TABLES else value for key, value in tensors.items()}
+
+
+def restored_state(name: str, parameter: nn.Parameter, saved: Mapping[str, Tensor], expected: bool) -> dict[str, Any]:
+    """What an optimizer continues with; empty if it had not touched the parameter.
+
+    saved: its tensors in the checkpoint. Raises RunFailed if `expected` and something is missing.
+    """
+    if saved.keys() == ADAM:
+        # Adam keeps its step count on the CPU and its moments on the device of the weights.
+        return {key: value if key == "step" else value.to(parameter.device) for key, value in saved.items()}
+    if saved.keys() in (FULL, EIGHT_BITS):
+        return {key: int(value) if key == "step" else value.to(parameter.device) for key, value in saved.items()}
+    if saved or expected:
+        whole = EIGHT_BITS if saved.keys() & (EIGHT_BITS - ADAM) else ADAM
+        raise RunFailed(f"the checkpoint has no optimizer state for {name} ({', '.join(sorted(whole - saved.keys()))})")
+    return {}

@@ -1,0 +1,126 @@
+"""A process that fails, dies, hangs or is stopped ends the run in all, and any number of processes continues it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import assert_alike, offline, online, write_recipe
+from forked import Ended, together
+
+from alignkit import cli
+from alignkit.plugins import load_plugins
+from alignkit.training.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STAGES = {"align": online("rloo", checkpoint_every=1)}
+PATIENCE = 8  # seconds: a busy machine gives every process some work in them
+
+
+def run(work: Path, fault: str, rank: int = 1, stages: dict[str, object] = STAGES) -> list[Ended]:
+    recipe = write_recipe(stages, launcher={"processes": 2, "patience": PATIENCE})
+    variables = [{"FAULT": fault} if number == rank else {} for number in range(2)]
+    ended = together(work, ["run", recipe, "--out", "out"], 2, variables)
+    assert all(process.seconds < 60 for process in ended)
+    assert not list(Path("out").rglob("*.tmp")), "nothing half-written"
+    return ended
+
+
+def continued(processes: int) -> None:
+    """Finish the run, and compare it with one that was not interrupted."""
+    found = load_checkpoint(Path("out/align/checkpoints"), pytest.fail)
+    assert found is not None and found.state["iteration"] == 2
+    if processes == 1:
+        assert cli.main(["run", "recipe.yaml", "launcher.processes=1", "--out", "out"]) == 0
+    else:
+        ended = together(Path(), ["run", "recipe.yaml", f"launcher.processes={processes}", "--out", "out"], processes)
+        assert [process.code for process in ended] == [0] * processes, ended
+    assert cli.main(["run", "recipe.yaml", "launcher.processes=1", "--out", "whole"]) == 0
+    assert_alike(Path("out"), Path("whole"))
+
+
+def test_an_error_of_one_process_is_said_once_and_by_name(work: Path) -> None:
+    leader, other = run(work, "raises")
+    assert leader.code in (1, 3) and other.code in (leader.code, -15)  # the launcher ends those that are left
+    assert "error: in process 1: reward function 'letters' of" in leader.err and "'no such word'" in leader.err
+    assert other.err == "" and leader.err.count("no such word") == 2  # the message, and the line of code
+    end = json.loads(Path("out/starts.jsonl").read_text().splitlines()[-1])
+    assert end["outcome"] == "failed" and "in process 1" in end["message"]
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_run_whose_process_died_is_continued_by_another_number(work: Path, processes: int) -> None:
+    leader, other = run(work, "kill")
+    assert other.code == -9 and leader.code == 1
+    assert "error: process 1 failed: it has died without a word" in leader.err
+    continued(processes)
+
+
+def test_a_process_that_hangs_says_where_and_ends_the_others(work: Path) -> None:
+    leader, other = run(work, "hangs")
+    assert (
+        "process 1: error: nothing has moved for 8 seconds in line" in other.err and "of scores.py (fault)" in other.err
+    )
+    assert "process 1 failed: nothing has moved for 8 seconds" in leader.err
+    assert leader.code and other.code == 70
+
+
+@pytest.mark.slow
+def test_a_process_that_is_frozen_ends_the_others(work: Path) -> None:
+    leader, other = run(work, "freeze")
+    assert leader.code == 70 and "error: process 1 has given no sign of life for 8 seconds" in leader.err
+    assert other.code == -9, "the launcher's part"
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_one_process_is_its_error(work: Path) -> None:
+    leader, _other = run(work, "memory")
+    assert leader.code and "in process 1" in leader.err and "900 GiB" in leader.err
+
+
+@pytest.mark.slow
+def test_the_others_end_with_process_0(work: Path) -> None:
+    leader, other = run(work, "kill", rank=0)
+    assert leader.code == -9 and other.code and "process 0 failed: it has died without a word" in other.err
+    continued(2)
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_signal_to_one_process_stops_all_at_the_same_step(work: Path, rank: int) -> None:
+    leader, other = run(work, "SIGTERM", rank)
+    assert leader.code == 75 and other.code in (75, -15)  # the launcher ends those that are left
+    assert "error: stopped: SIGTERM" in leader.err and "to resume: " in leader.err and other.err == ""
+    continued(2 - rank)
+
+
+def test_a_stopped_offline_stage_continues_where_it_was(work: Path) -> None:
+    """The checkpoint is that of the step at which all have stopped."""
+    stages = {"align": offline("sft", "demos", epochs=3, checkpoint_every=1000)}
+    recipe = write_recipe(stages)
+    (Path() / "hooks.py").write_text(HOOKS, encoding="utf-8")
+    arguments = ["run", recipe, "--plugin", "hooks.py", "--out"]
+    ended = together(work, [*arguments, "out"], 2)
+    assert [process.code for process in ended] == [75, 75], ended
+    found = load_checkpoint(Path("out/align/checkpoints"), pytest.fail)
+    assert found is not None and found.state["learner"]["steps"] == 5
+    try:
+        assert cli.main([*map(str, arguments), "out"]) == 0
+        Path("stopped").touch()
+        assert cli.main([*map(str, arguments), "whole"]) == 0
+    finally:
+        load_plugins()  # otherwise the hook stops the runs of other tests
+    assert_alike(Path("out"), Path("whole"))
+
+
+HOOKS = """
+from pathlib import Path
+from alignkit import hookimpl
+
+@hookimpl
+def metrics_logged(run, stage, step, metrics):
+    if step == 5 and not Path("stopped").exists():
+        Path("stopped").touch()
+        run.request_stop("enough for today")
+"""

@@ -1,0 +1,148 @@
+"""What several processes must agree on before they begin, and how they are started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import assert_alike, offline, online, reward, write_recipe
+from forked import together
+
+from alignkit import cli
+from alignkit.errors import RecipeError
+from alignkit.processes.world import World, world_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SFT = {"sft": offline("sft", "demos")}
+LAUNCHED = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "ACCELERATE_MIXED_PRECISION": "no"}
+
+
+def test_the_environment_says_which_process_this_is() -> None:
+    assert world_of({}) == World(0, 1)
+    assert world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2"}) == World(1, 2)
+    assert world_of({"RANK": "0", "WORLD_SIZE": "1", **LAUNCHED}) == World(0, 1)
+
+
+def test_a_launcher_that_started_one_process_of_several_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"asked for several processes(.|\n)*--multi_gpu"):
+        world_of(LAUNCHED)
+
+
+def test_a_launcher_that_would_cut_the_model_into_parts_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"asked for FSDP, but every process of a run holds the whole base model"):
+        world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"})
+
+
+def ended_before_anything_was_written(work: Path, recipe: Path, *arguments: str, **how: object) -> tuple[str, str]:
+    leader, other = together(work, ["run", recipe, *arguments, "--out", "out"], **how)  # type: ignore[arg-type]
+    assert leader.code and other.code
+    assert not Path("out").exists()
+    return leader.err, other.err
+
+
+def test_a_number_of_processes_that_does_not_fit_is_an_error(work: Path) -> None:
+    err, other = ended_before_anything_was_written(work, write_recipe(SFT, launcher={"processes": 3}))
+    assert "error: the recipe asks for 3 processes, but the launcher started 2" in err
+    assert "launcher.processes=2" in err and other == ""
+
+
+def test_a_notebook_cannot_start_several_processes(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignkit.notebook import run
+
+    recipe = write_recipe(SFT, launcher={"processes": 2})
+    with pytest.raises(RecipeError, match=r"asks for 2 processes, but this is the only one(.|\n)*--processes N"):
+        run(recipe, out="out")
+    assert not (Path("out") / "sft").exists()
+
+
+def test_an_external_trainer_is_refused(work: Path) -> None:
+    err, _ = ended_before_anything_was_written(
+        work, write_recipe({"sft": offline({"trl": {"trainer": "sft"}}, "demos")})
+    )
+    assert "trl trains by itself, and in one process" in err and "recipe.yaml:" in err
+
+
+def test_processes_with_other_files_are_named_before_anything_is_written(work: Path) -> None:
+    """Process 1 sees another line in a data file, and another recipe."""
+    other = work / "elsewhere"
+    other.mkdir()
+    recipe = write_recipe(SFT)
+    for name in ("recipe.yaml", "demos.jsonl"):
+        (other / name).write_text((work / name).read_text(encoding="utf-8"), encoding="utf-8")
+    with (other / "demos.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "more", "completion": "bread"}\n')
+    err, _ = ended_before_anything_was_written(work, recipe, folders=[work, other])
+    assert "error: the run is not the same in process 0 and in process 1: " in err
+    assert "data." in err and "folder" in err
+
+
+def test_processes_with_other_versions_are_named(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit.runs.together.versions", lambda names: {"peft": f"0.{os.environ['RANK']}"})
+    err, _ = ended_before_anything_was_written(work, write_recipe(SFT))
+    assert "versions.peft 0.0 -> 0.1" in err
+
+
+def test_a_recipe_that_is_wrong_is_reported_once(work: Path) -> None:
+    err, other = ended_before_anything_was_written(work, write_recipe(SFT), "stages.sft.epochs=0")
+    assert err.count("error: ") == 1 and other == ""
+
+
+# Launchers
+
+
+def launched(*command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("RANK", "WORLD", "MASTER"))}
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), clean.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_a_recipe_with_a_launcher_starts_accelerates(work: Path) -> None:
+    """A stage of every kind, and a step in between, which process 0 runs alone."""
+    stages = {
+        "sft": offline("sft", "demos", validation={"path": "demos.jsonl"}),
+        "answers": {
+            "step": "sample",
+            "policy": "sft",
+            "prompts": {"path": "prompts.jsonl"},
+            "samples_per_prompt": 1,
+            "max_new_tokens": 4,
+        },
+        "again": {**offline("sft", "demos"), "data": {"stage": "answers"}},
+        "align": online("grpo", reward=reward("letters"), iterations=1),
+    }
+    recipe = write_recipe(stages, launcher={"processes": 2})
+    done = launched("alignkit", "run", str(recipe), "--out", "two")
+    assert (
+        done.stderr.count("done in") == 5 and "Traceback" not in done.stderr and "torch.distributed" not in done.stderr
+    )
+    assert cli.main(["run", str(recipe), "launcher.processes=1", "--out", "one"]) == 0
+    assert_alike(Path("two"), Path("one"))
+
+
+@pytest.mark.slow
+def test_accelerates_own_command_starts_a_run(work: Path) -> None:
+    recipe = write_recipe(SFT)
+    accelerate = ["accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+    run = ["--dynamo_backend=no", "--main_process_port=0", "-m", "alignkit", "run", str(recipe), "--out"]
+    launched(*accelerate, "--multi_gpu", *run, "two")
+    assert cli.main(["run", str(recipe), "--out", "one"]) == 0
+    assert_alike(Path("two"), Path("one"))
+    done = launched(*accelerate, "--cpu", *run, "three", code=1)
+    assert "accelerate was asked for several processes, but started only one" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_launchers_exit_code_is_that_of_the_process_that_failed(work: Path) -> None:
+    done = launched("alignkit", "run", str(write_recipe(SFT)), "stages.sft.max_length=2", "--processes", "2", code=4)
+    assert done.stderr.count("error: ") == 1

@@ -1,0 +1,87 @@
+"""AdamW in 8 bits: its size, its checkpoints, and how near it is to AdamW."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from alignkit import RunFailed
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from alignkit.training.learner import Learner
+from alignkit.training.optimizers import make_optimizer, restored_state
+from tests.test_train import Whole, encoded
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes here")
+
+
+def learner(tmp_path: Path, lora: LoraSpec | None) -> Learner:
+    import alignkit_plugins.tiny
+
+    spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora)
+    model = SharedModel(spec, str(alignkit_plugins.tiny.source(tmp_path)))
+    model.add_role("new")
+    return Learner(model, Whole(Whole.Options()), Settings(optimizer="adamw_8bit", learning_rate=1e-3), "new")
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("lora", [None, LoraSpec(r=4)], ids=["all weights", "an adapter"])
+def test_a_checkpoint_continues_with_the_same_bits(lora: LoraSpec | None, tmp_path: Path) -> None:
+    """Large tensors have moments in 8 bits, small ones, as all of this adapter's, in fp32."""
+    one = learner(tmp_path, lora)
+    examples = encoded(one.model, 6)
+    for _ in range(2):
+        one.step(examples, 1.0)
+    tensors, state = one.state()
+    save_checkpoint(tmp_path / "checkpoints", 2, Checkpoint(tensors, state))
+    moments = {tensor.dtype for name, tensor in tensors.items() if name.startswith("optimizer/state")}
+    assert moments == ({torch.uint8, torch.float32} if lora is None else {torch.float32})
+    other = learner(tmp_path, lora)
+    saved = load_checkpoint(tmp_path / "checkpoints", print)
+    assert saved is not None
+    other.restore(saved.tensors, saved.state)
+    for each in (one, other):
+        for _ in range(3):
+            each.step(examples, 0.5)
+    for name, parameter in one.parameters.items():
+        assert torch.equal(parameter, other.parameters[name]), name
+
+
+@needs_bitsandbytes
+def test_moments_take_a_quarter_and_steps_are_near(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, target = (torch.randn(128, 256, generator=generator) for _ in range(2))
+    ends, sizes = [], []
+    for name in ("adamw", "adamw_8bit"):
+        weight = nn.Parameter(start.clone())
+        optimizer = make_optimizer(Settings(optimizer=name), [weight], 1e-2)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (weight - target).square().sum().backward()
+            optimizer.step()
+        kept = optimizer.state[weight]
+        sizes.append(sum(x.nbytes for x in kept.values() if isinstance(x, torch.Tensor) and x.numel() > 256))
+        ends.append(weight.detach())
+    assert sizes[1] < 0.3 * sizes[0]
+    moved = (ends[0] - start).abs().mean()
+    assert (ends[1] - ends[0]).abs().mean() < 0.05 * moved
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RunFailed, match="'optimizer: adamw_8bit' needs bitsandbytes"):
+        make_optimizer(Settings(optimizer="adamw_8bit"), [nn.Parameter(torch.ones(2))], 1e-3)
+
+
+@pytest.mark.parametrize("lacking", ["absmax1", "state2"])
+def test_a_checkpoint_without_a_part_is_refused(lacking: str) -> None:
+    whole = ("step", "state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
+    saved = {key: torch.ones(2) for key in whole if key != lacking}
+    with pytest.raises(RunFailed, match=rf"no optimizer state for w \({lacking}\)"):
+        restored_state("w", nn.Parameter(torch.ones(2)), saved, True)
