@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import cli
-from alignkit.runs.changes import change_since, differences
+from alignkit.io.changes import change_since, differences
 
 
 @pytest.mark.parametrize(
