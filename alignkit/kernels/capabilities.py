@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +30,8 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 
 def choices(device: torch.device) -> dict[str, Any]:
     """Which kernels run on this machine, and the facts behind that: part of the key of anything stored bit for bit."""
-    return {
+    compiled = {"compiled_attention": can_compile_attention(device)} if device.type == "cuda" else {}
+    return compiled | {
         "mode": mode(),
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -73,6 +76,33 @@ def prepare_gpu(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in any order
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether torch can compile kernels for a GPU: Triton is installed, and a C compiler, which it calls."""
+    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    return importlib.util.find_spec("triton") is not None and compiler is not None
+
+
+def can_compile_attention(device: torch.device) -> bool:
+    """Whether a GPU runs compiled attention: Triton on Ampere (compute capability 8.0) and later."""
+    if device.type != "cuda" or mode() == "torch":
+        return False
+    return has_triton() and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@functools.cache
+def compiled_attention() -> Callable[..., Tensor]:
+    """torch's `flex_attention` as one kernel. Without compilation it would store all scores."""
+    import torch._dynamo
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Every model, dtype, window and cap is a version of its own, with and without gradients. Beyond torch's limit of 8
+    # a call would raise.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, fullgraph=True)
+    return compiled
 
 
 @functools.cache

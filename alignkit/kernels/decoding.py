@@ -6,7 +6,7 @@ empty space to the left of the shorter ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -160,7 +160,8 @@ class Decoding:
         self.starts = torch.zeros(0, dtype=torch.int64)  # [rows], first column of each
         self.cache = Cache()
         self._blocks: list[tuple[slice, int]] = []  # rows, and the first column that any of them fills
-        self._masks: dict[int | None, Tensor] = {}
+        self.updates = 0  # how often rows have left or entered
+        self._masks: dict[Hashable, Tensor] = {}  # of the present column, by the layer's window
 
     def update_rows(
         self, keep: Sequence[int], room: int, prefill: TreeLayout | None = None, owners: Sequence[int] = ()
@@ -174,7 +175,8 @@ class Decoding:
         first = int(kept.min()) if len(kept) else self.column
         column = max(self.column - first, *(span.prompt for span in prompts), 0)
         stored = prefill.kv if prefill is not None else {}
-        change = _Change(self._on_device(keep, stored), slice(first, self.column), prompts, column, room)
+        used, room = slice(first, self.column), self._allocated(column, room)
+        change = _Change(self._on_device(keep, stored), used, prompts, column, room)
         self.cache.update(change, stored)
         entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
         self.starts = torch.cat([kept + column - self.column, entered])
@@ -185,6 +187,20 @@ class Decoding:
             for row in range(0, len(self.starts), size)
         ]
         self._masks.clear()
+        self.updates += 1
+        self._updated(change.keep.device)
+
+    @property
+    def memory(self) -> Hashable:
+        """Changes whenever a step reads other memory, or other shapes."""
+        return (self.updates, self.column)
+
+    def _allocated(self, column: int, room: int) -> int:
+        """Columns to allocate after `column`, of which `room` are needed."""
+        return room
+
+    def _updated(self, device: torch.device) -> None:
+        """Called when rows have left or entered."""
 
     def _on_device(self, keep: Sequence[int], prefill: KeyValues) -> Tensor:
         """Indices of rows, on the cache's device."""

@@ -3,7 +3,8 @@
 On AMD processors fp32 products go to oneDNN. MKL, torch's default there, takes a quarter longer, and twice as long on
 newer processors or for the few rows of sampling. Everywhere else these functions are torch's own.
 
-A `PackedWeight` is a copy of a weight in the library's own order, for many products of a few rows each.
+A `PackedWeight` is a copy of a weight in the library's own order, for many products of a few rows each. On a GPU a
+`MergedWeight` saves the calls of an adapter's own products.
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ class PackedWeight:
         # MKL also takes the weight itself but reads only its shape; an expanded scalar has it without the memory.
         self._shape = weight.new_empty(1).expand(weight.shape)
 
+    def suits(self, rows: int) -> bool:
+        """Whether it is fast for this many rows. With far fewer, padding would cost more than packing saves."""
+        return self.rows <= MAX_PADDING * rows <= MAX_PADDING * self.rows
+
     def __call__(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
         rows = x.reshape(-1, x.shape[-1])
@@ -92,11 +97,26 @@ class PackedWeight:
         return capabilities.mkl_linear(padded, self._packed, self._shape, self.bias)[: len(x)]
 
 
-_packed_weights: ContextVar[Mapping[int, PackedWeight]] = ContextVar("alignkit_packed_weights")
+class MergedWeight:
+    """x W^T + b by a weight that contains an adapter, without a gradient."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight, self.bias = weight, bias
+
+    def suits(self, rows: int) -> bool:
+        """Any number of rows."""
+        return True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+_packed_weights: ContextVar[Mapping[int, PackedWeight | MergedWeight]] = ContextVar("alignkit_packed_weights")
 
 
 @contextmanager
-def using(packed: Mapping[int, PackedWeight]) -> Iterator[None]:
+def using(packed: Mapping[int, PackedWeight | MergedWeight]) -> Iterator[None]:
     """Compute products without gradients by these weights, keyed by the `id` of the parameter that they replace."""
     token = _packed_weights.set(packed)
     try:
@@ -105,13 +125,12 @@ def using(packed: Mapping[int, PackedWeight]) -> Iterator[None]:
         _packed_weights.reset(token)
 
 
-def packed_weight_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> PackedWeight | None:
-    """The packed weight that replaces this parameter, if one is in use, has this bias and suits the rows of x.
+def packed_weight_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> PackedWeight | MergedWeight | None:
+    """The weight that replaces this parameter, if one is in use, has this bias and suits the rows of x.
 
-    Without a gradient only. With far fewer rows than it was packed for, padding would cost more than packing saves.
+    Without a gradient only.
     """
     packed = _packed_weights.get({}).get(id(parameter))
     if packed is None or torch.is_grad_enabled() or packed.bias is not bias:
         return None
-    rows = x.numel() // x.shape[-1]
-    return packed if packed.rows <= MAX_PADDING * rows <= MAX_PADDING * packed.rows else None
+    return packed if packed.suits(x.numel() // x.shape[-1]) else None

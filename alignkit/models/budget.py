@@ -27,7 +27,8 @@ class MemoryBudget:
 
     bytes_per_token: activations that a forward pass stores for backward. activation_bytes: activations that a packed
     row may take, read from the device when first needed. halvings: how often memory ran out and the budget was halved.
-    sampling_halvings: how often that happened while sampling, which then takes fewer rows at a time.
+    sampling_halvings: how often that happened while sampling, which then takes fewer rows at a time. memory: bytes of
+    the device, and least: tokens that a row may have in any case; None: those of the device here.
 
     Packing changes the last bits of the gradients, so checkpoints store the budget.
     """
@@ -37,13 +38,15 @@ class MemoryBudget:
     activation_bytes: float | None = None
     halvings: int = 0
     sampling_halvings: int = 0
+    memory: float | None = None
+    least: int | None = None
 
     @property
     def tokens(self) -> int:
         """The maximum number of tokens in a packed row."""
         if self.activation_bytes is None:
             self.activation_bytes = activation_budget(self.device)
-        least = LEAST_TOKENS if self.device.type == "cpu" else LEAST_ON_GPU
+        least = self.least or (LEAST_TOKENS if self.device.type == "cpu" else LEAST_ON_GPU)
         tokens = int(min(MOST_TOKENS, max(least, self.activation_bytes // self.bytes_per_token)))
         return max(least // 8, tokens >> self.halvings)
 
@@ -59,7 +62,8 @@ class MemoryBudget:
         A single group cannot be cut and may exceed the budget. The limit is a quarter of all memory, and halves
         with the budget.
         """
-        return tokens * self.bytes_per_token > total(self.device) * SHARE / 2**self.halvings
+        memory = total(self.device) if self.memory is None else self.memory
+        return tokens * self.bytes_per_token > memory * SHARE / 2**self.halvings
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
@@ -72,13 +76,13 @@ class MemoryBudget:
             self.activation_bytes = state["activation_bytes"]
 
 
-def activation_budget(device: torch.device) -> float:
+def activation_budget(device: torch.device, memory: float | None = None) -> float:
     """Bytes that the activations of a packed row may take: a power of two, up to a quarter of all memory.
 
     Depends on total memory, not on free memory, so that a machine always packs a recipe the same way. On a CPU at most
-    CPU_ACTIVATIONS.
+    CPU_ACTIVATIONS. memory: bytes of the device, if it is not one of this machine.
     """
-    share = total(device) * SHARE
+    share = (total(device) if memory is None else memory) * SHARE
     rounded = 2.0 ** math.floor(math.log2(share)) if share < math.inf else share
     return rounded if device.type == "cuda" else min(CPU_ACTIVATIONS, rounded)
 

@@ -22,9 +22,10 @@ from alignkit.io.atomic import make_folder
 from alignkit.models.encoding import Encoder
 from alignkit.models.engine_thread import EngineThread, NoProgress
 from alignkit.models.next_token import Sampling
-from alignkit.models.sampling import Continuation, has_stopped
+from alignkit.models.sampling import Continuation
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.models.text_tokens import Ids
+from alignkit.models.writer import has_stopped
 
 ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
 AGAIN = "the same command continues the run"

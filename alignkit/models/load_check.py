@@ -17,8 +17,8 @@ from torch import Tensor
 from alignkit.errors import RunFailed
 from alignkit.kernels import attention, tiled_attention
 from alignkit.kernels.attention import TreeLayout, UnsupportedAttention
-from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import GroupSpan
+from alignkit.kernels.static_decoding import decoding_for
 from alignkit.models.full_precision import full_precision, widened
 from alignkit.models.loading import backbone, largest
 from alignkit.models.routes import Routes, recording, repeating
@@ -233,7 +233,7 @@ class _Decoded:
         prefill = TreeLayout(spans, store_kv=True)
         with repeating(network, *earlier[0]) if earlier else nullcontext(), recording(network) as self.prefill:
             model.hidden(base, prefill, torch.cat([row[:-1] for row in rows]))
-        decoding = Decoding()
+        decoding = decoding_for(model.device)
         decoding.update_rows([], 1, prefill, range(count))
         ids = torch.stack([row[-1:] for row in rows]).to(model.device)
         positions = torch.tensor(prompts, device=model.device)[:, None]

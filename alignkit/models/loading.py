@@ -47,6 +47,18 @@ def dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if capabilities.multiplies_bf16(device) else torch.float32
 
 
+def mixed_precision(spec: ModelSpec, device: torch.device) -> torch.dtype | None:
+    """The dtype of products if `model.mixed_precision` asks for one. Raises RunFailed where it would be slower."""
+    if spec.mixed_precision == "none":
+        return None
+    if not capabilities.multiplies_bf16(device):
+        raise RunFailed(
+            f"'mixed_precision: bf16': this {device.type} has no instructions that multiply bf16\n"
+            "help: leave it out, because everything would be slower"
+        )
+    return torch.bfloat16
+
+
 def load_base(
     spec: ModelSpec,
     source: str,
@@ -62,7 +74,7 @@ def load_base(
     """
     from transformers import AutoModelForCausalLM
 
-    _silence_libraries()
+    silence_libraries()
     model, unused = load_weights(
         AutoModelForCausalLM,
         source,
@@ -109,9 +121,14 @@ def load_tokenizer(spec: ModelSpec, source: str, revision: str | None) -> Any:
     return tokenizer
 
 
-def load_text(spec: ModelSpec, source: str, revision: str | None) -> tuple[Any, ChatOptions, tuple[int, ...]]:
-    """What an `Encoder` of a base model is made of, without its weights: tokenizer, chat options, end tokens."""
-    if Path(source).is_dir():
+def load_text(
+    spec: ModelSpec, source: str, revision: str | None, *, with_weights: bool = True
+) -> tuple[Any, ChatOptions, tuple[int, ...]]:
+    """What an `Encoder` of a base model is made of, without its weights: tokenizer, chat options, end tokens.
+
+    with_weights: whether a folder must have them, so that loading it later does not fail.
+    """
+    if with_weights and Path(source).is_dir():
         check_folder(Path(source), spec.trust_remote_code)
     chat = ChatOptions(spec.chat_template_kwargs, spec.reasoning, spec.system_messages, spec.date)
     return load_tokenizer(spec, source, revision), chat, end_ids(source, revision)
@@ -198,7 +215,7 @@ def _without_report() -> Iterator[None]:
         logger.removeFilter(hold)
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Turn off messages about choices that are not the user's."""
     import transformers
 

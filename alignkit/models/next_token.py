@@ -13,6 +13,7 @@ from torch import Tensor
 from alignkit.errors import RunFailed
 
 BLOCK = 256  # tokens of the vocabulary that `inverse_cdf` first adds up
+DIVERGED = "the policy's next-token probabilities are NaN: training has diverged; lower learning_rate"
 
 
 @dataclass(frozen=True)
@@ -58,22 +59,42 @@ def choose(
     end token is chosen. processed: the logits to choose by, if processors have changed them. Raises RunFailed if no
     token can be chosen.
     """
+    short = [length < sampling.min_new_tokens for length in lengths]
+    early = torch.tensor(short, device=logits.device) if any(short) else None
+    ends = torch.tensor(sorted(end_ids) if any(short) else [], dtype=torch.int64, device=logits.device)
+    numbers = torch.tensor(np.asarray(draws), dtype=torch.float64)
+    chosen, chosen_logprobs, allowed = draw(logits, numbers, sampling, early, ends, processed)
+    changed = processed is not None and processed is not logits
+    if changed and not bool(allowed.amax(dim=-1).isfinite().all()):
+        raise RunFailed("the logits processors masked every token of a response, or produced NaN")
+    if not bool(chosen_logprobs.isfinite().all()):
+        raise RunFailed(DIVERGED)
+    return chosen, chosen_logprobs
+
+
+def draw(
+    logits: Tensor,
+    draws: Tensor,
+    sampling: Sampling,
+    early: Tensor | None,
+    ends: Tensor,
+    processed: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`choose` without a look at the results: tokens, log-probabilities, and the scores they were chosen by.
+
+    draws: [n] fp64. early: [n] bool, rows that may not end yet; None: all may. ends: [m] the end tokens, on the device.
+    """
     changed = logits if processed is None else processed
     if sampling.temperature == 0:
-        allowed = _forbid_ends(changed, lengths, sampling, end_ids)
+        allowed = _forbid_ends(changed, early, ends)
         chosen = allowed.argmax(dim=-1)
         logprobs = torch.log_softmax(logits, dim=-1)
     else:
         logprobs = _at_temperature(logits, sampling)
         candidates = logprobs if changed is logits else _at_temperature(changed, sampling)
-        allowed = _filter(_forbid_ends(candidates, lengths, sampling, end_ids), sampling)
-        chosen = inverse_cdf(allowed.exp(), torch.tensor(np.asarray(draws), dtype=torch.float64))
-    if changed is not logits and not bool(allowed.amax(dim=-1).isfinite().all()):
-        raise RunFailed("the logits processors masked every token of a response, or produced NaN")
-    chosen_logprobs = logprobs.gather(-1, chosen[:, None])[:, 0]
-    if not bool(chosen_logprobs.isfinite().all()):
-        raise RunFailed("the policy's next-token probabilities are NaN: training has diverged; lower learning_rate")
-    return chosen, chosen_logprobs
+        allowed = _filter(_forbid_ends(candidates, early, ends), sampling)
+        chosen = inverse_cdf(allowed.exp(), draws)
+    return chosen, logprobs.gather(-1, chosen[:, None])[:, 0], allowed
 
 
 def process(logits: Tensor, sequences: Sequence[Sequence[int] | None], sampling: Sampling) -> Tensor:
@@ -123,13 +144,12 @@ def _at_temperature(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.log_softmax(logits if sampling.temperature == 1 else logits / sampling.temperature, dim=-1)
 
 
-def _forbid_ends(scores: Tensor, lengths: Sequence[int], sampling: Sampling, end_ids: frozenset[int]) -> Tensor:
-    """Mask the end tokens of rows that are shorter than `min_new_tokens`."""
-    early = [row for row, length in enumerate(lengths) if length < sampling.min_new_tokens]
-    if not early or not end_ids:
+def _forbid_ends(scores: Tensor, early: Tensor | None, ends: Tensor) -> Tensor:
+    """Mask the end tokens of rows that may not end yet."""
+    if early is None or not len(ends):
         return scores
     scores = scores.clone()
-    scores[torch.tensor(early)[:, None], torch.tensor(sorted(end_ids))] = float("-inf")
+    scores[:, ends] = scores[:, ends].masked_fill(early[:, None], float("-inf"))
     return scores
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +34,17 @@ from alignkit.models.encoding import Encoder
 from alignkit.models.export import saved_head, scorer
 from alignkit.models.files_check import check_finite
 from alignkit.models.hub import locate
-from alignkit.models.loading import backbone, device_of, dtype_of, has_score, largest, load_base, load_text, warn_unused
+from alignkit.models.loading import (
+    backbone,
+    device_of,
+    dtype_of,
+    has_score,
+    largest,
+    load_base,
+    load_text,
+    mixed_precision,
+    warn_unused,
+)
 from alignkit.models.origin import Base
 from alignkit.models.padding import padding_of, saved_unread, with_padding
 from alignkit.models.recompute import make_recomputable, recomputing
@@ -66,6 +76,8 @@ class Role:
 class SharedModel:
     """The base model with its tokenizer and roles."""
 
+    autocast: torch.dtype | None = None  # of products, if weights are stored in another dtype
+
     def __init__(self, spec: ModelSpec, source: str, *, revision: str | None = None, seed: int = 0):
         """source: a transformers folder or hub id. seed: of new adapters and heads."""
         self.base = Base(spec.base, source, revision)
@@ -93,6 +105,12 @@ class SharedModel:
         if spec.lora is not None:
             self.adapters = Adapters(self.model, spec.lora, self.active_adapter, self.base)
         load_check.check_head(self, BASE)
+        if spec.activation_checkpointing and not self.recomputes:
+            raise RunFailed(
+                f"'activation_checkpointing': the layers of {type(self.model).__name__} cannot be computed again\n"
+                "help: leave it out"
+            )
+        self.autocast = mixed_precision(spec, self.device)  # after the checks, which compare in fp32
 
     def encoder(self) -> Encoder:
         """A new encoder with the model's tokenizer and chat template."""
@@ -192,9 +210,17 @@ class SharedModel:
         role = self.roles[name]
         before, self.active_adapter.name = self.active_adapter.name, role.adapter
         try:
-            yield role.model
+            with self.multiplying():
+                yield role.model
         finally:
             self.active_adapter.name = before
+
+    def multiplying(self) -> AbstractContextManager[Any]:
+        """Compute products inside in the dtype that `model.mixed_precision` names.
+
+        Converted weights are kept until the outermost of these contexts ends.
+        """
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
 
     def _copy_model(self, start: str | Path | None) -> Any:
         if not isinstance(start, Path):
@@ -231,7 +257,8 @@ class SharedModel:
         """Compute a role's last hidden states [tokens, hidden] of a packed row of tokens [tokens]."""
         if not self.packs:
             return self._hidden_separately(name, layout, tokens)
-        if self.recomputes and torch.is_grad_enabled() and self.memory.must_recompute(len(tokens)):
+        always = self.spec.activation_checkpointing
+        if self.recomputes and torch.is_grad_enabled() and (always or self.memory.must_recompute(len(tokens))):
             self.recomputed += 1
             with recomputing(lambda: self._using_layout(name, layout)):
                 return self._hidden_packed(name, layout, tokens)
@@ -275,12 +302,14 @@ class SharedModel:
         """
         head = self.roles[name].model.get_output_embeddings()
         spec = HeadSpec(head.weight, getattr(head, "bias", None), temperature, self._softcap, self._logit_scale)
-        return logprobs_and_entropy(hidden, tokens.to(self.device), spec, entropy=entropy)
+        with self.multiplying():
+            return logprobs_and_entropy(hidden, tokens.to(self.device), spec, entropy=entropy)
 
     def next_logits(self, name: str, hidden: Tensor) -> Tensor:
         """Compute the logits of every next token [n, vocabulary], fp32, from hidden states [n, hidden]."""
         head = self.roles[name].model.get_output_embeddings()
-        logits = matmul.linear(hidden, head.weight, getattr(head, "bias", None)).float()
+        with self.multiplying():
+            logits = matmul.linear(hidden, head.weight, getattr(head, "bias", None)).float()
         if self._logit_scale != 1.0:  # multiplying by 1 would still read and write the whole table
             logits = logits * self._logit_scale
         return torch.tanh(logits / self._softcap) * self._softcap if self._softcap else logits

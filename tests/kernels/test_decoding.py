@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from alignkit.kernels import decoding as decoding_module
+from alignkit.kernels import static_decoding
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
+from alignkit.kernels.static_decoding import StaticDecoding
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 PROMPTS = (5, 2, 7, 3)
@@ -37,16 +39,20 @@ def prefilled(sequences: list[tuple[Tensor, Tensor, Tensor]], indices: list[int]
     return layout
 
 
-@pytest.mark.parametrize("block", [32, 2])
+@pytest.mark.parametrize("block", [32, 2, None], ids=["one block", "small blocks", "static"])
 @pytest.mark.parametrize(
     "args", [AttentionArgs(None, None, None), AttentionArgs(0.3, 4, None), AttentionArgs(None, None, 2.0)]
 )
 def test_every_token_attends_as_in_its_whole_sequence(
-    args: AttentionArgs, block: int, sequences: list[tuple[Tensor, Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+    args: AttentionArgs,
+    block: int | None,
+    sequences: list[tuple[Tensor, Tensor, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(decoding_module, "BLOCK", block)
+    monkeypatch.setattr(decoding_module, "BLOCK", block or 32)
+    monkeypatch.setattr(static_decoding, "STEP", 4)
     expected = [TreeLayout([GroupSpan(0, q.shape[2], ())]).attend(0, q, k, v, args) for q, k, v in sequences]
-    decoding, rows, written = Decoding(), [0, 1, 2], dict.fromkeys(range(4), 0)
+    decoding, rows, written = StaticDecoding() if block is None else Decoding(), [0, 1, 2], dict.fromkeys(range(4), 0)
     decoding.update_rows([], TOKENS, prefilled(sequences, rows, args), range(3))
     for step in range(TOKENS):
         if step == 2:  # the longest leaves and another enters
@@ -90,3 +96,27 @@ def test_all_prompts_enter_at_once_as_they_do_one_by_one(sequences: list[tuple[T
     one_by_one = decoding_module._updated(old, keys, change, None)
     assert torch.equal(decoding_module._updated(old, keys, change, change.gather(keys.shape[1])), one_by_one)
     assert one_by_one.shape == (6, KEY_HEADS, 11, SIZE) and one_by_one.any()
+
+
+def test_shapes_repeat_for_many_tokens(
+    sequences: list[tuple[Tensor, Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all columns up to the next step are allocated."""
+    monkeypatch.setattr(static_decoding, "STEP", 4)
+    shapes = []
+    original = static_decoding.attention
+
+    def spy(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, args: AttentionArgs) -> Tensor:
+        shapes.append((tuple(k.shape), tuple(mask.shape)))
+        return original(q, k, v, mask, args)
+
+    monkeypatch.setattr(static_decoding, "attention", spy)
+    args, decoding = AttentionArgs(None, None, None), StaticDecoding()
+    decoding.update_rows([], TOKENS, prefilled(sequences, [0, 1], args), range(2))  # filled up to column 5
+    for _ in range(5):
+        decoding.attend(
+            0, *(torch.ones(2, h, 1, SIZE, dtype=torch.float64) for h in (HEADS, KEY_HEADS, KEY_HEADS)), args
+        )
+        decoding.advance()
+    assert [keys[2] for keys, _ in shapes] == [8, 8, 8, 12, 12] and shapes[0][1] == (2, 1, 1, 8)
+    assert decoding.cache.layers[0][0].shape[2] == 12

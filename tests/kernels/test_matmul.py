@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from alignkit.kernels import capabilities, matmul
 
+pytestmark = pytest.mark.cpu_only("oneDNN and packed weights are for CPUs")
+
 needs_onednn = pytest.mark.skipif(not capabilities.has_onednn(), reason="torch was built without oneDNN")
 
 

@@ -21,7 +21,10 @@ from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 
-pytestmark = pytest.mark.skipif(not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights")
+pytestmark = [
+    pytest.mark.skipif(not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights"),
+    pytest.mark.cpu_only("weights are packed on CPUs"),
+]
 LONG = Sampling(2, sampling_weights.MIN_TOKENS, min_new_tokens=sampling_weights.MIN_TOKENS)
 LIBRARIES = {"MKL": False, "oneDNN": True}
 
@@ -300,3 +303,68 @@ def test_rows_that_have_ended_leave(
     for mine, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(torch.tensor(mine.logprobs), torch.tensor(theirs.logprobs), atol=1e-5, rtol=1e-5)
     assert len({len(r.tokens) for r in found}) > 1
+
+
+# On a GPU
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are merged, not packed."""
+    monkeypatch.setattr(sampling_weights, "_mergeable", lambda model: True)
+
+
+def test_merged_weights_write_the_same_samples(
+    policy: SharedModel, on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged: list[int] = []
+    original = matmul.MergedWeight.__call__
+
+    def spy(self: matmul.MergedWeight, x: torch.Tensor) -> torch.Tensor:
+        merged.append(x.numel() // x.shape[-1])
+        return original(self, x)
+
+    encoder, groups = Encoder(policy.tokenizer), [Group((Message(role="user", content=text),)) for text in ("a", "b c")]
+    monkeypatch.setattr(matmul.MergedWeight, "__call__", spy)
+    ours = sample(policy, "one", encoder, groups, LONG, seed=1)
+    assert merged and 4 in merged
+    merged.clear()
+    monkeypatch.setattr(sampling_weights, "_mergeable", lambda model: False)
+    monkeypatch.setattr(sampling_weights, "MAX_ROWS", 0)
+    theirs = sample(policy, "one", encoder, groups, LONG, seed=1)
+    assert not merged
+    for one, other in zip(ours, theirs, strict=True):
+        for a, b in zip(one.responses, other.responses, strict=True):
+            assert a.tokens == b.tokens and a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+def test_half_precision_is_merged_in_full(policy: SharedModel) -> None:
+    """Rounded once, as the sum of the weight and the adapter's product."""
+    layer = next(iter(lora_layers(policy)))
+    adapter, weight = policy.roles["one"].adapter, layer.base_layer.weight
+    assert adapter is not None
+    up, down = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
+    before = weight.data
+    try:
+        weight.data = before.bfloat16()
+        merged = sampling_weights._merge(policy.model, adapter)[id(up)]
+        exact = weight.double() + layer.scaling[adapter] * (up.double() @ down.double())
+        assert isinstance(merged, matmul.MergedWeight) and merged.weight.dtype == torch.bfloat16
+        torch.testing.assert_close(merged.weight.double(), exact, rtol=2**-8, atol=0)
+    finally:
+        weight.data = before
+
+
+@pytest.mark.parametrize(
+    ("mode", "free", "merges"), [("fast", 2.0**40, True), ("torch", 2.0**40, False), ("fast", 9.0, False)]
+)
+def test_weights_are_merged_where_copies_have_room(
+    policy: SharedModel, mode: str, free: float, merges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    head = SimpleNamespace(weight=SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(policy.model, "get_output_embeddings", lambda: head)
+    monkeypatch.setattr(sampling_weights, "mode", lambda: mode)
+    monkeypatch.setattr(memory, "available", lambda device: free)
+    assert sampling_weights._mergeable(policy.model) is merges

@@ -10,6 +10,8 @@ from alignkit.kernels import attention, capabilities, tiled_attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 
+pytestmark = pytest.mark.cpu_only("tiles are for CPUs")
+
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 # Only a prompt, only a response, responses of similar and of different lengths, an empty one.
 GROUPS = [(9, ()), (0, (11,)), (6, (7,)), (5, (8, 3)), (1, (1, 9)), (7, (0, 6, 5))]

@@ -7,10 +7,11 @@ from functools import partialmethod
 import pytest
 from architectures import ARCHITECTURES, UNPACKED, load, make
 
-from alignkit.kernels import tiled_attention
+from alignkit.kernels import capabilities, flex_attention, tiled_attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.shared_model import SharedModel
+from tests.simulated_cuda.flex import dense
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,7 +36,7 @@ def unpacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return load(make(tmp_path_factory.mktemp(request.param), request.param))
 
 
-@pytest.fixture(params=["one mask", "split responses", "tiles"])
+@pytest.fixture(params=["one mask", "split responses", "tiles", "one call"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every way to compute a group's attention, whichever its shape would select."""
     split = request.param == "split responses"
@@ -44,6 +45,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
             TreeLayout, "__init__", partialmethod(TreeLayout.__init__, costs=tiled_attention.ALWAYS_TILE)
         )
         monkeypatch.setattr(tiled_attention, "QUERIES", 2)
+    if request.param == "one call":
+        monkeypatch.setattr(flex_attention, "supported", lambda *_: True)
+        monkeypatch.setattr(capabilities, "compiled_attention", lambda: dense)
     monkeypatch.setattr(
         GroupSpan, "split_responses", property(lambda s: split and len(s.responses) > 0 < min(s.responses))
     )

@@ -9,6 +9,7 @@ import torch
 from architectures import ARCHITECTURES, make, ragged
 from torch import Tensor
 
+from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.packing import pack
@@ -51,3 +52,38 @@ def test_recomputed_layers_have_the_same_gradients(
     with torch.no_grad():
         gradients_off = policy.hidden("new", row.layout, row.tokens)
     assert policy.recomputed == 3 and not gradients_off.requires_grad
+
+
+@pytest.mark.parametrize("lora", [LoraSpec(r=2), None])
+def test_activation_checkpointing_stores_less_for_the_same_gradients(lora: LoraSpec | None, tmp_path: Path) -> None:
+    """Counted in bytes that autograd keeps."""
+    folder, row = make(tmp_path, "Llama"), pack(ragged() * 20)
+
+    def learned(checkpointing: bool) -> tuple[list[Tensor], int, int]:
+        spec = ModelSpec(base="b", dtype="float32", device="cpu", lora=lora, activation_checkpointing=checkpointing)
+        model = SharedModel(spec, str(folder))
+        model.add_role("new")
+        parameters = [p for name, p in model.make_trainable("new").items() if "lm_head" not in name]
+        own = {p.data_ptr() for p in model.roles["new"].model.parameters()}
+        kept: dict[int, Tensor] = {}
+
+        def keep(x: Tensor) -> Tensor:
+            if x.data_ptr() not in own:
+                kept[x.untyped_storage().data_ptr()] = x
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            hidden = model.hidden("new", row.layout, row.tokens)
+        found = torch.autograd.grad(hidden.square().sum(), parameters)
+        return list(found), model.recomputed, sum(x.untyped_storage().nbytes() for x in kept.values())
+
+    (plain, none, much), (again, some, little) = learned(False), learned(True)
+    assert (none, some) == (0, 1) and little < much / 3
+    for one, other in zip(again, plain, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_models_whose_layers_cannot_be_computed_again_are_refused(tmp_path: Path) -> None:
+    spec = ModelSpec(base="b", dtype="float32", device="cpu", activation_checkpointing=True)
+    with pytest.raises(RunFailed, match="'activation_checkpointing': the layers of BloomForCausalLM"):
+        SharedModel(spec, str(make(tmp_path, "Bloom")))

@@ -92,7 +92,9 @@ def test_a_prompt_without_room_changes_no_other_prompts_samples(models: ModelSer
     ]
     assert [len(group.responses) for group in found[1]] == [2, 0, 2]
     for index in (0, 2):
-        assert found[0][index].responses == found[1][index].responses
+        for one, other in zip(found[0][index].responses, found[1][index].responses, strict=True):
+            assert one.tokens == other.tokens
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)  # some processors round by the batch's size
 
 
 def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from device import CudaTensor, device, place
+from flex import dense, seen
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -104,3 +105,46 @@ class _Fused(torch.autograd.Function):
             out = _numbers(*numbers, None if mask is None else mask.elem, ctx.causal, ctx.scale)
         gradients = torch.autograd.grad(out, numbers, upstream[0].elem)
         return (*map(CudaTensor, gradients), None, None, None)
+
+
+def flex_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: Any = None,
+    block_mask: Any = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch's function as compiled: one kernel, and two for its gradient."""
+    if not all(isinstance(x, CudaTensor) for x in (query, key, value, block_mask.kv_indices)):
+        raise RuntimeError(f"Expected query, key, value and mask on the same device (attention at {place()})")
+    device.attention["flex"] += 1
+    before = device.launches, device.waits.copy(), device.copies.copy()
+    sees = seen(block_mask)  # what the kernel computes inside
+    device.launches, device.waits, device.copies = before
+    result: Tensor = _Flex.apply(query, key, value, score_mod, sees, scale, enable_gqa)
+    return result
+
+
+class _Flex(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Any, k: Any, v: Any, score_mod: Any, sees: Tensor, scale: float | None, grouped: bool
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.arguments = (score_mod, None, scale, grouped)
+        ctx.sees = sees
+        device.launches += 1
+        numbers = dense(q.elem, k.elem, v.elem, *ctx.arguments, sees=sees)
+        return CudaTensor(numbers.detach().transpose(1, 2).contiguous().transpose(1, 2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        device.launches += 2
+        numbers = [x.elem.detach().requires_grad_() for x in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = dense(*numbers, *ctx.arguments, sees=ctx.sees)
+        gradients = torch.autograd.grad(out, numbers, upstream[0].elem)
+        return (*map(CudaTensor, gradients), None, None, None, None)

@@ -308,10 +308,12 @@ def move(module: nn.Module) -> nn.Module:
     return module
 
 
-def enable(memory_gib: float = 80.0) -> Device:
-    """From here on, until the process ends, `cuda` is the simulated device."""
+def enable(memory_gib: float = 80.0, triton: bool = False) -> Device:
+    """From here on, until the process ends, `cuda` is the simulated device. triton: whether it compiles attention."""
     import peft  # noqa: F401 - it imports bitsandbytes, which looks for a real CUDA
-    from attention import scaled_dot_product_attention
+    from attention import flex_attention, scaled_dot_product_attention
+
+    from alignkit.kernels import capabilities
 
     backend_registration._setup_privateuseone_for_python_backend(NAME)
     device.memory.total = int(memory_gib * 2**30)
@@ -339,6 +341,8 @@ def enable(memory_gib: float = 80.0) -> Device:
     for name, function in functions.items():
         setattr(torch.cuda, name, function)
     torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention
+    capabilities.has_triton = lambda: triton  # type: ignore[assignment]
+    capabilities.compiled_attention = lambda: flex_attention  # type: ignore[assignment]
     _load_on_cpu_first()
     torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device="cuda")` becomes a copy that a mode can see
     _Functions().__enter__()

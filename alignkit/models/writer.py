@@ -1,0 +1,141 @@
+"""A role that continues prompts: its tokens, the ends of its turns, and the rows that its memory allows."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignkit.errors import RunFailed
+from alignkit.kernels.memory import available, total
+from alignkit.models.active_sequence import ActiveSequence, Partner, Wrote, key_of
+from alignkit.models.encoding import Encoder
+from alignkit.models.loading import backbone
+from alignkit.models.next_token import DIVERGED, Sampling, choose, process
+from alignkit.models.sampling_rows import most_rows, row_bytes
+from alignkit.models.shared_model import SharedModel
+from alignkit.models.text_tokens import Ids
+
+
+def has_stopped(encoder: Encoder, tokens: Sequence[int], stops: Sequence[str]) -> bool:
+    """Whether the end of these tokens contains a stop string."""
+    if not stops:
+        return False
+    longest = max(len(stop.encode()) for stop in stops)  # every token is at least a part of a byte
+    tail = encoder.decode(tokens[-max(32, longest + 4) :])
+    return any(stop in tail for stop in stops)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A role that continues prompts."""
+
+    model: SharedModel
+    role: str
+    encoder: Encoder
+    prompts: Sequence[Ids]
+    sampling: Sampling
+    finished: Callable[[], None]  # called when turns have ended
+    partner: Partner | None = None
+    wrote: Wrote | None = None
+
+    def context(self, row: ActiveSequence) -> Ids:
+        """All that a row has: its prompt, and its tokens."""
+        return (*self.prompts[row.prompt], *row.tokens) if row.tokens else self.prompts[row.prompt]
+
+    def count(self, **tokens: int) -> None:
+        if self.partner is not None:
+            self.partner.counts.update(tokens)
+
+    def continues(self, row: ActiveSequence) -> bool:
+        """Whether others answer a turn that has ended; the row then has their tokens."""
+        assert self.partner is not None  # otherwise no row waits
+        room = row.most - len(row.tokens) - 1 if row.sampled < len(row.draws) else 0
+        ids = self.partner.reply(row.prompt, row.sample, row.tokens[row.turn :], room)
+        if ids is None:
+            row.complete = True
+            self.finished()
+            return False
+        row.read(ids)
+        return True
+
+    def write(self, rows: Sequence[ActiveSequence], logits: Tensor) -> Tensor:
+        """Append a token to every active row and return all rows' tokens, [rows]. logits: [rows, vocabulary]."""
+        draws = [row.draws[row.sampled] if row.active else 0.0 for row in rows]
+        lengths = [row.sampled for row in rows]
+        processed = logits
+        if self.sampling.processors:
+            texts = [self.context(row) if row.active else None for row in rows]
+            processed = process(logits, texts, self.sampling)
+        before = sum(row.active for row in rows)
+        chosen, logprobs = choose(logits, draws, self.sampling, lengths, self.encoder.end_ids, processed)
+        self._append(rows, chosen.tolist(), logprobs.tolist())
+        if self.wrote is not None:
+            self.wrote(rows, logits)
+        if sum(row.active for row in rows) < before:
+            self.finished()
+        return chosen
+
+    @property
+    def ahead(self) -> bool:
+        """Whether several tokens may be drawn before anything here looks at them."""
+        return self.wrote is None and not self.sampling.processors
+
+    def write_all(self, rows: Sequence[ActiveSequence], tokens: Sequence[tuple[list[float], list[float]]]) -> None:
+        """Append tokens that were drawn ahead, up to the end of each row.
+
+        tokens: of each, the ids and the log-probabilities of all rows.
+        """
+        before = sum(row.active for row in rows)
+        for ids, logprobs in tokens:
+            self._append(rows, [int(token) for token in ids], logprobs)
+        if sum(row.active for row in rows) < before:
+            self.finished()
+
+    def _append(self, rows: Sequence[ActiveSequence], ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        for row, token, logprob in zip(rows, ids, logprobs, strict=True):
+            if row.active:
+                if not math.isfinite(logprob):
+                    raise RunFailed(DIVERGED)
+                row.write(token, logprob)
+                row.ended = token in self.encoder.end_ids or self._stopped(row)
+
+    def _stopped(self, row: ActiveSequence) -> bool:
+        """Whether the response now contains a stop string."""
+        return has_stopped(self.encoder, row.tokens[row.turn :], self.sampling.stop)
+
+    def most_rows(self) -> int:
+        """Rows whose keys and values fit the memory for them, halved for each time that it ran out while sampling."""
+        device, halvings = self.model.device, self.model.memory.sampling_halvings
+        if device.type == "cuda":
+            vocabulary = self.model.model.config.get_text_config().vocab_size
+            return most_rows(self._row_bytes(), available(device), halvings, vocabulary)
+        return most_rows(self._row_bytes(), total(device), halvings)
+
+    def _row_bytes(self) -> int:
+        """Bytes of a row's keys and values."""
+        longest = max((len(prompt) for prompt in self.prompts), default=0)
+        new = self.sampling.max_new_tokens if self.partner is None else max(0, self.partner.max_length - longest)
+        return row_bytes(self.model.model.config.get_text_config(), self.model.dtype.itemsize, longest, new)
+
+    def write_by_prompt(self, queue: deque[ActiveSequence], limit: int) -> None:
+        """Write all sequences with the model's own attention and cache, up to `limit` samples of a prompt at a time."""
+        while queue:
+            rows = [queue.popleft()]
+            while queue and len(rows) < limit and key_of(queue[0]) == key_of(rows[0]):
+                rows.append(queue.popleft())
+            tokens = torch.tensor([self.context(rows[0])] * len(rows), device=self.model.device)
+            self.count(read=tokens.numel())
+            cache = None
+            while any(row.active for row in rows):
+                with self.model.using_role(self.role) as network:
+                    output = backbone(network)(input_ids=tokens, past_key_values=cache, use_cache=True)
+                cache = output.past_key_values
+                logits = self.model.next_logits(self.role, output.last_hidden_state[:, -1])
+                self.model.should_stop()
+                tokens = self.write(rows, logits)[:, None]
+            queue.extendleft(row for row in rows if row.waiting and self.continues(row))

@@ -1,0 +1,83 @@
+"""The suite on a GPU: `make test-gpu`, or `ALIGNKIT_TEST_DEVICE=cuda` with any selection of tests.
+
+Every model is loaded onto the device, whatever its test asks for, and tensors that test code makes are moved there;
+alignkit's own code places its tensors itself. `ALIGNKIT_TEST_DEVICE=simulated` takes the simulated device instead.
+Tests of what only a CPU does are marked `cpu_only` with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+VARIABLE = "ALIGNKIT_TEST_DEVICE"
+KINDS = ("cuda", "simulated")
+TESTS = Path(__file__).parent
+MADE = (
+    *("arange", "empty", "eye", "from_numpy", "full", "linspace", "ones", "rand", "randint", "randn", "randperm"),
+    *("tensor", "zeros"),
+)
+
+
+def wanted() -> str | None:
+    """The device that the variable names. Ends the test run if it is unknown or missing."""
+    name = os.environ.get(VARIABLE)
+    if not name:
+        return None
+    if name not in KINDS:
+        pytest.exit(f"{VARIABLE} is '{name}'; it must be {' or '.join(KINDS)}", returncode=2)
+    if name == "simulated":
+        sys.path.insert(0, str(TESTS / "simulated_cuda"))
+        import device
+
+        device.enable(8.0, triton=True)
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.exit(f"{VARIABLE}=cuda: torch finds no GPU on this machine", returncode=2)
+    return name
+
+
+@contextmanager
+def everything_on_it() -> Iterator[None]:
+    """Load models onto the GPU, and move what test code makes."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    from alignkit.models import loading, shared_model
+    from alignkit.runs import bases
+
+    made = {getattr(torch, name) for name in MADE}
+    cuda = torch.device("cuda", 0)
+
+    class Moved(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if func not in made or "device" in kwargs or not _called_by_a_test():
+                return func(*args, **kwargs)
+            learns = kwargs.pop("requires_grad", False)
+            return func(*args, **kwargs).to(cuda).requires_grad_(learns)
+
+    compare = torch.testing.assert_close
+
+    def assert_close(actual: Any, expected: Any, **options: Any) -> None:
+        compare(actual, expected, **{"check_device": False, **options})
+
+    with pytest.MonkeyPatch.context() as patch, Moved():
+        for module in (loading, shared_model, bases):
+            patch.setattr(module, "device_of", lambda name: cuda)
+        patch.setattr(torch.testing, "assert_close", assert_close)
+        yield
+
+
+def _called_by_a_test() -> bool:
+    """Whether the call comes from a file of tests, and not from alignkit or a library."""
+    frame = sys._getframe(2)
+    name = frame.f_code.co_filename
+    return name.startswith(str(TESTS)) and "simulated_cuda" not in name

@@ -1,0 +1,169 @@
+"""One attention call per packed row, against torch's own mask of all pairs and against the attention of each group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import flex_attention as torch_flex
+
+from alignkit.kernels import capabilities, flex_attention
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.flex_attention import BLOCK, Row
+from alignkit.kernels.layout import AttentionArgs, GroupSpan
+from tests.simulated_cuda.flex import dense, seen
+
+CPU = torch.device("cpu")
+# Groups as (prompt, responses): blocks that one response fills, blocks of many short ones, none at all, empty prompts.
+ROWS = {
+    "pairs": [(150, (200, 60)), (30, (40, 41))],
+    "many short responses": [(10, (7,) * 40)] * 3,
+    "short responses to a long prompt": [(300, (20,) * 20)],
+    "long prompt": [(700, (300, 5)), (3, ())],
+    "no prompt": [(0, (300,)), (0, (20, 20))],
+    "one block": [(128, (128,))],
+    "an empty response": [(100, (30, 0, 60))],
+}
+
+
+def spans(groups: Sequence[tuple[int, tuple[int, ...]]]) -> list[GroupSpan]:
+    found, start = [], 0
+    for prompt, responses in groups:
+        found.append(GroupSpan(start, prompt, responses))
+        start += found[-1].length
+    return found
+
+
+def reference(groups: list[GroupSpan], window: int | None) -> np.ndarray:
+    """[tokens, tokens], token by token."""
+    owner: list[tuple[int, int, int]] = []  # of each token: group, response, position
+    for number, span in enumerate(groups):
+        owner += [(number, 0, place) for place in range(span.prompt)]
+        for response, length in enumerate(span.responses, start=1):
+            owner += [(number, response, span.prompt + place) for place in range(length)]
+    sees = np.zeros((len(owner), len(owner)), dtype=bool)
+    for query, (group, response, position) in enumerate(owner):
+        for key, (other, part, place) in enumerate(owner[: query + 1]):
+            near = window is None or position - place < window
+            sees[query, key] = group == other and part in (0, response) and near
+    return sees
+
+
+@pytest.mark.parametrize("window", [None, 1, 100, 128, 300])
+@pytest.mark.parametrize("name", ROWS)
+def test_the_mask_of_a_row_is_that_of_its_tokens(name: str, window: int | None) -> None:
+    groups = spans(ROWS[name])
+    row = Row(groups, CPU)
+    wanted = torch.from_numpy(reference(groups, window))
+    mask = row.mask(window)
+    assert torch.equal(seen(mask)[: row.tokens, : row.tokens], wanted)
+    assert not seen(mask)[: row.tokens, row.tokens :].any() and mask.seq_lengths[0] % BLOCK == 0
+    # No block is listed in vain, and none that needs no mask is computed with one.
+    some, full = flex_attention.blocks(row.padded, window)
+    tiles = seen(mask).unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+    assert np.array_equal(some, tiles.any(dim=3).any(dim=1).numpy())
+    mixed = [(span.start + span.prompt) // BLOCK for span in groups]  # of a prompt's last and a response's first tokens
+    full[:, mixed] = False
+    tiles[..., mixed, :] = False
+    assert np.array_equal(full, tiles.all(dim=3).all(dim=1).numpy())
+
+
+ARGS = {
+    "plain": AttentionArgs(None, None, None),
+    "window": AttentionArgs(0.3, 90, None),
+    "cap": AttentionArgs(None, None, 2.0),
+    "window and cap": AttentionArgs(None, 200, 3.0),
+}
+
+
+def inputs(tokens: int, key_heads: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(1, heads, tokens, size, generator=generator).to(dtype).requires_grad_()
+        for heads, size in ((4, 16), (key_heads, 16), (key_heads, 24))
+    ]
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, groups: list[GroupSpan]) -> Tensor:
+    """Attention with a mask of all pairs, in fp64."""
+    k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = (q.double() @ k.transpose(-1, -2)) * (args.scaling or q.shape[-1] ** -0.5)
+    if args.softcap is not None:
+        scores = args.softcap * torch.tanh(scores / args.softcap)
+    sees = torch.from_numpy(reference(groups, args.window))
+    return torch.softmax(scores.masked_fill(~sees, float("-inf")), dim=-1) @ v
+
+
+def differences(found: Tensor, wanted: Tensor, q: list[Tensor], other: list[Tensor]) -> list[float]:
+    """The largest differences of values and gradients, relative to the largest number of each."""
+    weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view(found.shape)
+    ours = [found, *torch.autograd.grad((found.double() * weights).sum(), q)]
+    theirs = [wanted, *torch.autograd.grad((wanted.double() * weights).sum(), other)]
+    return [float((a.double() - b.double()).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("name", ARGS)
+def test_values_and_gradients_equal_the_masked_reference(
+    name: str, key_heads: int, dtype: torch.dtype, tolerance: float, one_thread: None
+) -> None:
+    groups, args = spans([(60, (70, 90)), (20, (30,)), (5, ())]), ARGS[name]
+    row = Row(groups, CPU)
+    ours = inputs(row.tokens, key_heads, dtype)
+    others = [x.detach().double().requires_grad_() for x in ours]
+    found = flex_attention.attention(*ours, row, args, dense)
+    assert found.dtype == dtype and found.shape == (1, 4, row.tokens, 24)
+    assert max(differences(found, masked(*others, args, groups), ours, others)) < tolerance
+
+
+def test_torch_takes_the_call_and_agrees(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own function, uncompiled. It refuses gradients on CPUs, though its operators have them."""
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
+    groups, args = spans([(60, (70, 90)), (20, (30,))]), ARGS["window and cap"]
+    row = Row(groups, CPU)
+    ours, others = inputs(row.tokens, 2, torch.float32), inputs(row.tokens, 2, torch.float32)
+    found = flex_attention.attention(*ours, row, args, torch_flex.flex_attention)
+    wanted = TreeLayout(groups).attend(0, *others, args)
+    assert max(differences(found, wanted, ours, others)) < 1e-5
+
+
+def test_layers_of_a_row_share_their_masks() -> None:
+    row = Row(spans([(60, (70, 90))]), CPU)
+    assert row.mask(None) is row.mask(None) is row.mask(500)  # no sequence is as long as this window
+    assert row.mask(50) is row.mask(50) is not row.mask(None)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "triton", "mode", "compiled"),
+    [
+        ("cuda", (9, 0), True, "fast", True),
+        ("cuda", (7, 5), True, "fast", False),
+        ("cuda", (9, 0), False, "fast", False),
+        ("cuda", (9, 0), True, "torch", False),
+        ("cpu", (9, 0), True, "fast", False),
+    ],
+)
+def test_attention_is_compiled_for_gpus_with_triton(
+    device: str, capability: tuple[int, int], triton: bool, mode: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(capabilities, "has_triton", lambda: triton)
+    monkeypatch.setattr(capabilities, "mode", lambda: mode)
+    assert capabilities.can_compile_attention(torch.device(device)) is compiled
+
+
+@pytest.mark.parametrize(
+    ("found", "compiler", "usable"), [(True, "gcc", True), (True, None, False), (False, "gcc", False)]
+)
+def test_triton_needs_a_compiler(
+    found: bool, compiler: str | None, usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(capabilities.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(capabilities.importlib.util, "find_spec", lambda name: "spec" if found else None)
+    uncached: Callable[[], bool] = capabilities.has_triton.__wrapped__
+    assert uncached() is usable
