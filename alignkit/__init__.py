@@ -20,6 +20,7 @@ _WHERE = {
     "engine": "Completion Engine EngineContext EngineOptions SamplingParams",
     "environment": "Environment",
     "errors": "AlignkitError BadRow DataError PluginError RecipeError RemoteError RunFailed",
+    "executor": "Executor ExecutorContext ExecutorOptions Work",
     "external": "ExternalTrainer TrainerContext",
     "filters": "Filter",
     "formats": "Format",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from alignkit.engine import Completion, Engine, EngineContext, EngineOptions, SamplingParams
     from alignkit.environment import Environment
     from alignkit.errors import AlignkitError, BadRow, DataError, PluginError, RecipeError, RemoteError, RunFailed
+    from alignkit.executor import Executor, ExecutorContext, ExecutorOptions, Work
     from alignkit.external import ExternalTrainer, TrainerContext
     from alignkit.filters import Filter
     from alignkit.formats import Format

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +34,7 @@ from alignkit.inspection.command import inspect
 from alignkit.io.leaving import leaving
 from alignkit.io.printable import printable
 from alignkit.labeling.command import label
+from alignkit.planning.command import plan
 from alignkit.reporting.commands import compare, report
 from alignkit.serving.command import serve
 from alignkit.sharing.command import feedback_app
@@ -43,6 +44,7 @@ from alignkit.verification.command import verify
 
 if TYPE_CHECKING:
     from alignkit.plugins import Plugins
+    from alignkit.recipe.schema import Recipe
     from alignkit.registry import Registration
     from alignkit.runs.results import Result
 
@@ -70,6 +72,7 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(feedback_app, name="feedback")
 app.command()(init)
 app.command()(label)
+app.command()(plan)
 
 
 PluginName = Annotated[
@@ -104,6 +107,10 @@ def run(
         list[str] | None,
         typer.Option("--tracker", metavar="NAME", help="Show metrics there too: tensorboard, wandb ..."),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", metavar="N", help="Let N processes run it together, each on a GPU of its own."),
+    ] = None,
 ) -> None:
     """Run a recipe. The same command resumes a run that was interrupted.
 
@@ -112,22 +119,22 @@ def run(
       alignkit run smoke
       alignkit run quickstart stages.align.algorithm=rejection_sampling
       alignkit run recipe.yaml seed=1 --out runs/seed1
+      alignkit run recipe.yaml --processes 2
     """
-    warnings: list[str] = []
-    checked = load(recipe, overrides, plugin, no_plugin, warnings.append)
-    if tracker:
+    from alignkit.runs.start import start
+
+    def loaded(warn: Callable[[str], None]) -> Recipe:
+        chosen = [*(overrides or []), *([] if processes is None else [f"launcher.processes={processes}"])]
+        checked = load(recipe, chosen, plugin, no_plugin, warn)
+        if not tracker:
+            return checked
         from alignkit.plugins import plugins
         from alignkit.recipe.trackers import with_trackers
 
-        checked = with_trackers(checked, tracker, plugins().registry)
-    from alignkit.runs.begin import begin
+        return with_trackers(checked, tracker, plugins().registry)
 
-    folder, reporter = begin(checked, out)
-    for warning in warnings:
-        reporter.say(warning)
-    from alignkit.runs.run import run_recipe  # imports torch
-
-    run_recipe(checked, folder, reporter)
+    if code := start(loaded, out):
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -158,10 +165,10 @@ def validate(
         for line in data_lines(checked):
             print(printable(line))
     if out is not None:
-        from alignkit.runs.plan import plan
+        from alignkit.runs.plan import plan as reuse
         from alignkit.runs.run import Run
 
-        for line in plan(Run(checked, out)):
+        for line in reuse(Run(checked, out)):
             print(printable(line))
     print(printable(f"ok: {checked.name}: stages {' -> '.join(checked.stages)}"))
 

@@ -86,6 +86,11 @@ def register_engines(register: Register) -> None:
     """Engines, which sample and compute log-probabilities: subclasses of `alignkit.Engine`."""
 
 
+@hookspec
+def register_executors(register: Register) -> None:
+    """Executors, which carry out a step's rows elsewhere: subclasses of `alignkit.Executor`."""
+
+
 # Events of a run. Hooks observe: their results are ignored, and they must not change what is computed.
 
 

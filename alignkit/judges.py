@@ -20,6 +20,7 @@ Rated = tuple[Sequence[Message], str]  # prompt, response
 RatedTogether = tuple[Sequence[Message], Sequence[str]]  # prompt, responses
 Rubric = str | Sequence[str]
 
+_spent: ContextVar[list[Verdict | Rating] | None] = ContextVar("spent", default=None)
 _without: ContextVar[dict[str, str] | None] = ContextVar("without", default=None)
 
 
@@ -34,10 +35,22 @@ def without_score() -> Iterator[dict[str, str]]:
         _without.reset(token)
 
 
+@contextmanager
+def spending() -> Iterator[list[Verdict | Rating]]:
+    """Gather everything that judges say, for what it costs. What a panel's judges say is part of the panel's."""
+    found: list[Verdict | Rating] = []
+    token = _spent.set(found)
+    try:
+        yield found
+    finally:
+        _spent.reset(token)
+
+
 def verdict_from(row: Mapping[str, Any]) -> Verdict:
     """A verdict from its JSON form, a dictionary of its fields."""
     orders = row["p_orders"]
-    return Verdict(**{**row, "p_orders": tuple(orders) if orders else None})
+    parts = {name: verdict_from(part) for name, part in (row.get("parts") or {}).items()}
+    return Verdict(**{**row, "p_orders": tuple(orders) if orders else None, "parts": parts})
 
 
 def rates(judge: type[Judge]) -> bool:
@@ -106,7 +119,7 @@ class CheckedJudge:
         check_compares(self.component, rubric)
         if not items:
             return []
-        with calling(self._author, "compare", self.judge):
+        with spending(), calling(self._author, "compare", self.judge):
             verdicts = self.judge.compare(items, *((rubric,) if rubric else ()))
         if not isinstance(verdicts, Sequence) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
             kinds = sorted({type(each).__name__ for each in verdicts}) if isinstance(verdicts, Sequence) else ()
@@ -118,7 +131,7 @@ class CheckedJudge:
             for p in (verdict.p_first, *(verdict.p_orders or ())):
                 if p is not None and not (isinstance(p, Real) and 0.0 <= float(p) <= 1.0):  # NaN is not, either
                     raise self._wrong(f"{p!r:.100} is not a probability")
-        self._note(verdict.reason for verdict in verdicts if verdict.p_first is None)
+        self._note(verdicts, (verdict.reason for verdict in verdicts if verdict.p_first is None))
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
@@ -126,7 +139,7 @@ class CheckedJudge:
         check_rates(self.component, rubric)
         if not items:
             return []
-        with calling(self._author, "rate", self.judge):
+        with spending(), calling(self._author, "rate", self.judge):
             ratings = self.judge.rate(items, rubric)
         return self._checked(ratings, len(items), "rate")
 
@@ -135,7 +148,7 @@ class CheckedJudge:
         check_rates(self.component, rubric, together=True)
         if not items:
             return []
-        with calling(self._author, "rate_together", self.judge):
+        with spending(), calling(self._author, "rate_together", self.judge):
             groups = self.judge.rate_together(items, rubric)
         if not isinstance(groups, Sequence) or len(groups) != len(items):
             raise self._wrong(f"return a list of ratings for each of {len(items)} prompts", "rate_together")
@@ -161,11 +174,13 @@ class CheckedJudge:
                 raise self._wrong(text, method)
             if score is not None and not low <= float(score) <= high:
                 raise self._wrong(f"a score is {score:g}, outside of the judge's scale, {low:g} to {high:g}", method)
-        self._note(rating.reason for rating in ratings if rating.score is None)
+        self._note(ratings, (rating.reason for rating in ratings if rating.score is None))
         return list(ratings)
 
-    def _note(self, reasons: Iterator[str]) -> None:
-        """Tell `without_score` of a score that is missing."""
+    def _note(self, said: Sequence[Verdict | Rating], reasons: Iterator[str]) -> None:
+        """Tell `spending` what was said, and `without_score` of a score that is missing."""
+        if (everything := _spent.get()) is not None:
+            everything += said
         found, reason = _without.get(), next(reasons, None)
         if found is not None and reason is not None:
             found.setdefault(f"judge '{self.component.name}' ({self._author})", reason)

@@ -22,6 +22,7 @@ from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
 from alignkit.engine import LOCAL, Engine, EngineOptions
 from alignkit.environment import Environment, tool_functions, why_no_tool
 from alignkit.errors import AlignkitError, PluginError, did_you_mean
+from alignkit.executor import Executor, ExecutorOptions
 from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
 from alignkit.formats import Format
@@ -46,6 +47,7 @@ HOOKS = {
     "register_filters": "filter",
     "register_trackers": "tracker",
     "register_engines": "engine",
+    "register_executors": "executor",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Words that recipes use for something else where they would name the implementation.
@@ -56,6 +58,7 @@ _RESERVED = {
     },
     "reward": {"folder"},
     "engine": {LOCAL},
+    "executor": {LOCAL},
 }
 
 
@@ -95,12 +98,13 @@ class Plugins:
     """The installed plugins.
 
     registry: what recipes can name. broken: plugins that failed to load. manager: pluggy's, which calls event hooks.
+    files, without: the extra files and the disabled names; another process loads the same plugins with them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, files: Iterable[Path] = (), without: Iterable[str] = ()) -> None:
+        self.files, self.without, self.broken = tuple(files), tuple(without), list[BrokenPlugin]()
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hookspecs)
-        self.broken: list[BrokenPlugin] = []
         self.registry = Registry(self.broken)
 
     def notify(self, hook: str, **kwargs: Any) -> None:
@@ -217,6 +221,7 @@ def _base(hook: str) -> type | None:
         "register_filters": Filter,
         "register_trackers": Tracker,
         "register_engines": Engine,
+        "register_executors": Executor,
     }.get(hook)
 
 
@@ -232,7 +237,7 @@ def check_implementation(hook: str, name: str, implementation: Any) -> None:
         hint = " (pass the class, not an instance)" if isinstance(implementation, base) else ""
         raise TypeError(f"{label} must be a subclass of alignkit.{base.__name__}, not {implementation!r}{hint}")
     options = getattr(implementation, "Options", Options)
-    wanted = EngineOptions if issubclass(implementation, Engine) else Options
+    wanted: type[Options] = EngineOptions if base is Engine else ExecutorOptions if base is Executor else Options
     if not isinstance(options, type) or not issubclass(options, wanted):
         raise TypeError(f"{label}: its Options must be a subclass of alignkit.{wanted.__name__}, not {options!r}")
     if issubclass(implementation, Algorithm):
@@ -373,8 +378,8 @@ _current: Plugins | None = None
 def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = ()) -> Plugins:
     """Load the installed plugins and the extra files; `plugins()` returns the result from then on."""
     global _current
-    result = Plugins()
-    everything = [*_entry_points(), *(_file_plugin(Path(path)) for path in extra_files)]
+    result = Plugins(map(Path, extra_files), disabled)
+    everything = [*_entry_points(), *map(_file_plugin, result.files)]
     candidates, result.registry.disabled = _enabled(everything, disabled)
     counts = Counter(plugin.name for plugin in candidates)
     for plugin in candidates:

@@ -14,7 +14,10 @@ from alignkit.options import Options
 
 FEW = 6  # names, which fit in an error
 # Combinations are rewards.
-KINDS = ("model", "format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker", "engine")
+KINDS = (
+    *("model", "format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker", "engine"),
+    "executor",
+)
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,12 @@ class Reward:
         relative paths start there.
         """
 
+    def check_source(self, folder: Path) -> None:
+        """What `check` finds that shows without running code: called by `alignkit validate` if `runs_code`."""
+
+    def check_machine(self) -> None:
+        """Raise RunFailed for what this machine lacks, such as a GPU: called by runs, not by `alignkit validate`."""
+
     def check_prompts(self, groups: Sequence[Group]) -> None:
         """Raise DataError if these prompts lack something that scoring needs; called after `check`, before training.
 
@@ -286,6 +292,7 @@ class Verdict:
     bounded: an answer was not among the tokens that a server returned; its largest possible probability was used.
     calls, tokens: questions that the model was asked, and tokens that it read and wrote; None if that is not known.
     cost: what they cost, in the currency of the judge's price; None without a price.
+    parts: of a panel, what its judges say, by their names.
     """
 
     p_first: float | None
@@ -296,6 +303,7 @@ class Verdict:
     calls: int | None = field(default=None, compare=False)
     tokens: int | None = field(default=None, compare=False)
     cost: float | None = field(default=None, compare=False)
+    parts: Mapping[str, Verdict] = field(default_factory=dict, compare=False)
 
     @property
     def tied(self) -> bool:

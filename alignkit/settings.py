@@ -72,6 +72,15 @@ class ModelSpec(Options):
     lora: Annotated[LoraSpec | None, BeforeValidator(_none_word)] = Field(
         default=LoraSpec(), description="LoRA options, such as {r: 16}; none: train all weights"
     )
+    mixed_precision: Literal["none", "bf16"] = Field(
+        default="none",
+        description="bf16: with lora: none, keep weights and losses in float32 and multiply in bfloat16",
+    )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="store only the input of each layer, and compute the layer again for its gradient: less memory, "
+        "about a third more time",
+    )
     chat_template: str | None = Field(
         default=None,
         description="plain, chatml (adds no default system message), hermes (chatml with tools), or a Jinja file; "
@@ -171,8 +180,8 @@ class Stop(Options):
     kl: float | None = Field(
         default=None,
         gt=0,
-        description="end when the KL to the reference exceeds this many nats per response; the result is the last "
-        "policy within this budget",
+        description="end when the KL to the reference exceeds this many nats per response, over all samples, "
+        "also those that filters leave out; the result is the last policy within this budget",
     )
     gold: Literal["falls"] | None = Field(
         default=None,
@@ -272,6 +281,10 @@ class Settings(Options):
         gt=0,
         description="peak learning rate of AdamW; default: the algorithm's, scaled to the model's hidden size and to "
         "LoRA or all weights",
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw",
+        description="adamw_8bit keeps the moments of AdamW in 8 bits (bitsandbytes): 2 bytes per weight instead of 8",
     )
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay rate of AdamW's first moment")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from alignkit.author import Author, calling
 from alignkit.data.group import Group
@@ -43,7 +43,7 @@ class StepContext(Context):
     with their scores, and `scorer.untrained` says which combinations training would have changed. log(**metrics):
     writes metrics. say: prints one line.
     map(name, rows, f): the results of f over rows. They are stored by the content of the rows, so a run that was
-    killed continues after the last complete chunk.
+    killed continues after the last complete chunk. For a name in `Step.maps`, f is `self.mapper(name, context)`.
     trained_on(model, prompts): for each stage that trained the policy, or the reward models of a RewardRef, the places
     of the prompts that it learned from.
     log_odds(reward): whether a RewardRef is a reward model whose scores are log-odds (`Algorithm.log_odds`); None if
@@ -81,7 +81,12 @@ class StepData:
 
 
 class Step:
-    """Base class of a step. In a recipe its options are keys of the stage."""
+    """Base class of a step. In a recipe its options are keys of the stage.
+
+    maps: names of `context.map` whose rows an executor may carry out in other processes.
+    """
+
+    maps: ClassVar[tuple[str, ...]] = ()
 
     class Options(_Options):
         """No options."""
@@ -102,6 +107,14 @@ class Step:
         Called by `alignkit validate` and before the first stage of a run, after `check`. `DataError.option` says where
         in the recipe the mistake is. Data of other stages are seen by `run` only.
         """
+
+    def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], Iterable[Any]]:
+        """The function of `context.map` for a name in `maps`: a result for each row of a chunk.
+
+        Called in this process, and once in each worker of an executor: it depends on the options, the context's models,
+        seed, stage and folders, and nothing that `run` found out. Rows and results are JSON, so tuples become lists.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define `mapper(name, context)`")
 
     def run(self, context: StepContext) -> Artifact:
         """Do the work. Called again from the beginning after an interruption; `context.map` keeps its results."""

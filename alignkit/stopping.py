@@ -13,6 +13,7 @@ from alignkit.errors import AlignkitError
 # SIGHUP: the terminal was closed. SIGUSR1: a batch system's warning before its time limit.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 _reasons: list[str] = []
+_asked = [0]  # how often
 
 
 class Stopped(AlignkitError):
@@ -28,8 +29,14 @@ def request_stop(reason: str) -> None:
 
 def should_stop() -> None:
     """Raise Stopped if a stop was requested."""
+    _asked[0] += 1
     if _reasons:
         raise Stopped(f"stopped: {_reasons[0]}")
+
+
+def asked() -> int:
+    """How often this process has asked whether it should stop; long work does so again and again."""
+    return _asked[0]
 
 
 @contextmanager
@@ -46,6 +53,13 @@ def stoppable() -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         _reasons.clear()
+
+
+def keep_signals() -> None:
+    """Receive signals again after a library has taken them in C, where Python does not notice."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, *SIGNALS):
+            signal.signal(number, signal.getsignal(number))
 
 
 def _signalled(number: int, _frame: FrameType | None) -> None:

@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from alignkit.seeds import stream
+
 # English only, after the hedges and boosters of Hyland 2005, "Metadiscourse": those that are rarely anything else, and
 # what assistants say.
 HEDGES = (
@@ -27,6 +29,7 @@ CONFIDENCE = (
 )  # fmt: skip
 REPEATED = 3  # words of an n-gram in `repetition`
 BLEU = 4  # words of the longest n-gram in `self_bleu`
+COMPARED = 16  # texts, for self-BLEU
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
 # Scripts without spaces: each character counts as a word.
 _SINGLE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -68,12 +71,18 @@ def distinct(texts: Iterable[Sequence[str]], size: int) -> float | None:
 def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
     """The mean BLEU of each text with the others as its references; 1 if all are equal, None if there is one text.
 
+    Of more than COMPARED texts, as many are compared: always the same ones of a number of texts, drawn by a fixed seed.
+    The time grows with the square of their number, and the value with the number of references.
+
     Zhu et al. 2018 (arXiv:1802.01886). BLEU: Papineni et al. 2002, with one added to the counts of
     n-grams of two and more words, as answers are short (Lin and Och 2004, "ORANGE"), and with shorter
     n-grams only for texts of fewer than four words.
     """
     if len(texts) < 2:
         return None
+    if len(texts) > COMPARED:
+        drawn = stream(0, "self_bleu", len(texts)).permutation(len(texts))[:COMPARED]
+        texts = [texts[place] for place in sorted(drawn.tolist())]
     counts = [[Counter(_grams(words, size)) for size in range(1, BLEU + 1)] for words in texts]
     return sum(_bleu(texts, counts, own) for own in range(len(texts))) / len(texts)
 

@@ -9,7 +9,8 @@ def all_turns(response: Response) -> str:
     """The text, or the assistant's turns one after the other: what judges and people read."""
     if response.messages is None:
         return response.text
-    return "\n\n".join(turn.get("content", "") for turn in response.messages if turn.get("role") == "assistant")
+    turns = (turn.get("content") for turn in response.messages if turn.get("role") == "assistant")
+    return "\n\n".join(text for text in turns if text)  # a turn that only calls a tool says nothing
 
 
 def last_turn(response: Response) -> str:

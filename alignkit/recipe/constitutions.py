@@ -27,13 +27,14 @@ def read_constitution(raw: Any, keys: Keys, scope: Scope) -> tuple[Principle, ..
     path = _file(raw, keys, scope)
     if path is None:
         return None
+    principles, found = None, []
     try:
         inside = Problems(plain_file(path, "constitution"))
+        principles, found = _principles(inside.document.data, (), inside), inside.items
     except RecipeError as error:
-        scope.problems.items += error.problems
-        return None
-    principles = _principles(inside.document.data, (), inside)
-    scope.problems.items += [problem for problem in inside.items if problem not in scope.problems.items]
+        found = list(error.problems)
+    # Another stage may have read the same file.
+    scope.problems.items += [problem for problem in found if problem not in scope.problems.items]
     return principles
 
 
@@ -42,7 +43,8 @@ def _file(text: str, keys: Keys, scope: Scope) -> Path | None:
     path, shipped = scope.paths.locate(text, keys), shipped_constitutions()
     if exists(path) or text in shipped:
         return path if exists(path) else shipped[text]
-    help = did_you_mean(text, shipped) or f"looked for {path}; shipped constitutions: {', '.join(shipped)}"
+    help = scope.paths.meant_in_recipe(text, keys) or did_you_mean(text, shipped)
+    help = help or f"looked for {path}; shipped constitutions: {', '.join(shipped)}"
     scope.problems.error(keys, f"no such constitution: {text}", help=help)
     return None
 
@@ -55,12 +57,14 @@ def _principles(raw: Any, keys: Keys, problems: Problems) -> tuple[Principle, ..
         expected = "expected a list of principles, each with 'name', and 'critique' and 'revise', or 'compare'"
         problems.error(keys, f"{where}{expected}, got {got}")
         return None
-    found: dict[str, Principle] = {}
+    found: list[Principle] = []
+    names: set[str] = set()
     for index, item in enumerate(raw):
         principle = validate(Principle, item, (*keys, index), problems).value
-        if principle is None:
-            continue
-        if principle.name in found:
-            problems.error((*keys, index, "name"), f"the name '{principle.name}' is used twice")
-        found.setdefault(principle.name, principle)
-    return tuple(found.values()) if len(problems) == before else None
+        found += [] if principle is None else [principle]
+        name = item.get("name") if isinstance(item, dict) else None  # also of one that is wrong otherwise
+        name = " ".join(name.split()) if isinstance(name, str) else ""
+        if name in names:
+            problems.error((*keys, index, "name"), f"the name '{name}' is used twice")
+        names |= {name} if name else set()
+    return tuple(found) if len(problems) == before else None

@@ -25,7 +25,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TEXT: Schema = {"type": "string"}
 _CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataKeys, ModelSpec, Settings, Principle)
 # Kinds of plugins with options.
-_KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker", "engine")
+_KINDS = ("format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker", "engine", "executor")
 
 
 def recipe_schema(registry: Registry) -> Schema:
@@ -90,6 +90,7 @@ class _Builder:
             "filter": self._component("filter"),
             "environment": self._component("environment"),
             "engine": _any_of([{"const": LOCAL}, self._component("engine")]),
+            "executor": _any_of([{"const": LOCAL}, self._component("executor")]),
             "constitution": _any_of([TEXT, {"type": "array", "items": self._refs[Principle]}]),
             "stage": _any_of([self._training_stage(), *self._steps()]),
             "stage_or_block": _any_of([_ref("stage"), block]),
@@ -115,11 +116,12 @@ class _Builder:
 
     def _steps(self) -> Iterable[Schema]:
         """`step: NAME` with its options next to it, or `step: {NAME: {options}}`."""
+        elsewhere = {"engine": _ref("engine"), "executor": _ref("executor")}
         for name, model in self._options["step"].items():
             options = self._schema(model)
-            keys = {"step": {"const": name}, "engine": _ref("engine"), **options.get("properties", {})}
+            keys = {"step": {"const": name}, **elsewhere, **options.get("properties", {})}
             yield _object(keys, ["step", *options.get("required", [])])
-        yield _object({"step": self._component("step"), "engine": _ref("engine")}, ["step"])
+        yield _object({"step": self._component("step"), **elsewhere}, ["step"])
 
     def _schema(self, model: type[BaseModel]) -> Schema:
         return self._defs[self._refs[model]["$ref"].removeprefix("#/$defs/")]

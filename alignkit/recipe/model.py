@@ -50,13 +50,18 @@ def _check_trainable(spec: ModelSpec, keys: Keys, scope: Scope) -> None:
         culprit = "lora" if problems.document.overridden((*keys, "lora")) else "quantization"
         message = f"{name}: {spec.quantization} weights cannot be trained"
         problems.error((*keys, culprit), message, help="train a LoRA adapter, or set 'quantization: none'")
+    if spec.mixed_precision != "none" and spec.lora is not None:
+        message = f"{name}.mixed_precision: with a LoRA adapter the base is frozen, so 'dtype: bfloat16' does the same"
+        help = "leave 'mixed_precision' out, or train all weights with 'lora: none'"
+        problems.error((*keys, "mixed_precision"), message, help=help)
     if spec.dtype == "float16":
         message = f"{name}.dtype: float16 would lose small gradients, because alignkit does no loss scaling"
         help = "'dtype: auto' chooses bfloat16 if the hardware is fast at it"
         problems.error((*keys, "dtype"), message, help=help)
     elif spec.dtype == "bfloat16" and spec.lora is None:
         message = f"{name}.dtype: bfloat16 weights would lose most updates at the learning rates of fine-tuning"
-        problems.error((*keys, "dtype"), message, help="leave 'dtype' out, or train a LoRA adapter")
+        help = "leave 'dtype' out and write 'mixed_precision: bf16', or train a LoRA adapter"
+        problems.error((*keys, "dtype"), message, help=help)
 
 
 def _check_device(device: str, keys: Keys, scope: Scope) -> None:

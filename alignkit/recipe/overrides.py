@@ -65,7 +65,7 @@ def _open(node: Node, segment: str, before: Sequence[str], mark: Mark) -> None:
         where = ".".join(before)
         message = f"'{where}' is {node.value!r}, so it has no key '{segment}'"
         inside = f"write '{where}.{node.value}.{segment}=...' for an option of {node.value}, or "
-        named = isinstance(node.value, str) and before[-1] in ("algorithm", "engine", "judge", "reward")
+        named = isinstance(node.value, str) and before[-1] in ("algorithm", "engine", "executor", "judge", "reward")
         raise Failed(mark.problem(message, f"{inside if named else 'write '}'{where}={{...}}' to replace it"))
 
 

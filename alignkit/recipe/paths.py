@@ -53,11 +53,16 @@ class Paths:
             return path
         near = sorted(item.name for item in path.parent.iterdir()) if is_dir(path.parent) else []
         help = did_you_mean(path.name, [*near, *also]) or f"looked in {path.parent}"
-        in_recipe = self.document.path.parent / text
-        if self.document.overridden(keys) and exists(in_recipe):
-            help = f"an override's path starts at the current folder; did you mean {in_recipe}?"
+        help = self.meant_in_recipe(text, keys) or help
         self.problems.error(keys, f"no such file{' or stage' if also else ''}: {text}", help=help)
         return None
+
+    def meant_in_recipe(self, text: str, keys: Keys) -> str:
+        """What to do if an override names a file of the recipe's folder; empty if it does not."""
+        in_recipe = self.document.path.parent / text
+        if not self.document.overridden(keys) or not exists(in_recipe):
+            return ""
+        return f"an override's path starts at the current folder; did you mean {in_recipe}?"
 
     def folder(self, text: str, keys: Keys) -> Path | None:
         """Return the absolute path of a folder that must exist."""
@@ -71,7 +76,8 @@ class Paths:
         """Check the file that an option names, and return its absolute path. A store need not exist yet."""
         path = self.locate(str(value), keys)
         if not exists(path) and path.suffix != SUFFIX:
-            self.problems.error(keys, f"no such file: {value}", help=f"looked for {path}")
+            help = self.meant_in_recipe(str(value), keys) or f"looked for {path}"
+            self.problems.error(keys, f"no such file: {value}", help=help)
         return path
 
     def for_run(self, value: Path, keys: Keys) -> Path:

@@ -40,7 +40,7 @@ class Stage:
     settings, needs: None for a step. upstream: names of the stages that must run before it. folders: those whose
     weights it starts from or compares, made by other runs; absolute paths. roles: all models that it names: base
     models, stages, and folders. engine: what samples; None:
-    alignkit itself.
+    alignkit itself. executor: what carries out the rows of a step; None: its own process.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Stage:
     folders: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     engine: Any = None  # a Component, once the recipe is complete
+    executor: Component | None = None
 
     @property
     def base(self) -> str:
@@ -59,12 +60,24 @@ class Stage:
         return (self.settings.base if self.settings is not None else None) or BASE
 
 
+class LauncherKeys(Options):
+    """How many processes run the recipe together."""
+
+    processes: int = Field(default=1, ge=1, le=4096, description="processes, which accelerate's launcher starts")
+    patience: float = Field(
+        default=45.0,
+        ge=1,
+        description="seconds without a sign of life after which a process counts as hung, and the run ends",
+    )
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A validated recipe.
 
     stages: in the order in which they run. resolved: the recipe as plain data with absolute paths. bases: base models
-    besides `model`. document: its text, for errors that are found after it was read; None for a recipe without one.
+    besides `model`. launcher: None if the recipe does not name any. document: its text, for errors that are found after
+    it was read; None for a recipe without one.
     """
 
     name: str
@@ -77,6 +90,7 @@ class Recipe:
     resolved: dict[str, Any]
     trackers: tuple[Component, ...] = ()
     bases: dict[str, ModelSpec] = field(default_factory=dict)
+    launcher: LauncherKeys | None = None
     document: Document | None = field(default=None, compare=False, repr=False)
 
     def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
@@ -128,6 +142,9 @@ class TopKeys(Options):
     engine: EngineRef = Field(
         default=None,
         description="what samples in every stage: local (alignkit itself) or an engine plugin; default: local",
+    )
+    launcher: LauncherKeys | None = Field(
+        default=None, description="several processes that run the recipe together, such as {processes: 2}"
     )
     stages: dict[str, Any] = Field(
         min_length=1, description="stages by name; each runs after the stages that it refers to"

@@ -13,6 +13,7 @@ from alignkit.recipe.algorithm_stage import read_algorithm
 from alignkit.recipe.components import Named, find, read_component, read_options, split, with_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.engines import read_engine
+from alignkit.recipe.executors import read_executor
 from alignkit.recipe.problems import shown
 from alignkit.recipe.schema import Stage
 from alignkit.recipe.scope import BASE, Declared, Scope, StageKind, report_two_meanings
@@ -112,7 +113,7 @@ def _check_settings(raw: Any, keys: Keys, scope: Scope) -> None:
 def _read_step(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope: Scope) -> Stage | None:
     """Return a step. Its options are next to `step: NAME`, or inside `step: {NAME: {...}}`."""
     named, registration = raw["step"], declared.registration
-    options = {key: value for key, value in raw.items() if key not in (*_KINDS, "engine")}
+    options = {key: value for key, value in raw.items() if key not in (*_KINDS, "engine", "executor")}
     engine = read_engine(raw["engine"], (*keys, "engine"), scope) if raw.get("engine") is not None else None
     if isinstance(named, dict):
         name = next(iter(named))
@@ -122,7 +123,8 @@ def _read_step(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope: Sc
         component = read_component("step", named, (*keys, "step"), scope, registration)
     else:
         component = with_options("step", named, registration, options, keys, scope)
+    executor = read_executor(raw.get("executor"), (*keys, "executor"), component, scope)
     if component is None:
         return None
     upstream, folders, roles = tuple(scope.upstream), tuple(scope.folders), tuple(scope.roles)
-    return Stage(scope.stage, "step", component, None, upstream, None, folders, roles, engine)
+    return Stage(scope.stage, "step", component, None, upstream, None, folders, roles, engine, executor)

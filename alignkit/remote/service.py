@@ -50,6 +50,7 @@ class Remote:
     read: turns the bytes of a reply into a JSON value, or raises `Malformed`.
     help: explains statuses that end the run, if the general texts do not; {variable} and {path} are filled in.
     fits: says why a value cannot be the reply to a request's body, such as a wrong number of scores; empty if it can.
+    A stored reply that does not fit, because the recipe has changed, is asked for again.
 
     The constructor raises RunFailed if the key is missing or the file is damaged, before any request is sent.
     """
@@ -83,8 +84,9 @@ class Remote:
         """
         keys = [self._key_of(body) for body in bodies]
         with closing(ReplyStore(self.folder, self.name)) as store:
-            replies = store.get(keys)
-            missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in replies}
+            asked = dict(zip(keys, bodies, strict=True))
+            replies = {key: reply for key, reply in store.get(keys).items() if not self.fits(asked[key], reply.value)}
+            missing = {key: body for key, body in asked.items() if key not in replies}
             if missing:
                 self._check_asking(len(missing), len(set(keys)))
                 with progress(f"asking {self.name}", len(missing)) as done:
@@ -297,6 +299,7 @@ class Asker:
             raise RemoteError(
                 f"{name}: {self._options.base_url} replied with HTTP {status}: "
                 + words.format(variable=variable, path=self._remote.path)
+                + (f"; the server says: {said[:200]}" if (said := self._safe(text.decode("utf-8", "replace"))) else "")
             )
         return Reply(reason=f"HTTP {status}: " + self._safe(text.decode("utf-8", "replace"))[:200])
 

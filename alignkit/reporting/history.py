@@ -21,7 +21,8 @@ _WARNING = re.compile(r"^(?:(\S+): )?warning: (.*)$")
 _STAGE = re.compile(r"^(\S+): stage \d+ of \d+, \S+$")
 # What a line of run.log says when something happened that a reader should know.
 _INCIDENT = re.compile(
-    r"^error: |^stopped: |^interrupted|^unexpected |continuing after |, starting over$|restored an earlier result"
+    r"^error: |^stopped: |: stopped in iteration |^interrupted|^unexpected |continuing after |, starting over$"
+    r"|restored an earlier result"
     r"|the stage runs again|a step was skipped|the checkpoint was written |skipped \d+ bad row|did not finish within"
     r"|retr(?:y|ies)\b|damaged"
 )

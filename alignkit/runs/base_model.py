@@ -61,7 +61,7 @@ def load_base_model(
     name: the recipe's name for it. commit: of a hub model; None: what the recipe's revision means. date: the day that a
     chat template writes, unless the recipe sets one.
     """
-    spec = _resolved(recipe, name, date)
+    spec = resolved_spec(recipe, name, date)
     say(f"loading {spec.base}")
     with _loading(recipe, spec, name):
         model = SharedModel(spec, source, revision=commit or spec.revision, seed=number(recipe.seed, "init"))
@@ -73,7 +73,7 @@ def load_base_model(
     return model
 
 
-def _resolved(recipe: Recipe, name: str, date: str | None) -> ModelSpec:
+def resolved_spec(recipe: Recipe, name: str, date: str | None) -> ModelSpec:
     """A base model's settings with the day that its template writes and the path of a template file."""
     spec = recipe.base(name)
     spec = spec.model_copy(update={"date": spec.date or date})
@@ -88,7 +88,7 @@ def base_encoder(
 
     Arguments: as those of `load_base_model`.
     """
-    spec = _resolved(recipe, name, date)
+    spec = resolved_spec(recipe, name, date)
     revision = commit or spec.revision
     with _loading(recipe, spec, name):
         return Encoder(*load_text(spec, locate(source, revision), revision))

@@ -37,7 +37,7 @@ class RunData:
 
     def preload(self, spec: DataSpec) -> Loaded:
         """Read a data entry that a stage will soon ask for. `load` does not read it again unless its files change."""
-        files = _file_facts(spec)
+        files = file_facts(spec)
         loaded = self.read(spec)
         self._preloaded.append(_Preloaded(spec, files, loaded))
         return loaded
@@ -47,7 +47,7 @@ class RunData:
         if seed is not None:
             return self.read(spec, seed)
         known = [entry for entry in self._preloaded if entry.spec == spec]
-        if known and known[0].files == _file_facts(spec):
+        if known and known[0].files == file_facts(spec):
             self._preloaded.remove(known[0])  # so that the stage can free the rows
             return known[0].loaded
         return self.read(spec)
@@ -76,10 +76,18 @@ class RunData:
         return facts
 
 
+def skipped_rows(loaded: Loaded, record: Path) -> str:
+    """That a source has bad rows, in words. record: the file that will list them."""
+    count = len(loaded.skipped)
+    rows = f"{count} bad row{'s' if count > 1 else ''}"
+    return f"skipped {rows}, the first: {loaded.skipped[0]} ({record} lists all of them once the stage is done)"
+
+
 def _formats() -> dict[str, type[Format]]:
     return {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
 
 
-def _file_facts(spec: DataSpec) -> FileFacts:
+def file_facts(spec: DataSpec) -> FileFacts:
+    """The files of a data entry as they are now."""
     files = [source.path for source in spec.sources if source.path is not None and source.path.is_file()]
     return tuple((str(file), content_digest(file)) for file in files)

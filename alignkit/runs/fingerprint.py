@@ -66,7 +66,8 @@ def _packages(stage: Stage, bases: Sequence[ModelSpec]) -> tuple[str, ...]:
     own: tuple[str, ...] = getattr(stage.component.registration.implementation, "packages", ())
     for component in specs([stage.settings, stage.component.options, stage.engine], Component):
         own = (*own, *getattr(component.options, "packages", ()))
-    return (*own, "bitsandbytes") if any(spec.quantization != "none" for spec in bases) else own
+    eight_bits = getattr(stage.settings, "optimizer", "adamw") == "adamw_8bit"
+    return (*own, "bitsandbytes") if eight_bits or any(spec.quantization != "none" for spec in bases) else own
 
 
 class _Fingerprint:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from alignkit.io.changes import change_since
 from alignkit.io.digest import digest
-from alignkit.runs.changes import change_since
 
 if TYPE_CHECKING:
     from alignkit.runs.run import Run

@@ -15,6 +15,7 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.engine import Engine
 from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
+from alignkit.executor import Executor
 from alignkit.external import ExternalTrainer
 from alignkit.feedback.store import Store
 from alignkit.feedback.waiting import STORE
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def check_components(recipe: Recipe, stages: Sequence[Stage], *, run_code: bool = True) -> None:
-    """Let algorithms, steps, rewards, judges, engines and environments check the model, their options and files.
+    """Let algorithms, steps, rewards, judges, engines, executors and environments check what they can.
 
     run_code: whether to run code that the recipe names. Raises RecipeError with every problem, or DataError if all of
     them are in files.
@@ -64,11 +65,14 @@ def _checks(recipe: Recipe, stage: Stage, run_code: bool) -> Iterable[Callable[[
     if isinstance(kind, type) and issubclass(kind, ExternalTrainer):
         yield partial(_call, stage.component, stage, "check_model", recipe.base(stage.base))
     yield partial(_call, stage.component, stage, "check", recipe.folder)
-    for component in specs([stage.settings, stage.component.options, stage.engine], Component):
+    for component in specs([stage.settings, stage.component.options, stage.engine, stage.executor], Component):
         plugin = component.registration.implementation
-        asked = issubclass(plugin, Judge | Environment | Engine)
-        if asked or (issubclass(plugin, Reward) and (run_code or not plugin.runs_code)):
+        if issubclass(plugin, Reward) and plugin.runs_code and not run_code:
+            yield partial(_call, component, stage, "check_source", recipe.folder)
+        elif issubclass(plugin, Judge | Environment | Engine | Executor | Reward):
             yield partial(_call, component, stage, "check", recipe.folder)
+        if issubclass(plugin, Reward) and run_code:
+            yield partial(_call, component, stage, "check_machine")
 
 
 def _problem(recipe: Recipe, stage: Stage, text: str, option: Keys = ()) -> Problem:
@@ -77,10 +81,10 @@ def _problem(recipe: Recipe, stage: Stage, text: str, option: Keys = ()) -> Prob
     return recipe.problem(keys, message, at_key=len(keys) == 2, help=help)
 
 
-def _call(component: Component, stage: Stage, method: str, argument: Any) -> None:
+def _call(component: Component, stage: Stage, method: str, *arguments: Any) -> None:
     plugin, author = made(component, stage.name)
     with calling(author, method, plugin):
-        getattr(plugin, method)(argument)
+        getattr(plugin, method)(*arguments)
 
 
 def check_trackers(recipe: Recipe) -> None:

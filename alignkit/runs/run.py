@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ from alignkit.author import blaming, made
 from alignkit.data.describe import describe
 from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.errors import OutOfResource, PluginError, RemoteError, RunFailed, message_of
+from alignkit.errors import PluginError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
+from alignkit.io.changes import change_since
 from alignkit.io.digest import digest
 from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.models.router import ModelRouter
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
+from alignkit.processes.team import ALONE, Team
+from alignkit.processes.world import check_size
 from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.reporting.write import report_run
@@ -28,55 +31,52 @@ from alignkit.reward import Context
 from alignkit.runs import preflight
 from alignkit.runs.bases import RunBases
 from alignkit.runs.begin import begin
-from alignkit.runs.changes import change_since
-from alignkit.runs.data import RunData
+from alignkit.runs.data import RunData, skipped_rows
 from alignkit.runs.data_card import source_records
-from alignkit.runs.durable_map import durable_map
 from alignkit.runs.engines import using_engine
+from alignkit.runs.executors import StageExecutor
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.machine import machine_of
-from alignkit.runs.process import locked, peak_memory, resource_error, resume_command
+from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.reference_check import check_references
 from alignkit.runs.reports import facts, printed, stage_record, write_report
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.starts import write_end, write_start
+from alignkit.runs.step_context import step_context
 from alignkit.runs.template_date import template_date
 from alignkit.runs.tracking import Trackers
-from alignkit.runs.trained_on import log_odds, trained_on
+from alignkit.runs.trained_on import trained_on as places_trained_on
 from alignkit.runs.waiting import Waiting
 from alignkit.step import Artifact, StepContext, run_step
-from alignkit.stopping import Stopped, stoppable
+from alignkit.stopping import stoppable
 from alignkit.training.context import StageContext
-from alignkit.training.scoring import ModelScores, Scorer
 from alignkit.training.train import run_training
 
 
-def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | None = None) -> None:
+def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | None = None, team: Team = ALONE) -> None:
     """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's.
 
-    reporter: of a run that has begun (`alignkit.runs.begin`).
+    reporter: of a run that has begun (`alignkit.runs.begin`). team: the processes that run it together.
     """
+    check_size(recipe.launcher, team.world)
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
     with locked(folder):
         reporter.log.open(folder / "run.log")
         write_start(folder, recipe.folder)
-        run = Run(recipe, folder, reporter)
+        run = Run(recipe, folder, reporter, team=team)
         error: BaseException | None = None
         try:
             with stoppable(), blaming(plugins().registry.everything, lambda: run.stage_name):
                 run.execute()
         except BaseException as raised:
             error = raised
-            failure = resource_error(raised) or raised
-            if isinstance(failure, KeyboardInterrupt | Stopped | RemoteError | OutOfResource):
-                if run.stage_name:
-                    failure.add_note(f"in stage '{run.stage_name}'")
-                failure.add_note(f"to resume: {resume_command()}")
+            failure = with_help(resource_error(raised) or raised, run.stage_name)
             run.reporter.log.write(message_of(failure))  # whoever called prints it
             if failure is not raised:
                 raise failure from raised
             raise
         finally:
+            team.ends(error)
             run.reporter.stop()
             if "trackers" in vars(run):
                 run.trackers.finish()
@@ -91,9 +91,16 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
 class Run:
     """One run of a recipe in a folder; event hooks receive it."""
 
-    def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter | None = None, references: Path | None = None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        reporter: Reporter | None = None,
+        references: Path | None = None,
+        team: Team = ALONE,
+    ):
         """references: a folder of log-probabilities of references, if not the one that all runs share."""
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.folder, self.team = recipe, folder, team
         self.reporter = reporter or Reporter()
         self.store = StageStore(folder, recipe.stages)
         self.bases = RunBases(recipe, folder, self.reporter, references)
@@ -125,6 +132,8 @@ class Run:
         began = time.monotonic()
         plugins().notify("run_started", run=self)
         write_text(self.folder / "recipe.resolved.yaml", dump(self.recipe.resolved))
+        if self.team.world.processes > 1:
+            self.cache()  # before the others look for it
         template_date(self.folder)  # recorded now, so that a run that goes past midnight keeps its day
         self._preflight()
         times, waiting = [], Waiting()
@@ -200,8 +209,8 @@ class Run:
         self.reporter.stage(name, [*self.recipe.stages].index(name) + 1, len(self.recipe.stages), stage.component.name)
         began = time.monotonic()
         with using_engine(self, stage):
-            self._make_room(stage)
-            summary, artifact = self._work(stage, folder)
+            self.make_room(stage)
+            summary, artifact = self._work(stage, folder, parts)
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)
         seconds = time.monotonic() - began
@@ -212,10 +221,11 @@ class Run:
         self.reporter.say(f"{name}: done in {duration(seconds)}{facts(summary)}")
         return False
 
-    def _work(self, stage: Stage, folder: Path) -> tuple[dict[str, Any], Artifact]:
+    def _work(self, stage: Stage, folder: Path, parts: Mapping[str, Any]) -> tuple[dict[str, Any], Artifact]:
         """Do the stage's work; returns its summary and artifact."""
         if stage.kind == "algorithm":
-            return run_training(self.stage_context(stage, folder)), Artifact()
+            with self.team.training(stage.name, parts):
+                return run_training(self.stage_context(stage, folder)), Artifact()
         artifact = self._step(stage, folder)
         if artifact.groups is not None:
             write_groups(self.store.data(stage.name), artifact.groups)
@@ -226,7 +236,18 @@ class Run:
     def _step(self, stage: Stage, folder: Path) -> Artifact:
         """Run a step's plugin."""
         step, author = made(stage.component, stage.name)
-        return run_step(step, author, self._step_context(stage, folder))
+        executor = self.executor_of(stage)
+        try:
+            return run_step(step, author, self.step_context(stage, folder, executor))
+        finally:
+            if executor is not None:
+                executor.close()
+
+    def executor_of(self, stage: Stage) -> StageExecutor | None:
+        """What carries out the rows of a stage; None: this process."""
+        if stage.executor is None:
+            return None
+        return StageExecutor(stage.executor, self.cache() / "executor", stage=stage.name, say=self.reporter.say)
 
     # Contexts
 
@@ -237,10 +258,10 @@ class Run:
             stage=stage,
             models=self.models.of(stage.base),
             folder=folder,
-            metrics=lambda size: self._metrics(stage, size),
+            metrics=lambda size: self.metrics(stage, size),
             seed=seed,
             load=self.load,
-            reward_context=lambda: self._reward_context(seed),
+            reward_context=lambda: self.reward_context(seed),
             folder_of=self.store.path,
             base_of=self.bases.base_of,
             models_of=lambda reference: self.models.of(self.bases.base_of(reference) or stage.base),
@@ -248,50 +269,27 @@ class Run:
             forget_scores=self.models.forget_scores,
             reporter=self.reporter,
             notify=self.notify(stage.name),
-            should_stop=self.should_stop,
+            should_stop=lambda: self.team.should_stop(self.should_stop),
+            reducer=self.team.reducer,
         )
 
-    def _step_context(self, stage: Stage, folder: Path) -> StepContext:
-        seed = self.seed_of(stage)
-        metrics = self._metrics(stage)
+    def step_context(self, stage: Stage, folder: Path, executor: StageExecutor | None = None) -> StepContext:
+        """Return the context of a step. executor: what carries out its rows; None: this process."""
+        return step_context(self, stage, folder, executor)
 
-        def log(**values: Any) -> None:
-            metrics.write(stage=stage.name, **values)
-
-        def mapped(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
-            with self.reporter.progress(name, len(rows)) as done:
-                return durable_map(folder / "map" / f"{name}.jsonl", rows, function, self.should_stop, done)
-
-        known = ModelScores()
-        return StepContext(
-            models=self.models,
-            cache=self._cache(),
-            folder=self.recipe.folder,
-            seed=seed,
-            out=folder,
-            load=lambda spec: self.load(spec).groups,
-            scorer=lambda spec: Scorer(spec, self._reward_context(seed), known=known),
-            map=mapped,
-            log=log,
-            say=self.reporter.say,
-            trained_on=self._trained_on,
-            log_odds=partial(log_odds, self.store),
-            stage=stage.name,
-            progress=self.reporter.progress,
-        )
-
-    def _trained_on(self, model: str | RewardSpec, prompts: Sequence[Group]) -> dict[str, set[int]]:
+    def trained_on(self, model: str | RewardSpec, prompts: Sequence[Group]) -> dict[str, set[int]]:
+        """See `StepContext`."""
         record, read = self.store.record, self._data.read
-        return trained_on(
+        return places_trained_on(
             model, prompts, self.recipe, lambda name: record(name).get("policy"), lambda d: read(d).groups
         )
 
-    def _reward_context(self, seed: int) -> Context:
+    def reward_context(self, seed: int) -> Context:
         """Return the context of rewards and judges. A score must not depend on earlier scores of this process."""
         self.models.forget_scores()
         return Context(
             self.models,
-            self._cache(),
+            self.cache(),
             self.recipe.folder,
             seed,
             lambda spec: self.load(spec).groups,
@@ -299,7 +297,8 @@ class Run:
             progress=self.reporter.progress,
         )
 
-    def _cache(self) -> Path:
+    def cache(self) -> Path:
+        """The run's folder for what rewards, judges and engines keep."""
         make_folder(cache := self.folder / "cache")
         return cache
 
@@ -338,11 +337,7 @@ class Run:
                 self.reporter.say(line)
         if loaded.skipped:
             self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
-            count, record = len(loaded.skipped), self.store.path(self.stage_name) / "stage.json"
-            self.reporter.say(
-                f"skipped {count} bad row{'s' if count > 1 else ''}, the first: {loaded.skipped[0]} "
-                f"({record} lists all of them once the stage is done)"
-            )
+            self.reporter.say(skipped_rows(loaded, self.store.path(self.stage_name) / "stage.json"))
         return loaded
 
     @cached_property
@@ -350,7 +345,8 @@ class Run:
         """The run's trackers, each in its own thread."""
         return Trackers(self.recipe, self.folder, self.reporter.say)
 
-    def _metrics(self, stage: Stage, size: int = 0) -> Metrics:
+    def metrics(self, stage: Stage, size: int = 0) -> Metrics:
+        """A stage's metrics.jsonl, which the trackers follow. size: bytes at its last checkpoint."""
         return self.trackers.followed(self.store.metrics(stage.name, size), self.hashes.get(stage.name, ""))
 
     # Models
@@ -362,7 +358,7 @@ class Run:
         self.attach_engine(service)
         return service
 
-    def _make_room(self, stage: Stage) -> None:
+    def make_room(self, stage: Stage) -> None:
         """Begin a stage: free the base models that no later stage needs, or all others if there is no room for them."""
         stages = list(self.recipe.stages.values())
         needed = self.bases.needed(stage)

@@ -67,10 +67,13 @@ class GoldMeasure:
         scored = self.gold.score(groups)
         scores = [response.scores[REWARD_KEY] for group in scored for response in group.responses]
         look = look_at(iteration, groups, scores)
+        self.context.reducer.led(lambda: self._write(look))
+        return look
+
+    def _write(self, look: Look) -> None:
         make_folder(self.folder)
         lines = [json.dumps(row, ensure_ascii=False) for row in rows_of(look)]
-        write_text(self.folder / f"{iteration:04d}.jsonl", "\n".join(lines) + "\n")
-        return look
+        write_text(self.folder / f"{look.iteration:04d}.jsonl", "\n".join(lines) + "\n")
 
     def read(self, iteration: int) -> Look:
         """What was measured before the stage was interrupted. Raises RunFailed if it is gone."""

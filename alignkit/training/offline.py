@@ -78,7 +78,7 @@ class OfflineStage:
             self._check_stop(plan)
             with noting(f"in step {work.learner.steps + 1} of {plan.total}"):
                 self._after(plan, self._step(plan))
-        if "best_epoch" not in work.summary or not context.adapter.exists():
+        if "best_epoch" not in work.summary or not context.reducer.led(context.adapter.exists):
             work.save()
         return work.summary
 

@@ -14,11 +14,9 @@ from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.author import noting
 from alignkit.data.group import Group, previews
 from alignkit.errors import RunFailed
-from alignkit.models import forward
 from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.sampling import Sampling, sample
-from alignkit.models.shared_model import SharedModel
 from alignkit.reward import REWARD_KEY
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext
@@ -26,7 +24,9 @@ from alignkit.training.encoder import counted
 from alignkit.training.episodes import Episodes, episodes_of
 from alignkit.training.filters import StageFilters
 from alignkit.training.iteration import Iteration, mean_kl, rollout_metrics, sampler_gap
-from alignkit.training.outcome import report_filtered, report_idle
+from alignkit.training.judged import spent, why_unscored
+from alignkit.training.measuring import Measuring
+from alignkit.training.outcome import FILTERED, report_filtered, report_idle
 from alignkit.training.rollouts import PromptSource, RolloutFiles
 from alignkit.training.schedule import minibatches, schedule
 from alignkit.training.scoring import Scorer, most_different, report_only, score_rollouts, with_learned
@@ -55,6 +55,7 @@ class OnlineStage:
         self.filters = StageFilters(rollout.filters or (), context.name)
         self.files = RolloutFiles(context, self.scorer, self.algorithm.needs.reward)
         self.watch = StageWatch(self.work, self.scorer, self.sampling, self.sample)
+        self.measuring = Measuring(self.work, self.sampling.temperature)
         self.episodes = episodes_of(context)
         if self.settings.replay_from and not self.algorithm.needs.replay:  # not an error: users swap algorithms
             context.say("replay_from has no effect: the algorithm learns only from its own samples")
@@ -116,6 +117,7 @@ class OnlineStage:
             combinations, rollouts = self.scorer.states() if self.scorer is not None else {}, self.files.digests
             more = {"combinations": combinations, "rollouts": rollouts, **self.watch.checkpoint}
             self.work.checkpoint(number, position, iteration=number, **more)
+            self.watch.checkpointed()
 
     # The parts of an iteration, in order
 
@@ -136,7 +138,7 @@ class OnlineStage:
             self._filter(iteration)
             self._keep(iteration)
             self.measure(iteration)
-            if not self.watch.stops(number, iteration.metrics.get("kl")):
+            if not self.watch.stops(number, self._sampled_kl(iteration)):
                 self._learn(iteration)
         iteration.metrics |= iteration.speed_metrics()
         state = self.algorithm.algorithm.state.items()
@@ -191,10 +193,15 @@ class OnlineStage:
         if rollouts.unscored:
             groups = [g for g in rollouts.all_groups if any(r.scores.get(REWARD_KEY) is None for r in g.responses)]
             what = f"{counted(rollouts.unscored, 'response')} without a score"
-            self.context.say(f"{f'left out {what}' if learns else what}; prompts: {previews(groups)}")
+            why = why_unscored(self.scorer) if self.scorer is not None else ""
+            self.context.say(f"{f'left out {what}' if learns else what}; prompts: {previews(groups)}{why}")
         iteration.rollouts = rollouts
         iteration.groups, iteration.combined = rollouts.groups, rollouts.combined
         iteration.metrics |= rollout_metrics(rollouts)
+        if self.scorer is not None:
+            iteration.metrics |= (paid := spent(self.scorer))
+            if "judge/cost" in paid:
+                self.work.summary["judge_cost"] = self.work.summary.get("judge_cost", 0.0) + paid["judge/cost"]
 
     def _filter(self, iteration: Iteration) -> None:
         """Leave out what the recipe's filters do not keep, and count it by their names."""
@@ -207,7 +214,7 @@ class OnlineStage:
         self._take(iteration, keep)
         if not iteration.groups:
             names = ", ".join(f"'{name}' {count}" for name, count in counts.items() if count)
-            iteration.skipped = f"filters left out every group ({names})"
+            iteration.skipped = f"{FILTERED} ({names})"
 
     def _take(self, iteration: Iteration, keep: Sequence[bool]) -> None:
         """Only some of the groups, with their rewards."""
@@ -254,15 +261,13 @@ class OnlineStage:
         """Log-probabilities and values. The KL to the reference is logged even if the algorithm does not need it."""
         roles, needs = self.work.roles, self.algorithm.needs
         groups, encoded = iteration.groups, examples.groups
-        if not (needs.old_logprobs or needs.reference_logprobs or needs.values):
-            # Two passes over every sample cost more than learning the best of each prompt.
-            each = max(len(group.responses) for group in groups)
+        if (each := self._one_in(groups)) > 1:
             groups, encoded = groups[::each], encoded[::each]
         if roles.values is None:
-            old = self._logprobs(roles.trained, encoded)
+            old = self.measuring.logprobs(roles.trained, encoded)
         else:
-            old, examples.token_columns["old_values"] = self._logprobs_and_values(encoded)
-        reference, read = self._reference_logprobs(encoded)
+            old, examples.token_columns["old_values"] = self.measuring.logprobs_and_values(encoded)
+        reference, read = self.measuring.reference_logprobs(encoded)
         if needs.old_logprobs:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
@@ -278,34 +283,26 @@ class OnlineStage:
         if all(ours is theirs for ours, theirs in zip(encoded, read, strict=True)):
             self._check_reference(kl)
 
-    def _reference_logprobs(self, encoded: Sequence[Encoded]) -> tuple[list[torch.Tensor], list[Encoded]]:
-        """The reference's log-probabilities, and the groups as it reads them."""
-        read = self.work.reference_prompts.encoded(encoded)
-        return self._logprobs(self.work.roles.reference, read, self.work.reference_models.model), read
+    def _one_in(self, groups: Sequence[Group]) -> int:
+        """Of how many groups one is measured, if the algorithm needs no measurement: responses to a prompt.
 
-    def _logprobs(self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None) -> list[torch.Tensor]:
-        """model: the base model of the role; default: the stage's own."""
-        base, temperature = model or self.work.model, self.sampling.temperature
+        Two passes over every sample cost more than learning the best of each prompt.
+        """
+        needs = self.algorithm.needs
+        measures = needs.old_logprobs or needs.reference_logprobs or needs.values
+        return 1 if measures else max(len(group.responses) for group in groups)
 
-        def measured(own: Sequence[int]) -> list[torch.Tensor]:
-            groups = [encoded[index] for index in own]
-            return forward.measure(base, role, groups, "logprobs", temperature=temperature)
-
-        return self.context.reducer.deal([len(group.rows) for group in encoded], measured)
-
-    def _logprobs_and_values(self, encoded: Sequence[Encoded]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        roles, temperature = self.work.roles, self.sampling.temperature
-        assert roles.values is not None
-
-        def measured(own: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-            groups = [encoded[index] for index in own]
-            both = forward.measure_with_values(
-                self.work.model, roles.trained, str(roles.values), groups, temperature=temperature
-            )
-            return list(zip(*both, strict=True))
-
-        both = self.context.reducer.deal([len(group.rows) for group in encoded], measured)
-        return [logprobs for logprobs, _ in both], [values for _, values in both]
+    def _sampled_kl(self, iteration: Iteration) -> float | None:
+        """The KL that a budget is about: of all samples, also of those that nothing is learned from."""
+        everything, learned = iteration.rollouts.all_groups, iteration.groups
+        left_out = sum(len(g.responses) for g in everything) - sum(len(g.responses) for g in learned)
+        if not left_out or not self.watch.has_budget:
+            return iteration.metrics.get("kl")
+        sampled = [group for group in everything if group.responses]
+        encoded = self.work.encoder.encode(sampled[:: self._one_in(sampled)])
+        old = self.measuring.logprobs(self.work.roles.trained, encoded)
+        iteration.metrics["sampled_kl"] = kl = mean_kl(old, self.measuring.reference_logprobs(encoded)[0])
+        return kl
 
     def _check_reference(self, kl: float) -> None:
         """Catch a common bug of RLHF code: a reference that differs from the policy's start."""
@@ -392,9 +389,9 @@ class OnlineStage:
         """Encode groups that `select` created, which have no reward and no signal."""
         examples = Examples(self.work.encoder.encode(groups))
         if self.algorithm.needs.reference_logprobs:
-            examples.token_columns["reference_logprobs"], _ = self._reference_logprobs(examples.groups)
+            examples.token_columns["reference_logprobs"], _ = self.measuring.reference_logprobs(examples.groups)
         if self.algorithm.needs.old_logprobs:
-            examples.token_columns["old_logprobs"] = self._logprobs(self.work.roles.trained, examples.groups)
+            examples.token_columns["old_logprobs"] = self.measuring.logprobs(self.work.roles.trained, examples.groups)
         if self.algorithm.needs.sampler_logprobs:
             examples.token_columns["sampler_logprobs"] = self.algorithm.sampler_logprobs(examples.groups)
         return examples

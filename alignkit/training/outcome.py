@@ -10,6 +10,12 @@ from alignkit.errors import RunFailed
 from alignkit.training.context import StageContext
 from alignkit.training.encoder import counted
 
+FILTERED = "filters left out every group"
+FILTERED_HELP = (
+    "look at the rewards in the samples and widen the filter, or leave it out; with more prompts_per_iteration or "
+    "samples_per_prompt, a group that it keeps is likelier"
+)
+
 
 def report_filtered(context: StageContext, summary: Mapping[str, Any]) -> None:
     """Report how many groups each filter left out, over all iterations."""
@@ -28,5 +34,6 @@ def report_idle(context: StageContext, summary: Mapping[str, Any], iterations: i
         f"{idle} of {counted(iterations, 'iteration')} had nothing to learn from. Last reason: {summary['idle_reason']}"
     )
     if idle == iterations:
-        raise RunFailed(f"stage '{context.name}': {fact}. The samples are in {samples}")
+        text = f"stage '{context.name}': {fact}. The samples are in {samples}"
+        raise RunFailed(f"{text}\nhelp: {FILTERED_HELP}" if FILTERED in summary["idle_reason"] else text)
     context.say(fact)

@@ -77,15 +77,23 @@ class RolloutFiles:
 
     def write(self, iteration: int, groups: Sequence[Group]) -> None:
         file = self._file(iteration)
-        write_groups(file, groups)
-        self.digests[file.name] = file_digest(file)
+
+        def written() -> str:
+            write_groups(file, groups)
+            return file_digest(file)
+
+        self.digests[file.name] = self.context.reducer.led(written)
 
     def restore(self, digests: Mapping[str, str]) -> None:
         """Continue with the files of a checkpoint. Later ones are removed: they will be written again."""
         self.digests = dict(digests)
-        for path in self.folder.glob("*.jsonl"):
-            if path.name not in digests:
-                path.unlink()
+
+        def remove_later() -> None:
+            for path in self.folder.glob("*.jsonl"):
+                if path.name not in digests:
+                    path.unlink()
+
+        self.context.reducer.led(remove_later)
 
     def before(self, iteration: int) -> list[list[Group]]:
         """Scored rollouts of the stages in `replay_from`, then of this stage's earlier iterations.

@@ -16,8 +16,8 @@ from alignkit import functional as F
 from alignkit.author import calling, counting_nothing, made, remembering_nothing
 from alignkit.data.group import Group, Response, preview
 from alignkit.errors import AlignkitError, RunFailed
-from alignkit.judges import without_score
-from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Reward, RewardCombination
+from alignkit.judges import spending, without_score
+from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Reward, RewardCombination, Verdict
 from alignkit.training.reducer import ONE_PROCESS, Reducer
 
 if TYPE_CHECKING:
@@ -40,11 +40,15 @@ class ModelScores:
         return self._columns[model]
 
 
+Rows = Callable[["Scorer", Sequence[Group]], list[float | None]]
+
+
 class Scorer:
     """One node of a reward expression with the nodes below it.
 
     reducer: each process scores its share of the groups, and combines the scores of all. known: shared by scorers of
-    the same groups.
+    the same groups. rows(leaf, groups): the scores of a single reward, which asks for the `column` of some groups at a
+    time; None: of all at once.
     """
 
     def __init__(
@@ -54,15 +58,17 @@ class Scorer:
         name: str = "",
         reducer: Reducer = ONE_PROCESS,
         known: ModelScores | None = None,
+        rows: Rows | None = None,
     ):
         self.spec, self.context, self.reducer = spec, context, reducer
         self.name = name or spec.name
-        self._known = known or ModelScores()
+        self._known, self._rows = known or ModelScores(), rows
         self.children = {
-            child: Scorer(below, context, child, reducer, self._known) for child, below in spec.children.items()
+            child: Scorer(below, context, child, reducer, self._known, rows) for child, below in spec.children.items()
         }
         self.plugin: Any = None
         self.reasons: dict[str, str] = {}  # judge -> its first reason for giving no score
+        self.spent: list[Verdict | Rating] = []  # what judges said in this process's last scoring
         self._changes = False  # what the combination remembers changes what it makes of scores
         if spec.component is not None:
             self.plugin, self.author = made(spec.component, context.stage)
@@ -177,7 +183,12 @@ class Scorer:
         return self._scored(groups)
 
     def _scored(self, groups: Sequence[Group]) -> list[float | None]:
+        return self.column(groups) if self._rows is None else self._rows(self, groups)
+
+    def column(self, groups: Sequence[Group]) -> list[float | None]:
+        """The scores of a single component for groups that it sees at once, one per response, checked."""
         sizes = [len(group.responses) for group in groups]
+        self.reasons, self.spent = {}, []  # a process that has no share of the groups asks nobody
         column = self.reducer.deal(sizes, lambda own: self._column([groups[index] for index in own]))
         for index, value in enumerate(column):
             if value is not None and not _is_number(value):
@@ -202,7 +213,8 @@ class Scorer:
 
     def _scores(self, groups: Sequence[Group]) -> list[float | None]:
         """What the plugin says."""
-        with without_score() as self.reasons, counting_nothing(self.author, "score", self.plugin):
+        asked = (without_score(), spending())
+        with asked[0] as self.reasons, asked[1] as self.spent, counting_nothing(self.author, "score", self.plugin):
             scores = self.plugin.score(groups)
         if not isinstance(scores, Mapping) or len(scores) != 1:
             what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,7 +112,8 @@ class StageWork:
             "memory": {base: models.model.memory.state() for base, models in self.context.bases().items()},
             **more,
         }
-        path = save_checkpoint(self.context.folder / "checkpoints", number, Checkpoint(tensors, self.done))
+        folder, checkpoint = self.context.folder / "checkpoints", Checkpoint(tensors, self.done)
+        path = self.context.reducer.led(lambda: save_checkpoint(folder, number, checkpoint))
         self.context.notify("checkpoint_saved", path=str(path))
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
@@ -128,11 +130,11 @@ class StageWork:
     def keep_version(self, number: int) -> None:
         """Save the version `NAME@number`, if the recipe asks for versions."""
         if self.settings.keep_versions:
-            self.model.save(self.roles.trained, self.context.folder / "kept" / str(number))
+            self.save(self.context.folder / "kept" / str(number))
 
-    def save(self) -> None:
-        """Save the current weights as the stage's result."""
-        self.model.save(self.roles.trained, self.context.adapter)
+    def save(self, folder: Path | None = None) -> None:
+        """Save the current weights in a folder; default: as the stage's result."""
+        self.context.reducer.led(lambda: self.model.save(self.roles.trained, folder or self.context.adapter))
 
     def close(self) -> None:
         self.context.reporter.stop()

@@ -6,6 +6,8 @@ with the weights that the chosen iteration sampled from.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -40,6 +42,8 @@ class StageWatch:
         self.hacking: Hacking | None = None
         self.stopped, self.best = "", 0
         self._within = 0  # the last iteration within the KL budget
+        # Iterations that the two checkpoints on the disk may go back to, the older one first.
+        self._checkpointed: tuple[set[int], set[int]] = (set(), set())
 
     # What the samples say
 
@@ -48,11 +52,13 @@ class StageWatch:
         self.stopped = str(self.work.summary.get("stopped", ""))
         self.best = int(self.work.summary.get("kept_iteration", 0))
         self._within = int(self.work.done.get("within_kl", 0))
+        self._forget(lambda number: number <= iterations)  # later ones are sampled again
         for number in range(1, iterations + 1):
             if (file := files / f"{number:04d}.jsonl").is_file():  # people delete them; drift begins later then
                 self.drift.add(look_at(number, read_groups(file)))
             if self.gold is not None and self.gold.due(number):
                 self._learn(self.gold.read(number))
+        self._checkpointed = (self._remembered(), {self._within, self.history.best})
 
     def look(self, number: int, groups: list[Group]) -> dict[str, Any]:
         """The metrics of an iteration's scored samples. Warnings are printed."""
@@ -85,11 +91,15 @@ class StageWatch:
     # Stopping
 
     def stops(self, number: int, kl: float | None) -> bool:
-        """Whether the stage ends before this iteration learns. kl: of its samples, in nats; None if not measured."""
+        """Whether the stage ends before this iteration learns.
+
+        kl: of its samples, in nats; None if not measured. NaN, that of no samples, is neither within a budget nor
+        beyond it.
+        """
         rules = self.stop
         if rules is None:
             return False
-        if rules.kl is not None and kl is not None:
+        if rules.kl is not None and kl is not None and not math.isnan(kl):
             if kl > rules.kl:
                 self._end(
                     number, f"the KL of {kl:.3g} nats is beyond the budget of {rules.kl:.3g}", self._within or number
@@ -104,15 +114,30 @@ class StageWatch:
         return bool(self.stopped)
 
     @property
+    def has_budget(self) -> bool:
+        """Whether the KL decides when the stage ends."""
+        return self.stop is not None and self.stop.kl is not None
+
+    @property
     def checkpoint(self) -> dict[str, int]:
         """What a checkpoint keeps."""
         return {"within_kl": self._within}
+
+    def checkpointed(self) -> None:
+        """A checkpoint is written: forget the weights that only one that is gone could go back to."""
+        self._checkpointed = (self._checkpointed[1], {self._within, self.history.best})
+        if not self.stopped:
+            self._forget(set.union(*self._checkpointed).__contains__)
 
     def save(self) -> None:
         """Write the stage's result: the last weights, or those of the iteration that a stop rule goes back to."""
         if not self.stopped:
             self.work.save()
-        else:
+        self.context.reducer.led(self._settle)
+
+    def _settle(self) -> None:
+        """Take the weights that a stop rule goes back to, and forget the others that one could go back to."""
+        if self.stopped:
             kept = self._weights(self.best)
             if not kept.is_dir():
                 raise RunFailed(
@@ -141,20 +166,47 @@ class StageWatch:
         return self.stop is not None and (self.stop.gold is not None or self.stop.hacking)
 
     def _end(self, number: int, why: str, best: int) -> None:
-        if best == number and not self._weights(best).is_dir():
+        if best == number and not self.context.reducer.led(self._weights(best).is_dir):
             self._remember(best)
         self.stopped, self.best = why, best
-        self.work.summary |= {"stopped": why, "kept_iteration": best}
-        self.context.say(f"stopped: {why}; the result is the policy that iteration {best} sampled from")
+        planned = self.work.settings.iterations or 1
+        counts = {"iterations": number, "planned_iterations": planned, "kept_iteration": best}
+        self.work.summary |= {"stopped": why, **counts}
+        told = f"stopped in iteration {number} of {planned}: {why}; the result is the policy that iteration {best}"
+        self.context.say(f"{told} sampled from")
+        if best == 1:
+            start = self.work.roles.start
+            self.context.say(f"warning: the result is '{start}', and nothing was learned: {self._advice(number)}")
+
+    def _advice(self, number: int) -> str:
+        """Why nothing that the stage learned is kept, and what to change."""
+        rate = f"a learning_rate below {self.work.learner.peak_rate:g}"
+        if not self.has_budget:
+            return f"gold was best before the first update. Set {rate}, or another reward"
+        if number == 1:
+            return "it was beyond the budget before the first update. Set a larger `stop: {kl: ...}`"
+        return f"the first update went beyond the budget. Set a larger `stop: {{kl: ...}}`, or {rate}"
 
     def _remember(self, number: int) -> None:
         """Save the weights that this iteration sampled from, and forget those that no rule can go back to."""
-        target = self._weights(number)
-        self.work.model.save(self.work.roles.trained, target)
-        wanted = {self._within, self.history.best, number}
-        for folder in target.parent.iterdir():
-            if folder.name.isdecimal() and int(folder.name) not in wanted:
-                discard_folder(folder)
+        self.work.save(self._weights(number))
+        wanted = {self._within, self.history.best, number}.union(*self._checkpointed)
+        self._forget(wanted.__contains__)
+
+    def _forget(self, wanted: Callable[[int], bool]) -> None:
+        """Discard the weights of all other iterations."""
+
+        def discard() -> None:
+            for number in self._remembered():
+                if not wanted(number):
+                    discard_folder(self._weights(number))
+
+        self.context.reducer.led(discard)
+
+    def _remembered(self) -> set[int]:
+        """The iterations whose weights are on the disk."""
+        parent = self._weights(0).parent
+        return {int(each.name) for each in parent.iterdir() if each.name.isdecimal()} if parent.is_dir() else set()
 
     def _weights(self, number: int) -> Path:
         return self.context.folder / "rollback" / str(number)

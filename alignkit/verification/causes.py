@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alignkit.runs.changes import Change, changes
+from alignkit.io.changes import Change, changes
 from alignkit.verification.source import of_code
 
 UNKNOWN = "nothing that the record knows is different here"

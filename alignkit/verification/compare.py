@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alignkit.io.changes import Change, changes
 from alignkit.io.digest import file_digest
-from alignkit.runs.changes import Change, changes
 from alignkit.runs.stage_store import read_record
 
 METRICS = "metrics.jsonl"

@@ -20,6 +20,7 @@ from alignkit.errors import OutOfResource
 from alignkit.io.progress import Reporter
 from alignkit.io.stored_replies import stored_replies_only
 from alignkit.plugins import plugins
+from alignkit.recipe.schema import Stage
 from alignkit.runs.process import resource_error
 from alignkit.runs.run import Run
 from alignkit.stopping import Stopped
@@ -79,6 +80,9 @@ class Rerun(Run):
         finally:
             self.reporter.stop()
         return True
+
+    def executor_of(self, stage: Stage) -> None:
+        """None: nothing is asked or paid for here, which workers elsewhere would not know."""
 
     def should_stop(self) -> None:
         """Raise if a stop was requested, or if the rerun has made its steps."""

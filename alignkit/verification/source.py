@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import Problem, RecipeError, did_you_mean
+from alignkit.io.changes import Change, changes, shown
 from alignkit.recipe.schema import NAME_PATTERN, Recipe, Stage
-from alignkit.runs.changes import Change, changes, shown
 from alignkit.runs.stage_store import StageStore
 
 RESOLVED = "recipe.resolved.yaml"

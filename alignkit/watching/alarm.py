@@ -193,7 +193,9 @@ def _mean(values: dict[str, float]) -> float:
 
 
 def _called(name: str, less: bool) -> str:
-    return BOUGHT[name][less] if name in BOUGHT else f"the word '{name.removeprefix(WORD)}'"
+    if name in BOUGHT:
+        return BOUGHT[name][less]
+    return f"{'less of ' * less}the word '{name.removeprefix(WORD)}'"
 
 
 def _groups(look: Look) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from alignkit import text_measures
 from alignkit.comparison import length
 from alignkit.data.group import Group, Response
+from alignkit.data.spoken import all_turns
 from alignkit.reward import REWARD_KEY
 from alignkit.statistics import mean
 
@@ -87,11 +88,9 @@ def look_at(iteration: int, groups: Sequence[Group], gold: Sequence[float | None
 
 
 def _answer(response: Response, gold: float | None) -> Answer:
-    text, count = response.text, length(response)
-    if response.messages is not None:
-        text = "\n".join(turn["content"] for turn in response.messages if turn["role"] == "assistant")
+    count = length(response)
     surprise = -sum(response.logprobs) / count if response.logprobs and count else None
-    return Answer(text, count, response.scores.get(REWARD_KEY), gold, surprise)
+    return Answer(all_turns(response), count, response.scores.get(REWARD_KEY), gold, surprise)
 
 
 def rows_of(look: Look) -> list[dict[str, Any]]:

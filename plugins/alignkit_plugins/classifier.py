@@ -30,7 +30,11 @@ class Classifier(Reward):
         folder: Path = Field(description="folder with the model and its tokenizer, relative to the recipe's folder")
         label: str = Field(description="the label whose probability is the score, such as `toxic`")
         scale: float = Field(1.0, description="factor of the probability; -1 for a label that is bad")
-        device: str = Field("cpu", description="where the classifier runs, such as `cuda`")
+        device: str = Field(
+            "cpu",
+            pattern=r"^(cpu|(cuda|mps|xpu)(:\d{1,3})?)$",
+            description="where the classifier runs, such as `cuda`",
+        )
 
     options: Options
     _folder = Path()
@@ -38,6 +42,18 @@ class Classifier(Reward):
     def check(self, folder: Path) -> None:
         self._folder = folder / self.options.folder.expanduser()
         self._label()
+
+    def check_machine(self) -> None:
+        import torch
+
+        kind, _, number = self.options.device.partition(":")
+        found = 1 if kind == "cpu" else getattr(torch, kind).device_count()
+        if found <= int(number or 0):
+            known = f"only {found}" if found else "none"
+            raise RunFailed(
+                f"reward 'classifier': 'device: {self.options.device}': torch finds {known} on this machine\n"
+                "help: leave out `device`, which is then cpu"
+            )
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)

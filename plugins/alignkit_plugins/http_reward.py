@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 
-from alignkit import Context, DataError, Field, Group, Register, RemoteError, Response, Reward, RunFailed, hookimpl
-from alignkit.data.group import preview
+from alignkit import Context, Field, Group, Register, RemoteError, Response, Reward, RunFailed, hookimpl
+from alignkit.data.prompt_columns import column_of
 from alignkit.remote import Malformed, Remote, RemoteOptions, Reply, key_of
 from alignkit.reward import Progress, no_progress
 
@@ -56,8 +55,7 @@ class HTTP(Reward):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        read = partial(_read, low=self.options.low, high=self.options.high)
-        self.remote = Remote("http", self.options, self.options.path, context.cache, read, fits=_fits)
+        self.remote = Remote("http", self.options, self.options.path, context.cache, _read, fits=self._fits)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         items = [self._item(group, response) for group in groups for response in group.responses]
@@ -82,17 +80,21 @@ class HTTP(Reward):
             raise RunFailed(f"http: {self.remote.url} refuses all of {len(replies)} requests: {reasons[0]}")
         return replies
 
+    def _fits(self, body: Mapping[str, Any], scores: Sequence[tuple[Any, float | None]]) -> str:
+        """Why these scores cannot be those of a request; empty if they can. The limits are those of this recipe."""
+        low, high = self.options.low, self.options.high
+        for name, score in scores:
+            if score is not None and ((low is not None and score < low) or (high is not None and score > high)):
+                return f"the score of item {name!r:.40} is {score:g}, outside the limits `low` and `high`"
+        return _fits(body, scores)
+
     def _item(self, group: Group, response: Response) -> dict[str, Any]:
         said = response.messages or ({"role": "assistant", "content": response.text},)
         item = {"prompt": list(map(_plain, group.prompt)), "response": list(map(_plain, said))}
         return item | ({"columns": self._columns(group)} if self.options.columns else {})
 
     def _columns(self, group: Group) -> dict[str, Any]:
-        for column in self.options.columns:
-            if column not in group.meta:
-                names = ", ".join(group.meta) or "none"
-                raise DataError(f"http: the prompt {preview(group)} has no column '{column}' (its columns: {names})")
-        return {column: group.meta[column] for column in self.options.columns}
+        return {column: column_of("http", group, column) for column in self.options.columns}
 
     def _body(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {**self.options.request, "items": [{"id": str(place), **item} for place, item in enumerate(items)]}
@@ -108,7 +110,7 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": message["role"], "content": message.get("content") or ""}
 
 
-def _read(text: bytes, low: float | None, high: float | None) -> list[tuple[str, float | None]]:
+def _read(text: bytes) -> list[tuple[str, float | None]]:
     """The scores of a reply with the ids of their items. Raises Malformed."""
     try:
         scores = [(row["id"], row["score"]) for row in json.loads(text)["scores"]]
@@ -119,8 +121,6 @@ def _read(text: bytes, low: float | None, high: float | None) -> list[tuple[str,
             continue
         if isinstance(score, bool) or not isinstance(score, int | float) or not _is_finite(score):
             raise Malformed(f"the score of item {name!r:.40} is {score!r:.40}, not a finite number")
-        if (low is not None and score < low) or (high is not None and score > high):
-            raise Malformed(f"the score of item {name!r:.40} is {score:g}, outside the limits `low` and `high`")
     return scores
 
 

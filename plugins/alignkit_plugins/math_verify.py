@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import alignkit
-from alignkit import DataError, Field, Group, Register, Response, Reward, RunFailed, hookimpl
-from alignkit.data.group import preview
+from alignkit import DataError, Field, Group, Register, Reward, RunFailed, hookimpl
+from alignkit.data.prompt_columns import column_of, row_of
+from alignkit.data.spoken import last_turn
 
 SECONDS = 5  # for reading an answer, and for comparing two
 
@@ -47,31 +48,21 @@ class MathVerify(Reward):
         from math_verify import verify
 
         right, seconds = self._right(group), _seconds()
-        read = (_read(_said(response)) for response in group.responses)
+        read = (_read(last_turn(response)) for response in group.responses)
         return [float(verify(right, answer, timeout_seconds=seconds)) for answer in read]
 
     def _right(self, group: Group) -> Any:
         """The known answer. Raises DataError if the prompt has none, or one that cannot be read."""
         column = self.options.column
-        if column not in group.meta:
-            names = ", ".join(group.meta) or "none"
-            raise DataError(f"math_verify: the prompt {preview(group)} has no column '{column}' (its columns: {names})")
-        value = group.meta[column]
+        value = column_of("math_verify", group, column)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise DataError(
-                f"math_verify: the prompt {preview(group)}: '{column}' is {value!r:.60}, not a number or text"
-            )
+            raise DataError(f"math_verify: {row_of(group)}: '{column}' is {value!r:.60}, not a number or text")
         text = str(value)
         for written in (text,) if "$" in text or "\\boxed" in text else (f"${text}$", text):
             read = _read(written)
             if any(not isinstance(item, str) for item in read):  # a text is what could not be understood
                 return read
-        raise DataError(f"math_verify: the prompt {preview(group)}: cannot read the answer {text!r}")
-
-
-def _said(response: Response) -> str:
-    messages = response.messages
-    return response.text if messages is None else str(messages[-1].get("content", ""))
+        raise DataError(f"math_verify: {row_of(group)}: cannot read the answer {text!r}")
 
 
 def _read(text: str) -> Any:

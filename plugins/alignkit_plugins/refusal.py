@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 import alignkit
-from alignkit import Field, Group, Register, Response, Reward, hookimpl
+from alignkit import Field, Group, Register, Reward, hookimpl
+from alignkit.data.spoken import last_turn
 
 _FEELING = "happy|glad|excited|thrilled|pleased|proud|grateful|thankful|sorry|much i|much we|much this"
 # In "I cannot answer because it is not clear enough", the last word belongs to the reason.
@@ -66,12 +67,7 @@ class Refusal(Reward):
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         responses = (response for group in groups for response in group.responses)
-        return {"": [self.options.scale * refuses(_said(response)) for response in responses]}
-
-
-def _said(response: Response) -> str:
-    """The last turn, which is the answer."""
-    return response.text if response.messages is None else str(response.messages[-1].get("content") or "")
+        return {"": [self.options.scale * refuses(last_turn(response)) for response in responses]}
 
 
 @hookimpl

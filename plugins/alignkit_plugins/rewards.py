@@ -34,6 +34,8 @@ from alignkit import (
 )
 from alignkit import functional as F
 from alignkit.comparison import sampled_length
+from alignkit.data.python_source import check_file, check_module
+from alignkit.data.spoken import all_turns
 from alignkit.errors import did_you_mean
 
 
@@ -64,7 +66,7 @@ def _length(response: Response, unit: str) -> int:
     """Tokens are those that the policy wrote, including its end of turn."""
     if unit == "tokens":
         return sampled_length(response, "length", help="set `unit: words` or `unit: characters`")
-    return len(_text(response)) if unit == "characters" else len(_text(response).split())
+    return len(all_turns(response)) if unit == "characters" else len(all_turns(response).split())
 
 
 GIVEN = ("prompts", "completions", "completion_ids")  # to every function
@@ -119,6 +121,15 @@ class Python(Reward):
     def check(self, folder: Path) -> None:
         self._folder = folder
         self._call = self._load()
+
+    def check_source(self, folder: Path) -> None:
+        options = self.options
+        if options.module is not None:
+            check_module(options.module, options.function)
+        elif not (file := folder / Path(str(options.path)).expanduser()).is_file():
+            raise RunFailed(f"reward 'python': file {file} does not exist")
+        else:
+            check_file(file, options.function)
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         given = {*(name for group in groups for name in group.meta), *GIVEN, *self.options.kwargs}
@@ -187,7 +198,7 @@ class Python(Reward):
         prompt = f" (prompt {group.id})" if group.id else ""
         raise RunFailed(
             f"{self._name} returned {score!r:.200} for completion {place} of {len(rows)}{prompt}, "
-            f"expected a finite number, or None if it cannot be scored\n  completion: {_text(response)!r:.200}"
+            f"expected a finite number, or None if it cannot be scored\n  completion: {all_turns(response)!r:.200}"
         )
 
 
@@ -247,7 +258,7 @@ def _arguments(rows: Sequence[tuple[Group, Response]], conversational: bool) -> 
         arguments["completions"] = [_messages(response) for _, response in rows]
     else:
         arguments["prompts"] = [_prompt_text(group) for group, _ in rows]
-        arguments["completions"] = [_text(response) for _, response in rows]
+        arguments["completions"] = [all_turns(response) for _, response in rows]
     return arguments
 
 
@@ -287,13 +298,6 @@ def _messages(response: Response) -> list[dict[str, str]]:
     if response.messages is None:
         return [{"role": "assistant", "content": response.text}]
     return [_normalized(message) for message in response.messages]
-
-
-def _text(response: Response) -> str:
-    """The assistant's text; several turns are joined by line breaks."""
-    if response.messages is None:
-        return response.text
-    return "\n".join(message["content"] for message in response.messages if message["role"] == "assistant")
 
 
 def _prompt_text(group: Group) -> str:

@@ -32,7 +32,7 @@ from alignkit import (
     check_rates,
     hookimpl,
 )
-from alignkit.data.group import preview
+from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import all_turns
 
 ANY = "any"  # a rubric, for checks that only ask whether one is read
@@ -156,12 +156,9 @@ class Rubric(Reward):
         column = self.options.column
         if not column:
             return self.options.criteria
-        where = f"rubric: the prompt {preview(group)}"
-        if column not in group.meta:
-            names = ", ".join(group.meta) or "none"
-            raise DataError(f"{where} has no column '{column}' (its columns: {names})")
+        where, written = f"rubric: {row_of(group)}", column_of("rubric", group, column)
         try:
-            own = CRITERIA.validate_python(_written(group.meta[column]))
+            own = CRITERIA.validate_python(_written(written))
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))

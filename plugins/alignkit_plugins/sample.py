@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -58,6 +58,7 @@ class Sample(Step):
             return [self.policy]
 
     options: Options
+    maps = ("responses",)
 
     def check_data(self, data: StepData) -> None:
         if (rows := data.load(self.options.prompts)) is not None:
@@ -86,6 +87,18 @@ class Sample(Step):
 
     def _sampled(self, context: StepContext, prompts: Sequence[Group]) -> list[Group]:
         """The prompts with responses, sampled in chunks that a resumed run finds again."""
+        rows = [(index, group.prompt) for index, group in enumerate(prompts)]
+        found = context.map("responses", rows, self.mapper("responses", context))
+        return [
+            replace(
+                group,
+                responses=tuple(replace(response, source=self.options.policy) for response in answer.responses),
+                pairs=None,
+            )
+            for group, answer in zip(prompts, map(group_from_json, found), strict=True)
+        ]
+
+    def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[tuple[int, Any]]], list[str]]:
         options = self.options
 
         def respond(rows: Sequence[tuple[int, Any]]) -> list[str]:
@@ -98,16 +111,7 @@ class Sample(Step):
             )
             return [group_to_json(group) for group in sampled]
 
-        rows = [(index, group.prompt) for index, group in enumerate(prompts)]
-        answers = [group_from_json(text) for text in context.map("responses", rows, respond)]
-        return [
-            replace(
-                group,
-                responses=tuple(replace(response, source=options.policy) for response in answer.responses),
-                pairs=None,
-            )
-            for group, answer in zip(prompts, answers, strict=True)
-        ]
+        return respond
 
 
 def best(group: Group) -> Group:

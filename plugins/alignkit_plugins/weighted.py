@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
 import alignkit
 from alignkit import CombinedReward, DataError, Field, Group, Register, RewardCombination, RewardRef, hookimpl
-from alignkit.data.group import preview
+from alignkit.data.prompt_columns import column_of, row_of
+from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,8 +84,26 @@ class Weighted(RewardCombination):
         return self.options.rewards
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
+        by = self.options.by
+        if groups and DEFAULT in self.options.weights and not any(by in group.meta for group in groups):
+            column_of("weighted", groups[0], by)  # otherwise `default` would weigh all of them
         for group in groups:
             self._key(group)
+        self._check_names([_written(group.meta.get(by)) for group in groups if by in group.meta])
+
+    def _check_names(self, values: Sequence[str]) -> None:
+        """Raise DataError if weights are for a value that no prompt has, while others take the default."""
+        others = Counter(value for value in values if value not in self.options.weights)
+        for name in self.options.weights:
+            if name in (DEFAULT, *values) or not others:
+                continue
+            rows = ", ".join(f"{value!r:.40} ({count})" for value, count in others.most_common(5))
+            nearest = did_you_mean(name, others) or did_you_mean(name.casefold(), others)
+            raise DataError(
+                f"weighted: there are weights for '{name}', but no prompt has '{self.options.by}' {name}; without "
+                f"weights of their own are {rows}\n"
+                f"help: {nearest or 'correct the name, or leave it out'}; `VALUE: {{}}` gives a value the default"
+            )
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Sum the components, [R] each. Raises DataError for a prompt whose value has no weights."""
@@ -102,21 +121,25 @@ class Weighted(RewardCombination):
         """Under which name the weights of a prompt are. Raises DataError."""
         by, weights = self.options.by, self.options.weights
         value = group.meta.get(by)
-        key = str(value).lower() if isinstance(value, bool) else str(value)  # as YAML writes it
+        key = _written(value)
         if key in weights:
             return key
         if DEFAULT in weights:
             return DEFAULT
-        row = f"the prompt {preview(group)}{f' ({group.origin})' if group.origin else ''}"
         what = f"has '{by}' {value!r:.60}" if by in group.meta else f"has no column '{by}'"
         raise DataError(
-            f"weighted: {row} {what}, which has no weights; those known are {', '.join(weights)}\n"
+            f"weighted: {row_of(group)} {what}, which has no weights; those known are {', '.join(weights)}\n"
             f"help: add weights for it, or `{DEFAULT}: {{}}`"
         )
 
     def _weight(self, key: str, name: str) -> float:
         weights = self.options.weights
         return weights[key].get(name, weights.get(DEFAULT, {}).get(name, 1.0))
+
+
+def _written(value: Any) -> str:
+    """A value as YAML writes it, and the table of weights names it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @hookimpl

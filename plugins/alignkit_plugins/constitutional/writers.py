@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from alignkit import Context, Field, Message, RunFailed
-from alignkit.remote import Malformed, Remote, RemoteOptions
+from alignkit import Context, Field, Message
+from alignkit.data.thoughts import after_thoughts
+from alignkit.remote import Malformed, Remote, RemoteOptions, Reply
+from alignkit.remote.chat import Chat
 
-# The thoughts of a model that reasons first. Without an end, the answer was never reached.
-_THOUGHTS = re.compile(r"\A\s*<think>.*?(?:</think>\s*|\Z)", re.DOTALL)
 Conversation = Sequence[Message]
 
 
@@ -70,14 +69,12 @@ class ServerWriter:
     def __init__(self, context: Context, options: Server, sampling: Mapping[str, Any]):
         self.name, self._context, self._options = options.model, context, options
         self._sampling = {key: sampling[key] for key in ("temperature", "top_p") if key in sampling}
-        self._useful = False
-        self._remote = Remote("revise", options, "chat/completions", context.cache, _stored)
+        remote = Remote("revise", options, "chat/completions", context.cache, _stored)
+        self._chat = Chat(remote, options.model, list(options.request))
 
     def write(self, conversations: Sequence[Conversation], most: int, seed: int) -> list[Written]:
         bodies = [self._body(conversation, most) for conversation in conversations]
-        if not self._useful:  # a wrong setting costs one question
-            self._check(self._remote.ask(bodies[:1]))
-        replies = self._remote.ask(bodies, self._context.progress)
+        replies = self._chat.ask(bodies, _unusable, _advice, self._context.progress)
         return [Written(reason=reply.reason) if reply.reason else Written(*reply.value) for reply in replies]
 
     def _body(self, conversation: Conversation, most: int) -> dict[str, Any]:
@@ -86,14 +83,15 @@ class ServerWriter:
         body = {"model": self._options.model, "messages": messages, "max_tokens": most, **self._sampling}
         return {key: value for key, value in (body | self._options.request).items() if value is not None}
 
-    def _check(self, replies: Sequence[Any]) -> None:
-        for reply in replies:
-            if reply.reason:
-                advice = "change 'model' or 'request'"
-                if "max_completion_tokens" in reply.reason or "max_tokens" in reply.reason:
-                    advice = "set 'request: {max_tokens: null, max_completion_tokens: 2000}'"
-                raise RunFailed(f"revise: the first question has no answer: {reply.reason}\nhelp: {advice}")
-            self._useful = True
+
+def _unusable(place: int, reply: Reply) -> str:
+    """Why a reply is of no use; empty if it is. An empty text is not the server's fault."""
+    return reply.reason or str(reply.value[2])
+
+
+def _advice(reason: str) -> str:
+    """What to change if no reply can be used."""
+    return "ask the server the same question by hand, and change 'model' or 'request'"
 
 
 def _stored(text: bytes) -> list[Any]:
@@ -109,5 +107,5 @@ def _stored(text: bytes) -> list[Any]:
 
 
 def _answer(text: str) -> str:
-    """The text without the thoughts before it."""
-    return _THOUGHTS.sub("", text).strip()
+    """The text without the thoughts before it; empty if they have no end."""
+    return (after_thoughts(text) or "").strip()

@@ -10,19 +10,9 @@ from typing import Any
 from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
 from alignkit.comparison import answers_of
 from alignkit.data.spoken import all_turns
-from alignkit.judge_card import (
-    PEOPLE,
-    Judgment,
-    ask_again,
-    card,
-    circular,
-    judgment,
-    mapped,
-    no_judge,
-    side,
-    times_longer,
-)
+from alignkit.judge_card import PEOPLE, ask_again, card, circular, mapped
 from alignkit.judges import Item
+from alignkit.judgments import Judgment, judgment, no_judge, side, times_longer
 from alignkit_plugins.evaluate.judged import Judged
 from alignkit_plugins.evaluate.people import Said
 

@@ -19,7 +19,7 @@ from alignkit.feedback.items import Item, item_of
 from alignkit.feedback.labels import Label
 from alignkit.feedback.standing import Labeled
 from alignkit.feedback.waiting import STORE, labels_of
-from alignkit.judge_card import by_unit
+from alignkit.judgments import by_unit
 from alignkit_plugins.evaluate.judged import Judged
 
 if TYPE_CHECKING:

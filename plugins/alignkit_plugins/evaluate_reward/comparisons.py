@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from alignkit import Group, Pair, Response, resolved_pairs
 from alignkit.data.group import turns_of
+from alignkit.data.spoken import all_turns
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Choice:
 
     def scored(self, chosen: float, rejected: float) -> Comparison:
         """With the scores of both responses."""
-        longer = len(text_of(self.better)) - len(text_of(self.worse))
+        longer = len(all_turns(self.better)) - len(all_turns(self.worse))
         return Comparison(self.row, self.prompt, self.group, self.pair, chosen, rejected, longer, self.p)
 
 
@@ -80,10 +81,3 @@ def prompts_of(groups: Sequence[Group]) -> list[int]:
         first.setdefault(json.dumps(turns_of(group.prompt)), place) if group.prompt else place
         for place, group in enumerate(groups)
     ]
-
-
-def text_of(response: Response) -> str:
-    """What the response says, without calls of tools."""
-    if response.messages is None:
-        return response.text
-    return "\n".join(str(turn.get("content") or "") for turn in response.messages if turn["role"] == "assistant")

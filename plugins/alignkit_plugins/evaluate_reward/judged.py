@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
-from alignkit.judge_card import Judgment, ask_again, card, mapped, side, times_longer
+from alignkit.data.spoken import all_turns
+from alignkit.judge_card import ask_again, card, mapped
 from alignkit.judges import Item
-from alignkit_plugins.evaluate_reward.comparisons import Choice, Comparison, choices, text_of
+from alignkit.judgments import Judgment, side, times_longer
+from alignkit_plugins.evaluate_reward.comparisons import Choice, Comparison, choices
 
 FIRST, SECOND = "first", "second"  # positions, which are what people and a judge name
 
@@ -23,7 +25,7 @@ def judged(
     orders must not learn the answer from the place. Pairs of equal texts are ties, and no judge is asked.
     """
     every = list(choices(groups))
-    asked = [choice for choice in every if text_of(choice.better) != text_of(choice.worse)]
+    asked = [choice for choice in every if all_turns(choice.better) != all_turns(choice.worse)]
     order = seeds.stream(context.seed, "judged pairs", name).permutation(len(asked))
     turned = [bool(number % 2) for number in order]
     items = [_item(choice, turn) for choice, turn in zip(asked, turned, strict=True)]
@@ -42,7 +44,7 @@ def judged(
 
 
 def _item(choice: Choice, turn: bool) -> Item:
-    texts = text_of(choice.better), text_of(choice.worse)
+    texts = all_turns(choice.better), all_turns(choice.worse)
     return (list(choice.group.prompt), *(texts[::-1] if turn else texts))
 
 
@@ -52,17 +54,18 @@ def _judgment(choice: Choice, verdict: Verdict, turn: bool) -> Judgment:
     if verdict.p_first is not None:
         orders = verdict.p_orders
         named = (orders[0], 1 - orders[1]) if orders else (verdict.p_first,)
-    longer = times_longer(text_of(choice.better), text_of(choice.worse))
+    longer = times_longer(all_turns(choice.better), all_turns(choice.worse))
     return Judgment(choice.prompt, _turned(verdict) if turn else verdict, longer, named)
 
 
 def _turned(verdict: Verdict) -> Verdict:
     """The same verdict on the responses the other way around."""
+    parts = {name: _turned(part) for name, part in verdict.parts.items()}
     if verdict.p_first is None:
-        return verdict
+        return replace(verdict, parts=parts)
     orders = verdict.p_orders
     swapped = (1 - orders[1], 1 - orders[0]) if orders else None
-    return replace(verdict, p_first=1 - verdict.p_first, p_orders=swapped)
+    return replace(verdict, p_first=1 - verdict.p_first, p_orders=swapped, parts=parts)
 
 
 def _oriented(places: Sequence[int], verdicts: Sequence[Verdict], turned: Sequence[bool]) -> list[Verdict]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit_plugins.evaluate_reward.comparisons import Comparison, text_of
+from alignkit.data.spoken import all_turns
+from alignkit_plugins.evaluate_reward.comparisons import Comparison
 
 COLUMN = "subset"
 # Rows of each subset of the benchmark, by which its sections are weighted; math-prm has 447, and counts like all code.
@@ -67,4 +68,4 @@ def layout(name: str, subsets: Mapping[str, Any], rows: Mapping[str, Any]) -> di
 
 def _text(pair: Comparison, chosen: bool) -> str:
     better = chosen == (pair.pair.p > 0.5)
-    return text_of(pair.group.responses[pair.pair.better if better else pair.pair.worse])
+    return all_turns(pair.group.responses[pair.pair.better if better else pair.pair.worse])

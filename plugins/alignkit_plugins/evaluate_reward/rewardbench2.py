@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, DataError, Format, Group, Message, Pair, Response, resolved_pairs, statistics
-from alignkit_plugins.evaluate_reward.comparisons import text_of
+from alignkit.data.spoken import all_turns
 from alignkit_plugins.evaluate_reward.rewardbench import COLUMN, layout
 
 TIES = "Ties"
@@ -173,7 +173,7 @@ def files(name: str, groups: Sequence[Group], found: Mapping[str, Any]) -> dict[
     rows = {
         "id": [group.meta.get("id") for group in groups],
         COLUMN: [group.meta[COLUMN] for group in groups],
-        "text": [[text_of(response) for response in group.responses] for group in groups],
+        "text": [[all_turns(response) for response in group.responses] for group in groups],
         "scores": [[response.scores[name] for response in group.responses] for group in groups],
         "results": [None if group.meta[COLUMN] == TIES else result(group, name) for group in groups],
         "num_correct": [group.meta["num_correct"] for group in groups],

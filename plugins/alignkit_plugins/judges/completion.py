@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alignkit.data.thoughts import TAGS
 from alignkit.remote import Malformed
-from alignkit_plugins.judges.form import CUT, THOUGHTS, spoken
+from alignkit_plugins.judges.form import CUT, spoken
 from alignkit_plugins.judges.question import Answers
 from alignkit_plugins.judges.verdict import Answer
 
@@ -61,7 +62,7 @@ def _text(message: Mapping[str, Any]) -> str | None:
     """What a model says; without words, and with thoughts in a field of their own, an open thought."""
     words = message["content"]
     thinks = any(message.get(name) for name in ("reasoning_content", "reasoning"))
-    return f"<{THOUGHTS[0]}>" if thinks and not words else words
+    return f"<{TAGS[0]}>" if thinks and not words else words
 
 
 def _used(reply: Mapping[str, Any]) -> Used:

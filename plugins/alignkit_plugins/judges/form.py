@@ -12,18 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CUT = "the judge's reply was cut off by the limit on tokens"
+from alignkit.data.thoughts import after_thoughts
+
+CUT = "the judge's reply was cut off by the limit on tokens: raise the judge's option max_tokens"
 THINKING = "the judge's reply ends before its thoughts do"
 NO_LINE = "the judge's reply does not end with the line that was asked for"
 NO_OBJECT = "the judge's reply is not the JSON object that was asked for"
-THOUGHTS = (
-    "think",
-    "thinking",
-    "thought",
-    "reasoning",
-)  # tags of models whose server leaves their thoughts in the text
-_OPENED = re.compile(rf"\s*<({'|'.join(THOUGHTS)})>", re.IGNORECASE)
-_CLOSED = re.compile(rf"</({'|'.join(THOUGHTS)})>", re.IGNORECASE)
 _MARKUP = " \t*_`#>$"  # around a line that a model emphasizes
 
 
@@ -101,8 +95,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 def spoken(text: str) -> str:
     """What follows the model's thoughts. Raises ValueError if they have no end."""
-    said = text[max((tag.end() for tag in _CLOSED.finditer(text)), default=0) :]
-    if _OPENED.match(said):
+    if (said := after_thoughts(text)) is None:
         raise ValueError(THINKING)
     return said
 
@@ -156,7 +149,7 @@ def _number(text: str, scale: tuple[int, int]) -> float:
     low, high = scale
     found = re.fullmatch(rf"\s*([+-]?\d{{1,9}}(?:\.\d{{1,9}})?)(?:\s*/\s*{high})?\s*", text, re.ASCII)
     if not found:
-        raise ValueError("the judge's rating is not a number")
+        raise ValueError(f"the judge's rating is not a number: {text.strip()!r:.40}, and the scale is {low} to {high}")
     if not low <= float(found[1]) <= high:
         raise ValueError(f"the judge's rating is outside of the scale: {found[1]}, not {low} to {high}")
     return float(found[1])

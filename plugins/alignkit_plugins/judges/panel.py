@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from alignkit import CheckedJudge, Context, Field, Judge, JudgeRef, Options, Rating, RunFailed, Verdict
+from alignkit.judge_card import judge_names
 from alignkit.judges import Item, Rated, RatedTogether, Rubric
 
 Combine = Callable[[Sequence[float]], float]
@@ -49,6 +50,7 @@ class Panel(Judge):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
+        self._names = judge_names(self.options.judges)
         self._judges = [CheckedJudge(judge, context) for judge in self.options.judges]
         self._scales = [judge.scale for judge in self._judges]
 
@@ -83,15 +85,17 @@ class Panel(Judge):
         known = [verdict for verdict in verdicts if verdict.p_first is not None]
         spent = {name: _sum([getattr(verdict, name) for verdict in verdicts]) for name in ("calls", "tokens", "cost")}
         mass = statistics.fmean(verdict.mass for verdict in known or verdicts)
+        parts = dict(zip(self._names, verdicts, strict=True))
         if reason := self._too_few(len(known), [verdict.reason for verdict in verdicts]):
-            return Verdict(None, mass=mass, reason=reason, **spent)
+            return Verdict(None, mass=mass, reason=reason, parts=parts, **spent)
         p = _COMPARED[self.options.combine]([verdict.p_first for verdict in known if verdict.p_first is not None])
         orders = [verdict.p_orders for verdict in known if verdict.p_orders]
         both = None
         if self.options.combine == "mean" and len(orders) == len(known):
             first, second = (statistics.fmean(ps) for ps in zip(*orders, strict=True))
             both = (first, second)
-        return Verdict(p, both, mass, bounded=any(verdict.bounded for verdict in known), **spent)
+        bounded = any(verdict.bounded for verdict in known)
+        return Verdict(p, both, mass, bounded=bounded, parts=parts, **spent)
 
     def _rating(self, ratings: Sequence[Rating]) -> Rating:
         scores = [

@@ -14,7 +14,7 @@ from pydantic import model_validator
 from alignkit import Context, Field, Judge, Message, Rating, Verdict
 from alignkit.judges import Item, Rated, RatedTogether, Rubric
 from alignkit.remote import Remote, RemoteOptions, Reply, key_of
-from alignkit_plugins.judges.chat import Chat
+from alignkit.remote.chat import Chat
 from alignkit_plugins.judges.completion import THINKS, stored_answer, stored_words
 from alignkit_plugins.judges.form import CUT, NO_LINE, NO_OBJECT, THINKING
 from alignkit_plugins.judges.question import both_orders, question
@@ -63,8 +63,8 @@ class OpenAIJudge(Judge):
         read = partial(stored_answer, answers=self.options.answers)
         remote = Remote("openai_judge", self.options, "chat/completions", context.cache, read, help)
         kept = list(self.options.request)
-        self._tokens = Chat(remote, self.options.model, [*kept, "max_tokens", "temperature"])
-        self._chat = Chat(replace(remote, read=stored_words), self.options.model, kept)
+        self._tokens = Chat(remote, self.options.model, [*kept, "max_tokens", "temperature"], [THINKS])
+        self._chat = Chat(replace(remote, read=stored_words), self.options.model, kept, [THINKS])
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -143,6 +143,8 @@ class OpenAIJudge(Judge):
 
     def _advice(self, reason: str) -> str:
         """What to change if no reply can be used."""
+        if reason in (CUT, THINKING):
+            return f"give it room: set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
         if reason == THINKS or "max_completion_tokens" in reason or "max_tokens" in reason:
             return f"this seems to be {_THINKS}"
         if "logprobs" in reason and _LIMIT.search(reason):
@@ -158,8 +160,6 @@ class OpenAIJudge(Judge):
             return "this server makes no JSON by a schema: set the judge's option 'json_schema: false'"
         if "answered neither" in reason:
             return f"this may be {_THINKS}; or change 'template'"
-        if reason in (CUT, THINKING):
-            return f"give it room: set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
         if reason in (NO_LINE, NO_OBJECT):
             return (
                 "use a larger model, or set the judge's option 'json_schema: true' if its server makes JSON by a schema"

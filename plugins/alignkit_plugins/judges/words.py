@@ -175,8 +175,9 @@ class Words:
         said = transcript(prompt)
         nonce = code_of(self.seed, [said, *(text for _, text in named)])
         what = "response" if len(named) == 1 else "responses"
+        own = f"{task} {measure(self.options, rubric)}"
         parts = [
-            f"{task} {measure(self.options, rubric)}",
+            f"{task} A rating follows this measure:\n\n{rubric}" if isinstance(rubric, str) and rubric else own,
             f"The conversation and the {what} {NOTICE.format(nonce=nonce)}",
             *(f"{name}:\n{fenced(text, nonce)}" for name, text in [("Conversation", said), *named]),
             "How good is the response?" if len(named) == 1 else "How good is each response?",

@@ -15,7 +15,7 @@ import itertools
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,10 +48,13 @@ from alignkit import (
 )
 from alignkit.comparison import prompts_to_compare
 from alignkit.data.spoken import all_turns
+from alignkit.judge_card import judge_names
 from alignkit.judges import Item, verdict_from
+from alignkit.panel_card import table as panel_table
 from alignkit.report import Report
 from alignkit_plugins.rlaif import principled
 from alignkit_plugins.rlaif.tally import Place, Tally, mean, report
+from alignkit_plugins.rlaif.trust import none_labeled, trust_of
 
 # --- the step -----------------------------------------------------------------------------------------------------
 
@@ -108,6 +111,7 @@ class JudgePairs(Step):
             return [self.policy] if self.policy is not None else []
 
     options: Options
+    maps = ("sample", "judge")
 
     def check(self, folder: Path) -> None:
         if self.options.constitution is not None:
@@ -121,24 +125,44 @@ class JudgePairs(Step):
             prompts_to_compare(rows)
 
     def run(self, context: StepContext) -> Artifact:
-        judge = CheckedJudge(self.options.judge, context)  # first, so that a missing key shows before sampling
+        judged = self.mapper("judge", context)  # first, so that a missing key shows before sampling
         groups = self._groups(context)
         places, identical = pairs_to_judge(groups)
         asked = self._asked(context, groups, places)
-
-        def judged(chunk: Sequence[Any]) -> list[dict[str, Any]]:
-            return [dataclasses.asdict(verdict) for verdict in principled.compared(judge, chunk)]
-
         found = [verdict_from(row) for row in context.map("judge", [each.row for each in asked], judged)]
         verdicts = principled.joined(asked, found, len(places))
         tally = Tally(groups, places, verdicts, identical)
         labeled = self._label(groups, places, verdicts, tally)
         by = principled.tally(asked, found, verdicts)
-        summary = {**tally.summary(), **({"principles": by} if by else {})}
+        (name,) = judge_names([self.options.judge])
+        trust = trust_of(asked, found, places)
+        summary = {**tally.summary(), **({"principles": by} if by else {}), **trust}
         if not labeled:
-            raise RunFailed(f"judge_pairs: no pair was labeled\n{report(summary)}")
-        shown = Report([report(summary), *principled.tables(by)])
+            raise RunFailed(none_labeled(name, trust, report(summary)))
+        doubt = [f"warning: {name}: {trust['no_judge']}"] if trust["no_judge"] else []
+        panel = [panel_table(name, trust["members"])] if "members" in trust else []
+        shown = Report([report(summary), *doubt, *panel, *principled.tables(by)])
         return Artifact(groups=labeled, summary=summary, report=shown)
+
+    def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[Any]]:
+        options = self.options
+        if name == "judge":
+            judge = CheckedJudge(options.judge, context)
+            return lambda chunk: [dataclasses.asdict(verdict) for verdict in principled.compared(judge, chunk)]
+
+        def sampled(chunk: Sequence[Any]) -> list[list[dict[str, Any]]]:
+            # A seed for each chunk, or the n-th prompts of all chunks would share their random numbers.
+            seed = (context.seed + zlib.crc32(json.dumps(chunk).encode())) % 2**31
+            groups = context.models.sample(
+                options.policy or "base",
+                [messages for _, messages in chunk],
+                seed=seed,
+                samples_per_prompt=options.samples_per_prompt,
+                **options.sampling(),
+            )
+            return [[{"text": all_turns(r), "truncated": r.truncated} for r in group.responses] for group in groups]
+
+        return sampled
 
     def _asked(self, context: StepContext, groups: Sequence[Group], places: Sequence[Place]) -> list[principled.Asked]:
         """What the judge is asked: each pair once, or by each of its principles."""
@@ -157,20 +181,8 @@ class JudgePairs(Step):
         prompts = context.load(options.prompts)
         context.say(f"{context.out.name}: {options.policy} answers with {options.described()}")
 
-        def sampled(chunk: Sequence[Any]) -> list[list[dict[str, Any]]]:
-            # A seed for each chunk, or the n-th prompts of all chunks would share their random numbers.
-            seed = (context.seed + zlib.crc32(json.dumps(chunk).encode())) % 2**31
-            groups = context.models.sample(
-                options.policy or "base",
-                [messages for _, messages in chunk],
-                seed=seed,
-                samples_per_prompt=options.samples_per_prompt,
-                **options.sampling(),
-            )
-            return [[{"text": all_turns(r), "truncated": r.truncated} for r in group.responses] for group in groups]
-
         rows = [[i, list(group.prompt)] for i, group in enumerate(prompts)]  # the index tells equal prompts apart
-        said = context.map("sample", rows, sampled)
+        said = context.map("sample", rows, self.mapper("sample", context))
         return [
             dataclasses.replace(group, pairs=None, responses=tuple(Response(**r, source=options.policy) for r in texts))
             for group, texts in zip(prompts, said, strict=True)

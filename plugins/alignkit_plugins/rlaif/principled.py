@@ -37,7 +37,8 @@ def check(judge: Any, constitution: Sequence[Principle], count: int) -> None:
     if not known:
         raise RunFailed("no principle of the constitution has 'compare'")
     if count > len(known):
-        raise RunFailed(f"principles_per_pair is {count}, but only {len(known)} principles have 'compare'")
+        have = "1 principle has" if len(known) == 1 else f"{len(known)} principles have"
+        raise RunFailed(f"principles_per_pair is {count}, but only {have} 'compare'")
     try:
         check_compares(judge, known[0].compare or "")
     except RunFailed as error:

@@ -15,7 +15,7 @@ from alignkit_plugins.text_rewards.repetition import Repetition
 
 @hookimpl
 def register_rewards(register: Register) -> None:
-    register("exact_match", ExactMatch, summary="1 if an answer is the known one, letter for letter")
+    register("exact_match", ExactMatch, summary="1 if an answer is the known one")
     register("regex", Regex, summary="1 if a pattern occurs in an answer")
     register("format", Form, summary="1 if an answer has the form that is asked for: tags, JSON, or Markdown")
     register("repetition", Repetition, summary="minus the share of an answer's n-grams that it repeats")

@@ -14,6 +14,7 @@ from pydantic import field_validator, model_validator
 import alignkit
 from alignkit import Field, Group, Reward, RunFailed
 from alignkit_plugins.text_rewards.answers import scored
+from alignkit_plugins.text_rewards.schema import check_schema, fulfills
 
 TOKENS = {
     "heading": "heading_open",
@@ -70,15 +71,16 @@ class Form(Reward):
             return
         if importlib.util.find_spec("jsonschema") is None:
             raise RunFailed("reward 'format' needs the package jsonschema\nhelp: pip install 'alignkit[json]'")
-        from jsonschema import SchemaError
-
-        try:
-            fulfills(None, self.options.json_schema)
-        except SchemaError as error:
-            raise RunFailed(f"reward 'format': json_schema is no JSON schema: {error.message}") from None
+        check_schema(self.options.json_schema)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return scored(groups, lambda group, answer: float(self._holds(answer)))
+        return scored(groups, self._score)
+
+    def _score(self, group: Group, answer: str) -> float | None:
+        try:
+            return float(self._holds(answer))
+        except TimeoutError:  # a pattern of the schema, as in `regex`
+            return None
 
     def _holds(self, answer: str) -> bool:
         options = self.options
@@ -102,7 +104,10 @@ def content_of_last(answer: str, tags: Sequence[str]) -> str | None:
 
 
 def is_json(text: str, schema: Mapping[str, Any]) -> bool:
-    """Whether a text, or the one block of code that it consists of, is JSON that fulfills a schema."""
+    """Whether a text, or the one block of code that it consists of, is JSON that fulfills a schema.
+
+    Raises TimeoutError if a pattern of the schema takes too long.
+    """
     text = text.strip()
     if text.startswith("```") and text.endswith("```"):
         text = text[3:-3].removeprefix("json")
@@ -115,24 +120,6 @@ def is_json(text: str, schema: Mapping[str, Any]) -> bool:
 
 def _no_json(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
-
-
-def fulfills(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Whether a value fulfills a schema. Raises jsonschema's SchemaError; RunFailed for a reference to elsewhere."""
-    from jsonschema.validators import Draft202012Validator, validator_for
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    kind = validator_for(schema, default=Draft202012Validator)
-    kind.check_schema(schema)
-    try:
-        return bool(kind(schema, registry=Registry()).is_valid(value))  # the default one would ask the network
-    except Unresolvable as error:
-        raise RunFailed(
-            f"reward 'format': json_schema refers to {error.ref}, which is not part of it; write it into $defs"
-        ) from None
-    except (RecursionError, OverflowError):  # nested too deeply, or `multipleOf` for a number beyond the floats
-        return False
 
 
 def markdown_parts(text: str) -> set[str]:

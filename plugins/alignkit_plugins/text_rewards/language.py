@@ -12,8 +12,8 @@ from pydantic import model_validator
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward, RunFailed
-from alignkit.data.group import preview
-from alignkit_plugins.text_rewards.answers import column_of, scored
+from alignkit.data.prompt_columns import column_of, row_of
+from alignkit_plugins.text_rewards.answers import scored
 
 
 class Language(Reward):
@@ -74,7 +74,7 @@ class Language(Reward):
         known = self.options.among or _identifier().labels
         if code not in known:
             raise DataError(
-                f"language: the prompt {preview(group)}: '{self.options.column}' is {code!r:.60}, expected one of "
+                f"language: {row_of(group)}: '{self.options.column}' is {code!r:.60}, expected one of "
                 f"{', '.join(sorted(known))}"
             )
         return str(code)

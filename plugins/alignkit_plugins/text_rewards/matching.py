@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 from pydantic import field_validator
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
-from alignkit.data.group import preview
-from alignkit_plugins.text_rewards.answers import column_of, scored
+from alignkit.data.prompt_columns import column_of, row_of
+from alignkit_plugins.text_rewards.answers import scored
 
 # The package `regex` can be interrupted: a policy may write what keeps a pattern busy for years.
 SECONDS = 2.0
+# A decimal number; shorter than what takes long to compare.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,60}(?:\.[0-9]{0,60})?|\.[0-9]{1,60})(?:[eE][+-]?[0-9]{1,3})?")
 
 
 def checked_pattern(pattern: str) -> str:
@@ -38,7 +42,9 @@ class ExactMatch(Reward):
             "default: the whole response",
         )
         strict: bool = Field(
-            False, description="letter for letter; false: regardless of case, white space, and a period at the end"
+            False,
+            description="letter for letter; false: regardless of case, white space, and a period at the end, and "
+            "numbers by their value, so that 3.0 is 3",
         )
 
         @field_validator("extract")
@@ -63,12 +69,12 @@ class ExactMatch(Reward):
             return None
         return float(said is not None and self._plain(said) in right)
 
-    def _right(self, group: Group) -> set[str]:
+    def _right(self, group: Group) -> set[str | Fraction]:
         value = column_of("exact_match", group, self.options.column)
         known = value if isinstance(value, list) else [value]
         if not known or not all(map(_is_answer, known)):
             raise DataError(
-                f"exact_match: the prompt {preview(group)}: '{self.options.column}' is {value!r:.60}, not a text, a "
+                f"exact_match: {row_of(group)}: '{self.options.column}' is {value!r:.60}, not a text, a "
                 "number, or a list of these"
             )
         return {self._plain(str(each)) for each in known}
@@ -84,11 +90,13 @@ class ExactMatch(Reward):
             return None
         return str((found[-1][1] or "") if found[-1].re.groups else found[-1][0])
 
-    def _plain(self, text: str) -> str:
+    def _plain(self, text: str) -> str | Fraction:
+        """What is compared."""
         text = unicodedata.normalize("NFC", text)
         if self.options.strict:
             return text
-        return " ".join(text.split()).removesuffix(".").strip().casefold()
+        text = " ".join(text.split()).removesuffix(".").strip()
+        return Fraction(text) if _NUMBER.fullmatch(text) else text.casefold()
 
 
 def _is_answer(value: object) -> bool:

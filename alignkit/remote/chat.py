@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from alignkit import RunFailed
-from alignkit.remote import Remote, Reply, ReplyStore
+from alignkit.errors import RunFailed
+from alignkit.remote.replies import Reply, ReplyStore
+from alignkit.remote.service import Remote
 from alignkit.reward import Progress
-from alignkit_plugins.judges.completion import THINKS
 
 PROBE = 4  # questions that are asked one by one, as long as none has a reply of use
 _REJECTED = re.compile(r"HTTP 4\d\d: ")
@@ -27,11 +27,12 @@ Body = Mapping[str, Any]
 class Chat:
     """A server that answers questions.
 
-    remote: where it is. model: its name there. kept: names in requests that the recipe has chosen.
+    remote: where it is. model: its name there. kept: names in requests that the recipe has chosen. hopeless: reasons
+    why a reply is of no use that hold for every question.
     """
 
-    def __init__(self, remote: Remote, model: str, kept: Sequence[str]):
-        self.remote, self._kept = remote, set(kept)
+    def __init__(self, remote: Remote, model: str, kept: Sequence[str], hopeless: Sequence[str] = ()):
+        self.remote, self._kept, self._hopeless = remote, set(kept), hopeless
         self._useful = False  # whether a reply could be used
         self._place = f"dialect of {model} at {remote.url}"  # among the stored replies
         with closing(ReplyStore(remote.folder, remote.name)) as store:
@@ -56,11 +57,15 @@ class Chat:
             first.append(self._alone(bodies[len(first)]))
             reasons.append(unusable(len(first) - 1, first[-1]))
             self._useful = not reasons[-1]
-            hopeless = len(reasons) == PROBE < len(bodies) and len(set(reasons)) == 1
-            if reasons[-1] and (hopeless or _is_setting(reasons[-1])):
+            hopeless = len(reasons) == PROBE < len(bodies) and len(set(map(_kind, reasons))) == 1
+            if reasons[-1] and (hopeless or self._is_setting(reasons[-1])):
                 raise RunFailed(f"{self._no_use(reasons)}\nhelp: {advice(reasons[-1])}")
         rest = [self._spoken(body) for body in bodies[len(first) :]]
         return [*first, *(self.remote.ask(rest, progress) if rest else [])]
+
+    def _is_setting(self, reason: str) -> bool:
+        """Whether a server would reject all questions for this reason."""
+        return reason in self._hopeless or (bool(_REJECTED.match(reason)) and not _ITS_TEXT.search(reason))
 
     def _no_use(self, reasons: Sequence[str]) -> str:
         what = "the first question has no" if len(reasons) == 1 else f"none of the first {len(reasons)} questions has a"
@@ -89,6 +94,6 @@ class Chat:
         return False
 
 
-def _is_setting(reason: str) -> bool:
-    """Whether a server would reject all questions for this reason."""
-    return reason == THINKS or (bool(_REJECTED.match(reason)) and not _ITS_TEXT.search(reason))
+def _kind(reason: str) -> str:
+    """A reason without what it quotes; a server's own words are all of it."""
+    return reason if reason.startswith("HTTP ") else reason.partition(":")[0]
