@@ -15,7 +15,7 @@ INPUTS := pyproject.toml constraints.txt
 # For test-lowest and test-newest: what may not vary, such as `PINS=torch==2.13.0` where other builds are too large.
 PINS ?=
 
-.PHONY: quickstart test slow faults test-lowest test-newest bench site lint fix clean
+.PHONY: quickstart test test-gpu slow faults test-lowest test-newest bench site lint fix clean
 
 quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
@@ -28,6 +28,10 @@ slow: .venv/.installed-test
 
 faults: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
+
+# The suite with models and tensors on a GPU, which it needs. One process: two would share the GPU's memory.
+test-gpu: .venv/.installed-test
+	ALIGNKIT_TEST_DEVICE=cuda $(BIN)/python -m pytest $(ARGS)
 
 # The oldest and the newest versions that pyproject.toml allows, each in an environment of its own.
 test-lowest: .venv-lowest/.installed

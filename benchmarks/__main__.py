@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from alignkit.io.cache import cache_folder
 from benchmarks.catalogue import BENCHMARKS, Benchmark
+from benchmarks.gpu import GPU, SHAPES, random_model, refusal
 from benchmarks.measure import ENVIRONMENTS, Failed, ask_once, run
 from benchmarks.worker import Job
 
@@ -38,21 +40,34 @@ def main(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Let TRL recompute activations: less memory, more work.")
     ] = False,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="|".join(SHAPES), help="GPU sizes in bf16, for a model of this shape.")
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the benchmarks and exit.")] = False,
 ) -> None:
     """Compare alignkit with other libraries: speed, peak memory, and the time relative to the hardware limit."""
-    chosen = _chosen(only)
+    if gpu is not None and gpu not in SHAPES:
+        raise typer.BadParameter(f"--gpu: no shape '{gpu}'; choose from {', '.join(SHAPES)}")
+    chosen = _chosen(only, BENCHMARKS if gpu is None else GPU)
     if listed:
         for benchmark in chosen:
             print(f"{benchmark.name:<18} {benchmark.description}; peer: {benchmark.peer_name}")
         return
     if short and model:
         raise typer.BadParameter("--short uses the tiny model: remove --model")
+    if gpu is not None:
+        if short or model:
+            raise typer.BadParameter("--gpu brings its own model and sizes: remove --short and --model")
+        if because := refusal():
+            raise typer.BadParameter(because)
+        model = random_model(gpu, cache_folder())
     if out is not None:
         _write([], out)
     with tempfile.TemporaryDirectory(prefix="alignkit-benchmarks-") as folder:
         starts = StartingPoints(
-            Job("", short=short, checkpointing=checkpointing), TINY if short else model or MODEL, Path(folder)
+            Job("", dtype="bfloat16" if gpu else "float32", short=short, checkpointing=checkpointing),
+            TINY if short else model or MODEL,
+            Path(folder),
         )
         try:
             for benchmark in chosen:
@@ -78,17 +93,18 @@ class StartingPoints:
         model = TINY if benchmark.tiny else self.model
         if model not in self._jobs:
             job = replace(self.job, adapters=str(self._folder / str(len(self._jobs))))
-            source = ask_once(replace(job, function="models:prepare", options={"model": model}))
+            options = {"model": model, "dtype": job.dtype}
+            source = ask_once(replace(job, function="models:prepare", options=options))
             self._jobs[model] = replace(job, source=source)
         return model, self._jobs[model]
 
 
-def _chosen(only: str) -> list[Benchmark]:
-    names = [name.strip() for name in only.split(",") if name.strip()] or list(BENCHMARKS)
-    unknown = [name for name in names if name not in BENCHMARKS]
+def _chosen(only: str, known: Mapping[str, Benchmark]) -> list[Benchmark]:
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(known)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise typer.BadParameter(f"no benchmark {', '.join(unknown)}; choose from {', '.join(BENCHMARKS)}")
-    return [BENCHMARKS[name] for name in names]
+        raise typer.BadParameter(f"no benchmark {', '.join(unknown)}; choose from {', '.join(known)}")
+    return [known[name] for name in names]
 
 
 def _measure(

@@ -17,7 +17,7 @@ MICRO_BATCH = 4  # pairs per forward pass of TRL
 def pairs(job: Job, tokenizer: Any) -> list[Encoded]:
     from alignkit.models.encoding import Encoder, encode_all
 
-    groups = data.groups(4, 2, 6, 6) if job.short else data.groups(8, 2, 64, 128)
+    groups = data.groups(4, 2, 6, 6) if job.short else data.groups(job.options.get("count", 8), 2, 64, 128)
     return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)
 
 
@@ -63,7 +63,7 @@ def peer(job: Job, gate: Gate) -> None:
 
     tokenizer = trl.tokenizer(job)
     encoded = pairs(job, tokenizer)
-    micro = min(MICRO_BATCH, len(encoded))
+    micro = min(job.options.get("micro", MICRO_BATCH), len(encoded))
     steps = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": len(encoded) // micro}
     trainer = Prepared(
         model=trl.causal(job),

@@ -78,7 +78,7 @@ def prepare(job: Job, gate: Gate) -> None:
 
     gate.begin()
     source = folder_of(job.options["model"])
-    policy = SharedModel(ModelSpec(base=source, dtype="float32", device="cpu"), source)
+    policy = SharedModel(ModelSpec(base=source, dtype=job.options.get("dtype", "float32"), device="cpu"), source)
     generator = torch.Generator().manual_seed(0)
     size = LORA_STD / Shape.of(source).layers ** 0.5
     for name in (POLICY, REWARD):

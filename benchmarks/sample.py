@@ -50,7 +50,7 @@ def ours(job: Job, gate: Gate) -> None:
         return len(sequence.tokens) >= lengths_of[sequence.prompt][sequence.sample]
 
     seed = 0
-    with patch.object(sampler._Writer, "_stopped", stopped):
+    with patch.object(sampler.Writer, "_stopped", stopped):
         while True:
             gate.begin()
             seed += 1

@@ -19,7 +19,7 @@ IGNORED = -100  # label of tokens that are not learned
 def demonstrations(job: Job, tokenizer: Any) -> list[Encoded]:
     from alignkit.models.encoding import Encoder, encode_all
 
-    groups = data.demonstrations(4, 6, 6) if job.short else data.demonstrations(8, 64, 128)
+    groups = data.demonstrations(4, 6, 6) if job.short else data.demonstrations(job.options.get("count", 8), 64, 128)
     return encode_all(Encoder(tokenizer), groups, models.MAX_LENGTH)
 
 

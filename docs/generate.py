@@ -1,9 +1,11 @@
 """Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
-`recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `plugins`, `families`, `formats`,
-`labeled pairs`, a package (`room alignkit/io`), a kind and a name (`algorithm ppo`), or names for the reference of
-public names (`api Group Response`; see `api_reference.py`). It also writes `recipes/recipe.schema.json`.
+`recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `plugins`, `families`, `formats`,
+`labeled pairs`, `cards`, a part of the arithmetic of docs/scale.md (`scale day`), a package (`room alignkit/io`), a
+kind and a name (`algorithm ppo`), or names for the reference of public names (`api Group Response`; see
+`api_reference.py`).
+It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
 
@@ -23,13 +25,14 @@ import alignkit_plugins.labeled_pairs
 from alignkit.plugins import load_plugins, plugins
 from alignkit.recipe.json_schema import schema_text
 from alignkit.recipe.option_table import OptionRow, option_rows, stage_defaults
-from alignkit.recipe.schema import DataKeys, TopKeys
+from alignkit.recipe.schema import DataKeys, LauncherKeys, TopKeys
 from alignkit.registry import KINDS, Registration
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings, Stop
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: dict[str, type[BaseModel]] = {
     "recipe": TopKeys,
+    "launcher": LauncherKeys,
     "model": ModelSpec,
     "lora": LoraSpec,
     "settings": Settings,
@@ -69,6 +72,12 @@ def part(what: str) -> str:
         return layout_table()
     if what == "families":
         return families()
+    if what == "cards":
+        columns, rows = importlib.import_module("alignkit.planning.catalogue").table("sft")
+        return markdown(columns, rows)
+    if kind == "scale" and name:
+        lines = importlib.import_module("alignkit.planning.scale").lines()[name]
+        return markdown(("quantity", "arithmetic", "result"), [(x.what, x.how, x.result) for x in lines])
     if kind == "api":
         return str(script("docs", "api_reference").part(name))
     if kind == "room" and (ROOT / name / "__init__.py").is_file():

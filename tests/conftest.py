@@ -6,6 +6,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import gpu
+
 # How fast examples are made says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("project")
@@ -41,6 +43,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+DEVICE = gpu.wanted()
+
+
+@pytest.fixture(autouse=DEVICE is not None)
+def _on_the_gpu() -> Iterator[None]:
+    with gpu.everything_on_it():
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests of what only a CPU does where the suite runs on a GPU."""
+    for item in items if DEVICE else ():
+        if mark := item.get_closest_marker("cpu_only"):
+            item.add_marker(pytest.mark.skip(reason=f"only on a CPU: {mark.args[0]}"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

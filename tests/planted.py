@@ -25,6 +25,7 @@ class Planted:
 
 
 ONLINE, ITERATION = "alignkit/training/online.py", "test_iteration_loop.py"
+MEASURING = "alignkit/training/measuring.py"
 ROLLOUTS, REPLAYED = "alignkit/training/rollouts.py", "test_replayed_rollouts.py"
 DRAWS = "alignkit/training/draws.py"
 ROLES, MEASURED = "alignkit/training/roles.py", "test_reference_and_values.py"
@@ -36,7 +37,7 @@ _KEPT = f"{ITERATION}::test_a_kept_version_is_the_policy_after_its_iteration"
 _MIXED = "test_auxiliary.py::test_every_step_of_a_stage_mixes_in_the_next_groups"
 _PHASES = f"{ITERATION}::test_a_phase_has_its_own_epochs_and_learning_rate"
 _RECORDED = f"{MEASURED}::test_groups_that_select_makes_are_measured_by_the_reference"
-_BY_REFERENCE = "return self._logprobs(self.work.roles.reference, read, self.work.reference_models.model), read"
+_BY_REFERENCE = "return self.logprobs(self.work.roles.reference, read, self.work.reference_models.model), read"
 _TEACHER = "test_reference_check.py::test_a_teacher_on_another_base_reads_the_policys_tokens"
 _NESTED = "test_scoring.py::test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score"
 _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
@@ -182,19 +183,19 @@ PLANTED = {
         f"{MEASURED}::test_the_reference_is_the_one_that_the_recipe_names",
     ),
     "reference_at_1": Planted(
-        ONLINE,
+        MEASURING,
         _BY_REFERENCE,
         'return forward.measure(self.work.reference_models.model, self.work.roles.reference, read, "logprobs"), read',
         _RECORDED,
     ),
     "policy_as_reference": Planted(
-        ONLINE,
+        MEASURING,
         _BY_REFERENCE,
-        "return self._logprobs(self.work.roles.trained, read), read",
+        "return self.logprobs(self.work.roles.trained, read), read",
         _RECORDED,
     ),
     "teacher_on_the_policys_base": Planted(
-        ONLINE, _BY_REFERENCE, "return self._logprobs(self.work.roles.reference, read), read", _TEACHER
+        MEASURING, _BY_REFERENCE, "return self.logprobs(self.work.roles.reference, read), read", _TEACHER
     ),
     "teacher_in_the_policys_template": Planted(
         "alignkit/training/reference_prompt.py",

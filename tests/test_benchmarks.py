@@ -18,9 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 import benchmarks.__main__ as program
-from benchmarks import data
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import ModelSpec
+from benchmarks import data, dpo, sft
 from benchmarks.catalogue import BENCHMARKS, Benchmark
 from benchmarks.floor import Shape, Work, seconds
+from benchmarks.gpu import GPU, SHAPES, random_model
 from benchmarks.measure import ENVIRONMENTS, Failed, Side, relative_difference, row
 from benchmarks.worker import Job
 
@@ -82,6 +85,40 @@ def test_names_are_checked_and_listed() -> None:
     listed = command("--list")
     assert listed.returncode == 0
     assert [line.split()[0] for line in listed.stdout.splitlines()] == list(BENCHMARKS)
+
+
+def test_gpu_sizes_need_a_gpu() -> None:
+    listed = command("--gpu", "8b", "--list")
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(GPU)
+    for wrong, message in (
+        (("--gpu", "8b"), "torch finds none on this machine"),
+        (("--gpu", "9b"), "no shape '9b'"),
+        (("--gpu", "8b", "--short"), "remove --short"),
+    ):
+        done = command(*wrong)
+        assert done.returncode == 2 and message in " ".join(done.stderr.replace("│", " ").split()), done.stderr
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_a_gpu_model_has_random_weights_in_bf16(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 2000}
+    monkeypatch.setitem(SHAPES, shape, SHAPES[shape] | small)
+    folder = Path(random_model(shape, tmp_path))
+    kept = folder.stat().st_mtime_ns
+    assert random_model(shape, tmp_path) == str(folder) and folder.stat().st_mtime_ns == kept
+    model = SharedModel(ModelSpec(base="b", dtype="bfloat16", device="cpu"), str(folder))
+    assert model.packs and {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
+
+
+def test_both_sides_take_the_number_of_groups_of_gpu_sizes() -> None:
+    from alignkit_plugins.tiny import _tokenizer
+
+    for benchmark in GPU.values():
+        job = Job(benchmark.ours, options=dict(benchmark.options))
+        encoded = {"sft:ours": sft.demonstrations, "dpo:ours": dpo.pairs}[benchmark.ours](job, _tokenizer())
+        assert (
+            len(encoded) == benchmark.options["count"] >= 32 and benchmark.dtype == benchmark.peer_dtype == "bfloat16"
+        )
 
 
 def test_a_side_that_dies_says_why() -> None:

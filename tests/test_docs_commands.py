@@ -154,8 +154,8 @@ def test_recipes_of_commands_are_valid(
 ) -> None:
     monkeypatch.chdir(shutil.copytree(own_folder(command) or files, tmp_path / "files"))
     words = list(command.filled()[2:])
-    if "--out" in words:
-        del words[words.index("--out") : words.index("--out") + 2]
+    for option in {"--out", "--processes"} & set(words):
+        del words[words.index(option) : words.index(option) + 2]
     plugins = [INSTALLED[command.text]] if command.text in INSTALLED else sorted(Path().glob("alignkit_*.py"))
     if "--plugin" not in words:
         words += [word for plugin in plugins for word in ("--plugin", str(plugin))]

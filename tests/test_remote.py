@@ -233,3 +233,15 @@ def test_sigterm_ends_a_run_that_waits_for_a_server(
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert max(server.paid.values()) == 1
+
+
+def test_an_error_that_ends_the_run_quotes_the_server(server: ScriptedServer, tmp_path: Path) -> None:
+    server.act = lambda server, connection, body: reply(
+        connection, b'{"error": "no model \'tiny-9\', try tiny-8"}', 404
+    )
+    with pytest.raises(RemoteError, match=r"HTTP 404: .*; the server says: .*no model 'tiny-9', try tiny-8"):
+        service(server, tmp_path).ask(BODIES[:1])
+    server.act = lambda server, connection, body: reply(connection, b"", 404)
+    with pytest.raises(RemoteError) as caught:
+        service(server, tmp_path).ask(BODIES[:1])
+    assert "says" not in str(caught.value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
+from alignkit import text_measures
 from alignkit.text_measures import CONFIDENCE, HEDGES, distinct, phrases, repetition, self_bleu, words_of
 
 
@@ -63,3 +65,20 @@ def test_self_bleu_by_hand() -> None:
 def test_a_repeated_word_matches_only_as_often_as_a_reference_has_it() -> None:
     """Papineni's clipping: `the the` against `the cat` matches one of two words, and (0+1)/(1+1) pairs."""
     assert self_bleu([["the", "the"], ["the", "cat"]]) == pytest.approx(math.sqrt(1 / 2 * 1 / 2))
+
+
+def test_self_bleu_of_many_texts_compares_a_fixed_number_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    bleu = text_measures._bleu
+
+    def counted(texts: Any, counts: Any, own: int) -> float:
+        compared.append(len(texts))
+        return bleu(texts, counts, own)
+
+    monkeypatch.setattr(text_measures, "_bleu", counted)
+    texts = [[str(number), "a", "b", str(number % 7)] for number in range(64)]
+    first = self_bleu(texts)
+    assert compared == [16] * 16 and self_bleu(texts) == first  # always the same ones
+    compared.clear()
+    self_bleu(texts[:16])
+    assert compared == [16] * 16  # all of them

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -155,3 +156,12 @@ def test_code_of_the_folder_neither_runs_nor_asks(tmp_path: Path, monkeypatch: p
     with pytest.raises(RunFailed, match="cannot load"):
         scores(tmp_path / "c", "so", label="toxic")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_device_that_is_not_here_is_said_before_the_run(tmp_path: Path) -> None:
+    classifier = Classifier(Classifier.Options(folder=tmp_path, label="toxic", device="cuda:97"))
+    with pytest.raises(RunFailed, match=r"'device: cuda:97': torch finds .* on this machine\nhelp: leave out `device`"):
+        classifier.check_machine()
+    Classifier(Classifier.Options(folder=tmp_path, label="toxic")).check_machine()
+    with pytest.raises(ValidationError, match="device"):
+        Classifier.Options(folder=tmp_path, label="toxic", device="gpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +302,42 @@ def test_a_value_without_weights_names_the_row(meta: dict[str, Any], words: str)
     ):
         with pytest.raises(DataError, match=rf"'Is it legal\?' \(.*a\.jsonl.*7.*\) {words}.*known are medicine"):
             call()
-    weighted(medicine={}, default={}).check_prompts([row])
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "help"),
+    [
+        (
+            ("medicin",),
+            ("medicine", "medicine", "law"),
+            r"'medicine' \(2\), 'law' \(1\)\nhelp: did you mean 'medicine'",
+        ),
+        (("Medicine", "law"), ("medicine", "law"), r"'medicine' \(1\)\nhelp: did you mean 'medicine'"),
+        (("9", "law"), ("law", "art"), r"'art' \(1\)\nhelp: correct the name"),
+    ],
+)
+def test_weights_for_a_value_that_no_prompt_has_are_refused(
+    names: tuple[str, ...], values: tuple[str, ...], help: str
+) -> None:
+    """Otherwise all of its prompts would take the default, and nobody would know."""
+    thing = weighted(**{name: {"truth": 3} for name in names}, default={})
+    with pytest.raises(
+        DataError, match=rf"there are weights for '{names[0]}', but no prompt has 'domain' {names[0]}.*{help}"
+    ):
+        thing.check_prompts(domains(*values))
+
+
+def test_every_value_may_have_the_default() -> None:
+    weighted(medicine={}, default={}).check_prompts(domains("law", "medicine"))
+    weighted(medicine={}, law={}, default={}).check_prompts(domains("law"))  # such as a few held-out prompts
+
+
+def test_a_column_that_no_prompt_has_is_refused_with_a_default_too() -> None:
+    rows = [replace(group, meta={"topic": "law", "domains": 1}) for group in domains("law")]
+    with pytest.raises(
+        DataError, match=r"no column 'domain' \(its columns: topic, domains\)\nhelp: did you mean 'domains'"
+    ):
+        weighted(law={}, default={}).check_prompts(rows)
 
 
 def test_weights_are_for_rewards_that_exist() -> None:

@@ -128,20 +128,31 @@ ROW = {"id": "0", "score": 0.5}
         '{"scores": [{"id": "0", "score": "1"}]}',
         '{"scores": [{"id": "0", "score": true}]}',
         '{"scores": [{"id": "0", "score": [1]}]}',
-        '{"scores": [{"id": "0", "score": 1.01}]}',
-        '{"scores": [{"id": "0", "score": -0.01}]}',
         '{"scores": [{"id": "0", "score": ' + "9" * 400 + "}]}",
         "[" * 99_999,
     ],
 )
 def test_what_is_no_score_is_malformed(reply: str) -> None:
     with pytest.raises(Malformed):
-        _read(reply.encode(), 0, 1)
+        _read(reply.encode())
 
 
-def test_limits_are_included() -> None:
-    assert _read(b'{"scores": [{"id": "0", "score": 0}, {"id": "1", "score": 1}]}', 0, 1) == [("0", 0), ("1", 1)]
-    assert _read(b'{"scores": [{"id": "0", "score": -7}]}', None, 1) == [("0", -7)]
+@pytest.mark.parametrize("score", [-0.01, 1.01])
+def test_a_score_beyond_the_limits_ends_the_run(score: float, made: Made, server: ScriptedServer) -> None:
+    assert made(low=0, high=1).score([group(0, 1)]) == {"": [0.0, 1.0]}  # they are included
+    with pytest.raises(RemoteError, match=f"the score of item '0' is {score:g}, outside the limits"):
+        made(low=0, high=1).score([group(score)])
+    assert made(high=2).score([group(-7)]) == {"": [-7.0]}
+
+
+def test_limits_hold_for_stored_scores_too(made: Made, server: ScriptedServer) -> None:
+    """The limits may be younger than a reply; the service is asked again, as it may have been mended."""
+    assert made().score([group(9)]) == {"": [9.0]} and server.requests == 1
+    with pytest.raises(RemoteError, match="the score of item '0' is 9, outside the limits"):
+        made(high=1).score([group(9)])
+    server.good = lambda body: {"scores": [{"id": "0", "score": 0.9}]}
+    assert made(high=1).score([group(9)]) == made(high=1).score([group(9)]) == {"": [0.9]}
+    assert server.requests == 3
 
 
 def test_scores_must_be_those_of_the_items() -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from test_evaluate import HELPFUL, Scripted, context, documented, judge_component, paths, prompts, said, step
 
-from alignkit import Judge, Verdict
+from alignkit import Judge, Verdict, judge_card
 from alignkit.agreement import two_raters
-from alignkit.judge_card import Judgment, circular, length_slope, side
+from alignkit.judge_card import circular
+from alignkit.judgments import Judgment, judgment, length_slope, side
 
 CARD = "judge_cards.JUDGE"
 FIELDS = ("mean", "low", "high", "n")
@@ -196,4 +197,9 @@ def test_every_key_of_a_card_is_documented(tmp_path: Path) -> None:
     keys, known = paths(written, {"judge": "JUDGE", "error": "REASON", "helpful": "OTHER"}), documented(CARD)
     estimates = {f"{key}.{field}" for key in known if "estimate of" in known[key] for field in FIELDS}
     assert keys - known.keys() - estimates == {"judge_cards", CARD}
-    assert known.keys() - keys == set()
+    assert known.keys() - keys == {f"{CARD}.members"}  # of a panel, as below
+    panel = Verdict(0.9, (0.9, 0.9), parts={"one": both(0.9)})
+    asked = judge_card.card([judgment(0, panel, "a", "b")])
+    assert asked.keys() - found.keys() == {"members"}
+    assert asked["members"]["one"].keys() - asked.keys() == {"with_panel", "spread"}  # which its row names
+    assert all(f"`{key}`" in known[f"{CARD}.members"] for key in ("with_panel", "spread"))

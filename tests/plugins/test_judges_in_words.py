@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from alignkit import Context, Group, Response, RunFailed, Verdict
 from alignkit.judge_card import costs
 from alignkit.judges import CheckedJudge
-from alignkit_plugins.judges.chat import PROBE
+from alignkit.remote.chat import PROBE
 from alignkit_plugins.judges.form import CUT, NO_LINE, THINKING
 from alignkit_plugins.judges.local import LocalJudge
 from alignkit_plugins.judges.server import OpenAIJudge
@@ -155,11 +155,11 @@ def test_ratings(judge: Any, server: Server) -> None:
         ("10", 10.0, ""),
         ("11", None, "the judge's rating is outside of the scale: 11, not 1 to 10"),
         ("-3", None, "the judge's rating is outside of the scale: -3, not 1 to 10"),
-        ("7/5", None, "the judge's rating is not a number"),
-        ("7, 8", None, "the judge's rating is not a number"),
-        ("nan", None, "the judge's rating is not a number"),
-        ("seven", None, "the judge's rating is not a number"),
-        ("٧", None, "the judge's rating is not a number"),
+        ("7/5", None, "the judge's rating is not a number: '7/5', and the scale is 1 to 10"),
+        ("7, 8", None, "the judge's rating is not a number: '7, 8', and the scale is 1 to 10"),
+        ("nan", None, "the judge's rating is not a number: 'nan', and the scale is 1 to 10"),
+        ("seven", None, "the judge's rating is not a number: 'seven', and the scale is 1 to 10"),
+        ("٧", None, "the judge's rating is not a number: '٧', and the scale is 1 to 10"),
     ],
 )
 def test_numbers(judge: Any, server: Server, x: str, score: float | None, reason: str) -> None:
@@ -417,3 +417,25 @@ def test_the_report_of_labels_says_what_they_cost(judge: Any, server: Server, tm
     assert report(summary).endswith("\n2 questions, 280 tokens, at a cost of 1")
     free = Tally(groups, pairs, [Verdict(0.5)], 0).summary()
     assert free["cost"] is None and "cost" not in report(free) and "questions" not in report(free)
+
+
+def test_a_rubric_has_a_frame(judge: Any, server: Server) -> None:
+    """Otherwise it reads as if the judge were told to do what the rubric says."""
+    asked: list[str] = []
+
+    def answer(request: dict[str, Any]) -> Reply:
+        asked.append(request["messages"][0]["content"])
+        return said(line(request, "{word} {code}: {x}"))
+
+    server.judge = answer
+    judge().rate([(PROMPT, "is 7")], "Rhymes, and names a color.")
+    assert "You rate a response to a conversation. A rating follows this measure:\n\nRhymes, and names" in asked[0]
+
+
+def test_a_few_ratings_on_another_scale_end_the_run_with_what_was_said(judge: Any, server: Server) -> None:
+    numbers = iter("6789")
+    server.judge = lambda request: said("{} {}: ".format(*asked_for(request)) + f"{next(numbers)}/10")
+    with pytest.raises(
+        RunFailed, match=r"reply of use: the judge's rating is not a number: '9/10', and the scale is 1"
+    ):
+        judge().rate([(PROMPT, f"is {number}") for number in range(8)])

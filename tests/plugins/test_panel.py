@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,15 @@ import pytest
 from pydantic import ValidationError
 
 from alignkit import Context, Judge, PluginError, Rating, RunFailed, Verdict
-from alignkit.judges import CheckedJudge, check_compares, check_rates
+from alignkit.judge_card import card, trust_tables
+from alignkit.judges import CheckedJudge, check_compares, check_rates, verdict_from
+from alignkit.judgments import judgment
+from alignkit.report import Report
 from alignkit_plugins.judges.local import LocalJudge
 from alignkit_plugins.judges.panel import Panel
 from alignkit_plugins.reward_judge import RewardJudge
+from alignkit_plugins.rlaif.principled import Asked
+from alignkit_plugins.rlaif.trust import none_labeled, trust_of
 from tests.plugins.test_rlaif import component
 
 PROMPT = [{"role": "user", "content": "Which?"}]
@@ -146,3 +153,54 @@ def test_a_rating_outside_of_the_scale_is_the_authors_mistake(tmp_path: Path) ->
         with pytest.raises(PluginError, match="outside of the judge's scale, 1 to 5"):
             judge.rate([(PROMPT, "a")])
     assert CheckedJudge(component(Says, ((1, 5), 5.0)), around).rate([(PROMPT, "a")])[0].score == 5.0
+
+
+class Places(Judge):
+    """Judges by the answers' texts, or by their place only. options: which."""
+
+    def compare(self, items: Sequence[Any], rubric: Any = "") -> list[Verdict]:
+        found = []
+        for _, first, second in items:
+            p = {"always 1": 0.5, "coin": 0.5}.get(self.options, 0.9 if first > second else 0.1)
+            orders = (1.0, 0.0) if self.options == "always 1" else (p, p)
+            found.append(Verdict(p, orders, calls=2))
+        return found
+
+
+def judged(folder: Path, *kinds: str, count: int = 40) -> tuple[CheckedJudge, list[Any]]:
+    judges = [component(Places, kind) for kind in kinds]
+    around = Context(models=None, cache=folder / "cache", folder=folder, seed=0, load=list)
+    asked = CheckedJudge(component(Panel, Panel.Options(judges=judges)), around)
+    return asked, [(PROMPT, f"{number * 7 % 10}", f"{number * 3 % 10}x") for number in range(count)]
+
+
+def test_a_member_that_is_no_judge_is_named(tmp_path: Path) -> None:
+    """The panel alone would not show it: its mean is that of the others."""
+    asked, items = judged(tmp_path, "text", "always 1", "text")
+    verdicts = asked.compare(items)
+    assert all(verdict_from(json.loads(json.dumps(asdict(each)))) == each for each in verdicts)
+    stored = [verdict_from(json.loads(json.dumps(asdict(each)))).parts for each in verdicts]
+    assert stored == [each.parts for each in verdicts]
+    names = list(verdicts[0].parts)
+    found = card([judgment(unit, v, *item[1:]) for unit, (v, item) in enumerate(zip(verdicts, items, strict=True))])
+    first, always, third = (found["members"][name] for name in names)
+    assert found["no_judge"] == f"{names[1]} in it: {always['no_judge']}"
+    assert "this is no judge: it names the first answer that it reads in 100% of questions" in always["no_judge"]
+    assert always["named_first"]["mean"] == 1.0 and always["spread"] == 0.0 and always["with_panel"]["n"] == 0
+    assert first["no_judge"] == third["no_judge"] == "" and first["with_panel"]["mean"] == 1.0
+    assert first["spread"] == pytest.approx(0.4, abs=0.02)
+    text = Report(trust_tables({"panel": found})).text(200)
+    assert "the judges of panel" in text and names[1] in text
+
+
+def test_the_step_names_a_judge_that_always_says_1(tmp_path: Path) -> None:
+    asked, items = judged(tmp_path, "always 1", "always 1", count=3)
+    verdicts = asked.compare(items)
+    rows = [Asked(number, list(item)) for number, item in enumerate(items)]
+    trust = trust_of(rows, verdicts, [(number, 0, 1) for number in range(3)])
+    assert set(trust["members"]) == set(verdicts[0].parts)
+    text = none_labeled("panel", trust, "0 of 3 pairs labeled")
+    assert text.startswith(
+        "judge_pairs: judge 'panel': no pair was labeled\n0 of 3 pairs labeled\npanel: this is no judge"
+    )
+    assert "names the first answer that it reads in all 6 questions\nhelp: ask another model" in text

@@ -209,19 +209,64 @@ def test_a_wrong_function_is_told_before_the_first_stage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, override: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("def polite(completions): ...")
+    (tmp_path / "mine.py").write_text("import sys\nsys.modules['it_ran'] = sys\ndef polite(completions): ...")
     (tmp_path / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}')
     (tmp_path / "r.yaml").write_text(PIPELINE)
     arguments = [str(tmp_path / "r.yaml"), override]
-    assert cli.main(["validate", *arguments]) == 0  # which runs nobody's code
-    assert cli.main(["run", *arguments, "--out", str(tmp_path / "out")]) == 2
     stage = override.split(".")[1]
-    err = capsys.readouterr().err
-    assert err.count("error: ") == 1 and "loading tiny" not in err and "r.yaml" in err
-    assert (
-        f"error: stage '{stage}': reward 'python': " in err and "has no function 'polit'; did you mean 'polite'?" in err
-    )
+    for command in (["validate"], ["run", "--out", str(tmp_path / "out")]):
+        monkeypatch.delitem(sys.modules, "it_ran", raising=False)
+        assert cli.main([*command, *arguments]) == 2
+        err = capsys.readouterr().err
+        assert err.count("error: ") == 1 and "loading tiny" not in err and "r.yaml" in err
+        assert f"error: stage '{stage}': reward 'python': " in err
+        assert "has no function 'polit'" in err and "did you mean 'polite'?" in err
+        assert ("it_ran" in sys.modules) == (command[0] == "run")  # `validate` runs nobody's code
     assert not (tmp_path / "out" / "sft").exists()
+    monkeypatch.delitem(sys.modules, "it_ran", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"function": "trl_rewards_of_mine:f"}, "there is no module trl_rewards_of_mine\nhelp: install its package"),
+        ({"function": "json.decodr:f"}, "there is no module json.decodr\nhelp: install its package, or correct"),
+        ({"function": "json.decoder:py_scanstrin"}, r"decoder\.py has no function 'py_scanstrin'\nhelp: did you mean"),
+        (
+            {"function": "json:nothing_like_it"},
+            r"__init__\.py has no function .*\nhelp: its functions: detect_encoding",
+        ),
+        ({"function": "f", "path": "none.py"}, r"none\.py does not exist"),
+        ({"function": "f", "path": "broken.py"}, r"broken\.py is no Python: .* line 1"),
+    ],
+)
+def test_a_missing_function_shows_without_running_code(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def f(:")
+    with pytest.raises(RunFailed, match=message):
+        Python(Python.Options(**options)).check_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(completions): ...",
+        "async def f(completions): ...",
+        "from math import floor as f",
+        "from anything import *",
+        "f = print",
+        "try:\n    from fast import f\nexcept ImportError:\n    pass",
+        "globals()['f'] = print",
+        "def __getattr__(name): ...",
+    ],
+)
+def test_whatever_may_bind_a_function_passes(source: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    Python(Python.Options(path="mine.py", function="f")).check_source(tmp_path)
+
+
+@pytest.mark.parametrize("function", ["json:loads", "os.path:join", "math:floor", "importlib.metadata:version"])
+def test_functions_of_modules_are_found(function: str, tmp_path: Path) -> None:
+    Python(Python.Options(function=function)).check_source(tmp_path)
 
 
 def test_python_without_a_file(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from alignkit import DataError, Group, Response, Reward, RunFailed
 from alignkit.testing import check_reward
 from alignkit.text_measures import repetition
-from alignkit_plugins.text_rewards import matching
+from alignkit_plugins.text_rewards import matching, schema
 from alignkit_plugins.text_rewards.form import Form, content_of_last, is_json, markdown_parts
 from alignkit_plugins.text_rewards.language import Language
 from alignkit_plugins.text_rewards.matching import ExactMatch, Regex
@@ -73,6 +73,19 @@ def test_one_of_several_answers_and_numbers_are_right() -> None:
     assert scores(ExactMatch, "1.5", "15", "-1", meta={"answer": 1.5}) == [1.0, 0.0, 0.0]
 
 
+def test_numbers_are_compared_by_their_value() -> None:
+    for known in ("3", 3, 3.0, "3.00", "+3", ["x", 3.0]):
+        assert scores(ExactMatch, "3", "3.0", "3.", " 03 ", "3e0", "3.1", "three", meta={"answer": known}) == [
+            *[1.0] * 5,
+            *[0.0] * 2,
+        ]
+    assert scores(ExactMatch, "-0.5", "-.5", "0.5", meta={"answer": -0.5}) == [1.0, 1.0, 0.0]
+    assert scores(ExactMatch, "3.0", "3", meta={"answer": "3"}, strict=True) == [0.0, 1.0]
+    large = "1" * 50
+    assert scores(ExactMatch, large + "2", large + "3", meta={"answer": large + "2"}) == [1.0, 0.0]
+    assert scores(ExactMatch, "1e999999999", "9" * 9999, meta={"answer": "1e999999999"}) == [1.0, 0.0]
+
+
 def test_the_last_match_is_the_answer() -> None:
     asked = {"meta": {"answer": "4"}, "extract": r"answer is (\w+)"}
     assert scores(ExactMatch, "The answer is 5, no, the answer is 4.", "4", "answer is", **asked) == [1.0, 0.0, 0.0]
@@ -121,6 +134,51 @@ def test_a_pattern_that_takes_for_ever_gives_no_score(monkeypatch: pytest.Monkey
 
 
 # --- form
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"properties": {"name": {"pattern": "^(a|aa)+$"}}},
+        {"patternProperties": {"^(a|aa)+$": {}}},
+        {"patternProperties": {"^(a|aa)+$": {}}, "additionalProperties": False},
+        {"properties": {"list": {"items": {"pattern": "^(a|aa)+$"}}}},
+    ],
+)
+def test_a_pattern_of_a_schema_that_takes_for_ever_gives_no_score(
+    rules: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "SECONDS", 0.1)
+    busy = "a" * 60 + "b"
+    answer = json.dumps({"name": busy, busy: 1, "list": [busy] * 9})
+    assert scores(Form, answer, json_schema=rules) == [None]
+
+
+def test_patterns_of_a_schema_decide_as_jsonschema_says() -> None:
+    rules = {
+        "properties": {"id": {"type": "string", "pattern": "^[0-9]+$"}},
+        "patternProperties": {"^x-": {"type": "integer"}},
+        "additionalProperties": False,
+    }
+    right = ['{"id": "12"}', '{"x-a": 3}', "{}", "[]"]
+    wrong = ['{"id": "a"}', '{"x-a": "3"}', '{"y": 1}']
+    assert scores(Form, *right, *wrong, json_schema=rules) == [1.0] * 4 + [0.0] * 3
+    typed = {"additionalProperties": {"type": "integer"}}
+    assert scores(Form, '{"a": 1}', '{"a": "1"}', json_schema=typed) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"properties": {"a": {"pattern": "("}}}, "'\\(' is not a 'regex'"),
+        ({"patternProperties": {"[": {}}}, "'\\[' is not a 'regex'"),
+        ({"patternProperties": {"a": {}}, "unevaluatedProperties": False}, "write additionalProperties"),
+    ],
+)
+def test_patterns_that_cannot_be_searched_are_found_early(rules: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=message):
+        Form(Form.Options(json_schema=rules)).check(tmp_path)
+    Form(Form.Options(json_schema={"const": {"pattern": "("}})).check(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -528,6 +528,7 @@ extra: 1
         (["stages.first.algorithm.plain.beta=x"], "expected a number, got 'x'", "stages.first.algorithm.plain.beta=x"),
         (["stages.first.data=gone"], "no such file or stage: gone", "stages.first.data=gone"),
         (["model.lora=none", "model.quantization=nf4"], "nf4 weights cannot be trained", "model.lora=none"),
+        (["model.mixed_precision=bf16"], "with a LoRA adapter the base is frozen", "model.mixed_precision=bf16"),
         (["model.quantization=nf5"], "got 'nf5'", "model.quantization=nf5"),
         (["mdoel.base=tiny"], "unknown key 'mdoel'", "mdoel.base=tiny"),
     ],

@@ -96,6 +96,38 @@ def test_all_mistakes_are_shown_at_once(tmp_path: Path, capsys: pytest.CaptureFi
     assert "'criticize'" in said and "'compares'" in said and "no such file" in said
 
 
+def test_a_name_that_is_used_twice_is_shown_next_to_other_mistakes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = GOOD + "- {name: calm, compare: 3}\n"
+    said = wrong(recipe(tmp_path, text=text), capsys)
+    assert "the name 'calm' is used twice" in said and "expected text, got 3" in said
+
+
+@pytest.mark.parametrize("text", [GOOD.replace("critique:", "criticize:"), GOOD + "- oops: [\n"])
+def test_stages_with_the_same_file_show_its_mistakes_once(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path, text=text)
+    written = yaml.safe_load(path.read_text())
+    judged = {"step": "judge_pairs", "prompts": "prompts.jsonl", "policy": "base", "judge": "local_judge"}
+    written["stages"]["pairs"] = {**judged, "constitution": "own.yaml"}
+    path.write_text(yaml.safe_dump(written), encoding="utf-8")
+    assert wrong(path, capsys).count("error: ") == 1
+
+
+def test_an_override_that_names_a_file_of_the_recipes_folder_is_told_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = recipe(tmp_path, "harmless")
+    assert cli.main(["validate", str(path), "stages.revised.constitution=own.yaml"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"an override's path starts at the current folder; did you mean {tmp_path / 'own.yaml'}?" in said
+    assert cli.main(["validate", str(path), f"stages.revised.constitution={tmp_path / 'own.yaml'}"]) == 0
+
+
 def test_a_mistake_in_the_recipe_is_shown_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = recipe(tmp_path, [{"name": "a", "compare": 3}])
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "compare" in text)

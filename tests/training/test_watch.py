@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from watched import STILL, Ran, Watched, online
+from watched import SFT, STILL, Ran, Watched, online
 
-from alignkit import RunFailed
+from alignkit import Group, Needs, RunFailed
+from alignkit.reporting.history import incidents, warnings_of
+from alignkit.training.online import OnlineStage
 from alignkit.training.rollouts import RolloutFiles
 from alignkit.training.watch import StageWatch
 from alignkit.watching.falling import Gold
@@ -57,8 +60,111 @@ def test_a_kl_budget_ends_with_the_last_policy_within_it(tmp_path: Path, capsys:
     assert ran.summary["kept_iteration"] == beyond and "beyond the budget" in ran.summary["stopped"]
     assert result(ran) == version(free, beyond - 1) != version(free, beyond)
     assert not (ran.folder / "align" / "rollback").exists()
-    said = " ".join(capsys.readouterr().err.split())
+    log = capsys.readouterr().err
+    said = " ".join(log.split())
     assert f"the result is the policy that iteration {beyond} sampled from" in said
+    (ran.folder / "run.log").write_text(log, encoding="utf-8")
+    assert ran.summary["iterations"] == beyond + 1 and ran.summary["planned_iterations"] == 5
+    found = [incident["text"] for incident in incidents(ran.folder, [])]
+    assert any(text.startswith(f"stopped in iteration {beyond + 1} of 5: the KL") for text in found)
+    assert "nothing was learned" not in said
+
+
+def test_a_budget_that_the_first_update_breaks_is_no_silent_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = online(tmp_path, Watched(), stop={"kl": 1e-9}, **KEYS)
+    assert ran.summary["kept_iteration"] == 1 and ran.summary["iterations"] == len(ran.metrics) == 2
+    log = capsys.readouterr().err
+    (ran.folder / "run.log").write_text(log, encoding="utf-8")
+    said = " ".join(log.split())
+    assert "warning: the result is 'base', and nothing was learned: the first update went beyond the budget" in said
+    assert "Set a larger `stop: {kl: ...}`, or a learning_rate below 0.05" in said
+    assert any("nothing was learned" in text for _, text in warnings_of(ran.folder))  # so that the report has it
+
+
+def test_a_policy_that_begins_beyond_the_budget_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {"sft": SFT}
+    ran = online(
+        tmp_path, Watched(), before=before, **{**KEYS, "stop": {"kl": 1e-9}, "from": "sft", "reference": "base"}
+    )
+    assert ran.summary["kept_iteration"] == ran.summary["iterations"] == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the result is 'sft', and nothing was learned: it was beyond the budget before the first update" in said
+
+
+@pytest.mark.parametrize("left_out", ["some", "all"])
+def test_the_budget_is_about_samples_that_nothing_is_learned_from_too(left_out: str, tmp_path: Path) -> None:
+    keys = {**KEYS, "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5}, "prompts_per_iteration": 4}
+    free = online(folder(tmp_path, "free"), Watched(needs=Needs(reference_logprobs=True)), **keys)
+
+    class Forgets(Watched):
+        def keep_group(self, group: Group) -> bool:
+            return len(self.seen) < 1 or (left_out == "some" and group.prompt[0]["content"].startswith("tell"))
+
+    stopped = online(
+        folder(tmp_path, "stopped"), Forgets(needs=Needs(reference_logprobs=True)), stop={"kl": 1e-9}, **keys
+    )
+    assert stopped.summary["kept_iteration"] == 1 and stopped.summary["iterations"] == 2
+    assert stopped.metrics[1]["sampled_kl"] == pytest.approx(free.metrics[1]["kl"], abs=1e-5)
+
+
+def test_the_weights_that_a_checkpoint_may_go_back_to_outlive_later_iterations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a crash, the iterations since the checkpoint are sampled again, on another machine with another KL."""
+
+    class Dies(Watched):
+        def select(self, groups: Any, context: Any) -> Any:
+            if context.iteration == 4:
+                raise KeyboardInterrupt
+            return super().select(groups, context)
+
+    keys = {**KEYS, "stop": {"kl": 1e6}, "checkpoint_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        online(tmp_path, Dies(), **keys)
+    rollback = tmp_path / "run" / "align" / "rollback"
+    assert sorted(int(each.name) for each in rollback.iterdir()) == [2, 4]
+    found, stops = [], StageWatch.stops
+
+    def beyond(self: StageWatch, number: int, kl: float | None) -> bool:
+        found.append(sorted(int(each.name) for each in rollback.iterdir()))
+        return stops(self, number, 1e9)
+
+    monkeypatch.setattr(StageWatch, "stops", beyond)
+    ran = online(tmp_path, Watched(), **keys)
+    assert found == [[2]]  # iteration 4 is sampled again
+    assert ran.summary["kept_iteration"] == 2 and result(ran) == version(ran, 1)
+
+
+def test_the_weights_of_the_checkpoint_before_the_last_are_kept_as_long_as_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run continues from it if the last one is damaged."""
+
+    class Dies(Watched):
+        def select(self, groups: Any, context: Any) -> Any:
+            if context.iteration == 4:
+                raise KeyboardInterrupt
+            return super().select(groups, context)
+
+    keys = {**KEYS, "stop": {"kl": 1e6}, "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        online(tmp_path, Dies(), **keys)
+    checkpoints = sorted((tmp_path / "run" / "align" / "checkpoints").iterdir())
+    (checkpoints[-1] / "state.json").write_text("{}", encoding="utf-8")
+    stops = StageWatch.stops
+    monkeypatch.setattr(StageWatch, "stops", lambda self, number, kl: stops(self, number, 1e9))
+    ran = online(tmp_path, Watched(), **keys)
+    assert ran.summary["kept_iteration"] == 2 and result(ran) == version(ran, 1)
+
+
+def test_an_iteration_without_a_kl_is_not_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN is the KL of no samples, and of a policy that has diverged."""
+    found = {1: 0.0, 2: math.nan}
+    monkeypatch.setattr(OnlineStage, "_sampled_kl", lambda self, iteration: found.get(iteration.number, 1e9))
+    ran = online(tmp_path, Watched(), **{**KEYS, "stop": {"kl": 1.0}})
+    assert ran.summary["kept_iteration"] == 1 and ran.summary["iterations"] == 3
 
 
 def test_a_budget_that_is_never_reached_changes_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from simulated import VALUES, Score, hacked, honest, look, value
 
 from alignkit.watching import alarm
-from alignkit.watching.alarm import Alarm, Hacking
+from alignkit.watching.alarm import Alarm, Hacking, _called
 from alignkit.watching.looks import Look
 
 EVEN = dict.fromkeys(VALUES, 1.0)
@@ -150,3 +150,10 @@ def test_one_answer_to_each_prompt_raises_no_alarm() -> None:
 
 def test_gold_without_any_spread_raises_no_alarm() -> None:
     assert first_alarm(seen(learning("please"), hacked, lambda words, noise: 0.0)) is None
+
+
+def test_a_word_that_vanishes_is_no_word_that_spreads() -> None:
+    """`the word 'sorry' (0.9 to 0.1)` would read as if the policy had bought reward with saying it."""
+    assert _called("word:sorry", less=True) == "less of the word 'sorry'"
+    assert _called("word:sorry", less=False) == "the word 'sorry'"
+    assert _called("length", less=True) == "brevity"

@@ -1,0 +1,88 @@
+"""What an iteration says of the judges that its rewards ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Exchange, Simulated
+
+from alignkit import Context, Group, Judge, Rating, Response
+from alignkit.recipe.schema import RewardSpec
+from alignkit.registry import Component, Registration
+from alignkit.training.judged import spent, why_unscored
+from alignkit.training.reducer import ONE_PROCESS, Reducer
+from alignkit.training.scoring import Scorer, score_rollouts
+from alignkit_plugins.judges.panel import Panel
+from alignkit_plugins.rubric import Rated
+
+CUT = "the judge's reply was cut off: raise max_tokens"
+
+
+class Priced(Judge):
+    """A rating costs a quarter, and long answers get none. options: unused."""
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def rate(self, items: Sequence[Any], rubric: Any = "") -> list[Rating]:
+        return [
+            Rating(None if len(text) > 5 else 1.0, CUT if len(text) > 5 else "", calls=1, tokens=10, cost=0.25)
+            for _, text in items
+        ]
+
+
+def scorer(folder: Path, judge: Component, reducer: Reducer = ONE_PROCESS) -> Scorer:
+    component = Component("reward", "rating", Registration("rating", Rated), Rated.Options(judge=judge))
+    around = Context(models=None, cache=folder, folder=folder, seed=0, load=list)  # type: ignore[arg-type]
+    return Scorer(RewardSpec("reward", "rating", component), around, reducer=reducer)
+
+
+def priced() -> Component:
+    return Component("judge", "priced", Registration("priced", Priced), Priced.Options())
+
+
+GROUP = Group(({"role": "user", "content": "q"},), (Response("a"), Response("b"), Response("too long")))
+
+
+def test_ratings_have_a_price(tmp_path: Path) -> None:
+    made = scorer(tmp_path, priced())
+    score_rollouts(made, [GROUP])
+    assert spent(made) == {"judge/questions": 3, "judge/tokens": 30, "judge/cost": pytest.approx(0.75)}
+    score_rollouts(made, [GROUP])
+    assert spent(made)["judge/questions"] == 3  # of the last scoring
+
+
+def test_what_a_panel_costs_is_counted_once(tmp_path: Path) -> None:
+    options = Panel.Options(judges=[priced(), priced()])
+    made = scorer(tmp_path, Component("judge", "panel", Registration("panel", Panel), options))
+    score_rollouts(made, [GROUP])
+    assert spent(made)["judge/cost"] == pytest.approx(1.5)
+
+
+def test_some_missing_ratings_say_why(tmp_path: Path) -> None:
+    made = scorer(tmp_path, priced())
+    score_rollouts(made, [GROUP])
+    assert why_unscored(made).endswith(f": {CUT}") and why_unscored(made).startswith("; judge 'priced'")
+
+
+def test_what_all_processes_ask_is_counted_in_each(tmp_path: Path) -> None:
+    """The second scoring has one group, so that one process asks nobody."""
+    exchange = Exchange(2)
+
+    def process(number: int) -> list[tuple[float, str]]:
+        made, found = scorer(tmp_path, priced(), Simulated(exchange, number, (1, 1))), []
+        with exchange.turn:
+            for groups in ([GROUP, GROUP], [GROUP]):
+                score_rollouts(made, groups)
+                found.append((spent(made)["judge/questions"], why_unscored(made)))
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(process, range(2))
+    assert one == other and [questions for questions, _ in one] == [6, 3]
+    assert all(why.endswith(f": {CUT}") for _, why in one)
