@@ -243,6 +243,33 @@ def test_length_and_refusals_are_shown_next_to_the_gain() -> None:
     assert mean_of(line["refused 0"]) == pytest.approx(50, abs=1)
 
 
+@pytest.mark.parametrize("sign, bought", [(1, "length"), (-1, "brevity")])
+def test_a_gain_in_the_own_reward_says_what_most_of_it_was_bought_with(sign: int, bought: str) -> None:
+    def paid_for_length(found: Row) -> Row:
+        """The own reward is the length, or its opposite, and a little noise."""
+        asked = []
+        for place, item in enumerate(found.asked):
+            shift = {"sft": place % 7, "align": 2 * sign + place % 5}
+            answers = {
+                policy: [
+                    replace(
+                        a,
+                        length=20 + shift[policy],
+                        scores={**a.scores, OWN: sign * 0.1 * shift[policy] + 0.01 * (place % 3) * (policy == "sft")},
+                    )
+                    for a in values
+                ]
+                for policy, values in item.answers.items()
+            }
+            asked.append(replace(item, answers=answers))
+        return replace(found, asked=asked)
+
+    (line,) = table(tables.methods_table([[paid_for_length(row(3, 0.0, 0.0, count=60))]]))
+    assert line["mostly bought with 0"] == bought
+    (honest,) = table(tables.methods_table([[row(3, 0.5, 0.5, count=60)]]))
+    assert honest["mostly bought with 0"] == "-"
+
+
 def test_between_answers_of_equal_length_a_reward_for_length_is_no_gain() -> None:
     def lengthy(found: Row) -> Row:
         """Gold rewards length, and nothing else."""
@@ -268,7 +295,7 @@ def test_between_answers_of_equal_length_a_reward_for_length_is_no_gain() -> Non
 
     found = [lengthy(row(3, 0.0, 0.0, count=60))]
     assert tables.gain(found, ["helpful"], tables.score("gold_helpful"))["mean"] == pytest.approx(0.1, abs=0.03)
-    equal = tables.equal_length(found, "gold_helpful")
+    equal = tables.equal_length(found, ["helpful"], tables.score("gold_helpful"))
     assert equal is not None
     assert equal["mean"] == pytest.approx(0.0, abs=0.02)
 

@@ -44,10 +44,9 @@ def gain(rows: Sequence[Row], kinds: Collection[str], value: Value) -> Estimate:
     return statistics.paired_difference(*(per_prompt(rows, policy, kinds, value) for policy in ("align", "sft")))
 
 
-def equal_length(rows: Sequence[Row], gold: str) -> statistics.EqualLength | None:
-    """The gain by a gold model between answers of equal length."""
-    kinds = [JUDGED[gold]]
-    ours, theirs = (per_prompt(rows, policy, kinds, score(gold)) for policy in ("align", "sft"))
+def equal_length(rows: Sequence[Row], kinds: Collection[str], value: Value) -> statistics.EqualLength | None:
+    """The gain at prompts of some kinds between answers of equal length."""
+    ours, theirs = (per_prompt(rows, policy, kinds, value) for policy in ("align", "sft"))
     lengths, baseline = (per_prompt(rows, policy, kinds, _tokens) for policy in ("align", "sft"))
     return statistics.at_equal_length(
         [a - b for a, b in zip(ours, theirs, strict=True)],
@@ -59,13 +58,12 @@ def equal_length(rows: Sequence[Row], gold: str) -> statistics.EqualLength | Non
 def methods_table(groups: Sequence[Sequence[Row]]) -> Iterator[list[str]]:
     """A line per group of rows, which share the method: gains by gold, length, refusals, KL and cost."""
     yield [
-        *("method", "seeds", "helpfulness", "at equal length", "safety", "at equal length", "own reward"),
-        *("tokens", "refused", "cut off", "KL", "minutes", "GiB"),
+        *("method", "seeds", "helpfulness", "at equal length", "safety", "at equal length"),
+        *("own reward", "mostly bought with", "tokens", "refused", "cut off", "KL", "minutes", "GiB"),
     ]
     for rows in groups:
         seeds = ", ".join(str(row.seed) for row in rows)
-        own = shown(gain(rows, JUDGED.values(), score(OWN)), sign=True)
-        yield [rows[0].method, seeds, *_gains(rows), own, *_style(rows), *_cost(rows)]
+        yield [rows[0].method, seeds, *_gains(rows), *_own(rows), *_style(rows), *_cost(rows)]
 
 
 def _gains(rows: Sequence[Row]) -> Iterator[str]:
@@ -73,7 +71,16 @@ def _gains(rows: Sequence[Row]) -> Iterator[str]:
         seeds = [gain([row], [JUDGED[gold]], score(gold))["mean"] for row in rows]
         up = sum(mean is not None and mean > 0 for mean in seeds)
         yield f"{shown(gain(rows, [JUDGED[gold]], score(gold)), sign=True)}, {up} of {len(rows)} up"
-        yield shown(equal_length(rows, gold), sign=True)
+        yield shown(equal_length(rows, [JUDGED[gold]], score(gold)), sign=True)
+
+
+def _own(rows: Sequence[Row]) -> Iterator[str]:
+    """The gain in the reward that was learned from, and what most of it was bought with, if that is length."""
+    own = gain(rows, JUDGED.values(), score(OWN))
+    yield shown(own, sign=True)
+    bought = statistics.bought_with_length(own, equal_length(rows, JUDGED.values(), score(OWN)))
+    before, after = (statistics.mean(per_prompt(rows, policy, JUDGED.values(), _tokens)) for policy in ("sft", "align"))
+    yield ("length" if after > before else "brevity") if bought else "-"
 
 
 def _style(rows: Sequence[Row]) -> Iterator[str]:
