@@ -144,7 +144,7 @@ def table(algorithm: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
             row.model,
             row.way,
             f"{row.fixed / 1e9:.1f}",
-            f"{row.per_token / 1e6:.2f}",
+            f"{row.per_token / 1e6:.2f}" if row.card else "-",
             f"{row.tokens:,}" if row.card else "-",
             f"{row.need / 1e9:.1f}" if row.card else "-",
             row.card.name if row.card else "several",

@@ -20,8 +20,9 @@ PASSAGES = {"questions_demos": 600, "questions": 320, "questions_heldout": 100}
 FACTS = 3  # of a passage about its subject
 OTHERS = 4  # one in this many passages also says something of somebody else
 DEMOS_UNANSWERED = 6  # every sixth demonstration has no answer
-# Every fourth prompt has none: with more of them, the policy refuses what it could answer. Held out, every second.
-PROMPTS_UNANSWERED = 3  # so many passages for one unanswered question
+# Two of five passages also ask what they do not say, so two prompts in seven have no answer: with more of them, the
+# policy refuses what it could answer. Held out, every second has none.
+PROMPTS_UNANSWERED, IN_PASSAGES = (0, 2), 5
 HERE = Path(__file__).parent
 
 
@@ -569,7 +570,7 @@ def chosen(name: str, number: int, both: list[dict[str, Any]]) -> list[dict[str,
     """Which questions about a passage go into a file."""
     if name == "questions_demos":
         return [both[number % DEMOS_UNANSWERED == 0]]
-    return both[:1] if name == "questions" and number % PROMPTS_UNANSWERED else both
+    return both[:1] if name == "questions" and number % IN_PASSAGES not in PROMPTS_UNANSWERED else both
 
 
 def main() -> None:
