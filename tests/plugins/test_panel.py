@@ -20,8 +20,8 @@ from alignkit_plugins.judges.local import LocalJudge
 from alignkit_plugins.judges.panel import Panel
 from alignkit_plugins.reward_judge import RewardJudge
 from alignkit_plugins.rlaif.principled import Asked
-from alignkit_plugins.rlaif.trust import none_labeled, trust_of
-from tests.plugins.test_rlaif import component
+from alignkit_plugins.rlaif.trust import none_labeled, surely_none, trust_of
+from tests.plugins.test_rlaif import Scripted, component, group, run_step
 
 PROMPT = [{"role": "user", "content": "Which?"}]
 LOST = Verdict(None, reason="the judge refused", calls=1, tokens=5)
@@ -204,3 +204,31 @@ def test_the_step_names_a_judge_that_always_says_1(tmp_path: Path) -> None:
         "judge_pairs: judge 'panel': no pair was labeled\n0 of 3 pairs labeled\npanel: this is no judge"
     )
     assert "names the first answer that it reads in all 6 questions\nhelp: ask another model" in text
+
+
+def steered(tmp_path: Path, *orders: tuple[float, float], count: int = 20, **options: Any) -> Any:
+    """`judge_pairs` with a judge whose soft verdicts have these probabilities in both orders, in turn."""
+    verdicts = [Verdict(sum(p) / 2, p, calls=2) for p in (orders * count)[:count]]
+    data = [group("this", "that", prompt=str(number)) for number in range(count)]
+    return run_step(tmp_path, component(Scripted, verdicts), data, **options)
+
+
+def test_nothing_learns_from_a_judge_that_is_none(tmp_path: Path) -> None:
+    """It leans to a place, so every pair has a soft label. In a real run, DPO learned from two of 40 pairs."""
+    with pytest.raises(RunFailed) as raised:
+        steered(tmp_path, (0.9, 0.2))
+    assert "nothing should learn from its labels\n20 of 20 pairs labeled" in str(raised.value)
+    assert "x: this is no judge: the order decides 100% [" in str(raised.value)
+    assert "`no_judge: warn` learns from its labels anyway" in str(raised.value)
+    artifact = steered(tmp_path, (0.9, 0.2), no_judge="warn")
+    assert artifact.summary["labeled"] == 20 and artifact.summary["no_judge"].startswith("this is no judge")
+
+
+def test_a_judge_is_not_stopped_for_a_few_pairs_or_for_one_of_a_panel(tmp_path: Path) -> None:
+    few = steered(tmp_path, (0.9, 0.2), count=3)
+    assert few.summary["labeled"] == 3 and "in all 6 questions" in few.summary["no_judge"]
+    assert steered(tmp_path, (0.9, 0.9), (0.1, 0.1)).summary["no_judge"] == ""
+    asked, items = judged(tmp_path, "text", "always 1", "text")
+    rows = [Asked(number, list(item)) for number, item in enumerate(items)]
+    found, places = asked.compare(items), [(number, 0, 1) for number in range(len(items))]
+    assert trust_of(rows, found, places)["no_judge"] and not surely_none(rows, found, places)

@@ -54,7 +54,7 @@ from alignkit.panel_card import table as panel_table
 from alignkit.report import Report
 from alignkit_plugins.rlaif import principled
 from alignkit_plugins.rlaif.tally import Place, Tally, mean, report
-from alignkit_plugins.rlaif.trust import none_labeled, trust_of
+from alignkit_plugins.rlaif.trust import none_labeled, stopped, surely_none, trust_of
 
 # --- the step -----------------------------------------------------------------------------------------------------
 
@@ -74,6 +74,11 @@ class JudgePairs(Step):
         )
         min_confidence: float = Field(0.0, ge=0, le=0.5, description="drop pairs with |p - 0.5| below this")
         drop_inconsistent: bool = Field(False, description="drop pairs whose winner depends on the order")
+        no_judge: Literal["stop", "warn"] = Field(
+            "stop",
+            description="what to do if the verdicts show that this is no judge: `stop` before a stage learns from its "
+            "labels, or `warn`",
+        )
         constitution: ConstitutionRef | None = Field(
             None,
             description="principles to judge by: a file, `harmless`, `helpful_honest` or a list; default: the judge's "
@@ -139,6 +144,8 @@ class JudgePairs(Step):
         summary = {**tally.summary(), **({"principles": by} if by else {}), **trust}
         if not labeled:
             raise RunFailed(none_labeled(name, trust, report(summary)))
+        if self.options.no_judge == "stop" and (reason := surely_none(asked, found, places)):
+            raise RunFailed(stopped(name, reason, report(summary)))
         doubt = [f"warning: {name}: {trust['no_judge']}"] if trust["no_judge"] else []
         panel = [panel_table(name, trust["members"])] if "members" in trust else []
         shown = Report([report(summary), *doubt, *panel, *principled.tables(by)])
