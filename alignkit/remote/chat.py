@@ -13,6 +13,8 @@ from alignkit.remote.service import Remote
 from alignkit.reward import Progress
 
 PROBE = 4  # questions that are asked one by one, as long as none has a reply of use
+# What a server says of a limit on the reply that is beyond its own. vLLM names both options in it.
+TOO_MUCH_ROOM = re.compile(r"max_(completion_)?tokens\b.{0,60}(too large|greater than|at most|exceed|less than)", re.I)
 _REJECTED = re.compile(r"HTTP 4\d\d: ")
 # What a server rejects for the text of one question, which says nothing of the next one.
 _ITS_TEXT = re.compile(r"context|too (long|large|many)|content.?(filter|management)|policy|moderation|safety", re.I)
@@ -65,7 +67,9 @@ class Chat:
 
     def _is_setting(self, reason: str) -> bool:
         """Whether a server would reject all questions for this reason."""
-        return reason in self._hopeless or (bool(_REJECTED.match(reason)) and not _ITS_TEXT.search(reason))
+        if not _REJECTED.match(reason):
+            return reason in self._hopeless
+        return bool(TOO_MUCH_ROOM.search(reason)) or not _ITS_TEXT.search(reason)
 
     def _no_use(self, reasons: Sequence[str]) -> str:
         what = "the first question has no" if len(reasons) == 1 else f"none of the first {len(reasons)} questions has a"
@@ -85,7 +89,8 @@ class Chat:
 
     def _learns(self, body: Body, reason: str) -> bool:
         """Whether the server's words tell of a name that it does not take; they are remembered for later runs."""
-        for name, words, instead in _DIALECTS if _REJECTED.match(reason) else ():
+        rejects_a_name = _REJECTED.match(reason) and not TOO_MUCH_ROOM.search(reason)
+        for name, words, instead in _DIALECTS if rejects_a_name else ():
             if words in reason and name in body.keys() - self._kept - self._dialect.keys():
                 self._dialect[name] = instead
                 with closing(ReplyStore(self.remote.folder, self.remote.name)) as store:

@@ -19,11 +19,11 @@ _TABLES = (
 
 
 class TryAgain(Exception):
-    """An attempt failed, perhaps temporarily. pause: seconds that the server asked for."""
+    """An attempt failed, perhaps temporarily. pause: seconds that the server asked for. help: what may help."""
 
-    def __init__(self, reason: str, pause: float | None = None):
+    def __init__(self, reason: str, pause: float | None = None, help: str = ""):
         super().__init__(reason)
-        self.pause = pause
+        self.pause, self.help = pause, help
 
 
 class Malformed(TryAgain):

@@ -32,6 +32,9 @@ LONGEST_PAUSE = 60.0  # seconds between attempts; a server's Retry-After may ask
 MOST_MALFORMED = 20  # requests in a row without a reply that can be used, each after its retries
 STOP_SECONDS = 0.2  # between looks at whether the run should stop
 LAST_SECONDS = 3.0  # for the last replies after a failure or a request to stop
+_LATE = (
+    "\nhelp: raise 'timeout_seconds', or lower 'concurrency' to what the server answers at once: the others wait there"
+)
 _FATAL = {
     401: "the key in {variable} was not accepted",
     403: "the key in {variable} is not allowed to ask for this",
@@ -226,7 +229,7 @@ class Asker:
             count = attempts.statistics["attempt_number"]
             raise RemoteError(
                 f"{self._remote.name}: {options.base_url}: {error}{asked}, after {count} attempt{'s' * (count > 1)}; "
-                "the replies received are stored; repeat the command to resume"
+                f"the replies received are stored; repeat the command to resume{error.help}"
             ) from None
         self._malformed.clear()
         if not reply.reason:
@@ -253,7 +256,7 @@ class Asker:
             ):
                 text = await _limited(response)
         except TimeoutError:
-            raise TryAgain(f"no answer within {self._options.timeout_seconds:g} s") from None
+            raise TryAgain(f"no answer within {self._options.timeout_seconds:g} s", help=_LATE) from None
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
             raise TryAgain(self._safe(f"{type(error).__name__}: {error}")) from None
         finally:

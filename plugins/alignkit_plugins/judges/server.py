@@ -14,7 +14,7 @@ from pydantic import model_validator
 from alignkit import Context, Field, Judge, Message, Rating, Verdict
 from alignkit.judges import Item, Rated, RatedTogether, Rubric
 from alignkit.remote import Remote, RemoteOptions, Reply, key_of
-from alignkit.remote.chat import Chat
+from alignkit.remote.chat import TOO_MUCH_ROOM, Chat
 from alignkit_plugins.judges.completion import THINKS, stored_answer, stored_words
 from alignkit_plugins.judges.form import CUT, NO_LINE, NO_OBJECT, THINKING
 from alignkit_plugins.judges.question import both_orders, question
@@ -22,6 +22,11 @@ from alignkit_plugins.judges.verdict import Answer, verdicts
 from alignkit_plugins.judges.words import Question, Said, Speaking, Words
 
 _LIMIT = re.compile(r"(greater|less|more|fewer) than|at most|maximum|max allowed")  # of top_logprobs
+_ENDS = "the judge's reply was cut off where the server's context ends"
+_CONTEXT = (
+    "give the server a longer context (vLLM: --max-model-len; llama.cpp: --ctx-size, which its slots share), or leave "
+    "long texts out"
+)
 _THINKS = "a model that thinks before it answers: set the judge's option 'reasons: true'"
 
 
@@ -91,6 +96,13 @@ class OpenAIJudge(Judge):
     def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
         return self._words(self.context.seed).rate_together(items, rubric)
 
+    @property
+    def _most_tokens(self) -> int:
+        """The limit of a reply, as it is asked for."""
+        own = self.options.request
+        chosen = own.get("max_completion_tokens") or own.get("max_tokens") or self.options.max_tokens
+        return chosen if isinstance(chosen, int) else 0
+
     def _words(self, seed: int) -> Words:
         return Words(self.options, seed, self._said, as_json=self.options.json_schema)
 
@@ -101,7 +113,10 @@ class OpenAIJudge(Judge):
             if reply.reason:
                 return Said(reason=reply.reason)
             words, reason, *used = reply.value
-            return Said(words, reason, used[0], self._cost(used))
+            total, written = (*used, None)[:2]
+            if reason == CUT and written is not None and written < self._most_tokens:
+                reason = _ENDS  # vLLM and llama.cpp shorten a reply to what fits
+            return Said(words, reason, total, self._cost(used))
 
         def unusable(place: int, reply: Reply) -> str:
             return said(reply).unusable(questions[place])
@@ -143,6 +158,10 @@ class OpenAIJudge(Judge):
 
     def _advice(self, reason: str) -> str:
         """What to change if no reply can be used."""
+        if TOO_MUCH_ROOM.search(reason):
+            return "this server allows no reply of that length: set the judge's option 'max_tokens' to a lower number"
+        if reason == _ENDS or (reason.startswith("HTTP ") and "context" in reason):
+            return _CONTEXT
         if reason in (CUT, THINKING):
             return f"give it room: set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
         if reason == THINKS or "max_completion_tokens" in reason or "max_tokens" in reason:

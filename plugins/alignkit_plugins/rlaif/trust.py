@@ -11,7 +11,7 @@ from alignkit.judgments import Judgment, judgment, no_judge, verdict_facts
 from alignkit_plugins.rlaif.principled import Asked
 from alignkit_plugins.rlaif.tally import Place
 
-ENOUGH = 10  # prompts with a verdict, from which a judge is stopped; the order decides three pairs by chance
+ENOUGH = 6  # prompts with a verdict, from which a judge is stopped; the order decides three pairs by chance
 ANYWAY = "; `no_judge: warn` learns from its labels anyway"
 HELP = (
     "help: ask another model; small models and models without instruction tuning often name one place. "
