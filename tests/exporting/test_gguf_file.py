@@ -177,20 +177,21 @@ def test_smollm2(tmp_path: Path) -> None:
 
 
 class Server:
-    """llama.cpp's server on a file, in fp32 throughout."""
+    """llama.cpp's server on a file, in fp32 throughout. context: in tokens, for all that it answers at once."""
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, context: int = 512):
         llama = pytest.importorskip("xllamacpp", reason="xllamacpp, a build of llama.cpp, is not installed")
         options = llama.CommonParams()
-        options.model.path, options.n_ctx, options.cpuparams.n_threads = str(file), 512, 1
+        options.model.path, options.n_ctx, options.cpuparams.n_threads = str(file), context, 1
         options.cache_type_k = options.cache_type_v = llama.ggml_type.GGML_TYPE_F32
         options.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._server = llama.Server(options)
+        self.address = self._server.listening_address
 
     def ask(self, path: str, **values: Any) -> Any:
         """The server's answer."""
         body, kind = json.dumps(values).encode(), {"Content-Type": "application/json"}
-        request = urllib.request.Request(self._server.listening_address + path, body, kind)
+        request = urllib.request.Request(self.address + path, body, kind)
         with urllib.request.urlopen(request) as reply:
             return json.load(reply)
 
