@@ -129,8 +129,9 @@ def opinion(request: dict[str, Any]) -> str:
 
 
 def said(content: str | None, finish: str = "stop", **more: Any) -> Reply:
-    """A completion with these words."""
-    usage = {"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140}
+    """A completion with these words; one that is cut off has all tokens that judges allow by default."""
+    written = 2000 if finish == "length" else 40
+    usage = {"prompt_tokens": 100, "completion_tokens": written, "total_tokens": 100 + written}
     message = {"role": "assistant", "content": content, **more}
     return Reply(body={"choices": [{"message": message, "finish_reason": finish}], "usage": usage})
 

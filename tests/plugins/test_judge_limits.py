@@ -60,7 +60,7 @@ def test_questions_longer_than_the_context(server: Server, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, "where the server's context ends"),  # it wrote 40 tokens of 2000
+        ({}, "the server's context may end there"),  # it wrote 40 tokens of 2000
         ({"max_tokens": 40}, "raise the judge's option max_tokens"),
         ({"request": {"max_tokens": 40}}, "raise the judge's option max_tokens"),
     ],
@@ -68,7 +68,8 @@ def test_questions_longer_than_the_context(server: Server, tmp_path: Path) -> No
 def test_a_reply_that_the_context_cuts_off(
     options: dict[str, Any], expected: str, server: Server, tmp_path: Path
 ) -> None:
-    server.script = [said("Let me think", "length")]
+    usage = {"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140}
+    server.script = [Reply(body={**said("Let me think", "length").body, "usage": usage})]
     first, *others = judge(server, tmp_path, **options).rate(ITEMS[:9])
     assert first.score is None and expected in first.reason
     assert all(rating.score is not None for rating in others)

@@ -22,7 +22,7 @@ from alignkit_plugins.judges.verdict import Answer, verdicts
 from alignkit_plugins.judges.words import Question, Said, Speaking, Words
 
 _LIMIT = re.compile(r"(greater|less|more|fewer) than|at most|maximum|max allowed")  # of top_logprobs
-_ENDS = "the judge's reply was cut off where the server's context ends"
+_ENDS = "the judge's reply was cut off below max_tokens: the server's context may end there"
 _CONTEXT = (
     "give the server a longer context (vLLM: --max-model-len; llama.cpp: --ctx-size, which its slots share), or leave "
     "long texts out"
@@ -160,8 +160,12 @@ class OpenAIJudge(Judge):
         """What to change if no reply can be used."""
         if TOO_MUCH_ROOM.search(reason):
             return "this server allows no reply of that length: set the judge's option 'max_tokens' to a lower number"
-        if reason == _ENDS or (reason.startswith("HTTP ") and "context" in reason):
+        if reason.startswith("HTTP ") and "context" in reason:
             return _CONTEXT
+        if reason == _ENDS:  # or thoughts are not among the tokens that it counts
+            return (
+                f"{_CONTEXT}; if the model thinks, set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
+            )
         if reason in (CUT, THINKING):
             return f"give it room: set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
         if reason == THINKS or "max_completion_tokens" in reason or "max_tokens" in reason:
