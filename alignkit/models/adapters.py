@@ -86,6 +86,15 @@ class Adapters:
         suffix = f".{adapter}.weight"
         return {name: p for name, p in self.model.named_parameters() if name.endswith(suffix)}
 
+    @property
+    def on_stacks(self) -> bool:
+        """Whether weights that are no linear layer's have adapters, such as stacked experts."""
+        return self._targets is not None and bool(self._targets.parameters)
+
+    def everything(self) -> list[nn.Parameter]:
+        """The weights of all adapters."""
+        return [p for layer in self._layers() for store in (layer.lora_A, layer.lora_B) for p in store.parameters()]
+
     def save(self, adapter: str, folder: Path, head: Tensor | None, unread: int | None = None) -> None:
         """Write a plain peft adapter. head: [1, hidden], which makes it a reward model that skips `unread` tokens."""
         from peft import get_peft_model_state_dict

@@ -28,7 +28,8 @@ class MemoryBudget:
     bytes_per_token: activations that a forward pass stores for backward. activation_bytes: activations that a packed
     row may take, read from the device when first needed. halvings: how often memory ran out and the budget was halved.
     sampling_halvings: how often that happened while sampling, which then takes fewer rows at a time. memory: bytes of
-    the device, and least: tokens that a row may have in any case; None: those of the device here.
+    the device, and least: tokens that a row may have in any case; None: those of the device here. fixed: whether work
+    that ran out of memory cannot be repeated, because other processes wait in the middle of it.
 
     Packing changes the last bits of the gradients, so checkpoints store the budget.
     """
@@ -40,6 +41,7 @@ class MemoryBudget:
     sampling_halvings: int = 0
     memory: float | None = None
     least: int | None = None
+    fixed: bool = False
 
     @property
     def tokens(self) -> int:
@@ -52,6 +54,8 @@ class MemoryBudget:
 
     def halve(self) -> bool:
         """Halve the token budget. Returns whether it shrank."""
+        if self.fixed:
+            return False
         before = self.tokens
         self.halvings += 1
         return self.tokens < before

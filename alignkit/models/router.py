@@ -43,9 +43,13 @@ class ModelRouter:
         return self.services[base]
 
     def enter(self, stage: str, needed: Sequence[str], later: Iterable[str]) -> None:
-        """Begin a stage. Base models that neither it nor a later stage needs are freed."""
+        """Begin a stage. Base models that neither it nor a later stage needs are freed, as are those in parts.
+
+        The next stage may work in one process only, which needs all weights.
+        """
         self.stage, self.needed = stage, tuple(needed)
-        for base in [base for base in self.services if base not in {*needed, *later}]:
+        spread = {base for base, service in self.services.items() if service.model.passes.spread}
+        for base in [base for base in self.services if base in spread or base not in {*needed, *later}]:
             self.close(base)
 
     def close(self, base: str) -> None:

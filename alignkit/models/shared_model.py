@@ -47,6 +47,7 @@ from alignkit.models.loading import (
 )
 from alignkit.models.origin import Base
 from alignkit.models.padding import padding_of, saved_unread, with_padding
+from alignkit.models.passes import Passes
 from alignkit.models.recompute import make_recomputable, recomputing
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class SharedModel:
     """The base model with its tokenizer and roles."""
 
     autocast: torch.dtype | None = None  # of products, if weights are stored in another dtype
+    passes = Passes()  # through the layers; other ones if other processes hold a part of the weights
 
     def __init__(self, spec: ModelSpec, source: str, *, revision: str | None = None, seed: int = 0):
         """source: a transformers folder or hub id. seed: of new adapters and heads."""
@@ -247,9 +249,7 @@ class SharedModel:
         """The token that a reward model skips: its start's, or for a new one the base's padding."""
         if isinstance(start, str) and self.roles[start].head is not None:
             return self.roles[start].unread
-        if isinstance(start, Path) and has_score(start):
-            return saved_unread(start)
-        return padding_of(self.model.config)
+        return saved_unread(start) if isinstance(start, Path) and has_score(start) else padding_of(self.model.config)
 
     # Forward passes
 
@@ -257,21 +257,20 @@ class SharedModel:
         """Compute a role's last hidden states [tokens, hidden] of a packed row of tokens [tokens]."""
         if not self.packs:
             return self._hidden_separately(name, layout, tokens)
-        always = self.spec.activation_checkpointing
-        if self.recomputes and torch.is_grad_enabled() and (always or self.memory.must_recompute(len(tokens))):
-            self.recomputed += 1
-            with recomputing(lambda: self._using_layout(name, layout)):
-                return self._hidden_packed(name, layout, tokens)
-        return self._hidden_packed(name, layout, tokens)
 
-    def _hidden_packed(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
+        def run() -> Tensor:
+            with recomputing(lambda: self._using_layout(name, layout)) if again else nullcontext():
+                return self.hidden_packed(name, layout, tokens)
+
+        always = self.spec.activation_checkpointing
+        again = self.recomputes and torch.is_grad_enabled() and (always or self.memory.must_recompute(len(tokens)))
+        self.recomputed += again
+        return self.passes.forward(name, run)
+
+    def hidden_packed(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
+        """`hidden`, whatever other processes do."""
         with self._using_layout(name, layout) as model:
-            output = backbone(model)(
-                input_ids=tokens[None].to(self.device),
-                position_ids=layout.position_ids.to(self.device),
-                use_cache=False,
-            )
-        return output.last_hidden_state[0]
+            return self.passes.states(model, tokens[None].to(self.device), layout.position_ids.to(self.device))[0]
 
     @contextmanager
     def _using_layout(self, name: str, layout: TreeLayout) -> Iterator[Any]:

@@ -153,12 +153,12 @@ class ShapeModel(SharedModel):
     def _activation_bytes_per_token(self) -> int:
         return super()._activation_bytes_per_token() // depth_of(self.model.config) * self.depth
 
-    def _hidden_packed(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
+    def hidden_packed(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
         if self.machine.gpu and self.mode is not None:
             layout = CardLayout(layout.spans)
         if self.mode is not None:
             tokens = self.mode.from_tensor(tokens)
-        return super()._hidden_packed(name, layout, tokens)
+        return super().hidden_packed(name, layout, tokens)
 
 
 def _forget_numbers(model: Any, mode: FakeTensorMode) -> None:

@@ -12,22 +12,30 @@ import torch
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.leaving import leave
 from alignkit.processes.board import Board, Failure
+from alignkit.processes.lockstep import LockstepReducer
 from alignkit.processes.reducer import OtherFailed, ProcessReducer
 from alignkit.processes.team import Processes
 from alignkit.processes.watch import Watch
 from alignkit.processes.world import World
 
 LONGEST = timedelta(hours=6)  # that a process computes while the others wait for it
+ONLY_PROCESS_0 = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # lets transformers load weights there only, and none elsewhere
 WORD = 3.0  # seconds in which a process that fails has said why
 
 
-def join(world: World, devices: set[str], patience: float, say: Callable[[str], None]) -> Processes:
+def join(
+    world: World, devices: set[str], patience: float, say: Callable[[str], None], shard: bool = False
+) -> Processes:
     """Wait for all processes of the run. devices: of its base models, as the recipe names them.
+
+    shard: whether each process shall hold a part of each base model.
 
     Raises RecipeError if the devices do not suit several processes, and RunFailed if the processes do not meet.
     """
     from accelerate import PartialState
 
+    if shard:
+        os.environ[ONLY_PROCESS_0] = "false"  # accelerate's launcher sets it with FSDP, whoever cuts the model
     on_cpu = devices == {"cpu"} or not torch.cuda.is_available()
     _check_devices(devices, on_cpu)
     try:
@@ -54,7 +62,8 @@ def join(world: World, devices: set[str], patience: float, say: Callable[[str], 
         finally:
             watch.waiting = False
 
-    reducer = ProcessReducer(world.process, world.processes, state.device, waiting)
+    kind = LockstepReducer if shard else ProcessReducer
+    reducer = kind(world.process, world.processes, state.device, waiting)
     return Processes(world, reducer, board, watch)
 
 

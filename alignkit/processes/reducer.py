@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object, reduce
@@ -15,6 +15,10 @@ from alignkit.errors import AlignkitError, message_of
 from alignkit.processes.board import Failure
 from alignkit.stopping import Stopped
 from alignkit.training.reducer import Reducer
+
+if TYPE_CHECKING:
+    from alignkit.models.passes import Passes
+    from alignkit.models.shared_model import SharedModel
 
 T = TypeVar("T")
 BUCKET = 2**27  # numbers that are added at once: 512 MB in fp32
@@ -39,6 +43,10 @@ class ProcessReducer(Reducer):
     def __init__(self, process: int, processes: int, device: torch.device, waiting: Callable[[], Iterator[None]]):
         self.process, self.processes, self.device = process, processes, device
         self._waiting = contextmanager(waiting)
+
+    def passes_of(self, base: str, model: SharedModel, sharing: Callable[[], bool]) -> Passes:
+        """How passes through a base model begin and end. sharing: whether all processes take part in them."""
+        return model.passes
 
     def gather(self, mine: T) -> list[T]:
         content = _packed(mine)

@@ -15,6 +15,8 @@ from alignkit.stopping import Stopped
 from alignkit.training.reducer import ONE_PROCESS, Reducer
 
 if TYPE_CHECKING:
+    from alignkit.models.passes import Passes
+    from alignkit.models.shared_model import SharedModel
     from alignkit.processes.board import Board, Failure
     from alignkit.processes.reducer import ProcessReducer
     from alignkit.processes.watch import Watch
@@ -42,6 +44,10 @@ class Team:
         Raises RunFailed if it is not.
         """
         yield
+
+    def passes(self, base: str, model: SharedModel) -> Passes:
+        """How passes through a base model begin and end."""
+        return model.passes
 
     def ends(self, error: BaseException | None) -> None:
         """Tell the others how the run ends, before reports are written."""
@@ -82,6 +88,9 @@ class Processes(Team):
             yield
         finally:
             self.watch.sharing = False
+
+    def passes(self, base: str, model: SharedModel) -> Passes:
+        return self.reducer.passes_of(base, model, lambda: self.watch.sharing)
 
     def compare(self, what: str, facts: Mapping[str, Any]) -> None:
         """Raise RunFailed in every process if facts are not alike in all of them."""

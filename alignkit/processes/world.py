@@ -12,21 +12,18 @@ from alignkit.errors import Problem, RecipeError
 if TYPE_CHECKING:
     from alignkit.recipe.schema import LauncherKeys
 
-# What accelerate's launcher sets, and what it would do.
-SHARDING = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
+# What accelerate's launcher sets, and what it would do that alignkit does not.
+REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 START = "start the run with 'alignkit run RECIPE --processes N', which calls accelerate's launcher"
 
 
 @dataclass(frozen=True)
 class World:
-    """process: the number of this one, from 0. processes: of the run."""
+    """process: the number of this one, from 0. processes: of the run. shard: whether a launcher was asked for FSDP."""
 
     process: int = 0
     processes: int = 1
+    shard: bool = False
 
     @property
     def leads(self) -> bool:
@@ -38,14 +35,18 @@ def world_of(environment: Mapping[str, str] = os.environ) -> World:
     """What accelerate's launcher, or torchrun, has set; one process if neither has started this one.
 
     Raises RecipeError if a launcher was asked for several processes and started one, or was asked to cut the model into
-    parts, which alignkit does not do.
+    parts in a way that alignkit does not know.
     """
-    if asked := [name for variable, name in SHARDING.items() if environment.get(variable, "").lower() == "true"]:
-        text = f"the launcher was asked for {asked[0]}, but every process of a run holds the whole base model"
-        help = f"leave {asked[0]} out, and start with --multi_gpu; a smaller base fits with 'quantization: nf4'"
+    fsdp = environment.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    for name in [name for variable, name in REFUSED.items() if environment.get(variable, "").lower() == "true"]:
+        text = f"the launcher was asked for {name}, which alignkit does not use"
+        help = f"leave {name} out, and start with --use_fsdp --fsdp_version 2, or with --multi_gpu"
         raise RecipeError([Problem(text, help=help)])
+    if fsdp and environment.get("FSDP_VERSION", "1") != "2":
+        text = "the launcher was asked for the first version of FSDP, but alignkit uses the second"
+        raise RecipeError([Problem(text, help="add --fsdp_version 2")])
     if "RANK" in environment and "WORLD_SIZE" in environment and "MASTER_PORT" in environment:
-        return World(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+        return World(int(environment["RANK"]), int(environment["WORLD_SIZE"]), shard=fsdp)
     if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_PORT" in environment:
         text = "accelerate was asked for several processes, but started only one: it finds no GPU, and no MPI"
         raise RecipeError([Problem(text, help=f"add --multi_gpu, which also starts processes on CPUs, or {START}")])

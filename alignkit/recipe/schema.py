@@ -69,6 +69,10 @@ class LauncherKeys(Options):
         ge=1,
         description="seconds without a sign of life after which a process counts as hung, and the run ends",
     )
+    shard: bool = Field(
+        default=False,
+        description="whether each of several processes holds only a part of the frozen base model while it trains",
+    )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from alignkit.processes.join import join
 from alignkit.processes.silent import SilentReporter, UnwrittenMetrics
 from alignkit.processes.team import Processes
 from alignkit.processes.world import World, check_size
-from alignkit.recipe.schema import LauncherKeys, Recipe, Stage, specs
+from alignkit.recipe.bases import base_keys
+from alignkit.recipe.problems import path_text
+from alignkit.recipe.schema import BASE, LauncherKeys, Recipe, Stage, specs
 from alignkit.runs.data import file_facts
 from alignkit.runs.engines import using_engine
 from alignkit.runs.process import resource_error
@@ -35,10 +37,14 @@ from alignkit.training.train import run_training
 def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> int:
     """Run a recipe as one of several processes; returns the exit code. Process 0 raises its error instead."""
     check_size(recipe.launcher, world)
+    launcher = recipe.launcher or LauncherKeys()
+    shard = launcher.shard or world.shard
     check_stages(recipe)
+    if shard:
+        check_bases(recipe)
     devices = {recipe.model.device, *(spec.device for spec in recipe.bases.values())}
     say = reporter.say if world.leads else _saying(world)
-    team = join(world, devices, (recipe.launcher or LauncherKeys()).patience, say)
+    team = join(world, devices, launcher.patience, say, shard)
     code = 0
     try:
         if world.leads:
@@ -63,6 +69,21 @@ def check_stages(recipe: Recipe) -> None:
         else:
             continue
         problems.append(recipe.problem(("stages", stage.name), text, help="start the run without 'processes'"))
+    if problems:
+        raise RecipeError(problems)
+
+
+def check_bases(recipe: Recipe) -> None:
+    """Raise RecipeError if a base model cannot be cut into parts."""
+    problems = []
+    for name in (BASE, *recipe.bases):
+        spec, keys = recipe.base(name), base_keys(name)
+        if spec.lora is None:
+            text = f"{path_text(keys)}: only a frozen base model can be cut into parts, but 'lora: none' trains it"
+            problems.append(recipe.problem((*keys, "lora"), text, help="train adapters, or leave 'shard' out"))
+        if spec.quantization != "none":
+            text = f"{path_text(keys)}: a quantized base model cannot be cut into parts"
+            problems.append(recipe.problem((*keys, "quantization"), text, help="leave 'quantization' or 'shard' out"))
     if problems:
         raise RecipeError(problems)
 

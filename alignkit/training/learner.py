@@ -180,7 +180,7 @@ class Learner:
             share = weighted_sum(term, batch, weights.get(name)) / total
             loss = loss + term.coefficient * share
             shares[name] = float(share.detach())
-        loss.backward()
+        self.model.passes.backward(loss)
         return {**shares, "loss": float(loss.detach())}
 
     def _before_step(self, share: Share) -> None:
@@ -219,7 +219,7 @@ class Learner:
         nll = 0.0
         for logprobs in self._logprobs([groups[index] for index in own]):
             loss = -logprobs.sum() / total
-            (auxiliary.weight * loss).backward()
+            self.model.passes.backward(auxiliary.weight * loss)
             nll += float(loss.detach())
         return nll
 

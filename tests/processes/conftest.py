@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 WORDS = ("bread", "milk", "house", "river", "cloud", "stone", "green", "table", "people", "friend", "today")
 SPEED = ("seconds", "tokens_per_second", "time")  # metrics that differ from run to run
+PATIENCE = 8  # seconds: a busy machine gives every process some work in them
 LOSS = 1e-5  # absolute and relative, of metrics, which have six digits
 WEIGHTS = 1e-5  # absolute, of the weights of adapters: AdamW makes a whole step of a gradient that is all rounding
 SCORES = """
@@ -99,6 +100,18 @@ def online(algorithm: Any, **keys: Any) -> dict[str, Any]:
 
 def offline(algorithm: Any, data: str, **keys: Any) -> dict[str, Any]:
     return {"algorithm": algorithm, "data": {"path": f"{data}.jsonl"}, "batch_size": 4, "epochs": 1, **keys}
+
+
+LLAMA2 = {"llama2": {"helpful": "rm", "safety": reward("safe")}}
+STAGES = {
+    "sft": offline("sft", "demos", epochs=2, validation={"path": "demos.jsonl"}),
+    "rm": offline("reward_model", "pairs", validation={"path": "pairs.jsonl"}),
+    "dpo": offline("dpo", "pairs", **{"from": "sft"}),
+    "kto": offline("kto", "labels"),
+    "ppo": online({"ppo": {"kl_target": 0.01, "kl_horizon": 100}}, reward=LLAMA2),
+    "grpo": online({"grpo": {"dynamic_sampling": True}}, reward=reward("some")),
+    "best": online({"rejection_sampling": {"replay_ratio": 1.0}}),
+}
 
 
 def write_recipe(stages: Mapping[str, Any], **keys: Any) -> Path:

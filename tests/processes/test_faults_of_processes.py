@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import assert_alike, offline, online, write_recipe
+from conftest import PATIENCE, assert_alike, offline, online, write_recipe
 from forked import Ended, together
 
 from alignkit import cli
@@ -16,7 +16,6 @@ from alignkit.training.checkpoint import load_checkpoint
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STAGES = {"align": online("rloo", checkpoint_every=1)}
-PATIENCE = 8  # seconds: a busy machine gives every process some work in them
 
 
 def run(work: Path, fault: str, rank: int = 1, stages: dict[str, object] = STAGES) -> list[Ended]:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import assert_alike, offline, online, reward, write_recipe
+from conftest import STAGES, assert_alike, offline, online, reward, write_recipe
 from forked import together
 
 from alignkit import cli
@@ -40,16 +40,6 @@ def run_started(run): ...
 
 sys.addaudithook(audit)
 """
-LLAMA2 = {"llama2": {"helpful": "rm", "safety": reward("safe")}}
-STAGES = {
-    "sft": offline("sft", "demos", epochs=2, validation={"path": "demos.jsonl"}),
-    "rm": offline("reward_model", "pairs", validation={"path": "pairs.jsonl"}),
-    "dpo": offline("dpo", "pairs", **{"from": "sft"}),
-    "kto": offline("kto", "labels"),
-    "ppo": online({"ppo": {"kl_target": 0.01, "kl_horizon": 100}}, reward=LLAMA2),
-    "grpo": online({"grpo": {"dynamic_sampling": True}}, reward=reward("some")),
-    "best": online({"rejection_sampling": {"replay_ratio": 1.0}}),
-}
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])

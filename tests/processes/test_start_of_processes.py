@@ -31,9 +31,17 @@ def test_a_launcher_that_started_one_process_of_several_is_named() -> None:
         world_of(LAUNCHED)
 
 
-def test_a_launcher_that_would_cut_the_model_into_parts_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"asked for FSDP, but every process of a run holds the whole base model"):
-        world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"})
+def test_a_launcher_that_is_asked_for_fsdp_cuts_the_base_into_parts() -> None:
+    asked = {**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
+    assert world_of({**asked, "FSDP_VERSION": "2"}) == World(1, 2, shard=True)
+    with pytest.raises(RecipeError, match=r"the first version of FSDP(.|\n)*--fsdp_version 2"):
+        world_of({**asked, "FSDP_VERSION": "1"})
+
+
+@pytest.mark.parametrize("name, variable", [("DeepSpeed", "DEEPSPEED"), ("Megatron-LM", "MEGATRON_LM")])
+def test_other_ways_to_cut_the_model_are_refused(name: str, variable: str) -> None:
+    with pytest.raises(RecipeError, match=f"the launcher was asked for {name}, which alignkit does not use"):
+        world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", f"ACCELERATE_USE_{variable}": "true"})
 
 
 def ended_before_anything_was_written(work: Path, recipe: Path, *arguments: str, **how: object) -> tuple[str, str]:
@@ -140,6 +148,17 @@ def test_accelerates_own_command_starts_a_run(work: Path) -> None:
     assert_alike(Path("two"), Path("one"))
     done = launched(*accelerate, "--cpu", *run, "three", code=1)
     assert "accelerate was asked for several processes, but started only one" in done.stderr
+
+
+@pytest.mark.slow
+def test_accelerates_own_command_cuts_the_base_into_parts(work: Path) -> None:
+    accelerate = ["accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+    fsdp = ["--dynamo_backend=no", "--main_process_port=0", "--use_fsdp", "--fsdp_version=2", "-m", "alignkit", "run"]
+    done = launched(*accelerate, *fsdp, str(write_recipe(SFT)), "model.lora=none", "--out", "two", code=2)
+    assert "only a frozen base model can be cut into parts" in done.stderr
+    launched(*accelerate, *fsdp, str(write_recipe(SFT)), "--out", "two")
+    assert cli.main(["run", "recipe.yaml", "--out", "one"]) == 0
+    assert_alike(Path("two"), Path("one"))
 
 
 @pytest.mark.slow

@@ -1,0 +1,216 @@
+"""Each process holds a part of the base model: the same results as those of one process, with less memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATIENCE, STAGES, assert_alike, offline, online, reward, write_recipe
+from forked import Ended, together
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from alignkit import cli
+from alignkit.models.sharded import ShardedNetwork
+from alignkit.processes.lockstep import LockstepPasses
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ONE = ("launcher.processes=1", "launcher.shard=false")
+PADDING = 1.01  # a weight whose rows cannot be shared out evenly is filled up
+
+
+def write(stages: Mapping[str, Any], processes: int = 2, patience: float = 45, **keys: Any) -> Path:
+    return write_recipe(stages, launcher={"processes": processes, "shard": True, "patience": patience}, **keys)
+
+
+def run_together(work: Path, recipe: Path, out: str, *overrides: str, processes: int = 2) -> None:
+    ended = together(work, ["run", recipe, *overrides, "--out", out], processes)
+    assert [process.code for process in ended] == [0] * processes, ended
+    assert all(process.out == process.err == "" for process in ended[1:]), "only process 0 speaks"
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int) -> None:
+    """Of 13 rows in batches of 4, the last batch has one row: the others join its pass without a row of their own."""
+    recipe = write(STAGES, processes)
+    assert cli.main(["run", str(recipe), *ONE, "--out", "one"]) == 0
+    run_together(work, recipe, "several", processes=processes)
+    assert_alike(Path("several"), Path("one"))
+
+
+def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
+    """Recomputed layers, two reward models, a second stream, gold scores, and a step that process 0 runs alone."""
+    stages = {
+        "rm": offline("reward_model", "pairs"),
+        "safe": offline("reward_model", "pairs", seed=1),
+        "ppo": online(
+            "ppo",
+            mix={"data": {"path": "demos.jsonl"}, "objective": "sft", "weight": 0.3, "batch_size": 3},
+            reward={"llama2": {"helpful": "rm", "safety": "safe"}},
+            gold=reward("safe"),
+            gold_every=1,
+            iterations=2,
+        ),
+        "answers": {
+            "step": "sample",
+            "policy": "ppo",
+            "prompts": {"path": "prompts.jsonl"},
+            "samples_per_prompt": 1,
+            "max_new_tokens": 4,
+        },
+        "again": {**offline("sft", "demos"), "from": "ppo", "data": {"stage": "answers"}},
+    }
+    recipe = write(stages)
+    recipe.write_text(recipe.read_text().replace("dtype: float32", "dtype: float32\n  activation_checkpointing: true"))
+    run_together(work, recipe, "whole", "launcher.shard=false")
+    run_together(work, recipe, "parts")
+    assert_alike(Path("parts"), Path("whole"))
+
+
+def test_accelerates_launcher_may_ask_for_parts(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It then also asks transformers to load weights in process 0 only, which would leave the others without any."""
+    cut = ShardedNetwork.__init__
+
+    def noted(self: ShardedNetwork, *args: Any) -> None:
+        Path(f"cut-{os.environ['RANK']}").touch()
+        cut(self, *args)
+
+    monkeypatch.setattr(ShardedNetwork, "__init__", noted)
+    recipe = write_recipe({"sft": offline("sft", "demos")})
+    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    ended = together(work, ["run", recipe, "--out", "parts"], 2, [asked, asked])
+    assert [process.code for process in ended] == [0, 0], ended
+    assert Path("cut-0").exists() and Path("cut-1").exists()
+    assert cli.main(["run", str(recipe), "--out", "one"]) == 0
+    assert_alike(Path("parts"), Path("one"))
+
+
+# Memory
+
+
+def held(network: nn.Module) -> tuple[int, int]:
+    """Bytes of the base's weights in this process, and of the whole base."""
+    weights = [p for name, p in network.named_parameters() if "lora_" not in name]
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in weights]
+    return sum(p.untyped_storage().nbytes() for p in local), sum(p.numel() * p.element_size() for p in weights)
+
+
+def test_a_process_holds_its_part_between_passes_and_only_samples_with_the_whole(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer_call, settle, gather = GradientCheckpointingLayer.__call__, LockstepPasses.settle, LockstepPasses.gather
+    networks: list[nn.Module] = []
+
+    def note(what: str, network: nn.Module) -> None:
+        with Path(f"notes-{os.environ.get('RANK')}").open("a") as file:
+            file.write(json.dumps([what, *held(network)]) + "\n")
+
+    def settled(self: LockstepPasses) -> None:
+        settle(self)
+        networks[:] = [self.model.model] if self.spread else []
+        if networks:
+            note("between", networks[0])
+
+    def gathered(self: LockstepPasses) -> None:
+        gather(self)
+        note("sampling", self.model.model)
+
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = layer_call(self, *args, **kwargs)
+        if networks and sys._getframe(1).f_code.co_name != "generate":
+            note("layer", networks[0])
+        return result
+
+    monkeypatch.setattr(LockstepPasses, "settle", settled)
+    monkeypatch.setattr(LockstepPasses, "gather", gathered)
+    monkeypatch.setattr(GradientCheckpointingLayer, "__call__", called)
+    recipe = write({"sft": offline("sft", "demos"), "align": online("grpo", iterations=1)})
+    run_together(work, recipe, "out")
+    for rank in range(2):
+        notes = [json.loads(line) for line in Path(f"notes-{rank}").read_text().splitlines()]
+        shares = {
+            what: [mine / whole for w, mine, whole in notes if w == what] for what in ("between", "layer", "sampling")
+        }
+        assert len(shares["between"]) > 20 and max(shares["between"]) <= PADDING / 2
+        assert shares["layer"] and max(shares["layer"]) < 0.75, "embeddings are whole during a pass, layers are not"
+        assert shares["sampling"] and min(shares["sampling"]) >= 1.0
+
+
+# Faults
+
+
+@pytest.fixture
+def fault(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Process 1 meets a fault in the middle of a pass: the others wait for its part of the next layer."""
+    layer_call, calls = GradientCheckpointingLayer.__call__, []
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if (what := os.environ.get("FAULT")) and type(self).__name__.startswith("FSDP"):
+            calls.append(what)
+            if len(calls) == 8:  # of two layers: the second one of the third pass behind the first
+                if what == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise {"memory": MemoryError("900 GiB"), "raises": ValueError("no such layer")}[what]
+        return layer_call(self, *args, **kwargs)
+
+    monkeypatch.setattr(GradientCheckpointingLayer, "__call__", call)
+    yield
+
+
+def faulty(work: Path, what: str, stage: Mapping[str, Any]) -> list[Ended]:
+    ended = together(
+        work, ["run", write({"align": stage}, patience=PATIENCE), "--out", "out"], 2, [{}, {"FAULT": what}]
+    )
+    assert all(process.code and process.seconds < 60 for process in ended), ended
+    assert not list(Path("out").rglob("*.tmp")), "nothing half-written"
+    return ended
+
+
+@pytest.mark.parametrize("what, said", [("kill", "has died without a word"), ("memory", "900 GiB")])
+@pytest.mark.usefixtures("fault")
+def test_a_process_that_fails_in_the_middle_of_a_pass_ends_the_others(work: Path, what: str, said: str) -> None:
+    leader, other = faulty(work, what, offline("sft", "demos", epochs=3))
+    assert "error: process 1 failed: " in leader.err and said in leader.err
+    assert other.code == -9 or what == "memory"  # the launcher ends those that are left
+
+
+@pytest.mark.usefixtures("fault")
+def test_an_error_in_a_dealt_pass_ends_the_others(work: Path) -> None:
+    """The first passes of DPO measure the reference, which is dealt work, whose errors are gathered otherwise."""
+    leader, _ = faulty(work, "raises", offline("dpo", "pairs"))
+    assert "no such layer" in leader.err
+
+
+def test_any_number_of_processes_continues_with_or_without_parts(work: Path) -> None:
+    recipe = write({"align": online("rloo", checkpoint_every=1)})
+    ended = together(work, ["run", recipe, "--out", "out"], 2, [{"FAULT": "SIGTERM"}, {}])
+    assert ended[0].code == 75 and ended[1].code in (75, -15), ended
+    assert list(Path("out/align/checkpoints").iterdir())
+    assert cli.main(["run", str(recipe), *ONE, "--out", "out"]) == 0
+    assert cli.main(["run", str(recipe), *ONE, "--out", "whole"]) == 0
+    assert_alike(Path("out"), Path("whole"))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("model.lora=none", "only a frozen base model can be cut into parts"),
+        ("model.quantization=nf4", "a quantized base model cannot be cut into parts"),
+    ],
+)
+def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(work: Path, override: str, said: str) -> None:
+    recipe = write({"sft": offline("sft", "demos")})
+    leader, other = together(work, ["run", recipe, override, "--out", "out"])
+    assert leader.code and other.code and said in leader.err and f"override '{override}'" in leader.err
+    assert not Path("out").exists()
