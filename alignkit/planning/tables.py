@@ -73,7 +73,10 @@ def remarks(plans: Sequence[StagePlan]) -> Iterator[str]:
         if plan.memory.rough:
             yield f"{plan.name}: {plan.memory.rough}"
         if plan.memory.shards > 1:
-            yield f"{plan.name}: fits only if the base's weights are spread over all cards (FSDP2)"
+            yield (
+                f"{plan.name}: fits only if the base's weights are spread over all cards (FSDP2); a run with "
+                "'launcher: {shard: true}' spreads them while it trains, but loads and samples with the whole base"
+            )
     yield from _sources(plans)
 
 
