@@ -21,6 +21,7 @@ from alignkit.cli import main
 from alignkit.data.group import Group, Response, read_groups
 from alignkit.errors import OtherTokenizer, RecipeError, RunFailed
 from alignkit.models.encoding import Encoder
+from alignkit.models.passes import Passes
 from alignkit.models.router import ModelRouter
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
@@ -247,6 +248,7 @@ class Counted:
         service = ModelService.__new__(ModelService)
         service.name, service.model = base, torch.nn.Module()  # type: ignore[assignment]
         service.model.device = torch.device("cpu")  # type: ignore[assignment]
+        service.model.passes = Passes()  # type: ignore[assignment]
         service._scores = {}
         service.sample = lambda role, prompts, **more: [(base, role)]  # type: ignore[method-assign,assignment]
         return service

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,6 +159,12 @@ def check_artifacts(name: str, done: Done, overrides: list[str], weights: str = 
             assert "prompt: " in done.out
 
 
+def leaves_of(reward: Any, place: str = "") -> Iterator[str]:
+    """The names of the scores below a combination."""
+    for name, below in reward.children.items():
+        yield from leaves_of(below, f"{place}{name}/") if below.children else (f"{place}{name}",)
+
+
 def check_metrics(done: Done, stage: Any) -> None:
     rows = done.lines(f"{stage.name}/metrics.jsonl")
     assert rows
@@ -172,7 +179,7 @@ def check_metrics(done: Done, stage: Any) -> None:
     if stage.settings.reward is None:
         return
     assert all("reward" in row for row in rows)
-    parts = {*stage.settings.reward.children, "reward"}
+    parts = {*leaves_of(stage.settings.reward), "reward"}
     files = sorted((done.folder / stage.name / "rollouts").iterdir())
     assert [file.name for file in files] == [f"{number:04d}.jsonl" for number in range(1, iterations + 1)]
     for file in files:

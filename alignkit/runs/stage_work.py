@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -40,8 +41,8 @@ class StageWork:
 
     run: folder of the run. recipe: path of the recipe, at which relative paths start. plugins: files and disabled
     names. name: of the map. size: rows in a chunk. leaf: place and name of the reward that scores the rows; None: the
-    step's mapper. threads: of torch. process: what results depend on, which must be the same here, as JSON. make: the
-    class `Run`.
+    step's mapper. threads: of torch. process: what results depend on, which must be the same here, as JSON. made_in:
+    the run's own process. make: the class `Run`.
     """
 
     run: str
@@ -54,6 +55,7 @@ class StageWork:
     leaf: tuple[int, str] | None
     threads: int
     process: str
+    made_in: str
     make: Callable[..., Any]
 
     def __call__(self, block: str) -> str:
@@ -63,7 +65,8 @@ class StageWork:
         except Exception as raised:
             return failure(plain["start"], raised)
         place = Path(self.folder) / "map" / self.name
-        _end_with(place / STOP)
+        if self.made_in != _here():  # an executor may call it in the run's own process, which goes on after the stage
+            _end_with(place / STOP)
         return Block(place, **plain).reply(opened, self.size, stopping.should_stop)
 
 
@@ -85,8 +88,13 @@ def stage_work(
         leaf,
         torch.get_num_threads(),
         _process(),
+        _here(),
         type(run),
     )
+
+
+def _here() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _process() -> str:

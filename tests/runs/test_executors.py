@@ -21,7 +21,8 @@ from scoring_recipes import CODE, EXECUTORS, TRAINED, judged, results, sample, v
 from alignkit.cli import main
 from alignkit.io.digest import versions
 from alignkit.runs.run import Run
-from alignkit.runs.stage_work import StageWork
+from alignkit.runs.stage_work import LOOK, StageWork
+from alignkit.stopping import should_stop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 from judge_server import Reply, serving
@@ -90,6 +91,19 @@ def test_a_row_that_fails_has_the_error_that_it_has_without_an_executor(
     assert "reward.py" in error and error in dealt.splitlines() and "Traceback" not in dealt
 
 
+def test_the_runs_own_process_goes_on_after_it_has_asked_its_workers_to_stop(tmp_path: Path) -> None:
+    """An executor may call the work where the run is, and a program may run another recipe there."""
+    write_recipe(tmp_path, 20, {"answers": sample()})
+    (tmp_path / "reward.py").write_text(CODE.replace('"forbidden" in text', "True"))
+    run(tmp_path, "dealt", SMALL, expected=1)
+    folders = [path for path in (tmp_path / "dealt").rglob("map/*") if path.is_dir()]
+    assert folders
+    for folder in folders:
+        (folder / "stop").touch()
+    time.sleep(3 * LOOK)
+    should_stop()
+
+
 @pytest.mark.parametrize(
     ("executor", "message"),
     [
@@ -142,6 +156,8 @@ def test_a_stopped_run_continues_and_pays_for_nothing_twice(
 
 def test_a_worker_with_other_versions_computes_nothing(tmp_path: Path) -> None:
     ours = json.dumps({"kernels": None, **versions(), "torch": "1.0"})
-    work = StageWork("run", "recipe", ((), ()), "answers", str(tmp_path), "responses", 16, None, 1, ours, Run)
+    work = StageWork(
+        "run", "recipe", ((), ()), "answers", str(tmp_path), "responses", 16, None, 1, ours, "elsewhere", Run
+    )
     error = json.loads(work('{"start": 3}'))["error"]
     assert error["kind"] == "RunFailed" and f"torch {versions()['torch']} instead of 1.0" in error["text"]
