@@ -174,7 +174,9 @@ def faulty(work: Path, what: str, stage: Mapping[str, Any]) -> list[Ended]:
     return ended
 
 
-@pytest.mark.parametrize("what, said", [("kill", "has died without a word"), ("memory", "900 GiB")])
+@pytest.mark.parametrize(
+    "what, said", [("kill", "has died without a word"), pytest.param("memory", "900 GiB", marks=pytest.mark.slow)]
+)
 @pytest.mark.usefixtures("fault")
 def test_a_process_that_fails_in_the_middle_of_a_pass_ends_the_others(work: Path, what: str, said: str) -> None:
     leader, other = faulty(work, what, offline("sft", "demos", epochs=3))
@@ -183,6 +185,7 @@ def test_a_process_that_fails_in_the_middle_of_a_pass_ends_the_others(work: Path
 
 
 @pytest.mark.usefixtures("fault")
+@pytest.mark.slow
 def test_an_error_in_a_dealt_pass_ends_the_others(work: Path) -> None:
     """The first passes of DPO measure the reference, which is dealt work, whose errors are gathered otherwise."""
     leader, _ = faulty(work, "raises", offline("dpo", "pairs"))
