@@ -65,7 +65,7 @@ class StageWork:
         except Exception as raised:
             return failure(plain["start"], raised)
         place = Path(self.folder) / "map" / self.name
-        if self.made_in != _here():  # an executor may call it in the run's own process, which goes on after the stage
+        if self.made_in != _here():  # an executor may call it in the run's own process, which outlives the stage
             _end_with(place / STOP)
         return Block(place, **plain).reply(opened, self.size, stopping.should_stop)
 

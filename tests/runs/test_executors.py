@@ -91,7 +91,7 @@ def test_a_row_that_fails_has_the_error_that_it_has_without_an_executor(
     assert "reward.py" in error and error in dealt.splitlines() and "Traceback" not in dealt
 
 
-def test_the_runs_own_process_goes_on_after_it_has_asked_its_workers_to_stop(tmp_path: Path) -> None:
+def test_workers_that_are_asked_to_stop_do_not_stop_the_runs_own_process(tmp_path: Path) -> None:
     """An executor may call the work where the run is, and a program may run another recipe there."""
     write_recipe(tmp_path, 20, {"answers": sample()})
     (tmp_path / "reward.py").write_text(CODE.replace('"forbidden" in text', "True"))
