@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -46,13 +46,22 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, _signalled) for number in SIGNALS}
+    try:
+        with handling(SIGNALS, _signalled):
+            yield
+    finally:
+        _reasons.clear()
+
+
+@contextmanager
+def handling(signals: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let a function receive signals; afterward, whoever received them before does."""
+    previous = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        _reasons.clear()
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
 
 
 def keep_signals() -> None:

@@ -214,6 +214,23 @@ def row(seed: int, helpful: float, safety: float, longer: int = 0, refused: floa
     return Row("ppo", seed, "k", [], {"sft": 60.0, "align": 120.0}, 2.5, 1.5, accuracy, pairs, asked)
 
 
+def paid_by_length(found: Row, rewards: Sequence[str], sign: int = 1) -> Row:
+    """The same row, in which the rewards are the length, or its opposite, and a little noise."""
+    asked = []
+    for place, item in enumerate(found.asked):
+        shift = {"sft": place % 7, "align": 2 * sign + place % 5}
+        paid = {policy: sign * 0.1 * shift[policy] + 0.01 * (place % 3) * (policy == "sft") for policy in shift}
+        answers = {
+            policy: [
+                replace(a, length=20 + shift[policy], scores={**a.scores, **dict.fromkeys(rewards, paid[policy])})
+                for a in values
+            ]
+            for policy, values in item.answers.items()
+        }
+        asked.append(replace(item, answers=answers))
+    return replace(found, asked=asked)
+
+
 def table(lines: Any) -> list[dict[str, str]]:
     header, *body = lines
     columns = [f"{name} {header[:place].count(name)}" for place, name in enumerate(header)]
@@ -245,55 +262,14 @@ def test_length_and_refusals_are_shown_next_to_the_gain() -> None:
 
 @pytest.mark.parametrize("sign, bought", [(1, "length"), (-1, "brevity")])
 def test_a_gain_in_the_own_reward_says_what_most_of_it_was_bought_with(sign: int, bought: str) -> None:
-    def paid_for_length(found: Row) -> Row:
-        """The own reward is the length, or its opposite, and a little noise."""
-        asked = []
-        for place, item in enumerate(found.asked):
-            shift = {"sft": place % 7, "align": 2 * sign + place % 5}
-            answers = {
-                policy: [
-                    replace(
-                        a,
-                        length=20 + shift[policy],
-                        scores={**a.scores, OWN: sign * 0.1 * shift[policy] + 0.01 * (place % 3) * (policy == "sft")},
-                    )
-                    for a in values
-                ]
-                for policy, values in item.answers.items()
-            }
-            asked.append(replace(item, answers=answers))
-        return replace(found, asked=asked)
-
-    (line,) = table(tables.methods_table([[paid_for_length(row(3, 0.0, 0.0, count=60))]]))
+    (line,) = table(tables.methods_table([[paid_by_length(row(3, 0.0, 0.0, count=60), [OWN], sign)]]))
     assert line["mostly bought with 0"] == bought
     (honest,) = table(tables.methods_table([[row(3, 0.5, 0.5, count=60)]]))
     assert honest["mostly bought with 0"] == "-"
 
 
 def test_between_answers_of_equal_length_a_reward_for_length_is_no_gain() -> None:
-    def lengthy(found: Row) -> Row:
-        """Gold rewards length, and nothing else."""
-        asked = []
-        for place, item in enumerate(found.asked):
-            shift = {"sft": place % 7, "align": 2 + place % 5}
-            answers = {
-                policy: [
-                    replace(
-                        a,
-                        length=20 + shift[policy],
-                        scores={
-                            **a.scores,
-                            **dict.fromkeys(GOLD, 0.1 * shift[policy] + 0.01 * (place % 3) * (policy == "sft")),
-                        },
-                    )
-                    for a in values
-                ]
-                for policy, values in item.answers.items()
-            }
-            asked.append(replace(item, answers=answers))
-        return replace(found, asked=asked)
-
-    found = [lengthy(row(3, 0.0, 0.0, count=60))]
+    found = [paid_by_length(row(3, 0.0, 0.0, count=60), GOLD)]
     assert tables.gain(found, ["helpful"], tables.score("gold_helpful"))["mean"] == pytest.approx(0.1, abs=0.03)
     equal = tables.equal_length(found, ["helpful"], tables.score("gold_helpful"))
     assert equal is not None

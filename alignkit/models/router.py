@@ -48,8 +48,8 @@ class ModelRouter:
         The next stage may work in one process only, which needs all weights.
         """
         self.stage, self.needed = stage, tuple(needed)
-        spread = {base for base, service in self.services.items() if service.model.passes.spread}
-        for base in [base for base in self.services if base in spread or base not in {*needed, *later}]:
+        kept = {*needed, *later}
+        for base in [b for b, service in self.services.items() if b not in kept or service.model.passes.spread]:
             self.close(base)
 
     def close(self, base: str) -> None:

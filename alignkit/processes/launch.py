@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from alignkit.errors import RunFailed
+from alignkit.stopping import handling
 
 PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 QUIT = "SIGQUIT"  # the one signal that torch's launcher handles itself
@@ -77,11 +78,8 @@ def _passing_on() -> Iterator[None]:
             if child.name() and "alignkit" in " ".join(child.cmdline()):
                 child.send_signal(number)
 
-    numbers = [getattr(signal, name) for name in PASSED_ON if hasattr(signal, name)]
-    previous = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        yield
+        with handling([getattr(signal, name) for name in PASSED_ON if hasattr(signal, name)], pass_on):
+            yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
         sys.stderr.flush()

@@ -109,17 +109,19 @@ def test_the_budget_is_about_samples_that_nothing_is_learned_from_too(left_out: 
     assert stopped.metrics[1]["sampled_kl"] == pytest.approx(free.metrics[1]["kl"], abs=1e-5)
 
 
+class Dies(Watched):
+    """Ends the run in its fourth iteration."""
+
+    def select(self, groups: Any, context: Any) -> Any:
+        if context.iteration == 4:
+            raise KeyboardInterrupt
+        return super().select(groups, context)
+
+
 def test_the_weights_that_a_checkpoint_may_go_back_to_outlive_later_iterations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a crash, the iterations since the checkpoint are sampled again, on another machine with another KL."""
-
-    class Dies(Watched):
-        def select(self, groups: Any, context: Any) -> Any:
-            if context.iteration == 4:
-                raise KeyboardInterrupt
-            return super().select(groups, context)
-
     keys = {**KEYS, "stop": {"kl": 1e6}, "checkpoint_every": 2}
     with pytest.raises(KeyboardInterrupt):
         online(tmp_path, Dies(), **keys)
@@ -141,13 +143,6 @@ def test_the_weights_of_the_checkpoint_before_the_last_are_kept_as_long_as_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run continues from it if the last one is damaged."""
-
-    class Dies(Watched):
-        def select(self, groups: Any, context: Any) -> Any:
-            if context.iteration == 4:
-                raise KeyboardInterrupt
-            return super().select(groups, context)
-
     keys = {**KEYS, "stop": {"kl": 1e6}, "checkpoint_every": 1}
     with pytest.raises(KeyboardInterrupt):
         online(tmp_path, Dies(), **keys)
