@@ -22,7 +22,8 @@ from torch.distributed import TCPStore
 from alignkit import cli
 
 SECONDS = 240.0  # longer than any test needs, even on a busy machine
-KILL = 10.0  # after SIGTERM
+GRACE = 1.0  # from the first process that fails until the others get SIGTERM: a busy machine is late to let them end
+KILL = 10.0  # from the same moment until SIGKILL
 
 
 @dataclass
@@ -106,7 +107,7 @@ def _work(
 
 def _wait(pids: Sequence[int]) -> list[tuple[int, float]]:
     codes: dict[int, tuple[int, float]] = {}
-    began, first, killed = time.monotonic(), 0.0, False
+    began, first, sent = time.monotonic(), 0.0, 0
     while len(codes) < len(pids):
         time.sleep(0.02)
         now = time.monotonic()
@@ -120,11 +121,11 @@ def _wait(pids: Sequence[int]) -> list[tuple[int, float]]:
             codes[pid] = code, now - (first or now)
             if code and not first:
                 first = now
-                _signal([other for other in pids if other not in codes], signal.SIGTERM)
-        late = (first and now - first > KILL) or now - began > SECONDS
-        if late and not killed:
-            killed = True
-            _signal([other for other in pids if other not in codes], signal.SIGKILL)
+        left, since = [pid for pid in pids if pid not in codes], now - first if first else 0.0
+        if (since > KILL or now - began > SECONDS) and sent != signal.SIGKILL:
+            _signal(left, sent := signal.SIGKILL)
+        elif since > GRACE and not sent:
+            _signal(left, sent := signal.SIGTERM)
     return [codes[pid] for pid in pids]
 
 
