@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from alignkit.data.group import Group, Response, write_groups
 from alignkit.errors import RunFailed
+from alignkit.recipe.load import load_recipe
 from alignkit_plugins.refusal import refuses
 from benchmarks.outcomes import __main__ as command
 from benchmarks.outcomes import figure, tables
@@ -50,7 +51,7 @@ def rows_of(file: Path, limit: int | None = None) -> list[dict[str, Any]]:
 
 def question(row: dict[str, Any]) -> str:
     """The first user turn by its letters and digits."""
-    if "chosen" in row:
+    if "prompt" not in row and "chosen" in row:
         text = row["chosen"].split("\n\nHuman:")[1].split("\n\nAssistant:")[0]
     else:
         turns = row.get("prompt") or row["messages"]
@@ -74,11 +75,17 @@ LEARNED = {
         "red_team.jsonl",
         "demos.jsonl",
         "rankings.jsonl",
+        "graded.jsonl",
     )
 }
 VALIDATED = {
     file: questions(RECIPES / file, 150)
-    for file in ("helpful_heldout.jsonl.gz", "safety_heldout.jsonl.gz", "demos_validation.jsonl")
+    for file in (
+        "helpful_heldout.jsonl.gz",
+        "safety_heldout.jsonl.gz",
+        "demos_validation.jsonl",
+        "rankings_heldout.jsonl",
+    )
 }
 
 
@@ -106,6 +113,21 @@ def test_every_method_is_a_valid_recipe(name: str) -> None:
     assert recipe.seed == 3
     assert recipe.stages["align"].upstream[0] == "sft" if name != "best_of_4" else "align" not in recipe.stages
     assert recipe_of(command.METHODS[name], 3, tuning=True)[0].stages
+
+
+PAPERS = sorted((FOLDER / "papers").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", PAPERS, ids=lambda file: file.stem)
+def test_gold_judges_the_versions_of_a_papers_recipe(file: Path) -> None:
+    judged = load_recipe(file, ["~stages.report"])
+    shipped = load_recipe(RECIPES.parent / file.name, ["~stages.report"])
+    added = {name: stage for name, stage in judged.stages.items() if name not in shipped.stages}
+    assert list(added) == ["judged_helpful", "judged_safety"]
+    for (gold, kind), stage in zip(JUDGED.items(), added.values(), strict=True):
+        options: Any = stage.component.options
+        assert options.prompts.sources[0].path == DATA / "prompts" / f"{kind}.jsonl"
+        assert options.rewards[0].name == str(JUDGES / gold)
 
 
 def test_rows_are_told_apart_by_recipe_and_data(tmp_path: Path) -> None:
