@@ -45,11 +45,15 @@ class ResponseOptions(Options):
         return []
 
     def follow(self, values: Mapping[str, Any], source: str, notes: list[str]) -> None:
-        """Fill the options that are left out with these values. source: names whose they are. notes: see `notes`."""
+        """Fill the options that are left out with these values. source: names whose they are. notes: see `notes`.
+
+        Values that change nothing are left out, so that results are reused when another algorithm has no rollout.
+        """
         for key in self._keys():
             if getattr(self, key) is None and values.get(key) is not None:
-                setattr(self, key, values[key])
                 self._followed = source
+                if key not in _NEUTRAL or values[key] != _NEUTRAL[key]:
+                    setattr(self, key, values[key])
         if self.min_new_tokens and self.max_new_tokens:
             self.min_new_tokens = min(self.min_new_tokens, self.max_new_tokens)
         self._notes = notes

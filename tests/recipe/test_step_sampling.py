@@ -96,6 +96,23 @@ def test_a_changed_rollout_changes_the_steps_that_follow_it(tmp_path: Path) -> N
     assert labels != changed and choice == same  # `labels` does not depend on the stage `best`, only on its rollout
 
 
+def test_a_rollout_that_changes_nothing_leaves_the_steps_reusable(tmp_path: Path) -> None:
+    """A report of SFT's answers is the same whether the other stage learns from samples or from pairs."""
+
+    def hashed(rollout: str = "") -> str:
+        keys = f"algorithm: grpo, from: sft, prompts: {tmp_path}/demos.jsonl, reward: helpful, rollout: {{{rollout}}}"
+        found = recipe(
+            tmp_path,
+            *("~stages.best", "~stages.align", "~stages.choice"),
+            *("stages.report.policies=[sft]", "stages.report.rewards=[helpful]", "stages.report.max_new_tokens=40"),
+            *((f"stages.more={{{keys}}}",) if rollout else ()),
+        )
+        return stage_hash(found.stages["report"], found, "base", 0, {})
+
+    assert hashed("temperature: 0.7, min_new_tokens: 0, top_p: 1.0, top_k: 0, stop: []") == hashed()
+    assert hashed("temperature: 0.7, top_k: 9") != hashed()
+
+
 def test_an_inherited_minimum_never_exceeds_the_written_maximum(tmp_path: Path) -> None:
     assert options(recipe(tmp_path, "stages.report.max_new_tokens=2"), "report").sampling()["min_new_tokens"] == 2
     with pytest.raises(RecipeError, match="min_new_tokens 9 is above max_new_tokens 4"):
