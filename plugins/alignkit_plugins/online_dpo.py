@@ -2,7 +2,7 @@
 
 A reward decides which sample of a pair is better; tied samples form no pair.
 Differs from the paper: any reward can label the pairs, including a judge (`rlaif`). A prompt may have more than two
-samples; the best is then paired with the worst, or all samples with each other, or samples of similar length.
+samples; the best is then paired with the worst, or all samples with each other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, permutations
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
@@ -26,7 +26,6 @@ from alignkit import (
     Outputs,
     Pair,
     Register,
-    Response,
     SelectContext,
     StageDefaults,
     Term,
@@ -34,12 +33,9 @@ from alignkit import (
     per_pair,
 )
 from alignkit import functional as F
-from alignkit.comparison import sampled_length
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SIMILAR = 0.2  # the largest difference of two lengths, as a share of their mean
 
 
 class OnlineDPO(Algorithm):
@@ -55,15 +51,8 @@ class OnlineDPO(Algorithm):
         beta: float = Field(
             0.1, gt=0, description="scale of the implicit reward: higher keeps the policy closer to the reference"
         )
-        pairs: Literal["best_worst", "similar_length", "all"] = Field(
-            "best_worst",
-            description="samples of a prompt to compare: the best with the worst, those that differ most in score "
-            "among samples of similar length, or all",
-        )
-        pairs_per_prompt: int | None = Field(
-            None,
-            ge=1,
-            description="most pairs of a prompt, for 'pairs: similar_length'; default: a quarter of its samples",
+        pairs: Literal["best_worst", "all"] = Field(
+            "best_worst", description="samples of a prompt to compare: the best with the worst, or all"
         )
         labels: Literal["score", "bradley_terry", "soft"] = Field(
             "score",
@@ -75,12 +64,6 @@ class OnlineDPO(Algorithm):
         label_smoothing: float = Field(
             0.0, ge=0, lt=0.5, description="share of labels assumed to be wrong, for `loss: sigmoid`"
         )
-
-        @model_validator(mode="after")
-        def _number_is_used(self) -> OnlineDPO.Options:
-            if self.pairs_per_prompt and self.pairs != "similar_length":
-                raise ValueError("pairs_per_prompt only applies to 'pairs: similar_length'")
-            return self
 
         @model_validator(mode="after")
         def _smoothing_is_used(self) -> OnlineDPO.Options:
@@ -100,13 +83,6 @@ class OnlineDPO(Algorithm):
         if self.options.pairs == "all":
             compared = list(combinations(range(len(scores)), 2))
             return replace(group, pairs=self._labeled(group, scores, compared, rng))
-        if self.options.pairs == "similar_length":
-            most = self.options.pairs_per_prompt or math.ceil(len(scores) / 4)
-            compared = of_similar_length(group.responses, most)
-            used = sorted({place for pair in compared for place in pair})
-            kept = replace(group, responses=tuple(group.responses[place] for place in used))
-            places = [(used.index(i), used.index(j)) for i, j in compared]
-            return replace(kept, pairs=self._labeled(kept, [scores[place] for place in used], places, rng))
         best, worst = scores.index(max(scores)), scores.index(min(scores))
         two = replace(group, responses=(group.responses[best], group.responses[worst]))
         return replace(two, pairs=self._labeled(two, [scores[best], scores[worst]], [(0, 1)], rng))
@@ -148,27 +124,6 @@ class OnlineDPO(Algorithm):
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         return batch.pairs.metrics(self.options.beta * _log_ratios(batch, out))
-
-
-def of_similar_length(responses: Sequence[Response], most: int) -> list[tuple[int, int]]:
-    """Up to `most` pairs of responses, as indices, the better one first: those that differ most in reward.
-
-    No response is in two pairs. The lengths of a pair differ by at most 20% of their mean, so that a policy learns what
-    is better about the better one, and not its length. A response that was cut off is not better than one that ended.
-    """
-    lengths = [sampled_length(response, "online_dpo") for response in responses]
-    found = []
-    for i, j in permutations(range(len(responses)), 2):
-        better, worse = responses[i], responses[j]
-        similar = abs(lengths[i] - lengths[j]) <= SIMILAR * (lengths[i] + lengths[j]) / 2
-        ended = worse.truncated or not better.truncated
-        if better.reward > worse.reward and similar and ended and better.tokens != worse.tokens:
-            found.append((better.reward - worse.reward, i, j))
-    pairs: list[tuple[int, int]] = []
-    for _, i, j in sorted(found, key=lambda margin: -margin[0]):
-        if len(pairs) < most and not {i, j} & {place for pair in pairs for place in pair}:
-            pairs.append((i, j))
-    return pairs
 
 
 def _log_ratios(batch: Batch, out: Outputs) -> Tensor:

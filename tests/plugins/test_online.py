@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -576,39 +576,6 @@ def test_the_best_is_paired_with_the_worst() -> None:
     assert logged == {"pairs": 2, "groups_tied": 2}
     given, _ = context()
     assert [len(group.responses) for group in new(OnlineDPO).select(groups, given)] == [2, 2]  # no others are run
-
-
-def sampled(rewards: Sequence[float], lengths: Sequence[int], cut: Collection[int] = ()) -> Group:
-    """A prompt with samples of these lengths in tokens, whose texts are their places. cut: those without an end."""
-    responses = [
-        Response(str(place), tokens=[place] * length, truncated=place in cut, scores={"reward": reward})
-        for place, (reward, length) in enumerate(zip(rewards, lengths, strict=True))
-    ]
-    return Group(({"role": "user", "content": "why?"},), tuple(responses))
-
-
-def test_pairs_of_similar_length() -> None:
-    """The best (0) and the worst (3) differ in length, so neither is paired with the other."""
-    group = sampled([5.0, 1.0, 4.0, -2.0, 0.5, 1.5, 0.0, 3.0], [40, 38, 90, 88, 42, 10, 95, 12])
-    found, logged = paired([group], pairs="similar_length")
-    assert found == [("2", "3", 1.0), ("0", "4", 1.0)]  # margins 6 and 4.5; two of eight samples
-    assert logged == {"pairs": 2, "groups_tied": 0}
-    found, _ = paired([group], pairs="similar_length", pairs_per_prompt=9)
-    assert found == [("2", "3", 1.0), ("0", "4", 1.0), ("7", "5", 1.0)]  # each sample once: 1 and 6 have no partner
-    found, _ = paired([group], pairs="similar_length", pairs_per_prompt=1, labels="soft")
-    assert found == [("2", "3", pytest.approx(1 / (1 + math.exp(-6))))]
-
-
-def test_similar_lengths_differ_by_a_fifth_of_their_mean() -> None:
-    for other, pairs in ((36, 0), (37, 1), (45, 1), (55, 1), (56, 0)):
-        _, logged = paired([sampled([1.0, 0.0], [45, other])], pairs="similar_length")
-        assert logged == {"pairs": pairs, "groups_tied": 1 - pairs}, other
-
-
-@pytest.mark.parametrize(("cut", "better"), [((), ["0"]), ((0,), []), ((1,), ["0"]), ((0, 1), ["0"])])
-def test_a_response_that_was_cut_off_is_not_better_than_one_that_ended(cut: tuple[int, ...], better: list[str]) -> None:
-    found, _ = paired([sampled([1.0, 0.0], [20, 20], cut)], pairs="similar_length")
-    assert [pair[0] for pair in found] == better
 
 
 def test_all_pairs_but_ties() -> None:
