@@ -2,7 +2,7 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `plugins`, `families`, `formats`,
-`labeled pairs`, `cards`, a part of the arithmetic of docs/scale.md (`scale day`), a package (`room alignkit/io`), a
+`labeled pairs`, `cards`, `outcomes`, a part of the arithmetic of docs/scale.md (`scale day`), a package (`room alignkit/io`), a
 kind and a name (`algorithm ppo`), or names for the reference of public names (`api Group Response`; see
 `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
@@ -75,6 +75,8 @@ def part(what: str) -> str:
     if what == "cards":
         columns, rows = importlib.import_module("alignkit.planning.catalogue").table("sft")
         return markdown(columns, rows)
+    if what == "outcomes":
+        return outcomes()
     if kind == "scale" and name:
         lines = importlib.import_module("alignkit.planning.scale").lines()[name]
         return markdown(("quantity", "arithmetic", "result"), [(x.what, x.how, x.result) for x in lines])
@@ -84,7 +86,17 @@ def part(what: str) -> str:
         return room(ROOT / name)
     if kind in KINDS and plugins().registry.has(kind, name):
         return component(kind, plugins().registry.get(kind, name))
-    known = [*MODELS, "plugins", "families", "formats", "labeled pairs", "api NAMES", "room FOLDER", "KIND NAME"]
+    known = [
+        *MODELS,
+        "plugins",
+        "families",
+        "formats",
+        "labeled pairs",
+        "outcomes",
+        "api NAMES",
+        "room FOLDER",
+        "KIND NAME",
+    ]
     raise ValueError(f"'{what}' cannot be generated; known are {', '.join(known)}")
 
 
@@ -140,6 +152,15 @@ def layout_table() -> str:
         }
         lines.append((name, columns, *(", ".join(values) for values in sides.values())))
     return markdown(("data set", "columns", "first is better (margin)", "second is better (margin)", "tie"), lines)
+
+
+def outcomes() -> str:
+    """The methods that gold reward models have judged, all seeds of a method in a line."""
+    rows, tables = (importlib.import_module(f"benchmarks.outcomes.{name}") for name in ("rows", "tables"))
+    header, *lines = tables.methods_table(rows.shipped())
+    left_out = {header.index(name) for name in ("own reward", "mostly bought with", "cut off", "GiB")}
+    shown, *body = ([cell for n, cell in enumerate(cells) if n not in left_out] for cells in (header, *lines))
+    return markdown(shown, body)
 
 
 def families() -> str:

@@ -159,6 +159,13 @@ def stored(method: str, seed: int, key: str, out: Path) -> Row | None:
     return next((_read(file) for file in files if file.is_file()), None)
 
 
+def shipped() -> list[list[Row]]:
+    """The rows that come with the project: a list for each method, in the order of methods.yaml, by seed."""
+    rows = sorted((_read(file) for file in STORED.iterdir()), key=lambda row: row.seed)
+    groups = ([row for row in rows if row.method == method] for method in methods())
+    return [group for group in groups if group]
+
+
 def _name(method: str, seed: int, key: str) -> str:
     return f"{method}-{seed}-{key[:12]}.json"
 
