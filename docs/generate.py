@@ -2,9 +2,9 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `plugins`, `families`, `formats`,
-`labeled pairs`, `cards`, `outcomes`, a part of the arithmetic of docs/scale.md (`scale day`), a package (`room alignkit/io`), a
-kind and a name (`algorithm ppo`), or names for the reference of public names (`api Group Response`; see
-`api_reference.py`).
+`labeled pairs`, `cards`, `outcomes`, a part of the arithmetic of docs/scale.md (`scale day`), a package
+(`room alignkit/io`), a kind and a name (`algorithm ppo`), or names for the reference of public names
+(`api Group Response`; see `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
