@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,10 +17,6 @@ class NetworkInParts(ABC):
     A layer is whole only while it computes. Embeddings, head and norms are one part; they stay whole after a pass,
     because the head reads them outside of it.
     """
-
-    @abstractmethod
-    def __init__(self, network: Any, adapters: Iterable[nn.Parameter], device: torch.device):
-        """Cut it. adapters: parameters that stay whole."""
 
     @property
     @abstractmethod
@@ -38,6 +34,10 @@ class NetworkInParts(ABC):
     @abstractmethod
     def reshard(self) -> None:
         """Free what belongs to other processes. Sends nothing."""
+
+
+# Cuts a network on a device, but not its adapters.
+Cut = Callable[[Any, Iterable[nn.Parameter], torch.device], NetworkInParts]
 
 
 def layers_of(module: nn.Module) -> Iterator[Any]:

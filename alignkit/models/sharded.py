@@ -16,7 +16,7 @@ STATES = "alignkit_states"  # the method of the network that FSDP treats as its 
 
 
 class ShardedNetwork(NetworkInParts):
-    """Cut by torch's `fully_shard`."""
+    """Cut by torch's `fully_shard`. adapters: parameters that stay whole."""
 
     def __init__(self, network: Any, adapters: Iterable[nn.Parameter], device: torch.device):
         from torch.distributed import get_world_size, init_device_mesh

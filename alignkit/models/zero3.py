@@ -25,7 +25,7 @@ from alignkit.models.passes import last_states
 
 
 class Zero3Network(NetworkInParts):
-    """Cut by DeepSpeed. Raises RunFailed if it computes elsewhere than alignkit."""
+    """Cut by DeepSpeed. adapters: parameters that stay whole. Raises RunFailed if it computes on another device."""
 
     def __init__(self, network: Any, adapters: Iterable[nn.Parameter], device: torch.device):
         zero, whole = _deepspeed(device).zero, set(adapters)
@@ -112,7 +112,7 @@ class _Part:
         weight = self._places.get(tensor.untyped_storage().data_ptr())
         if weight is None or weight.dtype != tensor.dtype:
             return tensor
-        return View(weight, tensor.size(), tensor.stride(), tensor.storage_offset())
+        return View(weight, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
 
 def restored(kept: Tensor | View) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.leaving import leave
+from alignkit.models.parts import Cut
 from alignkit.models.sharded import ShardedNetwork
 from alignkit.models.zero3 import Zero3Network
 from alignkit.processes.board import Board, Failure
@@ -24,10 +25,10 @@ from alignkit.processes.world import World
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Shard
 
-CUTS = {"fsdp": ShardedNetwork, "deepspeed": Zero3Network}
+CUTS: dict[Shard, Cut] = {"fsdp": ShardedNetwork, "deepspeed": Zero3Network}
 LONGEST = timedelta(hours=6)  # that a process computes while the others wait for it
-# What accelerate's launcher sets for other libraries, whoever cuts the model: the first lets transformers load weights in
-# process 0 only, and none elsewhere; the second lets accelerate start DeepSpeed by itself.
+# What accelerate's launcher sets: the first lets transformers load weights in process 0 only, and none elsewhere,
+# whoever cuts the model; the second lets accelerate start DeepSpeed by itself.
 UNSET = ("FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_DEEPSPEED")
 WORD = 3.0  # seconds in which a process that fails has said why
 

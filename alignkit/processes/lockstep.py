@@ -20,7 +20,7 @@ from torch.distributed import DistError
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models.parts import NetworkInParts, layers_of
+from alignkit.models.parts import Cut, NetworkInParts, layers_of
 from alignkit.models.passes import Passes
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.processes.reducer import ProcessReducer
@@ -56,7 +56,7 @@ class LockstepReducer(ProcessReducer):
         processes: int,
         device: torch.device,
         waiting: Callable[[], Iterator[None]],
-        cut: type[NetworkInParts],
+        cut: Cut,
     ):
         """cut: how the models are cut."""
         super().__init__(process, processes, device, waiting)

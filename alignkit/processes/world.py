@@ -12,8 +12,8 @@ from alignkit.errors import Problem, RecipeError
 if TYPE_CHECKING:
     from alignkit.recipe.schema import LauncherKeys, Shard
 
-# What accelerate's launcher sets if it is asked for what alignkit does not do with DeepSpeed, and the option to leave out.
-DEEPSPEED = {
+# What accelerate's launcher sets if it is asked for what alignkit does not do with DeepSpeed, and its option.
+UNUSED = {
     "CONFIG_FILE": "deepspeed_config_file",
     "OFFLOAD_PARAM_DEVICE": "offload_param_device",
     "OFFLOAD_OPTIMIZER_DEVICE": "offload_optimizer_device",
@@ -57,7 +57,7 @@ def _asked_for(environment: Mapping[str, str]) -> Shard | None:
         help = "leave Megatron-LM out, and start with --use_fsdp --fsdp_version 2, or with --multi_gpu"
         raise RecipeError([Problem(text, help=help)])
     if _is_set(environment, "ACCELERATE_USE_DEEPSPEED"):
-        _check_deepspeed({key: environment.get(f"ACCELERATE_DEEPSPEED_{key}", "") for key in ("ZERO_STAGE", *DEEPSPEED)})
+        _check_deepspeed(environment)
         return "deepspeed"
     if not _is_set(environment, "ACCELERATE_USE_FSDP"):
         return None
@@ -67,14 +67,13 @@ def _asked_for(environment: Mapping[str, str]) -> Shard | None:
     return "fsdp"
 
 
-def _check_deepspeed(asked: Mapping[str, str]) -> None:
-    """Raise RecipeError if a launcher was asked for something of DeepSpeed that alignkit does not do."""
-    for key, option in DEEPSPEED.items():
-        if asked[key] not in ("", "none"):
-            text = f"the launcher was asked for DeepSpeed with '--{option} {asked[key]}', which alignkit does not use"
+def _check_deepspeed(environment: Mapping[str, str]) -> None:
+    """Raise RecipeError if accelerate's launcher was asked for something of DeepSpeed that alignkit does not do."""
+    for key, option in UNUSED.items():
+        if (value := environment.get(f"ACCELERATE_DEEPSPEED_{key}", "none")) != "none":
+            text = f"the launcher was asked for DeepSpeed with '--{option} {value}', which alignkit does not use"
             raise RecipeError([Problem(text, help=f"leave {option} out, and add --zero_stage 3")])
-    if asked["ZERO_STAGE"] != "3":
-        stage = asked["ZERO_STAGE"] or "2, accelerate's default"
+    if (stage := environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2, accelerate's default")) != "3":
         text = f"the launcher was asked for DeepSpeed's ZeRO stage {stage}, but alignkit uses stage 3"
         raise RecipeError([Problem(text, help="add --zero_stage 3")])
 

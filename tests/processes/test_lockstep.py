@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,22 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import PATIENCE, STAGES, assert_alike, offline, online, reward, write_recipe
 from forked import Ended, together
-import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit import cli
-from alignkit.processes.join import CUTS
+from alignkit.models.sharded import ShardedNetwork
+from alignkit.models.zero3 import Zero3Network, is_installed
 from alignkit.processes.lockstep import LockstepPasses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ONE = ("launcher.processes=1", "launcher.shard=false")
 PADDING = 1.01  # a weight whose rows cannot be shared out evenly is filled up
-INSTALLED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+INSTALLED = pytest.mark.skipif(not is_installed(), reason="deepspeed is not installed")
 DEEPSPEED = pytest.param("deepspeed", marks=INSTALLED)
 SLOWLY = pytest.param("deepspeed", marks=[INSTALLED, pytest.mark.slow])
 cut_by = pytest.mark.parametrize("cut", ["fsdp", DEEPSPEED])
@@ -92,14 +92,15 @@ ASKED = {
 
 @cut_by
 def test_accelerates_launcher_may_ask_for_parts(work: Path, monkeypatch: pytest.MonkeyPatch, cut: str) -> None:
-    """For FSDP it also asks transformers to load weights in process 0 only, which would leave the others without any."""
-    init = CUTS[cut].__init__
+    """For FSDP it also asks transformers to load weights in process 0 only: the others would have none."""
+    network = {"fsdp": ShardedNetwork, "deepspeed": Zero3Network}[cut]
+    init = network.__init__
 
     def noted(self: Any, *args: Any) -> None:
         Path(f"cut-{os.environ['RANK']}").touch()
         init(self, *args)
 
-    monkeypatch.setattr(CUTS[cut], "__init__", noted)
+    monkeypatch.setattr(network, "__init__", noted)
     recipe = write_recipe({"sft": offline("sft", "demos")})
     ended = together(work, ["run", recipe, "--out", "parts"], 2, [ASKED[cut], ASKED[cut]])
     assert [process.code for process in ended] == [0, 0], ended
