@@ -132,7 +132,6 @@ TESTED_IN = {
     "models.sharded": "test_lockstep",
     "models.template_tokens": "test_encoding",
     "models.weight_sizes": "test_bases",
-    "models.zero3": "test_lockstep",
     "options": "test_references",
     "panel_card": "test_panel",
     "planning.card_attention": "test_cards",
