@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -133,6 +134,7 @@ def _deepspeed(device: torch.device) -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", r".*all_gather_into_tensor. is deprecated", FutureWarning)  # which it calls
     if (found := deepspeed.accelerator.get_accelerator().device_name()) != device.type:
         raise RunFailed(
             f"DeepSpeed computes on '{found}', but the model is on '{device.type}'\nhelp: unset DS_ACCELERATOR"
