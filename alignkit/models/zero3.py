@@ -75,7 +75,7 @@ class Zero3Network(NetworkInParts):
         return output
 
     def _reach(self, part: _Part) -> None:
-        """Backward goes on with a layer, and needs the one behind it no more."""
+        """Backward has come to a layer, and is done with the one behind it."""
         if self._backward is not None and self._backward is not part:
             self._backward.release()
         self._backward = part

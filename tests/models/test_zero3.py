@@ -28,13 +28,13 @@ class Zero:
         self.here = self.most = 0
         self.storages: list[StorageWeakRef] = []  # of all that were here
 
-    def Init(self, module: nn.Module, mem_efficient_linear: bool) -> None:  # noqa: N802
+    def Init(self, module: nn.Module, mem_efficient_linear: bool) -> None:
         for weight in module.parameters():
             self.kept[id(weight)] = weight.data
             weight.data = torch.empty(0)
 
     @contextmanager
-    def GatheredParameters(self, weights: Sequence[nn.Parameter]) -> Iterator[None]:  # noqa: N802
+    def GatheredParameters(self, weights: Sequence[nn.Parameter]) -> Iterator[None]:
         for weight in weights:
             assert not weight.numel(), "DeepSpeed brings no weight twice"
             weight.data = self.kept[id(weight)].clone()
