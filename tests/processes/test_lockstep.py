@@ -44,7 +44,7 @@ def run_together(work: Path, recipe: Path, out: str, *overrides: str, processes:
     assert all(process.out == process.err == "" for process in ended[1:]), "only process 0 speaks"
 
 
-@cut_by
+@cut_slowly_by
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int, cut: str) -> None:
     """Of 13 rows in batches of 4, the last batch has one row: the others join its pass without a row of their own."""
