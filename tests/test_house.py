@@ -125,6 +125,7 @@ TESTED_IN = {
     "models.engine_thread": "test_engines",
     "models.foreign_reward": "test_artifacts",
     "models.loading": "test_artifacts",
+    "models.parts": "test_lockstep",
     "models.passes": "test_lockstep",
     "models.router": "test_bases",
     "models.sampling_rows": "test_sampling",

@@ -1,28 +1,24 @@
-"""A frozen network of which every process holds a part, by FSDP2: a layer is whole only while it computes."""
+"""A frozen network of which every process holds a part, by FSDP2."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from alignkit.models.parts import NetworkInParts, layers_of
 from alignkit.models.passes import last_states
 
 STATES = "alignkit_states"  # the method of the network that FSDP treats as its forward pass
 
 
-class ShardedNetwork:
-    """A language model that is cut between the processes of a run. All of them call each method together.
-
-    Embeddings, head and norms are one part; they stay whole after a pass, because the head reads them outside of it.
-    """
+class ShardedNetwork(NetworkInParts):
+    """Cut by torch's `fully_shard`. adapters: parameters that stay whole."""
 
     def __init__(self, network: Any, adapters: Iterable[nn.Parameter], device: torch.device):
-        """Cut it. adapters: parameters that stay whole."""
         from torch.distributed import get_world_size, init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -36,35 +32,23 @@ class ShardedNetwork:
 
     @property
     def whole(self) -> bool:
-        """Whether this process holds all layers. It is asked, because saving and loading adapters cuts them again."""
+        """It is asked, because saving and loading adapters cuts the layers again."""
         from torch.distributed.tensor import DTensor
 
         return not any(isinstance(parameter, DTensor) for parameter in self.layers[0].parameters())
 
     def states(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """The last hidden states [1, tokens, hidden] of tokens at positions, both [1, tokens]."""
         found: Tensor = getattr(self.network, STATES)(tokens, positions)
         return found
 
     def unshard(self) -> None:
-        """Bring all parts here, until `reshard`."""
         for part in self.layers:
             part.set_reshard_after_forward(False, recurse=False)
         for part in (*self.layers, self.network):
             part.unshard()
 
     def reshard(self) -> None:
-        """Free what belongs to other processes. Sends nothing."""
         for part in self.layers:
             part.set_reshard_after_forward(True, recurse=False)
         for part in (*self.layers, self.network):
             part.reshard()
-
-
-def layers_of(module: nn.Module) -> Iterator[Any]:
-    """The outermost layers, in their order."""
-    for child in module.children():
-        if isinstance(child, GradientCheckpointingLayer):
-            yield child
-        else:
-            yield from layers_of(child)

@@ -6,11 +6,15 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.leaving import leave
+from alignkit.models.parts import Cut
+from alignkit.models.sharded import ShardedNetwork
+from alignkit.models.zero3 import Zero3Network
 from alignkit.processes.board import Board, Failure
 from alignkit.processes.lockstep import LockstepReducer
 from alignkit.processes.reducer import OtherFailed, ProcessReducer
@@ -18,24 +22,30 @@ from alignkit.processes.team import Processes
 from alignkit.processes.watch import Watch
 from alignkit.processes.world import World
 
+if TYPE_CHECKING:
+    from alignkit.recipe.schema import Shard
+
+CUTS: dict[Shard, Cut] = {"fsdp": ShardedNetwork, "deepspeed": Zero3Network}
 LONGEST = timedelta(hours=6)  # that a process computes while the others wait for it
-ONLY_PROCESS_0 = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # lets transformers load weights there only, and none elsewhere
+# What accelerate's launcher sets: the first lets transformers load weights in process 0 only, and none elsewhere,
+# whoever cuts the model; the second lets accelerate start DeepSpeed by itself.
+UNSET = ("FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_DEEPSPEED")
 WORD = 3.0  # seconds in which a process that fails has said why
 
 
 def join(
-    world: World, devices: set[str], patience: float, say: Callable[[str], None], shard: bool = False
+    world: World, devices: set[str], patience: float, say: Callable[[str], None], shard: Shard | None = None
 ) -> Processes:
     """Wait for all processes of the run. devices: of its base models, as the recipe names them.
 
-    shard: whether each process shall hold a part of each base model.
+    shard: what lets each process hold a part of each base model; None: it holds the whole.
 
     Raises RecipeError if the devices do not suit several processes, and RunFailed if the processes do not meet.
     """
     from accelerate import PartialState
 
-    if shard:
-        os.environ[ONLY_PROCESS_0] = "false"  # accelerate's launcher sets it with FSDP, whoever cuts the model
+    if shard is not None:
+        os.environ |= dict.fromkeys(UNSET, "false")
     on_cpu = devices == {"cpu"} or not torch.cuda.is_available()
     _check_devices(devices, on_cpu)
     try:
@@ -62,8 +72,10 @@ def join(
         finally:
             watch.waiting = False
 
-    kind = LockstepReducer if shard else ProcessReducer
-    reducer = kind(world.process, world.processes, state.device, waiting)
+    if shard is None:
+        reducer = ProcessReducer(world.process, world.processes, state.device, waiting)
+    else:
+        reducer = LockstepReducer(world.process, world.processes, state.device, waiting, CUTS[shard])
     return Processes(world, reducer, board, watch)
 
 

@@ -20,8 +20,8 @@ from torch.distributed import DistError
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
+from alignkit.models.parts import Cut, NetworkInParts, layers_of
 from alignkit.models.passes import Passes
-from alignkit.models.sharded import ShardedNetwork, layers_of
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.processes.reducer import ProcessReducer
 
@@ -50,8 +50,17 @@ class Call:
 class LockstepReducer(ProcessReducer):
     """One of several processes that hold a part of each base model. passes: those of the models that are loaded."""
 
-    def __init__(self, process: int, processes: int, device: torch.device, waiting: Callable[[], Iterator[None]]):
+    def __init__(
+        self,
+        process: int,
+        processes: int,
+        device: torch.device,
+        waiting: Callable[[], Iterator[None]],
+        cut: Cut,
+    ):
+        """cut: how the models are cut."""
         super().__init__(process, processes, device, waiting)
+        self.cut = cut
         self.passes: weakref.WeakValueDictionary[str, LockstepPasses] = weakref.WeakValueDictionary()
         self._broken: Exception | None = None
 
@@ -116,7 +125,7 @@ class LockstepPasses(Passes):
         """Raises RunFailed if the model cannot be cut."""
         _check(model)
         self.name, self.model, self.reducer, self._sharing = name, model, reducer, sharing
-        self._sharded: ShardedNetwork | None = None
+        self._sharded: NetworkInParts | None = None
         self._hidden: list[Tensor] = []  # of the passes since the last backward, in the same order in every process
         reducer.passes[name] = self
 
@@ -170,13 +179,13 @@ class LockstepPasses(Passes):
         """Whether this process needs no other: it works alone, or holds everything."""
         return not self._sharing() or (self._sharded is not None and self._sharded.whole)
 
-    def _network(self) -> ShardedNetwork:
+    def _network(self) -> NetworkInParts:
         """The network in parts, and nothing but this process's own part of it."""
         if self._sharded is None:
             _check(self.model)  # again, because adapters know their layers now
             adapters = self.model.adapters.everything() if self.model.adapters is not None else ()
             self.model.memory.fixed = True
-            self._sharded = ShardedNetwork(self.model.model, adapters, self.model.device)
+            self._sharded = self.reducer.cut(self.model.model, adapters, self.model.device)
             with torch.no_grad():  # FSDP takes what computes first for the whole network
                 self.reducer.in_step(lambda: self._blank(BASE))
         self._sharded.reshard()

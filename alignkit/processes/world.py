@@ -10,20 +10,24 @@ from typing import TYPE_CHECKING
 from alignkit.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
-    from alignkit.recipe.schema import LauncherKeys
+    from alignkit.recipe.schema import LauncherKeys, Shard
 
-# What accelerate's launcher sets, and what it would do that alignkit does not.
-REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+# What accelerate's launcher sets if it is asked for what alignkit does not do with DeepSpeed, and its option.
+UNUSED = {
+    "CONFIG_FILE": "deepspeed_config_file",
+    "OFFLOAD_PARAM_DEVICE": "offload_param_device",
+    "OFFLOAD_OPTIMIZER_DEVICE": "offload_optimizer_device",
+}
 START = "start the run with 'alignkit run RECIPE --processes N', which calls accelerate's launcher"
 
 
 @dataclass(frozen=True)
 class World:
-    """process: the number of this one, from 0. processes: of the run. shard: whether a launcher was asked for FSDP."""
+    """process: the number of this one, from 0. processes: of the run. shard: what a launcher was asked to cut with."""
 
     process: int = 0
     processes: int = 1
-    shard: bool = False
+    shard: Shard | None = None
 
     @property
     def leads(self) -> bool:
@@ -37,20 +41,59 @@ def world_of(environment: Mapping[str, str] = os.environ) -> World:
     Raises RecipeError if a launcher was asked for several processes and started one, or was asked to cut the model into
     parts in a way that alignkit does not know.
     """
-    fsdp = environment.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    for name in [name for variable, name in REFUSED.items() if environment.get(variable, "").lower() == "true"]:
-        text = f"the launcher was asked for {name}, which alignkit does not use"
-        help = f"leave {name} out, and start with --use_fsdp --fsdp_version 2, or with --multi_gpu"
-        raise RecipeError([Problem(text, help=help)])
-    if fsdp and environment.get("FSDP_VERSION", "1") != "2":
-        text = "the launcher was asked for the first version of FSDP, but alignkit uses the second"
-        raise RecipeError([Problem(text, help="add --fsdp_version 2")])
+    shard = _asked_for(environment)
     if "RANK" in environment and "WORLD_SIZE" in environment and "MASTER_PORT" in environment:
-        return World(int(environment["RANK"]), int(environment["WORLD_SIZE"]), shard=fsdp)
+        return World(int(environment["RANK"]), int(environment["WORLD_SIZE"]), shard)
     if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_PORT" in environment:
         text = "accelerate was asked for several processes, but started only one: it finds no GPU, and no MPI"
         raise RecipeError([Problem(text, help=f"add --multi_gpu, which also starts processes on CPUs, or {START}")])
     return World()
+
+
+def _asked_for(environment: Mapping[str, str]) -> Shard | None:
+    """What accelerate's launcher was asked to cut the model with. Raises RecipeError if alignkit does not do it."""
+    if _is_set(environment, "ACCELERATE_USE_MEGATRON_LM"):
+        text = "the launcher was asked for Megatron-LM, which alignkit does not use"
+        help = "leave Megatron-LM out, and start with --use_fsdp --fsdp_version 2, or with --multi_gpu"
+        raise RecipeError([Problem(text, help=help)])
+    if _is_set(environment, "ACCELERATE_USE_DEEPSPEED"):
+        _check_deepspeed(environment)
+        return "deepspeed"
+    if not _is_set(environment, "ACCELERATE_USE_FSDP"):
+        return None
+    if environment.get("FSDP_VERSION", "1") != "2":
+        text = "the launcher was asked for the first version of FSDP, but alignkit uses the second"
+        raise RecipeError([Problem(text, help="add --fsdp_version 2")])
+    return "fsdp"
+
+
+def _check_deepspeed(environment: Mapping[str, str]) -> None:
+    """Raise RecipeError if accelerate's launcher was asked for something of DeepSpeed that alignkit does not do."""
+    for key, option in UNUSED.items():
+        if (value := environment.get(f"ACCELERATE_DEEPSPEED_{key}", "none")) != "none":
+            text = f"the launcher was asked for DeepSpeed with '--{option} {value}', which alignkit does not use"
+            raise RecipeError([Problem(text, help=f"leave {option} out, and add --zero_stage 3")])
+    if (stage := environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2, accelerate's default")) != "3":
+        text = f"the launcher was asked for DeepSpeed's ZeRO stage {stage}, but alignkit uses stage 3"
+        raise RecipeError([Problem(text, help="add --zero_stage 3")])
+
+
+def _is_set(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "").lower() == "true"
+
+
+def shard_of(launcher: LauncherKeys | None, world: World) -> Shard | None:
+    """What base models are cut with; None: they are not.
+
+    Raises RecipeError if the recipe and the program that started this process ask for different things.
+    """
+    wanted = launcher.shard if launcher is not None else False
+    if isinstance(wanted, bool):
+        return world.shard or ("fsdp" if wanted else None)
+    if world.shard not in (None, wanted):
+        text = f"the recipe asks for {wanted}, but accelerate's launcher was asked for {world.shard}"
+        raise RecipeError([Problem(text, help=f"override the recipe with launcher.shard={world.shard}")])
+    return wanted
 
 
 def check_size(launcher: LauncherKeys | None, world: World) -> None:

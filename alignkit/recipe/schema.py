@@ -60,6 +60,9 @@ class Stage:
         return (self.settings.base if self.settings is not None else None) or BASE
 
 
+Shard = Literal["fsdp", "deepspeed"]
+
+
 class LauncherKeys(Options):
     """How many processes run the recipe together."""
 
@@ -69,9 +72,10 @@ class LauncherKeys(Options):
         ge=1,
         description="seconds without a sign of life after which a process counts as hung, and the run ends",
     )
-    shard: bool = Field(
+    shard: bool | Shard = Field(
         default=False,
-        description="whether each of several processes holds only a part of the frozen base model while it trains",
+        description="whether each of several processes holds only a part of the frozen base model while it trains, "
+        "and who cuts it; true is fsdp, unless accelerate's command asks for deepspeed",
     )
 
 

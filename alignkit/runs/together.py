@@ -12,17 +12,18 @@ from typing import Any
 
 from alignkit.author import blaming
 from alignkit.data.sources import DataSpec
-from alignkit.errors import RecipeError, message_of
+from alignkit.errors import Problem, RecipeError, message_of
 from alignkit.external import ExternalTrainer
 from alignkit.io.digest import versions
 from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
+from alignkit.models import zero3
 from alignkit.plugins import plugins
 from alignkit.processes.board import Failure
 from alignkit.processes.join import join
 from alignkit.processes.silent import SilentReporter, UnwrittenMetrics
 from alignkit.processes.team import Processes
-from alignkit.processes.world import World, check_size
+from alignkit.processes.world import World, check_size, shard_of
 from alignkit.recipe.bases import base_keys
 from alignkit.recipe.problems import path_text
 from alignkit.recipe.schema import BASE, LauncherKeys, Recipe, Stage, specs
@@ -38,10 +39,13 @@ def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World)
     """Run a recipe as one of several processes; returns the exit code. Process 0 raises its error instead."""
     check_size(recipe.launcher, world)
     launcher = recipe.launcher or LauncherKeys()
-    shard = launcher.shard or world.shard
+    shard = shard_of(launcher, world)
     check_stages(recipe)
-    if shard:
+    if shard is not None:
         check_bases(recipe)
+    if shard == "deepspeed" and not zero3.is_installed():
+        text = "'launcher.shard: deepspeed' needs the package deepspeed"
+        raise RecipeError([Problem(text, help="pip install 'alignkit[deepspeed]'")])
     devices = {recipe.model.device, *(spec.device for spec in recipe.bases.values())}
     say = reporter.say if world.leads else _saying(world)
     team = join(world, devices, launcher.patience, say, shard)

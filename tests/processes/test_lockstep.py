@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import PATIENCE, STAGES, assert_alike, offline, online, reward, write_recipe
 from forked import Ended, together
 from torch import nn
@@ -19,16 +20,22 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit import cli
 from alignkit.models.sharded import ShardedNetwork
+from alignkit.models.zero3 import Zero3Network, is_installed
 from alignkit.processes.lockstep import LockstepPasses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ONE = ("launcher.processes=1", "launcher.shard=false")
 PADDING = 1.01  # a weight whose rows cannot be shared out evenly is filled up
+INSTALLED = pytest.mark.skipif(not is_installed(), reason="deepspeed is not installed")
+DEEPSPEED = pytest.param("deepspeed", marks=INSTALLED)
+SLOWLY = pytest.param("deepspeed", marks=[INSTALLED, pytest.mark.slow])
+cut_by = pytest.mark.parametrize("cut", ["fsdp", DEEPSPEED])
+cut_slowly_by = pytest.mark.parametrize("cut", ["fsdp", SLOWLY])
 
 
-def write(stages: Mapping[str, Any], processes: int = 2, patience: float = 45, **keys: Any) -> Path:
-    return write_recipe(stages, launcher={"processes": processes, "shard": True, "patience": patience}, **keys)
+def write(stages: Mapping[str, Any], cut: str, processes: int = 2, patience: float = 45, **keys: Any) -> Path:
+    return write_recipe(stages, launcher={"processes": processes, "shard": cut, "patience": patience}, **keys)
 
 
 def run_together(work: Path, recipe: Path, out: str, *overrides: str, processes: int = 2) -> None:
@@ -37,16 +44,18 @@ def run_together(work: Path, recipe: Path, out: str, *overrides: str, processes:
     assert all(process.out == process.err == "" for process in ended[1:]), "only process 0 speaks"
 
 
+@cut_slowly_by
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int) -> None:
+def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int, cut: str) -> None:
     """Of 13 rows in batches of 4, the last batch has one row: the others join its pass without a row of their own."""
-    recipe = write(STAGES, processes)
+    recipe = write(STAGES, cut, processes)
     assert cli.main(["run", str(recipe), *ONE, "--out", "one"]) == 0
     run_together(work, recipe, "several", processes=processes)
     assert_alike(Path("several"), Path("one"))
 
 
-def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
+@cut_slowly_by
+def test_everything_that_passes_through_layers_is_in_step(work: Path, cut: str) -> None:
     """Recomputed layers, two reward models, a second stream, gold scores, and a step that process 0 runs alone."""
     stages = {
         "rm": offline("reward_model", "pairs"),
@@ -68,28 +77,39 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
         },
         "again": {**offline("sft", "demos"), "from": "ppo", "data": {"stage": "answers"}},
     }
-    recipe = write(stages)
+    recipe = write(stages, cut)
     recipe.write_text(recipe.read_text().replace("dtype: float32", "dtype: float32\n  activation_checkpointing: true"))
     run_together(work, recipe, "whole", "launcher.shard=false")
     run_together(work, recipe, "parts")
     assert_alike(Path("parts"), Path("whole"))
 
 
-def test_accelerates_launcher_may_ask_for_parts(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It then also asks transformers to load weights in process 0 only, which would leave the others without any."""
-    cut = ShardedNetwork.__init__
+ASKED = {
+    "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
+    "deepspeed": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
 
-    def noted(self: ShardedNetwork, *args: Any) -> None:
+
+@cut_by
+def test_accelerates_launcher_may_ask_for_parts(work: Path, monkeypatch: pytest.MonkeyPatch, cut: str) -> None:
+    """For FSDP it also asks transformers to load weights in process 0 only: the others would have none.
+
+    A batch of one row leaves one process without a row.
+    """
+    network = {"fsdp": ShardedNetwork, "deepspeed": Zero3Network}[cut]
+    init = network.__init__
+
+    def noted(self: Any, *args: Any) -> None:
         Path(f"cut-{os.environ['RANK']}").touch()
-        cut(self, *args)
+        init(self, *args)
 
-    monkeypatch.setattr(ShardedNetwork, "__init__", noted)
-    recipe = write_recipe({"sft": offline("sft", "demos")})
-    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-    ended = together(work, ["run", recipe, "--out", "parts"], 2, [asked, asked])
+    monkeypatch.setattr(network, "__init__", noted)
+    recipe = write_recipe({"sft": offline("sft", "demos", batch_size=1)})
+    some = "model.lora.target_modules=[q_proj]"  # the other layers are torch's own
+    ended = together(work, ["run", recipe, some, "--out", "parts"], 2, [ASKED[cut], ASKED[cut]])
     assert [process.code for process in ended] == [0, 0], ended
     assert Path("cut-0").exists() and Path("cut-1").exists()
-    assert cli.main(["run", str(recipe), "--out", "one"]) == 0
+    assert cli.main(["run", str(recipe), some, "--out", "one"]) == 0
     assert_alike(Path("parts"), Path("one"))
 
 
@@ -99,12 +119,15 @@ def test_accelerates_launcher_may_ask_for_parts(work: Path, monkeypatch: pytest.
 def held(network: nn.Module) -> tuple[int, int]:
     """Bytes of the base's weights in this process, and of the whole base."""
     weights = [p for name, p in network.named_parameters() if "lora_" not in name]
-    local = [p.to_local() if isinstance(p, DTensor) else p for p in weights]
-    return sum(p.untyped_storage().nbytes() for p in local), sum(p.numel() * p.element_size() for p in weights)
+    assert {p.dtype for p in weights} == {torch.float32}
+    local = [p.to_local() if isinstance(p, DTensor) else p if p.numel() else p.ds_tensor for p in weights]
+    whole = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in weights)
+    return sum(p.untyped_storage().nbytes() for p in local), whole
 
 
+@cut_by
 def test_a_process_holds_its_part_between_passes_and_only_samples_with_the_whole(
-    work: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
     layer_call, settle, gather = GradientCheckpointingLayer.__call__, LockstepPasses.settle, LockstepPasses.gather
     networks: list[nn.Module] = []
@@ -126,25 +149,33 @@ def test_a_process_holds_its_part_between_passes_and_only_samples_with_the_whole
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = layer_call(self, *args, **kwargs)
         if networks and sys._getframe(1).f_code.co_name != "generate":
-            note("layer", networks[0])
+            note("layer", network := networks[0])
+            if result.requires_grad:
+                result.register_hook(lambda gradient: note("backward", network))
         return result
 
     monkeypatch.setattr(LockstepPasses, "settle", settled)
     monkeypatch.setattr(LockstepPasses, "gather", gathered)
     monkeypatch.setattr(GradientCheckpointingLayer, "__call__", called)
-    recipe = write({"sft": offline("sft", "demos"), "align": online("grpo", iterations=1)})
+    recipe = write({"sft": offline("sft", "demos"), "align": online("grpo", iterations=1)}, cut)
     run_together(work, recipe, "out")
     for rank in range(2):
         notes = [json.loads(line) for line in Path(f"notes-{rank}").read_text().splitlines()]
         shares = {
-            what: [mine / whole for w, mine, whole in notes if w == what] for what in ("between", "layer", "sampling")
+            what: [mine / whole for w, mine, whole in notes if w == what]
+            for what in ("between", "layer", "backward", "sampling")
         }
         assert len(shares["between"]) > 20 and max(shares["between"]) <= PADDING / 2
         assert shares["layer"] and max(shares["layer"]) < 0.75, "embeddings are whole during a pass, layers are not"
+        assert shares["backward"] and max(shares["backward"]) < 0.95, "one layer"
         assert shares["sampling"] and min(shares["sampling"]) >= 1.0
 
 
 # Faults
+
+
+def is_cut(layer: nn.Module) -> bool:
+    return type(layer).__name__.startswith("FSDP") or any(hasattr(p, "ds_id") for p in layer.parameters())
 
 
 @pytest.fixture
@@ -153,7 +184,7 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     layer_call, calls = GradientCheckpointingLayer.__call__, []
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if (what := os.environ.get("FAULT")) and type(self).__name__.startswith("FSDP"):
+        if (what := os.environ.get("FAULT")) and is_cut(self):
             calls.append(what)
             if len(calls) == 8:  # of two layers: the second one of the third pass behind the first
                 if what == "kill":
@@ -165,35 +196,39 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def faulty(work: Path, what: str, stage: Mapping[str, Any]) -> list[Ended]:
-    ended = together(
-        work, ["run", write({"align": stage}, patience=PATIENCE), "--out", "out"], 2, [{}, {"FAULT": what}]
-    )
+def faulty(work: Path, what: str, stage: Mapping[str, Any], cut: str) -> list[Ended]:
+    recipe = write({"align": stage}, cut, patience=PATIENCE)
+    ended = together(work, ["run", recipe, "--out", "out"], 2, [{}, {"FAULT": what}])
     assert all(process.code and process.seconds < 60 for process in ended), ended
     assert not list(Path("out").rglob("*.tmp")), "nothing half-written"
     return ended
 
 
+@cut_by
 @pytest.mark.parametrize(
     "what, said", [("kill", "has died without a word"), pytest.param("memory", "900 GiB", marks=pytest.mark.slow)]
 )
 @pytest.mark.usefixtures("fault")
-def test_a_process_that_fails_in_the_middle_of_a_pass_ends_the_others(work: Path, what: str, said: str) -> None:
-    leader, other = faulty(work, what, offline("sft", "demos", epochs=3))
+def test_a_process_that_fails_in_the_middle_of_a_pass_ends_the_others(
+    work: Path, what: str, said: str, cut: str
+) -> None:
+    leader, other = faulty(work, what, offline("sft", "demos", epochs=3), cut)
     assert "error: process 1 failed: " in leader.err and said in leader.err
     assert other.code == -9 or what == "memory"  # the launcher ends those that are left
 
 
+@cut_by
 @pytest.mark.usefixtures("fault")
 @pytest.mark.slow
-def test_an_error_in_a_dealt_pass_ends_the_others(work: Path) -> None:
+def test_an_error_in_a_dealt_pass_ends_the_others(work: Path, cut: str) -> None:
     """The first passes of DPO measure the reference, which is dealt work, whose errors are gathered otherwise."""
-    leader, _ = faulty(work, "raises", offline("dpo", "pairs"))
+    leader, _ = faulty(work, "raises", offline("dpo", "pairs"), cut)
     assert "no such layer" in leader.err
 
 
-def test_any_number_of_processes_continues_with_or_without_parts(work: Path) -> None:
-    recipe = write({"align": online("rloo", checkpoint_every=1)})
+@cut_slowly_by
+def test_any_number_of_processes_continues_with_or_without_parts(work: Path, cut: str) -> None:
+    recipe = write({"align": online("rloo", checkpoint_every=1)}, cut)
     ended = together(work, ["run", recipe, "--out", "out"], 2, [{"FAULT": "SIGTERM"}, {}])
     assert ended[0].code == 75 and ended[1].code in (75, -15), ended
     assert list(Path("out/align/checkpoints").iterdir())
@@ -213,7 +248,7 @@ def test_any_number_of_processes_continues_with_or_without_parts(work: Path) -> 
     ],
 )
 def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(work: Path, override: str, said: str) -> None:
-    recipe = write({"sft": offline("sft", "demos")})
+    recipe = write({"sft": offline("sft", "demos")}, "fsdp")
     leader, other = together(work, ["run", recipe, override, "--out", "out"])
     assert leader.code and other.code and said in leader.err and f"override '{override}'" in leader.err
     assert not Path("out").exists()

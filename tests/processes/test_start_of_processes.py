@@ -13,7 +13,9 @@ from forked import together
 
 from alignkit import cli
 from alignkit.errors import RecipeError
-from alignkit.processes.world import World, world_of
+from alignkit.models.zero3 import is_installed
+from alignkit.processes.world import World, shard_of, world_of
+from alignkit.recipe.schema import LauncherKeys
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT = {"sft": offline("sft", "demos")}
@@ -33,15 +35,54 @@ def test_a_launcher_that_started_one_process_of_several_is_named() -> None:
 
 def test_a_launcher_that_is_asked_for_fsdp_cuts_the_base_into_parts() -> None:
     asked = {**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
-    assert world_of({**asked, "FSDP_VERSION": "2"}) == World(1, 2, shard=True)
+    assert world_of({**asked, "FSDP_VERSION": "2"}) == World(1, 2, shard="fsdp")
     with pytest.raises(RecipeError, match=r"the first version of FSDP(.|\n)*--fsdp_version 2"):
         world_of({**asked, "FSDP_VERSION": "1"})
 
 
-@pytest.mark.parametrize("name, variable", [("DeepSpeed", "DEEPSPEED"), ("Megatron-LM", "MEGATRON_LM")])
-def test_other_ways_to_cut_the_model_are_refused(name: str, variable: str) -> None:
-    with pytest.raises(RecipeError, match=f"the launcher was asked for {name}, which alignkit does not use"):
-        world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", f"ACCELERATE_USE_{variable}": "true"})
+def test_megatron_is_refused() -> None:
+    with pytest.raises(RecipeError, match="the launcher was asked for Megatron-LM, which alignkit does not use"):
+        world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_MEGATRON_LM": "true"})
+
+
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        ({"ZERO_STAGE": "1"}, "ZeRO stage 1, but alignkit uses stage 3(.|\n)*add --zero_stage 3"),
+        ({"ZERO_STAGE": "2"}, "ZeRO stage 2, but alignkit uses stage 3(.|\n)*add --zero_stage 3"),
+        ({}, "ZeRO stage 2, accelerate's default, but alignkit uses stage 3"),
+        ({"ZERO_STAGE": "3", "OFFLOAD_PARAM_DEVICE": "cpu"}, "'--offload_param_device cpu', which alignkit does not"),
+        ({"ZERO_STAGE": "3", "OFFLOAD_OPTIMIZER_DEVICE": "nvme"}, "leave offload_optimizer_device out"),
+        ({"CONFIG_FILE": "ds.json"}, "'--deepspeed_config_file ds.json'(.|\n)*leave deepspeed_config_file out"),
+    ],
+)
+def test_what_alignkit_does_not_do_with_deepspeed_is_refused(asked: dict[str, str], said: str) -> None:
+    variables = {f"ACCELERATE_DEEPSPEED_{name}": value for name, value in asked.items()}
+    with pytest.raises(RecipeError, match=said):
+        world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true", **variables})
+
+
+def test_a_launcher_that_is_asked_for_deepspeed_cuts_the_base_into_parts() -> None:
+    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+    none = {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none"}
+    assert world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", **asked, **none}) == World(1, 2, shard="deepspeed")
+
+
+def test_the_recipe_or_the_launcher_says_what_cuts_the_base() -> None:
+    alone, fsdp, deepspeed = World(0, 2), World(0, 2, "fsdp"), World(0, 2, "deepspeed")
+    assert shard_of(None, alone) is None and shard_of(LauncherKeys(), alone) is None
+    assert shard_of(LauncherKeys(shard=True), alone) == "fsdp"
+    assert shard_of(LauncherKeys(shard=True), deepspeed) == shard_of(None, deepspeed) == "deepspeed"
+    assert shard_of(LauncherKeys(shard="deepspeed"), alone) == "deepspeed"
+    with pytest.raises(RecipeError, match=r"recipe asks for deepspeed(.|\n)*asked for fsdp(.|\n)*launcher.shard=fsdp"):
+        shard_of(LauncherKeys(shard="deepspeed"), fsdp)
+
+
+def test_a_missing_deepspeed_is_named_before_anything_is_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit.models.zero3.is_installed", lambda: False)
+    recipe = write_recipe(SFT, launcher={"processes": 2, "shard": "deepspeed"})
+    err, _ = ended_before_anything_was_written(work, recipe)
+    assert "needs the package deepspeed" in err and "pip install 'alignkit[deepspeed]'" in err
 
 
 def ended_before_anything_was_written(work: Path, recipe: Path, *arguments: str, **how: object) -> tuple[str, str]:
@@ -157,6 +198,19 @@ def test_accelerates_own_command_cuts_the_base_into_parts(work: Path) -> None:
     done = launched(*accelerate, *fsdp, str(write_recipe(SFT)), "model.lora=none", "--out", "two", code=1)
     assert "only a frozen base model can be cut into parts" in done.stderr
     launched(*accelerate, *fsdp, str(write_recipe(SFT)), "--out", "two")
+    assert cli.main(["run", "recipe.yaml", "--out", "one"]) == 0
+    assert_alike(Path("two"), Path("one"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_installed(), reason="deepspeed is not installed")
+def test_accelerates_own_command_cuts_the_base_with_deepspeed(work: Path) -> None:
+    accelerate = ["accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+    options = ["--dynamo_backend=no", "--main_process_port=0", "--use_deepspeed"]
+    run = ["-m", "alignkit", "run", str(write_recipe(SFT)), "--out", "two"]
+    done = launched(*accelerate, *options, "--zero_stage=2", *run, code=1)
+    assert "asked for DeepSpeed's ZeRO stage 2, but alignkit uses stage 3" in done.stderr
+    launched(*accelerate, *options, "--zero_stage=3", *run)
     assert cli.main(["run", "recipe.yaml", "--out", "one"]) == 0
     assert_alike(Path("two"), Path("one"))
 
