@@ -109,6 +109,7 @@ def _sources(plans: Sequence[StagePlan]) -> Iterator[str]:
         if machine.count > 1:
             yield "time: without what the processes send to each other"
     if not machine.gpu:
-        yield "memory: of tensors; Python and its libraries take about 0.5 GB more"
+        each = " in each process" if machine.count > 1 else ""
+        yield f"memory: of tensors; Python and its libraries take about 0.5 GB more{each}"
     if any(plan.memory.activations and plan.memory.cache for plan in plans):
         yield "activations and cache are never there together: the larger one is in the peak"

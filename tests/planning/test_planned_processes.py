@@ -142,8 +142,9 @@ def test_a_plan_refuses_processes_that_a_run_refuses(tmp_path: Path, capsys: pyt
 
 def test_what_processes_do_not_do_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = sft(tmp_path, "tiny", batch_size=4)
-    code, text, _ = run(capsys, str(path), "--no-probe", "launcher.processes=8")
+    code, text, _ = run(capsys, str(path), "--no-probe", "--processes", "8")
     assert code == 0 and "sft: batch_size 4 gives only 4 of 8 processes something to do" in text
-    assert "8 processes on this machine's CPU" in text and "start the run" not in text
+    assert "8 processes on this machine's CPU" in text and "0.5 GB more in each process" in text
+    assert "start the run" not in text
     code, text, _ = run(capsys, str(path), "--no-probe", SHARD)
     assert code == 0 and "sft: 'shard' cuts nothing in one process" in text
