@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from alignkit.errors import AlignkitError, Problem
 from alignkit.planning.cards import Machine, larger_cards
 from alignkit.planning.memory import USABLE, Memory
-from alignkit.planning.starting import named
 from alignkit.recipe.schema import BASE, Recipe, Stage
 
 LEAST = 64  # tokens that a stage is cut down to at most
@@ -24,7 +23,7 @@ def candidates(recipe: Recipe, stage: Stage, processes: int) -> Iterator[list[st
     if smaller:
         yield smaller
     if processes > 1 and not in_parts:
-        start = [f"launcher.processes={processes}"] if named(recipe) is None else []
+        start = [f"launcher.processes={processes}"] if recipe.sized_launcher is None else []
         yield [*smaller, *start, "launcher.shard=true"]
     if spec.quantization == "none":
         yield quantized

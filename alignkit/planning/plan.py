@@ -18,7 +18,7 @@ from alignkit.planning.cards import Machine
 from alignkit.planning.fitting import too_large
 from alignkit.planning.memory import Memory, stage_memory
 from alignkit.planning.planned_run import PlannedRun
-from alignkit.planning.starting import check_processes, named
+from alignkit.planning.starting import check_processes
 from alignkit.planning.starting import remarks as of_processes
 from alignkit.planning.timing import Pace, Seconds, pace_of, probed, seconds_of
 from alignkit.planning.tokens import Workload, of_the_busiest, workload
@@ -122,7 +122,7 @@ def _stage(
         seconds=seconds_of(own, pace) if pace else None,
         learning_rate=learning_rate(run, stage),
         remarks=of_processes(run, stage),
-        start=run.processes if named(run.recipe) is None else 1,
+        start=run.processes if run.recipe.sized_launcher is None else 1,
     )
 
 

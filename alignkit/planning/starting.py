@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from alignkit.errors import Problem, RecipeError
 from alignkit.planning.planned_run import PlannedRun
-from alignkit.recipe.schema import Recipe, Stage
+from alignkit.recipe.schema import Stage
 from alignkit.runs.together import check_bases, check_stages
-
-
-def named(recipe: Recipe) -> int | None:
-    """The number of processes that a recipe names; None if it leaves it to the command."""
-    launcher = recipe.launcher
-    return launcher.processes if launcher is not None and "processes" in launcher.model_fields_set else None
 
 
 def check_processes(run: PlannedRun) -> None:
     """Raise RecipeError where the run would, or if a recipe starts another number of processes than there are cards."""
-    recipe, machine, wanted = run.recipe, run.machine, named(run.recipe)
-    if machine is not None and wanted is not None and wanted != machine.count:
+    recipe, machine, launcher = run.recipe, run.machine, run.recipe.sized_launcher
+    if machine is not None and launcher is not None and (wanted := launcher.processes) != machine.count:
         text = f"the recipe starts {_processes(wanted)}, but --gpus names {machine.count} x {machine.name}"
         fewer = f"{wanted}x" if wanted > 1 else ""
         help = f"write --gpus {fewer}{machine.name}, or override the recipe with launcher.processes={machine.count}"
