@@ -42,7 +42,7 @@ def remarks(run: PlannedRun, stage: Stage) -> list[str]:
     if count == 1:
         return ["'shard' cuts nothing in one process"] if launcher is not None and launcher.shard else []
     if settings is None:
-        return ["process 0 runs it alone"]
+        return ["only process 0 runs it"]
     found = []
     for key, value in (("batch_size", settings.batch_size), ("prompts_per_iteration", settings.prompts_per_iteration)):
         if value < count and (key == "batch_size" or settings.prompts is not None):

@@ -79,7 +79,7 @@ def test_samples_need_the_whole_base_next_to_the_part(
     assert step["processes"] == 1 and online["own"]["sampled"] == online["sampled"] / 2
     _, text, _ = run(capsys, str(path), "--gpus", "2xH100", SHARD)
     assert "11.0 GB of weights in a pass, 16.1 GB when they are loaded, 24.1 GB while it samples" in text
-    assert "write: process 0 runs it alone" in text and "start the run with --processes 2" in text
+    assert "write: only process 0 runs it" in text and "start the run with --processes 2" in text
 
 
 def test_parts_are_the_nearest_setting_for_a_base_that_barely_fits(
