@@ -19,11 +19,12 @@ _WRITTEN = re.compile(r"(?:(\d{1,6})\s*[xX*])?\s*([A-Za-z][A-Za-z0-9 _.-]*)")
 
 @dataclass(frozen=True)
 class Machine:
-    """One kind of device, and how many of it.
+    """One kind of device, and how many processes compute on it.
 
     memory: bytes of one. gpu: whether it is a GPU. bf16: whether it multiplies bf16. flops: peak of dense products per
     second, in bf16, or in fp32 without bf16; None: unknown. bandwidth: of the memory, bytes per second; None: unknown.
-    source: of the numbers. here: whether it is the machine on which the plan is made.
+    source: of the numbers. count: processes of the run; each has a card of its own, but they share a processor. here:
+    whether it is the machine on which the plan is made.
     """
 
     name: str
@@ -42,8 +43,15 @@ class Machine:
         return WITHIN if self.count <= CARDS_OF_A_SERVER else BETWEEN
 
     @property
+    def room(self) -> float:
+        """Bytes that a process may take."""
+        return self.memory if self.gpu else self.memory / self.count
+
+    @property
     def title(self) -> str:
         """Such as `8 x H100 (80 GB each)`."""
+        if not self.gpu and self.count > 1:
+            return f"{self.count} processes on {self.name} ({self.room / 1e9:.0f} GB each)"
         times = f"{self.count} x " if self.count > 1 else ""
         return f"{times}{self.name} ({self.memory / 1e9:.0f} GB{' each' if self.count > 1 else ''})"
 

@@ -27,6 +27,10 @@ def plan(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the run, for what it would reuse. Default: runs/NAME.")
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", metavar="N", help="Plan for N processes, as 'alignkit run' starts them."),
+    ] = None,
     probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Measure how fast this machine is.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     plugin: PluginFiles = None,
@@ -41,17 +45,19 @@ def plan(
     Examples:
       alignkit plan recipe.yaml
       alignkit plan recipe.yaml --gpus 8xH100
+      alignkit plan recipe.yaml --processes 2 launcher.shard=true
       alignkit plan recipe.yaml model.quantization=nf4 --gpus L4 --json
     """
     from alignkit.planning.cards import machine_of
 
     machine = machine_of(gpus) if gpus is not None else None
+    overrides = [*(overrides or ()), *([] if processes is None else [f"launcher.processes={processes}"])]
     checked = load(recipe, overrides, plugin, no_plugin)
     from alignkit.planning.plan import as_json, plan_recipe  # imports torch
     from alignkit.planning.tables import memory_table, remarks, work_table
 
     def again(more: Sequence[str]) -> Recipe:
-        return load(recipe, [*(overrides or ()), *more], plugin, no_plugin, lambda text: None)
+        return load(recipe, [*overrides, *more], plugin, no_plugin, lambda text: None)
 
     folder = out or Path("runs") / checked.name
     plans = plan_recipe(checked, folder, again, machine, probe=probe, say=_say)

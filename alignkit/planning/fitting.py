@@ -7,21 +7,26 @@ from collections.abc import Callable, Iterator, Sequence
 from alignkit.errors import AlignkitError, Problem
 from alignkit.planning.cards import Machine, larger_cards
 from alignkit.planning.memory import USABLE, Memory
-from alignkit.recipe.schema import Recipe, Stage
+from alignkit.recipe.schema import BASE, Recipe, Stage
 
 LEAST = 64  # tokens that a stage is cut down to at most
 Planner = Callable[[Sequence[str], str], tuple[Recipe, Memory]]
 
 
-def candidates(recipe: Recipe, stage: Stage) -> Iterator[list[str]]:
-    """Overrides that make a stage smaller, those that change least first."""
+def candidates(recipe: Recipe, stage: Stage, processes: int) -> Iterator[list[str]]:
+    """Overrides that make a stage smaller, those that change least first. processes: that work on it."""
     name, spec, settings = stage.name, recipe.base(stage.base), stage.settings
-    quantized = ["model.quantization=nf4"] if stage.base == "base" else [f"bases.{stage.base}.quantization=nf4"]
-    smaller = [] if spec.lora is not None else [f"{quantized[0].partition('.quantization')[0]}.lora={{r: 16}}"]
+    key = "model" if stage.base == BASE else f"bases.{stage.base}"
+    in_parts = recipe.launcher is not None and recipe.launcher.shard
+    smaller = [] if spec.lora is not None else [f"{key}.lora={{r: 16}}"]
+    quantized = [*smaller, f"{key}.quantization=nf4", *(["launcher.shard=false"] if in_parts else [])]
     if smaller:
         yield smaller
+    if processes > 1 and not in_parts:
+        start = [f"launcher.processes={processes}"] if recipe.sized_launcher is None else []
+        yield [*smaller, *start, "launcher.shard=true"]
     if spec.quantization == "none":
-        yield [*smaller, *quantized]
+        yield quantized
     shorter: list[list[str]] = []
     if settings is not None:
         shorter += [[f"stages.{name}.max_length={length}"] for length in _halved(settings.max_length)]
@@ -30,7 +35,7 @@ def candidates(recipe: Recipe, stage: Stage) -> Iterator[list[str]]:
             shorter += [[f"stages.{name}.rollout.max_new_tokens={length}"] for length in _halved(new)]
     yield from shorter
     if spec.quantization == "none":
-        yield from ([*smaller, *quantized, *setting] for setting in shorter)
+        yield from ([*quantized, *setting] for setting in shorter)
 
 
 def _halved(tokens: int) -> Iterator[int]:
@@ -38,9 +43,9 @@ def _halved(tokens: int) -> Iterator[int]:
         yield tokens
 
 
-def nearest(recipe: Recipe, stage: Stage, machine: Machine, plan: Planner) -> list[str]:
+def nearest(recipe: Recipe, stage: Stage, machine: Machine, processes: int, plan: Planner) -> list[str]:
     """The overrides that change least of those with which a stage fits; empty if none of them is enough."""
-    for overrides in candidates(recipe, stage):
+    for overrides in candidates(recipe, stage, processes):
         try:
             _, memory = plan(overrides, stage.name)
         except AlignkitError:  # such as prompts that no longer leave room for a response
@@ -50,39 +55,17 @@ def nearest(recipe: Recipe, stage: Stage, machine: Machine, plan: Planner) -> li
     return []
 
 
-def too_large(recipe: Recipe, stage: Stage, memory: Memory, machine: Machine, plan: Planner) -> Problem:
-    """Why a stage does not fit, and what to do."""
-    parts = {
-        "weights": memory.weights,
-        "adapters": memory.adapters,
-        "optimizer": memory.optimizer,
-        "activations": memory.activations,
-        "cache": memory.cache,
-    }
+def too_large(recipe: Recipe, stage: Stage, memory: Memory, machine: Machine, processes: int, plan: Planner) -> Problem:
+    """Why a stage does not fit, and what to do. processes: that work on it."""
+    parts = memory.fullest
     largest = max(parts, key=lambda name: parts[name])
-    where = "has" if machine.count == 1 else "have, each,"
+    where = machine.name if processes == 1 else f"each of {processes} processes"
     message = (
         f"stage '{stage.name}' needs {memory.peak / 1e9:.1f} GB, most of it for {largest} "
-        f"({parts[largest] / 1e9:.1f} GB), but {machine.name} {where} {machine.memory / 1e9:.1f} GB"
+        f"({parts[largest] / 1e9:.1f} GB), but {where} has {machine.room / 1e9:.1f} GB"
     )
-    ways = [" ".join(found)] if (found := nearest(recipe, stage, machine, plan)) else []
+    ways = [" ".join(found)] if (found := nearest(recipe, stage, machine, processes, plan)) else []
     cards = [card.name for card in larger_cards(memory.peak / USABLE)][:1]
     ways += [f"--gpus {f'{machine.count}x' if machine.count > 1 else ''}{cards[0]}"] if cards else []
     help = f"it fits with {' or with '.join(ways)}" if ways else "use a smaller base model"
     return recipe.problem(("stages", stage.name), message, at_key=True, help=help)
-
-
-def world_problem(recipe: Recipe, stage: Stage, machine: Machine) -> Problem | None:
-    """Why a stage cannot keep all cards busy: every process needs a part of each step."""
-    settings, count = stage.settings, machine.count
-    if settings is None or count == 1:
-        return None
-    for key, value in (("batch_size", settings.batch_size), ("prompts_per_iteration", settings.prompts_per_iteration)):
-        if key == "prompts_per_iteration" and settings.prompts is None:
-            continue
-        if value < count:
-            message = f"stage '{stage.name}': {key} {value} is less than {count} cards: some would have nothing to do"
-            fewer = f"--gpus {value}x{machine.name}" if value > 1 else f"--gpus {machine.name}"
-            help = f"write {key}: {count} or more in the stage, or plan with {fewer}"
-            return recipe.problem(recipe.option(stage.name, (key,)), message, at_key=True, help=help)
-    return None

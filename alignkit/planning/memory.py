@@ -7,7 +7,7 @@ is counted. Layers of one kind take the same, so two small depths say what a dee
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.forward import Wants, forward
 from alignkit.models.packing import micro_batches
+from alignkit.models.parts import layers_of
 from alignkit.models.sampling_rows import LOGIT_COPIES, most_rows, token_bytes
 from alignkit.models.shared_model import BASE
 from alignkit.models.weight_sizes import QUANTIZED
@@ -31,7 +32,7 @@ from alignkit.planning.cards import Machine
 from alignkit.planning.live_bytes import LiveBytes, bytes_of
 from alignkit.planning.planned_run import PlannedRun
 from alignkit.planning.shape_model import ShapeModel
-from alignkit.planning.tokens import Workload
+from alignkit.planning.tokens import Workload, dealt
 from alignkit.recipe.schema import Stage
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
@@ -49,11 +50,11 @@ LEAST_IN_8_BITS, OF_ONE_SCALE = 4096, 256
 class Memory:
     """Bytes on one device. Activations and cache are there one after the other.
 
-    weights: of all base models. adapters: of all roles, with their heads; with `lora: none`, their own weights.
-    optimizer: moments and gradients. activations: of one micro-batch, or of a pass without gradients. cache: keys,
-    values and logits of rows that are sampled together. kept: freed tensors that the allocator of a CPU holds.
-    tokens: of the micro-batch. rows: that are sampled together. shards: cards over which the first three are spread,
-    and stored: the weights on all of them. rough: why activations are not counted; empty if so.
+    weights: of all base models, in passes. adapters: of all roles, with their heads; with `lora: none`, their own
+    weights. optimizer: moments and gradients. activations: of one micro-batch, or of a pass without gradients. cache:
+    keys, values and logits of rows that are sampled together. kept: freed tensors that the allocator of a CPU holds.
+    tokens: of the micro-batch. rows: that are sampled together. parts: into which the base models are cut between the
+    processes, and stored: what all parts take. rough: why activations are not counted; empty if so.
     """
 
     weights: float = 0.0
@@ -64,65 +65,67 @@ class Memory:
     kept: float = 0.0
     tokens: int = 0
     rows: int = 0
-    shards: int = 1
+    parts: int = 1
     stored: float = 0.0
     rough: str = ""
 
     @property
+    def gathered(self) -> float:
+        """Bytes of weights while rows are sampled: FSDP keeps a process's part next to the whole."""
+        return self.stored + (self.stored / self.parts if self.parts > 1 else 0.0)
+
+    @property
+    def fullest(self) -> dict[str, float]:
+        """What is there at the moment that takes the most memory."""
+        loading = {"weights": self.stored, "adapters": self.adapters}
+        learned = {"adapters": self.adapters, "optimizer": self.optimizer, "freed tensors": self.kept}
+        passing = {"weights": self.weights, **learned, "activations": self.activations}
+        sampling = {"weights": self.gathered, **learned, "cache": self.cache} if self.cache else {}
+        return max((passing, loading, sampling), key=lambda found: sum(found.values()))
+
+    @property
     def peak(self) -> float:
-        return self.weights + self.adapters + self.optimizer + max(self.activations, self.cache) + self.kept
+        return sum(self.fullest.values())
 
     def fits(self, machine: Machine) -> bool:
-        """Whether a machine has room for it."""
-        return self.peak <= USABLE * machine.memory
+        """Whether each process of a machine has room for it."""
+        return self.peak <= USABLE * machine.room
 
 
 def stage_memory(run: PlannedRun, stage: Stage, work: Workload) -> Memory:
-    """The memory of a stage on each device of its machine.
-
-    On several cards, each card has the whole base or, if that does not fit, its share of it (FSDP2).
-    """
+    """The memory of a stage in each process that works on it."""
     base = run.needs(stage)[0]
-    found = _found(run, stage, work, base)
-    whole = _memory(run, base, work, found, 1)
-    count = run.machine_of(base).count
-    if whole.fits(run.machine_of(base)) or count == 1:
-        return whole
-    spread = _memory(run, base, work, found, count)
-    return spread if spread.fits(run.machine_of(base)) else whole
+    found, machine, parts = _found(run, stage, work, base), run.machine_of(base), run.parts(stage)
+    activations = max(found["learning"], found["measuring"])
+    memory = Memory(
+        weights=_in_passes(found, parts),
+        adapters=found["adapters"],
+        optimizer=found["optimizer"],
+        activations=activations,
+        kept=_kept(machine, activations, bool(found["several"])),
+        tokens=int(found["tokens"]),
+        parts=parts,
+        stored=found["weights"],
+        rough="its layers cannot be traced without numbers: activations are a rough estimate" if found["rough"] else "",
+    )
+    rows, cache = _cache(run, stage, work, memory)
+    return replace(memory, rows=rows, cache=cache)
+
+
+def _in_passes(found: dict[str, float], parts: int) -> float:
+    """Bytes of weights in a pass: all, or a part, what stays whole after it was brought together, and two layers."""
+    whole, ends = found["weights"], found["ends"]
+    return whole if parts == 1 else whole / parts + ends + min(2 * found["layer"], whole - ends)
 
 
 def _found(run: PlannedRun, stage: Stage, work: Workload, base: str) -> dict[str, float]:
     """What a stage takes with all layers of its models, from two small depths if there are many."""
     depth, period = run.depth(base), period_of(run.configuration(base))
     if depth <= 2 * period or len(run.needs(stage)) > 1:  # others may have other depths
-        found = _at(run.at_depth(None), stage, work)
-        return found | {"layer": found["weights"] / depth}  # an upper bound: embeddings are in it, too
+        return _at(run.at_depth(None), stage, work)
     small, large = (_at(run.at_depth(layers), stage, work) for layers in (period, 2 * period))
     found = {key: small[key] + (large[key] - small[key]) / period * (depth - period) for key in small}
-    found |= {key: large[key] for key in ("tokens", "several", "rough")}
-    return found | {"layer": (large["weights"] - small["weights"]) / period}
-
-
-def _memory(run: PlannedRun, base: str, work: Workload, found: dict[str, float], shards: int) -> Memory:
-    """shards: cards over which weights, adapters and optimizer are spread; two layers are gathered at a time."""
-    machine = run.machine_of(base)
-    activations = max(found["learning"], found["measuring"])
-    gathered = 2 * found["layer"] if shards > 1 else 0.0
-    own = {key: found[key] / shards for key in ("weights", "adapters", "optimizer")}
-    own["weights"] += gathered
-    rows, cache = _cache(run, base, work, own, machine)
-    return Memory(
-        **own,
-        activations=activations,
-        cache=cache,
-        kept=_kept(machine, activations, bool(found["several"])),
-        tokens=int(found["tokens"]),
-        rows=rows,
-        shards=shards,
-        stored=found["weights"],
-        rough="its layers cannot be traced without numbers: activations are a rough estimate" if found["rough"] else "",
-    )
+    return found | {key: large[key] for key in ("tokens", "several", "rough", "layer")}
 
 
 def _kept(machine: Machine, activations: float, several: bool) -> float:
@@ -154,11 +157,14 @@ def _at(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]:
         assert isinstance(model, ShapeModel)
         row = [Encoded(Group(()), (1,) * max(1, work.longest), ())] * max(1, work.rows_sampled)
         found |= _traced(model, lambda: _measured(model, BASE, row, Wants(logprobs=False)), "measuring")
-    found["weights"], found["adapters"] = 0.0, 0.0
+    found |= dict.fromkeys(("weights", "adapters", "ends", "layer"), 0.0)
     for service in models.values():
         assert isinstance(service.model, ShapeModel)
-        found["weights"] += weight_bytes(service.model)
+        layers = layer_bytes(service.model)
+        found["weights"] += (whole := weight_bytes(service.model))
         found["adapters"] += role_bytes(service.model)
+        found["ends"] += whole - sum(layers)
+        found["layer"] = max([found["layer"], *layers])
     return found
 
 
@@ -173,16 +179,12 @@ def _training(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]
     # A plan steps no optimizer, and needs no package that only the machine must have.
     settings = context.settings.model_copy(update={"optimizer": "adamw"})
     learner = Learner(model, algorithm, settings, roles.trained, roles.values, temperature, author=author)
-    own = model.machine.count
-    cuts = [
-        [batch[index] for index in part]
-        for batch in (batch[::own] for batch in work.batches)
-        for part in micro_batches(batch, learner.token_budget)
-    ]
+    shares = [share for batch in work.batches for share in dealt(batch, run.working(stage)) if share]
+    cuts = [[share[index] for index in part] for share in shares for part in micro_batches(share, learner.token_budget)]
     # The longest row and the one with the longest groups: attention may store scores, which grow with their squares.
     longest = max(cuts, key=_length)
     largest = {id(cut): cut for cut in (longest, max(cuts, key=_squares))}.values()
-    several = any(_length(batch[::own]) > learner.token_budget for batch in work.batches)
+    several = any(_length(share) > learner.token_budget for share in shares)
 
     def learn(groups: list[Encoded]) -> None:
         outputs = filled(learner._forward(Examples(groups))).values()
@@ -196,7 +198,7 @@ def _training(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]
     found |= {"learning": max(found["learning"], trained)}
     found |= {"tokens": float(_length(longest)), "several": float(several)}
     if work.measured:
-        groups = [group for batch in work.batches for group in batch][::own]
+        groups = dealt([group for batch in work.batches for group in batch], run.working(stage))[0]
         wants = Wants(logprobs=True, values=roles.values, temperature=temperature)
         found |= _traced(model, lambda: _measured(model, roles.trained, groups, wants), "measuring")
     return found
@@ -280,6 +282,13 @@ def weight_bytes(model: ShapeModel) -> float:
     return total
 
 
+def layer_bytes(model: ShapeModel) -> list[float]:
+    """Bytes of each layer of the base model, which is not quantized."""
+    own = {id(tensor) for tensor in _role_tensors(model)}
+    layers = layers_of(model.model)
+    return [float(bytes_of(p for p in layer.parameters() if id(p) not in own)) for layer in layers]
+
+
 def _is_tied(model: ShapeModel) -> bool:
     ends = model.model.get_input_embeddings(), model.model.get_output_embeddings()
     return ends[0].weight is ends[1].weight
@@ -288,23 +297,24 @@ def _is_tied(model: ShapeModel) -> bool:
 # Sampling
 
 
-def _cache(run: PlannedRun, base: str, work: Workload, found: dict[str, float], machine: Machine) -> tuple[int, float]:
+def _cache(run: PlannedRun, stage: Stage, work: Workload, memory: Memory) -> tuple[int, float]:
     """Rows that are sampled together, and what they take: keys and values, logits, and weights packed for a CPU."""
     if not work.rows_sampled or not work.new_tokens:
         return 0, 0.0
-    model = run.models.of(base).model
+    base = run.needs(stage)[0]
+    model, machine = run.models.of(base).model, run.machine_of(base)
     assert isinstance(model, ShapeModel)
     config, width = run.configuration(base).get_text_config(), model.dtype.itemsize
     each = token_bytes(config, width)
-    wanted = -(-work.rows_sampled // machine.count)
+    wanted = -(-work.rows_sampled // run.working(stage))
     row = each * (work.longest + 2 * work.new_tokens)
-    free = machine.memory - found["weights"] - found["adapters"] - found["optimizer"] if machine.gpu else machine.memory
+    free = machine.memory - (memory.gathered + memory.adapters + memory.optimizer if machine.gpu else 0.0)
     rows = min(wanted, most_rows(row, max(0.0, free), 0, config.vocab_size if machine.gpu else 0))
     columns = work.longest + work.new_tokens * (2 if wanted > rows else 1)
     read = min(rows * work.longest, model.inference_budget)  # prompts whose keys and values enter the cache
     cache = each * (rows * columns * (1 + 1 / model.depth) + read)
     logits = rows * config.vocab_size * 4 * LOGIT_COPIES
-    return rows, cache + logits + _packed(model, rows, work.new_tokens, found["weights"])
+    return rows, cache + logits + _packed(model, rows, work.new_tokens, memory.stored)
 
 
 def _packed(model: ShapeModel, rows: int, new_tokens: int, weights: float) -> float:

@@ -13,13 +13,15 @@ from typing import Any
 
 from alignkit.algorithm import Algorithm
 from alignkit.author import made
-from alignkit.errors import Problem, RecipeError
+from alignkit.errors import RecipeError
 from alignkit.planning.cards import Machine
-from alignkit.planning.fitting import too_large, world_problem
+from alignkit.planning.fitting import too_large
 from alignkit.planning.memory import Memory, stage_memory
 from alignkit.planning.planned_run import PlannedRun
+from alignkit.planning.starting import check_processes
+from alignkit.planning.starting import remarks as of_processes
 from alignkit.planning.timing import Pace, Seconds, pace_of, probed, seconds_of
-from alignkit.planning.tokens import Workload, workload
+from alignkit.planning.tokens import Workload, of_the_busiest, workload
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.runs.plan import plan as reuse
 from alignkit.runs.run import Run
@@ -30,8 +32,9 @@ from alignkit.training.learning_rate import with_learning_rate
 class StagePlan:
     """What is known of a stage before it runs.
 
-    reuse: what a run would do with it, as `alignkit validate --out` says. seconds: None if nothing is known of the
-    machine's speed. learning_rate: None for a step.
+    reuse: what a run would do with it, as `alignkit validate --out` says. own: the work of the busiest of `processes`,
+    which work on it. seconds: None if nothing is known of the machine's speed. learning_rate: None for a step. remarks:
+    on its processes. start: the processes that the command must start, because the recipe does not say how many.
     """
 
     name: str
@@ -39,9 +42,13 @@ class StagePlan:
     machine: Machine
     reuse: str
     work: Workload
+    own: Workload
+    processes: int
     memory: Memory
     seconds: Seconds | None
     learning_rate: float | None = None
+    remarks: Sequence[str] = ()
+    start: int = 1
 
 
 Load = Callable[[Sequence[str]], Recipe]
@@ -65,10 +72,7 @@ def plan_recipe(
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*FakeTensor.*")  # of copies of models without numbers
         run = _planned(recipe, out, machine, stack)
-        if machine is None:
-            run.bases.check_devices(recipe.stages.values())
-        worlds = [world_problem(recipe, stage, machine) for stage in recipe.stages.values()] if machine else []
-        _raise([problem for problem in worlds if problem is not None])
+        check_processes(run)
         reused = dict(line.split(": ", 1) for line in reuse(Run(recipe, run.folder)))
         paces: Callable[[str], Pace | None] = cache(lambda base: _probed(run, base, say) if probe else None)
         done: dict[str, Workload] = {}
@@ -78,14 +82,10 @@ def plan_recipe(
             plans.append(found)
             if not found.memory.fits(found.machine):
                 again = planner(load, out, machine)
-                problems.append(too_large(recipe, stage, found.memory, found.machine, again))
-        _raise(problems)
+                problems.append(too_large(recipe, stage, found.memory, found.machine, found.processes, again))
+        if problems:
+            raise RecipeError(problems)
         return plans
-
-
-def _raise(problems: Sequence[Problem]) -> None:
-    if problems:
-        raise RecipeError(problems)
 
 
 def _planned(recipe: Recipe, out: Path, machine: Machine | None, stack: ExitStack) -> PlannedRun:
@@ -105,7 +105,9 @@ def _stage(
     base = run.needs(stage)[0]
     machine = run.machine_of(base)
     work = done[stage.name] = workload(run, stage, done)
-    memory = stage_memory(run, stage, work)
+    settings, processes, memory = stage.settings, run.working(stage), stage_memory(run, stage, work)
+    prompts = settings.prompts_per_iteration if settings is not None and settings.prompts is not None else None
+    own = of_the_busiest(work, processes, prompts)
     busy = work.learned or work.measured or work.sampled
     pace = pace_of(run, base, memory, work, probe) if busy and reused != "reused" else None
     return StagePlan(
@@ -114,9 +116,13 @@ def _stage(
         machine=machine,
         reuse=reused,
         work=work,
+        own=own,
+        processes=processes,
         memory=memory,
-        seconds=seconds_of(work, pace) if pace else None,
+        seconds=seconds_of(own, pace) if pace else None,
         learning_rate=learning_rate(run, stage),
+        remarks=of_processes(run, stage),
+        start=run.processes if run.recipe.sized_launcher is None else 1,
     )
 
 
@@ -138,6 +144,7 @@ def planner(load: Load, out: Path, machine: Machine | None) -> Callable[[Sequenc
         recipe = load(overrides)
         with ExitStack() as stack:
             run = _planned(recipe, out, machine, stack)
+            check_processes(run)
             done: dict[str, Workload] = {}
             for stage in recipe.stages.values():
                 done[stage.name] = workload(run, stage, done)
@@ -160,6 +167,8 @@ def as_json(recipe: Recipe, plans: Sequence[StagePlan]) -> dict[str, Any]:
                 "run": found.reuse,
                 "learning_rate": found.learning_rate,
                 **{key: value for key, value in vars(work).items() if key != "batches"},
+                "processes": found.processes,
+                "own": {key: getattr(found.own, key) for key in ("learned", "measured", "sampled")},
                 "memory": {**vars(memory), "peak": memory.peak},
                 "seconds": {**vars(found.seconds), "total": found.seconds.total} if found.seconds else None,
             }

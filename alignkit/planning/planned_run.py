@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,23 @@ class PlannedRun(Run):
 
     def machine_of(self, base: str) -> Machine:
         """The machine that a base model is planned for."""
-        return self.machine or this_machine(device_of(self.recipe.base(base).device))
+        return self.machine or replace(this_machine(device_of(self.recipe.base(base).device)), count=self.processes)
+
+    @property
+    def processes(self) -> int:
+        """Processes of the run."""
+        if self.machine is not None:
+            return self.machine.count
+        return self.recipe.launcher.processes if self.recipe.launcher is not None else 1
+
+    def working(self, stage: Stage) -> int:
+        """Processes that work on a stage: process 0 runs steps alone."""
+        return self.processes if stage.kind == "algorithm" else 1
+
+    def parts(self, stage: Stage) -> int:
+        """Parts into which base models are cut while a stage runs; 1 if every process holds all of them."""
+        launcher = self.recipe.launcher
+        return self.working(stage) if launcher is not None and launcher.shard else 1
 
     def depth(self, base: str) -> int:
         """Layers of a base model."""

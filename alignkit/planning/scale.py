@@ -61,6 +61,7 @@ def lines() -> dict[str, list[Line]]:
         "roles": _roles(n),
         "sharding": [
             Line("base on a card", f"{_gb(n.stored)} / {n.group}, within a server", _gb(n.stored / n.group)),
+            Line("embeddings and head, whole", f"2 x 2 bytes x {n.words} x {n.hidden}", _gb(4 * n.words * n.hidden)),
             Line("two gathered layers", f"2 x 2 bytes x {n.layer / 1e6:.1f}M", _gb(4 * n.layer)),
             Line("replicas", f"{CARDS_IN_ALL} / {n.group}", f"{n.servers}"),
         ],

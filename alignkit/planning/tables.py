@@ -72,16 +72,32 @@ def remarks(plans: Sequence[StagePlan]) -> Iterator[str]:
             yield f"* {plan.name}: estimated, {plan.work.estimated}"
         if plan.memory.rough:
             yield f"{plan.name}: {plan.memory.rough}"
-        if plan.memory.shards > 1:
-            yield (
-                f"{plan.name}: fits only if the base's weights are spread over all cards (FSDP2); a run with "
-                "'launcher: {shard: true}' spreads them while it trains, but loads and samples with the whole base"
-            )
+        yield from _of_processes(plan)
     yield from _sources(plans)
+
+
+def _of_processes(plan: StagePlan) -> Iterator[str]:
+    """What each of several processes does and holds."""
+    own, memory, name = plan.own, plan.memory, plan.name
+    if plan.processes > 1:
+        done = [
+            f"{what} {number(value)} tokens"
+            for what, value in (("learns", own.learned), ("samples", own.sampled))
+            if value
+        ]
+        yield f"{name}: the busiest of {plan.processes} processes {' and '.join(done) or 'waits for the others'}"
+    if memory.parts > 1:
+        loaded = f"{gigabytes(memory.stored)} GB when they are loaded"
+        sampling = f", {gigabytes(memory.gathered)} GB while it samples" if memory.cache else ""
+        yield f"{name}: each process holds {gigabytes(memory.weights)} GB of weights in a pass, {loaded}{sampling}"
+    for text in plan.remarks:
+        yield f"{name}: {text}"
 
 
 def _sources(plans: Sequence[StagePlan]) -> Iterator[str]:
     machine, timed = plans[0].machine, [plan.seconds for plan in plans if plan.seconds]
+    if plans[0].start > 1:
+        yield f"planned for {plans[0].start} processes: start the run with --processes {plans[0].start}"
     if timed and timed[0].source == "computed":
         yield (
             f"time: computed, not measured: {UTILIZATION:.0%} of {machine.name}'s peak in passes, "
@@ -90,7 +106,10 @@ def _sources(plans: Sequence[StagePlan]) -> Iterator[str]:
         yield f"source of the card's numbers: {machine.source}"
     elif timed:
         yield "time: from a probe of a few layers on this machine, times the tokens; a busy machine is slower"
+        if machine.count > 1:
+            yield "time: without what the processes send to each other"
     if not machine.gpu:
-        yield "memory: of tensors; Python and its libraries take about 0.5 GB more"
+        each = " in each process" if machine.count > 1 else ""
+        yield f"memory: of tensors; Python and its libraries take about 0.5 GB more{each}"
     if any(plan.memory.activations and plan.memory.cache for plan in plans):
         yield "activations and cache are never there together: the larger one is in the peak"

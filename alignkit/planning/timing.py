@@ -32,7 +32,7 @@ PROMPT, RESPONSE, PROBED_ROWS, NEW = 64, 192, 8, 16  # tokens and rows of the pr
 
 @dataclass(frozen=True)
 class Pace:
-    """Tokens per second: learned in optimizer steps, measured without gradients, and sampled.
+    """Tokens per second of a process: learned in optimizer steps, measured without gradients, and sampled.
 
     source: `measured here` or `computed`.
     """
@@ -58,7 +58,7 @@ class Seconds:
 
 
 def seconds_of(work: Workload, pace: Pace) -> Seconds:
-    """The time of a stage's tokens."""
+    """The time of a process's tokens."""
     return Seconds(work.learned / pace.learned, work.measured / pace.measured, work.sampled / pace.sampled, pace.source)
 
 
@@ -66,11 +66,12 @@ def seconds_of(work: Workload, pace: Pace) -> Seconds:
 
 
 def computed(run: PlannedRun, base: str, memory: Memory, work: Workload) -> Pace | None:
-    """The pace on a card, all of its copies together; None if nothing is known of it.
+    """The pace on a card; None if nothing is known of it.
 
     A pass takes two operations per weight and token, and its backward pass as many for the inputs, and as many again
     for weights that are trained (Kaplan et al. 2020, table 1); activation checkpointing adds a pass. Writing a token
-    reads all weights and the row's keys and values once for all rows.
+    reads all weights and the row's keys and values once for all rows. A base in parts is brought together for every
+    pass, and again for its backward pass, while the card computes.
     """
     machine = run.machine_of(base)
     if machine.flops is None or machine.bandwidth is None:
@@ -78,13 +79,16 @@ def computed(run: PlannedRun, base: str, memory: Memory, work: Workload) -> Pace
     weights = products(run, base)
     spec = run.recipe.base(base)
     per_token = 2 * weights * ((2 if spec.lora is not None else 3) + spec.activation_checkpointing)
-    rate = UTILIZATION * machine.flops * machine.count
-    rows = max(1, memory.rows)
+    rate = UTILIZATION * machine.flops
+    learned, measured, rows = rate / per_token, rate / (2 * weights), max(1, memory.rows)
+    if memory.parts > 1:
+        received = memory.stored * (1 - 1 / memory.parts) / machine.link
+        budget = run.shapes(base, layers=period_of(run.configuration(base))).inference_budget
+        learned = min(learned, max(1, memory.tokens) / (2 * received))
+        measured = min(measured, budget / received)
     read = memory.stored + memory.cache / 2  # rows are half full on average
-    step = max(read / (BANDWIDTH_SHARE * machine.bandwidth), 2 * weights * rows / (UTILIZATION * machine.flops))
-    if memory.shards > 1:  # every card gathers all weights for every token
-        step = max(step, memory.stored / machine.link)
-    return Pace(rate / per_token, rate / (2 * weights), rows / step * machine.count, "computed")
+    step = max(read / (BANDWIDTH_SHARE * machine.bandwidth), 2 * weights * rows / rate)
+    return Pace(learned, measured, rows / step, "computed")
 
 
 def products(run: PlannedRun, base: str) -> float:
@@ -154,5 +158,11 @@ def _fastest(work: Callable[[], None], device: torch.device, repeats: int = 2) -
 def pace_of(
     run: PlannedRun, base: str, memory: Memory, work: Workload, probe: Callable[[str], Pace | None]
 ) -> Pace | None:
-    """The pace of a base model: probed here, computed for cards that are not."""
-    return probe(base) if run.machine_of(base).here else computed(run, base, memory, work)
+    """The pace of a process with a base model: probed here, computed for cards that are not."""
+    machine = run.machine_of(base)
+    if not machine.here:
+        return computed(run, base, memory, work)
+    found, sharing = probe(base), 1 if machine.gpu else machine.count  # processes on one processor share its cores
+    if found is None:
+        return None
+    return Pace(found.learned / sharing, found.measured / sharing, found.sampled / sharing, found.source)

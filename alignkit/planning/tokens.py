@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alignkit.algorithm import ROLLOUTS, Algorithm
@@ -25,6 +25,7 @@ from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.context import StageContext
 from alignkit.training.draws import draws_of
 from alignkit.training.encoder import StageEncoder, counted, unfit
+from alignkit.training.reducer import Reducer
 from alignkit.training.schedule import share_of
 
 MOST_READ = 4000  # rows of an entry that are tokenized; more are estimated from these
@@ -56,6 +57,27 @@ class Workload:
     rows_sampled: int = 0
     new_tokens: int = 0
     prompt_tokens: int = 0
+
+
+def dealt(groups: Sequence[Encoded], processes: int) -> list[list[Encoded]]:
+    """The groups of each process, as `training.share` deals them: the longest first, and bundles whole."""
+    reducer = Reducer()
+    reducer.processes = processes
+    units = indivisible([encoded.group.bundle for encoded in groups])
+    shares = reducer.shares([sum(groups[index].length for index in unit) for unit in units])
+    return [[groups[index] for unit in share for index in units[unit]] for share in shares]
+
+
+def of_the_busiest(work: Workload, processes: int, prompts: int | None) -> Workload:
+    """What the process does that has the most of a stage's work. prompts: of an iteration; None: it samples none."""
+    lengths = [[sum(e.length for e in share) for share in dealt(batch, processes)] for batch in work.batches]
+    whole, most = sum(map(sum, lengths)), sum(map(max, lengths))
+    return replace(
+        work,
+        learned=math.ceil(work.learned * most / whole) if whole else work.learned,
+        measured=-(-work.measured // processes),
+        sampled=-(-work.sampled // min(processes, max(1, work.rows), prompts or processes)),
+    )
 
 
 def workload(run: PlannedRun, stage: Stage, done: dict[str, Workload]) -> Workload:

@@ -101,6 +101,12 @@ class Recipe:
     launcher: LauncherKeys | None = None
     document: Document | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def sized_launcher(self) -> LauncherKeys | None:
+        """The launcher, if it says how many processes it starts; None if that is left to the command."""
+        launcher = self.launcher
+        return launcher if launcher is not None and "processes" in launcher.model_fields_set else None
+
     def problem(self, keys: Keys, message: str, *, at_key: bool = False, help: str = "") -> Problem:
         """A mistake at a key or its value, with the line of the recipe."""
         if self.document is None:

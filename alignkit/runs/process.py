@@ -55,7 +55,8 @@ def resource_error(error: BaseException) -> OutOfResource | None:
     if found := no_disk(error):
         return found
     if memory_ran_out(error):
-        return OutOfResource(f"out of memory: reduce max_length or samples_per_prompt ({error})")
+        ways = "reduce max_length or samples_per_prompt, or set model.activation_checkpointing=true"
+        return OutOfResource(f"out of memory: {ways} ({error})")
     return None
 
 

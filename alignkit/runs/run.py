@@ -58,7 +58,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
 
     reporter: of a run that has begun (`alignkit.runs.begin`). team: the processes that run it together.
     """
-    check_size(recipe.launcher, team.world)
+    check_size(recipe.sized_launcher, team.world)
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
     with locked(folder):
         reporter.log.open(folder / "run.log")

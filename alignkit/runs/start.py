@@ -29,6 +29,8 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
 
         return launch(recipe.launcher.processes, sys.argv[1:])
     folder, reporter = begin(recipe, out)
+    if world.processes == 1 and recipe.launcher is not None and recipe.launcher.shard:
+        warnings.append("warning: 'launcher.shard' cuts nothing in one process; start several with --processes N")
     for warning in warnings:
         reporter.say(warning)
     if world.processes > 1:

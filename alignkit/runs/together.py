@@ -37,7 +37,7 @@ from alignkit.training.train import run_training
 
 def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> int:
     """Run a recipe as one of several processes; returns the exit code. Process 0 raises its error instead."""
-    check_size(recipe.launcher, world)
+    check_size(recipe.sized_launcher, world)
     launcher = recipe.launcher or LauncherKeys()
     shard = shard_of(launcher, world)
     check_stages(recipe)

@@ -89,9 +89,7 @@ def test_what_cannot_fit_is_refused_with_what_fits(
 
 
 def test_bad_machines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = recipe(tmp_path, "tiny", sft={"algorithm": "sft", "data": "rows.jsonl", "batch_size": 4})
-    code, _, err = run(capsys, str(path), "--gpus", "8xH100")
-    assert code == 2 and "batch_size 4 is less than 8 cards" in err and "--gpus 4xH100" in err
+    path = recipe(tmp_path, "tiny", sft={"algorithm": "sft", "data": "rows.jsonl"})
     code, _, err = run(capsys, str(path), "--gpus", "8xH1000")
     assert code == 2 and "no card 'H1000' is known" in err
     both = ("model.lora=none", "model.mixed_precision=bf16")

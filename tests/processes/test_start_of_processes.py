@@ -98,6 +98,12 @@ def test_a_number_of_processes_that_does_not_fit_is_an_error(work: Path) -> None
     assert "launcher.processes=2" in err and other == ""
 
 
+def test_a_recipe_that_names_no_number_leaves_it_to_the_launcher(work: Path) -> None:
+    """One that only asks for parts once asked for one process, without saying so."""
+    ended = together(work, ["run", write_recipe(SFT, launcher={"shard": True}), "--out", "out"])
+    assert [process.code for process in ended] == [0, 0], ended
+
+
 def test_a_notebook_cannot_start_several_processes(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from alignkit.notebook import run
 

@@ -1,0 +1,34 @@
+"""What a run says when memory runs out, and when a setting has no effect in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignkit import cli
+from alignkit.runs.process import resource_error
+
+
+def test_memory_that_runs_out_says_what_saves_memory() -> None:
+    """This line is all that process 0 shows of another process whose pass ran out."""
+    found = resource_error(MemoryError("900 GiB"))
+    assert found is not None and found.exit_code == 5
+    assert str(found).splitlines() == [
+        "out of memory: reduce max_length or samples_per_prompt, or set model.activation_checkpointing=true (900 GiB)"
+    ]
+    assert resource_error(ValueError("no such layer")) is None
+
+
+def test_parts_of_one_process_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "is it?", "completion": "yes"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    sft = {"algorithm": "sft", "data": "rows.jsonl", "max_steps": 1}
+    recipe = tmp_path / "r.json"
+    recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"sft": sft}}), encoding="utf-8")
+    run = ["run", str(recipe), "--out", str(tmp_path / "out")]
+    assert cli.main([*run, "launcher.shard=true"]) == 0
+    assert "warning: 'launcher.shard' cuts nothing in one process" in capsys.readouterr().err
+    assert cli.main(run) == 0
+    assert "launcher.shard" not in capsys.readouterr().err
