@@ -104,6 +104,8 @@ def check_size(launcher: LauncherKeys | None, world: World) -> None:
     if world.processes == 1:
         text = f"the recipe asks for {wanted} processes, but this is the only one"
         raise RecipeError([Problem(text, help=START)])
-    text = f"the recipe asks for {wanted} processes, but the launcher started {world.processes}"
+    text = (
+        f"the recipe asks for {wanted} process{'es' if wanted > 1 else ''}, but the launcher started {world.processes}"
+    )
     help = f"start {wanted}, or override the recipe with launcher.processes={world.processes}"
     raise RecipeError([Problem(text, help=help)])
