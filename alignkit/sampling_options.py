@@ -50,10 +50,10 @@ class ResponseOptions(Options):
         Values that change nothing are left out, so that results are reused when another algorithm has no rollout.
         """
         for key in self._keys():
-            if getattr(self, key) is None and values.get(key) is not None:
+            value = values.get(key)
+            if getattr(self, key) is None and value is not None and (key not in _NEUTRAL or value != _NEUTRAL[key]):
+                setattr(self, key, value)
                 self._followed = source
-                if key not in _NEUTRAL or values[key] != _NEUTRAL[key]:
-                    setattr(self, key, values[key])
         if self.min_new_tokens and self.max_new_tokens:
             self.min_new_tokens = min(self.min_new_tokens, self.max_new_tokens)
         self._notes = notes

@@ -59,7 +59,8 @@ def too_large(recipe: Recipe, stage: Stage, memory: Memory, machine: Machine, pr
     """Why a stage does not fit, and what to do. processes: that work on it."""
     parts = memory.fullest
     largest = max(parts, key=lambda name: parts[name])
-    where = machine.name if processes == 1 else f"each of {processes} processes"
+    shared = not machine.gpu and machine.count > 1  # process 0 runs a step, but the others are there, too
+    where = f"each of {machine.count if shared else processes} processes" if shared or processes > 1 else machine.name
     message = (
         f"stage '{stage.name}' needs {memory.peak / 1e9:.1f} GB, most of it for {largest} "
         f"({parts[largest] / 1e9:.1f} GB), but {where} has {machine.room / 1e9:.1f} GB"

@@ -32,7 +32,7 @@ from alignkit.planning.cards import Machine
 from alignkit.planning.live_bytes import LiveBytes, bytes_of
 from alignkit.planning.planned_run import PlannedRun
 from alignkit.planning.shape_model import ShapeModel
-from alignkit.planning.tokens import Workload, dealt
+from alignkit.planning.tokens import Workload, dealt, of_the_busiest
 from alignkit.recipe.schema import Stage
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
@@ -54,7 +54,8 @@ class Memory:
     weights. optimizer: moments and gradients. activations: of one micro-batch, or of a pass without gradients. cache:
     keys, values and logits of rows that are sampled together. kept: freed tensors that the allocator of a CPU holds.
     tokens: of the micro-batch. rows: that are sampled together. parts: into which the base models are cut between the
-    processes, and stored: what all parts take. rough: why activations are not counted; empty if so.
+    processes; stored: what all parts take; layer: what the largest layer takes. rough: why activations are not counted;
+    empty if so.
     """
 
     weights: float = 0.0
@@ -67,12 +68,13 @@ class Memory:
     rows: int = 0
     parts: int = 1
     stored: float = 0.0
+    layer: float = 0.0
     rough: str = ""
 
     @property
     def gathered(self) -> float:
-        """Bytes of weights while rows are sampled: FSDP keeps a process's part next to the whole."""
-        return self.stored + (self.stored / self.parts if self.parts > 1 else 0.0)
+        """Bytes of weights while rows are sampled: FSDP2 keeps a process's part next to the whole, and a buffer."""
+        return self.stored + (self.stored / self.parts + self.layer if self.parts > 1 else 0.0)
 
     @property
     def fullest(self) -> dict[str, float]:
@@ -106,6 +108,7 @@ def stage_memory(run: PlannedRun, stage: Stage, work: Workload) -> Memory:
         tokens=int(found["tokens"]),
         parts=parts,
         stored=found["weights"],
+        layer=found["layer"],
         rough="its layers cannot be traced without numbers: activations are a rough estimate" if found["rough"] else "",
     )
     rows, cache = _cache(run, stage, work, memory)
@@ -113,9 +116,12 @@ def stage_memory(run: PlannedRun, stage: Stage, work: Workload) -> Memory:
 
 
 def _in_passes(found: dict[str, float], parts: int) -> float:
-    """Bytes of weights in a pass: all, or a part, what stays whole after it was brought together, and two layers."""
+    """Bytes of weights in a pass: all, or a part, embeddings and head, and what FSDP2 brings together next.
+
+    It copies from a buffer, so embeddings and head are there twice when a pass begins, and up to three layers later.
+    """
     whole, ends = found["weights"], found["ends"]
-    return whole if parts == 1 else whole / parts + ends + min(2 * found["layer"], whole - ends)
+    return whole if parts == 1 else whole / parts + ends + max(ends, min(3 * found["layer"], whole - ends))
 
 
 def _found(run: PlannedRun, stage: Stage, work: Workload, base: str) -> dict[str, float]:
@@ -306,7 +312,7 @@ def _cache(run: PlannedRun, stage: Stage, work: Workload, memory: Memory) -> tup
     assert isinstance(model, ShapeModel)
     config, width = run.configuration(base).get_text_config(), model.dtype.itemsize
     each = token_bytes(config, width)
-    wanted = -(-work.rows_sampled // run.working(stage))
+    wanted = of_the_busiest(work, run.working(stage)).rows_sampled
     row = each * (work.longest + 2 * work.new_tokens)
     free = machine.memory - (memory.gathered + memory.adapters + memory.optimizer if machine.gpu else 0.0)
     rows = min(wanted, most_rows(row, max(0.0, free), 0, config.vocab_size if machine.gpu else 0))

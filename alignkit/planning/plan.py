@@ -105,9 +105,8 @@ def _stage(
     base = run.needs(stage)[0]
     machine = run.machine_of(base)
     work = done[stage.name] = workload(run, stage, done)
-    settings, processes, memory = stage.settings, run.working(stage), stage_memory(run, stage, work)
-    prompts = settings.prompts_per_iteration if settings is not None and settings.prompts is not None else None
-    own = of_the_busiest(work, processes, prompts)
+    processes, memory = run.working(stage), stage_memory(run, stage, work)
+    own = of_the_busiest(work, processes)
     busy = work.learned or work.measured or work.sampled
     pace = pace_of(run, base, memory, work, probe) if busy and reused != "reused" else None
     return StagePlan(

@@ -40,8 +40,8 @@ class Workload:
     learned: tokens in all optimizer steps. measured: tokens that are read without gradients. sampled: tokens that are
     written at most. steps: optimizer steps. estimated: why the numbers are no counts; empty if they are.
     batches: the groups of each optimizer step of the first epoch, or of the largest one. mix: those of the second
-    stream. longest: tokens of the longest prompt that is answered. rows_sampled: responses that are written together.
-    new_tokens: of a response at most. prompt_tokens: of all prompts.
+    stream. longest: tokens of the longest prompt that is answered. asked: prompts of an iteration. rows_sampled:
+    responses that are written together. new_tokens: of a response at most. prompt_tokens: of all prompts.
     """
 
     rows: int = 0
@@ -54,6 +54,7 @@ class Workload:
     estimated: str = ""
     batches: list[list[Encoded]] = field(default_factory=list)
     longest: int = 0
+    asked: int = 0
     rows_sampled: int = 0
     new_tokens: int = 0
     prompt_tokens: int = 0
@@ -68,15 +69,18 @@ def dealt(groups: Sequence[Encoded], processes: int) -> list[list[Encoded]]:
     return [[groups[index] for unit in share for index in units[unit]] for share in shares]
 
 
-def of_the_busiest(work: Workload, processes: int, prompts: int | None) -> Workload:
-    """What the process does that has the most of a stage's work. prompts: of an iteration; None: it samples none."""
+def of_the_busiest(work: Workload, processes: int) -> Workload:
+    """What the process does that has the most of a stage's work. Prompts are dealt, each with all of its samples."""
+    asked = math.ceil(work.asked / processes)
     lengths = [[sum(e.length for e in share) for share in dealt(batch, processes)] for batch in work.batches]
     whole, most = sum(map(sum, lengths)), sum(map(max, lengths))
     return replace(
         work,
         learned=math.ceil(work.learned * most / whole) if whole else work.learned,
         measured=-(-work.measured // processes),
-        sampled=-(-work.sampled // min(processes, max(1, work.rows), prompts or processes)),
+        sampled=math.ceil(work.sampled * asked / work.asked) if work.asked else work.sampled,
+        asked=asked,
+        rows_sampled=work.rows_sampled // work.asked * asked if work.asked else work.rows_sampled,
     )
 
 
@@ -206,7 +210,7 @@ def _online(
     learned = min(samples, rollout.learn_from or samples)
     rounds = settings.iterations
     work.longest, work.prompt_tokens = max(fitting), sum(fitting)
-    work.rows_sampled = each * samples
+    work.asked, work.rows_sampled = each, each * samples
     work.sampled = rounds * each * samples * new
     a_round = each * (mean + learned * new)
     work.measured = round(rounds * each * (mean + samples * new) * (2 + len(_reward_models(stage))))

@@ -49,12 +49,12 @@ def test_each_process_holds_its_part_and_what_a_pass_brings_together(
     (whole,) = stages_of(capsys, path, "--gpus", "2xH100")
     (cut,) = stages_of(capsys, path, "--gpus", "2xH100", SHARD)
     assert whole["memory"]["weights"] == 2 * WEIGHTS and whole["memory"]["parts"] == 1
-    # bf16: half of all weights, embeddings and head whole next to it, and two layers.
-    assert cut["memory"]["weights"] == 2 * (WEIGHTS / 2 + ENDS + 2 * LAYER)
+    # bf16: half of all weights, and embeddings and head twice, which are more than three layers.
+    assert cut["memory"]["weights"] == 2 * (WEIGHTS / 2 + 2 * ENDS)
     assert cut["memory"]["adapters"] == 4 * ADAPTER and cut["memory"]["optimizer"] == 8 * ADAPTER
     assert cut["memory"]["activations"] == whole["memory"]["activations"]
     (quarter,) = stages_of(capsys, path, "--gpus", "4xH100", SHARD)
-    assert quarter["memory"]["weights"] == 2 * (WEIGHTS / 4 + ENDS + 2 * LAYER)
+    assert quarter["memory"]["weights"] == 2 * (WEIGHTS / 4 + 2 * ENDS)
     assert quarter["memory"]["peak"] >= 2 * WEIGHTS + 4 * ADAPTER, "the whole base is there when it is loaded"
 
 
@@ -73,12 +73,12 @@ def test_samples_need_the_whole_base_next_to_the_part(
     path = recipe(tmp_path, str(large), align=align, write=write)
     online, step = stages_of(capsys, path, "--gpus", "2xH100", SHARD)
     memory = online["memory"]
-    sampling = 2 * WEIGHTS * 1.5 + memory["adapters"] + memory["optimizer"] + memory["cache"]
+    sampling = 2 * (WEIGHTS * 1.5 + LAYER) + memory["adapters"] + memory["optimizer"] + memory["cache"]
     assert memory["peak"] == sampling and memory["rows"] == 24, "48 rows are sampled by 2 processes"
     assert step["memory"]["weights"] == 2 * WEIGHTS and step["memory"]["rows"] == 24, "process 0 samples all 24 rows"
     assert step["processes"] == 1 and online["own"]["sampled"] == online["sampled"] / 2
     _, text, _ = run(capsys, str(path), "--gpus", "2xH100", SHARD)
-    assert "11.0 GB of weights in a pass, 16.1 GB when they are loaded, 24.1 GB while it samples" in text
+    assert "12.2 GB of weights in a pass, 16.1 GB when they are loaded, 24.5 GB while it samples" in text
     assert "write: only process 0 runs it" in text and "start the run with --processes 2" in text
 
 
@@ -93,7 +93,7 @@ def test_parts_are_the_nearest_setting_for_a_base_that_barely_fits(
     assert "it fits with launcher.processes=2 launcher.shard=true or with --gpus 2x" in err
     found = stages_of(capsys, path, "--gpus", "2xL4", "launcher.processes=2", SHARD)[0]["memory"]
     assert found["stored"] == 2 * (42 * LAYER + ENDS) and found["peak"] < 0.95 * 24e9
-    assert found["weights"] == 2 * ((42 * LAYER + ENDS) / 2 + ENDS + 2 * LAYER)
+    assert found["weights"] == 2 * ((42 * LAYER + ENDS) / 2 + 2 * ENDS)
 
 
 def test_the_time_of_parts_is_at_least_that_of_bringing_them_together(
@@ -114,10 +114,19 @@ def test_the_time_of_parts_is_at_least_that_of_bringing_them_together(
 def test_the_longest_rows_are_dealt_first() -> None:
     rows = [Encoded(Group(()), (1,) * length, ()) for length in (4, 10, 5, 7)]
     assert [[row.length for row in share] for share in dealt(rows, 2)] == [[4, 10], [5, 7]]
-    work = Workload(rows=100, learned=52, measured=9, sampled=100, batches=[rows])
-    own = of_the_busiest(work, 2, None)
+    work = Workload(rows=100, learned=52, measured=9, sampled=100, batches=[rows], asked=4, rows_sampled=8)
+    own = of_the_busiest(work, 2)
     assert (own.learned, own.measured, own.sampled) == (28, 5, 50)  # 14 of 26 tokens
-    assert of_the_busiest(work, 8, 4).learned == 20 and of_the_busiest(work, 8, 4).sampled == 25
+    assert of_the_busiest(work, 8).learned == 20 and of_the_busiest(work, 8).sampled == 25
+
+
+@pytest.mark.parametrize(
+    ("prompts", "processes", "rows", "tokens"), [(5, 4, 32, 512), (1, 4, 16, 256), (3, 2, 32, 512)]
+)
+def test_prompts_are_dealt_with_all_of_their_samples(prompts: int, processes: int, rows: int, tokens: int) -> None:
+    work = Workload(asked=prompts, rows_sampled=16 * prompts, sampled=16 * prompts * 16)
+    own = of_the_busiest(work, processes)
+    assert (own.rows_sampled, own.sampled) == (rows, tokens)
 
 
 def test_processes_on_one_processor_share_its_memory() -> None:
