@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
 
 from alignkit.errors import Problem, RecipeError, RunFailed
+from alignkit.io.digest import versions
 from alignkit.io.leaving import leave
 from alignkit.models.parts import Cut
 from alignkit.models.sharded import ShardedNetwork
@@ -20,16 +21,13 @@ from alignkit.processes.lockstep import LockstepReducer
 from alignkit.processes.reducer import OtherFailed, ProcessReducer
 from alignkit.processes.team import Processes
 from alignkit.processes.watch import Watch
-from alignkit.processes.world import World
+from alignkit.processes.world import NOT_BY_ACCELERATE, World
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Shard
 
 CUTS: dict[Shard, Cut] = {"fsdp": ShardedNetwork, "deepspeed": Zero3Network}
 LONGEST = timedelta(hours=6)  # that a process computes while the others wait for it
-# What accelerate's launcher sets: the first lets transformers load weights in process 0 only, and none elsewhere,
-# whoever cuts the model; the second lets accelerate start DeepSpeed by itself.
-UNSET = ("FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_DEEPSPEED")
 WORD = 3.0  # seconds in which a process that fails has said why
 
 
@@ -45,7 +43,7 @@ def join(
     from accelerate import PartialState
 
     if shard is not None:
-        os.environ |= dict.fromkeys(UNSET, "false")
+        os.environ |= NOT_BY_ACCELERATE
     on_cpu = devices == {"cpu"} or not torch.cuda.is_available()
     _check_devices(devices, on_cpu)
     try:
@@ -72,11 +70,25 @@ def join(
         finally:
             watch.waiting = False
 
-    if shard is None:
-        reducer = ProcessReducer(world.process, world.processes, state.device, waiting)
-    else:
+    reducer = ProcessReducer(world.process, world.processes, state.device, waiting)
+    check_alike(reducer.gather((shard, versions(("deepspeed",))["deepspeed"] if shard == "deepspeed" else "")))
+    if shard is not None:
         reducer = LockstepReducer(world.process, world.processes, state.device, waiting, CUTS[shard])
     return Processes(world, reducer, board, watch)
+
+
+def check_alike(cuts: Sequence[tuple[Shard | None, str]]) -> None:
+    """Raise RunFailed if processes cut their models differently: they would wait for each other in vain.
+
+    cuts: what each process cuts with, and its version of DeepSpeed if it is that.
+    """
+    names = [f"{shard or 'nothing'} {version}".strip() for shard, version in cuts]
+    for process, name in enumerate(names):
+        if name != names[0]:
+            text = f"process 0 cuts base models with {names[0]}, but process {process} with {name}"
+            raise RunFailed(
+                f"{text}\nhelp: start all with the same options of accelerate, and install the same versions"
+            )
 
 
 def _check_devices(devices: set[str], on_cpu: bool) -> None:

@@ -18,6 +18,9 @@ UNUSED = {
     "OFFLOAD_PARAM_DEVICE": "offload_param_device",
     "OFFLOAD_OPTIMIZER_DEVICE": "offload_optimizer_device",
 }
+# What accelerate's launcher sets, and alignkit undoes: the first lets transformers load weights in process 0 only, and
+# none elsewhere, whoever cuts the model; the second lets accelerate start DeepSpeed.
+NOT_BY_ACCELERATE = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false", "ACCELERATE_USE_DEEPSPEED": "false"}
 START = "start the run with 'alignkit run RECIPE --processes N', which calls accelerate's launcher"
 
 
@@ -47,7 +50,7 @@ def world_of(environment: Mapping[str, str] = os.environ) -> World:
     if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_PORT" in environment:
         text = "accelerate was asked for several processes, but started only one: it finds no GPU, and no MPI"
         raise RecipeError([Problem(text, help=f"add --multi_gpu, which also starts processes on CPUs, or {START}")])
-    return World()
+    return World(shard=shard)
 
 
 def _asked_for(environment: Mapping[str, str]) -> Shard | None:

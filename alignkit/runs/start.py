@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from alignkit.errors import message_of
 from alignkit.io.progress import Reporter
 from alignkit.processes.silent import SilentReporter
-from alignkit.processes.world import World, world_of
+from alignkit.processes.world import NOT_BY_ACCELERATE, World, world_of
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.begin import begin, folder_of
 
@@ -29,8 +30,10 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
 
         return launch(recipe.launcher.processes, sys.argv[1:])
     folder, reporter = begin(recipe, out)
-    if world.processes == 1 and recipe.launcher is not None and recipe.launcher.shard:
-        warnings.append("warning: 'launcher.shard' cuts nothing in one process; start several with --processes N")
+    if world.processes == 1 and world.shard:
+        os.environ |= NOT_BY_ACCELERATE
+    if world.processes == 1 and (world.shard or (recipe.launcher is not None and recipe.launcher.shard)):
+        warnings.append("warning: base models are not cut in one process; start several with --processes N")
     for warning in warnings:
         reporter.say(warning)
     if world.processes > 1:

@@ -6,15 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import assert_alike, offline, online, reward, write_recipe
 from forked import together
 
 from alignkit import cli
-from alignkit.errors import RecipeError
+from alignkit.errors import RecipeError, RunFailed
 from alignkit.models.zero3 import is_installed
-from alignkit.processes.world import World, shard_of, world_of
+from alignkit.processes.join import check_alike
+from alignkit.processes.world import NOT_BY_ACCELERATE, World, shard_of, world_of
 from alignkit.recipe.schema import LauncherKeys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +40,30 @@ def test_a_launcher_that_is_asked_for_fsdp_cuts_the_base_into_parts() -> None:
     assert world_of({**asked, "FSDP_VERSION": "2"}) == World(1, 2, shard="fsdp")
     with pytest.raises(RecipeError, match=r"the first version of FSDP(.|\n)*--fsdp_version 2"):
         world_of({**asked, "FSDP_VERSION": "1"})
+
+
+def test_one_process_remembers_that_it_was_asked_for_parts() -> None:
+    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+    assert world_of(asked) == World(0, 1, shard="deepspeed")
+    assert world_of({**asked, **LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}) == World(0, 1, shard="deepspeed")
+    assert world_of(asked | NOT_BY_ACCELERATE) == World(0, 1)
+
+
+@pytest.mark.parametrize(
+    "cuts, said",
+    [
+        ([("fsdp", ""), (None, "")], "process 0 cuts base models with fsdp, but process 1 with nothing"),
+        ([(None, ""), (None, ""), ("fsdp", "")], "process 0 cuts base models with nothing, but process 2 with fsdp"),
+        (
+            [("deepspeed", "0.19.8"), ("deepspeed", "0.20.0")],
+            "with deepspeed 0.19.8, but process 1 with deepspeed 0.20.0",
+        ),
+    ],
+)
+def test_processes_that_cut_differently_are_named(cuts: Any, said: str) -> None:
+    with pytest.raises(RunFailed, match=said):
+        check_alike(cuts)
+    check_alike(cuts[:1] * 3)
 
 
 def test_megatron_is_refused() -> None:

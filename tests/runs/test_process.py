@@ -29,6 +29,6 @@ def test_parts_of_one_process_are_warned_of(tmp_path: Path, capsys: pytest.Captu
     recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": {"sft": sft}}), encoding="utf-8")
     run = ["run", str(recipe), "--out", str(tmp_path / "out")]
     assert cli.main([*run, "launcher.shard=true"]) == 0
-    assert "warning: 'launcher.shard' cuts nothing in one process" in capsys.readouterr().err
+    assert "warning: base models are not cut in one process" in capsys.readouterr().err
     assert cli.main(run) == 0
     assert "launcher.shard" not in capsys.readouterr().err
