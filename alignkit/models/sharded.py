@@ -1,4 +1,4 @@
-"""A frozen network of which every process holds a part, by FSDP2."""
+"""A network of which every process holds a part, by FSDP2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ STATES = "alignkit_states"  # the method of the network that FSDP treats as its 
 
 
 class ShardedNetwork(NetworkInParts):
-    """Cut by torch's `fully_shard`. adapters: parameters that stay whole."""
+    """Cut by torch's `fully_shard`. adapters: parameters that stay whole.
+
+    Gradients of the others are cut, too: each process has its part of their sums over processes.
+    """
 
     def __init__(self, network: Any, adapters: Iterable[nn.Parameter], device: torch.device):
         from torch.distributed import get_world_size, init_device_mesh
@@ -29,6 +32,11 @@ class ShardedNetwork(NetworkInParts):
         fully_shard(network, mesh=mesh, reshard_after_forward=False, ignored_params=whole)
         setattr(network, STATES, partial(last_states, network))
         register_fsdp_forward_method(network, STATES)
+        for part in (*self.layers, network):
+            part.set_gradient_divide_factor(1.0)  # a sum, because losses are divided by what all processes count
+            part.set_force_sum_reduction_for_comms(True)
+        # Processes that join a pass reach fewer weights, but must send as many gradients.
+        network.set_reduce_scatter_unused_params(True)
 
     @property
     def whole(self) -> bool:
