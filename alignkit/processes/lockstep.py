@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from alignkit.models.passes import Passes
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.models.skeleton import filled, skeleton
 from alignkit.processes.reducer import ProcessReducer
+
+if TYPE_CHECKING:
+    from alignkit.models.service import ModelService
 
 T = TypeVar("T")
 LOST = ("gloo", "NCCL", "Connection closed")  # in errors of a lost connection, which have no type of their own
@@ -111,8 +114,8 @@ class LockstepReducer(ProcessReducer):
 
     # Passes
 
-    def passes_of(self, base: str, model: SharedModel, sharing: Callable[[], bool]) -> Passes:
-        return LockstepPasses(base, model, self, sharing)
+    def passes_of(self, base: str, service: ModelService, sharing: Callable[[], bool]) -> Passes:
+        return LockstepPasses(base, service, self, sharing)
 
     def announce(self, call: Call) -> None:
         """Wait until all processes are ready for a pass."""
@@ -163,10 +166,11 @@ class LockstepPasses(Passes):
     sharing: whether all processes take part.
     """
 
-    def __init__(self, name: str, model: SharedModel, reducer: LockstepReducer, sharing: Callable[[], bool]):
+    def __init__(self, name: str, service: ModelService, reducer: LockstepReducer, sharing: Callable[[], bool]):
         """Raises RunFailed if the model cannot be cut."""
-        _check(model)
-        self.name, self.model, self.reducer, self._sharing = name, model, reducer, sharing
+        _check(service.model)
+        self.name, self.model, self.reducer, self._sharing = name, service.model, reducer, sharing
+        self._open = service.open
         self._parts: dict[Any, NetworkInParts] = {}  # of networks
         self._skeletons: dict[Any, Any] = {}  # of networks that learn
         self._hidden: list[Tensor] = []  # of the passes since the last backward, in the same order in every process
@@ -218,6 +222,7 @@ class LockstepPasses(Passes):
     def join(self, call: Call) -> None:
         """Do what another process needs for its pass."""
         role = call.role or BASE
+        self._open(role)  # a process with no row for a reward model has not loaded it
         if call.kind == Kind.GATHER:
             self._gather(role)
         elif call.kind == Kind.BACKWARD:

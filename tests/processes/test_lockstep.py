@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PATIENCE, STAGES, assert_alike, offline, online, reward, write_recipe
+from conftest import PADDING, PATIENCE, STAGES, assert_alike, offline, online, reward, write_recipe
 from forked import Ended, together
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -26,7 +26,6 @@ from alignkit.processes.lockstep import LockstepPasses
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ONE = ("launcher.processes=1", "launcher.shard=false")
-PADDING = 1.01  # a weight whose rows cannot be shared out evenly is filled up
 INSTALLED = pytest.mark.skipif(not is_installed(), reason="deepspeed is not installed")
 DEEPSPEED = pytest.param("deepspeed", marks=INSTALLED)
 SLOWLY = pytest.param("deepspeed", marks=[INSTALLED, pytest.mark.slow])
