@@ -377,13 +377,8 @@ class SharedModel:
     # Disk
 
     def save(self, name: str, folder: Path, network: Any = None) -> None:
-        """Write a role atomically, with the tokenizer: a plain peft adapter, or a model folder with `lora: none`.
-
-        network: the role's own with all weights, if this process holds a part of them; see `Passes.copied`.
-        """
-        role = self.roles[name]
-        if network is not None:
-            role = replace(role, model=network)
+        """Write a role atomically, with the tokenizer: a peft adapter, or a model folder of `network` or its own."""
+        role = self.roles[name] if network is None else replace(self.roles[name], model=network)
         with replace_folder(folder) as new:
             if role.adapter is not None and self.adapters is not None:
                 self.adapters.save(role.adapter, new, role.head, role.unread)

@@ -103,7 +103,8 @@ class LockstepReducer(ProcessReducer):
         """All of a tensor, in the memory of process 0; an empty one in the others if it is cut."""
         if not isinstance(tensor, DTensor):
             return tensor
-        found: Tensor = self.in_step(tensor.detach().full_tensor)
+        with torch.no_grad():
+            found = self.in_step(tensor.full_tensor)
         return found.cpu() if self.process == 0 else found.new_empty(0)
 
     def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -185,8 +186,7 @@ class LockstepPasses(Passes):
             network = self.model.roles[role].model
             if network not in self._skeletons:
                 self._skeletons[network] = skeleton(network)
-            for each in (role, BASE):  # the base as well, because copies of it learn
-                self._network(each)
+            self._network(role)
 
     def forward(self, role: str, run: Callable[[], Tensor]) -> Tensor:
         if self._local(role):
@@ -250,6 +250,8 @@ class LockstepPasses(Passes):
         """The network in parts, and nothing but this process's own part of it."""
         network = self.model.roles[role].model
         if network not in self._parts:
+            if self.model.adapters is None and self.model.model not in self._parts and role != BASE:
+                self._network(BASE)  # of which others are copies, and which nothing else may pass through
             _check(self.model)  # again, because adapters know their layers now
             adapters = self.model.adapters.everything() if self.model.adapters is not None else ()
             self.model.memory.fixed = True

@@ -78,8 +78,14 @@ def check_stages(recipe: Recipe) -> None:
 
 
 def check_bases(recipe: Recipe, shard: Shard) -> None:
-    """Raise RecipeError if a base model cannot be cut into parts."""
+    """Raise RecipeError if a base model cannot be cut into parts, or a stage cannot train the parts."""
     problems = []
+    for stage in recipe.stages.values():
+        settings = stage.settings
+        if settings and settings.optimizer == "adamw_8bit" and recipe.base(stage.base).lora is None:
+            text = f"stage '{stage.name}': 'adamw_8bit' cannot train weights that are cut into parts"
+            help = "write 'optimizer: adamw', whose moments are cut with them, or leave 'shard' out"
+            problems.append(recipe.problem(("stages", stage.name, "optimizer"), text, help=help))
     for name in (BASE, *recipe.bases):
         spec, keys = recipe.base(name), base_keys(name)
         if spec.lora is None and shard == "deepspeed":

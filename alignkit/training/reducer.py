@@ -86,7 +86,6 @@ class Reducer:
             present = [gradient for gradient in gradients if gradient is not None]
             parameter.grad = torch.stack(present).sum(dim=0) if present else None
 
-
     # Parameters of which each process may hold a part
 
     def clip(self, parameters: Iterable[nn.Parameter], most: float) -> float:

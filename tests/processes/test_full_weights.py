@@ -30,7 +30,9 @@ ALL = {**STAGES, "dpo": {**STAGES["dpo"], "reference": "base"}}
 
 
 def write(stages: Mapping[str, Any], processes: int = 2, **keys: Any) -> Path:
-    learning = {name: {"learning_rate": RATE, **stage} if "algorithm" in stage else stage for name, stage in stages.items()}
+    learning = {
+        name: {"learning_rate": RATE, **stage} if "algorithm" in stage else stage for name, stage in stages.items()
+    }
     return write_recipe(learning, launcher={"processes": processes, "shard": True}, **{"model": FULL, **keys})
 
 
@@ -67,7 +69,9 @@ def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: i
     assert cli.main(["run", str(recipe), *ONE, "--out", "one"]) == 0
     run_together(work, recipe, "several", processes=processes)
     assert_alike(Path("several"), Path("one"))
-    base, learned = (AutoModelForCausalLM.from_pretrained(model_of(Path("several"), stage)) for stage in ("sft", "grpo"))
+    base, learned = (
+        AutoModelForCausalLM.from_pretrained(model_of(Path("several"), stage)) for stage in ("sft", "grpo")
+    )
     moved = [(p - q).abs().max() for p, q in zip(base.parameters(), learned.parameters(), strict=True)]
     assert min(moved) > RATE / 10, "every weight learns"
 
@@ -145,7 +149,9 @@ def test_a_process_holds_its_part_of_weights_gradients_and_moments(work: Path, m
 
     monkeypatch.setattr(LockstepPasses, "settle", settled)
     monkeypatch.setattr(Learner, "step", stepped)
-    run_together(work, write({"sft": offline("sft", "demos"), "dpo": {**offline("dpo", "pairs"), "from": "sft"}}), "out")
+    run_together(
+        work, write({"sft": offline("sft", "demos"), "dpo": {**offline("dpo", "pairs"), "from": "sft"}}), "out"
+    )
     for rank in range(2):
         found = json.loads(Path(f"notes-{rank}").read_text())
         shares = {kind: [mine / whole for what, mine, whole in found if what == kind] for kind, _, _ in found}

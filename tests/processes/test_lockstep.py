@@ -240,14 +240,19 @@ def test_any_number_of_processes_continues_with_or_without_parts(work: Path, cut
 
 
 @pytest.mark.parametrize(
-    "override, said",
+    "override, said, cut",
     [
-        ("model.lora=none", "only a frozen base model can be cut into parts"),
-        ("model.quantization=nf4", "a quantized base model cannot be cut into parts"),
+        ("model.lora=none", "DeepSpeed cuts only a frozen base model into parts", "deepspeed"),
+        ("stages.sft.optimizer=adamw_8bit", "'adamw_8bit' cannot train weights that are cut", "fsdp"),
+        ("model.quantization=nf4", "a quantized base model cannot be cut into parts", "fsdp"),
     ],
 )
-def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(work: Path, override: str, said: str) -> None:
-    recipe = write({"sft": offline("sft", "demos")}, "fsdp")
+def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(
+    work: Path, override: str, said: str, cut: str
+) -> None:
+    recipe = write({"sft": offline("sft", "demos")}, cut)
+    if "optimizer" in override:
+        recipe.write_text(recipe.read_text().replace("lora:\n    r: 4\n    lora_alpha: 8\n", "lora: none\n"))
     leader, other = together(work, ["run", recipe, override, "--out", "out"])
     assert leader.code and other.code and said in leader.err and f"override '{override}'" in leader.err
     assert not Path("out").exists()
