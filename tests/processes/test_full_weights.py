@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from alignkit import cli
-from alignkit.processes.lockstep import LockstepPasses, LockstepReducer
+from alignkit.processes.lockstep import LockstepPasses
 from alignkit.training.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,6 +51,8 @@ def assert_alike(found: Path, expected: Path) -> None:
     for row, other in zip(metrics_of(found), metrics_of(expected), strict=True):
         assert row.keys() == other.keys()
         for name, value in other.items():
+            if name == "recomputed":  # a number of packed rows, of which each process has its own
+                continue
             near = value if isinstance(value, str) else pytest.approx(value, abs=LOSS, rel=LOSS)
             assert row[name] == near, f"{row['stage']}, step {row.get('step')}: {name}"
     for stage in sorted({row["stage"] for row in metrics_of(expected)}):
@@ -69,10 +71,8 @@ def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: i
     assert cli.main(["run", str(recipe), *ONE, "--out", "one"]) == 0
     run_together(work, recipe, "several", processes=processes)
     assert_alike(Path("several"), Path("one"))
-    base, learned = (
-        AutoModelForCausalLM.from_pretrained(model_of(Path("several"), stage)) for stage in ("sft", "grpo")
-    )
-    moved = [(p - q).abs().max() for p, q in zip(base.parameters(), learned.parameters(), strict=True)]
+    sft, grpo = (AutoModelForCausalLM.from_pretrained(model_of(Path("several"), stage)) for stage in ("sft", "grpo"))
+    moved = [(p - q).abs().max() for p, q in zip(sft.parameters(), grpo.parameters(), strict=True)]
     assert min(moved) > RATE / 10, "every weight learns"
 
 
@@ -149,9 +149,8 @@ def test_a_process_holds_its_part_of_weights_gradients_and_moments(work: Path, m
 
     monkeypatch.setattr(LockstepPasses, "settle", settled)
     monkeypatch.setattr(Learner, "step", stepped)
-    run_together(
-        work, write({"sft": offline("sft", "demos"), "dpo": {**offline("dpo", "pairs"), "from": "sft"}}), "out"
-    )
+    stages = {"sft": offline("sft", "demos"), "dpo": {**offline("dpo", "pairs"), "from": "sft"}}
+    run_together(work, write(stages), "out")
     for rank in range(2):
         found = json.loads(Path(f"notes-{rank}").read_text())
         shares = {kind: [mine / whole for what, mine, whole in found if what == kind] for kind, _, _ in found}
