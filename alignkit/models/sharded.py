@@ -13,6 +13,8 @@ from alignkit.models.parts import NetworkInParts, layers_of
 from alignkit.models.passes import last_states
 
 STATES = "alignkit_states"  # the method of the network that FSDP treats as its forward pass
+# Processes that join a pass reach fewer weights, but must send as many gradients; torch 2.9 cannot.
+UNUSED = "set_reduce_scatter_unused_params"
 
 
 class ShardedNetwork(NetworkInParts):
@@ -32,11 +34,11 @@ class ShardedNetwork(NetworkInParts):
         fully_shard(network, mesh=mesh, reshard_after_forward=False, ignored_params=whole)
         setattr(network, STATES, partial(last_states, network))
         register_fsdp_forward_method(network, STATES)
-        for part in (*self.layers, network):
-            part.set_gradient_divide_factor(1.0)  # a sum, because losses are divided by what all processes count
-            part.set_force_sum_reduction_for_comms(True)
-        # Processes that join a pass reach fewer weights, but must send as many gradients.
-        network.set_reduce_scatter_unused_params(True)
+        if any(parameter.requires_grad for parameter in set(network.parameters()) - whole):
+            for part in (*self.layers, network):
+                part.set_gradient_divide_factor(1.0)  # a sum, because losses are divided by what all processes count
+                part.set_force_sum_reduction_for_comms(True)
+            getattr(network, UNUSED)(True)
 
     @property
     def whole(self) -> bool:
@@ -60,3 +62,10 @@ class ShardedNetwork(NetworkInParts):
             part.set_reshard_after_forward(True, recurse=False)
         for part in (*self.layers, self.network):
             part.reshard()
+
+
+def can_learn() -> bool:
+    """Whether this version of torch cuts weights that learn."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return hasattr(FSDPModule, UNUSED)

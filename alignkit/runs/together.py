@@ -17,7 +17,7 @@ from alignkit.external import ExternalTrainer
 from alignkit.io.digest import versions
 from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
-from alignkit.models import zero3
+from alignkit.models import sharded, zero3
 from alignkit.plugins import plugins
 from alignkit.processes.board import Failure
 from alignkit.processes.join import join
@@ -91,6 +91,9 @@ def check_bases(recipe: Recipe, shard: Shard) -> None:
         if spec.lora is None and shard == "deepspeed":
             text = f"{path_text(keys)}: DeepSpeed cuts only a frozen base model into parts, but 'lora: none' trains it"
             problems.append(recipe.problem((*keys, "lora"), text, help="write 'shard: fsdp', or train adapters"))
+        elif spec.lora is None and not sharded.can_learn():
+            text = f"{path_text(keys)}: this version of torch cannot cut weights that learn, as 'lora: none' asks for"
+            problems.append(recipe.problem((*keys, "lora"), text, help="upgrade torch, or leave 'shard' out"))
         if spec.quantization != "none":
             text = f"{path_text(keys)}: a quantized base model cannot be cut into parts"
             problems.append(recipe.problem((*keys, "quantization"), text, help="leave 'quantization' or 'shard' out"))
