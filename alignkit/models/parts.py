@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class NetworkInParts(ABC):
-    """A frozen language model of which each process of a run holds a part. All of them call each method together.
+    """A language model of which each process of a run holds a part. All of them call each method together.
 
     A layer is whole only while it computes. Embeddings, head and norms are one part; they stay whole after a pass,
     because the head reads them outside of it.

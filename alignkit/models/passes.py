@@ -21,6 +21,9 @@ class Passes:
         """Whether this process holds only a part of the weights."""
         return False
 
+    def learns(self, role: str) -> None:
+        """A role's network is about to learn: bring its parameters into the form that an optimizer gets."""
+
     def forward(self, role: str, run: Callable[[], Tensor]) -> Tensor:
         """The hidden states of a role, which `run` computes in one pass."""
         return run()
@@ -33,8 +36,12 @@ class Passes:
         """Compute the gradients of a loss of the passes since the last call."""
         loss.backward()
 
-    def gather(self) -> None:
-        """Bring all weights here for code that calls layers itself, until results are exchanged."""
+    def gather(self, role: str) -> None:
+        """Bring all weights of a role here for code that calls layers itself, until results are exchanged."""
+
+    def copied(self, role: str) -> Any:
+        """A role's own network to be written, with all weights; None where nothing is written."""
+        return None
 
 
 def last_states(network: Any, tokens: Tensor, positions: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def generate(
                 "an engine cannot sample with an environment yet\nhelp: write 'engine: local' in this stage"
             )
         return list(model.engine.generate(model, role, encoder, prompts, streams, sampling, done, labels))
-    model.passes.gather()
+    model.passes.gather(role)
     rooms = [sampling.max_new_tokens if partner is None else partner.max_length - len(prompt) for prompt in prompts]
     groups = [
         [

@@ -64,11 +64,18 @@ class ModelService:
     def role(self, reference: str) -> str:
         """Load the role of a reference, with its scalar head if it has one, and return the role's name."""
         name = self._role_name(reference)
+        self._open(name, reference)
+        return name
+
+    def open(self, name: str) -> None:
+        """Load a role by its name, which `role` has returned in another process."""
+        self._open(name, name.replace("|", "/"))
+
+    def _open(self, name: str, reference: str) -> None:
         if name not in self.model.roles:
             folder = self.artifact(reference)
             head: HeadKind = "scalar" if has_score(folder) else "language"
             self.model.add_role(name, start=folder, head=head)
-        return name
 
     def forget(self, reference: str) -> None:
         """Drop a role, so that it is read from disk again."""

@@ -1,4 +1,4 @@
-"""A frozen network of which every process holds a part, by FSDP2."""
+"""A network of which every process holds a part, by FSDP2."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from alignkit.models.parts import NetworkInParts, layers_of
 from alignkit.models.passes import last_states
 
 STATES = "alignkit_states"  # the method of the network that FSDP treats as its forward pass
+# Processes that join a pass reach fewer weights, but must send as many gradients; older versions of torch cannot.
+UNUSED = "set_reduce_scatter_unused_params"
 
 
 class ShardedNetwork(NetworkInParts):
-    """Cut by torch's `fully_shard`. adapters: parameters that stay whole."""
+    """Cut by torch's `fully_shard`. adapters: parameters that stay whole.
+
+    Gradients of the others are cut, too: each process has its part of their sums over processes.
+    """
 
     def __init__(self, network: Any, adapters: Iterable[nn.Parameter], device: torch.device):
         from torch.distributed import get_world_size, init_device_mesh
@@ -29,6 +34,11 @@ class ShardedNetwork(NetworkInParts):
         fully_shard(network, mesh=mesh, reshard_after_forward=False, ignored_params=whole)
         setattr(network, STATES, partial(last_states, network))
         register_fsdp_forward_method(network, STATES)
+        if any(parameter.requires_grad for parameter in set(network.parameters()) - whole):
+            for part in (*self.layers, network):
+                part.set_gradient_divide_factor(1.0)  # a sum, because losses are divided by what all processes count
+                part.set_force_sum_reduction_for_comms(True)
+            getattr(network, UNUSED)(True)
 
     @property
     def whole(self) -> bool:
@@ -44,7 +54,7 @@ class ShardedNetwork(NetworkInParts):
     def unshard(self) -> None:
         for part in self.layers:
             part.set_reshard_after_forward(False, recurse=False)
-        for part in (*self.layers, self.network):
+        for part in (self.network, *self.layers):  # each comes through a buffer, so the largest first
             part.unshard()
 
     def reshard(self) -> None:
@@ -52,3 +62,10 @@ class ShardedNetwork(NetworkInParts):
             part.set_reshard_after_forward(True, recurse=False)
         for part in (*self.layers, self.network):
             part.reshard()
+
+
+def can_learn() -> bool:
+    """Whether this version of torch cuts weights that learn."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return hasattr(FSDPModule, UNUSED)

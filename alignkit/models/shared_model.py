@@ -10,7 +10,7 @@ import copy
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -201,10 +201,10 @@ class SharedModel:
 
     def make_trainable(self, name: str) -> dict[str, nn.Parameter]:
         """Turn on gradients of a role's own parameters and return them."""
-        parameters = self.parameters_of(name)
-        for parameter in parameters.values():
+        for parameter in self.parameters_of(name).values():
             parameter.requires_grad_(True)
-        return parameters
+        self.passes.learns(self.backbone_role(name))
+        return self.parameters_of(name)
 
     @contextmanager
     def using_role(self, name: str) -> Iterator[Any]:
@@ -376,9 +376,9 @@ class SharedModel:
 
     # Disk
 
-    def save(self, name: str, folder: Path) -> None:
-        """Write a role atomically, with the tokenizer: a plain peft adapter, or a model folder with `lora: none`."""
-        role = self.roles[name]
+    def save(self, name: str, folder: Path, network: Any = None) -> None:
+        """Write a role atomically, with the tokenizer: a peft adapter, or a model folder of `network` or its own."""
+        role = self.roles[name] if network is None else replace(self.roles[name], model=network)
         with replace_folder(folder) as new:
             if role.adapter is not None and self.adapters is not None:
                 self.adapters.save(role.adapter, new, role.head, role.unread)

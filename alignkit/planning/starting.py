@@ -22,7 +22,7 @@ def check_processes(run: PlannedRun) -> None:
     if run.processes > 1:
         check_stages(recipe)
         if recipe.launcher is not None and recipe.launcher.shard:
-            check_bases(recipe)
+            check_bases(recipe, "deepspeed" if recipe.launcher.shard == "deepspeed" else "fsdp")
 
 
 def _check_cards(run: PlannedRun) -> None:
@@ -44,6 +44,8 @@ def remarks(run: PlannedRun, stage: Stage) -> list[str]:
     if settings is None:
         return ["only process 0 runs it"]
     found = []
+    if launcher is not None and launcher.shard and run.recipe.base(stage.base).lora is None:
+        found.append("weights that learn are counted whole, although 'shard' cuts them, too: this is an upper bound")
     for key, value in (("batch_size", settings.batch_size), ("prompts_per_iteration", settings.prompts_per_iteration)):
         if value < count and (key == "batch_size" or settings.prompts is not None):
             found.append(f"{key} {value} gives only {value} of {count} processes something to do")

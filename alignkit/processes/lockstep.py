@@ -1,21 +1,26 @@
-"""Processes that pass through a base model in step, because each holds only a part of its weights.
+"""Processes that pass through networks in step, because each holds only a part of their weights.
 
 Rows are dealt unevenly, so processes need different numbers of passes. But the weights of a layer are brought together
 by all of them at once. Therefore each announces its next pass, and the others join with a row of one token, whose
 gradients are zero, until all are where they exchange results.
+
+Adapters stay whole in every process. With `lora: none` each role has a network of its own, which is cut with its
+gradients and with what the optimizer remembers of it.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import DistError
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
@@ -23,7 +28,11 @@ from alignkit.kernels.layout import GroupSpan
 from alignkit.models.parts import Cut, NetworkInParts, layers_of
 from alignkit.models.passes import Passes
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.skeleton import filled, skeleton
 from alignkit.processes.reducer import ProcessReducer
+
+if TYPE_CHECKING:
+    from alignkit.models.service import ModelService
 
 T = TypeVar("T")
 LOST = ("gloo", "NCCL", "Connection closed")  # in errors of a lost connection, which have no type of their own
@@ -40,7 +49,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, order=True)
 class Call:
-    """The next pass of a process: through which base model, and with which role's adapter if it learns."""
+    """The next pass of a process, through which base model. role: empty if its adapter or network does not matter."""
 
     kind: Kind
     base: str
@@ -65,15 +74,49 @@ class LockstepReducer(ProcessReducer):
         self._broken: Exception | None = None
 
     def gather(self, mine: T) -> list[T]:
-        self._settle()
+        self.settle()
         return super().gather(mine)
 
     def led(self, work: Callable[[], T]) -> T:
-        self._settle()  # before, because saving an adapter cuts the layers in this process alone
+        self.settle()  # before, because saving an adapter cuts the layers in this process alone
         return super().led(work)
 
-    def passes_of(self, base: str, model: SharedModel, sharing: Callable[[], bool]) -> Passes:
-        return LockstepPasses(base, model, self, sharing)
+    # Parameters that are cut, which FSDP has made `DTensor`s
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """As for all reducers. FSDP has added up those of parameters that are cut, in each backward pass."""
+        super().add_gradients([p for p in parameters if not isinstance(p, DTensor)])
+
+    def clip(self, parameters: Iterable[nn.Parameter], most: float) -> float:
+        gradients = [(p, p.grad) for p in parameters if p.grad is not None]
+        cut = [g.to_local() for _, g in gradients if isinstance(g, DTensor)]
+        if not cut:
+            return super().clip([p for p, _ in gradients], most)
+        whole = [g for _, g in gradients if not isinstance(g, DTensor)]
+        squares = self.sum({"": float(torch.nn.utils.get_total_norm(cut)) ** 2})[""]
+        norm = math.sqrt(squares + float(torch.nn.utils.get_total_norm(whole)) ** 2)
+        for gradient in (*whole, *cut):
+            gradient.mul_(min(1.0, most / (norm + 1e-6)))  # as torch does it
+        return norm
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """All of a tensor, in the memory of process 0; an empty one in the others if it is cut."""
+        if not isinstance(tensor, DTensor):
+            return tensor
+        with torch.no_grad():
+            found = self.in_step(tensor.full_tensor)
+        return found.cpu() if self.process == 0 else found.new_empty(0)
+
+    def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
+        if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
+            return whole
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(whole.to(parameter.device), mesh, placements, src_data_rank=None)
+
+    # Passes
+
+    def passes_of(self, base: str, service: ModelService, sharing: Callable[[], bool]) -> Passes:
+        return LockstepPasses(base, service, self, sharing)
 
     def announce(self, call: Call) -> None:
         """Wait until all processes are ready for a pass."""
@@ -101,7 +144,7 @@ class LockstepReducer(ProcessReducer):
                 own = error
         raise own  # outside, where it does not count as the failure of another process
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Join the passes of the others until all are here. Then each holds its own part only."""
         while calls := self._announced(None):
             self._join(min(calls))
@@ -119,31 +162,42 @@ class LockstepReducer(ProcessReducer):
 
 
 class LockstepPasses(Passes):
-    """Passes through one base model, which is cut at the first of them. sharing: whether all processes take part."""
+    """Passes through one base model, which is cut at the first of them, or through its roles' own networks.
 
-    def __init__(self, name: str, model: SharedModel, reducer: LockstepReducer, sharing: Callable[[], bool]):
+    sharing: whether all processes take part.
+    """
+
+    def __init__(self, name: str, service: ModelService, reducer: LockstepReducer, sharing: Callable[[], bool]):
         """Raises RunFailed if the model cannot be cut."""
-        _check(model)
-        self.name, self.model, self.reducer, self._sharing = name, model, reducer, sharing
-        self._sharded: NetworkInParts | None = None
+        _check(service.model)
+        self.name, self.model, self.reducer, self._sharing = name, service.model, reducer, sharing
+        self._open = service.open
+        self._parts: dict[Any, NetworkInParts] = {}  # of networks
+        self._skeletons: dict[Any, Any] = {}  # of networks that learn
         self._hidden: list[Tensor] = []  # of the passes since the last backward, in the same order in every process
         reducer.passes[name] = self
 
     @property
     def spread(self) -> bool:
-        return self._sharded is not None
+        return bool(self._parts)
+
+    def learns(self, role: str) -> None:
+        if self.model.adapters is None and self._sharing():
+            network = self.model.roles[role].model
+            if network not in self._skeletons:
+                self._skeletons[network] = skeleton(network)
+            self._network(role)
 
     def forward(self, role: str, run: Callable[[], Tensor]) -> Tensor:
-        if self._local:
+        if self._local(role):
             return run()
-        learns = torch.is_grad_enabled()
-        self.reducer.announce(Call(Kind.LEARN, self.name, role) if learns else Call(Kind.READ, self.name))
-        return self._passed(run)
+        self.reducer.announce(self._call(Kind.LEARN if torch.is_grad_enabled() else Kind.READ, role))
+        return self._passed(role, run)
 
     def states(self, network: Any, tokens: Tensor, positions: Tensor) -> Tensor:
-        if self._sharded is None:
+        if network not in self._parts:
             return super().states(network, tokens, positions)
-        return self._sharded.states(tokens, positions)
+        return self._parts[network].states(tokens, positions)
 
     def backward(self, loss: Tensor) -> None:
         if not self._hidden:
@@ -152,47 +206,66 @@ class LockstepPasses(Passes):
         self.reducer.announce(Call(Kind.BACKWARD, self.name))
         self._learn(loss)
 
-    def gather(self) -> None:
-        if not self._local:
-            self.reducer.announce(Call(Kind.GATHER, self.name))
-            self._gather()
+    def gather(self, role: str) -> None:
+        if not self._local(role):
+            self.reducer.announce(self._call(Kind.GATHER, role))
+            self._gather(role)
+
+    def copied(self, role: str) -> Any:
+        network = self.model.roles[role].model
+        if network not in self._skeletons:
+            return None
+        self.reducer.settle()
+        weights = {name: self.reducer.whole(weight) for name, weight in network.named_parameters()}
+        return filled(self._skeletons[network], weights) if self.reducer.process == 0 else None
 
     def join(self, call: Call) -> None:
         """Do what another process needs for its pass."""
+        role = call.role or BASE
+        self._open(role)  # a process with no row for a reward model has not loaded it
         if call.kind == Kind.GATHER:
-            self._gather()
+            self._gather(role)
         elif call.kind == Kind.BACKWARD:
             self._learn(torch.zeros((), device=self.model.device))
         else:
-            learns = call.kind == Kind.LEARN
-            with torch.set_grad_enabled(learns):
-                self._passed(lambda: self._blank(call.role if learns else BASE))
+            with torch.set_grad_enabled(call.kind == Kind.LEARN):
+                self._passed(role, lambda: self._blank(role))
 
     def settle(self) -> None:
         """All processes exchange results, and need no more than their parts."""
         self._hidden.clear()
-        if self._sharded is not None:
-            self._sharded.reshard()
+        for parts in self._parts.values():
+            parts.reshard()
 
-    @property
-    def _local(self) -> bool:
+    def _local(self, role: str) -> bool:
         """Whether this process needs no other: it works alone, or holds everything."""
-        return not self._sharing() or (self._sharded is not None and self._sharded.whole)
+        parts = self._parts.get(self.model.roles[role].model)
+        return not self._sharing() or (parts is not None and parts.whole)
 
-    def _network(self) -> NetworkInParts:
+    def _call(self, kind: Kind, role: str) -> Call:
+        """Processes may read by different adapters in one pass, but learn by the same one."""
+        return Call(kind, self.name, role if kind == Kind.LEARN or self.model.adapters is None else "")
+
+    def _network(self, role: str) -> NetworkInParts:
         """The network in parts, and nothing but this process's own part of it."""
-        if self._sharded is None:
+        network = self.model.roles[role].model
+        if network not in self._parts:
+            if self.model.adapters is None and self.model.model not in self._parts and role != BASE:
+                self._network(BASE)  # of which others are copies, and which nothing else may pass through
             _check(self.model)  # again, because adapters know their layers now
             adapters = self.model.adapters.everything() if self.model.adapters is not None else ()
             self.model.memory.fixed = True
-            self._sharded = self.reducer.cut(self.model.model, adapters, self.model.device)
+            # In step, because a process that imports DeepSpeed slowly is not hung.
+            self._parts[network] = self.reducer.in_step(
+                lambda: self.reducer.cut(network, adapters, self.model.device)
+            )
             with torch.no_grad():  # FSDP takes what computes first for the whole network
-                self.reducer.in_step(lambda: self._blank(BASE))
-        self._sharded.reshard()
-        return self._sharded
+                self.reducer.in_step(lambda: self._blank(role))
+        self._parts[network].reshard()
+        return self._parts[network]
 
-    def _passed(self, run: Callable[[], Tensor]) -> Tensor:
-        self._network()
+    def _passed(self, role: str, run: Callable[[], Tensor]) -> Tensor:
+        self._network(role)
         hidden = self.reducer.in_step(run)
         if hidden.requires_grad:
             self._hidden.append(hidden)
@@ -210,8 +283,8 @@ class LockstepPasses(Passes):
         if loss.requires_grad:
             self.reducer.in_step(loss.backward)
 
-    def _gather(self) -> None:
-        self.reducer.in_step(self._network().unshard)
+    def _gather(self, role: str) -> None:
+        self.reducer.in_step(self._network(role).unshard)
 
 
 def _check(model: SharedModel) -> None:

@@ -18,7 +18,7 @@ from alignkit.training.reducer import Reducer
 
 if TYPE_CHECKING:
     from alignkit.models.passes import Passes
-    from alignkit.models.shared_model import SharedModel
+    from alignkit.models.service import ModelService
 
 T = TypeVar("T")
 BUCKET = 2**27  # numbers that are added at once: 512 MB in fp32
@@ -44,9 +44,9 @@ class ProcessReducer(Reducer):
         self.process, self.processes, self.device = process, processes, device
         self._waiting = contextmanager(waiting)
 
-    def passes_of(self, base: str, model: SharedModel, sharing: Callable[[], bool]) -> Passes:
+    def passes_of(self, base: str, service: ModelService, sharing: Callable[[], bool]) -> Passes:
         """How passes through a base model begin and end. sharing: whether all processes take part in them."""
-        return model.passes
+        return service.model.passes
 
     def gather(self, mine: T) -> list[T]:
         content = _packed(mine)

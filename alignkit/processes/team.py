@@ -16,7 +16,7 @@ from alignkit.training.reducer import ONE_PROCESS, Reducer
 
 if TYPE_CHECKING:
     from alignkit.models.passes import Passes
-    from alignkit.models.shared_model import SharedModel
+    from alignkit.models.service import ModelService
     from alignkit.processes.board import Board, Failure
     from alignkit.processes.reducer import ProcessReducer
     from alignkit.processes.watch import Watch
@@ -45,9 +45,9 @@ class Team:
         """
         yield
 
-    def passes(self, base: str, model: SharedModel) -> Passes:
-        """How passes through a base model begin and end."""
-        return model.passes
+    def passes(self, base: str, service: ModelService) -> Passes:
+        """How passes through a base model begin and end. service: of its roles."""
+        return service.model.passes
 
     def ends(self, error: BaseException | None) -> None:
         """Tell the others how the run ends, before reports are written."""
@@ -89,8 +89,8 @@ class Processes(Team):
         finally:
             self.watch.sharing = False
 
-    def passes(self, base: str, model: SharedModel) -> Passes:
-        return self.reducer.passes_of(base, model, lambda: self.watch.sharing)
+    def passes(self, base: str, service: ModelService) -> Passes:
+        return self.reducer.passes_of(base, service, lambda: self.watch.sharing)
 
     def compare(self, what: str, facts: Mapping[str, Any]) -> None:
         """Raise RunFailed in every process if facts are not alike in all of them."""

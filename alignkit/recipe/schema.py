@@ -74,7 +74,7 @@ class LauncherKeys(Options):
     )
     shard: bool | Shard = Field(
         default=False,
-        description="whether each of several processes holds only a part of the frozen base model while it trains, "
+        description="whether each of several processes holds only a part of a base model while it trains, "
         "and who cuts it; true is fsdp, unless accelerate's command asks for deepspeed",
     )
 

@@ -355,7 +355,7 @@ class Run:
         """Load a base model. Raises RecipeError if it does not fit in memory next to the stage's others."""
         self.bases.check_memory(stage for stage in self.recipe.stages.values() if stage.name == self.stage_name)
         service = self.bases[base].load(self.artifact, self.should_stop)
-        service.model.passes = self.team.passes(base, service.model)
+        service.model.passes = self.team.passes(base, service)
         self.attach_engine(service)
         return service
 

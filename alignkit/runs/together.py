@@ -17,7 +17,7 @@ from alignkit.external import ExternalTrainer
 from alignkit.io.digest import versions
 from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
-from alignkit.models import zero3
+from alignkit.models import sharded, zero3
 from alignkit.plugins import plugins
 from alignkit.processes.board import Failure
 from alignkit.processes.join import join
@@ -26,7 +26,7 @@ from alignkit.processes.team import Processes
 from alignkit.processes.world import World, check_size, shard_of
 from alignkit.recipe.bases import base_keys
 from alignkit.recipe.problems import path_text
-from alignkit.recipe.schema import BASE, LauncherKeys, Recipe, Stage, specs
+from alignkit.recipe.schema import BASE, LauncherKeys, Recipe, Shard, Stage, specs
 from alignkit.runs.data import file_facts
 from alignkit.runs.engines import using_engine
 from alignkit.runs.process import resource_error
@@ -42,7 +42,7 @@ def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World)
     shard = shard_of(launcher, world)
     check_stages(recipe)
     if shard is not None:
-        check_bases(recipe)
+        check_bases(recipe, shard)
     if shard == "deepspeed" and not zero3.is_installed():
         text = "'launcher.shard: deepspeed' needs the package deepspeed"
         raise RecipeError([Problem(text, help="pip install 'alignkit[deepspeed]'")])
@@ -77,14 +77,23 @@ def check_stages(recipe: Recipe) -> None:
         raise RecipeError(problems)
 
 
-def check_bases(recipe: Recipe) -> None:
-    """Raise RecipeError if a base model cannot be cut into parts."""
+def check_bases(recipe: Recipe, shard: Shard) -> None:
+    """Raise RecipeError if a base model cannot be cut into parts, or a stage cannot train the parts."""
     problems = []
+    for stage in recipe.stages.values():
+        settings = stage.settings
+        if settings and settings.optimizer == "adamw_8bit" and recipe.base(stage.base).lora is None:
+            text = f"stage '{stage.name}': 'adamw_8bit' cannot train weights that are cut into parts"
+            help = "write 'optimizer: adamw', whose moments are cut with them, or leave 'shard' out"
+            problems.append(recipe.problem(("stages", stage.name, "optimizer"), text, help=help))
     for name in (BASE, *recipe.bases):
         spec, keys = recipe.base(name), base_keys(name)
-        if spec.lora is None:
-            text = f"{path_text(keys)}: only a frozen base model can be cut into parts, but 'lora: none' trains it"
-            problems.append(recipe.problem((*keys, "lora"), text, help="train adapters, or leave 'shard' out"))
+        if spec.lora is None and shard == "deepspeed":
+            text = f"{path_text(keys)}: DeepSpeed cuts only a frozen base model into parts, but 'lora: none' trains it"
+            problems.append(recipe.problem((*keys, "lora"), text, help="write 'shard: fsdp', or train adapters"))
+        elif spec.lora is None and not sharded.can_learn():
+            text = f"{path_text(keys)}: this version of torch cannot cut weights that learn, as 'lora: none' asks for"
+            problems.append(recipe.problem((*keys, "lora"), text, help="upgrade torch, or leave 'shard' out"))
         if spec.quantization != "none":
             text = f"{path_text(keys)}: a quantized base model cannot be cut into parts"
             problems.append(recipe.problem((*keys, "quantization"), text, help="leave 'quantization' or 'shard' out"))

@@ -142,7 +142,7 @@ class Learner:
         norms = {}
         for name, role in self._roles.items():
             parameters = [p for key, p in self.parameters.items() if key.startswith(f"{role}:")]
-            norms[name] = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+            norms[name] = self.reducer.clip(parameters, self.settings.max_grad_norm)
         return norms
 
     def _skip(self, examples: Examples) -> None:
@@ -276,9 +276,9 @@ class Learner:
         """Tensors and JSON state that a resumed run needs."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            tensors[f"weight/{name}"] = parameter
+            tensors[f"weight/{name}"] = self.reducer.whole(parameter)
             for key, value in saved_state(self.optimizer.state.get(parameter, {})).items():
-                tensors[f"optimizer/{key}/{name}"] = value
+                tensors[f"optimizer/{key}/{name}"] = self.reducer.whole(value)
         return tensors, {
             "steps": self.steps,
             "skipped": self.skipped,
@@ -292,7 +292,7 @@ class Learner:
         for name, parameter in self.parameters.items():
             if f"weight/{name}" not in tensors:
                 raise RunFailed(f"the checkpoint has no weights for {name}; delete the stage's folder to start over")
-            parameter.data.copy_(tensors[f"weight/{name}"])
+            parameter.data.copy_(self.reducer.part(tensors[f"weight/{name}"], parameter))
             self._restore_optimizer(name, parameter, tensors, name in state["with_optimizer_state"])
         self.model.updates += 1
         self.steps, self.skipped = state["steps"], state["skipped"]
@@ -307,6 +307,6 @@ class Learner:
         self, name: str, parameter: nn.Parameter, tensors: Mapping[str, Tensor], expected: bool
     ) -> None:
         keys = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
-        saved = {key.split("/")[1]: tensors[key].clone() for key in keys}
+        saved = {key.split("/")[1]: self.reducer.part(tensors[key].clone(), parameter) for key in keys}
         if state := restored_state(name, parameter, saved, expected):
             self.optimizer.state[parameter] = state

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 T = TypeVar("T")
 Key = TypeVar("Key")
@@ -85,6 +85,20 @@ class Reducer:
         for parameter, gradients in zip(parameters, zip(*gathered, strict=True), strict=True):
             present = [gradient for gradient in gradients if gradient is not None]
             parameter.grad = torch.stack(present).sum(dim=0) if present else None
+
+    # Parameters of which each process may hold a part
+
+    def clip(self, parameters: Iterable[nn.Parameter], most: float) -> float:
+        """Scale gradients down to a norm of `most` over all of them; returns the norm before."""
+        return float(torch.nn.utils.clip_grad_norm_(parameters, most))
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """All of a tensor, in the first process; others may get an empty one. Shares memory if it is whole already."""
+        return tensor
+
+    def part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
+        """What this process holds of a tensor that is cut as a parameter of the same shape is."""
+        return whole
 
 
 ONE_PROCESS = Reducer()

@@ -134,7 +134,8 @@ class StageWork:
 
     def save(self, folder: Path | None = None) -> None:
         """Save the current weights in a folder; default: as the stage's result."""
-        self.context.reducer.led(lambda: self.model.save(self.roles.trained, folder or self.context.adapter))
+        role, network = self.roles.trained, self.model.passes.copied(self.roles.trained)
+        self.context.reducer.led(lambda: self.model.save(role, folder or self.context.adapter, network))
 
     def close(self) -> None:
         self.context.reporter.stop()

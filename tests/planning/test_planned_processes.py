@@ -143,8 +143,10 @@ def test_a_plan_refuses_processes_that_a_run_refuses(tmp_path: Path, capsys: pyt
     code, _, err = run(capsys, str(path), "--gpus", "2xL4", "launcher.processes=4")
     assert code == 2 and "the recipe starts 4 processes, but --gpus names 2 x L4" in err and "--gpus 4xL4" in err
     both = ("launcher.processes=2", SHARD)
-    code, _, err = run(capsys, str(path), *both, "model.lora=none")
-    assert code == 2 and "only a frozen base model can be cut into parts" in err
+    code, text, _ = run(capsys, str(path), "--no-probe", *both, "model.lora=none")
+    assert code == 0 and "weights that learn are counted whole, although 'shard' cuts them, too" in text
+    code, _, err = run(capsys, str(path), "launcher.processes=2", "launcher.shard=deepspeed", "model.lora=none")
+    assert code == 2 and "DeepSpeed cuts only a frozen base model into parts" in err
     code, _, err = run(capsys, str(path), *both, "model.quantization=nf4")
     assert code == 2 and "a quantized base model cannot be cut into parts" in err
 

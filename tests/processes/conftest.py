@@ -16,6 +16,7 @@ SPEED = ("seconds", "tokens_per_second", "time")  # metrics that differ from run
 PATIENCE = 8  # seconds: a busy machine gives every process some work in them
 LOSS = 1e-5  # absolute and relative, of metrics, which have six digits
 WEIGHTS = 1e-5  # absolute, of the weights of adapters: AdamW makes a whole step of a gradient that is all rounding
+PADDING = 1.01  # what parts of weights are filled up by, whose rows cannot be shared out evenly
 SCORES = """
 import os, signal, time
 from pathlib import Path

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PATIENCE, STAGES, assert_alike, offline, online, reward, write_recipe
+from conftest import PADDING, PATIENCE, STAGES, assert_alike, offline, online, reward, write_recipe
 from forked import Ended, together
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -26,7 +26,6 @@ from alignkit.processes.lockstep import LockstepPasses
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ONE = ("launcher.processes=1", "launcher.shard=false")
-PADDING = 1.01  # a weight whose rows cannot be shared out evenly is filled up
 INSTALLED = pytest.mark.skipif(not is_installed(), reason="deepspeed is not installed")
 DEEPSPEED = pytest.param("deepspeed", marks=INSTALLED)
 SLOWLY = pytest.param("deepspeed", marks=[INSTALLED, pytest.mark.slow])
@@ -241,14 +240,19 @@ def test_any_number_of_processes_continues_with_or_without_parts(work: Path, cut
 
 
 @pytest.mark.parametrize(
-    "override, said",
+    "override, said, cut",
     [
-        ("model.lora=none", "only a frozen base model can be cut into parts"),
-        ("model.quantization=nf4", "a quantized base model cannot be cut into parts"),
+        ("model.lora=none", "DeepSpeed cuts only a frozen base model into parts", "deepspeed"),
+        ("stages.sft.optimizer=adamw_8bit", "'adamw_8bit' cannot train weights that are cut", "fsdp"),
+        ("model.quantization=nf4", "a quantized base model cannot be cut into parts", "fsdp"),
     ],
 )
-def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(work: Path, override: str, said: str) -> None:
-    recipe = write({"sft": offline("sft", "demos")}, "fsdp")
+def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(
+    work: Path, override: str, said: str, cut: str
+) -> None:
+    recipe = write({"sft": offline("sft", "demos")}, cut)
+    if "optimizer" in override:
+        recipe.write_text(recipe.read_text().replace("lora:\n    r: 4\n    lora_alpha: 8\n", "lora: none\n"))
     leader, other = together(work, ["run", recipe, override, "--out", "out"])
     assert leader.code and other.code and said in leader.err and f"override '{override}'" in leader.err
     assert not Path("out").exists()

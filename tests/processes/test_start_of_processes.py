@@ -227,8 +227,6 @@ def test_accelerates_own_command_starts_a_run(work: Path) -> None:
 def test_accelerates_own_command_cuts_the_base_into_parts(work: Path) -> None:
     accelerate = ["accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
     fsdp = ["--dynamo_backend=no", "--main_process_port=0", "--use_fsdp", "--fsdp_version=2", "-m", "alignkit", "run"]
-    done = launched(*accelerate, *fsdp, str(write_recipe(SFT)), "model.lora=none", "--out", "two", code=1)
-    assert "only a frozen base model can be cut into parts" in done.stderr
     launched(*accelerate, *fsdp, str(write_recipe(SFT)), "--out", "two")
     assert cli.main(["run", "recipe.yaml", "--out", "one"]) == 0
     assert_alike(Path("two"), Path("one"))
