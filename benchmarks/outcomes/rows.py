@@ -92,23 +92,13 @@ def methods() -> dict[str, list[str]]:
     named = yaml.safe_load(text.replace("RECIPES", str(RECIPES)))
     learners = {name: _on_pairs(algorithm) for name, algorithm in named["pairs"].items()}
     choosers = {name: _best_of(n) for name, n in named["best_of"].items()}
-    longer = {name: _of_recipe(recipe) for name, recipe in named["recipes"].items()}
-    return {**named["overrides"], **learners, **choosers, **longer}
+    return {**named["overrides"], **learners, **choosers}
 
 
 def _on_pairs(algorithm: Any) -> list[str]:
     """A stage `align` that learns from the pairs of both reward models."""
     pairs = [{"path": f"{RECIPES}/data/{name}.jsonl.gz", "limit": 480} for name in ("helpful", "safety")]
-    return _aligned({"algorithm": algorithm, "from": "sft", "data": pairs, "max_length": 384, "batch_size": 8})
-
-
-def _of_recipe(name: str) -> list[str]:
-    """The stage `align` of a shipped recipe."""
-    return _aligned(load_recipe(RECIPES / f"{name}.yaml").resolved["stages"]["align"])
-
-
-def _aligned(stage: Mapping[str, Any]) -> list[str]:
-    """Another stage `align`."""
+    stage = {"algorithm": algorithm, "from": "sft", "data": pairs, "max_length": 384, "batch_size": 8}
     return ["~stages.align", f"stages.align={json.dumps(stage)}"]
 
 
