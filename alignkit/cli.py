@@ -159,6 +159,11 @@ def validate(
       alignkit validate recipe.yaml --out runs/recipe
     """
     checked = load(recipe, overrides, plugin, no_plugin)
+    if checked.launcher is not None and checked.launcher.processes > 1:
+        from alignkit.processes.world import World
+        from alignkit.runs.together import check_launched  # imports torch
+
+        check_launched(checked, World())
     if data:
         from alignkit.runs.preflight import data_lines
 

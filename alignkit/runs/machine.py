@@ -1,4 +1,4 @@
-"""What a stage's last bits depend on besides its inputs: the processor, its instructions, threads, device and code.
+"""What a stage's last bits depend on besides its inputs: processor, instructions, threads, processes, device and code.
 
 stage.json holds it, but no hash does: a result counts on another machine, too. `alignkit verify` compares it.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import distributed
 
 import alignkit
 from alignkit.io.digest import digest, file_digest
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def machine_of(models: ModelRouter | None = None) -> dict[str, Any]:
-    """Interpreter, system, processor, instructions, threads, device, and a digest of alignkit's own code.
+    """Interpreter, system, processor, instructions, threads, processes, device, and a digest of alignkit's own code.
 
     models: those of the run, whose device it is; None: a device of no model, so "cpu".
     """
@@ -33,6 +34,7 @@ def machine_of(models: ModelRouter | None = None) -> dict[str, Any]:
         "processor": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "processes": distributed.get_world_size() if distributed.is_initialized() else 1,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "code": _code(),
     }

@@ -27,7 +27,9 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
     recipe = load(warnings.append)
     if world.processes == 1 and recipe.launcher is not None and recipe.launcher.processes > 1:
         from alignkit.processes.launch import launch  # imports torch
+        from alignkit.runs.together import check_launched
 
+        check_launched(recipe, world)
         return launch(recipe.launcher.processes, sys.argv[1:])
     folder, reporter = begin(recipe, out)
     if world.processes == 1 and world.shard:

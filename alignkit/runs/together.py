@@ -39,13 +39,7 @@ def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World)
     """Run a recipe as one of several processes; returns the exit code. Process 0 raises its error instead."""
     check_size(recipe.sized_launcher, world)
     launcher = recipe.launcher or LauncherKeys()
-    shard = shard_of(launcher, world)
-    check_stages(recipe)
-    if shard is not None:
-        check_bases(recipe, shard)
-    if shard == "deepspeed" and not zero3.is_installed():
-        text = "'launcher.shard: deepspeed' needs the package deepspeed"
-        raise RecipeError([Problem(text, help="pip install 'alignkit[deepspeed]'")])
+    shard = check_launched(recipe, world)
     devices = {recipe.model.device, *(spec.device for spec in recipe.bases.values())}
     say = reporter.say if world.leads else _saying(world)
     team = join(world, devices, launcher.patience, say, shard)
@@ -59,6 +53,18 @@ def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World)
     finally:
         team.part()
     return code
+
+
+def check_launched(recipe: Recipe, world: World) -> Shard | None:
+    """What base models are cut with. Raises RecipeError if several processes cannot run a recipe."""
+    shard = shard_of(recipe.launcher, world)
+    check_stages(recipe)
+    if shard is not None:
+        check_bases(recipe, shard)
+    if shard == "deepspeed" and not zero3.is_installed():
+        text = "'launcher.shard: deepspeed' needs the package deepspeed"
+        raise RecipeError([Problem(text, help="pip install 'alignkit[deepspeed]'")])
+    return shard
 
 
 def check_stages(recipe: Recipe) -> None:

@@ -11,7 +11,16 @@ from alignkit.verification.source import of_code
 UNKNOWN = "nothing that the record knows is different here"
 _ON_A_GPU = "a GPU may add numbers in another order each time"
 _ADVICE = {"threads": "set OMP_NUM_THREADS={old}", "kernels": "set ALIGNKIT_KERNELS={old}"}
-_LIKELIEST = ("code", "threads", "instructions", "processor", "device", "python", "system")  # facts of the machine
+_LIKELIEST = (
+    "code",
+    "processes",
+    "threads",
+    "instructions",
+    "processor",
+    "device",
+    "python",
+    "system",
+)  # facts of the machine
 
 
 def causes(record: Mapping[str, Any], parts: Mapping[str, Any], machine: Mapping[str, Any]) -> list[str]:
@@ -47,7 +56,8 @@ def _of_machine(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Ite
     if not before:
         return
     for name in _LIKELIEST:
-        old, new = before.get(name), now.get(name)
+        new = now.get(name)
+        old = before.get(name, new)  # earlier versions recorded less
         if old == new:
             continue
         yield "the code of alignkit has changed" if name == "code" else _with_advice(name, old, new)

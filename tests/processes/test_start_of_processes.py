@@ -139,6 +139,14 @@ def test_a_notebook_cannot_start_several_processes(work: Path, monkeypatch: pyte
     assert not (Path("out") / "sft").exists()
 
 
+def test_validate_knows_what_several_processes_refuse(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_recipe(work, SFT)
+    checked = ["validate", str(work / "recipe.yaml"), "--no-data", "launcher.processes=2", "launcher.shard=true"]
+    assert cli.main(checked) == 0
+    assert cli.main([*checked, "model.quantization=nf4"]) == 2
+    assert "a quantized base model cannot be cut into parts" in capsys.readouterr().err
+
+
 def test_an_external_trainer_is_refused(work: Path) -> None:
     err, _ = ended_before_anything_was_written(
         work, write_recipe({"sft": offline({"trl": {"trainer": "sft"}}, "demos")})

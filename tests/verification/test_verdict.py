@@ -77,6 +77,7 @@ def test_times_are_no_difference(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
+        (lambda r: r["machine"].update(processes=2), "processes 2 -> 1"),
         (lambda r: r["machine"].update(threads=63), "threads 63 -> {threads} (set OMP_NUM_THREADS=63)"),
         (lambda r: r["machine"].update(instructions="SVE9"), "instructions SVE9 -> "),
         (lambda r: r["depends_on"]["versions"].update(torch="1.0"), "torch 1.0 -> "),
