@@ -557,11 +557,11 @@ def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     found = Trained(run, folder / "run" / "rm" / "adapter", [])
     original = SharedModel.save
 
-    def save(self: SharedModel, name: str, target: Path) -> None:
+    def save(self: SharedModel, name: str, target: Path, *whole: Any) -> None:
         encoder = Encoder(self.tokenizer)
         encoded = [e for g in questions() if (e := encoder.encode(g, 200, scoring=True)) is not None]
         found.scores = [float(score) for score in measure(self, name, encoded, "scores")]
-        original(self, name, target)
+        original(self, name, target, *whole)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SharedModel, "save", save)

@@ -141,8 +141,8 @@ def test_a_process_holds_its_part_between_passes_and_only_samples_with_the_whole
         if networks:
             note("between", networks[0])
 
-    def gathered(self: LockstepPasses) -> None:
-        gather(self)
+    def gathered(self: LockstepPasses, role: str) -> None:
+        gather(self, role)
         note("sampling", self.model.model)
 
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
