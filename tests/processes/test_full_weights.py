@@ -93,6 +93,7 @@ def untied() -> str:
     return "untied"
 
 
+@pytest.mark.slow
 def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
     """Recomputed layers, decayed weights, an untied head, a second stream, gold, a step of process 0, and a rollback.
 

@@ -140,8 +140,7 @@ def test_a_notebook_cannot_start_several_processes(work: Path, monkeypatch: pyte
 
 
 def test_validate_knows_what_several_processes_refuse(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_recipe(work, SFT)
-    checked = ["validate", str(work / "recipe.yaml"), "--no-data", "launcher.processes=2", "launcher.shard=true"]
+    checked = ["validate", str(write_recipe(SFT)), "--no-data", "launcher.processes=2", "launcher.shard=true"]
     assert cli.main(checked) == 0
     assert cli.main([*checked, "model.quantization=nf4"]) == 2
     assert "a quantized base model cannot be cut into parts" in capsys.readouterr().err
