@@ -159,7 +159,7 @@ def validate(
       alignkit validate recipe.yaml --out runs/recipe
     """
     checked = load(recipe, overrides, plugin, no_plugin)
-    if checked.launcher is not None and checked.launcher.processes > 1:
+    if checked.processes > 1:
         from alignkit.processes.world import World
         from alignkit.runs.together import check_launched  # imports torch
 

@@ -64,19 +64,16 @@ def part(what: str) -> str:
     kind, _, name = what.partition(" ")
     if what in MODELS:
         return table(option_rows(MODELS[what]))
-    if what == "plugins":
-        return plugin_table()
-    if what == "formats":
-        return format_table()
-    if what == "labeled pairs":
-        return layout_table()
-    if what == "families":
-        return families()
-    if what == "cards":
-        columns, rows = importlib.import_module("alignkit.planning.catalogue").table("sft")
-        return markdown(columns, rows)
-    if what == "outcomes":
-        return outcomes()
+    tables = {
+        "plugins": plugin_table,
+        "formats": format_table,
+        "labeled pairs": layout_table,
+        "families": families,
+        "cards": card_table,
+        "outcomes": outcomes,
+    }
+    if what in tables:
+        return tables[what]()
     if kind == "scale" and name:
         lines = importlib.import_module("alignkit.planning.scale").lines()[name]
         return markdown(("quantity", "arithmetic", "result"), [(x.what, x.how, x.result) for x in lines])
@@ -86,17 +83,7 @@ def part(what: str) -> str:
         return room(ROOT / name)
     if kind in KINDS and plugins().registry.has(kind, name):
         return component(kind, plugins().registry.get(kind, name))
-    known = [
-        *MODELS,
-        "plugins",
-        "families",
-        "formats",
-        "labeled pairs",
-        "outcomes",
-        "api NAMES",
-        "room FOLDER",
-        "KIND NAME",
-    ]
+    known = [*MODELS, *tables, "scale PART", "api NAMES", "room FOLDER", "KIND NAME"]
     raise ValueError(f"'{what}' cannot be generated; known are {', '.join(known)}")
 
 
@@ -152,6 +139,11 @@ def layout_table() -> str:
         }
         lines.append((name, columns, *(", ".join(values) for values in sides.values())))
     return markdown(("data set", "columns", "first is better (margin)", "second is better (margin)", "tie"), lines)
+
+
+def card_table() -> str:
+    """Which model fits which card."""
+    return markdown(*importlib.import_module("alignkit.planning.catalogue").table("sft"))
 
 
 def outcomes() -> str:

@@ -17,12 +17,11 @@ def candidates(recipe: Recipe, stage: Stage, processes: int) -> Iterator[list[st
     """Overrides that make a stage smaller, those that change least first. processes: that work on it."""
     name, spec, settings = stage.name, recipe.base(stage.base), stage.settings
     key = "model" if stage.base == BASE else f"bases.{stage.base}"
-    in_parts = recipe.launcher is not None and recipe.launcher.shard
     smaller = [] if spec.lora is not None else [f"{key}.lora={{r: 16}}"]
-    quantized = [*smaller, f"{key}.quantization=nf4", *(["launcher.shard=false"] if in_parts else [])]
+    quantized = [*smaller, f"{key}.quantization=nf4", *(["launcher.shard=false"] if recipe.shard else [])]
     if smaller:
         yield smaller
-    if processes > 1 and not in_parts:
+    if processes > 1 and not recipe.shard:
         start = [f"launcher.processes={processes}"] if recipe.sized_launcher is None else []
         yield [*smaller, *start, "launcher.shard=true"]
     if spec.quantization == "none":

@@ -32,7 +32,7 @@ from alignkit.planning.cards import Machine
 from alignkit.planning.live_bytes import LiveBytes, bytes_of
 from alignkit.planning.planned_run import PlannedRun
 from alignkit.planning.shape_model import ShapeModel
-from alignkit.planning.tokens import Workload, dealt, of_the_busiest
+from alignkit.planning.tokens import Workload, dealt, rows_of_the_busiest
 from alignkit.recipe.schema import Stage
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
@@ -312,7 +312,7 @@ def _cache(run: PlannedRun, stage: Stage, work: Workload, memory: Memory) -> tup
     assert isinstance(model, ShapeModel)
     config, width = run.configuration(base).get_text_config(), model.dtype.itemsize
     each = token_bytes(config, width)
-    wanted = of_the_busiest(work, run.working(stage)).rows_sampled
+    wanted = rows_of_the_busiest(work, run.working(stage))
     row = each * (work.longest + 2 * work.new_tokens)
     free = machine.memory - (memory.gathered + memory.adapters + memory.optimizer if machine.gpu else 0.0)
     rows = min(wanted, most_rows(row, max(0.0, free), 0, config.vocab_size if machine.gpu else 0))

@@ -85,9 +85,7 @@ class PlannedRun(Run):
     @property
     def processes(self) -> int:
         """Processes of the run."""
-        if self.machine is not None:
-            return self.machine.count
-        return self.recipe.launcher.processes if self.recipe.launcher is not None else 1
+        return self.machine.count if self.machine is not None else self.recipe.processes
 
     def working(self, stage: Stage) -> int:
         """Processes that work on a stage: process 0 runs steps alone."""
@@ -95,8 +93,7 @@ class PlannedRun(Run):
 
     def parts(self, stage: Stage) -> int:
         """Parts into which base models are cut while a stage runs; 1 if every process holds all of them."""
-        launcher = self.recipe.launcher
-        return self.working(stage) if launcher is not None and launcher.shard else 1
+        return self.working(stage) if self.recipe.shard else 1
 
     def depth(self, base: str) -> int:
         """Layers of a base model."""

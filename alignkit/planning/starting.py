@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from alignkit.errors import Problem, RecipeError
 from alignkit.planning.planned_run import PlannedRun
+from alignkit.processes.world import World, counted_processes
 from alignkit.recipe.schema import Stage
-from alignkit.runs.together import check_bases, check_stages
+from alignkit.runs.together import check_together
 
 
 def check_processes(run: PlannedRun) -> None:
     """Raise RecipeError where the run would, or if a recipe starts another number of processes than there are cards."""
     recipe, machine, launcher = run.recipe, run.machine, run.recipe.sized_launcher
     if machine is not None and launcher is not None and (wanted := launcher.processes) != machine.count:
-        text = f"the recipe starts {_processes(wanted)}, but --gpus names {machine.count} x {machine.name}"
+        text = f"the recipe starts {counted_processes(wanted)}, but --gpus names {machine.count} x {machine.name}"
         fewer = f"{wanted}x" if wanted > 1 else ""
         help = f"write --gpus {fewer}{machine.name}, or override the recipe with launcher.processes={machine.count}"
         raise RecipeError([recipe.problem(("launcher", "processes"), text, help=help)])
@@ -20,9 +21,7 @@ def check_processes(run: PlannedRun) -> None:
         run.bases.check_devices(recipe.stages.values())
         _check_cards(run)
     if run.processes > 1:
-        check_stages(recipe)
-        if recipe.launcher is not None and recipe.launcher.shard:
-            check_bases(recipe, "deepspeed" if recipe.launcher.shard == "deepspeed" else "fsdp")
+        check_together(recipe, World())
 
 
 def _check_cards(run: PlannedRun) -> None:
@@ -38,19 +37,15 @@ def _check_cards(run: PlannedRun) -> None:
 
 def remarks(run: PlannedRun, stage: Stage) -> list[str]:
     """What a user may not expect of several processes."""
-    launcher, count, settings = run.recipe.launcher, run.processes, stage.settings
+    recipe, count, settings = run.recipe, run.processes, stage.settings
     if count == 1:
-        return ["'shard' cuts nothing in one process"] if launcher is not None and launcher.shard else []
+        return ["'shard' cuts nothing in one process"] if recipe.shard else []
     if settings is None:
         return ["only process 0 runs it"]
     found = []
-    if launcher is not None and launcher.shard and run.recipe.base(stage.base).lora is None:
+    if recipe.shard and recipe.base(stage.base).lora is None:
         found.append("weights that learn are counted whole, although 'shard' cuts them, too: this is an upper bound")
     for key, value in (("batch_size", settings.batch_size), ("prompts_per_iteration", settings.prompts_per_iteration)):
         if value < count and (key == "batch_size" or settings.prompts is not None):
             found.append(f"{key} {value} gives only {value} of {count} processes something to do")
     return found
-
-
-def _processes(count: int) -> str:
-    return f"{count} processes" if count > 1 else "1 process"

@@ -69,18 +69,24 @@ def dealt(groups: Sequence[Encoded], processes: int) -> list[list[Encoded]]:
     return [[groups[index] for unit in share for index in units[unit]] for share in shares]
 
 
+def rows_of_the_busiest(work: Workload, processes: int) -> int:
+    """Responses that a process samples together at most. Prompts are dealt, each with all of its samples."""
+    if not work.asked:
+        return work.rows_sampled
+    return work.rows_sampled // work.asked * math.ceil(work.asked / processes)
+
+
 def of_the_busiest(work: Workload, processes: int) -> Workload:
-    """What the process does that has the most of a stage's work. Prompts are dealt, each with all of its samples."""
-    asked = math.ceil(work.asked / processes)
+    """What the process does that has the most of a stage's work."""
+    rows = rows_of_the_busiest(work, processes)
     lengths = [[sum(e.length for e in share) for share in dealt(batch, processes)] for batch in work.batches]
     whole, most = sum(map(sum, lengths)), sum(map(max, lengths))
     return replace(
         work,
         learned=math.ceil(work.learned * most / whole) if whole else work.learned,
         measured=-(-work.measured // processes),
-        sampled=math.ceil(work.sampled * asked / work.asked) if work.asked else work.sampled,
-        asked=asked,
-        rows_sampled=work.rows_sampled // work.asked * asked if work.asked else work.rows_sampled,
+        sampled=math.ceil(work.sampled * rows / work.rows_sampled) if work.rows_sampled else work.sampled,
+        rows_sampled=rows,
     )
 
 

@@ -107,8 +107,11 @@ def check_size(launcher: LauncherKeys | None, world: World) -> None:
     if world.processes == 1:
         text = f"the recipe asks for {wanted} processes, but this is the only one"
         raise RecipeError([Problem(text, help=START)])
-    text = (
-        f"the recipe asks for {wanted} process{'es' if wanted > 1 else ''}, but the launcher started {world.processes}"
-    )
+    text = f"the recipe asks for {counted_processes(wanted)}, but the launcher started {world.processes}"
     help = f"start {wanted}, or override the recipe with launcher.processes={world.processes}"
     raise RecipeError([Problem(text, help=help)])
+
+
+def counted_processes(count: int) -> str:
+    """`2 processes`, for an error."""
+    return f"{count} processes" if count > 1 else "1 process"

@@ -102,6 +102,16 @@ class Recipe:
     document: Document | None = field(default=None, compare=False, repr=False)
 
     @property
+    def processes(self) -> int:
+        """Processes that the launcher starts; 1 without one."""
+        return self.launcher.processes if self.launcher is not None else 1
+
+    @property
+    def shard(self) -> bool | Shard:
+        """What the launcher lets base models be cut with; False without one."""
+        return self.launcher.shard if self.launcher is not None else False
+
+    @property
     def sized_launcher(self) -> LauncherKeys | None:
         """The launcher, if it says how many processes it starts; None if that is left to the command."""
         launcher = self.launcher

@@ -25,16 +25,16 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
         return _follower(load, out, world)
     warnings: list[str] = []
     recipe = load(warnings.append)
-    if world.processes == 1 and recipe.launcher is not None and recipe.launcher.processes > 1:
+    if world.processes == 1 and recipe.processes > 1:
         from alignkit.processes.launch import launch  # imports torch
         from alignkit.runs.together import check_launched
 
         check_launched(recipe, world)
-        return launch(recipe.launcher.processes, sys.argv[1:])
+        return launch(recipe.processes, sys.argv[1:])
     folder, reporter = begin(recipe, out)
     if world.processes == 1 and world.shard:
         os.environ |= NOT_BY_ACCELERATE
-    if world.processes == 1 and (world.shard or (recipe.launcher is not None and recipe.launcher.shard)):
+    if world.processes == 1 and (world.shard or recipe.shard):
         warnings.append("warning: base models are not cut in one process; start several with --processes N")
     for warning in warnings:
         reporter.say(warning)

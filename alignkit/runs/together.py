@@ -56,14 +56,20 @@ def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World)
 
 
 def check_launched(recipe: Recipe, world: World) -> Shard | None:
-    """What base models are cut with. Raises RecipeError if several processes cannot run a recipe."""
+    """What base models are cut with. Raises RecipeError if several processes cannot run a recipe here."""
+    shard = check_together(recipe, world)
+    if shard == "deepspeed" and not zero3.is_installed():
+        text = "'launcher.shard: deepspeed' needs the package deepspeed"
+        raise RecipeError([Problem(text, help="pip install 'alignkit[deepspeed]'")])
+    return shard
+
+
+def check_together(recipe: Recipe, world: World) -> Shard | None:
+    """What base models are cut with. Raises RecipeError if several processes cannot run a recipe on any machine."""
     shard = shard_of(recipe.launcher, world)
     check_stages(recipe)
     if shard is not None:
         check_bases(recipe, shard)
-    if shard == "deepspeed" and not zero3.is_installed():
-        text = "'launcher.shard: deepspeed' needs the package deepspeed"
-        raise RecipeError([Problem(text, help="pip install 'alignkit[deepspeed]'")])
     return shard
 
 

@@ -11,16 +11,8 @@ from alignkit.verification.source import of_code
 UNKNOWN = "nothing that the record knows is different here"
 _ON_A_GPU = "a GPU may add numbers in another order each time"
 _ADVICE = {"threads": "set OMP_NUM_THREADS={old}", "kernels": "set ALIGNKIT_KERNELS={old}"}
-_LIKELIEST = (
-    "code",
-    "processes",
-    "threads",
-    "instructions",
-    "processor",
-    "device",
-    "python",
-    "system",
-)  # facts of the machine
+# Facts of the machine.
+_LIKELIEST = ("code", "processes", "threads", "instructions", "processor", "device", "python", "system")
 
 
 def causes(record: Mapping[str, Any], parts: Mapping[str, Any], machine: Mapping[str, Any]) -> list[str]:

@@ -115,6 +115,15 @@ STAGES = {
 }
 
 
+MIX = {"data": {"path": "demos.jsonl"}, "objective": "sft", "weight": 0.3, "batch_size": 3}
+
+
+def answers(policy: str) -> dict[str, Any]:
+    """A step that process 0 runs alone."""
+    prompts = {"path": "prompts.jsonl"}
+    return {"step": "sample", "policy": policy, "prompts": prompts, "samples_per_prompt": 1, "max_new_tokens": 4}
+
+
 def write_recipe(stages: Mapping[str, Any], **keys: Any) -> Path:
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
     path = Path("recipe.yaml")

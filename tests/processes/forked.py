@@ -132,3 +132,10 @@ def _wait(pids: Sequence[int]) -> list[tuple[int, float]]:
 def _signal(pids: Sequence[int], number: int) -> None:
     for pid in pids:
         os.kill(pid, number)
+
+
+def run_together(work: Path, recipe: Path, out: str, *overrides: str, processes: int = 2) -> None:
+    """Run a recipe to its end; only process 0 speaks."""
+    ended = together(work, ["run", recipe, *overrides, "--out", out], processes)
+    assert [process.code for process in ended] == [0] * processes, ended
+    assert all(process.out == process.err == "" for process in ended[1:]), "only process 0 speaks"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LOSS, PADDING, STAGES, WEIGHTS, metrics_of, offline, online, reward, write_recipe
-from forked import together
+from conftest import LOSS, MIX, PADDING, STAGES, WEIGHTS, answers, metrics_of, offline, online, reward, write_recipe
+from forked import run_together, together
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
@@ -40,11 +40,6 @@ ALL = {**STAGES, "dpo": {**STAGES["dpo"], "reference": "base"}}
 def write(stages: Mapping[str, Any], processes: int = 2, **keys: Any) -> Path:
     learning = {name: {**ADAMW, **stage} if "algorithm" in stage else stage for name, stage in stages.items()}
     return write_recipe(learning, launcher={"processes": processes, "shard": True}, **{"model": FULL, **keys})
-
-
-def run_together(work: Path, recipe: Path, out: str, *overrides: str, processes: int = 2) -> None:
-    ended = together(work, ["run", recipe, *overrides, "--out", out], processes)
-    assert [process.code for process in ended] == [0] * processes, ended
 
 
 def model_of(folder: Path, stage: str) -> Path:
@@ -103,7 +98,7 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
         "rm": offline("reward_model", "pairs"),
         "ppo": online(
             "ppo",
-            mix={"data": {"path": "demos.jsonl"}, "objective": "sft", "weight": 0.3, "batch_size": 3},
+            mix=MIX,
             reward="rm",
             gold=reward("safe"),
             gold_every=1,
@@ -112,13 +107,7 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
             weight_decay=0.1,
             stop={"kl": 1000.0},
         ),
-        "answers": {
-            "step": "sample",
-            "policy": "ppo",
-            "prompts": {"path": "prompts.jsonl"},
-            "samples_per_prompt": 1,
-            "max_new_tokens": 4,
-        },
+        "answers": answers("ppo"),
         "again": {**offline("sft", "demos", keep_versions=True), "from": "ppo", "data": {"stage": "answers"}},
     }
     recipe = write(stages, model={**FULL, "base": untied(), "activation_checkpointing": True})

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PADDING, PATIENCE, STAGES, assert_alike, offline, online, reward, write_recipe
-from forked import Ended, together
+from conftest import MIX, PADDING, PATIENCE, STAGES, answers, assert_alike, offline, online, reward, write_recipe
+from forked import Ended, run_together, together
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -37,12 +37,6 @@ def write(stages: Mapping[str, Any], cut: str, processes: int = 2, patience: flo
     return write_recipe(stages, launcher={"processes": processes, "shard": cut, "patience": patience}, **keys)
 
 
-def run_together(work: Path, recipe: Path, out: str, *overrides: str, processes: int = 2) -> None:
-    ended = together(work, ["run", recipe, *overrides, "--out", out], processes)
-    assert [process.code for process in ended] == [0] * processes, ended
-    assert all(process.out == process.err == "" for process in ended[1:]), "only process 0 speaks"
-
-
 @cut_slowly_by
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int, cut: str) -> None:
@@ -61,19 +55,13 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path, cut: str) 
         "safe": offline("reward_model", "pairs", seed=1),
         "ppo": online(
             "ppo",
-            mix={"data": {"path": "demos.jsonl"}, "objective": "sft", "weight": 0.3, "batch_size": 3},
+            mix=MIX,
             reward={"llama2": {"helpful": "rm", "safety": "safe"}},
             gold=reward("safe"),
             gold_every=1,
             iterations=2,
         ),
-        "answers": {
-            "step": "sample",
-            "policy": "ppo",
-            "prompts": {"path": "prompts.jsonl"},
-            "samples_per_prompt": 1,
-            "max_new_tokens": 4,
-        },
+        "answers": answers("ppo"),
         "again": {**offline("sft", "demos"), "from": "ppo", "data": {"stage": "answers"}},
     }
     recipe = write(stages, cut)
