@@ -1,9 +1,10 @@
 """The order in which a stage draws its rows: epochs over all of them, or sources by their weights.
 
 Without weights, every row is drawn once per epoch. With weights, an epoch has as many draws as there are rows, and
-each source has its share of them, to within a row. A source is walked in a shuffled order, epoch after epoch of its
-own, so that none of its rows is drawn twice before all of them were drawn once. Draws depend on the seed and their
-position only, so that a resumed run draws the same.
+each source has its share of them, to within a row. Its draws are spread evenly, so that each batch has its share, too,
+to within two rows. A source is walked in a shuffled order, epoch after epoch of its own, so that none of its rows is
+drawn twice before all of them were drawn once. Draws depend on the seed and their position only, so that a resumed run
+draws the same.
 """
 
 from __future__ import annotations
@@ -56,12 +57,13 @@ class Draws:
 
     def _weighted(self, number: int) -> list[int]:
         before, after = (apportioned(epochs * self.size, self.shares) for epochs in (number, number + 1))
+        starts = self.stream(number).random(len(self.shares))
         drawn = [
-            self._walked(source, position)
+            ((position - start + starts[source]) / (end - start), self._walked(source, position))
             for source, (start, end) in enumerate(zip(before, after, strict=True))
             for position in range(start, end)
         ]
-        return [drawn[index] for index in self._all(number)]
+        return [row for _, row in sorted(drawn)]
 
     def _walked(self, source: int, position: int) -> int:
         """The row at a position of a source's own endless walk."""

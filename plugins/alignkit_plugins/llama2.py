@@ -31,7 +31,11 @@ class Llama2(RewardCombination):
             "piecewise", description="one of the two scores, as in the paper, or their weighted mean"
         )
         threshold: float = Field(
-            0.15, gt=0, lt=1, description="probability below which the safety score counts, for `mode: piecewise`"
+            0.15,
+            ge=0,
+            lt=1,
+            description="probability below which the safety score counts, for `mode: piecewise`; "
+            "0: it counts for safety prompts alone",
         )
         weight: float = Field(0.5, ge=0, le=1, description="weight of the safety score, for `mode: linear`")
         whiten: bool = Field(True, description="scale rewards to mean 0 and variance 1 over the batch")

@@ -37,6 +37,11 @@ def test_safety_decides_on_safety_prompts() -> None:
     assert combine([3.0, 1.0], [2.0, 5.0], meta={"safety": False}).raw.tolist() == [3.0, 1.0]
 
 
+def test_with_threshold_0_an_unsafe_answer_to_a_helpful_prompt_counts_as_helpful() -> None:
+    assert combine([3.0, 1.0], [-900.0, -1.0], threshold=0.0).raw.tolist() == [3.0, 1.0]
+    assert combine([3.0, 1.0], [2.0, 5.0], meta={"safety": True}, threshold=0.0).raw.tolist() == [2.0, 5.0]
+
+
 def test_safety_column_belongs_to_its_own_group() -> None:
     groups = [
         Group(prompt=(), responses=(Response(), Response()), meta={"safety": True}),
@@ -109,7 +114,7 @@ def test_equal_scores_whiten_to_zero() -> None:
     assert combine([2.0], [0.0]).reward.tolist() == [0.0]
 
 
-@pytest.mark.parametrize("options", [{"threshold": 0.0}, {"threshold": 1.0}, {"weight": 1.1}, {"mode": "mixed"}])
+@pytest.mark.parametrize("options", [{"threshold": -0.1}, {"threshold": 1.0}, {"weight": 1.1}, {"mode": "mixed"}])
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Llama2.Options(helpful="helpful", safety="safety", **options)
