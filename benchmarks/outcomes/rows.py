@@ -172,7 +172,7 @@ def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], ou
         method=method,
         seed=seed,
         key=key_of(recipe),
-        overrides=list(overrides),
+        overrides=[text.replace(f"{RECIPES.parent}/", "") for text in overrides],  # a stored row names no folder
         seconds={name: _record(folder / name)["seconds"] for name in recipe.stages if name in needed},
         gibibytes=gibibytes,
         kl=_kl(folder) if trained else best_of_n_kl(asked[0].best_of),
