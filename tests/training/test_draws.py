@@ -55,9 +55,7 @@ def test_draws_depend_on_seed_and_place_only() -> None:
 
 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=4), st.integers(2, 40), st.integers(0, 5))
-def test_every_batch_has_the_share_of_each_source_to_within_two_rows(
-    weights: list[int], batch: int, seed: int
-) -> None:
+def test_every_batch_has_the_share_of_each_source_to_within_two_rows(weights: list[int], batch: int, seed: int) -> None:
     """By chance, half of 12 prompts varies by 1.7 (standard deviation); an iteration had 9 of a kind, and 3."""
     shares = [weight / sum(weights) for weight in weights]
     sizes = [100] * len(weights)
