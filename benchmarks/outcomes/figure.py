@@ -33,7 +33,8 @@ def draw(groups: Sequence[Sequence[Row]], file: Path) -> None:
         for (label, cost), axes in zip(COSTS.items(), line, strict=True):
             axes.axhline(0, color="gray", linewidth=0.8)
             axes.set_xlabel(label)
-            axes.set_xscale("log")  # a policy that fell apart is a hundred times as far away as the others
+            if cost is kl_of:
+                axes.set_xscale("log")  # a policy that fell apart is a hundred times as far away as the others
             for rows in groups:
                 _point(axes, rows[0].method, cost(rows), gained(rows))
     with matplotlib.rc_context({"svg.hashsalt": "alignkit", "svg.fonttype": "none"}):
