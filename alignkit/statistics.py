@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 CONFIDENCE = 0.95
 # For `at_equal_length`, chosen by simulation (tests/test_statistics.py):
@@ -158,8 +158,51 @@ def at_equal_length(
     the latter. The variance is jackknifed (HC3; MacKinnon and White 1985). There must be several prompts on both
     sides of equal length.
     """
+    return mean_at_equal_length([at_zero(differences, longer, lengths)])
+
+
+def mean_at_equal_length(policies: Sequence[AtZero | None]) -> EqualLength | None:
+    """The mean of several policies' `at_equal_length`, such as seeds, on the same prompts in the same order.
+
+    Lengths differ between policies, so a regression through all of them at once would mistake a policy that is both
+    longer and better for a reward that pays for length. None if a policy has no estimate. The variance is clustered by
+    prompt (Liang and Zeger 1986), because answers of several policies to one prompt depend on each other.
+    """
     import numpy as np
     from scipy import stats
+
+    known = [policy for policy in policies if policy is not None]
+    if not known or len(known) < len(policies):
+        return None
+    middle = mean([policy.mean for policy in known])
+    errors = np.mean([policy.errors for policy in known], axis=0)
+    freedom = min(policy.freedom for policy in known)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1.0, freedom))) * math.sqrt(float((errors**2).sum()))
+    if half <= 1e-9 * max(policy.largest for policy in known):  # no spread, so no interval
+        return None
+    near = min(policy.near for policy in known)
+    return {"mean": middle, "low": middle - half, "high": middle + half, "n": len(errors), "near": near}
+
+
+class AtZero(NamedTuple):
+    """A policy's difference at equal length.
+
+    errors: [prompts] what each prompt adds to the error of the mean. freedom: degrees of freedom. near: prompts of
+    similar length, on which it rests. largest: difference of these, without its sign.
+    """
+
+    mean: float
+    errors: Any
+    freedom: float
+    near: int
+    largest: float
+
+
+def at_zero(
+    differences: Sequence[float], longer: Sequence[float], lengths: Sequence[float] | None = None
+) -> AtZero | None:
+    """The regression of `at_equal_length`, for `mean_at_equal_length`."""
+    import numpy as np
 
     gap, reward = np.asarray(longer, dtype=float), np.asarray(differences, dtype=float)
     columns = [gap]
@@ -180,16 +223,14 @@ def at_equal_length(
     smoother = np.linalg.pinv(weighted @ design, rcond=1e-10, hermitian=True) @ weighted  # [coefficients, prompts]
     leverage = np.einsum("pc,cp->p", design, smoother)
     residuals = (kept - design @ (smoother @ kept)) / np.clip(1 - leverage, 0.05, None)
-    at_zero = smoother[0]
-    independent = float((at_zero**2).sum() ** 2 / (at_zero**4).sum())  # prompts, by how evenly they count
+    row = smoother[0]
+    independent = float((row**2).sum() ** 2 / (row**4).sum())  # prompts, by how evenly they count
     if independent < LEAST:
         return None
-    middle = float(at_zero @ kept)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1.0, independent - len(columns))))
-    half *= math.sqrt(float((at_zero**2 * residuals**2).sum()))
-    if half <= 1e-9 * float(np.abs(kept).max()):  # no spread, so no interval
-        return None
-    return {"mean": middle, "low": middle - half, "high": middle + half, "n": len(gap), "near": int(near.sum())}
+    errors = np.zeros_like(gap)
+    errors[near] = row * residuals
+    largest = float(np.abs(kept).max())
+    return AtZero(float(row @ kept), errors, independent - len(columns), int(near.sum()), largest)
 
 
 def bought_with_length(difference: Mapping[str, Any], equal: Mapping[str, Any] | None) -> bool:

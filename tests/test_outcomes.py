@@ -298,6 +298,15 @@ def test_between_answers_of_equal_length_a_reward_for_length_is_no_gain() -> Non
     assert equal["mean"] == pytest.approx(0.0, abs=0.02)
 
 
+def test_at_equal_length_seeds_that_differ_in_length_are_not_mixed() -> None:
+    short = paid_by_length(row(3, 0.0, 0.0, count=60), GOLD)
+    long = paid_by_length(row(4, 0.0, 0.0, count=60), GOLD, sign=-1)
+    each = [tables.equal_length([found], ["helpful"], tables.score("gold_helpful")) for found in (short, long)]
+    both = tables.equal_length([short, long], ["helpful"], tables.score("gold_helpful"))
+    assert both is not None and each[0] is not None and each[1] is not None
+    assert both["mean"] == pytest.approx((each[0]["mean"] + each[1]["mean"]) / 2)
+
+
 def test_judges_are_compared_within_prompts() -> None:
     helpful, safety = table(tables.judges_table([row(3, 0.0, 0.0), replace(row(3, 0.0, 0.0), method="other")]))
     assert helpful["accuracy 0"].startswith("65%")

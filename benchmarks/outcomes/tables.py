@@ -45,10 +45,14 @@ def gain(rows: Sequence[Row], kinds: Collection[str], value: Value) -> Estimate:
 
 
 def equal_length(rows: Sequence[Row], kinds: Collection[str], value: Value) -> statistics.EqualLength | None:
-    """The gain at prompts of some kinds between answers of equal length."""
-    ours, theirs = (per_prompt(rows, policy, kinds, value) for policy in ("align", "sft"))
-    lengths, baseline = (per_prompt(rows, policy, kinds, _tokens) for policy in ("align", "sft"))
-    return statistics.at_equal_length(
+    """The gain at prompts of some kinds between answers of equal length: the mean over seeds."""
+    return statistics.mean_at_equal_length([_at_zero(row, kinds, value) for row in rows])
+
+
+def _at_zero(row: Row, kinds: Collection[str], value: Value) -> statistics.AtZero | None:
+    ours, theirs = (per_prompt([row], policy, kinds, value) for policy in ("align", "sft"))
+    lengths, baseline = (per_prompt([row], policy, kinds, _tokens) for policy in ("align", "sft"))
+    return statistics.at_zero(
         [a - b for a, b in zip(ours, theirs, strict=True)],
         [a - b for a, b in zip(lengths, baseline, strict=True)],
         baseline,
