@@ -77,7 +77,7 @@ class HIR(Algorithm):
     source = ROLLOUTS
     needs = Needs(entropy=True)
     defaults = StageDefaults(
-        learning_rate=1e-3,
+        learning_rate=5e-5,
         epochs=2,
         batch_size=16,
         lr_scheduler_type="linear",
