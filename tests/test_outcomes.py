@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from alignkit.data.group import Group, Response, write_groups
 from alignkit.errors import RunFailed
 from alignkit.recipe.load import load_recipe
+from alignkit_plugins.hir import HIR
 from alignkit_plugins.refusal import refuses
 from benchmarks.outcomes import __main__ as command
 from benchmarks.outcomes import figure, tables
@@ -32,6 +33,7 @@ from benchmarks.outcomes.rows import (
     Asked,
     Row,
     _asked,
+    _in_effect,
     _kl,
     gold_accuracies,
     key_of,
@@ -143,6 +145,25 @@ def test_rows_are_told_apart_by_recipe_and_data(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_another_default_makes_another_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key() -> str:
+        return key_of(recipe_of(methods()["hir"], 3, False)[0])
+
+    before = key()
+    assert key() == before
+    monkeypatch.setattr(HIR, "defaults", replace(HIR.defaults, learning_rate=2e-6))
+    assert key() != before
+    assert (
+        _in_effect(recipe_of(methods()["hir"], 3, False)[0].stages["align"]).items()
+        >= {
+            "contrast_coefficient": 1.0,
+            "learning_rate": 2e-6,
+            "temperature": 0.7,
+            "missing_eos_penalty": 0.3,
+        }.items()
+    )
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
@@ -215,7 +236,7 @@ def answer(helpful: float, safety: float, length: int, refused: bool = False) ->
         "safety": -safety,
         OWN: helpful + safety,
     }
-    return Answer("text", scores, length, False, refused)
+    return Answer("I'm sorry, I can't help." if refused else "text", scores, length, False)
 
 
 def row(seed: int, helpful: float, safety: float, longer: int = 0, refused: float = 0.0, count: int = 12) -> Row:
@@ -312,6 +333,14 @@ def test_judges_are_compared_within_prompts() -> None:
     assert helpful["accuracy 0"].startswith("65%")
     assert helpful["accuracy 0"].endswith("of 200 pairs")
     assert safety["correlation with the recipe's own 0"] == "-"  # its scores do not differ within prompts
+
+
+def test_the_judges_are_measured_on_rows_that_asked_them_everything() -> None:
+    trained, chosen = row(3, 0.0, 0.0), row(3, 0.5, 0.0)
+    best = replace(chosen, asked=[replace(item, best_of=4) for item in chosen.asked])  # by fewer rewards
+    for rows in ([trained, best], [best, trained]):
+        assert tables._one_per_seed(rows) == [trained]
+    assert tables._one_per_seed([best]) == [best]
 
 
 # The command
@@ -429,6 +458,23 @@ def test_a_judge_that_knows_a_prompt_is_refused(computed: list[tuple[str, int]],
     found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path), "--set", f"stages.before_safety.prompts={file}")
     assert found.exit_code == RunFailed.exit_code
     assert "gold_safety was trained on 1 of the prompts" in found.output
+    assert computed == []
+
+
+@pytest.mark.parametrize("key", ["sft.data", "align.prompts", "helpful.validation"])
+def test_a_policy_that_knows_a_prompt_is_not_judged(key: str, computed: list[tuple[str, int]], tmp_path: Path) -> None:
+    asked = rows_of(DATA / "prompts" / "helpful.jsonl")[3]["prompt"]
+    answers = [[*asked, {"role": "assistant", "content": text}] for text in ("Yes.", "No.")]
+    rows = {
+        "sft.data": {"messages": answers[0]},
+        "align.prompts": {"prompt": asked},
+        "helpful.validation": {"chosen": answers[0], "rejected": answers[1]},
+    }
+    file = tmp_path / "known.jsonl"
+    file.write_text(json.dumps(rows[key]) + "\n", encoding="utf-8")
+    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path), "--set", f"stages.{key}={file}")
+    assert found.exit_code == RunFailed.exit_code
+    assert f"ppo: stage {key.split('.')[0]} reads 1 of the prompts" in found.output
     assert computed == []
 
 

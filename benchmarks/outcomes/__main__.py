@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from alignkit.data.group import Group, prompts_of
+from alignkit.data.sources import DataSpec
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.schema import Recipe
+from alignkit.recipe.schema import Recipe, specs
 from alignkit.runs.data import RunData
 from benchmarks.markdown import markdown_table
 from benchmarks.outcomes import figure, tables
@@ -79,8 +81,8 @@ def _rows(
     """The rows, seed by seed: methods of one seed share its SFT and reward models. None for a run that failed."""
     wanted = [(method, seed, *recipe_of(METHODS[method], seed, tuning, extra)) for seed in seeds for method in methods]
     kept = [stored(method, seed, key_of(recipe), out) for method, seed, recipe, _ in wanted]
-    if not only_stored and None in kept:
-        check_judges(wanted[0][2])
+    if not only_stored:
+        check({method: recipe for (method, _, recipe, _), row in zip(wanted, kept, strict=True) if row is None})
     for (method, seed, recipe, overrides), row in zip(wanted, kept, strict=True):
         if row is not None or only_stored:
             yield row
@@ -93,23 +95,37 @@ def _rows(
             yield None
 
 
-def check_judges(recipe: Recipe) -> None:
-    """Raises RunFailed if a gold model is too often wrong, or has seen a prompt that will be asked."""
-    data = RunData(lambda name: recipe.folder / name, recipe.seed)
-    options: Any = [recipe.stages[name].component.options for name in REPORTS if name in recipe.stages]
-    asked = {words for option in options for words in _words(data.load(option.prompts).groups)}
+def check(recipes: Mapping[str, Recipe]) -> None:
+    """Raises RunFailed if a gold model is too often wrong, or if a model has seen a prompt that will be asked.
+
+    recipes: by method.
+    """
     judges = load_recipe(FOLDER / "judges.yaml")
-    for name in GOLD:
-        settings = judges.stages[name].settings
-        seen = asked & _words(data.load(settings.data).groups) if settings and settings.data else set()
-        if seen:
-            raise RunFailed(f"{name} was trained on {len(seen)} of the prompts; a judge must not know them")
-    for name, accuracy in gold_accuracies().items():
+    for method, recipe in recipes.items():
+        asked = set().union(*(_read(recipe, name) for name in REPORTS if name in recipe.stages))
+        for name in GOLD:
+            if seen := asked & _read(judges, name):
+                raise RunFailed(f"{name} was trained on {len(seen)} of the prompts; a judge must not know them")
+        for name in recipe.stages.keys() - {*REPORTS}:
+            if seen := asked & _read(recipe, name):
+                raise RunFailed(
+                    f"{method}: stage {name} reads {len(seen)} of the prompts that will be asked; "
+                    "a gain on them would say nothing of others"
+                )
+    for name, accuracy in gold_accuracies().items() if recipes else ():
         if accuracy < LEAST_ACCURACY:
             raise RunFailed(
                 f"{name} orders {accuracy:.0%} of its validation pairs as people did; "
                 f"a judge of anything needs {LEAST_ACCURACY:.0%}"
             )
+
+
+def _read(recipe: Recipe, name: str) -> set[str]:
+    """The prompts that a stage reads from files: to learn from, to validate on, to answer."""
+    data, stage = RunData(lambda stage: recipe.folder / stage, recipe.seed), recipe.stages[name]
+    entries = specs([stage.settings, stage.component.options], DataSpec)
+    files = [replace(entry, sources=tuple(part for part in entry.sources if not part.stage)) for entry in entries]
+    return {words for entry in files if entry.sources for words in _words(data.load(entry).groups)}
 
 
 def _words(groups: Sequence[Group]) -> set[str]:

@@ -34,7 +34,7 @@ def draw(groups: Sequence[Sequence[Row]], file: Path) -> None:
             axes.axhline(0, color="gray", linewidth=0.8)
             axes.set_xlabel(label)
             if cost is kl_of:
-                axes.set_xscale("log")  # a policy that fell apart is a hundred times as far away as the others
+                axes.set_xscale("symlog", linthresh=0.1)  # most are within a nat, and an estimate may be below 0
             for rows in groups:
                 _point(axes, rows[0].method, cost(rows), gained(rows))
     with matplotlib.rc_context({"svg.hashsalt": "alignkit", "svg.fonttype": "none"}):

@@ -21,7 +21,8 @@ from alignkit.functional.best_of_n import best_of_n_kl
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import digest, file_digest, folder_digest
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.schema import Recipe
+from alignkit.recipe.schema import Recipe, Stage, fields_of
+from alignkit.runs.data import RunData
 from alignkit_plugins.refusal import refuses
 
 FOLDER = Path(__file__).resolve().parent
@@ -48,7 +49,10 @@ class Answer:
     scores: dict[str, float]
     length: int
     truncated: bool
-    refused: bool
+
+    @property
+    def refused(self) -> bool:
+        return refuses(self.text)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Asked:
 class Row:
     """A method with one seed.
 
-    key: digest of the recipe and its data. seconds: of the stages that the method needs, by name. gibibytes: the most
+    key: see `key_of`. seconds: of the stages that the method needs, by name. gibibytes: the most
     memory that the process used; stages that were reused are not in it. kl: to SFT, nats per response, on helpful and
     safety prompts. accuracy: share of validation pairs that each reward model orders as people did. pairs: number of
     these pairs.
@@ -126,8 +130,25 @@ def _tuning_prompts(method: Sequence[str]) -> list[str]:
 
 
 def key_of(recipe: Recipe) -> str:
-    """A digest of the recipe and of the data that it reads."""
-    return digest(_contents({key: recipe.resolved.get(key) for key in ("model", "bases", "stages", "seed")}))
+    """A digest of the recipe, of the data that it reads, and of the defaults of its algorithms.
+
+    It does not cover code and versions of packages, or a row would be lost with every commit.
+    """
+    written = {key: recipe.resolved.get(key) for key in ("model", "bases", "stages", "seed")}
+    return digest(_contents([written, {name: _in_effect(stage) for name, stage in recipe.stages.items()}]))
+
+
+def _in_effect(stage: Stage) -> dict[str, Any]:
+    """What a training stage is set to, by the recipe or by default: its options, how it learns, how it samples."""
+    if stage.settings is None:
+        return {}
+    algorithm, settings = stage.component, stage.settings
+    own = asdict(algorithm.registration.implementation.defaults)
+    learning = {name: getattr(settings, name, None) for name in own}
+    effective: dict[str, Any] = {}
+    for values in (own, fields_of(algorithm.options), fields_of(settings.rollout), learning):
+        effective |= {name: value for name, value in values.items() if isinstance(value, str | int | float)}
+    return effective
 
 
 def _contents(value: Any) -> Any:
@@ -213,9 +234,9 @@ def _accuracy(stage: Path) -> float:
 
 
 def _validation_pairs(recipe: Recipe, stage: str) -> int:
-    settings = recipe.stages[stage].settings
-    sources = settings.validation.sources if settings and settings.validation else ()
-    return sum(source.limit or 0 for source in sources)
+    validation = getattr(recipe.stages[stage].settings, "validation", None)
+    data = RunData(lambda name: recipe.folder / name, recipe.seed)
+    return len(data.load(validation).groups) if validation else 0
 
 
 def _needed(recipe: Recipe, stage: str) -> set[str]:
@@ -268,7 +289,7 @@ def _answers(group: Group, policy: str) -> list[Answer]:
 
 
 def _answer(response: Response) -> Answer:
-    return Answer(response.text, _scores(response), length(response), response.truncated, refuses(response.text))
+    return Answer(response.text, _scores(response), length(response), response.truncated)
 
 
 def _scores(response: Response) -> dict[str, float]:

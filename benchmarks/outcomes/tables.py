@@ -142,7 +142,9 @@ def _changes(pairs: Sequence[tuple[Answer, Answer]], value: Value) -> list[float
 
 
 def _one_per_seed(rows: Sequence[Row]) -> list[Row]:
-    return list({row.seed: row for row in rows}.values())
+    """Of a seed's rows, the last that trained, if any did: to choose among more answers, fewer rewards were asked."""
+    trained_last = sorted(rows, key=lambda row: -row.asked[0].best_of)
+    return list({row.seed: row for row in trained_last}.values())
 
 
 def _correlation(ours: Sequence[float], theirs: Sequence[float]) -> str:
