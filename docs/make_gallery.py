@@ -29,7 +29,7 @@ RECIPES = {
     "instructgpt": TINY,
     "dpo": TINY,
     "rlaif": [*TINY, f"stages.labels.{SAY_ANYTHING}"],
-    "iterated": [*TINY, f"stages.rlhf.stages.labels.{SAY_ANYTHING}", "stages.rlhf.repeat=2"],
+    "iterated": [*TINY, "stages.rlhf.repeat=2"],
     "sums": [],
 }
 TABLE = re.compile(r"(<!-- made by docs/make_gallery\.py -->\n).*?(<!-- /made -->)", re.DOTALL)

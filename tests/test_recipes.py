@@ -50,7 +50,6 @@ OWN: dict[str, list[str]] = {
     ],
     "iterated": [
         "stages.rlhf.stages.labels.prompts.limit=6",
-        "stages.rlhf.stages.labels.judge.local_judge.min_mass=0",
         "stages.rlhf.stages.align.iterations=2",
         "stages.report.limit=4",
     ],
