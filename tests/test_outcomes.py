@@ -153,15 +153,12 @@ def test_another_default_makes_another_row(monkeypatch: pytest.MonkeyPatch) -> N
     assert key() == before
     monkeypatch.setattr(HIR, "defaults", replace(HIR.defaults, learning_rate=2e-6))
     assert key() != before
-    assert (
-        _in_effect(recipe_of(methods()["hir"], 3, False)[0].stages["align"]).items()
-        >= {
-            "contrast_coefficient": 1.0,
-            "learning_rate": 2e-6,
-            "temperature": 0.7,
-            "missing_eos_penalty": 0.3,
-        }.items()
-    )
+    found = _in_effect(recipe_of(methods()["hir"], 3, False)[0].stages["align"])
+    assert found["learning_rate"] == 2e-6
+    assert found["contrast_coefficient"] == 1.0
+    assert found["instructions"][0].startswith("Generate an incorrect answer")
+    assert (found["temperature"], found["missing_eos_penalty"]) == (0.7, 0.3)
+    assert found["rewards"]["llama2"]["weight"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -455,13 +452,14 @@ def test_a_judge_that_knows_a_prompt_is_refused(computed: list[tuple[str, int]],
     asked = {"prompt": [{"role": "user", "content": known.strip()}], "safety": True, "kind": "safety"}
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps(asked) + "\n", encoding="utf-8")
-    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path), "--set", f"stages.before_safety.prompts={file}")
+    both = [word for when in ("before", "after") for word in ("--set", f"stages.{when}_safety.prompts={file}")]
+    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path), *both)
     assert found.exit_code == RunFailed.exit_code
     assert "gold_safety was trained on 1 of the prompts" in found.output
     assert computed == []
 
 
-@pytest.mark.parametrize("key", ["sft.data", "align.prompts", "helpful.validation"])
+@pytest.mark.parametrize("key", ["sft.data", "align.prompts", "helpful.validation", "align.mix"])
 def test_a_policy_that_knows_a_prompt_is_not_judged(key: str, computed: list[tuple[str, int]], tmp_path: Path) -> None:
     asked = rows_of(DATA / "prompts" / "helpful.jsonl")[3]["prompt"]
     answers = [[*asked, {"role": "assistant", "content": text}] for text in ("Yes.", "No.")]
@@ -469,12 +467,49 @@ def test_a_policy_that_knows_a_prompt_is_not_judged(key: str, computed: list[tup
         "sft.data": {"messages": answers[0]},
         "align.prompts": {"prompt": asked},
         "helpful.validation": {"chosen": answers[0], "rejected": answers[1]},
+        "align.mix": {"messages": [{"role": "system", "content": "Be brief."}, *answers[0]]},
     }
     file = tmp_path / "known.jsonl"
     file.write_text(json.dumps(rows[key]) + "\n", encoding="utf-8")
-    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path), "--set", f"stages.{key}={file}")
+    value = f"{{data: {file}, objective: sft, weight: 0.1}}" if key == "align.mix" else file
+    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path), "--set", f"stages.{key}={value}")
     assert found.exit_code == RunFailed.exit_code
     assert f"ppo: stage {key.split('.')[0]} reads 1 of the prompts" in found.output
+    assert computed == []
+
+
+def test_rows_that_are_held_out_are_compared_too(computed: list[tuple[str, int]], tmp_path: Path) -> None:
+    asked = [row["prompt"] for row in rows_of(DATA / "prompts" / "helpful.jsonl")[:4]]
+    rows = [{"messages": [*prompt, {"role": "assistant", "content": "Yes."}]} for prompt in asked]
+    file = tmp_path / "known.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = f"stages.sft.data={{path: {file}, validation: 0.5}}"
+    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path), "--set", data, "--set", "~stages.sft.validation")
+    assert "ppo: stage sft reads 4 of the prompts" in found.output
+
+
+def test_policies_that_are_asked_other_prompts_are_not_compared(
+    computed: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    file = DATA / "tuning" / "helpful.jsonl"
+    found = invoke("ppo", "--seeds", "3", "--out", str(tmp_path), "--set", f"stages.before_helpful.prompts={file}")
+    assert found.exit_code == RunFailed.exit_code
+    assert "before_helpful and after_helpful ask other prompts" in found.output
+    assert computed == []
+
+
+def test_rows_that_are_not_stored_are_missed_aloud(computed: list[tuple[str, int]], tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path))
+    found = invoke("ppo", "--seeds", "3", "--stored", *out)
+    assert found.exit_code == RunFailed.exit_code
+    assert "no such row is stored" in found.output
+    invoke("ppo", "--seeds", "3", *out)
+    assert "1 of 2 rows are not stored" in invoke("ppo", "--seeds", "3,4", "--stored", *out).output
+
+
+def test_a_figure_needs_a_folder(computed: list[tuple[str, int]], tmp_path: Path) -> None:
+    found = invoke("ppo", "--seeds", "3", "--figure", str(tmp_path / "none" / "x.svg"), "--out", str(tmp_path))
+    assert found.exit_code == 2
     assert computed == []
 
 

@@ -11,15 +11,18 @@ import typer
 
 from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSpec
-from alignkit.errors import AlignkitError, RunFailed
+from alignkit.errors import AlignkitError, RunFailed, message_of
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, specs
 from alignkit.runs.data import RunData
 from benchmarks.markdown import markdown_table
 from benchmarks.outcomes import figure, tables
 from benchmarks.outcomes.rows import (
+    AFTER,
+    BEFORE,
     FOLDER,
     GOLD,
+    KINDS,
     REPORTS,
     Row,
     compute,
@@ -58,6 +61,8 @@ def main(
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
         raise typer.BadParameter(f"no method {', '.join(unknown)}; choose from {', '.join(METHODS)}")
+    if chart is not None and not chart.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--figure {chart}: the folder {chart.parent} does not exist")
     try:
         numbers = [int(seed) for seed in (seeds or (TUNED if tuning else REPORTED)).split(",")]
     except ValueError:
@@ -65,9 +70,14 @@ def main(
     try:
         found = list(_rows(chosen, numbers, tuning, extra or [], out, only_stored))
     except AlignkitError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(message_of(error), err=True)
         raise typer.Exit(error.exit_code) from None
     rows = [row for row in found if row is not None]
+    if not rows and only_stored:
+        typer.echo("error: no such row is stored; leave out --stored to compute it", err=True)
+        raise typer.Exit(RunFailed.exit_code)
+    if only_stored and None in found:
+        typer.echo(f"{found.count(None)} of {len(found)} rows are not stored and left out", err=True)
     if rows:
         _print(rows, show)
     if rows and chart is not None:
@@ -96,13 +106,17 @@ def _rows(
 
 
 def check(recipes: Mapping[str, Recipe]) -> None:
-    """Raises RunFailed if a gold model is too often wrong, or if a model has seen a prompt that will be asked.
+    """Raises RunFailed if a gold model is often wrong, if a model has seen a prompt, or if policies are asked others.
 
     recipes: by method.
     """
     judges = load_recipe(FOLDER / "judges.yaml")
     for method, recipe in recipes.items():
         asked = set().union(*(_read(recipe, name) for name in REPORTS if name in recipe.stages))
+        for kind in KINDS:
+            both = [_read(recipe, name) for name in (BEFORE[kind], AFTER[kind]) if name in recipe.stages]
+            if any(prompts != both[0] for prompts in both):
+                raise RunFailed(f"{method}: {BEFORE[kind]} and {AFTER[kind]} ask other prompts, so no gain can be told")
         for name in GOLD:
             if seen := asked & _read(judges, name):
                 raise RunFailed(f"{name} was trained on {len(seen)} of the prompts; a judge must not know them")
@@ -125,13 +139,14 @@ def _read(recipe: Recipe, name: str) -> set[str]:
     data, stage = RunData(lambda stage: recipe.folder / stage, recipe.seed), recipe.stages[name]
     entries = specs([stage.settings, stage.component.options], DataSpec)
     files = [replace(entry, sources=tuple(part for part in entry.sources if not part.stage)) for entry in entries]
-    return {words for entry in files if entry.sources for words in _words(data.load(entry).groups)}
+    loaded = [data.load(entry) for entry in files if entry.sources]
+    return {words for entry in loaded for words in _words([*entry.groups, *entry.validation])}
 
 
 def _words(groups: Sequence[Group]) -> set[str]:
     """First user turns, by their letters and digits."""
-    firsts = [group.prompt[0]["content"] for group in (*groups, *prompts_of(groups)) if group.prompt]
-    return {"".join(filter(str.isalnum, text.lower())) for text in firsts}
+    users = ([turn for turn in group.prompt if turn["role"] == "user"] for group in (*groups, *prompts_of(groups)))
+    return {"".join(filter(str.isalnum, turns[0]["content"].lower())) for turns in users if turns}
 
 
 def _by_method(rows: Sequence[Row]) -> list[list[Row]]:

@@ -21,7 +21,8 @@ from alignkit.functional.best_of_n import best_of_n_kl
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import digest, file_digest, folder_digest
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.schema import Recipe, Stage, fields_of
+from alignkit.recipe.schema import Recipe, Stage, fields_of, specs
+from alignkit.registry import Component
 from alignkit.runs.data import RunData
 from alignkit_plugins.refusal import refuses
 
@@ -130,11 +131,11 @@ def _tuning_prompts(method: Sequence[str]) -> list[str]:
 
 
 def key_of(recipe: Recipe) -> str:
-    """A digest of the recipe, of the data that it reads, and of the defaults of its algorithms.
+    """A digest of the recipe, of the data that it reads, and of the defaults of its algorithms and their rewards.
 
-    It does not cover code and versions of packages, or a row would be lost with every commit.
+    Other defaults, code, and versions of packages are not in it, or a row would be lost with every commit.
     """
-    written = {key: recipe.resolved.get(key) for key in ("model", "bases", "stages", "seed")}
+    written = {key: recipe.resolved.get(key) for key in ("model", "bases", "engine", "stages", "seed")}
     return digest(_contents([written, {name: _in_effect(stage) for name, stage in recipe.stages.items()}]))
 
 
@@ -147,8 +148,17 @@ def _in_effect(stage: Stage) -> dict[str, Any]:
     learning = {name: getattr(settings, name, None) for name in own}
     effective: dict[str, Any] = {}
     for values in (own, fields_of(algorithm.options), fields_of(settings.rollout), learning):
-        effective |= {name: value for name, value in values.items() if isinstance(value, str | int | float)}
-    return effective
+        effective |= _plain(values)
+    rewards = {reward.name: _plain(fields_of(reward.options)) for reward in specs(settings, Component)}
+    return {**effective, "rewards": rewards}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float)
 
 
 def _contents(value: Any) -> Any:
