@@ -158,11 +158,15 @@ def at_equal_length(
     the latter. The variance is jackknifed (HC3; MacKinnon and White 1985). There must be several prompts on both
     sides of equal length.
     """
-    return mean_at_equal_length([at_zero(differences, longer, lengths)])
+    return mean_at_equal_length([(differences, longer, lengths)])
 
 
-def mean_at_equal_length(policies: Sequence[AtZero | None]) -> EqualLength | None:
+def mean_at_equal_length(
+    policies: Sequence[tuple[Sequence[float], Sequence[float], Sequence[float] | None]],
+) -> EqualLength | None:
     """The mean of several policies' `at_equal_length`, such as seeds, on the same prompts in the same order.
+
+    policies: the arguments of `at_equal_length` for each.
 
     Lengths differ between policies, so a regression through all of them at once would mistake a policy that is both
     longer and better for a reward that pays for length. None if a policy has no estimate. The variance is clustered by
@@ -171,8 +175,9 @@ def mean_at_equal_length(policies: Sequence[AtZero | None]) -> EqualLength | Non
     import numpy as np
     from scipy import stats
 
-    known = [policy for policy in policies if policy is not None]
-    if not known or len(known) < len(policies):
+    found = [_at_zero(*policy) for policy in policies]
+    known = [policy for policy in found if policy is not None]
+    if not known or len(known) < len(found):
         return None
     middle = mean([policy.mean for policy in known])
     errors = np.mean([policy.errors for policy in known], axis=0)
@@ -184,7 +189,7 @@ def mean_at_equal_length(policies: Sequence[AtZero | None]) -> EqualLength | Non
     return {"mean": middle, "low": middle - half, "high": middle + half, "n": len(errors), "near": near}
 
 
-class AtZero(NamedTuple):
+class _AtZero(NamedTuple):
     """A policy's difference at equal length.
 
     errors: [prompts] what each prompt adds to the error of the mean. freedom: degrees of freedom. near: prompts of
@@ -198,9 +203,9 @@ class AtZero(NamedTuple):
     largest: float
 
 
-def at_zero(
+def _at_zero(
     differences: Sequence[float], longer: Sequence[float], lengths: Sequence[float] | None = None
-) -> AtZero | None:
+) -> _AtZero | None:
     """The regression of `at_equal_length`, for `mean_at_equal_length`."""
     import numpy as np
 
@@ -230,7 +235,7 @@ def at_zero(
     errors = np.zeros_like(gap)
     errors[near] = row * residuals
     largest = float(np.abs(kept).max())
-    return AtZero(float(row @ kept), errors, independent - len(columns), int(near.sum()), largest)
+    return _AtZero(float(row @ kept), errors, independent - len(columns), int(near.sum()), largest)
 
 
 def bought_with_length(difference: Mapping[str, Any], equal: Mapping[str, Any] | None) -> bool:

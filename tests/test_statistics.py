@@ -216,14 +216,16 @@ def test_a_reward_that_is_length_leaves_nothing() -> None:
     assert found["n"] == 60 and 20 < found["near"] < 60
 
 
-def seeds(random: Any, better: Sequence[float], ratios: Sequence[float]) -> list[statistics.AtZero | None]:
+def seeds(
+    random: Any, better: Sequence[float], ratios: Sequence[float]
+) -> list[tuple[list[float], list[float], list[float]]]:
     """Policies that answer the same 75 prompts, in lengths and with errors that depend on the prompt."""
     prompt, theirs = 0.8 * random.standard_normal(75), 60 * np.exp(0.4 * random.standard_normal(75))
     policies = []
     for quality, ratio in zip(better, ratios, strict=True):
         ours = ratio * 60 * np.exp(0.4 * random.standard_normal(75))
         gains = quality + np.log(ours) - np.log(theirs) + prompt + 0.2 * random.standard_normal(75)
-        policies.append(statistics.at_zero(list(gains), list(ours - theirs), list(theirs)))
+        policies.append((list(gains), list(ours - theirs), list(theirs)))
     return policies
 
 
@@ -242,7 +244,8 @@ def test_the_mean_over_policies_is_of_their_own_differences() -> None:
 def test_one_policy_without_an_estimate_leaves_no_mean() -> None:
     policies = seeds(np.random.default_rng(0), (0.0, 0.0), (1.0, 1.0))
     assert statistics.mean_at_equal_length(policies) is not None
-    assert statistics.mean_at_equal_length([*policies, None]) is None
+    same = [0.0] * 75
+    assert statistics.mean_at_equal_length([*policies, (same, same, same)]) is None
     assert statistics.mean_at_equal_length([]) is None
 
 

@@ -46,17 +46,15 @@ def gain(rows: Sequence[Row], kinds: Collection[str], value: Value) -> Estimate:
 
 def equal_length(rows: Sequence[Row], kinds: Collection[str], value: Value) -> statistics.EqualLength | None:
     """The gain at prompts of some kinds between answers of equal length: the mean over seeds."""
-    return statistics.mean_at_equal_length([_at_zero(row, kinds, value) for row in rows])
+    return statistics.mean_at_equal_length([_longer(row, kinds, value) for row in rows])
 
 
-def _at_zero(row: Row, kinds: Collection[str], value: Value) -> statistics.AtZero | None:
+def _longer(row: Row, kinds: Collection[str], value: Value) -> tuple[list[float], list[float], list[float]]:
+    """At each prompt: the differences in value and in length, and SFT's length."""
     ours, theirs = (per_prompt([row], policy, kinds, value) for policy in ("align", "sft"))
     lengths, baseline = (per_prompt([row], policy, kinds, _tokens) for policy in ("align", "sft"))
-    return statistics.at_zero(
-        [a - b for a, b in zip(ours, theirs, strict=True)],
-        [a - b for a, b in zip(lengths, baseline, strict=True)],
-        baseline,
-    )
+    gains = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return gains, [a - b for a, b in zip(lengths, baseline, strict=True)], baseline
 
 
 def methods_table(groups: Sequence[Sequence[Row]]) -> Iterator[list[str]]:
