@@ -203,9 +203,7 @@ class _AtZero(NamedTuple):
     largest: float
 
 
-def _at_zero(
-    differences: Sequence[float], longer: Sequence[float], lengths: Sequence[float] | None = None
-) -> _AtZero | None:
+def _at_zero(differences: Sequence[float], longer: Sequence[float], lengths: Sequence[float] | None) -> _AtZero | None:
     """The regression of `at_equal_length`, for `mean_at_equal_length`."""
     import numpy as np
 

@@ -22,7 +22,6 @@ from benchmarks.outcomes.rows import (
     BEFORE,
     FOLDER,
     GOLD,
-    KINDS,
     REPORTS,
     Row,
     compute,
@@ -111,17 +110,18 @@ def check(recipes: Mapping[str, Recipe]) -> None:
     recipes: by method.
     """
     judges = load_recipe(FOLDER / "judges.yaml")
+    known = {name: _read(judges, name) for name in GOLD} if recipes else {}
     for method, recipe in recipes.items():
-        asked = set().union(*(_read(recipe, name) for name in REPORTS if name in recipe.stages))
-        for kind in KINDS:
-            both = [_read(recipe, name) for name in (BEFORE[kind], AFTER[kind]) if name in recipe.stages]
-            if any(prompts != both[0] for prompts in both):
-                raise RunFailed(f"{method}: {BEFORE[kind]} and {AFTER[kind]} ask other prompts, so no gain can be told")
+        read = {name: _read(recipe, name) for name in recipe.stages}
+        for before, after in zip(BEFORE.values(), AFTER.values(), strict=True):
+            if {before, after} <= read.keys() and read[after] != read[before]:
+                raise RunFailed(f"{method}: {before} and {after} ask other prompts, so their answers do not compare")
+        asked = set().union(*(read[name] for name in REPORTS if name in read))
         for name in GOLD:
-            if seen := asked & _read(judges, name):
+            if seen := asked & known[name]:
                 raise RunFailed(f"{name} was trained on {len(seen)} of the prompts; a judge must not know them")
-        for name in recipe.stages.keys() - {*REPORTS}:
-            if seen := asked & _read(recipe, name):
+        for name in read.keys() - {*REPORTS}:
+            if seen := asked & read[name]:
                 raise RunFailed(
                     f"{method}: stage {name} reads {len(seen)} of the prompts that will be asked; "
                     "a gain on them would say nothing of others"
