@@ -202,12 +202,13 @@ def plugins(what: PluginName = None, plugin: PluginFiles = None, no_plugin: NoPl
 
 @app.command()
 def results(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/quickstart.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or one result: RUN/align@ppo.")],
     prune: Annotated[bool, typer.Option("--prune", help="Delete all results but the current ones.")] = False,
 ) -> None:
-    """List a run's results, current and earlier ones.
+    """List a run's results, current and earlier ones, with their names.
 
-    Earlier results are restored when the recipe is changed back.
+    align@ppo is the newest result of the stage align by ppo; align@ppo~1 is the one before.
+    evaluate, chat, serve and export take RUN/align@ppo. Earlier results are restored when the recipe is changed back.
 
     \b
     Examples:
@@ -216,7 +217,8 @@ def results(
     """
     from alignkit.runs import results as found
 
-    _print_results(found.results_of(folder))
+    results = found.results_of(folder)
+    _print_results(results, folder if (folder / "recipe.resolved.yaml").is_file() else folder.parent)
     if prune:
         count, size = found.prune(folder)
         print(f"deleted {count} results, {size / 1e6:.0f} MB")
@@ -303,10 +305,12 @@ def _print_plugins(loaded: Plugins) -> None:
         out.print("\n`alignkit plugins NAME` shows the options of a plugin.", style="dim")
 
 
-def _print_results(results: Sequence[Result]) -> None:
-    facts = [(item.stage, item.state, item.hash[:12], item.plugin, item.finished, item.size) for item in results]
-    rows = [(*texts, f"{size / 1e6:.1f}") for *texts, size in facts]
-    print_table(("stage", "result", "hash", "by", "finished", "MB"), rows)
+def _print_results(results: Sequence[Result], run: Path) -> None:
+    rows = [
+        (item.name, item.state, item.finished, f"{item.size / 1e6:.1f}", str(item.folder.relative_to(run)))
+        for item in results
+    ]
+    print_table(("result", "state", "finished", "MB", "folder"), rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,11 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from alignkit import statistics
 from alignkit.data.group import Group, Message, Response, distinct_prompts
 from alignkit.errors import DataError
+from alignkit.io.stage_results import EARLIER, read_record
 from alignkit.step import StepContext
 
 
@@ -101,6 +103,9 @@ def _parts(policy: str) -> list[str]:
     parts = policy.strip("/").split("/")
     if len(parts) > 2 and parts[-2] == "kept":  # RUN/STAGE/kept/K
         return [*parts[:-3], f"{parts[-3]}@{parts[-1]}"]
+    if len(parts) > 4 and parts[-4] == EARLIER:  # RUN/.earlier/STAGE/HASH/adapter
+        made_by = read_record(Path(policy).parent).get("plugin", parts[-2])
+        return [*parts[:-4], f"{parts[-3]}@{made_by}"]
     return parts[:-1] if parts[-1] == "adapter" and len(parts) > 1 else parts
 
 

@@ -16,7 +16,8 @@ MOST_POLICIES = 2
 Policies = Annotated[
     list[str],
     typer.Argument(
-        metavar="POLICY [POLICY]", help="RUN/STAGE, RUN/base, a folder with a model, or a model's id on the hub."
+        metavar="POLICY [POLICY]",
+        help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub.",
     ),
 ]
 Reward = Annotated[

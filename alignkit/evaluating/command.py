@@ -41,7 +41,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="POLICY",
-            help="RUN/STAGE, RUN/base, a folder with a model, or a model's id on the hub; then overrides, KEY=VALUE.",
+            help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub; "
+            "then overrides, KEY=VALUE.",
         ),
     ],
     prompts: Prompts,

@@ -1,7 +1,7 @@
 """Models named on a command line, found with the settings that they need: stages of runs, folders, ids on the hub.
 
-A word is `RUN/STAGE` or `RUN/STAGE@K`, `RUN/base` or `RUN/NAME` for a base model of a run, a folder with an adapter or
-a whole model, the name of a model plugin, or an id on the hub.
+A word is `RUN/STAGE`, `RUN/STAGE@K` or a result such as `RUN/align@ppo`, `RUN/base` or `RUN/NAME` for a base model of a
+run, a folder with an adapter or a whole model, the name of a model plugin, or an id on the hub.
 """
 
 from __future__ import annotations

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 def export(
     stage: Annotated[
-        str, typer.Argument(metavar="RUN/STAGE", help="A stage in a run's folder; RUN/STAGE@K for a kept version.")
+        str,
+        typer.Argument(
+            metavar="RUN/STAGE",
+            help="A stage in a run's folder; RUN/STAGE@K: a kept version; RUN/align@ppo: a result.",
+        ),
     ],
     out: Annotated[
         Path | None, typer.Argument(metavar="FOLDER", help="A new folder. Default: exports/RUN-STAGE.")

@@ -14,10 +14,10 @@ import yaml
 from alignkit.data.sources import DataSpec
 from alignkit.errors import AlignkitError
 from alignkit.exporting.source import RESOLVED, Source
+from alignkit.io.stage_results import EARLIER, read_record
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, fields_of, specs
 from alignkit.report import Report, Table
-from alignkit.runs.stage_store import read_record
 
 ALWAYS = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "batch_size", "epochs", "max_length")
 ONLINE = ("iterations", "prompts_per_iteration")
@@ -182,14 +182,15 @@ def base_license(folder: Path | None) -> str | None:
 def evaluations(source: Source) -> list[tuple[str, str]]:
     """The steps that evaluated this very result, each with the tables of its report as Markdown."""
     found = []
-    for file in sorted(source.run.glob("*/stage.json")):
-        record = read_record(file.parent)
+    earlier = (source.run / EARLIER).glob("*/[!.]*") if EARLIER in source.folder.parts else ()
+    for folder in (*sorted(source.run.glob("*")), *sorted(earlier)):
+        record = read_record(folder)
         if not record.get("complete") or not record.get("report"):
             continue
-        if record["depends_on"].get("upstream", {}).get(source.stage) == source.record.get("hash"):
+        if source.record.get("hash") in record["depends_on"].get("upstream", {}).values():
             blocks = Report.restored(record["report"]).blocks
             tables = [block for block in blocks if isinstance(block, Table | str)]
-            found.append((file.parent.name, Report(tables).markdown().strip()))
+            found.append((record["name"], Report(tables).markdown().strip()))
     return found
 
 
@@ -198,7 +199,7 @@ def differs(source: Source, recipe: Recipe | None) -> bool:
     if recipe is None:
         return False
     stage = recipe.stages.get(source.stage)
-    if stage is None or stage.settings is None:
+    if stage is None or stage.settings is None or stage.component.name != source.record.get("plugin"):
         return True
     recorded = source.depends_on["settings"] or {}
     now = fields_of(stage.settings)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
+from alignkit.io.stage_results import NamedResult, find_result, is_result_name, read_record, results_of_stage
 from alignkit.recipe.schema import NAME_PATTERN
-from alignkit.runs.stage_store import StageStore, read_record
+from alignkit.runs.stage_store import StageStore, damage_of
 from alignkit.settings import ModelSpec
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Source:
-    """A trained model in a run. reference: `align` or `align@2`. folder: of its weights. record: its stage.json."""
+    """A trained model in a run. reference: `align`, `align@2` or `align@ppo`. folder: of its weights.
+
+    record: its stage.json.
+    """
 
     run: Path
     stage: str
@@ -83,7 +87,10 @@ class Source:
 
 
 def find(text: str) -> Source:
-    """The model of `RUN/STAGE` or `RUN/STAGE@K`. Raises RecipeError if there is none, RunFailed for a damaged one."""
+    """The model of `RUN/STAGE`, `RUN/STAGE@K` or `RUN/STAGE@ALGORITHM`.
+
+    Raises RecipeError if there is none, RunFailed for a damaged one.
+    """
     path = Path(text)
     run, name = path.parent, path.name
     if (path / RESOLVED).is_file():
@@ -98,6 +105,8 @@ def find(text: str) -> Source:
 def _found(run: Path, reference: str, seen: list[str]) -> Source:
     """The model of a stage, or the one that a step selected. seen: stages on the way here."""
     name, _, version = reference.partition("@")
+    if is_result_name(reference) and results_of_stage(run, name):
+        return _of_result(find_result(run, reference), run)
     folder = run / name
     record = read_record(folder) if re.match(NAME_PATTERN, name) else {}
     if not record:
@@ -118,6 +127,12 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
         help = f"stages with a model: {_listed(run)}"
         _refuse(f"stage '{name}' of {run} is a step ({record.get('plugin')}) and has no model", help)
     return Source(run, name, f"{name}@{version}" if version else name, store.artifact(reference), record)
+
+
+def _of_result(result: NamedResult, run: Path) -> Source:
+    if damage := damage_of(result.folder):
+        raise RunFailed(f"{damage}\nhelp: run the recipe again with {result.algorithm}, which repeats the stage")
+    return Source(run, result.stage, result.name, result.folder / "adapter", result.record)
 
 
 def _with_model(run: Path) -> Iterable[str]:

@@ -20,6 +20,7 @@ from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.external import ExternalTrainer
 from alignkit.io.printable import REPLACEMENT
 from alignkit.io.progress import Reporter
+from alignkit.io.stage_results import is_result_name
 from alignkit.models.chunks import WHOLE, chunks, is_document
 from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
 from alignkit.models.recent_turns import with_recent_turns, with_room
@@ -73,6 +74,10 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
     Raises RecipeError for a stage that is not there, and DataError for a row that is not there or does not fit.
     """
     if name not in recipe.stages:
+        made = name.partition("@")[0]
+        if is_result_name(name) and made in recipe.stages:
+            help = f"name the stage, '{made}'; for what {name} answers: alignkit chat RUN/{name}"
+            raise RecipeError([Problem(f"{name} is a result, but inspect shows the rows of a stage", help=help)])
         hint = did_you_mean(name, recipe.stages) or f"stages: {', '.join(recipe.stages)}"
         raise RecipeError([Problem(f"no stage '{name}'", str(recipe.path), help=hint)])
     if row < 1:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignkit.errors import did_you_mean
 from alignkit.io.lookup import is_dir
+from alignkit.io.stage_results import is_result_name
 from alignkit.recipe.document import Keys
 from alignkit.recipe.scope import Scope, check_stage
 
@@ -21,7 +23,12 @@ def read_stage(value: Any, keys: Keys, scope: Scope) -> str | None:
 
 
 def read_policy(value: Any, keys: Keys, scope: Scope) -> str | None:
-    """Return a stage that does not train a reward model, or the absolute path of a folder with another run's policy."""
+    """Return a stage that does not train a reward model, or the absolute path of a folder with another run's policy.
+
+    `STAGE@ALGORITHM` is a result of a stage that the run's folder keeps, such as `align@ppo`.
+    """
+    if isinstance(value, str) and is_result_name(value) and scope.is_stage(scope.resolve_name(value)):
+        return _read_result(scope.resolve_name(value), keys, scope)
     if isinstance(value, str) and not _means_stage(value, scope):
         name = scope.resolve_name(value)
         if "/" in name or is_dir(scope.paths.locate(name, keys)):  # else it is a misspelled stage
@@ -30,6 +37,23 @@ def read_policy(value: Any, keys: Keys, scope: Scope) -> str | None:
     if name is not None and scope.trains_reward(name):
         scope.problems.error(keys, f"'{name}' is a reward model, but a policy is needed here")
         return None
+    return name
+
+
+def _read_result(name: str, keys: Keys, scope: Scope) -> str | None:
+    stage, _, wanted = name.partition("@")
+    algorithm = wanted.partition("~")[0]
+    if not check_stage(stage, keys, scope):
+        return None
+    if not scope.registry.has("algorithm", algorithm):
+        message = f"'{name}': '@' must be followed by an iteration number or the algorithm that made the result"
+        scope.problems.error(keys, message, help=did_you_mean(algorithm, scope.registry.names("algorithm")))
+        return None
+    declared = scope.declared[stage]
+    if declared is not None and (declared.kind == "step" or declared.trains_reward):
+        scope.problems.error(keys, f"'{name}': stage '{stage}' does not train a policy")
+        return None
+    scope.roles.append(name)
     return name
 
 

@@ -40,6 +40,7 @@ from alignkit.runs.machine import machine_of
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.reference_check import check_references
 from alignkit.runs.reports import facts, printed, stage_record, write_report
+from alignkit.runs.results import result_hashes
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.starts import write_end, write_start
 from alignkit.runs.step_context import step_context
@@ -391,6 +392,7 @@ class Run:
     def parts_of(self, stage: Stage) -> dict[str, Any]:
         """Everything the stage's result depends on, as plain data."""
         upstream = {name: self.hashes[name] for name in stage.upstream}
+        upstream |= result_hashes(stage, self.recipe, self.folder)
         own, *more = self.bases.needed(stage)
         others = {name: (self.bases[name].digest, self.bases[name].date) for name in more}
         base, seed = self.bases[own], self.seed_of(stage)

@@ -23,8 +23,9 @@ from alignkit.errors import RunFailed
 from alignkit.io.atomic import discard_folder, make_folder, move_folder, sync_folder, whole_file, write_json
 from alignkit.io.digest import digest, file_digest
 from alignkit.io.progress import Metrics
+from alignkit.io.stage_results import EARLIER, find_result, is_result_name, read_record
 
-EARLIER, DAMAGED = ".earlier", ".damaged"  # folders
+DAMAGED = ".damaged"  # a folder
 KEPT = 8  # earlier results per stage; of more, the oldest are deleted
 NEEDED = ("adapter", "kept", "data.jsonl")  # by later stages; anything else in the folder may be deleted by hand
 
@@ -80,23 +81,8 @@ class StageStore:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def damage(self, stage: str) -> str | None:
-        """What is wrong with a stage's record or files, in words; None if nothing is.
-
-        Files without a record are a user's own, or a result whose record is lost.
-        """
-        folder, record = self.path(stage), self.record(stage)
-        if not record and (folder / "stage.json").exists():
-            return f"{folder / 'stage.json'} is damaged"
-        if not record and folder.exists() and not is_empty(folder):
-            return f"{folder} has files, but no stage.json" if folder.is_dir() else f"{folder} is a file"
-        for name, expected in record.get("files", {}).items():
-            file = folder / name
-            if not file.is_file():
-                if name.split("/")[0] in NEEDED:
-                    return f"{file} is missing"
-            elif file_digest(file) != expected:
-                return f"{file} has changed since the stage wrote it"
-        return None
+        """What is wrong with a stage's record or files, in words; None if nothing is."""
+        return damage_of(self.path(stage))
 
     def restore(self, stage: str, stage_hash: str) -> bool:
         """Bring back the result that was set aside for this hash. Returns whether there was one."""
@@ -143,7 +129,12 @@ class StageStore:
         return place
 
     def artifact(self, reference: str) -> Path:
-        """The folder of a saved role: `sft`, `sft@2`, or a step that selected one. Raises RunFailed if missing."""
+        """The folder of a saved role: `sft`, `sft@2`, `sft@sft~1`, or a step that selected one.
+
+        Raises RunFailed if it is missing, and RecipeError for the name of a result that the run does not have.
+        """
+        if is_result_name(reference):
+            return find_result(self.folder, reference).folder / "adapter"
         stage, _, version = reference.partition("@")
         if selected := self.record(stage).get("policy"):
             return Path(selected) if Path(selected).is_absolute() else self.artifact(str(selected))
@@ -183,19 +174,29 @@ class StageStore:
         move_folder(folder, target)
 
 
+def damage_of(folder: Path) -> str | None:
+    """What is wrong with the record or the files of a stage's folder, in words; None if nothing is.
+
+    Files without a record are a user's own, or a result whose record is lost.
+    """
+    record = read_record(folder)
+    if not record and (folder / "stage.json").exists():
+        return f"{folder / 'stage.json'} is damaged"
+    if not record and folder.exists() and not is_empty(folder):
+        return f"{folder} has files, but no stage.json" if folder.is_dir() else f"{folder} is a file"
+    for name, expected in record.get("files", {}).items():
+        file = folder / name
+        if not file.is_file():
+            if name.split("/")[0] in NEEDED:
+                return f"{file} is missing"
+        elif file_digest(file) != expected:
+            return f"{file} has changed since the stage wrote it"
+    return None
+
+
 def is_empty(path: Path) -> bool:
     """Whether this is a folder without files, as far as we may look into it."""
     return path.is_dir() and os.access(path, os.R_OK | os.X_OK) and not any(path.iterdir())
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """A stage folder's stage.json; empty if it is missing or damaged."""
-    try:
-        record: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-        check = record.pop("check")
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    return record if check == digest(record) else {}
 
 
 def _written_at(folder: Path) -> float:

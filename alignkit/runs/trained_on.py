@@ -11,8 +11,9 @@ from pathlib import Path
 
 from alignkit.data.group import Group, prompts_of, sha256_of
 from alignkit.data.sources import DataSpec
+from alignkit.io.stage_results import read_record
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
-from alignkit.runs.stage_store import StageStore, read_record
+from alignkit.runs.stage_store import StageStore
 
 
 def trained_on(

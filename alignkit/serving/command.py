@@ -23,7 +23,8 @@ def serve(
     policies: Annotated[
         list[str],
         typer.Argument(
-            metavar="POLICY...", help="RUN/STAGE, RUN/base, a folder with a model, or a model's id on the hub."
+            metavar="POLICY...",
+            help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub.",
         ),
     ],
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0: any that is free.")] = PORT,

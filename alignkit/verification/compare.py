@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from alignkit.io.changes import Change, changes
 from alignkit.io.digest import file_digest
-from alignkit.runs.stage_store import read_record
+from alignkit.io.stage_results import read_record
 
 METRICS = "metrics.jsonl"
 # What each stage writes first, so that the first difference is the one that others follow from.

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from alignkit.cli import main
-from alignkit.runs.stage_store import _checksums, _write_record, read_record
+from alignkit.io.stage_results import read_record
+from alignkit.runs.stage_store import _checksums, _write_record
 
 PLUGIN = """
 import json
