@@ -168,6 +168,29 @@ def scale_of(groups: Sequence[Group], score: str) -> Scale:
     return Scale(statistics.levels_of(known), max(counts.values(), default=1))
 
 
+def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
+    """A policy against the baseline by one reward, over the prompts at which both have a score.
+
+    unpaired: prompts that lack a score. at_equal_length: see `alignkit.statistics`. win_rate: among the prompts
+    without a tie, as in a sign test, because its interval needs independent wins and losses.
+    """
+    both = zip(averages(groups, policy, name), averages(groups, baseline, name), strict=True)
+    pairs = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
+    scores = [ours.score for ours, _ in pairs], [theirs.score for _, theirs in pairs]
+    differences = [ours - theirs for ours, theirs in zip(*scores, strict=True)]
+    longer = [ours.length - theirs.length for ours, theirs in pairs]
+    wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    return {
+        "difference": scale_of(groups, name).difference(*scores),
+        "at_equal_length": statistics.at_equal_length(differences, longer, [theirs.length for _, theirs in pairs]),
+        "win_rate": statistics.share(wins, wins + losses),
+        "wins": wins,
+        "losses": losses,
+        "ties": len(pairs) - wins - losses,
+        "unpaired": len(groups) - len(pairs),
+    }
+
+
 def _average(answers: Sequence[Response], score: str) -> Average | None:
     scored = [(value, length(response)) for response in answers if (value := response.scores[score]) is not None]
     if not scored:

@@ -180,6 +180,7 @@ TESTED_IN = {
     "runs.run": "test_resume",
     "runs.scored_rows": "test_executors",
     "runs.stage_check": "test_preflight",
+    "runs.stage_context": "test_train",
     "runs.stage_work": "test_executors",
     "runs.start": "test_start_of_processes",
     "runs.step_context": "test_executors",

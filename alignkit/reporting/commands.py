@@ -35,12 +35,15 @@ def report(
 
 
 def compare(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of two or more runs.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, or of one run.")],
 ) -> None:
     """Show how runs differ: recipes, versions, metrics, evaluations.
 
+    Of one run, it shows the results of each stage side by side: align@ppo, align@rejection_sampling.
+
     \b
-    Example:
+    Examples:
+      alignkit compare runs/quickstart
       alignkit compare runs/quickstart runs/seed1
     """
     from alignkit.reporting.compare import compared

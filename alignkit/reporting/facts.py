@@ -13,11 +13,19 @@ from alignkit.errors import Problem, RecipeError
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.rounds import stages_of_rounds
 from alignkit.reporting import curves, data_cards, history, judging, overoptimization, people, samples, stages, verdicts
-from alignkit.reporting.files import RECIPE, Lines, read_lines, read_object, read_recipe, read_stage, read_text
+from alignkit.reporting.files import (
+    RECIPE,
+    UNEXPECTED,
+    Lines,
+    read_lines,
+    read_object,
+    read_recipe,
+    read_stage,
+    read_text,
+)
 from alignkit.reporting.paths import alignment_path
+from alignkit.reporting.side_by_side import pairs_of
 
-# What files that hold something else than expected lead to.
-UNEXPECTED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, OSError)
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
 MACHINE = ("python", "system", "processor", "cores", "memory", "gpu", "threads")
 
@@ -83,6 +91,7 @@ class _Gathering:
             "stages": stage_rows,
             "figures": curves.thinned(figures),
             "fits": fits,
+            "swaps": self.each(lambda name: pairs_of(self.folder, name), evaluations),
             "evaluations": [{"stage": name, "evaluation": summary} for name, summary in evaluations.items()],
             "samples": self.each(
                 lambda name: samples.samples(name, self.folder / name, evaluations[name]), evaluations

@@ -13,6 +13,8 @@ import yaml
 from alignkit.io.digest import digest
 
 RECIPE = "recipe.resolved.yaml"
+# What files that hold something else than expected lead to.
+UNEXPECTED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, OSError)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from alignkit.reporting import data_cards
 from alignkit.reporting.judging import card_table, heading, orders_note, trust_blocks
 from alignkit.reporting.numbers import duration, short, size
 from alignkit.reporting.people import people_tables
+from alignkit.reporting.side_by_side import blocks
 from alignkit.reporting.tables import data_table, evaluation_tables, facts_table, metrics_table, stage_table
 
 MOST = 60_000  # characters; an issue on GitHub has at most 65,536
@@ -75,6 +76,7 @@ def _results(facts: Mapping[str, Any]) -> Iterator[Block]:
         yield "## Evaluation"
     for item in facts["evaluations"]:
         yield from evaluation_tables(item["evaluation"])
+        yield from blocks(facts["swaps"], facts["run"]["folder"], item["stage"])
     if any(stage["metrics"] for stage in facts["stages"]):
         yield "## Metrics"
         yield from (metrics_table(stage) for stage in facts["stages"] if stage["metrics"])

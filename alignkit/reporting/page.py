@@ -14,6 +14,7 @@ from alignkit.io.printable import printable
 from alignkit.reporting import curves, data_cards, figures, numbers
 from alignkit.reporting.judging import card_table, heading, orders_note, trust_blocks
 from alignkit.reporting.people import people_tables
+from alignkit.reporting.side_by_side import blocks
 from alignkit.reporting.stages import flat
 from alignkit.reporting.tables import data_table, evaluation_tables, metrics_table, stage_table
 
@@ -96,7 +97,7 @@ def _cut(facts: Mapping[str, Any], points: int, characters: int, samples: int, r
 def _least(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What remains of a run that is too large for any page."""
     names = ["evaluations", "samples", "figures", "fits", "people", "judges", "data", "dropped", "files", "incidents"]
-    names.append("starts")
+    names += ["starts", "swaps"]
     least = {**_cut(facts, 0, 100, 1, 10), **{name: [] for name in names}, "recipe": ""}
     least["verdicts"], least["stages"] = facts["verdicts"][:50], [{**s, "metrics": {}} for s in least["stages"]]
     return {**least, "cut": ["most of it: the run is too large; report.json has everything"]}
@@ -155,6 +156,7 @@ def _render(facts: Mapping[str, Any], drawn: Drawn) -> str:
             "stage": item["stage"],
             "notes": item["evaluation"].get("notes") or (),
             "tables": evaluation_tables(item["evaluation"]),
+            "swaps": blocks(facts["swaps"], facts["run"]["folder"], item["stage"]),
         }
         for item in facts["evaluations"]
     ]

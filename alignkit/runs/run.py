@@ -39,8 +39,9 @@ from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.machine import machine_of
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.reference_check import check_references
-from alignkit.runs.reports import facts, printed, stage_record, write_report
+from alignkit.runs.reports import facts, printed, stage_record, swapped, write_report
 from alignkit.runs.results import result_hashes
+from alignkit.runs.stage_context import stage_context
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.starts import write_end, write_start
 from alignkit.runs.step_context import step_context
@@ -158,6 +159,7 @@ class Run:
         self.store.join_metrics(stage.name)
         for record in self._records:
             self.reporter.result(printed(record, self.reporter.width))
+        self.reporter.result(swapped(self.folder, self.recipe.stages, self.reporter.width))
         took = f"done in {duration(time.monotonic() - began)} ({', '.join(times)})"
         self.reporter.say(f"{took}; peak memory {peak_memory(self.models)}")
         self.reporter.say(f"results: {self.folder}")
@@ -254,25 +256,7 @@ class Run:
 
     def stage_context(self, stage: Stage, folder: Path) -> StageContext:
         """Return the context of a training stage."""
-        seed = self.seed_of(stage)
-        return StageContext(
-            stage=stage,
-            models=self.models.of(stage.base),
-            folder=folder,
-            metrics=lambda size: self.metrics(stage, size),
-            seed=seed,
-            load=self.load,
-            reward_context=lambda: self.reward_context(seed),
-            folder_of=self.store.path,
-            base_of=self.bases.base_of,
-            models_of=lambda reference: self.models.of(self.bases.base_of(reference) or stage.base),
-            bases=lambda: {base: self.models.of(base) for base in self.bases.needed(stage)},
-            forget_scores=self.models.forget_scores,
-            reporter=self.reporter,
-            notify=self.notify(stage.name),
-            should_stop=lambda: self.team.should_stop(self.should_stop),
-            reducer=self.team.reducer,
-        )
+        return stage_context(self, stage, folder)
 
     def step_context(self, stage: Stage, folder: Path, executor: StageExecutor | None = None) -> StepContext:
         """Return the context of a step. executor: what carries out its rows; None: this process."""

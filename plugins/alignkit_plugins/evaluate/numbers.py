@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignkit import Group, statistics
-from alignkit.comparison import answers_of, averages, length, scale_of, short_names
+from alignkit.comparison import answers_of, averages, compare, length, scale_of, short_names
 from alignkit.data.group import group_from_json, group_to_json
 from alignkit_plugins.evaluate.judged import Judged
+
+__all__ = ["Measured", "compare", "figure", "measure", "with_short_names"]
 
 
 @dataclass(frozen=True)
@@ -44,29 +46,6 @@ def measure(groups: Sequence[Group], policy: str, names: Sequence[str]) -> dict[
         "rewards": rewards,
         "length": statistics.estimate(lengths),
         "truncated": sum(response.truncated for response in answers) / len(answers),
-    }
-
-
-def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
-    """A policy against the baseline by one reward, over the prompts at which both have a score.
-
-    unpaired: prompts that lack a score. at_equal_length: see `alignkit.statistics`. win_rate: among the prompts
-    without a tie, as in a sign test, because its interval needs independent wins and losses.
-    """
-    both = zip(averages(groups, policy, name), averages(groups, baseline, name), strict=True)
-    pairs = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
-    scores = [ours.score for ours, _ in pairs], [theirs.score for _, theirs in pairs]
-    differences = [ours - theirs for ours, theirs in zip(*scores, strict=True)]
-    longer = [ours.length - theirs.length for ours, theirs in pairs]
-    wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    return {
-        "difference": scale_of(groups, name).difference(*scores),
-        "at_equal_length": statistics.at_equal_length(differences, longer, [theirs.length for _, theirs in pairs]),
-        "win_rate": statistics.share(wins, wins + losses),
-        "wins": wins,
-        "losses": losses,
-        "ties": len(pairs) - wins - losses,
-        "unpaired": len(groups) - len(pairs),
     }
 
 
