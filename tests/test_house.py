@@ -176,6 +176,7 @@ TESTED_IN = {
     "reward": "test_rewards",
     "reward_columns": "test_evaluate",
     "runs.base_model": "test_recipes",
+    "runs.carried_over": "test_changed",
     "runs.machine": "test_verdict",
     "runs.run": "test_resume",
     "runs.scored_rows": "test_executors",

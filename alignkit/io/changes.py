@@ -1,12 +1,10 @@
-"""What has changed since a stage's result was made, in words."""
+"""What differs between two pieces of plain data, in words."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-MOST_CHANGES = 3  # that a message names
 LONGEST = 40  # characters of a value that a message shows; digests have 64
 
 
@@ -16,19 +14,6 @@ class Change(NamedTuple):
     path: tuple[str | int, ...]
     old: Any
     new: Any
-
-
-def change_since(record: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
-    """` (epochs 2 -> 3)`: what changed since a result was made; empty if its record does not say.
-
-    record: of stage.json. parts: what the hash is made of now.
-    """
-    before = record.get("depends_on")
-    if not before:
-        return ""
-    found = differences(before, json.loads(json.dumps(parts, default=str)))
-    more = f" and {len(found) - MOST_CHANGES} more" if len(found) > MOST_CHANGES else ""
-    return f" ({', '.join(found[:MOST_CHANGES])}{more})" if found else ""
 
 
 def differences(old: Any, new: Any) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from alignkit.io.changes import change_since
 from alignkit.io.digest import digest
+from alignkit.recipe.schema import Stage
+from alignkit.runs.changed import change_since
 
 if TYPE_CHECKING:
     from alignkit.runs.run import Run
@@ -18,10 +19,11 @@ def plan(run: Run) -> Iterator[str]:
     for stage in run.recipe.stages.values():
         parts = run.parts_of(stage) if known else {}
         run.hashes[stage.name] = digest(parts)
-        yield f"{stage.name}: {_planned(run, stage.name, parts)}"
+        yield f"{stage.name}: {_planned(run, stage, parts)}"
 
 
-def _planned(run: Run, name: str, parts: Mapping[str, Any]) -> str:
+def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
+    name = stage.name
     store, stage_hash = run.store, run.hashes[name]
     record = store.record(name)
     if store.is_complete(name, stage_hash):
@@ -31,4 +33,4 @@ def _planned(run: Run, name: str, parts: Mapping[str, Any]) -> str:
         return "an earlier result is restored"
     if record.get("hash") == stage_hash:
         return "continues, if people have labeled enough" if record.get("waits_for") else "continues"
-    return f"starts over{change_since(record, parts)}" if record else "runs"
+    return f"starts over{change_since(record, parts, stage)}" if record else "runs"

@@ -15,7 +15,6 @@ from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import PluginError, RunFailed, message_of
 from alignkit.io.atomic import make_folder, write_text
-from alignkit.io.changes import change_since
 from alignkit.io.digest import digest
 from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.models.router import ModelRouter
@@ -31,6 +30,8 @@ from alignkit.reward import Context
 from alignkit.runs import preflight
 from alignkit.runs.bases import RunBases
 from alignkit.runs.begin import begin
+from alignkit.runs.carried_over import carried_over
+from alignkit.runs.changed import change_since
 from alignkit.runs.data import RunData, skipped_rows
 from alignkit.runs.data_card import source_records
 from alignkit.runs.engines import using_engine
@@ -206,13 +207,15 @@ class Run:
             self.trackers.follow(stage_hash, self.store.path(name) / "metrics.jsonl")
             return True
         if record and record.get("hash") != stage_hash:
-            self.reporter.say(f"{name}: changed since the last run{change_since(record, parts)}, starting over")
+            self.reporter.say(f"{name}: changed since the last run{change_since(record, parts, stage)}, starting over")
             self.store.set_aside(name)
+        before = record if record.get("hash") != stage_hash else {}
         folder = self.store.begin(name, stage_hash, parts)
         self.reporter.stage(name, [*self.recipe.stages].index(name) + 1, len(self.recipe.stages), stage.component.name)
         began = time.monotonic()
         with using_engine(self, stage):
             self.make_room(stage)
+            self._say_carried_over(before, stage)
             summary, artifact = self._work(stage, folder, parts)
         summary |= {"bad_rows": list(self._bad_rows)} if self._bad_rows else {}
         self.models.forget(name)
@@ -223,6 +226,13 @@ class Run:
         self._records.append(record)
         self.reporter.say(f"{name}: done in {duration(seconds)}{facts(summary)}")
         return False
+
+    def _say_carried_over(self, before: Mapping[str, Any], stage: Stage) -> None:
+        """Say what becomes of settings that were written for another algorithm. before: the record that it replaces."""
+        if stage.kind == "algorithm" and before:
+            model = self.models.of(stage.base).model
+            for line in carried_over(before, stage, self.recipe, model.hidden_size, model.spec.lora is not None):
+                self.reporter.say(f"{stage.name}: {line}")
 
     def _work(self, stage: Stage, folder: Path, parts: Mapping[str, Any]) -> tuple[dict[str, Any], Artifact]:
         """Do the stage's work; returns its summary and artifact."""

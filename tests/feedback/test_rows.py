@@ -166,7 +166,7 @@ def test_a_reward_model_learns_from_a_store(tmp_path: Path, capsys: pytest.Captu
         store.submit(event(items[0], {"side": "B", "margin": "significantly"}, who="bob"))
     capsys.readouterr()
     assert main(["validate", str(recipe), "--out", str(out)]) == 0
-    assert "reward: starts over (data.sources.0.path)" in capsys.readouterr().out
+    assert "labels.feedback: the file has changed" in capsys.readouterr().out
 
 
 def test_a_demonstration_is_learned_by_sft(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""Why a stage starts over, in the words of its recipe: `algorithm: ppo -> rejection_sampling`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit.data.reading import DataSource
+from alignkit.io.changes import LONGEST, Change, changes
+from alignkit.recipe.schema import Stage, specs
+from alignkit.registry import Component
+
+MOST = 3  # changes that a message names
+_CODE = ("source", "version", "recognized")  # of a plugin, by digests
+_CONTENTS = {"base": "the base model has changed", "template": "the chat template has changed"}
+_WRAPPERS = ("component", "options")  # keys of what a hash is made of that a recipe does not have
+
+
+def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Stage) -> str:
+    """` (epochs: 2 -> 3)`: what changed since a result was made; empty if its record does not say.
+
+    record: of stage.json. parts: what the hash is made of now.
+    """
+    before = record.get("depends_on")
+    if not before:
+        return ""
+    now = json.loads(json.dumps(parts, default=str))
+    found = list(changes(before, now))
+    words = _Words(stage, now, {change.path for change in found}, [one.get("name") for one in record.get("data") or ()])
+    told = [text for text in dict.fromkeys(map(words.of, found)) if text]
+    told.sort(key=lambda text: text.endswith("code has changed"))  # what the user did comes first
+    more = f" and {len(told) - MOST} more" if len(told) > MOST else ""
+    return f" ({', '.join(told[:MOST])}{more})" if told else ""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Changes of a stage in words.
+
+    parts: what its hash is made of now. paths: of all changes. read: names of the files that the old result read.
+    """
+
+    stage: Stage
+    parts: Mapping[str, Any]
+    paths: set[tuple[str | int, ...]]
+    read: list[Any]
+
+    def of(self, change: Change) -> str:
+        """A change; empty if another one implies it."""
+        first, *rest = change.path
+        keys = [str(key) for key in rest]
+        swapped = ("component", "name") in self.paths
+        if change.path == ("component", "name"):
+            return f"{self.stage.kind}: {change.old} -> {change.new}"
+        if swapped and (first in ("component", "versions") or (first == "settings" and _is_tuning(keys))):
+            return ""  # `carried_over` says what becomes of the other algorithm's settings
+        if place := next((place for place, key in enumerate(change.path) if key in _CODE), 0):
+            return self._code(change.path[:place])
+        if first in _CONTENTS:
+            return "" if ("model", first) in self.paths else _CONTENTS[str(first)]
+        if "sources" in keys[:-2]:
+            return self._data(change, keys)
+        if first == "upstream":
+            return f"{keys[0]} has changed" if change.old and change.new else ""
+        if "files" in keys:
+            return f"{keys[-1]}: the file has changed"
+        inner = first in ("settings", "component", "versions")
+        return _plain(keys if inner else [str(first), *keys], change)
+
+    def _code(self, path: tuple[str | int, ...]) -> str:
+        """Other code of the plugin at a place in the parts."""
+        place: Any = self.parts
+        for key in path:
+            place = place[key] if isinstance(key, int) else place.get(key) or {}
+        components = [self.stage.component, *specs([self.stage.settings, self.stage.component.options], Component)]
+        name = place.get("name") if isinstance(place, Mapping) else None
+        theirs = {one.name for one in components if one.registration.distribution != "alignkit"}
+        return f"{name}'s code has changed" if name in theirs else "alignkit's code has changed"
+
+    def _data(self, change: Change, keys: list[str]) -> str:
+        """A change of a source of data."""
+        place = keys.index("sources")
+        source: Any = self.stage.settings if change.path[0] == "settings" else self.stage.component
+        for key in change.path[1 : place + 3]:
+            inner: Any = key
+            source = source[inner] if isinstance(source, Mapping | list | tuple) else getattr(source, str(key), None)
+        entry = [key for key in keys[:place] if key not in _WRAPPERS]
+        if keys[-1] != "path" or not isinstance(source, DataSource):
+            return _plain([*entry, *keys[place + 2 :]], change)
+        file = "/".join(Path(source.name).parts[-2:])
+        same = source.name in self.read
+        return f"{file}: the file has changed" if same else f"{'.'.join(entry)}: another file, {file}"
+
+
+def _is_tuning(keys: list[str]) -> bool:
+    return keys[0] == "rollout" or (len(keys) == 1 and keys[0] != "from_")
+
+
+def _plain(keys: list[str], change: Change) -> str:
+    """`learning_rate: 0.001 -> 0.002`, or only the key of a long value."""
+    name = ".".join(key.rstrip("_") for key in keys if key not in _WRAPPERS)
+    if all(isinstance(one, str | int | float | None) and len(str(one)) <= LONGEST for one in (change.old, change.new)):
+        old, new = ("not set" if value is None else value for value in (change.old, change.new))
+        return f"{name}: {old} -> {new}"
+    if change.old is None or change.new is None:
+        return f"{name} is {'new' if change.old is None else 'gone'}"
+    return f"{name} has changed"

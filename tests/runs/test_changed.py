@@ -1,0 +1,123 @@
+"""Why a stage starts over is said in the words of its recipe, never in those of its hash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.plugins import load_plugins
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import Recipe
+from alignkit.runs.carried_over import carried_over
+from alignkit.runs.changed import change_since
+from alignkit.runs.fingerprint import stage_parts
+
+ALIGN = {"algorithm": "ppo", "prompts": "p.jsonl", "reward": "length", "iterations": 3, "epochs": 1}
+
+
+def recipe_of(folder: Path, **changes: Any) -> Recipe:
+    """A recipe with one stage. changes: of its keys."""
+    if not (folder / "p.jsonl").exists():
+        (folder / "p.jsonl").write_text('{"prompt": "what?"}\n', encoding="utf-8")
+    stage = {key: value for key, value in {**ALIGN, **changes}.items() if value is not None}
+    stages = {"sft": {"algorithm": "sft", "data": "p.jsonl"}, "align": {**stage, "from": "sft"}}
+    path = folder / "r.json"
+    path.write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    return load_recipe(path, [], load_plugins().registry)
+
+
+def parts_of(recipe: Recipe, sft: str = "0") -> dict[str, Any]:
+    parts = stage_parts(recipe.stages["align"], recipe, {"model.safetensors": "0"}, 0, {"sft": sft})
+    return dict(json.loads(json.dumps(parts, default=str)))
+
+
+def record_of(recipe: Recipe, rate: float = 2e-4) -> dict[str, Any]:
+    settings = recipe.stages["align"].settings
+    assert settings is not None and settings.prompts is not None
+    names = [{"name": source.name} for source in settings.prompts.sources]
+    plugin = recipe.stages["align"].component.name
+    return {"plugin": plugin, "depends_on": parts_of(recipe), "data": names, "summary": {"learning_rate": rate}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"iterations": 4}, "iterations: 3 -> 4"),
+        ({"learning_rate": 1e-3}, "learning_rate: not set -> 0.001"),
+        ({"rollout": {"temperature": 0.7}}, "rollout.temperature: 1.0 -> 0.7"),
+        ({"algorithm": {"ppo": {"gamma": 0.9}}}, "gamma: 1.0 -> 0.9"),
+        ({"algorithm": "rejection_sampling"}, "algorithm: ppo -> rejection_sampling"),
+        ({"algorithm": "grpo", "learning_rate": 1e-3}, "algorithm: ppo -> grpo"),
+        ({"prompts": {"path": "p.jsonl", "limit": 5}}, "prompts.limit: not set -> 5"),
+        ({"reward": "repetition"}, "reward.name: length -> repetition"),
+        ({"iterations": 4, "epochs": 2, "max_length": 999, "seed": 1}, None),
+    ],
+)
+def test_changes_of_a_recipe(tmp_path: Path, changes: Mapping[str, Any], told: str | None) -> None:
+    before = record_of(recipe_of(tmp_path))
+    changed = recipe_of(tmp_path, **changes)
+    found = change_since(before, parts_of(changed), changed.stages["align"])
+    if told is None:
+        assert found == " (iterations: 3 -> 4, epochs: 1 -> 2, max_length: 1024 -> 999 and 1 more)"
+    else:
+        assert found.startswith(f" ({told}") and "source" not in found and ".py" not in found
+
+
+def test_files_stages_and_code_are_named(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    record, stage = record_of(recipe), recipe.stages["align"]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    file = f"{tmp_path.name}/p.jsonl"
+    recipe = recipe_of(tmp_path)
+    assert change_since(record, parts_of(recipe), recipe.stages["align"]) == f" ({file}: the file has changed)"
+    (tmp_path / "q.jsonl").write_text('{"prompt": "b"}\n', encoding="utf-8")
+    other = recipe_of(tmp_path, prompts="q.jsonl")
+    expected = f" (prompts: another file, {tmp_path.name}/q.jsonl)"
+    assert change_since(record, parts_of(other), other.stages["align"]) == expected
+    now = record["depends_on"]
+    for keys, value, told in (
+        (("upstream", "sft"), "1", "sft has changed"),
+        (("base", "model.safetensors"), "1", "the base model has changed"),
+        (("component", "source", "ppo.py"), "1", "alignkit's code has changed"),
+        (("component", "version"), "9", "alignkit's code has changed"),
+        (("versions", "torch"), "9", f"torch: {now['versions']['torch']} -> 9"),
+        (("model", "lora", "r"), 8, "model.lora.r: 16 -> 8"),
+        (("seed",), 7, "seed: 0 -> 7"),
+    ):
+        changed = json.loads(json.dumps(now))
+        place = changed
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+        assert change_since(record, changed, stage) == f" ({told})"
+    assert change_since(record, now, stage) == "" and change_since({}, now, stage) == ""
+
+
+def carried(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    return carried_over(before, recipe.stages["align"], recipe, 576, True)
+
+
+def test_settings_that_were_written_for_the_other_algorithm_are_named(tmp_path: Path) -> None:
+    written = {"learning_rate": 1e-3, "rollout": {"max_new_tokens": 9}}
+    before = record_of(recipe_of(tmp_path, **written), 1e-3)
+    lines = carried(before, recipe_of(tmp_path, **written, algorithm="rejection_sampling"))
+    assert "learning_rate 0.001 was written for ppo and is kept; the default of rejection_sampling is 0.0002" in lines
+    assert "iterations 3 was written for ppo and is kept; the default of rejection_sampling is 10" in lines
+    assert "max_new_tokens 9 was written for ppo and is kept; the default of rejection_sampling is 128" in lines
+
+
+def test_defaults_that_change_are_named(tmp_path: Path) -> None:
+    before = record_of(recipe_of(tmp_path, epochs=None), 1e-3)
+    lines = carried(before, recipe_of(tmp_path, epochs=None, algorithm="rejection_sampling"))
+    assert "learning_rate: 0.001 -> 0.0002, the default of rejection_sampling" in lines
+    assert "adam_epsilon: 1e-05 -> 1e-08, the default of rejection_sampling" in lines
+    assert not any(line.startswith(("weight_decay", "temperature")) for line in lines)  # equal
+
+
+def test_nothing_is_carried_over_to_the_same_algorithm(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    assert carried(record_of(recipe), recipe_of(tmp_path, iterations=9)) == [] and carried({}, recipe) == []
