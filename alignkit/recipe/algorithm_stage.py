@@ -15,6 +15,7 @@ from alignkit.recipe.advice import common_name
 from alignkit.recipe.components import options_of, read_component, read_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.problems import path_text
+from alignkit.recipe.same_keys import wrong_kind
 from alignkit.recipe.schema import BASE, Stage, allowed_keys, specs
 from alignkit.recipe.scope import Declared, Scope
 from alignkit.registry import Component
@@ -150,6 +151,9 @@ def _refused_keys(draft: _Draft) -> dict[str, str]:
 
 def _check_keys(draft: _Draft, refused: Mapping[str, str], needs: Needs | None) -> None:
     """Report keys that the algorithm does not use, and missing keys that it requires."""
+    if wrong := wrong_kind(draft.name, draft.algorithm, draft.written, draft.scope.registry):
+        draft.error(("algorithm",), *wrong)
+        return
     for key, reason in refused.items():
         if key in draft.written:
             draft.error((key,), f"{draft.name} does not use '{key}'", reason, at_key=True)
