@@ -34,6 +34,14 @@ def _reports() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_stages() -> Iterator[None]:
+    """Runs of tests reuse no stages of others, which they are compared with; tests of that ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNKIT_REUSE", "0")
+        yield
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """A second thread makes tiny models slower, much slower on a busy machine."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.io.digest import digest
 from alignkit.recipe.schema import Stage
 from alignkit.runs.changed import change_since
+from alignkit.runs.reuse import has_stages, other_runs, reusable
 
 if TYPE_CHECKING:
     from alignkit.runs.run import Run
@@ -15,14 +17,16 @@ if TYPE_CHECKING:
 
 def plan(run: Run) -> Iterator[str]:
     """What a run would do with each stage: `sft: reused`. Nothing is done."""
-    known = any(map(run.store.has_results, run.recipe.stages))  # else no hash is needed, and no base model
+    others, names = other_runs(run.folder, run.recipe), list(run.recipe.stages)
+    # Else no hash is needed, and no base model.
+    known = any(map(run.store.has_results, names)) or has_stages(others, names)
     for stage in run.recipe.stages.values():
         parts = run.parts_of(stage) if known else {}
         run.hashes[stage.name] = digest(parts)
-        yield f"{stage.name}: {_planned(run, stage, parts)}"
+        yield f"{stage.name}: {_planned(run, stage, parts, others)}"
 
 
-def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
+def _planned(run: Run, stage: Stage, parts: Mapping[str, Any], others: Sequence[Path]) -> str:
     name = stage.name
     store, stage_hash = run.store, run.hashes[name]
     record = store.record(name)
@@ -33,4 +37,6 @@ def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
         return "an earlier result is restored"
     if record.get("hash") == stage_hash:
         return "continues, if people have labeled enough" if record.get("waits_for") else "continues"
+    if found := next(reusable(name, stage_hash, others), None):
+        return f"reused from {found[0]}"
     return f"starts over{change_since(record, parts, stage)}" if record else "runs"

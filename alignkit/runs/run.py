@@ -42,6 +42,7 @@ from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.reference_check import check_references
 from alignkit.runs.reports import facts, printed, stage_record, swapped, write_report
 from alignkit.runs.results import result_hashes
+from alignkit.runs.reuse import has_stages, other_runs, reuse
 from alignkit.runs.stage_context import stage_context
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.starts import write_end, write_start
@@ -187,11 +188,13 @@ class Run:
     def _incomplete(self) -> list[Stage]:
         """The stages that will not be reused."""
         stages = list(self.recipe.stages.values())
-        if not any(self.store.has_results(stage.name) for stage in stages):
+        others, names = other_runs(self.folder, self.recipe), [stage.name for stage in stages]
+        if not any(map(self.store.has_results, names)) and not has_stages(others, names):
             return stages  # no hash is needed, so no base model is downloaded yet
         for stage in stages:
             self.hashes[stage.name] = self.hash_of(stage)
             self.store.bring_back(stage.name, self.hashes[stage.name], self.reporter.say)
+            reuse(self.store, stage.name, self.hashes[stage.name], others, self.reporter.say)
         return [stage for stage in stages if not self.store.is_complete(stage.name, self.hashes[stage.name])]
 
     def _stage(self, stage: Stage) -> bool:

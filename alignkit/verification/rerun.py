@@ -18,6 +18,7 @@ from typing import Any
 from alignkit.author import blaming
 from alignkit.errors import OutOfResource
 from alignkit.io.progress import Reporter
+from alignkit.io.stage_results import EARLIER
 from alignkit.io.stored_replies import stored_replies_only
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Stage
@@ -105,7 +106,7 @@ class Rerun(Run):
 def _furnish(recorded: Recorded, name: str, folder: Path) -> None:
     """Put what a rerun reads into its folder: the other stages, stored replies, and the day of the run."""
     folder.mkdir()
-    for other in recorded.recipe.stages:
+    for other in (EARLIER, *recorded.recipe.stages):
         if other != name and recorded.store.path(other).is_dir():
             _link(recorded.store.path(other).resolve(), folder / other)
     if (recorded.run / "date.json").is_file():

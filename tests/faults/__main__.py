@@ -31,6 +31,7 @@ def main(
         os.environ["ALIGNKIT_CACHE"] = str(Path(scratch) / "cache")
         os.environ.pop("ALIGNKIT_DEBUG", None)
         os.environ["ALIGNKIT_REPORT"] = "0"  # drawing takes longer than the runs
+        os.environ["ALIGNKIT_REUSE"] = "0"
         began = time.monotonic()
         cases = [case for case in _cases(Path(scratch), wanted) if case.family in wanted][::every]
         found = [(case, *_outcome(case, Path(scratch) / "case")) for case in cases]

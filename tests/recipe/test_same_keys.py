@@ -44,8 +44,8 @@ def test_every_algorithm_that_is_named_takes_the_keys() -> None:
 def test_from_sft_to_ppo(tmp_path: Path) -> None:
     (problem,) = swapped({"algorithm": "ppo", "data": "d.jsonl"}, tmp_path)
     assert "ppo needs 'prompts: FILE' and 'reward: REWARD' instead of 'data'; cpl takes these keys" in problem
-    problem, *_ = swapped({"algorithm": "distillation", "data": "d.jsonl"}, tmp_path)
-    assert "distillation needs 'prompts: FILE' instead of 'data'" in problem
+    problems = "".join(swapped({"algorithm": "distillation", "data": "d.jsonl"}, tmp_path))
+    assert "distillation needs 'prompts: FILE' instead of 'data'" in problems  # no reward
     (problem,) = swapped({"algorithm": "kto", "prompts": "d.jsonl"}, tmp_path)
     assert "kto learns from a file: 'data: FILE'" in problem and "distillation" in problem  # without a reward
 
