@@ -205,7 +205,7 @@ def results(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or one result: RUN/align@ppo.")],
     prune: Annotated[bool, typer.Option("--prune", help="Delete all results but the current ones.")] = False,
 ) -> None:
-    """List a run's results, current and earlier ones, with their names.
+    """List a run's results, current and earlier ones.
 
     align@ppo is the newest result of the stage align by ppo; align@ppo~1 is the one before.
     evaluate, chat, serve and export take RUN/align@ppo. Earlier results are restored when the recipe is changed back.
