@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from alignkit.cli import main
+from alignkit.comparison import short_names
 from alignkit.errors import RecipeError
 from alignkit.io.stage_results import find_result
 from alignkit.reporting.compare import compared
@@ -79,6 +80,14 @@ def test_the_screen_and_the_report_show_it(swapped: Path, recipe: Path, capsys: 
     assert title in markdown(facts) and kept in markdown(facts).replace("\\", "")
     html = re.sub("<wbr>", "", page(facts))
     assert title in html and kept in html
+
+
+def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
+    log = (swapped / "run.log").read_text(encoding="utf-8")
+    assert "align: changed since the last run (algorithm: ppo -> rejection_sampling), starting over" in log
+    kept = "align: learning_rate 0.05 was written for ppo and is kept; the default of rejection_sampling is 0.0002"
+    assert log.count(kept) == 1
+    assert "report: changed since the last run (align has changed), starting over" in log
 
 
 def test_one_run_is_compared_with_itself(swapped: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,6 +173,7 @@ def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.Ca
     from alignkit.evaluating.named_models import named_model
 
     named = named_model(str(swapped / "align@ppo"))  # as evaluate, chat and serve
+    assert list(short_names([str(named.folder), "base"]).values()) == ["run/align@ppo", "base"]
     assert named.folder == (find_result(swapped, "align@ppo").folder / "adapter").resolve()
     assert named.label == "run-align-ppo" and named.rollout["max_new_tokens"] == 6
     assert main(["export", str(swapped / "align@ppo"), str(tmp_path / "export")]) == 0
