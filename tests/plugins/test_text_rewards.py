@@ -93,6 +93,16 @@ def test_the_last_match_is_the_answer() -> None:
     assert scores(ExactMatch, "x", "y", meta={"answer": "x"}, extract="(x)|y") == [1.0, 0.0]
 
 
+def test_a_known_answer_may_be_a_part_of_the_answer_in_whole_words() -> None:
+    asked: Any = {"meta": {"answer": ["Paris", "H2O", "7"]}, "within": True}
+    right = ["It is Paris.", "paris, of course", "Water is H2O!", "7 days", "(7)", "There are 7."]
+    assert scores(ExactMatch, *right, **asked) == [1.0] * len(right)
+    wrong = ["Parisian", "It is Rome.", "", "17", "7.5", "2.7", "7,000", "70"]
+    assert scores(ExactMatch, *wrong, **asked) == [0.0] * len(wrong)
+    assert scores(ExactMatch, "in Paris", "in paris", meta={"answer": "Paris"}, within=True, strict=True) == [1.0, 0.0]
+    assert scores(ExactMatch, "Paris; so: Rome", meta={"answer": "Paris"}, within=True, extract="so: (.*)") == [0.0]
+
+
 def test_the_last_turn_of_the_assistant_is_the_answer() -> None:
     asked = {"meta": {"answer": "Paris"}}
     assert scores(ExactMatch, talk("Let me look.", "Paris"), talk("Paris", "Rome"), **asked) == [1.0, 0.0]

@@ -46,6 +46,9 @@ class ExactMatch(Reward):
             description="letter for letter; false: regardless of case, white space, and a period at the end, and "
             "numbers by their value, so that 3.0 is 3",
         )
+        within: bool = Field(
+            False, description="the known answer may be a part of the answer, in whole words: `Paris` of `It is Paris.`"
+        )
 
         @field_validator("extract")
         @classmethod
@@ -67,9 +70,23 @@ class ExactMatch(Reward):
             said = self._extracted(answer)
         except TimeoutError:
             return None
-        return float(said is not None and self._plain(said) in right)
+        if said is None:
+            return 0.0
+        if self.options.within:
+            return float(any(self._is_part(known, said) for known in self._known(group)))
+        return float(self._plain(said) in right)
+
+    def _is_part(self, known: str, said: str) -> bool:
+        """Whether the known answer occurs in what was said, and is no part of a longer word or number."""
+        known, said = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (known, said))
+        if not self.options.strict:
+            known, said = known.casefold(), said.casefold()
+        return re.search(rf"(?<![\w.,]){re.escape(known)}(?!\w|[.,]\d)", said) is not None
 
     def _right(self, group: Group) -> set[str | Fraction]:
+        return {self._plain(known) for known in self._known(group)}
+
+    def _known(self, group: Group) -> list[str]:
         value = column_of("exact_match", group, self.options.column)
         known = value if isinstance(value, list) else [value]
         if not known or not all(map(_is_answer, known)):
@@ -77,7 +94,7 @@ class ExactMatch(Reward):
                 f"exact_match: {row_of(group)}: '{self.options.column}' is {value!r:.60}, not a text, a "
                 "number, or a list of these"
             )
-        return {self._plain(str(each)) for each in known}
+        return [str(each) for each in known]
 
     def _extracted(self, answer: str) -> str | None:
         """The part of the answer that counts, None if there is none. Raises TimeoutError."""
