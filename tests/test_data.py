@@ -12,6 +12,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ PLUGINS = (
     "word_problems",
 )
 SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
+GOLD = SHIPPED.parents[1] / "benchmarks" / "outcomes" / "data"
 FORMATS: dict[str, type[Format]] = {}
 for plugin in PLUGINS:
     importlib.import_module(f"alignkit_plugins.{plugin}").register_formats(
@@ -846,6 +848,10 @@ COUNTS = {
     "small_sums.jsonl": 53, "small_sums_heldout.jsonl": 24, "small_sums_examples.jsonl": 24,
     "red_team.jsonl": 160, "xstest.jsonl": 184, "questions.jsonl": 448, "questions_heldout.jsonl": 200,
     "questions_demos.jsonl": 600,
+    "quickstart/demos.jsonl": 453, "quickstart/safety.jsonl": 99, "quickstart/helpful.jsonl": 137,
+    "quickstart/safety_heldout.jsonl": 20, "quickstart/helpful_heldout.jsonl": 25,
+    "quickstart/harmful_prompts.jsonl": 205, "quickstart/ordinary_prompts.jsonl": 450,
+    "quickstart/heldout.jsonl": 405, "quickstart/tuning.jsonl": 234,
 }  # fmt: skip
 
 
@@ -871,6 +877,26 @@ def test_shipped_held_out_prompts_are_in_no_training_file() -> None:
     assert not openings("prompts.jsonl") & openings("helpful.jsonl.gz", "safety.jsonl.gz")
 
 
+def test_what_the_quick_start_asks_is_in_no_file_that_it_learns_from() -> None:
+    own = [name for name in COUNTS if name.startswith("quickstart/")]
+    asked = {name: openings(name) for name in ("quickstart/heldout.jsonl", "quickstart/tuning.jsonl")}
+    assert not openings(*(name for name in own if name not in asked)) & set().union(*asked.values())
+    assert not set.intersection(*asked.values())
+    assert not openings("quickstart/demos.jsonl") & openings("quickstart/harmful_prompts.jsonl")
+    gold = [load(source(GOLD / f"gold_{kind}.jsonl.gz")).groups for kind in ("helpful", "safety")]
+    known = {re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for groups in gold for g in groups}
+    kinds = Counter(group.meta["kind"] for group in shipped("quickstart/heldout.jsonl"))
+    assert kinds == {"harmful": 100, "ordinary": 96, "sounds unsafe": 80, "facts": 129}
+    ordinary = [g for g in shipped("quickstart/heldout.jsonl") if g.meta["kind"] == "ordinary"]
+    assert not known & {re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for g in ordinary}
+
+
+def test_beginnings_in_the_demonstrations_teach_no_end() -> None:
+    answers = [group.responses[0] for group in shipped("quickstart/demos.jsonl")]
+    assert sum(answer.truncated for answer in answers) == 350
+    assert all(answer.text.endswith(".") for answer in answers if not answer.truncated)
+
+
 def test_shipped_files_have_the_contents_that_recipes_expect() -> None:
     assert [g.meta["safety"] for g in shipped("prompts.jsonl")].count(True) == 200
     assert [g.meta["safety"] for g in shipped("heldout.jsonl")].count(True) == 89
@@ -893,7 +919,7 @@ def test_shipped_sums_are_right_and_no_held_out_sum_is_learned() -> None:
 
 
 def test_all_shipped_data_have_a_license_and_are_small() -> None:
-    files = [path for path in SHIPPED.iterdir() if path.name not in ("LICENSES.md", "make_questions.py")]
-    assert {path.name for path in files} == {*COUNTS, "text.txt"}
+    files = [path for path in SHIPPED.rglob("*.*") if path.name not in ("LICENSES.md", "make_questions.py")]
+    assert {path.relative_to(SHIPPED).as_posix() for path in files} == {*COUNTS, "text.txt"}
     assert sum(path.stat().st_size for path in files) < 4_000_000
     assert "| public domain |" in (SHIPPED / "LICENSES.md").read_text()
