@@ -426,7 +426,7 @@ def test_parts_that_are_rewards_themselves_are_shown_once(tmp_path: Path) -> Non
         ({"policies": ["sft", "sft"]}, "policies has duplicates: sft"),
         ({"rewards": ["helpful", {"helpful": {}}]}, "rewards has duplicates: helpful"),
         ({"rewards": [{"folder": "a/x"}, {"folder": "b/x"}]}, "rewards has duplicates: x"),
-        ({"rewards": []}, "name at least one reward or judge"),
+        ({"rewards": []}, "name at least one measure, reward or judge"),
         ({"judges": ["judge"], "policies": ["sft"]}, "name at least two"),
         ({"baseline": "best"}, "baseline 'best' must be one of the policies"),
         ({"policies": []}, "at least 1"),
@@ -489,6 +489,7 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     for scripted in (models.scripted, models.lengths, models.per_token):
         scripted["sft+2"] = scripted["sft"]
     options["few_shot"] = {"policies": ["sft"], "examples": "examples", "shots": 2}
+    options["measures"] = {"measure": {"reward": HELPFUL, "where": {}}}
     there = context(models, tmp_path, groups)
     examples = [Group((), (Response(f"text {i}"),)) for i in range(2)]
     there = replace(there, load=lambda spec: examples if spec == "examples" else groups)
@@ -499,7 +500,7 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     asking.run(there)
     written = json.loads((tmp_path / "out" / file).read_text())
     names = {"sft": "POLICY", "align": "POLICY", "sft+2": "POLICY", "judge": "JUDGE", "error": "REASON"}
-    names |= {"language": "COLUMN", "en": "VALUE"} | dict.fromkeys(["helpful", "llama2", "llama2/safety"], "REWARD")
+    names |= {"language": "COLUMN", "en": "VALUE"} | dict.fromkeys(["helpful", "llama2", "llama2/safety", "measure"], "REWARD")
     written |= {"judge_cards": {}} if "judge_cards" in written else {}  # test_judge_card.py
     found, known = {key.replace(".people", ".JUDGE") for key in paths(written, names)}, documented(file)
     fields = {key for key in known if known[key].strip().startswith("of an estimate")}

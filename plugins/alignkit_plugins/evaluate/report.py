@@ -36,12 +36,12 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
     """One line: the policy's gain over the baseline, and its cost."""
     name, baseline = summary["headline"], summary["baseline"]
     result = summary["against"][policy][name]
-    difference, equal = result["difference"], result["at_equal_length"]
+    difference, equal, in_percent = result["difference"], result["at_equal_length"], percent(summary, name)
     if difference["mean"] is None:
         return f"{policy} against {baseline}: no prompt has a {name} score for both"
-    text = f"{policy} against {baseline}: {name} {shown(difference, sign=True)}"
+    text = f"{policy} against {baseline}: {name} {shown(difference, sign=True, percent=in_percent)}"
     if equal is not None:
-        text += f" (at equal length {shown(equal, sign=True)})"
+        text += f" (at equal length {shown(equal, sign=True, percent=in_percent)})"
     text += f", wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else ", all prompts tied"
     unclear = difference["low"] is None or difference["low"] <= 0 <= difference["high"]
     return text + _kl(summary, policy) + ("; no clear difference" if unclear else _bought(summary, policy))
@@ -76,7 +76,8 @@ def policy_table(summary: Mapping[str, Any]) -> Table:
 
 def _policy_rows(summary: Mapping[str, Any], policies: Sequence[Mapping[str, Any]]) -> Rows:
     for reward in summary["rewards"]:
-        yield from _estimates(reward, [policy["rewards"][reward] for policy in policies], "unscored")
+        estimates = [policy["rewards"][reward] for policy in policies]
+        yield from _estimates(reward, estimates, "unscored", percent(summary, reward))
     yield "length, tokens", [shown(policy["length"]) for policy in policies]
     yield "cut off", [f"{policy['truncated']:.0%}" for policy in policies]
     if summary["reference"] is not None:
@@ -85,11 +86,16 @@ def _policy_rows(summary: Mapping[str, Any], policies: Sequence[Mapping[str, Any
         )
 
 
-def _estimates(label: str, estimates: Sequence[Mapping[str, Any]], missing: str) -> Rows:
+def _estimates(label: str, estimates: Sequence[Mapping[str, Any]], missing: str, percent: bool = False) -> Rows:
     """A row of estimates, and a row of counts if values are missing."""
-    yield label, [shown(estimate) for estimate in estimates]
+    yield label, [shown(estimate, percent=percent) for estimate in estimates]
     if any(estimate[missing] for estimate in estimates):
         yield f"  {missing}", [str(estimate[missing]) for estimate in estimates]
+
+
+def percent(summary: Mapping[str, Any], name: str | None) -> bool:
+    """Whether a measure is a share of the answers."""
+    return bool(name in summary["measures"] and summary["measures"][name]["percent"])
 
 
 def comparison_table(summary: Mapping[str, Any]) -> Table:
@@ -99,8 +105,8 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
         [
             policy,
             reward,
-            shown(result["difference"], sign=True),
-            shown(result["at_equal_length"], sign=True),
+            shown(result["difference"], sign=True, percent=percent(summary, reward)),
+            shown(result["at_equal_length"], sign=True, percent=percent(summary, reward)),
             shown(result["win_rate"], percent=True),
             f"{result['wins']}/{result['losses']}/{result['ties']}",
         ]
@@ -193,10 +199,15 @@ def by_tables(summary: Mapping[str, Any], column: str) -> Iterator[Table]:
     Without differences, those of the first judge take their place.
     """
     headline, values = summary["headline"], summary["by"][column]
+    in_percent = percent(summary, headline)
     if headline is not None:
         policies = list(summary["policies"])
         rows = [
-            [value, str(found["prompts"]), *(shown(found["policies"][policy][headline]) for policy in policies)]
+            [
+                value,
+                str(found["prompts"]),
+                *(shown(found["policies"][policy][headline], percent=in_percent) for policy in policies),
+            ]
             for value, found in values.items()
         ]
         yield Table(f"by {column}: mean {headline}", [column, "prompts", *policies], rows)
@@ -207,7 +218,10 @@ def by_tables(summary: Mapping[str, Any], column: str) -> Iterator[Table]:
             [
                 value,
                 str(found["prompts"]),
-                *(shown(found["against"][policy][headline]["difference"], sign=True) for policy in compared),
+                *(
+                    shown(found["against"][policy][headline]["difference"], sign=True, percent=in_percent)
+                    for policy in compared
+                ),
             ]
             for value, found in values.items()
         ]
