@@ -500,7 +500,9 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     asking.run(there)
     written = json.loads((tmp_path / "out" / file).read_text())
     names = {"sft": "POLICY", "align": "POLICY", "sft+2": "POLICY", "judge": "JUDGE", "error": "REASON"}
-    names |= {"language": "COLUMN", "en": "VALUE"} | dict.fromkeys(["helpful", "llama2", "llama2/safety", "measure"], "REWARD")
+    names |= {"language": "COLUMN", "en": "VALUE"} | dict.fromkeys(
+        ["helpful", "llama2", "llama2/safety", "measure"], "REWARD"
+    )
     written |= {"judge_cards": {}} if "judge_cards" in written else {}  # test_judge_card.py
     found, known = {key.replace(".people", ".JUDGE") for key in paths(written, names)}, documented(file)
     fields = {key for key in known if known[key].strip().startswith("of an estimate")}
@@ -533,7 +535,7 @@ def test_text(tmp_path: Path) -> None:
     assert "base says 1" in row and "align says 1" in row
     low, high = hand_interval(GAIN)[1:]
     verdict = next(line for line in lines if line.startswith("align against sft: "))
-    assert f"helpful +0.47 [{low:.2f}, {high:.2f}], wins" in verdict
+    assert f"helpful (reward) +0.47 [{low:.2f}, {high:.2f}], wins" in verdict
     assert "wins 83% [44, 97], KL 3.0 nats" in verdict and "no clear" not in verdict
     assert lines[-1] == "next: alignkit chat runs/x"
 
@@ -553,7 +555,9 @@ def test_many_policies_are_shown_in_several_tables(tmp_path: Path) -> None:
     artifact = step(policies=names, show=1).run(context(models, tmp_path))
     assert [said(artifact, width).count("cut off") for width in (50, 80, 300)] == [3, 2, 1]
     text = said(artifact)
-    assert "b against a: helpful +0.00 [0.00, 0.00], all prompts tied, KL 0.00 nats; no clear difference" in text
+    assert (
+        "b against a: helpful (reward) +0.00 [0.00, 0.00], all prompts tied, KL 0.00 nats; no clear difference" in text
+    )
 
 
 WIDTHS = [(0.21, 0.63, 2), (-5, 5, 1), (-50, 50, 0), (0, 2e-5, 6), (1, 1, 2)]

@@ -336,6 +336,7 @@ class Evaluate(Step):
         rewards = [column.name for column in columns]
         names = [*options.measures, *rewards]
         kls = kl_of(groups, self.policies, self.reference, prompted, options.sampling()["temperature"], context)
+        raters = self._raters(columns)
         return {
             "prompts": len(groups),
             "left_out": left_out,
@@ -346,6 +347,11 @@ class Evaluate(Step):
             "headline": next(iter([*options.measures, *combined, *rewards]), None),
             "measures": measures.described(options.measures, groups),
             "rewards": names,
+            "trained_on": {
+                policy: {name: context.learned_from(role, rater) for name, rater in raters.items()}
+                for policy in self.policies
+                for role in [self.prompted.get(policy, policy)]
+            },
             "policies": {
                 policy: {**numbers.measure(groups, policy, names, options.measures), "kl": kls[policy]}
                 for policy in self.policies
@@ -356,6 +362,20 @@ class Evaluate(Step):
                 if baseline is not None and policy != baseline and names
             },
         }
+
+    def _raters(self, columns: Sequence[Column]) -> dict[str, Any]:
+        """What the verdict goes by: measures, the first combination or else reward, reward models, and judges.
+
+        Other rewards, such as length, are shown but do not say which policy is better.
+        """
+        options = self.options
+        measured = {name: measure.reward for name, measure in options.measures.items()}
+        rewards = {label(spec): spec for spec in options.rewards}
+        first = next((column.name for column in columns if not column.single), next(iter(rewards), None))
+        models = [column.name for column in columns if column.model is not None and column.name in rewards]
+        kept = dict.fromkeys([*([first] if first else []), *models])
+        judged_by = dict(zip(judge_names(options.judges), options.judges, strict=True))
+        return {**measured, **{name: rewards[name] for name in kept}, **judged_by}
 
     def _compare(self, groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
         return numbers.compare(groups, policy, baseline, name, self.options.measures)

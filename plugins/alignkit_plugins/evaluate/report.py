@@ -11,6 +11,7 @@ from alignkit.comparison import answers_of
 from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit.statistics import bought_with_length, decimals, shown
+from alignkit.who_judged import conclusion
 
 EXCERPT = 300  # longest text of a sample, in characters
 Rows = Iterator[tuple[str, list[str]]]  # a label, and a cell per policy
@@ -26,7 +27,8 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     blocks += ranking_blocks(summary)
     blocks += [table for column in summary.get("by", {}) for table in by_tables(summary, column)]
     blocks += [side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups]
-    verdicts = [verdict(summary, policy) for policy in against]
+    verdicts = [conclusion(summary, policy).sentence for policy in against or summary.get("judged", {})]
+    verdicts += [verdict(summary, policy) for policy in against]
     verdicts += [judges_verdict(summary, policy) for policy in summary.get("judged", {})]
     blocks += ["\n".join(verdicts)] if verdicts else []
     return Report(blocks)
@@ -39,7 +41,8 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
     difference, equal, in_percent = result["difference"], result["at_equal_length"], percent(summary, name)
     if difference["mean"] is None:
         return f"{policy} against {baseline}: no prompt has a {name} score for both"
-    text = f"{policy} against {baseline}: {name} {shown(difference, sign=True, percent=in_percent)}"
+    what = name if name in summary["measures"] else f"{name} (reward)"
+    text = f"{policy} against {baseline}: {what} {shown(difference, sign=True, percent=in_percent)}"
     if equal is not None:
         text += f" (at equal length {shown(equal, sign=True, percent=in_percent)})"
     text += f", wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else ", all prompts tied"
