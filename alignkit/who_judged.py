@@ -88,7 +88,24 @@ def _side(estimate: Mapping[str, Any], middle: float) -> int | None:
 
 
 def conclusion(summary: Mapping[str, Any], policy: str) -> Conclusion:
-    """The conclusion on a policy that the evaluation compares with its baseline."""
+    """The conclusion on a policy that the evaluation compares with its baseline.
+
+    A policy that gained over its baseline and fell below the untouched base model has mixed results.
+    """
+    found, lost = _conclusion(summary, policy), _below_base(summary, policy)
+    if not lost:
+        return found
+    outcome = "mixed" if found.outcome == "gained" else found.outcome
+    return Conclusion(outcome, f"{found.sentence}; below the untouched base: {_and(lost)}")
+
+
+def _below_base(summary: Mapping[str, Any], policy: str) -> list[str]:
+    over = (summary.get("against_base") or {}).get(policy) or {}
+    compared = [_by_score(summary, name, difference, False) for name, difference in over.items()]
+    return [one.text for one in compared if one.better == -1]
+
+
+def _conclusion(summary: Mapping[str, Any], policy: str) -> Conclusion:
     every, baseline = said(summary, policy), summary["baseline"]
     gains = {own: _texts(every, 1, own) for own in (False, True, None)}
     losses = {own: _texts(every, -1, own) for own in (False, True, None)}

@@ -101,3 +101,11 @@ def test_people_are_never_trained_on_and_a_judge_may_be() -> None:
 def test_rewards_that_say_nothing_about_quality_do_not_count() -> None:
     found = summary({"llama2": True}, llama2=UP, length=UP)
     assert conclusion(found, "align").outcome == "gained by its own reward"
+
+
+def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
+    found = summary({"refused": False, "refused in vain": False}, refused=UP, refused_in_vain=UNCLEAR)
+    below = {"align": {"refused": estimate(UP), "refused in vain": estimate(UP)}}
+    concluded = conclusion({**found, "against_base": below}, "align")
+    assert concluded.outcome == "mixed"
+    assert concluded.sentence.endswith("; below the untouched base: refused in vain +30% [20, 40]")

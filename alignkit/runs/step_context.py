@@ -41,6 +41,7 @@ def step_context(run: Any, stage: Stage, folder: Path, executor: StageExecutor |
         log=lambda **values: metrics.write(stage=stage.name, **values),
         say=run.reporter.say,
         trained_on=run.trained_on,
+        base_of=run.bases.base_of,
         learned_from=lambda policy, rater: learned_from(policy, rater, run.recipe, run.folder),
         log_odds=partial(log_odds, run.store),
         stage=stage.name,

@@ -105,6 +105,7 @@ def context(models: Any, folder: Path, groups: Sequence[Group] | None = None, se
         return Scorer(spec, made)
 
     made = StepContext(
+        base_of=lambda policy: "base",
         models=models,
         cache=folder / "cache",
         folder=folder,
@@ -120,7 +121,7 @@ def context(models: Any, folder: Path, groups: Sequence[Group] | None = None, se
 
 
 def step(**options: Any) -> evaluate.Evaluate:
-    options = {"policies": ["base", "sft", "align"], "rewards": [HELPFUL], "prompts": "x", **options}
+    options = {"policies": ["base", "sft", "align"], "rewards": [HELPFUL], "prompts": "x", "base": False, **options}
     return evaluate.Evaluate(evaluate.Evaluate.Options(**options))
 
 
@@ -493,13 +494,20 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     there = context(models, tmp_path, groups)
     examples = [Group((), (Response(f"text {i}"),)) for i in range(2)]
     there = replace(there, load=lambda spec: examples if spec == "examples" else groups)
-    asking = step(policies=["sft", "align"], top_k=5, people={"task": "safety", "prompts": 5}, **options)
+    asking = step(base=True, policies=["sft", "align"], top_k=5, people={"task": "safety", "prompts": 5}, **options)
     with pytest.raises(LabelsNeeded):
         asking.run(there)
     label_all(tmp_path / STORE, lambda item: {"by": str(item.origins[0]), "safety": "both_safe"})
     asking.run(there)
     written = json.loads((tmp_path / "out" / file).read_text())
-    names = {"sft": "POLICY", "align": "POLICY", "sft+2": "POLICY", "judge": "JUDGE", "error": "REASON"}
+    names = {
+        "base": "POLICY",
+        "sft": "POLICY",
+        "align": "POLICY",
+        "sft+2": "POLICY",
+        "judge": "JUDGE",
+        "error": "REASON",
+    }
     names |= {"language": "COLUMN", "en": "VALUE"} | dict.fromkeys(
         ["helpful", "llama2", "llama2/safety", "measure"], "REWARD"
     )

@@ -146,3 +146,38 @@ def test_no_kl_if_none_is_wanted(tmp_path: Path) -> None:
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         step(**{"rewards": ["helpful"], **options})
+
+
+# --- the untouched base
+
+
+def test_the_base_is_a_column_and_nothing_else(tmp_path: Path) -> None:
+    artifact = evaluated(tmp_path, Refusals(), policies=["sft", "align"], base=True)
+    found = dict(artifact.summary or {})
+    assert list(found["policies"]) == ["base", "sft", "align"] and found["baseline"] == "sft"
+    assert list(found["against"]) == ["align"] and "base against" not in said(artifact)
+    assert found["policies"]["base"]["rewards"]["harmful refused"]["mean"] == pytest.approx(0.1)
+    without = dict(evaluated(tmp_path, Refusals(), policies=["sft", "align"], base=False).summary or {})
+    assert list(without["policies"]) == ["sft", "align"] and without["against_base"] == {}
+
+
+def test_one_policy_is_shown_next_to_the_base(tmp_path: Path) -> None:
+    found = dict(evaluated(tmp_path, Refusals(), policies=["align"], base=True).summary or {})
+    assert list(found["policies"]) == ["base", "align"] and found["baseline"] is None and found["against"] == {}
+
+
+def test_no_base_for_policies_on_several(tmp_path: Path) -> None:
+    made = replace(context(models(), tmp_path, mixed()), base_of=lambda policy: policy)
+    found = dict(step(policies=["sft", "align"], base=True).run(made).summary or {})
+    assert list(found["policies"]) == ["sft", "align"]
+
+
+def test_a_policy_below_the_base_is_told_so(tmp_path: Path) -> None:
+    artifact = evaluated(
+        tmp_path,
+        Refusals(),
+        policies=["align", "sft"],
+        base=True,
+        measures={"ordinary refused": MEASURES["ordinary refused"]},
+    )
+    assert "; below the untouched base: ordinary refused +80% [" in said(artifact)

@@ -67,6 +67,7 @@ class Evaluate(Step):
             50, ge=0, description="prompts at which judges compare all policies, if there are three; 0: none"
         )
         prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
+        base: bool = Field(True, description="show the untouched base model too")
         baseline: PolicyRef | None = Field(
             None, description="policy to compare the others with; default: the first but `base`, or else `base`"
         )
@@ -116,6 +117,7 @@ class Evaluate(Step):
             return list(dict.fromkeys([*self.policies, *prompted]))
 
     options: Options
+    _base: str | None = None  # the untouched base model, if it is only shown
 
     @property
     def prompted(self) -> dict[str, str]:
@@ -125,7 +127,12 @@ class Evaluate(Step):
 
     @property
     def policies(self) -> list[str]:
-        """All that answer: a policy with examples follows the policy itself, or else comes first."""
+        """All that answer: those that are compared, behind the untouched base model."""
+        return [*([self._base] if self._base is not None else []), *self._named]
+
+    @property
+    def _named(self) -> list[str]:
+        """The policies that the recipe names: one with examples follows the policy itself, or else comes first."""
         own = self.options.policies
         first = [name for name, role in self.prompted.items() if role not in own]
         return first + [n for policy in own for n in (policy, *(k for k, r in self.prompted.items() if r == policy))]
@@ -136,10 +143,10 @@ class Evaluate(Step):
         options, policies = self.options, self.options.policies
         if options.few_shot is not None and options.few_shot.baseline:
             return next(iter(self.prompted))
-        if options.baseline or len(self.policies) < 2:
+        if options.baseline or len(self._named) < 2:
             return options.baseline
         if len(policies) < 2:
-            return self.policies[0]
+            return self._named[0]
         return next((policy for policy in policies[:-1] if policy != "base"), policies[0])
 
     @property
@@ -169,6 +176,9 @@ class Evaluate(Step):
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
+        bases = {context.base_of(policy) for policy in options.policies_to_sample()}
+        shared = bases.pop() if options.base and len(bases) == 1 else None
+        self._base = shared if shared not in self._named else None
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
         measured_by = [spec for spec, _ in measures.distinct_rewards(options.measures)]
         scorers = [context.scorer(spec) for spec in (*measured_by, *options.rewards)]
@@ -199,7 +209,7 @@ class Evaluate(Step):
     @property
     def _compared(self) -> list[str]:
         """The policies that are compared with the baseline."""
-        return [policy for policy in self.policies if self.baseline is not None and policy != self.baseline]
+        return [policy for policy in self._named if self.baseline is not None and policy != self.baseline]
 
     def _measured(
         self,
@@ -358,16 +368,20 @@ class Evaluate(Step):
             },
             "against": {
                 policy: {name: self._compare(groups, policy, baseline, name) for name in names}
-                for policy in self.policies
-                if baseline is not None and policy != baseline and names
+                for policy in self._compared
+                if baseline is not None and names
+            },
+            "against_base": {
+                policy: {
+                    name: self._compare(groups, policy, self._base, name)["difference"] for name in options.measures
+                }
+                for policy in self._named
+                if self._base is not None and options.measures
             },
         }
 
     def _raters(self, columns: Sequence[Column]) -> dict[str, Any]:
-        """What the verdict goes by: measures, the first combination or else reward, reward models, and judges.
-
-        Other rewards, such as length, are shown but do not say which policy is better.
-        """
+        """What the verdict goes by; other rewards, such as length, do not say which policy is better."""
         options = self.options
         measured = {name: measure.reward for name, measure in options.measures.items()}
         rewards = {label(spec): spec for spec in options.rewards}

@@ -34,7 +34,13 @@ def rankings(groups: Sequence[Group], summary: Mapping[str, Any], verdicts: Verd
     games = {name: _reward_games(groups, policies, name, name in lower) for name in summary["rewards"]}
     for judge in summary["judges"]:
         games[judge] = _judge_games(len(groups), str(summary["baseline"]), verdicts, judge)
-    return {name: _ranking(rows, policies, seed, name) for name, rows in games.items() if any(rows)}
+    return {name: _ranking(rows, _met(rows, policies), seed, name) for name, rows in games.items() if any(rows)}
+
+
+def _met(games: Sequence[Sequence[Game[str]]], policies: Sequence[str]) -> list[str]:
+    """The policies that met another: a base that is only shown meets nobody before a judge."""
+    met = {policy for row in games for one, other, _ in row for policy in (one, other)}
+    return [policy for policy in policies if policy in met]
 
 
 def _ranking(games: Sequence[Sequence[Game[str]]], policies: Sequence[str], seed: int, name: str) -> dict[str, Any]:

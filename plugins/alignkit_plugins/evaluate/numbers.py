@@ -100,7 +100,7 @@ def with_short_names(
         **{key: names[summary[key]] for key in ("baseline", "reference")},
         **{
             key: {names[policy]: value for policy, value in summary[key].items()}
-            for key in ("policies", "against", "judged", "trained_on")
+            for key in ("policies", "against", "against_base", "judged", "trained_on")
         },
         "people": summary["people"] and {**summary["people"], "safe": _named(summary["people"]["safe"], names)},
     }

@@ -188,11 +188,14 @@ def ranking_blocks(summary: Mapping[str, Any]) -> list[Block]:
     if len(summary["policies"]) < 3 or not summary.get("ranking"):
         return []
     raters = summary["ranking"]
-    rows = [[policy, *(_elo(found[policy]["elo"]) for found in raters.values())] for policy in summary["policies"]]
+    rows = [[policy, *(_elo(found.get(policy)) for found in raters.values())] for policy in summary["policies"]]
     return [Table("ranking in Elo points (Bradley-Terry; the mean of all is 1000)", ["policy", *raters], rows)]
 
 
-def _elo(points: Mapping[str, Any]) -> str:
+def _elo(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    points = found["elo"]
     return f"{points['mean']:.0f} [{points['low']:.0f}, {points['high']:.0f}]"
 
 
