@@ -77,11 +77,14 @@ class StepData:
 
     load: the groups of a DataRef option, as `StepContext.load` will return them; None if the option is not set, and for
     data that a stage makes or the hub has. check_prompts: lets the rewards of a RewardRef option check the prompts of
-    the responses that they will score; see `Reward.check_prompts`.
+    the responses that they will score; see `Reward.check_prompts`. learned_from: as in `StepContext`. say: prints a
+    line.
     """
 
     load: Callable[[Any], list[Group] | None]
     check_prompts: Callable[[Any, Sequence[Group]], None]
+    learned_from: Callable[[str, Any], bool | None] = lambda policy, rater: None
+    say: Callable[[str], None] = lambda text: None
 
 
 class Step:

@@ -181,3 +181,21 @@ def test_a_policy_below_the_base_is_told_so(tmp_path: Path) -> None:
         measures={"ordinary refused": MEASURES["ordinary refused"]},
     )
     assert "; below the untouched base: ordinary refused +80% [" in said(artifact)
+
+
+def test_an_evaluation_without_an_independent_rater_is_told_before_any_work() -> None:
+    lines: list[str] = []
+
+    def check(learned: Any, **options: Any) -> None:
+        data = StepData(lambda spec: mixed(), lambda reward, groups: None, learned, lines.append)
+        step(policies=["sft", "align"], **options).check_data(data)
+
+    check(lambda policy, rater: policy == "align" and rater == HELPFUL)
+    assert lines == [
+        "warning: nothing in this evaluation judges align independently: training was to please helpful. "
+        "Add `measures:` with a reward that nothing was trained on"
+    ]
+    lines.clear()
+    check(lambda policy, rater: policy == "align" and rater == HELPFUL, measures=MEASURES)
+    check(lambda policy, rater: None)
+    assert lines == []

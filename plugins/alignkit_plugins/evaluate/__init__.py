@@ -44,6 +44,7 @@ from alignkit_plugins.evaluate.few_shot import Examples, FewShot, check_no_examp
 from alignkit_plugins.evaluate.kl import kl_of
 from alignkit_plugins.evaluate.measures import Measure
 from alignkit_plugins.evaluate.people import People, Said, ask
+from alignkit_plugins.evaluate.raters import raters_of, warn_of_own_raters
 
 
 class Evaluate(Step):
@@ -163,6 +164,8 @@ class Evaluate(Step):
 
     def check_data(self, data: StepData) -> None:
         options = self.options
+        if self._compared and options.people is None:
+            warn_of_own_raters(options, self.options.policies_to_sample(), str(self.baseline), data)
         if (rows := data.load(options.prompts)) is not None:
             prompts, _ = prompts_to_compare(rows, options.limit)
             breakdown.check_columns(prompts, options.by)
@@ -346,7 +349,7 @@ class Evaluate(Step):
         rewards = [column.name for column in columns]
         names = [*options.measures, *rewards]
         kls = kl_of(groups, self.policies, self.reference, prompted, options.sampling()["temperature"], context)
-        raters = self._raters(columns)
+        raters = raters_of(options)
         return {
             "prompts": len(groups),
             "left_out": left_out,
@@ -379,17 +382,6 @@ class Evaluate(Step):
                 if self._base is not None and options.measures
             },
         }
-
-    def _raters(self, columns: Sequence[Column]) -> dict[str, Any]:
-        """What the verdict goes by; other rewards, such as length, do not say which policy is better."""
-        options = self.options
-        measured = {name: measure.reward for name, measure in options.measures.items()}
-        rewards = {label(spec): spec for spec in options.rewards}
-        first = next((column.name for column in columns if not column.single), next(iter(rewards), None))
-        models = [column.name for column in columns if column.model is not None and column.name in rewards]
-        kept = dict.fromkeys([*([first] if first else []), *models])
-        judged_by = dict(zip(judge_names(options.judges), options.judges, strict=True))
-        return {**measured, **{name: rewards[name] for name in kept}, **judged_by}
 
     def _compare(self, groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
         return numbers.compare(groups, policy, baseline, name, self.options.measures)
