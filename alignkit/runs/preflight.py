@@ -189,7 +189,8 @@ def check_data(
     """Read every data file of these stages, and find out what their algorithms would say of it.
 
     encoder: tokenizes as a stage will; None if the base model is not here yet. probe: reads the start of sources on
-    the hub. say: prints a line. run_code: whether to run code that the recipe names. Raises DataError with the mistakes of all stages.
+    the hub. say: prints a line. run_code: whether to run code that the recipe names. Raises DataError with the mistakes
+    of all stages.
     """
     problems: dict[str, None] = {}  # an ordered set: stages share files
     for stage in stages:
