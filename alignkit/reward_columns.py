@@ -64,15 +64,20 @@ def scored_by(
     scorers: those of the rewards (`StepContext.scorer`), which see no scores of the data. say: called with the name of
     a reward before it scores.
     """
-    bare = [replace(group, responses=tuple(replace(r, scores={}) for r in group.responses)) for group in groups]
+    unscored = bare(groups)
     merged, columns = list(groups), []
     for spec, scorer in zip(rewards, scorers, strict=True):
         say(label(spec))
-        found = scorer.score(bare)
+        found = scorer.score(unscored)
         new = columns_of(spec, found[0].responses[0].scores, rewards)
         merged = [_with_columns(*pair, new) for pair in zip(merged, found, strict=True)]
         columns += new
     return merged, columns
+
+
+def bare(groups: Sequence[Group]) -> list[Group]:
+    """The groups without scores."""
+    return [replace(group, responses=tuple(replace(r, scores={}) for r in group.responses)) for group in groups]
 
 
 def _with_columns(group: Group, scored: Group, columns: Sequence[Column]) -> Group:

@@ -46,6 +46,8 @@ class StepContext(Context):
     killed continues after the last complete chunk. For a name in `Step.maps`, f is `self.mapper(name, context)`.
     trained_on(model, prompts): for each stage that trained the policy, or the reward models of a RewardRef, the places
     of the prompts that it learned from.
+    base_of(policy): the name of the untouched base model that a policy is on; None if that is unknown.
+    learned_from(policy, rater): whether the policy learned from a RewardRef or JudgeRef; None if that is unknown.
     log_odds(reward): whether a RewardRef is a reward model whose scores are log-odds (`Algorithm.log_odds`); None if
     that is unknown.
     """
@@ -56,6 +58,8 @@ class StepContext(Context):
     log: Callable[..., None]
     say: Callable[[str], None]
     trained_on: Callable[[Any, Sequence[Group]], Mapping[str, set[int]]] = lambda model, prompts: {}
+    base_of: Callable[[str], str | None] = lambda policy: None
+    learned_from: Callable[[str, Any], bool | None] = lambda policy, rater: None
     log_odds: Callable[[Any], bool | None] = lambda reward: None
 
     def write_json(self, name: str, value: Any) -> None:
@@ -73,11 +77,14 @@ class StepData:
 
     load: the groups of a DataRef option, as `StepContext.load` will return them; None if the option is not set, and for
     data that a stage makes or the hub has. check_prompts: lets the rewards of a RewardRef option check the prompts of
-    the responses that they will score; see `Reward.check_prompts`.
+    the responses that they will score; see `Reward.check_prompts`. learned_from: as in `StepContext`. say: prints a
+    line.
     """
 
     load: Callable[[Any], list[Group] | None]
     check_prompts: Callable[[Any, Sequence[Group]], None]
+    learned_from: Callable[[str, Any], bool | None] = lambda policy, rater: None
+    say: Callable[[str], None] = lambda text: None
 
 
 class Step:

@@ -12,10 +12,15 @@ from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, tru
 from alignkit.report import Table
 from alignkit.reporting.numbers import bounds, number, short, shown
 from alignkit.reporting.verdicts import Verdict, longer_by
+from alignkit.who_judged import GAINS, own_of
 
 ORDER_DECIDES = 0.25  # share of comparisons
 FAVORS = 0.1  # by which a judge may prefer a position without a warning
 OUTCOMES = {"win": "wins", "loss": "losses", "tie": "ties"}
+BY_OWN: dict[str, str] = {
+    "gained by its own reward": " But {policy} was trained to please {judge}.",
+    "gained, not verified": " But it is not known whether {policy} was trained to please {judge}.",
+}
 STANDARD_ERRORS = 1.96  # of half an interval of 95%
 
 
@@ -37,7 +42,7 @@ def _verdict(stage: str, summary: Mapping[str, Any], policy: str, judge: str, re
     elif low is None or high is None or low <= 0.5 <= high:
         outcome = "nothing clear"
     else:
-        outcome = "gained" if low > 0.5 else "lost"
+        outcome = GAINS[own_of(summary, policy, judge)] if low > 0.5 else "lost"
     baseline = str(summary["baseline"])
     verdict: Verdict = {
         "stage": stage,
@@ -66,13 +71,14 @@ def _sentence(verdict: Verdict, result: Mapping[str, Any], summary: Mapping[str,
             f"{judge} cannot compare {policy} and {baseline}: none of {_whose(judge)} {_count(result)} has a verdict."
         )
     begin = {
-        "gained": _prefers(judge, policy, baseline),
+        **dict.fromkeys(GAINS.values(), _prefers(judge, policy, baseline)),
         "lost": _prefers(judge, baseline, policy),
         "nothing clear": _undecided(judge, policy, baseline),
     }[verdict["outcome"]]
     counts = ", ".join(_counted(result.get(key), one, key) for one, key in OUTCOMES.items())
     text = f"{begin}: {policy} is preferred {shown(verdict['preference'], percent=True)}"
     text += f" over {_counted(verdict['preference'].get('n'), 'prompt', 'prompts')} ({counts})."
+    text += BY_OWN.get(verdict["outcome"], "").format(policy=policy, judge=judge)
     if no_judge := _no_judge(summary, judge):
         text += f" But {no_judge}."
     if controlled := length_controlled(verdict["length_controlled"]):
@@ -136,9 +142,9 @@ def doubts(summary: Mapping[str, Any], found: Sequence[Verdict]) -> Iterator[str
 
 def _of_verdict(verdict: Verdict, found: Sequence[Verdict]) -> Iterator[str]:
     policy, judge, baseline = verdict["policy"], verdict["judge"], verdict["baseline"]
-    opposite = {"gained": "lost", "lost": "gained"}.get(verdict["outcome"])
+    opposite = {**dict.fromkeys(GAINS.values(), "lost"), "lost": "gained"}.get(verdict["outcome"])
     for other in found:
-        if other["policy"] == policy and other["reward"] and other["outcome"] == opposite:
+        if other["policy"] == policy and other["reward"] and _side(other) == opposite:
             ours, theirs = (baseline, policy) if opposite == "gained" else (policy, baseline)
             contrary = f"{other['reward']} prefers {theirs}, but {_prefers(judge, ours, '').removesuffix(' to ')}"
             fooled = "the reward" if judge == PEOPLE else "the reward or the judge"
@@ -151,6 +157,14 @@ def _of_verdict(verdict: Verdict, found: Sequence[Verdict]) -> Iterator[str]:
             yield f"at equal length, {_prefers(judge, loser, winner)}: length decides {_whose(judge)} preference"
         elif lead <= half:
             yield f"at equal length, {_undecided(judge, policy, baseline)}"
+
+
+def _side(verdict: Verdict) -> str:
+    """What the reward of a verdict says alone."""
+    mean, low, high = bounds(verdict["difference"])
+    if mean is None or low is None or high is None or low <= 0 <= high:
+        return "nothing clear"
+    return "gained" if low > 0 else "lost"
 
 
 def _of_judge(policy: str, judge: str, result: Mapping[str, Any]) -> Iterator[str]:

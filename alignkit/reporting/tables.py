@@ -7,7 +7,7 @@ from typing import Any
 
 from alignkit.report import Table
 from alignkit.reporting import judging
-from alignkit.reporting.numbers import bounds, duration, number, short, shown, size
+from alignkit.reporting.numbers import bounds, duration, number, percent, short, shown, size
 from alignkit.reporting.stages import flat
 
 MOST_METRICS = 40  # of a stage, at its end
@@ -35,7 +35,10 @@ def policy_means(summary: Mapping[str, Any]) -> Table | None:
     """Means and intervals of an evaluation.json, a column per policy; None if it holds something else."""
     try:
         policies, rewards = dict(summary["policies"]), list(summary["rewards"])
-        rows = [[str(name), *(shown(one["rewards"].get(name)) for one in policies.values())] for name in rewards]
+        rows = [
+            [str(name), *(shown(one["rewards"].get(name), percent=percent(summary, name)) for one in policies.values())]
+            for name in rewards
+        ]
         rows.append(["length, tokens", *(shown(one.get("length")) for one in policies.values())])
         rows.append(["cut off", *(_percent(one.get("truncated")) for one in policies.values())])
         if summary.get("reference") is not None:
@@ -53,8 +56,8 @@ def comparison(summary: Mapping[str, Any]) -> Table | None:
             [
                 str(policy),
                 str(reward),
-                shown(result.get("difference"), sign=True),
-                shown(result.get("at_equal_length"), sign=True),
+                shown(result.get("difference"), sign=True, percent=percent(summary, reward)),
+                shown(result.get("at_equal_length"), sign=True, percent=percent(summary, reward)),
                 shown(result.get("win_rate"), percent=True),
                 "/".join(short(result.get(name)) for name in ("wins", "losses", "ties")),
             ]
@@ -97,10 +100,12 @@ def by_column(summary: Mapping[str, Any], column: str) -> Table:
         found = values[value]
         for policy in policies:
             if compared:
-                cells = [shown(found["against"][policy][name]["difference"], sign=True) for name in rewards]
+                differences = [(name, found["against"][policy][name]["difference"]) for name in rewards]
+                cells = [shown(one, sign=True, percent=percent(summary, name)) for name, one in differences]
                 cells += [_preferred(found["judged"][policy][name], found["prompts"]) for name in judges]
             else:
-                cells = [shown(found["policies"][policy][name]) for name in rewards]
+                means = found["policies"][policy]
+                cells = [shown(means[name], percent=percent(summary, name)) for name in rewards]
             rows.append([str(value), str(policy), short(found["prompts"]), *cells])
     what = [f"{name}, difference" if compared else f"{name}, mean" for name in rewards]
     heads = [column, "policy", "prompts", *what, *(f"preferred by {name}" for name in judges if compared)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
-from alignkit.reporting.numbers import bounds, number, short, shown
+from alignkit.reporting.numbers import bounds, number, percent, short, shown
 from alignkit.statistics import bought_with_length
+from alignkit.who_judged import conclusion
 
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response
@@ -14,8 +15,8 @@ TRUNCATED = 0.2  # share of answers
 
 
 class Verdict(TypedDict):
-    """A policy against the baseline, by a reward or a judge; the other is empty. outcome: gained, lost, nothing clear,
-    or unknown.
+    """A policy against the baseline, by a reward or a judge; the other is empty. outcome: as in
+    `alignkit.who_judged`, by all raters for a reward, and by itself for a judge.
 
     difference, at_equal_length, win_rate, preference, length_controlled: as in evaluation.json; None for the other kind
     of rater. longer: share by which its answers are longer. kl: to the reference, in nats. Both are None if unknown.
@@ -38,28 +39,22 @@ class Verdict(TypedDict):
 
 
 def verdicts(stage: str, summary: Mapping[str, Any]) -> list[Verdict]:
-    """A verdict per policy that an evaluation.json compares with its baseline, by the headline's reward."""
+    """A verdict per policy that an evaluation.json compares with its baseline; the numbers are of its headline."""
     return [_verdict(stage, summary, str(policy)) for policy in summary.get("against") or {}]
 
 
 def _verdict(stage: str, summary: Mapping[str, Any], policy: str) -> Verdict:
     reward, baseline = str(summary["headline"]), str(summary["baseline"])
     result = summary["against"][policy][reward]
-    mean, low, high = bounds(result.get("difference"))
-    if mean is None:
-        outcome = "unknown"
-    elif low is None or high is None or low <= 0 <= high:
-        outcome = "nothing clear"
-    else:
-        outcome = "gained" if low > 0 else "lost"
+    concluded = conclusion(summary, policy)
     verdict: Verdict = {
         "stage": stage,
         "policy": policy,
         "baseline": baseline,
         "reward": reward,
         "judge": "",
-        "outcome": outcome,
-        "sentence": "",
+        "outcome": concluded.outcome,
+        "sentence": f"{concluded.sentence}.",
         "difference": result.get("difference"),
         "at_equal_length": result.get("at_equal_length"),
         "win_rate": result.get("win_rate"),
@@ -68,30 +63,26 @@ def _verdict(stage: str, summary: Mapping[str, Any], policy: str) -> Verdict:
         "longer": longer_by(summary, policy, baseline),
         "kl": bounds(summary["policies"][policy].get("kl"))[0],
     }
-    return {**verdict, "sentence": _sentence(verdict, summary)}
+    return {**verdict, "sentence": f"{concluded.sentence}.{_about(verdict, summary)}"}
 
 
-def _sentence(verdict: Verdict, summary: Mapping[str, Any]) -> str:
-    policy, baseline, reward = verdict["policy"], verdict["baseline"], verdict["reward"]
-    if verdict["outcome"] == "unknown":
-        return f"{policy} and {baseline} cannot be compared: no prompt has a {reward} score for both."
-    begin = {
-        "gained": f"{policy} gained over {baseline}",
-        "lost": f"{policy} lost against {baseline}",
-        "nothing clear": f"Nothing clear between {policy} and {baseline}",
-    }[verdict["outcome"]]
-    count = verdict["difference"].get("n")
-    text = f"{begin}: {reward} {shown(verdict['difference'], sign=True)} over {short(count)} prompts"
+def _about(verdict: Verdict, summary: Mapping[str, Any]) -> str:
+    """The prompts, the lengths and the KL behind a conclusion."""
+    policy, reward = verdict["policy"], verdict["reward"]
+    if verdict["outcome"] == "unknown" or bounds(verdict["difference"])[0] is None:
+        return ""
+    what = reward if reward in (summary.get("measures") or {}) else f"{reward} (reward)"
     ties = summary["against"][policy][reward].get("ties")
     which = "those that are not tied" if ties else "them"
-    text += f", won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else ", all tied."
-    text += _about_length(verdict) + _bought(verdict)
+    text = f" By {what}, over {short(verdict['difference'].get('n'))} prompts, {policy} "
+    text += f"won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else "tied at all."
+    text += _about_length(verdict, percent(summary, reward)) + _bought(verdict)
     if verdict["kl"] is not None and summary.get("reference") is not None:
         text += f" KL to {summary['reference']}: {verdict['kl']:.2g} nats."
     return text
 
 
-def _about_length(verdict: Verdict) -> str:
+def _about_length(verdict: Verdict, in_percent: bool) -> str:
     longer, equal = verdict["longer"], verdict["at_equal_length"]
     if longer is None:
         return ""
@@ -100,7 +91,7 @@ def _about_length(verdict: Verdict) -> str:
     else:
         text = f" Answers are {abs(longer):.0%} {'longer' if longer > 0 else 'shorter'}"
     if equal is not None:
-        return f"{text}; at equal length the difference is {shown(equal, sign=True)}."
+        return f"{text}; at equal length the difference is {shown(equal, sign=True, percent=in_percent)}."
     return f"{text}." if abs(longer) < 0.005 else f"{text}; too few have similar lengths to correct for that."
 
 
@@ -139,7 +130,7 @@ def _doubts(verdict: Verdict) -> Iterator[str]:
         than = f"{'longer' if longer > 0 else 'shorter'} than those of {verdict['baseline']}"
         rater = "judges" if verdict["judge"] else "rewards"
         yield f"answers of {policy} are {abs(longer):.0%} {than}, and {rater} often depend on length"
-    if verdict["outcome"] in ("gained", "lost") and equal is not None:
+    if verdict["outcome"] not in ("nothing clear", "unknown") and equal is not None:
         _, low, high = bounds(equal)
         if low is not None and high is not None and low <= 0 <= high:
             yield f"at equal length, nothing is clear between {policy} and {verdict['baseline']}"

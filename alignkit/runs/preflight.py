@@ -182,13 +182,15 @@ def check_data(
     load: Callable[[Stage, DataSpec], Loaded],
     encoder: Callable[[Stage], Encoder | None],
     probe: Callable[[DataSpec], None] = lambda spec: None,
+    say: Callable[[str], None] = lambda text: None,
     *,
     run_code: bool = True,
 ) -> None:
     """Read every data file of these stages, and find out what their algorithms would say of it.
 
     encoder: tokenizes as a stage will; None if the base model is not here yet. probe: reads the start of sources on
-    the hub. run_code: whether to run code that the recipe names. Raises DataError with the mistakes of all stages.
+    the hub. say: prints a line. run_code: whether to run code that the recipe names. Raises DataError with the mistakes
+    of all stages.
     """
     problems: dict[str, None] = {}  # an ordered set: stages share files
     for stage in stages:
@@ -202,7 +204,7 @@ def check_data(
                 probe(spec)
         if stage.kind == "step":
             with _gathering(problems, recipe, stage):
-                check_step_data(recipe, stage, read, run_code=run_code)
+                check_step_data(recipe, stage, read, say, run_code=run_code)
     if problems:
         raise DataError("\n\n".join(problems))
 
@@ -244,10 +246,11 @@ def data_lines(recipe: Recipe) -> list[str]:
             shown[header if known else f"{header}\n{rows}".strip()] = None
         return loaded
 
-    check_data(recipe, stages, load, lambda stage: None, run_code=False)
+    said: list[str] = []
+    check_data(recipe, stages, load, lambda stage: None, say=said.append, run_code=False)
     entries = (spec for stage in stages for spec in specs([stage.settings, stage.component.options], DataSpec))
     hub = {source.name: None for spec in entries for source in spec.sources if source.hub}
-    return [*shown, *(f"not read yet: {name}, which the run downloads" for name in hub)]
+    return [*shown, *said, *(f"not read yet: {name}, which the run downloads" for name in hub)]
 
 
 def _no_stage(name: str) -> Path:

@@ -183,6 +183,7 @@ class Run:
             lambda stage, spec: self._check_read(stage, spec, keep=stage is waiting[0]),
             lambda stage: self.bases[stage.base].encoder,
             lambda spec: preflight.probe_hub(self._data, spec),
+            self.reporter.say,
         )
 
     def _incomplete(self) -> list[Stage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.registry import Component
 from alignkit.reward import Reward, RewardCombination
+from alignkit.runs.learned_from import learned_from
 from alignkit.step import StepData
 
 if TYPE_CHECKING:
@@ -54,8 +56,10 @@ def check_stage_data(
             _check_prompts(recipe, stage, groups, encoder, run_code, ("reward", "gold"), "gold_prompts")
 
 
-def check_step_data(recipe: Recipe, stage: Stage, read: Sequence[tuple[DataSpec, Loaded]], *, run_code: bool) -> None:
-    """Raise DataError if a step would stop at its data. read: the entries that are here already."""
+def check_step_data(
+    recipe: Recipe, stage: Stage, read: Sequence[tuple[DataSpec, Loaded]], say: Callable[[str], None], *, run_code: bool
+) -> None:
+    """Raise DataError if a step would stop at its data. read: the entries that are here."""
 
     def load(spec: Any) -> list[Group] | None:
         return next((list(loaded.groups) for entry, loaded in read if entry is spec), None)
@@ -66,7 +70,8 @@ def check_step_data(recipe: Recipe, stage: Stage, read: Sequence[tuple[DataSpec,
 
     step, author = made(stage.component, stage.name)
     with pointing_at(()), calling(author, "check_data", step):
-        step.check_data(StepData(load, check_prompts))
+        known = partial(learned_from, recipe=recipe)
+        step.check_data(StepData(load, check_prompts, known, lambda text: say(f"{stage.name}: {text}")))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from alignkit.recipe.schema import RewardSpec, Stage, specs
 from alignkit.runs.blocks import map_in_blocks
 from alignkit.runs.durable_map import CHUNK, durable_map
 from alignkit.runs.executors import StageExecutor
+from alignkit.runs.learned_from import learned_from
 from alignkit.runs.scored_rows import scored
 from alignkit.runs.stage_work import stage_work
 from alignkit.runs.trained_on import log_odds
@@ -40,6 +41,8 @@ def step_context(run: Any, stage: Stage, folder: Path, executor: StageExecutor |
         log=lambda **values: metrics.write(stage=stage.name, **values),
         say=run.reporter.say,
         trained_on=run.trained_on,
+        base_of=run.bases.base_of,
+        learned_from=lambda policy, rater: learned_from(policy, rater, run.recipe, run.folder),
         log_odds=partial(log_odds, run.store),
         stage=stage.name,
         progress=run.reporter.progress,

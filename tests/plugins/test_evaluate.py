@@ -105,6 +105,7 @@ def context(models: Any, folder: Path, groups: Sequence[Group] | None = None, se
         return Scorer(spec, made)
 
     made = StepContext(
+        base_of=lambda policy: "base",
         models=models,
         cache=folder / "cache",
         folder=folder,
@@ -120,7 +121,7 @@ def context(models: Any, folder: Path, groups: Sequence[Group] | None = None, se
 
 
 def step(**options: Any) -> evaluate.Evaluate:
-    options = {"policies": ["base", "sft", "align"], "rewards": [HELPFUL], "prompts": "x", **options}
+    options = {"policies": ["base", "sft", "align"], "rewards": [HELPFUL], "prompts": "x", "base": False, **options}
     return evaluate.Evaluate(evaluate.Evaluate.Options(**options))
 
 
@@ -426,7 +427,7 @@ def test_parts_that_are_rewards_themselves_are_shown_once(tmp_path: Path) -> Non
         ({"policies": ["sft", "sft"]}, "policies has duplicates: sft"),
         ({"rewards": ["helpful", {"helpful": {}}]}, "rewards has duplicates: helpful"),
         ({"rewards": [{"folder": "a/x"}, {"folder": "b/x"}]}, "rewards has duplicates: x"),
-        ({"rewards": []}, "name at least one reward or judge"),
+        ({"rewards": []}, "name at least one measure, reward or judge"),
         ({"judges": ["judge"], "policies": ["sft"]}, "name at least two"),
         ({"baseline": "best"}, "baseline 'best' must be one of the policies"),
         ({"policies": []}, "at least 1"),
@@ -489,17 +490,27 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     for scripted in (models.scripted, models.lengths, models.per_token):
         scripted["sft+2"] = scripted["sft"]
     options["few_shot"] = {"policies": ["sft"], "examples": "examples", "shots": 2}
+    options["measures"] = {"measure": {"reward": HELPFUL, "where": {}}}
     there = context(models, tmp_path, groups)
     examples = [Group((), (Response(f"text {i}"),)) for i in range(2)]
     there = replace(there, load=lambda spec: examples if spec == "examples" else groups)
-    asking = step(policies=["sft", "align"], top_k=5, people={"task": "safety", "prompts": 5}, **options)
+    asking = step(base=True, policies=["sft", "align"], top_k=5, people={"task": "safety", "prompts": 5}, **options)
     with pytest.raises(LabelsNeeded):
         asking.run(there)
     label_all(tmp_path / STORE, lambda item: {"by": str(item.origins[0]), "safety": "both_safe"})
     asking.run(there)
     written = json.loads((tmp_path / "out" / file).read_text())
-    names = {"sft": "POLICY", "align": "POLICY", "sft+2": "POLICY", "judge": "JUDGE", "error": "REASON"}
-    names |= {"language": "COLUMN", "en": "VALUE"} | dict.fromkeys(["helpful", "llama2", "llama2/safety"], "REWARD")
+    names = {
+        "base": "POLICY",
+        "sft": "POLICY",
+        "align": "POLICY",
+        "sft+2": "POLICY",
+        "judge": "JUDGE",
+        "error": "REASON",
+    }
+    names |= {"language": "COLUMN", "en": "VALUE"} | dict.fromkeys(
+        ["helpful", "llama2", "llama2/safety", "measure"], "REWARD"
+    )
     written |= {"judge_cards": {}} if "judge_cards" in written else {}  # test_judge_card.py
     found, known = {key.replace(".people", ".JUDGE") for key in paths(written, names)}, documented(file)
     fields = {key for key in known if known[key].strip().startswith("of an estimate")}
@@ -532,7 +543,7 @@ def test_text(tmp_path: Path) -> None:
     assert "base says 1" in row and "align says 1" in row
     low, high = hand_interval(GAIN)[1:]
     verdict = next(line for line in lines if line.startswith("align against sft: "))
-    assert f"helpful +0.47 [{low:.2f}, {high:.2f}], wins" in verdict
+    assert f"helpful (reward) +0.47 [{low:.2f}, {high:.2f}], wins" in verdict
     assert "wins 83% [44, 97], KL 3.0 nats" in verdict and "no clear" not in verdict
     assert lines[-1] == "next: alignkit chat runs/x"
 
@@ -552,7 +563,9 @@ def test_many_policies_are_shown_in_several_tables(tmp_path: Path) -> None:
     artifact = step(policies=names, show=1).run(context(models, tmp_path))
     assert [said(artifact, width).count("cut off") for width in (50, 80, 300)] == [3, 2, 1]
     text = said(artifact)
-    assert "b against a: helpful +0.00 [0.00, 0.00], all prompts tied, KL 0.00 nats; no clear difference" in text
+    assert (
+        "b against a: helpful (reward) +0.00 [0.00, 0.00], all prompts tied, KL 0.00 nats; no clear difference" in text
+    )
 
 
 WIDTHS = [(0.21, 0.63, 2), (-5, 5, 1), (-50, 50, 0), (0, 2e-5, 6), (1, 1, 2)]

@@ -208,6 +208,7 @@ def write_evaluation(folder: Path) -> None:
         "rewards": ["helpful", "safety"],
         "policies": policies,
         "against": {"align": against},
+        "trained_on": {name: {"helpful": False, "local_judge": True} for name in ("sft", "align")},
         "judges": ["local_judge"],
         "judged": {"align": {"local_judge": JUDGED}},
         "judge_cards": {"local_judge": CARD},

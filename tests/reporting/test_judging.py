@@ -41,7 +41,7 @@ def test_a_judge_that_prefers_the_baseline_says_so(summary: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("low", "high", "outcome", "begin"),
     [
-        (0.55, 0.7, "gained", "local_judge prefers align to sft: "),
+        (0.55, 0.7, "gained by its own reward", "local_judge prefers align to sft: "),
         (0.45, 0.7, "nothing clear", "local_judge has no clear preference between align and sft: "),
         (None, None, "nothing clear", "local_judge has no clear preference between align and sft: "),
     ],

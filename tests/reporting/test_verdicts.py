@@ -14,14 +14,15 @@ from alignkit.reporting.verdicts import doubts, verdicts
 @pytest.fixture
 def summary(tmp_path: Path) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((make_run(tmp_path / "run") / "report" / "evaluation.json").read_text())
-    return value
+    return {**value, "judged": {}}
 
 
 def test_a_gain_says_how_much_how_long_and_how_far(summary: dict[str, Any]) -> None:
     (verdict,) = verdicts("report", summary)
     assert verdict["outcome"] == "gained" and verdict["longer"] == 1.0 and verdict["kl"] == 30.0
     assert verdict["sentence"].startswith(
-        "align gained over sft: helpful +1.095 [1.067, 1.123] over 20 prompts, won 100%"
+        "align gained over sft by independent judges: helpful (reward) +1.095 [1.067, 1.123]. "
+        "By helpful (reward), over 20 prompts, align won 100%"
     )
     assert "Answers are 100% longer; at equal length the difference is -0.5 [" in verdict["sentence"]
     assert "bought" not in verdict["sentence"]  # the interval at equal length contains everything

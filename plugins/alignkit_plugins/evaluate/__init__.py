@@ -32,19 +32,19 @@ from alignkit import (
     StepContext,
     StepData,
     hookimpl,
-    statistics,
 )
-from alignkit.comparison import Prompted, answers_of, prompts_to_compare, sample_policies, short_names
+from alignkit.comparison import Prompted, prompts_to_compare, sample_policies, short_names
 from alignkit.data.group import group_to_json, write_groups
-from alignkit.errors import OtherTokenizer
 from alignkit.feedback.waiting import LabelsNeeded
 from alignkit.judge_card import PEOPLE, check_names, judge_names, mapped
 from alignkit.reward_columns import Column, label, scored_by
-from alignkit_plugins.evaluate import breakdown, judged, numbers, report
+from alignkit_plugins.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.evaluate.cards import Cards
 from alignkit_plugins.evaluate.few_shot import Examples, FewShot, check_no_examples, different, draw
-from alignkit_plugins.evaluate.kl import kl
+from alignkit_plugins.evaluate.kl import kl_of
+from alignkit_plugins.evaluate.measures import Measure
 from alignkit_plugins.evaluate.people import People, Said, ask
+from alignkit_plugins.evaluate.raters import raters_of, warn_of_own_raters
 
 
 class Evaluate(Step):
@@ -52,6 +52,9 @@ class Evaluate(Step):
 
     class Options(alignkit.SamplingOptions):
         policies: list[PolicyRef] = Field(min_length=1, description="policies to compare: `base`, stages or `STAGE@k`")
+        measures: dict[str, Measure] = Field(
+            default_factory=dict, description="what the verdict goes by: rewards by name, on all prompts or on some"
+        )
         rewards: list[RewardRef] = Field(default_factory=list, description="rewards that score the responses")
         judges: list[JudgeRef] = Field(
             default_factory=list, description="judges that compare each policy with the baseline, in both orders"
@@ -65,9 +68,11 @@ class Evaluate(Step):
             50, ge=0, description="prompts at which judges compare all policies, if there are three; 0: none"
         )
         prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
+        base: bool = Field(True, description="show the untouched base model too")
         baseline: PolicyRef | None = Field(
             None, description="policy to compare the others with; default: the first but `base`, or else `base`"
         )
+        kl: bool = Field(True, description="measure the KL to the reference")
         reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
         few_shot: FewShot | None = Field(
             None, description="examples in front of each prompt: `policies`, `examples`, `shots` and `baseline`"
@@ -90,11 +95,16 @@ class Evaluate(Step):
                     raise ValueError(f"{key} has duplicates: {', '.join(repeated)}; names must be unique")
             for name in (*self.policies, self.baseline, self.reference):
                 check_no_examples(name or "", is_baseline=name == self.baseline)
-            if not self.rewards and not self.judges and self.people is None:
-                raise ValueError("name at least one reward or judge, or ask people (`people: {}`)")
+            if not self.measures and not self.rewards and not self.judges and self.people is None:
+                raise ValueError("name at least one measure, reward or judge, or ask people (`people: {}`)")
             check_names(self.rewards, self.judges)
-            if self.people is not None and PEOPLE in [*map(label, self.rewards), *judge_names(self.judges)]:
-                raise ValueError(f"'{PEOPLE}' is the name of a reward or judge, and of people in the tables; rename it")
+            raters = [*map(label, self.rewards), *judge_names(self.judges)]
+            if taken := [name for name in self.measures if name in raters]:
+                raise ValueError(f"'{taken[0]}' is the name of a measure, and of a reward or judge; rename the measure")
+            if self.people is not None and PEOPLE in [*raters, *self.measures]:
+                raise ValueError(f"'{PEOPLE}' is what people are called in the tables; rename the measure or rater")
+            if not self.kl and self.reference is not None:
+                raise ValueError("reference is the policy to measure the KL to, and kl is false: leave one of them out")
             if len(self.policies) < 2 and self.few_shot is None and (self.judges or self.people is not None):
                 raise ValueError(f"{'judges' if self.judges else PEOPLE} compare policies: name at least two")
             if self.baseline is not None and self.baseline not in self.policies:
@@ -108,6 +118,7 @@ class Evaluate(Step):
             return list(dict.fromkeys([*self.policies, *prompted]))
 
     options: Options
+    _base: str | None = None  # the untouched base model, if it is only shown
 
     @property
     def prompted(self) -> dict[str, str]:
@@ -117,7 +128,12 @@ class Evaluate(Step):
 
     @property
     def policies(self) -> list[str]:
-        """All that answer: a policy with examples follows the policy itself, or else comes first."""
+        """All that answer: those that are compared, behind the untouched base model."""
+        return [*([self._base] if self._base is not None else []), *self._named]
+
+    @property
+    def _named(self) -> list[str]:
+        """The policies that the recipe names: one with examples follows the policy itself, or else comes first."""
         own = self.options.policies
         first = [name for name, role in self.prompted.items() if role not in own]
         return first + [n for policy in own for n in (policy, *(k for k, r in self.prompted.items() if r == policy))]
@@ -128,15 +144,17 @@ class Evaluate(Step):
         options, policies = self.options, self.options.policies
         if options.few_shot is not None and options.few_shot.baseline:
             return next(iter(self.prompted))
-        if options.baseline or len(self.policies) < 2:
+        if options.baseline or len(self._named) < 2:
             return options.baseline
         if len(policies) < 2:
-            return self.policies[0]
+            return self._named[0]
         return next((policy for policy in policies[:-1] if policy != "base"), policies[0])
 
     @property
     def reference(self) -> str | None:
-        """The policy to measure the KL to, which reads the plain prompts."""
+        """The policy to measure the KL to, which reads the plain prompts; None if no KL is measured."""
+        if not self.options.kl:
+            return None
         baseline = self.baseline
         return self.options.reference or (baseline and self.prompted.get(baseline, baseline))
 
@@ -146,22 +164,32 @@ class Evaluate(Step):
 
     def check_data(self, data: StepData) -> None:
         options = self.options
+        if self._compared and options.people is None:
+            warn_of_own_raters(options, self.options.policies_to_sample(), str(self.baseline), data)
         if (rows := data.load(options.prompts)) is not None:
             prompts, _ = prompts_to_compare(rows, options.limit)
             breakdown.check_columns(prompts, options.by)
+            measures.check_where(options.measures, prompts)
             for reward in options.rewards:
                 data.check_prompts(reward, prompts)
+            for measure in options.measures.values():
+                data.check_prompts(measure.reward, [group for group in prompts if measure.counts(group)])
         if options.few_shot is not None and (examples := data.load(options.few_shot.examples)) is not None:
             different(options.few_shot, examples)
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
+        bases = {context.base_of(policy) for policy in options.policies_to_sample()}
+        shared = bases.pop() if options.base and len(bases) == 1 else None
+        self._base = shared if shared not in self._named else None
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
-        scorers = [context.scorer(spec) for spec in options.rewards]
+        measured_by = [spec for spec, _ in measures.distinct_rewards(options.measures)]
+        scorers = [context.scorer(spec) for spec in (*measured_by, *options.rewards)]
         judges = dict(zip(judge_names(options.judges), options.judges, strict=True))
         checked = {name: CheckedJudge(component, context) for name, component in judges.items()}
         prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
         breakdown.check_columns(prompts, options.by)
+        measures.check_where(options.measures, prompts)
         examples = draw(options.few_shot, context) if options.few_shot is not None else None
         measured = self._measured(prompts, notes, scorers, examples, context)
         if examples is not None:
@@ -173,7 +201,7 @@ class Evaluate(Step):
             said = ask(options.people, measured.groups, self._compared, str(self.baseline), context)
         except LabelsNeeded:
             known = self._artifact(measured, verdicts, checked, None, context)
-            if known.report is not None and (options.rewards or judges):
+            if known.report is not None and (options.measures or options.rewards or judges):
                 context.write_text("report.txt", f"{known.report.text()}\n")
                 context.say(f"{context.out.name}: what is known without people: {context.out / 'report.txt'}")
             raise
@@ -184,7 +212,7 @@ class Evaluate(Step):
     @property
     def _compared(self) -> list[str]:
         """The policies that are compared with the baseline."""
-        return [policy for policy in self.policies if self.baseline is not None and policy != self.baseline]
+        return [policy for policy in self._named if self.baseline is not None and policy != self.baseline]
 
     def _measured(
         self,
@@ -205,12 +233,14 @@ class Evaluate(Step):
         def measure(rows: Sequence[Any]) -> list[dict[str, Any]]:
             prompted = {name: examples.prompted(role) for name, role in self.prompted.items()} if examples else {}
             warning = self._warning(prompts, context)
-            groups, columns = scored_by(self._sample(prompts, prompted, context), self.options.rewards, scorers, say)
+            groups, own = self._sample(prompts, prompted, context), len(scorers) - len(self.options.rewards)
+            groups, columns = scored_by(groups, self.options.rewards, scorers[own:], say)
+            groups = measures.scored(groups, self.options.measures, scorers[:own], say)
             summary = self._summary(groups, columns, len(prompts) - len(groups), prompted, context)
             summary["few_shot"] = examples.summary(self.prompted, groups) if examples else None
             summary["notes"] += [*notes, *(examples.notes(prompted, groups) if examples else ())]
             summary["notes"] += [*filter(None, [warning]), *(note for scorer in scorers for note in scorer.untrained)]
-            singles = [column.name for column in columns if column.single]
+            singles = [*self.options.measures, *(column.name for column in columns if column.single)]
             return [numbers.Measured(groups, summary, singles).plain()]
 
         rows = [[group_to_json(group) for group in prompts]]
@@ -234,7 +264,7 @@ class Evaluate(Step):
         summary["judge_cards"] = self._cards(groups, judges, verdicts, summary["rewards"], said, context)
         groups, summary, verdicts = numbers.with_short_names(groups, summary, verdicts)
         summary["ranking"] = breakdown.rankings(groups, summary, verdicts, context.seed)
-        summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, numbers.compare)
+        summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, self._compare)
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", summary)
         for file, text in judged.leaderboards(groups, summary).items():
@@ -278,7 +308,7 @@ class Evaluate(Step):
         """
         seen: dict[str, set[int]] = {}
         policies = self.options.policies_to_sample()
-        for model in (*policies, *self.options.rewards):
+        for model in (*policies, *self.options.rewards, *(one.reward for one in self.options.measures.values())):
             seen |= context.trained_on(model, prompts)
         texts = []
         if unknown := [name for policy, name in short_names(policies).items() if name != policy]:
@@ -314,17 +344,12 @@ class Evaluate(Step):
         prompted: Mapping[str, Prompted],
         context: StepContext,
     ) -> dict[str, Any]:
-        options, baseline, names = self.options, self.baseline, [column.name for column in columns]
-        without_kl: dict[str, list[str]] = {}  # why there is no KL -> of which policies
-        policies = {
-            policy: {
-                **numbers.measure(groups, policy, names),
-                "kl": self._kl(groups, policy, prompted.get(policy), context, without_kl),
-            }
-            for policy in self.policies
-        }
-        for reason, unmeasured in without_kl.items():
-            context.say(f"{context.out.name}: no KL of {', '.join(unmeasured)}: {reason}")
+        options, baseline = self.options, self.baseline
+        combined = [column.name for column in columns if not column.single]
+        rewards = [column.name for column in columns]
+        names = [*options.measures, *rewards]
+        kls = kl_of(groups, self.policies, self.reference, prompted, options.sampling()["temperature"], context)
+        raters = raters_of(options)
         return {
             "prompts": len(groups),
             "left_out": left_out,
@@ -332,35 +357,34 @@ class Evaluate(Step):
             "notes": [f"sampled with {options.described()}", *options.notes],
             "baseline": baseline,
             "reference": self.reference,
-            "headline": next((column.name for column in columns if not column.single), next(iter(names), None)),
+            "headline": next(iter([*options.measures, *combined, *rewards]), None),
+            "measures": measures.described(options.measures, groups),
             "rewards": names,
-            "policies": policies,
-            "against": {
-                policy: {name: numbers.compare(groups, policy, baseline, name) for name in names}
+            "trained_on": {
+                policy: {name: context.learned_from(role, rater) for name, rater in raters.items()}
                 for policy in self.policies
-                if baseline is not None and policy != baseline and names
+                for role in [self.prompted.get(policy, policy)]
+            },
+            "policies": {
+                policy: {**numbers.measure(groups, policy, names, options.measures), "kl": kls[policy]}
+                for policy in self.policies
+            },
+            "against": {
+                policy: {name: self._compare(groups, policy, baseline, name) for name in names}
+                for policy in self._compared
+                if baseline is not None and names
+            },
+            "against_base": {
+                policy: {
+                    name: self._compare(groups, policy, self._base, name)["difference"] for name in options.measures
+                }
+                for policy in self._named
+                if self._base is not None and options.measures
             },
         }
 
-    def _kl(
-        self,
-        groups: Sequence[Group],
-        policy: str,
-        prompted: Prompted | None,
-        context: StepContext,
-        without_kl: dict[str, list[str]],
-    ) -> dict[str, Any] | None:
-        """The KL of a policy; None without a reference. without_kl: gathers why policies have no KL."""
-        if self.reference is None:
-            return None
-        shown, temperature = short_names([*self.policies, self.reference]), self.options.sampling()["temperature"]
-        if policy != self.reference:
-            context.say(f"{context.out.name}: KL of {shown[policy]} to {shown[self.reference]}")
-        try:
-            return kl(groups, policy, self.reference, context, temperature, prompted)
-        except OtherTokenizer as error:
-            without_kl.setdefault(str(error), []).append(shown[policy])
-            return {**statistics.estimate([]), "unmeasured": sum(len(answers_of(group, policy)) for group in groups)}
+    def _compare(self, groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
+        return numbers.compare(groups, policy, baseline, name, self.options.measures)
 
 
 @hookimpl

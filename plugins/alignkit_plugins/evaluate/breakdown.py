@@ -30,10 +30,17 @@ def rankings(groups: Sequence[Group], summary: Mapping[str, Any], verdicts: Verd
     policies = list(summary["policies"])
     if len(policies) < 2:
         return {}
-    games = {name: _reward_games(groups, policies, name) for name in summary["rewards"]}
+    lower = {name for name, measure in summary["measures"].items() if measure["better"] == "lower"}
+    games = {name: _reward_games(groups, policies, name, name in lower) for name in summary["rewards"]}
     for judge in summary["judges"]:
         games[judge] = _judge_games(len(groups), str(summary["baseline"]), verdicts, judge)
-    return {name: _ranking(rows, policies, seed, name) for name, rows in games.items() if any(rows)}
+    return {name: _ranking(rows, _met(rows, policies), seed, name) for name, rows in games.items() if any(rows)}
+
+
+def _met(games: Sequence[Sequence[Game[str]]], policies: Sequence[str]) -> list[str]:
+    """The policies that met another: a base that is only shown meets nobody before a judge."""
+    met = {policy for row in games for one, other, _ in row for policy in (one, other)}
+    return [policy for policy in policies if policy in met]
 
 
 def _ranking(games: Sequence[Sequence[Game[str]]], policies: Sequence[str], seed: int, name: str) -> dict[str, Any]:
@@ -52,13 +59,13 @@ def _points(strength: Mapping[str, Any]) -> dict[str, Any]:
     return {**ends, "n": strength["n"]}
 
 
-def _reward_games(groups: Sequence[Group], policies: Sequence[str], name: str) -> list[list[Game[str]]]:
+def _reward_games(groups: Sequence[Group], policies: Sequence[str], name: str, lower: bool) -> list[list[Game[str]]]:
     scores = {policy: averages(groups, policy, name) for policy in policies}
     games: list[list[Game[str]]] = [[] for _ in groups]
     for one, other in itertools.combinations(policies, 2):
         for row, a, b in zip(games, scores[one], scores[other], strict=True):
             if a is not None and b is not None:
-                row.append((one, other, 0.5 if a.score == b.score else float(a.score > b.score)))
+                row.append((one, other, 0.5 if a.score == b.score else float((a.score > b.score) != lower)))
     return games
 
 

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from alignkit import Group, StepContext, statistics
-from alignkit.comparison import Prompted, answers_of
+from alignkit.comparison import Prompted, answers_of, short_names
+from alignkit.errors import OtherTokenizer
+
+
+def kl_of(
+    groups: Sequence[Group],
+    policies: Sequence[str],
+    reference: str | None,
+    prompted: Mapping[str, Prompted],
+    temperature: float,
+    context: StepContext,
+) -> dict[str, dict[str, Any] | None]:
+    """The KL of each policy; None without a reference. Says what it does, and why policies have no KL."""
+    if reference is None:
+        return dict.fromkeys(policies)
+    shown, found = short_names([*policies, reference]), dict[str, dict[str, Any] | None]()
+    without: dict[str, list[str]] = {}  # why there is no KL -> of which policies
+    for policy in policies:
+        if policy != reference:
+            context.say(f"{context.out.name}: KL of {shown[policy]} to {shown[reference]}")
+        try:
+            found[policy] = kl(groups, policy, reference, context, temperature, prompted.get(policy))
+        except OtherTokenizer as error:
+            without.setdefault(str(error), []).append(shown[policy])
+            count = sum(len(answers_of(group, policy)) for group in groups)
+            found[policy] = {**statistics.estimate([]), "unmeasured": count}
+    for reason, unmeasured in without.items():
+        context.say(f"{context.out.name}: no KL of {', '.join(unmeasured)}: {reason}")
+    return found
 
 
 def kl(

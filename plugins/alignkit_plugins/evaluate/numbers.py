@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignkit import Group, statistics
-from alignkit.comparison import answers_of, averages, compare, length, scale_of, short_names
+from alignkit.comparison import answers_of, averages, length, scale_of, short_names
+from alignkit.comparison import compare as compare_scores
 from alignkit.data.group import group_from_json, group_to_json
 from alignkit_plugins.evaluate.judged import Judged
-
-__all__ = ["Measured", "compare", "figure", "measure", "with_short_names"]
+from alignkit_plugins.evaluate.measures import Measure
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,16 @@ class Measured:
         return cls([group_from_json(text) for text in plain["groups"]], plain["summary"], plain["singles"])
 
 
-def measure(groups: Sequence[Group], policy: str, names: Sequence[str]) -> dict[str, Any]:
-    """The results of one policy, without comparisons."""
+def measure(
+    groups: Sequence[Group], policy: str, names: Sequence[str], measures: Mapping[str, Measure]
+) -> dict[str, Any]:
+    """The results of one policy, without comparisons. names: of rewards and measures."""
     answers = [response for group in groups for response in answers_of(group, policy)]
     rewards = {}
     for name in names:
-        scores = [average.score for average in averages(groups, policy, name) if average is not None]
-        unscored = sum(response.scores[name] is None for response in answers)
+        counted = _counted(groups, name, measures)
+        scores = [average.score for average in averages(counted, policy, name) if average is not None]
+        unscored = sum(r.scores[name] is None for group in counted for r in answers_of(group, policy))
         rewards[name] = {**scale_of(groups, name).mean(scores), "unscored": unscored}
     lengths = [statistics.mean([length(r) for r in answers_of(group, policy)]) for group in groups]
     return {
@@ -47,6 +50,25 @@ def measure(groups: Sequence[Group], policy: str, names: Sequence[str]) -> dict[
         "length": statistics.estimate(lengths),
         "truncated": sum(response.truncated for response in answers) / len(answers),
     }
+
+
+def compare(
+    groups: Sequence[Group], policy: str, baseline: str, name: str, measures: Mapping[str, Measure]
+) -> dict[str, Any]:
+    """A policy against the baseline by a reward or a measure, as in `alignkit.comparison.compare`.
+
+    Differences keep the sign of the scores. A win is the better score, so those of a measure may be the lower ones.
+    """
+    found = compare_scores(_counted(groups, name, measures), policy, baseline, name)
+    if name not in measures or measures[name].better == "higher":
+        return found
+    wins, losses = found["losses"], found["wins"]
+    return {**found, "wins": wins, "losses": losses, "win_rate": statistics.share(wins, wins + losses)}
+
+
+def _counted(groups: Sequence[Group], name: str, measures: Mapping[str, Measure]) -> Sequence[Group]:
+    """The groups that are part of a measure; all, for a reward."""
+    return [group for group in groups if measures[name].counts(group)] if name in measures else groups
 
 
 def figure(summary: Mapping[str, Any], singles: Sequence[str]) -> dict[str, Any]:
@@ -78,7 +100,7 @@ def with_short_names(
         **{key: names[summary[key]] for key in ("baseline", "reference")},
         **{
             key: {names[policy]: value for policy, value in summary[key].items()}
-            for key in ("policies", "against", "judged")
+            for key in ("policies", "against", "against_base", "judged", "trained_on")
         },
         "people": summary["people"] and {**summary["people"], "safe": _named(summary["people"]["safe"], names)},
     }

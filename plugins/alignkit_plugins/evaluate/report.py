@@ -11,6 +11,7 @@ from alignkit.comparison import answers_of
 from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit.statistics import bought_with_length, decimals, shown
+from alignkit.who_judged import conclusion
 
 EXCERPT = 300  # longest text of a sample, in characters
 Rows = Iterator[tuple[str, list[str]]]  # a label, and a cell per policy
@@ -26,7 +27,8 @@ def report(summary: Mapping[str, Any], groups: Sequence[Group]) -> Report:
     blocks += ranking_blocks(summary)
     blocks += [table for column in summary.get("by", {}) for table in by_tables(summary, column)]
     blocks += [side_by_side(group, list(summary["policies"]), summary["headline"]) for group in groups]
-    verdicts = [verdict(summary, policy) for policy in against]
+    verdicts = [conclusion(summary, policy).sentence for policy in against or summary.get("judged", {})]
+    verdicts += [verdict(summary, policy) for policy in against]
     verdicts += [judges_verdict(summary, policy) for policy in summary.get("judged", {})]
     blocks += ["\n".join(verdicts)] if verdicts else []
     return Report(blocks)
@@ -36,12 +38,13 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
     """One line: the policy's gain over the baseline, and its cost."""
     name, baseline = summary["headline"], summary["baseline"]
     result = summary["against"][policy][name]
-    difference, equal = result["difference"], result["at_equal_length"]
+    difference, equal, in_percent = result["difference"], result["at_equal_length"], percent(summary, name)
     if difference["mean"] is None:
         return f"{policy} against {baseline}: no prompt has a {name} score for both"
-    text = f"{policy} against {baseline}: {name} {shown(difference, sign=True)}"
+    what = name if name in summary["measures"] else f"{name} (reward)"
+    text = f"{policy} against {baseline}: {what} {shown(difference, sign=True, percent=in_percent)}"
     if equal is not None:
-        text += f" (at equal length {shown(equal, sign=True)})"
+        text += f" (at equal length {shown(equal, sign=True, percent=in_percent)})"
     text += f", wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else ", all prompts tied"
     unclear = difference["low"] is None or difference["low"] <= 0 <= difference["high"]
     return text + _kl(summary, policy) + ("; no clear difference" if unclear else _bought(summary, policy))
@@ -76,7 +79,8 @@ def policy_table(summary: Mapping[str, Any]) -> Table:
 
 def _policy_rows(summary: Mapping[str, Any], policies: Sequence[Mapping[str, Any]]) -> Rows:
     for reward in summary["rewards"]:
-        yield from _estimates(reward, [policy["rewards"][reward] for policy in policies], "unscored")
+        estimates = [policy["rewards"][reward] for policy in policies]
+        yield from _estimates(reward, estimates, "unscored", percent(summary, reward))
     yield "length, tokens", [shown(policy["length"]) for policy in policies]
     yield "cut off", [f"{policy['truncated']:.0%}" for policy in policies]
     if summary["reference"] is not None:
@@ -85,11 +89,16 @@ def _policy_rows(summary: Mapping[str, Any], policies: Sequence[Mapping[str, Any
         )
 
 
-def _estimates(label: str, estimates: Sequence[Mapping[str, Any]], missing: str) -> Rows:
+def _estimates(label: str, estimates: Sequence[Mapping[str, Any]], missing: str, percent: bool = False) -> Rows:
     """A row of estimates, and a row of counts if values are missing."""
-    yield label, [shown(estimate) for estimate in estimates]
+    yield label, [shown(estimate, percent=percent) for estimate in estimates]
     if any(estimate[missing] for estimate in estimates):
         yield f"  {missing}", [str(estimate[missing]) for estimate in estimates]
+
+
+def percent(summary: Mapping[str, Any], name: str | None) -> bool:
+    """Whether a measure is a share of the answers."""
+    return bool(name in summary["measures"] and summary["measures"][name]["percent"])
 
 
 def comparison_table(summary: Mapping[str, Any]) -> Table:
@@ -99,8 +108,8 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
         [
             policy,
             reward,
-            shown(result["difference"], sign=True),
-            shown(result["at_equal_length"], sign=True),
+            shown(result["difference"], sign=True, percent=percent(summary, reward)),
+            shown(result["at_equal_length"], sign=True, percent=percent(summary, reward)),
             shown(result["win_rate"], percent=True),
             f"{result['wins']}/{result['losses']}/{result['ties']}",
         ]
@@ -179,11 +188,14 @@ def ranking_blocks(summary: Mapping[str, Any]) -> list[Block]:
     if len(summary["policies"]) < 3 or not summary.get("ranking"):
         return []
     raters = summary["ranking"]
-    rows = [[policy, *(_elo(found[policy]["elo"]) for found in raters.values())] for policy in summary["policies"]]
+    rows = [[policy, *(_elo(found.get(policy)) for found in raters.values())] for policy in summary["policies"]]
     return [Table("ranking in Elo points (Bradley-Terry; the mean of all is 1000)", ["policy", *raters], rows)]
 
 
-def _elo(points: Mapping[str, Any]) -> str:
+def _elo(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    points = found["elo"]
     return f"{points['mean']:.0f} [{points['low']:.0f}, {points['high']:.0f}]"
 
 
@@ -193,10 +205,15 @@ def by_tables(summary: Mapping[str, Any], column: str) -> Iterator[Table]:
     Without differences, those of the first judge take their place.
     """
     headline, values = summary["headline"], summary["by"][column]
+    in_percent = percent(summary, headline)
     if headline is not None:
         policies = list(summary["policies"])
         rows = [
-            [value, str(found["prompts"]), *(shown(found["policies"][policy][headline]) for policy in policies)]
+            [
+                value,
+                str(found["prompts"]),
+                *(shown(found["policies"][policy][headline], percent=in_percent) for policy in policies),
+            ]
             for value, found in values.items()
         ]
         yield Table(f"by {column}: mean {headline}", [column, "prompts", *policies], rows)
@@ -207,7 +224,10 @@ def by_tables(summary: Mapping[str, Any], column: str) -> Iterator[Table]:
             [
                 value,
                 str(found["prompts"]),
-                *(shown(found["against"][policy][headline]["difference"], sign=True) for policy in compared),
+                *(
+                    shown(found["against"][policy][headline]["difference"], sign=True, percent=in_percent)
+                    for policy in compared
+                ),
             ]
             for value, found in values.items()
         ]

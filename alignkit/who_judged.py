@@ -1,0 +1,168 @@
+"""What an evaluation concludes of a policy, and by whom: by judges of its own, or by those that nothing was trained on.
+
+A policy that was trained to please a reward gains by it even if people see no gain. Only a rater that it did not learn
+from can say that it is better. Everything here reads the summary of `evaluate`, evaluation.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignkit.judge_card import PEOPLE
+from alignkit.statistics import shown
+
+ADVICE = "add `measures:` with a reward that nothing was trained on"
+
+
+# By whether a policy learned from the rater by whom it gains.
+GAINS = {False: "gained", True: "gained by its own reward", None: "gained, not verified"}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a rater says of a policy against its baseline.
+
+    better: 1 if the policy is clearly better, -1 if it is clearly worse, 0 if nothing is clear; None without a score.
+    own: whether the policy learned from the rater; None if that is not known. text: `facts right +20% [4, 36]`.
+    """
+
+    rater: str
+    better: int | None
+    own: bool | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What all raters together say of a policy.
+
+    outcome: `gained` by an independent rater, and lost by none; `mixed`; `lost`; `gained by its own reward`;
+    `gained, not verified`, if it is not known what it learned from; `nothing clear`; or `unknown` without scores.
+    sentence: without its period.
+    """
+
+    outcome: str
+    sentence: str
+
+
+def own_of(summary: Mapping[str, Any], policy: str, rater: str) -> bool | None:
+    """Whether a policy learned from a rater, of which people are none; None if that is not known."""
+    known = ((summary.get("trained_on") or {}).get(policy) or {}).get(rater)
+    return False if rater == PEOPLE else known
+
+
+def said(summary: Mapping[str, Any], policy: str) -> list[Said]:
+    """What each rater says that the verdict goes by: measures, the reward, reward models, judges and people."""
+    own = (summary.get("trained_on") or {}).get(policy) or {}
+    against = (summary.get("against") or {}).get(policy) or {}
+    found = [_by_score(summary, name, against[name]["difference"], own.get(name)) for name in own if name in against]
+    if not found and summary.get("headline") in against:
+        name = str(summary["headline"])
+        found = [_by_score(summary, name, against[name]["difference"], None)]
+    for judge, result in ((summary.get("judged") or {}).get(policy) or {}).items():
+        preference = result["preference"]
+        text = f"{judge} {shown(preference, percent=True)}"
+        found.append(Said(judge, _side(preference, 0.5), own_of(summary, policy, judge), text))
+    return found
+
+
+def _by_score(summary: Mapping[str, Any], name: str, difference: Mapping[str, Any], own: bool | None) -> Said:
+    measure = (summary.get("measures") or {}).get(name)
+    side = _side(difference, 0.0)
+    if measure and measure["better"] == "lower" and side:
+        side = -side
+    what = name if measure else f"{name} (reward)"
+    return Said(name, side, own, f"{what} {shown(difference, sign=True, percent=bool(measure and measure['percent']))}")
+
+
+def _side(estimate: Mapping[str, Any], middle: float) -> int | None:
+    """On which side of the middle the whole interval lies; 0 if on none."""
+    mean, low, high = (estimate.get(key) for key in ("mean", "low", "high"))
+    if mean is None:
+        return None
+    if low is None or high is None or low <= middle <= high:
+        return 0
+    return 1 if low > middle else -1
+
+
+def conclusion(summary: Mapping[str, Any], policy: str) -> Conclusion:
+    """The conclusion on a policy that the evaluation compares with its baseline.
+
+    A policy that gained over its baseline and fell below the untouched base model has mixed results.
+    """
+    found, lost = _conclusion(summary, policy), _below_base(summary, policy)
+    if not lost:
+        return found
+    outcome = "mixed" if found.outcome == "gained" else found.outcome
+    return Conclusion(outcome, f"{found.sentence}; below the untouched base: {_and(lost)}")
+
+
+def _below_base(summary: Mapping[str, Any], policy: str) -> list[str]:
+    over = (summary.get("against_base") or {}).get(policy) or {}
+    compared = [_by_score(summary, name, difference, False) for name, difference in over.items()]
+    return [one.text for one in compared if one.better == -1]
+
+
+def _conclusion(summary: Mapping[str, Any], policy: str) -> Conclusion:
+    every, baseline = said(summary, policy), summary["baseline"]
+    gains = {own: _texts(every, 1, own) for own in (False, True, None)}
+    losses = {own: _texts(every, -1, own) for own in (False, True, None)}
+    outcome = _outcome(every, gains, losses)
+    if outcome == "unknown":
+        return Conclusion(outcome, f"{policy} and {baseline} cannot be compared: no prompt has a score for both")
+    if outcome == "nothing clear":
+        return Conclusion(outcome, f"Nothing clear between {policy} and {baseline}: {_all(every)}")
+    if outcome == "mixed":
+        gained = [*gains[False], *(f"{text}, by its own judgment" for text in gains[True]), *gains[None]]
+        text = f"{policy} gained {_and(gained)}, but lost {_and(losses[False])}, against {baseline}"
+        return Conclusion(outcome, text)
+    if outcome == "lost":
+        return Conclusion(
+            outcome, f"{policy} lost against {baseline}: {_and([t for own in losses.values() for t in own])}"
+        )
+    if outcome == "gained":
+        own = f"; by what it was trained on: {_and(gains[True])}" if gains[True] else ""
+        text = f"{policy} gained over {baseline} by {_who(summary, every)}: {_and(gains[False])}{own}"
+        return Conclusion(outcome, text)
+    unclear = f"; independent, and unclear: {_and(_texts(every, 0, False))}" if _texts(every, 0, False) else ""
+    if outcome == "gained by its own reward":
+        why = f"it was trained to please {'them' if len(gains[True]) > 1 else 'it'}"
+        text = f"{policy} gained over {baseline} by its own reward: {_and(gains[True])}, but {why}{unclear}"
+    else:
+        why = f"it is not known whether {policy} was trained on {'them' if len(gains[None]) > 1 else 'it'}"
+        text = f"{policy} gained over {baseline}, not verified: {_and(gains[None])}, but {why}{unclear}"
+    return Conclusion(outcome, text if any(one.own is False for one in every) else f"{text}; {ADVICE}")
+
+
+def _outcome(every: Sequence[Said], gains: Mapping[Any, Any], losses: Mapping[Any, Any]) -> str:
+    if all(one.better is None for one in every):
+        return "unknown"
+    if losses[False]:
+        return "mixed" if any(gains.values()) else "lost"
+    if gains[False]:
+        return "gained"
+    if gains[True] or gains[None]:
+        return "gained by its own reward" if gains[True] else "gained, not verified"
+    return "lost" if losses[True] or losses[None] else "nothing clear"
+
+
+def _who(summary: Mapping[str, Any], every: Sequence[Said]) -> str:
+    """By whom a policy gains that gains by independent raters."""
+    names = {one.rater for one in every if one.better == 1 and one.own is False}
+    if names == {PEOPLE}:
+        return PEOPLE
+    return f"independent {'measures' if names <= set(summary.get('measures') or {}) else 'judges'}"
+
+
+def _texts(every: Sequence[Said], better: int, own: bool | None) -> list[str]:
+    return [one.text for one in every if one.better == better and one.own is own]
+
+
+def _all(every: Sequence[Said]) -> str:
+    return _and([one.text for one in every if one.better is not None])
+
+
+def _and(texts: Sequence[str]) -> str:
+    return ", ".join(texts)

@@ -1,0 +1,121 @@
+"""Measures: named rewards on those of the prompts whose columns match, such as the refusals of harmful requests.
+
+The verdict goes by them. A measure is a column of scores like a reward's; answers to other prompts have no score by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import alignkit
+from alignkit import DataError, Field, Group, RewardRef, statistics
+from alignkit.errors import did_you_mean
+from alignkit.reward import REWARD_KEY
+from alignkit.reward_columns import bare, label
+
+SHOWN = 8  # columns or values that an error lists
+
+
+class Measure(alignkit.Options):
+    """A reward on some of the prompts."""
+
+    reward: RewardRef = Field(description="reward that scores the responses, such as refusal")
+    where: dict[str, Any] = Field(
+        default_factory=dict, description="columns of the prompts that count, with a value or several; default: all"
+    )
+    better: Literal["higher", "lower"] = Field("higher", description="which scores are better")
+
+    def counts(self, group: Group) -> bool:
+        """Whether a prompt is part of the measure."""
+        return all(group.meta.get(column) in _values(value) for column, value in self.where.items())
+
+
+def _values(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def check_where(measures: Mapping[str, Measure], prompts: Sequence[Group]) -> None:
+    """Raise DataError for a measure without prompts."""
+    for name, measure in measures.items():
+        for column, value in measure.where.items():
+            _check_column(name, column, _values(value), prompts)
+        if not any(map(measure.counts, prompts)):
+            message = (
+                f"evaluate: measure '{name}': no prompt matches all of 'where'\nhelp: leave out one of its columns"
+            )
+            raise DataError(message, option=("measures", name, "where"))
+
+
+def _check_column(name: str, column: str, wanted: Sequence[Any], prompts: Sequence[Group]) -> None:
+    columns = sorted({key for group in prompts for key in group.meta})
+    if column not in columns:
+        near = did_you_mean(column, columns) or f"the prompts have {', '.join(columns[:SHOWN]) or 'no columns'}"
+        message = f"evaluate: measure '{name}': no prompt has the column '{column}'\nhelp: {near}"
+        raise DataError(message, option=("measures", name, "where", column))
+    there = [group.meta[column] for group in prompts if column in group.meta]
+    for value in wanted:
+        if value not in there:
+            known = sorted({str(one) for one in there})
+            near = did_you_mean(str(value), known) or f"its values are {', '.join(known[:SHOWN])}"
+            message = f"evaluate: measure '{name}': no prompt has {column}: {value}\nhelp: {near}"
+            raise DataError(message, option=("measures", name, "where", column))
+
+
+def distinct_rewards(measures: Mapping[str, Measure]) -> list[tuple[Any, dict[str, Measure]]]:
+    """Each reward once, with the measures that it scores."""
+    found: list[tuple[Any, dict[str, Measure]]] = []
+    for name, measure in measures.items():
+        same = next((named for spec, named in found if spec == measure.reward), None)
+        if same is None:
+            found.append((measure.reward, {name: measure}))
+        else:
+            same[name] = measure
+    return found
+
+
+def scored(
+    groups: Sequence[Group], measures: Mapping[str, Measure], scorers: Sequence[Any], say: Callable[[str], None]
+) -> list[Group]:
+    """The groups with a score per measure, under its name; None at prompts that are not part of it.
+
+    scorers: those of `distinct_rewards`. Each scores only the prompts that count for a measure of its.
+    """
+    merged = list(groups)
+    for (spec, named), scorer in zip(distinct_rewards(measures), scorers, strict=True):
+        places = [place for place, group in enumerate(groups) if any(m.counts(group) for m in named.values())]
+        say(f"{label(spec)}, for {', '.join(named)}")
+        found = dict(
+            zip(places, scorer.score(bare([groups[place] for place in places])) if places else (), strict=True)
+        )
+        for place, group in enumerate(groups):
+            scores = [r.scores[REWARD_KEY] for r in found[place].responses] if place in found else []
+            merged[place] = _with_scores(merged[place], scores, [n for n, m in named.items() if m.counts(group)], named)
+    return merged
+
+
+def _with_scores(group: Group, scores: Sequence[Any], counted: Sequence[str], names: Mapping[str, Any]) -> Group:
+    responses = [
+        replace(r, scores={**r.scores, **{name: scores[k] if name in counted else None for name in names}})
+        for k, r in enumerate(group.responses)
+    ]
+    return replace(group, responses=tuple(responses))
+
+
+def described(measures: Mapping[str, Measure], groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
+    """What evaluation.json says of each measure. percent: whether all of its scores are 0 or 1."""
+    return {
+        name: {
+            "reward": label(measure.reward),
+            "where": measure.where,
+            "better": measure.better,
+            "prompts": sum(map(measure.counts, groups)),
+            "percent": statistics.levels_of(_scores(groups, name)) == (0.0, 1.0),
+        }
+        for name, measure in measures.items()
+    }
+
+
+def _scores(groups: Sequence[Group], name: str) -> list[float]:
+    return [value for group in groups for r in group.responses if (value := r.scores[name]) is not None]
