@@ -70,7 +70,7 @@ def test_a_missing_package_is_named_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RunFailed, match="needs the package ray\nhelp: .* install 'ray"):
+    with pytest.raises(RunFailed, match=r"needs the package ray\nhelp: .* install 'ray"):
         Ray(Ray.Options()).check(tmp_path)
 
 
