@@ -308,7 +308,7 @@ def _without_ours() -> str:
     try:
         found = importlib.metadata.distribution(GROUP)
     except importlib.metadata.PackageNotFoundError:
-        return f"alignkit's own plugins are missing, because {here} is not installed: run `pip install alignkit`"
+        return f"alignkit's own plugins are missing: {here} is not installed: run `pip install -e {here.parent}`"
     return (
         f"alignkit's own plugins are missing: the package '{GROUP}' {found.version} in {found.locate_file('')} is not "
         f"the one in {here}; remove it, or install alignkit again"

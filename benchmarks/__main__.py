@@ -119,11 +119,8 @@ def _measure(
     rows: list[dict[str, Any]] = []
     failed = 0
     for benchmark in chosen:
-        if not ENVIRONMENTS[benchmark.environment].is_file():
-            print(
-                f"{benchmark.name}: skipped: its peer needs its own environment, which `make bench` creates",
-                file=sys.stderr,
-            )
+        if because := _unfit(benchmark, rates):
+            print(f"{benchmark.name}: skipped: {because}", file=sys.stderr)
             failed += len(chosen) < len(BENCHMARKS)  # it was requested by name
             continue
         print(f"{benchmark.name}: {benchmark.description}; peer: {benchmark.peer_name}", file=sys.stderr)
@@ -142,6 +139,15 @@ def _measure(
             _write(rows, out)
     _print_table(rows)
     return failed
+
+
+def _unfit(benchmark: Benchmark, rates: Mapping[str, Any]) -> str:
+    """Why a benchmark cannot run here; empty if it can."""
+    if not ENVIRONMENTS[benchmark.environment].is_file():
+        return "its peer needs its own environment, which `make bench` creates"
+    if benchmark.precision not in rates["flop"]:
+        return f"this machine has no instructions that multiply {benchmark.precision}"
+    return ""
 
 
 def _write(rows: Sequence[Mapping[str, Any]], out: Path) -> None:

@@ -151,16 +151,20 @@ def seconds(pieces: Sequence[Sequence[float]], rates: Mapping[str, Any], dtype: 
 
 
 def probe(job: Job, gate: Gate) -> None:
-    """Worker function: the machine and its rates, in FLOP/s by dtype and bytes/s, each the best of several tries."""
+    """Worker function: the machine and its rates, in FLOP/s by dtype and bytes/s, each the best of several tries.
+
+    There is no rate of bf16 on a machine without instructions that multiply it: one product would take minutes.
+    """
     gate.begin()
     import torch
 
+    from alignkit.kernels.capabilities import default_device, multiplies_bf16
     from alignkit.kernels.matmul import matmul
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device().type
     width = 8192 if device == "cuda" else 256 if job.short else 2048
     rates: dict[str, Any] = {"flop": {}}
-    for name in BYTES:
+    for name in BYTES if multiplies_bf16(torch.device(device)) else ["float32"]:
         a, b = (torch.randn(width, width, device=device, dtype=getattr(torch, name)) for _ in range(2))
         # The faster of torch's product and ours: a low rate would flatter us.
         best = min(_best(lambda a=a, b=b, product=product: product(a, b)) for product in (torch.mm, matmul))  # type: ignore[misc]

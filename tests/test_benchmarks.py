@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 import benchmarks.__main__ as program
+from alignkit.kernels.capabilities import default_device, multiplies_bf16
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
 from benchmarks import data, dpo, sft
@@ -76,6 +77,8 @@ def test_some_run_on_the_tiny_model(tmp_path: Path) -> None:
 def test_the_others_run_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     if not ENVIRONMENTS[BENCHMARKS[name].environment].is_file():
         pytest.skip("`make bench` makes the peer's environment")
+    if BENCHMARKS[name].precision == "bfloat16" and not multiplies_bf16(default_device()):
+        pytest.skip("this machine has no instructions that multiply bf16")
     short([name], tmp_path / "rows.json")
 
 
@@ -176,6 +179,17 @@ def test_the_command_fails_if_losses_differ(
     assert done.stderr.count("LOSSES DIFFER") == 2 * code
     assert re.search(r"^dpo +real tokens/s +12 +6 +2.00 ", done.stdout, flags=re.MULTILINE)
     assert [found["memory_ratio"] for found in json.loads(file.read_text(encoding="utf-8"))] == [0.5, 20 / 50]
+
+
+def test_a_machine_without_bf16_leaves_out_its_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = dict.fromkeys(("cpu", "cores", "threads", "memory_gib", "gpu", "torch", "transformers", "trl", "peft"))
+    rates = {"flop": {"float32": 3.0}, "bandwidth": 1.0}
+    monkeypatch.setattr(program, "ask_once", lambda job: {"machine": machine, "rates": rates})
+    monkeypatch.delattr(program, "run")
+    done = CliRunner().invoke(program.app, ["--only", "head_bf16,qlora"])
+    assert done.exit_code == 1 and "GFLOP/s in float32; memory" in done.stdout
+    for name in ("head_bf16", "qlora"):
+        assert f"{name}: skipped: this machine has no instructions that multiply bfloat16" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -324,5 +338,6 @@ def test_the_gate_stops_the_clock_and_ends_without_requests() -> None:
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
     assert found["seconds"] > 0 and found["memory"] > 0
-    assert found["evidence"]["rates"]["flop"].keys() == {"float32", "bfloat16"}
+    native = multiplies_bf16(default_device())
+    assert found["evidence"]["rates"]["flop"].keys() == {"float32"} | ({"bfloat16"} if native else set())
     assert found["evidence"]["machine"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]

@@ -1,5 +1,6 @@
 """What is installed is what is in the repository: entry points, plugins, recipes, types."""
 
+import ast
 import json
 import os
 import re
@@ -8,7 +9,14 @@ import sys
 import tomllib
 import zipfile
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, distribution, entry_points, metadata, version
+from importlib.metadata import (
+    PackageNotFoundError,
+    distribution,
+    entry_points,
+    metadata,
+    packages_distributions,
+    version,
+)
 from pathlib import Path
 
 import pytest
@@ -108,6 +116,41 @@ def test_constraints_are_pins_of_all_dependencies() -> None:
                 if item.marker is None or any(item.marker.evaluate({"extra": extra}) for extra in ("", "test", "http2"))
             } - needed
     assert pins().keys() - needed == set()
+
+
+IMPORTS_BY_NAME = ("import_module", "__import__")
+
+
+def imported() -> dict[str, str]:
+    """The modules outside the standard library that the package and its plugins import, with a file that does."""
+    found: dict[str, str] = {}
+    for file in [*(ROOT / "alignkit").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in IMPORTS_BY_NAME:
+                names = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
+            found |= {name.split(".")[0]: str(file.relative_to(ROOT)) for name in names}
+    own = {"alignkit", "alignkit_plugins", *sys.stdlib_module_names}
+    return {name: file for name, file in found.items() if name not in own}
+
+
+def test_everything_imported_is_declared() -> None:
+    """Not only required by a package that alignkit requires: its next version may do without."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    texts = [*PROJECT["project"]["dependencies"], *(text for name in extras if name != "test" for text in extras[name])]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
+    packages = packages_distributions()
+    undeclared = {
+        name: file
+        for name, file in imported().items()
+        if not declared & {canonicalize_name(package) for package in packages.get(name, [name])}
+    }
+    assert undeclared == {}
+    assert {"matplotlib", "pyarrow", "click"} <= imported().keys()
 
 
 def test_the_metadata_say_where_the_project_is() -> None:

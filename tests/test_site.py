@@ -23,7 +23,7 @@ import site_links  # noqa: E402
 del sys.path[:2]
 TUTORIALS = sorted(set((DOCS / "tutorials").glob("*.md")) - {DOCS / "tutorials" / "index.md"})
 REPORTS = sorted((DOCS / "gallery").glob("*.html"))
-generates = pytest.mark.skipif(find_spec("zensical") is None, reason="needs alignkit[docs]")
+generates = pytest.mark.skipif(find_spec("zensical") is None, reason="needs the extra docs")
 
 # Pages
 

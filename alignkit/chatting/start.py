@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.errors import PluginError, Problem, RecipeError
+from alignkit.errors import Problem, RecipeError
+from alignkit.extras import check_extra
 from alignkit.io.printable import printable
 from alignkit.io.progress import Reporter
-from alignkit.labeling.hosting import MISSING, addresses_of, annotators_of, listening
+from alignkit.labeling.hosting import PACKAGES, addresses_of, annotators_of, listening
 
 if TYPE_CHECKING:
     from alignkit.chatting.collection import Collection
@@ -71,17 +72,15 @@ def in_terminal(named: NamedModels, registry: Registry, talk: Talk) -> None:
 
 
 def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> None:
-    """Talk on a page until Ctrl-C. Raises PluginError if a package is missing."""
-    try:
-        from alignkit.chatting.page import make_page
-        from alignkit.labeling.guard import Sessions
-        from alignkit.serving.server import hosted, interruptible
-    except ImportError as error:
-        raise PluginError(f"{MISSING} ({error})") from error
+    """Talk on a page until Ctrl-C. Raises RunFailed if a package is missing."""
+    check_extra("the page", "label", *PACKAGES)
     from alignkit import stopping
     from alignkit.chatting.booth import Booth
     from alignkit.chatting.line import Line
+    from alignkit.chatting.page import make_page
+    from alignkit.labeling.guard import Sessions
     from alignkit.serving.policies import opened
+    from alignkit.serving.server import hosted, interruptible
 
     reporter, line = Reporter(), Line()
     sessions = Sessions(annotators_of(talk.annotators))

@@ -123,15 +123,17 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 @functools.cache
 def _cpu_multiplies_bf16() -> bool:
-    # Not `mkldnn.is_bf16_supported`: without the instructions oneDNN converts every number, four times as slow as fp32.
-    if not torch.backends.mkldnn.is_available():
+    # oneDNN's word is not enough: with AVX-512 alone it converts every number, four times as slow as fp32. It has the
+    # last word, for ONEDNN_MAX_CPU_ISA keeps it from instructions that the processor has.
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
     if hasattr(torch.cpu, "get_capabilities"):
         flags = torch.cpu.get_capabilities()
         return any(flags.get(name) for name in BF16_INSTRUCTIONS)
-    if platform.machine() == "aarch64":  # from here on: an older torch
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    # An older torch.
+    return platform.machine() == "aarch64" or bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
 
 
 @functools.cache

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PORT, PORTS = 8765, 20  # the first port, and how many are tried
 HOST = "127.0.0.1"
-MISSING = "the page needs the packages starlette and uvicorn\n  help: pip install 'alignkit[label]'"
+PACKAGES = ("starlette", "uvicorn")  # of the extra `label`
 
 
 def annotators_of(named: Sequence[str] | None) -> list[str]:

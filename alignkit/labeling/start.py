@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignkit.data.group import Group
-from alignkit.errors import DataError, PluginError, Problem, RecipeError, did_you_mean
+from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
+from alignkit.extras import check_extra
 from alignkit.feedback.asking import Wanted, items_of
 from alignkit.feedback.database import SUFFIX
 from alignkit.feedback.items import CRITERIA, TASKS
@@ -19,7 +20,7 @@ from alignkit.io.lookup import is_file
 from alignkit.io.printable import printable
 from alignkit.labeling.ending import said_last
 from alignkit.labeling.guidelines import Guidelines
-from alignkit.labeling.hosting import MISSING, addresses_of, annotators_of, listening, server_of
+from alignkit.labeling.hosting import PACKAGES, addresses_of, annotators_of, listening, server_of
 from alignkit.labeling.items import add, file_groups, give_license, stage_groups, store_of_stage
 
 if TYPE_CHECKING:
@@ -66,14 +67,13 @@ def start(
 ) -> None:
     """Fill the store, print the addresses, and serve the page until Ctrl-C.
 
-    Raises PluginError if a package is missing, RecipeError for wrong arguments, DataError for rows that cannot be
+    Raises RunFailed if a package is missing, RecipeError for wrong arguments, DataError for rows that cannot be
     labeled.
     """
-    try:
-        from alignkit.labeling.app import make_app
-        from alignkit.labeling.guard import Sessions
-    except ImportError as error:
-        raise PluginError(f"{MISSING} ({error})") from error
+    check_extra("the page", "label", *PACKAGES)
+    from alignkit.labeling.app import make_app
+    from alignkit.labeling.guard import Sessions
+
     names = annotators_of(annotators)
     store = prepared(source, path, plans, gold)
     with store:

@@ -25,13 +25,9 @@ def report(
     Example:
       alignkit report runs/quickstart
     """
-    from alignkit.reporting.figures import MISSING, can_draw
     from alignkit.reporting.write import write_report
 
-    page = write_report(folder)
-    if not can_draw():
-        print(printable(f"{page.name}: {MISSING}"), file=sys.stderr)
-    print(encodable(printable(str(page)), sys.stdout.encoding or "ascii"))
+    print(encodable(printable(str(write_report(folder))), sys.stdout.encoding or "ascii"))
 
 
 def compare(

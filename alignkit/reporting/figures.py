@@ -17,7 +17,6 @@ from typing import Any
 from alignkit.io.printable import printable
 from alignkit.reporting.curves import Figure, Series
 
-MISSING = "there are no figures, because matplotlib is not installed; to add them: pip install 'alignkit[report]'"
 WIDTH, HEIGHT = 4.2, 2.7  # inches
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0101{index:02d}" for index in range(10, 18))  # placeholders of the palette
@@ -57,15 +56,6 @@ _SETTINGS: Any = {
     "legend.fontsize": 8,
     "path.simplify": False,
 }
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is installed, and not broken."""
-    try:
-        import matplotlib.backends.backend_svg
-    except Exception:  # a broken package may raise anything, such as AttributeError for another numpy
-        return False
-    return bool(matplotlib.__version__)
 
 
 def svg(figure: Figure, name: str) -> str:

@@ -57,7 +57,7 @@ def page(facts: Mapping[str, Any]) -> str:
         cut = _cut(facts, points, characters, samples, rows)
         if cut["figures"] != before:
             before = cut["figures"]
-            drawn = figures.drawn(before) if figures.can_draw() else []
+            drawn = figures.drawn(before)
         text = _render(cut, drawn)
         if len(text.encode()) <= MOST_BYTES:
             return text
@@ -163,7 +163,6 @@ def _render(facts: Mapping[str, Any], drawn: Drawn) -> str:
     return environment.get_template(TEMPLATE).render(
         facts=facts,
         by_stage=by_stage,
-        missing="" if figures.can_draw() else figures.MISSING,
         evaluations=evaluations,
         stage_table=stage_table(facts["stages"]),
         data_tables=[data_table(facts["data"]), *data_cards.tables(facts["data"])],

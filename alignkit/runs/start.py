@@ -38,6 +38,8 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
         warnings.append("warning: base models are not cut in one process; start several with --processes N")
     for warning in warnings:
         reporter.say(warning)
+    if "torch" not in sys.modules:
+        reporter.say("loading torch and transformers")  # takes seconds
     if world.processes > 1:
         from alignkit.runs.together import run_together  # imports torch
 

@@ -14,6 +14,7 @@ from alignkit.author import blaming
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError, message_of
 from alignkit.external import ExternalTrainer
+from alignkit.extras import install_command
 from alignkit.io.digest import versions
 from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
@@ -60,7 +61,7 @@ def check_launched(recipe: Recipe, world: World) -> Shard | None:
     shard = check_together(recipe, world)
     if shard == "deepspeed" and not zero3.is_installed():
         text = "'launcher.shard: deepspeed' needs the package deepspeed"
-        raise RecipeError([Problem(text, help="pip install 'alignkit[deepspeed]'")])
+        raise RecipeError([Problem(text, help=install_command("deepspeed"))])
     return shard
 
 

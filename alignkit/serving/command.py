@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignkit.arguments import NoPlugins, PluginFiles
-from alignkit.errors import Problem, RecipeError, RunFailed
+from alignkit.errors import Problem, RecipeError
+from alignkit.extras import check_extra
 
 if TYPE_CHECKING:
     from alignkit.evaluating.recipe import NamedModels
@@ -38,15 +38,14 @@ def serve(
 ) -> None:
     """Answer OpenAI clients on this machine with your policies.
 
-    It has /v1/models, /v1/chat/completions and /v1/completions. Needs `pip install 'alignkit[serve]'`.
+    It has /v1/models, /v1/chat/completions and /v1/completions.
 
     \b
     Examples:
       alignkit serve runs/quickstart/align
       alignkit serve runs/quickstart/base runs/quickstart/align --port 8080
     """
-    if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
-        raise RunFailed(f"alignkit serve needs the package {missing[0]}\nhelp: pip install 'alignkit[serve]'")
+    check_extra("alignkit serve", "serve", *PACKAGES)
     if token is not None and (len(token) < LEAST_TOKEN or not (token.isascii() and token.isprintable())):
         _refuse(f"--token must have at least {LEAST_TOKEN} ASCII characters", "`openssl rand -hex 16` writes one")
     from alignkit.evaluating.recipe import models_of

@@ -6,16 +6,16 @@ The package math-verify reads both, as numbers, LaTeX or expressions, and compar
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import alignkit
-from alignkit import DataError, Field, Group, Register, Reward, RunFailed, hookimpl
+from alignkit import DataError, Field, Group, Register, Reward, hookimpl
 from alignkit.data.prompt_columns import column_of, row_of
 from alignkit.data.spoken import last_turn
+from alignkit.extras import check_extra
 
 SECONDS = 5  # for reading an answer, and for comparing two
 
@@ -34,8 +34,7 @@ class MathVerify(Reward):
     options: Options
 
     def check(self, folder: Path) -> None:
-        if importlib.util.find_spec("math_verify") is None:
-            raise RunFailed("reward 'math_verify' needs the package math-verify\nhelp: pip install 'alignkit[math]'")
+        check_extra("reward 'math_verify'", "math", "math_verify")
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         for group in groups:

@@ -7,7 +7,6 @@ the run's token, and end with it, however it ends.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ from pydantic import field_validator
 
 import alignkit
 from alignkit import Executor, ExecutorContext, Field, Register, RunFailed, Work, hookimpl
+from alignkit.extras import check_extra
 
 SECONDS = 5.0  # for an address to answer
 STORE_BYTES = 2**28  # of Ray's own memory for blocks on their way
@@ -59,9 +59,7 @@ class Ray(Executor):
     _folder = ""
 
     def check(self, folder: Path) -> None:
-        needed = [package for package in ("ray", "pyarrow", "pandas") if importlib.util.find_spec(package) is None]
-        if needed:
-            raise RunFailed(f"executor 'ray' needs the package {needed[0]}\nhelp: pip install 'alignkit[ray]'")
+        check_extra("executor 'ray'", "ray", "ray", "pandas")
         address = self.options.address
         if address == AUTO:
             address = os.environ.get("RAY_ADDRESS") or _own_cluster()

@@ -37,3 +37,9 @@ def test_a_process_of_somebody_else_is_left_alone() -> None:
     text = HANGS.format(hang=THREAD.format(1.5), end="import atexit; atexit.register(print, ' all')")
     done = subprocess.run([sys.executable, "-c", text], timeout=PATIENCE, stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (0, b"said all\n")
+
+
+def test_a_process_that_leaves_looks_for_no_garbage() -> None:
+    """Among the objects of torch and transformers, Python would look for seconds."""
+    text = "import gc; from alignkit.io.leaving import leaving; leaving(0); print(gc.get_freeze_count() > 1000)"
+    assert subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE).stdout == b"True\n"

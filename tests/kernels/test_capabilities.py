@@ -17,9 +17,11 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
-    """A processor with these instructions."""
+    """A processor with these instructions, and whether oneDNN says that it multiplies bf16."""
+    flags, supported = request.param
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(request.param, True), raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(flags, True), raising=False)
     capabilities._cpu_multiplies_bf16.cache_clear()
     yield
     capabilities._cpu_multiplies_bf16.cache_clear()
@@ -28,10 +30,11 @@ def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
 @pytest.mark.parametrize(
     ("processor", "native"),
     [
-        (("avx512_f", "avx512_bw", "avx512_vnni"), False),  # oneDNN claims bf16 here, but converts every number
-        (("avx2", "fma3"), False),
-        (("avx512_f", "avx512_bf16"), True),
-        (("neon", "bf16"), True),
+        ((("avx512_f", "avx512_bw", "avx512_vnni"), True), False),  # oneDNN converts every number
+        ((("avx2", "fma3"), False), False),
+        ((("avx512_f", "avx512_bf16"), True), True),
+        ((("avx512_f", "avx512_bf16"), False), False),  # ONEDNN_MAX_CPU_ISA=AVX2
+        ((("neon", "bf16"), True), True),
     ],
     indirect=["processor"],
 )

@@ -15,7 +15,9 @@ WORDS = ("bread", "milk", "house", "river", "cloud", "stone", "green", "table", 
 SPEED = ("seconds", "tokens_per_second", "time")  # metrics that differ from run to run
 PATIENCE = 8  # seconds: a busy machine gives every process some work in them
 LOSS = 1e-5  # absolute and relative, of metrics, which have six digits
-WEIGHTS = 1e-5  # absolute, of the weights of adapters: AdamW makes a whole step of a gradient that is all rounding
+WEIGHTS = 1e-5  # absolute, of weights
+# Wrong sums of gradients show, and AdamW makes no whole step of a gradient that is all rounding.
+ADAMW = {"adam_epsilon": 1e-4}
 PADDING = 1.01  # what parts of weights are filled up by, whose rows cannot be shared out evenly
 SCORES = """
 import os, signal, time
@@ -95,19 +97,22 @@ def online(algorithm: Any, **keys: Any) -> dict[str, Any]:
         "iterations": 3,
         "prompts_per_iteration": 5,
         "batch_size": 4,
+        **ADAMW,
         **keys,
     }
 
 
 def offline(algorithm: Any, data: str, **keys: Any) -> dict[str, Any]:
-    return {"algorithm": algorithm, "data": {"path": f"{data}.jsonl"}, "batch_size": 4, "epochs": 1, **keys}
+    return {"algorithm": algorithm, "data": {"path": f"{data}.jsonl"}, "batch_size": 4, "epochs": 1, **ADAMW, **keys}
 
 
 LLAMA2 = {"llama2": {"helpful": "rm", "safety": reward("safe")}}
+# Where the policy is the reference, every margin is rounding, and the accuracy asks for its sign.
+MOVED = {"from": "sft", "reference": "base"}
 STAGES = {
     "sft": offline("sft", "demos", epochs=2, validation={"path": "demos.jsonl"}),
     "rm": offline("reward_model", "pairs", validation={"path": "pairs.jsonl"}),
-    "dpo": offline("dpo", "pairs", **{"from": "sft"}),
+    "dpo": offline("dpo", "pairs", **MOVED),
     "kto": offline("kto", "labels"),
     "ppo": online({"ppo": {"kl_target": 0.01, "kl_horizon": 100}}, reward=LLAMA2),
     "grpo": online({"grpo": {"dynamic_sampling": True}}, reward=reward("some")),

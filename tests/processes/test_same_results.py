@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import STAGES, assert_alike, offline, online, reward, write_recipe
+from conftest import MOVED, STAGES, assert_alike, offline, online, reward, write_recipe
 from forked import together
 
 from alignkit import cli
@@ -61,7 +61,7 @@ STRANGERS = {
     "bco": offline({"bco": {"beta": 0.1}}, "labels"),
     "nash": online({"nash_md": {"preference": "score"}}, iterations=2),
     "answers": {"step": "reference_responses", "prompts": "prompts.jsonl", "reward": reward("letters")},
-    "xpo": online({"xpo": {"alpha": 1e-5}}, prompts="answers", iterations=2),
+    "xpo": online({"xpo": {"alpha": 1e-5}}, prompts="answers", iterations=2, **{**MOVED, "from": "bco"}),
 }
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -54,12 +53,6 @@ def test_numbers_that_cannot_be_drawn_cost_no_other_figure(monkeypatch: pytest.M
     assert {note for figure, text in figures.drawn(panels) for note in [figure["note"]] if not text} == {
         "could not be drawn: ZeroDivisionError: division by zero"
     }
-
-
-def test_a_broken_matplotlib_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert figures.can_draw()
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_svg", None)
-    assert not figures.can_draw()
 
 
 def test_ticks_have_enough_digits() -> None:

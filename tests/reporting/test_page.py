@@ -10,7 +10,6 @@ import pytest
 from made import HOSTILE, align_rows, lines, make_run
 
 from alignkit.io.printable import BIDI
-from alignkit.reporting import figures
 from alignkit.reporting.facts import facts_of
 from alignkit.reporting.page import MOST_BYTES, _breakable, page
 
@@ -105,14 +104,6 @@ def test_links_lead_to_sections_and_headings_nest(text: str) -> None:
 def test_the_same_facts_give_the_same_bytes(tmp_path: Path) -> None:
     facts = facts_of(make_run(tmp_path / "run"))
     assert page(facts) == page(facts)
-
-
-def test_without_matplotlib_it_says_how_to_get_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "can_draw", lambda: False)
-    text = page(facts_of(make_run(tmp_path / "run")))
-    Reader(text)
-    assert "pip install &#39;alignkit[report]&#39;" in text and "<svg" not in text and 'href="#curves"' not in text
-    assert "align gained over sft" in text and "is highest at a KL of 4 nats" in text
 
 
 def contrast(first: str, second: str) -> float:

@@ -40,14 +40,6 @@ def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.Captu
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_the_command_says_that_matplotlib_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("alignkit.reporting.figures.can_draw", lambda: False)
-    assert main(["report", str(make_run(tmp_path / "run"))]) == 0
-    assert "pip install 'alignkit[report]'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left"), ValueError("odd\nthing"), MemoryError(), KeyboardInterrupt()]
 )

@@ -1,4 +1,4 @@
-"""The first line of a run comes at once, and a stage says which of how many it is."""
+"""The first lines of a run come at once, and a stage says which of how many it is."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ import alignkit.io.progress as progress
 class Reporter(progress.Reporter):
     def say(self, text):
         print(text, "torch" in sys.modules, file=sys.stderr)
-        raise KeyboardInterrupt
+        if "torch" in text:
+            raise KeyboardInterrupt
 
 progress.Reporter = Reporter
 cli.main(sys.argv[1:])
@@ -65,10 +66,13 @@ def test_the_first_line_names_version_recipe_stages_and_folder(
     assert capsys.readouterr().err == "alignkit 0.1.0: short, 1 stage, x\n"
 
 
-def test_the_first_line_comes_before_torch_is_imported(recipe: Path) -> None:
+def test_the_first_lines_come_before_torch_is_imported(recipe: Path) -> None:
     command = [sys.executable, "-c", FIRST, "run", str(recipe), "--out", str(recipe.parent / "out")]
     ran = subprocess.run(command, capture_output=True, text=True)
-    assert ran.stderr.splitlines()[0] == f"alignkit 0.1.0: short, 2 stages, {recipe.parent / 'out'} False"
+    assert ran.stderr.splitlines()[:2] == [
+        f"alignkit 0.1.0: short, 2 stages, {recipe.parent / 'out'} False",
+        "loading torch and transformers False",
+    ]
 
 
 def test_stages_are_numbered_and_parts_of_steps_are_counted(

@@ -98,7 +98,9 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setattr("alignkit.serving.command.PACKAGES", ("no_such_package",))
     assert main(["serve", str(run / "sft")]) == 1
-    assert "needs the package no_such_package\nhelp: pip install 'alignkit[serve]'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "alignkit serve needs the package no_such_package\nhelp: " in said
+    assert "install 'starlette>=0.46' 'uvicorn>=0.34'" in said
 
 
 def test_an_address_in_use() -> None:

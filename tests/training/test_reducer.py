@@ -62,6 +62,9 @@ ONLINE = {
     "batch_size": 4,
 }
 DATA = {"lm": "text", "kto": "labels", "hir_offline": "labels"}  # by algorithm; others learn pairs or demonstrations
+# Where the policy is the reference, every margin is rounding, and the accuracy asks for its sign.
+MOVED = {"from": "sft", "reference": "base"}
+KEYS = {"dpo": MOVED, "online_dpo": MOVED}
 OPTIONS = {"distillation": {"context": [{"role": "user", "content": "my old friend"}]}}  # others need none
 SAID = ("good bread", "no, it is bad", "the people in this house", "tell me", "my old friend", "some bread today")
 
@@ -116,6 +119,8 @@ def stage(name: str, options: Mapping[str, Any] | None = None, **keys: Any) -> d
 
 def recipe(align: Mapping[str, Any], **before: Any) -> dict[str, Any]:
     model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
+    if align.get("from") == "sft":
+        before = {"sft": stage("sft")}
     return {"model": model, "stages": {**before, "align": align}}
 
 
@@ -187,7 +192,7 @@ def test_one_process_deals_nothing() -> None:
 
 @pytest.mark.parametrize("name", registered())
 def test_every_algorithm_learns_the_same_on_several_processes(recipe_folder: Path, name: str) -> None:
-    one = check(recipe_folder, recipe(stage(name, OPTIONS.get(name))))
+    one = check(recipe_folder, recipe(stage(name, OPTIONS.get(name), **KEYS.get(name, {}))))
     assert len(one.steps) > 1 and any(bool(x.any()) for x in one.steps[0].gradients.values())
 
 
@@ -201,7 +206,7 @@ FEATURES = {
     "most_different": stage("grpo", rollout={**ONLINE["rollout"], "learn_from": 2, "missing_eos_penalty": 0.5}),
     "reference_point": stage("kto", validation={"path": "labels.jsonl"}, epochs=2, max_steps=None),
     "best_version": stage(
-        "dpo", {"nll_coefficient": 0.1}, validation={"path": "pairs.jsonl"}, epochs=2, max_steps=None
+        "dpo", {"nll_coefficient": 0.1}, validation={"path": "pairs.jsonl"}, epochs=2, max_steps=None, **MOVED
     ),
     "rankings": stage("reward_model", validation={"path": "pairs.jsonl"}),
 }

@@ -9,7 +9,6 @@ writes are refused unless `confirm_run_unsafe_code` is set.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pydantic import field_validator
 import alignkit
 from alignkit import Artifact, Field, PolicyRef, Register, RunFailed, Step, StepContext, hookimpl
 from alignkit.comparison import file_names, short_names
+from alignkit.extras import check_extra
 from alignkit_plugins.lm_eval import harness, summary
 from alignkit_plugins.lm_eval.task_files import code_in
 
@@ -84,8 +84,7 @@ class LmEval(Step):
     _data_checked = False
 
     def check(self, folder: Path) -> None:
-        if importlib.util.find_spec(PACKAGE) is None:
-            raise RunFailed("the step lm_eval needs the package lm_eval\nhelp: pip install 'alignkit[lm-eval]'")
+        check_extra("step 'lm_eval'", "lm-eval", PACKAGE)
         options = self.options
         if options.include_path is not None and not options.include_path.is_dir():
             raise RunFailed(

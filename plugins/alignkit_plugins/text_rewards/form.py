@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 import alignkit
-from alignkit import Field, Group, Reward, RunFailed
+from alignkit import Field, Group, Reward
+from alignkit.extras import check_extra
 from alignkit_plugins.text_rewards.answers import scored
 from alignkit_plugins.text_rewards.schema import check_schema, fulfills
 
@@ -69,8 +69,7 @@ class Form(Reward):
     def check(self, folder: Path) -> None:
         if not self.options.json_schema:
             return
-        if importlib.util.find_spec("jsonschema") is None:
-            raise RunFailed("reward 'format' needs the package jsonschema\nhelp: pip install 'alignkit[json]'")
+        check_extra("reward 'format'", "json", "jsonschema", "referencing")
         check_schema(self.options.json_schema)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import model_validator
 import alignkit
 from alignkit import DataError, Field, Group, Reward, RunFailed
 from alignkit.data.prompt_columns import column_of, row_of
+from alignkit.extras import check_extra
 from alignkit_plugins.text_rewards.answers import scored
 
 
@@ -42,8 +42,7 @@ class Language(Reward):
     options: Options
 
     def check(self, folder: Path) -> None:
-        if importlib.util.find_spec("py3langid") is None:
-            raise RunFailed("reward 'language' needs the package py3langid\nhelp: pip install 'alignkit[language]'")
+        check_extra("reward 'language'", "language", "py3langid")
         named = [*self.options.among, *([] if self.options.language is None else [self.options.language])]
         if unknown := sorted(set(named) - set(_identifier().labels)):
             raise RunFailed(
