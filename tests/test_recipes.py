@@ -152,7 +152,8 @@ def check_artifacts(name: str, done: Done, overrides: list[str], weights: str = 
             check_metrics(done, stage)
         elif stage.component.name == "evaluate":
             evaluation = done.json(f"{stage.name}/evaluation.json")
-            assert list(evaluation["policies"]) == stage.component.options.policies
+            policies = stage.component.options.policies
+            assert list(evaluation["policies"]) == [*(["base"] if "base" not in policies else []), *policies]
             assert set(done.json(f"{stage.name}/figure.json")) > set()
             assert (folder / "samples.jsonl").is_file()
             assert "prompt: " in done.out
