@@ -156,7 +156,7 @@ def test_results_are_policies_of_a_recipe(swapped: Path, capsys: pytest.CaptureF
     assert main(["run", str(recipe), SWAP, "--out", str(swapped)]) == 0
     (before, *_) = sorted((swapped / ".earlier" / "report").iterdir(), key=lambda path: path.stat().st_mtime)
     summary = json.loads((swapped / "report" / "evaluation.json").read_text(encoding="utf-8"))
-    assert list(summary["policies"]) == names
+    assert list(summary["policies"]) == ["base", *names]
     old = json.loads((before / "evaluation.json").read_text(encoding="utf-8"))
     assert summary["policies"]["align@ppo"]["rewards"]["length"] == old["policies"]["align"]["rewards"]["length"]
     record = json.loads((swapped / "report" / "stage.json").read_text(encoding="utf-8"))
