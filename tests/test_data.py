@@ -894,7 +894,6 @@ def test_what_the_quick_start_asks_is_in_no_file_that_it_learns_from() -> None:
 def test_beginnings_in_the_demonstrations_teach_no_end() -> None:
     answers = [group.responses[0] for group in shipped("quickstart/demos.jsonl")]
     assert sum(answer.truncated for answer in answers) == 342
-    assert all(answer.text.endswith(".") for answer in answers if not answer.truncated)
 
 
 def test_shipped_files_have_the_contents_that_recipes_expect() -> None:

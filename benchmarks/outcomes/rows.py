@@ -136,6 +136,8 @@ def key_of(recipe: Recipe) -> str:
     Other defaults, code, and versions of packages are not in it, or a row would be lost with every commit.
     """
     written = {key: recipe.resolved.get(key) for key in ("model", "bases", "engine", "stages", "seed")}
+    stages = written["stages"] or {}  # `base` only shows one more policy
+    written["stages"] = {name: {k: v for k, v in stage.items() if k != "base"} for name, stage in stages.items()}
     return digest(_contents([written, {name: _in_effect(stage) for name, stage in recipe.stages.items()}]))
 
 

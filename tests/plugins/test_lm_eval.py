@@ -121,7 +121,7 @@ def test_without_the_package_nothing_is_trained(
     assert main([command, str(path), *out]) == 2
     said = capsys.readouterr().err
     assert "stage 'bench': step 'lm_eval' needs the package lm_eval" in said
-    assert " install 'lm-eval>=" in said.replace("lm_eval>=", "lm-eval>=")
+    assert "'lm-eval>=" in said.replace("lm_eval>=", "lm-eval>=")
     assert not (tmp_path / "run" / "sft").exists()
 
 

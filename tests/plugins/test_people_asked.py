@@ -148,9 +148,9 @@ def test_labelers_get_the_guidelines_of_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"people": None}, "name at least one reward or judge, or ask people"),
+        ({"people": None}, "name at least one measure, reward or judge, or ask people"),
         ({"policies": ["sft"]}, "people compare policies: name at least two"),
-        ({"rewards": ["people"]}, "'people' is the name of a reward or judge, and of people in the tables"),
+        ({"rewards": ["people"]}, "'people' is what people are called in the tables"),
         ({"people": {"annotators": 0}}, "greater than or equal to 1"),
         ({"people": {"tasks": "pair"}}, "Extra inputs"),
         ({"people": {"store": "labels.db"}}, r"the name of a store must end in \.feedback"),

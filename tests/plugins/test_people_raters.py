@@ -90,7 +90,7 @@ def test_few_preferences_stay_between_0_and_100(tmp_path: Path) -> None:
     summary, text = evaluated(tmp_path, decide, count=2, groups=groups, by=["language"])
     found = summary["judged"]["align"]["people"]["preference"]
     assert (found["mean"], found["low"], found["high"]) == (0.5, 0.0, 1.0)
-    assert text.count("50% [0, 100]") == 3  # in the table, by column, and in the verdict
+    assert text.count("50% [0, 100]") == 4  # in the table, by column, and in both verdicts
 
 
 def test_labels_of_several_people_are_averaged_and_their_agreement_is_shown(tmp_path: Path) -> None:
