@@ -417,10 +417,10 @@ def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     check_artifacts(name, done, overrides)
     if name == "llama2":
         assert done.lines("rs3/metrics.jsonl")[0]["replayed"] > 0
-        assert list(done.json("report/evaluation.json")["policies"]) == ["sft", "rs1", "rs2", "rs3", "align"]
+        assert list(done.json("report/evaluation.json")["policies"]) == ["base", "sft", "rs1", "rs2", "rs3", "align"]
         assert {"helpful", "safety", "llama2"} == set(done.json("report/evaluation.json")["rewards"])
     if name == "iterated":
-        assert list(done.json("report/evaluation.json")["policies"]) == ["sft", "align_1", "align_2", "align_3"]
+        assert list(done.json("report/evaluation.json")["policies"]) == ["base", "sft", "align_1", "align_2", "align_3"]
         assert (
             done.json("helpful_3/stage.json")["summary"]["groups"]
             > done.json("helpful_1/stage.json")["summary"]["groups"]
@@ -452,7 +452,7 @@ def check_constitution(done: Done) -> None:
     learned = [source["name"] for source in done.json("harmless/stage.json")["data"]]
     assert "stage by_people" in learned and "stage by_principle" not in learned
     refusals = done.json("refusals/evaluation.json")
-    assert list(refusals["policies"]) == ["sft", "sl_cai", "align"]
+    assert list(refusals["policies"]) == ["base", "sft", "sl_cai", "align"]
 
 
 def check_rounds_with_people(done: Done) -> None:

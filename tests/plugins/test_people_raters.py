@@ -230,6 +230,7 @@ def test_what_reports_say_of_people(tmp_path: Path) -> None:
     (verdict,) = judging.verdicts("compare", summary)
     assert verdict["sentence"].startswith("people prefer align to sft: align is preferred 100%")
     lost = {**verdict, "judge": "", "reward": "helpful", "outcome": "lost"}
+    lost["difference"] = {"mean": -1.0, "low": -2.0, "high": -0.5, "n": 20}
     assert "helpful prefers sft, but people prefer align: the reward may be fooled" in list(
         judging.doubts(summary, [verdict, lost])  # type: ignore[list-item]
     )
