@@ -458,7 +458,7 @@ def check_constitution(done: Done) -> None:
 def check_rounds_with_people(done: Done) -> None:
     """The run stopped for each round's pairs, and each round's reward model learned old and new labels."""
     assert [done.err.count(f"stage 'labels_{k}' waits for 4 labels") for k in range(1, 6)] == [1] * 5
-    policies = ["sft", *(f"align_{k}" for k in range(1, 6)), "ppo"]
+    policies = ["base", "sft", *(f"align_{k}" for k in range(1, 6)), "ppo"]
     assert [version["policy"] for version in done.json("report/figure.json")["versions"]] == policies
     for k in range(1, 6):
         pairs = [pair for group in done.lines(f"labels_{k}/data.jsonl") for pair in group["pairs"]]
