@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,16 @@ def test_a_run_on_the_device_equals_one_on_the_cpu(runs: tuple[str, Run, Run]) -
 
 def test_samples_on_the_device_equal_those_on_the_cpu(runs: tuple[str, Run, Run]) -> None:
     dtype, cpu, cuda = runs
-    same = [one == other for one, other in zip(cuda.samples("align"), cpu.samples("align"), strict=True)]
-    assert len(same) >= 8
-    # In bf16 two orders of summation round differently, and a draw near a boundary may fall on its other side.
-    assert sum(same) >= (len(same) if dtype == "float32" else len(same) / 4)
+    pairs = list(zip(cuda.samples("align"), cpu.samples("align"), strict=True))
+    assert len(pairs) >= 8
+    if dtype == "float32":
+        assert [one for one, _ in pairs] == [other for _, other in pairs]
+        return
+    # Two orders of summation round differently, and a draw near a boundary may fall on its other side. What follows it
+    # is another text, so only draws after equal tokens count.
+    equal = [sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(*pair, strict=False))) for pair in pairs]
+    drawn = sum(count + (one != other) for count, (one, other) in zip(equal, pairs, strict=True))
+    assert sum(equal) >= 0.6 * drawn, (sum(equal), drawn)
 
 
 @pytest.fixture(scope="module")
