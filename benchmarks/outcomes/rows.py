@@ -116,7 +116,7 @@ def _best_of(n: int) -> list[str]:
 
 def recipe_of(method: Sequence[str], seed: int, tuning: bool, extra: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """The recipe of a method with one seed, and its overrides. Raises RecipeError."""
-    overrides = ["~stages.report", *method, *(_tuning_prompts(method) if tuning else ()), *extra, f"seed={seed}"]
+    overrides = [*method, *(_tuning_prompts(method) if tuning else ()), *extra, f"seed={seed}"]
     return load_recipe(RECIPE, overrides), overrides
 
 
