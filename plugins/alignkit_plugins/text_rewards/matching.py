@@ -59,13 +59,13 @@ class ExactMatch(Reward):
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         for group in groups:
-            self._right(group)
+            self._known(group)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         return scored(groups, self._score)
 
     def _score(self, group: Group, answer: str) -> float | None:
-        right = self._right(group)
+        known = self._known(group)
         try:
             said = self._extracted(answer)
         except TimeoutError:
@@ -73,8 +73,8 @@ class ExactMatch(Reward):
         if said is None:
             return 0.0
         if self.options.within:
-            return float(any(self._is_part(known, said) for known in self._known(group)))
-        return float(self._plain(said) in right)
+            return float(any(self._is_part(one, said) for one in known))
+        return float(self._plain(said) in map(self._plain, known))
 
     def _is_part(self, known: str, said: str) -> bool:
         """Whether the known answer occurs in what was said, and is no part of a longer word or number."""
@@ -82,9 +82,6 @@ class ExactMatch(Reward):
         if not self.options.strict:
             known, said = known.casefold(), said.casefold()
         return re.search(rf"(?<![\w.,]){re.escape(known)}(?!\w|[.,]\d)", said) is not None
-
-    def _right(self, group: Group) -> set[str | Fraction]:
-        return {self._plain(known) for known in self._known(group)}
 
     def _known(self, group: Group) -> list[str]:
         value = column_of("exact_match", group, self.options.column)
