@@ -17,8 +17,8 @@ from alignkit.io.lookup import is_file
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
+from alignkit.reporting.files import RECIPE
 
-RECIPE = "recipe.resolved.yaml"
 WHICH = ("model", "base_url", "folder", "path", "module", "function", "role", "label", "language", "pattern")
 Marks = frozenset[str]  # what tells raters and their data from each other
 
@@ -28,8 +28,9 @@ def learned_from(policy: str, rater: Any, recipe: Recipe, run: Path | None = Non
 
     run: the recipe's run; None if there is none yet.
     """
-    known = _Lineage(recipe, run or recipe.folder / ".run").of_policy(policy)
-    return None if known is None else bool(known & _Lineage(recipe, run or recipe.folder / ".run").of_rater(rater))
+    lineage = _Lineage(recipe, run or recipe.folder / ".run")
+    known = lineage.of_policy(policy)
+    return None if known is None else bool(known & lineage.of_rater(rater))
 
 
 class _Lineage:
