@@ -53,6 +53,17 @@ def own_of(summary: Mapping[str, Any], policy: str, rater: str) -> bool | None:
     return False if rater == PEOPLE else known
 
 
+def percent(summary: Mapping[str, Any], name: str | None) -> bool:
+    """Whether a measure of an evaluation.json is a share of the answers."""
+    measures = summary.get("measures")
+    return bool(isinstance(measures, Mapping) and (measures.get(name) or {}).get("percent"))
+
+
+def titled(summary: Mapping[str, Any], name: str) -> str:
+    """`facts right`, or `llama2 (reward)`: the name of a reward alone would read as that of a model."""
+    return name if name in (summary.get("measures") or {}) else f"{name} (reward)"
+
+
 def said(summary: Mapping[str, Any], policy: str) -> list[Said]:
     """What each rater says that the verdict goes by: measures, the reward, reward models, judges and people."""
     own = (summary.get("trained_on") or {}).get(policy) or {}
@@ -73,8 +84,8 @@ def _by_score(summary: Mapping[str, Any], name: str, difference: Mapping[str, An
     side = _side(difference, 0.0)
     if measure and measure["better"] == "lower" and side:
         side = -side
-    what = name if measure else f"{name} (reward)"
-    return Said(name, side, own, f"{what} {shown(difference, sign=True, percent=bool(measure and measure['percent']))}")
+    text = f"{titled(summary, name)} {shown(difference, sign=True, percent=percent(summary, name))}"
+    return Said(name, side, own, text)
 
 
 def _side(estimate: Mapping[str, Any], middle: float) -> int | None:

@@ -37,12 +37,6 @@ def shown(estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bo
     return statistics.shown({"mean": mean, **ends}, sign=sign, percent=percent, digits=0 if whole else None)
 
 
-def percent(summary: Mapping[str, Any], measure: str) -> bool:
-    """Whether an evaluation.json measures a share of the answers by this name."""
-    measures = summary.get("measures")
-    return bool(isinstance(measures, Mapping) and (measures.get(measure) or {}).get("percent"))
-
-
 def bounds(estimate: Any) -> tuple[float | None, float | None, float | None]:
     """Mean, low and high of an estimate; None for each that is missing."""
     if not isinstance(estimate, Mapping):

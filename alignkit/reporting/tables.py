@@ -7,8 +7,9 @@ from typing import Any
 
 from alignkit.report import Table
 from alignkit.reporting import judging
-from alignkit.reporting.numbers import bounds, duration, number, percent, short, shown, size
+from alignkit.reporting.numbers import bounds, duration, number, short, shown, size
 from alignkit.reporting.stages import flat
+from alignkit.who_judged import percent
 
 MOST_METRICS = 40  # of a stage, at its end
 MOST_VALUES = 30  # of a column, the most frequent ones

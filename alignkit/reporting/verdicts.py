@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
-from alignkit.reporting.numbers import bounds, number, percent, short, shown
+from alignkit.reporting.numbers import bounds, number, short, shown
 from alignkit.statistics import bought_with_length
-from alignkit.who_judged import conclusion
+from alignkit.who_judged import conclusion, percent, titled
 
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response
@@ -54,7 +54,7 @@ def _verdict(stage: str, summary: Mapping[str, Any], policy: str) -> Verdict:
         "reward": reward,
         "judge": "",
         "outcome": concluded.outcome,
-        "sentence": f"{concluded.sentence}.",
+        "sentence": "",
         "difference": result.get("difference"),
         "at_equal_length": result.get("at_equal_length"),
         "win_rate": result.get("win_rate"),
@@ -71,10 +71,9 @@ def _about(verdict: Verdict, summary: Mapping[str, Any]) -> str:
     policy, reward = verdict["policy"], verdict["reward"]
     if verdict["outcome"] == "unknown" or bounds(verdict["difference"])[0] is None:
         return ""
-    what = reward if reward in (summary.get("measures") or {}) else f"{reward} (reward)"
     ties = summary["against"][policy][reward].get("ties")
     which = "those that are not tied" if ties else "them"
-    text = f" By {what}, over {short(verdict['difference'].get('n'))} prompts, {policy} "
+    text = f" By {titled(summary, reward)}, over {short(verdict['difference'].get('n'))} prompts, {policy} "
     text += f"won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else "tied at all."
     text += _about_length(verdict, percent(summary, reward)) + _bought(verdict)
     if verdict["kl"] is not None and summary.get("reference") is not None:

@@ -11,7 +11,7 @@ from alignkit.comparison import answers_of
 from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit.statistics import bought_with_length, decimals, shown
-from alignkit.who_judged import conclusion
+from alignkit.who_judged import conclusion, percent, titled
 
 EXCERPT = 300  # longest text of a sample, in characters
 Rows = Iterator[tuple[str, list[str]]]  # a label, and a cell per policy
@@ -41,8 +41,7 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
     difference, equal, in_percent = result["difference"], result["at_equal_length"], percent(summary, name)
     if difference["mean"] is None:
         return f"{policy} against {baseline}: no prompt has a {name} score for both"
-    what = name if name in summary["measures"] else f"{name} (reward)"
-    text = f"{policy} against {baseline}: {what} {shown(difference, sign=True, percent=in_percent)}"
+    text = f"{policy} against {baseline}: {titled(summary, name)} {shown(difference, sign=True, percent=in_percent)}"
     if equal is not None:
         text += f" (at equal length {shown(equal, sign=True, percent=in_percent)})"
     text += f", wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else ", all prompts tied"
@@ -94,11 +93,6 @@ def _estimates(label: str, estimates: Sequence[Mapping[str, Any]], missing: str,
     yield label, [shown(estimate, percent=percent) for estimate in estimates]
     if any(estimate[missing] for estimate in estimates):
         yield f"  {missing}", [str(estimate[missing]) for estimate in estimates]
-
-
-def percent(summary: Mapping[str, Any], name: str | None) -> bool:
-    """Whether a measure is a share of the answers."""
-    return bool(name in summary["measures"] and summary["measures"][name]["percent"])
 
 
 def comparison_table(summary: Mapping[str, Any]) -> Table:
