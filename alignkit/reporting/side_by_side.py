@@ -98,8 +98,9 @@ def _difference(folder: Path, before: Path) -> str:
         return "the prompts have changed"
     if now["sampling"] != then["sampling"]:
         return "the sampling has changed"
-    if options[0].get("rewards") != options[1].get("rewards"):
-        return "the rewards have changed"
+    for raters in ("rewards", "measures"):
+        if options[0].get(raters) != options[1].get(raters):
+            return f"the {raters} have changed"
     policies = {str(name).partition("@")[0] for one in (now, then) for name in one["policies"]}
     upstream = [{k: v for k, v in one["upstream"].items() if k.partition("@")[0] not in policies} for one in records]
     changed = [name for name in upstream[0] if upstream[0][name] != upstream[1].get(name)]

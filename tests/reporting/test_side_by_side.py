@@ -111,6 +111,10 @@ def test_a_run_without_evaluation_has_nothing_to_compare(tmp_path: Path) -> None
         (lambda record, summary: summary["sampling"].update(temperature=0.5), "the sampling has changed"),
         (lambda record, summary: record["component"]["options"].update(prompts=[]), "the prompts have changed"),
         (lambda record, summary: record["component"]["options"].update(rewards=[]), "the rewards have changed"),
+        (
+            lambda record, summary: record["component"]["options"].update(measures={"x": {}}),
+            "the measures have changed",
+        ),
         (lambda record, summary: record["upstream"].update(helpful="0"), "helpful has changed"),
     ],
 )
