@@ -74,7 +74,9 @@ def _about(verdict: Verdict, summary: Mapping[str, Any]) -> str:
     ties = summary["against"][policy][reward].get("ties")
     which = "those that are not tied" if ties else "them"
     text = f" By {titled(summary, reward)}, over {short(verdict['difference'].get('n'))} prompts, {policy} "
-    text += f"won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else "tied at all."
+    text += (
+        f"won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else "tied at all of them."
+    )
     text += _about_length(verdict, percent(summary, reward)) + _bought(verdict)
     if verdict["kl"] is not None and summary.get("reference") is not None:
         text += f" KL to {summary['reference']}: {verdict['kl']:.2g} nats."
