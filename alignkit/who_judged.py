@@ -59,6 +59,12 @@ def percent(summary: Mapping[str, Any], name: str | None) -> bool:
     return bool(isinstance(measures, Mapping) and (measures.get(name) or {}).get("percent"))
 
 
+def lower_is_better(summary: Mapping[str, Any]) -> str:
+    """A note on the measures of an evaluation.json whose lower scores are better; empty without any."""
+    names = [name for name, measure in (summary.get("measures") or {}).items() if measure["better"] == "lower"]
+    return f"lower is better: {', '.join(names)}" if names else ""
+
+
 def titled(summary: Mapping[str, Any], name: str) -> str:
     """`facts right`, or `llama2 (reward)`: the name of a reward alone would read as that of a model."""
     return name if name in (summary.get("measures") or {}) else f"{name} (reward)"

@@ -18,6 +18,7 @@ from alignkit.report import Block, Table
 from alignkit.reporting.files import read_lines, read_object
 from alignkit.reporting.numbers import shown
 from alignkit.reporting.tables import comparison
+from alignkit.who_judged import lower_is_better, percent
 
 MOST = 3  # earlier results of a policy, the newest ones
 LENGTH = "tokens"
@@ -29,8 +30,8 @@ def pairs_of(run: Path, stage: str) -> list[Pair]:
     """The current result of each evaluated policy against its earlier ones, as plain data for report.json.
 
     Each has `stage`, `policy`, `result` and `against` (names), `folder` and `kept` (where both are), `differs` (why
-    they do not compare, or an empty string), `prompts`, and by reward `results`: `mean` and `was` (estimates), and
-    the comparison of both. Raises what reading damaged files raises.
+    they do not compare, or an empty string), `prompts`, `measures` (of the evaluation), and by reward `results`: `mean`
+    and `was` (estimates), and the comparison of both. Raises what reading damaged files raises.
     """
     record, summary = read_record(run / stage), read_object(run / stage / "evaluation.json")
     if not record.get("complete") or not summary:
@@ -80,13 +81,18 @@ def _pair(run: Path, stage: str, policy: str, now: NamedResult, then: NamedResul
         "kept": then.folder.relative_to(run).as_posix(),
         "differs": _difference(folder, before),
         "prompts": 0,
+        "measures": {},
         "results": {},
     }
     if pair["differs"]:
         return pair
-    rewards = list(read_object(folder / "evaluation.json")["rewards"])
+    summary = read_object(folder / "evaluation.json")
+    rewards = list(summary["rewards"])
     groups = _joined(folder, before, policy, rewards)
-    return {**pair, "prompts": len(groups), "results": _compared(groups, rewards)} if groups else pair
+    if not groups:
+        return pair
+    measures = summary.get("measures") or {}
+    return {**pair, "prompts": len(groups), "measures": measures, "results": _compared(groups, rewards)}
 
 
 def _difference(folder: Path, before: Path) -> str:
@@ -167,16 +173,15 @@ def _table(pair: Pair, run: Path) -> Block:
     rows = [
         [
             str(name),
-            shown(one["was"]),
-            shown(one["mean"]),
-            shown(one["difference"], sign=True),
-            shown(one.get("at_equal_length"), sign=True),
+            *(shown(one[key], percent=percent(pair, name)) for key in ("was", "mean")),
+            *(shown(one.get(key), sign=True, percent=percent(pair, name)) for key in ("difference", "at_equal_length")),
         ]
         for name, one in pair["results"].items()
     ]
     title = f"{pair['stage']}: {now} against {then}, prompt by prompt ({pair['prompts']} prompts)"
     places = f"{then} is kept in {run / pair['kept']}; {now} is in {run / pair['folder']}"
-    return Table(title, ["", then, now, "difference", "at equal length"], rows, note=places)
+    note = "\n".join(filter(None, (lower_is_better(pair), places)))
+    return Table(title, ["", then, now, "difference", "at equal length"], rows, note=note)
 
 
 def side_by_side(stage: str, summary: Mapping[str, Any], pairs: Sequence[Pair], run: Path) -> list[Block]:
@@ -186,8 +191,11 @@ def side_by_side(stage: str, summary: Mapping[str, Any], pairs: Sequence[Pair], 
     """
     columns = dict(_columns(summary, pairs))
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    rows = [[name, *(shown(column.get(name)) for column in columns.values())] for name in names]
-    means = Table(f"{stage}: mean and 95% interval", ["", *columns], rows)
+    rows = [
+        [name, *(shown(column.get(name), percent=percent(summary, name)) for column in columns.values())]
+        for name in names
+    ]
+    means = Table(f"{stage}: mean and 95% interval", ["", *columns], rows, note=lower_is_better(summary))
     against = comparison(summary)
     return [means, *([against] if against else []), *blocks(pairs, run)]
 

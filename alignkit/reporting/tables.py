@@ -9,7 +9,7 @@ from alignkit.report import Table
 from alignkit.reporting import judging
 from alignkit.reporting.numbers import bounds, duration, number, short, shown, size
 from alignkit.reporting.stages import flat
-from alignkit.who_judged import percent
+from alignkit.who_judged import lower_is_better, percent
 
 MOST_METRICS = 40  # of a stage, at its end
 MOST_VALUES = 30  # of a column, the most frequent ones
@@ -47,7 +47,8 @@ def policy_means(summary: Mapping[str, Any]) -> Table | None:
     except (KeyError, TypeError, AttributeError, ValueError):
         return None
     heads = [f"{name} (baseline)" if name == summary.get("baseline") else str(name) for name in policies]
-    return Table(f"mean and 95% interval over {short(summary.get('prompts'))} prompts", ["", *heads], rows)
+    title = f"mean and 95% interval over {short(summary.get('prompts'))} prompts"
+    return Table(title, ["", *heads], rows, note=lower_is_better(summary))
 
 
 def comparison(summary: Mapping[str, Any]) -> Table | None:

@@ -1,8 +1,8 @@
 """Whether a policy learned from a reward or a judge, which then cannot say whether the policy is better.
 
 A policy learned from what occurs in its stage, or in a stage before it: the rewards and judges of training, of labels,
-of filters and of chosen samples. A reward model is also its own if both learned from the same pairs. What only watches
-training, `gold`, does not count.
+of filters and of chosen samples. A reward model is also its own if both learned from the same pairs. `gold` counts if
+it chooses the result, by `stop`, and not if it only watches.
 """
 
 from __future__ import annotations
@@ -43,13 +43,22 @@ class _Lineage:
         """Everything that a policy learned from; None if a part of that is not known."""
         name = policy.partition("@")[0]
         if name == BASE or name in self.recipe.bases:
-            return frozenset()
+            return self._of_base(name)
         if name in self.recipe.stages:
             return self._of_stage(name)
         return _in_other_run(Path(policy), lambda other, stage: other._of_stage(stage))
 
+    def _of_base(self, name: str) -> Marks | None:
+        """A base learned from nothing of ours, unless another run made it."""
+        base = self.recipe.base(name).base
+        made = is_file(_stage_folder(Path(base)).parent / RECIPE)
+        return _in_other_run(Path(base), lambda other, stage: other._of_stage(stage)) if made else frozenset()
+
     def _of_stage(self, name: str) -> Marks | None:
-        found: set[str] = set()
+        of_base = self._of_base(self.recipe.stages[name].base)
+        if of_base is None:
+            return None
+        found = set(of_base)
         names, seen = [name], set[str]()
         while names:
             stage = self.recipe.stages[names.pop()]
@@ -109,9 +118,16 @@ def _which(component: Component) -> str:
 
 
 def _teaching(stage: Stage) -> list[Any]:
-    """The settings and options of a stage without `gold`."""
+    """The settings and options of a stage, without a `gold` that only watches."""
     settings = fields_of(stage.settings) if stage.settings is not None else {}
-    return [{key: value for key, value in settings.items() if key != "gold"}, stage.component.options]
+    watches = set() if _chooses(stage) else {"gold"}
+    return [{key: value for key, value in settings.items() if key not in watches}, stage.component.options]
+
+
+def _chooses(stage: Stage) -> bool:
+    """Whether `gold` decides which policy is the stage's result."""
+    stop = getattr(stage.settings, "stop", None)
+    return stop is not None and bool(stop.gold or stop.hacking)
 
 
 def _gold(stage: Stage) -> Any:

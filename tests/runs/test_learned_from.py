@@ -97,3 +97,28 @@ def test_policies_of_other_runs(recipe: Recipe, raters: dict[str, Any], tmp_path
     assert learned_from(folder, raters["helpful"], recipe) is True  # another model, which learned from the same pairs
     (run / RECIPE).write_text("stages: [")
     assert learned_from(folder, raters["length"], recipe) is None
+
+
+def test_gold_that_chooses_the_result_counts(recipe: Recipe) -> None:
+    path = recipe.folder / "recipe.yaml"
+    path.write_text(TEXT.replace("    gold: gold\n", "    gold: gold\n    stop: {gold: falls}\n"))
+    stopped = load_recipe(path)
+    options: Any = stopped.stages["report"].component.options
+    gold = next(spec for spec in options.rewards if spec.name == "gold")
+    assert learned_from("ppo", gold, stopped) is True
+    assert learned_from("dpo", gold, stopped) is False
+
+
+def test_a_base_that_another_run_made_learned_what_that_run_taught(
+    recipe: Recipe, raters: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    model = run / "ppo" / "model"
+    model.mkdir(parents=True)
+    text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(": prompts.", f": {tmp_path}/prompts.")
+    (run / RECIPE).write_text(text.replace(": pairs", f": {tmp_path}/pairs").replace(": gold_pairs", f": {tmp_path}/g"))
+    shutil.copy(tmp_path / "pairs.jsonl", tmp_path / "g.jsonl")
+    (tmp_path / "recipe.yaml").write_text(TEXT.replace("base: tiny", f"base: {model}"))
+    second = load_recipe(tmp_path / "recipe.yaml")
+    assert learned(second, "base", raters) == {"helpful", "other", "length"}
+    assert learned(second, "sft", raters) == {"helpful", "other", "length"}

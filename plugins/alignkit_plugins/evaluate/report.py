@@ -11,7 +11,7 @@ from alignkit.comparison import answers_of
 from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit.statistics import bought_with_length, decimals, shown
-from alignkit.who_judged import conclusion, percent, titled
+from alignkit.who_judged import conclusion, lower_is_better, percent, titled
 
 EXCERPT = 300  # longest text of a sample, in characters
 Rows = Iterator[tuple[str, list[str]]]  # a label, and a cell per policy
@@ -73,7 +73,7 @@ def policy_table(summary: Mapping[str, Any]) -> Table:
     names, baseline = list(summary["policies"]), summary["baseline"]
     heads = [f"{name} (baseline)" if name == baseline else name for name in names]
     rows = [[label, *cells] for label, cells in _policy_rows(summary, list(summary["policies"].values()))]
-    return Table(title, ["", *heads], rows)
+    return Table(title, ["", *heads], rows, note=lower_is_better(summary))
 
 
 def _policy_rows(summary: Mapping[str, Any], policies: Sequence[Mapping[str, Any]]) -> Rows:
@@ -271,7 +271,7 @@ def side_by_side(group: Group, policies: Sequence[str], headline: str | None) ->
         return SideBySide(title, list(policies), [excerpt(answer.text) for answer in answers])
     scores = [answer.scores[headline] for answer in answers]
     heads = [
-        f"{name} ({headline} {'-' if score is None else f'{score:.3g}'})"
+        name if score is None else f"{name} ({headline} {score:.3g})"
         for name, score in zip(policies, scores, strict=True)
     ]
     title = f"prompt: {excerpt(group.prompt[-1]['content'])}"
