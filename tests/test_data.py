@@ -848,9 +848,9 @@ COUNTS = {
     "small_sums.jsonl": 53, "small_sums_heldout.jsonl": 24, "small_sums_examples.jsonl": 24,
     "red_team.jsonl": 160, "xstest.jsonl": 184, "questions.jsonl": 448, "questions_heldout.jsonl": 200,
     "questions_demos.jsonl": 600,
-    "quickstart/demos.jsonl": 446, "quickstart/safety.jsonl": 99, "quickstart/helpful.jsonl": 137,
+    "quickstart/demos.jsonl": 742, "quickstart/safety.jsonl": 119, "quickstart/helpful.jsonl": 162,
     "quickstart/safety_heldout.jsonl": 20, "quickstart/helpful_heldout.jsonl": 25,
-    "quickstart/harmful_prompts.jsonl": 205, "quickstart/ordinary_prompts.jsonl": 450,
+    "quickstart/harmful_prompts.jsonl": 211, "quickstart/ordinary_prompts.jsonl": 392,
     "quickstart/heldout.jsonl": 405, "quickstart/tuning.jsonl": 234,
 }  # fmt: skip
 
@@ -893,7 +893,7 @@ def test_what_the_quick_start_asks_is_in_no_file_that_it_learns_from() -> None:
 
 def test_beginnings_in_the_demonstrations_teach_no_end() -> None:
     answers = [group.responses[0] for group in shipped("quickstart/demos.jsonl")]
-    assert sum(answer.truncated for answer in answers) == 342
+    assert sum(answer.truncated for answer in answers) == 608
 
 
 def test_shipped_files_have_the_contents_that_recipes_expect() -> None:
