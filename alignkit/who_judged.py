@@ -59,9 +59,23 @@ def percent(summary: Mapping[str, Any], name: str | None) -> bool:
     return bool(isinstance(measures, Mapping) and (measures.get(name) or {}).get("percent"))
 
 
+def lower(summary: Mapping[str, Any], name: str | None) -> bool:
+    """Whether lower scores are better by a measure of an evaluation.json."""
+    return ((summary.get("measures") or {}).get(name) or {}).get("better") == "lower"
+
+
+def oriented(summary: Mapping[str, Any], name: str | None, difference: Any) -> Any:
+    """An estimate of a difference that is above 0 if the policy is better; None for None."""
+    if difference is None or not lower(summary, name):
+        return difference
+    mean, low, high = (difference.get(key) for key in ("mean", "low", "high"))
+    negated = [None if value is None else -value for value in (mean, high, low)]
+    return {**difference, **dict(zip(("mean", "low", "high"), negated, strict=True))}
+
+
 def lower_is_better(summary: Mapping[str, Any]) -> str:
     """A note on the measures of an evaluation.json whose lower scores are better; empty without any."""
-    names = [name for name, measure in (summary.get("measures") or {}).items() if measure["better"] == "lower"]
+    names = [name for name in summary.get("measures") or {} if lower(summary, name)]
     return f"lower is better: {', '.join(names)}" if names else ""
 
 
@@ -81,21 +95,17 @@ def said(summary: Mapping[str, Any], policy: str) -> list[Said]:
     for judge, result in ((summary.get("judged") or {}).get(policy) or {}).items():
         preference = result["preference"]
         text = f"{judge} {shown(preference, percent=True)}"
-        found.append(Said(judge, _side(preference, 0.5), own_of(summary, policy, judge), text))
+        found.append(Said(judge, side(preference, 0.5), own_of(summary, policy, judge), text))
     return found
 
 
 def _by_score(summary: Mapping[str, Any], name: str, difference: Mapping[str, Any], own: bool | None) -> Said:
-    measure = (summary.get("measures") or {}).get(name)
-    side = _side(difference, 0.0)
-    if measure and measure["better"] == "lower" and side:
-        side = -side
     text = f"{titled(summary, name)} {shown(difference, sign=True, percent=percent(summary, name))}"
-    return Said(name, side, own, text)
+    return Said(name, side(oriented(summary, name, difference), 0.0), own, text)
 
 
-def _side(estimate: Mapping[str, Any], middle: float) -> int | None:
-    """On which side of the middle the whole interval lies; 0 if on none."""
+def side(estimate: Mapping[str, Any], middle: float) -> int | None:
+    """On which side of the middle the whole interval lies: 1, -1, or 0 if on none; None without a mean."""
     mean, low, high = (estimate.get(key) for key in ("mean", "low", "high"))
     if mean is None:
         return None
@@ -132,8 +142,7 @@ def _conclusion(summary: Mapping[str, Any], policy: str) -> Conclusion:
     if outcome == "nothing clear":
         return Conclusion(outcome, f"Nothing clear between {policy} and {baseline}: {_all(every)}")
     if outcome == "mixed":
-        gained = [*gains[False], *(f"{text}, by its own judgment" for text in gains[True]), *gains[None]]
-        text = f"{policy} gained {_and(gained)}, but lost {_and(losses[False])}, against {baseline}"
+        text = f"{policy} gained {_and(_tagged(gains))}, but lost {_and(_tagged(losses))}, against {baseline}"
         return Conclusion(outcome, text)
     if outcome == "lost":
         return Conclusion(
@@ -153,16 +162,21 @@ def _conclusion(summary: Mapping[str, Any], policy: str) -> Conclusion:
     return Conclusion(outcome, text if any(one.own is False for one in every) else f"{text}; {ADVICE}")
 
 
+def _tagged(texts: Mapping[Any, Sequence[str]]) -> list[str]:
+    return [*texts[False], *(f"{text}, by its own judgment" for text in texts[True]), *texts[None]]
+
+
 def _outcome(every: Sequence[Said], gains: Mapping[Any, Any], losses: Mapping[Any, Any]) -> str:
     if all(one.better is None for one in every):
         return "unknown"
-    if losses[False]:
-        return "mixed" if any(gains.values()) else "lost"
+    gained, lost = any(gains.values()), any(losses.values())
+    if lost:
+        return "mixed" if gained else "lost"
     if gains[False]:
         return "gained"
-    if gains[True] or gains[None]:
+    if gained:
         return "gained by its own reward" if gains[True] else "gained, not verified"
-    return "lost" if losses[True] or losses[None] else "nothing clear"
+    return "nothing clear"
 
 
 def _who(summary: Mapping[str, Any], every: Sequence[Said]) -> str:

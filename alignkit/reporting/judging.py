@@ -12,7 +12,7 @@ from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, tru
 from alignkit.report import Table
 from alignkit.reporting.numbers import bounds, number, short, shown
 from alignkit.reporting.verdicts import Verdict, longer_by
-from alignkit.who_judged import GAINS, own_of
+from alignkit.who_judged import GAINS, oriented, own_of, side
 
 ORDER_DECIDES = 0.25  # share of comparisons
 FAVORS = 0.1  # by which a judge may prefer a position without a warning
@@ -135,16 +135,16 @@ def doubts(summary: Mapping[str, Any], found: Sequence[Verdict]) -> Iterator[str
     """Warnings about the judges of an evaluation. found: all verdicts on it, of rewards too."""
     for verdict in found:
         if verdict["judge"]:
-            yield from _of_verdict(verdict, found)
+            yield from _of_verdict(summary, verdict, found)
     for policy, judge, result in _results(summary):
         yield from _of_judge(policy, judge, result)
 
 
-def _of_verdict(verdict: Verdict, found: Sequence[Verdict]) -> Iterator[str]:
+def _of_verdict(summary: Mapping[str, Any], verdict: Verdict, found: Sequence[Verdict]) -> Iterator[str]:
     policy, judge, baseline = verdict["policy"], verdict["judge"], verdict["baseline"]
     opposite = {**dict.fromkeys(GAINS.values(), "lost"), "lost": "gained"}.get(verdict["outcome"])
     for other in found:
-        if other["policy"] == policy and other["reward"] and _side(other) == opposite:
+        if other["policy"] == policy and other["reward"] and _alone(summary, other) == opposite:
             ours, theirs = (baseline, policy) if opposite == "gained" else (policy, baseline)
             contrary = f"{other['reward']} prefers {theirs}, but {_prefers(judge, ours, '').removesuffix(' to ')}"
             fooled = "the reward" if judge == PEOPLE else "the reward or the judge"
@@ -159,12 +159,11 @@ def _of_verdict(verdict: Verdict, found: Sequence[Verdict]) -> Iterator[str]:
             yield f"at equal length, {_undecided(judge, policy, baseline)}"
 
 
-def _side(verdict: Verdict) -> str:
+def _alone(summary: Mapping[str, Any], verdict: Verdict) -> str:
     """What the reward of a verdict says alone."""
-    mean, low, high = bounds(verdict["difference"])
-    if mean is None or low is None or high is None or low <= 0 <= high:
-        return "nothing clear"
-    return "gained" if low > 0 else "lost"
+    mean, low, high = bounds(oriented(summary, verdict["reward"], verdict["difference"]))
+    found = side({"mean": mean, "low": low, "high": high}, 0.0)
+    return "gained" if found == 1 else "lost" if found == -1 else "nothing clear"
 
 
 def _of_judge(policy: str, judge: str, result: Mapping[str, Any]) -> Iterator[str]:

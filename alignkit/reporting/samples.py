@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from alignkit.reporting.files import each_object
 from alignkit.reporting.numbers import number
+from alignkit.who_judged import lower
 
 EACH = 5  # samples of each kind
 SEED = 0  # of those at random
@@ -48,7 +49,7 @@ def samples(stage: str, folder: Path, summary: Mapping[str, Any]) -> list[Sample
     after = next((name for name in reversed(policies) if name != before), None)
     wanted = [name for name in (before, after) if name is not None]
     light = [_without_texts(sample) for sample in _all(stage, folder, wanted, reward)]
-    kinds = {sample["row"]: sample["kind"] for sample in _chosen(light)}
+    kinds = {sample["row"]: sample["kind"] for sample in _chosen(light, -1 if lower(summary, reward) else 1)}
     found = {sample["row"]: sample for sample in _all(stage, folder, wanted, reward) if sample["row"] in kinds}
     return [{**found[row], "kind": kind} for row, kind in kinds.items()]
 
@@ -63,7 +64,8 @@ def _without_texts(sample: Sample) -> Sample:
     return {**sample, "prompt": [], "answers": [{**answer, "text": ""} for answer in sample["answers"]]}
 
 
-def _chosen(every: Sequence[Sample]) -> Iterator[Sample]:
+def _chosen(every: Sequence[Sample], sign: int) -> Iterator[Sample]:
+    """sign: -1 if lower scores are better."""
     taken: set[int] = set()
 
     def take(kind: str, found: Sequence[Sample]) -> Iterator[Sample]:
@@ -72,18 +74,16 @@ def _chosen(every: Sequence[Sample]) -> Iterator[Sample]:
             yield {**sample, "kind": kind}
 
     compared = [sample for sample in every if sample["difference"] is not None]
-    up = [sample for sample in compared if _difference(sample) > 0]
-    down = [sample for sample in compared if _difference(sample) < 0]
-    yield from take("gain", heapq.nlargest(EACH, up, key=_difference))
-    yield from take("loss", heapq.nsmallest(EACH, down, key=_difference))
+
+    def gain(sample: Sample) -> float:
+        return sign * (sample["difference"] or 0.0)
+
+    yield from take("gain", heapq.nlargest(EACH, [one for one in compared if gain(one) > 0], key=gain))
+    yield from take("loss", heapq.nsmallest(EACH, [one for one in compared if gain(one) < 0], key=gain))
     scored = [sample for sample in every if sample["row"] not in taken and _last(sample) is not None]
-    yield from take("highest", heapq.nlargest(EACH, scored, key=lambda sample: _last(sample) or 0.0))
+    yield from take("highest", heapq.nlargest(EACH, scored, key=lambda sample: sign * (_last(sample) or 0.0)))
     rest = [sample for sample in every if sample["row"] not in taken]
     yield from take("random", random.Random(SEED).sample(rest, min(EACH, len(rest))))
-
-
-def _difference(sample: Sample) -> float:
-    return sample["difference"] or 0.0
 
 
 def _last(sample: Sample) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from alignkit.reporting.numbers import bounds, number, short, shown
 from alignkit.statistics import bought_with_length
-from alignkit.who_judged import conclusion, percent, titled
+from alignkit.who_judged import conclusion, oriented, percent, titled
 
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response
@@ -77,7 +77,7 @@ def _about(verdict: Verdict, summary: Mapping[str, Any]) -> str:
     text += (
         f"won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else "tied at all of them."
     )
-    text += _about_length(verdict, percent(summary, reward)) + _bought(verdict)
+    text += _about_length(verdict, percent(summary, reward)) + _bought(summary, verdict)
     if verdict["kl"] is not None and summary.get("reference") is not None:
         text += f" KL to {summary['reference']}: {verdict['kl']:.2g} nats."
     return text
@@ -96,9 +96,10 @@ def _about_length(verdict: Verdict, in_percent: bool) -> str:
     return f"{text}." if abs(longer) < 0.005 else f"{text}; too few have similar lengths to correct for that."
 
 
-def _bought(verdict: Verdict) -> str:
+def _bought(summary: Mapping[str, Any], verdict: Verdict) -> str:
     """What most of a gain was bought with, if that is length."""
-    if not verdict["longer"] or not bought_with_length(verdict["difference"], verdict["at_equal_length"]):
+    gain, equal = (oriented(summary, verdict["reward"], verdict[key]) for key in ("difference", "at_equal_length"))
+    if not verdict["longer"] or not bought_with_length(gain, equal):
         return ""
     what = "length" if verdict["longer"] > 0 else "brevity"
     return f" {verdict['policy']} bought most of its reward with {what}."

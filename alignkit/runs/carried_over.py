@@ -20,14 +20,14 @@ def carried_over(record: Mapping[str, Any], stage: Stage, recipe: Recipe, hidden
     Empty if the result before has the same algorithm. record: of that result. hidden_size: of the model, for the
     default of the learning rate. lora: whether an adapter is trained.
     """
-    old, settings = record.get("plugin"), stage.settings
-    if settings is None or old is None or old == stage.component.name:
-        return []
+    old, settings, before = record.get("plugin"), stage.settings, (record.get("depends_on") or {}).get("settings")
+    if settings is None or before is None or old is None or old == stage.component.name:
+        return []  # the same algorithm, or one of them is a step
     defaults: StageDefaults = stage.component.registration.implementation.defaults
     rate = scaled(defaults.learning_rate or LEARNING_RATE, hidden_size, lora)
     raw = stages_of_rounds(recipe.resolved.get("stages") or {}).get(stage.name)
     written = _flat(raw if isinstance(raw, Mapping) else {})
-    was = {_RATE: (record.get("summary") or {}).get(_RATE), **_known(_flat(record["depends_on"]["settings"]))}
+    was = {_RATE: (record.get("summary") or {}).get(_RATE), **_known(_flat(before))}
     now = {**_known(_flat(settings.model_dump(include={*vars(defaults), "rollout"}))), _RATE: settings.learning_rate}
     return list(_lines(str(old), stage.component.name, was, now, written, {**_defaults(defaults), _RATE: rate}))
 

@@ -96,7 +96,7 @@ class _Words:
 
 
 def _is_tuning(keys: list[str]) -> bool:
-    return keys[0] == "rollout" or (len(keys) == 1 and keys[0] != "from_")
+    return not keys or keys[0] == "rollout" or (len(keys) == 1 and keys[0] != "from_")
 
 
 def _plain(keys: list[str], change: Change) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from alignkit.data.sources import DataSpec
 from alignkit.errors import AlignkitError
 from alignkit.io.lookup import is_file
+from alignkit.io.stage_results import is_result_name
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
@@ -41,6 +42,8 @@ class _Lineage:
 
     def of_policy(self, policy: str) -> Marks | None:
         """Everything that a policy learned from; None if a part of that is not known."""
+        if is_result_name(policy):
+            return None  # of a stage as it was written before
         name = policy.partition("@")[0]
         if name == BASE or name in self.recipe.bases:
             return self._of_base(name)

@@ -34,7 +34,8 @@ def other_runs(folder: Path, recipe: Recipe) -> list[Path]:
 
 def has_stages(runs: Sequence[Path], stages: Sequence[str]) -> bool:
     """Whether a run has a result of one of these stages, for any settings."""
-    return any((run / stage).is_dir() or (run / EARLIER / stage).is_dir() for run in runs for stage in stages)
+    places = (place / stage for run in runs for place in (run, run / EARLIER) for stage in stages)
+    return any(os.path.isdir(place) for place in places)  # false for a folder that one may not read
 
 
 def reusable(stage: str, stage_hash: str, runs: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
@@ -44,7 +45,7 @@ def reusable(stage: str, stage_hash: str, runs: Sequence[Path]) -> Iterator[tupl
     """
     for run in runs:
         for folder in (run / stage, run / EARLIER / stage / stage_hash[:16]):
-            record = read_record(folder)
+            record = read_record(folder) if os.access(folder, os.X_OK) else {}
             if record.get("complete") and record.get("hash") == stage_hash and not (folder / FILE).exists():
                 yield run, folder
 

@@ -134,7 +134,12 @@ class StageStore:
         Raises RunFailed if it is missing, and RecipeError for the name of a result that the run does not have.
         """
         if is_result_name(reference):
-            return find_result(self.folder, reference).folder / "adapter"
+            result = find_result(self.folder, reference)
+            if damage := damage_of(result.folder):
+                raise RunFailed(
+                    f"{damage}\nhelp: run the recipe again with {result.algorithm}, which repeats the stage"
+                )
+            return result.folder / "adapter"
         stage, _, version = reference.partition("@")
         if selected := self.record(stage).get("policy"):
             return Path(selected) if Path(selected).is_absolute() else self.artifact(str(selected))

@@ -118,7 +118,7 @@ class Evaluate(Step):
             return list(dict.fromkeys([*self.policies, *prompted]))
 
     options: Options
-    _base: str | None = None  # the untouched base model, if it is only shown
+    _base: str | None = None  # the untouched base model of all policies
 
     @property
     def prompted(self) -> dict[str, str]:
@@ -129,7 +129,8 @@ class Evaluate(Step):
     @property
     def policies(self) -> list[str]:
         """All that answer: those that are compared, behind the untouched base model."""
-        return [*([self._base] if self._base is not None else []), *self._named]
+        shown = [] if self._base is None or self._base in self._named else [self._base]
+        return [*shown, *self._named]
 
     @property
     def _named(self) -> list[str]:
@@ -181,7 +182,7 @@ class Evaluate(Step):
         options = self.options
         bases = {context.base_of(policy) for policy in options.policies_to_sample()}
         shared = bases.pop() if options.base and len(bases) == 1 else None
-        self._base = shared if shared not in self._named else None
+        self._base = shared
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
         measured_by = [spec for spec, _ in measures.distinct_rewards(options.measures)]
         scorers = [context.scorer(spec) for spec in (*measured_by, *options.rewards)]
@@ -298,7 +299,8 @@ class Evaluate(Step):
         options = self.options
         if not verdicts:
             return {}
-        cards = Cards(groups, str(self.baseline), verdicts, judges, context, said)
+        lower = frozenset(name for name, measure in options.measures.items() if measure.better == "lower")
+        cards = Cards(groups, str(self.baseline), verdicts, judges, context, said, lower)
         return cards.all(rewards, options.repeats, options.repeat_pairs, options.triad_prompts)
 
     def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
@@ -379,7 +381,7 @@ class Evaluate(Step):
                     name: self._compare(groups, policy, self._base, name)["difference"] for name in options.measures
                 }
                 for policy in self._named
-                if self._base is not None and options.measures
+                if self._base not in (None, baseline, policy) and options.measures
             },
         }
 

@@ -29,6 +29,7 @@ class Cards:
     judges: Mapping[str, CheckedJudge]
     context: StepContext
     said: Said | None = None
+    lower: frozenset[str] = frozenset()  # measures whose lower scores are better
 
     def all(self, rewards: Sequence[str], repeats: int, repeat_pairs: int, triad_prompts: int) -> dict[str, Any]:
         """A card for each rater. rewards: which else rate the answers. For the rest see the step's options."""
@@ -94,7 +95,7 @@ class Cards:
             group = self.groups[place]
             ours, theirs = (answers_of(group, who)[sample].scores[reward] for who in (policy, self.baseline))
             if ours is not None and theirs is not None and ours != theirs:
-                found[place, policy, sample] = 1 if ours > theirs else -1
+                found[place, policy, sample] = 1 if (ours > theirs) != (reward in self.lower) else -1
         return found
 
     def _with_others(self, name: str, ratings: Mapping[str, Ratings]) -> dict[str, Mapping[str, Any]]:

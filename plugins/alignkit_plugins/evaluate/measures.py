@@ -5,6 +5,7 @@ The verdict goes by them. A measure is a column of scores like a reward's; answe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -29,7 +30,10 @@ class Measure(alignkit.Options):
 
     def counts(self, group: Group) -> bool:
         """Whether a prompt is part of the measure."""
-        return all(group.meta.get(column) in _values(value) for column, value in self.where.items())
+        return all(
+            column in group.meta and any(one in _values(value) for one in _values(group.meta[column]))
+            for column, value in self.where.items()
+        )
 
 
 def _values(value: Any) -> list[Any]:
@@ -54,12 +58,12 @@ def _check_column(name: str, column: str, wanted: Sequence[Any], prompts: Sequen
         near = did_you_mean(column, columns) or f"the prompts have {', '.join(columns[:SHOWN]) or 'no columns'}"
         message = f"evaluate: measure '{name}': no prompt has the column '{column}'\nhelp: {near}"
         raise DataError(message, option=("measures", name, "where", column))
-    there = [group.meta[column] for group in prompts if column in group.meta]
+    there = [value for group in prompts if column in group.meta for value in _values(group.meta[column])]
     for value in wanted:
         if value not in there:
-            known = sorted({str(one) for one in there})
-            near = did_you_mean(str(value), known) or f"its values are {', '.join(known[:SHOWN])}"
-            message = f"evaluate: measure '{name}': no prompt has {column}: {value}\nhelp: {near}"
+            known = sorted({json.dumps(one) for one in there})
+            near = did_you_mean(json.dumps(value), known) or f"its values are {', '.join(known[:SHOWN])}"
+            message = f"evaluate: measure '{name}': no prompt has {column}: {json.dumps(value)}\nhelp: {near}"
             raise DataError(message, option=("measures", name, "where", column))
 
 

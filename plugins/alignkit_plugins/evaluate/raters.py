@@ -11,14 +11,14 @@ from alignkit.reward_columns import label
 
 
 def raters_of(options: Any) -> dict[str, Any]:
-    """Measures, the first combination or else reward, reward models, and judges, by name. options: of `evaluate`.
+    """Measures, the first combination, reward models, and judges, by name; without measures the first reward too.
 
-    Other rewards, such as length, are shown but do not say which policy is better.
+    Other rewards, such as length, are shown but do not say which policy is better. options: of `evaluate`.
     """
     rewards = {label(spec): spec for spec in options.rewards}
     combined = [name for name, spec in rewards.items() if spec.kind == "combine"]
     models = [name for name, spec in rewards.items() if spec.kind in ("stage", "folder")]
-    kept = dict.fromkeys([*(combined or list(rewards))[:1], *models])
+    kept = dict.fromkeys([*(combined or ([] if options.measures else list(rewards)))[:1], *models])
     measured = {name: measure.reward for name, measure in options.measures.items()}
     judges = dict(zip(judge_names(options.judges), options.judges, strict=True))
     return {**measured, **{name: rewards[name] for name in kept}, **judges}

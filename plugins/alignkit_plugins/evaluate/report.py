@@ -11,7 +11,7 @@ from alignkit.comparison import answers_of
 from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit.statistics import bought_with_length, decimals, shown
-from alignkit.who_judged import conclusion, lower_is_better, percent, titled
+from alignkit.who_judged import conclusion, lower_is_better, oriented, percent, titled
 
 EXCERPT = 300  # longest text of a sample, in characters
 Rows = Iterator[tuple[str, list[str]]]  # a label, and a cell per policy
@@ -51,8 +51,9 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
 
 def _bought(summary: Mapping[str, Any], policy: str) -> str:
     """`; bought with brevity`: most of the gain disappears at equal length."""
-    result = summary["against"][policy][summary["headline"]]
-    if not bought_with_length(result["difference"], result["at_equal_length"]):
+    name = summary["headline"]
+    result = summary["against"][policy][name]
+    if not bought_with_length(*(oriented(summary, name, result[key]) for key in ("difference", "at_equal_length"))):
         return ""
     lengths = [summary["policies"][name]["length"]["mean"] for name in (policy, summary["baseline"])]
     return f"; most of it bought with {'length' if lengths[0] > lengths[1] else 'brevity'}"

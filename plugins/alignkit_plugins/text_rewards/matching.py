@@ -18,6 +18,9 @@ from alignkit_plugins.text_rewards.answers import scored
 SECONDS = 2.0
 # A decimal number; shorter than what takes long to compare.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,60}(?:\.[0-9]{0,60})?|\.[0-9]{1,60})(?:[eE][+-]?[0-9]{1,3})?")
+_NUMBER_WITHIN = re.compile(
+    r"(?<![\w/])(?<!\d[.,])[+-]?\d{1,60}(?:,\d{3})*(?:\.\d{1,60})?(?![\w/]|[.,]\d)"
+)  # 1,000 too
 
 
 def checked_pattern(pattern: str) -> str:
@@ -77,11 +80,17 @@ class ExactMatch(Reward):
         return float(self._plain(said) in map(self._plain, known))
 
     def _is_part(self, known: str, said: str) -> bool:
-        """Whether the known answer occurs in what was said, and is no part of a longer word or number."""
-        known, said = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (known, said))
+        """Whether the known answer occurs in what was said, and is no part of a longer word or number.
+
+        Unless strict, a number occurs if it has the same value. Words are what spaces and punctuation set apart.
+        """
+        plain = self._plain(known)
+        if isinstance(plain, Fraction):
+            return plain in (Fraction(found[0].replace(",", "")) for found in _NUMBER_WITHIN.finditer(said))
+        known, said = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (plain, said))
         if not self.options.strict:
-            known, said = known.casefold(), said.casefold()
-        return re.search(rf"(?<![\w.,]){re.escape(known)}(?!\w|[.,]\d)", said) is not None
+            said = said.casefold()
+        return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(known)}(?!\w|[.,]\d)", said) is not None
 
     def _known(self, group: Group) -> list[str]:
         value = column_of("exact_match", group, self.options.column)
