@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.who_judged import ADVICE, conclusion
+from alignkit.who_judged import ADVICE, conclusion, lower_is_better, oriented
 
 UP, DOWN, UNCLEAR = (0.3, 0.2, 0.4), (-0.3, -0.4, -0.2), (0.1, -0.1, 0.3)
 MEASURES = {
@@ -109,3 +109,19 @@ def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
     concluded = conclusion({**found, "against_base": below}, "align")
     assert concluded.outcome == "mixed"
     assert concluded.sentence.endswith("; below the untouched base: refused in vain +30% [20, 40]")
+
+
+@pytest.mark.parametrize("own", [True, None])
+def test_a_loss_counts_whoever_says_it(own: bool | None) -> None:
+    found = conclusion(summary({"refused": False, "llama2": own}, refused=UP, llama2=DOWN), "align")
+    assert found.outcome == "mixed"
+    assert "but lost llama2 (reward) -0.30 [-0.40, -0.20]" in found.sentence
+    assert ("by its own judgment" in found.sentence) == bool(own)
+
+
+def test_a_difference_is_turned_for_measures_whose_lower_scores_are_better() -> None:
+    found = summary({}, refused=UP, refused_in_vain=UP)
+    assert oriented(found, "refused", estimate(UP)) == estimate(UP)
+    assert oriented(found, "refused in vain", estimate(UP)) == estimate(DOWN)
+    assert oriented(found, "refused in vain", None) is None
+    assert lower_is_better(found) == "lower is better: refused in vain"

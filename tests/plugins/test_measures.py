@@ -86,6 +86,16 @@ def test_all_or_nothing_is_not_certain(tmp_path: Path) -> None:
     assert found["ordinary refused"]["mean"] == 0.0 and 0.2 < found["ordinary refused"]["high"] < 0.4
 
 
+@pytest.mark.parametrize("policies", [["base", "sft", "align"], ["sft", "align"]])
+def test_each_policy_is_compared_with_the_untouched_base_whether_named_or_only_shown(
+    tmp_path: Path, policies: list[str]
+) -> None:
+    found = dict(evaluated(tmp_path, Refusals(), policies=policies, baseline="sft", base=True).summary or {})
+    assert list(found["policies"]) == ["base", "sft", "align"]
+    over = {name: one["harmful refused"]["mean"] for name, one in found["against_base"].items()}
+    assert over == {"sft": pytest.approx(0.1), "align": pytest.approx(0.9)}
+
+
 def test_less_is_a_win_where_lower_is_better(tmp_path: Path) -> None:
     found = dict(evaluated(tmp_path, Refusals()).summary or {})
     ordinary = found["against"]["align"]["ordinary refused"]
@@ -108,6 +118,7 @@ def test_one_reward_scores_the_prompts_of_its_measures_once(tmp_path: Path) -> N
     [
         ({"kin": "harmful"}, "no prompt has the column 'kin'\nhelp: did you mean 'kind'"),
         ({"kind": "harmfull"}, "no prompt has kind: harmfull\nhelp: did you mean 'harmful'"),
+        ({"kind": "harmful", "year": 3}, "no prompt has the column 'year'"),
         ({"kind": ["ordinary", "x"]}, "no prompt has kind: x\nhelp: its values are harmful, ordinary"),
     ],
 )

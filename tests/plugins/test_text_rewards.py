@@ -99,6 +99,9 @@ def test_a_known_answer_may_be_a_part_of_the_answer_in_whole_words() -> None:
     assert scores(ExactMatch, *right, **asked) == [1.0] * len(right)
     wrong = ["Parisian", "It is Rome.", "", "17", "7.5", "2.7", "7,000", "70"]
     assert scores(ExactMatch, *wrong, **asked) == [0.0] * len(wrong)
+    numbers: Any = {"meta": {"answer": [3.0, "1000", "Oslo."]}, "within": True}
+    assert scores(ExactMatch, "It is 3.", "1,000 km", "...Oslo", "Answer:Oslo, yes", **numbers) == [1.0] * 4
+    assert scores(ExactMatch, "It is -3.", "x = 1/3", "3/4", "13", "1,000,000", **numbers) == [0.0] * 5
     assert scores(ExactMatch, "in Paris", "in paris", meta={"answer": "Paris"}, within=True, strict=True) == [1.0, 0.0]
     assert scores(ExactMatch, "Paris; so: Rome", meta={"answer": "Paris"}, within=True, extract="so: (.*)") == [0.0]
 

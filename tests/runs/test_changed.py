@@ -121,3 +121,25 @@ def test_defaults_that_change_are_named(tmp_path: Path) -> None:
 def test_nothing_is_carried_over_to_the_same_algorithm(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
     assert carried(record_of(recipe), recipe_of(tmp_path, iterations=9)) == [] and carried({}, recipe) == []
+
+
+def test_a_stage_that_was_a_step_and_the_other_way_around(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "what?"}\n', encoding="utf-8")
+    (tmp_path / "r.json").write_text(
+        json.dumps(
+            {
+                "model": {"base": "tiny"},
+                "stages": {
+                    "sft": {"algorithm": "sft", "data": "p.jsonl"},
+                    "align": {"step": "sample", "policy": "sft", "prompts": "p.jsonl"},
+                },
+            }
+        ),
+        encoding="utf-8",
+    )
+    step = load_recipe(tmp_path / "r.json", [], load_plugins().registry)
+    before = {"plugin": "sample", "depends_on": parts_of(step), "data": [], "summary": {}}
+    algorithm = recipe_of(tmp_path)
+    assert change_since(before, parts_of(algorithm), algorithm.stages["align"])
+    assert carried_over(before, algorithm.stages["align"], algorithm, 64, True) == []
+    assert change_since(record_of(algorithm), parts_of(step), step.stages["align"])

@@ -122,3 +122,9 @@ def test_a_base_that_another_run_made_learned_what_that_run_taught(
     second = load_recipe(tmp_path / "recipe.yaml")
     assert learned(second, "base", raters) == {"helpful", "other", "length"}
     assert learned(second, "sft", raters) == {"helpful", "other", "length"}
+
+
+def test_what_an_earlier_result_learned_from_is_not_known(recipe: Recipe, raters: dict[str, Any]) -> None:
+    # The stage may have had another reward when it made that result.
+    assert learned_from("ppo@dpo", raters["length"], recipe) is None
+    assert learned_from("ppo@ppo~1", raters["length"], recipe) is None

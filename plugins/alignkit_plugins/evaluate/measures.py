@@ -5,7 +5,6 @@ The verdict goes by them. A measure is a column of scores like a reward's; answe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -61,9 +60,11 @@ def _check_column(name: str, column: str, wanted: Sequence[Any], prompts: Sequen
     there = [value for group in prompts if column in group.meta for value in _values(group.meta[column])]
     for value in wanted:
         if value not in there:
-            known = sorted({json.dumps(one) for one in there})
-            near = did_you_mean(json.dumps(value), known) or f"its values are {', '.join(known[:SHOWN])}"
-            message = f"evaluate: measure '{name}': no prompt has {column}: {json.dumps(value)}\nhelp: {near}"
+            known = sorted({str(one) for one in there})
+            near = did_you_mean(str(value), known) or f"its values are {', '.join(known[:SHOWN])}"
+            if str(value) in known:
+                near = f"{value} is a {'number' if isinstance(value, str) else 'text, in quotes,'} there"
+            message = f"evaluate: measure '{name}': no prompt has {column}: {value}\nhelp: {near}"
             raise DataError(message, option=("measures", name, "where", column))
 
 
