@@ -28,6 +28,7 @@ from alignkit.runs.data import RunData
 from alignkit.runs.reference_check import check_local_references
 from alignkit.runs.stage_check import check_stage_data, check_step_data
 from alignkit.runs.stage_store import StageStore
+from alignkit.runs.weak_models import weak_models
 
 if TYPE_CHECKING:
     from alignkit.models.encoding import Encoder
@@ -195,6 +196,8 @@ def check_data(
     problems: dict[str, None] = {}  # an ordered set: stages share files
     for stage in stages:
         read: list[tuple[DataSpec, Loaded]] = []
+        for warning in weak_models(stage):
+            say(f"{stage.name}: {warning}")
         for spec in specs([stage.settings, stage.component.options], DataSpec):
             with _gathering(problems, recipe, stage):
                 whole = _loaded(stage, spec, load)
