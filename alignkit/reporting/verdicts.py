@@ -56,7 +56,7 @@ def _verdict(stage: str, summary: Mapping[str, Any], policy: str) -> Verdict:
         "outcome": concluded.outcome,
         "sentence": "",
         "difference": result.get("difference"),
-        "at_equal_length": result.get("at_equal_length"),
+        "at_equal_length": None if _measured(summary, reward) else result.get("at_equal_length"),
         "win_rate": result.get("win_rate"),
         "preference": None,
         "length_controlled": None,
@@ -77,23 +77,34 @@ def _about(verdict: Verdict, summary: Mapping[str, Any]) -> str:
     text += (
         f"won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else "tied at all of them."
     )
-    text += _about_length(verdict, percent(summary, reward)) + _bought(summary, verdict)
+    about_length = _about_length(verdict, percent(summary, reward)) + _bought(summary, verdict)
+    text += _shorter(verdict) if _measured(summary, reward) else about_length
     if verdict["kl"] is not None and summary.get("reference") is not None:
         text += f" KL to {summary['reference']}: {verdict['kl']:.2g} nats."
     return text
 
 
-def _about_length(verdict: Verdict, in_percent: bool) -> str:
-    longer, equal = verdict["longer"], verdict["at_equal_length"]
+def _measured(summary: Mapping[str, Any], reward: str) -> bool:
+    """Whether a reward is a measure: it finds words or answers, and is not fooled by length."""
+    return reward in (summary.get("measures") or {})
+
+
+def _shorter(verdict: Verdict) -> str:
+    longer = verdict["longer"]
     if longer is None:
         return ""
     if abs(longer) < 0.005:
-        text = " Answers are equally long"
-    else:
-        text = f" Answers are {abs(longer):.0%} {'longer' if longer > 0 else 'shorter'}"
+        return " Answers are equally long."
+    return f" Answers are {abs(longer):.0%} {'longer' if longer > 0 else 'shorter'}."
+
+
+def _about_length(verdict: Verdict, in_percent: bool) -> str:
+    text, equal = _shorter(verdict).removesuffix("."), verdict["at_equal_length"]
+    if not text:
+        return ""
     if equal is not None:
         return f"{text}; at equal length the difference is {shown(equal, sign=True, percent=in_percent)}."
-    return f"{text}." if abs(longer) < 0.005 else f"{text}; too few have similar lengths to correct for that."
+    return f"{text}." if "equally" in text else f"{text}; too few have similar lengths to correct for that."
 
 
 def _bought(summary: Mapping[str, Any], verdict: Verdict) -> str:

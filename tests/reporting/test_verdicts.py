@@ -86,3 +86,13 @@ def test_numbers_are_short() -> None:
     assert [numbers.duration(value) for value in (None, 7.25, 65, 3900)] == ["-", "7.2s", "1m05s", "1h05m"]
     assert [numbers.size(value) for value in (12, 1200, 3_400_000, 5e9)] == ["12 bytes", "1.2 kB", "3.4 MB", "5 GB"]
     assert numbers.shown({"mean": 0.5, "low": 0.4, "high": 0.6}, percent=True) == "50% [40, 60]"
+
+
+def test_no_measure_is_bought_with_length(summary: dict[str, Any]) -> None:
+    name = summary["headline"]
+    (as_reward,) = verdicts("report", summary)
+    assert "t equal length the difference is" in as_reward["sentence"]
+    measured = {**summary, "measures": {name: {"better": "higher", "percent": False}}}
+    (as_measure,) = verdicts("report", measured)
+    assert "equal length" not in as_measure["sentence"] and "bought" not in as_measure["sentence"]
+    assert "Answers are" in as_measure["sentence"] and as_measure["at_equal_length"] is None

@@ -38,7 +38,8 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
     """One line: the policy's gain over the baseline, and its cost."""
     name, baseline = summary["headline"], summary["baseline"]
     result = summary["against"][policy][name]
-    difference, equal, in_percent = result["difference"], result["at_equal_length"], percent(summary, name)
+    difference, in_percent = result["difference"], percent(summary, name)
+    equal = None if name in summary["measures"] else result["at_equal_length"]  # no measure is fooled by length
     if difference["mean"] is None:
         return f"{policy} against {baseline}: no prompt has a {name} score for both"
     text = f"{policy} against {baseline}: {titled(summary, name)} {shown(difference, sign=True, percent=in_percent)}"
@@ -46,7 +47,8 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
         text += f" (at equal length {shown(equal, sign=True, percent=in_percent)})"
     text += f", wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else ", all prompts tied"
     unclear = difference["low"] is None or difference["low"] <= 0 <= difference["high"]
-    return text + _kl(summary, policy) + ("; no clear difference" if unclear else _bought(summary, policy))
+    bought = "" if equal is None else _bought(summary, policy)
+    return text + _kl(summary, policy) + ("; no clear difference" if unclear else bought)
 
 
 def _bought(summary: Mapping[str, Any], policy: str) -> str:
