@@ -117,13 +117,13 @@ def side(estimate: Mapping[str, Any], middle: float) -> int | None:
 def conclusion(summary: Mapping[str, Any], policy: str) -> Conclusion:
     """The conclusion on a policy that the evaluation compares with its baseline.
 
-    A policy that gained over its baseline and fell below the untouched base model has mixed results.
+    A policy that gained over its baseline and is worse than the untouched base model has mixed results.
     """
     found, lost = _conclusion(summary, policy), _below_base(summary, policy)
     if not lost:
         return found
     outcome = "mixed" if found.outcome == "gained" else found.outcome
-    return Conclusion(outcome, f"{found.sentence}; below the untouched base: {_and(lost)}")
+    return Conclusion(outcome, f"{found.sentence}; worse than the untouched base: {_and(lost)}")
 
 
 def _below_base(summary: Mapping[str, Any], policy: str) -> list[str]:

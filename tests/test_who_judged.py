@@ -108,7 +108,7 @@ def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
     below = {"align": {"refused": estimate(UP), "refused in vain": estimate(UP)}}
     concluded = conclusion({**found, "against_base": below}, "align")
     assert concluded.outcome == "mixed"
-    assert concluded.sentence.endswith("; below the untouched base: refused in vain +30% [20, 40]")
+    assert concluded.sentence.endswith("; worse than the untouched base: refused in vain +30% [20, 40]")
 
 
 @pytest.mark.parametrize("own", [True, None])

@@ -191,7 +191,7 @@ def test_a_policy_below_the_base_is_told_so(tmp_path: Path) -> None:
         base=True,
         measures={"ordinary refused": MEASURES["ordinary refused"]},
     )
-    assert "; below the untouched base: ordinary refused +80% [" in said(artifact)
+    assert "; worse than the untouched base: ordinary refused +80% [" in said(artifact)
 
 
 def test_an_evaluation_without_an_independent_rater_is_told_before_any_work() -> None:
