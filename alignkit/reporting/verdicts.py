@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from alignkit.reporting.numbers import bounds, number, short, shown
 from alignkit.statistics import bought_with_length
-from alignkit.who_judged import conclusion, oriented, percent, titled
+from alignkit.who_judged import conclusion, titled
 
 LONGER = 0.2  # share by which lengths may differ without a warning
 HIGH_KL = 20.0  # nats per response
@@ -56,7 +56,7 @@ def _verdict(stage: str, summary: Mapping[str, Any], policy: str) -> Verdict:
         "outcome": concluded.outcome,
         "sentence": "",
         "difference": result.get("difference"),
-        "at_equal_length": None if _measured(summary, reward) else result.get("at_equal_length"),
+        "at_equal_length": result.get("at_equal_length"),
         "win_rate": result.get("win_rate"),
         "preference": None,
         "length_controlled": None,
@@ -77,16 +77,13 @@ def _about(verdict: Verdict, summary: Mapping[str, Any]) -> str:
     text += (
         f"won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else "tied at all of them."
     )
-    about_length = _about_length(verdict, percent(summary, reward)) + _bought(summary, verdict)
-    text += _shorter(verdict) if _measured(summary, reward) else about_length
+    if reward in (summary.get("measures") or {}):
+        text += _shorter(verdict)
+    else:
+        text += _about_length(verdict) + _bought(verdict)
     if verdict["kl"] is not None and summary.get("reference") is not None:
         text += f" KL to {summary['reference']}: {verdict['kl']:.2g} nats."
     return text
-
-
-def _measured(summary: Mapping[str, Any], reward: str) -> bool:
-    """Whether a reward is a measure: it finds words or answers, and is not fooled by length."""
-    return reward in (summary.get("measures") or {})
 
 
 def _shorter(verdict: Verdict) -> str:
@@ -98,19 +95,18 @@ def _shorter(verdict: Verdict) -> str:
     return f" Answers are {abs(longer):.0%} {'longer' if longer > 0 else 'shorter'}."
 
 
-def _about_length(verdict: Verdict, in_percent: bool) -> str:
+def _about_length(verdict: Verdict) -> str:
     text, equal = _shorter(verdict).removesuffix("."), verdict["at_equal_length"]
     if not text:
         return ""
     if equal is not None:
-        return f"{text}; at equal length the difference is {shown(equal, sign=True, percent=in_percent)}."
+        return f"{text}; at equal length the difference is {shown(equal, sign=True)}."
     return f"{text}." if "equally" in text else f"{text}; too few have similar lengths to correct for that."
 
 
-def _bought(summary: Mapping[str, Any], verdict: Verdict) -> str:
+def _bought(verdict: Verdict) -> str:
     """What most of a gain was bought with, if that is length."""
-    gain, equal = (oriented(summary, verdict["reward"], verdict[key]) for key in ("difference", "at_equal_length"))
-    if not verdict["longer"] or not bought_with_length(gain, equal):
+    if not verdict["longer"] or not bought_with_length(verdict["difference"], verdict["at_equal_length"]):
         return ""
     what = "length" if verdict["longer"] > 0 else "brevity"
     return f" {verdict['policy']} bought most of its reward with {what}."

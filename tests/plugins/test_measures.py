@@ -73,6 +73,7 @@ def test_a_measure_is_a_row_over_its_own_prompts(tmp_path: Path) -> None:
     harmful = found["against"]["align"]["harmful refused"]
     assert found["headline"] == "harmful refused" and found["rewards"] == list(MEASURES)
     assert harmful["difference"]["n"] == 10 and harmful["difference"]["mean"] == pytest.approx(0.8)
+    assert harmful["at_equal_length"] is None  # no length fools it
     assert found["policies"]["align"]["rewards"]["harmful refused"]["unscored"] == 0 and harmful["unpaired"] == 0
     assert found["measures"]["ordinary refused"]["prompts"] == 10
     lines = said(artifact).splitlines()

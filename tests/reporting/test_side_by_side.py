@@ -149,7 +149,7 @@ def test_a_score_that_is_missing_leaves_its_prompt_out(swapped: Path, tmp_path: 
     for response in rows[0]["responses"]:
         response["scores"] = {}
     (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, rows[:3])), encoding="utf-8")
-    found = _compared(_joined(tmp_path, swapped / "report", "align", ["length"]), ["length"])
+    found = _compared(_joined(tmp_path, swapped / "report", "align", ["length"]), ["length"], {})
     assert found["length"]["unpaired"] == 1 and found["length"]["mean"]["n"] == 2
     assert found["length"]["difference"]["mean"] == 0.0 and found["tokens"]["mean"]["n"] == 3
 

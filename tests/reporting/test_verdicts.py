@@ -89,10 +89,9 @@ def test_numbers_are_short() -> None:
 
 
 def test_no_measure_is_bought_with_length(summary: dict[str, Any]) -> None:
-    name = summary["headline"]
     (as_reward,) = verdicts("report", summary)
-    assert "t equal length the difference is" in as_reward["sentence"]
-    measured = {**summary, "measures": {name: {"better": "higher", "percent": False}}}
-    (as_measure,) = verdicts("report", measured)
+    assert "at equal length the difference is" in as_reward["sentence"]
+    measures = {summary["headline"]: {"better": "higher", "percent": False}}
+    (as_measure,) = verdicts("report", {**summary, "measures": measures})
     assert "equal length" not in as_measure["sentence"] and "bought" not in as_measure["sentence"]
-    assert "Answers are" in as_measure["sentence"] and as_measure["at_equal_length"] is None
+    assert "Answers are 100% longer." in as_measure["sentence"]

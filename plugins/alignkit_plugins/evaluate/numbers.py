@@ -58,9 +58,13 @@ def compare(
     """A policy against the baseline by a reward or a measure, as in `alignkit.comparison.compare`.
 
     Differences keep the sign of the scores. A win is the better score, so those of a measure may be the lower ones.
+    Nothing is said of a measure at equal length: it finds words or answers, and no length fools it.
     """
     found = compare_scores(_counted(groups, name, measures), policy, baseline, name)
-    if name not in measures or measures[name].better == "higher":
+    if name not in measures:
+        return found
+    found = {**found, "at_equal_length": None}
+    if measures[name].better == "higher":
         return found
     wins, losses = found["losses"], found["wins"]
     return {**found, "wins": wins, "losses": losses, "win_rate": statistics.share(wins, wins + losses)}

@@ -11,7 +11,7 @@ from alignkit.comparison import answers_of
 from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
 from alignkit.report import Block, Report, SideBySide, Table
 from alignkit.statistics import bought_with_length, decimals, shown
-from alignkit.who_judged import conclusion, lower_is_better, oriented, percent, titled
+from alignkit.who_judged import conclusion, lower_is_better, percent, titled
 
 EXCERPT = 300  # longest text of a sample, in characters
 Rows = Iterator[tuple[str, list[str]]]  # a label, and a cell per policy
@@ -39,7 +39,7 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
     name, baseline = summary["headline"], summary["baseline"]
     result = summary["against"][policy][name]
     difference, in_percent = result["difference"], percent(summary, name)
-    equal = None if name in summary["measures"] else result["at_equal_length"]  # no measure is fooled by length
+    equal = result["at_equal_length"]
     if difference["mean"] is None:
         return f"{policy} against {baseline}: no prompt has a {name} score for both"
     text = f"{policy} against {baseline}: {titled(summary, name)} {shown(difference, sign=True, percent=in_percent)}"
@@ -47,15 +47,13 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
         text += f" (at equal length {shown(equal, sign=True, percent=in_percent)})"
     text += f", wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else ", all prompts tied"
     unclear = difference["low"] is None or difference["low"] <= 0 <= difference["high"]
-    bought = "" if equal is None else _bought(summary, policy)
-    return text + _kl(summary, policy) + ("; no clear difference" if unclear else bought)
+    return text + _kl(summary, policy) + ("; no clear difference" if unclear else _bought(summary, policy))
 
 
 def _bought(summary: Mapping[str, Any], policy: str) -> str:
     """`; bought with brevity`: most of the gain disappears at equal length."""
-    name = summary["headline"]
-    result = summary["against"][policy][name]
-    if not bought_with_length(*(oriented(summary, name, result[key]) for key in ("difference", "at_equal_length"))):
+    result = summary["against"][policy][summary["headline"]]
+    if not bought_with_length(result["difference"], result["at_equal_length"]):
         return ""
     lengths = [summary["policies"][name]["length"]["mean"] for name in (policy, summary["baseline"])]
     return f"; most of it bought with {'length' if lengths[0] > lengths[1] else 'brevity'}"
@@ -112,7 +110,7 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
         ]
         for policy, reward, result in results
     ]
-    unknown = any(result["at_equal_length"] is None for _, _, result in results)
+    unknown = any(one["at_equal_length"] is None and name not in summary["measures"] for _, name, one in results)
     return Table(
         f"against {summary['baseline']}, prompt by prompt",
         ["policy", "reward", "difference", "at equal length", "win rate", "won/lost/tied"],
