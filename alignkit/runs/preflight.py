@@ -33,7 +33,7 @@ from alignkit.runs.weak_models import weak_models
 if TYPE_CHECKING:
     from alignkit.models.encoding import Encoder
     from alignkit.models.origin import Base
-    from alignkit.runs.bases import RunBases
+    from alignkit.runs.bases import RunBase, RunBases
     from alignkit.settings import LoraSpec
 
 
@@ -149,12 +149,28 @@ def _unfit_reward(folder: Path, bases: RunBases) -> str:
     from alignkit.models.origin import base_name, is_adapter  # imports torch
 
     try:
-        if not is_adapter(folder) or any(base.origin.fits(folder) for base in bases.values()):
-            return ""
+        fitting = [base for base in bases.values() if base.origin.fits(folder)]
+        if not is_adapter(folder) or fitting:
+            return _other_scale(folder, fitting)
         known = ", ".join(f"'{base.spec.base}'" for base in bases.values())
         return f"{folder} is an adapter for the base model '{base_name(folder)}', not for {known}"
     except RunFailed as error:
         return str(error)
+
+
+def _other_scale(folder: Path, bases: Sequence[RunBase]) -> str:
+    """Why an adapter's scale is that of none of its base models; empty if it is that of one."""
+    from alignkit.models.origin import check_scale
+
+    text = ""
+    for base in bases:
+        lora = base.spec.lora
+        try:
+            check_scale(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}) if lora is not None else {})
+            return ""
+        except RunFailed as error:
+            text = str(error)
+    return text
 
 
 def _unfit(starts_here: bool, folder: Path, base: Base, lora: LoraSpec | None) -> str:

@@ -90,6 +90,15 @@ def test_weights_that_do_not_fit_are_refused_first(
     assert code == 2 and problem in said and "loading" not in said
 
 
+def test_a_reward_model_of_another_rank_is_refused_first(
+    other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = compare(tmp_path, "base", lora={"r": 4, "lora_alpha": 8})
+    told = f"stages.report.rewards=[{{folder: {other / 'scores' / 'adapter'}}}]"
+    code, said = run(recipe, capsys, told)
+    assert code == 2 and "this adapter has r 2, but the recipe's model.lora has 4" in said and "loading" not in said
+
+
 def tiny_with_other_weights(folder: Path) -> Path:
     import alignkit_plugins.tiny
 
