@@ -42,10 +42,13 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
     equal = result["at_equal_length"]
     if difference["mean"] is None:
         return f"{policy} against {baseline}: no prompt has a {name} score for both"
+    wins = f"wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else "all prompts tied"
+    if name in summary["measures"]:  # the conclusion has the difference
+        return f"{policy} against {baseline}, {name}: {wins}{_kl(summary, policy)}"
     text = f"{policy} against {baseline}: {titled(summary, name)} {shown(difference, sign=True, percent=in_percent)}"
     if equal is not None:
         text += f" (at equal length {shown(equal, sign=True, percent=in_percent)})"
-    text += f", wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else ", all prompts tied"
+    text += f", {wins}"
     unclear = difference["low"] is None or difference["low"] <= 0 <= difference["high"]
     return text + _kl(summary, policy) + ("; no clear difference" if unclear else _bought(summary, policy))
 
