@@ -142,7 +142,8 @@ def _conclusion(summary: Mapping[str, Any], policy: str) -> Conclusion:
     if outcome == "nothing clear":
         return Conclusion(outcome, f"Nothing clear between {policy} and {baseline}: {_all(every)}")
     if outcome == "mixed":
-        text = f"{policy} gained {_and(_tagged(gains))}, but lost {_and(_tagged(losses))}, against {baseline}"
+        who = f" by {_who(summary, every)}" if gains[False] else ""
+        text = f"{policy} gained over {baseline}{who}: {_and(_tagged(gains))}; but is worse by {_and(_tagged(losses))}"
         return Conclusion(outcome, text)
     if outcome == "lost":
         return Conclusion(

@@ -61,8 +61,8 @@ def test_a_gain_by_its_judge_and_a_loss_elsewhere_are_both_said() -> None:
     found = conclusion(summary({"refused": False, "llama2": True}, refused=DOWN, llama2=UP), "align")
     assert found.outcome == "mixed"
     assert found.sentence == (
-        "align gained llama2 (reward) +0.30 [0.20, 0.40], by its own judgment, "
-        "but lost refused -30% [-40, -20], against sft"
+        "align gained over sft: llama2 (reward) +0.30 [0.20, 0.40], by its own judgment; "
+        "but is worse by refused -30% [-40, -20]"
     )
 
 
@@ -115,7 +115,7 @@ def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
 def test_a_loss_counts_whoever_says_it(own: bool | None) -> None:
     found = conclusion(summary({"refused": False, "llama2": own}, refused=UP, llama2=DOWN), "align")
     assert found.outcome == "mixed"
-    assert "but lost llama2 (reward) -0.30 [-0.40, -0.20]" in found.sentence
+    assert "but is worse by llama2 (reward) -0.30 [-0.40, -0.20]" in found.sentence
     assert ("by its own judgment" in found.sentence) == bool(own)
 
 

@@ -18,7 +18,7 @@ from alignkit.report import Block, Table
 from alignkit.reporting.files import read_lines, read_object
 from alignkit.reporting.numbers import shown
 from alignkit.reporting.tables import comparison
-from alignkit.who_judged import lower_is_better, percent
+from alignkit.who_judged import conclusion, lower_is_better, percent
 
 MOST = 3  # earlier results of a policy, the newest ones
 LENGTH = "tokens"
@@ -30,8 +30,9 @@ def pairs_of(run: Path, stage: str) -> list[Pair]:
     """The current result of each evaluated policy against its earlier ones, as plain data for report.json.
 
     Each has `stage`, `policy`, `result` and `against` (names), `folder` and `kept` (where both are), `differs` (why
-    they do not compare, or an empty string), `prompts`, `measures` (of the evaluation), and by reward `results`: `mean`
-    and `was` (estimates), and the comparison of both. Raises what reading damaged files raises.
+    they do not compare, or an empty string), `prompts`, `measures` (of the evaluation), `conclusion` (a sentence), and
+    by reward `results`: `mean` and `was` (estimates), and the comparison of both.
+    Raises what reading damaged files raises.
     """
     record, summary = read_record(run / stage), read_object(run / stage / "evaluation.json")
     if not record.get("complete") or not summary:
@@ -82,6 +83,7 @@ def _pair(run: Path, stage: str, policy: str, now: NamedResult, then: NamedResul
         "differs": _difference(folder, before),
         "prompts": 0,
         "measures": {},
+        "conclusion": "",
         "results": {},
     }
     if pair["differs"]:
@@ -92,7 +94,17 @@ def _pair(run: Path, stage: str, policy: str, now: NamedResult, then: NamedResul
     if not groups:
         return pair
     measures = summary.get("measures") or {}
-    return {**pair, "prompts": len(groups), "measures": measures, "results": _compared(groups, rewards, measures)}
+    results = _compared(groups, rewards, measures)
+    found = {"measures": measures, "results": results, "conclusion": _concluded(summary, pair, results)}
+    return {**pair, "prompts": len(groups), **found}
+
+
+def _concluded(summary: Mapping[str, Any], pair: Pair, results: Mapping[str, Any]) -> str:
+    """What all rewards and measures together say of a result against an earlier one."""
+    now, own = pair["result"], (summary.get("trained_on") or {}).get(pair["policy"]) or {}
+    against = {name: result for name, result in results.items() if name != LENGTH}
+    one = {**summary, "baseline": pair["against"], "trained_on": {now: own}, "against": {now: against}}
+    return conclusion({**one, "against_base": {}, "judged": {}}, now).sentence
 
 
 def _difference(folder: Path, before: Path) -> str:
@@ -164,7 +176,8 @@ def blocks(pairs: Sequence[Pair], run: Path | str, stage: str | None = None) -> 
 
     run: what paths start with. stage: only what it evaluated.
     """
-    return [_table(pair, Path(run)) for pair in pairs if stage in (None, pair["stage"])]
+    chosen = [pair for pair in pairs if stage in (None, pair["stage"])]
+    return [block for pair in chosen for block in (_table(pair, Path(run)), pair.get("conclusion")) if block]
 
 
 def _table(pair: Pair, run: Path) -> Block:
@@ -182,7 +195,7 @@ def _table(pair: Pair, run: Path) -> Block:
     ]
     title = f"{pair['stage']}: {now} against {then}, prompt by prompt ({pair['prompts']} prompts)"
     places = f"{then} is kept in {run / pair['kept']}; {now} is in {run / pair['folder']}"
-    note = "\n".join(filter(None, (lower_is_better(pair), places)))
+    note = "; ".join(filter(None, (lower_is_better(pair), places)))
     return Table(title, ["", then, now, "difference", "at equal length"], rows, note=note)
 
 

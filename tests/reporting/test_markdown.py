@@ -17,7 +17,7 @@ def test_it_says_what_the_page_says(tmp_path: Path) -> None:
         *("small: done", "Verdict", "Warnings", "What, when, where", "Stages", "Over-optimization", "Evaluation"),
         *("Metrics", "Samples", "Data", "People", "Judges", "Incidents", "Recipe", "Files"),
     ]
-    assert "align gained helpful (reward) +1.095 [1.067, 1.123]" in text
+    assert "align gained over sft by independent judges: helpful (reward) +1.095 [1.067, 1.123]" in text
     assert "local_judge prefers sft to align: align is preferred 31% [22, 40] over 19 prompts" in text
     assert "| align | local_judge | 31% [22, 40] | 47% (standard error 5%) | 24% [" in text
     assert "| local_judge | align | 40 | 4 | 33% [20, 50] | 64% [55, 73] |" in text
@@ -39,7 +39,7 @@ def test_it_fits_into_an_issue(tmp_path: Path) -> None:
     facts = facts_of(make_run(tmp_path / "run"))
     facts["recipe"] = "x: 1\n" * 30_000
     text = markdown(facts)
-    assert len(text) <= MOST and "align gained" in text
+    assert len(text) <= MOST and "align gained over sft" in text
     facts["warnings"] = [{"stage": "a", "text": "w" * 3000}] * 50
     assert len(markdown(facts)) <= MOST + 50 and markdown(facts).endswith("The rest is in report.json.\n")
 

@@ -51,7 +51,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_verdict_and_the_warnings_come_first(text: str) -> None:
     order = [
-        "align gained",
+        "align gained over sft",
         "local_judge prefers sft to align",
         "are training data",
         "alignkit run small --out runs/small",
@@ -149,7 +149,7 @@ def test_a_huge_run_has_a_small_page_that_says_what_it_leaves_out(tmp_path: Path
     text = page(facts)
     assert len(text.encode()) <= MOST_BYTES
     Reader(text)
-    assert "it leaves out: " in text and "rows of files" in text and "align gained" in text
+    assert "it leaves out: " in text and "rows of files" in text and "align gained over sft" in text
     assert max(len(series["x"]) for figure in facts["figures"] for series in figure["series"]) <= 1500
 
 

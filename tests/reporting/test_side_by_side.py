@@ -190,3 +190,9 @@ def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.Ca
     assert ".earlier/align/" in capsys.readouterr().out
     assert main(["inspect", str(write_recipe(swapped.parent)), "align@ppo"]) == 2
     assert "inspect shows the rows of a stage" in capsys.readouterr().err
+
+
+def test_old_against_new_ends_in_a_sentence(swapped: Path) -> None:
+    (pair,) = pairs_of(swapped, "report")
+    assert pair["result"] in pair["conclusion"] and pair["against"] in pair["conclusion"]
+    assert pair["conclusion"] in blocks([pair], "run")

@@ -117,7 +117,7 @@ def asked(page: Path, scratch: Path) -> tuple[set[str], str, str]:
 def test_a_browser_asks_for_nothing_and_finds_no_error(tmp_path: Path) -> None:
     page = write.write_report(make_run(tmp_path / "run"))
     addresses, text, said = asked(page, tmp_path)
-    assert addresses == set() and "align gained" in text
+    assert addresses == set() and "align gained over sft" in text
     assert "CONSOLE" not in said, said
     # The same page with a picture, and without the policy that forbids it, so that this would be seen.
     other = page.with_name("other.html")
