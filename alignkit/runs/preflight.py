@@ -123,7 +123,9 @@ def check_folders(recipe: Recipe, stages: Sequence[Stage], bases: RunBases) -> N
                 problems[text] = _at_folder(recipe, stage, folder, text, help)
         for spec in specs([stage.settings, stage.component.options], RewardSpec):
             if spec.kind == "folder" and (text := _unfit_reward(Path(spec.name), bases)):
-                problems[text] = _at_folder(recipe, stage, spec.name, text, _ADD)
+                inner = Path(spec.name) / "adapter"
+                help = f"the reward model is in {inner}" if inner.is_dir() else _ADD
+                problems[text] = _at_folder(recipe, stage, spec.name, text, help)
     if problems:
         raise RecipeError(problems.values())
 

@@ -97,6 +97,8 @@ def test_a_reward_model_of_another_rank_is_refused_first(
     told = f"stages.report.rewards=[{{folder: {other / 'scores' / 'adapter'}}}]"
     code, said = run(recipe, capsys, told)
     assert code == 2 and "this adapter has r 2, but the recipe's model.lora has 4" in said and "loading" not in said
+    code, said = run(recipe, capsys, f"stages.report.rewards=[{{folder: {other / 'scores'}}}]")
+    assert code == 2 and f"the reward model is in {other / 'scores' / 'adapter'}" in said and "loading" not in said
 
 
 def tiny_with_other_weights(folder: Path) -> Path:
