@@ -36,6 +36,11 @@ class RunBase:
         self.name, self.spec, self._references = name, recipe.base(name), ReferenceCache(references)
         self._recipe, self._folder, self._reporter = recipe, folder, reporter
 
+    def check_scale(self, folder: Path) -> None:
+        """Raise RunFailed for an adapter of another scale than those on this base model."""
+        lora = self.spec.lora
+        check_scale(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}) if lora is not None else {})
+
     @cached_property
     def source(self) -> str:
         """A folder or a hub id."""
@@ -131,12 +136,11 @@ class RunBases(Mapping[str, RunBase]):
 
     def _has_scale(self, name: str, folder: Path) -> bool:
         """Whether adapters on this base model are of the scale of the one in a folder."""
-        lora = self[name].spec.lora
         try:
-            check_scale(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}) if lora is not None else {})
+            self[name].check_scale(folder)
         except RunFailed:
             return False
-        return lora is not None
+        return self[name].spec.lora is not None
 
     def needed(self, stage: Stage) -> tuple[str, ...]:
         """The base models that a stage uses: a training stage's own first, and BASE if it names none."""

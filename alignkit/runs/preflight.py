@@ -151,8 +151,9 @@ def _unfit_reward(folder: Path, bases: RunBases) -> str:
     from alignkit.models.origin import base_name, is_adapter  # imports torch
 
     try:
-        fitting = [base for base in bases.values() if base.origin.fits(folder)]
-        if not is_adapter(folder) or fitting:
+        if not is_adapter(folder):
+            return f"{folder} holds no model" if (folder / "adapter").is_dir() else ""
+        if fitting := [base for base in bases.values() if base.origin.fits(folder)]:
             return _other_scale(folder, fitting)
         known = ", ".join(f"'{base.spec.base}'" for base in bases.values())
         return f"{folder} is an adapter for the base model '{base_name(folder)}', not for {known}"
@@ -162,13 +163,10 @@ def _unfit_reward(folder: Path, bases: RunBases) -> str:
 
 def _other_scale(folder: Path, bases: Sequence[RunBase]) -> str:
     """Why an adapter's scale is that of none of its base models; empty if it is that of one."""
-    from alignkit.models.origin import check_scale
-
     text = ""
     for base in bases:
-        lora = base.spec.lora
         try:
-            check_scale(folder, lora.model_dump(include={"r", "lora_alpha", "use_rslora"}) if lora is not None else {})
+            base.check_scale(folder)
             return ""
         except RunFailed as error:
             text = str(error)

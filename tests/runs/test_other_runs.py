@@ -11,7 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from alignkit.cli import main
 from alignkit.errors import RecipeError
+from alignkit.io.progress import Reporter
 from alignkit.recipe.load import load_recipe
+from alignkit.runs.bases import RunBases
+from alignkit.runs.preflight import check_folders
 
 MODEL = {"base": "tiny", "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}
 WEIGHTS = "adapter_model.safetensors"
@@ -99,6 +102,12 @@ def test_a_reward_model_of_another_rank_is_refused_first(
     assert code == 2 and "this adapter has r 2, but the recipe's model.lora has 4" in said and "loading" not in said
     code, said = run(recipe, capsys, f"stages.report.rewards=[{{folder: {other / 'scores'}}}]")
     assert code == 2 and f"the reward model is in {other / 'scores' / 'adapter'}" in said and "loading" not in said
+
+
+def test_a_whole_model_is_no_adapter_of_another_base(other: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(compare(tmp_path, "base"), [f"stages.report.rewards=[{{folder: {other.parent}}}]"])
+    bases = RunBases(recipe, tmp_path / "out", Reporter())
+    check_folders(recipe, list(recipe.stages.values()), bases)
 
 
 def tiny_with_other_weights(folder: Path) -> Path:
