@@ -77,31 +77,23 @@ def _about(verdict: Verdict, summary: Mapping[str, Any]) -> str:
     text += (
         f"won {shown(verdict['win_rate'], percent=True)} of {which}." if verdict["win_rate"] else "tied at all of them."
     )
-    if reward in (summary.get("measures") or {}):
-        text += _shorter(verdict)
-    else:
-        text += _about_length(verdict) + _bought(verdict)
+    measured = reward in (summary.get("measures") or {})
+    text += _about_length(verdict, measured) + ("" if measured else _bought(verdict))
     if verdict["kl"] is not None and summary.get("reference") is not None:
         text += f" KL to {summary['reference']}: {verdict['kl']:.2g} nats."
     return text
 
 
-def _shorter(verdict: Verdict) -> str:
-    longer = verdict["longer"]
+def _about_length(verdict: Verdict, measured: bool) -> str:
+    """measured: by a measure, which no length fools."""
+    longer, equal = verdict["longer"], verdict["at_equal_length"]
     if longer is None:
         return ""
-    if abs(longer) < 0.005:
-        return " Answers are equally long."
-    return f" Answers are {abs(longer):.0%} {'longer' if longer > 0 else 'shorter'}."
-
-
-def _about_length(verdict: Verdict) -> str:
-    text, equal = _shorter(verdict).removesuffix("."), verdict["at_equal_length"]
-    if not text:
-        return ""
-    if equal is not None:
+    same = abs(longer) < 0.005
+    text = " Answers are " + ("equally long" if same else f"{abs(longer):.0%} {'longer' if longer > 0 else 'shorter'}")
+    if equal is not None and not measured:
         return f"{text}; at equal length the difference is {shown(equal, sign=True)}."
-    return f"{text}." if "equally" in text else f"{text}; too few have similar lengths to correct for that."
+    return f"{text}." if same or measured else f"{text}; too few have similar lengths to correct for that."
 
 
 def _bought(verdict: Verdict) -> str:

@@ -181,8 +181,7 @@ class Evaluate(Step):
     def run(self, context: StepContext) -> Artifact:
         options = self.options
         bases = {context.base_of(policy) for policy in options.policies_to_sample()}
-        shared = bases.pop() if options.base and len(bases) == 1 else None
-        self._base = shared
+        self._base = bases.pop() if options.base and len(bases) == 1 else None
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
         measured_by = [spec for spec, _ in measures.distinct_rewards(options.measures)]
         scorers = [context.scorer(spec) for spec in (*measured_by, *options.rewards)]

@@ -38,16 +38,15 @@ def verdict(summary: Mapping[str, Any], policy: str) -> str:
     """One line: the policy's gain over the baseline, and its cost."""
     name, baseline = summary["headline"], summary["baseline"]
     result = summary["against"][policy][name]
-    difference, in_percent = result["difference"], percent(summary, name)
-    equal = result["at_equal_length"]
+    difference, equal = result["difference"], result["at_equal_length"]
     if difference["mean"] is None:
         return f"{policy} against {baseline}: no prompt has a {name} score for both"
     wins = f"wins {shown(result['win_rate'], percent=True)}" if result["win_rate"] else "all prompts tied"
     if name in summary["measures"]:  # the conclusion has the difference
         return f"{policy} against {baseline}, {name}: {wins}{_kl(summary, policy)}"
-    text = f"{policy} against {baseline}: {titled(summary, name)} {shown(difference, sign=True, percent=in_percent)}"
+    text = f"{policy} against {baseline}: {titled(summary, name)} {shown(difference, sign=True)}"
     if equal is not None:
-        text += f" (at equal length {shown(equal, sign=True, percent=in_percent)})"
+        text += f" (at equal length {shown(equal, sign=True)})"
     text += f", {wins}"
     unclear = difference["low"] is None or difference["low"] <= 0 <= difference["high"]
     return text + _kl(summary, policy) + ("; no clear difference" if unclear else _bought(summary, policy))
