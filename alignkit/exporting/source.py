@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
 from alignkit.io.stage_results import NamedResult, find_result, is_result_name, read_record, results_of_stage
 from alignkit.recipe.schema import NAME_PATTERN
-from alignkit.runs.stage_store import StageStore, damage_of
+from alignkit.runs.stage_store import StageStore
 from alignkit.settings import ModelSpec
 
 if TYPE_CHECKING:
@@ -130,9 +130,7 @@ def _found(run: Path, reference: str, seen: list[str]) -> Source:
 
 
 def _of_result(result: NamedResult, run: Path) -> Source:
-    if damage := damage_of(result.folder):
-        raise RunFailed(f"{damage}\nhelp: run the recipe again with {result.algorithm}, which repeats the stage")
-    return Source(run, result.stage, result.name, result.folder / "adapter", result.record)
+    return Source(run, result.stage, result.name, StageStore(run, ()).artifact(result.name), result.record)
 
 
 def _with_model(run: Path) -> Iterable[str]:
