@@ -1,7 +1,7 @@
-"""What alignment gains, by judges that nothing was trained on and nobody tuned on.
+"""What alignment gains on the quick start's data, by measures that nothing was trained on.
 
-`judges/` holds two gold reward models, trained by `judges.yaml`. `outcomes.yaml` extends the quick start: SFT and the
-aligned policy answer the prompts in `data/`, and the gold models score the answers. `methods.yaml` names the methods,
-each a few overrides. `python -m benchmarks.outcomes` runs them for several seeds and prints the tables. It computes no
-row again that is stored in the output folder or in `rows/`.
+`outcomes.yaml` is the quick start with longer answers and a gold reward model among its measures. `methods.yaml` names
+the methods, each a few overrides. `python -m benchmarks.outcomes` runs them for several seeds and prints the table. It
+computes no row again that is stored in the output folder or in `rows/`. `judges/` holds the gold reward models, and
+`papers/` the papers' recipes, judged by them.
 """

@@ -15,68 +15,48 @@ from typing import Any
 import yaml
 
 from alignkit.comparison import answers_of, length
-from alignkit.data.group import Group, Response, read_groups
+from alignkit.data.group import Group, read_groups
 from alignkit.errors import RunFailed
-from alignkit.functional.best_of_n import best_of_n_kl
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import digest, file_digest, folder_digest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, Stage, fields_of, specs
 from alignkit.registry import Component
-from alignkit.runs.data import RunData
-from alignkit_plugins.refusal import refuses
 
 FOLDER = Path(__file__).resolve().parent
 RECIPE = FOLDER / "outcomes.yaml"
 RECIPES = FOLDER.parents[1] / "recipes"
-# A gold model judges the prompts of its kind; the recipe's own reward model for them has the kind's name.
-JUDGED = {"gold_helpful": "helpful", "gold_safety": "safety"}
-GOLD = tuple(JUDGED)
-OWN = "llama2"  # the recipe's combined reward
-SAFE = "xstest"  # prompts that only sound unsafe
-KINDS = (*JUDGED.values(), SAFE)  # of prompts
-BEFORE = {kind: f"before_{kind}" for kind in KINDS}  # stages with the SFT policy's answers
-AFTER = {kind: f"after_{kind}" for kind in KINDS}  # and with the aligned policy's
-REPORTS = (*BEFORE.values(), *AFTER.values())
+OWN = "llama2"  # the reward that best of N chooses by
+START = "sft"  # the method that only answers: the untouched model and SFT
 JUDGES = FOLDER / "judges"  # the gold models, by judges.yaml
 STORED = FOLDER / "rows"  # those that come with the project
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of a policy. scores: by reward; only of those that judge prompts of its kind. length: in tokens."""
+    """One answer of a policy. scores: by measure, those of its kind of prompt. length: in tokens."""
 
     text: str
     scores: dict[str, float]
     length: int
     truncated: bool
 
-    @property
-    def refused(self) -> bool:
-        return refuses(self.text)
-
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt with the answers of both policies, in the order of the samples.
-
-    best_of: how many answers of SFT each of the aligned policy's was chosen from; 1 if it was trained.
-    """
+    """A prompt with the answer of each policy."""
 
     prompt: str
     kind: str
-    answers: dict[str, list[Answer]]
-    best_of: int = 1
+    answers: dict[str, Answer]
 
 
 @dataclass(frozen=True)
 class Row:
     """A method with one seed.
 
-    key: see `key_of`. seconds: of the stages that the method needs, by name. gibibytes: the most
-    memory that the process used; stages that were reused are not in it. kl: to SFT, nats per response, on helpful and
-    safety prompts. accuracy: share of validation pairs that each reward model orders as people did. pairs: number of
-    these pairs.
+    key: see `key_of`. seconds: of the stages that were trained, by name, whether they were reused or not. gibibytes:
+    the most memory that the process used; stages that were reused are not in it.
     """
 
     method: str
@@ -85,9 +65,6 @@ class Row:
     overrides: list[str]
     seconds: dict[str, float]
     gibibytes: float
-    kl: float | None
-    accuracy: dict[str, float]
-    pairs: dict[str, int]
     asked: list[Asked]
 
 
@@ -101,33 +78,23 @@ def methods() -> dict[str, list[str]]:
 
 
 def _on_pairs(algorithm: Any) -> list[str]:
-    """A stage `align` that learns from the pairs of both reward models."""
-    pairs = [{"path": f"{RECIPES}/data/{name}.jsonl.gz", "limit": 480} for name in ("helpful", "safety")]
-    stage = {"algorithm": algorithm, "from": "sft", "data": pairs, "max_length": 384, "batch_size": 8}
-    return ["~stages.align", f"stages.align={json.dumps(stage)}"]
+    """A stage `align` that learns from the pairs of both reward models, which it does not need."""
+    pairs = [f"{RECIPES}/data/quickstart/{name}.jsonl" for name in ("helpful", "safety")]
+    stage = {"algorithm": algorithm, "from": "sft", "data": pairs, "max_length": 80, "batch_size": 8}
+    return ["~stages.helpful", "~stages.safety", "~stages.align", f"stages.align={json.dumps(stage)}"]
 
 
 def _best_of(n: int) -> list[str]:
-    """No stage `align`, and enough answers of SFT to choose two of N each."""
-    removed = [f"~stages.{name}" for name in ("align", *AFTER.values())]
-    own = f"stages.{BEFORE[SAFE]}.rewards=[{{{OWN}: {{helpful: helpful, safety: safety}}}}]"
-    return [*removed, own, *(f"stages.{name}.samples_per_prompt={2 * n}" for name in BEFORE.values())]
+    """No stage `align`, and N answers of SFT with their rewards."""
+    own = {OWN: {"helpful": "helpful", "safety": "safety", "threshold": 0, "whiten": False}}
+    report = {"policies": ["sft"], "baseline": "sft", "base": False, "samples_per_prompt": n, "rewards": [own]}
+    return ["~stages.align", *(f"stages.report.{key}={json.dumps(value)}" for key, value in report.items())]
 
 
-def recipe_of(method: Sequence[str], seed: int, tuning: bool, extra: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
+def recipe_of(method: Sequence[str], seed: int, extra: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """The recipe of a method with one seed, and its overrides. Raises RecipeError."""
-    overrides = [*method, *(_tuning_prompts(method) if tuning else ()), *extra, f"seed={seed}"]
+    overrides = [*method, *extra, f"seed={seed}"]
     return load_recipe(RECIPE, overrides), overrides
-
-
-def _tuning_prompts(method: Sequence[str]) -> list[str]:
-    """Overrides that ask the prompts that settings may be chosen on."""
-    asked = [(name, kind) for stages in (BEFORE, AFTER) for kind, name in stages.items()]
-    return [
-        f"stages.{name}.prompts={FOLDER}/data/tuning/{kind}.jsonl"
-        for name, kind in asked
-        if f"~stages.{name}" not in method
-    ]
 
 
 def key_of(recipe: Recipe) -> str:
@@ -136,8 +103,6 @@ def key_of(recipe: Recipe) -> str:
     Other defaults, code, and versions of packages are not in it, or a row would be lost with every commit.
     """
     written = {key: recipe.resolved.get(key) for key in ("model", "bases", "engine", "stages", "seed")}
-    stages = written["stages"] or {}  # `base` only shows one more policy
-    written["stages"] = {name: {k: v for k, v in stage.items() if k != "base"} for name, stage in stages.items()}
     return digest(_contents([written, {name: _in_effect(stage) for name, stage in recipe.stages.items()}]))
 
 
@@ -194,25 +159,20 @@ def _name(method: str, seed: int, key: str) -> str:
 
 
 def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], out: Path) -> Row:
-    """Run the recipe in the seed's folder, whose stages all methods share, and store the row. Raises RunFailed."""
-    folder = out / f"seed{seed}"
-    gibibytes = run(overrides, folder, out / "run.log")
-    trained = "align" in recipe.stages
-    asked = [item for kind in KINDS for item in _asked(folder, kind, trained)]
-    judges = load_recipe(FOLDER / "judges.yaml")
-    needed = _needed(recipe, "align") if trained else {"sft", *JUDGED.values()}
+    """Run the recipe in a folder of its own, where stages of its neighbors are reused, and store the row.
+
+    Raises RunFailed.
+    """
+    folder = out / f"{method}-{seed}"
+    gibibytes = run(overrides, folder, out / f"{method}-{seed}.log")
     row = Row(
         method=method,
         seed=seed,
         key=key_of(recipe),
         overrides=[text.replace(f"{RECIPES.parent}/", "") for text in overrides],  # a stored row names no folder
-        seconds={name: _record(folder / name)["seconds"] for name in recipe.stages if name in needed},
+        seconds={name: _seconds(folder / name) for name in recipe.stages if name != "report"},
         gibibytes=gibibytes,
-        kl=_kl(folder) if trained else best_of_n_kl(asked[0].best_of),
-        accuracy=gold_accuracies() | {name: _accuracy(folder / name) for name in JUDGED.values()},
-        pairs={name: _validation_pairs(judges, name) for name in GOLD}
-        | {name: _validation_pairs(recipe, name) for name in JUDGED.values()},
-        asked=asked,
+        asked=[_asked(group) for group in read_groups(folder / "report" / "samples.jsonl")],
     )
     file = out / "rows" / _name(method, seed, row.key)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -234,81 +194,22 @@ def run(overrides: Sequence[str], folder: Path, log: Path) -> float:
     return usage.ru_maxrss / 2**20
 
 
-def gold_accuracies() -> dict[str, float]:
-    """The accuracy of the gold models on pairs of people that they have not seen."""
-    return {name: _accuracy(JUDGES / name) for name in GOLD}
-
-
-def _accuracy(stage: Path) -> float:
-    """Of a reward model on its validation pairs."""
-    accuracy: float = _record(stage)["summary"]["validation"]["accuracy"]
-    return accuracy
-
-
-def _validation_pairs(recipe: Recipe, stage: str) -> int:
-    validation = getattr(recipe.stages[stage].settings, "validation", None)
-    data = RunData(lambda name: recipe.folder / name, recipe.seed)
-    return len(data.load(validation).groups) if validation else 0
-
-
-def _needed(recipe: Recipe, stage: str) -> set[str]:
-    """The stage, and those that it needs."""
-    return {stage}.union(*(_needed(recipe, name) for name in recipe.stages[stage].upstream))
-
-
-def _record(stage: Path) -> dict[str, Any]:
+def _seconds(stage: Path) -> float:
     record: dict[str, Any] = json.loads((stage / "stage.json").read_text(encoding="utf-8"))
-    return record
+    return float(record["seconds"])
 
 
-def _kl(folder: Path) -> float | None:
-    """The aligned policy's KL to SFT; None if no response could be measured."""
-    files = [folder / AFTER[kind] / "evaluation.json" for kind in JUDGED.values()]
-    measured = [json.loads(file.read_text(encoding="utf-8"))["policies"]["align"]["kl"] for file in files]
-    known = [(kl["mean"], kl["n"]) for kl in measured if kl["mean"] is not None]
-    return sum(mean * n for mean, n in known) / sum(n for _, n in known) if known else None
+def _asked(group: Group) -> Asked:
+    """A prompt and each policy's answer: its only one, or of N the one that the recipe's own reward likes best."""
+    text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in group.prompt)
+    sources = dict.fromkeys(response.source for response in group.responses)
+    return Asked(text, group.meta["kind"], {str(source): _best(group, str(source)) for source in sources})
 
 
-def _asked(folder: Path, kind: str, trained: bool) -> list[Asked]:
-    """The prompts of a kind, in order. Raises RunFailed if the policies were not asked the same."""
-    before = read_groups(folder / BEFORE[kind] / "samples.jsonl")
-    if not trained:
-        return [_best(group, kind) for group in before]
-    after = read_groups(folder / AFTER[kind] / "samples.jsonl")
-    if [group.prompt for group in before] != [group.prompt for group in after]:
-        raise RunFailed(f"the policies did not answer the same prompts in {BEFORE[kind]} and {AFTER[kind]}")
-    return [
-        Asked(_text(ours), kind, {"sft": _answers(theirs, "sft"), "align": _answers(ours, "align")})
-        for theirs, ours in zip(before, after, strict=True)
-    ]
-
-
-def _best(group: Group, kind: str) -> Asked:
-    """Of each half of SFT's answers, the first as SFT's and the best by the recipe's own reward as the policy's."""
-    answers = _answers(group, "sft")
-    n = len(answers) // 2
-    halves = answers[:n], answers[n:]
-    best = [max(half, key=lambda answer: answer.scores[OWN]) for half in halves]
-    return Asked(_text(group), kind, {"sft": [half[0] for half in halves], "align": best}, best_of=n)
-
-
-def _text(group: Group) -> str:
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in group.prompt)
-
-
-def _answers(group: Group, policy: str) -> list[Answer]:
-    return [_answer(response) for response in answers_of(group, policy)]
-
-
-def _answer(response: Response) -> Answer:
-    return Answer(response.text, _scores(response), length(response), response.truncated)
-
-
-def _scores(response: Response) -> dict[str, float]:
-    """The rewards. Raises RunFailed if one is missing, because reward models score every answer."""
-    if missing := sorted(name for name, value in response.scores.items() if value is None):
-        raise RunFailed(f"no score by {', '.join(missing)}: {response.text[:60]!r}")
-    return {name: value for name, value in response.scores.items() if value is not None}
+def _best(group: Group, source: str) -> Answer:
+    best = max(answers_of(group, source), key=lambda response: response.scores.get(OWN) or 0.0)
+    scores = {name: value for name, value in best.scores.items() if value is not None}
+    return Answer(best.text, scores, length(best), best.truncated)
 
 
 def _read(file: Path) -> Row:
@@ -318,5 +219,5 @@ def _read(file: Path) -> Row:
     return Row(**raw, asked=asked)
 
 
-def _stored_answers(raw: Mapping[str, Any]) -> dict[str, list[Answer]]:
-    return {policy: [Answer(**answer) for answer in answers] for policy, answers in raw.items()}
+def _stored_answers(raw: Mapping[str, Any]) -> dict[str, Answer]:
+    return {policy: Answer(**answer) for policy, answer in raw.items()}
