@@ -50,6 +50,7 @@ lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/house.py
 
 fix: .venv/.installed-test
 	$(BIN)/ruff check --fix .

@@ -23,6 +23,7 @@ _WHERE = {
     "executor": "Executor ExecutorContext ExecutorOptions Work",
     "external": "ExternalTrainer TrainerContext",
     "filters": "Filter",
+    "readers": "Reader",
     "formats": "Format",
     "hookspecs": "Register hookimpl",
     "judges": "CheckedJudge check_compares check_rates",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
         RewardRef,
         StageRef,
     )
+    from alignkit.readers import Reader
     from alignkit.reward import (
         LEARNED_KEY,
         REWARD_KEY,

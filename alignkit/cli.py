@@ -16,10 +16,9 @@ import typer
 from typer.core import TyperGroup
 
 from alignkit import __version__
-from alignkit.agreeing.command import agreement
 from alignkit.arguments import NoPlugins, Overrides, PluginFiles, RecipeName, console, load, print_table
 from alignkit.author import blaming
-from alignkit.chatting.command import chat
+from alignkit.commands import add_commands
 from alignkit.errors import (
     AlignkitError,
     OutOfResource,
@@ -28,19 +27,8 @@ from alignkit.errors import (
     message_of,
     no_disk,
 )
-from alignkit.evaluating.command import evaluate
-from alignkit.exporting.command import export
-from alignkit.inspection.command import inspect
 from alignkit.io.leaving import leaving
 from alignkit.io.printable import printable
-from alignkit.labeling.command import label
-from alignkit.planning.command import plan
-from alignkit.reporting.commands import compare, report
-from alignkit.serving.command import serve
-from alignkit.sharing.command import feedback_app
-from alignkit.starter.command import init
-from alignkit.syncing.command import sync
-from alignkit.verification.command import verify
 
 if TYPE_CHECKING:
     from alignkit.plugins import Plugins
@@ -69,10 +57,6 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
-app.add_typer(feedback_app, name="feedback")
-app.command()(init)
-app.command()(label)
-app.command()(plan)
 
 
 PluginName = Annotated[
@@ -224,18 +208,6 @@ def results(
         print(f"deleted {count} results, {size / 1e6:.0f} MB")
 
 
-app.command()(report)
-app.command()(compare)
-app.command()(verify)
-app.command()(evaluate)
-app.command()(chat)
-app.command()(serve)
-app.command()(inspect)
-app.command()(export)
-app.command()(agreement)
-app.command()(sync)
-
-
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
     """List the recipes that come with alignkit, or copy one.
@@ -311,6 +283,9 @@ def _print_results(results: Sequence[Result], run: Path) -> None:
         for item in results
     ]
     print_table(("result", "state", "finished", "MB", "folder"), rows)
+
+
+add_commands(app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from alignkit.data.group import Group
 
@@ -91,7 +91,12 @@ def register_executors(register: Register) -> None:
     """Executors, which carry out a step's rows elsewhere: subclasses of `alignkit.Executor`."""
 
 
-# Events of a run. Hooks observe: their results are ignored, and they must not change what is computed.
+@hookspec
+def register_readers(register: Register) -> None:
+    """Readers of files, by suffix: subclasses of `alignkit.Reader`, as in `register(".notes", Notes)`."""
+
+
+# Events of a run. Hooks observe: they must not change what is computed.
 
 
 @hookspec
@@ -122,6 +127,14 @@ def checkpoint_saved(run: Any, stage: str, path: str) -> None:
 @hookspec
 def stage_finished(run: Any, stage: str, reused: bool) -> None:
     """A stage is complete. :param reused: its result is that of an earlier run."""
+
+
+@hookspec
+def results_shown(run: Any, records: Sequence[Mapping[str, Any]], width: int) -> Sequence[str] | None:
+    """All stages are complete. Return what the run prints.
+
+    :param records: each stage's stage.json. :param width: of the terminal, in characters.
+    """
 
 
 @hookspec

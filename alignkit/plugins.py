@@ -28,6 +28,7 @@ from alignkit.filters import Filter
 from alignkit.formats import Format
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.options import Options
+from alignkit.readers import BUILT_IN, Reader, use_readers
 from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, normalized_name
 from alignkit.reward import Judge, Reward, RewardCombination
 from alignkit.step import Step
@@ -48,6 +49,7 @@ HOOKS = {
     "register_trackers": "tracker",
     "register_engines": "engine",
     "register_executors": "executor",
+    "register_readers": "reader",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Words that recipes use for something else where they would name the implementation.
@@ -107,28 +109,28 @@ class Plugins:
         self.manager.add_hookspecs(hookspecs)
         self.registry = Registry(self.broken)
 
-    def notify(self, hook: str, **kwargs: Any) -> None:
-        """Call an event hook. An observer that fails stops the run, which would otherwise continue unobserved.
+    def notify(self, hook: str, **kwargs: Any) -> list[Any]:
+        """Call an event hook; returns what the observers do. One that fails stops the run, which is then unobserved.
 
         After `run_finished` there is nothing to stop, so a failure is only a warning.
         """
         try:
-            getattr(self.manager.hook, hook)(**kwargs)
+            return list(getattr(self.manager.hook, hook)(**kwargs))
         except (AlignkitError, KeyboardInterrupt):
             raise
         except BaseException as error:
             raise PluginError(f"{self._failing_plugin(hook, error)} failed in {hook}: {_reason(error)}") from error
 
     def _failing_plugin(self, hook: str, error: BaseException) -> str:
-        """The plugin whose implementation of the hook is in the traceback."""
+        """The plugin whose implementation of the hook failed: wrappers are in the traceback, too, above it."""
         impls = getattr(self.manager.hook, hook).get_hookimpls()
         names = {impl.function.__code__: impl.plugin_name for impl in impls if hasattr(impl.function, "__code__")}
-        trace = error.__traceback__
+        trace, failed = error.__traceback__, "a plugin"
         while trace is not None:
             if trace.tb_frame.f_code in names:
-                return f"plugin '{names[trace.tb_frame.f_code]}'"
+                failed = f"plugin '{names[trace.tb_frame.f_code]}'"
             trace = trace.tb_next
-        return "a plugin"
+        return failed
 
     def load(self, candidate: _Candidate) -> None:
         """Load one plugin. If that fails, record why and leave no trace in the manager."""
@@ -202,10 +204,19 @@ def _registrar(hook: str, origin: Registration, registrations: list[tuple[str, R
 
 
 def _check_name(kind: str, name: Any) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if kind == "reader":
+        _check_suffix(name)
+    elif not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"{kind} name {name!r} must consist of letters, digits, '.', '_' and '-'")
     if name in _RESERVED.get(kind, ()):
         raise ValueError(f"{kind} name '{name}' is reserved: recipes use this word for something else")
+
+
+def _check_suffix(name: Any) -> None:
+    if not isinstance(name, str) or not name.startswith(".") or not _NAME.fullmatch(name[1:]):
+        raise ValueError(f"a reader's name is a suffix such as '.notes', not {name!r}")
+    if name in BUILT_IN:
+        raise ValueError(f"files with the suffix {name} need no reader: they are rows")
 
 
 def _base(hook: str) -> type | None:
@@ -222,6 +233,7 @@ def _base(hook: str) -> type | None:
         "register_trackers": Tracker,
         "register_engines": Engine,
         "register_executors": Executor,
+        "register_readers": Reader,
     }.get(hook)
 
 
@@ -392,6 +404,8 @@ def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = ())
                 f"two plugins are called '{plugin.name}' ({who}); remove one, or disable it: --no-plugin PACKAGE:NAME",
             )
     _current = result
+    registry = result.registry
+    use_readers({suffix: registry.get("reader", suffix).implementation for suffix in registry.names("reader")})
     return result
 
 

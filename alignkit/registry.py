@@ -17,6 +17,7 @@ FEW = 6  # names, which fit in an error
 KINDS = (
     *("model", "format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker", "engine"),
     "executor",
+    "reader",
 )
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from alignkit.errors import AlignkitError
@@ -20,6 +21,19 @@ class Stopped(AlignkitError):
     """The run was asked to stop; the same command resumes it."""
 
     exit_code = 75
+
+
+class StageWaits(Stopped):
+    """A stage waits for people, who label its items; the same command continues. Other stages run meanwhile.
+
+    missing: labels. stage, store: who waits, and where the labels go.
+    """
+
+    prefix = ""
+
+    def __init__(self, message: str, *, missing: int, stage: str, store: Path):
+        super().__init__(message)
+        self.missing, self.stage, self.store = missing, stage, store
 
 
 def request_stop(reason: str) -> None:

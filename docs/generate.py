@@ -75,7 +75,7 @@ def part(what: str) -> str:
     if what in tables:
         return tables[what]()
     if kind == "scale" and name:
-        lines = importlib.import_module("alignkit.planning.scale").lines()[name]
+        lines = importlib.import_module("alignkit_apps.plan.scale").lines()[name]
         return markdown(("quantity", "arithmetic", "result"), [(x.what, x.how, x.result) for x in lines])
     if kind == "api":
         return str(script("docs", "api_reference").part(name))
@@ -143,16 +143,14 @@ def layout_table() -> str:
 
 def card_table() -> str:
     """Which model fits which card."""
-    return markdown(*importlib.import_module("alignkit.planning.catalogue").table("sft"))
+    return markdown(*importlib.import_module("alignkit_apps.plan.catalogue").table("sft"))
 
 
 def outcomes() -> str:
-    """The methods that gold reward models have judged, all seeds of a method in a line."""
+    """What each method's policies do by the quick start's measures, all seeds of a method in a line."""
     rows, tables = (importlib.import_module(f"benchmarks.outcomes.{name}") for name in ("rows", "tables"))
     header, *lines = tables.methods_table(rows.shipped())
-    left_out = {header.index(name) for name in ("own reward", "mostly bought with", "cut off", "GiB")}
-    shown, *body = ([cell for n, cell in enumerate(cells) if n not in left_out] for cells in (header, *lines))
-    return markdown(shown, body)
+    return markdown(header[:-1], [line[:-1] for line in lines])  # without the memory
 
 
 def families() -> str:

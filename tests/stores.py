@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from alignkit.feedback.items import Item
-from alignkit.feedback.store import Event, Store
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.store import Event, Store
 
 
 def turn(text: str) -> Any:

@@ -28,7 +28,8 @@ import alignkit
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MODULES = {path.stem for path in (ROOT / "plugins" / "alignkit_plugins").glob("[a-z]*")}
-PLUGINS = {f"alignkit_{name}" for name in MODULES}
+APPS = {"alignkit_report": "alignkit_apps.report.events", "alignkit_labels": "alignkit_apps.feedback.events"}
+PLUGINS = {*APPS, *(f"alignkit_{name}" for name in MODULES)}
 RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
 
 
@@ -44,7 +45,8 @@ def run(code: str, **environment: str) -> str:
 
 def test_every_plugin_file_has_its_entry_point_and_back() -> None:
     declared = PROJECT["project"]["entry-points"]["alignkit"]
-    assert declared == {f"alignkit_{name}": f"alignkit_plugins.{name}" for name in MODULES}
+    modules = {f"alignkit_{name}": f"alignkit_plugins.{name}" for name in MODULES}
+    assert declared == modules | APPS
 
 
 def test_entry_points_are_installed() -> None:
@@ -134,7 +136,7 @@ def imported() -> dict[str, str]:
             elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in IMPORTS_BY_NAME:
                 names = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
             found |= {name.split(".")[0]: str(file.relative_to(ROOT)) for name in names}
-    own = {"alignkit", "alignkit_plugins", *sys.stdlib_module_names}
+    own = {"alignkit", "alignkit_plugins", "alignkit_apps", *sys.stdlib_module_names}
     return {name: file for name, file in found.items() if name not in own}
 
 

@@ -5,11 +5,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from alignkit import plugins as module
 from alignkit.errors import PluginError
+from alignkit.io.progress import Reporter
 from alignkit.plugins import Plugins, load_plugins
 from alignkit.registry import Registration, Registry
 
@@ -305,7 +307,7 @@ def run_finished(error):
 """
 
 
-def test_observers(distribution: MakeDistribution) -> None:
+def test_observers(distribution: MakeDistribution, tmp_path: Path) -> None:
     distribution("x-watch", OBSERVER)
     loaded = load_plugins()
     loaded.notify("stage_started", run=None, stage="sft")
@@ -313,7 +315,7 @@ def test_observers(distribution: MakeDistribution) -> None:
     with pytest.raises(PluginError, match="plugin 'x-watch' failed in stage_finished: ValueError: disk on fire"):
         loaded.notify("stage_finished", run=None, stage="sft", reused=False)
     with pytest.raises(PluginError, match="plugin 'x-watch' failed in run_finished: ValueError: too late"):
-        loaded.notify("run_finished", run=None, error=None)
+        loaded.notify("run_finished", run=SimpleNamespace(folder=tmp_path, reporter=Reporter()), error=None)
 
 
 @pytest.mark.parametrize("text", ["", "def register_rewards(register):\n    register('r', int)\n"])

@@ -11,10 +11,10 @@ from stores import turn
 
 from alignkit import cli
 from alignkit.errors import RunFailed
-from alignkit.feedback.items import Item
-from alignkit.feedback.rows import store_rows
-from alignkit.feedback.store import Store
 from alignkit.statistics import Estimate
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.rows import store_rows
+from alignkit_apps.feedback.store import Store
 from benchmarks.people import words
 from benchmarks.people.ceiling import Setting, expected, noisy
 from benchmarks.people.crowd import AGREEMENT, Crowd, Noise, accuracy_of, crowd_for, labeled_store

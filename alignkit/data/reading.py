@@ -14,10 +14,9 @@ from alignkit.data import hub
 from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines
 from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs
 from alignkit.errors import BadRow, DataError, PluginError
-from alignkit.feedback.database import SUFFIX
-from alignkit.feedback.rows import store_digest, store_rows
 from alignkit.formats import Format
 from alignkit.io.digest import file_digest
+from alignkit.readers import reader_of
 from alignkit.registry import Component
 
 NEAREST = 5  # formats that an error suggests
@@ -99,7 +98,7 @@ def read_source(
     """Read a source. place: its index in its data entry, which its groups' origin holds."""
     if source.split and not source.hub:
         raise DataError(f"{source.name}: only a hub data set has a 'split'; remove it, or name another file")
-    reader = Reader(source, formats)
+    reader = RowReader(source, formats)
     groups: list[Group] = []
     bad: list[SkippedRow] = []
     good, sample = 0, None
@@ -119,15 +118,16 @@ def read_source(
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of what a file says: of its bytes, or of what counts in a store of feedback."""
-    return store_digest(path) if path.suffix == SUFFIX else file_digest(path)
+    """SHA-256 of what a file says: of its bytes, or of what its reader finds in it."""
+    reader = reader_of(path)
+    return file_digest(path) if reader is None else reader.digest(path)
 
 
 def recognized_format(source: DataSource, formats: Formats, stage_data: StageData, commit: hub.CommitOf) -> str:
     """The format that the source's first row decides; empty if the recipe names one, or if none can be found."""
     if source.format is not None or source.stage:
         return ""
-    reader = Reader(source, formats)
+    reader = RowReader(source, formats)
     try:
         for _, row in reader.rows(stage_data, commit):
             if reader.format is None and not isinstance(row, BadRow):
@@ -157,7 +157,7 @@ class _StoredGroups(Format):
         pass
 
 
-class Reader:
+class RowReader:
     """Turns a source's rows into groups; the first row that can be parsed decides the format."""
 
     def __init__(self, source: DataSource, formats: Formats):
@@ -187,9 +187,8 @@ class Reader:
         path = stage_data(source.stage) if source.stage else Path(str(source.path))
         if suffix_of(path) == ".txt":
             return self._text_rows(path)
-        if path.suffix == SUFFIX:
-            return store_rows(path)
-        return file_rows(path)
+        reader = reader_of(path)
+        return file_rows(path) if reader is None else reader.rows(path)
 
     def _text_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
         if self.format is None:

@@ -14,8 +14,8 @@ from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, resolved_pairs, sha256_of, turns_of
 from alignkit.data.reading import DataSource, Formats, Sample, SourceRows, StageData, read_source
 from alignkit.errors import DataError
-from alignkit.feedback.database import SUFFIX
 from alignkit.formats import text_of
+from alignkit.readers import reader_of
 
 OR_SKIP = ", or set 'on_bad_row: skip'"
 
@@ -141,8 +141,8 @@ def shares_of(spec: DataSpec) -> list[float | None]:
 
 def _no_usable_row(source: DataSource, bad: Sequence[SkippedRow]) -> str:
     why = f"bad rows skipped: {len(bad)}, the first: {bad[0]}" if bad else "the source is empty"
-    if not bad and source.path is not None and source.path.suffix == SUFFIX:
-        why = "it has no label that the recipe reads; pairs of evaluations are held out, unless 'held_out: true'"
+    if not bad and source.path is not None and (reader := reader_of(source.path)) is not None:
+        why = reader.no_rows
     return f"{source.name}: no usable row; {why}"
 
 

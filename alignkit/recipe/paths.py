@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import did_you_mean
-from alignkit.feedback.database import SUFFIX
 from alignkit.io.lookup import exists, expanded, is_dir, resolved
+from alignkit.readers import reader_of
 from alignkit.recipe.document import Document, Keys
 from alignkit.recipe.problems import Problems
 
@@ -73,9 +73,9 @@ class Paths:
         return None
 
     def option(self, value: Path, keys: Keys) -> Path:
-        """Check the file that an option names, and return its absolute path. A store need not exist yet."""
+        """Check the file that an option names, and return its absolute path. One that runs write need not exist yet."""
         path = self.locate(str(value), keys)
-        if not exists(path) and path.suffix != SUFFIX:
+        if not exists(path) and not ((reader := reader_of(path)) and reader.grows):
             help = self.meant_in_recipe(str(value), keys) or f"looked for {path}"
             self.problems.error(keys, f"no such file: {value}", help=help)
         return path

@@ -11,7 +11,7 @@ from typing import Any
 
 from alignkit.data.group import LEVELS, Group, Response, resolved_pairs
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.feedback.database import SUFFIX
+from alignkit.readers import reader_of
 
 FACTS = ("name", "format", "rows", "held_out", "skipped", "ties")  # of a source
 STEPS = [digit * 10**power for power in range(1, 9) for digit in (1, 2, 5)]  # upper ends of lengths in a histogram
@@ -21,29 +21,22 @@ PARTS = 10  # of a histogram of margins
 def source_records(spec: DataSpec, loaded: Loaded) -> list[dict[str, Any]]:
     """For each source of a data entry, how it was read, and its card. Rows held out for validation count.
 
-    Of a store of feedback also how far its annotators agree.
+    Of a file with a reader of its own also what that says of it.
     """
     parts: list[list[Group]] = [[] for _ in loaded.sources]
     for groups in (loaded.groups, loaded.validation):
         for group in groups:
             parts[group.origin.source if group.origin is not None else 0].append(group)
     return [
-        {**{name: getattr(facts, name) for name in FACTS}, "card": card(groups), **_people(source.path)}
+        {**{name: getattr(facts, name) for name in FACTS}, "card": card(groups), **_more(source.path)}
         for source, facts, groups in zip(spec.sources, loaded.sources, parts, strict=True)
     ]
 
 
-def _people(path: Path | None) -> dict[str, Any]:
-    """How far the annotators of a store agree; empty for other data, and without labels to compare."""
-    if path is None or path.suffix != SUFFIX:
-        return {}
-    from alignkit.feedback.agreed import agreement
-    from alignkit.feedback.standing import labeled
-    from alignkit.feedback.store import Store
-
-    with Store.open(path, write=False) as store:
-        found = agreement(labeled(store))
-    return {"agreement": found} if found else {}
+def _more(path: Path | None) -> Mapping[str, Any]:
+    """What a file's reader says of it; empty for other data."""
+    reader = None if path is None else reader_of(path)
+    return {} if reader is None or path is None else reader.facts(path)
 
 
 def card(groups: Sequence[Group]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from pydantic import BaseModel
 from alignkit import kernels
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec
-from alignkit.feedback.database import SUFFIX
 from alignkit.io.digest import digest, file_digest, folder_digest, model_digest, versions
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.source_code import plugin_digests, source_digests
+from alignkit.readers import reader_of
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
 from alignkit.runs.data import RunData
@@ -102,7 +102,7 @@ class _Fingerprint:
         if isinstance(value, Path):
             path = self.folder / value
             within = path.relative_to(self.folder) if path.is_relative_to(self.folder) else value
-            if path.suffix == SUFFIX:  # a store, into which people write; where it is does not matter
+            if (reader := reader_of(path)) and reader.grows:  # where it is does not matter
                 return path.name
             return folder_digest(path) if is_dir(path) else self._file(path) or str(within)
         if isinstance(value, Mapping):

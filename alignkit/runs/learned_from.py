@@ -18,7 +18,7 @@ from alignkit.io.stage_results import is_result_name
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
-from alignkit.reporting.files import RECIPE
+from alignkit.runs.files import RECIPE
 
 WHICH = ("model", "base_url", "folder", "path", "module", "function", "role", "label", "language", "pattern")
 Marks = frozenset[str]  # what tells raters and their data from each other

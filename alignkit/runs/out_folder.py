@@ -7,9 +7,7 @@ from pathlib import Path
 
 from alignkit.errors import Problem, RecipeError
 from alignkit.io.lookup import exists
-from alignkit.reporting.files import RECIPE
-from alignkit.reporting.history import STARTS
-from alignkit.reporting.write import FACTS, MARKDOWN, PAGE
+from alignkit.runs.files import FACTS, MARKDOWN, PAGE, RECIPE, STARTS
 from alignkit.runs.stage_store import is_empty
 from alignkit.runs.template_date import DATE
 

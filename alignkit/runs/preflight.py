@@ -17,8 +17,6 @@ from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.executor import Executor
 from alignkit.external import ExternalTrainer
-from alignkit.feedback.store import Store
-from alignkit.feedback.waiting import STORE
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.trackers import tracker_problem
@@ -27,7 +25,6 @@ from alignkit.reward import Judge, Reward
 from alignkit.runs.data import RunData
 from alignkit.runs.reference_check import check_local_references
 from alignkit.runs.stage_check import check_stage_data, check_step_data
-from alignkit.runs.stage_store import StageStore
 from alignkit.runs.weak_models import weak_models
 
 if TYPE_CHECKING:
@@ -100,15 +97,6 @@ def check_trackers(recipe: Recipe) -> None:
             problems.append(tracker_problem(recipe, index, str(error)))
     if problems:
         raise RecipeError(problems)
-
-
-def check_labels(run: StageStore, say: Callable[[str], None]) -> None:
-    """Raise DataError if the run has labels of people that cannot be read. Says which stores are gone."""
-    if (path := run.folder / STORE).exists():
-        Store.open(path, write=False).close()
-    for stage in run.stages:
-        if (gone := run.labels(stage)) is not None and not gone.exists():
-            say(f"{stage}: warning: the store {gone} is gone, with all labels in it; people will be asked again")
 
 
 def check_folders(recipe: Recipe, stages: Sequence[Stage], bases: RunBases) -> None:

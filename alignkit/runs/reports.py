@@ -1,8 +1,8 @@
-"""What a stage leaves behind in words: its record, its report, and what the run prints of both."""
+"""What a stage leaves behind: its record and its report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,6 @@ from alignkit.author import calling, made
 from alignkit.io.atomic import write_text
 from alignkit.recipe.schema import Stage
 from alignkit.report import Report
-from alignkit.reporting.files import UNEXPECTED
-from alignkit.reporting.people import people_of, people_tables
-from alignkit.reporting.side_by_side import blocks, pairs_of
 from alignkit.step import Artifact
 
 
@@ -59,21 +56,6 @@ def _log_odds(stage: Stage) -> bool:
     algorithm, author = made(stage.component, stage.name)
     with calling(author, "log_odds", algorithm):
         return bool(algorithm.log_odds)
-
-
-def printed(record: Mapping[str, Any], width: int) -> str:
-    """What a run prints of a stage in the end, from its stage.json; empty for most stages."""
-    report = Report.restored(record["report"]).text(width) if record.get("report") else ""
-    people = Report(people_tables(people_of(record["name"], record))).text(width)
-    return "\n\n".join(part for part in (report, people, record.get("text") or "") if part)
-
-
-def swapped(folder: Path, stages: Iterable[str], width: int) -> str:
-    """What a run prints of results that replaced earlier ones; empty without any, or if files are damaged."""
-    try:
-        return Report(blocks([pair for stage in stages for pair in pairs_of(folder, stage)], folder)).text(width)
-    except UNEXPECTED:
-        return ""
 
 
 def facts(summary: Mapping[str, Any]) -> str:

@@ -14,8 +14,7 @@ from pathlib import Path
 from alignkit.io.atomic import NEW, make_folder, move_folder, sync_folder
 from alignkit.io.stage_results import EARLIER, read_record
 from alignkit.recipe.schema import Recipe
-from alignkit.reporting.files import RECIPE
-from alignkit.reporting.people import FILE
+from alignkit.runs.files import AGREEMENT, RECIPE
 from alignkit.runs.stage_store import StageStore, damage_of
 
 SWITCH = "ALIGNKIT_REUSE"  # 0: a run reuses only its own stages
@@ -46,7 +45,7 @@ def reusable(stage: str, stage_hash: str, runs: Sequence[Path]) -> Iterator[tupl
     for run in runs:
         for folder in (run / stage, run / EARLIER / stage / stage_hash[:16]):
             record = read_record(folder) if os.access(folder, os.X_OK) else {}
-            if record.get("complete") and record.get("hash") == stage_hash and not (folder / FILE).exists():
+            if record.get("complete") and record.get("hash") == stage_hash and not (folder / AGREEMENT).exists():
                 yield run, folder
 
 

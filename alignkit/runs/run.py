@@ -25,7 +25,6 @@ from alignkit.processes.team import ALONE, Team
 from alignkit.processes.world import check_size
 from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
-from alignkit.reporting.write import report_run
 from alignkit.reward import Context
 from alignkit.runs import preflight
 from alignkit.runs.bases import RunBases
@@ -40,7 +39,7 @@ from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.machine import machine_of
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.reference_check import check_references
-from alignkit.runs.reports import facts, printed, stage_record, swapped, write_report
+from alignkit.runs.reports import facts, stage_record, write_report
 from alignkit.runs.results import result_hashes
 from alignkit.runs.reuse import has_stages, other_runs, reuse
 from alignkit.runs.stage_context import stage_context
@@ -84,12 +83,11 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             run.reporter.stop()
             if "trackers" in vars(run):
                 run.trackers.finish()
+            write_end(folder, error, run.reused, peak_memory(run.models))
             try:
                 plugins().notify("run_finished", run=run, error=error)
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
-            write_end(folder, error, run.reused, peak_memory(run.models))
-            report_run(folder, run.reporter.say)
 
 
 class Run:
@@ -159,9 +157,9 @@ class Run:
         self.stage_name = ""
         waiting.end(self.reporter.say)
         self.store.join_metrics(stage.name)
-        for record in self._records:
-            self.reporter.result(printed(record, self.reporter.width))
-        self.reporter.result(swapped(self.folder, self.recipe.stages, self.reporter.width))
+        for texts in plugins().notify("results_shown", run=self, records=self._records, width=self.reporter.width):
+            for text in texts:
+                self.reporter.result(text)
         took = f"done in {duration(time.monotonic() - began)} ({', '.join(times)})"
         self.reporter.say(f"{took}; peak memory {peak_memory(self.models)}")
         self.reporter.say(f"results: {self.folder}")
@@ -170,7 +168,6 @@ class Run:
         """Check what can be checked before the first stage runs."""
         waiting = self._incomplete()
         preflight.check_trackers(self.recipe)
-        preflight.check_labels(self.store, self.reporter.say)
         preflight.check_components(self.recipe, waiting)
         self.bases.check_devices(waiting)
         preflight.check_folders(self.recipe, waiting, self.bases)

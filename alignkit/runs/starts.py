@@ -18,12 +18,11 @@ from typing import IO, Any
 import psutil
 
 from alignkit.errors import message_of
-from alignkit.feedback.waiting import LabelsNeeded
 from alignkit.io.credentials import redacted
 from alignkit.io.lookup import IMPOSSIBLE
-from alignkit.reporting.history import STARTS
+from alignkit.runs.files import STARTS
 from alignkit.runs.process import resume_command
-from alignkit.stopping import Stopped
+from alignkit.stopping import StageWaits, Stopped
 
 
 def write_start(folder: Path, recipe_folder: Path) -> None:
@@ -47,7 +46,7 @@ def write_end(folder: Path, error: BaseException | None, reused: Sequence[str], 
 def _outcome(error: BaseException | None) -> str:
     if error is None:
         return "done"
-    if isinstance(error, LabelsNeeded):
+    if isinstance(error, StageWaits):
         return "waiting"
     return "interrupted" if isinstance(error, KeyboardInterrupt | Stopped) else "failed"
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from alignkit.feedback.waiting import LabelsNeeded
 from alignkit.recipe.schema import Stage
 from alignkit.runs.stage_store import StageStore
+from alignkit.stopping import StageWaits
 
 
 @dataclass
 class Waiting:
     """The stages of a run that wait, by name, and all that cannot run before they are done, in order."""
 
-    errors: dict[str, LabelsNeeded] = field(default_factory=dict)
+    errors: dict[str, StageWaits] = field(default_factory=dict)
     blocked: dict[str, None] = field(default_factory=dict)
 
     @contextmanager
@@ -23,7 +23,7 @@ class Waiting:
         """The block runs a stage, which may wait."""
         try:
             yield
-        except LabelsNeeded as error:
+        except StageWaits as error:
             self.errors[error.stage] = error
             self.blocked[error.stage] = None
             store.wait(error.stage, error.missing, error.store)
@@ -36,7 +36,7 @@ class Waiting:
         return found
 
     def end(self, say: Callable[[str], None]) -> None:
-        """Raise LabelsNeeded if a stage waits."""
+        """Raise StageWaits if a stage waits."""
         errors, later = list(self.errors.values()), [name for name in self.blocked if name not in self.errors]
         if later:
             say(f"not yet, because they need these labels: {', '.join(later)}")
@@ -45,4 +45,4 @@ class Waiting:
         if errors:
             missing = sum(error.missing for error in errors)
             names = ", ".join(self.errors)
-            raise LabelsNeeded("\n".join(map(str, errors)), missing=missing, stage=names, store=errors[0].store)
+            raise StageWaits("\n".join(map(str, errors)), missing=missing, stage=names, store=errors[0].store)

@@ -185,7 +185,9 @@ def run(overrides: Sequence[str], folder: Path, log: Path) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "alignkit", "run", str(RECIPE), *overrides, "--out", str(folder)]
     with log.open("w", encoding="utf-8") as text:
-        process = subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, stdout=text, stderr=subprocess.STDOUT, env={**os.environ, "ALIGNKIT_REUSE": "1"}
+        )
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

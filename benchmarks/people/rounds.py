@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkit.errors import RunFailed
-from alignkit.feedback.items import Item
-from alignkit.feedback.store import Store
 from alignkit.statistics import Estimate
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.store import Store
 from benchmarks.people.crowd import AGREEMENT, crowd_for
 
 RECIPE = Path(__file__).with_name("people.yaml")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit.feedback.assignment import next_item
-from alignkit.feedback.items import Item
-from alignkit.feedback.store import Event, Store
+from alignkit_apps.feedback.assignment import next_item
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.store import Event, Store
 
 Decide = Callable[[Item], Mapping[str, Any] | str]
 

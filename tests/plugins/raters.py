@@ -13,9 +13,10 @@ from labelers import Decide, label_all, number
 from test_evaluate import Scripted, context, prompts, said, step
 
 from alignkit import Group, Judge, Response, StepContext, Verdict
-from alignkit.feedback.items import Item
-from alignkit.feedback.waiting import STORE, LabelsNeeded
 from alignkit.runs.durable_map import durable_map
+from alignkit.stopping import StageWaits
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.waiting import STORE
 
 COUNT = 20
 POLICIES = ["sft", "align"]
@@ -49,7 +50,7 @@ def evaluated(
     models, groups = options.pop("models", None) or Blind(count), options.pop("groups", None) or prompts(count)
     options = {"policies": POLICIES, "rewards": [], "people": {}, **options}
     there = kept(models, folder, groups)
-    with pytest.raises(LabelsNeeded):
+    with pytest.raises(StageWaits):
         step(**options).run(there)
     for name in who:
         label_all(folder / STORE, decide, name)

@@ -25,10 +25,11 @@ from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepC
 from alignkit.comparison import short_names
 from alignkit.data.group import read_groups
 from alignkit.errors import OtherTokenizer
-from alignkit.feedback.waiting import STORE, LabelsNeeded
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
+from alignkit.stopping import StageWaits
 from alignkit.training.scoring import Scorer
+from alignkit_apps.feedback.waiting import STORE
 from alignkit_plugins.evaluate import report
 
 HELPFUL = RewardSpec("stage", "helpful")
@@ -495,7 +496,7 @@ def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None
     examples = [Group((), (Response(f"text {i}"),)) for i in range(2)]
     there = replace(there, load=lambda spec: examples if spec == "examples" else groups)
     asking = step(base=True, policies=["sft", "align"], top_k=5, people={"task": "safety", "prompts": 5}, **options)
-    with pytest.raises(LabelsNeeded):
+    with pytest.raises(StageWaits):
         asking.run(there)
     label_all(tmp_path / STORE, lambda item: {"by": str(item.origins[0]), "safety": "both_safe"})
     asking.run(there)

@@ -18,12 +18,12 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
-from alignkit.feedback.assignment import Assignment, next_item
-from alignkit.feedback.database import VERSION
-from alignkit.feedback.items import TASKS
-from alignkit.feedback.standing import labeled
-from alignkit.feedback.store import Event, Store
-from alignkit.labeling.start import Plans, Source, prepared
+from alignkit_apps.feedback.assignment import Assignment, next_item
+from alignkit_apps.feedback.database import VERSION
+from alignkit_apps.feedback.items import TASKS
+from alignkit_apps.feedback.standing import labeled
+from alignkit_apps.feedback.store import Event, Store
+from alignkit_apps.label.start import Plans, Source, prepared
 
 PROMPTS = [f"bread {word}" for word in ("is", "good", "old", "new")]
 ANSWERS: dict[str, Any] = {

@@ -16,10 +16,11 @@ from raters import COUNT, POLICIES, WIDTH, Blind, Told, evaluated, kept, mostly_
 from test_evaluate import HELPFUL, judge_component, prompts, said, step
 
 from alignkit import DataError, Group, Response, RunFailed
-from alignkit.feedback.store import Event, Store
-from alignkit.feedback.waiting import STORE, LabelsNeeded
-from alignkit.labeling.desk import Desk
-from alignkit.labeling.guidelines import Guidelines
+from alignkit.stopping import StageWaits
+from alignkit_apps.feedback.store import Event, Store
+from alignkit_apps.feedback.waiting import STORE
+from alignkit_apps.label.desk import Desk
+from alignkit_apps.label.guidelines import Guidelines
 
 
 def test_equal_answers_are_ties_and_nobody_is_asked(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_people_see_the_plain_prompt_of_a_policy_with_examples(tmp_path: Path) -
     there = replace(there, load=lambda spec: examples if spec == "examples" else prompts(COUNT))
     options: dict[str, Any] = {"policies": POLICIES, "rewards": [], "people": {}, "few_shot": few}
     models.sample = with_examples(models)  # type: ignore[method-assign]
-    with pytest.raises(LabelsNeeded):
+    with pytest.raises(StageWaits):
         step(**options).run(there)
     items = label_all(tmp_path / STORE, lambda item: str(item.origins[0]))
     assert {item.origins for item in items} == {("sft+2", "sft"), ("align", "sft")}
@@ -82,13 +83,13 @@ def test_nothing_is_computed_again_when_labels_arrive(tmp_path: Path) -> None:
     models.scores = lambda stage, groups: calls.append(stage) or scores(stage, groups)  # type: ignore[method-assign,func-returns-value]
     options: dict[str, Any] = {"rewards": [HELPFUL], "judges": [judge_component(Told, judge)], "people": {}}
     there = kept(models, tmp_path, prompts(COUNT))
-    with pytest.raises(LabelsNeeded):
+    with pytest.raises(StageWaits):
         step(policies=POLICIES, **options).run(there)
     done = (len(models.sampled), len(models.measured), len(calls), judge.asked)
     assert all(done)
     known = (tmp_path / "out" / "report.txt").read_text()
     assert "align against sft: helpful" in known and "people" not in known
-    with pytest.raises(LabelsNeeded):
+    with pytest.raises(StageWaits):
         step(policies=POLICIES, **options).run(there)
     label_all(tmp_path / STORE, mostly_align)
     artifact = step(policies=POLICIES, **options).run(there)
@@ -101,7 +102,7 @@ def test_labels_of_other_answers_do_not_count(tmp_path: Path) -> None:
     options: dict[str, Any] = {"policies": POLICIES, "rewards": [], "people": {}}
     models = Blind(texts="a new answer {i} of {letter}")
     there = replace(kept(models, tmp_path, prompts(COUNT)), map=lambda name, rows, f: list(f(rows)))
-    with pytest.raises(LabelsNeeded, match="waits for 20 labels"):
+    with pytest.raises(StageWaits, match="waits for 20 labels"):
         step(**options).run(there)
     items = label_all(tmp_path / STORE, lambda item: "sft")
     assert len(items) == COUNT and all("new" in str(item.responses) for item in items)  # nobody sees the old ones
@@ -112,7 +113,7 @@ def test_labels_of_other_answers_do_not_count(tmp_path: Path) -> None:
 def test_some_prompts_and_enough_labels(tmp_path: Path) -> None:
     options: dict[str, Any] = {"policies": POLICIES, "rewards": [], "people": {"prompts": 10, "labels": 6}}
     there = kept(Blind(), tmp_path, prompts(COUNT))
-    with pytest.raises(LabelsNeeded, match="waits for 6 labels"):
+    with pytest.raises(StageWaits, match="waits for 6 labels"):
         step(**options).run(there)
     with Store.open(tmp_path / STORE) as store:
         items = [stored.item for stored in store.items()]
@@ -126,7 +127,7 @@ def test_some_prompts_and_enough_labels(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_nothing_of_the_policies(tmp_path: Path) -> None:
-    with pytest.raises(LabelsNeeded):
+    with pytest.raises(StageWaits):
         step(policies=POLICIES, rewards=[HELPFUL], people={}).run(kept(Blind(), tmp_path, prompts(COUNT)))
     with Store.open(tmp_path / STORE) as store:
         shown = json.dumps(Desk(store, Guidelines(store)).next("ann", {}))
@@ -136,7 +137,7 @@ def test_the_page_shows_nothing_of_the_policies(tmp_path: Path) -> None:
 def test_labelers_get_the_guidelines_of_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "rules.md").write_text("Prefer the truth.")
     people = {"guidelines": tmp_path / "rules.md"}
-    with pytest.raises(LabelsNeeded):
+    with pytest.raises(StageWaits):
         step(policies=POLICIES, rewards=[], people=people).run(kept(Blind(), tmp_path, prompts(COUNT)))
     with Store.open(tmp_path / STORE) as store:
         assert Guidelines(store).current()[1] == "Prefer the truth."

@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from alignkit import statistics
 from alignkit.cli import main
 from alignkit.data.group import read_groups
-from alignkit.feedback.store import Store
+from alignkit_apps.feedback.store import Store
 
 SFT = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 2, "learning_rate": 0.01}
 PEOPLE: dict[str, Any] = {

@@ -15,11 +15,12 @@ from test_evaluate import HELPFUL, judge_component, prompts, said, step, triple
 
 from alignkit import Response, statistics
 from alignkit.agreement import two_raters
-from alignkit.feedback.items import Item
-from alignkit.feedback.store import Event, Store
-from alignkit.feedback.waiting import STORE, LabelsNeeded
 from alignkit.ranking import elo_gap
-from alignkit.reporting import judging, tables
+from alignkit.stopping import StageWaits
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.store import Event, Store
+from alignkit_apps.feedback.waiting import STORE
+from alignkit_apps.report import judging, tables
 
 
 def test_the_numbers_of_people_by_hand(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_the_sides_that_were_shown_are_turned_back(tmp_path: Path) -> None:
 def test_people_who_always_take_the_left_answer_are_called_no_judge(tmp_path: Path) -> None:
     options: dict[str, Any] = {"policies": POLICIES, "rewards": [], "people": {}}
     there = kept(Blind(40), tmp_path, prompts(40))
-    with pytest.raises(LabelsNeeded):
+    with pytest.raises(StageWaits):
         step(**options).run(there)
     with Store.open(tmp_path / STORE) as store:
         for place, stored in enumerate(store.items()):
@@ -98,7 +99,7 @@ def test_labels_of_several_people_are_averaged_and_their_agreement_is_shown(tmp_
     options: dict[str, Any] = {"policies": POLICIES, "rewards": [], "people": {"annotators": 2}}
     there = kept(Blind(), tmp_path, prompts(COUNT))
     for name, first in turns.items():
-        with pytest.raises(LabelsNeeded, match="waits for"):
+        with pytest.raises(StageWaits, match="waits for"):
             step(**options).run(there)
         label_all(tmp_path / STORE, lambda item, first=first: "sft" if number(item) < first else "align", name)
     artifact = step(**options).run(there)
@@ -118,7 +119,7 @@ def test_labels_of_several_people_are_averaged_and_their_agreement_is_shown(tmp_
 def test_adjudicated_flagged_and_skipped_pairs(tmp_path: Path) -> None:
     options: dict[str, Any] = {"policies": POLICIES, "rewards": [], "people": {}}
     there = kept(Blind(), tmp_path, prompts(COUNT))
-    with pytest.raises(LabelsNeeded):
+    with pytest.raises(StageWaits):
         step(**options).run(there)
     asides = {0: "flag", 1: "flag", 2: "skip"}
     items = label_all(tmp_path / STORE, lambda item: asides.get(number(item), "align"))
@@ -242,7 +243,7 @@ def test_a_pair_that_comes_twice(tmp_path: Path) -> None:
     """One label in two is repeated, and the person changes the mind about every second pair."""
     options: dict[str, Any] = {"policies": POLICIES, "rewards": [], "people": {}}
     there = kept(Blind(), tmp_path, prompts(COUNT))
-    with pytest.raises(LabelsNeeded):
+    with pytest.raises(StageWaits):
         step(**options).run(there)
     with Store.open(tmp_path / STORE) as store:
         for place, stored in enumerate(store.items()):

@@ -11,11 +11,11 @@ import pytest
 from watched import SFT, STILL, Ran, Watched, online
 
 from alignkit import Group, Needs, RunFailed
-from alignkit.reporting.history import incidents, warnings_of
 from alignkit.training.online import OnlineStage
 from alignkit.training.rollouts import RolloutFiles
 from alignkit.training.watch import StageWatch
 from alignkit.watching.falling import Gold
+from alignkit_apps.report.history import incidents, warnings_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from alignkit import statistics
+from alignkit import Group, statistics
+from alignkit.constitution import Principle
 from alignkit.report import Report, SideBySide, Table
 
-if TYPE_CHECKING:
-    from alignkit_plugins.constitutional.revise import Chain
-
 SHOWN = 2  # chains in the report
+
+
+@dataclass
+class Chain:
+    """A prompt with its answer and what became of it.
+
+    principles: one for each round. rounds: a dictionary with principle, critique and revision each. dropped: why the
+    chain is of no use; empty if it is.
+    """
+
+    group: Group
+    principles: Sequence[Principle]
+    answer: str = ""
+    rounds: list[dict[str, str]] = field(default_factory=list)
+    dropped: str = ""
+
+    @property
+    def newest(self) -> str:
+        """The last revision, or the answer."""
+        return self.rounds[-1]["revision"] if self.rounds else self.answer
 
 
 def facts_of(chains: Sequence[Chain], critic: str) -> dict[str, Any]:

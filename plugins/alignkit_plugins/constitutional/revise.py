@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +27,8 @@ from alignkit.comparison import prompts_to_compare
 from alignkit.constitution import Principle, drawn
 from alignkit.remote import key_of
 from alignkit_plugins.constitutional import asking
-from alignkit_plugins.constitutional.report import facts_of, report
+from alignkit_plugins.constitutional.report import Chain, facts_of, report
 from alignkit_plugins.constitutional.writers import PolicyWriter, Server, ServerWriter, Writer, Written
-
-
-@dataclass
-class Chain:
-    """A prompt with its answer and what became of it.
-
-    principles: one for each round. rounds: a dictionary with principle, critique and revision each. dropped: why the
-    chain is of no use; empty if it is.
-    """
-
-    group: Group
-    principles: Sequence[Principle]
-    answer: str = ""
-    rounds: list[dict[str, str]] = field(default_factory=list)
-    dropped: str = ""
-
-    @property
-    def newest(self) -> str:
-        """The last revision, or the answer."""
-        return self.rounds[-1]["revision"] if self.rounds else self.answer
 
 
 class Revise(Step):

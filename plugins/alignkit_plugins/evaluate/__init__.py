@@ -35,9 +35,9 @@ from alignkit import (
 )
 from alignkit.comparison import Prompted, prompts_to_compare, sample_policies, short_names
 from alignkit.data.group import group_to_json, write_groups
-from alignkit.feedback.waiting import LabelsNeeded
 from alignkit.judge_card import PEOPLE, check_names, judge_names, mapped
 from alignkit.reward_columns import Column, label, scored_by
+from alignkit.stopping import StageWaits
 from alignkit_plugins.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.evaluate.cards import Cards
 from alignkit_plugins.evaluate.few_shot import Examples, FewShot, check_no_examples, different, draw
@@ -199,7 +199,7 @@ class Evaluate(Step):
             return self._artifact(measured, verdicts, checked, None, context)
         try:
             said = ask(options.people, measured.groups, self._compared, str(self.baseline), context)
-        except LabelsNeeded:
+        except StageWaits:
             known = self._artifact(measured, verdicts, checked, None, context)
             if known.report is not None and (options.measures or options.rewards or judges):
                 context.write_text("report.txt", f"{known.report.text()}\n")

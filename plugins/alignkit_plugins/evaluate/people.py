@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from alignkit import BadRow, Field, Group, Response, StepContext, Verdict, seeds, statistics
 from alignkit.comparison import answers_of, short_names
 from alignkit.data.spoken import all_turns
-from alignkit.feedback.asking import LabelPlaces
-from alignkit.feedback.items import Item, item_of
-from alignkit.feedback.labels import Label
-from alignkit.feedback.standing import Labeled
-from alignkit.feedback.waiting import STORE, labels_of
 from alignkit.judgments import by_unit
+from alignkit_apps.feedback.asking import LabelPlaces
+from alignkit_apps.feedback.items import Item, item_of
+from alignkit_apps.feedback.labels import Label
+from alignkit_apps.feedback.standing import Labeled
+from alignkit_apps.feedback.waiting import STORE, labels_of
 from alignkit_plugins.evaluate.judged import Judged
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Said:
 
 
 def ask(options: People, groups: Sequence[Group], policies: Sequence[str], baseline: str, context: StepContext) -> Said:
-    """What people say of the policies. Raises LabelsNeeded until they have said enough."""
+    """What people say of the policies. Raises StageWaits until they have said enough."""
     order = seeds.stream(context.seed, "people").permutation(len(groups))[: options.prompts]
     verdicts: dict[Place, Verdict] = {}
     items: dict[Place, Item] = {}

@@ -24,16 +24,16 @@ from alignkit import (
     StepContext,
     StepData,
 )
-from alignkit.feedback.agreed import agreement, agreement_tables
-from alignkit.feedback.asking import LabelPlaces, Wanted, items_of, joined, questions_of, shortage, with_rewards
-from alignkit.feedback.items import CRITERIA, Item
-from alignkit.feedback.opinions import rated
-from alignkit.feedback.rows import counts, row_of
-from alignkit.feedback.standing import Labeled, labeled
-from alignkit.feedback.store import Store
-from alignkit.feedback.waiting import STORE, labels_of
 from alignkit.judge_card import check_names
 from alignkit.report import Report, Table
+from alignkit_apps.feedback.agreed import agreement, agreement_tables
+from alignkit_apps.feedback.asking import LabelPlaces, Wanted, items_of, joined, questions_of, shortage, with_rewards
+from alignkit_apps.feedback.items import CRITERIA, Item
+from alignkit_apps.feedback.opinions import rated
+from alignkit_apps.feedback.rows import counts, row_of
+from alignkit_apps.feedback.standing import Labeled, labeled
+from alignkit_apps.feedback.store import Store
+from alignkit_apps.feedback.waiting import STORE, labels_of
 from alignkit_plugins.feedback.format import Feedback, FeedbackOptions, Task
 
 

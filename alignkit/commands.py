@@ -1,0 +1,80 @@
+"""Commands of packages: modules named in the entry-point group `alignkit.commands`, with `register_commands`.
+
+The group is not that of plugins, so that `alignkit --help` loads none. A module of this group should import little: it
+is loaded whenever `alignkit` starts.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pluggy
+import typer
+
+from alignkit.errors import AlignkitError, PluginError
+from alignkit.hookspecs import hookspec
+from alignkit.io.printable import printable
+
+GROUP = "alignkit.commands"
+
+
+class RegisterCommand(Protocol):
+    """Adds `alignkit NAME`: a function with typer's annotations, or a `typer.Typer` with commands of its own."""
+
+    def __call__(self, command: Callable[..., Any] | typer.Typer, name: str = "") -> None: ...
+
+
+@hookspec
+def register_commands(register: RegisterCommand) -> None:
+    """Commands: functions with typer's annotations, whose first docstring line is what `alignkit --help` shows."""
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of all packages, alignkit's first. One that fails is a warning, and leaves out its own only."""
+    found = importlib.metadata.entry_points(group=GROUP)
+    for entry in sorted(found, key=lambda entry: (_package(entry) != "alignkit", _package(entry), entry.name)):
+        try:
+            _add(app, entry)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # includes sys.exit() at import
+            reason = str(error) if isinstance(error, AlignkitError) else f"{type(error).__name__}: {error}"
+            text = f"warning: no commands of {_package(entry)}, {entry.name} = {entry.value}: {reason}"
+            print(printable(text), file=sys.stderr)
+
+
+def _package(entry: importlib.metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else ""
+
+
+def _add(app: typer.Typer, entry: importlib.metadata.EntryPoint) -> None:
+    manager = pluggy.PluginManager("alignkit")
+    manager.add_hookspecs(sys.modules[__name__])
+    manager.register(entry.load(), name=entry.name)
+    manager.check_pending()
+    commands: list[tuple[str, Callable[..., Any] | typer.Typer]] = []
+
+    def register(command: Callable[..., Any] | typer.Typer, name: str = "") -> None:
+        if not callable(command):
+            raise PluginError(f"register takes a function or a typer.Typer, not {command!r}")
+        name = name or getattr(command, "__name__", "").replace("_", "-") or str(command.info.name)  # type: ignore[union-attr]
+        commands.append((name, command))
+
+    manager.hook.register_commands(register=register)
+    taken = names_of(app)
+    for name, command in commands:
+        if name in taken:
+            raise PluginError(f"alignkit has a command '{name}' already")
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+
+
+def names_of(app: typer.Typer) -> set[str]:
+    """The names of an app's commands."""
+    own = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    return own | {str(group.name) for group in app.registered_groups}

@@ -1,1 +1,0 @@
-"""Shows a finished run in a tracker (docs/architecture.md)."""

@@ -1,0 +1,113 @@
+"""The command `alignkit evaluate`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignkit.arguments import Judges, NoPlugins, PluginFiles, Rewards
+
+if TYPE_CHECKING:
+    from alignkit.registry import Registry
+    from alignkit_apps.policies.recipe import Request
+
+Prompts = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE", help="Held-out prompts: a file, or data as in a recipe: '{gsm8k: FILE}' names its format."
+    ),
+]
+FewShot = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Demonstrations, given like --prompts: a policy also answers with some in front of each prompt.",
+    ),
+]
+Shots = Annotated[int | None, typer.Option(metavar="N", help="Examples in front of each prompt. Default: 4.")]
+FewShotPolicies = Annotated[
+    list[str] | None,
+    typer.Option(metavar="POLICY", help="Who answers with examples. Default: the first policy; repeatable."),
+]
+
+_OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=|~")
+
+
+def evaluate(
+    policies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="POLICY",
+            help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub; "
+            "then overrides, KEY=VALUE.",
+        ),
+    ],
+    prompts: Prompts,
+    reward: Rewards = None,
+    judge: Judges = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY", help="Compare with this one; POLICY+N: with its examples. Default: as in the step."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="POLICY", help="Measure the KL to this one. Default: the baseline.")
+    ] = None,
+    few_shot: FewShot = None,
+    shots: Shots = None,
+    few_shot_policy: FewShotPolicies = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/evaluate.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N prompts.")] = None,
+    samples: Annotated[int | None, typer.Option(metavar="N", help="Responses of each policy to each prompt.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest response. Default: as the first policy was trained.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="Of sampling. Default: as the first policy was trained.")
+    ] = None,
+    plugin: PluginFiles = None,
+    no_plugin: NoPlugins = None,
+) -> None:
+    """Compare any policies on held-out prompts, without a recipe.
+
+    It is a run with one step, `evaluate`: the recipe is in its folder, and the same command resumes it.
+
+    \b
+    Examples:
+      alignkit evaluate RUN/sft RUN/align --prompts p.jsonl --reward RUN/helpful
+      alignkit evaluate RUN/base RUN/align --prompts p.jsonl --reward length
+      alignkit evaluate RUN/base RUN/align --prompts p.jsonl \\
+        --reward length --few-shot demos.jsonl --shots 4
+    """
+    given = {
+        "limit": limit, "samples_per_prompt": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
+    }  # fmt: skip
+    options = {key: value for key, value in given.items() if value is not None}
+    words = [word for word in policies if Path(word).exists() or not _OVERRIDE.match(word)]
+    overrides = [word for word in policies if word not in words]
+    from alignkit.plugins import load_plugins
+    from alignkit_apps.policies.recipe import Request
+
+    examples = (few_shot, shots, few_shot_policy or ())
+    request = Request(words, prompts, reward or (), judge or (), baseline, reference, options, *examples)
+    _evaluate(request, overrides, out, load_plugins(plugin or (), no_plugin or ()).registry)
+
+
+def _evaluate(request: Request, overrides: list[str], out: Path | None, registry: Registry) -> None:
+    from alignkit.io.printable import printable
+    from alignkit.recipe.load import made_recipe
+    from alignkit.runs.begin import begin
+    from alignkit_apps.policies.recipe import recipe_of
+
+    data, notes = recipe_of(request)
+    recipe = made_recipe(data, "alignkit evaluate", overrides, registry)
+    folder, reporter = begin(recipe, out)
+    for note in notes:
+        reporter.say(printable(f"note: {note}"))
+    from alignkit.runs.run import run_recipe  # imports torch
+
+    run_recipe(recipe, folder, reporter)

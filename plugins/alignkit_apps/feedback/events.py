@@ -1,0 +1,55 @@
+"""How runs meet stores of feedback: a reader of their rows, and a look at them before the first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignkit import Reader, Register, hookimpl
+from alignkit_apps.feedback.database import SUFFIX
+
+
+class Feedback(Reader):
+    """Labels of people, which runs ask for. How far the annotators agree is what reports show of them."""
+
+    grows = True
+    no_rows = "it has no label that the recipe reads; pairs of evaluations are held out, unless 'held_out: true'"
+
+    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        from alignkit_apps.feedback.rows import store_rows
+
+        return store_rows(path)
+
+    def digest(self, path: Path) -> str:
+        from alignkit_apps.feedback.rows import store_digest
+
+        return store_digest(path)
+
+    def facts(self, path: Path) -> Mapping[str, Any]:
+        from alignkit_apps.feedback.agreed import agreement
+        from alignkit_apps.feedback.standing import labeled
+        from alignkit_apps.feedback.store import Store
+
+        with Store.open(path, write=False) as store:
+            found = agreement(labeled(store))
+        return {"agreement": found} if found else {}
+
+
+@hookimpl
+def register_readers(register: Register) -> None:
+    register(SUFFIX, Feedback, summary="labels of people, as a store holds them")
+
+
+@hookimpl
+def run_started(run: Any) -> None:
+    """Raise DataError if the run has labels that cannot be read. Say which stores are gone."""
+    from alignkit_apps.feedback.store import Store
+    from alignkit_apps.feedback.waiting import STORE
+
+    if (path := run.folder / STORE).exists():
+        Store.open(path, write=False).close()
+    for stage in run.recipe.stages:
+        if (gone := run.store.labels(stage)) is not None and not gone.exists():
+            text = f"{stage}: warning: the store {gone} is gone, with all labels in it; people will be asked again"
+            run.reporter.say(text)

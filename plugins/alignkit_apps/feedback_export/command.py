@@ -1,0 +1,192 @@
+"""The command `alignkit feedback`: show, rate, merge, import and export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignkit.arguments import Judges, NoPlugins, PluginFiles, Rewards
+
+if TYPE_CHECKING:
+    from alignkit_apps.feedback.merging import Content
+
+feedback_app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Show, rate, merge and export labels of people."
+)
+
+StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="A store of feedback, such as labels.feedback.")]
+
+
+@feedback_app.command()
+def show(
+    store: StoreFile,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a store holds: items, labels, people, and what waits for a decision.
+
+    \b
+    Example:
+      alignkit feedback show labels.feedback
+    """
+    import json
+
+    from alignkit.report import Report
+    from alignkit_apps.feedback.store import Store
+    from alignkit_apps.feedback_export.overview import blocks, overview
+
+    with Store.open(store, write=False) as opened:
+        facts = overview(opened)
+    print(json.dumps(facts, indent=1, ensure_ascii=False) if json_output else Report(blocks(facts)).text(_width()))
+
+
+@feedback_app.command()
+def merge(
+    sources: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores, or folders of exports.")],
+    into: Annotated[Path, typer.Option(metavar="STORE", help="The store to add them to; made if it does not exist.")],
+) -> None:
+    """Add the items and labels of stores or exports to a store. Doing it twice changes nothing.
+
+    \b
+    Examples:
+      alignkit feedback merge ann.feedback bob.feedback --into all.feedback
+      alignkit feedback merge shared-labels --into all.feedback
+    """
+    from alignkit.errors import DataError
+    from alignkit_apps.feedback.merging import merge as merged
+    from alignkit_apps.feedback.store import Store
+
+    contents = [(source, _content(source)) for source in sources]
+    if any(into.exists() and source.exists() and source.samefile(into) for source in sources):
+        raise DataError(f"{into}: cannot be merged into itself; name another file with --into")
+    with Store.open(into, new=True) as target:
+        for warning in target.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        for source, content in contents:
+            done = merged(target, content, str(source))
+            kept = f"; {done.gold} gold labels differ, those of {into} stay" if done.gold else ""
+            print(f"{source}: {done.items} new items, {done.events} new events, {done.known} known ones{kept}")
+
+
+@feedback_app.command()
+def rate(
+    store: StoreFile,
+    reward: Rewards = None,
+    judge: Judges = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="What judges run on. Default: the model of the rewards.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run. Default: runs/rate-feedback.")
+    ] = None,
+    plugin: PluginFiles = None,
+    no_plugin: NoPlugins = None,
+) -> None:
+    """Ask rewards and judges about the items of a store; people then label first where they disagree.
+
+    \b
+    Examples:
+      alignkit feedback rate labels.feedback --reward runs/demo/helpful
+      alignkit feedback rate labels.feedback --reward RUN/STAGE --judge local_judge
+    """
+    from alignkit.io.printable import printable
+    from alignkit.plugins import load_plugins
+    from alignkit.recipe.load import made_recipe
+    from alignkit.runs.begin import begin
+    from alignkit_apps.feedback.store import Store
+    from alignkit_apps.feedback_export.rating import recipe_of
+
+    Store.open(store).close()  # which says what is wrong with it
+    registry = load_plugins(plugin or (), no_plugin or ()).registry
+    data, notes = recipe_of(store, reward or (), judge or (), model)
+    recipe = made_recipe(data, "alignkit feedback rate", [], registry)
+    folder, reporter = begin(recipe, out)
+    for note in notes:
+        reporter.say(printable(f"note: {note}"))
+    from alignkit.runs.run import run_recipe  # imports torch
+
+    run_recipe(recipe, folder, reporter)
+
+
+@feedback_app.command()
+def export(
+    store: StoreFile,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the export.")],
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Also parquet, argilla or label-studio; repeatable. Always: JSON lines."),
+    ] = None,
+) -> None:
+    """Write what may be shared: redacted, with pseudonyms, in the layouts of TRL, with a data card.
+
+    An item needs a license, and everybody whose words are in a row must have agreed to share them. The rest is left out
+    and counted.
+
+    \b
+    Example:
+      alignkit feedback export labels.feedback --out shared-labels
+    """
+    from alignkit.errors import Problem, RecipeError, did_you_mean
+    from alignkit.io.printable import printable
+    from alignkit_apps.feedback.store import Store
+    from alignkit_apps.feedback_export.folder import LAYOUTS
+    from alignkit_apps.feedback_export.folder import export as exported
+
+    for name in layout or ():
+        if name not in LAYOUTS:
+            hint = did_you_mean(name, LAYOUTS) or f"layouts: {', '.join(LAYOUTS)}"
+            raise RecipeError([Problem(f"--layout: unknown layout '{name}'", help=hint)])
+    with Store.open(store, write=False) as opened:
+        done = exported(opened, out, layout or ())
+    print(printable(f"wrote {out}: {', '.join(f'{name} ({count})' for name, count in done.files.items())}, README.md"))
+    print(f"people: {done.people}; texts in which something was redacted: {done.left_out.redacted}")
+    for line in done.left_out.lines():
+        print(line)
+
+
+@feedback_app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON of Argilla or Label Studio.")],
+    into: Annotated[Path, typer.Option(metavar="STORE", help="The store to add it to; made if it does not exist.")],
+    license: Annotated[str, typer.Option(metavar="NAME", help="Of items that name none.")] = "",
+    consent: Annotated[
+        str, typer.Option(metavar="TERMS", help="To what everybody in the file agreed, so that it may be exported.")
+    ] = "",
+) -> None:
+    """Add the labels of a file of Argilla or Label Studio to a store. Doing it twice changes nothing.
+
+    \b
+    Examples:
+      alignkit feedback import records.json --into labels.feedback
+      alignkit feedback import tasks.json --into labels.feedback --license CC0-1.0
+    """
+    from alignkit_apps.feedback.merging import merge as merged
+    from alignkit_apps.feedback.store import Store
+    from alignkit_apps.feedback_export.importing import content_of_file
+
+    content_of_file(file, None, license=license, terms=consent)  # so that a file with mistakes makes no store
+    with Store.open(into, new=True) as target:
+        for warning in target.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        content = content_of_file(file, target, license=license, terms=consent)
+        done = merged(target, content, str(file))
+    print(f"{file}: {done.items} new items, {done.events} new events")
+
+
+def _content(source: Path) -> Content:
+    """What a store or the folder of an export holds."""
+    from alignkit_apps.feedback.merging import content_of
+    from alignkit_apps.feedback.store import Store
+    from alignkit_apps.feedback_export.folder import content_of_folder
+
+    if source.is_dir():
+        return content_of_folder(source)
+    with Store.open(source, write=False) as store:
+        return content_of(store)
+
+
+def _width() -> int:
+    from alignkit.arguments import console
+
+    return console().width

@@ -1,0 +1,136 @@
+"""What may be exported: rows with a license and with the consent of everybody whose words they are, redacted."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alignkit.errors import BadRow
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.merging import Content, content_of
+from alignkit_apps.feedback.records import Event, Stored
+from alignkit_apps.feedback.standing import consents
+from alignkit_apps.feedback.store import Store
+from alignkit_apps.feedback_export.redaction import redact, redact_all
+
+_PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
+
+
+@dataclass
+class LeftOut:
+    """What is not exported, and why. Items: without a license, without consent of their author, replaced by a newer
+    version of their row, without a label to export, or empty of meaning once they are redacted. Events: without consent
+    of their annotator. redacted: texts in which something was replaced. unfit: items that other tools cannot show.
+    tied: rankings with ties, which Argilla cannot hold."""
+
+    unlicensed: int = 0
+    unconsented_items: int = 0
+    retired: int = 0
+    unlabeled: int = 0
+    meaningless: int = 0
+    unconsented_events: int = 0
+    redacted: int = 0
+    unfit: int = 0
+    tied: int = 0
+
+    def lines(self) -> list[str]:
+        """What was left out, one reason per line."""
+        texts = {
+            "items without a license": self.unlicensed,
+            "items whose author has not agreed to share them": self.unconsented_items,
+            "items whose row has changed since": self.retired,
+            "items without a label that may be shared": self.unlabeled,
+            "items that mean nothing once they are redacted": self.meaningless,
+            "events of people who have not agreed to share them": self.unconsented_events,
+            "of the files of other tools: items with tools or answers of several turns": self.unfit,
+            "of the files of Argilla: rankings with ties": self.tied,
+        }
+        return [f"left out: {text}: {count}" for text, count in texts.items() if count]
+
+
+def shareable(store: Store) -> tuple[Content, LeftOut]:
+    """The part of a store that may be shared, with pseudonyms, and what was left out.
+
+    Annotators need to have agreed, and not to have withdrawn, when the export is made. A pseudonym is the same in every
+    export of a store, and does not reveal the name.
+    """
+    content, out = content_of(store), LeftOut()
+    agreed = {name for name, granted in consents(store).items() if granted}
+    events = [event for event in content.events if event.annotator in agreed]
+    out.unconsented_events = len(content.events) - len(events)
+    labeled = {event.item for event in events if event.kind in ("label", "adjudicate")}
+    names: dict[str, str] = {}  # an item's id -> the id of its redacted form
+    items: dict[str, Stored] = {}
+    for stored in content.items:
+        redacted = _item(stored, labeled, agreed, store.salt, out)
+        if redacted is not None:
+            names[stored.item.id] = redacted.item.id
+            items.setdefault(redacted.item.id, redacted)
+    kept = [_event(event, names, store.salt, out) for event in events if event.item is None or event.item in names]
+    present = {event.annotator for event in kept if event.item} | {stored.item.author for stored in items.values()}
+    kept = [event for event in kept if event.annotator in present]  # consent of the others shares nothing
+    used = {event.guidelines for event in kept}
+    guidelines = sorted((name, redact(text)) for name, text in content.guidelines if name in used)
+    return Content(list(items.values()), kept, guidelines), out
+
+
+def pseudonym(name: str, salt: str) -> str:
+    """A name that stands for an annotator's. One that is a pseudonym already stays."""
+    if _PSEUDONYM.fullmatch(name):
+        return name
+    return f"person-{hashlib.sha256(f'{salt}/{name}'.encode()).hexdigest()[:12]}"
+
+
+def _item(stored: Stored, labeled: set[str | None], agreed: set[str], salt: str, out: LeftOut) -> Stored | None:
+    """The item as it is exported; None if it may not be, which is counted."""
+    item = stored.item
+    if stored.retired:
+        out.retired += 1
+    elif not item.license:
+        out.unlicensed += 1
+    elif item.author and item.author not in agreed:
+        out.unconsented_items += 1
+    elif item.id not in labeled:
+        out.unlabeled += 1
+    else:
+        try:
+            return replace(stored, item=_redacted(item, salt, out).checked())
+        except BadRow:
+            out.meaningless += 1
+    return None
+
+
+def _redacted(item: Item, salt: str, out: LeftOut) -> Item:
+    """The item without personal data, and without what only this store needs."""
+    texts: dict[str, Any] = {name: getattr(item, name) for name in ("prompt", "responses", "tools", "meta", "gold")}
+    clean = {name: redact_all(value) for name, value in texts.items()}
+    out.redacted += sum(clean[name] != _plain(value) for name, value in texts.items())
+    responses = tuple(answer if isinstance(answer, str) else tuple(answer) for answer in clean["responses"])
+    return replace(
+        item,
+        **{**clean, "prompt": tuple(clean["prompt"]), "tools": tuple(clean["tools"]), "responses": responses},
+        author=pseudonym(item.author, salt) if item.author else "",
+        # Of a stage whose run is elsewhere on this machine, only the name: folders tell who somebody is.
+        batch=item.batch.rpartition("/")[2] if item.batch.startswith("../") else item.batch,
+        file="",
+        row=0,
+        overlap=None,
+        priority=0.0,
+    )
+
+
+def _event(event: Event, names: Mapping[str, str], salt: str, out: LeftOut) -> Event:
+    payload = redact_all(event.payload) if event.kind != "undo" else dict(event.payload)
+    out.redacted += payload != event.payload
+    item = None if event.item is None else names[event.item]
+    return replace(event, item=item, annotator=pseudonym(event.annotator, salt), payload=payload)
+
+
+def _plain(value: Any) -> Any:
+    """The value with lists for tuples, as `redact_all` returns it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(below) for name, below in value.items()}
+    return [_plain(below) for below in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,105 @@
+"""Labels in the layouts that TRL's trainers read: preference, ranked, unpaired (KTO), and prompt with completion.
+
+Every item gives the rows of its final label. `group_id` is the same for all pairs of one prompt, so that they can stay
+in one batch. `margin` is 0, 1/3, 2/3 or 1 for Llama 2's four levels (Touvron et al. 2023, table 27, small), the
+difference of the mean scores, or 0 if there is none. `agreement` is the share of annotators who prefer `chosen`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+from alignkit_apps.feedback.items import Answer, Item
+from alignkit_apps.feedback.labels import DEGREES, Label
+from alignkit_apps.feedback.standing import Labeled, places
+
+Row = dict[str, Any]
+FILES = {
+    "preference": "preference.jsonl",
+    "ranked": "ranked.jsonl",
+    "kto": "kto.jsonl",
+    "sft": "sft.jsonl",
+}
+
+
+def layouts(entries: Iterable[Labeled]) -> dict[str, list[Row]]:
+    """The rows of each layout, in the order of the items, without held-out ones, which trainers must not learn."""
+    found: dict[str, list[Row]] = {name: [] for name in FILES}
+    for entry in entries:
+        if entry.stored.item.held_out:
+            continue
+        if entry.stored.item.task == "demonstration":
+            found["sft"] += _demonstrations(entry)
+        elif entry.final is not None:
+            pairs = list(_pairs(entry, entry.final))
+            found["preference"] += pairs
+            found["ranked"] += _ranked(entry.stored.item, entry.final)
+            found["kto"] += _rated(entry.stored.item, entry.final, pairs)
+    return found
+
+
+def _demonstrations(entry: Labeled) -> Iterator[Row]:
+    labels = [vote.label for vote in entry.votes]
+    if entry.adjudicated is not None:
+        labels = [entry.adjudicated.label]
+    for label in labels if not entry.waits else []:
+        yield {"prompt": list(entry.stored.item.prompt), "completion": _turns(label["text"])}
+
+
+def _pairs(entry: Labeled, label: Label) -> Iterator[Row]:
+    item = entry.stored.item
+    if "better" in label:
+        better, margin = label["better"], label.get("margin")
+        share = _share([vote.label["better"] == better for vote in entry.votes])
+        bins = {"safety_bin": label["safety"]} if "safety" in label else {}
+        yield _pair(item, better, 1 - better, (DEGREES[margin] - 1) / 3 if margin else 0.0, share) | bins
+    values = _values(label)
+    for i, j in combinations(range(len(values)), 2):
+        gap = values[j] - values[i]
+        if gap:
+            first, second = (i, j) if gap > 0 else (j, i)
+            yield _pair(item, first, second, abs(gap) if "scores" in label else 0.0, None)
+
+
+def _pair(item: Item, better: int, worse: int, margin: float, share: float | None) -> Row:
+    return {
+        "prompt": list(item.prompt),
+        "chosen": _turns(item.responses[better]),
+        "rejected": _turns(item.responses[worse]),
+        "margin": round(margin, 6),
+        "agreement": share,
+        "group_id": item.id,
+    }
+
+
+def _values(label: Mapping[str, Any]) -> list[float]:
+    """A number for each response of a ranking, or one rated with scores; lower is better."""
+    if "scores" in label:
+        return [-sum(rated.values()) / len(rated) for rated in label["scores"]]
+    return [float(rank) for rank in label.get("ranks", [])]
+
+
+def _ranked(item: Item, label: Label) -> Iterator[Row]:
+    values = _values(label)
+    if len(values) > 1:
+        completions = [_turns(answer) for answer in item.responses]
+        yield {"prompt": list(item.prompt), "completions": completions, "ranks": places(values)}
+
+
+def _rated(item: Item, label: Label, pairs: Iterable[Row]) -> Iterator[Row]:
+    """Each response that is good or bad by itself, or by a comparison of two."""
+    if "good" in label:
+        yield {"prompt": list(item.prompt), "completion": _turns(item.responses[0]), "label": label["good"]}
+    for pair in pairs if "better" in label else []:
+        for name in ("chosen", "rejected"):
+            yield {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
+
+
+def _turns(answer: Answer) -> list[Any]:
+    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
+
+
+def _share(votes: list[bool]) -> float | None:
+    return round(sum(votes) / len(votes), 6) if votes else None

@@ -1,0 +1,88 @@
+"""The command `alignkit label`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignkit.arguments import NoPlugins, PluginFiles
+
+Task = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK",
+        help="pair, safety, ranking, scores, demonstration or thumb. Default: by the number of responses.",
+    ),
+]
+Criteria = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Of scores; can be repeated. Default: helpful ...")
+]
+Annotators = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Who labels; can be repeated. The first one is the owner.")
+]
+GuidelinesFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Markdown for labelers; its version is in each label.")
+]
+GoldFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Rows whose labels are right, mixed in unseen.")]
+
+
+def label(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="A file in any format, a store (.feedback), or a recipe with its STAGE."),
+    ],
+    stage: Annotated[
+        str | None, typer.Argument(metavar="STAGE", help="Of a recipe: label what it wrote, else what it reads.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides of the recipe.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where labels go. Default: DATA's name with .feedback, here.")
+    ] = None,
+    task: Task = None,
+    criterion: Criteria = None,
+    guidelines: GuidelinesFile = None,
+    gold: GoldFile = None,
+    annotator: Annotators = None,
+    overlap: Annotated[int | None, typer.Option(metavar="N", help="Annotators per item. Default: 1.")] = None,
+    gold_rate: Annotated[float | None, typer.Option(metavar="SHARE", help="Default: 0.05.")] = None,
+    repeat_rate: Annotated[float | None, typer.Option(metavar="SHARE", help="Shown again. Default: 0.02.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of the order of answers. Default: 0.")] = None,
+    batch: Annotated[str, typer.Option(metavar="NAME", help="Name of this round of items.")] = "",
+    license: Annotated[
+        str, typer.Option(metavar="NAME", help="Of rows that state none, and of items that have none.")
+    ] = "",
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Read only N rows.")] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=65535, help="Default: 8765, or the next free one.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the recipe's run.")] = None,
+    plugin: PluginFiles = None,
+    no_plugin: NoPlugins = None,
+) -> None:
+    """Label data on a page in your browser.
+
+    Prints an address for each annotator, for this machine only. Ctrl-C stops; the same command continues.
+
+    \b
+    Examples:
+      alignkit label pairs.jsonl
+      alignkit label prompts.jsonl --annotator ada --annotator bob --overlap 2
+      alignkit label answers.jsonl --task scores --criterion helpful
+      alignkit label pairs.feedback --gold known.jsonl --guidelines rules.md
+      alignkit label recipe.yaml sample
+    """
+    from alignkit_apps.label.start import Plans, Source, start
+
+    start(
+        Source(data, stage, tuple(overrides or ()), out, limit, tuple(plugin or ()), tuple(no_plugin or ())),
+        store,
+        Plans(task, tuple(criterion or ()), batch, license, overlap, gold_rate, repeat_rate, seed),
+        guidelines=guidelines,
+        gold=gold,
+        annotators=annotator,
+        port=port,
+        open_page=open_page,
+    )

@@ -1,0 +1,181 @@
+"""From the command's arguments to a page that runs: the store is filled, then the server listens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignkit.data.group import Group
+from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
+from alignkit.extras import check_extra
+from alignkit.io.lookup import is_file
+from alignkit.io.printable import printable
+from alignkit_apps.feedback.asking import Wanted, items_of
+from alignkit_apps.feedback.database import SUFFIX
+from alignkit_apps.feedback.items import CRITERIA, TASKS
+from alignkit_apps.feedback.store import Store
+from alignkit_apps.label.ending import said_last
+from alignkit_apps.label.guidelines import Guidelines
+from alignkit_apps.label.items import add, file_groups, give_license, stage_groups, store_of_stage
+from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, listening, server_of
+
+if TYPE_CHECKING:
+    from alignkit.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is labeled: a file, a store, or a stage of a recipe."""
+
+    data: str
+    stage: str | None = None
+    overrides: Sequence[str] = ()
+    out: Path | None = None
+    limit: int | None = None
+    plugins: Sequence[Path] = ()
+    no_plugins: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Plans:
+    """How it is labeled; None leaves what the store says."""
+
+    task: str | None = None
+    criteria: Sequence[str] = ()
+    batch: str = ""
+    license: str = ""
+    overlap: int | None = None
+    gold_rate: float | None = None
+    repeat_rate: float | None = None
+    seed: int | None = None
+
+
+def start(
+    source: Source,
+    path: Path | None,
+    plans: Plans,
+    *,
+    guidelines: Path | None,
+    gold: Path | None,
+    annotators: Sequence[str] | None,
+    port: int | None,
+    open_page: bool,
+) -> None:
+    """Fill the store, print the addresses, and serve the page until Ctrl-C.
+
+    Raises RunFailed if a package is missing, RecipeError for wrong arguments, DataError for rows that cannot be
+    labeled.
+    """
+    check_extra("the page", "label", *PACKAGES)
+    from alignkit_apps.label.app import make_app
+    from alignkit_apps.web.guard import Sessions
+
+    names = annotators_of(annotators)
+    store = prepared(source, path, plans, gold)
+    with store:
+        from alignkit_apps.label.desk import Desk
+
+        desk = Desk(store, Guidelines(store, guidelines))
+        for warning in store.warnings:
+            print(printable(f"warning: {warning}"), file=sys.stderr)
+        with listening(port) as listener:
+            sessions = Sessions(names)
+            addresses = addresses_of(sessions, listener)
+            _greet(store, addresses)
+            if open_page:
+                import webbrowser
+
+                webbrowser.open(next(iter(addresses.values())))
+            with suppress(KeyboardInterrupt):
+                server_of(make_app(desk, sessions, plans.batch or "Label")).run(sockets=[listener])
+        print(printable(said_last(store)), file=sys.stderr)
+
+
+def prepared(source: Source, path: Path | None, plans: Plans, gold: Path | None = None) -> Store:
+    """The store with the items in it."""
+    if plans.task is not None and plans.task not in TASKS:
+        hint = did_you_mean(plans.task, TASKS) or f"tasks: {', '.join(TASKS)}"
+        raise RecipeError([Problem(f"--task: unknown task '{plans.task}'", help=hint)])
+    if path is None and (waiting := _waiting(source)) is not None:
+        source = Source(str(waiting))
+    wanted = Wanted(plans.task, tuple(plans.criteria or CRITERIA), plans.batch, plans.license)
+    is_store = source.data.endswith(SUFFIX)
+    if is_store and path is not None:
+        raise RecipeError([Problem("DATA is a store already", help="leave out --store")])
+    groups, name = ([], "") if is_store else _groups(source)
+    path = Path(source.data) if is_store else path or Path(f"{name}{SUFFIX}")
+    if path.suffix != SUFFIX:
+        help = f"recipes recognize stores by their name: {path.with_suffix(SUFFIX)}"
+        raise RecipeError([Problem(f"--store: {path}: the name must end in {SUFFIX}", help=help)])
+    items = items_of(groups, wanted, path.parent)
+    right = items_of(file_groups(gold), wanted, path.parent, gold=True) if gold else []
+    if not items and not is_store:
+        raise DataError(f"{source.data}: there is no row to label")
+    store = Store.open(path, new=not is_store)
+    try:
+        _set_plan(store, plans)
+        add(store, items, right)
+        if changed := give_license(store, plans.license, None if is_store else [*items, *right]):
+            text = f"{changed} item{'s' * (changed != 1)} without a license: now {plans.license}"
+            print(printable(text), file=sys.stderr)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _waiting(source: Source) -> Path | None:
+    """The store in which a stage of a run waits for labels, if the source is such a stage."""
+    if source.stage is None or not source.data.endswith((".yaml", ".yml")):
+        return None
+    recipe = _recipe(source)
+    found = store_of_stage(recipe, source.stage, source.out or Path("runs") / recipe.name)
+    return found if found is not None and found.is_file() else None
+
+
+def _groups(source: Source) -> tuple[list[Group], str]:
+    if source.stage is None:
+        if source.data.endswith((".yaml", ".yml")):
+            raise RecipeError([Problem("a recipe needs a stage", help=f"alignkit label {source.data} STAGE")])
+        path = Path(source.data)
+        return file_groups(path, source.limit), path.name.split(".")[0] or "labels"
+    if is_file(Path(source.data)) and not source.data.endswith((".yaml", ".yml")):
+        raise RecipeError([Problem(f"{source.data} is not a recipe, so it has no stage '{source.stage}'")])
+    recipe = _recipe(source)
+    groups = stage_groups(recipe, source.stage, source.out or Path("runs") / recipe.name)
+    return groups[: source.limit], f"{recipe.name}-{source.stage}"
+
+
+def _recipe(source: Source) -> Recipe:
+    from alignkit.arguments import load
+
+    return load(source.data, source.overrides, source.plugins, source.no_plugins)
+
+
+def _set_plan(store: Store, plans: Plans) -> None:
+    given = {name: getattr(plans, name) for name in ("overlap", "gold_rate", "repeat_rate", "seed")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if changes:
+        try:
+            store.set_plan(replace(store.plan, **changes))
+        except ValueError as error:
+            text = str(error)
+            for name in given:
+                text = text.replace(name, f"--{name.replace('_', '-')}")
+            raise RecipeError([Problem(text)]) from error
+
+
+def _greet(store: Store, addresses: dict[str, str]) -> None:
+    left = store.rows("SELECT count(*) AS n FROM items WHERE labels < wanted AND retired = 0 AND gold IS NULL")[0]["n"]
+    print(printable(f"{left} item{'s' * (left != 1)} to label; labels go to {store.path}"), file=sys.stderr)
+    if (missing := store.plan.overlap - len(addresses)) > 0:
+        names = f"{missing} more --annotator" if missing > 1 else "one more --annotator"
+        wanted = f"each item needs labels by {store.plan.overlap} people, but only {len(addresses)} can label here"
+        print(f"warning: {wanted}\n  help: add {names}, or merge the labels of others later", file=sys.stderr)
+    for name, address in addresses.items():
+        print(printable(address if len(addresses) == 1 else f"{name}: {address}"), flush=True)
+    print("Whoever has an address labels under that name. Ctrl-C stops.", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Policies that a command names: found in runs and folders, opened, asked in turn."""

@@ -1,0 +1,178 @@
+"""Policies and rewards that are named on the command line, loaded: who answers, and who scores the answers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignkit.data.group import Group, Message, Response
+from alignkit.errors import DataError, Problem, RecipeError
+from alignkit.io.progress import Reporter
+from alignkit.models.next_token import Sampling
+from alignkit.models.router import ModelRouter
+from alignkit.models.service import ModelService
+from alignkit.models.streaming import Answer, Question, answer
+from alignkit.models.text_tokens import Ids
+from alignkit.recipe.load import made_models
+from alignkit.registry import Registry
+from alignkit.reward import REWARD_KEY, Context, no_progress
+from alignkit.runs.bases import RunBases
+from alignkit.training.scoring import Scorer
+from alignkit_apps.policies.named_models import NamedModel
+from alignkit_apps.policies.recipe import NamedModels
+
+MAX_NEW_TOKENS = 512  # of an answer, by a policy that did not learn from its own samples
+# How a policy samples, unless somebody says otherwise: as in its training.
+_FOLLOWED = ("max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "stop")
+
+
+class TooLong(DataError):
+    """A prompt leaves no room for an answer."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy that answers.
+
+    name: what people call it. word: what it was named by. reference: of its weights, for `service`. sampling: how it
+    samples, unless somebody says otherwise.
+    """
+
+    name: str
+    word: str
+    reference: str
+    service: ModelService
+    sampling: Sampling
+
+    def described(self) -> str:
+        """How it samples, in words: `temperature 0.5, max_new_tokens 6`."""
+        known = vars(Sampling())
+        keys = ("temperature", *(key for key in _FOLLOWED if getattr(self.sampling, key) != known[key]))
+        return ", ".join(f"{key} {getattr(self.sampling, key)}" for key in dict.fromkeys((*keys, "max_new_tokens")))
+
+    def prompt(self, asked: Sequence[Message] | str) -> Ids:
+        """The tokens of a conversation, or of a text without a template, which the policy continues.
+
+        Raises TooLong, and DataError if there are none or the template refuses the conversation.
+        """
+        encoder = self.service.encoder
+        prompt = (*encoder.bos, *encoder.text(asked)) if isinstance(asked, str) else encoder.prompt(asked)
+        if not prompt:
+            raise DataError("the prompt has no tokens")
+        if self.room(prompt) < 1:
+            context = self.service.model.context
+            raise TooLong(f"the prompt has {len(prompt)} tokens, but {self.name} reads at most {context - 1}")
+        return prompt
+
+    def room(self, prompt: Ids) -> int:
+        """Tokens that an answer may have after a prompt."""
+        return self.service.model.context - len(prompt)
+
+    def answer(self, questions: Sequence[Question], sampling: Sampling) -> list[list[Answer]]:
+        """The answers to questions; see `alignkit.models.streaming`."""
+        service = self.service
+        return answer(service.model, service.role(self.reference), service.encoder, questions, sampling)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What somebody asked, and what a policy answered, for whoever keeps such data.
+
+    policy: the word that it was named by. rewards: of the answers, if they were scored. shown: the index of the answer
+    that was shown, if there are several.
+    """
+
+    policy: str
+    messages: Sequence[Message]
+    answers: Sequence[str]
+    sampling: Sampling
+    seed: int
+    rewards: Sequence[float | None] = ()
+    shown: int = 0
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Policies by name, and the scorers of rewards, in the order in which they were named."""
+
+    policies: Mapping[str, Policy]
+    scorers: Sequence[Scorer] = field(default_factory=list)
+
+    def rewards(
+        self, policy: Policy, messages: Sequence[Message], answers: Sequence[Answer]
+    ) -> list[dict[str, float | None]]:
+        """For each answer of a policy its score by every reward."""
+        digest = policy.service.encoder.digest
+        responses = (
+            Response(text=a.text, tokens=a.tokens, truncated=not a.ended, source=policy.reference, tokenizer=digest)
+            for a in answers
+        )
+        group = Group(tuple(messages), tuple(responses))
+        found: list[dict[str, float | None]] = [{} for _ in answers]
+        for scorer in self.scorers:
+            (scored,) = scorer.score([group])
+            for scores, response in zip(found, scored.responses, strict=True):
+                scores[_short(scorer.name)] = response.scores[REWARD_KEY]
+        return found
+
+
+@contextmanager
+def opened(
+    named: NamedModels, registry: Registry, reporter: Reporter, should_stop: Callable[[], None], command: str
+) -> Iterator[Opened]:
+    """Load the models that a command names.
+
+    Raises RecipeError or RunFailed for one that cannot be loaded. should_stop: raises to end long passes.
+    """
+    data = {"model": named.base, "bases": named.others, "rewards": named.rewards}
+    recipe, rewards = made_models(data, command, registry)
+    with tempfile.TemporaryDirectory(prefix="alignkit-") as folder:
+        bases = RunBases(recipe, Path(folder), reporter)
+        if not bases.fit(bases):
+            names = ", ".join(str(spec["base"]) for spec in (named.base, *named.others.values()))
+            raise RecipeError([Problem(f"these models do not fit in memory together: {names}", help="name fewer")])
+        models = ModelRouter(bases.base_of, lambda name: _load(bases, name, should_stop))
+        context = Context(models, Path(folder), Path.cwd(), recipe.seed, _no_data)
+        policies = {
+            name: _policy(name, word, named, models.of(bases.base_of(named.references[word]) or "base"))
+            for name, word in names_of(named.policies).items()
+        }
+        for policy in policies.values():
+            policy.service.role(policy.reference)  # now: weights that cannot be read are the user's mistake
+        yield Opened(policies, [Scorer(reward, context) for reward in rewards])
+
+
+def _load(bases: RunBases, name: str, should_stop: Callable[[], None]) -> ModelService:
+    service = bases[name].load(Path, should_stop)
+    service.max_length, service.progress = service.model.context, no_progress
+    return service
+
+
+def _policy(name: str, word: str, named: NamedModels, service: ModelService) -> Policy:
+    rollout = named.policies[word].rollout
+    options = {"max_new_tokens": MAX_NEW_TOKENS} | {key: rollout[key] for key in _FOLLOWED if rollout.get(key)}
+    options["stop"] = tuple(options.get("stop", ()))
+    return Policy(name, word, named.references[word], service, Sampling(**options))
+
+
+def names_of(policies: Mapping[str, NamedModel]) -> dict[str, str]:
+    """The word of each policy by its name: RUN-STAGE, or the word itself if several have that name."""
+    labels = [model.label for model in policies.values()]
+    return {
+        model.label if model.label and labels.count(model.label) == 1 else word: word
+        for word, model in policies.items()
+    }
+
+
+def _no_data(spec: Any) -> list[Group]:
+    raise DataError("this reward reads data, which only a stage of a recipe can give it")
+
+
+def _short(name: str) -> str:
+    """`helpful` for the folder of a reward model, `.../helpful/adapter`."""
+    path = Path(name)
+    return (path.parent if path.name in ("adapter", "model") else path).name if path.is_absolute() else name

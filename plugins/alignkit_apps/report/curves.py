@@ -1,0 +1,187 @@
+"""Curves of a stage's metrics: which numbers belong in one panel, in few points that keep every spike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+from alignkit_apps.report.numbers import number
+
+POINTS = 1500  # of a series
+ALL_POINTS = 60_000  # of all series of a report together
+LEAST_POINTS = 60  # of a series
+OTHERS = 8  # panels of a stage for metrics that have no place of their own
+NOT_METRICS = ("stage", "step", "time")
+
+# Title of a panel -> names of metrics, of which `*` ends a prefix.
+PANELS: dict[str, tuple[str, ...]] = {
+    "Loss": ("loss", "validation/loss"),
+    "Reward": ("reward", "best_reward", "return"),
+    "Gold": ("gold",),
+    "Scores": ("score/*",),
+    "KL to the reference, nats": ("kl",),
+    "Entropy, nats per token": ("entropy", "sampled_entropy"),
+    "Reward within prompts, correlation": ("reward_with/*",),
+    "Repetition, hedges, confidence words, shares": ("repetition", "hedges", "confidence"),
+    "Diversity": ("distinct_1", "distinct_2", "self_bleu"),
+    "Response length, tokens": ("response_tokens",),
+    "Truncated responses": ("truncated",),
+    "Accuracy": ("accuracy", "validation/accuracy"),
+    "Rewards of better and worse": ("rewards/*",),
+    "Clipped": ("clip_fraction", "value_clip_fraction"),
+    "KL of an update, nats": ("approx_kl",),
+    "Explained variance of the values": ("explained_variance",),
+    "Policy loss": ("policy_loss",),
+    "Value loss": ("value_loss",),
+    "Ranking loss": ("rank",),
+    "Centering loss": ("center",),
+    "KL loss, nats per token": ("kl_loss",),
+    "Probability ratio": ("ratio",),
+    "Gradient norm": ("grad_norm", "value_grad_norm"),
+    "Learning rate": ("learning_rate",),
+    "Spread of the reward": ("reward_std",),
+    "Groups without spread": ("groups_without_spread",),
+    "Sampler against training, nats per token": ("sampler_gap",),
+}
+UNDRAWN = {"epoch", "tokens_per_second", "unscored", "replayed", "skipped", "gold_std", "gold_unscored"}
+TIMES = "seconds"  # begins metrics that a table sums up
+
+
+class Series(TypedDict):
+    """Points to draw. style: line, points, fit (a dashed curve), path (arrows from point to point) or bars.
+
+    low, high: bounds of y. x_low, x_high: bounds of x. labels: one per point, or below each bar. All are as long as x,
+    or absent.
+    """
+
+    name: str
+    style: str
+    x: list[float]
+    y: list[float]
+    low: NotRequired[list[float | None]]
+    high: NotRequired[list[float | None]]
+    x_low: NotRequired[list[float | None]]
+    x_high: NotRequired[list[float | None]]
+    labels: NotRequired[list[str]]
+
+
+class Figure(TypedDict):
+    """A panel. marks: x of the places where the run was resumed. lines: x and y of a cross to draw. note: below it."""
+
+    stage: str
+    title: str
+    x_label: str
+    y_label: str
+    series: list[Series]
+    marks: list[float]
+    lines: list[float]
+    note: str
+
+
+def series_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
+    """Steps and finite values of each metric, in the order in which metrics first occur."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for index, row in enumerate(rows, 1):
+        at = number(row.get("step"))
+        for name, value in row.items():
+            if name not in NOT_METRICS and (y := number(value)) is not None:
+                x, values = found.setdefault(name, ([], []))
+                x.append(float(index) if at is None else at)
+                values.append(y)
+    return found
+
+
+def ends(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """First, last, least and largest value of each metric."""
+    return {
+        name: {"first": y[0], "last": y[-1], "min": min(y), "max": max(y)} for name, (_, y) in series_of(rows).items()
+    }
+
+
+def not_finite(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How often each metric was not a finite number."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        for name, value in row.items():
+            if value in ("nan", "inf", "-inf"):
+                counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def panels(stage: str, rows: Sequence[Mapping[str, Any]], restarts: Sequence[float] = ()) -> list[Figure]:
+    """A stage's curves. Metrics with one value have none. restarts: when it was started again, as `time` in rows."""
+    found = {name: xy for name, xy in series_of(rows).items() if len(xy[0]) > 1 and _is_drawn(name)}
+    grouped = {title: [name for name in found if _belongs(name, names)] for title, names in PANELS.items()}
+    placed = {name for names in grouped.values() for name in names}
+    if [found[name] for name in grouped["Scores"]] == [found.get("reward")]:
+        grouped["Scores"] = []
+    drawn = [found[name] for name in placed]
+    rest = {name: xy for name, xy in found.items() if name not in placed and xy not in drawn}
+    others = [name for name, (_, y) in rest.items() if len(set(y)) > 1]
+    grouped |= {name: [name] for name in others[:OTHERS]}
+    marks = _marks(rows, restarts)
+    drawable = {title: {name: found[name] for name in names} for title, names in grouped.items() if names}
+    return [_panel(stage, title, own, marks) for title, own in drawable.items()]
+
+
+def _panel(
+    stage: str, title: str, found: Mapping[str, tuple[list[float], list[float]]], marks: Sequence[float]
+) -> Figure:
+    series: list[Series] = [{"name": name, "style": "line", "x": x, "y": y} for name, (x, y) in found.items()]
+    return {
+        "stage": stage,
+        "title": title,
+        "x_label": "step",
+        "y_label": "",
+        "series": series,
+        "marks": list(marks),
+        "lines": [],
+        "note": "",
+    }
+
+
+def _belongs(name: str, wanted: Iterable[str]) -> bool:
+    return any(name.startswith(one[:-1]) if one.endswith("*") else name == one for one in wanted)
+
+
+def _is_drawn(name: str) -> bool:
+    return name not in UNDRAWN and name.partition("/")[0] != TIMES
+
+
+def _marks(rows: Sequence[Mapping[str, Any]], restarts: Sequence[float]) -> list[float]:
+    """The steps after which a start continued the stage."""
+    times = [(number(row.get("time")), number(row.get("step"))) for row in rows]
+    known = [(when, step) for when, step in times if when is not None and step is not None]
+    marks = []
+    for start in restarts:
+        before = [step for when, step in known if when < start]
+        if before and len(before) < len(known):
+            marks.append(max(before))
+    return sorted(set(marks))
+
+
+def thinned(figures: Sequence[Figure], points: int = POINTS) -> list[Figure]:
+    """The figures with at most `points` per series, and fewer if there are many series."""
+    count = sum(len(figure["series"]) for figure in figures)
+    limit = max(LEAST_POINTS, min(points, ALL_POINTS // max(1, count)))
+    return [{**figure, "series": [_thinned(series, limit) for series in figure["series"]]} for figure in figures]
+
+
+def _thinned(series: Series, limit: int) -> Series:
+    if series["style"] != "line" or len(series["x"]) <= limit:
+        return series
+    kept = spikes(series["y"], limit)
+    return {**series, "x": [series["x"][i] for i in kept], "y": [series["y"][i] for i in kept]}
+
+
+def spikes(values: Sequence[float], limit: int) -> list[int]:
+    """Indices of at most `limit` values: the first, the last, and the least and largest of equal parts in between."""
+    if len(values) <= limit:
+        return list(range(len(values)))
+    parts = max(1, (limit - 2) // 2)
+    inner = len(values) - 2
+    kept = {0, len(values) - 1}
+    for part in range(parts):
+        indices = range(1 + part * inner // parts, 1 + (part + 1) * inner // parts)
+        kept |= {min(indices, key=values.__getitem__), max(indices, key=values.__getitem__)}
+    return sorted(kept)

@@ -1,0 +1,122 @@
+"""What happened to a run: its starts, how each ended, and what its log says went wrong."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from filelock import FileLock, Timeout
+
+from alignkit.runs.files import STARTS
+from alignkit_apps.report.files import read_lines, read_text
+from alignkit_apps.report.numbers import number
+
+MOST = 200  # incidents
+_STAMPED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) ?(.*)")
+_WARNING = re.compile(r"^(?:(\S+): )?warning: (.*)$")
+_STAGE = re.compile(r"^(\S+): stage \d+ of \d+, \S+$")
+# What a line of run.log says when something happened that a reader should know.
+_INCIDENT = re.compile(
+    r"^error: |^stopped: |: stopped in iteration |^interrupted|^unexpected |continuing after |, starting over$"
+    r"|restored an earlier result"
+    r"|the stage runs again|a step was skipped|the checkpoint was written |skipped \d+ bad row|did not finish within"
+    r"|retr(?:y|ies)\b|damaged"
+)
+
+
+class Incident(TypedDict):
+    """Something that happened. when: UTC, or empty. stage: or empty."""
+
+    when: str
+    stage: str
+    text: str
+
+
+def starts_of(folder: Path) -> list[dict[str, Any]]:
+    """Each start of a run with its end: `started`, `ended`, `outcome`, `message` and the facts of the machine.
+
+    outcome: done, failed, interrupted, waiting (for labels), running, or killed if the process ended without a word.
+    """
+    found: list[dict[str, Any]] = []
+    for line in read_lines(folder / STARTS).rows:
+        facts = {name: value for name, value in line.items() if name not in ("event", "time")}
+        if line.get("event") == "start":
+            found.append({"started": stamp(line.get("time")), "ended": None, "outcome": "killed", **facts})
+        elif found and line.get("event") == "end":
+            reused = facts.get("reused")
+            facts["reused"] = [str(name) for name in reused] if isinstance(reused, list) else []
+            found[-1] |= {"ended": stamp(line.get("time")), **facts}
+    if found and found[-1]["ended"] is None and in_use(folder):
+        found[-1]["outcome"] = "running"
+    return found
+
+
+def start_times(folder: Path) -> list[float]:
+    """When the run was started, in seconds since 1970."""
+    times = [number(line.get("time")) for line in read_lines(folder / STARTS).rows if line.get("event") == "start"]
+    return [when for when in times if when is not None]
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process holds the run's lock."""
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that cannot be written is not being written
+        return False
+
+
+def log_lines(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Time, stage and text of each line of run.log. The stage is the last one that began."""
+    stage = ""
+    for line in read_text(folder / "run.log").splitlines():
+        match = _STAMPED.match(line)
+        when, text = (match[1], match[2]) if match else ("", line)
+        if text.startswith("alignkit "):
+            stage = ""
+        if begun := _STAGE.match(text):
+            stage = begun[1]
+        yield when, stage, text
+
+
+def warnings_of(folder: Path) -> list[tuple[str, str]]:
+    """Stage and text of each warning since the run was last started."""
+    found: dict[tuple[str, str], None] = {}
+    for _, stage, text in log_lines(folder):
+        if text.startswith("alignkit "):
+            found.clear()
+        if match := _WARNING.match(text):
+            found[match[1] or stage, match[2]] = None
+    return list(found)
+
+
+def incidents(folder: Path, starts: Sequence[Mapping[str, Any]]) -> list[Incident]:
+    """What happened, in the order of time; the latest if there is too much."""
+    found: list[Incident] = [
+        {"when": when, "stage": stage, "text": text.removeprefix(f"{stage}: ")}
+        for when, stage, text in log_lines(folder)
+        if _INCIDENT.search(text) and not text.startswith(" ")
+    ]
+    for before, after in itertools.pairwise(starts):
+        if before["outcome"] == "killed":
+            found.append({"when": str(after["started"]), "stage": "", "text": "started again after it was killed"})
+        elif before["outcome"] in ("failed", "interrupted", "waiting"):
+            found.append({"when": str(after["started"]), "stage": "", "text": "started again"})
+    return sorted(found, key=lambda item: item["when"])[-MOST:]
+
+
+def stamp(seconds: Any) -> str:
+    """`2026-11-23T03:56:08Z`; empty for what is no time."""
+    value = number(seconds)
+    try:
+        return "" if value is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(value))
+    except (ValueError, OverflowError, OSError):
+        return ""

@@ -1,0 +1,286 @@
+"""What judges said in an evaluation: a verdict per policy and judge, the card of each judge, and what to doubt.
+
+Sage (2025, arXiv:2512.16041) finds that even the best judges contradict themselves in a quarter of hard cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
+from alignkit.report import Table
+from alignkit.who_judged import GAINS, oriented, own_of, side
+from alignkit_apps.report.numbers import bounds, number, short, shown
+from alignkit_apps.report.verdicts import Verdict, longer_by
+
+ORDER_DECIDES = 0.25  # share of comparisons
+FAVORS = 0.1  # by which a judge may prefer a position without a warning
+OUTCOMES = {"win": "wins", "loss": "losses", "tie": "ties"}
+BY_OWN: dict[str, str] = {
+    "gained by its own reward": " But {policy} was trained to please {judge}.",
+    "gained, not verified": " But it is not known whether {policy} was trained to please {judge}.",
+}
+STANDARD_ERRORS = 1.96  # of half an interval of 95%
+
+
+def verdicts(stage: str, summary: Mapping[str, Any]) -> list[Verdict]:
+    """A verdict per policy and judge of an evaluation.json."""
+    return [_verdict(stage, summary, policy, judge, result) for policy, judge, result in _results(summary)]
+
+
+def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    for policy, judges in (summary.get("judged") or {}).items():
+        for judge, result in judges.items():
+            yield str(policy), str(judge), result
+
+
+def _verdict(stage: str, summary: Mapping[str, Any], policy: str, judge: str, result: Mapping[str, Any]) -> Verdict:
+    mean, low, high = bounds(result.get("preference"))
+    if mean is None:
+        outcome = "unknown"
+    elif low is None or high is None or low <= 0.5 <= high:
+        outcome = "nothing clear"
+    else:
+        outcome = GAINS[own_of(summary, policy, judge)] if low > 0.5 else "lost"
+    baseline = str(summary["baseline"])
+    verdict: Verdict = {
+        "stage": stage,
+        "policy": policy,
+        "baseline": baseline,
+        "reward": "",
+        "judge": judge,
+        "outcome": outcome,
+        "sentence": "",
+        "difference": None,
+        "at_equal_length": None,
+        "win_rate": result.get("win_rate"),
+        "preference": result.get("preference"),
+        "length_controlled": result.get("length_controlled"),
+        "longer": longer_by(summary, policy, baseline),
+        "kl": bounds(summary["policies"][policy].get("kl"))[0],
+    }
+    return {**verdict, "sentence": _sentence(verdict, result, summary)}
+
+
+def _sentence(verdict: Verdict, result: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    alone = summary.get("headline") is None  # no reward has a verdict, which would say the lengths
+    policy, baseline, judge, longer = verdict["policy"], verdict["baseline"], verdict["judge"], verdict["longer"]
+    if verdict["outcome"] == "unknown":
+        return (
+            f"{judge} cannot compare {policy} and {baseline}: none of {_whose(judge)} {_count(result)} has a verdict."
+        )
+    begin = {
+        **dict.fromkeys(GAINS.values(), _prefers(judge, policy, baseline)),
+        "lost": _prefers(judge, baseline, policy),
+        "nothing clear": _undecided(judge, policy, baseline),
+    }[verdict["outcome"]]
+    counts = ", ".join(_counted(result.get(key), one, key) for one, key in OUTCOMES.items())
+    text = f"{begin}: {policy} is preferred {shown(verdict['preference'], percent=True)}"
+    text += f" over {_counted(verdict['preference'].get('n'), 'prompt', 'prompts')} ({counts})."
+    text += BY_OWN.get(verdict["outcome"], "").format(policy=policy, judge=judge)
+    if no_judge := _no_judge(summary, judge):
+        text += f" But {no_judge}."
+    if controlled := length_controlled(verdict["length_controlled"]):
+        text += f" At equal length by AlpacaEval's model: {controlled}."
+    if alone and longer is not None and abs(longer) >= 0.005:
+        text += f" Answers are {abs(longer):.0%} {'longer' if longer > 0 else 'shorter'}."
+    return text
+
+
+def _prefers(judge: str, better: str, worse: str) -> str:
+    return f"{judge} prefer{'' if judge == PEOPLE else 's'} {better} to {worse}"
+
+
+def _undecided(judge: str, policy: str, baseline: str) -> str:
+    return f"{judge} {'have' if judge == PEOPLE else 'has'} no clear preference between {policy} and {baseline}"
+
+
+def _no_judge(summary: Mapping[str, Any], judge: str) -> str:
+    """Why a judge is none; empty if its card does not say so."""
+    cards = summary.get("judge_cards")
+    card = cards.get(judge) if isinstance(cards, Mapping) else None
+    return str(card.get("no_judge") or "") if isinstance(card, Mapping) else ""
+
+
+def _count(result: Mapping[str, Any]) -> str:
+    return _counted(result.get("comparisons"), "comparison", "comparisons")
+
+
+def _counted(count: Any, one: str, several: str) -> str:
+    return f"{short(count)} {one if count == 1 else several}"
+
+
+def _whose(judge: str) -> str:
+    return "their" if judge == PEOPLE else "its"
+
+
+def length_controlled(rate: Any) -> str:
+    """`58% (standard error 4%)`; empty if there is none."""
+    mean, error = _rate(rate)
+    if mean is None:
+        return ""
+    return f"{mean:.0%}" + ("" if error is None else f" (standard error {error:.0%})")
+
+
+def _rate(rate: Any) -> tuple[float | None, float | None]:
+    known = rate if isinstance(rate, Mapping) else {}
+    return number(known.get("mean")), number(known.get("standard_error"))
+
+
+# What to doubt
+
+
+def doubts(summary: Mapping[str, Any], found: Sequence[Verdict]) -> Iterator[str]:
+    """Warnings about the judges of an evaluation. found: all verdicts on it, of rewards too."""
+    for verdict in found:
+        if verdict["judge"]:
+            yield from _of_verdict(summary, verdict, found)
+    for policy, judge, result in _results(summary):
+        yield from _of_judge(policy, judge, result)
+
+
+def _of_verdict(summary: Mapping[str, Any], verdict: Verdict, found: Sequence[Verdict]) -> Iterator[str]:
+    policy, judge, baseline = verdict["policy"], verdict["judge"], verdict["baseline"]
+    opposite = {**dict.fromkeys(GAINS.values(), "lost"), "lost": "gained"}.get(verdict["outcome"])
+    for other in found:
+        if other["policy"] == policy and other["reward"] and _alone(summary, other) == opposite:
+            ours, theirs = (baseline, policy) if opposite == "gained" else (policy, baseline)
+            contrary = f"{other['reward']} prefers {theirs}, but {_prefers(judge, ours, '').removesuffix(' to ')}"
+            fooled = "the reward" if judge == PEOPLE else "the reward or the judge"
+            yield f"{contrary}: {fooled} may be fooled"
+    mean, error = _rate(verdict["length_controlled"])
+    if opposite and mean is not None and error is not None:
+        winner, loser = (policy, baseline) if opposite == "lost" else (baseline, policy)
+        lead, half = (mean - 0.5 if winner == policy else 0.5 - mean), STANDARD_ERRORS * error
+        if lead < -half:
+            yield f"at equal length, {_prefers(judge, loser, winner)}: length decides {_whose(judge)} preference"
+        elif lead <= half:
+            yield f"at equal length, {_undecided(judge, policy, baseline)}"
+
+
+def _alone(summary: Mapping[str, Any], verdict: Verdict) -> str:
+    """What the reward of a verdict says alone."""
+    mean, low, high = bounds(oriented(summary, verdict["reward"], verdict["difference"]))
+    found = side({"mean": mean, "low": low, "high": high}, 0.0)
+    return "gained" if found == 1 else "lost" if found == -1 else "nothing clear"
+
+
+def _of_judge(policy: str, judge: str, result: Mapping[str, Any]) -> Iterator[str]:
+    if reasons := unjudged(result):
+        why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        yield (
+            f"{judge} gave no verdict on {sum(reasons.values()):,} of {_count(result)} of {policy} ({why}); "
+            "they are left out"
+        )
+    share = result.get("inconsistent")
+    if (mean := bounds(share)[0]) is not None and mean > ORDER_DECIDES:
+        yield f"the order of the answers decides {shown(share, percent=True)} of {judge}'s comparisons of {policy}"
+    first = result.get("first_position")
+    mean, low, high = bounds(first)
+    if mean is None or low is None or high is None:
+        return
+    if abs(mean - 0.5) > FAVORS and not low <= 0.5 <= high:
+        which = "first" if mean > 0.5 else "second"
+        yield f"{judge} favors the {which} answer that it reads: it prefers the first in {shown(first, percent=True)}"
+
+
+def unjudged(result: Mapping[str, Any]) -> dict[str, int]:
+    """Comparisons without a verdict, by reason."""
+    found = result.get("unjudged")
+    known = found if isinstance(found, Mapping) else {}
+    return {str(reason): int(count) for reason, value in known.items() if (count := number(value))}
+
+
+# The card
+
+
+def cards(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is to be known of a judge, for each policy that it compared with the baseline."""
+    return [
+        {
+            "judge": judge,
+            "policy": policy,
+            "comparisons": result.get("comparisons"),
+            "without_verdict": sum(unjudged(result).values()),
+            "reasons": unjudged(result),
+            "unjudged_prompts": result.get("unjudged_prompts"),
+            "inconsistent": result.get("inconsistent"),
+            "first_position": result.get("first_position"),
+        }
+        for policy, judge, result in _results(summary)
+    ]
+
+
+def trust(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The card of each judge in an evaluation.json or a reward_evaluation.json. Odd ones raise what reading raises."""
+    found = [{"judge": str(name), **card} for name, card in (summary.get("judge_cards") or {}).items()]
+    trust_blocks(found)
+    return found
+
+
+def trust_blocks(found: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The tables of such cards."""
+    return trust_tables({one["judge"]: one for one in found})
+
+
+def card_table(found: Sequence[Mapping[str, Any]]) -> Table:
+    """The cards of a stage's judges."""
+    rows = [
+        [
+            one["judge"],
+            one["policy"],
+            short(one["comparisons"]),
+            short(one["without_verdict"]),
+            shown(one["inconsistent"], percent=True),
+            shown(one["first_position"], percent=True),
+        ]
+        for one in found
+    ]
+    reasons: dict[str, int] = {}
+    for one in found:
+        for reason, count in one["reasons"].items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    note = "; ".join(f"no verdict, {why}: {count:,}" for why, count in sorted(reasons.items(), key=lambda x: -x[1]))
+    names = [str(one["judge"]) for one in found]
+    columns = [rater(names), "policy", "comparisons", "no verdict", "order decides", "first preferred"]
+    return about_table(names, columns, rows, note)
+
+
+def heading(found: Sequence[Mapping[str, Any]]) -> str:
+    """The heading of the part on `judges`, of which people may be one."""
+    return "Raters" if any(card["judge"] == PEOPLE for one in found for card in one["cards"]) else "Judges"
+
+
+def orders_note(found: Sequence[Mapping[str, Any]]) -> str:
+    """How the raters of a stage's cards see a pair."""
+    who = {card["judge"] == PEOPLE for card in found}
+    texts = {
+        True: "People see a pair of answers without the policies' names, in one order, which is drawn for each person.",
+        False: (
+            "A judge is asked about each pair of answers in both orders. “order decides” is the share of pairs whose "
+            "winner changes with the order, and “first preferred” how often the answer in the first place wins: 50% "
+            "without a bias."
+        ),
+    }
+    return " ".join(text for people, text in texts.items() if people in who)
+
+
+def preferences(summary: Mapping[str, Any]) -> Table | None:
+    """What judges prefer, a row per policy and judge; None without judges."""
+    rows = [
+        [
+            policy,
+            judge,
+            shown(result.get("preference"), percent=True),
+            length_controlled(result.get("length_controlled")) or "-",
+            shown(result.get("win_rate"), percent=True),
+            "/".join(short(result.get(name)) for name in ("wins", "losses", "ties")),
+        ]
+        for policy, judge, result in _results(summary)
+    ]
+    if not rows:
+        return None
+    names = [judge for _, judge, _ in _results(summary)]
+    columns = ["policy", rater(names), "preferred", "length-controlled", "win rate", "won/lost/tied"]
+    return Table(preferred_title(names, summary.get("baseline")), columns, rows, keys=2)

@@ -1,0 +1,50 @@
+"""How far the people agree whose labels a run learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignkit.report import Table
+from alignkit.runs.files import AGREEMENT
+from alignkit_apps.feedback.agreed import agreement_tables
+from alignkit_apps.report.data_cards import brief_name
+from alignkit_apps.report.files import read_object
+
+MOST = 12  # stores
+
+
+def people_of(name: str, record: Mapping[str, Any], folder: Path | None = None) -> list[dict[str, Any]]:
+    """The stores that a stage read, and the labels that it asked for, each with `agreed.agreement`.
+
+    record: its stage.json. folder: the stage's; None leaves out what it asked people, which its own report shows.
+    """
+    sources = [source for source in record.get("data") or () if isinstance(source, Mapping)]
+    found = [{"stage": name, "source": s.get("name"), "agreement": s["agreement"]} for s in sources if "agreement" in s]
+    asked = read_object(folder / AGREEMENT).get("questions") if folder is not None else None
+    return found + ([{"stage": name, "source": "", "agreement": asked}] if asked else [])
+
+
+def people_tables(people: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The tables of all stores. Stages that read the same labels share them."""
+    return [table for title, agreement in _different(people) for table in _made(agreement, title)]
+
+
+def _different(people: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    known: list[tuple[Any, list[str]]] = []
+    for one in people:
+        same = next((names for agreement, names in known if agreement == one["agreement"]), None)
+        if same is None:
+            known.append((one["agreement"], same := [brief_name(one["source"])] if one["source"] else []))
+        same.append(str(one["stage"]))
+    for agreement, names in known[:MOST]:
+        yield ", ".join(dict.fromkeys(names)), agreement
+
+
+def _made(agreement: Any, title: str) -> list[Table]:
+    """No tables of what is not as `agreement` writes it."""
+    try:
+        return agreement_tables(agreement, title)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return []

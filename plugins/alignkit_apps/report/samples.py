@@ -1,0 +1,138 @@
+"""Answers before and after: the largest gains and losses, the highest rewards, and some drawn at random."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from alignkit.who_judged import lower
+from alignkit_apps.report.files import each_object
+from alignkit_apps.report.numbers import number
+
+EACH = 5  # samples of each kind
+SEED = 0  # of those at random
+PROMPT, ANSWER = 3000, 4000  # characters that report.json keeps of a turn and of an answer
+
+
+class Answer(TypedDict):
+    """A policy's first answer to a prompt. tokens: how many; None if unknown."""
+
+    policy: str
+    text: str
+    score: float | None
+    tokens: int | None
+    truncated: bool
+
+
+class Sample(TypedDict):
+    """A prompt with answers. kind: gain, loss, highest or random. difference: in the headline's reward, or None."""
+
+    stage: str
+    kind: str
+    row: int
+    reward: str
+    difference: float | None
+    prompt: list[dict[str, str]]
+    answers: list[Answer]
+
+
+def samples(stage: str, folder: Path, summary: Mapping[str, Any]) -> list[Sample]:
+    """Samples of an evaluation, from its samples.jsonl. Each prompt is there once.
+
+    The file may be larger than the memory: it is read twice, one line at a time.
+    """
+    policies = [str(name) for name in summary.get("policies", {})]
+    reward, before = str(summary.get("headline")), summary.get("baseline")
+    after = next((name for name in reversed(policies) if name != before), None)
+    wanted = [name for name in (before, after) if name is not None]
+    light = [_without_texts(sample) for sample in _all(stage, folder, wanted, reward)]
+    kinds = {sample["row"]: sample["kind"] for sample in _chosen(light, -1 if lower(summary, reward) else 1)}
+    found = {sample["row"]: sample for sample in _all(stage, folder, wanted, reward) if sample["row"] in kinds}
+    return [{**found[row], "kind": kind} for row, kind in kinds.items()]
+
+
+def _all(stage: str, folder: Path, policies: Sequence[str], reward: str) -> Iterator[Sample]:
+    for row, group in enumerate(each_object(folder / "samples.jsonl"), 1):
+        if group is not None and (sample := _sample(stage, row, group, policies, reward)) is not None:
+            yield sample
+
+
+def _without_texts(sample: Sample) -> Sample:
+    return {**sample, "prompt": [], "answers": [{**answer, "text": ""} for answer in sample["answers"]]}
+
+
+def _chosen(every: Sequence[Sample], sign: int) -> Iterator[Sample]:
+    """sign: -1 if lower scores are better."""
+    taken: set[int] = set()
+
+    def take(kind: str, found: Sequence[Sample]) -> Iterator[Sample]:
+        for sample in found:
+            taken.add(sample["row"])
+            yield {**sample, "kind": kind}
+
+    compared = [sample for sample in every if sample["difference"] is not None]
+
+    def gain(sample: Sample) -> float:
+        return sign * (sample["difference"] or 0.0)
+
+    yield from take("gain", heapq.nlargest(EACH, [one for one in compared if gain(one) > 0], key=gain))
+    yield from take("loss", heapq.nsmallest(EACH, [one for one in compared if gain(one) < 0], key=gain))
+    scored = [sample for sample in every if sample["row"] not in taken and _last(sample) is not None]
+    yield from take("highest", heapq.nlargest(EACH, scored, key=lambda sample: sign * (_last(sample) or 0.0)))
+    rest = [sample for sample in every if sample["row"] not in taken]
+    yield from take("random", random.Random(SEED).sample(rest, min(EACH, len(rest))))
+
+
+def _last(sample: Sample) -> float | None:
+    return sample["answers"][-1]["score"]
+
+
+def _sample(stage: str, row: int, group: Mapping[str, Any], policies: Sequence[str], reward: str) -> Sample | None:
+    """A group as a sample, compact; None if a policy has no answer in it."""
+    try:
+        answers = [_answer(group["responses"], policy, reward) for policy in policies]
+        if not answers or None in answers:
+            return None
+        kept = [answer for answer in answers if answer is not None]
+        scores = [answer["score"] for answer in kept]
+        both = len(scores) == 2 and None not in scores
+        prompt = [
+            {"role": str(turn.get("role", "")), "content": _cut(turn.get("content"), PROMPT)}
+            for turn in group["prompt"]
+        ]
+    except (KeyError, TypeError, AttributeError):
+        return None
+    difference = (scores[1] or 0.0) - (scores[0] or 0.0) if both else None
+    return Sample(stage=stage, kind="", row=row, reward=reward, difference=difference, prompt=prompt, answers=kept)
+
+
+def _answer(responses: Sequence[Mapping[str, Any]], policy: str, reward: str) -> Answer | None:
+    """The first answer, with the mean score of all of the policy's answers, on which the statistics rest."""
+    own = [response for response in responses if response.get("source") == policy]
+    if not own:
+        return None
+    scores = [score for one in own if (score := number(one.get("scores", {}).get(reward))) is not None]
+    tokens = own[0].get("tokens")
+    return {
+        "policy": policy,
+        "text": _cut(_words(own[0]), ANSWER),
+        "score": sum(scores) / len(scores) if scores else None,
+        "tokens": len(tokens) if isinstance(tokens, list) else None,
+        "truncated": bool(own[0].get("truncated")),
+    }
+
+
+def _words(response: Mapping[str, Any]) -> str:
+    """A response's text, or its turns one after the other."""
+    turns = response.get("messages")
+    if isinstance(turns, list):
+        return "\n\n".join(f"[{turn.get('role', '')}] {turn.get('content') or ''}" for turn in turns)
+    return str(response.get("text") or "")
+
+
+def _cut(text: Any, limit: int) -> str:
+    words = text if isinstance(text, str) else "" if text is None else str(text)
+    return words if len(words) <= limit else f"{words[:limit]}... ({len(words) - limit:,} more characters)"

@@ -1,0 +1,221 @@
+"""The facts of each stage of a run: its state, time, metrics, data, judge and files."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignkit.io.digest import file_digest
+from alignkit.runs.files import RECIPE
+from alignkit.training.unfit import UNFIT
+from alignkit_apps.report import curves
+from alignkit_apps.report.files import Lines, read_stage
+from alignkit_apps.report.numbers import number
+
+PHASES = "seconds/"  # metrics that say what an iteration took, part by part
+KINDS = ("algorithm", "step")
+CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")  # of a source's card
+LEFT_OUT = {  # key of a summary -> what its count is of
+    "without_signal": "rows left out: the algorithm learns nothing from them",
+    "prompts_without_room": "prompts left out: no room for a response",
+}
+OF_PEOPLE = "such as pairs with as many votes on both sides: adjudicate them, or set `votes: each`"
+RUN_FILES = (RECIPE, "metrics.jsonl", "date.json")  # run.log still grows
+
+
+def stage_facts(
+    name: str, folder: Path, written: Mapping[str, Any], lines: Lines, reused: Sequence[str]
+) -> dict[str, Any]:
+    """What is known of a stage. written: its part of the recipe. lines: its metrics."""
+    record, intact = read_stage(folder)
+    kind = next((kind for kind in KINDS if kind in written), "")
+    plugin = written.get(kind)
+    plugin = next(iter(plugin), "") if isinstance(plugin, Mapping) else plugin
+    rates = [rate for row in lines.rows if (rate := number(row.get("tokens_per_second"))) is not None]
+    return {
+        "name": name,
+        "kind": kind,
+        "plugin": str(record.get("plugin") or plugin or ""),
+        "state": _state(record, intact, folder, lines, name in reused),
+        "seconds": number(record.get("seconds")),
+        "hash": str(record.get("hash") or ""),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0,
+        "lines": len(lines.rows),
+        "damaged_lines": lines.damaged,
+        "tokens_per_second": statistics.median(rates) if rates else None,
+        "phases": _phases(lines.rows),
+        "metrics": curves.ends(lines.rows),
+        "summary": without_evaluation(record),
+    }
+
+
+def _state(record: Mapping[str, Any], intact: bool, folder: Path, lines: Lines, reused: bool) -> str:
+    if not intact:
+        return "damaged"
+    if record.get("complete"):
+        return "reused" if reused else "done"
+    waits = record.get("waits_for")
+    if isinstance(waits, Mapping) and (labels := number(waits.get("labels"))) is not None:
+        return f"waiting for {labels:.0f} label{'s' * (labels != 1)}"
+    return "begun" if record or lines.rows else "not begun"
+
+
+def without_evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's summary, without what its evaluation.json says as well."""
+    summary = record.get("summary")
+    if not isinstance(summary, Mapping):
+        return {}
+    return {} if "policies" in summary and "rewards" in summary else dict(summary)
+
+
+def _phases(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(PHASES) and (seconds := number(value)) is not None:
+                sums[name.removeprefix(PHASES)] = round(sums.get(name.removeprefix(PHASES), 0.0) + seconds, 3)
+    return sums
+
+
+def data_facts(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The sources that a stage read, as its stage.json says, with the digests of files."""
+    read = [source for source in record.get("data") or () if isinstance(source, Mapping)]
+    digests = [source.get("path") or source.get("commit") for source in _sources(record.get("depends_on"))]
+    known: Sequence[Any] = digests if len(digests) == len(read) else [None] * len(read)
+    keys = ("name", "format", "rows", "held_out", "skipped", "ties")
+    return [
+        {"stage": name, **{key: source.get(key) for key in keys}, "digest": digest, **_card(source.get("card"))}
+        for source, digest in zip(read, known, strict=True)
+    ]
+
+
+def _card(card: Any) -> dict[str, Any]:
+    """What a source's rows hold; None for each part that is not known."""
+    known = card if isinstance(card, Mapping) else {}
+    return {key: known.get(key) for key in CARD}
+
+
+def _sources(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every data source in what a stage depends on."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            if key == "sources" and isinstance(below, list):
+                yield from (source for source in below if isinstance(source, Mapping))
+            else:
+                yield from _sources(below)
+    elif isinstance(value, list):
+        for below in value:
+            yield from _sources(below)
+
+
+def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows that a stage left out or changed, by reason: `{stage, reason, rows, of}`."""
+    summary = record.get("summary")
+    if not isinstance(summary, Mapping):
+        return []
+    totals = _totals(record, summary)
+    found: list[tuple[str, Any, int | None]] = []
+    counts = summary.get("encoding")
+    for reason, count in counts.items() if isinstance(counts, Mapping) else ():
+        noun, happened = UNFIT.get(str(reason), ("text", str(reason)))
+        found.append((f"{noun}s {happened}", count, totals.get(noun)))
+    found += [(reason, summary.get(key), totals["row"]) for key, reason in _left_out(record).items()]
+    bad = summary.get("bad_rows")
+    if isinstance(bad, list) and bad:
+        found.append((f"bad rows, the first: {bad[0]}", len(bad), None))
+    more = summary.get("dropped")
+    found += [(str(reason), count, None) for reason, count in more.items()] if isinstance(more, Mapping) else []
+    return [
+        {"stage": name, "reason": reason, "rows": count, "of": _whole(count, total)}
+        for reason, count, total in found
+        if count
+    ]
+
+
+def _left_out(record: Mapping[str, Any]) -> dict[str, str]:
+    """LEFT_OUT, with the likely cause if the stage read labels of people."""
+    sources = [source for source in record.get("data") or () if isinstance(source, Mapping)]
+    if not any(source.get("format") == "feedback" for source in sources):
+        return LEFT_OUT
+    return {**LEFT_OUT, "without_signal": f"{LEFT_OUT['without_signal']}, {OF_PEOPLE}"}
+
+
+def _whole(count: Any, total: int | None) -> int | None:
+    """The total of what was counted; None if that is not known, as for texts that were counted twice."""
+    known = number(count)
+    return total if total and known is not None and known <= total else None
+
+
+def _totals(record: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, int]:
+    """The totals of the nouns of UNFIT in what the stage encoded; pairs are those of its sources."""
+    encoded = summary.get("encoded")
+    known = encoded if isinstance(encoded, Mapping) else {}
+    rows, responses = (int(number(known.get(key)) or 0) for key in ("rows", "responses"))
+    cards = [source.get("card") for source in record.get("data") or () if isinstance(source, Mapping)]
+    pairs = [card.get("pairs") for card in cards if isinstance(card, Mapping)]
+    compared = sum(int(number(one.get("count")) or 0) for one in pairs if isinstance(one, Mapping))
+    return {"row": rows, "document": rows, "response": responses, "pair": compared}
+
+
+def judges(
+    name: str,
+    written: Mapping[str, Any],
+    record: Mapping[str, Any],
+    cards: Sequence[Mapping[str, Any]] = (),
+    trust: Sequence[Mapping[str, Any]] = (),
+) -> list[dict[str, Any]]:
+    """The judges that a stage's part of the recipe names, with what the stage says of them.
+
+    cards: of an evaluation, for each policy. trust: a card for each judge, which says all that the stage knows of it.
+    """
+    found = dict(_judges(written))
+    said = {} if trust else flat(without_evaluation(record))
+    facts = {key: value for key, value in said.items() if value not in (None, {})}
+    one = {"stage": name, "judge": flat(found), "facts": facts, "cards": list(cards), "trust": list(trust)}
+    return [one] if found or cards or trust else []
+
+
+def _judges(value: Any) -> Iterator[tuple[str, Any]]:
+    """The keys that name judges, wherever they are, with what is below them."""
+    for key, below in value.items() if isinstance(value, Mapping) else ():
+        for one in below if str(key) == "judges" and isinstance(below, list) else ():
+            if isinstance(one, str):
+                yield one, "as it is by default"
+        if str(key) == "judge" or str(key).endswith("_judge"):
+            yield str(key), below
+        else:
+            yield from _judges(below)
+    for below in value if isinstance(value, list) else ():
+        yield from _judges(below)
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Nested plain data by dotted keys: `{"rollout.temperature": 1.0}`."""
+    if isinstance(value, Mapping) and value:
+        items: Any = value.items()
+    elif isinstance(value, list) and value:
+        items = enumerate(value)
+    else:
+        return {path: value} if path else {}
+    return {
+        name: leaf for key, below in items for name, leaf in flat(below, f"{path}.{key}" if path else str(key)).items()
+    }
+
+
+def files_of(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A run's files with their sizes and SHA-256; those of stages as they were when the stage was done."""
+    found = [(name, file_digest(folder / name)) for name in RUN_FILES if (folder / name).is_file()]
+    for stage, record in records.items():
+        named = record.get("files")
+        found += [(f"{stage}/{name}", str(sha)) for name, sha in named.items()] if isinstance(named, Mapping) else []
+    return [{"name": name, "bytes": _bytes(folder / name), "sha256": sha} for name, sha in found]
+
+
+def _bytes(path: Path) -> int | None:
+    """The size of a file; None if it is gone."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,253 @@
+"""The HTTP application: OpenAI's addresses, for clients on this machine or with a token."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as Received
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from alignkit.errors import DataError, did_you_mean
+from alignkit.models.streaming import Answer, Piece
+from alignkit_apps.policies.policy import Policy, TooLong
+from alignkit_apps.policies.work import Busy, Event, Failed, Heard, Job, Read, Stopping, Work
+from alignkit_apps.serve.openai_reply import DONE, Reply, failure
+from alignkit_apps.serve.openai_request import Request, RequestError, read_chat, read_text
+
+MOST_BYTES = 2**20  # of a request
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:@\[\]]+)(?::[0-9]+)?")
+GONE = 499  # nginx's status for a client that does not wait for the answer; nobody receives it
+
+
+def application(policies: Mapping[str, Policy], work: Work, hosts: Sequence[str] | None, token: str | None) -> ASGIApp:
+    """The application. hosts: names by which clients may address it, against DNS rebinding; None: any.
+
+    token: which clients must send as their API key; None: none.
+    """
+    endpoint = _Endpoint(policies, work)
+    routes = [
+        Route("/v1/models", endpoint.models),
+        Route("/v1/models/{name:path}", endpoint.model),
+        Route("/v1/chat/completions", endpoint.chat, methods=["POST"]),
+        Route("/v1/completions", endpoint.text, methods=["POST"]),
+    ]
+    handlers: dict[Any, Any] = {RequestError: _refused, HTTPException: _not_found, ClientDisconnect: _left}
+    return _Guard(Starlette(routes=routes, exception_handlers=handlers), hosts, token)
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """Refuses requests of pages of other hosts, and those without the token."""
+
+    app: ASGIApp
+    hosts: Sequence[str] | None
+    token: str | None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = self._fault(dict(scope["headers"])) if scope["type"] == "http" else None
+        if error is None:
+            await self.app(scope, receive, send)
+        else:
+            await JSONResponse(error.body(), error.status)(scope, receive, send)
+
+    def _fault(self, headers: Mapping[bytes, bytes]) -> RequestError | None:
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self.hosts is not None and _name(host) not in self.hosts:
+            known = ", ".join(self.hosts)
+            return RequestError(403, f"this server does not answer for the host '{host}'; ask it as one of {known}")
+        sent = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        if self.token is not None and not hmac.compare_digest(sent, self.token.encode()):
+            return RequestError(401, "the API key is not the token of this server", code="invalid_api_key")
+        return None
+
+
+def _name(host: str) -> str | None:
+    """A host without its port; None if it is not one."""
+    found = _HOST.fullmatch(host)
+    return found[1].strip("[]").lower() if found else None
+
+
+@dataclass
+class _Listener:
+    """What the model's thread says about a job, for one that waits in the server's thread."""
+
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+
+    def tell(self, event: Event) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+    async def next(self) -> Event:
+        """The next event. Raises RequestError if the job has failed."""
+        event = await self.events.get()
+        if isinstance(event, Failed):
+            raise _request_error(event.error)
+        return event
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    policies: Mapping[str, Policy]
+    work: Work
+
+    async def models(self, received: Received) -> Response:
+        """The names of all policies."""
+        return JSONResponse({"object": "list", "data": [_described(policy) for policy in self.policies.values()]})
+
+    async def model(self, received: Received) -> Response:
+        """One policy."""
+        return JSONResponse(_described(self._policy(received.path_params["name"])))
+
+    async def chat(self, received: Received) -> Response:
+        """Answer a conversation."""
+        return await self._complete(received, read_chat, chat=True)
+
+    async def text(self, received: Received) -> Response:
+        """Continue texts."""
+        return await self._complete(received, read_text, chat=False)
+
+    async def _complete(self, received: Received, read: Callable[[bytes], Request], chat: bool) -> Response:
+        asked = read(await _body(received))
+        policy = self._policy(asked.model)
+        listener = _Listener(asyncio.get_running_loop())
+        sampling = replace(policy.sampling, **asked.sampling)
+        job = Job(
+            policy, asked.prompts, sampling, asked.n, asked.seed, listener.tell, asked.stream, asked.logprobs
+        )  # fmt: skip
+        reply = Reply(policy.name, chat)
+        try:
+            self.work.submit(job)
+        except (Busy, Stopping) as error:
+            raise _request_error(error) from None
+        answered = asyncio.ensure_future(self._first(job, listener, reply, asked))
+        gone = asyncio.ensure_future(_disconnected(received))
+        try:
+            await asyncio.wait({answered, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if answered.done():
+                return answered.result()
+            raise ClientDisconnect
+        except BaseException:
+            job.cancel()
+            raise
+        finally:
+            gone.cancel()
+            answered.cancel()
+
+    async def _first(self, job: Job, listener: _Listener, reply: Reply, asked: Request) -> Response:
+        """The response: at its beginning if it is streamed, so that errors before that have a status of their own."""
+        read = await listener.next()
+        assert isinstance(read, Read)  # it comes first
+        if asked.stream:
+            chunks = _stream(job, listener, reply, read, asked.usage)
+            return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        answers: dict[int, Answer] = {}
+        async for index, piece in _heard(job, listener):
+            if piece.answer is not None:
+                answers[index] = piece.answer
+        return JSONResponse(reply.whole(answers, read.prompt_tokens))
+
+    def _policy(self, name: str | None) -> Policy:
+        if name is None and len(self.policies) == 1:
+            return next(iter(self.policies.values()))
+        if name is None:
+            raise RequestError(400, f"'model' is missing; it is one of {', '.join(self.policies)}", "model")
+        words = {policy.word: policy for policy in self.policies.values()}
+        if (policy := self.policies.get(name) or words.get(name)) is not None:
+            return policy
+        help = did_you_mean(name, self.policies) or f"there is {', '.join(self.policies)}"
+        raise RequestError(404, f"no model '{name:.200}'; {help}", "model", "model_not_found")
+
+
+async def _heard(job: Job, listener: _Listener) -> AsyncIterator[tuple[int, Piece]]:
+    """The pieces of a job's answers, each with the index of its choice, until all are complete."""
+    waiting = job.n * len(job.prompts)
+    while waiting:
+        event = await listener.next()
+        assert isinstance(event, Heard)
+        waiting -= event.piece.answer is not None
+        yield event.prompt * job.n + event.piece.number, event.piece
+
+
+async def _stream(job: Job, listener: _Listener, reply: Reply, read: Read, usage: bool) -> AsyncIterator[str]:
+    """The chunks of a response; the job is canceled if nobody receives them."""
+    answers: dict[int, Answer] = {}
+    try:
+        for index in range(job.n * len(job.prompts)):
+            yield reply.opening(index)
+        async for index, piece in _heard(job, listener):
+            if piece.text or piece.logprobs:
+                yield reply.piece(index, piece)
+            if piece.answer is not None:
+                answers[index] = piece.answer
+                yield reply.ending(index, piece.answer)
+        if usage:
+            yield reply.usage(read.prompt_tokens, list(answers.values()))
+        yield DONE
+    except RequestError as error:
+        yield failure(error.body())
+    finally:
+        job.cancel()
+
+
+async def _body(received: Received) -> bytes:
+    """The JSON of a request. Only JSON: a page of another host may send other types without asking first."""
+    kind = received.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RequestError(415, f"the content type must be application/json, not '{kind:.60}'")
+    body = b""
+    async for part in received.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise RequestError(413, f"the request is larger than {MOST_BYTES} bytes", code="request_too_large")
+    return body
+
+
+async def _disconnected(received: Received) -> None:
+    """Return once the client has left."""
+    while (await received.receive())["type"] != "http.disconnect":
+        continue
+
+
+def _described(policy: Policy) -> dict[str, Any]:
+    return {"id": policy.name, "object": "model", "created": 0, "owned_by": "alignkit", "root": policy.word}
+
+
+def _request_error(error: BaseException) -> RequestError:
+    """An error of the work as the client sees it."""
+    if isinstance(error, TooLong):
+        return RequestError(413, str(error), code="context_length_exceeded")
+    if isinstance(error, DataError):
+        return RequestError(400, str(error))
+    if isinstance(error, Busy):
+        return RequestError(503, "too many requests are waiting; try again later", code="busy")
+    return RequestError(503 if isinstance(error, Stopping) else 500, str(error))
+
+
+async def _refused(received: Received, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    headers = {"Retry-After": "1"} if error.status == 503 else None
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def _not_found(received: Received, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = (
+        f"{error.detail}: {received.method} {received.url.path}; there is GET /v1/models, POST /v1/chat/completions, "
+    )
+    wrong = RequestError(error.status_code, f"{text}POST /v1/completions")
+    return JSONResponse(wrong.body(), error.status_code, error.headers)
+
+
+async def _left(received: Received, error: Exception) -> Response:
+    return Response(status_code=GONE)

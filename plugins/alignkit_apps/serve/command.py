@@ -1,0 +1,100 @@
+"""The command `alignkit serve`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignkit.arguments import NoPlugins, PluginFiles
+from alignkit.errors import Problem, RecipeError
+from alignkit.extras import check_extra
+
+if TYPE_CHECKING:
+    from alignkit.registry import Registry
+    from alignkit_apps.policies.recipe import NamedModels
+
+PORT = 8000
+LEAST_TOKEN = 16  # characters
+PACKAGES = ("starlette", "uvicorn")
+
+
+def serve(
+    policies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="POLICY...",
+            help="RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or a model's id on the hub.",
+        ),
+    ],
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0: any that is free.")] = PORT,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Others than this machine need --token.")] = "127.0.0.1",
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", envvar="ALIGNKIT_TOKEN", help="What clients must send as their API key."),
+    ] = None,
+    plugin: PluginFiles = None,
+    no_plugin: NoPlugins = None,
+) -> None:
+    """Answer OpenAI clients on this machine with your policies.
+
+    It has /v1/models, /v1/chat/completions and /v1/completions.
+
+    \b
+    Examples:
+      alignkit serve runs/quickstart/align
+      alignkit serve runs/quickstart/base runs/quickstart/align --port 8080
+    """
+    check_extra("alignkit serve", "serve", *PACKAGES)
+    if token is not None and (len(token) < LEAST_TOKEN or not (token.isascii() and token.isprintable())):
+        _refuse(f"--token must have at least {LEAST_TOKEN} ASCII characters", "`openssl rand -hex 16` writes one")
+    from alignkit.plugins import load_plugins
+    from alignkit_apps.policies.recipe import models_of
+
+    registry = load_plugins(plugin or (), no_plugin or ()).registry
+    _refuse_rewards(policies)
+    _serve(models_of(policies), registry, host, port, token)
+
+
+def _refuse_rewards(words: list[str]) -> None:
+    from alignkit_apps.policies.named_models import named_model
+
+    for word in words:
+        if named_model(word).reward:
+            _refuse(f"{word} is a reward model, which answers no questions", f"alignkit chat POLICY --reward {word}")
+
+
+def _serve(named: NamedModels, registry: Registry, host: str, port: int, token: str | None) -> None:
+    from alignkit import stopping
+    from alignkit.io.printable import printable
+    from alignkit.io.progress import Reporter
+    from alignkit_apps.serve.address import bound, is_loopback, url
+
+    reporter = Reporter()
+    if not is_loopback(host):
+        if token is None:
+            _refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
+        reporter.say(
+            f"warning: everybody who reaches {host} and has the token can use these models, without encryption"
+        )
+    with bound(host, port) as listening:
+        from alignkit_apps.policies.policy import opened  # imports torch
+        from alignkit_apps.policies.work import Work
+        from alignkit_apps.serve.server import serve as run
+        from alignkit_apps.web.server import interruptible
+
+        work = Work()
+        try:
+            with interruptible(), opened(named, registry, reporter, stopping.should_stop, "alignkit serve") as models:
+                for note in named.notes:
+                    reporter.say(printable(f"note: {note}"))
+                for policy in models.policies.values():
+                    reporter.say(printable(f"model {policy.name}: {policy.described()}"))
+                where = f"listening at {url(listening)}; Ctrl-C ends it"
+                run(models, work, listening, token, lambda: reporter.say(where), stopping.should_stop)
+        except stopping.Stopped:
+            reporter.say("stopped")
+
+
+def _refuse(message: str, help: str) -> None:
+    raise RecipeError([Problem(message, help=help)])

@@ -1,0 +1,1 @@
+"""What pages in a browser share: sessions, checks of what is sent, templates, styles."""

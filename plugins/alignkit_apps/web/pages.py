@@ -1,0 +1,97 @@
+"""What every page of alignkit's servers shares: sessions, templates, and how errors reach a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+
+from alignkit.errors import AlignkitError, OutOfResource
+from alignkit_apps.feedback.labels import BadLabel
+from alignkit_apps.web.guard import HOSTS, Guard, Refused, Session, Sessions, checked_body, cookie_name
+
+HERE = Path(__file__).parent
+STATIC = HERE / "static"
+FULL, BUSY, BAD = 507, 503, 422  # of HTTP: a page keeps what it sent and tries again, except if it is bad
+STALE = "this link was for another run of the server; open the address that it printed"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What all requests share. title: shown to people, so it must not say who wrote the answers."""
+
+    sessions: Sessions
+    title: str
+    pages: Environment
+
+    def session(self, request: Request) -> Session | None:
+        """The session of a request."""
+        return self.sessions.of(request.cookies.get(cookie_name(request)))
+
+    def enter(self, request: Request) -> Response:
+        """Exchange the token for a cookie; the redirect takes the token out of the address."""
+        cookie = self.sessions.begin(request.query_params["token"], request.cookies.get(cookie_name(request)))
+        if cookie is None:
+            return self.closed(None)
+        response = RedirectResponse(request.url.path, 303)
+        response.set_cookie(cookie_name(request), cookie, httponly=True, samesite="strict", path="/")
+        return response
+
+    def page(self, name: str, session: Session, **more: Any) -> Response:
+        """A page from its template."""
+        return HTMLResponse(self.pages.get_template(name).render(title=self.title, session=session, **more))
+
+    def closed(self, session: Session | None) -> Response:
+        """What somebody sees who may not open a page."""
+        page = self.pages.get_template("closed.html.j2")
+        return HTMLResponse(page.render(title=self.title, session=session), 403 if session else 401)
+
+    async def action(self, request: Request, act: Callable[[str, Any], Any], owner: bool = False) -> Response:
+        """What `act` returns for the annotator and the message that the page sent, as JSON."""
+        session = self.session(request)
+        if session is None or (owner and not session.owner):
+            return error(401, STALE)
+        try:
+            message = json.loads(await checked_body(request, session))
+            found = await run_in_threadpool(act, session.annotator, message)
+            return found if isinstance(found, Response) else JSONResponse(found)
+        except Refused as refused:
+            return error(refused.status, str(refused))
+        except (BadLabel, ValueError, RecursionError) as bad:
+            return error(BAD, str(bad))
+        except OutOfResource as full:
+            return error(FULL, str(full))
+        except AlignkitError as failed:
+            return error(BUSY, str(failed))
+
+
+def templates(*folders: Path) -> Environment:
+    """The templates in these folders, and those that all pages share."""
+    return Environment(
+        loader=FileSystemLoader([*folders, HERE / "templates"]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def guarded(routes: Sequence[Any]) -> Starlette:
+    """An application that only this machine's own pages may use."""
+    middleware = [Middleware(Guard), Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))]
+    return Starlette(routes=routes, middleware=middleware)
+
+
+def error(status: int, reason: str) -> Response:
+    """An error as pages read it."""
+    return JSONResponse({"error": reason}, status)

@@ -1,0 +1,78 @@
+"""What the words of `alignkit evaluate` mean."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from alignkit.errors import RecipeError
+from alignkit_apps.policies.named_models import named_model
+
+LORA = {"r": 4, "lora_alpha": 8}
+
+
+def test_a_stage_has_the_settings_of_its_run(first_run: Path) -> None:
+    found = named_model(str(first_run / "sft"))
+    template = str(first_run.parent / "words.jinja")
+    assert {**found.spec, "lora": LORA} == {"base": "tiny", "dtype": "float32", "chat_template": template, "lora": LORA}
+    assert found.spec["lora"] == LORA
+    assert (found.folder, found.whole, found.reward) == ((first_run / "sft" / "adapter").resolve(), False, False)
+    assert found.label == "run-sft" and found.rollout == {}
+
+
+def test_versions_reward_models_and_samples(first_run: Path) -> None:
+    assert named_model(f"{first_run}/sft@1").folder == (first_run / "sft" / "kept" / "1").resolve()
+    assert named_model(f"{first_run}/liked").reward
+    rollout = named_model(f"{first_run}/online").rollout
+    assert (rollout["max_new_tokens"], rollout["temperature"]) == (6, 0.5)
+
+
+def test_the_folder_of_an_adapter_in_a_run_is_its_stage(first_run: Path) -> None:
+    assert named_model(f"{first_run}/sft/adapter") == named_model(f"{first_run}/sft")
+
+
+def test_an_adapter_outside_of_a_run(first_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(first_run / "liked" / "adapter", tmp_path / "mine")
+    found = named_model(str(tmp_path / "mine"))
+    assert found.spec == {"base": "tiny", "lora": LORA}
+    assert found.reward and not found.whole and found.folder == tmp_path / "mine"
+
+
+def test_base_models(first_run: Path, tmp_path: Path) -> None:
+    base = named_model(f"{first_run}/base")
+    assert base.folder is None and base.spec["chat_template"].endswith("words.jinja")
+    assert named_model("owner/name").spec == {"base": "owner/name"}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    found = named_model(str(tmp_path / "model"))
+    assert found.spec == {"base": str(tmp_path / "model")} and found.folder is None and not found.reward
+
+
+def test_a_whole_reward_model_is_no_base(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForSequenceClassification"]}))
+    found = named_model(str(tmp_path))
+    assert found.reward and found.whole and found.folder == tmp_path
+
+
+def test_all_weights_of_a_stage_can_be_a_base(whole_run: Path) -> None:
+    found = named_model(f"{whole_run}/sft")
+    assert found.whole and found.spec["lora"] is None
+    assert found.as_base == {"base": str((whole_run / "sft" / "adapter").resolve()), "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("", "is a run: name one of its stages"),
+        ("sfd", "did you mean 'sft'"),
+        ("sft@9", "9"),
+        ("cache", "has no stage 'cache'"),
+        ("..", "holds neither an adapter"),
+    ],
+)
+def test_words_that_mean_no_model(first_run: Path, word: str, said: str) -> None:
+    with pytest.raises((RecipeError, Exception), match=said):
+        named_model(f"{first_run}/{word}" if word else str(first_run))

@@ -1,0 +1,201 @@
+"""Uploads to the hub, for which a small server stands: what is stored, and what a hub that refuses leaves behind."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exported import export
+from huggingface_hub import constants
+
+from alignkit.errors import RecipeError, RunFailed
+from alignkit_apps.export import folder as folders
+from alignkit_apps.export.upload import check_target
+
+
+class Hub:
+    """What the server knows, and what it was sent. refuses: path -> status."""
+
+    def __init__(self) -> None:
+        self.role = "write"
+        self.repos: dict[str, str] = {}  # -> visibility
+        self.files: dict[str, bytes] = {}
+        self.refuses: dict[str, int] = {}
+        self.asked: list[str] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The parts of the hub's interface that an upload uses."""
+
+    hub: Hub
+
+    def do_GET(self) -> None:
+        path = self._begin()
+        if path == "/api/whoami-v2":
+            token = {"role": self.hub.role}
+            self._reply({"name": "me", "orgs": [{"name": "lab"}], "auth": {"accessToken": token}})
+        elif path.startswith("/api/models/"):
+            repo = "/".join(path.split("/")[3:5])
+            if repo in self.hub.repos:
+                self._reply({"id": repo, "sha": "0" * 40, "private": self.hub.repos[repo] == "private"})
+            else:
+                self._reply({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+        else:
+            self._reply({"error": "no such file"}, 404, {"X-Error-Code": "EntryNotFound"})
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        path = self._begin()
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if status := next((status for part, status in self.hub.refuses.items() if part in path), None):
+            self._reply({"error": "storage quota exceeded"}, status)
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            self.hub.repos[repo] = asked.get("visibility") or ("private" if asked.get("private") else "public")
+            self._reply({"url": f"{constants.ENDPOINT}/{repo}", "id": repo})
+        elif "/preupload/" in path:
+            files = [file["path"] for file in json.loads(body)["files"]]
+            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for name in files]
+            self._reply({"files": modes})
+        elif "/commit/" in path:
+            for line in body.splitlines():
+                part = json.loads(line)
+                if part["key"] == "file":
+                    self.hub.files[part["value"]["path"]] = base64.b64decode(part["value"]["content"])
+            self._reply({"commitUrl": f"{constants.ENDPOINT}/me/sft/commit/1", "commitOid": "1" * 40, "success": True})
+        else:
+            self._reply({"ok": True})
+
+    def _begin(self) -> str:
+        path = self.path.split("?")[0]
+        self.hub.asked.append(path)
+        return path
+
+    def _reply(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **(headers or {}),
+        }.items():
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on this machine, which is the only one there is."""
+    found = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Mine", (Handler,), {"hub": found}))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "a-token")
+    yield found
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test fails if the work begins."""
+    monkeypatch.setattr(folders, "write", lambda *arguments: pytest.fail("the work began"))
+
+
+def test_an_upload(hub: Hub, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Private, with every file; the card names the repository."""
+    assert export(lora_run / "sft", tmp_path / "out", "--push", "lab/sft", "--base", "me/tiny") == 0
+    assert hub.repos == {"lab/sft": "private"}
+    assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert f"pushed to {constants.ENDPOINT}/lab/sft" in capsys.readouterr().out
+    card = hub.files["README.md"].decode()
+    assert 'model="lab/sft"' in card and "hf download lab/sft --local-dir out" in card
+
+
+def test_a_public_one(hub: Hub, lora_run: Path, tmp_path: Path) -> None:
+    assert export(lora_run / "sft", tmp_path / "out", "--push", "sft", "--merge", "--public") == 0
+    assert hub.repos == {"me/sft": "public"} and "model.safetensors" in hub.files
+
+
+def test_a_repository_that_exists(hub: Hub, lora_run: Path, tmp_path: Path) -> None:
+    hub.repos["me/sft"] = "private"
+    assert export(lora_run / "sft", tmp_path / "out", "--push", "me/sft", "--merge") == 0
+    assert "/api/repos/create" not in hub.asked and hub.files
+
+
+@pytest.mark.usefixtures("nothing_is_written")
+def test_nothing_private_goes_into_a_public_repository(
+    hub: Hub, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repos["me/sft"] = "public"
+    assert export(lora_run / "sft", tmp_path / "out", "--push", "me/sft", "--merge") == 2
+    assert "everybody can read it" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nothing_is_written")
+@pytest.mark.parametrize(
+    ("repo", "expected"),
+    [
+        ("a b", "--push a b is no name of a repository"),
+        ("you/sft", "you are me and cannot write to you"),
+    ],
+)
+def test_names_are_checked_first(
+    hub: Hub, repo: str, expected: str, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(lora_run / "sft", tmp_path / "out", "--push", repo, "--merge") == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_token_that_may_only_read(hub: Hub) -> None:
+    hub.role = "read"
+    with pytest.raises(RecipeError, match="yours may only read"):
+        check_target("me/sft", public=False)
+
+
+def test_no_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
+    with pytest.raises(RecipeError, match=r"there is none(?s:.)*hf auth login"):
+        check_target("me/sft", public=False)
+
+
+def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RecipeError, match="HF_HUB_OFFLINE is set"):
+        check_target("me/sft", public=False)
+
+
+def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "a-token")
+    with pytest.raises(RunFailed, match="asked who you are, did not answer"):
+        check_target("me/sft", public=False)
+
+
+@pytest.mark.parametrize("part", ["/api/repos/create", "/commit/"])
+def test_a_hub_that_refuses(
+    hub: Hub, part: str, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The export stays, and the message says how to upload it later."""
+    hub.refuses[part] = 403
+    assert export(lora_run / "sft", tmp_path / "out", "--push", "me/sft", "--merge") == 1
+    error = capsys.readouterr().err
+    assert "refused (403)" in error and "storage quota exceeded" in error
+    assert f"the export is in {tmp_path / 'out'}; push it with `hf upload me/sft" in error
+    assert (tmp_path / "out" / "model.safetensors").is_file()

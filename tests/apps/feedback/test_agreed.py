@@ -1,0 +1,100 @@
+"""How far annotators agree, in brief: the tables for reports of runs and steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from stores import event, opened, pair, ranking, scores
+
+from alignkit.agreement import gwet_ac1
+from alignkit.errors import DataError
+from alignkit.report import Table
+from alignkit_apps.feedback.agreed import ALONE, MEANING, agreement, agreement_tables
+from alignkit_apps.feedback.measure import measured
+from alignkit_apps.feedback.questions import questions_of
+from alignkit_apps.feedback.standing import labeled
+from alignkit_apps.feedback.store import Store
+
+
+def labeled_by_three(folder: Path) -> Store:
+    """Ann and bob disagree on the first of four pairs, and eve labels only the last. The reward prefers A."""
+    gold = {"better": 0, "margin": "better"}
+    opinions = {"helpful": [1.0, -1.0], "judge": [0.5, 0.5]}
+    items = [pair(f"prompt {n}", opinions=opinions, gold=gold if n == 3 else None) for n in range(4)]
+    store = opened(folder, *items)
+    for n, item in enumerate(items):
+        store.submit(event(item, {"side": "A", "margin": "better"}))
+        store.submit(event(item, {"side": "AB"[n == 0], "margin": "slightly"}, who="bob"))
+    store.submit(event(items[3], {"side": "B", "margin": "unsure"}, who="eve"))
+    return store
+
+
+def titled(tables: list[Table], title: str) -> Table:
+    (found,) = [table for table in tables if table.title.startswith(title)]
+    return found
+
+
+def test_the_tables_show_what_was_measured(tmp_path: Path) -> None:
+    with labeled_by_three(tmp_path) as store:
+        entries = labeled(store)
+    facts = json.loads(json.dumps(agreement(entries)))
+    tables = agreement_tables(facts, "labels.feedback")
+    assert all(table.title.endswith("(labels.feedback)") for table in tables)
+    which = titled(tables, "how far annotators agree").rows[0]
+    assert which[:4] == ["pair: which is better", "9", "3", "4"]
+    units = [list(unit.ratings.values()) for unit in questions_of(entries)[0].units]
+    assert which[6].startswith(f"{gwet_ac1(units):.2f}")
+    assert which[5] == "-"  # Fleiss' kappa needs as many labels of each item
+    assert titled(tables, "how far annotators agree").note == MEANING
+    people = {row[1]: row[2:] for row in titled(tables, "annotators").rows if row[0] == "pair: which is better"}
+    assert people["eve"][0] == "1" and people["eve"][1].startswith("0%") and people["eve"][2].startswith("0%")
+    assert people["ann"][0] == "4" and people["ann"][1].startswith("60%")  # of five comparisons
+    against = {row[1]: row[2:] for row in titled(tables, "people against").rows}
+    assert list(against) == ["gold labels", "helpful"]  # a judge that is undecided says nothing
+    assert against["helpful"][0].startswith("78%")  # of nine labels
+
+
+def test_rankings_have_a_table_of_their_own(tmp_path: Path) -> None:
+    item = ranking(count=3, opinions={"helpful": [3.0, 2.0, 1.0]})
+    with opened(tmp_path, item) as store:
+        store.submit(event(item, {"ranks": [1, 2, 3]}))
+        store.submit(event(item, {"ranks": [1, 3, 2]}, who="bob"))
+        tables = agreement_tables(agreement(labeled(store)))
+    assert titled(tables, "how far annotators rank alike").rows[0][:5] == ["ranking", "2", "2", "1", "0.67"]
+    name, rater, share, *_ = titled(tables, "people against").rows[0]
+    assert (name, rater) == ("ranking", "helpful") and share.startswith("83%")  # of six pairs
+
+
+def test_one_annotator_agrees_with_nobody(tmp_path: Path) -> None:
+    with opened(tmp_path, pair(), scores()) as store:
+        store.submit(event(pair()))
+        tables = agreement_tables(agreement(labeled(store)))
+    (table,) = tables
+    assert table.note == ALONE
+    assert table.columns == ["question", "ratings", "people", "items with several"]
+    assert {tuple(row[1:]) for row in table.rows} == {("1", "1", "0")}
+    assert agreement_tables([]) == []
+
+
+def test_an_opinion_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with labeled_by_three(tmp_path) as store:
+        entries = labeled(store)
+    (which, _) = questions_of(entries, "helpful")
+    assert list(measured(which)["against"]) == ["helpful"]
+    with pytest.raises(DataError, match="did you mean 'helpful'"):
+        questions_of(entries, "helpfull")
+
+
+def test_people_who_say_the_same_are_no_more_items(tmp_path: Path) -> None:
+    items = [pair(f"prompt {n}", opinions={"helpful": [1.0, 0.0] if n % 4 else [0.0, 1.0]}) for n in range(20)]
+    with opened(tmp_path, *items) as store:
+        for item in items:
+            for who in ("ann", "bob", "eve"):
+                store.submit(event(item, who=who))
+        which, _ = agreement(labeled(store))
+    found = which["against"]["helpful"]
+    widths = [found[name]["high"] - found[name]["low"] for name in ("ratings", "majority")]
+    assert (found["ratings"]["mean"], found["ratings"]["n"]) == (0.75, 60)
+    assert widths[0] == pytest.approx(widths[1], rel=0.05)

@@ -1,0 +1,130 @@
+"""Stores of several people become one, without duplicates, and without guessing where they contradict each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stores import event, opened, pair, ranking
+
+from alignkit.errors import DataError
+from alignkit_apps.feedback.merging import Content, content_of, merge
+from alignkit_apps.feedback.standing import labeled
+from alignkit_apps.feedback.store import Store
+
+
+def two(folder: Path) -> tuple[Store, Store]:
+    """Ann's and Bob's stores of the same three items and one of each alone."""
+    shared = [pair("one"), pair("two"), ranking("three")]
+    ann = opened(folder, *shared, pair("ann's"), name="ann.feedback")
+    bob = opened(folder, *shared[::-1], pair("bob's"), name="bob.feedback")
+    for store, who, side in ((ann, "ann", "A"), (bob, "bob", "B")):
+        for item in (shared[0], pair(f"{who}'s")):
+            store.submit(event(item, {"side": side, "margin": "better"}, who=who))
+        store.add_guidelines(f"as {who} sees it")
+    return ann, bob
+
+
+def votes(store: Store) -> dict[str, dict[str, int]]:
+    return {
+        entry.stored.item.prompt[0]["content"]: {vote.annotator: vote.label["better"] for vote in entry.votes}
+        for entry in labeled(store)
+    }
+
+
+def test_items_are_united_and_all_labels_kept(tmp_path: Path) -> None:
+    ann, bob = two(tmp_path)
+    done = merge(ann, content_of(bob))
+    assert (done.items, done.events, done.known) == (1, 2, 0)
+    assert votes(ann) == {"one": {"ann": 0, "bob": 1}, "two": {}, "three": {}, "ann's": {"ann": 0}, "bob's": {"bob": 1}}
+    assert [stored.labels for stored in ann.items()] == [2, 0, 0, 1, 1]
+    assert len(ann.guidelines()) == 2
+    assert len(bob.events()) == 2
+
+
+def test_merging_again_changes_nothing(tmp_path: Path) -> None:
+    ann, bob = two(tmp_path)
+    merge(ann, content_of(bob))
+    before = content_of(ann)
+    again = merge(ann, content_of(bob))
+    assert (again.items, again.events, again.known) == (0, 0, 2)
+    assert content_of(ann) == before
+    merge(ann, before)
+    assert content_of(ann) == before
+
+
+def test_the_order_of_merging_does_not_matter(tmp_path: Path) -> None:
+    ann, bob = two(tmp_path)
+    for name, order in (("x", (ann, bob)), ("y", (bob, ann))):
+        with opened(tmp_path, name=f"{name}.feedback") as store:
+            for other in order:
+                merge(store, content_of(other))
+    with Store.open(tmp_path / "x.feedback") as x, Store.open(tmp_path / "y.feedback") as y:
+        assert x.events() == y.events()
+        assert votes(x) == votes(y)
+
+
+def test_an_undo_of_another_store_counts(tmp_path: Path) -> None:
+    ann, bob = two(tmp_path)
+    merge(bob, content_of(ann))
+    last = ann.last("ann")
+    assert last is not None
+    ann.submit(event(pair("ann's"), {"of": last.uuid}, kind="undo"))
+    merge(bob, content_of(ann))
+    assert votes(bob)["ann's"] == {}
+
+
+def test_what_one_store_does_not_know_is_filled_in(tmp_path: Path) -> None:
+    plain, rich = pair(), pair(license="MIT", gold={"better": 1}, meta={"language": "de"}, origins=("a", "b"))
+    with opened(tmp_path, plain, name="x.feedback") as x, opened(tmp_path, rich, name="y.feedback") as y:
+        assert merge(x, content_of(y)).gold == 0
+        (stored,) = x.items()
+        assert (stored.item, stored.revision) == (rich, 2)
+        y.revise(rich.id, gold={"better": 0})
+        assert merge(x, content_of(y)).gold == 1
+        assert x.items()[0].item.gold == {"better": 1}
+
+
+def test_what_one_store_holds_out_stays_held_out(tmp_path: Path) -> None:
+    for ours, theirs in ((True, False), (False, True)):
+        with opened(tmp_path, pair(held_out=theirs), name=f"theirs-{ours}.feedback") as other:
+            content = content_of(other)
+        with opened(tmp_path, pair(held_out=ours), name=f"ours-{ours}.feedback") as store:
+            merge(store, content)
+            assert [stored.item.held_out for stored in store.items()] == [True]
+
+
+def test_contradictions_are_named_and_nothing_is_written(tmp_path: Path) -> None:
+    ann, bob = two(tmp_path)
+    bob.revise(pair("two").id, license="MIT")
+    ann.revise(pair("two").id, license="CC0-1.0")
+    with pytest.raises(DataError, match=r"bob.feedback does not fit .*CC0-1.0 and MIT.*Nothing was merged"):
+        merge(ann, content_of(bob), "bob.feedback")
+    assert len(ann.events()) == 2
+    ann.revise(pair("two").id, license="MIT")
+    first = bob.events()[0]
+    ann.submit(event(pair("one"), who="eve", uuid=first.uuid))
+    with pytest.raises(DataError, match=f"event {first.uuid} says two things"):
+        merge(ann, content_of(bob))
+
+
+def test_an_event_without_its_item_is_refused(tmp_path: Path) -> None:
+    ann, bob = two(tmp_path)
+    lost: Any = Content([], content_of(bob).events)
+    with pytest.raises(DataError, match="about an item that is not there"):
+        merge(ann, lost)
+
+
+def test_a_retired_item_stays_retired(tmp_path: Path) -> None:
+    old, new = pair(file="a.jsonl", row=1), pair("new", file="a.jsonl", row=1)
+    with opened(tmp_path, old, name="x.feedback") as x, opened(tmp_path, old, name="y.feedback") as y:
+        y.add([new])
+        merge(x, content_of(y))
+        assert [stored.retired for stored in x.items()] == [True, False]
+
+
+def test_a_store_that_may_only_be_read_is_merged(tmp_path: Path) -> None:
+    ann, bob = two(tmp_path)
+    with Store.open(bob.path, write=False) as store:
+        assert merge(ann, content_of(store)).events == 2

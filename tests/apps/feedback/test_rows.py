@@ -1,0 +1,188 @@
+"""A store is read in a recipe with one line, as it is at that moment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stores import event, opened, pair, ranking, turn
+
+from alignkit.cli import main
+from alignkit.data.group import Pair
+from alignkit.data.reading import DataSource, content_digest
+from alignkit.data.sources import DataSpec, load
+from alignkit.errors import DataError
+from alignkit.io.digest import file_digest
+from alignkit.plugins import plugins
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.rows import store_rows
+from alignkit_apps.feedback.store import Store
+from alignkit_plugins.feedback.format import FeedbackOptions
+
+FORMATS = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
+
+
+def read(path: Path) -> Any:
+    return load(DataSpec((DataSource(path=path),)), formats=FORMATS, seed=0, stage_data=lambda stage: Path(stage))
+
+
+def test_what_counts_is_read_and_nothing_else(tmp_path: Path) -> None:
+    kinds = ["labeled", "skipped", "undone", "flagged", "nobody's", "retired", "gold"]
+    items = {kind: pair(kind, file="data.jsonl", row=number) for number, kind in enumerate(kinds)}
+    items["gold"] = pair("gold", gold={"better": 1, "margin": "better"})
+    with opened(tmp_path, *items.values()) as store:
+        for kind in [*kinds[:-3], "retired"]:
+            if kind != "nobody's":
+                store.submit(event(items[kind], {"side": "A", "margin": "slightly"}, order=(1, 0)))
+        store.submit(event(items["skipped"], {"reason": "unclear"}, kind="skip"))
+        last = store.events(items["undone"].id)[0]
+        store.submit(event(items["undone"], {"of": last.uuid}, kind="undo"))
+        store.submit(event(items["flagged"], {"note": "private"}, kind="flag", who="bob"))
+        store.add([pair("changed", file="data.jsonl", row=5)])
+        loaded = read(store.path)  # while it is open elsewhere
+    assert [group.prompt[0]["content"] for group in loaded.groups] == ["labeled", "gold"]
+    assert loaded.groups[0].pairs == (Pair(1, 0, margin="slightly"),)
+    assert str(loaded.groups[0].origin) == f"{tmp_path / 'labels.feedback'}:1"
+    assert loaded.sources[0].format == "feedback" and loaded.sources[0].recognized
+
+
+def test_rows_do_not_show_what_only_the_store_needs(tmp_path: Path) -> None:
+    item = pair(file="secret/path.jsonl", row=1, license="MIT", batch="round 1", overlap=1, origins=("sft", None))
+    with opened(tmp_path, item) as store:
+        store.submit(event(item, who="ann", seconds=3))
+    ((number, row),) = store_rows(tmp_path / "labels.feedback")
+    assert number == 1 and "path" not in json.dumps(row)
+    assert row["item"]["origins"] == ["sft", None] and row["item"]["batch"] == "round 1"
+    assert row["votes"][0]["label"] == {"better": 0, "margin": "better"} and "final" not in row
+
+
+def test_the_digest_is_of_what_counts(tmp_path: Path) -> None:
+    item, other = pair(), pair("another")
+    with opened(tmp_path, item, other) as store:
+        path = store.path
+        known = [content_digest(path)]
+
+        def changes() -> bool:
+            known.append(content_digest(path))
+            return known[-1] != known[-2]
+
+        label = store.submit(event(item)).event
+        assert changes()  # though it is only in the log next to the file
+        store.save_draft("ann", other.id, {"side": "A"})
+        store.submit(event(other, {"note": "funny"}, kind="note"))
+        store.submit(event(other, {"reason": "unclear"}, kind="skip"))
+        store.rate([replace(item, opinions={"helpful": [0.0, 1.0]}, priority=0.5)])
+        assert not changes()
+        store.submit(event(item, {"of": label.uuid}, kind="undo"))
+        assert changes() and known[-1] == known[0]
+        store.revise(item.id, gold={"better": 1})
+        assert changes()
+        store.submit(event(item, {"note": "wrong"}, kind="contest"))
+        assert changes()
+    assert not changes()
+    text = tmp_path / "a.jsonl"
+    text.write_text("{}")
+    assert content_digest(text) == file_digest(text)
+
+
+def test_pairs_of_an_evaluation_are_held_out(tmp_path: Path) -> None:
+    """Neither what is read nor its digest, for which a stage would train again, depends on them."""
+    item, tested = pair(), pair("tested", held_out=True)
+    with opened(tmp_path, item) as store:
+        store.submit(event(item))
+        path = store.path
+        known = content_digest(path)
+        store.add([tested])
+        store.submit(event(tested))
+        assert content_digest(path) == known
+    assert [group.prompt[0]["content"] for group in read(path).groups] == ["Hi"]
+    asked = FORMATS["feedback"](FeedbackOptions(held_out=True))
+    assert [len(asked.groups(row)) for _, row in store_rows(path)] == [1, 1]
+
+
+def test_the_prompts_of_people_who_withdrew_are_not_read(tmp_path: Path) -> None:
+    item = pair(author="ann")
+    with opened(tmp_path, item) as store:
+        store.submit(event(None, {"granted": True}, kind="consent", who="ann"))
+        store.submit(event(item, who="bob"))
+        assert len(list(store_rows(store.path))) == 1
+        known = content_digest(store.path)
+        store.submit(event(None, {"granted": False}, kind="consent", who="ann"))
+        assert list(store_rows(store.path)) == []
+        assert content_digest(store.path) != known
+
+
+def test_a_store_of_an_evaluation_alone_says_why_it_has_no_row(tmp_path: Path) -> None:
+    tested = pair(held_out=True)
+    with opened(tmp_path, tested) as store:
+        store.submit(event(tested))
+    with pytest.raises(DataError, match="held_out: true"):
+        read(tmp_path / "labels.feedback")
+
+
+def test_reading_leaves_the_store_as_it_is(tmp_path: Path) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        store.submit(event(item))
+        path = store.path
+    before = path.read_bytes()
+    assert len(list(store_rows(path))) == 1
+    assert path.read_bytes() == before
+
+
+RECIPE = """
+name: people
+model: {base: tiny}
+stages:
+  reward:
+    algorithm: {reward_model: {margin: llama2-small}}
+    data: labels.feedback
+    max_steps: 2
+    batch_size: 2
+"""
+
+
+def test_a_reward_model_learns_from_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = [pair(f"question {number}", first=f"good {number}", second=f"bad {number}") for number in range(6)]
+    items.append(ranking("best of four"))
+    with opened(tmp_path, *items) as store:
+        for number, item in enumerate(items[:6]):
+            margin = ["significantly", "better", "slightly", "unsure"][number % 4]
+            store.submit(event(item, {"side": "A", "margin": margin}))
+        store.submit(event(items[6], {"ranks": [1, 2, 2, 4]}))
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    assert main(["validate", str(recipe)]) == 0
+    assert "feedback (recognized), 7 rows" in capsys.readouterr().out
+    assert main(["run", str(recipe), "--out", str(out)]) == 0
+    first = (out / "metrics.jsonl").read_text()
+    assert "accuracy/significantly" in first or "accuracy/better" in first
+    assert main(["run", str(recipe), "--out", str(out)]) == 0
+    assert (out / "metrics.jsonl").read_text() == first  # nothing new, so the stage is reused
+    with Store.open(tmp_path / "labels.feedback") as store:
+        store.submit(event(items[0], {"side": "B", "margin": "significantly"}, who="bob"))
+    capsys.readouterr()
+    assert main(["validate", str(recipe), "--out", str(out)]) == 0
+    assert "labels.feedback: the file has changed" in capsys.readouterr().out
+
+
+def test_a_demonstration_is_learned_by_sft(tmp_path: Path) -> None:
+    items = [Item("demonstration", (turn(f"Write {number}"),)) for number in range(2)]
+    with opened(tmp_path, *items) as store:
+        for item in items:
+            store.submit(event(item, {"text": "An answer."}))
+    assert [group.responses[0].text for group in read(tmp_path / "labels.feedback").groups] == ["An answer."] * 2
+
+
+def test_a_store_without_labels_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with opened(tmp_path, pair()):
+        pass
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    assert main(["validate", str(tmp_path / "recipe.yaml")]) == 4
+    assert "labels.feedback: no usable row" in capsys.readouterr().err
+    (tmp_path / "labels.feedback").write_bytes(b"")
+    assert main(["validate", str(tmp_path / "recipe.yaml")]) == 4
+    assert "the file is empty" in capsys.readouterr().err

@@ -1,0 +1,194 @@
+"""What counts: the labels that stand, what is disputed, and the final label."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stores import event, opened, pair, ranking, scores, turn
+
+from alignkit.data.group import LEVELS
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.labels import agrees, canonical, checked, degree, displayed, level
+from alignkit_apps.feedback.standing import Labeled, consents, disputes, labeled, majority
+from alignkit_apps.feedback.store import Store
+
+
+def only(store: Store) -> Labeled:
+    (entry,) = labeled(store)
+    return entry
+
+
+def choice(better: int, margin: str, **more: Any) -> dict[str, Any]:
+    return {"better": better, "margin": margin, **more}
+
+
+def test_labels_are_compared_in_the_items_own_order() -> None:
+    assert canonical("pair", {"side": "A", "margin": "better"}, (1, 0)) == choice(1, "better")
+    assert canonical("ranking", {"ranks": [4, 1, 1]}, (2, 0, 1)) == {"ranks": [1, 1, 2]}
+    given = {"scores": [{"helpful": 1}, {"helpful": 7}]}
+    assert canonical("scores", given, (1, 0)) == {"scores": [{"helpful": 7}, {"helpful": 1}]}
+    assert canonical("thumb", {"good": True}, (0,)) == {"good": True}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_displayed_is_the_opposite_of_canonical(order: tuple[int, ...]) -> None:
+    label = {"ranks": [2, 1, 3], "note": "?"}
+    assert canonical("ranking", displayed("ranking", label, order), order) == label
+    two = order[:2] if set(order[:2]) == {0, 1} else (1, 0)
+    assert canonical("pair", displayed("pair", choice(1, "unsure"), two), two) == choice(1, "unsure")
+
+
+def test_a_checked_label_has_no_empty_keys() -> None:
+    assert checked("label", {"side": "A", "margin": "better", "note": "", "safety": None}, "pair", 2) == {
+        "side": "A",
+        "margin": "better",
+    }
+
+
+def test_degrees_are_symmetric() -> None:
+    assert [degree(choice(0, name)) for name in LEVELS] == [-4, -3, -2, -1]
+    assert [degree(choice(1, name)) for name in LEVELS] == [4, 3, 2, 1]
+    assert [level(size) for size in (0, 1, 1.4, -2.1, 3, 4)] == [
+        "unsure", "unsure", "unsure", "slightly", "better", "significantly",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([], None),
+        ([choice(0, "better")], choice(0, "better")),
+        ([choice(0, "better"), choice(0, "significantly"), choice(1, "unsure")], choice(0, "slightly")),  # -3 -4 +1
+        ([choice(0, "unsure"), choice(0, "unsure"), choice(1, "significantly")], choice(0, "unsure")),
+        ([choice(0, "unsure"), choice(1, "better")], choice(1, "unsure")),  # as many, so the mean: +1
+        ([choice(0, "better"), choice(1, "better")], None),
+        ([choice(0, "better", safety="both_safe"), choice(0, "better", safety="both_unsafe"),
+          choice(0, "better", safety="both_unsafe")], choice(0, "better", safety="both_unsafe")),
+    ],
+)  # fmt: skip
+def test_the_majority_of_pairs(labels: Any, expected: Any) -> None:
+    assert majority("pair", labels) == expected
+
+
+def test_the_majority_of_other_tasks() -> None:
+    assert majority("ranking", [{"ranks": [1, 2, 3]}, {"ranks": [2, 1, 3]}]) == {"ranks": [1, 1, 2]}
+    assert majority("ranking", [{"ranks": [1, 2, 3]}, {"ranks": [1, 3, 2]}, {"ranks": [1, 2, 3]}]) == {
+        "ranks": [1, 2, 3]
+    }
+    rated = [{"scores": [{"helpful": 7}, {"helpful": 2}]}, {"scores": [{"helpful": 4}, {"helpful": 2}]}]
+    assert majority("scores", rated) == {"scores": [{"helpful": 5.5}, {"helpful": 2}]}
+    assert majority("thumb", [{"good": True}, {"good": True}, {"good": False}]) == {"good": True}
+    assert majority("thumb", [{"good": True}, {"good": False}]) is None
+    assert majority("demonstration", [{"text": "a"}, {"text": "b"}]) is None
+
+
+def test_what_agrees_with_gold() -> None:
+    assert agrees("pair", choice(0, "unsure"), {"better": 0})
+    assert not agrees("safety", choice(1, "unsure"), {"better": 0})
+    assert agrees("ranking", {"ranks": [1, 1, 2]}, {"ranks": [1, 2, 3]})
+    assert not agrees("ranking", {"ranks": [2, 1, 3]}, {"ranks": [1, 2, 3]})
+    assert agrees("scores", {"scores": [{"a": 5}]}, {"scores": [{"a": 6}]})
+    assert not agrees("scores", {"scores": [{"a": 4}]}, {"scores": [{"a": 6}]})
+    assert agrees("demonstration", {"text": "a"}, {"text": "b"}) is None
+
+
+def test_a_skip_replaces_a_label(tmp_path: Path) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        store.submit(event(item))
+        store.submit(event(item, {"reason": "I know the author"}, kind="skip"))
+        entry = only(store)
+        assert entry.votes == [] and entry.skips == [("ann", "I know the author")]
+        store.submit(event(item))
+        entry = only(store)
+        assert len(entry.votes) == 1 and entry.skips == []
+
+
+def test_a_flagged_item_waits_until_it_is_adjudicated(tmp_path: Path) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        store.submit(event(item))
+        flag = store.submit(event(item, {"note": "personal data"}, kind="flag", who="bob")).event
+        entry = only(store)
+        assert entry.final is None and entry.flags == [("bob", "personal data")] and disputes(store)
+        store.submit(event(item, {"of": flag.uuid}, kind="undo", who="bob"))
+        assert only(store).final == choice(0, "better")
+        store.submit(event(item, {"note": "personal data"}, kind="flag", who="bob"))
+        store.submit(event(item, {"side": "B", "margin": "slightly"}, kind="adjudicate", who="chief"))
+        assert only(store).final == choice(1, "slightly")
+        assert disputes(store) == []
+
+
+def test_an_adjudicated_label_leaves_the_votes(tmp_path: Path) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        store.submit(event(item))
+        store.submit(event(item, {"side": "B", "margin": "better"}, who="bob"))
+        assert only(store).final is None and only(store).disputed
+        store.submit(event(item, {"side": "A", "margin": "unsure"}, kind="adjudicate", who="chief", order=(1, 0)))
+        entry = only(store)
+        assert entry.final == choice(1, "unsure") and not entry.disputed
+        assert [vote.annotator for vote in entry.votes] == ["ann", "bob"]
+
+
+def test_a_contested_gold_label_does_not_count(tmp_path: Path) -> None:
+    item = pair(gold={"better": 0, "margin": "better"})
+    with opened(tmp_path, item) as store:
+        store.submit(event(item, {"side": "B", "margin": "better"}))
+        assert only(store).final == choice(0, "better")
+        store.submit(event(item, {"note": "B is right, see the manual"}, kind="contest"))
+        assert only(store).final is None and only(store).disputed
+
+
+def test_labels_of_people_who_withdrew_consent_do_not_count(tmp_path: Path) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        for who in ("ann", "bob", "eve"):
+            store.submit(event(item, who=who))
+        for who, granted in (("ann", True), ("ann", False), ("bob", True), ("eve", False)):
+            store.submit(event(None, {"granted": granted, "terms": "v1"}, kind="consent", who=who))
+        assert consents(store) == {"ann": False, "bob": True, "eve": False}
+        assert [vote.annotator for vote in only(store).votes] == ["bob", "eve"]  # eve only does not share
+
+
+def test_items_of_every_task_are_labeled(tmp_path: Path) -> None:
+    write, thumb = Item("demonstration", (turn("Write"),)), Item("thumb", (turn("Good?"),), ("yes",))
+    items: list[tuple[Item, Any]] = [
+        (ranking(), {"ranks": [2, 1, 1, 4]}),
+        (scores(), {"scores": [{"helpful": 7, "harmless": 6}, {"helpful": 1, "harmless": 7}]}),
+        (write, {"text": "An answer."}),
+        (thumb, {"good": False}),
+    ]
+    with opened(tmp_path, *(item for item, _ in items)) as store:
+        for item, payload in items:
+            store.submit(event(item, payload))
+        assert [entry.final for entry in labeled(store)] == [
+            {"ranks": [2, 1, 1, 3]},
+            *(label for _, label in items[1:]),
+        ]
+        assert labeled(store, [write.id])[0].stored.item == write
+
+
+def test_what_stands_now_is_what_the_view_says(tmp_path: Path) -> None:
+    items = [pair(f"prompt {number}") for number in range(4)]
+    chance = random.Random(7)
+    with opened(tmp_path, *items) as store:
+        for _ in range(200):
+            item, who = chance.choice(items), chance.choice(["ann", "bob", "eve"])
+            kind = chance.choice(["label", "label", "skip", "flag", "undo"])
+            payload = {"skip": {"reason": "r"}, "flag": {"note": "n"}}.get(kind)
+            if kind == "undo":
+                last = store.last(who)
+                if last is None:
+                    continue
+                item, payload = next(known for known in items if known.id == last.item), {"of": last.uuid}
+            store.submit(event(item, payload, who=who, kind=kind, occasion=chance.choice([0, 0, 1])))
+        names = "annotator, item, occasion, kind, uuid, created"
+        current, standing = (
+            [tuple(row) for row in store.rows(f"SELECT {names} FROM {table} ORDER BY uuid")]
+            for table in ("current", "standing")
+        )
+        assert current == standing and len(current) > 5

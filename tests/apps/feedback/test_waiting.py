@@ -1,0 +1,252 @@
+"""A run asks people: items in a store, and a run that stops until they have labels."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stores import event, pair, turn
+
+from alignkit.errors import BadRow, DataError, OutOfResource, message_of
+from alignkit.stopping import StageWaits
+from alignkit_apps.feedback.assignment import next_item
+from alignkit_apps.feedback.database import VERSION, connected
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.standing import Labeled, labeled
+from alignkit_apps.feedback.store import Plan, Store
+from alignkit_apps.feedback.waiting import labels_of
+
+THREE = [pair(f"question {index}") for index in range(3)]
+
+
+def asked(place: Path, items: Sequence[Item] = THREE, **more: Any) -> list[Labeled]:
+    return labels_of(place / "labels.feedback", items, **{"stage": "labels", **more})
+
+
+def missing(place: Path, items: Sequence[Item] = THREE, **more: Any) -> int:
+    with pytest.raises(StageWaits) as waiting:
+        asked(place, items, **more)
+    return waiting.value.missing
+
+
+def say(folder: Path, item: Item, payload: Any = None, **more: Any) -> None:
+    with Store.open(folder / "labels.feedback") as store:
+        store.submit(event(item, payload, **more))
+
+
+def offered(folder: Path, who: str = "zoe") -> set[str]:
+    """The questions that a new annotator would get."""
+    found = set()
+    with Store.open(folder / "labels.feedback") as store:
+        store.set_plan(Plan(gold_rate=0, repeat_rate=0))
+        while (given := next_item(store, who)) is not None:
+            found.add(str(given.stored.item.prompt[0]["content"]))
+            store.submit(event(given.stored.item, {"reason": "?"}, kind="skip", who=who))
+    return found
+
+
+def test_a_run_waits_until_all_items_are_labeled(tmp_path: Path) -> None:
+    assert missing(tmp_path) == 3
+    for count, item in enumerate(THREE[:2]):
+        say(tmp_path, item)
+        assert missing(tmp_path) == 2 - count
+    say(tmp_path, THREE[2], {"side": "B", "margin": "slightly"})
+    entries = asked(tmp_path)
+    assert [entry.stored.item.id for entry in entries] == [item.id for item in THREE]
+    assert [entry.final["better"] for entry in entries if entry.final] == [0, 0, 1]
+
+
+def test_the_message_says_how_many_labels_are_missing_and_how_to_give_them(tmp_path: Path) -> None:
+    folder = tmp_path / "my runs"
+    asked_folder = folder / "labels.feedback"
+    with pytest.raises(StageWaits) as waiting:
+        asked(folder, annotators=2)
+    error = waiting.value
+    assert error.exit_code == 75 and (error.stage, error.store) == ("labels", asked_folder)
+    assert message_of(error).splitlines() == [
+        "stage 'labels' waits for 6 labels: 0 of 3 items are done",
+        f"  to label: alignkit label '{asked_folder}' --annotator NAME --annotator NAME",
+    ]
+    say(folder, THREE[0])
+    say(folder, THREE[1])
+    with pytest.raises(StageWaits, match="waits for 1 label: 2 of 3 items are done\n"):
+        asked(folder)
+
+
+def test_asking_again_adds_nothing(tmp_path: Path) -> None:
+    missing(tmp_path)
+    missing(tmp_path, [*THREE, THREE[0]])
+    with Store.open(tmp_path / "labels.feedback") as store:
+        assert [(stored.revision, stored.retired) for stored in store.items()] == [(1, False)] * 3
+
+
+def test_each_item_needs_labels_of_different_people(tmp_path: Path) -> None:
+    assert missing(tmp_path, annotators=2) == 6
+    for item in THREE:
+        say(tmp_path, item, who="ann")
+        say(tmp_path, item, who="ann", occasion=1)
+    assert missing(tmp_path, annotators=2) == 3
+    assert offered(tmp_path, "ann") == set()
+    for item in THREE:
+        say(tmp_path, item, who="bob")
+    assert [len(entry.votes) for entry in asked(tmp_path, annotators=2)] == [2, 2, 2]
+
+
+def test_some_items_are_enough(tmp_path: Path) -> None:
+    assert missing(tmp_path, needed=2) == 2
+    say(tmp_path, THREE[1], who="ann")
+    assert missing(tmp_path, needed=2, annotators=2) == 3  # one of the first, and both of another
+    say(tmp_path, THREE[0])
+    assert [len(entry.votes) for entry in asked(tmp_path, needed=2)] == [1, 1, 0]
+    with pytest.raises(DataError, match="labels of 4 items are wanted, but there are only 3"):
+        asked(tmp_path, needed=4)
+
+
+def test_nobody_is_asked_about_what_a_finished_stage_did_not_need(tmp_path: Path) -> None:
+    missing(tmp_path, needed=1, annotators=2)
+    for who, item in (("ann", THREE[0]), ("bob", THREE[0]), ("ann", THREE[1])):
+        say(tmp_path, item, who=who)
+    asked(tmp_path, needed=1, annotators=2)
+    assert offered(tmp_path) == set()
+    assert missing(tmp_path, annotators=2) == 3, "more labels of the same items are wanted now"
+    assert offered(tmp_path) == {"question 1", "question 2"}
+
+
+def test_flagged_and_skipped_items_do_not_keep_a_run_waiting(tmp_path: Path) -> None:
+    missing(tmp_path)
+    say(tmp_path, THREE[0])
+    say(tmp_path, THREE[1], {"reason": "too long"}, kind="skip")
+    say(tmp_path, THREE[2], {"note": "nonsense"}, kind="flag")
+    assert [bool(entry.votes) for entry in asked(tmp_path)] == [True, False, False]
+
+
+def test_a_run_waits_if_every_item_is_set_aside_or_too_few_are_left(tmp_path: Path) -> None:
+    missing(tmp_path)
+    for item in THREE:
+        say(tmp_path, item)
+        say(tmp_path, item, {"note": "nonsense"}, kind="flag")
+    with pytest.raises(StageWaits, match="3 flagged or skipped, of which 1 needed: adjudicate"):
+        asked(tmp_path)
+    assert missing(tmp_path, needed=3) == 0
+    say(tmp_path, THREE[0], kind="adjudicate")
+    assert [entry.final is not None for entry in asked(tmp_path)] == [True, False, False]
+
+
+def test_labels_of_an_earlier_version_do_not_count_and_stay(tmp_path: Path) -> None:
+    missing(tmp_path)
+    for item in THREE:
+        say(tmp_path, item)
+    changed = [pair(f"question {index}", "Another!") for index in range(3)]
+    assert missing(tmp_path, changed) == 3
+    with Store.open(tmp_path / "labels.feedback") as store:
+        assert [(len(entry.votes), entry.stored.retired) for entry in labeled(store)] == [(1, True)] * 3 + [
+            (0, False)
+        ] * 3
+    assert len(asked(tmp_path)) == 3, "the earlier version is asked again, and its labels count again"
+    with Store.open(tmp_path / "labels.feedback") as store:
+        assert [stored.retired for stored in store.items()] == [False] * 3 + [True] * 3
+
+
+def test_several_items_of_one_row_do_not_retire_each_other(tmp_path: Path) -> None:
+    items = [replace(item, file="sample/data.jsonl", row=1) for item in THREE]
+    assert missing(tmp_path, items) == 3
+    assert offered(tmp_path) == {"question 0", "question 1", "question 2"}
+
+
+def test_stages_and_runs_at_one_store_do_not_retire_each_others_items(tmp_path: Path) -> None:
+    other = [pair("another question")]
+    missing(tmp_path, THREE, folder=tmp_path / "one/labels")
+    missing(tmp_path, other, folder=tmp_path / "two/labels")
+    missing(tmp_path, THREE[:1], folder=tmp_path / "one/labels")
+    with Store.open(tmp_path / "labels.feedback") as store:
+        known = {str(s.item.prompt[0]["content"]): (s.item.batch, s.retired) for s in store.items()}
+    assert known == {
+        "question 0": ("one/labels", False),
+        "question 1": ("one/labels", True),
+        "question 2": ("one/labels", True),
+        "another question": ("two/labels", False),
+    }
+
+
+def test_a_label_counts_for_every_stage_that_asks_the_same(tmp_path: Path) -> None:
+    missing(tmp_path, THREE[:1], stage="labels_1")
+    say(tmp_path, THREE[0])
+    assert missing(tmp_path, THREE[:2], stage="labels_2") == 1
+
+
+def test_an_item_is_open_until_every_stage_that_asks_has_its_labels(tmp_path: Path) -> None:
+    for _ in range(2):  # a run asks for all its stages, again and again
+        assert missing(tmp_path, THREE[:1], stage="many", annotators=3) == 3
+        assert missing(tmp_path, THREE[:1], stage="one") == 1
+    say(tmp_path, THREE[0], who="ann")
+    assert missing(tmp_path, THREE[:1], stage="many", annotators=3) == 2
+    assert missing(tmp_path, THREE[:1], stage="many", annotators=3) == 2
+    assert asked(tmp_path, THREE[:1], stage="one")
+    assert offered(tmp_path, "bob") == {"question 0"}
+
+
+def test_labels_of_somebody_who_withdraws_are_asked_of_others(tmp_path: Path) -> None:
+    missing(tmp_path, THREE[:1])
+    say(tmp_path, THREE[0], who="ann")
+    with Store.open(tmp_path / "labels.feedback") as store:
+        for granted in (True, False):
+            store.submit(event(None, {"granted": granted}, kind="consent", who="ann"))
+    assert offered(tmp_path, "bob") == set()
+    assert missing(tmp_path, THREE[:1]) == 1
+    assert offered(tmp_path, "ann") == set() and offered(tmp_path, "eve") == {"question 0"}
+    say(tmp_path, THREE[0], who="bob")
+    assert [vote.annotator for vote in asked(tmp_path, THREE[:1])[0].votes] == ["bob"]
+
+
+def test_gold_items_are_mixed_in_and_nobody_waits_for_them(tmp_path: Path) -> None:
+    gold = [pair("known", gold={"better": 0}), replace(THREE[0], gold={"better": 1})]
+    assert missing(tmp_path, gold=gold) == 2
+    for item in THREE[1:]:
+        say(tmp_path, item)
+    assert asked(tmp_path, gold=gold)[0].final == {"better": 1}
+    assert offered(tmp_path) == {"known", "question 0"}
+
+
+def test_what_the_store_knows_of_an_item_stays(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "labels.feedback", new=True) as store:
+        store.add([replace(THREE[0], license="MIT", meta={"language": "en"})])
+    assert missing(tmp_path, [replace(THREE[0], meta={"round": 2})]) == 1
+    with Store.open(tmp_path / "labels.feedback") as store:
+        item = store.item(THREE[0].id).item
+    assert (item.license, item.meta, item.batch) == ("MIT", {"language": "en", "round": 2}, "labels")
+
+
+def test_an_item_that_nobody_could_label_is_not_added(tmp_path: Path) -> None:
+    with pytest.raises(BadRow, match="a pair has 2 responses, not 1"):
+        asked(tmp_path, [*THREE, Item("pair", (turn("Hi"),), ("one",))])
+    assert not (tmp_path / "labels.feedback").exists()
+
+
+def test_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "labels.feedback"
+    missing(tmp_path)
+    with Store.open(path) as store:
+        store.connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    with pytest.raises(DataError, match="written by a newer alignkit"):
+        asked(tmp_path)
+    with path.open("r+b") as file:
+        file.truncate(3000)
+    with pytest.raises(DataError, match="damaged"):
+        asked(tmp_path)
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing(tmp_path)
+
+    def protected(path: Path, *, write: bool = True) -> sqlite3.Connection:
+        connection = connected(path, write=write)
+        connection.execute("PRAGMA query_only = ON")  # as a file that is write-protected; root may write every file
+        return connection
+
+    monkeypatch.setattr("alignkit_apps.feedback.store.connected", protected)
+    with pytest.raises(OutOfResource, match=r"labels\.feedback: cannot use the store: attempt to write a readonly"):
+        asked(tmp_path, [pair("new")])

@@ -1,0 +1,116 @@
+"""`alignkit init`: the recipe fits the data, is valid, runs, and replaces no file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignkit.cli import main
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.shipped import SCHEMA, SCHEMA_LINE
+from alignkit_apps.init.text import EXAMPLE
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with files to name, in other formats than the example's."""
+    rows = {
+        "demos": {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
+        "pairs": {"prompt": "hi", "chosen": "ho", "rejected": "no"},
+        "prompts": {"prompt": "hi"},
+    }
+    for name, row in rows.items():
+        (tmp_path / f"{name} of 'me'.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_the_example_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "my first {project}: yes"
+    assert main(["init", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"next: alignkit run {folder / 'recipe.yaml'}" and len(lines) == 6
+    assert (folder / "recipe.yaml").read_text(encoding="utf-8").startswith(SCHEMA_LINE + "\n#")
+    assert "properties" in json.loads((folder / SCHEMA).read_text(encoding="utf-8"))
+    assert main(["run", str(folder / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 0
+    done = [name for name in ("sft", "dpo", "reward", "ppo") if (tmp_path / "run" / name / "adapter").is_dir()]
+    assert len(done) == 4 and (tmp_path / "run" / "report" / "evaluation.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "stages", "start"),
+    [
+        (["demos"], ["sft"], None),
+        (["pairs"], ["dpo"], "base"),
+        (["demos", "pairs"], ["sft", "dpo"], "sft"),
+        (["demos", "pairs", "prompts"], ["sft", "dpo", "reward", "ppo", "report"], "sft"),
+        (["pairs", "prompts"], ["dpo", "reward", "ppo", "report"], "base"),
+    ],
+)
+def test_the_stages_follow_from_the_data(given: list[str], stages: list[str], start: str | None, data: Path) -> None:
+    files = [word for kind in given for word in (f"--{kind}", str(data / f"{kind} of 'me'.jsonl"))]
+    assert main(["init", str(data / "new"), "--base", "tiny", *files]) == 0
+    recipe = load_recipe(data / "new" / "recipe.yaml")
+    assert list(recipe.stages) == stages and recipe.model.base == "tiny" and recipe.name == "new"
+    if start:
+        settings = recipe.stages["dpo"].settings
+        assert settings is not None and settings.from_ == start
+    text = (data / "new" / "recipe.yaml").read_text(encoding="utf-8")
+    assert ("# recognized: messages" in text) == ("demos" in given)
+    assert sorted(path.name for path in (data / "new").iterdir()) == ["recipe.schema.json", "recipe.yaml"]
+
+
+def test_a_file_in_the_folder_has_a_short_name(data: Path) -> None:
+    (data / "rows.jsonl").write_text(EXAMPLE["demos"], encoding="utf-8")
+    assert main(["init", str(data), "--demos", str(data / "rows.jsonl")]) == 0
+    assert "    data: rows.jsonl # recognized: prompt_completion\n" in (data / "recipe.yaml").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_a_format_that_must_be_named_is_named(data: Path) -> None:
+    (data / "g.jsonl").write_text(json.dumps({"question": "How many?", "answer": "#### 5"}) + "\n", encoding="utf-8")
+    assert main(["init", str(data), "--demos", str(data / "g.jsonl")]) == 0
+    assert "    data: {gsm8k: g.jsonl}\n" in (data / "recipe.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", SCHEMA, "data/pairs.jsonl"])
+def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["init", str(tmp_path)]) == 2
+    assert f"in the way: {tmp_path / name}" in capsys.readouterr().err
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine" and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (["--prompts", "{prompts}"], 2, "--prompts needs --pairs"),
+        (["--demos", "nowhere.jsonl"], 2, "--demos: no such file: nowhere.jsonl"),
+        (["--demos", "{prompts}"], 4, "but the file holds prompts without responses (format prompt_only)"),
+        (["--demos", "{pairs}"], 4, "(format preference)\nhelp: give such a file as --pairs"),
+        (["--demos", "{bad}"], 4, "the file holds responses that are labeled as bad, or of which none is better"),
+        (["--demos", "{text}"], 4, "but the file holds raw text (format text)"),
+        (["--pairs", "{demos}"], 4, "(format messages)\nhelp: give such a file as --demos"),
+        (["--pairs", "{prompts}"], 4, "expected pairs of a better and a worse response, but the file holds prompts"),
+        (["--demos", "{strange}"], 4, "no format matches the first row (columns x)"),
+    ],
+)
+def test_data_that_cannot_be_used(
+    words: list[str], code: int, reason: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {
+        "strange": '{"x": 1}',
+        "text": '{"text": "It is."}',
+        "bad": '{"prompt": "hi", "completion": "no", "label": false}',
+    }
+    for name, row in others.items():
+        (data / f"{name}.jsonl").write_text(row + "\n", encoding="utf-8")
+    files = {kind: data / f"{kind} of 'me'.jsonl" for kind in EXAMPLE} | {
+        name: data / f"{name}.jsonl" for name in others
+    }
+    assert main(["init", str(data / "new"), *(word.format(**files) for word in words)]) == code
+    assert reason in capsys.readouterr().err and not (data / "new").exists()

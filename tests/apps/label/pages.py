@@ -1,0 +1,99 @@
+"""A server of the labeling page for tests: as an application, and on a port, in a thread that can be stopped."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.store import Store
+from alignkit_apps.label.desk import Desk
+from alignkit_apps.label.guidelines import Guidelines
+from tests.patience import PATIENCE
+from tests.stores import pair
+
+SECRET = "secret-model-7b"
+
+
+def pairs(count: int, **more: Any) -> list[Item]:
+    """Pairs whose first answer begins with `good`, so that tests know the order in the store."""
+    origins = {"origins": (SECRET, f"{SECRET}-worse"), "meta": {"model": SECRET}, "file": f"{SECRET}.jsonl"}
+    texts = [(f"prompt {n}", f"good {n}", f"poor {n}, and longer") for n in range(count)]
+    return [pair(*each, **{**origins, "row": n, **more}) for n, each in enumerate(texts, 1)]
+
+
+def filled(path: Path, items: Sequence[Item]) -> Store:
+    """A new store with these items."""
+    store = Store.open(path, new=True)
+    store.add(items)
+    return store
+
+
+@dataclass
+class Page:
+    """A browser of an annotator, as Starlette's client."""
+
+    client: Any
+    csrf: str
+    html: str
+    guidelines: str
+
+    def post(self, name: str, body: Any, mode: str = "label", **headers: str) -> Any:
+        sent = {"origin": "http://127.0.0.1:8765", "x-csrf-token": self.csrf, **headers}
+        return self.client.post(f"/api/{mode}/{name}", json=body, headers=sent)
+
+    def next(self, mode: str = "label") -> dict[str, Any]:
+        state: dict[str, Any] = self.post("next", {}, mode).json()
+        return state
+
+    def event(self, item: dict[str, Any], payload: Any, kind: str = "label", **more: Any) -> dict[str, Any]:
+        names = {name: item[name] for name in ("revision", "shown")}
+        known = {"uuid": str(uuid.uuid4()), "kind": kind, "item": item["id"], "payload": payload, "seconds": 2.0}
+        return {**known, **names, "guidelines": self.guidelines, **more}
+
+
+def application(store: Store, annotators: Sequence[str] = ("ada",), guidelines: Path | None = None) -> tuple[Any, Any]:
+    """The application, and its sessions."""
+    from alignkit_apps.label.app import make_app
+    from alignkit_apps.web.guard import Sessions
+
+    sessions = Sessions(list(annotators))
+    return make_app(Desk(store, Guidelines(store, guidelines)), sessions, "Label"), sessions
+
+
+def opened(app: Any, sessions: Any, annotator: str = "ada") -> Page:
+    """The page, opened with the annotator's link."""
+    from starlette.testclient import TestClient
+
+    client = TestClient(app, base_url="http://127.0.0.1:8765")
+    html = client.get(f"/?token={sessions.links[annotator]}").text
+    found = dict(re.findall(r'<meta name="(\w+)" content="([^"]*)">', html))
+    return Page(client, found["csrf"], html, found["guidelines"])
+
+
+@contextmanager
+def served(app: Any, port: int = 0) -> Iterator[int]:
+    """The application on a port of this machine."""
+    import uvicorn
+
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(100)
+    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
+        listener.close()

@@ -1,0 +1,292 @@
+"""What the page's requests do to the store: labels, drafts, undo, leases, adjudication, several servers."""
+
+from __future__ import annotations
+
+import html
+import sqlite3
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+
+from alignkit.errors import OutOfResource
+from alignkit_apps.feedback.items import Item
+from alignkit_apps.feedback.standing import consents, labeled
+from alignkit_apps.feedback.store import Plan, Store
+from alignkit_apps.label.desk import Desk
+from alignkit_apps.label.guidelines import Guidelines
+from tests.apps.label.pages import Page, application, filled, opened, pairs
+from tests.stores import Clock, pair, ranking, turn
+
+LEFT = {"side": "A", "margin": "better"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    with filled(tmp_path / "a.feedback", pairs(6)) as found:
+        yield found
+
+
+@pytest.fixture
+def ada(store: Store) -> Page:
+    return opened(*application(store, ["ada", "bob"]))
+
+
+def test_a_label_is_stored_as_it_was_shown(ada: Page, store: Store) -> None:
+    item = ada.next()["item"]
+    state = ada.post("submit", ada.event(item, {**LEFT, "note": "shorter"}, seconds=7.5)).json()
+    assert state["item"]["id"] != item["id"] and state["progress"]["mine"] == 1 and state["progress"]["pace"] == 7.5
+    event = store.events()[0]
+    entry = labeled(store, [item["id"]])[0]
+    assert entry.stored.item.responses[entry.votes[0].label["better"]] == item["responses"][0][0]["text"]
+    assert event.payload == {**LEFT, "note": "shorter"} and event.guidelines == ada.guidelines == state["guidelines"]
+
+
+def test_the_same_label_twice_is_one(ada: Page, store: Store) -> None:
+    event = ada.event(ada.next()["item"], LEFT)
+    first, second = ada.post("submit", event).json(), ada.post("submit", event).json()
+    assert first == second and len(store.events()) == 1
+    other = ada.post("submit", {**event, "payload": {"side": "B", "margin": "better"}})
+    assert other.status_code == 422 and "another payload" in other.json()["error"]
+
+
+def test_a_second_tab_changes_the_label_and_does_not_repeat_it(ada: Page, store: Store) -> None:
+    item = ada.next()["item"]
+    ada.post("submit", ada.event(item, LEFT))
+    ada.post("submit", ada.event(item, {"side": "B", "margin": "better"}))
+    assert [event.occasion for event in store.events()] == [0, 0]
+    assert labeled(store, [item["id"]])[0].votes[0].label["better"] == store.events()[0].order[1]
+
+
+def test_a_repeated_item_sent_twice_is_one_event(tmp_path: Path) -> None:
+    with filled(tmp_path / "a.feedback", pairs(40)) as store:
+        store.set_plan(Plan(repeat_rate=0.5, gold_rate=0))
+        ada = opened(*application(store))
+        again: list[bool] = []
+        state = ada.next()
+        while item := state["item"]:
+            event = ada.event(item, LEFT)
+            state = ada.post("submit", event).json()
+            assert ada.post("submit", event).status_code == 200
+            again.append(store.events()[-1].occasion == 1)
+        assert len(store.events()) == len(again) and 40 + sum(again) == len(again) and sum(again) > 5
+
+
+def test_drafts(ada: Page, store: Store) -> None:
+    item = ada.next()["item"]
+    draft = {"item": item["id"], "shown": item["shown"], "value": {"side": "B", "note": "half"}, "seconds": 3.5}
+    assert ada.post("draft", draft).json() == {"saved": True}
+    assert ada.next()["draft"] == {name: draft[name] for name in ("shown", "value", "seconds")}
+    after = ada.post("submit", ada.event(item, LEFT)).json()
+    assert after["draft"] is None
+    assert ada.post("draft", draft).json() == {"saved": False}  # it was sent before the label, and came after
+    assert ada.next()["item"]["id"] == after["item"]["id"]
+    assert ada.post("draft", {**draft, "item": "none"}).status_code == 422
+
+
+def test_a_draft_keeps_the_lease(tmp_path: Path) -> None:
+    clock = Clock()
+    with Store.open(tmp_path / "a.feedback", new=True, clock=clock) as store:
+        store.add(pairs(1))
+        app, sessions = application(store, ["ada", "bob"])
+        ada, bob = opened(app, sessions), opened(app, sessions, "bob")
+        item = ada.next()["item"]
+        draft = {"item": item["id"], "shown": item["shown"], "value": {}}
+        for _ in range(3):
+            clock.wait(500)
+            ada.post("draft", draft)
+        assert bob.next()["item"] is None
+        clock.wait(700)
+        assert bob.next()["item"] is not None
+
+
+def test_undo_once_however_often_it_is_sent(ada: Page, store: Store) -> None:
+    item = ada.next()["item"]
+    given = {**LEFT, "note": "why"}
+    state = ada.post("submit", ada.event(item, given, seconds=9.0)).json()
+    undo = {"uuid": str(uuid.uuid4()), "of": state["last"]}
+    back = ada.post("undo", undo).json()
+    assert back["item"]["id"] == item["id"] and back["draft"]["value"] == given and back["draft"]["seconds"] == 9.0
+    assert ada.post("undo", undo).json() == back
+    assert [event.kind for event in store.events()] == ["label", "undo"] and back["last"] is None
+    assert ada.post("undo", {"uuid": str(uuid.uuid4()), "of": state["last"]}).status_code == 422
+    ada.post("submit", ada.event(item, {"side": "B", "margin": "unsure"}))
+    assert labeled(store, [item["id"]])[0].votes[0].label["margin"] == "unsure"
+
+
+def test_another_annotators_event_cannot_be_undone(store: Store) -> None:
+    app, sessions = application(store, ["ada", "bob"])
+    ada, bob = opened(app, sessions), opened(app, sessions, "bob")
+    state = ada.post("submit", ada.event(ada.next()["item"], LEFT)).json()
+    answer = bob.post("undo", {"uuid": str(uuid.uuid4()), "of": state["last"]})
+    assert answer.status_code == 422 and len(store.events()) == 1
+
+
+def test_skips_and_flags(ada: Page, store: Store) -> None:
+    first = ada.next()["item"]
+    second = ada.post("submit", ada.event(first, {"reason": "too long"}, "skip")).json()
+    assert second["progress"]["skipped"] == 1
+    third = ada.post("submit", ada.event(second["item"], {"note": "broken"}, "flag")).json()
+    assert len({first["id"], second["item"]["id"], third["item"]["id"]}) == 3
+    assert ada.post("submit", ada.event(third["item"], {"reason": " "}, "skip")).status_code == 422
+    back = ada.post("undo", {"uuid": str(uuid.uuid4()), "of": third["last"]}).json()
+    assert back["item"]["id"] == second["item"]["id"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shown": ["0" * 16, "1" * 16]}, "other answers"),
+        ({"shown": []}, "shows 0 of 2 answers"),
+        ({"guidelines": "unknown"}, "guidelines"),
+        ({"payload": {"side": "C", "margin": "better"}}, "side"),
+        ({"payload": {}}, "side"),
+        ({"item": "none"}, "no item"),
+        ({"uuid": "1"}, "uuid"),
+        ({"seconds": -1.0}, "seconds"),
+        ({"kind": "adjudicate"}, "adjudicate"),
+        ({"kind": "consent"}, "kind"),
+        ({"revision": "1"}, "revision"),
+    ],
+)
+def test_labels_that_are_refused(ada: Page, store: Store, change: dict[str, Any], said: str) -> None:
+    answer = ada.post("submit", {**ada.event(ada.next()["item"], LEFT), **change})
+    assert answer.status_code == 422 and said in answer.json()["error"]
+    assert store.events() == []
+
+
+def test_a_label_of_a_row_that_changed_is_kept(ada: Page, store: Store) -> None:
+    item = ada.next()["item"]
+    known = store.item(item["id"]).item
+    store.add([pair("prompt 1", "good 1, improved", "poor", file=known.file, row=known.row)])
+    state = ada.post("submit", ada.event(item, LEFT)).json()
+    assert "changed" in state["notice"] and len(store.events()) == 1
+
+
+def test_the_seed_may_change_while_an_item_is_shown(ada: Page, store: Store) -> None:
+    """The label is about the answers that were shown."""
+    for seed in range(8):
+        item = ada.next()["item"]
+        if item is None:
+            break
+        store.set_plan(Plan(seed=seed))
+        ada.post("submit", ada.event(item, LEFT))
+        vote = labeled(store, [item["id"]])[0].votes[0]
+        assert store.item(item["id"]).item.responses[vote.label["better"]] == item["responses"][0][0]["text"]
+
+
+def test_a_full_disk_is_said_and_the_label_can_be_sent_again(ada: Page, store: Store, monkeypatch: Any) -> None:
+    event = ada.event(ada.next()["item"], LEFT)
+    real = Store.submit
+
+    def full(self: Store, event: Any) -> Any:
+        raise OutOfResource("the disk is full")
+
+    monkeypatch.setattr(Store, "submit", full)
+    answer = ada.post("submit", event)
+    assert answer.status_code == 507 and "full" in answer.json()["error"]
+    monkeypatch.setattr(Store, "submit", real)
+    assert ada.post("submit", event).status_code == 200 and len(store.events()) == 1
+
+
+def test_a_store_that_another_program_holds_is_said(ada: Page, store: Store) -> None:
+    event = ada.event(ada.next()["item"], LEFT)
+    store.connection.execute("PRAGMA busy_timeout = 10")
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    answer = ada.post("submit", event)
+    assert answer.status_code == 503 and "another program" in answer.json()["error"]
+    other.execute("COMMIT")
+    other.close()
+    assert ada.post("submit", event).status_code == 200
+
+
+def test_thirty_people_at_two_servers(tmp_path: Path) -> None:
+    """Nobody gets an item that another one has, and every label is stored once."""
+    path = tmp_path / "a.feedback"
+    names = [f"person {n}" for n in range(30)]
+    with filled(path, pairs(90)) as one, Store.open(path) as two:
+        one.set_plan(Plan(gold_rate=0, repeat_rate=0))
+        apps = [application(store, names) for store in (one, two)]
+
+        def work(number: int) -> int:
+            person, count = opened(*apps[number % 2], names[number]), 0
+            state = person.next()
+            while item := state["item"]:
+                answer = person.post("submit", person.event(item, LEFT))
+                assert answer.status_code == 200, answer.text
+                state, count = answer.json(), count + 1
+            return count
+
+        with ThreadPoolExecutor(30) as pool:
+            counts = list(pool.map(work, range(30)))
+        assert sum(counts) == len(one.events()) == 90
+        assert len({event.item for event in one.events()}) == 90
+
+
+def test_adjudication(store: Store) -> None:
+    store.set_plan(Plan(overlap=2, gold_rate=0, repeat_rate=0))
+    app, sessions = application(store, ["ada", "bob"])
+    ada, bob = opened(app, sessions), opened(app, sessions, "bob")
+    wanted = store.items()[0].item.id
+    for person, better in ((ada, "good"), (bob, "poor")):
+        item = person.next()["item"]
+        assert item["id"] == wanted
+        side = "A" if item["responses"][0][0]["text"].startswith(better) else "B"
+        person.post("submit", person.event(item, {"side": side, "margin": "better"}))
+    state = ada.next("adjudicate")
+    assert state["progress"]["total"] == 1 and [vote["annotator"] for vote in state["votes"]] == ["ada", "bob"]
+    item = state["item"]
+    sides = [vote["label"]["side"] for vote in state["votes"]]
+    good = "AB"[[answer[0]["text"][:4] for answer in item["responses"]].index("good")]
+    assert sides[0] == good and sides[1] != good
+    event = ada.event(item, {"side": good, "margin": "better"}, "adjudicate")
+    after = ada.post("submit", event, "adjudicate").json()
+    assert after["item"] is None and after == ada.post("submit", event, "adjudicate").json()
+    entry = labeled(store, [wanted])[0]
+    assert entry.final == {"better": 0, "margin": "better"} and len(entry.votes) == 2
+    assert ada.post("submit", ada.event(item, LEFT), "adjudicate").status_code == 422
+    back = ada.post("undo", {"uuid": str(uuid.uuid4()), "of": after["last"]}, "adjudicate").json()
+    assert back["item"]["id"] == wanted and labeled(store, [wanted])[0].adjudicated is None
+
+
+def test_consent(ada: Page, store: Store) -> None:
+    """It is asked for on the page, and decides what `alignkit feedback export` may share."""
+    assert ada.next()["consent"] is None
+    for granted in (True, False):
+        message = {"uuid": str(uuid.uuid4()), "granted": granted}
+        assert ada.post("consent", message).json() == ada.post("consent", message).json() == {"consent": granted}
+        assert ada.next()["consent"] is granted and consents(store) == {"ada": granted}
+    assert store.events()[0].payload["terms"] in html.unescape(ada.html)
+
+
+def test_what_each_task_shows(tmp_path: Path) -> None:
+    called = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": "{}"}}],
+    }
+    answer: Any = (called, {"role": "tool", "content": "3"}, {"role": "assistant", "content": "three"})
+    items = [
+        Item("demonstration", (turn("a"),), ("raw\u202e",)),
+        Item("thumb", (turn("b"),), (answer,)),
+        ranking("c", 9),
+    ]
+    with filled(tmp_path / "a.feedback", items) as store:
+        desk = Desk(store, Guidelines(store))
+        shown = desk.next("ada", {})["item"]
+        assert shown["text"] == "raw\u202e" and shown["responses"] == [[{"role": "assistant", "text": "raw⟦U+202E⟧"}]]
+        message = {"uuid": str(uuid.uuid4()), "kind": "label", "item": shown["id"], "revision": 1}
+        more = {"shown": shown["shown"], "payload": {"text": "better"}, "guidelines": Guidelines(store).current()[0]}
+        shown = desk.submit("ada", {**message, **more})["item"]
+        assert [turn["role"] for turn in shown["responses"][0]] == ["assistant", "tool", "assistant"]
+        assert shown["responses"][0][0]["text"] == "add({})" and "text" not in shown
+
+
+def test_the_quality_page_says_what_chance_gives(ada: Page) -> None:
+    text = ada.client.get("/quality").text
+    assert "chance gives 1/m for m people" in text and "order alike" in text

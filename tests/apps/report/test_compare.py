@@ -1,0 +1,75 @@
+"""Comparisons: what differs is named, and runs of different recipes have one, too."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made import align_rows, make_run
+
+from alignkit.cli import main
+from alignkit_apps.report.compare import compared, labels
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    changed = [{**row, "reward": 2 * row["reward"]} for row in align_rows()]
+    second = make_run(tmp_path / "b" / "run", {"align": changed})
+    recipe = second / "recipe.resolved.yaml"
+    recipe.write_text(recipe.read_text().replace("epochs: 2", "epochs: 3").replace("labels:", "others:"))
+    return [make_run(tmp_path / "a" / "run"), second]
+
+
+def test_what_differs_is_named(runs: list[Path]) -> None:
+    text = compared(runs).text(100)
+    assert re.search(r"stages\.sft\.epochs +2 +3\n", text) and "stages.sft.data" not in text
+    assert re.search(r"^reward +3\.107 +6\.214$", text, flags=re.MULTILINE)
+    assert "only a/run has: labels\nonly b/run has: others" in text
+    assert re.search(r"align +preferred by local_judge +0\.310 \[0\.220, 0\.400\] +0\.310 \[0\.220, 0\.400\]", text)
+    assert re.search(r"align +helpful +1\.095 \[1\.067, 1\.123\] +1\.095 \[1\.067, 1\.123\]", text)
+    assert "the prompts are the same" in text and "versions and machines are equal" in text
+
+
+def test_a_long_name_makes_no_table_wider_than_the_terminal(runs: list[Path]) -> None:
+    recipe = runs[1] / "recipe.resolved.yaml"
+    recipe.write_text(recipe.read_text().replace("name: small", f"name: {'long-' * 20}"))
+    assert max(map(len, compared(runs).text(80).splitlines())) <= 80
+
+
+def test_other_prompts_are_said_to_differ(runs: list[Path]) -> None:
+    file = runs[1] / "report" / "samples.jsonl"
+    file.write_text(file.read_text().replace("question 7", "question 77"))
+    assert "the prompts differ" in compared(runs).text(100)
+
+
+def test_runs_without_anything_in_common(runs: list[Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "recipe.resolved.yaml").write_text("name: other\nseed: 1\nstages: {dpo: {algorithm: dpo}}\n")
+    text = compared([runs[0], other]).text(80)
+    assert "only other has: dpo" in text and "incomplete" in text
+    (other / "recipe.resolved.yaml").write_text((runs[0] / "recipe.resolved.yaml").read_text().replace("sft", "dpo"))
+    assert "the recipes are equal" not in compared([runs[0], other]).text(80)
+
+
+def test_names_are_short_and_different(tmp_path: Path) -> None:
+    assert labels([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
+    assert labels([tmp_path / "a", tmp_path / "b", tmp_path / "a"]) == ["a", "b", "a"]
+
+
+def test_a_terminal_with_another_encoding_gets_what_it_can_show(runs: list[Path]) -> None:
+    command = [sys.executable, "-m", "alignkit", "compare", *map(str, runs)]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, check=True, env=environment)
+    assert b"\n----" in done.stdout and b"1.095 [1.067, 1.123]" in done.stdout
+
+
+def test_the_command(runs: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "what differs in the recipes" in capsys.readouterr().out
+    assert main(["compare", str(runs[0])]) == 0
+    assert "report: mean and 95% interval" in capsys.readouterr().out
+    assert main(["compare", str(runs[0]), str(tmp_path / "none")]) == 2
+    assert "there is no folder" in capsys.readouterr().err

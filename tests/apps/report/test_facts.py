@@ -1,0 +1,227 @@
+"""report.json: what it holds, that every key is documented, and that damaged folders give what they can."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import BEGAN, HOSTILE, SOURCES, lines, make_run, write_stage
+
+from alignkit.errors import RecipeError
+from alignkit_apps.report import judging
+from alignkit_apps.report.facts import facts_of
+from alignkit_apps.report.stages import flat
+
+ROOT = Path(__file__).parents[3]
+# Parts whose keys are names of metrics, packages and the like, or are documented elsewhere.
+OPEN = ("evaluations.evaluation", "stages.summary", "stages.metrics", "stages.phases", "reproduce.versions")
+OPEN += ("reproduce.machine", "judges.judge", "judges.facts", "verdicts.difference", "verdicts.at_equal_length")
+OPEN += ("verdicts.win_rate", "verdicts.preference", "verdicts.length_controlled", "judges.cards.reasons")
+OPEN += ("data.prompt_characters", "data.response_characters", "data.pairs.levels", "data.pairs.margins")
+OPEN += ("people.agreement", "judges.cards.inconsistent", "judges.cards.first_position", "judges.trust")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+def test_what_is_known_is_there(run: Path) -> None:
+    facts = facts_of(run)
+    assert facts["run"] | {"folder": ""} == {
+        "name": "small",
+        "folder": "",
+        "outcome": "done",
+        "message": "",
+        "started": "2026-09-21T14:13:20Z",
+        "ended": "2026-09-21T14:15:20Z",
+        "stages": 4,
+        "stages_done": 4,
+        "seconds": 246.0,
+        "peak_memory": "1 GiB",
+    }
+    assert facts["reproduce"]["command"] == "alignkit run small --out runs/small" and facts["reproduce"]["seed"] == 3
+    assert facts["reproduce"]["commit"] == "c0ffee" and facts["reproduce"]["versions"]["torch"] == "2.9.0"
+    assert [stage["state"] for stage in facts["stages"]] == ["done", "reused", "done", "done"]
+    assert facts["stages"][2]["tokens_per_second"] == 106.5 and facts["stages"][2]["phases"] == {"rollout": 18.0}
+    assert facts["data"] == [
+        {
+            "stage": "sft",
+            **{"name": "demos.jsonl", "format": "messages", "rows": 40, "held_out": 8, "skipped": 1, "ties": 0},
+            "digest": "ab" * 32,
+            **{key: value for key, value in SOURCES["sft"][0]["card"].items() if key != "rows"},
+        }
+    ]
+    assert [item["of"] for item in facts["dropped"]] == [60, None]
+    assert {item["reason"]: item["rows"] for item in facts["dropped"]} == {
+        "responses truncated at max_length": 18,
+        "bad rows, the first: demos.jsonl:7: no prompt": 1,
+    }
+    made = json.loads((run / "report" / "evaluation.json").read_text())
+    assert facts["judges"] == [
+        {
+            "stage": "labels",
+            "judge": {"judge.local_judge.min_mass": 0.1},
+            "facts": {"labeled": 8, "position_bias": 0.25},
+            "cards": [],
+            "trust": [],
+        },
+        {
+            "stage": "report",
+            "judge": {"local_judge": "as it is by default"},
+            "facts": {},
+            "cards": judging.cards(made),
+            "trust": judging.trust(made),
+        },
+    ]
+    assert [verdict["judge"] for verdict in facts["verdicts"]] == ["", "local_judge"]
+    assert "align/metrics.jsonl" in {file["name"] for file in facts["files"]}
+    titles = {(figure["stage"], figure["title"]) for figure in facts["figures"]}
+    assert {("report", "helpful against safety, by version"), ("align", "Training reward against KL")} <= titles
+
+
+def test_the_alignment_path_goes_from_the_baseline_to_each_version(run: Path) -> None:
+    (path,) = [figure for figure in facts_of(run)["figures"] if figure["stage"] == "report" and figure["lines"]]
+    (series,) = path["series"]
+    assert series["labels"] == ["sft", "align"] and series["x"] == [50.0, 100.0] and series["y"] == [50.0, 50.0]
+    assert series["x_low"][0] is None and 80 < series["x_low"][1] < 90 and series["x_high"][1] == 100.0
+    assert 25 < series["low"][1] < 35 and path["lines"] == [50.0, 50.0]
+
+
+def test_warnings_come_from_everywhere(run: Path) -> None:
+    found = {(item["stage"], item["text"]) for item in facts_of(run)["warnings"]}
+    assert ("sft", "tracker 'x' failed") in found
+    assert ("sft", "1 steps were skipped, because their loss or gradient was not finite") in found
+    assert ("sft", "18 responses truncated at max_length (30% of 60)") in found
+    assert ("sft", "loss was not a finite number 1 times") in found
+    assert ("report", "2 of 20 prompts are training data (2 by sft)") in found
+    assert (
+        "report",
+        "helpful prefers align, but local_judge prefers sft: the reward or the judge may be fooled",
+    ) in found
+    assert any(stage == "align" and "is highest at a KL of 4 nats" in text for stage, text in found)
+
+
+def keys(value: Any, path: str = "") -> set[str]:
+    """The paths of all keys, without those of parts that are documented elsewhere."""
+    if isinstance(value, list):
+        return set().union(*(keys(item, path) for item in value), set())
+    if not isinstance(value, dict) or path in OPEN:
+        return set()
+    places = {key: f"{path}.{key}".lstrip(".") for key in value}
+    return set(places.values()).union(*(keys(below, places[key]) for key, below in value.items()))
+
+
+def test_every_key_is_documented(run: Path) -> None:
+    page = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+    table = page.split("| `report.json` | meaning |")[1].split("\n\n")[0]
+    known = {key for line in table.splitlines()[2:] for key in re.findall("`(.+?)`", line.split("|")[1])}
+    assert keys(json.loads(json.dumps(facts_of(run)))) == known
+
+
+def test_it_needs_no_torch(run: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from alignkit_apps.report.write import write_report; "
+        "from alignkit_apps.report.compare import compared; write_report(Path(sys.argv[1])); "
+        "compared([Path(sys.argv[1])] * 2); print([n for n in ('torch', 'transformers') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Bad input
+
+
+def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing", tmp_path / ("x" * 5000), tmp_path / "nul\0"):
+        with pytest.raises(RecipeError, match="folder"):
+            facts_of(folder)
+
+
+def test_a_run_that_stopped_halfway_says_where(run: Path) -> None:
+    end = {
+        "event": "end",
+        "time": BEGAN + 50,
+        "outcome": "failed",
+        "message": "error: out of memory\n  in stage 'align'",
+    }
+    lines(run / "starts.jsonl", [{"event": "start", "time": BEGAN}, end])
+    for stage in ("labels", "report"):
+        for file in (run / stage).iterdir():
+            file.unlink()
+        (run / stage).rmdir()
+    write_stage(run / "align", "ppo", complete=False, seconds=None)
+    facts = facts_of(run)
+    assert facts["run"]["outcome"] == "failed" and "out of memory" in facts["run"]["message"]
+    assert [stage["state"] for stage in facts["stages"]] == ["done", "not begun", "begun", "not begun"]
+    assert facts["verdicts"] == [] and facts["run"]["stages_done"] == 1
+
+
+def test_stages_of_rounds_have_the_names_of_their_folders(run: Path) -> None:
+    block = "  rounds: {repeat: 2, start: {}, stages: {sft: {algorithm: sft}, dpo: {algorithm: dpo}}}\n"
+    (run / "recipe.resolved.yaml").write_text(f"name: x\nstages:\n{block}  report: {{step: evaluate}}\n")
+    shutil.copytree(run / "sft", run / "sft_2")
+    facts = facts_of(run)
+    assert [stage["name"] for stage in facts["stages"]] == ["sft_1", "dpo_1", "sft_2", "dpo_2", "report"]
+    states = {stage["name"]: (stage["kind"], stage["state"]) for stage in facts["stages"]}
+    assert states["sft_2"] == ("algorithm", "done") and states["dpo_2"] == ("algorithm", "not begun")
+
+
+@pytest.mark.parametrize("repeat", ["0", "x", "null", "100000000"])
+def test_a_damaged_block_is_a_stage_that_has_not_begun(repeat: str, run: Path) -> None:
+    block = f"{{repeat: {repeat}, stages: {{sft: {{algorithm: sft}}}}}}"
+    (run / "recipe.resolved.yaml").write_text(f"name: x\nstages: {{rounds: {block}, sft: {{algorithm: sft}}}}\n")
+    assert [stage["state"] for stage in facts_of(run)["stages"]] == ["not begun", "done"]
+
+
+def test_a_run_without_any_result_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "recipe.resolved.yaml").write_text("name: x\nstages: {sft: {algorithm: sft}}\n")
+    facts = facts_of(tmp_path)
+    assert facts["run"]["outcome"] == "incomplete" and facts["stages"][0]["state"] == "not begun"
+
+
+DAMAGE: dict[str, bytes] = {
+    "sft/stage.json": b'{"hash": "x", "complete": true, "summary": 3, "data": 4, "files": []}',
+    "align/stage.json": b"\xff\xfe{",
+    "align/metrics.jsonl": b'{"step": 1, "reward": 1}\nnot json\n[1]\n\xff\n{"step": "x", "reward": [1], "kl": {}}\n',
+    "report/evaluation.json": b'{"policies": {"a": 1}, "rewards": 3, "against": {"a": []}, "headline": 1}',
+    "report/figure.json": b'{"rewards": ["a", "b"], "baseline": "x", "versions": [1]}',
+    "report/samples.jsonl": b"\xff\xff\n" + b"[" * 5000 + b"\n",
+    "recipe.resolved.yaml": b"stages: [\xff",
+    "starts.jsonl": b'{"event": "start", "time": "x", "reused": 3}\n{"event": "end", "reused": 5}\n',
+    "run.log": b"\xff\x00",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize("content", ["odd", "empty", "cut"])
+def test_a_damaged_file_does_not_hide_the_others(name: str, content: str, run: Path) -> None:
+    whole = (run / name).read_bytes()
+    (run / name).write_bytes({"odd": DAMAGE[name], "empty": b"", "cut": whole[: len(whole) // 2]}[content])
+    facts = json.loads(json.dumps(facts_of(run), allow_nan=False))
+    assert {stage["name"] for stage in facts["stages"]} == {"sft", "labels", "align", "report"}
+    assert len(facts["warnings"]) > 0 and len(facts["files"]) > 3
+
+
+def test_a_damaged_stage_is_said_to_be_damaged(run: Path) -> None:
+    text = (run / "sft" / "stage.json").read_text()
+    (run / "sft" / "stage.json").write_text(text.replace('"complete": true', '"complete": false'))
+    facts = facts_of(run)
+    assert facts["stages"][0]["state"] == "damaged"
+    assert {"stage": "sft", "text": "stage.json is damaged; a run would repeat the stage"} in facts["warnings"]
+
+
+def test_damaged_lines_are_counted(run: Path) -> None:
+    with (run / "align" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 13, "rew\n\xff\n')
+    (stage,) = [stage for stage in facts_of(run)["stages"] if stage["name"] == "align"]
+    assert stage["damaged_lines"] == 2 and stage["lines"] == 12
+
+
+def test_plain_data_are_flattened() -> None:
+    assert flat({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None}) == {"a.b.0": 1, "a.b.1.c": 2, "a.d": {}, "e": None}
+    assert HOSTILE not in flat({})

@@ -1,0 +1,53 @@
+"""What happened to a run: starts and ends, warnings, incidents."""
+
+from pathlib import Path
+
+from filelock import FileLock
+from made import BEGAN, STARTS, lines, make_run
+
+from alignkit_apps.report import history
+
+
+def test_a_start_without_an_end_was_killed(tmp_path: Path) -> None:
+    first, second = history.starts_of(make_run(tmp_path / "run"))
+    assert first["outcome"] == "killed" and first["ended"] is None and first["started"] == "2026-09-21T14:13:20Z"
+    assert second["outcome"] == "done" and second["ended"] == "2026-09-21T14:15:20Z" and second["reused"] == ["labels"]
+    assert history.start_times(tmp_path / "run") == [BEGAN, BEGAN + 20]
+
+
+def test_a_run_that_holds_its_lock_is_running(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    lines(folder / "starts.jsonl", STARTS[:1])
+    assert history.starts_of(folder)[-1]["outcome"] == "killed"
+    with FileLock(folder / ".lock"):
+        assert history.starts_of(folder)[-1]["outcome"] == "running"
+
+
+def test_warnings_are_those_of_the_last_start(tmp_path: Path) -> None:
+    assert history.warnings_of(make_run(tmp_path / "run")) == [("sft", "tracker 'x' failed")]
+
+
+def test_incidents_are_in_the_order_of_time(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    found = [item["text"] for item in history.incidents(folder, history.starts_of(folder))]
+    assert found == [
+        "continuing after step 2 of 4",
+        "a step was skipped, because its loss or gradient was not finite",
+        "started again after it was killed",
+    ]
+
+
+def test_an_incident_names_its_stage_once(tmp_path: Path) -> None:
+    log = "2026-09-21T14:13:21Z sft: stage 1 of 4, sft\n2026-09-21T14:13:23Z sft: a step was skipped, because\n"
+    (tmp_path / "run.log").write_text(log)
+    assert [(item["stage"], item["text"]) for item in history.incidents(tmp_path, [])] == [
+        ("sft", "a step was skipped, because")
+    ]
+
+
+def test_damaged_lines_and_times_are_no_errors(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "starts.jsonl").write_bytes(b'\xff{"event": "start"}\n{"event": "start", "time": 1e300}\n{"event": "end"')
+    (folder / "run.log").write_bytes(b"\xff\xfe no time\n")
+    assert [start["started"] for start in history.starts_of(folder)] == [""]
+    assert history.incidents(folder, []) == [] and history.start_times(folder) == [1e300]

@@ -1,0 +1,230 @@
+"""What judges said: verdicts, warnings and cards, from the files that `evaluate` writes."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import CARD, JUDGED, RANKED, at_value, make_run
+
+from alignkit import Group, Response, Verdict
+from alignkit_apps.report import judging, tables, verdicts
+from alignkit_apps.report.facts import facts_of
+from alignkit_apps.report.markdown import markdown
+from alignkit_apps.report.page import page
+from alignkit_plugins.evaluate import judged
+
+
+@pytest.fixture
+def summary(tmp_path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((make_run(tmp_path / "run") / "report" / "evaluation.json").read_text())
+    return value
+
+
+def changed(summary: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """The summary with another result of the judge."""
+    return {**summary, "judged": {"align": {"local_judge": {**JUDGED, **values}}}}
+
+
+def test_a_judge_that_prefers_the_baseline_says_so(summary: dict[str, Any]) -> None:
+    (verdict,) = judging.verdicts("report", summary)
+    assert verdict["outcome"] == "lost" and verdict["judge"] == "local_judge" and verdict["reward"] == ""
+    assert verdict["sentence"] == (
+        "local_judge prefers sft to align: align is preferred 31% [22, 40] over 19 prompts (4 wins, 13 losses, "
+        "2 ties). At equal length by AlpacaEval's model: 47% (standard error 5%)."
+    )
+    (alone,) = judging.verdicts("report", {**summary, "headline": None, "against": {}})
+    assert alone["sentence"].endswith(" Answers are 100% longer.") and alone["kl"] == 30.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome", "begin"),
+    [
+        (0.55, 0.7, "gained by its own reward", "local_judge prefers align to sft: "),
+        (0.45, 0.7, "nothing clear", "local_judge has no clear preference between align and sft: "),
+        (None, None, "nothing clear", "local_judge has no clear preference between align and sft: "),
+    ],
+)
+def test_the_outcome_follows_the_interval(
+    low: float | None, high: float | None, outcome: str, begin: str, summary: dict[str, Any]
+) -> None:
+    preference = {"mean": 0.6, "low": low, "high": high, "n": 20}
+    (verdict,) = judging.verdicts("report", changed(summary, preference=preference))
+    assert verdict["outcome"] == outcome and verdict["sentence"].startswith(begin)
+
+
+def test_a_judge_without_a_verdict_is_no_tie(summary: dict[str, Any]) -> None:
+    nothing = changed(summary, preference={"mean": None, "low": None, "high": None, "n": 0}, length_controlled=None)
+    (verdict,) = judging.verdicts("report", nothing)
+    assert verdict["outcome"] == "unknown"
+    assert verdict["sentence"] == (
+        "local_judge cannot compare align and sft: none of its 40 comparisons has a verdict."
+    )
+
+
+def doubts(summary: dict[str, Any]) -> list[str]:
+    found = [*verdicts.verdicts("report", summary), *judging.verdicts("report", summary)]
+    return list(judging.doubts(summary, found))
+
+
+def test_doubts_about_a_judge_are_all_said(summary: dict[str, Any]) -> None:
+    assert doubts(summary) == [
+        "helpful prefers align, but local_judge prefers sft: the reward or the judge may be fooled",
+        "at equal length, local_judge has no clear preference between align and sft",
+        "local_judge gave no verdict on 4 of 40 comparisons of align (refused 3, unreadable 1); they are left out",
+        "the order of the answers decides 33% [20, 50] of local_judge's comparisons of align",
+        "local_judge favors the first answer that it reads: it prefers the first in 64% [55, 73]",
+    ]
+
+
+def test_a_good_judge_raises_no_doubts(summary: dict[str, Any]) -> None:
+    good = {
+        "preference": {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 20},
+        "length_controlled": {"mean": 0.68, "standard_error": 0.05, "n": 20},
+        "inconsistent": {"mean": 0.2, "low": 0.1, "high": 0.3, "n": 40},
+        "first_position": {"mean": 0.52, "low": 0.51, "high": 0.54, "n": 40},
+        "unjudged": {},
+    }
+    assert doubts(changed(summary, **good)) == []
+    wide = {"mean": 0.7, "low": 0.4, "high": 0.9, "n": 4}
+    assert doubts(changed(summary, **good | {"first_position": wide})) == []
+    unclear = {"mean": 0.55, "standard_error": 0.05, "n": 20}
+    assert len(doubts(changed(summary, **good | {"length_controlled": unclear}))) == 1
+
+
+@pytest.mark.parametrize(
+    ("preferred", "controlled", "said"),
+    [
+        (0.7, 0.3, "prefers sft to align: length decides its preference"),
+        (0.7, 0.45, "has no clear preference between align and sft"),
+        (0.3, 0.7, "prefers align to sft: length decides its preference"),
+        (0.3, 0.55, "has no clear preference between align and sft"),
+    ],
+)
+def test_a_preference_that_turns_at_equal_length_is_named(
+    preferred: float, controlled: float, said: str, summary: dict[str, Any]
+) -> None:
+    preference = {"mean": preferred, "low": preferred - 0.1, "high": preferred + 0.1, "n": 20}
+    rate = {"mean": controlled, "standard_error": 0.05, "n": 20}
+    found = doubts(changed(summary, preference=preference, length_controlled=rate))
+    assert [text for text in found if "equal length" in text] == [f"at equal length, local_judge {said}"]
+
+
+def test_a_length_is_doubted_once_per_policy(summary: dict[str, Any]) -> None:
+    both = [*verdicts.verdicts("report", summary), *judging.verdicts("report", summary)]
+    assert [text for text in verdicts.doubts(summary, both) if "longer than" in text] == [
+        "answers of align are 100% longer than those of sft, and rewards often depend on length"
+    ]
+    alone = {**summary, "headline": None, "against": {}}
+    texts = list(verdicts.doubts(alone, judging.verdicts("report", alone)))
+    assert "answers of align are 100% longer than those of sft, and judges often depend on length" in texts
+
+
+def test_what_evaluate_counts_is_what_the_card_says(summary: dict[str, Any]) -> None:
+    """The plugin's own summary of a judge that always prefers the first place, and refuses once."""
+    answers = (Response("one longer answer", source="align"), Response("two", source="sft"))
+    groups = [Group(({"role": "user", "content": str(at)},), answers) for at in range(6)]
+    first = [[Verdict(0.5, (0.9, 0.1))] for _ in range(5)]
+    refused = [[Verdict(None, reason="refused: I cannot")]]
+    counted = judged.summary(groups, judged.Judged([*first, *refused]), "align", "sft")
+    found = {**summary, "judged": {"align": {"strict": counted}}}
+    (card,) = judging.cards(found)
+    assert (card["comparisons"], card["without_verdict"], card["reasons"]) == (6, 1, {"refused": 1})
+    assert card["inconsistent"]["mean"] == 1.0 and card["first_position"]["mean"] == pytest.approx(0.9)
+    row = judging.card_table([card]).rows[0]
+    assert row[:4] == ["strict", "align", "6", "1"] and row[4].startswith("100% [")
+    table = judging.preferences(found)
+    assert table is not None and table.rows[0][2].startswith("50%") and table.rows[0][5] == "0/0/5"
+
+
+def test_three_policies_are_ranked_best_first(summary: dict[str, Any]) -> None:
+    assert tables.ranking(summary) is None  # a difference ranks two
+    three = {**summary, "policies": {**summary["policies"], "base": summary["policies"]["sft"]}}
+    three["ranking"] = {"local_judge": {name: RANKED for name in ("align", "base", "sft")}}
+    table = tables.ranking(three)
+    assert table is not None and [row[1:3] for row in table.rows] == [["align", "1"], ["base", "2"], ["sft", "3"]]
+    assert table.rows[0][3:] == ["1035 [1017, 1052]", "+0.20 [0.10, 0.30]"]
+
+
+def test_many_values_of_a_column_are_the_most_frequent_ones(summary: dict[str, Any]) -> None:
+    values = {f"v{at:02d}": {**at_value("x"), "prompts": at} for at in range(40)}
+    table = tables.by_column({**summary, "by": {"topic": values}}, "topic")
+    assert len(table.rows) == 30 and table.rows[0][0] == "v10" and "10 rarer values are left out" in table.note
+    assert table.columns[:3] == ["topic", "policy", "prompts"]
+    assert table.columns[3:] == ["helpful, difference", "safety, difference", "preferred by local_judge"]
+    means = tables.by_column({**summary, "against": {}, "judged": {}}, "topic")
+    assert means.columns[3:] == ["helpful, mean", "safety, mean"] and len(means.rows) == 4
+
+
+@pytest.mark.parametrize("odd", [3, {"align": 3}, {"align": {"j": 3}}, {"align": {"j": {}}}, {"gone": {"j": JUDGED}}])
+def test_an_odd_result_costs_no_table(odd: Any, summary: dict[str, Any]) -> None:
+    damaged = copy.deepcopy({**summary, "judged": odd, "ranking": 5, "by": {"topic": {"x": 1}}})
+    titles = [table.title for table in tables.evaluation_tables(damaged)]
+    assert titles[:2] == ["mean and 95% interval over 20 prompts", "against sft, prompt by prompt"]
+
+
+NONE = "this is no judge: it names the first answer that it reads in 97% of questions"
+
+
+def test_the_verdict_says_that_this_is_no_judge(summary: dict[str, Any], tmp_path: Path) -> None:
+    """In the sentence, among the warnings, and with the card in report.json, report.md and report.html."""
+    folder = make_run(tmp_path / "other")
+    bad = {**summary, "judge_cards": {"local_judge": {**CARD, "no_judge": NONE}}}
+    (folder / "report" / "evaluation.json").write_text(json.dumps(bad))
+    facts = facts_of(folder)
+    assert f"But {NONE}." in next(one["sentence"] for one in facts["verdicts"] if one["judge"])
+    assert {"stage": "report", "text": f"local_judge: {NONE}"} in facts["warnings"]
+    (card,) = next(one["trust"] for one in facts["judges"] if one["stage"] == "report")
+    assert card == {"judge": "local_judge", **CARD, "no_judge": NONE}
+    for text in (markdown(facts), page(facts)):
+        assert NONE in text and "how far to trust the judges" in text and "same when asked again" in text
+        assert "agreement with other raters" in text and "0.50 [0.30, 0.70]" in text
+
+
+def test_a_good_card_warns_of_nothing(tmp_path: Path) -> None:
+    facts = facts_of(make_run(tmp_path / "other"))
+    assert not any("no judge" in warning["text"] for warning in facts["warnings"])
+
+
+def test_the_cards_of_evaluate_reward_are_in_the_report(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "other")
+    cards = {"strict": {**CARD, "no_judge": NONE}}
+    (folder / "labels" / "reward_evaluation.json").write_text(json.dumps({"judge_cards": cards}))
+    facts = facts_of(folder)
+    trust = {one["stage"]: [card["judge"] for card in one["trust"]] for one in facts["judges"]}
+    assert trust == {"labels": ["strict"], "report": ["local_judge"]}
+    assert {"stage": "labels", "text": f"strict: {NONE}"} in facts["warnings"]
+
+
+@pytest.mark.parametrize("odd", [3, {"j": 3}, {"j": {}}, {"j": {**CARD, "named_first": 3}}])
+def test_an_odd_card_is_left_out_and_named(odd: Any, summary: dict[str, Any], tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "other")
+    (folder / "report" / "evaluation.json").write_text(json.dumps({**summary, "judge_cards": odd}))
+    facts = facts_of(folder)
+    assert any(w["text"].startswith("the cards of judges cannot be read") for w in facts["warnings"])
+    assert "local_judge" in markdown(facts)
+
+
+def of_people(run: Path) -> Path:
+    """The run, whose evaluation has people as the only raters: one win of one prompt."""
+    path = run / "report" / "evaluation.json"
+    found = json.loads(path.read_text())
+    once = {**JUDGED, "wins": 1, "losses": 1, "ties": 0, "comparisons": 1, "inconsistent": None}
+    once |= {"preference": {"mean": 0.5, "low": 0.0, "high": 1.0, "n": 1}, "first_position": None, "unjudged": {}}
+    found |= {"judged": {"align": {"people": once}}, "judges": ["people"], "judge_cards": {}}
+    path.write_text(json.dumps(found))
+    return run
+
+
+def test_people_are_not_described_like_a_judge(tmp_path: Path) -> None:
+    facts = facts_of(of_people(make_run(tmp_path / "run")))
+    for text in (page(facts), markdown(facts)):
+        part = text[text.index("the people themselves") :]
+        assert "first preferred" not in part and "order decides" not in part and "both orders" not in part
+        assert "in one order, which is drawn for each person" in part.replace("\n", " ")
+        assert "over 1 prompt (1 win, 1 loss, 0 ties)" in text
+    assert "<h2>Raters</h2>" in page(facts) and "<h2>Judges</h2>" not in page(facts)
+    assert "## Raters" in markdown(facts)
+    judge = facts_of(make_run(tmp_path / "judge"))
+    assert "in both orders" in markdown(judge) and "first preferred" in page(judge) and "## Judges" in markdown(judge)

@@ -1,0 +1,186 @@
+"""report.html: everything is there, nothing acts, and it stays small."""
+
+import itertools
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import HOSTILE, align_rows, lines, make_run
+
+from alignkit.io.printable import BIDI
+from alignkit_apps.report.facts import facts_of
+from alignkit_apps.report.page import MOST_BYTES, _breakable, page
+
+VOID = {"meta", "br", "wbr", "link", "img", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """The tags and the text of a page; elements must be closed in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.opened: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.opened == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.opened.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag != "p" or self.opened[-1] == "p":
+            assert self.opened.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return page(facts_of(make_run(tmp_path_factory.mktemp("page") / "run")))
+
+
+def test_the_verdict_and_the_warnings_come_first(text: str) -> None:
+    order = [
+        "align gained over sft",
+        "local_judge prefers sft to align",
+        "are training data",
+        "alignkit run small --out runs/small",
+        "<h2>Stages",
+        "<svg",
+    ]
+    order += ["by topic, against sft", "the judges themselves", "no verdict, refused: 3; no verdict, unreadable: 1"]
+    order += ["Lengths in demos.jsonl", "Margins in demos.jsonl", "18 responses truncated at max_length (30% of 60)"]
+    order += ["is highest at a KL of 4 nats", "mean and 95% interval", "largest gains", "before 19", "demos.jsonl"]
+    places = [text.index(words) for words in order[:6]]
+    assert places == sorted(places)
+    assert all(words in text for words in order)
+
+
+def test_nothing_in_it_acts(text: str) -> None:
+    read = Reader(text)
+    names = {name for name, _ in read.tags}
+    assert names & {"script", "link", "img", "iframe", "object", "form", "base", "image", "foreignobject"} == set()
+    attributes = [(key, value or "") for _, attrs in read.tags for key, value in attrs.items()]
+    assert [key for key, _ in attributes if key.startswith("on")] == []
+    assert [value for key, value in attributes if key in ("href", "src") and not value.startswith("#")] == []
+    policy = next(attrs["content"] for name, attrs in read.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+
+
+def test_hostile_texts_are_shown_and_do_nothing(text: str) -> None:
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\ufffd[31m\ufffdevil" in text and "<script" not in text
+    assert not re.search(f"[\x00-\x08\x0b-\x1f{BIDI}]", text)
+
+
+def test_keys_keep_their_spelling(text: str) -> None:
+    """Words of the page begin with a capital, but `Local_judge` is no option of a recipe."""
+    assert "dl:not(.keys) dt::first-letter { text-transform: uppercase; }" in text
+    for key in ("judge.local_judge.min_mass", "encoded.rows"):
+        before = text[: text.index(f"<dt>{key}</dt>")]
+        assert before[before.rindex("<dl") :].startswith('<dl class="keys">')
+
+
+def test_links_lead_to_sections_and_headings_nest(text: str) -> None:
+    read = Reader(text)
+    ids = [attrs["id"] for name, attrs in read.tags if name == "section"]
+    assert [attrs["href"] for name, attrs in read.tags if name == "a"] == [f"#{name}" for name in ids]
+    levels = [int(name[1]) for name, _ in read.tags if re.fullmatch("h[1-6]", name)]
+    assert levels[0] == 1 and all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    heads = [attrs for name, attrs in read.tags if name == "th"]
+    assert heads and all(attrs.get("scope") in ("row", "col") for attrs in heads)
+
+
+def test_the_same_facts_give_the_same_bytes(tmp_path: Path) -> None:
+    facts = facts_of(make_run(tmp_path / "run"))
+    assert page(facts) == page(facts)
+
+
+def contrast(first: str, second: str) -> float:
+    """The ratio of WCAG 2.2 between two colors such as `#ffffff`."""
+
+    def light(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((light(first), light(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_colors_can_be_read(theme: int, text: str) -> None:
+    block = re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)[theme]
+    colors: dict[str, str] = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", block))
+    for name in ("ink", "muted", "link", "good", "bad", "even"):
+        assert min(contrast(colors[name], colors["paper"]), contrast(colors[name], colors["panel"])) >= 4.5, name
+    assert contrast(colors["ink"], colors["warn"]) >= 4.5
+    for name in [name for name in colors if name.startswith("series")]:
+        assert contrast(colors[name], colors["paper"]) >= 3, name
+
+
+def large(folder: Path) -> dict[str, Any]:
+    """A run with 100,000 metric lines, many metrics, long texts and many files."""
+    rows = [
+        {"stage": "align", "step": at, **{f"m{number}": (at * 7919 + number) % 1009 for number in range(20)}}
+        for at in range(5000)
+    ]
+    make_run(folder, {"align": [*align_rows(), *rows], "sft": [{"step": at, "loss": at % 17} for at in range(95_000)]})
+    turns = [{"role": "user", "content": "<" * 3000}] * 30
+    answers = [{"source": name, "text": "&" * 9000, "scores": {"helpful": 1.0}} for name in ("sft", "align")]
+    lines(folder / "report" / "samples.jsonl", [{"prompt": turns, "responses": answers}] * 40)
+    facts = facts_of(folder)
+    facts["files"] += [{"name": f"align/rollouts/{at}", "bytes": 1, "sha256": "0" * 64} for at in range(20_000)]
+    return facts
+
+
+def test_a_huge_run_has_a_small_page_that_says_what_it_leaves_out(tmp_path: Path) -> None:
+    facts = large(tmp_path / "run")
+    text = page(facts)
+    assert len(text.encode()) <= MOST_BYTES
+    Reader(text)
+    assert "it leaves out: " in text and "rows of files" in text and "align gained over sft" in text
+    assert max(len(series["x"]) for figure in facts["figures"] for series in figure["series"]) <= 1500
+
+
+def test_even_the_largest_recipe_fits(tmp_path: Path) -> None:
+    facts = facts_of(make_run(tmp_path / "run"))
+    facts["verdicts"] = [{**facts["verdicts"][0], "sentence": "x" * 500}] * 3
+    facts["evaluations"] *= 1600
+    text = page(facts)
+    assert len(text.encode()) <= MOST_BYTES and "report.json has everything" in text
+    assert HOSTILE not in text
+
+
+def test_long_names_and_paths_can_break_and_short_ones_do_not() -> None:
+    assert _breakable("supervised_fine_tuning_on_demonstrations") == "supervised_fine_<wbr>tuning_on_demonstrations"
+    assert _breakable("see /data/of/everyone/demos.jsonl") == "see /data/of/everyone/<wbr>demos.jsonl"
+    assert _breakable("rejection_sampling") == "rejection_sampling"
+    assert _breakable("<b>_\x1b_and_more_and_more").startswith("&lt;b&gt;_\ufffd_<wbr>and")
+
+
+def test_long_names_break_in_tables_and_titles(tmp_path: Path) -> None:
+    facts = facts_of(make_run(tmp_path / "run"))
+    facts["run"]["name"] = facts["stages"][0]["name"] = "a_stage_with_a_name_that_is_long"
+    text = page(facts)
+    assert '<th scope="row">a_stage_with_<wbr>a_name_that_<wbr>is_long</th>' in text
+    assert "<h1>a_stage_with_<wbr>a_name" in text and "<title>a_stage_with_a_name_that_is_long" in text
+
+
+def test_dark_colors_are_not_printed(text: str) -> None:
+    dark = re.findall(r"@media[^{]*prefers-color-scheme: dark[^{]*", text)
+    assert dark and all(query.startswith("@media screen and") for query in dark)
+
+
+def test_a_run_that_failed_does_not_blame_the_recipe_for_the_missing_verdict(tmp_path: Path) -> None:
+    assert "No finished stage compares" in page({**facts_of(make_run(tmp_path / "run")), "verdicts": []})

@@ -1,0 +1,84 @@
+"""What a report says of the people whose labels a run learned from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import SOURCES, make_run, write_stage
+from stores import event, opened, pair
+
+from alignkit.runs.files import AGREEMENT
+from alignkit_apps.feedback.agreed import agreement
+from alignkit_apps.feedback.standing import labeled
+from alignkit_apps.report.facts import facts_of
+from alignkit_apps.report.markdown import markdown
+from alignkit_apps.report.page import page
+from alignkit_apps.report.people import people_tables
+from alignkit_apps.report.stages import dropped
+
+
+@pytest.fixture
+def agreed(tmp_path: Path) -> list[dict[str, Any]]:
+    """Two people agree on the first of two pairs only."""
+    with opened(tmp_path, *(pair(f"prompt {n}") for n in range(2))) as store:
+        for n, stored in enumerate(store.items()):
+            store.submit(event(stored.item))
+            store.submit(event(stored.item, {"side": "AB"[n], "margin": "better"}, who="bob"))
+        return agreement(labeled(store))
+
+
+def run_of(folder: Path, agreed: Any) -> Path:
+    """A run whose stages `sft` and `labels` read one store."""
+    run = make_run(folder / "run")
+    source = {**SOURCES["sft"][0], "name": "/data/labels.feedback", "agreement": agreed}
+    for name, plugin in {"sft": "sft", "labels": "judge_pairs"}.items():
+        write_stage(run / name, plugin, data=[source])
+    return run
+
+
+def without_stores(folder: Path) -> Path:
+    run = make_run(folder / "run")
+    write_stage(run / "sft", "sft", data=[])
+    return run
+
+
+def test_the_report_shows_how_far_people_agree(tmp_path: Path, agreed: Any) -> None:
+    facts = facts_of(run_of(tmp_path, agreed))
+    assert [(one["stage"], one["source"]) for one in facts["people"]] == [
+        ("sft", "/data/labels.feedback"),
+        ("labels", "/data/labels.feedback"),
+    ]
+    assert markdown(facts).count("how far annotators agree") == 1  # both stages read the same labels
+    for text in (markdown(facts), page(facts)):
+        assert "how far annotators agree (labels.feedback, sft, labels)" in text
+        assert "pair: which is better" in text and "bob" in text and "50% [9, 91]" in text
+    assert '<a href="#people">' in page(facts)
+
+
+def test_a_step_that_asked_people_is_shown(tmp_path: Path, agreed: Any) -> None:
+    run = without_stores(tmp_path)
+    (run / "labels" / AGREEMENT).write_text(json.dumps({"questions": agreed}))
+    facts = facts_of(run)
+    assert [(one["stage"], one["source"]) for one in facts["people"]] == [("labels", "")]
+    assert "how far annotators agree (labels)" in markdown(facts)
+
+
+def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
+    facts = facts_of(without_stores(tmp_path))
+    assert facts["people"] == [] and "## People" not in markdown(facts) and 'id="people"' not in page(facts)
+
+
+@pytest.mark.parametrize("odd", [3, [3], [{}], {"question": 1}, [{"question": "q", "kind": "nominal"}]])
+def test_odd_facts_make_no_table(odd: Any) -> None:
+    assert people_tables([{"stage": "rm", "source": "labels.feedback", "agreement": odd}]) == []
+
+
+def test_rows_without_signal_of_a_store_name_the_likely_cause() -> None:
+    record: dict[str, Any] = {"summary": {"without_signal": 8}, "data": [{"format": "feedback"}]}
+    (one,) = dropped("rm", record)
+    assert one["rows"] == 8 and "as many votes on both sides: adjudicate them" in one["reason"]
+    (other,) = dropped("rm", {**record, "data": [{"format": "pairs"}]})
+    assert other["reason"] == "rows left out: the algorithm learns nothing from them"

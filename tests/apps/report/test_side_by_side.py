@@ -1,0 +1,198 @@
+"""After a swap, a run shows the old result next to the new one, prompt by prompt, from answers that it kept."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from alignkit.cli import main
+from alignkit.comparison import short_names
+from alignkit.errors import RecipeError
+from alignkit.io.stage_results import find_result
+from alignkit_apps.report.compare import compared
+from alignkit_apps.report.facts import facts_of
+from alignkit_apps.report.markdown import markdown
+from alignkit_apps.report.page import page
+from alignkit_apps.report.side_by_side import blocks, pairs_of
+
+SWAP = "stages.align.algorithm=rejection_sampling"
+
+
+def write_recipe(folder: Path, policies: Sequence[str] = ("base", "align")) -> Path:
+    prompts = [{"prompt": f"what is {word}?"} for word in ("it", "this", "that", "here", "there")]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), encoding="utf-8")
+    small = {"samples_per_prompt": 2, "max_new_tokens": 6}
+    align = {"algorithm": "ppo", "prompts": "prompts.jsonl", "reward": "length", "iterations": 1, "rollout": small}
+    report = {"step": "evaluate", "policies": list(policies), "rewards": ["length"], "prompts": "prompts.jsonl"}
+    stages = {"align": {**align, "learning_rate": 0.05}, "report": report | small}
+    recipe = folder / "recipe.json"
+    recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("swapped"))
+
+
+@pytest.fixture(scope="module")
+def swapped(recipe: Path) -> Path:
+    """A run whose `align` was made by ppo, and then by rejection sampling."""
+    out = recipe.parent / "run"
+    assert main(["run", str(recipe), "--out", str(out)]) == 0
+    assert main(["run", str(recipe), SWAP, "--out", str(out)]) == 0
+    return out
+
+
+def lengths(evaluation: Path) -> list[float]:
+    """The mean length of the answers of `align` to each prompt."""
+    groups = [json.loads(line) for line in (evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    own = [[one for one in group["responses"] if one["source"] == "align"] for group in groups]
+    return [mean(one["scores"]["length"] for one in answers) for answers in own]
+
+
+def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
+    (pair,) = pairs_of(swapped, "report")
+    assert (pair["result"], pair["against"], pair["differs"]) == ("align@rejection_sampling", "align@ppo", "")
+    (before,) = (swapped / ".earlier" / "report").iterdir()
+    old, new = lengths(before), lengths(swapped / "report")
+    found = pair["results"]["length"]
+    assert pair["prompts"] == 5 and found["was"]["mean"] == pytest.approx(mean(old))
+    assert found["mean"]["mean"] == pytest.approx(mean(new))
+    assert found["difference"]["mean"] == pytest.approx(mean(b - a for a, b in zip(old, new, strict=True)))
+    assert found["difference"]["low"] <= found["difference"]["mean"] <= found["difference"]["high"]
+    assert swapped / pair["kept"] == find_result(swapped, "align@ppo").folder
+
+
+def test_the_screen_and_the_report_show_it(swapped: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["run", str(recipe), SWAP, "--out", str(swapped)]) == 0  # all is reused, and printed again
+    title = "report: align@rejection_sampling against align@ppo, prompt by prompt"
+    assert title in capsys.readouterr().out
+    facts = facts_of(swapped)
+    kept = f"align@ppo is kept in {swapped.resolve()}/.earlier/align/"
+    assert title in markdown(facts) and kept in markdown(facts).replace("\\", "")
+    html = re.sub("<wbr>", "", page(facts))
+    assert title in html and kept in html
+
+
+def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
+    log = (swapped / "run.log").read_text(encoding="utf-8")
+    assert "align: changed since the last run (algorithm: ppo -> rejection_sampling), starting over" in log
+    kept = "align: learning_rate 0.05 was written for ppo and is kept; the default of rejection_sampling is 0.0002"
+    assert log.count(kept) == 1
+    assert "report: changed since the last run (align has changed), starting over" in log
+
+
+def test_one_run_is_compared_with_itself(swapped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["compare", str(swapped)]) == 0
+    out = capsys.readouterr().out
+    head = next(line for line in out.splitlines() if "align@ppo" in line)
+    assert head.split() == ["base", "align@ppo", "align@rejection_sampling"]
+    assert "against base, prompt by prompt" in out and "align@rejection_sampling against align@ppo" in out
+
+
+def test_a_run_without_evaluation_has_nothing_to_compare(tmp_path: Path) -> None:
+    (tmp_path / "recipe.resolved.yaml").write_text("stages: {sft: {algorithm: sft}}", encoding="utf-8")
+    with pytest.raises(RecipeError, match="has no evaluation, so it has no results to compare"):
+        compared([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda record, summary: summary["sampling"].update(temperature=0.5), "the sampling has changed"),
+        (lambda record, summary: record["component"]["options"].update(prompts=[]), "the prompts have changed"),
+        (lambda record, summary: record["component"]["options"].update(rewards=[]), "the rewards have changed"),
+        (
+            lambda record, summary: record["component"]["options"].update(measures={"x": {}}),
+            "the measures have changed",
+        ),
+        (lambda record, summary: record["upstream"].update(helpful="0"), "helpful has changed"),
+    ],
+)
+def test_evaluations_that_differ_do_not_compare(
+    swapped: Path, monkeypatch: pytest.MonkeyPatch, change: Any, why: str
+) -> None:
+    from alignkit_apps.report import side_by_side as module
+
+    record, object_of = module.read_record, module.read_object
+    now: dict[str, Any] = {"depends_on": {}, "summary": object_of(swapped / "report" / "evaluation.json")}
+    now["depends_on"] = record(swapped / "report")["depends_on"]
+    change(now["depends_on"], now["summary"])
+    current = swapped / "report"
+    monkeypatch.setattr(
+        module,
+        "read_record",
+        lambda path: record(path) | ({"depends_on": now["depends_on"]} if path == current else {}),
+    )
+    monkeypatch.setattr(
+        module, "read_object", lambda path: now["summary"] if path.parent == current else object_of(path)
+    )
+    (pair,) = pairs_of(swapped, "report")
+    assert pair["differs"] == why and pair["results"] == {}
+    assert blocks([pair], swapped) == [f"report: align@rejection_sampling and align@ppo do not compare: {why}"]
+
+
+def test_a_score_that_is_missing_leaves_its_prompt_out(swapped: Path, tmp_path: Path) -> None:
+    from alignkit_apps.report.side_by_side import _compared, _joined
+
+    file = swapped / "report" / "samples.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for response in rows[0]["responses"]:
+        response["scores"] = {}
+    (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, rows[:3])), encoding="utf-8")
+    found = _compared(_joined(tmp_path, swapped / "report", "align", ["length"]), ["length"], {})
+    assert found["length"]["unpaired"] == 1 and found["length"]["mean"]["n"] == 2
+    assert found["length"]["difference"]["mean"] == 0.0 and found["tokens"]["mean"]["n"] == 3
+
+
+def test_results_are_policies_of_a_recipe(swapped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["align@ppo", "align"]
+    recipe = write_recipe(swapped.parent, names)
+    assert main(["run", str(recipe), SWAP, "--out", str(swapped)]) == 0
+    (before, *_) = sorted((swapped / ".earlier" / "report").iterdir(), key=lambda path: path.stat().st_mtime)
+    summary = json.loads((swapped / "report" / "evaluation.json").read_text(encoding="utf-8"))
+    assert list(summary["policies"]) == ["base", *names]
+    old = json.loads((before / "evaluation.json").read_text(encoding="utf-8"))
+    assert summary["policies"]["align@ppo"]["rewards"]["length"] == old["policies"]["align"]["rewards"]["length"]
+    record = json.loads((swapped / "report" / "stage.json").read_text(encoding="utf-8"))
+    assert record["depends_on"]["upstream"]["align@ppo"] == find_result(swapped, "align@ppo").hash
+    capsys.readouterr()
+    assert main(["run", str(write_recipe(swapped.parent, ["align@dpo", "align"])), SWAP, "--out", str(swapped)]) == 2
+    err = capsys.readouterr().err
+    assert "align@dpo: stage align of" in err and "has no result by dpo; it has" in err and "stage 1 of" not in err
+    assert main(["run", str(write_recipe(swapped.parent, ["align@ppoo", "align"]))]) == 2
+    assert "did you mean 'ppo'?" in capsys.readouterr().err
+
+
+def test_commands_take_a_result(swapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from alignkit_apps.policies.named_models import named_model
+
+    named = named_model(str(swapped / "align@ppo"))  # as evaluate, chat and serve
+    assert list(short_names([str(named.folder), "base"]).values()) == ["run/align@ppo", "base"]
+    assert named.folder == (find_result(swapped, "align@ppo").folder / "adapter").resolve()
+    assert named.label == "run-align-ppo" and named.rollout["max_new_tokens"] == 6
+    assert main(["export", str(swapped / "align@ppo"), str(tmp_path / "export")]) == 0
+    weights = [folder / "adapter_model.safetensors" for folder in (tmp_path / "export", named.folder)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
+    assert "ppo" in card and "rejection_sampling" not in card
+    capsys.readouterr()
+    assert main(["results", str(swapped / "align@ppo")]) == 0
+    assert ".earlier/align/" in capsys.readouterr().out
+    assert main(["inspect", str(write_recipe(swapped.parent)), "align@ppo"]) == 2
+    assert "inspect shows the rows of a stage" in capsys.readouterr().err
+
+
+def test_old_against_new_ends_in_a_sentence(swapped: Path) -> None:
+    (pair,) = pairs_of(swapped, "report")
+    assert pair["result"] in pair["conclusion"] and pair["against"] in pair["conclusion"]
+    assert pair["conclusion"] in blocks([pair], "run")

@@ -1,0 +1,124 @@
+"""`alignkit serve` as a process, and the addresses that it listens at."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from alignkit.cli import main
+from alignkit.errors import RecipeError
+from alignkit_apps.serve.address import bound, is_loopback, url
+from tests.patience import PATIENCE
+
+TOKEN = "a-token-of-this-test"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_in_the_middle_of_an_answer(run: Path, number: signal.Signals) -> None:
+    pytest.importorskip("uvicorn")
+    words = ["serve", str(run / "online"), "--host", "0.0.0.0", "--port", "0"]
+    environment = {**os.environ, "ALIGNKIT_TOKEN": TOKEN}
+    command = [sys.executable, "-m", "alignkit", *words]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process,
+        ExitStack() as ended,
+    ):
+        ended.callback(process.kill)
+        assert process.stderr is not None
+        said = ""
+        while (found := re.search(r"listening at (\S+);", said)) is None:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        assert "warning: everybody who reaches 0.0.0.0" in said
+        address = found[1].replace("0.0.0.0", "127.0.0.1")
+        body = json.dumps(
+            {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1000, "n": 128, "stream": True}
+        )
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+        request = urllib.request.Request(f"{address}/chat/completions", body.encode(), headers)
+        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+            assert reply.readline().startswith(b"data: {")
+            process.send_signal(number)
+            rest = reply.read().decode()
+        assert process.wait(PATIENCE) == 0
+        last = json.loads(rest.rstrip().rpartition("data: ")[2])
+        assert last["error"]["message"] == "the server is stopping" and "[DONE]" not in rest
+        assert process.stderr.read().endswith("stopped\n")
+
+
+def test_without_the_token(run: Path) -> None:
+    """The guard itself: what the process above answers to others."""
+    pytest.importorskip("starlette")
+    from alignkit_apps.serve.app import _Guard
+
+    async def unused(scope: object, receive: object, send: object) -> None:
+        raise AssertionError
+
+    guard = _Guard(unused, None, TOKEN)
+    for sent in (b"", b"Bearer ", b"Bearer another-token-of-this", TOKEN.encode()[:-1], "Bearer é".encode()):
+        error = guard._fault({b"authorization": sent})
+        assert error is not None and error.status == 401
+    assert guard._fault({b"authorization": f"Bearer {TOKEN}".encode()}) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "0.0.0.0"], "others could use the models at 0.0.0.0\n  help: name a --token"),
+        (["--token", "short"], "--token must have at least 16 ASCII characters"),
+        (["--host", "no.such.host.invalid", "--token", TOKEN], "no address no.such.host.invalid"),
+        (["--port", "99999"], "less than or equal to 65535"),
+    ],
+)
+def test_usage(run: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("uvicorn")
+    assert main(["serve", str(run / "sft"), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_reward_model_answers_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("uvicorn")
+    assert main(["serve", str(run / "liked")]) == 2
+    assert "is a reward model, which answers no questions" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("alignkit_apps.serve.command.PACKAGES", ("no_such_package",))
+    assert main(["serve", str(run / "sft")]) == 1
+    said = capsys.readouterr().err
+    assert "alignkit serve needs the package no_such_package\nhelp: " in said
+    assert "install 'starlette>=0.46' 'uvicorn>=0.34'" in said
+
+
+def test_an_address_in_use() -> None:
+    with bound("127.0.0.1", 0) as first:
+        first.listen()
+        port = first.getsockname()[1]
+        assert url(first) == f"http://127.0.0.1:{port}/v1"
+        with pytest.raises(RecipeError, match=f"cannot listen at 127.0.0.1:{port}: .*in use"):
+            with bound("127.0.0.1", port):
+                pass
+
+
+def test_loopback() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.8.8.8", "::1", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.2", "example.org", "localhost.example.org", "")))
+    if socket.has_ipv6:
+        try:
+            with bound("::1", 0) as listening:
+                assert url(listening).startswith("http://[::1]:")
+        except RecipeError:
+            pytest.skip("this machine has no IPv6")

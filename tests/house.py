@@ -1,0 +1,314 @@
+"""The rules of the house, which `make lint` checks: layers, sizes, the contract, and plain American English."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from alignkit.plugins import load_plugins
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "alignkit"
+PLUGINS = sorted((ROOT / "plugins" / "alignkit_plugins").rglob("*.py"))
+APPS = sorted((ROOT / "plugins" / "alignkit_apps").rglob("*.py"))
+CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS, *APPS]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+
+MAX_FUNCTION, MAX_FILE = 60, 600  # lines
+# Lines that may only become fewer: of the kernel, of what a run can reach, of what one must hold to follow PPO.
+LIBRARIES = {"evaluation", "testing"}  # in alignkit/, and not of the kernel
+PATH_OF_PPO = {"contract", "recipe", "tokens", "models", "training", "runs"}
+CEILINGS = {"kernel": 40_000, "reach of a run": 40_000, "path of PPO": 30_000, "alignkit and plugins": 75_000}
+
+# From the bottom to the top; a module may import from its own layer and from lower ones. What lies directly in
+# alignkit/ is the contract, unless it is named here.
+LAYERS = [
+    {"errors", "io", "seeds"},
+    {"contract", "data", "functional", "remote"},
+    {"recipe"},
+    {"kernels"},
+    {"models", "local_engine"},
+    {"watching"},
+    {"training"},
+    {"processes"},
+    {"runs"},
+    {"arguments", "commands"},
+    {"cli", "notebook", "testing", "__main__"},
+]
+# internal: plugins may not import them
+ROOMS = {"io", "kernels", "models", "recipe", "runs", "training", "processes", "watching"}
+# Kernels know processors, and nothing of alignkit but these.
+BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
+# What several apps share. Else they do not import each other.
+SHARED_APPS = {"feedback", "policies", "web"}
+
+# Words of first-party plugins that mean something else in the core: module -> words, with the reason.
+OTHER_MEANINGS = {
+    "alignkit.settings": {"sft"},  # an objective of `mix`
+    "alignkit.training.auxiliary": {"sft"},  # the same
+    "alignkit_apps.feedback_export.layouts": {"kto", "sft"},  # what TRL calls its layouts
+    "alignkit_apps.feedback_export.rating": {"rate_feedback"},  # the step of the command's recipe
+    "alignkit.environment": {"refusal"},  # a tool's
+    "alignkit.models.hub": {"refusal"},  # the hub's
+    "alignkit.models.load_check": {"refusal"},  # of a model that cannot be loaded
+}
+COMMON_WORDS = {
+    "rating",
+    "rubric",
+    "panel",
+    *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
+    *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
+    *("environment", "merge", "people", "preference", "python", "sample"),
+    *("clip", "min", "product", "rankings", "rest", "revise", "reward_model", "text", "weighted_sum", "worker", "when"),
+}
+
+
+class Import(NamedTuple):
+    """A statement that imports a module of ours, wherever it stands."""
+
+    module: str
+    line: int
+
+    @property
+    def package(self) -> str:
+        return self.module.split(".")[0]
+
+    @property
+    def room(self) -> str:
+        return self.module.split(".")[1] if "." in self.module else ""
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT / "plugins" if "plugins" in path.relative_to(ROOT).parts[:1] else ROOT)
+    names = parts.with_suffix("").parts
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
+
+
+MODULES = {module_name(path): path for path in CODE}
+KERNEL = {name: path for name, path in MODULES.items() if name.startswith("alignkit.")}
+
+
+@cache
+def imports(path: Path) -> list[Import]:
+    """Every import of ours in a file, those of functions and for type checkers included."""
+    result = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            result += [Import(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            result += [Import(name if name in MODULES else node.module, node.lineno) for name in names]
+    return [item for item in result if item.package.startswith("alignkit")]
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else "contract"
+
+
+def layer(room: str) -> int | None:
+    name = room if any(room in rooms for rooms in LAYERS) else "" if (PACKAGE / room).is_dir() else "contract"
+    return next((number for number, rooms in enumerate(LAYERS) if name in rooms), None)
+
+
+# Layers
+
+
+def imports_go_down() -> Iterator[str]:
+    for name, path in KERNEL.items():
+        own = layer(name.split(".")[1])
+        if own is None:
+            yield f"{named(path)}: its room has no layer"
+            continue
+        for item in imports(path):
+            if item.package != "alignkit":
+                yield f"{named(path)}:{item.line}: the kernel imports {item.module}, a plugin"
+            elif item.room and (layer(item.room) or 0) > own:
+                yield f"{named(path)}:{item.line}: imports {item.module}, which is above it"
+            if name.startswith("alignkit.kernels") and item.room not in BELOW_KERNELS:
+                yield f"{named(path)}:{item.line}: kernels do not know {item.module}"
+
+
+def no_modules_import_each_other() -> Iterator[str]:
+    known = MODULES.keys() - {"alignkit"}  # which names everything, lazily
+    graph = {name: {item.module for item in imports(MODULES[name])} & known - {name} for name in known}
+    for ring in cycles(graph):
+        yield f"import each other: {', '.join(sorted(ring))}"
+
+
+def cycles(graph: Mapping[str, set[str]]) -> set[frozenset[str]]:
+    """The groups of modules that import each other, directly or not."""
+    reach = {name: set(targets) for name, targets in graph.items()}
+    for middle in graph:
+        for targets in reach.values():
+            if middle in targets:
+                targets |= reach[middle]
+    return {frozenset(other for other in reach[name] if name in reach[other]) for name in graph if name in reach[name]}
+
+
+def plugins_import_the_contract_only() -> Iterator[str]:
+    for path in PLUGINS:
+        own = ".".join(module_name(path).split(".")[:2])
+        for item in imports(path):
+            if item.package == "alignkit" and item.room in ROOMS:
+                yield f"{named(path)}:{item.line}: {item.module} is internal"
+            if item.package == "alignkit_apps" and item.room not in SHARED_APPS:
+                yield f"{named(path)}:{item.line}: {item.module} is an app"
+            if item.package == "alignkit_plugins" and not f"{item.module}.".startswith(f"{own}."):
+                yield f"{named(path)}:{item.line}: {item.module} is another plugin"
+
+
+def apps_do_not_import_each_other() -> Iterator[str]:
+    for path in APPS:
+        own = module_name(path).split(".")[1]
+        for item in imports(path):
+            if item.package == "alignkit_apps" and own != "commands" and item.room not in {own, *SHARED_APPS}:
+                yield f"{named(path)}:{item.line}: {item.module} is another app"
+
+
+def first_party_names() -> set[str]:
+    """What first-party plugins are called in recipes, without names that are common words."""
+    kinds = ("format", "algorithm", "reward", "judge", "environment", "step", "engine")
+    registry = load_plugins().registry
+    own = [item for kind in kinds for item in registry.registrations(kind) if item.distribution == "alignkit"]
+    return {item.name for item in own} - COMMON_WORDS
+
+
+def words_of(path: Path) -> Iterator[str]:
+    """The words of identifiers, and whole texts; so docstrings and messages may give examples."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value.lower()
+        names = [getattr(node, field, None) for field in ("id", "attr", "name", "arg")]
+        for name in names:
+            if isinstance(name, str):
+                yield name.lower()
+                yield from name.lower().split("_")
+
+
+def the_kernel_names_no_plugin() -> Iterator[str]:
+    plugins = first_party_names()
+    for name, path in KERNEL.items():
+        if name.startswith("alignkit.functional"):
+            continue
+        for word in plugins & set(words_of(path)) - OTHER_MEANINGS.get(name, set()):
+            yield f"{named(path)}: names the plugin {word!r}"
+
+
+# Sizes
+
+
+def functions_and_files_are_short() -> Iterator[str]:
+    for path in CODE:
+        if lines_of(path) > MAX_FILE:
+            yield f"{named(path)}: {lines_of(path)} lines; at most {MAX_FILE}"
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                size = (node.end_lineno or node.lineno) - node.lineno + 1
+                if size > MAX_FUNCTION:
+                    yield f"{named(path)}:{node.lineno}: {node.name} has {size} lines; at most {MAX_FUNCTION}"
+
+
+def sizes() -> dict[str, int]:
+    """Lines of Python, by what CEILINGS counts. Imports in functions and for type checkers count for reach."""
+    todo, reached = ["alignkit.runs.run"], set[str]()
+    while todo:
+        name = todo.pop()
+        if name in MODULES and name not in reached:
+            reached.add(name)
+            parents = [name.rpartition(".")[0]] if "." in name else []
+            todo += [item.module for item in imports(MODULES[name]) if item.package == "alignkit"] + parents
+    core = {path: room_of(path) for path in CODE if path.is_relative_to(PACKAGE)}
+    return {
+        "kernel": sum(lines_of(path) for path, room in core.items() if room not in LIBRARIES),
+        "reach of a run": sum(lines_of(MODULES[name]) for name in reached),
+        "path of PPO": sum(lines_of(path) for path, room in core.items() if room in PATH_OF_PPO),
+        "alignkit and plugins": sum(map(lines_of, CODE)),
+    }
+
+
+def the_kernel_does_not_grow() -> Iterator[str]:
+    for name, size in sizes().items():
+        if size > CEILINGS[name]:
+            yield f"{name}: {size} lines; at most {CEILINGS[name]}"
+
+
+# Language
+
+IDIOMS = {
+    r"\b(?:is|are|was|were|be) told\b": "is reported, is printed",
+    r"\b(?:afresh|anew)\b": "again, from scratch",
+    r"\bfor ever\b": "forever, always",
+    r"\bbears? on\b": "applies to",
+    r"\bbeside\b": "next to, in addition to, compared with",
+    r"\bof like (?:length|size)\b": "of similar length",
+    r"\btaken off\b": "subtracted, removed",
+    r"\bas (?:it|they) stands?\b": "unchanged",
+    r"\bso (?:many|much)\b(?! (?:that|as))": "this many, up to N",
+    r"\bmend(?:s|ed|ing)?\b": "fix",
+    r"\b(?:goes|go|went|gone) on\b": "continue",
+    r"\b(?:this|that|it|them|these|policy|data|stage|plugin|words?|code) alone\b": "only",
+    r"\bof (?:its|their) own accord\b": "automatically",
+}
+BRITISH = {
+    r"\b\w*(?:normal|optim|initial|quant|summar|recogn|penal|random|general)is(?:e[ds]?|ing|ation|er)\b": "-ize",
+    r"\b\w*(?:behaviour|colour|favour|honour|neighbour)\w*\b": "-or",
+    r"\b(?:artefacts?|centre[ds]?|centring|grey|learnt|licences?|misspelt|spelt|whilst)\b": "American spelling",
+    r"\b(?:cancel|label|model|signal|travel)l(?:ed|ing)\b": "one l",
+}
+# Quotations and foreign names: (file, text).
+SPELLED_SO = {("alignkit/testing/examples.py", "Go on")}
+CLOCKS = re.compile(r"timeout=[0-9]|seconds: float = [0-9]|monotonic\(\) - \w+ <")
+
+
+def no_test_depends_on_how_busy_the_machine_is() -> Iterator[str]:
+    """A test that could hang waits for `patience.PATIENCE`."""
+    for path in TESTS:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if CLOCKS.search(line):
+                yield f"{named(path)}:{number}: a limit in seconds; wait for patience.PATIENCE"
+
+
+def language() -> Iterator[str]:
+    for path in (*CODE, *PAGES):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for pattern, better in {**IDIOMS, **BRITISH}.items():
+                for match in re.finditer(pattern, line, re.IGNORECASE):
+                    if (named(path), match[0]) not in SPELLED_SO:
+                        yield f"{named(path)}:{number}: {match[0]!r}: write {better}"
+
+
+RULES = (
+    *(imports_go_down, no_modules_import_each_other, plugins_import_the_contract_only, apps_do_not_import_each_other),
+    *(the_kernel_names_no_plugin, functions_and_files_are_short, the_kernel_does_not_grow),
+    *(no_test_depends_on_how_busy_the_machine_is, language),
+)
+
+
+def main() -> int:
+    broken = [finding for rule in RULES for finding in rule()]
+    print("\n".join(broken) or ", ".join(f"{name} {size:,}" for name, size in sizes().items()))
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
