@@ -36,16 +36,13 @@ _WHERE = {
     "tracker": "TrackedRun Tracker",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
-_MODULES = ("agreement", "concordance", "dialogues", "functional", "ranking", "statistics")
+_MODULES = ("dialogues", "evaluation", "functional")
 __all__ = [*sorted(_HOME), *_MODULES]
 
 if TYPE_CHECKING:
-    from alignkit import agreement as agreement
-    from alignkit import concordance as concordance
     from alignkit import dialogues as dialogues
+    from alignkit import evaluation as evaluation
     from alignkit import functional as functional
-    from alignkit import ranking as ranking
-    from alignkit import statistics as statistics
     from alignkit.algorithm import (
         DATASET,
         POLICY,

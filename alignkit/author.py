@@ -6,16 +6,15 @@ import errno
 import inspect
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import AlignkitError, DataError, PluginError, disk_is_full, memory_ran_out
-from alignkit.hidden_state import changed, memory_of, numbers_of
 
 if TYPE_CHECKING:
     from alignkit.registry import Registration
@@ -51,59 +50,20 @@ def author_of(registration: Registration, stage: str = "") -> Author:
     return Author(f"plugin '{registration.plugin}'{origin}", stage)
 
 
+# What a conformance kit checks around each call of a plugin. A run checks nothing.
+Watch = Callable[[Author, str, object], AbstractContextManager[None]]
+watching_calls: ContextVar[Watch | None] = ContextVar("watching_calls", default=None)
+
+
 @contextmanager
 def calling(author: Author, method: str, owner: object) -> Iterator[None]:
     """Report an exception of an author's method as the plugin's, with the line in the author's file.
 
     Data errors name the stage. Other errors of alignkit pass unchanged, as does running out of memory or disk space.
-    The working folder stays the same, because the paths of a run start there, and so do torch's modes.
     """
-    before, modes = _working_folder(), _torch_modes()
-    try:
-        with _blamed(author, method, owner):
-            yield
-    finally:
-        after, changed_modes = _working_folder(), _torch_modes()
-        if after != before and before:  # nobody can go back to a folder that is gone
-            os.chdir(before)
-        if modes and changed_modes != modes:
-            _restore_torch(*modes)
-    if after != before:
-        raise author.error(
-            _full(method, owner),
-            f"it changed the working folder to {after or 'one that is gone'}, where the run's own paths mean other "
-            "files; `with contextlib.chdir(...)` changes it back",
-        )
-    if modes and changed_modes != modes:
-        raise author.error(
-            _full(method, owner),
-            "it changed torch's gradient mode or default dtype, which the rest of the run depends on; "
-            "`with torch.no_grad()` changes the mode back, and `dtype=` names a tensor's",
-        )
-
-
-def _torch_modes() -> tuple[bool, Any] | None:
-    """Whether gradients are computed, and the default dtype; None without torch, or in a thread of a tracker.
-
-    Other threads may see a default dtype that the main thread has set for a moment, to load a model.
-    """
-    torch = sys.modules.get("torch")
-    if not hasattr(torch, "get_default_dtype") or threading.current_thread() is not threading.main_thread():
-        return None
-    return torch.is_grad_enabled(), torch.get_default_dtype()  # type: ignore[union-attr]
-
-
-def _restore_torch(gradients: bool, dtype: Any) -> None:
-    torch = sys.modules["torch"]
-    torch.set_grad_enabled(gradients)
-    torch.set_default_dtype(dtype)
-
-
-def _working_folder() -> str:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return ""
+    watch = watching_calls.get()
+    with watch(author, full_name(method, owner), owner) if watch else nullcontext(), _blamed(author, method, owner):
+        yield
 
 
 @contextmanager
@@ -119,42 +79,13 @@ def _blamed(author: Author, method: str, owner: object) -> Iterator[None]:
         text = f"{prefix}{error}"
         raise DataError(text, option=error.option) from error
     except PluginError as error:
-        raise author.error(_full(method, owner), f"{error}{_place(error, owner)}") from error
+        raise author.error(full_name(method, owner), f"{error}{_place(error, owner)}") from error
     except (AlignkitError, KeyboardInterrupt, GeneratorExit):  # GeneratorExit closes a generator of ours
         raise
     except BaseException as error:
         if _of_the_machine(error):
             raise
-        raise author.error(_full(method, owner), f"{_words(error)}{_place(error, owner)}") from error
-
-
-@contextmanager
-def remembering_nothing(author: Author, method: str, owner: Any) -> Iterator[None]:
-    """Like `calling`, and refuse a method that remembers something outside `state`."""
-    before = memory_of(owner)
-    with calling(author, method, owner):
-        yield
-    if name := changed(before, memory_of(owner)):
-        raise author.error(
-            _full(method, owner),
-            f"it changed self.{name}, which a resumed run would lose: what must be remembered belongs in self.state, "
-            "which checkpoints keep; for what is only computed once there is functools.cached_property",
-        )
-
-
-@contextmanager
-def counting_nothing(author: Author, method: str, owner: Any) -> Iterator[None]:
-    """Like `calling`, and refuse a method whose object counts or averages; what it has computed it may keep."""
-    before = numbers_of(owner)
-    with calling(author, method, owner):
-        yield
-    after = {name: value for name, value in numbers_of(owner).items() if name in before}  # others: computed once
-    if name := changed({name: before[name] for name in after}, after):
-        raise author.error(
-            _full(method, owner),
-            f"it changed self.{name}, which a resumed run would lose: a score may depend on the row and the response "
-            "only; a combination of rewards can remember, in self.state",
-        )
+        raise author.error(full_name(method, owner), f"{_words(error)}{_place(error, owner)}") from error
 
 
 def made(component: Any, stage: str = "") -> tuple[Any, Author]:
@@ -179,13 +110,12 @@ def noting(position: str) -> Iterator[None]:
 def blaming(
     registrations: Callable[[], Iterable[Registration]], stage: Callable[[], str] = lambda: ""
 ) -> Iterator[None]:
-    """Report an exception in a stranger's plugin as the plugin's, and let no plugin end the process.
+    """Report an exception in a stranger's plugin as the plugin's; `sys.exit()` is one.
 
     registrations: what plugins provide. stage: the current one's name.
     """
     try:
-        with _no_exit():
-            yield
+        yield
     except (AlignkitError, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -225,39 +155,6 @@ def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
         trace = trace.tb_next
 
 
-@contextmanager
-def _no_exit() -> Iterator[None]:
-    """Raise where a plugin would end or replace the process, which would look like one that succeeded.
-
-    A forked child may do both: multiprocessing relies on it.
-    """
-    process, leave = os.getpid(), os._exit
-    modules = [module for module in (os, sys.modules.get("posix")) if module is not None]
-    real = {name: getattr(os, name) for name in ("_exit", "execv", "execve")}  # os.execl and others call these
-
-    def exits(status: int) -> NoReturn:
-        if os.getpid() == process:
-            raise SystemExit(status)
-        leave(status)
-
-    def replaces(name: str) -> Callable[..., None]:
-        def replace(path: Any, *arguments: Any) -> None:
-            if os.getpid() == process:
-                raise RuntimeError(f"it called os.{name}({path!r}), which would end the run")
-            real[name](path, *arguments)
-
-        return replace
-
-    ours = {"_exit": exits, "execv": replaces("execv"), "execve": replaces("execve")}
-    try:
-        for module in modules:
-            vars(module).update(ours)
-        yield
-    finally:
-        for module in modules:
-            vars(module).update(real)
-
-
 def _of_the_machine(error: BaseException) -> bool:
     """Whether memory or disk space ran out, or the disk is read-only: not the fault of whoever needed it."""
     read_only = isinstance(error, OSError) and error.errno == errno.EROFS
@@ -272,7 +169,7 @@ def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
-def _full(method: str, owner: object) -> str:
+def full_name(method: str, owner: object) -> str:
     """`Class.method`; the owner may also be a class that cannot be made, or a function."""
     name = owner.__name__ if callable(owner) and hasattr(owner, "__name__") else type(owner).__name__
     return f"{name}.{method}" if method else name

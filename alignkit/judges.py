@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from math import inf, isfinite
+from math import fsum, inf, isfinite
 from numbers import Real
 from typing import Any
 
@@ -187,3 +187,16 @@ class CheckedJudge:
 
     def _wrong(self, text: str, method: str = "compare") -> AuthorError:
         return self._author.error(f"{type(self.judge).__name__}.{method}", text)
+
+
+def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | float | None]:
+    """Questions and tokens of all verdicts, and what they cost; None if no verdict says them."""
+    every = list(verdicts)
+    calls = [v.calls for v in every if v.calls is not None]
+    tokens = [v.tokens for v in every if v.tokens is not None]
+    prices = [v.cost for v in every if v.cost is not None]
+    return {
+        "calls": sum(calls) if calls else None,
+        "tokens": sum(tokens) if tokens else None,
+        "cost": fsum(prices) if prices else None,
+    }

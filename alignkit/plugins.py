@@ -8,8 +8,8 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -136,7 +136,8 @@ class Plugins:
         """Load one plugin. If that fails, record why and leave no trace in the manager."""
         try:
             _check_requirements(candidate.requires())
-            plugin = candidate.load()
+            with _unchanged_torch():
+                plugin = candidate.load()
             self.manager.register(plugin, name=candidate.name)
             self._check_hooks()
             if not self.manager.get_hookcallers(plugin):
@@ -187,6 +188,19 @@ class Plugins:
                 register = _registrar(hook, origin, registrations)
                 impl.function(*[register for _ in impl.argnames])
         return registrations
+
+
+@contextmanager
+def _unchanged_torch() -> Iterator[None]:
+    """Refuse a plugin whose import changes torch's gradient mode or default dtype: every run would be another one."""
+    yield
+    torch: Any = sys.modules.get("torch")
+    if not hasattr(torch, "get_default_dtype"):
+        return
+    if torch.get_default_dtype() is not torch.float32 or not torch.is_grad_enabled():
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+        raise PluginError("its import changes torch's default dtype or gradient mode, which every run depends on")
 
 
 def _registrar(hook: str, origin: Registration, registrations: list[tuple[str, Registration]]) -> Callable[..., None]:

@@ -20,13 +20,13 @@ from typing import Annotated, Any
 import typer
 
 from alignkit.algorithm import ROLLOUTS, Algorithm, Needs
-from alignkit.comparison import averages
 from alignkit.data.group import Group, read_groups
 from alignkit.errors import AlignkitError
+from alignkit.evaluation.comparison import averages
+from alignkit.evaluation.statistics import Estimate, estimate, paired_difference
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit.statistics import Estimate, estimate, paired_difference
 from benchmarks.markdown import markdown_table
 
 RECIPE = Path(__file__).parent / "levels.yaml"

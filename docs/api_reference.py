@@ -5,8 +5,8 @@
 | WHAT | becomes |
 |---|---|
 | `Group Pair ...` | entries of names that `alignkit` exports |
-| `module remote` | entries of everything public in a module, or of what its package exports from it |
-| `about ranking` | the module's docstring without its first sentence, and its types |
+| `module functional.kl` | entries of everything public in a module, or of what its package exports from it |
+| `about evaluation.ranking` | the module's docstring without its first sentence, and its types |
 | `hooks` | entries of all hooks |
 | `index` | a table of the pages in the folder, with a link to every entry |
 """

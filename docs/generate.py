@@ -2,16 +2,14 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `plugins`, `families`, `formats`,
-`labeled pairs`, `cards`, `outcomes`, a part of the arithmetic of docs/scale.md (`scale day`), a package
-(`room alignkit/io`), a kind and a name (`algorithm ppo`), or names for the reference of public names
-(`api Group Response`; see `api_reference.py`).
+`labeled pairs`, `cards`, `outcomes`, a part of the arithmetic of docs/scale.md (`scale day`), a kind and a name
+(`algorithm ppo`), or names for the reference of public names (`api Group Response`; see `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
 import re
 import sys
@@ -79,11 +77,9 @@ def part(what: str) -> str:
         return markdown(("quantity", "arithmetic", "result"), [(x.what, x.how, x.result) for x in lines])
     if kind == "api":
         return str(script("docs", "api_reference").part(name))
-    if kind == "room" and (ROOT / name / "__init__.py").is_file():
-        return room(ROOT / name)
     if kind in KINDS and plugins().registry.has(kind, name):
         return component(kind, plugins().registry.get(kind, name))
-    known = [*MODELS, *tables, "scale PART", "api NAMES", "room FOLDER", "KIND NAME"]
+    known = [*MODELS, *tables, "scale PART", "api NAMES", "KIND NAME"]
     raise ValueError(f"'{what}' cannot be generated; known are {', '.join(known)}")
 
 
@@ -166,19 +162,6 @@ def script(folder: str, name: str) -> Any:
         return importlib.import_module(name)
     finally:
         sys.path.pop(0)
-
-
-def room(folder: Path) -> str:
-    """A package's modules, each with the first sentence of its docstring."""
-    modules = sorted(file for file in folder.glob("*.py") if not file.name.startswith("_"))
-    rows = [(f"`{file.name}`", first_sentence(file)) for file in modules]
-    return f"{first_sentence(folder / '__init__.py')}\n\n{markdown(('module', 'purpose'), rows)}"
-
-
-def first_sentence(file: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    paragraph = " ".join(docstring.split("\n\n")[0].split())
-    return re.split(r"(?<=\.)\s(?=[A-Z`])", paragraph)[0]
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

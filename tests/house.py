@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alignkit"
 PLUGINS = sorted((ROOT / "plugins" / "alignkit_plugins").rglob("*.py"))
 APPS = sorted((ROOT / "plugins" / "alignkit_apps").rglob("*.py"))
-CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS, *APPS]
+HTTP = sorted((ROOT / "plugins" / "alignkit_http").rglob("*.py"))
+CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS, *APPS, *HTTP]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
@@ -30,8 +31,8 @@ CEILINGS = {"kernel": 40_000, "reach of a run": 40_000, "path of PPO": 30_000, "
 # alignkit/ is the contract, unless it is named here.
 LAYERS = [
     {"errors", "io", "seeds"},
-    {"contract", "data", "functional", "remote"},
-    {"recipe"},
+    {"contract", "data", "functional"},
+    {"recipe", "evaluation"},
     {"kernels"},
     {"models", "local_engine"},
     {"watching"},
@@ -43,6 +44,8 @@ LAYERS = [
 ]
 # internal: plugins may not import them
 ROOMS = {"io", "kernels", "models", "recipe", "runs", "training", "processes", "watching"}
+# Alarms compare samples; else the kernel needs no statistics.
+USES_EVALUATION = {"evaluation", "watching"}
 # Kernels know processors, and nothing of alignkit but these.
 BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
 # What several apps share. Else they do not import each other.
@@ -144,6 +147,8 @@ def imports_go_down() -> Iterator[str]:
                 yield f"{named(path)}:{item.line}: the kernel imports {item.module}, a plugin"
             elif item.room and (layer(item.room) or 0) > own:
                 yield f"{named(path)}:{item.line}: imports {item.module}, which is above it"
+            if item.room == "evaluation" and name.split(".")[1] not in USES_EVALUATION:
+                yield f"{named(path)}:{item.line}: {item.module} is a library that the kernel does not need"
             if name.startswith("alignkit.kernels") and item.room not in BELOW_KERNELS:
                 yield f"{named(path)}:{item.line}: kernels do not know {item.module}"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.agreement import (
+from alignkit.evaluation.agreement import (
     bootstrap,
     cohen_kappa,
     fleiss_kappa,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from alignkit.author import Author, blaming, calling
 from alignkit.cli import main
 from alignkit.errors import DataError, PluginError
 from alignkit.plugins import load_plugins
+from alignkit.testing.purity import watched
 
 PLUGIN = """
 import os, sys
@@ -133,7 +132,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "S": {"step": "s"},
 }
 RAISES = "{}['advantage']"
-LEAVES = ["sys.exit(0)", "os._exit(0)"]
+LEAVES = ["sys.exit(0)"]
 
 
 @pytest.fixture(scope="module")
@@ -171,19 +170,6 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
         *((place, RAISES, "KeyError: 'advantage'") for place in ("S.run", "A.__init__", "A.loss", "source")),
         *((place, what, "exit(0)") for place in ("R.score", "C.combine", "J.compare", "S.run") for what in LEAVES),
         *((place, what, "exit(0)") for place in ("A.loss", "F.read", "source", "R.check") for what in LEAVES),
-        *(
-            ("R.score", f"os.{call}", "which would end the run")
-            for call in ("execv('/bin/true', ['x'])", "execlp('true', 'x')")
-        ),
-        ("S.run", "__import__('posix')._exit(0)", "exit(0)"),
-        *((place, "os.chdir('/')", "changed the working folder to /") for place in ("R.score", "R.check", "S.run")),
-        ("R.score", "__import__('torch').set_grad_enabled(False)", "changed torch's gradient mode or default dtype"),
-        (
-            "A.loss",
-            "__import__('torch').set_default_dtype(__import__('torch').float64)",
-            "changed torch's gradient mode",
-        ),
-        ("A.loss", "[os.chdir('/'), {}['advantage']]", "KeyError: 'advantage'"),
         ("R.score", "None", 'return one component, such as {"": [0.5, 1.0]}, not NoneType'),
         ("R.score", "[1.0, 2.0]", "not list"),
         ("R.score", "{'a': [1.0], 'b': [1.0]}", "not components ['a', 'b']"),
@@ -251,69 +237,36 @@ def test_an_observer_that_exits_stops_the_run(
     assert "plugin 'strange.py' failed in metrics_logged: SystemExit: 0" in capsys.readouterr().err
 
 
-def test_a_process_that_leaves_by_the_back_door_does_not_look_like_success(folder: Path, tmp_path: Path) -> None:
-    """In a process of its own, where `os._exit` would end it."""
-    environment = {**os.environ, "FAULT": "S.run=os._exit(0)", "ALIGNKIT_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "alignkit", *arguments(folder, tmp_path / "run", "S")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 3 and "exit(0)" in done.stderr, done.stderr
-
-
 def test_a_fault_of_nobody_that_exits_is_told_with_its_place() -> None:
-    leave = os._exit
     with pytest.raises(PluginError, match=r"exit\(7\), at .*test_author\.py:\d+"), blaming(list):
         sys.exit(7)
-    assert os._exit is leave
 
 
-def test_a_forked_child_may_still_exit() -> None:
-    with blaming(list):
-        child = os.fork()
-        if child == 0:
-            os._exit(5)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
-
-
-def test_a_forked_child_may_still_be_replaced() -> None:
-    with blaming(list):
-        child = os.fork()
-        if child == 0:
-            os.execvp("false", ["false"])
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
-
-
-def test_a_plugin_may_work_in_another_folder_for_a_while(tmp_path: Path) -> None:
-    here = os.getcwd()
-    with calling(Author("plugin 'x'"), "run", object()), contextlib.chdir(tmp_path):
-        assert os.getcwd() != here
-    assert os.getcwd() == here
-
-
-def test_a_plugin_that_leaves_a_folder_that_is_gone_is_still_named(tmp_path: Path) -> None:
-    (tmp_path / "gone").mkdir()
-    with contextlib.chdir(tmp_path):
-        os.chdir(tmp_path / "gone")
-        (tmp_path / "gone").rmdir()
-        with (
-            pytest.raises(PluginError, match=r"in `object\.run`: it changed the working folder to"),
-            calling(Author("plugin 'x'"), "run", object()),
-        ):
-            os.chdir(tmp_path)
-
-
-def test_torchs_modes_are_as_they_were() -> None:
+def test_a_kit_watches_torchs_modes() -> None:
     def change() -> None:
         torch.set_grad_enabled(False)
         torch.set_default_dtype(torch.float64)
 
     with (
         pytest.raises(PluginError, match=r"plugin 'x', in `object\.run`: it changed torch's"),
+        watched(),
         calling(Author("plugin 'x'"), "run", object()),
     ):
         change()
     assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
-    with calling(Author("plugin 'x'"), "run", object()), torch.no_grad():
+    with watched(), calling(Author("plugin 'x'"), "run", object()), torch.no_grad():
         assert not torch.is_grad_enabled()
+
+
+def test_a_kit_watches_the_working_folder(tmp_path: Path) -> None:
+    here = os.getcwd()
+    with (
+        pytest.raises(PluginError, match=r"in `object\.run`: it changed the working folder to"),
+        watched(),
+        calling(Author("plugin 'x'"), "run", object()),
+    ):
+        os.chdir(tmp_path)
+    assert os.getcwd() == here
 
 
 def test_other_errors_pass_unchanged() -> None:

@@ -15,7 +15,7 @@ from alignkit import plugins as plugins_module
 from alignkit.errors import DataError, OutOfResource, RunFailed
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy")
-HEAVY += ("alignkit.agreement", "alignkit.dialogues", "alignkit.ranking")  # or not asked for
+HEAVY += ("alignkit.evaluation.agreement", "alignkit.dialogues", "alignkit.evaluation.ranking")  # or not asked for
 
 PLUGIN = """
 from alignkit import Algorithm, Step, hookimpl

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from alignkit.concordance import kendall_tau_b, kendall_w, mean_tau_b
+from alignkit.evaluation.concordance import kendall_tau_b, kendall_w, mean_tau_b
 
 SEVEN = [[3, 3, 3, 3], [3, 3, 3, 3], [2, 2, 2, 2], [1, 2, 3, 4], [4, 4, 4, 4], [1, 1, 2, 1], [2, 2, 2, 2]]
 

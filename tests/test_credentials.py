@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from alignkit.cli import main
 from alignkit.io.credentials import HIDDEN, could_be_variable, looks_like_key, places_of_keys, redacted
-from alignkit.remote import RemoteOptions
+from alignkit_http import RemoteOptions
 
 KEYS = {
     "openai": "sk-proj-Ab12Cd34Ef56Gh78Ij90",

@@ -196,13 +196,12 @@ def test_hooks_are_found() -> None:
     assert len(HOOKS) >= 14
 
 
-def test_the_architecture_has_a_section_for_every_package() -> None:
-    """With its generated table of modules, so that every module is listed."""
-    package = ROOT / "alignkit"
-    rooms = {file.parent.relative_to(ROOT).as_posix() for file in package.rglob("__init__.py")}
-    assert rooms == set(re.findall(r"^<!-- generated: room (\S+) -->$", TEXTS[DOCS / "architecture.md"], re.MULTILINE))
-    docstrings = {room: ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())) for room in rooms}
-    assert [room for room, text in docstrings.items() if "docs/architecture.md" not in text] == ["alignkit"]
+def test_the_architecture_names_every_room() -> None:
+    page = TEXTS[DOCS / "architecture.md"]
+    assert len(page.splitlines()) <= 250
+    rooms = {file.parent.name for file in (ROOT / "alignkit").glob("*/__init__.py")}
+    rooms |= {file.name for file in (ROOT / "plugins").iterdir()}
+    assert {room for room in rooms if not re.search(rf"\b{room}\b", page)} == set()
 
 
 def test_recipes_are_listed() -> None:

@@ -1,6 +1,6 @@
 """`alignkit.functional` against known answers: every key of every case, gradients included, in float64 and float32.
 
-`alignkit.agreement`, `ranking` and `dialogues` compute with plain numbers, so their cases run once.
+`alignkit.evaluation.agreement`, `ranking` and `dialogues` compute with plain numbers, so their cases run once.
 
 `--golden DIR` runs another folder with the same schema (tests/golden/README.md). A function `check_NAME` below maps the
 file NAME.json to our functions; a file without one is reported as not covered.
@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import REWARD_KEY, Group, Response, agreement, dialogues, ranking
+from alignkit import REWARD_KEY, Group, Response, dialogues
 from alignkit import functional as F
 from alignkit.data.group import ranking_pairs
+from alignkit.evaluation import agreement, ranking
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
 from alignkit_plugins.rejection_sampling import best_samples
 

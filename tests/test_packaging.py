@@ -66,7 +66,8 @@ def test_plugins_import_without_torch() -> None:
 
 def test_statistics_and_dialogues_load_without_torch() -> None:
     code = (
-        "import json, sys; from alignkit import agreement, dialogues, ranking, statistics; "
+        "import json, sys; from alignkit import dialogues; "
+        "from alignkit.evaluation import agreement, ranking, statistics; "
         "agreement.fleiss_kappa([[1, 2]]); dialogues.find_dialogues(''); statistics.share(1, 2); "
         "ranking.bradley_terry({(1, 2): 1.0}, ridge=1.0); print(json.dumps('torch' in sys.modules))"
     )
@@ -136,7 +137,7 @@ def imported() -> dict[str, str]:
             elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in IMPORTS_BY_NAME:
                 names = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
             found |= {name.split(".")[0]: str(file.relative_to(ROOT)) for name in names}
-    own = {"alignkit", "alignkit_plugins", "alignkit_apps", *sys.stdlib_module_names}
+    own = {"alignkit", "alignkit_plugins", "alignkit_apps", "alignkit_http", *sys.stdlib_module_names}
     return {name: file for name, file in found.items() if name not in own}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from alignkit import plugins as module
 from alignkit.errors import PluginError
@@ -323,3 +324,10 @@ def test_a_file_that_registers_nothing_is_told(tmp_path: Path, text: str) -> Non
     (tmp_path / "quiet.py").write_text(text, encoding="utf-8")
     (broken,) = load_plugins([tmp_path / "quiet.py"]).broken
     assert "it registers nothing: no function is marked with @hookimpl" in str(broken)
+
+
+def test_a_plugin_whose_import_changes_torchs_dtype_is_refused(distribution: MakeDistribution) -> None:
+    change = "import torch\ntorch.set_default_dtype(torch.float64)\n"
+    distribution("x-wide", f"{change}{GOOD.format(name='wide')}")
+    assert "its import changes torch's default dtype" in reason(load_plugins(), "x-wide")
+    assert torch.get_default_dtype() is torch.float32

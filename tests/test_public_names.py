@@ -17,7 +17,7 @@ from alignkit import hookspecs
 from alignkit.plugins import load_plugins
 from alignkit.registry import KINDS
 
-MORE_MODULES = ("remote", "testing")  # which plugins import by their own names
+MORE_MODULES = ("testing",)  # which plugins import by their own names
 SNAPSHOT = Path(__file__).parent / "snapshots" / "public_names.txt"
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignkit import statistics
-from alignkit.ranking import bradley_terry, elo, elo_gap, ranked, tally, win_probability, win_rate
+from alignkit.evaluation import statistics
+from alignkit.evaluation.ranking import bradley_terry, elo, elo_gap, ranked, tally, win_probability, win_rate
 
 GAMES = [("a", "b", 1.0), ("b", "c", 1.0), ("a", "c", 0.5), ("c", "a", 1.0)]
 

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from alignkit import RemoteError
-from alignkit.remote import Malformed, Remote, RemoteOptions
-from alignkit.remote import service as asking
-from alignkit.remote.service import model_in
 from alignkit.stopping import Stopped, request_stop, stoppable
+from alignkit_http import Malformed, Remote, RemoteOptions
+from alignkit_http import service as asking
+from alignkit_http.service import model_in
 from tests.faults.case import HELD
 from tests.faults.clients import CLIENTS, Client
-from tests.faults.scripted_server import NAME, ScriptedServer, reply
+from tests.faults.scripted_server import ScriptedServer, reply
 from tests.faults.servers import FAULTS, Fault, stopped_after, tried
 from tests.patience import PATIENCE
 
@@ -176,21 +176,10 @@ def test_a_reply_without_a_model_has_none(text: bytes) -> None:
 # Lookups
 
 
-def test_a_name_that_leads_to_a_metadata_service_is_not_asked(
-    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def look(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", port))]
-
-    monkeypatch.setattr(socket, "getaddrinfo", look)
-    with pytest.raises(RemoteError, match=r"the name service\.test leads to 169\.254\.169\.254"):
-        service(server, tmp_path, NAME, max_retries=5, backoff_seconds=60).ask(BODIES)
-
-
 def test_a_process_ends_although_a_lookup_stalls(tmp_path: Path) -> None:
     code = f"""
 import pathlib, socket, threading
-from alignkit.remote import Remote, RemoteOptions
+from alignkit_http import Remote, RemoteOptions
 socket.getaddrinfo = lambda *a, **k: threading.Event().wait()
 options = RemoteOptions(base_url="http://service.test/v1", timeout_seconds=0.2, max_retries=0)
 Remote("mine", options, "score", pathlib.Path({str(tmp_path)!r}), lambda text: 1).ask([{{"n": 1}}])

@@ -11,7 +11,7 @@ from stores import turn
 
 from alignkit import cli
 from alignkit.errors import RunFailed
-from alignkit.statistics import Estimate
+from alignkit.evaluation.statistics import Estimate
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.rows import store_rows
 from alignkit_apps.feedback.store import Store

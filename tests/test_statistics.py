@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignkit import statistics
+from alignkit.evaluation import statistics
 
 Array = Any
 PROMPTS = (20, 50, 150)

@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignkit import agreement, ranking
 from alignkit import functional as F
+from alignkit.evaluation import agreement, ranking
 from tests.test_golden import CHECKS, Case
 
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.who_judged import ADVICE, conclusion, lower_is_better, oriented
+from alignkit.evaluation.who_judged import ADVICE, conclusion, lower_is_better, oriented
 
 UP, DOWN, UNCLEAR = (0.3, 0.2, 0.4), (-0.3, -0.4, -0.2), (0.1, -0.1, 0.3)
 MEASURES = {

@@ -193,6 +193,11 @@ def group_id(
     return sha256_of([turns_of(prompt), texts, *([list(tools)] if tools else [])])[:16]
 
 
+def length(response: Response) -> int:
+    """Tokens that the policy wrote, including its end of turn."""
+    return sum(response.written) if response.written is not None else len(response.tokens or ())
+
+
 def prompts_of(groups: Iterable[Group]) -> list[Group]:
     """The prompt of every row with its columns, but without responses; raw text has no prompt.
 

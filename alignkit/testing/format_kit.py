@@ -13,10 +13,10 @@ from alignkit.data.group import Group, group_from_json, group_to_json
 from alignkit.data.reading import checked_groups
 from alignkit.errors import BadRow, PluginError
 from alignkit.formats import FOREIGN, Format
-from alignkit.hidden_state import changed, memory_of
 from alignkit.plugins import plugins
 from alignkit.registry import Component
 from alignkit.testing.kit import NAMELESS
+from alignkit.testing.purity import changed, memory_of
 from alignkit.testing.surroundings import Surroundings, conform
 
 EXTRA = "unrelated column"

@@ -42,6 +42,7 @@ from alignkit.testing.probe import (
     shuffled,
     tiny_model,
 )
+from alignkit.testing.purity import watched
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.reference_prompt import ReferencePrompts
 
@@ -77,7 +78,8 @@ def check_algorithm(
     if not problems:
         kit = Kit(cls, dict(options or {}), groups, separable)
         try:
-            problems = kit.problems()
+            with watched():
+                problems = kit.problems()
         finally:
             kit.close()
     if problems:

@@ -10,10 +10,10 @@ from typing import Any
 
 from alignkit.author import calling, made
 from alignkit.data.group import Group
-from alignkit.hidden_state import changed, memory_of
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component
 from alignkit.reward import Reward
+from alignkit.testing.purity import changed, memory_of
 from alignkit.testing.surroundings import Surroundings, conform, turned_groups
 from alignkit.training.scoring import Scorer
 

@@ -34,6 +34,7 @@ from alignkit.reward import Context
 from alignkit.testing.checks import ConformanceError, option_problems
 from alignkit.testing.examples import example_groups
 from alignkit.testing.probe import add_noise, tiny_model
+from alignkit.testing.purity import watched
 
 SEED = 0
 
@@ -211,7 +212,7 @@ def conform(
         raise ConformanceError(f"{name}: {error}") from error
     problems = option_problems(cls)
     if not problems:
-        with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache:
+        with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache, watched():
             around = Surroundings(folder or Path.cwd(), Path(cache), groups)
             try:
                 for problem in find(around, around.component(HOOKS[hook], cls, options)):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alignkit.algorithm import DATASET, Algorithm, Phase, SelectContext, Skip
-from alignkit.author import Author, AuthorError, remembering_nothing
+from alignkit.author import Author, AuthorError, calling
 from alignkit.batch import Batch, Outputs
 from alignkit.data.group import Group, Message, preview
 from alignkit.loss import Per, Term
@@ -41,7 +41,7 @@ class CheckedAlgorithm:
                 raise self._error("needs", f"{name} exist only for rollouts: declare `source = ROLLOUTS`")
 
     def _calling(self, method: str) -> Any:
-        return remembering_nothing(self.author, method, self.algorithm)
+        return calling(self.author, method, self.algorithm)
 
     def _error(self, method: str, text: str) -> AuthorError:
         return self.author.error(f"{type(self.algorithm).__name__}.{method}", text)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,10 +20,6 @@ from alignkit.registry import Component
 
 LONGEST = 1_000_000  # characters of an answer
 TURNS, SECONDS = 8, 60.0  # defaults of `max_turns` and `turn_seconds`
-
-
-class TookTooLong(BaseException):
-    """An environment did not answer in time. Not an Exception, so that no `except Exception` of a plugin hides it."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +121,12 @@ class CheckedEnvironment:
 
     @contextmanager
     def _calling(self, method: str, environment: Environment) -> Iterator[None]:
-        with calling(self.author, method, environment), _limited(self.limits.seconds):
+        began = time.monotonic()
+        with calling(self.author, method, environment):
             yield
+        if (took := time.monotonic() - began) > self.limits.seconds:
+            limit = f"'rollout.turn_seconds' is {self.limits.seconds:g}"
+            raise self.error(method, f"it took {took:.1f} seconds, and {limit}")
 
     def _messages(self, method: str, messages: Any) -> list[Message]:
         """The messages, or an error that says what is wrong with them."""
@@ -157,22 +156,3 @@ class CheckedEnvironment:
         if not isinstance(value, Real) or not math.isfinite(value):
             raise self.error("get_reward", f"{what} is {value!r:.60}; return a finite number, or None if there is none")
         return float(value)
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Raise TookTooLong after some seconds; only the main thread of a Unix process can be interrupted."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise TookTooLong(f"it took longer than {seconds:g} seconds; 'rollout.turn_seconds' is the limit")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit.author import Author, made, remembering_nothing
+from alignkit.author import Author, calling, made
 from alignkit.data.group import Group
 from alignkit.filters import Filter
 from alignkit.registry import Component
@@ -22,7 +22,7 @@ class CheckedFilter:
 
     def keep(self, groups: Sequence[Group]) -> list[bool]:
         """Whether each group is learned from."""
-        with remembering_nothing(self.author, "keep", self.filter):
+        with calling(self.author, "keep", self.filter):
             kept: Any = self.filter.keep(groups)
         if hasattr(kept, "tolist"):  # of numpy or torch
             kept = kept.tolist()

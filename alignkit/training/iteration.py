@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from alignkit.comparison import length
 from alignkit.data.describe import said
-from alignkit.data.group import Group
+from alignkit.data.group import Group, length
 from alignkit.models.examples import Examples
 from alignkit.reward import REWARD_KEY, CombinedReward
 from alignkit.training.encoder import counted

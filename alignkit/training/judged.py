@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from alignkit.judge_card import costs
+from alignkit.judges import costs
 from alignkit.training.scoring import Scorer
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alignkit import functional as F
-from alignkit.author import calling, counting_nothing, made, remembering_nothing
+from alignkit.author import calling, made
 from alignkit.data.group import Group, Response, preview
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.judges import spending, without_score
@@ -214,7 +214,7 @@ class Scorer:
     def _scores(self, groups: Sequence[Group]) -> list[float | None]:
         """What the plugin says."""
         asked = (without_score(), spending())
-        with asked[0] as self.reasons, asked[1] as self.spent, counting_nothing(self.author, "score", self.plugin):
+        with asked[0] as self.reasons, asked[1] as self.spent, calling(self.author, "score", self.plugin):
             scores = self.plugin.score(groups)
         if not isinstance(scores, Mapping) or len(scores) != 1:
             what = f"components {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__
@@ -259,7 +259,7 @@ class Scorer:
     ) -> CombinedReward:
         """What the plugin makes of its components."""
         before = copy.deepcopy(self.plugin.state)
-        with remembering_nothing(self.author, "combine", self.plugin):
+        with calling(self.author, "combine", self.plugin):
             combined = self.plugin.combine(groups, components)
         if not learning:
             self._changes = self._changes or (self.plugin.state != before and not self.plugin.whitens)

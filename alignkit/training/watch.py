@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
+from statistics import fmean as mean
 from typing import Any
 
 from alignkit.data.group import Group, read_groups
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import discard_folder, replace_folder
 from alignkit.models.sampling import Sampling
-from alignkit.statistics import mean
 from alignkit.training.gold import GoldMeasure, Sample
 from alignkit.training.scoring import Scorer
 from alignkit.training.stage import StageWork

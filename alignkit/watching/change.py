@@ -20,7 +20,7 @@ class Change(NamedTuple):
     prompts: int
 
     def __str__(self) -> str:
-        from alignkit.statistics import shown
+        from alignkit.evaluation.statistics import shown
 
         return shown(self._asdict(), sign=True)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from statistics import fmean as mean
 from typing import NamedTuple
 
-from alignkit import text_measures
-from alignkit.statistics import mean
+from alignkit.evaluation import text_measures
 from alignkit.watching.change import Change, change
 from alignkit.watching.effects import Effects, centered
 from alignkit.watching.looks import MEASURES, Look

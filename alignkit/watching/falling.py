@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean as mean
 
-from alignkit.statistics import mean
 from alignkit.watching.change import Change, change
 
 LEVEL = 0.05  # chance of a false stop over all pairs of iterations

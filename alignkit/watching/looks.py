@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean as mean
 from typing import Any
 
-from alignkit import text_measures
-from alignkit.comparison import length
-from alignkit.data.group import Group, Response
+from alignkit.data.group import Group, Response, length
 from alignkit.data.spoken import all_turns
+from alignkit.evaluation import text_measures
 from alignkit.reward import REWARD_KEY
-from alignkit.statistics import mean
 
 MEASURES = ("length", "repetition", "hedges", "confidence")  # of a single answer
 

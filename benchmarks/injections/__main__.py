@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit import Context, statistics
+from alignkit import Context
 from alignkit.errors import AlignkitError
+from alignkit.evaluation import statistics
 from alignkit_plugins.judges.server import OpenAIJudge
 from benchmarks.injections.payloads import PAYLOADS, payload
 from benchmarks.markdown import markdown_table

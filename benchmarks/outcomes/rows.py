@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from alignkit.comparison import answers_of, length
-from alignkit.data.group import Group, read_groups
+from alignkit.data.group import Group, length, read_groups
 from alignkit.errors import RunFailed
+from alignkit.evaluation.comparison import answers_of
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import digest, file_digest, folder_digest
 from alignkit.recipe.load import load_recipe

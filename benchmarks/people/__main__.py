@@ -12,7 +12,7 @@ import numpy as np
 import typer
 
 from alignkit.errors import AlignkitError
-from alignkit.statistics import Estimate
+from alignkit.evaluation.statistics import Estimate
 from benchmarks.markdown import markdown_table
 from benchmarks.people import words
 from benchmarks.people.ceiling import Expected, Setting, expected, noisy, right_on_average

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkit.errors import RunFailed
-from alignkit.statistics import Estimate
+from alignkit.evaluation.statistics import Estimate
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.store import Store
 from benchmarks.people.crowd import AGREEMENT, crowd_for

@@ -22,7 +22,7 @@ from alignkit import (
     hookimpl,
 )
 from alignkit import functional as F
-from alignkit.comparison import sampled_length
+from alignkit.evaluation.comparison import sampled_length
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,8 +19,8 @@ from pydantic import model_validator
 
 from alignkit import Context, Field, Group, Register, RemoteError, Response, Reward, RunFailed, hookimpl
 from alignkit.data.prompt_columns import column_of
-from alignkit.remote import Malformed, Remote, RemoteOptions, Reply, key_of
 from alignkit.reward import Progress, no_progress
+from alignkit_http import Malformed, Remote, RemoteOptions, Reply, key_of
 
 ALL_REFUSED = 4  # requests: if a service refuses as many and all, the mistake is in the recipe
 

@@ -12,10 +12,10 @@ from pydantic import model_validator
 
 import alignkit
 from alignkit import Artifact, DataError, Field, JudgeRef, Register, RewardRef, Step, StepContext, hookimpl
-from alignkit.judge_card import check_names, judge_names
+from alignkit.evaluation.judge_card import check_names, judge_names
+from alignkit.evaluation.reward_columns import label
+from alignkit.evaluation.statistics import share, shown
 from alignkit.report import Report, Table
-from alignkit.reward_columns import label
-from alignkit.statistics import share, shown
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.opinions import rated
 from alignkit_apps.feedback.store import Store

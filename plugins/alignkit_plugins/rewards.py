@@ -33,10 +33,10 @@ from alignkit import (
     hookimpl,
 )
 from alignkit import functional as F
-from alignkit.comparison import sampled_length
 from alignkit.data.python_source import check_file, check_module
 from alignkit.data.spoken import all_turns
 from alignkit.errors import did_you_mean
+from alignkit.evaluation.comparison import sampled_length
 
 
 class Length(Reward):

@@ -24,10 +24,10 @@ from alignkit import (
     StepData,
     hookimpl,
     seeds,
-    statistics,
 )
-from alignkit.comparison import prompts_to_compare
 from alignkit.data.group import group_from_json, group_to_json
+from alignkit.evaluation import statistics
+from alignkit.evaluation.comparison import prompts_to_compare
 from alignkit.report import Report, Table
 
 

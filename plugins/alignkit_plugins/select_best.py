@@ -26,11 +26,11 @@ from alignkit import (
     StepContext,
     StepData,
     hookimpl,
-    statistics,
 )
-from alignkit.comparison import Scale, averages, prompts_to_compare, sample_policies, scale_of
+from alignkit.evaluation import statistics
+from alignkit.evaluation.comparison import Scale, averages, prompts_to_compare, sample_policies, scale_of
+from alignkit.evaluation.statistics import shown
 from alignkit.report import Report, Table
-from alignkit.statistics import shown
 
 
 class SelectBest(Step):

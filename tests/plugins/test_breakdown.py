@@ -10,8 +10,9 @@ import pytest
 from test_evaluate import BASE, GAIN, HELPFUL, SCORES, Scripted, context, judge_component, prompts, said, step, summary
 from test_judged import Items, P, Prepared
 
-from alignkit import DataError, Group, statistics
-from alignkit.ranking import bradley_terry, elo_gap, tally
+from alignkit import DataError, Group
+from alignkit.evaluation import statistics
+from alignkit.evaluation.ranking import bradley_terry, elo_gap, tally
 
 
 def with_language() -> list[Group]:

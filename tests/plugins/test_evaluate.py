@@ -21,10 +21,11 @@ from scipy import stats
 
 import alignkit_plugins.evaluate as evaluate
 import alignkit_plugins.llama2 as llama2
-from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepContext, Verdict, statistics
-from alignkit.comparison import short_names
+from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepContext, Verdict
 from alignkit.data.group import read_groups
 from alignkit.errors import OtherTokenizer
+from alignkit.evaluation import statistics
+from alignkit.evaluation.comparison import short_names
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.stopping import StageWaits

@@ -18,7 +18,7 @@ from scipy import stats
 
 from alignkit import Group, Message, Pair, Response
 from alignkit.cli import main
-from alignkit.comparison import file_names
+from alignkit.evaluation.comparison import file_names
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.trained_on import log_odds

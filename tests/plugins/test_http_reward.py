@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from alignkit import Context, DataError, Group, RemoteError, Response, RunFailed
-from alignkit.remote import Malformed
+from alignkit_http import Malformed
 from alignkit_plugins.http_reward import HTTP, _fits, _read
 from tests.faults.scripted_server import ScriptedServer, reply
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from test_evaluate import HELPFUL, Scripted, context, documented, judge_component, paths, prompts, said, step
 
-from alignkit import Judge, Verdict, judge_card
-from alignkit.agreement import two_raters
-from alignkit.judge_card import circular
-from alignkit.judgments import Judgment, judgment, length_slope, side
+from alignkit import Judge, Verdict
+from alignkit.evaluation import judge_card
+from alignkit.evaluation.agreement import two_raters
+from alignkit.evaluation.judge_card import circular
+from alignkit.evaluation.judgments import Judgment, judgment, length_slope, side
 
 CARD = "judge_cards.JUDGE"
 FIELDS = ("mean", "low", "high", "n")

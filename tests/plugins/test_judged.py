@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from test_evaluate import HELPFUL, Scripted, context, judge_component, prompts, said, step, triple
 
-from alignkit import Judge, Verdict, statistics
+from alignkit import Judge, Verdict
+from alignkit.evaluation import statistics
 from alignkit_plugins.evaluate import judge_names
 from alignkit_plugins.evaluate import judged as numbers
 

@@ -13,9 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from alignkit import Context, Group, Response, RunFailed, Verdict
-from alignkit.judge_card import costs
-from alignkit.judges import CheckedJudge
-from alignkit.remote.chat import PROBE
+from alignkit.judges import CheckedJudge, costs
+from alignkit_http.chat import PROBE
 from alignkit_plugins.judges.form import CUT, NO_LINE, THINKING
 from alignkit_plugins.judges.local import LocalJudge
 from alignkit_plugins.judges.server import OpenAIJudge

@@ -12,9 +12,9 @@ import yaml
 from labelers import label_all, number
 from scipy.optimize import brentq
 
-from alignkit import statistics
 from alignkit.cli import main
 from alignkit.data.group import read_groups
+from alignkit.evaluation import statistics
 from alignkit_apps.feedback.store import Store
 
 SFT = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 2, "learning_rate": 0.01}

@@ -13,9 +13,10 @@ from raters import COUNT, POLICIES, WIDTH, Blind, Told, evaluated, kept, mostly_
 from scipy.optimize import brentq
 from test_evaluate import HELPFUL, judge_component, prompts, said, step, triple
 
-from alignkit import Response, statistics
-from alignkit.agreement import two_raters
-from alignkit.ranking import elo_gap
+from alignkit import Response
+from alignkit.evaluation import statistics
+from alignkit.evaluation.agreement import two_raters
+from alignkit.evaluation.ranking import elo_gap
 from alignkit.stopping import StageWaits
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.store import Event, Store

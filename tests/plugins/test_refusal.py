@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from alignkit import Group, Message, Response
-from alignkit.comparison import scale_of
 from alignkit.data.group import group_from_json, group_to_json
+from alignkit.evaluation.comparison import scale_of
 from alignkit_plugins.refusal import Refusal, refuses
 
 IDIOMS = (

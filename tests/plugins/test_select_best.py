@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from alignkit import Artifact, Group, Response, RunFailed, StepContext, statistics
+from alignkit import Artifact, Group, Response, RunFailed, StepContext
+from alignkit.evaluation import statistics
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.scoring import Scorer
 from alignkit_plugins.select_best import SelectBest

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from alignkit import Artifact, DataError, Group, Message, Response, RunFailed, StepContext, StepData, statistics
+from alignkit import Artifact, DataError, Group, Message, Response, RunFailed, StepContext, StepData
+from alignkit.evaluation import statistics
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.scoring import Scorer

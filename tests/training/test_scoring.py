@@ -31,6 +31,7 @@ from alignkit.io.progress import Metrics
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Registration
+from alignkit.testing.purity import watched
 from alignkit.training.external import ExternalStage
 from alignkit.training.iteration import rollout_metrics
 from alignkit.training.scoring import ModelScores, Scorer, score_rollouts
@@ -324,7 +325,7 @@ def test_a_nested_combination_has_a_state_of_its_own() -> None:
 
 def test_memory_outside_the_state_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Growing, "leak", True)
-    with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: it changed self.calls, .*self.state"):
+    with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: it changed self.calls, .*self.state"), watched():
         score_rollouts(growing(), TWO)
 
 
@@ -346,12 +347,14 @@ class Counts(Reward):
 def test_a_reward_that_counts_is_refused_and_one_that_keeps_results_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     component: Any = SimpleNamespace(registration=Registration("counts", Counts, plugin="x"), options=None)
     spec = RewardSpec("reward", "counts", component)
-    with pytest.raises(
-        PluginError, match=r"plugin 'x'.*`Counts.score`: it changed self.n, .* the row and the response"
+    with (
+        pytest.raises(PluginError, match=r"plugin 'x'.*`Counts.score`: it changed self.n, .* the row and the response"),
+        watched(),
     ):
         score_rollouts(combining(spec, {}), TWO)
     monkeypatch.setattr(Counts, "counts", False)
-    assert len(score_rollouts(combining(spec, {}), TWO).groups) == 2
+    with watched():
+        assert len(score_rollouts(combining(spec, {}), TWO).groups) == 2
 
 
 def test_memory_of_a_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +367,7 @@ def test_memory_of_a_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         return combine(self, groups, components)
 
     monkeypatch.setattr(Growing, "combine", leaking)
-    with pytest.raises(PluginError, match=r"`Growing.combine`: it changed self.seen"):
+    with pytest.raises(PluginError, match=r"`Growing.combine`: it changed self.seen"), watched():
         score_rollouts(growing(), TWO)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alignkit.evaluation.statistics import shown
 from alignkit.report import Table
-from alignkit.statistics import shown
 from alignkit_apps.feedback.measure import measured
 from alignkit_apps.feedback.questions import questions_of
 from alignkit_apps.feedback.standing import Labeled

@@ -10,8 +10,8 @@ from itertools import combinations
 from statistics import median
 from typing import Any
 
-from alignkit import agreement, concordance, statistics
-from alignkit.statistics import Estimate, Share
+from alignkit.evaluation import agreement, concordance, statistics
+from alignkit.evaluation.statistics import Estimate, Share
 from alignkit_apps.feedback.questions import Habit, Question, Unit
 from alignkit_apps.feedback.standing import places
 

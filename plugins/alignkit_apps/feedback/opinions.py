@@ -19,10 +19,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
-from alignkit.judge_card import judge_names, mapped
+from alignkit.evaluation.judge_card import judge_names, mapped
+from alignkit.evaluation.reward_columns import label
 from alignkit.judges import CheckedJudge
 from alignkit.reward import REWARD_KEY
-from alignkit.reward_columns import label
 from alignkit_apps.feedback.items import Answer, Item
 
 if TYPE_CHECKING:

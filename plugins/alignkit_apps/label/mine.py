@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkit.statistics import Share, share
+from alignkit.evaluation.statistics import Share, share
 from alignkit_apps.feedback.assignment import REPEAT_AFTER
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.labels import SIDES, agrees, displayed

@@ -10,7 +10,7 @@ from itertools import combinations
 from statistics import median
 from typing import Any
 
-from alignkit.statistics import Share, clustered_share, share
+from alignkit.evaluation.statistics import Share, clustered_share, share
 from alignkit_apps.feedback.agreed import agreement
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.labels import Label, agrees, displayed

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
+from alignkit.evaluation.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
+from alignkit.evaluation.who_judged import GAINS, oriented, own_of, side
 from alignkit.report import Table
-from alignkit.who_judged import GAINS, oriented, own_of, side
 from alignkit_apps.report.numbers import bounds, number, short, shown
 from alignkit_apps.report.verdicts import Verdict, longer_by
 

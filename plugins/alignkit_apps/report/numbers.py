@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from alignkit import statistics
+from alignkit.evaluation import statistics
 
 
 def number(value: Any) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from alignkit.who_judged import lower
+from alignkit.evaluation.who_judged import lower
 from alignkit_apps.report.files import each_object
 from alignkit_apps.report.numbers import number
 

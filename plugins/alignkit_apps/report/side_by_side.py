@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit import statistics
-from alignkit.comparison import answers_of, averages, compare, length, scale_of
-from alignkit.data.group import Group, group_from_json
+from alignkit.data.group import Group, group_from_json, length
+from alignkit.evaluation import statistics
+from alignkit.evaluation.comparison import answers_of, averages, compare, scale_of
+from alignkit.evaluation.who_judged import conclusion, lower_is_better, percent
 from alignkit.io.stage_results import EARLIER, NamedResult, read_record, results_of_stage
 from alignkit.report import Block, Table
-from alignkit.who_judged import conclusion, lower_is_better, percent
 from alignkit_apps.report.files import read_lines, read_object
 from alignkit_apps.report.numbers import shown
 from alignkit_apps.report.tables import comparison

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from alignkit.evaluation.who_judged import lower_is_better, percent
 from alignkit.report import Table
-from alignkit.who_judged import lower_is_better, percent
 from alignkit_apps.report import judging
 from alignkit_apps.report.numbers import bounds, duration, number, short, shown, size
 from alignkit_apps.report.stages import flat

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
-from alignkit.statistics import bought_with_length
-from alignkit.who_judged import conclusion, titled
+from alignkit.evaluation.statistics import bought_with_length
+from alignkit.evaluation.who_judged import conclusion, titled
 from alignkit_apps.report.numbers import bounds, number, short, shown
 
 LONGER = 0.2  # share by which lengths may differ without a warning
@@ -16,7 +16,7 @@ TRUNCATED = 0.2  # share of answers
 
 class Verdict(TypedDict):
     """A policy against the baseline, by a reward or a judge; the other is empty. outcome: as in
-    `alignkit.who_judged`, by all raters for a reward, and by itself for a judge.
+    `alignkit.evaluation.who_judged`, by all raters for a reward, and by itself for a judge.
 
     difference, at_equal_length, win_rate, preference, length_controlled: as in evaluation.json; None for the other kind
     of rater. longer: share by which its answers are longer. kl: to the reference, in nats. Both are None if unknown.

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkit import Group, statistics
+from alignkit import Group
 from alignkit.constitution import Principle
+from alignkit.evaluation import statistics
 from alignkit.report import Report, SideBySide, Table
 
 SHOWN = 2  # chains in the report

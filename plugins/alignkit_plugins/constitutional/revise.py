@@ -23,9 +23,9 @@ from alignkit import (
     StepData,
     seeds,
 )
-from alignkit.comparison import prompts_to_compare
 from alignkit.constitution import Principle, drawn
-from alignkit.remote import key_of
+from alignkit.evaluation.comparison import prompts_to_compare
+from alignkit_http import key_of
 from alignkit_plugins.constitutional import asking
 from alignkit_plugins.constitutional.report import Chain, facts_of, report
 from alignkit_plugins.constitutional.writers import PolicyWriter, Server, ServerWriter, Writer, Written

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from alignkit import Context, Field, Message
 from alignkit.data.thoughts import after_thoughts
-from alignkit.remote import Malformed, Remote, RemoteOptions, Reply
-from alignkit.remote.chat import Chat
+from alignkit_http import Malformed, Remote, RemoteOptions, Reply
+from alignkit_http.chat import Chat
 
 Conversation = Sequence[Message]
 

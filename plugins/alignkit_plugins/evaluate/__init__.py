@@ -2,7 +2,7 @@
 
 All policies answer the same prompts with the same random streams, and every reward scores all answers. A prompt is the
 unit of all statistics: its samples are averaged first, policies are compared prompt by prompt, and intervals are at 95%
-(`alignkit.statistics`). As in Llama 2 (Touvron et al. 2023, arXiv:2307.09288, section 3.4 and figure 11), the results
+(`evaluation.statistics`). As in Llama 2 (Touvron et al. 2023, arXiv:2307.09288, section 3.4 and figure 11), the results
 are mean differences from a baseline and win rates. In addition to the paper, they show the difference at equal length,
 because longer answers are the usual way to fool a reward (Singhal et al. 2023, arXiv:2310.03716), and the KL to a
 reference in nats.
@@ -33,10 +33,10 @@ from alignkit import (
     StepData,
     hookimpl,
 )
-from alignkit.comparison import Prompted, prompts_to_compare, sample_policies, short_names
 from alignkit.data.group import group_to_json, write_groups
-from alignkit.judge_card import PEOPLE, check_names, judge_names, mapped
-from alignkit.reward_columns import Column, label, scored_by
+from alignkit.evaluation.comparison import Prompted, prompts_to_compare, sample_policies, short_names
+from alignkit.evaluation.judge_card import PEOPLE, check_names, judge_names, mapped
+from alignkit.evaluation.reward_columns import Column, label, scored_by
 from alignkit.stopping import StageWaits
 from alignkit_plugins.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.evaluate.cards import Cards

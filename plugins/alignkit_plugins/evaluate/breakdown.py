@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alignkit import DataError, Group
-from alignkit.comparison import averages, scale_of
 from alignkit.errors import did_you_mean
+from alignkit.evaluation.comparison import averages, scale_of
 from alignkit_plugins.evaluate.judged import Judged
 from alignkit_plugins.evaluate.judged import preference as judged_preference
 
 if TYPE_CHECKING:
-    from alignkit.ranking import Game
+    from alignkit.evaluation.ranking import Game
 
 RIDGE = 0.1  # keeps the strength of a policy that always won finite
 MISSING = "(none)"  # of prompts without the column
@@ -44,7 +44,7 @@ def _met(games: Sequence[Sequence[Game[str]]], policies: Sequence[str]) -> list[
 
 
 def _ranking(games: Sequence[Sequence[Game[str]]], policies: Sequence[str], seed: int, name: str) -> dict[str, Any]:
-    from alignkit.ranking import ranked  # imports numpy
+    from alignkit.evaluation.ranking import ranked  # imports numpy
 
     found = ranked(games, policies, ridge=RIDGE, seed=seed, stream=name)
     best_first = sorted(found, key=lambda policy: -found[policy]["mean"])
@@ -53,7 +53,7 @@ def _ranking(games: Sequence[Sequence[Game[str]]], policies: Sequence[str], seed
 
 def _points(strength: Mapping[str, Any]) -> dict[str, Any]:
     """A strength in Elo points; the mean of all policies is 1000."""
-    from alignkit.ranking import elo_gap
+    from alignkit.evaluation.ranking import elo_gap
 
     ends = {key: 1000 + elo_gap(strength[key]) for key in ("mean", "low", "high")}
     return {**ends, "n": strength["n"]}

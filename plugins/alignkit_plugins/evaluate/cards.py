@@ -1,4 +1,4 @@
-"""The cards of the raters in an evaluation: how far to trust what they prefer (`alignkit.judge_card`)."""
+"""The cards of the raters in an evaluation: how far to trust what they prefer (`alignkit.evaluation.judge_card`)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
-from alignkit.comparison import answers_of
 from alignkit.data.spoken import all_turns
-from alignkit.judge_card import PEOPLE, ask_again, card, circular, mapped
+from alignkit.evaluation.comparison import answers_of
+from alignkit.evaluation.judge_card import PEOPLE, ask_again, card, circular, mapped
+from alignkit.evaluation.judgments import Judgment, judgment, no_judge, side, times_longer
 from alignkit.judges import Item
-from alignkit.judgments import Judgment, judgment, no_judge, side, times_longer
 from alignkit_plugins.evaluate.judged import Judged
 from alignkit_plugins.evaluate.people import Said
 
@@ -102,7 +102,7 @@ class Cards:
         return {other: self._agreement(ratings[name], theirs) for other, theirs in ratings.items() if other != name}
 
     def _agreement(self, ours: Ratings, theirs: Ratings) -> Mapping[str, Any]:
-        from alignkit.agreement import two_raters  # imports numpy
+        from alignkit.evaluation.agreement import two_raters  # imports numpy
 
         units: list[list[tuple[int, int]]] = [[] for _ in self.groups]
         for key, rating in ours.items():

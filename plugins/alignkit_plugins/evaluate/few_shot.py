@@ -19,8 +19,8 @@ from pydantic import field_validator
 
 import alignkit
 from alignkit import DataError, DataRef, Field, Group, Message, PolicyRef, StepContext, seeds
-from alignkit.comparison import Prompted, short_names
 from alignkit.data.group import preview, prompts_of, sha256_of
+from alignkit.evaluation.comparison import Prompted, short_names
 
 
 class FewShot(alignkit.Options):

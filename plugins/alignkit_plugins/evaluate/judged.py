@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from alignkit import Group, Verdict, statistics
-from alignkit.comparison import answers_of
+from alignkit import Group, Verdict
 from alignkit.data.spoken import all_turns
-from alignkit.judge_card import Compare
+from alignkit.evaluation import statistics
+from alignkit.evaluation.comparison import answers_of
+from alignkit.evaluation.judge_card import Compare
+from alignkit.evaluation.length_control import length_controlled
 from alignkit.judges import Item
-from alignkit.length_control import length_controlled
 from alignkit.reward import TIE
 
 DIFFICULTY = "instruction_difficulty"  # column of the prompts, as AlpacaEval names it

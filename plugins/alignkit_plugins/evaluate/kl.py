@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignkit import Group, StepContext, statistics
-from alignkit.comparison import Prompted, answers_of, short_names
+from alignkit import Group, StepContext
 from alignkit.errors import OtherTokenizer
+from alignkit.evaluation import statistics
+from alignkit.evaluation.comparison import Prompted, answers_of, short_names
 
 
 def kl_of(

@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import alignkit
-from alignkit import DataError, Field, Group, RewardRef, statistics
+from alignkit import DataError, Field, Group, RewardRef
 from alignkit.errors import did_you_mean
+from alignkit.evaluation import statistics
+from alignkit.evaluation.reward_columns import bare, label
 from alignkit.reward import REWARD_KEY
-from alignkit.reward_columns import bare, label
 
 SHOWN = 8  # columns or values that an error lists
 

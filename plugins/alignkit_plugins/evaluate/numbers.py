@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alignkit import Group, statistics
-from alignkit.comparison import answers_of, averages, length, scale_of, short_names
-from alignkit.comparison import compare as compare_scores
-from alignkit.data.group import group_from_json, group_to_json
+from alignkit import Group
+from alignkit.data.group import group_from_json, group_to_json, length
+from alignkit.evaluation import statistics
+from alignkit.evaluation.comparison import answers_of, averages, scale_of, short_names
+from alignkit.evaluation.comparison import compare as compare_scores
 from alignkit_plugins.evaluate.judged import Judged
 from alignkit_plugins.evaluate.measures import Measure
 
@@ -55,7 +56,7 @@ def measure(
 def compare(
     groups: Sequence[Group], policy: str, baseline: str, name: str, measures: Mapping[str, Measure]
 ) -> dict[str, Any]:
-    """A policy against the baseline by a reward or a measure, as in `alignkit.comparison.compare`.
+    """A policy against the baseline by a reward or a measure, as in `alignkit.evaluation.comparison.compare`.
 
     Differences keep the sign of the scores. A win is the better score, so those of a measure may be the lower ones.
     Nothing is said of a measure at equal length: it finds words or answers, and no length fools it.

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from alignkit import BadRow, Field, Group, Response, StepContext, Verdict, seeds, statistics
-from alignkit.comparison import answers_of, short_names
+from alignkit import BadRow, Field, Group, Response, StepContext, Verdict, seeds
 from alignkit.data.spoken import all_turns
-from alignkit.judgments import by_unit
+from alignkit.evaluation import statistics
+from alignkit.evaluation.comparison import answers_of, short_names
+from alignkit.evaluation.judgments import by_unit
 from alignkit_apps.feedback.asking import LabelPlaces
 from alignkit_apps.feedback.items import Item, item_of
 from alignkit_apps.feedback.labels import Label
@@ -23,7 +24,7 @@ from alignkit_apps.feedback.waiting import STORE, labels_of
 from alignkit_plugins.evaluate.judged import Judged
 
 if TYPE_CHECKING:
-    from alignkit.agreement import Coefficient
+    from alignkit.evaluation.agreement import Coefficient
 
 UNSURE = 0.75  # P(better) of an answer that somebody preferred without being sure
 COEFFICIENTS: tuple[Coefficient, ...] = ("agreement", "gwet_ac1", "alpha_nominal")  # of annotators with each other
@@ -86,7 +87,7 @@ class Said:
 
     def agreement(self, seed: int) -> dict[str, Any] | None:
         """How annotators agree on which answer is better; None if no pair has labels of two."""
-        from alignkit.agreement import interval  # imports numpy
+        from alignkit.evaluation.agreement import interval  # imports numpy
 
         # All policies meet the same answer of the baseline, so the pairs of a prompt depend on each other.
         prompts = {entry.stored.item.id: place for (place, _), entry in self.entries.items()}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignkit import StepData
-from alignkit.judge_card import judge_names
-from alignkit.reward_columns import label
+from alignkit.evaluation.judge_card import judge_names
+from alignkit.evaluation.reward_columns import label
 
 
 def raters_of(options: Any) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit import Group, statistics
-from alignkit.comparison import answers_of
-from alignkit.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
+from alignkit import Group
+from alignkit.evaluation import statistics
+from alignkit.evaluation.comparison import answers_of
+from alignkit.evaluation.judge_card import PEOPLE, about_table, preferred_title, rater, trust_tables
+from alignkit.evaluation.statistics import bought_with_length, decimals, shown
+from alignkit.evaluation.who_judged import conclusion, lower_is_better, percent, titled
 from alignkit.report import Block, Report, SideBySide, Table
-from alignkit.statistics import bought_with_length, decimals, shown
-from alignkit.who_judged import conclusion, lower_is_better, percent, titled
 
 EXCERPT = 300  # longest text of a sample, in characters
 Rows = Iterator[tuple[str, list[str]]]  # a label, and a cell per policy

@@ -29,11 +29,11 @@ from alignkit import (
     hookimpl,
     resolved_pairs,
 )
-from alignkit.comparison import file_names
 from alignkit.data.group import write_groups
 from alignkit.errors import did_you_mean
-from alignkit.judge_card import check_names, judge_names
-from alignkit.reward_columns import Column, label, scored_by
+from alignkit.evaluation.comparison import file_names
+from alignkit.evaluation.judge_card import check_names, judge_names
+from alignkit.evaluation.reward_columns import Column, label, scored_by
 from alignkit_plugins.evaluate_reward import measures, report, rewardbench, rewardbench2
 from alignkit_plugins.evaluate_reward.comparisons import Comparison, comparisons, prompts_of
 from alignkit_plugins.evaluate_reward.judged import judged

@@ -8,9 +8,9 @@ from typing import Any
 
 from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
 from alignkit.data.spoken import all_turns
-from alignkit.judge_card import ask_again, card, mapped
+from alignkit.evaluation.judge_card import ask_again, card, mapped
+from alignkit.evaluation.judgments import Judgment, side, times_longer
 from alignkit.judges import Item
-from alignkit.judgments import Judgment, side, times_longer
 from alignkit_plugins.evaluate_reward.comparisons import Choice, Comparison, choices
 
 FIRST, SECOND = "first", "second"  # positions, which are what people and a judge name
@@ -74,7 +74,7 @@ def _oriented(places: Sequence[int], verdicts: Sequence[Verdict], turned: Sequen
 
 def _people(judgments: Sequence[Judgment], turned: Sequence[bool], seed: int, name: str) -> Mapping[str, Any] | None:
     """Agreement over the questions, each with the place that people and the judge name. A tie is no answer."""
-    from alignkit.agreement import two_raters  # imports numpy
+    from alignkit.evaluation.agreement import two_raters  # imports numpy
 
     units: dict[int, list[tuple[str, str]]] = {}
     for each, turn in zip(judgments, turned, strict=True):

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from alignkit import statistics
 from alignkit.data.group import LEVELS
+from alignkit.evaluation import statistics
 from alignkit_plugins.evaluate_reward.comparisons import Comparison
 
 BUCKETS = 4  # of margins, as in Llama 2's table 8

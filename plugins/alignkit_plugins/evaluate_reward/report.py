@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from alignkit import statistics
-from alignkit.judge_card import against_people, trust_tables
+from alignkit.evaluation import statistics
+from alignkit.evaluation.judge_card import against_people, trust_tables
+from alignkit.evaluation.statistics import shown
 from alignkit.report import Block, Report, Table
-from alignkit.statistics import shown
 from alignkit_plugins.evaluate_reward.measures import NO_MODEL
 from alignkit_plugins.evaluate_reward.rewardbench2 import TIES
 

@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, DataError, Format, Group, Message, Pair, Response, resolved_pairs, statistics
+from alignkit import BadRow, DataError, Format, Group, Message, Pair, Response, resolved_pairs
 from alignkit.data.spoken import all_turns
+from alignkit.evaluation import statistics
 from alignkit_plugins.evaluate_reward.rewardbench import COLUMN, layout
 
 TIES = "Ties"

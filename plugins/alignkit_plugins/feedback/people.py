@@ -24,7 +24,7 @@ from alignkit import (
     StepContext,
     StepData,
 )
-from alignkit.judge_card import check_names
+from alignkit.evaluation.judge_card import check_names
 from alignkit.report import Report, Table
 from alignkit_apps.feedback.agreed import agreement, agreement_tables
 from alignkit_apps.feedback.asking import LabelPlaces, Wanted, items_of, joined, questions_of, shortage, with_rewards

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepData, seeds
-from alignkit import statistics as stats
-from alignkit.comparison import answers_of, prompts_to_compare, sample_policies
+from alignkit.evaluation import statistics as stats
+from alignkit.evaluation.comparison import answers_of, prompts_to_compare, sample_policies
+from alignkit.evaluation.statistics import CONFIDENCE, shown
 from alignkit.report import Block, Report, Table
-from alignkit.statistics import CONFIDENCE, shown
 from alignkit_plugins.honesty.policies import PoliciesOptions, named, rightness
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _estimated(measure: Any, sides: Sequence[Cases], seed: int) -> Mapping[str, 
         return None if None in found else found[0] - math.fsum(found[1:])
 
     n = len(sides[0].sure)
-    from alignkit.agreement import bootstrap  # imports numpy
+    from alignkit.evaluation.agreement import bootstrap  # imports numpy
 
     return bootstrap(value(sides), n, lambda places: value([side.take(places) for side in sides]), seed=seed)
 

@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 import alignkit
 from alignkit import REWARD_KEY, DataRef, Field, Group, PolicyRef, RewardRef, StepContext
-from alignkit.comparison import prompts_to_compare, short_names
+from alignkit.evaluation.comparison import prompts_to_compare, short_names
 
 
 class PoliciesOptions(alignkit.SamplingOptions):

@@ -16,12 +16,12 @@ from typing import Any
 from pydantic import field_validator
 
 from alignkit import Artifact, DataError, Field, Group, Message, Response, RunFailed, Step, StepContext, StepData, seeds
-from alignkit import statistics as stats
-from alignkit.comparison import prompts_to_compare
 from alignkit.data.prompt_columns import column_of
 from alignkit.data.spoken import last_turn
+from alignkit.evaluation import statistics as stats
+from alignkit.evaluation.comparison import prompts_to_compare
+from alignkit.evaluation.statistics import CONFIDENCE, shown
 from alignkit.report import Block, Report, SideBySide, Table
-from alignkit.statistics import CONFIDENCE, shown
 from alignkit_plugins.honesty import grading
 from alignkit_plugins.honesty.policies import PoliciesOptions, named, rightness
 

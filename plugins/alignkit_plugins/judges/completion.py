@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.data.thoughts import TAGS
-from alignkit.remote import Malformed
+from alignkit_http import Malformed
 from alignkit_plugins.judges.form import CUT, spoken
 from alignkit_plugins.judges.question import Answers
 from alignkit_plugins.judges.verdict import Answer

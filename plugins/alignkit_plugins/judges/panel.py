@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from alignkit import CheckedJudge, Context, Field, Judge, JudgeRef, Options, Rating, RunFailed, Verdict
-from alignkit.judge_card import judge_names
+from alignkit.evaluation.judge_card import judge_names
 from alignkit.judges import Item, Rated, RatedTogether, Rubric
 
 Combine = Callable[[Sequence[float]], float]

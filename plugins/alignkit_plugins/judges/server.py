@@ -13,8 +13,8 @@ from pydantic import model_validator
 
 from alignkit import Context, Field, Judge, Message, Rating, Verdict
 from alignkit.judges import Item, Rated, RatedTogether, Rubric
-from alignkit.remote import Remote, RemoteOptions, Reply, key_of
-from alignkit.remote.chat import TOO_MUCH_ROOM, Chat
+from alignkit_http import Remote, RemoteOptions, Reply, key_of
+from alignkit_http.chat import TOO_MUCH_ROOM, Chat
 from alignkit_plugins.judges.completion import THINKS, stored_answer, stored_words
 from alignkit_plugins.judges.form import CUT, NO_LINE, NO_OBJECT, THINKING
 from alignkit_plugins.judges.question import both_orders, question

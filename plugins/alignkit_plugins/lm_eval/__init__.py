@@ -19,7 +19,7 @@ from pydantic import field_validator
 
 import alignkit
 from alignkit import Artifact, Field, PolicyRef, Register, RunFailed, Step, StepContext, hookimpl
-from alignkit.comparison import file_names, short_names
+from alignkit.evaluation.comparison import file_names, short_names
 from alignkit.extras import check_extra
 from alignkit_plugins.lm_eval import harness, summary
 from alignkit_plugins.lm_eval.task_files import code_in

@@ -46,11 +46,11 @@ from alignkit import (
     Verdict,
     hookimpl,
 )
-from alignkit.comparison import prompts_to_compare
 from alignkit.data.spoken import all_turns
-from alignkit.judge_card import judge_names
+from alignkit.evaluation.comparison import prompts_to_compare
+from alignkit.evaluation.judge_card import judge_names
+from alignkit.evaluation.panel_card import table as panel_table
 from alignkit.judges import Item, verdict_from
-from alignkit.panel_card import table as panel_table
 from alignkit.report import Report
 from alignkit_plugins.rlaif import principled
 from alignkit_plugins.rlaif.tally import Place, Tally, mean, report

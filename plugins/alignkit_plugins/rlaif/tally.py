@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit import Group, Verdict, statistics
-from alignkit.judge_card import costs
+from alignkit import Group, Verdict
+from alignkit.evaluation import statistics
+from alignkit.judges import costs
 
 Place = tuple[int, int, int]  # group, first response, second response
 

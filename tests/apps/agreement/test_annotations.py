@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from alignkit.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
 from alignkit.cli import main
 from alignkit.errors import DataError
+from alignkit.evaluation.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
 from alignkit_apps.agreement.annotations import Columns, read_table
 
 LEVELS = ("A", "a", "tie", "b", "B")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from stores import event, opened, pair, ranking, scores
 
-from alignkit.agreement import gwet_ac1
 from alignkit.errors import DataError
+from alignkit.evaluation.agreement import gwet_ac1
 from alignkit.report import Table
 from alignkit_apps.feedback.agreed import ALONE, MEANING, agreement, agreement_tables
 from alignkit_apps.feedback.measure import measured

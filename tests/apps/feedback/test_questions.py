@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from stores import event, opened, pair, ranking, scores, turn
 
-from alignkit.agreement import gwet_ac1, krippendorff_alpha
 from alignkit.cli import main
-from alignkit.concordance import mean_tau_b
+from alignkit.evaluation.agreement import gwet_ac1, krippendorff_alpha
+from alignkit.evaluation.concordance import mean_tau_b
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.measure import day, habit_facts, measured
 from alignkit_apps.feedback.questions import Question, Unit, habits_of, questions_of

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from alignkit.cli import main
-from alignkit.comparison import short_names
 from alignkit.errors import RecipeError
+from alignkit.evaluation.comparison import short_names
 from alignkit.io.stage_results import find_result
 from alignkit_apps.report.compare import compared
 from alignkit_apps.report.facts import facts_of

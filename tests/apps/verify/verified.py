@@ -19,7 +19,7 @@ from alignkit.runs.stage_store import _checksums, _write_record
 PLUGIN = """
 import json
 from alignkit import *
-from alignkit.remote import Remote, RemoteOptions
+from alignkit_http import Remote, RemoteOptions
 
 SCALE = 1.0
 

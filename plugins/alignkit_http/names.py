@@ -1,4 +1,4 @@
-"""Lookups of servers' names: one that stalls holds nothing up, and none leads to an address that must not be asked."""
+"""Lookups of servers' names: one that stalls holds nothing up."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import socket
 import threading
 from typing import Any
 
-from alignkit.addresses import is_metadata
-from alignkit.errors import RemoteError
-
 
 class Loop(asyncio.SelectorEventLoop):
     """An event loop whose lookups run in threads that nobody waits for at its end. Clients connect to what it found."""
 
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
-        """What `socket.getaddrinfo` finds. Raises OSError; RemoteError for an address that must not be asked."""
+        """What `socket.getaddrinfo` finds. Raises OSError."""
         outcome: asyncio.Future[Any] = self.create_future()
 
         def look() -> None:
@@ -28,14 +25,7 @@ class Loop(asyncio.SelectorEventLoop):
                 self.call_soon_threadsafe(_settle, outcome, found, error)
 
         threading.Thread(target=look, name="lookup", daemon=True).start()
-        found = await outcome
-        for *_, address in found:
-            if is_metadata(str(address[0])):
-                name = host.decode() if isinstance(host, bytes) else host
-                raise RemoteError(
-                    f"the name {name} leads to {address[0]}: link-local addresses and metadata services are not asked"
-                )
-        return found
+        return await outcome
 
 
 def _settle(outcome: asyncio.Future[Any], found: Any, error: Exception | None) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkit import seeds
-from alignkit.statistics import CONFIDENCE, Estimate, rate
+from alignkit.evaluation.statistics import CONFIDENCE, Estimate, rate
 
 Rating = Hashable
 Unit = Sequence[Rating]

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import AlignkitError, RemoteError
 from alignkit.io.stored_replies import asking_is_allowed
-from alignkit.remote.names import Loop
-from alignkit.remote.options import RemoteOptions, key_of
-from alignkit.remote.replies import Malformed, Reply, ReplyStore, TryAgain
 from alignkit.reward import Progress, no_progress
 from alignkit.stopping import should_stop
+from alignkit_http.names import Loop
+from alignkit_http.options import RemoteOptions, key_of
+from alignkit_http.replies import Malformed, Reply, ReplyStore, TryAgain
 
 if TYPE_CHECKING:
     import httpx2

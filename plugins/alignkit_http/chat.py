@@ -8,9 +8,9 @@ from contextlib import closing
 from typing import Any
 
 from alignkit.errors import RunFailed
-from alignkit.remote.replies import Reply, ReplyStore
-from alignkit.remote.service import Remote
 from alignkit.reward import Progress
+from alignkit_http.replies import Reply, ReplyStore
+from alignkit_http.service import Remote
 
 PROBE = 4  # questions that are asked one by one, as long as none has a reply of use
 # What a server says of a limit on the reply that is beyond its own. vLLM names both options in it.

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignkit import statistics
-from alignkit.data.group import Group, Message, Response, distinct_prompts
+from alignkit.data.group import Group, Message, Response, distinct_prompts, length
 from alignkit.errors import DataError
+from alignkit.evaluation import statistics
 from alignkit.io.stage_results import EARLIER, read_record
 from alignkit.step import StepContext
 
@@ -114,11 +114,6 @@ def answers_of(group: Group, policy: str) -> list[Response]:
     return [response for response in group.responses if response.source == policy]
 
 
-def length(response: Response) -> int:
-    """Tokens that the policy wrote, including its end of turn."""
-    return sum(response.written) if response.written is not None else len(response.tokens or ())
-
-
 def sampled_length(response: Response, reward: str, help: str = "") -> int:
     """`length`, for a reward that counts tokens. Raises DataError for a response without any, such as one of a file.
 
@@ -171,7 +166,7 @@ def scale_of(groups: Sequence[Group], score: str) -> Scale:
 def compare(groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
     """A policy against the baseline by one reward, over the prompts at which both have a score.
 
-    unpaired: prompts that lack a score. at_equal_length: see `alignkit.statistics`. win_rate: among the prompts
+    unpaired: prompts that lack a score. at_equal_length: see `statistics`. win_rate: among the prompts
     without a tie, as in a sign test, because its interval needs independent wins and losses.
     """
     both = zip(averages(groups, policy, name), averages(groups, baseline, name), strict=True)

@@ -10,7 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
-from alignkit import statistics
+from alignkit.evaluation import statistics
 
 
 def kendall_tau_b(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -10,8 +10,8 @@ stays unavailable, end the run with a `RemoteError`. Replies received by then ar
 Design: docs/architecture.md.
 """
 
-from alignkit.remote.options import RemoteOptions, key_of
-from alignkit.remote.replies import Malformed, Reply, ReplyStore, TryAgain
-from alignkit.remote.service import Remote, retry_after
+from alignkit_http.options import RemoteOptions, key_of
+from alignkit_http.replies import Malformed, Reply, ReplyStore, TryAgain
+from alignkit_http.service import Remote, retry_after
 
 __all__ = ["Malformed", "Remote", "RemoteOptions", "Reply", "ReplyStore", "TryAgain", "key_of", "retry_after"]

@@ -8,27 +8,27 @@ docs/evaluation.md describes it. The unit of all intervals is a prompt.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from alignkit import seeds, statistics
-from alignkit.judges import CheckedJudge, Item, verdict_from
-from alignkit.judgments import (
+from alignkit import seeds
+from alignkit.evaluation import statistics
+from alignkit.evaluation.judgments import (
     Judgment,
     by_unit,
     no_judge,
     side,
     verdict_facts,
 )
-from alignkit.panel_card import members, table
+from alignkit.evaluation.panel_card import members, table
+from alignkit.evaluation.reward_columns import label
+from alignkit.judges import CheckedJudge, Item, costs, verdict_from
 from alignkit.report import Table
-from alignkit.reward import Rating, Verdict
-from alignkit.reward_columns import label
+from alignkit.reward import Verdict
 
 if TYPE_CHECKING:
-    from alignkit.statistics import Estimate
+    from alignkit.evaluation.statistics import Estimate
     from alignkit.step import StepContext
 
 PEOPLE = "people"  # their name in the tables of raters
@@ -92,19 +92,6 @@ def card(
         **costs([*(each.verdict for each in judgments), *repetitions, *more]),
     }
     return {"no_judge": no_judge(parts), **parts}
-
-
-def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | float | None]:
-    """Questions and tokens of all verdicts, and what they cost; None if no verdict says them."""
-    every = list(verdicts)
-    calls = [v.calls for v in every if v.calls is not None]
-    tokens = [v.tokens for v in every if v.tokens is not None]
-    prices = [v.cost for v in every if v.cost is not None]
-    return {
-        "calls": sum(calls) if calls else None,
-        "tokens": sum(tokens) if tokens else None,
-        "cost": math.fsum(prices) if prices else None,
-    }
 
 
 # More questions

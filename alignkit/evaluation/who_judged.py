@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.judge_card import PEOPLE
-from alignkit.statistics import shown
+from alignkit.evaluation.judge_card import PEOPLE
+from alignkit.evaluation.statistics import shown
 
 ADVICE = "add `measures:` with a reward that nothing was trained on"
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alignkit import statistics
+from alignkit.evaluation import statistics
 from alignkit.reward import Verdict
 
 if TYPE_CHECKING:
-    from alignkit.statistics import Estimate
+    from alignkit.evaluation.statistics import Estimate
 
 ONE_POSITION, SURELY = 0.9, 0.8  # share of questions, and the end of its interval, from which a judge names a position
 USEFUL = 0.65  # agreement that a judge like a coin must be clearly below

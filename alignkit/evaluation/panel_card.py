@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignkit import statistics
-from alignkit.judgments import Judgment, by_unit, no_judge, side, verdict_facts
+from alignkit.evaluation import statistics
+from alignkit.evaluation.judgments import Judgment, by_unit, no_judge, side, verdict_facts
 from alignkit.report import Table
 
 

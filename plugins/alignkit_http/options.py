@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from alignkit.addresses import checked_address
 from alignkit.errors import RunFailed
 from alignkit.io.credentials import could_be_variable, places_of_keys
 from alignkit.io.stored_replies import asking_is_allowed
 from alignkit.options import Options
+from alignkit_http.addresses import checked_address
 
 
 class RemoteOptions(Options):

@@ -10,13 +10,14 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
-from alignkit import seeds, statistics
+from alignkit import seeds
+from alignkit.evaluation import statistics
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from alignkit.statistics import Share
+    from alignkit.evaluation.statistics import Share
 
 Policy = TypeVar("Policy", bound=Hashable)
 Game = tuple[Policy, Policy, float]
