@@ -102,4 +102,9 @@ def console() -> Console:
     """Stdout, with a fixed width if it is a pipe."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            """`alignkit plugins | head` is no error; rich would exit."""
+            raise BrokenPipeError
+
+    return Piped(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)

@@ -21,11 +21,11 @@ from pydantic import BaseModel
 
 import alignkit_plugins.labeled_pairs
 from alignkit.plugins import load_plugins, plugins
-from alignkit.recipe.json_schema import schema_text
-from alignkit.recipe.option_table import OptionRow, option_rows, stage_defaults
 from alignkit.recipe.schema import DataKeys, LauncherKeys, TopKeys
 from alignkit.registry import KINDS, Registration
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings, Stop
+from alignkit_apps.catalog.json_schema import schema_text
+from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: dict[str, type[BaseModel]] = {

@@ -27,10 +27,10 @@ from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.models.weight_sizes import weight_bytes
 from alignkit.plugins import load_plugins
-from alignkit.recipe.json_schema import recipe_schema
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.settings import LoraSpec, ModelSpec
+from alignkit_apps.catalog.json_schema import recipe_schema
 
 # No token covers both the end of a prompt and the start of its answer, so the whole text has the same tokens.
 TEMPLATE = (

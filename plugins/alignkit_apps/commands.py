@@ -5,6 +5,7 @@ from __future__ import annotations
 from alignkit import hookimpl
 from alignkit.commands import RegisterCommand
 from alignkit_apps.agreement.command import agreement
+from alignkit_apps.catalog.command import plugins, recipes_app, results, schema
 from alignkit_apps.chat.command import chat
 from alignkit_apps.evaluate.command import evaluate
 from alignkit_apps.export.command import export
@@ -20,9 +21,10 @@ from alignkit_apps.verify.command import verify
 
 @hookimpl
 def register_commands(register: RegisterCommand) -> None:
+    register(recipes_app, name="recipes")
     register(feedback_app, name="feedback")
     for command in (
-        *(init, label, plan, report, compare, verify),
-        *(evaluate, chat, serve, inspect, export, agreement),
+        *(plugins, results, init, label, plan, report, compare, verify),
+        *(evaluate, chat, serve, inspect, export, agreement, schema),
     ):
         register(command)

@@ -12,10 +12,10 @@ import yaml
 from alignkit import cli
 from alignkit.constitution import Principle
 from alignkit.recipe.constitutions import shipped_constitutions
-from alignkit.recipe.copying import copy_recipe
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.shipped import shipped_folder
 from alignkit.runs.fingerprint import stage_hash
+from alignkit_apps.catalog.copying import copy_recipe
 
 GOOD = """\
 # a comment

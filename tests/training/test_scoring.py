@@ -325,7 +325,10 @@ def test_a_nested_combination_has_a_state_of_its_own() -> None:
 
 def test_memory_outside_the_state_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Growing, "leak", True)
-    with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: it changed self.calls, .*self.state"), watched():
+    with (
+        pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: it changed self.calls, .*self.state"),
+        watched(),
+    ):
         score_rollouts(growing(), TWO)
 
 

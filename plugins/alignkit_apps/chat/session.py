@@ -9,8 +9,8 @@ from typing import Any
 from alignkit import seeds
 from alignkit.data.group import Message
 from alignkit.models.next_token import Sampling
-from alignkit.models.streaming import Answer, Piece, Question
 from alignkit_apps.policies.policy import Exchange, Opened, Policy
+from alignkit_apps.policies.streaming import Answer, Piece, Question
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError, OutOfResource, Problem, RecipeError
 from alignkit.io.lookup import is_file
 from alignkit.plugins import load_plugins, plugins
-from alignkit.recipe.json_schema import schema_text
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.shipped import SCHEMA
 from alignkit.registry import Component
 from alignkit.runs.data import RunData
+from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.init.text import EXAMPLE, Source, recipe_text
 
 RECIPE = "recipe.yaml"

@@ -15,7 +15,6 @@ from alignkit.io.progress import Reporter
 from alignkit.models.next_token import Sampling
 from alignkit.models.router import ModelRouter
 from alignkit.models.service import ModelService
-from alignkit.models.streaming import Answer, Question, answer
 from alignkit.models.text_tokens import Ids
 from alignkit.recipe.load import made_models
 from alignkit.registry import Registry
@@ -24,6 +23,7 @@ from alignkit.runs.bases import RunBases
 from alignkit.training.scoring import Scorer
 from alignkit_apps.policies.named_models import NamedModel
 from alignkit_apps.policies.recipe import NamedModels
+from alignkit_apps.policies.streaming import Answer, Question, answer
 
 MAX_NEW_TOKENS = 512  # of an answer, by a policy that did not learn from its own samples
 # How a policy samples, unless somebody says otherwise: as in its training.
@@ -73,7 +73,7 @@ class Policy:
         return self.service.model.context - len(prompt)
 
     def answer(self, questions: Sequence[Question], sampling: Sampling) -> list[list[Answer]]:
-        """The answers to questions; see `alignkit.models.streaming`."""
+        """The answers to questions; see `alignkit_apps.policies.streaming`."""
         service = self.service
         return answer(service.model, service.role(self.reference), service.encoder, questions, sampling)
 

@@ -11,10 +11,10 @@ from alignkit import seeds
 from alignkit.data.group import Message
 from alignkit.errors import AlignkitError, DataError, RunFailed
 from alignkit.models.next_token import Sampling
-from alignkit.models.streaming import Piece, Question
 from alignkit.models.text_tokens import Ids
 from alignkit.stopping import Stopped
 from alignkit_apps.policies.policy import Exchange, Policy
+from alignkit_apps.policies.streaming import Piece, Question
 
 MOST_WAITING = 64  # requests
 STOPPING = "the server is stopping"

@@ -18,8 +18,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alignkit.errors import DataError, did_you_mean
-from alignkit.models.streaming import Answer, Piece
 from alignkit_apps.policies.policy import Policy, TooLong
+from alignkit_apps.policies.streaming import Answer, Piece
 from alignkit_apps.policies.work import Busy, Event, Failed, Heard, Job, Read, Stopping, Work
 from alignkit_apps.serve.openai_reply import DONE, Reply, failure
 from alignkit_apps.serve.openai_request import Request, RequestError, read_chat, read_text

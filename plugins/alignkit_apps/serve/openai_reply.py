@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkit.models.streaming import Answer, Piece, TokenLogprobs
+from alignkit_apps.policies.streaming import Answer, Piece, TokenLogprobs
 
 DONE = "data: [DONE]\n\n"
 LEAST = -9999.0  # OpenAI's log-probability of what is impossible; JSON has no infinity

@@ -8,9 +8,9 @@ import pytest
 
 from alignkit.plugins import load_plugins
 from alignkit.recipe.document import load_document
-from alignkit.recipe.json_schema import _canonical, recipe_schema
+from alignkit_apps.catalog.json_schema import _canonical, recipe_schema
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 TYPES = {"string": str, "object": dict, "array": list, "boolean": bool, "null": type(None)}
 Schema = dict[str, Any]
 

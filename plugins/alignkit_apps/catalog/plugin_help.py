@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from alignkit.errors import PluginError, did_you_mean
 from alignkit.recipe.components import options_of
-from alignkit.recipe.option_table import OptionRow, needs_of, option_rows, stage_defaults, stage_keys_required
 from alignkit.registry import KINDS, Registration, Registry
+from alignkit_apps.catalog.option_table import OptionRow, needs_of, option_rows, stage_defaults, stage_keys_required
 
 if TYPE_CHECKING:
     from rich.console import Console

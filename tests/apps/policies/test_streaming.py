@@ -17,7 +17,7 @@ from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack
 from alignkit.models.sampling import sample
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.models.streaming import Piece, Question, answer, until_stop
+from alignkit_apps.policies.streaming import Piece, Question, answer, until_stop
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.errors import RecipeError, RunFailed
-from alignkit.recipe.copying import copy_recipe
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.shipped import shipped, shipped_folder
+from alignkit_apps.catalog.copying import copy_recipe
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))

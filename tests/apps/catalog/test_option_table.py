@@ -9,16 +9,16 @@ from alignkit import Algorithm, DataRef, Field, Options, StageRef
 from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults
 from alignkit.options import Ref
 from alignkit.plugins import load_plugins
-from alignkit.recipe.option_table import (
+from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
+from alignkit.registry import KINDS
+from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
+from alignkit_apps.catalog.option_table import (
     needs_of,
     option_rows,
     stage_defaults,
     stage_keys_required,
     value_text,
 )
-from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
-from alignkit.registry import KINDS
-from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 
 CORE = (TopKeys, BlockKeys, DataKeys, ModelSpec, LoraSpec, Rollout, Mix, Settings)
 FIRST_PARTY = [

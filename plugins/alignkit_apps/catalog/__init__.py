@@ -1,0 +1,1 @@
+"""What is installed and what comes with alignkit: `plugins`, `recipes`, `schema` and `results`."""
