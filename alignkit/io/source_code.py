@@ -21,6 +21,18 @@ from alignkit.io.digest import file_digest
 _INSTALLED = ("site-packages", "dist-packages")
 
 
+# What numbers depend on. Commands, reports and checks of recipes are left out: to edit them recomputes nothing.
+COMPUTING = ("data", "functional", "kernels", "models", "training")
+_OTHER = ("__main__", "arguments", "cli", "commands", "hookspecs", "notebook", "plugins", "registry", "report")
+
+
+def computing_code(package: Path = Path(alignkit.__file__).parent) -> dict[str, str]:
+    """Digests of alignkit's modules that numbers depend on, by their paths below the package."""
+    files = [path for path in package.glob("*.py") if path.stem not in _OTHER]
+    files += [path for room in COMPUTING for path in (package / room).rglob("*.py")]
+    return {path.relative_to(package).as_posix(): file_digest(path) for path in sorted(files)}
+
+
 def plugin_digests(file: Path | None) -> dict[str, str] | None:
     """`source_digests` of a plugin's module; None if it has no file."""
     return source_digests(file) if file is not None and file.is_file() else None
@@ -160,5 +172,6 @@ def _is_own(file: Path, top: Path | None) -> bool:
 def _foreign_folders() -> tuple[Path, ...]:
     """Folders of alignkit and the standard library."""
     own = Path(alignkit.__file__).resolve().parent
+    apps = [root / name for root in (own.parent, own.parent / "plugins") for name in ("alignkit_apps", "alignkit_http")]
     paths = sysconfig.get_paths()
-    return (own, *(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib")))
+    return (own, *apps, *(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib")))

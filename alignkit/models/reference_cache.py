@@ -18,16 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-import alignkit
 from alignkit.io.atomic import whole_file
-from alignkit.io.digest import digest, file_digest, model_digest, versions
+from alignkit.io.digest import digest, model_digest, versions
+from alignkit.io.source_code import computing_code
 from alignkit.kernels import capabilities
 from alignkit.models.encoding import Encoded
 from alignkit.models.shared_model import SharedModel
 
 CHECK = "sha256"
 MOST_BYTES = 2**30  # of all files; the least recently used are deleted
-PACKAGE = Path(alignkit.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -80,18 +79,13 @@ def _key(model: SharedModel, adapter: Path | None, encoded: Sequence[Encoded]) -
         "kernels": capabilities.choices(model.device),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "versions": versions(["bitsandbytes"]),
-        "code": _code(),
+        "code": computing_code(),
     }
     key = hashlib.sha256(digest(facts).encode())
     for group in encoded:  # one at a time, because all of them as text may be larger than the model
         rows = [(row.tokens, row.mask) for row in group.rows]
         key.update(digest([group.prompt, rows, group.group.bundle]).encode())
     return key.hexdigest()
-
-
-def _code() -> dict[str, str]:
-    """Digests of all modules of alignkit."""
-    return {path.relative_to(PACKAGE).as_posix(): file_digest(path) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def _read(path: Path, count: int) -> Tensor | None:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import platform
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
 
-import alignkit
-from alignkit.io.digest import digest, file_digest
+from alignkit.io.digest import digest
+from alignkit.io.source_code import computing_code
 from alignkit.runs.starts import processor
 
 if TYPE_CHECKING:
@@ -42,6 +41,5 @@ def machine_of(models: ModelRouter | None = None) -> dict[str, Any]:
 
 @cache
 def _code() -> str:
-    """A digest of alignkit's own modules, which change between versions, too."""
-    package = Path(alignkit.__file__).parent
-    return digest({str(file.relative_to(package)): file_digest(file) for file in sorted(package.rglob("*.py"))})
+    """A digest of alignkit's own modules that compute, which change between versions, too."""
+    return digest(computing_code())
