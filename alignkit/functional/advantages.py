@@ -53,8 +53,10 @@ def shape_rewards(
     with torch.no_grad():
         if score_clip is not None:
             scores = scores.clamp(-score_clip, score_clip)
+        # A penalty, so negative where the policy is likelier than the reference.
         rewards = -kl_coefficient * KL_ESTIMATORS[estimator](logprobs, reference_logprobs, mask)
         positions = torch.arange(mask.shape[-1], device=mask.device)
+        # [B, T]. A row without tokens has -1, which is no position, and so pays no score.
         final = positions == last.unsqueeze(-1)
         return rewards + zero_masked(widen(scores).unsqueeze(-1).expand(final.shape), final)
 
@@ -73,14 +75,16 @@ def gae(
         valid = mask.bool()
         rewards, values = widen(rewards), widen(values)
         advantage = rewards.new_zeros(len(rewards))
-        next_value = advantage if bootstrap is None else bootstrap.to(rewards)
+        next_value = advantage if bootstrap is None else bootstrap.to(rewards)  # zeros: nothing follows the end
         check_shapes(mask_rows=advantage, bootstrap=next_value)
         columns = []
         for t in reversed(range(rewards.shape[1])):
             delta = rewards[:, t] + gamma * next_value - values[:, t]
+            # A masked position leaves both as they are: what comes before it continues with the valid token after it.
             advantage = torch.where(valid[:, t], delta + gamma * lam * advantage, advantage)
             next_value = torch.where(valid[:, t], values[:, t], next_value)
             columns.append(advantage)
+        # Columns were collected from the end. Masked ones hold the advantage of the token after them.
         advantages = zero_masked(torch.stack(columns[::-1], dim=1), valid) if columns else rewards
         return advantages, zero_masked(advantages + values, valid)
 
@@ -90,6 +94,7 @@ def reinforce_returns(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: 
 
     REINFORCE++, Hu 2025.
     """
+    # A cumulative sum from the right, the token itself included.
     remaining = zero_masked(widen(kl), mask).flip(-1).cumsum(-1).flip(-1)
     return zero_masked(widen(scores).unsqueeze(-1) - kl_coefficient * remaining, mask)
 
@@ -124,12 +129,14 @@ def group_has_spread(rewards: Tensor, group_index: Tensor) -> Tensor:
     start = torch.zeros_like(rewards)
     highest = start.scatter_reduce(0, inverse, rewards, "amax", include_self=False)
     lowest = start.scatter_reduce(0, inverse, rewards, "amin", include_self=False)
+    # Not `highest > lowest`, which would be false for nan.
     return ~(highest <= lowest)[inverse]
 
 
 def centered_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:
     """r - mean of the group: [N] -> [N], exactly 0 without spread. Dr. GRPO, Liu et al. 2025."""
     deviations = widen(rewards) - group_mean(rewards, group_index)
+    # Equal rewards may differ from their mean by rounding, which a division by the deviation would blow up.
     return torch.where(group_has_spread(rewards, group_index), deviations, 0.0)
 
 
@@ -141,6 +148,7 @@ def slope_within_groups(rewards: Tensor, x: Tensor, group_index: Tensor) -> Tens
     check_shapes(rewards=rewards, x=x, group_index=group_index)
     deviations = centered_advantages(x, group_index)
     squares = (deviations**2).sum()
+    # Deviations of x sum to 0 in every group, so the rewards need not be centered.
     return (deviations * widen(rewards)).sum() / torch.where(squares > 0, squares, 1.0)
 
 
@@ -157,6 +165,7 @@ def grpo_advantages(rewards: Tensor, group_index: Tensor, unbiased: bool = True,
     """
     centered = centered_advantages(rewards, group_index)
     size = group_size(group_index)
+    # `group_mean` divides by K; the factor makes that K - 1 if the variance is to be unbiased.
     variance = group_mean(centered**2, group_index) * size / (size - int(unbiased)).clamp(min=1)
     return centered / (variance.sqrt() + eps)
 
@@ -164,6 +173,7 @@ def grpo_advantages(rewards: Tensor, group_index: Tensor, unbiased: bool = True,
 def rloo_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:
     """r - mean of the *other* members of the group: [N] -> [N]. RLOO, Ahmadian et al. 2024."""
     size = group_size(group_index)
+    # r - mean of the others = (r - mean of all) K / (K - 1).
     return centered_advantages(rewards, group_index) * size / (size - 1).clamp(min=1)
 
 

@@ -29,6 +29,7 @@ def most_different(rewards: Tensor, count: int) -> Tensor:
         raise ValueError(f"{count} of {len(rewards)} rewards: count must be between 1 and {len(rewards)}")
     rewards = widen(rewards)
     order = rewards.argsort(stable=True)
+    # Among equal variances the first wins: as many low rewards as high ones.
     balanced_first = sorted(range(count + 1), key=lambda low: abs(2 * low - count))
     splits = [torch.cat([order[:low], order[len(order) - count + low :]]) for low in balanced_first]
     variances = torch.stack([rewards[split].var(correction=0) for split in splits])
@@ -45,6 +46,7 @@ def expected_best_of_n(rewards: Tensor, n: int) -> Tensor:
     if not 1 <= n <= k:
         raise ValueError(f"best of {n} cannot be estimated from {k} samples per prompt: n must be between 1 and {k}")
     ascending = widen(rewards).sort(-1).values
+    # Of the C(K, n) subsets, C(i, n - 1) have r_(i) as their largest: i rewards are smaller (i from 0).
     weights = [math.comb(i, n - 1) / math.comb(k, n) for i in range(k)]
     return (ascending * ascending.new_tensor(weights)).sum(-1)
 
@@ -68,6 +70,6 @@ def best_of_n_distribution(probs: Tensor, rewards: Tensor, n: int) -> Tensor:
     level = torch.unique(rewards, return_inverse=True)[1]
     mass = widen(probs).new_zeros(len(probs)).index_add(0, level, widen(probs))
     up_to = mass.cumsum(0)
-    chosen = up_to**n - (up_to - mass).clamp(min=0) ** n
+    chosen = up_to**n - (up_to - mass).clamp(min=0) ** n  # a difference of sums may be -1e-8
     share = torch.where(mass > 0, chosen / mass.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
     return widen(probs) * share[level]

@@ -18,6 +18,7 @@ def order_probabilities(logp_ab: Tensor, logp_ba: Tensor) -> tuple[Tensor, Tenso
     """
     check_shapes(logp_ab=logp_ab, logp_ba=logp_ba)
     ab, ba = widen(logp_ab), widen(logp_ba)
+    # The softmax of two is a sigmoid. In the order B, A, column 1 stands for A.
     return torch.sigmoid(ab[:, 0] - ab[:, 1]), torch.sigmoid(ba[:, 1] - ba[:, 0])
 
 
@@ -35,6 +36,7 @@ def judge_probability(logp_ab: Tensor, logp_ba: Tensor) -> Tensor:
 def position_inconsistent(logp_ab: Tensor, logp_ba: Tensor) -> Tensor:
     """True [N] if the judge prefers the same *position* in both orders, whichever candidate is shown there."""
     in_ab, in_ba = order_probabilities(logp_ab, logp_ba)
+    # Both are P(A better); on different sides of 0.5, the judge followed the position.
     return (in_ab - 0.5) * (in_ba - 0.5) < 0
 
 

@@ -39,6 +39,7 @@ def kl_k3(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor | None = No
     As a loss, it has the gradient of KL(pi_ref || pi). expm1 preserves the tiny values of nearly equal policies. Pass
     the mask if masked positions may hold anything but log-probabilities.
     """
+    # d = log(pi / pi_ref), so pi_ref / pi = exp(-d): k3 = exp(-d) - 1 + d.
     d = log_ratio(logprobs, reference_logprobs, mask)
     return torch.expm1(exponent(-d)) + d
 

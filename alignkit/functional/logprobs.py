@@ -47,6 +47,7 @@ def response_mask(tokens: Tensor, eos_ids: int | Sequence[int]) -> tuple[Tensor,
     """
     ends = torch.tensor([eos_ids] if isinstance(eos_ids, int) else list(eos_ids), device=tokens.device)
     is_end = torch.isin(tokens, ends.to(tokens.dtype))
+    # Ends before the token, itself excluded, so that the first end token still counts.
     ends_before = is_end.long().cumsum(-1) - is_end.long()
     mask = ends_before == 0
     return mask, is_end.any(-1), mask.sum(-1)
@@ -54,6 +55,7 @@ def response_mask(tokens: Tensor, eos_ids: int | Sequence[int]) -> tuple[Tensor,
 
 def last_index(mask: Tensor) -> Tensor:
     """Index of the last valid token of each row: [B, T] -> [B], -1 for a row without one."""
+    # From 1, so that 0 means masked; the 1 is subtracted again, and an empty row has -1.
     positions = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
     return (mask.bool() * positions).amax(-1) - 1
 
@@ -61,4 +63,4 @@ def last_index(mask: Tensor) -> Tensor:
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Positions that ignore padding on either side: [B, T] -> [B, T], 0 on padding."""
     valid = attention_mask.long()
-    return (valid.cumsum(-1) - 1) * valid
+    return (valid.cumsum(-1) - 1) * valid  # padding on the left would have -1

@@ -57,8 +57,10 @@ def ppo_policy_loss(
         raise ValueError(f"dual_clip must be greater than 1, not {dual_clip}")
     advantages = zero_masked(widen(advantages.detach()), mask)
     r = ratio(logprobs, old_logprobs.detach(), mask)
+    # The minimum is pessimistic: clipping never makes an update look better than it is.
     objective = torch.minimum(r * advantages, _clip_ratio(r, clip_range, clip_range_high) * advantages)
     if dual_clip is not None:
+        # For A < 0 the objective falls without bound as r grows; this gives it a floor.
         objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
     return -objective
 
@@ -72,6 +74,7 @@ def cispo_policy_loss(
     gradient; PPO's clipping drops it. Masked entries are 0. Gradients flow through `logprobs` only.
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    # Detached, so that the gradient is that of log pi even where the ratio is capped.
     weight = ratio(logprobs, old_logprobs, mask).clamp(max=1 + clip_range_high).detach()
     return -weight * zero_masked(widen(advantages.detach()), mask) * zero_masked(widen(logprobs), mask)
 
@@ -87,6 +90,7 @@ def clipped(
     """1 for tokens whose gradient the clipping removes, i.e. clip(r) A < r A, else 0: [B, T] -> [B, T]."""
     with torch.no_grad():
         r, advantages = ratio(logprobs, old_logprobs, mask), widen(advantages)
+        # Then the minimum is the clipped product, in which r no longer appears.
         return (_clip_ratio(r, clip_range, clip_range_high) * advantages < r * advantages).to(r.dtype)
 
 
@@ -106,6 +110,7 @@ def ppo_value_loss(
     v, old, target = (zero_masked(widen(x), mask) for x in (values, old_values.detach(), returns.detach()))
     loss = (v - target) ** 2
     if clip_range is not None:
+        # Where the clipped error is larger, the value gets no gradient: it has moved too far already.
         loss = torch.maximum(loss, (old + (v - old).clamp(-clip_range, clip_range) - target) ** 2)
     return 0.5 * loss
 

@@ -69,6 +69,7 @@ def kto_loss(
 ) -> Tensor:
     """lambda_y - v(x, y) per response, log_ratios = log pi/pi_ref [N] -> [N]. Ethayarajh et al. 2024, eq. (8)."""
     check_shapes(log_ratios=log_ratios, desirable=desirable)
+    # The value is sigma(z) of a desirable response and sigma(-z) of an undesirable one.
     z = beta * (widen(log_ratios) - reference_point)
     # 1 - sigma(z) = sigma(-z), but the subtraction would lose all digits for large z.
     return torch.where(desirable.bool(), desirable_weight * torch.sigmoid(-z), undesirable_weight * torch.sigmoid(z))
@@ -97,6 +98,7 @@ def cpl_loss(first: Tensor, second: Tensor, p: Tensor | float = 1.0, lam: float 
     """
     check_shapes(first=first, second=second)
     first, second = widen(first), widen(second)
+    # A soft label: the expectation over which segment is better. lam weighs the one that is not.
     return -p * logsigmoid(first - lam * second) - (1 - p) * logsigmoid(second - lam * first)
 
 

@@ -66,6 +66,7 @@ def aggregate(x: Tensor, mask: Tensor, mode: str, length: float | None = None) -
         case "token_mean":
             return masked_mean(x, mask)
         case "sequence_mean":
+            # Rows without tokens have a mean of 0, and are left out of the count.
             return mean_tokens(x, mask).sum() / mask.bool().any(-1).sum().clamp(min=1)
         case "constant_length":
             return masked_sum(x, mask) / (max(len(x), 1) * float(x.shape[-1] if length is None else length))

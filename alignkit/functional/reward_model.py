@@ -70,7 +70,8 @@ def ordinal_loss(scores: Tensor, levels: Tensor, thresholds: Tensor) -> Tensor:
     """
     check_shapes(scores=scores, levels=levels)
     infinite = thresholds.new_full((1,), math.inf)
-    bounds = torch.cat([-infinite, thresholds, infinite]).to(widen(scores))
+    bounds = torch.cat([-infinite, thresholds, infinite]).to(widen(scores))  # [K + 1]; the outer levels are open
+    # P(level) = sigma(high) - sigma(low).
     low, high = bounds[levels] - widen(scores), bounds[levels + 1] - widen(scores)
     # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - exp(b - a)), which does not cancel in the tails.
     width = torch.where(low.isinf() | high.isinf(), math.inf, bounds[levels + 1] - bounds[levels])

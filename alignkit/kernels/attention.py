@@ -108,6 +108,7 @@ class TreeLayout:
         lengths = [span.length for span in self.spans]
         qs, ks, vs = (x.split(lengths, dim=2) for x in (q, k, v))
         parts = [self._group(index, qs[index], ks[index], vs[index], args) for index in range(len(lengths))]
+        # `_group` may have computed bf16 in fp32.
         return torch.cat([part.to(q.dtype) for part in parts], dim=2)
 
     def _group(self, index: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
@@ -129,7 +130,7 @@ class TreeLayout:
         limited = args.softcap is not None or (args.window is not None and args.window < span.longest)
         if span.split_responses or limited or not uniform or not tiled_attention.supported(q):
             return None
-        key = (index, q.shape[1] * q.shape[3])
+        key = (index, q.shape[1] * q.shape[3])  # a model's layers may differ in width
         if key not in self._tiles:
             self._tiles[key] = tiled_attention.tiles(span, key[1], self.costs or tiled_attention.cost_model(q))
         return self._tiles[key]
@@ -149,12 +150,14 @@ class TreeLayout:
 
         lengths = [span.prompt, span.length - span.prompt]
         (q, rows_q), (k, rows_k), (v, rows_v) = (x.split(lengths, dim=2) for x in (q, k, v))
+        # None unless there is a window: a prompt is an ordinary causal sequence.
         mask = self._for_kernel(self._causal_mask(span.prompt, 0, args.window, q.device), q, args)
         of_prompt = attention(q, k, v, mask, args)
         k, v = (
             torch.cat([prompt.expand(count, -1, -1, -1), padded(rows)], dim=2)
             for prompt, rows in ((k, rows_k), (v, rows_v))
         )
+        # Padding is on the right, so causal order hides it from every token that is kept.
         mask = self._for_kernel(self._causal_mask(longest, span.prompt, args.window, q.device), q, args)
         of_responses = attention(padded(rows_q), k, v, mask, args)
         of_responses = of_responses.transpose(0, 1).flatten(1, 2).index_select(1, restore)
@@ -176,9 +179,11 @@ class TreeLayout:
         """Indices that pad the group's response tokens to [responses x longest], and indices that undo it."""
         if index not in self._padding:
             lengths = torch.tensor(self.spans[index].responses)
-            starts = lengths.cumsum(0) - lengths
+            starts = lengths.cumsum(0) - lengths  # from the first response's first token
             offsets = torch.arange(int(lengths.max()))[None]
+            # [responses, longest]; padding repeats the last token, as good as any other index.
             gather = starts[:, None] + torch.minimum(offsets, lengths[:, None] - 1)
+            # The cells that are no padding, in the order of the row.
             restore = (offsets < lengths[:, None]).flatten().nonzero()[:, 0]
             self._padding[index] = (gather.flatten().to(device), restore.to(device))
         return self._padding[index]
@@ -194,6 +199,7 @@ class TreeLayout:
             return None
         key = (queries, before, window)
         if key not in self._causal_masks:
+            # [queries, before + queries]: how far a key lies behind its query.
             distance = torch.arange(before, before + queries)[:, None] - torch.arange(before + queries)[None]
             sees = distance >= 0
             self._causal_masks[key] = (sees if window is None else sees & (distance < window)).to(device)
@@ -211,9 +217,10 @@ class TreeLayout:
             sees = torch.ones(span.length, span.length, dtype=torch.bool).tril_()
             start = span.prompt
             for length in span.responses:
-                sees[start : start + length, span.prompt : start] = False
+                sees[start : start + length, span.prompt : start] = False  # causal, but for earlier responses
                 start += length
             if window is not None:
+                # By positions, not places in the row: between prompt and response lie other responses.
                 positions = span.positions()
                 sees &= positions[:, None] - positions[None] < window
             self._group_masks[key] = sees.to(device)

@@ -69,9 +69,10 @@ class Cache:
 
 def _updated(old: Tensor | None, prefill: Tensor | None, change: _Change, cells: Tensor | None) -> Tensor:
     """cells: see `_Change.gather`; None: copy one row at a time."""
-    like = old[0] if old is not None else prefill
+    like = old[0] if old is not None else prefill  # [heads, columns or tokens, size]
     assert like is not None  # a layer without a cache has been prefilled
     kept = len(change.keep)
+    # Not empty: masked columns enter the product with weight 0, and 0 times a leftover nan is nan.
     new = like.new_zeros(change.rows, like.shape[0], change.column + change.room, like.shape[-1])
     if old is not None and kept:
         _right_align(new[:kept], old[:, :, change.used].index_select(0, change.keep), change.column)
@@ -79,7 +80,7 @@ def _updated(old: Tensor | None, prefill: Tensor | None, change: _Change, cells:
         return new
     if cells is not None:
         # Some calls for all rows: on a GPU a call costs more than the bytes that empty cells add.
-        padded = F.pad(prefill, (0, 0, 0, 1))
+        padded = F.pad(prefill, (0, 0, 0, 1))  # a token of zeros, at index `tokens`
         new[kept:, :, : change.column] = padded[:, cells].transpose(0, 1)
         return new
     for row, span in zip(new[kept:], change.prompts, strict=True):
@@ -135,10 +136,11 @@ class Extension(TreeLayout):
         sizes = [part.new for part in self.parts]
         results, whole = [], []
         for part, q_new, k_new, v_new in zip(self.parts, *(x.split(sizes, dim=2) for x in (q, k, v)), strict=True):
+            # A row fills its columns without gaps, so its first tokens are in its first columns.
             columns = slice(part.first, part.first + part.cached)
             old_keys, old_values = (stored[part.row, :, columns] for stored in self.cache[layer])
             keys, values = torch.cat([old_keys, k_new[0]], dim=1), torch.cat([old_values, v_new[0]], dim=1)
-            whole.append((keys, values))
+            whole.append((keys, values))  # before the conversion: the cache keeps the model's dtype
             if q.device.type == "cpu" and q.dtype == torch.bfloat16:
                 # torch's kernel for CPUs is twice as fast in fp32
                 q_new, keys, values = q_new.float(), keys.float(), values.float()
@@ -172,6 +174,7 @@ class Decoding:
         """
         prompts = [prefill.spans[owner] for owner in owners] if prefill is not None else []
         kept = self.starts[list(keep)]
+        # Columns that only dropped rows had filled disappear.
         first = int(kept.min()) if len(kept) else self.column
         column = max(self.column - first, *(span.prompt for span in prompts), 0)
         stored = prefill.kv if prefill is not None else {}
@@ -179,6 +182,7 @@ class Decoding:
         change = _Change(self._on_device(keep, stored), used, prompts, column, room)
         self.cache.update(change, stored)
         entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
+        # Kept rows stay aligned on the right, so their first columns move with the last one.
         self.starts = torch.cat([kept + column - self.column, entered])
         self.column = column
         size = BLOCK if change.keep.device.type == "cpu" else BLOCK_ON_GPU
@@ -210,6 +214,7 @@ class Decoding:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""
         keys, values = self.cache.layers[layer]
+        # Before attending, as a token sees itself. In place: all rows write one column, with no copy of the cache.
         keys[:, :, self.column] = k[:, :, 0]
         values[:, :, self.column] = v[:, :, 0]
         mask = self._mask(args.window, q.device)
@@ -230,7 +235,7 @@ class Decoding:
             columns = torch.arange(self.column + 1)[None]
             sees = columns >= self.starts[:, None]
             if window is not None:
-                sees &= columns > self.column - window
+                sees &= columns > self.column - window  # the token itself is part of its window
             self._masks[window] = sees[:, None, None].to(device)
         return self._masks[window]
 

@@ -62,6 +62,7 @@ class Row:
 
     def _mask(self, window: int | None) -> BlockMask:
         some, full = blocks(self.padded, window)
+        # Full blocks are listed by themselves: the kernel does not apply the rule to their pairs.
         partial = some & ~full
         mask = BlockMask.from_kv_blocks(
             *_listed(partial), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=self._rule(window)
@@ -139,6 +140,7 @@ def blocks(spans: Sequence[GroupSpan], window: int | None) -> Blocks:
         for length in span.responses:
             _add(some, all_keys, (start, start + length), (span.start, end), window)
             start += length
+    # Parts of several sequences may share a block of queries; it is full once all of them see the keys.
     return some, all_keys == BLOCK
 
 
@@ -151,18 +153,22 @@ def _add(
     reach = 2**62 if window is None else window  # keys that a query sees, itself included
     for block in range(start // BLOCK, -(-stop // BLOCK) if stop > start else 0):
         first, last = max(start, block * BLOCK), min(stop, (block + 1) * BLOCK) - 1
+        # Any pair: the first query's window begins earliest; rounded down to a block.
         some[block, max(start, first - reach + 1) // BLOCK : block + 1] = True
+        # All pairs: the last query's window begins latest; rounded up. Causal order keeps the diagonal out.
         all_keys[block, -(-max(start, last - reach + 1) // BLOCK) : block] += last - first + 1
         hidden = max(0, before + first - start - reach + 1)  # tokens of the prompt that are out of reach
         if hidden < before:
             some[block, (prompt[0] + hidden) // BLOCK : -(-prompt[1] // BLOCK)] = True
-        hidden = max(0, before + last - start - reach + 1)
+        hidden = max(0, before + last - start - reach + 1)  # for the last query
         if hidden < before:
+            # Rounded down: a block that the prompt shares with a response stays partial, so the rule decides.
             all_keys[block, -(-(prompt[0] + hidden) // BLOCK) : prompt[1] // BLOCK] += last - first + 1
 
 
 def _listed(marked: np.ndarray) -> tuple[Tensor, Tensor]:
     """[blocks, blocks] as a `BlockMask` stores it: the number in each row, and their columns before all others."""
     numbers = marked.sum(axis=1, dtype=np.int32)
+    # False sorts before true, and a stable sort keeps the marked columns ascending.
     columns = np.argsort(~marked, axis=1, kind="stable").astype(np.int32)
     return torch.from_numpy(numbers)[None, None], torch.from_numpy(columns)[None, None]

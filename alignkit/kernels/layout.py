@@ -49,6 +49,7 @@ class GroupSpan:
         if len(self.responses) < 2 or min(self.prompt, *self.responses) == 0:
             return False
         longest = max(self.responses)
+        # Pairs of tokens: the prompt's own, and each padded response's with the prompt and itself.
         split = self.prompt**2 + len(self.responses) * longest * (self.prompt + longest)
         return 2 * split < self.length**2
 

@@ -111,6 +111,7 @@ def _widened(x: Tensor) -> Tensor:
 def _frozen_head(
     hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy, chunk: int
 ) -> tuple[Tensor, Tensor | None]:
+    # Decided here, because gradients are always off inside of a Function's forward.
     learns = torch.is_grad_enabled() and hidden.requires_grad
     logprobs, entropies = _FrozenHead.apply(hidden, tokens, head, entropy, chunk, learns)
     return logprobs, entropies
@@ -127,9 +128,11 @@ class _FrozenHead(torch.autograd.Function):
         logprobs = hidden.new_empty(len(hidden), dtype=dtype)
         entropies = torch.empty_like(logprobs) if entropy else None
         entropy_learns = bool(entropy) and entropy != "reported"
+        # [N, D] each, all that backward needs: the logits, [N, V], are gone by then.
         grads = [torch.empty_like(hidden) for _ in range(1 + entropy_learns)] if learns else []
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
+            # Slices are views, so `_fill` writes into the whole tensors.
             part_entropies = None if entropies is None else entropies[part]
             _fill(hidden[part], tokens[part], head, logprobs[part], part_entropies, [grad[part] for grad in grads])
         ctx.save_for_backward(*grads)
@@ -141,8 +144,9 @@ class _FrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         total: Tensor | None = None
+        # Not strict: without a learned entropy its upstream gradient has no partner.
         for gradient, grad in zip(upstream, ctx.saved_tensors, strict=False):
-            part = gradient[:, None] * grad
+            part = gradient[:, None] * grad  # [N, D]; a row's results depend on its own state only
             total = part if total is None else total + part
         return None if total is None else total.to(ctx.saved_tensors[0].dtype), None, None, None, None, None
 
@@ -157,7 +161,9 @@ def _fill(
     """
     logits, softcap_grad = _logits(hidden, head, logprobs.dtype)
     chosen = tokens[:, None]
+    # The largest logit becomes 0: exp cannot overflow, and log softmax does not change.
     shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))
+    # Read before exp_ overwrites the logits; log(total) is subtracted below.
     logprobs.copy_(shifted.gather(-1, chosen)[:, 0])
     # A forbidden token, with a logit of -inf, adds nothing to the entropy, but 0 * -inf would be nan.
     log_probabilities = shifted.masked_fill(shifted == float("-inf"), 0.0) if entropies is not None else None
@@ -166,8 +172,10 @@ def _fill(
     logprobs -= total.log()[:, 0]
     probabilities = exponentials.div_(total)
     if entropies is not None and log_probabilities is not None:
+        # This also changes the zeros of forbidden tokens, whose probability of 0 then removes them.
         log_probabilities -= total.log()
         entropies.copy_(-(probabilities * log_probabilities).sum(dim=-1))
+        # First the entropy's gradient: the other one overwrites the probabilities.
         if len(grads) > 1:
             # d entropy / d logits = -p (log p + entropy)
             entropy_grad = log_probabilities.add_(entropies[:, None]).mul_(probabilities).neg_()
@@ -188,6 +196,7 @@ def _logits(hidden: Tensor, head: HeadSpec, dtype: torch.dtype) -> tuple[Tensor,
         logits *= head.scale
     softcap_grad = None
     if head.softcap is not None:
+        # d (c tanh(x / c)) / dx = 1 - tanh(x / c)^2, while the logits still hold tanh.
         softcap_grad = 1 - torch.tanh_(logits.div_(head.softcap)).square()
         logits *= head.softcap
     if head.temperature != 1.0:
@@ -199,6 +208,7 @@ def _to_hidden(grad: Tensor, softcap_grad: Tensor | None, head: HeadSpec) -> Ten
     """A gradient with respect to the logits, [rows, V], as one with respect to the hidden states, [rows, D]."""
     if softcap_grad is not None:
         grad *= softcap_grad
+    # The chain rule from the outside in: temperature, soft cap, scale. The constants commute.
     if (factor := head.scale / head.temperature) != 1.0:
         grad *= factor
     return matmul(grad.to(head.weight.dtype), head.weight)

@@ -56,8 +56,10 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, down, up, low = ctx.saved_tensors
         gradient = upstream[0].reshape(-1, len(weight))
+        # [rows, rank], with the scale in it; only the gradient of `up` still lacks it.
         low_gradient = matmul(gradient, _scaled(up, ctx.scale, x.dtype))
         x_gradient = down_gradient = up_gradient = None
+        # Arguments 0, 3 and 4 are x, down and up; weight and bias are frozen.
         if ctx.needs_input_grad[0]:
             x_gradient = matmul(gradient, weight).addmm_(low_gradient, down.to(x.dtype)).view(x.shape)
         if ctx.needs_input_grad[3]:
@@ -69,4 +71,5 @@ class _Adapted(torch.autograd.Function):
 
 
 def _scaled(up: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    # The factor goes into the small matrix, before rounding, and not into [rows, outputs].
     return (up * scale).to(dtype)

@@ -33,6 +33,7 @@ def prepacked_weights(model: Any, adapter: str | None, rows: int, tokens: int) -
     model: a transformers model, whose adapters may be peft's. adapter: the one to merge; None: the base. Its parameters
     must not change inside.
     """
+    # Without an adapter there is nothing to merge, and a GPU packs nothing.
     if tokens >= MIN_TOKENS and adapter is not None and _mergeable(model):
         with matmul.using(_within_memory(lambda: _merge(model, adapter))):
             yield
@@ -83,6 +84,7 @@ def _merge(model: Any, adapter: str) -> dict[int, Copy]:
         base, down, up = layer.base_layer, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         # The products of bf16 numbers would be rounded twice.
         weight = torch.addmm(base.weight.float(), up.float(), down.float(), alpha=layer.scaling[adapter])
+        # By `up`, which `adapted` has at hand and which differs between adapters; the frozen weight is shared.
         merged[id(up)] = MergedWeight(weight.to(base.weight.dtype), base.bias)
     return merged
 

@@ -30,7 +30,7 @@ class StaticDecoding(Decoding):
     @property
     def attended(self) -> int:
         """Columns that the rows attend to, filled or not."""
-        return (self.column // STEP + 1) * STEP
+        return (self.column // STEP + 1) * STEP  # at least one more than the column, which is an index
 
     @property
     def memory(self) -> Hashable:
@@ -38,6 +38,7 @@ class StaticDecoding(Decoding):
         return (self.updates, self.attended)
 
     def _allocated(self, column: int, room: int) -> int:
+        # Up to a multiple of STEP, or `attended` could exceed the cache.
         return room + -(column + room) % STEP
 
     def _updated(self, device: torch.device) -> None:
@@ -47,6 +48,7 @@ class StaticDecoding(Decoding):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
         """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""
         keys, values = self.cache.layers[layer]
+        # By a tensor: a recorded graph would repeat a number from the host for every token.
         keys.index_copy_(2, self._place, k)
         values.index_copy_(2, self._place, v)
         rows, heads, _, size = q.shape
@@ -62,6 +64,7 @@ class StaticDecoding(Decoding):
         if key not in self._masks:
             if len(self._columns) != self.attended:
                 self._columns = torch.arange(self.attended, device=q.device)
+            # [rows, columns]: neither the empty space on the left nor columns that are not written yet.
             sees = (self._columns >= self._firsts[:, None]) & (self._columns <= self._place)
             if args.window is not None:
                 sees &= self._columns > self._place - args.window
@@ -74,6 +77,7 @@ class StaticDecoding(Decoding):
     def advance(self) -> None:
         """Move to the next column; all layers have written this one."""
         super().advance()
+        # In place, because a recorded graph reads this memory.
         self._place += 1
 
 

@@ -95,6 +95,7 @@ def tiles(span: GroupSpan, width: int, costs: CostModel) -> list[Tile] | None:
         parts += _cut(end, end + length, span.prompt)
         end += length
     pairs = sum(tile.cost + costs.setup // width for tile in parts)
+    # A group of one sequence would need no mask, and the fused kernel skips half of its pairs.
     price = costs.pair if len(span.responses) > 1 else costs.causal
     return parts if price * pairs < span.length**2 else None
 
@@ -120,12 +121,13 @@ class _TiledAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile], scale: float) -> Tensor:
         ctx.tiles, ctx.scale = tiles, scale
         out = _empty_by_token(q, q.dtype)
+        # Converted once for all tiles; scores of bf16 inputs are computed in fp32.
         wide_k = k.to(_wide(k))
         workspace = _workspace(tiles, q)
         for tile in tiles:
             probabilities = _probabilities(_queries(q, k, tile), tile.keys(wide_k), tile, scale, workspace)
             _scatter(out, torch.bmm(probabilities.to(v.dtype), tile.keys(v)), tile)
-        ctx.save_for_backward(q, k, v)
+        ctx.save_for_backward(q, k, v)  # no weights, which backward computes again
         return out
 
     @staticmethod
@@ -133,12 +135,14 @@ class _TiledAttention(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         wide_k = k.to(_wide(k))
-        q_grad = _empty_by_token(q, q.dtype)
+        q_grad = _empty_by_token(q, q.dtype)  # not zeroed: every query is in one tile
+        # Every tile adds to the prompt's keys, and sums in bf16 would lose digits.
         k_grad, v_grad = _empty_by_token(k, wide_k.dtype).zero_(), _empty_by_token(v, wide_k.dtype).zero_()
         workspace = _workspace(ctx.tiles, q)
         for tile in ctx.tiles:
             queries, gradient = _queries(q, k, tile), _queries(upstream[0], k, tile)
             probabilities = _probabilities(queries, tile.keys(wide_k), tile, ctx.scale, workspace)
+            # The query heads of a key head are rows of one product, which adds up their gradients.
             tile.add_to_keys(v_grad, torch.bmm(probabilities.to(v.dtype).transpose(1, 2), gradient))
             # The scores are spent, so their memory takes the gradient of the probabilities, and then their own.
             probability_grad = _product(gradient, tile.keys(v).transpose(1, 2), workspace[0])
@@ -159,6 +163,7 @@ def _product(a: Tensor, b: Tensor, workspace: Tensor) -> Tensor:
     """Batched a b, in the memory and dtype of `workspace`."""
     shape = (len(a), a.shape[1], b.shape[2])
     out = workspace[: math.prod(shape)].view(shape)
+    # bmm cannot write another dtype than its inputs have.
     return torch.bmm(a, b, out=out) if a.dtype == out.dtype else out.copy_(torch.bmm(a, b))
 
 
@@ -166,7 +171,7 @@ def _probabilities(queries: Tensor, keys: Tensor, tile: Tile, scale: float, work
     """Attention weights of a tile, [key heads, query heads per key head x queries, keys]."""
     scores = _product(queries.to(keys.dtype), keys.transpose(1, 2), workspace[0]).mul_(scale)
     count = tile.stop - tile.start
-    by_head = scores.view(len(keys), -1, count, keys.shape[1])
+    by_head = scores.view(len(keys), -1, count, keys.shape[1])  # [key heads, query heads of each, queries, keys]
     by_head[..., -count:] += _causal_bias(count)  # the last keys are the queries' own tokens
     return torch.softmax(scores, dim=-1, out=workspace[1][: scores.numel()].view(scores.shape))
 

@@ -126,6 +126,7 @@ class Adapters:
         targets = self._resolved(config)
         config.target_modules = targets.modules if isinstance(targets.modules, str) else set(targets.modules)
         config.target_parameters = targets.parameters or None
+        # The draws follow from `seed`, and leave the process's own generator where it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
@@ -183,7 +184,7 @@ class Adapters:
         check_safetensors(folder / WEIGHTS)
         state = load_file(folder / WEIGHTS)
         check_finite(folder / WEIGHTS, state)
-        state.pop(SCORE, None)
+        state.pop(SCORE, None)  # a role loads its head itself
         result = set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
         missing = [key for key in result.missing_keys if f".{adapter}." in key]
         if missing or result.unexpected_keys:
@@ -250,4 +251,5 @@ def _sort_facts(file: Path) -> None:
         if len(text.encode()) > size:
             raise RunFailed(f"{file} cannot be written with sorted metadata")  # impossible: the same text, reordered
         stream.seek(8)
+        # Padded to the old size, because tensors are found by their distance from the header's end.
         stream.write(text.encode().ljust(size))

@@ -46,10 +46,12 @@ class MemoryBudget:
     @property
     def tokens(self) -> int:
         """The maximum number of tokens in a packed row."""
+        # Measured late, because a checkpoint may bring the bytes of the machine that wrote it.
         if self.activation_bytes is None:
             self.activation_bytes = activation_budget(self.device)
         least = self.least or (LEAST_TOKENS if self.device.type == "cpu" else LEAST_ON_GPU)
         tokens = int(min(MOST_TOKENS, max(least, self.activation_bytes // self.bytes_per_token)))
+        # The floor ends the halving: `halve` then reports that nothing shrank.
         return max(least // 8, tokens >> self.halvings)
 
     def halve(self) -> bool:
@@ -87,6 +89,7 @@ def activation_budget(device: torch.device, memory: float | None = None) -> floa
     CPU_ACTIVATIONS. memory: bytes of the device, if it is not one of this machine.
     """
     share = (total(device) if memory is None else memory) * SHARE
+    # Machines that differ by a little memory pack alike, and so get the same bits.
     rounded = 2.0 ** math.floor(math.log2(share)) if share < math.inf else share
     return rounded if device.type == "cuda" else min(CPU_ACTIVATIONS, rounded)
 

@@ -126,6 +126,7 @@ class Encoder(TemplateTokens):
                 group, self.bos, [self._raw(response) for response in group.responses], max_length, False
             )
         plan = self._plans.pop(id(group), (group, None))[1] or self._plan(group)
+        # In characters: a longer text cannot fit, and tokenizing it would take long.
         most = max_length * self.rendered.longest
         if len(plan.prompt) > most:
             self._count("no_room", group)
@@ -137,6 +138,7 @@ class Encoder(TemplateTokens):
             if found is None:
                 rows.append(self._sampled(response, scoring))
                 continue
+            # Some templates write a prompt differently once an answer follows.
             if not found.text.startswith(prompt.text):
                 if len(group.responses) > 1:
                     raise DataError("the chat template renders the first answer without its own prompt")
@@ -182,11 +184,13 @@ class Encoder(TemplateTokens):
                 continue
             if plan is None:
                 continue
+            # The group is kept as well, or another one could get its id.
             self._plans[id(group)] = (group, plan)
             if len(plan.prompt) > most:
                 continue
             cut = self.cut_of(plan.prompt)
             found = zip(group.responses, plan.conversations, strict=True)
+            # From `cut` on, as `continuation` will ask for it.
             read = [self._text_of(r, c, scoring, len(plan.prompt) + most)[cut:] for r, c in found if c is not None]
             texts += [plan.prompt, *read]
         self.rendered.prepare(texts)
@@ -242,7 +246,9 @@ class Encoder(TemplateTokens):
             return ResponseTokens(tokens, written, response.truncated)
         ended = bool(tokens) and tokens[-1] in self.end_ids
         if not self.chat.shape.close:
+            # The template writes no end of turn, so the sampler's end token is not part of what is scored.
             tokens, written = (tokens[:-1], written[:-1]) if ended else (tokens, written)
+        # Only what the template writes behind the end of turn, which the sample already has.
         end = self.closing[len(self.end_of_turn) :] if ended and self.chat.shape.close else self.closing
         return ResponseTokens(tokens + end, written + (True,) * len(end))
 
@@ -261,11 +267,13 @@ class Encoder(TemplateTokens):
         ids, joined = self.continuation(prompt, text)
         self._count("joined", group, joined)
         learned = self._learned(group, response, found, turns)
+        # All tokens belong to the one turn that counts, so their places in the text need not be found.
         if learned == [last] and last.start == len(prompt.text) and last.end >= len(text):
             mask = [True] * len(ids)
         else:
             mask = self.mask(prompt, text, ids, learned)
         if not self.chat.shape.close and not scoring and not response.truncated:
+            # A template without an end of turn: EOS ends it, as in sampling.
             ids, mask = (*ids, *self.end_of_turn), [*mask, last in learned]
         return ResponseTokens(ids, tuple(mask), response.truncated and not scoring)
 

@@ -46,6 +46,7 @@ def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> 
     if wants.scores:
         outputs.scores = model.scalars(role, hidden[packed.scored(model.roles[role].unread)])
     if wants.logprobs:
+        # The shift by one: the state at a token predicts the next, so it is read at `before`.
         logprobs, entropy = model.logprobs(
             role, hidden[packed.before], packed.targets, temperature=wants.temperature, entropy=wants.entropy
         )
@@ -53,8 +54,10 @@ def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> 
         if entropy is not None:
             outputs.entropy = packed.unpack(entropy)
     if wants.values is not None:
+        # A head on the policy's backbone reads the states that are already here.
         if model.backbone_role(wants.values) != model.backbone_role(role):
             hidden = model.hidden(wants.values, packed.layout, packed.tokens)
+        # The value before a token is written, at the state that predicts it.
         outputs.values = packed.unpack(model.scalars(wants.values, hidden[packed.before]))
     return outputs
 
@@ -114,6 +117,7 @@ def _in_micro_batches(
         for name, table in filled(forward(model, role, part, wants)).items():
             column = measured.setdefault(name, [torch.empty(0)] * len(examples.rows))
             for position, row, values in zip(examples.rows_of(indices), part.rows, table.cpu(), strict=True):
+                # Cloned, because a view would keep the whole padded table in memory.
                 column[position] = values[: len(row.tokens)].clone() if values.dim() else values
         done(groups)
     return measured

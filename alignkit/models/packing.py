@@ -40,6 +40,7 @@ class PackedBatch:
             start = span.start + span.prompt
             for length in span.responses:
                 path = [*range(span.start, span.start + span.prompt), *range(start, start + length)]
+                # A response that is nothing but skipped tokens is scored in its prompt.
                 while len(path) > 1 and int(self.tokens[path[-1]]) == unread:
                     path.pop()
                 places.append(path[-1])
@@ -62,6 +63,7 @@ def pack(groups: Sequence[Encoded]) -> PackedBatch:
     for group in groups:
         spans.append(GroupSpan(len(row), len(group.prompt), tuple(len(r.tokens) for r in group.rows)))
         row += group.prompt
+        # An empty prompt has no last token, but then no response's first token counts, and nothing reads this index.
         prompt_end = len(row) - 1
         for response in group.rows:
             starts.append(len(row))
@@ -72,9 +74,11 @@ def pack(groups: Sequence[Encoded]) -> PackedBatch:
     start = np.array(starts, dtype=np.int64)
     lengths = np.array([n for span in spans for n in span.responses], dtype=np.int64)
     counted = np.array(counts, dtype=bool)
+    # [n] each, of the counted tokens: the response, and the index in it (a running number minus where it starts).
     response_index = np.repeat(np.arange(len(lengths)), lengths)[counted]
     token_index = (np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths))[counted]
     targets = start[response_index] + token_index
+    # In the row, a first token may follow another response; what predicts it is the end of its prompt.
     before = np.where(token_index > 0, targets - 1, np.array(prompt_ends, dtype=np.int64)[response_index])
     return PackedBatch(
         layout=TreeLayout(spans),

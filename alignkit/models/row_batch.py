@@ -47,6 +47,7 @@ class RowBatch:
             self.model.should_stop()
             tokens = self._write_ahead() if self.ahead else self.writer.write(self.rows, self.logits)
             if any(row.active for row in self.rows):
+                # The token just appended is read next; as positions count from 0, its position is the length minus 1.
                 lengths = [len(self.prompts[row.prompt]) + len(row.tokens) for row in self.rows]
                 self._step(tokens, torch.tensor(lengths) - 1)
 
@@ -68,8 +69,10 @@ class RowBatch:
         for step in range(count):
             chosen, logprobs, _ = draw(self.logits, draws[step], sampling, None if early is None else early[step], ends)
             drawn.append(torch.stack([chosen.double(), logprobs.double()]))  # both exact in fp64
+            # The last one is read by `run`, if any row still needs more.
             if step + 1 < count:
                 self._step(chosen, positions[step])
+        # One transfer for all of these tokens, and the only time that the host waits.
         self.writer.write_all(self.rows, torch.stack(drawn).tolist())
         return chosen
 
@@ -85,6 +88,7 @@ class RowBatch:
         if not keep and not self.queue:
             return False
         parts = list(self._dequeue(self.limit - len(keep)))
+        # [[]]: nobody enters, but idle rows leave.
         for admitted in parts or ([] if answered else [[]]):
             self._admit(keep, admitted)
             keep = list(range(len(self.rows)))
@@ -98,6 +102,7 @@ class RowBatch:
             tokens, last = 0, (-1, -1)
             while self.queue and len(part) < vacant:
                 key = key_of(self.queue[0])
+                # The queue keeps a prompt's samples together, and they read it once.
                 new = len(self.writer.context(self.queue[0])) if key != last else 0
                 if part and tokens + new > budget:
                     break
@@ -127,7 +132,9 @@ class RowBatch:
         self.writer.count(read=len(tokens))
         owners = [prompts.index(key_of(row)) for row in admitted]
         self.decoding.update_rows(keep, room, prefill, owners)
+        # The state at a prompt's last token predicts the first new one.
         ends = [spans[owner].start + spans[owner].prompt - 1 for owner in owners]
+        # In the order of `rows` and of the cache: kept rows, then new ones.
         self.logits = torch.cat([logits, self.model.next_logits(self.writer.role, hidden[ends])])
 
     def _continue(self, keep: Sequence[int], answered: Sequence[int]) -> None:
@@ -143,7 +150,9 @@ class RowBatch:
 
     def _read(self, keep: Sequence[ActiveSequence], part: Sequence[ActiveSequence]) -> None:
         """Drop all rows but `keep` and `part`, whose new tokens are read here."""
+        # Rows of the cache, as numbered before this call changes them.
         places = {id(row): index for index, row in enumerate(self.rows)}
+        # row -> (tokens in the cache that stay, tokens to read). What it drew after its end does not stay.
         lengths = {places[id(row)]: (len(self.writer.context(row)) - row.unread, row.unread) for row in part}
         tokens = [token for row in part for token in row.tokens[-row.unread :]]
         layout = self.decoding.extension(lengths)
@@ -152,6 +161,7 @@ class RowBatch:
         kept = [places[id(row)] for row in keep]
         self.rows = [*keep, *part]
         self.decoding.update_rows(kept, max(row.room for row in self.rows), layout, range(len(part)))
+        # The new tokens of these rows are side by side; each one's last predicts what follows.
         ends = torch.tensor([row.unread for row in part]).cumsum(0) - 1
         logits = self.model.next_logits(self.writer.role, hidden[ends.to(hidden.device)])
         self.logits = torch.cat([self.logits[kept], logits])
@@ -188,9 +198,11 @@ class _Plan:
         """prompts: their lengths. A row without room stays where it is, as positions may end with the context."""
         steps = torch.arange(count)[:, None]
         lengths = torch.tensor([n + len(row.tokens) for n, row in zip(prompts, rows, strict=True)])
+        # 0 makes `room - 1` negative: an ended row stays at the position of its last token.
         room = torch.tensor([row.room if row.active else 0 for row in rows])
         draws = np.zeros((count, len(rows)))
         for column, row in enumerate(rows):
+            # The draws that the same tokens would get one at a time.
             given = row.draws[row.sampled : row.sampled + count] if row.active else ()
             draws[: len(given), column] = given
         positions = lengths + torch.minimum(steps, room - 1)

@@ -102,9 +102,11 @@ def generate(
             )
         return list(model.engine.generate(model, role, encoder, prompts, streams, sampling, done, labels))
     model.passes.gather(role)
+    # With a partner, the turns of others take tokens of the same room.
     rooms = [sampling.max_new_tokens if partner is None else partner.max_length - len(prompt) for prompt in prompts]
     groups = [
         [
+            # All draws in advance: they do not depend on when, or next to which rows, a token is written.
             ActiveSequence(p, k, seeds.generator(n).random(sampling.max_new_tokens), rooms[p], complete=partner is None)
             for k, n in enumerate(numbers)
         ]
@@ -117,6 +119,7 @@ def generate(
         model, role, encoder, prompts, sampling, lambda: done(sum(s.over for s in sequences)), partner, wrote
     )
     while not _written(writer, deque(s for s in queue if s.active or (s.waiting and writer.continues(s)))):
+        # Only here, where the traceback of the error no longer holds the activations.
         gc.collect()
         release_cached(model.device)
     return [[_continuation(sequence) for sequence in group] for group in groups]
@@ -127,7 +130,7 @@ def _written(writer: Writer, queue: deque[ActiveSequence]) -> bool:
 
     Turns that have not ended start over: a sample depends on its draws only, not on who is sampled with it.
     """
-    model, waiting = writer.model, list(queue)
+    model, waiting = writer.model, list(queue)  # a copy, because writing empties the queue
     limit, weights = writer.most_rows(), model.roles[writer.role]
     try:
         with model.multiplying():

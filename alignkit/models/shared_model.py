@@ -180,7 +180,7 @@ class SharedModel:
         if role.adapter is None:
             del role
             gc.collect()  # recomputable layers hold references to themselves
-        elif role.backbone_role is None and self.adapters is not None:
+        elif role.backbone_role is None and self.adapters is not None:  # a mere head shares its adapter
             self.adapters.drop(role.adapter)
 
     def backbone_role(self, name: str) -> str:
@@ -193,10 +193,12 @@ class SharedModel:
         parameters: dict[str, nn.Parameter] = {}
         if role.backbone_role is None and role.adapter is not None and self.adapters is not None:
             parameters = self.adapters.parameters(role.adapter)
+        # With `lora: none` a role owns its copy; the base itself never learns.
         elif role.backbone_role is None and role.model is not self.model:
             parameters = dict(role.model.named_parameters())
         if role.head is not None:
             parameters["score.weight"] = role.head
+        # A fixed order: norms over all parameters round the same way after a resume.
         return dict(sorted(parameters.items()))
 
     def make_trainable(self, name: str) -> dict[str, nn.Parameter]:
@@ -210,6 +212,7 @@ class SharedModel:
     def using_role(self, name: str) -> Iterator[Any]:
         """Yield the model with the role's adapter active."""
         role = self.roles[name]
+        # Restored and not cleared afterwards, so that these contexts can be nested.
         before, self.active_adapter.name = self.active_adapter.name, role.adapter
         try:
             with self.multiplying():
@@ -241,6 +244,7 @@ class SharedModel:
             return nn.Parameter(head.detach().clone(), requires_grad=False)
         if isinstance(start, Path) and has_score(start):
             return nn.Parameter(saved_head(start).to(self.device), requires_grad=False)
+        # On the CPU, so that every device starts alike; not from `seed`, from which adapters are drawn.
         generator = torch.Generator().manual_seed(self.seed + 1)
         weight = torch.randn(1, self.hidden_size, generator=generator) / (self.hidden_size + 1) ** 0.5
         return nn.Parameter(weight.to(self.device), requires_grad=False)
@@ -285,9 +289,10 @@ class SharedModel:
             for span in layout.spans:
                 prompt = tokens[span.start : span.start + span.prompt]
                 start = span.start + span.prompt
-                for index, length in enumerate(span.responses or (0,)):
+                for index, length in enumerate(span.responses or (0,)):  # a prompt by itself is one row
                     row = torch.cat([prompt, tokens[start : start + length]])[None].to(self.device)
                     states = backbone(model)(input_ids=row, use_cache=False).last_hidden_state[0]
+                    # The prompt's states appear once, as in a packed row.
                     parts.append(states if index == 0 else states[span.prompt :])
                     start += length
         return torch.cat(parts)

@@ -54,6 +54,7 @@ class Writer:
     def continues(self, row: ActiveSequence) -> bool:
         """Whether others answer a turn that has ended; the row then has their tokens."""
         assert self.partner is not None  # otherwise no row waits
+        # One token less, so that the policy can answer, too; none if it may write no more.
         room = row.most - len(row.tokens) - 1 if row.sampled < len(row.draws) else 0
         ids = self.partner.reply(row.prompt, row.sample, row.tokens[row.turn :], room)
         if ids is None:
@@ -65,6 +66,7 @@ class Writer:
 
     def write(self, rows: Sequence[ActiveSequence], logits: Tensor) -> Tensor:
         """Append a token to every active row and return all rows' tokens, [rows]. logits: [rows, vocabulary]."""
+        # Ended rows stay until the next refill. What is drawn for them is dropped.
         draws = [row.draws[row.sampled] if row.active else 0.0 for row in rows]
         lengths = [row.sampled for row in rows]
         processed = logits
@@ -99,6 +101,7 @@ class Writer:
     def _append(self, rows: Sequence[ActiveSequence], ids: Sequence[int], logprobs: Sequence[float]) -> None:
         for row, token, logprob in zip(rows, ids, logprobs, strict=True):
             if row.active:
+                # Tokens that are drawn ahead have not been checked: that would make the GPU wait.
                 if not math.isfinite(logprob):
                     raise RunFailed(DIVERGED)
                 row.write(token, logprob)
@@ -126,6 +129,7 @@ class Writer:
         """Write all sequences with the model's own attention and cache, up to `limit` samples of a prompt at a time."""
         while queue:
             rows = [queue.popleft()]
+            # Rows with the same context have the same length, so this needs no padding and no mask.
             while queue and len(rows) < limit and key_of(queue[0]) == key_of(rows[0]):
                 rows.append(queue.popleft())
             tokens = torch.tensor([self.context(rows[0])] * len(rows), device=self.model.device)
@@ -138,4 +142,5 @@ class Writer:
                 logits = self.model.next_logits(self.role, output.last_hidden_state[:, -1])
                 self.model.should_stop()
                 tokens = self.write(rows, logits)[:, None]
+            # Answered rows come back with a longer context, which is read from its start.
             queue.extendleft(row for row in rows if row.waiting and self.continues(row))

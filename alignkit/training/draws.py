@@ -56,8 +56,11 @@ class Draws:
         return order
 
     def _weighted(self, number: int) -> list[int]:
+        # Cumulative counts: an epoch draws their difference, so that rounding does not add up over epochs.
         before, after = (apportioned(epochs * self.size, self.shares) for epochs in (number, number + 1))
+        # One offset in [0, 1) per source, or every epoch would begin with the same sources.
         starts = self.stream(number).random(len(self.shares))
+        # (place in [0, 1), row): a source's draws are evenly spaced over the epoch.
         drawn = [
             ((position - start + starts[source]) / (end - start), self._walked(source, position))
             for source, (start, end) in enumerate(zip(before, after, strict=True))
@@ -69,6 +72,7 @@ class Draws:
         """The row at a position of a source's own endless walk."""
         rows = self.rows[source]
         lap, index = divmod(position, len(rows))
+        # Laps, not epochs, name the stream: a walk continues across the ends of epochs.
         if self._walks.get(source, (-1, []))[0] != lap:
             order = self.stream("source", source, lap).permutation(len(rows)).tolist()
             self._walks[source] = (lap, order)

@@ -42,6 +42,7 @@ class StageEncoder:
         self.encoder = context.models.encoder
         reference = context.settings.reference
         read = context.models_of(reference).model.context if reference else context.model.context
+        # The reference reads the same rows, so its context is a limit, too.
         self.max_length = min(context.settings.max_length, context.model.context, read)
         if self.max_length < context.settings.max_length:
             whose = "the model" if self.max_length == context.model.context else f"the reference '{reference}'"
@@ -66,6 +67,7 @@ class StageEncoder:
         recent = self._shortened(
             groups, partial(with_room, encoder=self.encoder, max_length=self.max_length, scoring=scoring)
         )
+        # After shortening, which encodes groups that are not used, and counts them.
         self.encoder.forget_counts()
         self._count_shortened(groups, recent)
 
@@ -103,6 +105,7 @@ class StageEncoder:
 
     def _read_ahead(self, groups: Sequence[Group], scoring: bool) -> Iterator[Group]:
         """The groups, tokenized in parts on all cores before they are asked for."""
+        # Lazily: the encoder keeps what it has read ahead for one part only.
         for start in range(0, len(groups), AHEAD):
             self.encoder.ahead(groups[start : start + AHEAD], self.max_length, scoring=scoring)
             yield from groups[start : start + AHEAD]

@@ -107,6 +107,7 @@ def rollout_metrics(rollouts: ScoredRollouts) -> dict[str, Any]:
 
 def mean_kl(logprobs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
     """Mean over responses of the summed log ratio of policy and reference, in nats. NaN if the policy diverged."""
+    # k1, whose mean over the policy's own samples is unbiased. Tokens that do not count are 0 in both.
     kl = [float((a - b).sum()) for a, b in zip(logprobs, reference, strict=True)]
     return sum(kl) / len(kl) if kl else math.nan
 
@@ -115,6 +116,7 @@ def sampler_gap(groups: Sequence[Group], measured: Sequence[torch.Tensor]) -> fl
     """Mean absolute difference of log-probabilities between sampler and training path, in nats per token."""
     responses = [response for group in groups for response in group.responses]
     sampled = [response.logprobs or () for response in responses]  # 0 for tokens of others, as measured
+    # A response that was cut to fit has other tokens than its sampler's numbers, and is left out.
     gaps = [(torch.tensor(s) - m).abs().sum() for s, m in zip(sampled, measured, strict=True) if s and len(s) == len(m)]
     tokens = sum(length(response) for response in responses if response.logprobs) or 1
     return float(sum(gaps, torch.zeros(()))) / tokens

@@ -70,6 +70,7 @@ class Learner:
     def __post_init__(self) -> None:
         self.checked = CheckedAlgorithm(self.algorithm, self.author)
         self.parameters = {
+            # With the role, because copies of a model (`lora: none`) name their parameters alike.
             f"{role}:{name}": parameter
             for role in self._roles.values()
             for name, parameter in self.model.make_trainable(role).items()
@@ -101,8 +102,10 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         metrics = self._gradients(examples) | self._clip()
+        # A skipped step counts, too: batches and the schedule follow from the number of steps.
         self.steps += 1
         metrics["learning_rate"] = learning_rate
+        # These are sums over all processes, so either every process skips the step or none does.
         if all(math.isfinite(metrics[name]) for name in metrics if name.endswith("grad_norm") or name == "loss"):
             self.optimizer.step()
             self.model.updates += 1
@@ -116,8 +119,10 @@ class Learner:
     def _gradients(self, examples: Examples) -> dict[str, float]:
         """Set the gradients of one global batch; returns its loss terms and metrics."""
         before = self.model.recomputed
+        # A function, because the budget may have shrunk when a step is repeated.
         share = self._share(examples, lambda: self.token_budget)
         self._before_step(share)
+        # Before any backward pass: each micro-batch divides by what the whole global batch counts.
         totals = self._denominators([part.batch for part in share.micro_batches()])
 
         def learn() -> tuple[dict[str, float], Averages, dict[str, float]]:
@@ -176,10 +181,12 @@ class Learner:
         loss = torch.zeros((), device=self.model.device)
         shares: dict[str, float] = {}
         for name, term in terms.items():
+            # The global denominator, not this micro-batch's: the shares then add up to one mean, however they are cut.
             total = totals[name if name in weights else term.per]
             share = weighted_sum(term, batch, weights.get(name)) / total
             loss = loss + term.coefficient * share
             shares[name] = float(share.detach())
+        # Here, and not after the loop, so that one micro-batch's activations are stored at a time.
         self.model.passes.backward(loss)
         return {**shares, "loss": float(loss.detach())}
 
@@ -192,7 +199,9 @@ class Learner:
         def measured() -> list[tuple[list[int], Outputs]]:
             return [(part.rows, self._forward(part.examples)) for part in share.micro_batches()]
 
+        # Gathered outside of `within_memory`, because the work inside may be repeated in one process only.
         found = self.reducer.gather(within_memory(self.model.memory, measured))
+        # rows: places in the global batch, by which `join_outputs` restores its order.
         rows, outs = zip(*(part for parts in found for part in parts), strict=True)
         with torch.no_grad():
             self.checked.before_step(share.examples.batch(self.model.device), join_outputs(outs, rows))
@@ -213,7 +222,9 @@ class Learner:
 
         Both are this process's share of them.
         """
+        # `steps` is incremented later, so the first batch is number 0, and a repeated attempt gets the same one.
         groups = auxiliary.batch(self.steps)
+        # Of all groups, not only this process's: the reducer adds gradients up and does not average them.
         total = sum(sum(row.mask) for encoded in groups for row in encoded.rows) or 1
         own = self.reducer.own([encoded.length for encoded in groups])
         nll = 0.0
@@ -230,7 +241,7 @@ class Learner:
             part = examples.take(indices)
             if any(any(row.mask) for row in part.rows):
                 logprobs = forward(self.model, self.role, part, Wants()).logprobs
-                yield logprobs[part.batch(logprobs.device).mask]
+                yield logprobs[part.batch(logprobs.device).mask]  # [counted tokens]
 
     def _forward(self, examples: Examples) -> Outputs:
         """The outputs that the loss needs, [responses, tokens] or [responses], with gradients."""
@@ -243,6 +254,7 @@ class Learner:
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """Loss terms and metrics, averaged over all examples. The algorithm's state does not change."""
+        # A copy, because `before_step` updates the dict in place.
         state = dict(self.algorithm.state)
         try:
             return self._evaluate(self._share(examples, lambda: self.model.inference_budget))
@@ -284,6 +296,7 @@ class Learner:
             "skipped": self.skipped,
             "algorithm": self.checked.state(),
             **self.model.memory.state(),
+            # A parameter that never had a gradient has no state, which is not an incomplete checkpoint.
             "with_optimizer_state": [name for name, p in self.parameters.items() if p in self.optimizer.state],
         }
 
@@ -292,15 +305,17 @@ class Learner:
         for name, parameter in self.parameters.items():
             if f"weight/{name}" not in tensors:
                 raise RunFailed(f"the checkpoint has no weights for {name}; delete the stage's folder to start over")
+            # In place, because the optimizer and the model hold this very tensor.
             parameter.data.copy_(self.reducer.part(tensors[f"weight/{name}"], parameter))
             self._restore_optimizer(name, parameter, tensors, name in state["with_optimizer_state"])
-        self.model.updates += 1
+        self.model.updates += 1  # an engine must not sample from its old copy
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.model.memory.restore(state)
         self.restore_algorithm(state)
 
     def restore_algorithm(self, state: Mapping[str, Any]) -> None:
         """Let the algorithm remember what a checkpoint kept, and nothing else."""
+        # Copied: a stage restores it twice, and `before_step` changes it in place.
         self.algorithm.state = copy.deepcopy(dict(state["algorithm"]))
 
     def _restore_optimizer(

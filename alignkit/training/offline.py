@@ -78,6 +78,7 @@ class OfflineStage:
             self._check_stop(plan)
             with noting(f"in step {work.learner.steps + 1} of {plan.total}"):
                 self._after(plan, self._step(plan))
+        # Without validation, or if no epoch had a finite loss, the last weights are the result.
         if "best_epoch" not in work.summary or not context.reducer.led(context.adapter.exists):
             work.save()
         return work.summary
@@ -97,6 +98,7 @@ class OfflineStage:
             self.algorithm.check_data(groups)
         encoded = None if lazy else self._examples(groups)
         if encoded is not None:
+            # Units and draws index what fits, not what was read.
             groups = [e.group for e in encoded.groups]
         validation = self._validation(loaded)
         units = indivisible([group.bundle for group in groups])
@@ -104,6 +106,7 @@ class OfflineStage:
         steps = per_epoch * (self.settings.epochs or 1)
         total = min(steps, self.settings.max_steps or steps)
         every = self.settings.checkpoint_every or max(1, math.ceil(total / CHECKPOINTS))
+        # A bundle counts for the source of its first group.
         draws = draws_of(loaded, [groups[unit[0]] for unit in units], self.context.seed, self.context.name, "shuffle")
         epochs, rest = divmod(total, per_epoch)
         drawn = epochs * len(units) + min(rest * self._batch_size, len(units))
@@ -174,7 +177,7 @@ class OfflineStage:
         try:
             self.context.should_stop()
         except AlignkitError:
-            self._checkpoint(plan)
+            self._checkpoint(plan)  # a stop between checkpoints loses no step
             raise
 
     def _step(self, plan: Plan) -> dict[str, Any]:
@@ -189,6 +192,7 @@ class OfflineStage:
 
     def _batch_at(self, plan: Plan, step: int) -> Examples:
         """The batch of a step: a slice of its epoch's order."""
+        # Only the step decides, so that a resumed run learns from the same batches.
         epoch, index = divmod(step, plan.per_epoch)
         order = plan.draws.epoch(epoch)
         chosen = order[share_of(len(order), self._batch_size, index)]
@@ -209,6 +213,7 @@ class OfflineStage:
             self.work.keep_version(epoch)
             if plan.validation is not None:
                 self._validate(epoch, plan.validation)
+            # After validating, so that a resumed run knows the best loss and does not measure it again.
             self._checkpoint(plan)
         elif steps % plan.every == 0:
             self._checkpoint(plan)
@@ -225,7 +230,7 @@ class OfflineStage:
         self.context.say(f"validation after epoch {epoch}: {facts}")
         if not math.isfinite(metrics["loss"]):
             self.context.say("the validation loss is not finite, so this epoch cannot become the result")
-        if metrics["loss"] < self.best:
+        if metrics["loss"] < self.best:  # false for NaN
             self.best = metrics["loss"]
             self.work.save()
             self.work.summary["best_epoch"] = epoch

@@ -68,6 +68,7 @@ class OnlineStage:
         prompts = self.prompts()
         first = int(work.done.get("iteration", 0))
         self.files.restore(work.done.get("rollouts", {}))
+        # After `prompts`, which counts again what the checkpoint's summary already includes.
         work.restore_progress()
         if self.scorer is not None:
             self.scorer.restore(work.done.get("combinations", {}))
@@ -133,11 +134,13 @@ class OnlineStage:
         with iteration.timer("watch"):
             iteration.metrics |= self.watch.look(number, iteration.rollouts.all_groups)
         with iteration.timer("learn"):
+            # Before filters: replay applies them to what was sampled.
             self.files.write(number, iteration.rollouts.all_groups)
             self.context.notify("rollouts_scored", iteration=number, groups=iteration.rollouts.groups)
             self._filter(iteration)
             self._keep(iteration)
             self.measure(iteration)
+            # Asked before learning, as the samples are those of the weights that the stage would end with.
             if not self.watch.stops(number, self._sampled_kl(iteration)):
                 self._learn(iteration)
         iteration.metrics |= iteration.speed_metrics()
@@ -172,6 +175,7 @@ class OnlineStage:
                     sampling,
                     seed=self.context.seed,
                     place=place,
+                    # Streams are named by the place in the whole batch, so a sample does not depend on who draws it.
                     numbers=own,
                     done=done,
                     partner=partner,
@@ -246,6 +250,7 @@ class OnlineStage:
             return
         self.context.reporter.note("measuring")
         encoded = self.work.encoder.encode(iteration.groups)
+        # Rewards belong to groups by position, so none may be missing.
         if len(encoded) != len(iteration.groups):
             raise RunFailed("a rollout did not fit max_length although its prompt did")
         examples = Examples(encoded)
@@ -261,6 +266,7 @@ class OnlineStage:
         """Log-probabilities and values. The KL to the reference is logged even if the algorithm does not need it."""
         roles, needs = self.work.roles, self.algorithm.needs
         groups, encoded = iteration.groups, examples.groups
+        # Above 1 only if the algorithm needs none of these numbers: they are then for the metrics.
         if (each := self._one_in(groups)) > 1:
             groups, encoded = groups[::each], encoded[::each]
         if roles.values is None:
@@ -280,6 +286,7 @@ class OnlineStage:
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: lower learning_rate"
             )
         iteration.metrics["sampler_gap"] = sampler_gap(groups, old)
+        # Behind a prompt of its own, a reference differs from the policy on purpose.
         if all(ours is theirs for ours, theirs in zip(encoded, read, strict=True)):
             self._check_reference(kl)
 
@@ -296,6 +303,7 @@ class OnlineStage:
         """The KL that a budget is about: of all samples, also of those that nothing is learned from."""
         everything, learned = iteration.rollouts.all_groups, iteration.groups
         left_out = sum(len(g.responses) for g in everything) - sum(len(g.responses) for g in learned)
+        # If nothing was left out, the KL that was measured is already that of all samples.
         if not left_out or not self.watch.has_budget:
             return iteration.metrics.get("kl")
         sampled = [group for group in everything if group.responses]
@@ -306,6 +314,7 @@ class OnlineStage:
 
     def _check_reference(self, kl: float) -> None:
         """Catch a common bug of RLHF code: a reference that differs from the policy's start."""
+        # Before the first update, equal adapters differ by rounding only.
         same = self.work.roles.reference_name == self.work.roles.start
         if same and self.learner.steps == 0 and abs(kl) > SAME_ADAPTER:
             raise RunFailed(
@@ -355,11 +364,13 @@ class OnlineStage:
         kind, warmup_ratio = self.settings.lr_scheduler_type, self.settings.warmup_ratio
         epochs = phase.epochs if phase.epochs is not None else self.settings.epochs or 1
         for epoch in range(epochs):
+            # Named by phase and epoch: each pass has an order of its own, the same after a resume.
             stream = seeds.stream(self.context.seed, self.context.name, "minibatch", iteration.number, index, epoch)
             batches = list(minibatches(examples, self.settings.batch_size, stream))
             for number, batch in enumerate(batches, 1):
                 self.context.should_stop()
                 self.context.reporter.note(f"learning, epoch {epoch + 1}")
+                # In (0, 1], so that a warmup rises within an iteration, too.
                 done = (epoch + number / len(batches)) / epochs
                 factor = schedule(kind, iteration.number - 1, iterations, warmup_ratio, done)
                 averages.add(self.learner.step(batch, factor * phase.lr_scale))
@@ -372,6 +383,7 @@ class OnlineStage:
 
     def _examples_of(self, phase: Phase, rollouts: Examples) -> Examples:
         """The learnable groups of a phase in tokens, with their measurements."""
+        # By identity: groups that `select` returned unchanged keep their measurements and signals.
         index_of = {id(encoded.group): index for index, encoded in enumerate(rollouts.groups)}
         if all(id(group) in index_of for group in phase.groups):
             examples = rollouts.take([index_of[id(group)] for group in phase.groups])

@@ -52,6 +52,7 @@ class PromptSource:
 
     def draw(self, iteration: int) -> list[Group]:
         """The prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of their sources."""
+        # Positions run through all iterations, so a resumed run draws the same prompts.
         count = self._per_iteration
         return [self.prompts[self.draws.at(place)] for place in range((iteration - 1) * count, iteration * count)]
 
@@ -140,6 +141,7 @@ class RolloutFiles:
         penalty = self.context.settings.rollout.missing_eos_penalty
         replayed = []
         for stage in self.context.settings.replay_from:
+            # Names are padded with zeros, so the oldest come first.
             paths = sorted((self.context.folder_of(stage) / "rollouts").glob("*.jsonl"))
             if not paths:
                 raise RunFailed(f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts")

@@ -33,6 +33,7 @@ class ModelScores:
 
     def of(self, model: str, groups: Sequence[Group], score: Callable[[], list[float | None]]) -> list[float | None]:
         """The scores of these very groups, by `score` if they are not known. model: a stage or a folder."""
+        # By identity, which is cheap: all nodes of an expression score the same list of groups.
         if len(groups) != len(self._groups) or any(a is not b for a, b in zip(groups, self._groups, strict=True)):
             self._groups, self._columns = tuple(groups), {}
         if model not in self._columns:
@@ -111,7 +112,9 @@ class Scorer:
         if not any(group.responses for group in groups):
             return list(groups)
         components = self._components(groups)
+        # Scoring may be repeated, so combinations must not remember it; they learn in `combine`.
         raw = self._combined(groups, components, learning=False).raw.tolist()
+        # NaN is how a tensor says None.
         columns = {**components, REWARD_KEY: [None if math.isnan(x) else x for x in raw]}
         scored, index = [], 0
         for group in groups:
@@ -130,6 +133,7 @@ class Scorer:
         """
         names = [name for name, _ in self.leaves()]
         responses = [response for group in groups for response in group.responses]
+        # What was measured stays; only the combination is computed again, over fewer responses.
         components = {name: [r.scores.get(name) for r in responses] for name in names}
         combined = self._combined(groups, components, learning=True)
         for response, reward, raw in zip(responses, combined.reward.tolist(), combined.raw.tolist(), strict=True):
@@ -173,6 +177,7 @@ class Scorer:
             return {prefix + self.name: self._leaf(groups)}
         columns: dict[str, list[float | None]] = {}
         for name, child in self.children.items():
+            # A leaf appends its own name to the prefix; a combination becomes a part of it. `leaves` does the same.
             columns |= child._components(groups, f"{prefix}{name}/" if child.children else prefix)
         return columns
 
@@ -249,6 +254,7 @@ class Scorer:
             below = f"{prefix}{name}/" if child.children else prefix
             parts[name] = child._combined(groups, components, below, learning=learning)
         if any(child.whitens for child in self.children.values()):
+            # Whitened and raw parts are combined separately. If both calls were remembered, a batch would count twice.
             whitened = self._combination(groups, {name: part.reward for name, part in parts.items()}, learning=False)
             raw = self._combination(groups, {name: part.raw for name, part in parts.items()}, learning=learning)
             return replace(raw, reward=whitened.reward)
@@ -312,6 +318,7 @@ class ScoredRollouts:
     def unscored(self) -> int:
         """The number of responses that could not be scored; 0 if there is no reward."""
         responses = [response for group in self.all_groups for response in group.responses]
+        # Without a reward the key is missing; None means that a reward found no score.
         return sum(REWARD_KEY in r.scores and r.scores[REWARD_KEY] is None for r in responses)
 
     @property
@@ -340,8 +347,9 @@ def score_rollouts(scorer: Scorer, groups: Sequence[Group], penalty: float = 0.0
     combined = scorer.combine(usable)
     if not penalty:
         return ScoredRollouts(usable, combined, scored)
+    # After combining: whitening would rescale the penalty, and the scores of other responses with it.
     scored = penalize(scored, penalty)
-    usable = with_scores(scored)
+    usable = with_scores(scored)  # the same responses as before, in the same order
     ended = torch.tensor([not response.truncated for group in usable for response in group.responses])
     reward, raw = (F.missing_eos_penalty(scores, ended, penalty) for scores in (combined.reward, combined.raw))
     mean = penalty * float((~ended).double().mean())
@@ -353,7 +361,7 @@ def most_different(groups: Sequence[Group], combined: CombinedReward, count: int
 
     Responses keep their order. Groups with fewer responses stay whole.
     """
-    kept, rows, first = [], [], 0
+    kept, rows, first = [], [], 0  # rows: indices into the responses of all groups
     for group in groups:
         last = first + len(group.responses)
         chosen = F.most_different(combined.reward[first:last], min(count, last - first)).tolist()

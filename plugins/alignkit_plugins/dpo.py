@@ -68,6 +68,7 @@ class DPO(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         rewards = self._rewards(batch, out)
+        # Per token, beta log pi/pi_ref; so a margin below is beta h, over sums or over means.
         sums, means = F.sum_tokens(rewards, batch.mask), F.mean_tokens(rewards, batch.mask)  # [R]
         terms: dict[str, Term] = {}
         for name, weight in self.options.losses.items():
@@ -84,6 +85,7 @@ class DPO(Algorithm):
         """`nll` counts a response as often as it is the better one of a pair."""
         if not self.options.nll_coefficient:
             return {}
+        # [R, T]; a response has weight 0 if it is in no pair, or certainly the worse one.
         return {"nll": batch.mask * batch.pairs.times_better(len(batch.mask))[:, None]}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
@@ -102,6 +104,7 @@ class DPO(Algorithm):
             case "robust":
                 return F.robust_loss(margin, smoothing)
             case "ipo":
+                # IPO's h has no factor beta.
                 return F.ipo_loss(margin / beta, beta)
         return F.hinge_loss(margin)
 

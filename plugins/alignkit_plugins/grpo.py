@@ -135,6 +135,7 @@ class GRPO(Algorithm):
 
     def keep_group(self, group: Group) -> bool:
         """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11): those that advantages come from."""
+        # Replayed samples have no learned reward.
         rewards = {r.scores.get(LEARNED_KEY, r.scores[REWARD_KEY]) for r in group.responses}
         return super().keep_group(group) and (len(rewards) > 1 or not self.options.dynamic_sampling)
 
@@ -145,10 +146,12 @@ class GRPO(Algorithm):
         if o.overlong_cache is not None:
             penalty = F.overlong_penalty(rollouts.mask.sum(dim=1), o.max_tokens, o.overlong_cache)
             self.metrics["overlong_penalty"] = float(penalty.mean())
-            rewards = rewards + penalty
+            rewards = rewards + penalty  # the penalty is 0 to -1
+        # After the penalty, which can set equal rewards apart.
         spread = F.group_has_spread(rewards, rollouts.group_index)
         self.metrics["groups_without_spread"] = rollouts.group_index[~spread].unique().numel()
         kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask)
+        # With equal rewards all advantages are 0, and only the KL or the entropy can move the policy.
         pulled = o.entropy_coefficient > 0 or (o.kl_coefficient > 0 and kl.abs().max() > ROUNDING)
         if not spread.any() and not pulled:
             return Skip("the rewards within every group are equal")
@@ -173,6 +176,7 @@ class GRPO(Algorithm):
         else:
             policy = F.ppo_policy_loss(logprobs, old, advantages, o.clip_range, o.clip_range_high)
         if o.importance_cap is not None:
+            # From the sampler to the old policy; the ratio is from the old policy to the new one.
             policy = policy * F.truncated_importance(
                 batch.old_logprobs, batch.sampler_logprobs, o.importance_cap, batch.mask
             )
@@ -180,16 +184,18 @@ class GRPO(Algorithm):
             policy_loss=per_response(policy) if o.ratio == "sequence" else self._aggregated(policy, batch.mask)
         )
         if o.kl_coefficient:
+            # A loss, so the gradient flows through k3; it is not part of the rewards as in a penalty per token.
             k3 = F.kl_k3(out.logprobs, batch.reference_logprobs, batch.mask)  # Shao et al., eq. 4
             terms["kl_loss"] = self._aggregated(k3, batch.mask, o.kl_coefficient)
         if o.entropy_coefficient:
-            terms["entropy"] = per_token(out.entropy, -o.entropy_coefficient)
+            terms["entropy"] = per_token(out.entropy, -o.entropy_coefficient)  # a bonus, so subtracted
         return terms
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """With a constant length, responses without a counted token are part of the average, too."""
         if self.options.aggregation != "constant_length":
             return {}
+        # A term's sums are divided by the weights of the global batch, here its number of responses.
         ones = batch.mask.new_ones(len(batch.mask)).float()
         return {"policy_loss": ones, "kl_loss": ones}
 
@@ -202,12 +208,14 @@ class GRPO(Algorithm):
         logprobs, old, advantages, mask = self._ratios(batch, out)
         ratio = F.ratio(logprobs, old, mask)
         if o.policy_loss == "cispo":
+            # There is no lower bound, and the cap does not depend on the sign of the advantage.
             clipped = (ratio > 1 + o.clip_range_high).to(ratio.dtype)
         else:
             clipped = F.clipped(logprobs, old, advantages, o.clip_range, o.clip_range_high, mask)
         return {
             "clip_fraction": per(clipped),
             "ratio": per(ratio),
+            # KL(old || new): k3 needs samples of its first argument, and the old policy wrote them.
             "approx_kl": per_token(F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)),
         }
 
@@ -217,6 +225,7 @@ class GRPO(Algorithm):
         if self.options.ratio == "token":
             return out.logprobs, batch.old_logprobs, advantages[:, None].expand_as(out.logprobs), batch.mask
         log_ratio = F.sequence_log_ratio(out.logprobs, batch.old_logprobs, batch.mask)  # Zheng et al., eq. 7
+        # As new and old log-probabilities: exp(log_ratio - 0) is the ratio of the response.
         return log_ratio, log_ratio.new_zeros(len(log_ratio)), advantages, batch.mask.any(dim=1)
 
     def _aggregated(self, values: Tensor, mask: Tensor, coefficient: float = 1.0) -> Term:

@@ -104,11 +104,13 @@ class KTO(Algorithm):
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
         """z0 in nats. A batch without mismatched responses keeps the previous one."""
+        # The mismatched responses of the whole global batch: a mean over each micro-batch would depend on the cuts.
         log_ratios = _log_ratios(batch, out)[_labels(batch).isnan()]
         return {"z0": float(F.kto_reference_point(log_ratios))} if len(log_ratios) else {}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, log_ratios = self.options, _log_ratios(batch, out)
+        # False for NaN: mismatched responses get some loss, which `term_weights` gives a weight of 0.
         desirable = _labels(batch) == 1
         losses = F.kto_loss(
             log_ratios, self._z0(log_ratios), desirable, o.beta, o.desirable_weight, o.undesirable_weight
@@ -123,12 +125,14 @@ class KTO(Algorithm):
         """Rewards of desirable and undesirable responses, under TRL's names."""
         rewards, labels = self.options.beta * _log_ratios(batch, out), _labels(batch)
         return {
+            # `!=` is true for NaN, so mismatched responses are left out of both.
             "rewards/chosen": per_response(rewards.masked_fill(labels != 1, float("nan"))),
             "rewards/rejected": per_response(rewards.masked_fill(labels != 0, float("nan"))),
             "z0": per_group(self._z0(rewards).expand(len(batch.groups))),
         }
 
     def _z0(self, like: Tensor) -> Tensor:
+        # A number without a graph: no gradient reaches the policy through z0.
         return like.new_tensor(self.state.get("z0", 0.0))
 
 
@@ -176,6 +180,7 @@ def _with_mismatched(groups: Sequence[Group], rng: Any) -> list[Group]:
     shift = max((sum(len(groups[index].responses) for index in indices) for indices in same_prompt), default=0)
     added: defaultdict[int, list[Response]] = defaultdict(list)
     for place, (index, _) in enumerate(responses):
+        # A negative place counts from the end, which closes the circle.
         other, response = responses[place - shift]
         if groups[other].prompt != groups[index].prompt:
             added[index].append(replace(response, label=None))

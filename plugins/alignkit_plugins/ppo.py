@@ -120,6 +120,7 @@ class PPO(Algorithm):
         """Advantages and returns, [R, T]. The KL coefficient adapts for the next iteration."""
         o, mask = self.options, rollouts.mask
         kl_coefficient = self.state.get("kl_coefficient", o.kl_coefficient)
+        # The KL of the policy that wrote the samples, hence its old log-probabilities.
         rewards = F.shape_rewards(
             self._scores(rollouts), rollouts.old_logprobs, rollouts.reference_logprobs, mask, kl_coefficient
         )
@@ -130,8 +131,10 @@ class PPO(Algorithm):
             "explained_variance": _explained_variance(rollouts.old_values[mask], returns[mask]),
         }
         if o.kl_target is not None:
+            # For the next iteration; these rewards have been paid with the present one.
             self.state["kl_coefficient"] = self._adapted(kl_coefficient, rollouts)
         return {
+            # Not in the loss: a minibatch's own mean and deviation would change the objective from step to step.
             "advantages": F.masked_whiten(advantages, mask) if o.whiten_advantages else advantages,
             "returns": returns,
         }
@@ -146,6 +149,7 @@ class PPO(Algorithm):
             return F.centered_advantages(scores, rollouts.group_index)
         if not o.center_scores or not len(scores):
             return scores
+        # Fixed by the first iteration: the values have learned returns with this level.
         return scores - self.state.setdefault("score_level", float(scores.mean()))  # Ziegler et al. 2019, section 2.1
 
     def _adapted(self, kl_coefficient: float, rollouts: Batch) -> float:
@@ -157,6 +161,7 @@ class PPO(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o = self.options
+        # No mask: all inputs are 0 where no token counts, so r is 1 there, and the average leaves these entries out.
         policy = F.ppo_policy_loss(
             out.logprobs,
             batch.old_logprobs,
@@ -166,6 +171,7 @@ class PPO(Algorithm):
             o.dual_clip,
         )
         if o.importance_cap is not None:
+            # From the sampler to the old policy; the ratio is from the old policy to the new one.
             policy = policy * F.truncated_importance(
                 batch.old_logprobs, batch.sampler_logprobs, o.importance_cap, batch.mask
             )
@@ -173,13 +179,14 @@ class PPO(Algorithm):
         return Loss(
             policy_loss=per_token(policy),
             value_loss=per_token(value, o.value_coefficient),
-            entropy=per_token(out.entropy, -o.entropy_coefficient),
+            entropy=per_token(out.entropy, -o.entropy_coefficient),  # a bonus, so subtracted
         )
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """With `aggregation: sequence_mean` the tokens of a response share a weight of 1."""
         if self.options.aggregation == "token_mean":
             return {}
+        # They sum to the number of responses that count, which becomes the denominator.
         mask = batch.mask.float()
         return {"policy_loss": mask / mask.sum(dim=1, keepdim=True).clamp(min=1)}
 
@@ -191,6 +198,7 @@ class PPO(Algorithm):
         return {
             "clip_fraction": per_token(clipped),
             "value_clip_fraction": per_token(value_clipped),
+            # KL(old || new): k3 needs samples of its first argument, and the old policy wrote them.
             "approx_kl": per_token(F.kl_k3(batch.old_logprobs, out.logprobs, mask)),
             "ratio": per_token(F.ratio(out.logprobs, batch.old_logprobs, mask)),
         }
