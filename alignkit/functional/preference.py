@@ -113,7 +113,7 @@ def instruction_contrast(
     losses = -torch.log_softmax(widen(logprobs), dim=-1)
     index = torch.arange(len(losses), device=losses.device) if instruction_index is None else instruction_index
     right = losses.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    if label_smoothing == 0.0:
+    if label_smoothing == 0.0 or losses.shape[-1] == 1:  # without others, nothing to share
         return right
     others = losses.scatter(-1, index.unsqueeze(-1), 0.0).sum(-1) / (losses.shape[-1] - 1)
     return (1 - label_smoothing) * right + label_smoothing * others

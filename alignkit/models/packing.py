@@ -86,7 +86,8 @@ def pack(groups: Sequence[Encoded]) -> PackedBatch:
         targets=torch.from_numpy(tokens[targets]),
         before=torch.from_numpy(before),
         cells=torch.from_numpy(np.stack([response_index, token_index], axis=1)),
-        last=torch.from_numpy(start + lengths - 1),
+        # A response without tokens is scored at the end of its prompt; what precedes it may be another response.
+        last=torch.from_numpy(np.where(lengths > 0, start + lengths - 1, np.array(prompt_ends, dtype=np.int64))),
         shape=(len(lengths), int(lengths.max(initial=0))),
     )
 

@@ -182,7 +182,7 @@ def _with_mismatched(groups: Sequence[Group], rng: Any) -> list[Group]:
     for place, (index, _) in enumerate(responses):
         # A negative place counts from the end, which closes the circle.
         other, response = responses[place - shift]
-        if groups[other].prompt != groups[index].prompt:
+        if (groups[other].prompt, groups[other].tools) != (groups[index].prompt, groups[index].tools):
             added[index].append(replace(response, label=None))
     return [replace(group, responses=(*group.responses, *added[index])) for index, group in enumerate(groups)]
 
