@@ -39,7 +39,6 @@ EXCEPTIONS = {
     "alignkit chat runs/quickstart/align --collect chats.feedback": "waits for a person",
     "alignkit chat runs/quickstart/sft runs/quickstart/align --page --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
-    "alignkit sync runs/tulu project=tulu --to wandb": "needs an account",
     "alignkit run runs/evaluate/recipe.resolved.yaml": "the recipe is written by the page's `alignkit evaluate`",
 }
 # Plugins of commands that a reader enters after `pip install`.
