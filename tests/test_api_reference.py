@@ -41,7 +41,7 @@ def public_names() -> list[str]:
         if line.startswith("# what recipes can name"):  # explained on other pages (tests/test_docs.py)
             break
         if line.startswith("# "):
-            prefix = f"{line.rpartition('.')[2]}." if "." in line else ""
+            prefix = f"{line.removeprefix('# alignkit.')}." if "." in line else ""
         elif line:
             names.append(prefix + re.split(r"[(:]", line)[0])
     return names
