@@ -135,9 +135,9 @@ def validate(
     checked = load(recipe, overrides, plugin, no_plugin)
     if checked.processes > 1:
         from alignkit.processes.world import World
-        from alignkit.runs.together import check_launched  # imports torch
+        from alignkit.runs.together import check_together  # imports torch
 
-        check_launched(checked, World())
+        check_together(checked, World())
     if data:
         from alignkit.runs.preflight import data_lines
 

@@ -255,7 +255,7 @@ class LockstepPasses(Passes):
             _check(self.model)  # again, because adapters know their layers now
             adapters = self.model.adapters.everything() if self.model.adapters is not None else ()
             self.model.memory.fixed = True
-            # In step, because a process that imports DeepSpeed slowly is not hung.
+            # In step, because a process that cuts slowly is not hung.
             self._parts[network] = self.reducer.in_step(lambda: self.reducer.cut(network, adapters, self.model.device))
             with torch.no_grad():  # FSDP takes what computes first for the whole network
                 self.reducer.in_step(lambda: self._blank(role))

@@ -27,9 +27,9 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
     recipe = load(warnings.append)
     if world.processes == 1 and recipe.processes > 1:
         from alignkit.processes.launch import launch  # imports torch
-        from alignkit.runs.together import check_launched
+        from alignkit.runs.together import check_together
 
-        check_launched(recipe, world)
+        check_together(recipe, world)
         return launch(recipe.processes, sys.argv[1:])
     folder, reporter = begin(recipe, out)
     if world.processes == 1 and world.shard:
