@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit import cli
-from alignkit.models.sharded import ShardedNetwork
-from alignkit.processes.lockstep import LockstepPasses
+from alignkit_distributed.lockstep import LockstepPasses
+from alignkit_distributed.sharded import ShardedNetwork
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

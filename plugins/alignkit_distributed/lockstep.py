@@ -29,7 +29,7 @@ from alignkit.models.parts import Cut, NetworkInParts, layers_of
 from alignkit.models.passes import Passes
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.models.skeleton import filled, skeleton
-from alignkit.processes.reducer import ProcessReducer
+from alignkit_distributed.reducer import ProcessReducer
 
 if TYPE_CHECKING:
     from alignkit.models.service import ModelService

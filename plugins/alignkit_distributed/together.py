@@ -17,13 +17,7 @@ from alignkit.external import ExternalTrainer
 from alignkit.io.digest import versions
 from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
-from alignkit.models import sharded
 from alignkit.plugins import plugins
-from alignkit.processes.board import Failure
-from alignkit.processes.join import join
-from alignkit.processes.silent import SilentReporter, UnwrittenMetrics
-from alignkit.processes.team import Processes
-from alignkit.processes.world import World, check_size, shard_of
 from alignkit.recipe.bases import base_keys
 from alignkit.recipe.problems import path_text
 from alignkit.recipe.schema import BASE, LauncherKeys, Recipe, Shard, Stage, specs
@@ -31,8 +25,14 @@ from alignkit.runs.data import file_facts
 from alignkit.runs.engines import using_engine
 from alignkit.runs.process import resource_error
 from alignkit.runs.run import Run, run_recipe
+from alignkit.runs.world import World, check_size, shard_of
 from alignkit.stopping import stoppable
 from alignkit.training.train import run_training
+from alignkit_distributed import sharded
+from alignkit_distributed.board import Failure
+from alignkit_distributed.join import join
+from alignkit_distributed.silent import SilentReporter, UnwrittenMetrics
+from alignkit_distributed.team import Processes
 
 
 def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> int:

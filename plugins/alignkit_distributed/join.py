@@ -12,13 +12,13 @@ import torch
 
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.leaving import leave
-from alignkit.models.sharded import ShardedNetwork
-from alignkit.processes.board import Board, Failure
-from alignkit.processes.lockstep import LockstepReducer
-from alignkit.processes.reducer import OtherFailed, ProcessReducer
-from alignkit.processes.team import Processes
-from alignkit.processes.watch import Watch
-from alignkit.processes.world import NOT_BY_ACCELERATE, World
+from alignkit.runs.world import NOT_BY_ACCELERATE, World
+from alignkit_distributed.board import Board, Failure
+from alignkit_distributed.lockstep import LockstepReducer
+from alignkit_distributed.reducer import OtherFailed, ProcessReducer
+from alignkit_distributed.sharded import ShardedNetwork
+from alignkit_distributed.team import Processes
+from alignkit_distributed.watch import Watch
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Shard

@@ -14,9 +14,9 @@ from forked import together
 
 from alignkit import cli
 from alignkit.errors import RecipeError, RunFailed
-from alignkit.processes.join import check_alike
-from alignkit.processes.world import World, shard_of, world_of
 from alignkit.recipe.schema import LauncherKeys
+from alignkit.runs.world import World, shard_of, world_of
+from alignkit_distributed.join import check_alike
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT = {"sft": offline("sft", "demos")}
@@ -132,7 +132,7 @@ def test_processes_with_other_files_are_named_before_anything_is_written(work: P
 
 
 def test_processes_with_other_versions_are_named(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignkit.runs.together.versions", lambda names: {"peft": f"0.{os.environ['RANK']}"})
+    monkeypatch.setattr("alignkit_distributed.together.versions", lambda names: {"peft": f"0.{os.environ['RANK']}"})
     err, _ = ended_before_anything_was_written(work, write_recipe(SFT))
     assert "versions.peft 0.0 -> 0.1" in err
 
