@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignkit import Launcher, Register, hookimpl
-from alignkit.launcher import ACCELERATE
 
 if TYPE_CHECKING:
     from alignkit.io.progress import Reporter
@@ -36,4 +35,4 @@ class Accelerate(Launcher):
 
 @hookimpl
 def register_launchers(register: Register) -> None:
-    register(ACCELERATE, Accelerate, summary="several processes, with accelerate's launcher and collectives")
+    register("accelerate", Accelerate, summary="several processes, with accelerate's launcher and collectives")

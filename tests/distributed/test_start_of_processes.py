@@ -13,7 +13,7 @@ from conftest import assert_alike, offline, online, reward, write_recipe
 from forked import together
 
 from alignkit import cli
-from alignkit.errors import RecipeError, RunFailed
+from alignkit.errors import PluginError, RecipeError, RunFailed
 from alignkit.recipe.schema import LauncherKeys
 from alignkit.runs.world import World, shard_of, world_of
 from alignkit_distributed.join import check_alike
@@ -108,6 +108,18 @@ def test_validate_knows_what_several_processes_refuse(work: Path, capsys: pytest
     assert cli.main(checked) == 0
     assert cli.main([*checked, "model.quantization=nf4"]) == 2
     assert "a quantized base model cannot be cut into parts" in capsys.readouterr().err
+
+
+def test_only_several_processes_need_the_plugin(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("alignkit.plugins._current", None)
+    without = [str(write_recipe(SFT)), "--no-plugin", "alignkit_distributed"]
+    assert cli.main(["validate", *without, "--no-data"]) == 0
+    for command in (["validate", *without, "--no-data"], ["run", *without, "--out", "out"]):
+        assert cli.main([*command, "launcher.processes=2"]) == PluginError.exit_code
+        assert "launcher 'accelerate' cannot be used: plugin 'alignkit_distributed'" in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_an_external_trainer_is_refused(work: Path) -> None:
