@@ -23,6 +23,7 @@ _WHERE = {
     "executor": "Executor ExecutorContext ExecutorOptions Work",
     "external": "ExternalTrainer TrainerContext",
     "filters": "Filter",
+    "launcher": "Launcher",
     "readers": "Reader",
     "formats": "Format",
     "hookspecs": "Register hookimpl",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from alignkit.formats import Format
     from alignkit.hookspecs import Register, hookimpl
     from alignkit.judges import CheckedJudge, check_compares, check_rates
+    from alignkit.launcher import Launcher
     from alignkit.loss import Loss, Per, Term, per_group, per_pair, per_response, per_token
     from alignkit.notebook import RunResult, StageResult, run
     from alignkit.options import (

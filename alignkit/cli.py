@@ -134,10 +134,10 @@ def validate(
     """
     checked = load(recipe, overrides, plugin, no_plugin)
     if checked.processes > 1:
-        from alignkit.processes.world import World
-        from alignkit.runs.together import check_launched  # imports torch
+        from alignkit.plugins import launcher
+        from alignkit.runs.world import World
 
-        check_launched(checked, World())
+        launcher().check(checked, World())
     if data:
         from alignkit.runs.preflight import data_lines
 

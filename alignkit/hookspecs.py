@@ -92,6 +92,11 @@ def register_executors(register: Register) -> None:
 
 
 @hookspec
+def register_launchers(register: Register) -> None:
+    """Launchers, which start the processes of a run: subclasses of `alignkit.Launcher`. Runs use `accelerate`."""
+
+
+@hookspec
 def register_readers(register: Register) -> None:
     """Readers of files, by suffix: subclasses of `alignkit.Reader`, as in `register(".notes", Notes)`."""
 

@@ -27,6 +27,7 @@ from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
 from alignkit.formats import Format
 from alignkit.io.lookup import is_dir, is_file
+from alignkit.launcher import ACCELERATE, Launcher
 from alignkit.options import Options
 from alignkit.readers import BUILT_IN, Reader, use_readers
 from alignkit.registry import BrokenPlugin, Registration, Registry, UnavailablePlugin, normalized_name
@@ -50,6 +51,7 @@ HOOKS = {
     "register_engines": "engine",
     "register_executors": "executor",
     "register_readers": "reader",
+    "register_launchers": "launcher",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Words that recipes use for something else where they would name the implementation.
@@ -248,6 +250,7 @@ def _base(hook: str) -> type | None:
         "register_engines": Engine,
         "register_executors": Executor,
         "register_readers": Reader,
+        "register_launchers": Launcher,
     }.get(hook)
 
 
@@ -426,3 +429,9 @@ def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = ())
 def plugins() -> Plugins:
     """The plugins of this process, loaded on first use."""
     return _current if _current is not None else load_plugins()
+
+
+def launcher() -> Launcher:
+    """What starts several processes. Raises Unresolved if no plugin does."""
+    made: Launcher = plugins().registry.get("launcher", ACCELERATE).implementation()
+    return made

@@ -18,6 +18,7 @@ KINDS = (
     *("model", "format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker", "engine"),
     "executor",
     "reader",
+    "launcher",
 )
 
 

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "alignkit"
 PLUGINS = sorted((ROOT / "plugins" / "alignkit_plugins").rglob("*.py"))
 APPS = sorted((ROOT / "plugins" / "alignkit_apps").rglob("*.py"))
 HTTP = sorted((ROOT / "plugins" / "alignkit_http").rglob("*.py"))
-CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS, *APPS, *HTTP]
+DISTRIBUTED = sorted((ROOT / "plugins" / "alignkit_distributed").rglob("*.py"))
+CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS, *APPS, *HTTP, *DISTRIBUTED]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
@@ -37,13 +38,12 @@ LAYERS = [
     {"models", "local_engine"},
     {"watching"},
     {"training"},
-    {"processes"},
     {"runs"},
     {"arguments", "commands"},
     {"cli", "notebook", "testing", "__main__"},
 ]
-# internal: plugins may not import them
-ROOMS = {"io", "kernels", "models", "recipe", "runs", "training", "processes", "watching"}
+# internal: plugins may not import them, but apps and alignkit_distributed do
+ROOMS = {"io", "kernels", "models", "recipe", "runs", "training", "watching"}
 # Alarms compare samples; else the kernel needs no statistics.
 USES_EVALUATION = {"evaluation", "watching"}
 # Kernels know processors, and nothing of alignkit but these.

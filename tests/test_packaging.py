@@ -28,7 +28,11 @@ import alignkit
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MODULES = {path.stem for path in (ROOT / "plugins" / "alignkit_plugins").glob("[a-z]*")}
-APPS = {"alignkit_report": "alignkit_apps.report.events", "alignkit_labels": "alignkit_apps.feedback.events"}
+APPS = {
+    "alignkit_report": "alignkit_apps.report.events",
+    "alignkit_labels": "alignkit_apps.feedback.events",
+    "alignkit_distributed": "alignkit_distributed.events",
+}
 PLUGINS = {*APPS, *(f"alignkit_{name}" for name in MODULES)}
 RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
 
@@ -137,7 +141,8 @@ def imported() -> dict[str, str]:
             elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in IMPORTS_BY_NAME:
                 names = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
             found |= {name.split(".")[0]: str(file.relative_to(ROOT)) for name in names}
-    own = {"alignkit", "alignkit_plugins", "alignkit_apps", "alignkit_http", *sys.stdlib_module_names}
+    packages = {path.name for path in (ROOT / "plugins").iterdir()}
+    own = {"alignkit", *packages, *sys.stdlib_module_names}
     return {name: file for name, file in found.items() if name not in own}
 
 
@@ -182,7 +187,8 @@ def test_wheel_carries_everything_and_nothing_else(wheel: Path) -> None:
     info = f"alignkit-{alignkit.__version__}.dist-info"
     assert f"{info}/licenses/LICENSE" in names
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"alignkit", "alignkit_plugins", "alignkit_recipes", info}
+    packages = {path.name for path in (ROOT / "plugins").iterdir()}
+    assert tops == {"alignkit", "alignkit_recipes", *packages, info}
     assert not [name for name in names if "__pycache__" in name]
 
 

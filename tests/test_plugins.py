@@ -111,6 +111,10 @@ BROKEN = {
         "from alignkit import Step, hookimpl\n@hookimpl\ndef register_formats(register): register('a', Step)",
         "must be a subclass of alignkit.Format",
     ),
+    "not-launcher": (
+        "from alignkit import Step, hookimpl\n@hookimpl\ndef register_launchers(register): register('a', Step)",
+        "launcher 'a' must be a subclass of alignkit.Launcher",
+    ),
     "not-callable": (
         "from alignkit import hookimpl\n@hookimpl\ndef register_models(register): register('a', 3)",
         "model 'a' must be callable, not 3",

@@ -60,7 +60,7 @@ class Stage:
         return (self.settings.base if self.settings is not None else None) or BASE
 
 
-Shard = Literal["fsdp", "deepspeed"]
+Shard = Literal["fsdp"]
 
 
 class LauncherKeys(Options):
@@ -74,8 +74,7 @@ class LauncherKeys(Options):
     )
     shard: bool | Shard = Field(
         default=False,
-        description="whether each of several processes holds only a part of a base model while it trains, "
-        "and who cuts it; true is fsdp, unless accelerate's command asks for deepspeed",
+        description="whether each of several processes holds only a part of a base model while it trains; true is fsdp",
     )
 
 

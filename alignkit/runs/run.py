@@ -21,8 +21,6 @@ from alignkit.models.router import ModelRouter
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.plugins import plugins
-from alignkit.processes.team import ALONE, Team
-from alignkit.processes.world import check_size
 from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.reward import Context
@@ -46,10 +44,12 @@ from alignkit.runs.stage_context import stage_context
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.starts import write_end, write_start
 from alignkit.runs.step_context import step_context
+from alignkit.runs.team import ALONE, Team
 from alignkit.runs.template_date import template_date
 from alignkit.runs.tracking import Trackers
 from alignkit.runs.trained_on import trained_on as places_trained_on
 from alignkit.runs.waiting import Waiting
+from alignkit.runs.world import check_size
 from alignkit.step import Artifact, StepContext, run_step
 from alignkit.stopping import stoppable
 from alignkit.training.context import StageContext

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from alignkit.errors import message_of
 from alignkit.io.progress import Reporter
-from alignkit.processes.silent import SilentReporter
-from alignkit.processes.world import NOT_BY_ACCELERATE, World, world_of
+from alignkit.plugins import launcher
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.begin import begin, folder_of
+from alignkit.runs.world import NOT_BY_ACCELERATE, World, world_of
 
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
 
@@ -26,11 +26,8 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
     warnings: list[str] = []
     recipe = load(warnings.append)
     if world.processes == 1 and recipe.processes > 1:
-        from alignkit.processes.launch import launch  # imports torch
-        from alignkit.runs.together import check_launched
-
-        check_launched(recipe, world)
-        return launch(recipe.processes, sys.argv[1:])
+        launcher().check(recipe, world)
+        return launcher().start(recipe.processes, sys.argv[1:])
     folder, reporter = begin(recipe, out)
     if world.processes == 1 and world.shard:
         os.environ |= NOT_BY_ACCELERATE
@@ -41,9 +38,7 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
     if "torch" not in sys.modules:
         reporter.say("loading torch and transformers")  # takes seconds
     if world.processes > 1:
-        from alignkit.runs.together import run_together  # imports torch
-
-        return run_together(recipe, folder, reporter, world)
+        return launcher().run(recipe, folder, reporter, world)
     from alignkit.runs.run import run_recipe  # imports torch
 
     run_recipe(recipe, folder, reporter)
@@ -52,12 +47,11 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
 
 def _follower(load: Callable[[Callable[[str], None]], Recipe], out: Path | None, world: World) -> int:
     """Run a recipe as a process that does not lead. Process 0 prints an error that both meet."""
+    reporter = Reporter()
     try:
         recipe = load(lambda warning: None)
-        from alignkit.runs.together import run_together
-
-        return run_together(recipe, folder_of(recipe, out), SilentReporter(), world)
+        return launcher().run(recipe, folder_of(recipe, out), reporter, world)
     except Exception as error:
         time.sleep(SAME_ERROR)  # the launcher ends this process if process 0 has ended
-        Reporter().say(f"process {world.process}: {message_of(error)}")
+        reporter.say(f"process {world.process}: {message_of(error)}")
         return int(getattr(error, "exit_code", 1))

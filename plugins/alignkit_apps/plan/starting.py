@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from alignkit.errors import Problem, RecipeError
-from alignkit.processes.world import World, counted_processes
+from alignkit.plugins import launcher
 from alignkit.recipe.schema import Stage
-from alignkit.runs.together import check_together
+from alignkit.runs.world import World, counted_processes
 from alignkit_apps.plan.planned_run import PlannedRun
 
 
 def check_processes(run: PlannedRun) -> None:
     """Raise RecipeError where the run would, or if a recipe starts another number of processes than there are cards."""
-    recipe, machine, launcher = run.recipe, run.machine, run.recipe.sized_launcher
-    if machine is not None and launcher is not None and (wanted := launcher.processes) != machine.count:
+    recipe, machine, sized = run.recipe, run.machine, run.recipe.sized_launcher
+    if machine is not None and sized is not None and (wanted := sized.processes) != machine.count:
         text = f"the recipe starts {counted_processes(wanted)}, but --gpus names {machine.count} x {machine.name}"
         fewer = f"{wanted}x" if wanted > 1 else ""
         help = f"write --gpus {fewer}{machine.name}, or override the recipe with launcher.processes={machine.count}"
@@ -21,7 +21,7 @@ def check_processes(run: PlannedRun) -> None:
         run.bases.check_devices(recipe.stages.values())
         _check_cards(run)
     if run.processes > 1:
-        check_together(recipe, World())
+        launcher().check(recipe, World())
 
 
 def _check_cards(run: PlannedRun) -> None:

@@ -19,36 +19,28 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit import cli
-from alignkit.models.sharded import ShardedNetwork
-from alignkit.models.zero3 import Zero3Network, is_installed
-from alignkit.processes.lockstep import LockstepPasses
+from alignkit_distributed.lockstep import LockstepPasses
+from alignkit_distributed.sharded import ShardedNetwork
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ONE = ("launcher.processes=1", "launcher.shard=false")
-INSTALLED = pytest.mark.skipif(not is_installed(), reason="deepspeed is not installed")
-DEEPSPEED = pytest.param("deepspeed", marks=INSTALLED)
-SLOWLY = pytest.param("deepspeed", marks=[INSTALLED, pytest.mark.slow])
-cut_by = pytest.mark.parametrize("cut", ["fsdp", DEEPSPEED])
-cut_slowly_by = pytest.mark.parametrize("cut", ["fsdp", SLOWLY])
 
 
-def write(stages: Mapping[str, Any], cut: str, processes: int = 2, patience: float = 45, **keys: Any) -> Path:
-    return write_recipe(stages, launcher={"processes": processes, "shard": cut, "patience": patience}, **keys)
+def write(stages: Mapping[str, Any], processes: int = 2, patience: float = 45, **keys: Any) -> Path:
+    return write_recipe(stages, launcher={"processes": processes, "shard": True, "patience": patience}, **keys)
 
 
-@cut_slowly_by
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int, cut: str) -> None:
+def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int) -> None:
     """Of 13 rows in batches of 4, the last batch has one row: the others join its pass without a row of their own."""
-    recipe = write(STAGES, cut, processes)
+    recipe = write(STAGES, processes)
     assert cli.main(["run", str(recipe), *ONE, "--out", "one"]) == 0
     run_together(work, recipe, "several", processes=processes)
     assert_alike(Path("several"), Path("one"))
 
 
-@cut_slowly_by
-def test_everything_that_passes_through_layers_is_in_step(work: Path, cut: str) -> None:
+def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
     """Recomputed layers, two reward models, a second stream, gold scores, and a step that process 0 runs alone."""
     stages = {
         "rm": offline("reward_model", "pairs"),
@@ -64,36 +56,31 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path, cut: str) 
         "answers": answers("ppo"),
         "again": {**offline("sft", "demos"), "from": "ppo", "data": {"stage": "answers"}},
     }
-    recipe = write(stages, cut)
+    recipe = write(stages)
     recipe.write_text(recipe.read_text().replace("dtype: float32", "dtype: float32\n  activation_checkpointing: true"))
     run_together(work, recipe, "whole", "launcher.shard=false")
     run_together(work, recipe, "parts")
     assert_alike(Path("parts"), Path("whole"))
 
 
-ASKED = {
-    "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
-    "deepspeed": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
-}
+ASKED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
 
 
-@cut_by
-def test_accelerates_launcher_may_ask_for_parts(work: Path, monkeypatch: pytest.MonkeyPatch, cut: str) -> None:
-    """For FSDP it also asks transformers to load weights in process 0 only: the others would have none.
+def test_accelerates_launcher_may_ask_for_parts(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It also asks transformers to load weights in process 0 only: the others would have none.
 
     A batch of one row leaves one process without a row.
     """
-    network = {"fsdp": ShardedNetwork, "deepspeed": Zero3Network}[cut]
-    init = network.__init__
+    init = ShardedNetwork.__init__
 
     def noted(self: Any, *args: Any) -> None:
         Path(f"cut-{os.environ['RANK']}").touch()
         init(self, *args)
 
-    monkeypatch.setattr(network, "__init__", noted)
+    monkeypatch.setattr(ShardedNetwork, "__init__", noted)
     recipe = write_recipe({"sft": offline("sft", "demos", batch_size=1)})
     some = "model.lora.target_modules=[q_proj]"  # the other layers are torch's own
-    ended = together(work, ["run", recipe, some, "--out", "parts"], 2, [ASKED[cut], ASKED[cut]])
+    ended = together(work, ["run", recipe, some, "--out", "parts"], 2, [ASKED, ASKED])
     assert [process.code for process in ended] == [0, 0], ended
     assert Path("cut-0").exists() and Path("cut-1").exists()
     assert cli.main(["run", str(recipe), some, "--out", "one"]) == 0
@@ -107,14 +94,13 @@ def held(network: nn.Module) -> tuple[int, int]:
     """Bytes of the base's weights in this process, and of the whole base."""
     weights = [p for name, p in network.named_parameters() if "lora_" not in name]
     assert {p.dtype for p in weights} == {torch.float32}
-    local = [p.to_local() if isinstance(p, DTensor) else p if p.numel() else p.ds_tensor for p in weights]
-    whole = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in weights)
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in weights]
+    whole = sum(p.numel() * p.element_size() for p in weights)
     return sum(p.untyped_storage().nbytes() for p in local), whole
 
 
-@cut_by
 def test_a_process_holds_its_part_between_passes_and_only_samples_with_the_whole(
-    work: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+    work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer_call, settle, gather = GradientCheckpointingLayer.__call__, LockstepPasses.settle, LockstepPasses.gather
     networks: list[nn.Module] = []
@@ -144,7 +130,7 @@ def test_a_process_holds_its_part_between_passes_and_only_samples_with_the_whole
     monkeypatch.setattr(LockstepPasses, "settle", settled)
     monkeypatch.setattr(LockstepPasses, "gather", gathered)
     monkeypatch.setattr(GradientCheckpointingLayer, "__call__", called)
-    recipe = write({"sft": offline("sft", "demos"), "align": online("grpo", iterations=1)}, cut)
+    recipe = write({"sft": offline("sft", "demos"), "align": online("grpo", iterations=1)})
     run_together(work, recipe, "out")
     for rank in range(2):
         notes = [json.loads(line) for line in Path(f"notes-{rank}").read_text().splitlines()]
@@ -162,7 +148,7 @@ def test_a_process_holds_its_part_between_passes_and_only_samples_with_the_whole
 
 
 def is_cut(layer: nn.Module) -> bool:
-    return type(layer).__name__.startswith("FSDP") or any(hasattr(p, "ds_id") for p in layer.parameters())
+    return type(layer).__name__.startswith("FSDP")
 
 
 @pytest.fixture
@@ -183,39 +169,34 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def faulty(work: Path, what: str, stage: Mapping[str, Any], cut: str) -> list[Ended]:
-    recipe = write({"align": stage}, cut, patience=PATIENCE)
+def faulty(work: Path, what: str, stage: Mapping[str, Any]) -> list[Ended]:
+    recipe = write({"align": stage}, patience=PATIENCE)
     ended = together(work, ["run", recipe, "--out", "out"], 2, [{}, {"FAULT": what}])
     assert all(process.code and process.seconds < 60 for process in ended), ended
     assert not list(Path("out").rglob("*.tmp")), "nothing half-written"
     return ended
 
 
-@cut_by
 @pytest.mark.parametrize(
     "what, said", [("kill", "has died without a word"), pytest.param("memory", "900 GiB", marks=pytest.mark.slow)]
 )
 @pytest.mark.usefixtures("fault")
-def test_a_process_that_fails_in_the_middle_of_a_pass_ends_the_others(
-    work: Path, what: str, said: str, cut: str
-) -> None:
-    leader, other = faulty(work, what, offline("sft", "demos", epochs=3), cut)
+def test_a_process_that_fails_in_the_middle_of_a_pass_ends_the_others(work: Path, what: str, said: str) -> None:
+    leader, other = faulty(work, what, offline("sft", "demos", epochs=3))
     assert "error: process 1 failed: " in leader.err and said in leader.err
     assert other.code == -9 or what == "memory"  # the launcher ends those that are left
 
 
-@cut_by
 @pytest.mark.usefixtures("fault")
 @pytest.mark.slow
-def test_an_error_in_a_dealt_pass_ends_the_others(work: Path, cut: str) -> None:
+def test_an_error_in_a_dealt_pass_ends_the_others(work: Path) -> None:
     """The first passes of DPO measure the reference, which is dealt work, whose errors are gathered otherwise."""
-    leader, _ = faulty(work, "raises", offline("dpo", "pairs"), cut)
+    leader, _ = faulty(work, "raises", offline("dpo", "pairs"))
     assert "no such layer" in leader.err
 
 
-@cut_slowly_by
-def test_any_number_of_processes_continues_with_or_without_parts(work: Path, cut: str) -> None:
-    recipe = write({"align": online("rloo", checkpoint_every=1)}, cut)
+def test_any_number_of_processes_continues_with_or_without_parts(work: Path) -> None:
+    recipe = write({"align": online("rloo", checkpoint_every=1)})
     ended = together(work, ["run", recipe, "--out", "out"], 2, [{"FAULT": "SIGTERM"}, {}])
     assert ended[0].code == 75 and ended[1].code in (75, -15), ended
     assert list(Path("out/align/checkpoints").iterdir())
@@ -228,17 +209,14 @@ def test_any_number_of_processes_continues_with_or_without_parts(work: Path, cut
 
 
 @pytest.mark.parametrize(
-    "override, said, cut",
+    "override, said",
     [
-        ("model.lora=none", "DeepSpeed cuts only a frozen base model into parts", "deepspeed"),
-        ("stages.sft.optimizer=adamw_8bit", "'adamw_8bit' cannot train weights that are cut", "fsdp"),
-        ("model.quantization=nf4", "a quantized base model cannot be cut into parts", "fsdp"),
+        ("stages.sft.optimizer=adamw_8bit", "'adamw_8bit' cannot train weights that are cut"),
+        ("model.quantization=nf4", "a quantized base model cannot be cut into parts"),
     ],
 )
-def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(
-    work: Path, override: str, said: str, cut: str
-) -> None:
-    recipe = write({"sft": offline("sft", "demos")}, cut)
+def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(work: Path, override: str, said: str) -> None:
+    recipe = write({"sft": offline("sft", "demos")})
     if "optimizer" in override:
         recipe.write_text(recipe.read_text().replace("lora:\n    r: 4\n    lora_alpha: 8\n", "lora: none\n"))
     leader, other = together(work, ["run", recipe, override, "--out", "out"])

@@ -12,15 +12,11 @@ from alignkit.errors import Problem, RecipeError
 if TYPE_CHECKING:
     from alignkit.recipe.schema import LauncherKeys, Shard
 
-# What accelerate's launcher sets if it is asked for what alignkit does not do with DeepSpeed, and its option.
-UNUSED = {
-    "CONFIG_FILE": "deepspeed_config_file",
-    "OFFLOAD_PARAM_DEVICE": "offload_param_device",
-    "OFFLOAD_OPTIMIZER_DEVICE": "offload_optimizer_device",
-}
-# What accelerate's launcher sets, and alignkit undoes: the first lets transformers load weights in process 0 only, and
-# none elsewhere, whoever cuts the model; the second lets accelerate start DeepSpeed.
-NOT_BY_ACCELERATE = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false", "ACCELERATE_USE_DEEPSPEED": "false"}
+# What accelerate's launcher sets if it is asked for what alignkit does not use.
+UNUSED = {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+# What accelerate's launcher sets, and alignkit undoes: transformers would load weights in process 0 only, and none
+# elsewhere.
+NOT_BY_ACCELERATE = {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 START = "start the run with 'alignkit run RECIPE --processes N', which calls accelerate's launcher"
 
 
@@ -55,13 +51,11 @@ def world_of(environment: Mapping[str, str] = os.environ) -> World:
 
 def _asked_for(environment: Mapping[str, str]) -> Shard | None:
     """What accelerate's launcher was asked to cut the model with. Raises RecipeError if alignkit does not do it."""
-    if _is_set(environment, "ACCELERATE_USE_MEGATRON_LM"):
-        text = "the launcher was asked for Megatron-LM, which alignkit does not use"
-        help = "leave Megatron-LM out, and start with --use_fsdp --fsdp_version 2, or with --multi_gpu"
-        raise RecipeError([Problem(text, help=help)])
-    if _is_set(environment, "ACCELERATE_USE_DEEPSPEED"):
-        _check_deepspeed(environment)
-        return "deepspeed"
+    for variable, name in UNUSED.items():
+        if _is_set(environment, variable):
+            text = f"the launcher was asked for {name}, which alignkit does not use"
+            help = f"leave {name} out, and start with --use_fsdp --fsdp_version 2, or with --multi_gpu"
+            raise RecipeError([Problem(text, help=help)])
     if not _is_set(environment, "ACCELERATE_USE_FSDP"):
         return None
     if environment.get("FSDP_VERSION", "1") != "2":
@@ -70,33 +64,13 @@ def _asked_for(environment: Mapping[str, str]) -> Shard | None:
     return "fsdp"
 
 
-def _check_deepspeed(environment: Mapping[str, str]) -> None:
-    """Raise RecipeError if accelerate's launcher was asked for something of DeepSpeed that alignkit does not do."""
-    for key, option in UNUSED.items():
-        if (value := environment.get(f"ACCELERATE_DEEPSPEED_{key}", "none")) != "none":
-            text = f"the launcher was asked for DeepSpeed with '--{option} {value}', which alignkit does not use"
-            raise RecipeError([Problem(text, help=f"leave {option} out, and add --zero_stage 3")])
-    if (stage := environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2, accelerate's default")) != "3":
-        text = f"the launcher was asked for DeepSpeed's ZeRO stage {stage}, but alignkit uses stage 3"
-        raise RecipeError([Problem(text, help="add --zero_stage 3")])
-
-
 def _is_set(environment: Mapping[str, str], name: str) -> bool:
     return environment.get(name, "").lower() == "true"
 
 
 def shard_of(launcher: LauncherKeys | None, world: World) -> Shard | None:
-    """What base models are cut with; None: they are not.
-
-    Raises RecipeError if the recipe and the program that started this process ask for different things.
-    """
-    wanted = launcher.shard if launcher is not None else False
-    if isinstance(wanted, bool):
-        return world.shard or ("fsdp" if wanted else None)
-    if world.shard not in (None, wanted):
-        text = f"the recipe asks for {wanted}, but accelerate's launcher was asked for {world.shard}"
-        raise RecipeError([Problem(text, help=f"override the recipe with launcher.shard={world.shard}")])
-    return wanted
+    """What base models are cut with, as a recipe or the program that started this process asks; None: they are not."""
+    return world.shard or ("fsdp" if launcher is not None and launcher.shard else None)
 
 
 def check_size(launcher: LauncherKeys | None, world: World) -> None:

@@ -10,53 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import RunFailed, message_of
 from alignkit.io.changes import differences
-from alignkit.processes.world import World
+from alignkit.runs.team import Team
+from alignkit.runs.world import World
 from alignkit.stopping import Stopped
-from alignkit.training.reducer import ONE_PROCESS, Reducer
 
 if TYPE_CHECKING:
     from alignkit.models.passes import Passes
     from alignkit.models.service import ModelService
-    from alignkit.processes.board import Board, Failure
-    from alignkit.processes.reducer import ProcessReducer
-    from alignkit.processes.watch import Watch
+    from alignkit_distributed.board import Board, Failure
+    from alignkit_distributed.reducer import ProcessReducer
+    from alignkit_distributed.watch import Watch
 
 POLL = 0.1  # seconds between two looks at the board
 ENDING = 3.0  # seconds in which all processes meet the same error
 PARTING = 60.0  # seconds that process 0 has for its reports, once a run is over
 ENDS, ORDER = "ends", "order"  # notes of process 0
-
-
-class Team:
-    """The only process of a run. reducer: what the processes exchange."""
-
-    world = World()
-    reducer: Reducer = ONE_PROCESS
-
-    def should_stop(self, check: Callable[[], None]) -> None:
-        """Raise Stopped in every process if `check` does in one."""
-        check()
-
-    @contextmanager
-    def training(self, stage: str, parts: Mapping[str, Any]) -> Iterator[None]:
-        """Let every process train a stage. parts: what its result depends on, which must be alike.
-
-        Raises RunFailed if it is not.
-        """
-        yield
-
-    def passes(self, base: str, service: ModelService) -> Passes:
-        """How passes through a base model begin and end. service: of its roles."""
-        return service.model.passes
-
-    def ends(self, error: BaseException | None) -> None:
-        """Tell the others how the run ends, before reports are written."""
-
-    def part(self) -> None:
-        """Leave, after everything is written."""
-
-
-ALONE = Team()
 
 
 class Processes(Team):

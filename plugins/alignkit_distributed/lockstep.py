@@ -29,7 +29,7 @@ from alignkit.models.parts import Cut, NetworkInParts, layers_of
 from alignkit.models.passes import Passes
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.models.skeleton import filled, skeleton
-from alignkit.processes.reducer import ProcessReducer
+from alignkit_distributed.reducer import ProcessReducer
 
 if TYPE_CHECKING:
     from alignkit.models.service import ModelService
@@ -255,7 +255,7 @@ class LockstepPasses(Passes):
             _check(self.model)  # again, because adapters know their layers now
             adapters = self.model.adapters.everything() if self.model.adapters is not None else ()
             self.model.memory.fixed = True
-            # In step, because a process that imports DeepSpeed slowly is not hung.
+            # In step, because a process that cuts slowly is not hung.
             self._parts[network] = self.reducer.in_step(lambda: self.reducer.cut(network, adapters, self.model.device))
             with torch.no_grad():  # FSDP takes what computes first for the whole network
                 self.reducer.in_step(lambda: self._blank(role))

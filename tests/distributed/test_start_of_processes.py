@@ -13,11 +13,10 @@ from conftest import assert_alike, offline, online, reward, write_recipe
 from forked import together
 
 from alignkit import cli
-from alignkit.errors import RecipeError, RunFailed
-from alignkit.models.zero3 import is_installed
-from alignkit.processes.join import check_alike
-from alignkit.processes.world import NOT_BY_ACCELERATE, World, shard_of, world_of
+from alignkit.errors import PluginError, RecipeError, RunFailed
 from alignkit.recipe.schema import LauncherKeys
+from alignkit.runs.world import World, shard_of, world_of
+from alignkit_distributed.join import check_alike
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT = {"sft": offline("sft", "demos")}
@@ -43,21 +42,16 @@ def test_a_launcher_that_is_asked_for_fsdp_cuts_the_base_into_parts() -> None:
 
 
 def test_one_process_remembers_that_it_was_asked_for_parts() -> None:
-    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
-    assert world_of(asked) == World(0, 1, shard="deepspeed")
-    assert world_of({**asked, **LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}) == World(0, 1, shard="deepspeed")
-    assert world_of(asked | NOT_BY_ACCELERATE) == World(0, 1)
+    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    assert world_of(asked) == World(0, 1, shard="fsdp")
+    assert world_of({**asked, **LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}) == World(0, 1, shard="fsdp")
 
 
 @pytest.mark.parametrize(
     "cuts, said",
     [
-        ([("fsdp", ""), (None, "")], "process 0 cuts base models with fsdp, but process 1 with nothing"),
-        ([(None, ""), (None, ""), ("fsdp", "")], "process 0 cuts base models with nothing, but process 2 with fsdp"),
-        (
-            [("deepspeed", "0.19.8"), ("deepspeed", "0.20.0")],
-            "with deepspeed 0.19.8, but process 1 with deepspeed 0.20.0",
-        ),
+        (["fsdp", None], "process 0 cuts base models with fsdp, but process 1 with nothing"),
+        ([None, None, "fsdp"], "process 0 cuts base models with nothing, but process 2 with fsdp"),
     ],
 )
 def test_processes_that_cut_differently_are_named(cuts: Any, said: str) -> None:
@@ -66,49 +60,19 @@ def test_processes_that_cut_differently_are_named(cuts: Any, said: str) -> None:
     check_alike(cuts[:1] * 3)
 
 
-def test_megatron_is_refused() -> None:
-    with pytest.raises(RecipeError, match="the launcher was asked for Megatron-LM, which alignkit does not use"):
-        world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_MEGATRON_LM": "true"})
-
-
-@pytest.mark.parametrize(
-    "asked, said",
-    [
-        ({"ZERO_STAGE": "1"}, "ZeRO stage 1, but alignkit uses stage 3(.|\n)*add --zero_stage 3"),
-        ({"ZERO_STAGE": "2"}, "ZeRO stage 2, but alignkit uses stage 3(.|\n)*add --zero_stage 3"),
-        ({}, "ZeRO stage 2, accelerate's default, but alignkit uses stage 3"),
-        ({"ZERO_STAGE": "3", "OFFLOAD_PARAM_DEVICE": "cpu"}, "'--offload_param_device cpu', which alignkit does not"),
-        ({"ZERO_STAGE": "3", "OFFLOAD_OPTIMIZER_DEVICE": "nvme"}, "leave offload_optimizer_device out"),
-        ({"CONFIG_FILE": "ds.json"}, "'--deepspeed_config_file ds.json'(.|\n)*leave deepspeed_config_file out"),
-    ],
-)
-def test_what_alignkit_does_not_do_with_deepspeed_is_refused(asked: dict[str, str], said: str) -> None:
-    variables = {f"ACCELERATE_DEEPSPEED_{name}": value for name, value in asked.items()}
-    with pytest.raises(RecipeError, match=said):
-        world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true", **variables})
-
-
-def test_a_launcher_that_is_asked_for_deepspeed_cuts_the_base_into_parts() -> None:
-    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
-    none = {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none"}
-    assert world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", **asked, **none}) == World(1, 2, shard="deepspeed")
+@pytest.mark.parametrize("name", ["Megatron-LM", "DeepSpeed"])
+def test_what_alignkit_does_not_use_is_refused(name: str) -> None:
+    asked = {f"ACCELERATE_USE_{name.upper().replace('-', '_')}": "true"}
+    for started in ({}, {**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2"}):
+        with pytest.raises(RecipeError, match=rf"asked for {name}, which alignkit does not use(.|\n)*--fsdp_version 2"):
+            world_of({**started, **asked})
 
 
 def test_the_recipe_or_the_launcher_says_what_cuts_the_base() -> None:
-    alone, fsdp, deepspeed = World(0, 2), World(0, 2, "fsdp"), World(0, 2, "deepspeed")
+    alone, fsdp = World(0, 2), World(0, 2, "fsdp")
     assert shard_of(None, alone) is None and shard_of(LauncherKeys(), alone) is None
-    assert shard_of(LauncherKeys(shard=True), alone) == "fsdp"
-    assert shard_of(LauncherKeys(shard=True), deepspeed) == shard_of(None, deepspeed) == "deepspeed"
-    assert shard_of(LauncherKeys(shard="deepspeed"), alone) == "deepspeed"
-    with pytest.raises(RecipeError, match=r"recipe asks for deepspeed(.|\n)*asked for fsdp(.|\n)*launcher.shard=fsdp"):
-        shard_of(LauncherKeys(shard="deepspeed"), fsdp)
-
-
-def test_a_missing_deepspeed_is_named_before_anything_is_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignkit.models.zero3.is_installed", lambda: False)
-    recipe = write_recipe(SFT, launcher={"processes": 2, "shard": "deepspeed"})
-    err, _ = ended_before_anything_was_written(work, recipe)
-    assert "needs the package deepspeed" in err and " install 'deepspeed>=" in err
+    assert shard_of(LauncherKeys(shard=True), alone) == shard_of(LauncherKeys(shard="fsdp"), alone) == "fsdp"
+    assert shard_of(LauncherKeys(), fsdp) == shard_of(None, fsdp) == "fsdp"
 
 
 def ended_before_anything_was_written(work: Path, recipe: Path, *arguments: str, **how: object) -> tuple[str, str]:
@@ -146,6 +110,18 @@ def test_validate_knows_what_several_processes_refuse(work: Path, capsys: pytest
     assert "a quantized base model cannot be cut into parts" in capsys.readouterr().err
 
 
+def test_only_several_processes_need_the_plugin(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("alignkit.plugins._current", None)
+    without = [str(write_recipe(SFT)), "--no-plugin", "alignkit_distributed"]
+    assert cli.main(["validate", *without, "--no-data"]) == 0
+    for command in (["validate", *without, "--no-data"], ["run", *without, "--out", "out"]):
+        assert cli.main([*command, "launcher.processes=2"]) == PluginError.exit_code
+        assert "launcher 'accelerate' cannot be used: plugin 'alignkit_distributed'" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_an_external_trainer_is_refused(work: Path) -> None:
     err, _ = ended_before_anything_was_written(
         work, write_recipe({"sft": offline({"trl": {"trainer": "sft"}}, "demos")})
@@ -168,7 +144,7 @@ def test_processes_with_other_files_are_named_before_anything_is_written(work: P
 
 
 def test_processes_with_other_versions_are_named(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignkit.runs.together.versions", lambda names: {"peft": f"0.{os.environ['RANK']}"})
+    monkeypatch.setattr("alignkit_distributed.together.versions", lambda names: {"peft": f"0.{os.environ['RANK']}"})
     err, _ = ended_before_anything_was_written(work, write_recipe(SFT))
     assert "versions.peft 0.0 -> 0.1" in err
 
@@ -235,19 +211,6 @@ def test_accelerates_own_command_cuts_the_base_into_parts(work: Path) -> None:
     accelerate = ["accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
     fsdp = ["--dynamo_backend=no", "--main_process_port=0", "--use_fsdp", "--fsdp_version=2", "-m", "alignkit", "run"]
     launched(*accelerate, *fsdp, str(write_recipe(SFT)), "--out", "two")
-    assert cli.main(["run", "recipe.yaml", "--out", "one"]) == 0
-    assert_alike(Path("two"), Path("one"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not is_installed(), reason="deepspeed is not installed")
-def test_accelerates_own_command_cuts_the_base_with_deepspeed(work: Path) -> None:
-    accelerate = ["accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
-    options = ["--dynamo_backend=no", "--main_process_port=0", "--use_deepspeed"]
-    run = ["-m", "alignkit", "run", str(write_recipe(SFT)), "--out", "two"]
-    done = launched(*accelerate, *options, "--zero_stage=2", *run, code=1)
-    assert "asked for DeepSpeed's ZeRO stage 2, but alignkit uses stage 3" in done.stderr
-    launched(*accelerate, *options, "--zero_stage=3", *run)
     assert cli.main(["run", "recipe.yaml", "--out", "one"]) == 0
     assert_alike(Path("two"), Path("one"))
 

@@ -12,19 +12,12 @@ from typing import Any
 
 from alignkit.author import blaming
 from alignkit.data.sources import DataSpec
-from alignkit.errors import Problem, RecipeError, message_of
+from alignkit.errors import RecipeError, message_of
 from alignkit.external import ExternalTrainer
-from alignkit.extras import install_command
 from alignkit.io.digest import versions
 from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
-from alignkit.models import sharded, zero3
 from alignkit.plugins import plugins
-from alignkit.processes.board import Failure
-from alignkit.processes.join import join
-from alignkit.processes.silent import SilentReporter, UnwrittenMetrics
-from alignkit.processes.team import Processes
-from alignkit.processes.world import World, check_size, shard_of
 from alignkit.recipe.bases import base_keys
 from alignkit.recipe.problems import path_text
 from alignkit.recipe.schema import BASE, LauncherKeys, Recipe, Shard, Stage, specs
@@ -32,15 +25,21 @@ from alignkit.runs.data import file_facts
 from alignkit.runs.engines import using_engine
 from alignkit.runs.process import resource_error
 from alignkit.runs.run import Run, run_recipe
+from alignkit.runs.world import World, check_size, shard_of
 from alignkit.stopping import stoppable
 from alignkit.training.train import run_training
+from alignkit_distributed import sharded
+from alignkit_distributed.board import Failure
+from alignkit_distributed.join import join
+from alignkit_distributed.silent import SilentReporter, UnwrittenMetrics
+from alignkit_distributed.team import Processes
 
 
 def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> int:
     """Run a recipe as one of several processes; returns the exit code. Process 0 raises its error instead."""
     check_size(recipe.sized_launcher, world)
     launcher = recipe.launcher or LauncherKeys()
-    shard = check_launched(recipe, world)
+    shard = check_together(recipe, world)
     devices = {recipe.model.device, *(spec.device for spec in recipe.bases.values())}
     say = reporter.say if world.leads else _saying(world)
     team = join(world, devices, launcher.patience, say, shard)
@@ -56,21 +55,12 @@ def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World)
     return code
 
 
-def check_launched(recipe: Recipe, world: World) -> Shard | None:
-    """What base models are cut with. Raises RecipeError if several processes cannot run a recipe here."""
-    shard = check_together(recipe, world)
-    if shard == "deepspeed" and not zero3.is_installed():
-        text = "'launcher.shard: deepspeed' needs the package deepspeed"
-        raise RecipeError([Problem(text, help=install_command("deepspeed"))])
-    return shard
-
-
 def check_together(recipe: Recipe, world: World) -> Shard | None:
-    """What base models are cut with. Raises RecipeError if several processes cannot run a recipe on any machine."""
+    """What base models are cut with. Raises RecipeError if several processes cannot run a recipe."""
     shard = shard_of(recipe.launcher, world)
     check_stages(recipe)
     if shard is not None:
-        check_bases(recipe, shard)
+        check_bases(recipe)
     return shard
 
 
@@ -90,7 +80,7 @@ def check_stages(recipe: Recipe) -> None:
         raise RecipeError(problems)
 
 
-def check_bases(recipe: Recipe, shard: Shard) -> None:
+def check_bases(recipe: Recipe) -> None:
     """Raise RecipeError if a base model cannot be cut into parts, or a stage cannot train the parts."""
     problems = []
     for stage in recipe.stages.values():
@@ -101,10 +91,7 @@ def check_bases(recipe: Recipe, shard: Shard) -> None:
             problems.append(recipe.problem(("stages", stage.name, "optimizer"), text, help=help))
     for name in (BASE, *recipe.bases):
         spec, keys = recipe.base(name), base_keys(name)
-        if spec.lora is None and shard == "deepspeed":
-            text = f"{path_text(keys)}: DeepSpeed cuts only a frozen base model into parts, but 'lora: none' trains it"
-            problems.append(recipe.problem((*keys, "lora"), text, help="write 'shard: fsdp', or train adapters"))
-        elif spec.lora is None and not sharded.can_learn():
+        if spec.lora is None and not sharded.can_learn():
             text = f"{path_text(keys)}: this version of torch cannot cut weights that learn, as 'lora: none' asks for"
             problems.append(recipe.problem((*keys, "lora"), text, help="upgrade torch, or leave 'shard' out"))
         if spec.quantization != "none":

@@ -12,9 +12,9 @@ from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError, message_of
-from alignkit.processes.board import Failure
 from alignkit.stopping import Stopped
 from alignkit.training.reducer import Reducer
+from alignkit_distributed.board import Failure
 
 if TYPE_CHECKING:
     from alignkit.models.passes import Passes

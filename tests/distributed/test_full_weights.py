@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from alignkit import cli
-from alignkit.models.sharded import can_learn
-from alignkit.processes.lockstep import LockstepPasses
 from alignkit.runs.base_model import base_source
 from alignkit.training.learner import Learner
+from alignkit_distributed.lockstep import LockstepPasses
+from alignkit_distributed.sharded import can_learn
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 
 from alignkit import stopping
-from alignkit.processes.board import Board, Failure
-from alignkit.processes.world import World
+from alignkit.runs.world import World
+from alignkit_distributed.board import Board, Failure
 
 BEAT = 1.0  # seconds between two signs of life
 GRACE = 15.0  # seconds that this process has to end by itself, once another one has failed

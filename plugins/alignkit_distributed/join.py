@@ -11,22 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from alignkit.errors import Problem, RecipeError, RunFailed
-from alignkit.io.digest import versions
 from alignkit.io.leaving import leave
-from alignkit.models.parts import Cut
-from alignkit.models.sharded import ShardedNetwork
-from alignkit.models.zero3 import Zero3Network
-from alignkit.processes.board import Board, Failure
-from alignkit.processes.lockstep import LockstepReducer
-from alignkit.processes.reducer import OtherFailed, ProcessReducer
-from alignkit.processes.team import Processes
-from alignkit.processes.watch import Watch
-from alignkit.processes.world import NOT_BY_ACCELERATE, World
+from alignkit.runs.world import NOT_BY_ACCELERATE, World
+from alignkit_distributed.board import Board, Failure
+from alignkit_distributed.lockstep import LockstepReducer
+from alignkit_distributed.reducer import OtherFailed, ProcessReducer
+from alignkit_distributed.sharded import ShardedNetwork
+from alignkit_distributed.team import Processes
+from alignkit_distributed.watch import Watch
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Shard
 
-CUTS: dict[Shard, Cut] = {"fsdp": ShardedNetwork, "deepspeed": Zero3Network}
 LONGEST = timedelta(hours=6)  # that a process computes while the others wait for it
 WORD = 3.0  # seconds in which a process that fails has said why
 
@@ -71,24 +67,22 @@ def join(
             watch.waiting = False
 
     reducer = ProcessReducer(world.process, world.processes, state.device, waiting)
-    check_alike(reducer.gather((shard, versions(("deepspeed",))["deepspeed"] if shard == "deepspeed" else "")))
+    check_alike(reducer.gather(shard))
     if shard is not None:
-        reducer = LockstepReducer(world.process, world.processes, state.device, waiting, CUTS[shard])
+        reducer = LockstepReducer(world.process, world.processes, state.device, waiting, ShardedNetwork)
     return Processes(world, reducer, board, watch)
 
 
-def check_alike(cuts: Sequence[tuple[Shard | None, str]]) -> None:
+def check_alike(cuts: Sequence[Shard | None]) -> None:
     """Raise RunFailed if processes cut their models differently: they would wait for each other in vain.
 
-    cuts: what each process cuts with, and its version of DeepSpeed if it is that.
+    cuts: what each process cuts with.
     """
-    names = [f"{shard or 'nothing'} {version}".strip() for shard, version in cuts]
+    names = [shard or "nothing" for shard in cuts]
     for process, name in enumerate(names):
         if name != names[0]:
             text = f"process 0 cuts base models with {names[0]}, but process {process} with {name}"
-            raise RunFailed(
-                f"{text}\nhelp: start all with the same options of accelerate, and install the same versions"
-            )
+            raise RunFailed(f"{text}\nhelp: start all with the same options of accelerate")
 
 
 def _check_devices(devices: set[str], on_cpu: bool) -> None:

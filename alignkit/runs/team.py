@@ -1,0 +1,46 @@
+"""The processes of a run as one team, as stages see it. Here it is one process; launchers make larger ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from alignkit.runs.world import World
+from alignkit.training.reducer import ONE_PROCESS, Reducer
+
+if TYPE_CHECKING:
+    from alignkit.models.passes import Passes
+    from alignkit.models.service import ModelService
+
+
+class Team:
+    """The only process of a run. reducer: what the processes exchange."""
+
+    world = World()
+    reducer: Reducer = ONE_PROCESS
+
+    def should_stop(self, check: Callable[[], None]) -> None:
+        """Raise Stopped in every process if `check` does in one."""
+        check()
+
+    @contextmanager
+    def training(self, stage: str, parts: Mapping[str, Any]) -> Iterator[None]:
+        """Let every process train a stage. parts: what its result depends on, which must be alike.
+
+        Raises RunFailed if it is not.
+        """
+        yield
+
+    def passes(self, base: str, service: ModelService) -> Passes:
+        """How passes through a base model begin and end. service: of its roles."""
+        return service.model.passes
+
+    def ends(self, error: BaseException | None) -> None:
+        """Tell the others how the run ends, before reports are written."""
+
+    def part(self) -> None:
+        """Leave, after everything is written."""
+
+
+ALONE = Team()

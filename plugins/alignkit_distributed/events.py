@@ -1,0 +1,38 @@
+"""The launcher that runs use: accelerate starts the processes, and sends everything between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignkit import Launcher, Register, hookimpl
+
+if TYPE_CHECKING:
+    from alignkit.io.progress import Reporter
+    from alignkit.recipe.schema import Recipe
+    from alignkit.runs.world import World
+
+
+class Accelerate(Launcher):
+    """Each method imports torch."""
+
+    def check(self, recipe: Recipe, world: World) -> None:
+        from alignkit_distributed.together import check_together
+
+        check_together(recipe, world)
+
+    def start(self, processes: int, arguments: Sequence[str]) -> int:
+        from alignkit_distributed.launch import launch
+
+        return launch(processes, arguments)
+
+    def run(self, recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> int:
+        from alignkit_distributed.together import run_together
+
+        return run_together(recipe, folder, reporter, world)
+
+
+@hookimpl
+def register_launchers(register: Register) -> None:
+    register("accelerate", Accelerate, summary="several processes, with accelerate's launcher and collectives")
