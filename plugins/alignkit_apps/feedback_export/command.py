@@ -115,7 +115,7 @@ def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the export.")],
     layout: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Also parquet, argilla or label-studio; repeatable. Always: JSON lines."),
+        typer.Option(metavar="NAME", help="Also parquet or label-studio; repeatable. Always: JSON lines."),
     ] = None,
 ) -> None:
     """Write what may be shared: redacted, with pseudonyms, in the layouts of TRL, with a data card.
@@ -147,18 +147,18 @@ def export(
 
 @feedback_app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON of Argilla or Label Studio.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON of Label Studio.")],
     into: Annotated[Path, typer.Option(metavar="STORE", help="The store to add it to; made if it does not exist.")],
     license: Annotated[str, typer.Option(metavar="NAME", help="Of items that name none.")] = "",
     consent: Annotated[
         str, typer.Option(metavar="TERMS", help="To what everybody in the file agreed, so that it may be exported.")
     ] = "",
 ) -> None:
-    """Add the labels of a file of Argilla or Label Studio to a store. Doing it twice changes nothing.
+    """Add the labels of a file of Label Studio to a store. Doing it twice changes nothing.
 
     \b
     Examples:
-      alignkit feedback import records.json --into labels.feedback
+      alignkit feedback import tasks.json --into labels.feedback
       alignkit feedback import tasks.json --into labels.feedback --license CC0-1.0
     """
     from alignkit_apps.feedback.merging import merge as merged

@@ -24,7 +24,7 @@ class LeftOut:
     """What is not exported, and why. Items: without a license, without consent of their author, replaced by a newer
     version of their row, without a label to export, or empty of meaning once they are redacted. Events: without consent
     of their annotator. redacted: texts in which something was replaced. unfit: items that other tools cannot show.
-    tied: rankings with ties, which Argilla cannot hold."""
+    """
 
     unlicensed: int = 0
     unconsented_items: int = 0
@@ -34,7 +34,6 @@ class LeftOut:
     unconsented_events: int = 0
     redacted: int = 0
     unfit: int = 0
-    tied: int = 0
 
     def lines(self) -> list[str]:
         """What was left out, one reason per line."""
@@ -46,7 +45,6 @@ class LeftOut:
             "items that mean nothing once they are redacted": self.meaningless,
             "events of people who have not agreed to share them": self.unconsented_events,
             "of the files of other tools: items with tools or answers of several turns": self.unfit,
-            "of the files of Argilla: rankings with ties": self.tied,
         }
         return [f"left out: {text}: {count}" for text, count in texts.items() if count]
 

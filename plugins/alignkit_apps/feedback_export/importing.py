@@ -1,10 +1,10 @@
-"""Labels of other tools as the content of a store: files of Argilla and Label Studio."""
+"""Labels of Label Studio as the content of a store."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ from alignkit_apps.feedback.labels import BadLabel
 from alignkit_apps.feedback.merging import Content
 from alignkit_apps.feedback.records import Event, Stored
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.feedback_export import argilla, label_studio
+from alignkit_apps.feedback_export import label_studio
 from alignkit_apps.feedback_export.answers import Answered, event_of, label_of
 
-Read = Callable[[Any, str, str], Answered]
 _SPACE = uuid.UUID("6f1c1f0e-7a52-5c0e-9a3e-616c6b66c002")  # of consent that was imported
 
 
@@ -36,7 +35,7 @@ def content_of_file(path: Path, target: Store | None, *, license: str = "", term
     events: dict[str, Event] = {}
     for number, row in file_rows(path):
         try:
-            entry = _reader(raise_if_bad(row))(row, license, now)
+            entry = _read(raise_if_bad(row), license, now)
             found = list(_events(entry))
         except (BadRow, BadLabel) as error:
             bad.append(SkippedRow(str(path), number, str(error)))
@@ -55,15 +54,11 @@ def content_of_file(path: Path, target: Store | None, *, license: str = "", term
     return Content(list(items.values()), [*agreed, *events.values()])
 
 
-def _reader(row: Any) -> Read:
-    if argilla.is_record(row):
-        return argilla.read
+def _read(row: Any, license: str, now: str) -> Answered:
     if label_studio.is_task(row):
-        return label_studio.read
+        return label_studio.read(row, license, now)
     columns = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-    raise BadRow(
-        f"neither a record of Argilla (fields, responses) nor a task of Label Studio (data, annotations): {columns:.80}"
-    )
+    raise BadRow(f"no task of Label Studio (data, annotations): {columns:.80}")
 
 
 def _events(entry: Answered) -> Iterator[Event]:
