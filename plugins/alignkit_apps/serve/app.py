@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,9 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from alignkit.errors import DataError, did_you_mean
 from alignkit_apps.policies.policy import Policy, TooLong
 from alignkit_apps.policies.streaming import Answer, Piece
-from alignkit_apps.policies.work import Busy, Event, Failed, Heard, Job, Read, Stopping, Work
+from alignkit_apps.policies.work import Busy, Event, Failed, Job, Read, Stopping, Work
 from alignkit_apps.serve.openai_reply import DONE, Reply, failure
-from alignkit_apps.serve.openai_request import Request, RequestError, read_chat, read_text
+from alignkit_apps.serve.openai_request import Request, RequestError, read_chat
 
 MOST_BYTES = 2**20  # of a request
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:@\[\]]+)(?::[0-9]+)?")
@@ -39,7 +39,6 @@ def application(policies: Mapping[str, Policy], work: Work, hosts: Sequence[str]
         Route("/v1/models", endpoint.models),
         Route("/v1/models/{name:path}", endpoint.model),
         Route("/v1/chat/completions", endpoint.chat, methods=["POST"]),
-        Route("/v1/completions", endpoint.text, methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {RequestError: _refused, HTTPException: _not_found, ClientDisconnect: _left}
     return _Guard(Starlette(routes=routes, exception_handlers=handlers), hosts, token)
@@ -111,21 +110,14 @@ class _Endpoint:
 
     async def chat(self, received: Received) -> Response:
         """Answer a conversation."""
-        return await self._complete(received, read_chat, chat=True)
-
-    async def text(self, received: Received) -> Response:
-        """Continue texts."""
-        return await self._complete(received, read_text, chat=False)
-
-    async def _complete(self, received: Received, read: Callable[[bytes], Request], chat: bool) -> Response:
-        asked = read(await _body(received))
+        asked = read_chat(await _body(received))
         policy = self._policy(asked.model)
         listener = _Listener(asyncio.get_running_loop())
         sampling = replace(policy.sampling, **asked.sampling)
         job = Job(
-            policy, asked.prompts, sampling, asked.n, asked.seed, listener.tell, asked.stream, asked.logprobs
+            policy, asked.messages, sampling, asked.n, asked.seed, listener.tell, asked.stream, asked.logprobs
         )  # fmt: skip
-        reply = Reply(policy.name, chat)
+        reply = Reply(policy.name)
         try:
             self.work.submit(job)
         except (Busy, Stopping) as error:
@@ -152,9 +144,9 @@ class _Endpoint:
             chunks = _stream(job, listener, reply, read, asked.usage)
             return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         answers: dict[int, Answer] = {}
-        async for index, piece in _heard(job, listener):
+        async for piece in _heard(job, listener):
             if piece.answer is not None:
-                answers[index] = piece.answer
+                answers[piece.number] = piece.answer
         return JSONResponse(reply.whole(answers, read.prompt_tokens))
 
     def _policy(self, name: str | None) -> Policy:
@@ -169,28 +161,28 @@ class _Endpoint:
         raise RequestError(404, f"no model '{name:.200}'; {help}", "model", "model_not_found")
 
 
-async def _heard(job: Job, listener: _Listener) -> AsyncIterator[tuple[int, Piece]]:
-    """The pieces of a job's answers, each with the index of its choice, until all are complete."""
-    waiting = job.n * len(job.prompts)
+async def _heard(job: Job, listener: _Listener) -> AsyncIterator[Piece]:
+    """The pieces of a job's answers, until all are complete."""
+    waiting = job.n
     while waiting:
         event = await listener.next()
-        assert isinstance(event, Heard)
-        waiting -= event.piece.answer is not None
-        yield event.prompt * job.n + event.piece.number, event.piece
+        assert isinstance(event, Piece)
+        waiting -= event.answer is not None
+        yield event
 
 
 async def _stream(job: Job, listener: _Listener, reply: Reply, read: Read, usage: bool) -> AsyncIterator[str]:
     """The chunks of a response; the job is canceled if nobody receives them."""
     answers: dict[int, Answer] = {}
     try:
-        for index in range(job.n * len(job.prompts)):
+        for index in range(job.n):
             yield reply.opening(index)
-        async for index, piece in _heard(job, listener):
+        async for piece in _heard(job, listener):
             if piece.text or piece.logprobs:
-                yield reply.piece(index, piece)
+                yield reply.piece(piece)
             if piece.answer is not None:
-                answers[index] = piece.answer
-                yield reply.ending(index, piece.answer)
+                answers[piece.number] = piece.answer
+                yield reply.ending(piece.number, piece.answer)
         if usage:
             yield reply.usage(read.prompt_tokens, list(answers.values()))
         yield DONE
@@ -242,10 +234,8 @@ async def _refused(received: Received, error: Exception) -> Response:
 
 async def _not_found(received: Received, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    text = (
-        f"{error.detail}: {received.method} {received.url.path}; there is GET /v1/models, POST /v1/chat/completions, "
-    )
-    wrong = RequestError(error.status_code, f"{text}POST /v1/completions")
+    text = f"{error.detail}: {received.method} {received.url.path}; there is GET /v1/models, POST /v1/chat/completions"
+    wrong = RequestError(error.status_code, text)
     return JSONResponse(wrong.body(), error.status_code, error.headers)
 
 

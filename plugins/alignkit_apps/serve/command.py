@@ -38,7 +38,7 @@ def serve(
 ) -> None:
     """Answer OpenAI clients on this machine with your policies.
 
-    It has /v1/models, /v1/chat/completions and /v1/completions.
+    It has /v1/models and /v1/chat/completions.
 
     \b
     Examples:
