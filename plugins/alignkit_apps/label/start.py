@@ -21,7 +21,7 @@ from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.ending import said_last
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.label.items import add, file_groups, give_license, stage_groups, store_of_stage
-from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, listening, server_of
+from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe
@@ -85,11 +85,8 @@ def start(
         with listening(port) as listener:
             sessions = Sessions(names)
             addresses = addresses_of(sessions, listener)
-            _greet(store, addresses)
-            if open_page:
-                import webbrowser
-
-                webbrowser.open(next(iter(addresses.values())))
+            _greet(store, len(addresses))
+            announce(addresses, "Whoever has an address labels under that name.", open_page)
             with suppress(KeyboardInterrupt):
                 server_of(make_app(desk, sessions, plans.batch or "Label")).run(sockets=[listener])
         print(printable(said_last(store)), file=sys.stderr)
@@ -169,13 +166,10 @@ def _set_plan(store: Store, plans: Plans) -> None:
             raise RecipeError([Problem(text)]) from error
 
 
-def _greet(store: Store, addresses: dict[str, str]) -> None:
+def _greet(store: Store, people: int) -> None:
     left = store.rows("SELECT count(*) AS n FROM items WHERE labels < wanted AND retired = 0 AND gold IS NULL")[0]["n"]
     print(printable(f"{left} item{'s' * (left != 1)} to label; labels go to {store.path}"), file=sys.stderr)
-    if (missing := store.plan.overlap - len(addresses)) > 0:
+    if (missing := store.plan.overlap - people) > 0:
         names = f"{missing} more --annotator" if missing > 1 else "one more --annotator"
-        wanted = f"each item needs labels by {store.plan.overlap} people, but only {len(addresses)} can label here"
+        wanted = f"each item needs labels by {store.plan.overlap} people, but only {people} can label here"
         print(f"warning: {wanted}\n  help: add {names}, or merge the labels of others later", file=sys.stderr)
-    for name, address in addresses.items():
-        print(printable(address if len(addresses) == 1 else f"{name}: {address}"), flush=True)
-    print("Whoever has an address labels under that name. Ctrl-C stops.", file=sys.stderr, flush=True)

@@ -1,11 +1,12 @@
-"""The HTTP application: OpenAI's addresses, for clients on this machine or with a token."""
+"""The server of `alignkit serve`: OpenAI's addresses, for clients on this machine or with a token."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,15 +19,42 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alignkit.errors import DataError, did_you_mean
-from alignkit_apps.policies.policy import Policy, TooLong
+from alignkit_apps.policies.policy import Opened, Policy, TooLong
 from alignkit_apps.policies.streaming import Answer, Piece
 from alignkit_apps.policies.work import Busy, Event, Failed, Job, Read, Stopping, Work
 from alignkit_apps.serve.openai_reply import DONE, Reply, failure
 from alignkit_apps.serve.openai_request import Request, RequestError, read_chat
+from alignkit_apps.web.guard import Refused, json_body
+from alignkit_apps.web.hosting import hosted, is_loopback
 
-MOST_BYTES = 2**20  # of a request
+LOCAL = ("localhost", "127.0.0.1", "::1")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:@\[\]]+)(?::[0-9]+)?")
 GONE = 499  # nginx's status for a client that does not wait for the answer; nobody receives it
+
+
+def serve(
+    opened: Opened,
+    work: Work,
+    listening: socket.socket,
+    token: str | None,
+    started: Callable[[], None],
+    poll: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer requests in this thread until the work is stopped, or `poll` raises.
+
+    started: called once clients can connect. Raises RunFailed if the server ends by itself.
+    """
+    listening.listen()
+    started()
+    host = listening.getsockname()[0]
+    hosts = (*LOCAL, host) if is_loopback(host) else None
+    with hosted(application(opened.policies, work, hosts, token), listening) as look:
+
+        def each() -> None:
+            poll()
+            look()
+
+        work.run(each)
 
 
 def application(policies: Mapping[str, Policy], work: Work, hosts: Sequence[str] | None, token: str | None) -> ASGIApp:
@@ -40,7 +68,12 @@ def application(policies: Mapping[str, Policy], work: Work, hosts: Sequence[str]
         Route("/v1/models/{name:path}", endpoint.model),
         Route("/v1/chat/completions", endpoint.chat, methods=["POST"]),
     ]
-    handlers: dict[Any, Any] = {RequestError: _refused, HTTPException: _not_found, ClientDisconnect: _left}
+    handlers: dict[Any, Any] = {
+        RequestError: _refused,
+        Refused: _no_json,
+        HTTPException: _not_found,
+        ClientDisconnect: _left,
+    }
     return _Guard(Starlette(routes=routes, exception_handlers=handlers), hosts, token)
 
 
@@ -110,7 +143,7 @@ class _Endpoint:
 
     async def chat(self, received: Received) -> Response:
         """Answer a conversation."""
-        asked = read_chat(await _body(received))
+        asked = read_chat(await json_body(received))
         policy = self._policy(asked.model)
         listener = _Listener(asyncio.get_running_loop())
         sampling = replace(policy.sampling, **asked.sampling)
@@ -192,19 +225,6 @@ async def _stream(job: Job, listener: _Listener, reply: Reply, read: Read, usage
         job.cancel()
 
 
-async def _body(received: Received) -> bytes:
-    """The JSON of a request. Only JSON: a page of another host may send other types without asking first."""
-    kind = received.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise RequestError(415, f"the content type must be application/json, not '{kind:.60}'")
-    body = b""
-    async for part in received.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise RequestError(413, f"the request is larger than {MOST_BYTES} bytes", code="request_too_large")
-    return body
-
-
 async def _disconnected(received: Received) -> None:
     """Return once the client has left."""
     while (await received.receive())["type"] != "http.disconnect":
@@ -230,6 +250,12 @@ async def _refused(received: Received, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     headers = {"Retry-After": "1"} if error.status == 503 else None
     return JSONResponse(error.body(), error.status, headers)
+
+
+async def _no_json(received: Received, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    code = "request_too_large" if error.status == 413 else None
+    return await _refused(received, RequestError(error.status, str(error), code=code))
 
 
 async def _not_found(received: Received, error: Exception) -> Response:
