@@ -26,6 +26,7 @@ from alignkit.registry import KINDS, Registration
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings, Stop
 from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
+from benchmarks.markdown import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: dict[str, type[BaseModel]] = {
@@ -162,9 +163,7 @@ def script(folder: str, name: str) -> Any:
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [header, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
-    first, *rest = [f"| {' | '.join(row)} |\n" for row in rows]
-    return "".join([first, "|---" * len(header) + "|\n", *rest])
+    return markdown_table(header, ([cell.replace("|", "\\|") for cell in line] for line in lines)) + "\n"
 
 
 def main(arguments: Sequence[str]) -> int:
