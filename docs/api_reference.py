@@ -35,6 +35,8 @@ from api_source import (
     signature_of,
 )
 
+from benchmarks.markdown import markdown_table
+
 PAGES = ROOT / "docs" / "plugins" / "api"
 WIDTH = 100  # of a signature in one line
 HEADING = re.compile(r"^### `([\w.]+)`$", re.MULTILINE)
@@ -223,9 +225,7 @@ def table(rows: Sequence[Row], notes: dict[str, str], hidden: Collection[str] = 
     header = ("name", "type", "default" if any(kind for _, kind, _ in rows) else "value", "meaning")
     used = [column for column in range(4) if column == 0 or any(line[column] for line in lines)]
     shown = [[_cell(column, line[column]) for column in used] for line in lines]
-    texts = [" | ".join(row) for row in [[header[column] for column in used], *shown]]
-    first, *rest = [f"| {text} |\n" for text in texts]
-    return "".join([first, "|---" * len(used) + "|\n", *rest])
+    return markdown_table([header[column] for column in used], shown) + "\n"
 
 
 def _cell(column: int, text: str) -> str:
@@ -256,8 +256,8 @@ def index() -> str:
         text = MARKER.sub(lambda match: f"{match[1]}{part(match[2])}{match[4]}", page.read_text(encoding="utf-8"))
         title = text.partition("\n")[0].removeprefix("# ")
         links = [f"[`{name}`]({page.name}#{slug})" for name, slug in slugs(text)]
-        lines.append(f"| [{title}]({page.name}) | {', '.join(links)} |\n")
-    return "| page | names |\n|---|---|\n" + "".join(lines)
+        lines.append((f"[{title}]({page.name})", ", ".join(links)))
+    return markdown_table(("page", "names"), lines) + "\n"
 
 
 def slugs(page: str) -> Iterator[tuple[str, str]]:

@@ -2,8 +2,8 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own line. WHAT is one of
 `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `mix`, `stop`, `data`, `plugins`, `families`, `formats`,
-`labeled pairs`, `cards`, `outcomes`, a part of the arithmetic of docs/scale.md (`scale day`), a kind and a name
-(`algorithm ppo`), or names for the reference of public names (`api Group Response`; see `api_reference.py`).
+`labeled pairs`, `cards`, `outcomes`, a kind and a name (`algorithm ppo`), or names for the reference of public names
+(`api Group Response`; see `api_reference.py`).
 It also writes `recipes/recipe.schema.json`.
 With --check nothing is written; stale pages are listed and the exit code is 1.
 """
@@ -26,6 +26,7 @@ from alignkit.registry import KINDS, Registration
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings, Stop
 from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults
+from benchmarks.markdown import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: dict[str, type[BaseModel]] = {
@@ -72,14 +73,11 @@ def part(what: str) -> str:
     }
     if what in tables:
         return tables[what]()
-    if kind == "scale" and name:
-        lines = importlib.import_module("alignkit_apps.plan.scale").lines()[name]
-        return markdown(("quantity", "arithmetic", "result"), [(x.what, x.how, x.result) for x in lines])
     if kind == "api":
         return str(script("docs", "api_reference").part(name))
     if kind in KINDS and plugins().registry.has(kind, name):
         return component(kind, plugins().registry.get(kind, name))
-    known = [*MODELS, *tables, "scale PART", "api NAMES", "KIND NAME"]
+    known = [*MODELS, *tables, "api NAMES", "KIND NAME"]
     raise ValueError(f"'{what}' cannot be generated; known are {', '.join(known)}")
 
 
@@ -167,9 +165,7 @@ def script(folder: str, name: str) -> Any:
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [header, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
-    first, *rest = [f"| {' | '.join(row)} |\n" for row in rows]
-    return "".join([first, "|---" * len(header) + "|\n", *rest])
+    return markdown_table(header, ([cell.replace("|", "\\|") for cell in line] for line in lines)) + "\n"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -56,7 +56,6 @@ OTHER_MEANINGS = {
     "alignkit.settings": {"sft"},  # an objective of `mix`
     "alignkit.training.auxiliary": {"sft"},  # the same
     "alignkit_apps.feedback_export.layouts": {"kto", "sft"},  # what TRL calls its layouts
-    "alignkit_apps.feedback_export.rating": {"rate_feedback"},  # the step of the command's recipe
     "alignkit.environment": {"refusal"},  # a tool's
     "alignkit.models.hub": {"refusal"},  # the hub's
     "alignkit.models.load_check": {"refusal"},  # of a model that cannot be loaded

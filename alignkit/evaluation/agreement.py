@@ -58,15 +58,9 @@ def cohen_kappa(first: Unit, second: Unit, weights: Weights = "equal") -> float 
     both = [pair for pair in zip(first, second, strict=True) if not any(map(_missing, pair))]
     if not both:
         return None
-    values = _values((rating for pair in both for rating in pair), None if weights == "equal" else weights)
-    index = {value: number for number, value in enumerate(values)}
-    table = np.zeros((len(values), len(values)))
-    for one, other in both:
-        table[index[one], index[other]] += 1
-    distance = distance_of(values, table.sum(1))
-    n = len(both)
-    observed = (table * distance).sum() / n
-    return _beyond_chance(observed, table.sum(1) @ distance @ table.sum(0) / n**2)
+    values, (table,) = _tables([both], None if weights == "equal" else weights)
+    found = float(_kappa(table, distance_of(values, table.sum(1))))
+    return None if math.isnan(found) else found
 
 
 def fleiss_kappa(units: Sequence[Unit]) -> float | None:
@@ -190,7 +184,8 @@ def two_raters(units: Sequence[Sequence[tuple[Rating, Rating]]], *, seed: int, s
     known = [row for unit in units if (row := [pair for pair in unit if not any(map(_missing, pair))])]
     shares = [sum(one == other for one, other in row) / len(row) for row in known]
     same = rate(shares, max(map(len, known), default=1))
-    tables = _tables(known)
+    values, tables = _tables(known)
+    equal = _unequal(values, tables)
     n, possible = len(known), max(2, tables.shape[1])
     draws = np.ones((1, 0)) if not n else _draws(n, seed, stream)
 
@@ -205,7 +200,11 @@ def two_raters(units: Sequence[Sequence[tuple[Rating, Rating]]], *, seed: int, s
         low, high = np.quantile(spread, [tail, 1 - tail])
         return {"mean": mean, "low": float(low), "high": float(high), "n": n}
 
-    return {"same": same, "kappa": estimated(_kappa), "ac1": estimated(lambda table: _ac1(table, possible))}
+    return {
+        "same": same,
+        "kappa": estimated(lambda table: _kappa(table, equal)),
+        "ac1": estimated(lambda table: _ac1(table, possible)),
+    }
 
 
 def _draws(n: int, seed: int, stream: str) -> Array:
@@ -213,36 +212,33 @@ def _draws(n: int, seed: int, stream: str) -> Array:
     return seeds.stream(seed, "agreement", stream).multinomial(n, np.full(n, 1 / n), size=REPETITIONS).astype(float)
 
 
-def _tables(units: Sequence[Sequence[tuple[Rating, Rating]]]) -> Array:
-    """For each unit, how often each rating of the first met each of the second: [units, ratings, ratings]."""
-    known = [[pair for pair in unit if not any(map(_missing, pair))] for unit in units]
-    values = _values((rating for unit in known for pair in unit for rating in pair), None)
+def _tables(
+    units: Sequence[Sequence[tuple[Rating, Rating]]], numbers_for: str | None = None
+) -> tuple[list[Any], Array]:
+    """The different ratings; and for each unit, how often each of the first met each of the second: [units, n, n]."""
+    values = _values((rating for unit in units for pair in unit for rating in pair), numbers_for)
     index = {value: number for number, value in enumerate(values)}
-    tables = np.zeros((len(known), len(values), len(values)))
-    for table, unit in zip(tables, known, strict=True):
+    tables = np.zeros((len(units), len(values), len(values)))
+    for table, unit in zip(tables, units, strict=True):
         for one, other in unit:
             table[index[one], index[other]] += 1
-    return tables
+    return values, tables
 
 
-def _kappa(table: Array) -> Array:
+def _kappa(table: Array, distance: Array) -> Array:
     """Cohen's kappa of tables [..., ratings, ratings]; NaN where undefined."""
-    shares = table / table.sum((-2, -1), keepdims=True)
-    chance = (shares.sum(-1) * shares.sum(-2)).sum(-1)
-    return _over_chance(shares, chance)
+    n = table.sum((-2, -1))
+    expected = ((table.sum(-1) @ distance) * table.sum(-2)).sum(-1) / n
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(expected > 0, 1 - (table * distance).sum((-2, -1)) / expected, np.nan)
 
 
 def _ac1(table: Array, categories: int) -> Array:
     """Gwet's AC1 of tables [..., ratings, ratings]."""
     shares = table / table.sum((-2, -1), keepdims=True)
     either = (shares.sum(-1) + shares.sum(-2)) / 2
-    return _over_chance(shares, (either * (1 - either)).sum(-1) / (categories - 1))
-
-
-def _over_chance(shares: Array, chance: Array) -> Array:
-    agreed = np.trace(shares, axis1=-2, axis2=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(chance < 1 - 1e-12, (agreed - chance) / (1 - chance), np.nan)
+    chance = (either * (1 - either)).sum(-1) / (categories - 1)
+    return (np.trace(shares, axis1=-2, axis2=-1) - chance) / (1 - chance)
 
 
 # The coefficients of counts [units, values]

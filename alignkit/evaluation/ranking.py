@@ -130,7 +130,7 @@ def bradley_terry(wins: Mapping[tuple[Policy, Policy], float], *, ridge: float =
         table[index[winner], index[loser]] = count
     if not ridge:
         _check_finite(table, policies)
-    strengths = _most_likely(table, ridge)
+    (strengths,) = _most_likely(table[None], ridge)
     order = np.argsort(-strengths.round(9), kind="stable")  # the last digits do not separate equally strong policies
     return {policies[number]: float(strengths[number]) for number in order}
 
@@ -175,37 +175,14 @@ def ranked(
     n = len(played)
     draws = seeds.stream(seed, "ranking", stream).multinomial(n, np.full(n, 1 / n), size=REPETITIONS)
     again = np.tensordot(draws, tables, axes=1)
-    found = _with_ridge(tables.sum(0)[None], ridge)[0]
-    spread = _with_ridge(again, ridge)
+    (found,) = _most_likely(tables.sum(0)[None], ridge)
+    spread = _most_likely(again, ridge)
     tail = (1 - statistics.CONFIDENCE) / 2
     low, high = np.quantile(spread, [tail, 1 - tail], axis=0)
     return {
         policy: {"mean": float(found[i]), "low": float(low[i]), "high": float(high[i]), "n": n}
         for policy, i in index.items()
     }
-
-
-def _with_ridge(tables: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
-    """The strengths [tables, policies] of several tables [tables, winner, loser] at once, by Newton's method.
-
-    With a ridge the likelihood has one maximum. A step moves no policy by more than a nat, so that none overshoots.
-    """
-    import numpy as np
-    from scipy.special import expit
-
-    games = tables + tables.swapaxes(1, 2)
-    strengths = np.zeros(tables.shape[:2])
-    for _ in range(1000):
-        p = expit(strengths[:, :, None] - strengths[:, None, :])
-        gradient = (tables - games * p).sum(2) - ridge * strengths
-        variance = games * p * (1 - p)
-        curvature = (variance.sum(2) + ridge)[:, :, None] * np.eye(tables.shape[1]) - variance
-        step = np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0]
-        step /= np.maximum(1.0, np.abs(step).max(axis=1, keepdims=True))
-        strengths += step
-        if np.abs(step).max() <= 1e-10:
-            break
-    return strengths
 
 
 def _checked(
@@ -243,31 +220,33 @@ def _named(group: Sequence[int], policies: Sequence[Hashable]) -> str:
     return ", ".join(str(policies[index]) for index in group)
 
 
-def _most_likely(table: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
-    """The strengths at which every policy wins as often as expected, i.e. the gradient of the likelihood is 0.
+def _most_likely(tables: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
+    """The strengths [tables, policies] of several tables [tables, winner, loser] at once.
 
-    Newton's method finds all digits. A minimizer would stop with half of them, because the likelihood is flat at its
-    maximum. A step moves no policy by more than a nat, so that none overshoots.
+    There every policy wins as often as expected, i.e. the gradient of the likelihood is 0. Newton's method finds all
+    digits. A minimizer would stop with half of them, because the likelihood is flat at its maximum. A step moves no
+    policy by more than a nat, so that none overshoots.
     """
     import numpy as np
     from scipy.special import expit
 
-    n, games = len(table), table + table.T
-    anchor = games.sum() / n**2  # keeps the mean at 0; the likelihood depends on differences only
-    strengths = np.zeros(n)
+    games, n = tables + tables.swapaxes(1, 2), tables.shape[1]
+    anchor = games.sum((1, 2), keepdims=True) / n**2  # keeps means at 0; the likelihood depends on differences only
+    strengths = np.zeros((len(tables), n, 1))
     for _ in range(1000):
-        surprise = table * expit(strengths - strengths[:, None])  # wins times the probability of losing
-        gradient = surprise.sum(1) - surprise.sum(0) - ridge * strengths - anchor * strengths.sum()
-        gaps = strengths[:, None] - strengths
+        gaps = strengths - strengths.swapaxes(1, 2)
+        surprise = tables * expit(-gaps)  # wins times the probability of losing
+        gradient = (surprise - surprise.swapaxes(1, 2)).sum(2, keepdims=True) - ridge * strengths
+        gradient -= anchor * strengths.sum(1, keepdims=True)
         variance = games * expit(gaps) * expit(-gaps)
-        curvature = np.diag(variance.sum(1)) - variance + ridge * np.eye(n) + anchor
+        curvature = (variance.sum(2, keepdims=True) + ridge) * np.eye(n) - variance + anchor
         try:
             step = np.linalg.solve(curvature, gradient)
         except np.linalg.LinAlgError:
             break
         if not np.isfinite(step).all():
             break
-        strengths += step / max(1.0, np.abs(step).max())
+        strengths += step / np.maximum(1.0, np.abs(step).max(axis=1, keepdims=True))
         if np.abs(step).max() <= 1e-10:
-            return strengths
+            return strengths[:, :, 0]
     raise ValueError("the likelihood is too flat to find its maximum; add games, or a ridge")

@@ -17,8 +17,6 @@ from alignkit.models.chat import ANSWER, Chat, Turn
 from alignkit.models.chat_template import ChatOptions
 from alignkit.models.text_tokens import Ids, TextTokenizer, TextTokens
 
-CONTEXT = 8  # tokens before a text that its decoding may depend on
-
 
 @dataclass(frozen=True)
 class PromptTokens:
@@ -111,18 +109,12 @@ class TemplateTokens:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Decode a response to the words from which the template would render it, without its end of turn."""
-        return self._decoded_after(self._before_answer, tokens).removeprefix(self._decoded_lead)
-
-    def decode_after(self, prompt: Ids, tokens: Sequence[int]) -> str:
-        """Decode the continuation of a raw text, without an end token."""
-        return self._decoded_after(prompt[-CONTEXT:], tokens)
-
-    def _decoded_after(self, context: Ids, tokens: Sequence[int]) -> str:
         ids = list(tokens)
         while ids and ids[-1] in self.end_ids:
             ids.pop()
-        before, text = self._decoded(context), self._decoded([*context, *ids])
-        return text[len(before) :] if text.startswith(before) else self._decoded(ids)
+        before, text = self._decoded(self._before_answer), self._decoded([*self._before_answer, *ids])
+        found = text[len(before) :] if text.startswith(before) else self._decoded(ids)
+        return found.removeprefix(self._decoded_lead)
 
     def token_text(self, token: int) -> str:
         """A token's text by itself."""

@@ -14,7 +14,7 @@ from alignkit.errors import Problem, RecipeError
 from alignkit.extras import check_extra
 from alignkit.io.printable import printable
 from alignkit.io.progress import Reporter
-from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, listening
+from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, hosted, interruptible, listening
 
 if TYPE_CHECKING:
     from alignkit.registry import Registry
@@ -80,7 +80,6 @@ def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> N
     from alignkit_apps.chat.page import make_page
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.web.guard import Sessions
-    from alignkit_apps.web.server import hosted, interruptible
 
     reporter, line = Reporter(), Line()
     sessions = Sessions(annotators_of(talk.annotators))
@@ -93,7 +92,7 @@ def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> N
             _greet(named, reporter)
             known = (talk.sampling, talk.best_of, talk.seed, page.blind, talk.system, collection)
             look = stack.enter_context(hosted(make_page(Booth(models, *known), line, sessions), socket))
-            _announce(addresses_of(sessions, socket), page.open)
+            announce(addresses_of(sessions, socket), "Open it in a browser of this machine.", page.open)
 
             def poll() -> None:
                 stopping.should_stop()
@@ -137,16 +136,6 @@ def _collection(talk: Talk, named: NamedModels) -> Collection:
 def _greet(named: NamedModels, reporter: Reporter) -> None:
     for note in named.notes:
         reporter.say(printable(f"note: {note}"))
-
-
-def _announce(addresses: dict[str, str], open_page: bool) -> None:
-    for name, address in addresses.items():
-        print(printable(address if len(addresses) == 1 else f"{name}: {address}"), flush=True)
-    print("Open it in a browser of this machine. Ctrl-C stops.", file=sys.stderr, flush=True)
-    if open_page:
-        import webbrowser
-
-        webbrowser.open(next(iter(addresses.values())))
 
 
 def _edited(text: str) -> str | None:

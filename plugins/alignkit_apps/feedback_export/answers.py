@@ -70,7 +70,7 @@ def answered(entries: Iterable[Labeled]) -> tuple[list[Answered], int]:
 def columns_of(item: Item) -> dict[str, str | int | float]:
     """What is known of an item besides its texts, as plain values; columns of other kinds are lost."""
     facts = {name: getattr(item, name) for name in FACTS if getattr(item, name)}
-    facts |= {"held_out": 1} if item.held_out else {}  # Argilla's metadata are texts and numbers
+    facts |= {"held_out": 1} if item.held_out else {}
     criteria = {_CRITERIA: ",".join(item.criteria)} if item.criteria else {}
     plain = {k: v for k, v in item.meta.items() if isinstance(v, str | int | float) and k not in (*FACTS, _CRITERIA)}
     return {**plain, **facts, **criteria}

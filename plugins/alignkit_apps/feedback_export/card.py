@@ -24,8 +24,6 @@ _WHAT = {
     "sft.jsonl": "demonstrations: prompt, completion",
 }
 
-_TOOLS = {"argilla": "Argilla 2", "label-studio": "Label Studio"}
-
 
 def card(content: Content, entries: Sequence[Labeled], files: Mapping[str, int]) -> str:
     """The text of the card. files: their names, and how many rows each has."""
@@ -73,7 +71,7 @@ def _files(files: Mapping[str, int]) -> str:
 def _what_is(name: str) -> str:
     folder, _, task = name.rpartition("/")
     if folder:
-        return f"the task {task.removesuffix('.json')}, to be imported into {_TOOLS[folder]}"
+        return f"the task {task.removesuffix('.json')}, to be imported into Label Studio"
     return _WHAT[name.replace(".parquet", ".jsonl")]
 
 

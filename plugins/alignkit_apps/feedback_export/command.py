@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,7 @@ feedback_app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Show, rate, merge and export labels of people."
 )
 
+NO_MODEL = "tiny"  # is not even loaded: rewards that are no models need none
 StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="A store of feedback, such as labels.feedback.")]
 
 
@@ -95,11 +97,10 @@ def rate(
     from alignkit.recipe.load import made_recipe
     from alignkit.runs.begin import begin
     from alignkit_apps.feedback.store import Store
-    from alignkit_apps.feedback_export.rating import recipe_of
 
     Store.open(store).close()  # which says what is wrong with it
     registry = load_plugins(plugin or (), no_plugin or ()).registry
-    data, notes = recipe_of(store, reward or (), judge or (), model)
+    data, notes = _rating(store, reward or (), judge or (), model)
     recipe = made_recipe(data, "alignkit feedback rate", [], registry)
     folder, reporter = begin(recipe, out)
     for note in notes:
@@ -115,7 +116,7 @@ def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the export.")],
     layout: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Also parquet, argilla or label-studio; repeatable. Always: JSON lines."),
+        typer.Option(metavar="NAME", help="Also parquet or label-studio; repeatable. Always: JSON lines."),
     ] = None,
 ) -> None:
     """Write what may be shared: redacted, with pseudonyms, in the layouts of TRL, with a data card.
@@ -147,23 +148,23 @@ def export(
 
 @feedback_app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON of Argilla or Label Studio.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON of Label Studio.")],
     into: Annotated[Path, typer.Option(metavar="STORE", help="The store to add it to; made if it does not exist.")],
     license: Annotated[str, typer.Option(metavar="NAME", help="Of items that name none.")] = "",
     consent: Annotated[
         str, typer.Option(metavar="TERMS", help="To what everybody in the file agreed, so that it may be exported.")
     ] = "",
 ) -> None:
-    """Add the labels of a file of Argilla or Label Studio to a store. Doing it twice changes nothing.
+    """Add the labels of a file of Label Studio to a store. Doing it twice changes nothing.
 
     \b
     Examples:
-      alignkit feedback import records.json --into labels.feedback
+      alignkit feedback import tasks.json --into labels.feedback
       alignkit feedback import tasks.json --into labels.feedback --license CC0-1.0
     """
     from alignkit_apps.feedback.merging import merge as merged
     from alignkit_apps.feedback.store import Store
-    from alignkit_apps.feedback_export.importing import content_of_file
+    from alignkit_apps.feedback_export.label_studio import content_of_file
 
     content_of_file(file, None, license=license, terms=consent)  # so that a file with mistakes makes no store
     with Store.open(into, new=True) as target:
@@ -172,6 +173,34 @@ def import_(
         content = content_of_file(file, target, license=license, terms=consent)
         done = merged(target, content, str(file))
     print(f"{file}: {done.items} new items, {done.events} new events")
+
+
+def _rating(
+    store: Path, rewards: Sequence[str], judges: Sequence[str], model: str | None
+) -> tuple[dict[str, Any], Sequence[str]]:
+    """The recipe of `rate` as plain data, and notes; relative paths start at the current folder.
+
+    One step, and the models that its rewards and judges need. model: that judges of this process use; None: that of the
+    rewards. Raises RecipeError for a word that means no model or reward, and if judges may need a model and none is
+    named.
+    """
+    from alignkit.errors import Problem, RecipeError
+    from alignkit_apps.feedback.rows import store_digest
+    from alignkit_apps.policies.recipe import models_of
+
+    if not rewards and not judges:
+        raise RecipeError(
+            [Problem("nobody is named whose opinion to ask", help="add --reward RUN/STAGE or --judge JUDGE")]
+        )
+    named = models_of([model] if model else [], rewards, judges)
+    if not named.base and judges:
+        help = "name it: --model RUN/STAGE, RUN/base or a folder; --model tiny if the judge is on a server"
+        raise RecipeError([Problem("the judge may need a model, and none is named", help=help)])
+    raters = {"rewards": list(named.rewards), "judges": list(named.judges)}
+    step = {"step": "rate_feedback", "store": str(store.resolve()), "contents": store_digest(store), **raters}
+    others = {"bases": dict(named.others)} if named.others else {}
+    base = dict(named.base) or {"base": NO_MODEL}
+    return {"name": "rate-feedback", "model": base, **others, "stages": {"rate": step}}, named.notes
 
 
 def _content(source: Path) -> Content:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignkit.errors import BadRow
+from alignkit.io.credentials import redacted
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.merging import Content, content_of
 from alignkit_apps.feedback.records import Event, Stored
 from alignkit_apps.feedback.standing import consents
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.feedback_export.redaction import redact, redact_all
 
 _PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
 
@@ -24,7 +24,7 @@ class LeftOut:
     """What is not exported, and why. Items: without a license, without consent of their author, replaced by a newer
     version of their row, without a label to export, or empty of meaning once they are redacted. Events: without consent
     of their annotator. redacted: texts in which something was replaced. unfit: items that other tools cannot show.
-    tied: rankings with ties, which Argilla cannot hold."""
+    """
 
     unlicensed: int = 0
     unconsented_items: int = 0
@@ -34,7 +34,6 @@ class LeftOut:
     unconsented_events: int = 0
     redacted: int = 0
     unfit: int = 0
-    tied: int = 0
 
     def lines(self) -> list[str]:
         """What was left out, one reason per line."""
@@ -46,7 +45,6 @@ class LeftOut:
             "items that mean nothing once they are redacted": self.meaningless,
             "events of people who have not agreed to share them": self.unconsented_events,
             "of the files of other tools: items with tools or answers of several turns": self.unfit,
-            "of the files of Argilla: rankings with ties": self.tied,
         }
         return [f"left out: {text}: {count}" for text, count in texts.items() if count]
 
@@ -134,3 +132,30 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(below) for name, below in value.items()}
     return [_plain(below) for below in value] if isinstance(value, list | tuple) else value
+
+
+_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b")
+_DIGITS = r"(?:[ ./()-]{0,2}\d){7,13}"
+_PHONE = re.compile(rf"(?<![\w.,/+-])(?:(?:\+|\(?00?)[1-9]{_DIGITS}|\(?[2-9]\d\d\)?[ .-]\d{{3}}[ .-]\d{{4}})(?![\w-])")
+
+
+def redact(text: str) -> str:
+    """The text without e-mail addresses, telephone numbers and keys; doing it twice changes nothing more.
+
+    The rules are simple on purpose, and find only what has a shape of its own; names and addresses stay.
+
+    - E-mail: `name@host.tld` becomes `[e-mail]`.
+    - Telephone: 9 to 15 digits in groups that begin with `+`, `00` or `0`, or an American number such as
+      `555-123-4567`, become `[phone]`.
+    - Keys: those of known hosts, passwords in addresses, and 32 letters and digits without a break become `***`.
+    """
+    return _PHONE.sub("[phone]", _EMAIL.sub("[e-mail]", redacted(text, random=True)))
+
+
+def redact_all(value: Any) -> Any:
+    """Nested plain data with all its texts redacted; keys stay."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {name: redact_all(below) for name, below in value.items()}
+    return [redact_all(below) for below in value] if isinstance(value, list | tuple) else value

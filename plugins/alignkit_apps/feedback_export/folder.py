@@ -22,7 +22,7 @@ from alignkit_apps.feedback.records import Event, Stored
 from alignkit_apps.feedback.rows import counts, row_of
 from alignkit_apps.feedback.standing import Labeled, labeled
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.feedback_export import argilla, label_studio
+from alignkit_apps.feedback_export import label_studio
 from alignkit_apps.feedback_export.answers import Answered, answered
 from alignkit_apps.feedback_export.card import card
 from alignkit_apps.feedback_export.consent import LeftOut, shareable
@@ -33,7 +33,7 @@ ITEMS, EVENTS, GUIDELINES, LABELS, CARD = (
 )  # fmt: skip
 
 
-LAYOUTS = ("parquet", "argilla", "label-studio")  # besides JSON lines
+LAYOUTS = ("parquet", "label-studio")  # besides JSON lines
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,14 @@ def export(store: Store, out: Path, more: Sequence[str] = ()) -> Export:
 
 
 def _of_tools(entries: Iterable[Labeled], more: Sequence[str], left_out: LeftOut) -> dict[str, list[Mapping[str, Any]]]:
-    """A file for each tool and task, because a project of these tools has one kind of question."""
-    if not {"argilla", "label-studio"} & set(more):
+    """A file for each task, because a project of Label Studio has one kind of question."""
+    if "label-studio" not in more:
         return {}
     found, left_out.unfit = answered(entries)
     by_task: dict[str, list[Answered]] = {}
     for entry in found:
         by_task.setdefault(entry.item.task, []).append(entry)
-    files: dict[str, Sequence[Mapping[str, Any]]] = {}
-    for task, own in by_task.items():
-        if "argilla" in more:
-            files[f"argilla/{task}.json"], tied = argilla.records(own)
-            left_out.tied += tied
-        if "label-studio" in more:
-            files[f"label-studio/{task}.json"] = label_studio.tasks(own)
-    return {name: list(rows) for name, rows in files.items() if rows}
+    return {f"label-studio/{task}.json": list(label_studio.tasks(own)) for task, own in by_task.items()}
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

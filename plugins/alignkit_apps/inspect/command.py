@@ -32,6 +32,6 @@ def inspect(
     """
     checked = load(recipe, overrides, plugin, no_plugin)
     from alignkit_apps.inspect.row import inspect as inspected  # imports torch
-    from alignkit_apps.inspect.text import show
+    from alignkit_apps.inspect.row import show
 
     show(inspected(checked, stage, row, out or Path("runs") / checked.name), console())

@@ -8,8 +8,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import REWARD, Algorithm
 from alignkit.author import calling, made
@@ -18,7 +19,7 @@ from alignkit.data.group import Group, Message, prompts_of, resolved_pairs
 from alignkit.data.sources import DataSpec
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.external import ExternalTrainer
-from alignkit.io.printable import REPLACEMENT
+from alignkit.io.printable import REPLACEMENT, printable
 from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import is_result_name
 from alignkit.models.chunks import WHOLE, chunks, is_document
@@ -34,6 +35,10 @@ from alignkit.runs.stage_check import selected
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.template_date import template_date
 from alignkit.training.encoder import unfit
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 BEFORE = 4  # tokens that are decoded with a token, because its text depends on them
 Turns = Sequence[tuple[str, str]]  # who, and what
@@ -313,3 +318,63 @@ def _columns(group: Group) -> list[str]:
     """The row's other columns, which rewards can read."""
     columns: dict[str, Any] = dict(group.meta)
     return [f"other columns: {', '.join(f'{name}: {value!r:.200}' for name, value in columns.items())}"] * bool(columns)
+
+
+# For people
+
+BREAK = "\u23ce"  # stands for a line break
+EDGE = "|"  # between tokens
+STYLES = {True: ("green", "bold green"), False: ("dim", "none")}  # of every other token
+
+
+def show(found: Inspection, console: Console) -> None:
+    """Print an inspection: in a terminal learned tokens have a color, and everywhere they have a mark."""
+    from rich.text import Text
+
+    console.print(Text(printable(found.title), style="bold"))
+    for note in found.notes:
+        console.print(Text(f"note: {printable(note)}"))
+    for who, what in found.turns:
+        _print_block(console, who, what)
+    for who, what in found.questions:
+        _print_block(console, who, what)
+    for tokens in found.tokens:
+        console.print()
+        console.print(Text(heading(tokens), style="bold"))
+        for line in _lines(tokens):
+            console.print(line, soft_wrap=not console.is_terminal)
+
+
+def heading(tokens: Tokens) -> str:
+    """`response: 12 tokens, 10 learned`."""
+    count, counted = len(tokens.pieces), sum(tokens.counts)
+    what = "scored at the last" if tokens.scored else f"{counted or 'none'} learned"
+    return f"{printable(tokens.title)}: {count} token{'s' * (count != 1)}, {what}"
+
+
+def _print_block(console: Console, who: str, what: str) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console.print()
+    console.print(Text(printable(who), style="bold"))
+    console.print(Padding(Text(printable(what)), (0, 0, 0, 2), expand=False))
+
+
+def _lines(tokens: Tokens) -> Iterator[Text]:
+    """The tokens, a paragraph for each stretch that counts or does not."""
+    from rich.text import Text
+
+    name = "scored:  " if tokens.scored else "learned: "
+    marked = list(zip(tokens.pieces, tokens.counts, strict=True))
+    for counts, stretch in groupby(marked, key=lambda token: token[1]):
+        line = Text(f"  {name if counts else 'context: '}")
+        for place, (piece, _) in enumerate(stretch):
+            line.append(EDGE if place else "", style="dim")
+            line.append(visible(piece), style=STYLES[counts][place % 2])
+        yield line
+
+
+def visible(piece: str) -> str:
+    """A token's text on one line."""
+    return printable(piece.replace("\n", BREAK).replace("\t", "\u21e5"))

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 from alignkit.data.group import Group
 from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.extras import check_extra
-from alignkit.io.lookup import is_file
+from alignkit.io.lookup import exists, is_file
 from alignkit.io.printable import printable
+from alignkit.runs.files import RECIPE, STARTS
 from alignkit_apps.feedback.asking import Wanted, items_of
 from alignkit_apps.feedback.database import SUFFIX
 from alignkit_apps.feedback.items import CRITERIA, TASKS
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.label.ending import said_last
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.label.items import add, file_groups, give_license, stage_groups, store_of_stage
-from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, listening, server_of
+from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe
@@ -85,11 +85,8 @@ def start(
         with listening(port) as listener:
             sessions = Sessions(names)
             addresses = addresses_of(sessions, listener)
-            _greet(store, addresses)
-            if open_page:
-                import webbrowser
-
-                webbrowser.open(next(iter(addresses.values())))
+            _greet(store, len(addresses))
+            announce(addresses, "Whoever has an address labels under that name.", open_page)
             with suppress(KeyboardInterrupt):
                 server_of(make_app(desk, sessions, plans.batch or "Label")).run(sockets=[listener])
         print(printable(said_last(store)), file=sys.stderr)
@@ -169,13 +166,39 @@ def _set_plan(store: Store, plans: Plans) -> None:
             raise RecipeError([Problem(text)]) from error
 
 
-def _greet(store: Store, addresses: dict[str, str]) -> None:
+def _greet(store: Store, people: int) -> None:
     left = store.rows("SELECT count(*) AS n FROM items WHERE labels < wanted AND retired = 0 AND gold IS NULL")[0]["n"]
     print(printable(f"{left} item{'s' * (left != 1)} to label; labels go to {store.path}"), file=sys.stderr)
-    if (missing := store.plan.overlap - len(addresses)) > 0:
+    if (missing := store.plan.overlap - people) > 0:
         names = f"{missing} more --annotator" if missing > 1 else "one more --annotator"
-        wanted = f"each item needs labels by {store.plan.overlap} people, but only {len(addresses)} can label here"
+        wanted = f"each item needs labels by {store.plan.overlap} people, but only {people} can label here"
         print(f"warning: {wanted}\n  help: add {names}, or merge the labels of others later", file=sys.stderr)
-    for name, address in addresses.items():
-        print(printable(address if len(addresses) == 1 else f"{name}: {address}"), flush=True)
-    print("Whoever has an address labels under that name. Ctrl-C stops.", file=sys.stderr, flush=True)
+
+
+def said_last(store: Store) -> str:
+    """The last line: recipes learn from labels, but a run that waits for them only needs to continue."""
+    path = _from_here(store.path)
+    query = "SELECT batch, labels, coalesce(json_extract(content, '$.held_out'), 0) AS held_out FROM items"
+    rows = store.rows(f"{query} WHERE retired = 0 AND labels > 0")
+    if not rows:
+        return f"no labels yet; they will be in {path}"
+    count = sum(row["labels"] for row in rows)
+    said = f"{count} labels are in {path}" if count > 1 else f"1 label is in {path}"
+    if all(row["held_out"] for row in rows):
+        return f"{said}; run the recipe again to continue"
+    if _is_of_a_run(store.path, {row["batch"] for row in rows}):
+        return f"{said}; `alignkit run` with the same recipe continues"
+    return f"{said}; train on {'them' if count > 1 else 'it'} with `data: {path}`"
+
+
+def _from_here(path: Path) -> str:
+    here, there = Path.cwd(), path.absolute()
+    return str(there.relative_to(here) if there.is_relative_to(here) else path)
+
+
+def _is_of_a_run(path: Path, batches: set[str]) -> bool:
+    """Whether the store is in a run's folder, or a batch is the folder of a run's stage, from the store's folder."""
+    folder = path.absolute().parent
+    stages = [(folder / batch).resolve() for batch in batches if batch]
+    runs = {folder, *(parent for stage in stages if stage.is_dir() for parent in stage.parents)}
+    return any(exists(run / STARTS) or exists(run / RECIPE) for run in runs)

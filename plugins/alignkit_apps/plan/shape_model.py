@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.function import once_differentiable
 
 from alignkit.errors import RunFailed
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import AttentionArgs
 from alignkit.models.adapters import ActiveAdapter, Adapters
 from alignkit.models.budget import LEAST_ON_GPU, LEAST_TOKENS, MemoryBudget, activation_budget
 from alignkit.models.loading import load_text, silence_libraries
 from alignkit.models.origin import Base
 from alignkit.models.recompute import make_recomputable
 from alignkit.models.shared_model import BASE, HeadKind, Role, SharedModel
-from alignkit_apps.plan.card_attention import CardLayout
 from alignkit_apps.plan.cards import Machine
 
 if TYPE_CHECKING:
@@ -169,3 +170,32 @@ def _forget_numbers(model: Any, mode: FakeTensorMode) -> None:
                 with mode:
                     shape = torch.empty(parameter.shape, dtype=parameter.dtype)
                 module.register_parameter(name, nn.Parameter(shape, requires_grad=parameter.requires_grad))
+
+
+class CardLayout(TreeLayout):
+    """A packed row whose attention has the shapes of fused kernels: no scores are stored, unless they are capped."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
+        if self.store_kv:
+            self.kv[layer] = (k[0].detach(), v[0].detach())
+        if args.softcap is not None:  # no fused kernel caps scores: they are stored
+            return super().attend(layer, q, k, v, args)
+        out: Tensor = _Fused.apply(q, k, v)
+        return out
+
+
+class _Fused(torch.autograd.Function):
+    """Keeps queries, keys, values, the result and a number per query (Dao et al. 2023, algorithm 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        sums = q.new_empty(q.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, sums)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, _, _ = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

@@ -54,13 +54,12 @@ class Policy:
         keys = ("temperature", *(key for key in _FOLLOWED if getattr(self.sampling, key) != known[key]))
         return ", ".join(f"{key} {getattr(self.sampling, key)}" for key in dict.fromkeys((*keys, "max_new_tokens")))
 
-    def prompt(self, asked: Sequence[Message] | str) -> Ids:
-        """The tokens of a conversation, or of a text without a template, which the policy continues.
+    def prompt(self, asked: Sequence[Message]) -> Ids:
+        """The tokens of a conversation.
 
         Raises TooLong, and DataError if there are none or the template refuses the conversation.
         """
-        encoder = self.service.encoder
-        prompt = (*encoder.bos, *encoder.text(asked)) if isinstance(asked, str) else encoder.prompt(asked)
+        prompt = self.service.encoder.prompt(asked)
         if not prompt:
             raise DataError("the prompt has no tokens")
         if self.room(prompt) < 1:

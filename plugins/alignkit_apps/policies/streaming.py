@@ -61,8 +61,7 @@ class Question:
 
     heard: is given every piece of its answers. in_pieces: false if one piece with all of an answer is enough, which
     saves decoding. wanted: asked after every token; once it is false, its answers are written no further.
-    logprobs: how many of the likeliest tokens are listed at each place; None: no log-probabilities. decode: tokens to
-    text; None: as a chat's answer.
+    logprobs: how many of the likeliest tokens are listed at each place; None: no log-probabilities.
     """
 
     prompt: Ids
@@ -71,7 +70,6 @@ class Question:
     in_pieces: bool = True
     wanted: Callable[[], bool] = lambda: True
     logprobs: int | None = None
-    decode: Callable[[Sequence[int]], str] | None = None
 
 
 def answer(
@@ -120,7 +118,7 @@ class _Reader:
     def finish(self, written: Continuation) -> Answer:
         """The complete answer, which is heard once."""
         if self._answer is None:
-            text = until_stop(self._decoded(written.tokens), self._sampling.stop)
+            text = until_stop(self._encoder.decode(written.tokens), self._sampling.stop)
             self._answer = Answer(text, written.tokens, written.ended, tuple(self._logprobs))
             self._hear(text)
         return self._answer
@@ -132,13 +130,10 @@ class _Reader:
             new, self._told = tuple(self._logprobs[self._told :]), len(self._logprobs)
             self._question.heard(Piece(self._number, piece, new, self._answer))
 
-    def _decoded(self, tokens: Sequence[int]) -> str:
-        return (self._question.decode or self._encoder.decode)(tokens)
-
     def _settled(self, tokens: Sequence[int]) -> str:
         """The text that no later token changes: a character may take several tokens, and a lead-in may be left out."""
-        text = self._decoded(tokens).rstrip("\ufffd")
-        return "" if self._question.decode is None and self._encoder.may_be_lead(text) else text
+        text = self._encoder.decode(tokens).rstrip("\ufffd")
+        return "" if self._encoder.may_be_lead(text) else text
 
     def _measured(self, row: ActiveSequence, logits: Tensor, most: int) -> TokenLogprobs:
         top = torch.log_softmax(logits / (self._sampling.temperature or 1.0), dim=-1).topk(min(most, len(logits)))

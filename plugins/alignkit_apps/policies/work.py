@@ -31,17 +31,9 @@ class Stopping(RunFailed):
 
 @dataclass(frozen=True)
 class Read:
-    """A request has been read, and its answers follow. prompt_tokens: of all its prompts."""
+    """A request has been read, and its answers follow."""
 
     prompt_tokens: int
-
-
-@dataclass(frozen=True)
-class Heard:
-    """More of an answer. prompt: the index of the prompt that it answers."""
-
-    prompt: int
-    piece: Piece
 
 
 @dataclass(frozen=True)
@@ -51,20 +43,20 @@ class Failed:
     error: BaseException
 
 
-Event = Read | Heard | Failed
+Event = Read | Piece | Failed
 
 
 @dataclass(eq=False)
 class Job:
-    """A request: conversations, or texts that have no template, each answered `n` times.
+    """A request: a conversation, answered `n` times.
 
-    tell: is given what happens, in the model's thread: Read, then Heard until every answer is complete; or Failed,
+    tell: is given what happens, in the model's thread: Read, then pieces until every answer is complete; or Failed,
     after which nothing follows. in_pieces: whether it wants text before an answer is complete.
     logprobs: see `Question`.
     """
 
     policy: Policy
-    prompts: Sequence[Sequence[Message] | str]
+    messages: Sequence[Message]
     sampling: Sampling
     n: int
     seed: int
@@ -80,14 +72,6 @@ class Job:
     def like(self, other: Job) -> bool:
         """Whether both can be answered together."""
         return self.policy is other.policy and self.sampling == other.sampling
-
-    def read(self) -> list[Ids]:
-        """The prompts as tokens."""
-        return [self.policy.prompt(prompt) for prompt in self.prompts]
-
-    def stream(self, prompt: int, answer: int) -> int:
-        """The number of an answer's random stream: that of `Models.sample`."""
-        return seeds.number(self.seed, prompt, answer)
 
 
 class Work:
@@ -141,28 +125,27 @@ class Work:
             return jobs
 
     def _answer(self, jobs: Sequence[Job]) -> None:
-        by_room: dict[int, list[tuple[Job, list[Ids]]]] = {}
+        by_room: dict[int, list[tuple[Job, Ids]]] = {}
         for job in jobs:
             if job.canceled:
                 continue
             try:
-                prompts = job.read()
+                prompt = job.policy.prompt(job.messages)
             except DataError as error:
                 job.tell(Failed(error))
                 continue
-            room = min(job.sampling.max_new_tokens, *map(job.policy.room, prompts))
-            by_room.setdefault(room, []).append((job, prompts))
+            room = min(job.sampling.max_new_tokens, job.policy.room(prompt))
+            by_room.setdefault(room, []).append((job, prompt))
         for room, read in by_room.items():
             self._write(read, room)
 
-    def _write(self, read: Sequence[tuple[Job, list[Ids]]], room: int) -> None:
+    def _write(self, read: Sequence[tuple[Job, Ids]], room: int) -> None:
         """Answer requests whose prompts have been read, in at most `room` tokens."""
         policy, sampling = read[0][0].policy, replace(read[0][0].sampling, max_new_tokens=room)
-        for job, prompts in read:
-            job.tell(Read(sum(map(len, prompts))))
-        questions = [self._question(job, number, ids) for job, prompts in read for number, ids in enumerate(prompts)]
+        for job, prompt in read:
+            job.tell(Read(len(prompt)))
         try:
-            answers = iter(policy.answer(questions, sampling))
+            answers = policy.answer([self._question(*pair) for pair in read], sampling)
         except Stopped:  # `poll` will raise it, too
             self._fail((job for job, _ in read), Stopping(STOPPING))
             return
@@ -172,30 +155,22 @@ class Work:
         if self.stopping:
             self._fail((job for job, _ in read), Stopping(STOPPING))
             return
-        for job, prompts in read:
-            for prompt, found in zip(job.prompts, [next(answers) for _ in prompts], strict=True):
-                if not job.canceled:
-                    messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-                    texts = [one.text for one in found]
-                    self._keep(Exchange(job.policy.word, messages, texts, sampling, job.seed))
+        for (job, _), found in zip(read, answers, strict=True):
+            if not job.canceled:
+                texts = [one.text for one in found]
+                self._keep(Exchange(job.policy.word, job.messages, texts, sampling, job.seed))
 
-    def _question(self, job: Job, number: int, prompt: Ids) -> Question:
+    def _question(self, job: Job, prompt: Ids) -> Question:
+        def wanted() -> bool:
+            return not (job.canceled or self.stopping)
+
         def heard(piece: Piece) -> None:
-            if not (job.canceled or self.stopping):
-                job.tell(Heard(number, piece))
+            if wanted():
+                job.tell(piece)
 
-        def decode(tokens: Sequence[int]) -> str:
-            return job.policy.service.encoder.decode_after(prompt, tokens)
-
-        return Question(
-            prompt,
-            [job.stream(number, k) for k in range(job.n)],
-            heard,
-            job.in_pieces,
-            lambda: not (job.canceled or self.stopping),
-            job.logprobs,
-            decode if isinstance(job.prompts[number], str) else None,
-        )
+        # The random streams are those of `Models.sample`.
+        streams = [seeds.number(job.seed, 0, answer) for answer in range(job.n)]
+        return Question(prompt, streams, heard, job.in_pieces, wanted, job.logprobs)
 
     def _fail(self, jobs: Iterable[Job], error: BaseException) -> None:
         for job in jobs:

@@ -7,7 +7,7 @@ from typing import Any
 
 from alignkit.report import Table
 from alignkit_apps.report.curves import Figure, Series
-from alignkit_apps.report.numbers import number, short
+from alignkit_apps.report.numbers import number, percentage, short
 
 MOST = 24  # figures
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
@@ -132,7 +132,7 @@ def _pair_table(data: Sequence[Mapping[str, Any]]) -> Table:
     for source in data:
         pairs = source.get("pairs")
         if isinstance(pairs, Mapping) and (count := number(pairs.get("count"))):
-            shares = [_percent(pairs.get(key), count) for key in ("better_longer", "equally_long")]
+            shares = [percentage(pairs.get(key), count) for key in ("better_longer", "equally_long")]
             rows.append([str(source["stage"]), brief_name(source["name"]), short(count), *shares, _described(pairs)])
     columns = ["stage", "source", "pairs", "better is longer", "equally long", "margins"]
     note = "a reward model learns that longer is better if the better response often is"
@@ -161,13 +161,8 @@ def _label_table(data: Sequence[Mapping[str, Any]]) -> Table:
     return Table("labels", ["stage", "source", "good", "bad"], rows, keys=2)
 
 
-def _percent(value: Any, whole: float) -> str:
-    part = number(value)
-    return "-" if part is None else f"{part / whole:.0%}"
-
-
 def left_out(item: Mapping[str, Any]) -> str:
     """`3 responses truncated at max_length (6% of 48)`"""
     of = number(item.get("of"))
-    share = f" ({_percent(item['rows'], of)} of {short(of)})" if of else ""
+    share = f" ({percentage(item['rows'], of)} of {short(of)})" if of else ""
     return f"{short(item['rows'])} {item['reason']}{share}"

@@ -33,7 +33,6 @@ from alignkit_apps.report.files import (
     read_stage,
     read_text,
 )
-from alignkit_apps.report.paths import alignment_path
 from alignkit_apps.report.side_by_side import pairs_of
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
@@ -236,7 +235,7 @@ class _Gathering:
                     figures.append(compared)
         for name, summary in evaluations.items():
             with self.reading(name, "figure.json"):
-                if drawn := alignment_path(name, read_object(self.folder / name / "figure.json")):
+                if drawn := curves.alignment_path(name, read_object(self.folder / name / "figure.json")):
                     figures.append(drawn)
             with self.reading(name, "evaluation.json"):
                 for figure, fit in overoptimization.evaluated(name, summary):

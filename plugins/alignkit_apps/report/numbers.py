@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignkit.evaluation import statistics
+from alignkit.io import progress
 
 
 def number(value: Any) -> float | None:
@@ -57,7 +58,11 @@ def duration(seconds: float | None) -> str:
     """`1h05m`, `1m05s` or `7.3s`; `-` for None."""
     if seconds is None:
         return "-"
-    minutes, rest = divmod(seconds, 60)
-    if minutes >= 60:
-        return f"{int(minutes // 60)}h{int(minutes % 60):02d}m"
-    return f"{int(minutes)}m{int(rest):02d}s" if minutes else f"{rest:.1f}s"
+    minutes = int(seconds // 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else progress.duration(seconds)
+
+
+def percentage(value: Any, whole: float = 1) -> str:
+    """`6%` of a whole; `-` for what is no number."""
+    part = number(value)
+    return "-" if part is None else f"{part / whole:.0%}"

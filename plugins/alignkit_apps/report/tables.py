@@ -8,7 +8,7 @@ from typing import Any
 from alignkit.evaluation.who_judged import lower_is_better, percent
 from alignkit.report import Table
 from alignkit_apps.report import judging
-from alignkit_apps.report.numbers import bounds, duration, number, short, shown, size
+from alignkit_apps.report.numbers import bounds, duration, number, percentage, short, shown, size
 from alignkit_apps.report.stages import flat
 
 MOST_METRICS = 40  # of a stage, at its end
@@ -41,7 +41,7 @@ def policy_means(summary: Mapping[str, Any]) -> Table | None:
             for name in rewards
         ]
         rows.append(["length, tokens", *(shown(one.get("length")) for one in policies.values())])
-        rows.append(["cut off", *(_percent(one.get("truncated")) for one in policies.values())])
+        rows.append(["cut off", *(percentage(one.get("truncated")) for one in policies.values())])
         if summary.get("reference") is not None:
             rows.append([f"KL to {summary['reference']}, nats", *(shown(one.get("kl")) for one in policies.values())])
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -176,8 +176,3 @@ def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
 def interval_row(estimates: Sequence[Any]) -> list[str]:
     """A cell per estimate; `-` where there is none."""
     return [shown(estimate) if bounds(estimate)[0] is not None else "-" for estimate in estimates]
-
-
-def _percent(value: Any) -> str:
-    share = number(value)
-    return "-" if share is None else f"{share:.0%}"

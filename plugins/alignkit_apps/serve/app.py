@@ -1,10 +1,11 @@
-"""The HTTP application: OpenAI's addresses, for clients on this machine or with a token."""
+"""The server of `alignkit serve`: OpenAI's addresses, for clients on this machine or with a token."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,15 +19,42 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alignkit.errors import DataError, did_you_mean
-from alignkit_apps.policies.policy import Policy, TooLong
+from alignkit_apps.policies.policy import Opened, Policy, TooLong
 from alignkit_apps.policies.streaming import Answer, Piece
-from alignkit_apps.policies.work import Busy, Event, Failed, Heard, Job, Read, Stopping, Work
+from alignkit_apps.policies.work import Busy, Event, Failed, Job, Read, Stopping, Work
 from alignkit_apps.serve.openai_reply import DONE, Reply, failure
-from alignkit_apps.serve.openai_request import Request, RequestError, read_chat, read_text
+from alignkit_apps.serve.openai_request import Request, RequestError, read_chat
+from alignkit_apps.web.guard import Refused, json_body
+from alignkit_apps.web.hosting import hosted, is_loopback
 
-MOST_BYTES = 2**20  # of a request
+LOCAL = ("localhost", "127.0.0.1", "::1")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:@\[\]]+)(?::[0-9]+)?")
 GONE = 499  # nginx's status for a client that does not wait for the answer; nobody receives it
+
+
+def serve(
+    opened: Opened,
+    work: Work,
+    listening: socket.socket,
+    token: str | None,
+    started: Callable[[], None],
+    poll: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer requests in this thread until the work is stopped, or `poll` raises.
+
+    started: called once clients can connect. Raises RunFailed if the server ends by itself.
+    """
+    listening.listen()
+    started()
+    host = listening.getsockname()[0]
+    hosts = (*LOCAL, host) if is_loopback(host) else None
+    with hosted(application(opened.policies, work, hosts, token), listening) as look:
+
+        def each() -> None:
+            poll()
+            look()
+
+        work.run(each)
 
 
 def application(policies: Mapping[str, Policy], work: Work, hosts: Sequence[str] | None, token: str | None) -> ASGIApp:
@@ -39,9 +67,13 @@ def application(policies: Mapping[str, Policy], work: Work, hosts: Sequence[str]
         Route("/v1/models", endpoint.models),
         Route("/v1/models/{name:path}", endpoint.model),
         Route("/v1/chat/completions", endpoint.chat, methods=["POST"]),
-        Route("/v1/completions", endpoint.text, methods=["POST"]),
     ]
-    handlers: dict[Any, Any] = {RequestError: _refused, HTTPException: _not_found, ClientDisconnect: _left}
+    handlers: dict[Any, Any] = {
+        RequestError: _refused,
+        Refused: _no_json,
+        HTTPException: _not_found,
+        ClientDisconnect: _left,
+    }
     return _Guard(Starlette(routes=routes, exception_handlers=handlers), hosts, token)
 
 
@@ -111,21 +143,14 @@ class _Endpoint:
 
     async def chat(self, received: Received) -> Response:
         """Answer a conversation."""
-        return await self._complete(received, read_chat, chat=True)
-
-    async def text(self, received: Received) -> Response:
-        """Continue texts."""
-        return await self._complete(received, read_text, chat=False)
-
-    async def _complete(self, received: Received, read: Callable[[bytes], Request], chat: bool) -> Response:
-        asked = read(await _body(received))
+        asked = read_chat(await json_body(received))
         policy = self._policy(asked.model)
         listener = _Listener(asyncio.get_running_loop())
         sampling = replace(policy.sampling, **asked.sampling)
         job = Job(
-            policy, asked.prompts, sampling, asked.n, asked.seed, listener.tell, asked.stream, asked.logprobs
+            policy, asked.messages, sampling, asked.n, asked.seed, listener.tell, asked.stream, asked.logprobs
         )  # fmt: skip
-        reply = Reply(policy.name, chat)
+        reply = Reply(policy.name)
         try:
             self.work.submit(job)
         except (Busy, Stopping) as error:
@@ -152,9 +177,9 @@ class _Endpoint:
             chunks = _stream(job, listener, reply, read, asked.usage)
             return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         answers: dict[int, Answer] = {}
-        async for index, piece in _heard(job, listener):
+        async for piece in _heard(job, listener):
             if piece.answer is not None:
-                answers[index] = piece.answer
+                answers[piece.number] = piece.answer
         return JSONResponse(reply.whole(answers, read.prompt_tokens))
 
     def _policy(self, name: str | None) -> Policy:
@@ -169,28 +194,28 @@ class _Endpoint:
         raise RequestError(404, f"no model '{name:.200}'; {help}", "model", "model_not_found")
 
 
-async def _heard(job: Job, listener: _Listener) -> AsyncIterator[tuple[int, Piece]]:
-    """The pieces of a job's answers, each with the index of its choice, until all are complete."""
-    waiting = job.n * len(job.prompts)
+async def _heard(job: Job, listener: _Listener) -> AsyncIterator[Piece]:
+    """The pieces of a job's answers, until all are complete."""
+    waiting = job.n
     while waiting:
         event = await listener.next()
-        assert isinstance(event, Heard)
-        waiting -= event.piece.answer is not None
-        yield event.prompt * job.n + event.piece.number, event.piece
+        assert isinstance(event, Piece)
+        waiting -= event.answer is not None
+        yield event
 
 
 async def _stream(job: Job, listener: _Listener, reply: Reply, read: Read, usage: bool) -> AsyncIterator[str]:
     """The chunks of a response; the job is canceled if nobody receives them."""
     answers: dict[int, Answer] = {}
     try:
-        for index in range(job.n * len(job.prompts)):
+        for index in range(job.n):
             yield reply.opening(index)
-        async for index, piece in _heard(job, listener):
+        async for piece in _heard(job, listener):
             if piece.text or piece.logprobs:
-                yield reply.piece(index, piece)
+                yield reply.piece(piece)
             if piece.answer is not None:
-                answers[index] = piece.answer
-                yield reply.ending(index, piece.answer)
+                answers[piece.number] = piece.answer
+                yield reply.ending(piece.number, piece.answer)
         if usage:
             yield reply.usage(read.prompt_tokens, list(answers.values()))
         yield DONE
@@ -198,19 +223,6 @@ async def _stream(job: Job, listener: _Listener, reply: Reply, read: Read, usage
         yield failure(error.body())
     finally:
         job.cancel()
-
-
-async def _body(received: Received) -> bytes:
-    """The JSON of a request. Only JSON: a page of another host may send other types without asking first."""
-    kind = received.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise RequestError(415, f"the content type must be application/json, not '{kind:.60}'")
-    body = b""
-    async for part in received.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise RequestError(413, f"the request is larger than {MOST_BYTES} bytes", code="request_too_large")
-    return body
 
 
 async def _disconnected(received: Received) -> None:
@@ -240,12 +252,16 @@ async def _refused(received: Received, error: Exception) -> Response:
     return JSONResponse(error.body(), error.status, headers)
 
 
+async def _no_json(received: Received, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    code = "request_too_large" if error.status == 413 else None
+    return await _refused(received, RequestError(error.status, str(error), code=code))
+
+
 async def _not_found(received: Received, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    text = (
-        f"{error.detail}: {received.method} {received.url.path}; there is GET /v1/models, POST /v1/chat/completions, "
-    )
-    wrong = RequestError(error.status_code, f"{text}POST /v1/completions")
+    text = f"{error.detail}: {received.method} {received.url.path}; there is GET /v1/models, POST /v1/chat/completions"
+    wrong = RequestError(error.status_code, text)
     return JSONResponse(wrong.body(), error.status_code, error.headers)
 
 

@@ -38,7 +38,7 @@ def serve(
 ) -> None:
     """Answer OpenAI clients on this machine with your policies.
 
-    It has /v1/models, /v1/chat/completions and /v1/completions.
+    It has /v1/models and /v1/chat/completions.
 
     \b
     Examples:
@@ -68,7 +68,7 @@ def _serve(named: NamedModels, registry: Registry, host: str, port: int, token: 
     from alignkit import stopping
     from alignkit.io.printable import printable
     from alignkit.io.progress import Reporter
-    from alignkit_apps.serve.address import bound, is_loopback, url
+    from alignkit_apps.web.hosting import bound, interruptible, is_loopback, url
 
     reporter = Reporter()
     if not is_loopback(host):
@@ -80,8 +80,7 @@ def _serve(named: NamedModels, registry: Registry, host: str, port: int, token: 
     with bound(host, port) as listening:
         from alignkit_apps.policies.policy import opened  # imports torch
         from alignkit_apps.policies.work import Work
-        from alignkit_apps.serve.server import serve as run
-        from alignkit_apps.web.server import interruptible
+        from alignkit_apps.serve.app import serve as run
 
         work = Work()
         try:
@@ -90,7 +89,7 @@ def _serve(named: NamedModels, registry: Registry, host: str, port: int, token: 
                     reporter.say(printable(f"note: {note}"))
                 for policy in models.policies.values():
                     reporter.say(printable(f"model {policy.name}: {policy.described()}"))
-                where = f"listening at {url(listening)}; Ctrl-C ends it"
+                where = f"listening at {url(listening)}/v1; Ctrl-C ends it"
                 run(models, work, listening, token, lambda: reporter.say(where), stopping.should_stop)
         except stopping.Stopped:
             reporter.say("stopped")

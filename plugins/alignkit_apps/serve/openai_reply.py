@@ -17,15 +17,11 @@ LEAST = -9999.0  # OpenAI's log-probability of what is impossible; JSON has no i
 
 @dataclass
 class Reply:
-    """The frame of a request's answers. chat: whether it was a conversation."""
+    """The frame of a request's answers."""
 
     model: str
-    chat: bool
-    id: str = field(init=False)
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
-
-    def __post_init__(self) -> None:
-        self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
 
     def whole(self, answers: Mapping[int, Answer], prompt_tokens: int) -> dict[str, Any]:
         """All answers, by the index of their choice."""
@@ -33,35 +29,33 @@ class Reply:
         return self._frame("chat.completion", choices) | {"usage": usage(prompt_tokens, list(answers.values()))}
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": answer.text}} if self.chat else {"text": answer.text}
+        said = {"message": {"role": "assistant", "content": answer.text}}
         ended = {"logprobs": _logprobs(answer.logprobs), "finish_reason": reason(answer)}
         return {"index": index, **said, **ended}
 
     # Streams
 
     def opening(self, index: int) -> str:
-        """The first chunk of a choice; completions have none."""
-        return self._chunk(index, {"role": "assistant", "content": ""}) if self.chat else ""
+        """The first chunk of a choice."""
+        return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def piece(self, index: int, piece: Piece) -> str:
+    def piece(self, piece: Piece) -> str:
         """A chunk with more of a choice."""
-        return self._chunk(index, {"content": piece.text} if self.chat else piece.text, _logprobs(piece.logprobs))
+        return self._chunk(piece.number, {"content": piece.text}, _logprobs(piece.logprobs))
 
     def ending(self, index: int, answer: Answer) -> str:
         """The last chunk of a choice."""
-        return self._chunk(index, {} if self.chat else "", finish=reason(answer))
+        return self._chunk(index, {}, finish=reason(answer))
 
     def usage(self, prompt_tokens: int, answers: Sequence[Answer]) -> str:
         """The chunk with the number of tokens."""
         return _event(self._frame("chat.completion.chunk", []) | {"usage": usage(prompt_tokens, answers)})
 
     def _chunk(self, index: int, said: Any, logprobs: Any = None, finish: str | None = None) -> str:
-        key = "delta" if self.chat else "text"
-        choice = {"index": index, key: said, "logprobs": logprobs, "finish_reason": finish}
+        choice = {"index": index, "delta": said, "logprobs": logprobs, "finish_reason": finish}
         return _event(self._frame("chat.completion.chunk", [choice]))
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = kind if self.chat else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -22,7 +22,6 @@ from alignkit.recipe.validation import validate
 from alignkit.recipe.yaml_nodes import Mark
 
 MOST_ANSWERS = 128
-MOST_PROMPTS = 64
 TOP = 20  # tokens at a place
 
 # Keys that clients send with values that ask for nothing. Any other value is refused, because it would be ignored.
@@ -36,9 +35,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "functions": ([], None),
     "modalities": (["text"], None),
     "reasoning_effort": (None,),
-    "echo": (False, None),
-    "suffix": ("", None),
-    "best_of": (1, None),
 }
 # Keys that change no answer, whatever their values are.
 IGNORED = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "prompt_cache_key", "safety_identifier")
@@ -64,8 +60,8 @@ class StreamOptions(Options):
     include_obfuscation: bool | None = Field(None, description="changes nothing")
 
 
-class Shared(Options):
-    """The keys of both kinds of requests."""
+class ChatKeys(Options):
+    """The keys of POST /v1/chat/completions."""
 
     model: str | None = Field(None, description="a name of GET /v1/models; may be left out if there is only one")
     max_tokens: int | None = Field(None, ge=1, description="most tokens of an answer")
@@ -77,34 +73,22 @@ class Shared(Options):
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="of sampling; equal requests have equal answers")
     stream: bool | None = Field(None, description="whether to send the answer while it is written")
     stream_options: StreamOptions | None = Field(None, description="only with stream")
-
-
-class ChatKeys(Shared):
-    """The keys of POST /v1/chat/completions."""
-
     messages: list[Any] = Field(min_length=1, description="the conversation: [{role, content}]")
     max_completion_tokens: int | None = Field(None, ge=1, description="the same as max_tokens")
     logprobs: bool | None = Field(None, description="whether to send the log-probability of every token")
     top_logprobs: int | None = Field(None, ge=0, le=TOP, description="likeliest tokens at each place; needs logprobs")
 
 
-class TextKeys(Shared):
-    """The keys of POST /v1/completions."""
-
-    prompt: str | list[str] = Field(description="a text to continue, or a list of texts")
-    logprobs: Literal[None] = Field(None, description="not supported here; chat completions have them")
-
-
 @dataclass(frozen=True)
 class Request:
     """What a client asks for.
 
-    prompts: conversations, or texts. sampling: what it says about it, by the names of `Sampling`. logprobs: how many of
-    the likeliest tokens to send at each place; None: no log-probabilities.
+    sampling: what it says about it, by the names of `Sampling`. logprobs: how many of the likeliest tokens to send at
+    each place; None: no log-probabilities.
     """
 
     model: str | None
-    prompts: Sequence[Sequence[Message] | str]
+    messages: Sequence[Message]
     sampling: Mapping[str, Any]
     n: int
     seed: int
@@ -115,7 +99,7 @@ class Request:
 
 def read_chat(body: bytes) -> Request:
     """A request for chat completions. Raises RequestError for a key or a value that is wrong."""
-    keys = _read(ChatKeys, body)
+    keys = _read(body)
     if keys.max_tokens and keys.max_completion_tokens and keys.max_tokens != keys.max_completion_tokens:
         raise RequestError(400, "max_tokens and max_completion_tokens differ; set one of them", "max_tokens")
     if keys.top_logprobs is not None and not keys.logprobs:
@@ -125,26 +109,13 @@ def read_chat(body: bytes) -> Request:
     except BadRow as error:
         raise RequestError(400, str(error), "messages") from None
     logprobs = (keys.top_logprobs or 0) if keys.logprobs else None
-    return _request(keys, [messages], keys.max_completion_tokens or keys.max_tokens, logprobs)
-
-
-def read_text(body: bytes) -> Request:
-    """A request for completions. Raises RequestError for a key or a value that is wrong."""
-    keys = _read(TextKeys, body)
-    prompts = [keys.prompt] if isinstance(keys.prompt, str) else keys.prompt
-    if not 1 <= len(prompts) <= MOST_PROMPTS:
-        raise RequestError(400, f"prompt: expected 1 to {MOST_PROMPTS} texts, got {len(prompts)}", "prompt")
-    return _request(keys, prompts, keys.max_tokens, None)
-
-
-def _request(keys: Shared, prompts: Sequence[Any], most: int | None, logprobs: int | None) -> Request:
     stop = [keys.stop] if isinstance(keys.stop, str) else keys.stop
     if stop is not None and not all(stop):
         raise RequestError(400, "stop: expected texts of at least 1 character, got ''", "stop")
     if keys.stream_options is not None and not keys.stream:
         raise RequestError(400, "stream_options needs 'stream': true", "stream_options")
     given = {
-        "max_new_tokens": most,
+        "max_new_tokens": keys.max_completion_tokens or keys.max_tokens,
         "temperature": keys.temperature,
         "top_p": keys.top_p,
         "top_k": keys.top_k,
@@ -153,10 +124,10 @@ def _request(keys: Shared, prompts: Sequence[Any], most: int | None, logprobs: i
     sampling = {name: value for name, value in given.items() if value is not None}
     usage = bool(keys.stream_options and keys.stream_options.include_usage)
     seed = secrets.randbits(63) if keys.seed is None else keys.seed
-    return Request(keys.model, prompts, sampling, keys.n or 1, seed, bool(keys.stream), usage, logprobs)
+    return Request(keys.model, messages, sampling, keys.n or 1, seed, bool(keys.stream), usage, logprobs)
 
 
-def _read(model: type[Any], body: bytes) -> Any:
+def _read(body: bytes) -> ChatKeys:
     """The keys of a request."""
     try:
         raw = json.loads(body)
@@ -165,17 +136,13 @@ def _read(model: type[Any], body: bytes) -> Any:
     if not isinstance(raw, dict):
         raise RequestError(400, f"the request must be a JSON object, not {shown(raw)}")
     for key, neutral in NEUTRAL.items():
-        if key in raw and key not in model.model_fields and raw[key] not in neutral:
+        if key in raw and raw[key] not in neutral:
             raise RequestError(400, f"{key}: {shown(raw[key])} is not supported; leave it out", key)
     known = {key: value for key, value in raw.items() if key not in {*NEUTRAL, *IGNORED}}
-    return _checked(model, known)
-
-
-def _checked(model: type[Any], raw: Mapping[str, Any]) -> Any:
-    problems = Problems(Document(Path("request"), raw, {(): (Mark(""), Mark(""))}))
-    keys = allowed_keys(model)
+    problems = Problems(Document(Path("request"), known, {(): (Mark(""), Mark(""))}))
+    keys = allowed_keys(ChatKeys)
     help = f"the keys are {', '.join(keys)}"
-    checked = validate(model, raw, (), problems, hint=lambda key: did_you_mean(key, keys) or help)
+    checked = validate(ChatKeys, known, (), problems, hint=lambda key: did_you_mean(key, keys) or help)
     if checked.value is None:
         first = problems.items[0]
         text = f"{first.message}; {first.help}" if first.help else first.message

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from alignkit.errors import NotReproduced, RunFailed
 from alignkit.external import ExternalTrainer
+from alignkit.io.changes import Change, changes
 from alignkit.io.progress import Reporter
 from alignkit.runs.machine import machine_of
 from alignkit.stopping import stoppable
 from alignkit_apps.feedback.waiting import NobodyAsked
-from alignkit_apps.verify.causes import causes, not_recorded, unknown
 from alignkit_apps.verify.compare import METRICS, Compared, compare
 from alignkit_apps.verify.rerun import Rerun, temporary_folder
-from alignkit_apps.verify.source import Recorded, changed_inputs, refuse
+from alignkit_apps.verify.source import Recorded, changed_inputs, of_code, refuse
 
 MOST_SHOWN = 3  # differing files of a stage, and other differences of this machine
 
@@ -100,3 +101,73 @@ def _lines(recorded: Recorded, name: str, compared: Compared, whole: bool) -> li
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names)
+
+
+# Why the bytes of a rerun may differ
+
+UNKNOWN = "nothing that the record knows is different here"
+_ON_A_GPU = "a GPU may add numbers in another order each time"
+_ADVICE = {"threads": "set OMP_NUM_THREADS={old}", "kernels": "set ALIGNKIT_KERNELS={old}"}
+# Facts of the machine.
+_LIKELIEST = ("code", "processes", "threads", "instructions", "processor", "device", "python", "system")
+
+
+def causes(record: Mapping[str, Any], parts: Mapping[str, Any], machine: Mapping[str, Any]) -> list[str]:
+    """Differences between a stage's record and this process, the likeliest cause first.
+
+    record: its stage.json. parts: of its hash, now. machine: `machine_of` now.
+    """
+    found = list(changes(record["depends_on"], parts))
+    versions = [change for change in found if change.path[0] == "versions"]
+    plugins = {_plugin(change, record["depends_on"]) for change in found if of_code(change)}
+    kernels = [change for change in found if change.path[0] == "kernels"]
+    texts = [f"{change.path[-1]} {change.old} -> {change.new}" for change in versions]
+    texts += [f"the code of plugin {name} has changed" for name in sorted(plugins)]
+    texts += [_with_advice("kernels", change.old, change.new) for change in kernels]
+    return texts + list(_of_machine(record.get("machine"), machine))
+
+
+def not_recorded(record: Mapping[str, Any]) -> str:
+    """What the record does not say; empty for one that says all."""
+    if record.get("machine"):
+        return ""
+    return "an earlier version made this result, and did not record processor, threads and device"
+
+
+def unknown(machine: Mapping[str, Any]) -> str:
+    """The likely cause if nothing is known to be different."""
+    if machine.get("device") not in (None, "cpu"):
+        return f"{UNKNOWN}, but {_ON_A_GPU}"
+    return f"{UNKNOWN}: a plugin that draws from a stream of its own, or hardware that miscalculates?"
+
+
+def _of_machine(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Iterator[str]:
+    if not before:
+        return
+    for name in _LIKELIEST:
+        new = now.get(name)
+        old = before.get(name, new)  # earlier versions recorded less
+        if old == new:
+            continue
+        yield "the code of alignkit has changed" if name == "code" else _with_advice(name, old, new)
+
+
+def _with_advice(name: str, old: Any, new: Any) -> str:
+    advice = f" ({_ADVICE[name].format(old=old)})" if name in _ADVICE and old is not None else ""
+    return f"{name} {old} -> {new}{advice}"
+
+
+def _plugin(change: Change, parts: Mapping[str, Any]) -> str:
+    """The name of the plugin whose code has changed: next to its `source` in the parts of the hash."""
+    value: Any = parts
+    for key in change.path:
+        if key in ("source", "version"):
+            return str(value.get("name", key)) if isinstance(value, Mapping) else str(key)
+        if key == "recognized":
+            found = value.get("recognized") if isinstance(value, Mapping) else None
+            return str(found[0]) if found else str(key)
+        if isinstance(value, Mapping):
+            value = value.get(key)
+        elif isinstance(value, list) and isinstance(key, int):
+            value = value[key]
+    return ".".join(map(str, change.path))

@@ -123,11 +123,20 @@ async def checked_body(request: Request, session: Session) -> bytes:
         raise Refused(403, "the request does not come from this page")
     if not hmac.compare_digest(headers.get("x-csrf-token", "").encode(), session.csrf.encode()):
         raise Refused(403, "the page is from an earlier session; reload it")
-    if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        raise Refused(415, "expected application/json")
+    return await json_body(request)
+
+
+async def json_body(request: Request) -> bytes:
+    """The JSON of a request. Only JSON: a page of another host may send other types without asking first.
+
+    Raises `Refused` for another type, or too much of it.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refused(415, f"the content type must be application/json, not '{kind:.60}'")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
+    async for part in request.stream():
+        body += part
         if len(body) > MOST_BYTES:
-            raise Refused(413, f"more than {MOST_BYTES:,} bytes")
+            raise Refused(413, f"the request is larger than {MOST_BYTES} bytes")
     return bytes(body)

@@ -1,24 +1,34 @@
-"""A page's address on this machine, the links of those who use it, and the server."""
+"""The addresses of servers, the links of those who use a page, and HTTP servers."""
 
 from __future__ import annotations
 
 import getpass
+import ipaddress
+import signal
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING
+import sys
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from alignkit.errors import Problem, RecipeError
+from alignkit import stopping
+from alignkit.errors import Problem, RecipeError, RunFailed
+from alignkit.io.printable import printable
 from alignkit_apps.feedback.records import check_annotator
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp
 
     from alignkit_apps.web.guard import Sessions
 
 PORT, PORTS = 8765, 20  # the first port, and how many are tried
 HOST = "127.0.0.1"
+ENDING = 3  # seconds for open connections to end
 PACKAGES = ("starlette", "uvicorn")  # of the extra `label`
 
 
@@ -39,38 +49,113 @@ def annotators_of(named: Sequence[str] | None) -> list[str]:
     return names or ["annotator"]
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, which does not listen yet. Raises RecipeError if it cannot be used."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise RecipeError([Problem(f"no address {host}: {error.strerror}", help=f"--host {HOST}")]) from None
+    try:
+        return _bound(family, address)
+    except OSError as error:
+        help = "choose another --port; 0 takes a free one"
+        raise RecipeError([Problem(f"cannot listen at {host}:{port}: {error.strerror}", help=help)]) from None
+
+
+def _bound(family: socket.AddressFamily, address: Any) -> socket.socket:
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
 def listening(port: int | None) -> socket.socket:
     """A socket on a free port of this machine. Raises RecipeError if the port that was asked for is taken."""
     tried = [port] if port is not None else range(PORT, PORT + PORTS)
     for number in tried:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((HOST, number))
-            listener.listen()
+        with suppress(OSError):
+            listener = _bound(socket.AF_INET, (HOST, number))
+            try:
+                listener.listen()
+            except OSError:
+                listener.close()
+                raise
             return listener
-        except OSError:
-            listener.close()
     raise RecipeError([Problem(f"port {tried[0]} is in use", help="name another one with --port")])
+
+
+def url(listener: socket.socket) -> str:
+    """The address of a socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def addresses_of(sessions: Sessions, listener: socket.socket) -> dict[str, str]:
     """The address of each annotator."""
-    port = listener.getsockname()[1]
-    return {name: f"http://{HOST}:{port}/?token={quote(token)}" for name, token in sessions.links.items()}
+    return {name: f"{url(listener)}/?token={quote(token)}" for name, token in sessions.links.items()}
 
 
-def server_of(app: object) -> uvicorn.Server:
+def announce(addresses: Mapping[str, str], what: str, open_page: bool) -> None:
+    """Print the address of each annotator, and what to do with it. open_page: the first one in a browser, too."""
+    for name, address in addresses.items():
+        print(printable(address if len(addresses) == 1 else f"{name}: {address}"), flush=True)
+    print(f"{what} Ctrl-C stops.", file=sys.stderr, flush=True)
+    if open_page:
+        webbrowser.open(next(iter(addresses.values())))
+
+
+def server_of(app: ASGIApp) -> uvicorn.Server:
     """A server that says nothing of itself."""
     import uvicorn
 
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type, unused-ignore]
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        lifespan="off",
-        timeout_graceful_shutdown=3,
-    )
-    return uvicorn.Server(config)
+    options = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
+    return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=ENDING, proxy_headers=False, **options))
+
+
+@contextmanager
+def hosted(app: ASGIApp, listener: socket.socket) -> Iterator[Callable[[], None]]:
+    """Serve an application in another thread: the main one has the models, and receives signals.
+
+    Yields what raises RunFailed if the server has ended by itself.
+    """
+    server = server_of(app)
+    thread = threading.Thread(target=server.run, args=([listener],), name="http", daemon=True)
+    thread.start()
+
+    def look() -> None:
+        if not thread.is_alive():
+            raise RunFailed("the HTTP server has ended by itself; its message is above")
+
+    try:
+        yield look
+    finally:
+        server.should_exit = True
+        thread.join(2 * ENDING)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM ask for a stop (`alignkit.stopping`); a second one stops at once."""
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stopping.request_stop("SIGINT")
+
+    with stopping.stoppable():
+        before = signal.signal(signal.SIGINT, interrupted)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Labels go to Argilla and Label Studio and come back, and files of these tools become stores."""
+"""Labels go to Label Studio and come back, and its files become stores."""
 
 from __future__ import annotations
 
@@ -63,9 +63,8 @@ def labels(store: Path) -> dict[str, list[dict[str, Any]]]:
     return {e.stored.item.id: sorted((vote.label for vote in e.votes), key=str) for e in entries}
 
 
-@pytest.mark.parametrize("tool", ["argilla", "label-studio"])
-def test_labels_come_back_and_go_out_byte_for_byte(tmp_path: Path, tool: str) -> None:
-    store = made(tmp_path)
+def test_labels_come_back_and_go_out_byte_for_byte(tmp_path: Path) -> None:
+    store, tool = made(tmp_path), "label-studio"
     first = exported(store, tmp_path / "first", tool)
     names = sorted(path.name for path in (first / tool).iterdir())
     assert names == ["demonstration.json", "pair.json", "ranking.json", "safety.json", "scores.json", "thumb.json"]
@@ -80,32 +79,13 @@ def test_labels_come_back_and_go_out_byte_for_byte(tmp_path: Path, tool: str) ->
         assert (first / tool / name).read_bytes() == (second / tool / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("tool", ["argilla", "label-studio"])
-def test_importing_twice_changes_nothing(tmp_path: Path, tool: str, capsys: pytest.CaptureFixture[str]) -> None:
-    file = exported(made(tmp_path), tmp_path / "out", tool) / tool / "pair.json"
+def test_importing_twice_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = exported(made(tmp_path), tmp_path / "out", "label-studio") / "label-studio" / "pair.json"
     into = tmp_path / "again.feedback"
     for expected in ("1 new items, 4 new events", "0 new items, 0 new events"):
         capsys.readouterr()
         assert imported(file, into, "--consent", "all agreed") == 0
         assert expected in capsys.readouterr().out
-
-
-def test_the_fields_of_argilla(tmp_path: Path) -> None:
-    out = exported(made(tmp_path), tmp_path / "out", "argilla") / "argilla"
-    (record,) = json.loads((out / "pair.json").read_text())
-    assert list(record) == ["id", "fields", "metadata", "suggestions", "responses", "vectors", "_server_id"]
-    assert record["fields"]["prompt"] == [{"role": "user", "content": "one"}]
-    assert record["metadata"] == {
-        "language": "en",
-        "length": 3,
-        "task": "pair",
-        "license": "CC0-1.0",
-        "batch": "week 1",
-    }
-    assert sorted(one["value"] for one in record["responses"]["preference"]) == ["response_1", "response_2"]
-    assert all(one["user_id"].count("-") == 4 for one in record["responses"]["margin"])  # a UUID
-    (record,) = json.loads((out / "ranking.json").read_text())
-    assert record["responses"]["ranking"][0]["value"] == ["response_2", "response_3", "response_1"]
 
 
 def test_the_fields_of_label_studio(tmp_path: Path) -> None:
@@ -131,29 +111,24 @@ def test_the_fields_of_label_studio(tmp_path: Path) -> None:
 
 
 def test_what_a_tool_cannot_hold_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tied, fits = ranking("tied", 3, **FREE), ranking("fits", 3, **FREE)
+    fits = ranking("fits", 3, **FREE)
     calls = Item("pair", (turn("Call"),), (({"role": "assistant", "content": "1"}, turn("x")), "2"), **FREE)
-    with opened(tmp_path, tied, fits, calls) as store:
+    with opened(tmp_path, fits, calls) as store:
         store.submit(event(None, {"granted": True}, kind="consent"))
-        store.submit(event(tied, {"ranks": [1, 1, 2]}))
-        store.submit(event(fits, {"ranks": [1, 3, 2]}))
+        store.submit(event(fits, {"ranks": [1, 1, 2]}))
         store.submit(event(calls))
-    out = exported(store.path, tmp_path / "out", "argilla", "label-studio")
-    said = capsys.readouterr().out
-    assert "items with tools or answers of several turns: 1" in said and "rankings with ties: 1" in said
-    assert [len(json.loads((out / tool / "ranking.json").read_text())) for tool in ("argilla", "label-studio")] == [
-        1,
-        2,
-    ]
+    out = exported(store.path, tmp_path / "out", "label-studio")
+    assert "items with tools or answers of several turns: 1" in capsys.readouterr().out
+    assert [path.name for path in (out / "label-studio").iterdir()] == ["ranking.json"]
 
 
-ARGILLA = {
-    "id": "7",
-    "fields": {"input": "What is 1 + 1?", "reply-1": "2", "reply-2": "3", "reply-3": "4"},
-    "metadata": {"source": "mail"},
-    "responses": {"quality": [{"value": [{"value": "reply_2", "rank": 2}, {"value": "reply_1", "rank": 1},
-                                         {"value": "reply_3", "rank": 2}], "user_id": "ann"}]},
-}  # fmt: skip
+RANKED = {
+    "data": {"input": "What is 1 + 1?", "reply-1": "2", "reply-2": "3", "reply-3": "4"},
+    "meta": {"source": "mail"},
+    "annotations": [
+        {"completed_by": 5, "result": [{"type": "ranker", "value": {"ranker": ["reply-2", "reply-1", "reply-3"]}}]}
+    ],
+}
 STUDIO = {
     "id": 12,
     "data": {"prompt": "Hi", "answer1": "Hello!", "answer2": "What?"},
@@ -171,13 +146,12 @@ STUDIO = {
 
 def test_files_that_people_made_with_the_tools(tmp_path: Path) -> None:
     into = tmp_path / "labels.feedback"
-    for name, row in {"argilla": ARGILLA, "studio": STUDIO}.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps([row]))
-        assert imported(tmp_path / f"{name}.json", into, "--license", "CC-BY-4.0") == 0
+    (tmp_path / "tasks.json").write_text(json.dumps([RANKED, STUDIO]))
+    assert imported(tmp_path / "tasks.json", into, "--license", "CC-BY-4.0") == 0
     with Store.open(into) as store:
         ranked, compared = labeled(store)
     assert ranked.stored.item.responses == ("2", "3", "4") and ranked.stored.item.meta == {"source": "mail"}
-    assert [(vote.annotator, vote.label) for vote in ranked.votes] == [("ann", {"ranks": [1, 2, 2]})]
+    assert [(vote.annotator, vote.label) for vote in ranked.votes] == [("user-5", {"ranks": [2, 1, 3]})]
     (vote,) = compared.votes
     assert (vote.annotator, vote.label, vote.seconds) == ("bob@mail.example", {"better": 1, "margin": "better"}, 3.0)
     assert vote.created == "2021-03-09T22:16:08.728353Z" and compared.stored.item.license == "CC-BY-4.0"
@@ -186,12 +160,12 @@ def test_files_that_people_made_with_the_tools(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        ({"prompt": "Hi"}, "neither a record of Argilla (fields, responses) nor a task of Label Studio"),
-        ([1], "neither a record of Argilla"),
-        ({**ARGILLA, "fields": {"text": "Hi"}}, "no prompt: expected a field prompt, instruction"),
-        ({**ARGILLA, "fields": 3}, "must be objects"),
-        ({**ARGILLA, "responses": {"quality": [{"value": ["reply-1"]}]}}, "a ranking must name reply-1"),
-        ({**ARGILLA, "responses": {"quality": [3]}}, "not as the tool writes it: TypeError"),
+        ({"prompt": "Hi"}, "no task of Label Studio (data, annotations)"),
+        ([1], "no task of Label Studio"),
+        ({**RANKED, "data": {"text": "Hi"}}, "no prompt: expected a field prompt, instruction"),
+        ({**RANKED, "data": 3}, "must be objects"),
+        ({**RANKED, "data": STUDIO["data"]}, "a ranking must name answer1, answer2"),
+        ({**RANKED, "annotations": [3]}, "not as the tool writes it: AttributeError"),
         ({**STUDIO, "annotations": [{"result": [{"type": "brush", "value": {}}]}]}, "a result of the type 'brush'"),
         ({**STUDIO, "data": {"prompt": "Hi", "answer1": "Hello!"}}, "a pair has 2 responses, not 1"),
         ({**STUDIO, "data": {"prompt": [1], "answer1": "a", "answer2": "b"}}, "the prompt must be a text, or turns"),
@@ -207,8 +181,8 @@ def test_what_is_no_label_is_named(tmp_path: Path, row: Any, fault: str, capsys:
 
 def test_an_unknown_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = made(tmp_path)
-    assert main(["feedback", "export", str(path), "--out", str(tmp_path / "out"), "--layout", "argila"]) == 2
-    assert "did you mean 'argilla'" in capsys.readouterr().err
+    assert main(["feedback", "export", str(path), "--out", str(tmp_path / "out"), "--layout", "labelstudio"]) == 2
+    assert "did you mean 'label-studio'" in capsys.readouterr().err
 
 
 def test_parquet_is_a_data_set(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignkit_apps.feedback_export.redaction import redact, redact_all
+from alignkit_apps.feedback_export.consent import redact, redact_all
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from alignkit import cli
-from alignkit_apps.inspect.row import Inspection, Tokens
-from alignkit_apps.inspect.text import show
+from alignkit_apps.inspect.row import Inspection, Tokens, show
 
 
 def shown(found: Inspection, *, terminal: bool = False) -> str:

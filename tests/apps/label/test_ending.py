@@ -8,7 +8,7 @@ import pytest
 
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.label.ending import said_last
+from alignkit_apps.label.start import said_last
 from tests.stores import event, pair
 
 

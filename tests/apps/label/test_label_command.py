@@ -165,9 +165,9 @@ def test_a_license_of_known_items(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_what_it_says_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "a.jsonl", PAIR)
     with prepared(Source(str(file)), tmp_path / "a.feedback", Plans(overlap=3)) as store:
-        _greet(store, {"ada": "http://a"})
+        _greet(store, 1)
         alone = capsys.readouterr().err
-        _greet(store, {"ada": "http://a", "bob": "http://b", "eve": "http://c"})
+        _greet(store, 3)
         three = capsys.readouterr().err
     assert "1 item to label" in alone and "labels by 3 people, but only 1 can label" in alone
     assert "add 2 more --annotator" in alone and "warning" not in three

@@ -130,10 +130,3 @@ def test_a_lead_in_is_not_heard() -> None:
     begun, whole = encoder.text(" -"), encoder.text(" -> yes")
     assert encoder.decode(begun) == " -" and encoder.may_be_lead(" -")
     assert encoder.decode(whole) == "yes" and not encoder.may_be_lead("yes")
-
-
-def test_raw_text_continues_its_prompt(policy: SharedModel) -> None:
-    encoder = policy.encoder()
-    ids = encoder.text("one two three")
-    assert encoder.decode_after(ids[:3], ids[3:]) == "one two three".removeprefix(encoder.decode_after((), ids[:3]))
-    assert encoder.decode_after(ids, (*encoder.text(" four"), *encoder.end_of_turn)) == " four"

@@ -108,8 +108,8 @@ def server(run: Path) -> Iterator[Server]:
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.policies.recipe import models_of
     from alignkit_apps.policies.work import Work
-    from alignkit_apps.serve.address import bound
-    from alignkit_apps.serve.server import serve
+    from alignkit_apps.serve.app import serve
+    from alignkit_apps.web.hosting import bound
 
     kept: list[Any] = []
     work, ready = Work(kept.append), threading.Event()

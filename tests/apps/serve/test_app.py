@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from alignkit_apps.policies import work as work_module
 from tests.apps.serve.conftest import WORDS, Server
 from tests.patience import PATIENCE
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT = "/v1/chat/completions"
 ASKED: dict[str, Any] = {"model": "run-online", "messages": [{"role": "user", "content": "bread is good"}]}
 
 
@@ -100,18 +99,6 @@ def test_stop_strings_are_cut_off(server: Server) -> None:
     assert (choice["message"]["content"], choice["finish_reason"]) == (plain[: plain.index(stop)], "stop")
     pieces = [c["choices"][0]["delta"].get("content", "") for c in server.stream(CHAT, asked)]
     assert "".join(pieces) == choice["message"]["content"]
-
-
-def test_texts_are_continued(server: Server) -> None:
-    asked = {"model": "run-base", "prompt": ["bread is", "my old"], "n": 2, "seed": 3, "max_tokens": 9}
-    reply = server.ask(TEXT, asked)[1]
-    assert reply["object"] == "text_completion" and [c["index"] for c in reply["choices"]] == [0, 1, 2, 3]
-    encoder = server.opened.policies["run-base"].service.encoder
-    assert reply["usage"]["prompt_tokens"] == len(encoder.text("bread is")) + len(encoder.text("my old"))
-    chunks = [c["choices"][0] for c in server.stream(TEXT, asked)]
-    chunks.sort(key=lambda c: c["index"])
-    joined = ["".join(c["text"] for c in own) for _, own in groupby(chunks, lambda c: c["index"])]
-    assert joined == [c["text"] for c in reply["choices"]] and len(set(joined)) == 4
 
 
 def test_logprobs_of_a_judge(server: Server) -> None:
@@ -224,6 +211,7 @@ def test_other_statuses(server: Server) -> None:
     assert (status, code) == (413, "request_too_large")
     assert error_of(server, CHAT, ASKED, Content_Type="text/plain")[0] == 415
     assert error_of(server, "/v1/chat", ASKED)[0] == 404
+    assert error_of(server, "/v1/completions", {"model": "run-base", "prompt": "bread is"})[0] == 404
     assert error_of(server, "/v1/models", ASKED)[0] == 405
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.errors import RecipeError
-from alignkit_apps.serve.address import bound, is_loopback, url
+from alignkit_apps.web.hosting import bound, is_loopback, url
 from tests.patience import PATIENCE
 
 TOKEN = "a-token-of-this-test"
@@ -107,7 +107,7 @@ def test_an_address_in_use() -> None:
     with bound("127.0.0.1", 0) as first:
         first.listen()
         port = first.getsockname()[1]
-        assert url(first) == f"http://127.0.0.1:{port}/v1"
+        assert url(first) == f"http://127.0.0.1:{port}"
         with pytest.raises(RecipeError, match=f"cannot listen at 127.0.0.1:{port}: .*in use"):
             with bound("127.0.0.1", port):
                 pass
