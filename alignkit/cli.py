@@ -17,7 +17,6 @@ from typer.core import TyperGroup
 
 from alignkit import __version__
 from alignkit.arguments import NoPlugins, Overrides, PluginFiles, RecipeName, load
-from alignkit.author import blaming
 from alignkit.commands import add_commands
 from alignkit.errors import (
     AlignkitError,
@@ -29,6 +28,7 @@ from alignkit.errors import (
 )
 from alignkit.io.leaving import leaving
 from alignkit.io.printable import printable
+from alignkit.plugin_errors import blaming
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe

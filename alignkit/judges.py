@@ -10,9 +10,9 @@ from math import fsum, inf, isfinite
 from numbers import Real
 from typing import Any
 
-from alignkit.author import AuthorError, calling, made
 from alignkit.data.group import Message
 from alignkit.errors import RunFailed
+from alignkit.plugin_errors import AuthorError, calling, made
 from alignkit.reward import Context, Judge, Rating, Verdict
 
 Item = tuple[Sequence[Message], str, str]  # prompt, first, second

@@ -52,7 +52,7 @@ def run(
     recipe: a file, or the name of one that comes with alignkit. overrides: `{"stages.sft.epochs": 1}`. out: default
     `runs/NAME`. plugins: files to load, as with `--plugin`.
     """
-    from alignkit.runs.begin import begin
+    from alignkit.runs.startup import begin
 
     registry = load_plugins([Path(file) for file in plugins]).registry
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]

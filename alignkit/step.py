@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from alignkit.author import Author, calling
 from alignkit.data.group import Group
 from alignkit.io.atomic import write_json, write_text
 from alignkit.options import Options as _Options
+from alignkit.plugin_errors import Author, calling
 from alignkit.report import Report
 from alignkit.reward import Context
 

@@ -139,7 +139,7 @@ def falls(folder: Path) -> tuple[int | None, int | None]:
     """
     from alignkit.watching.change import change
     from alignkit.watching.falling import Gold
-    from alignkit.watching.looks import look_from
+    from alignkit.watching.snapshot import look_from
 
     files = sorted(folder.glob("*.jsonl"))
     history, best, plain = Gold(len(files)), dict[str, float](), None

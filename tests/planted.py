@@ -27,7 +27,7 @@ class Planted:
 ONLINE, ITERATION = "alignkit/training/online.py", "test_iteration_loop.py"
 MEASURING = "alignkit/training/measuring.py"
 ROLLOUTS, REPLAYED = "alignkit/training/rollouts.py", "test_replayed_rollouts.py"
-DRAWS = "alignkit/training/draws.py"
+DRAWS = "alignkit/training/sampler.py"
 ROLES, MEASURED = "alignkit/training/roles.py", "test_reference_and_values.py"
 SCORING, AUXILIARY = "alignkit/training/scoring.py", "alignkit/training/auxiliary.py"
 LEARNER, SERVICE = "alignkit/training/learner.py", "alignkit/models/service.py"
@@ -289,7 +289,7 @@ PLANTED = {
     ),
     "draws_by_share": Planted(ONLINE, "numbers=own,", "numbers=range(len(own)),", _ON_SEVERAL),
     "results_by_process": Planted(
-        "alignkit/training/reducer.py",
+        "alignkit/training/collectives.py",
         "results[index] = list(islice(rows, sizes[index]))",
         "results[sum(map(bool, results))] = list(islice(rows, sizes[index]))",
         _ON_SEVERAL,

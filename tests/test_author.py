@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.author import Author, blaming, calling
 from alignkit.cli import main
 from alignkit.errors import DataError, PluginError
+from alignkit.plugin_errors import Author, blaming, calling
 from alignkit.plugins import load_plugins
 from alignkit.testing.purity import watched
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from alignkit.author import failure
 from alignkit.data import hub
 from alignkit.data.files import SkippedRow, file_rows, kind_of, raise_if_bad, suffix_of, text_lines
 from alignkit.data.group import Group, Origin, Response, group_from_json, group_id, resolved_pairs
 from alignkit.errors import BadRow, DataError, PluginError
 from alignkit.formats import Format
 from alignkit.io.digest import file_digest
+from alignkit.plugin_errors import failure
 from alignkit.readers import reader_of
 from alignkit.registry import Component
 

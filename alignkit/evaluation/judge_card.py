@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit import seeds
 from alignkit.evaluation import statistics
-from alignkit.evaluation.judgments import (
+from alignkit.evaluation.judge_quality import (
     Judgment,
     by_unit,
     no_judge,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit.evaluation import statistics
-from alignkit.evaluation.judgments import Judgment, by_unit, no_judge, side, verdict_facts
+from alignkit.evaluation.judge_quality import Judgment, by_unit, no_judge, side, verdict_facts
 from alignkit.report import Table
 
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from alignkit.errors import RunFailed
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, low_rank
+from alignkit.models.adapter_base import Base, check_scale
 from alignkit.models.files_check import check_finite, check_safetensors
 from alignkit.models.lora_targets import LoraTargets, is_router, lora_targets
-from alignkit.models.origin import Base, check_scale
 from alignkit.models.padding import UNREAD
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
+from alignkit.models.adapter_base import Base, is_adapter
 from alignkit.models.files_check import check_finite, check_safetensors
 from alignkit.models.full_precision import quantized_weight
 from alignkit.models.hub import locate
 from alignkit.models.loading import backbone, has_score, load_base, load_weights
-from alignkit.models.origin import Base, is_adapter
 from alignkit.models.padding import saved_unread
 
 if TYPE_CHECKING:

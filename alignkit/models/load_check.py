@@ -21,7 +21,7 @@ from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.static_decoding import decoding_for
 from alignkit.models.full_precision import full_precision, widened
 from alignkit.models.loading import backbone, largest
-from alignkit.models.routes import Routes, recording, repeating
+from alignkit.models.moe_routing import Routes, recording, repeating
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec

@@ -19,13 +19,13 @@ from alignkit.data.group import Group, Response, preview
 from alignkit.errors import DataError, RunFailed, memory_ran_out
 from alignkit.kernels.memory import release_cached
 from alignkit.kernels.sampling_weights import prepacked_weights
-from alignkit.models.active_sequence import ActiveSequence, Partner, Wrote, last_turn
+from alignkit.models.batcher import RowBatch
+from alignkit.models.decoder import Writer
 from alignkit.models.encoding import Encoder
 from alignkit.models.next_token import Sampling
-from alignkit.models.row_batch import RowBatch
+from alignkit.models.sequence import ActiveSequence, Partner, Wrote, last_turn
 from alignkit.models.shared_model import SharedModel
 from alignkit.models.text_tokens import Ids
-from alignkit.models.writer import Writer
 
 
 @dataclass(frozen=True)

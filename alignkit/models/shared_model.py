@@ -27,6 +27,7 @@ from alignkit.kernels.capabilities import prepare_gpu
 from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.memory import retain_freed_memory
 from alignkit.models import load_check
+from alignkit.models.adapter_base import Base
 from alignkit.models.adapters import ActiveAdapter, Adapters
 from alignkit.models.budget import MemoryBudget
 from alignkit.models.chat_check import check_chat
@@ -45,7 +46,6 @@ from alignkit.models.loading import (
     mixed_precision,
     warn_unused,
 )
-from alignkit.models.origin import Base
 from alignkit.models.padding import padding_of, saved_unread, with_padding
 from alignkit.models.passes import Passes
 from alignkit.models.recompute import make_recomputable, recomputing

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults, Trains
-from alignkit.author import calling, made
 from alignkit.errors import PluginError
 from alignkit.external import ExternalTrainer
+from alignkit.plugin_errors import calling, made
 from alignkit.recipe.advice import common_name
 from alignkit.recipe.components import options_of, read_component, read_options
 from alignkit.recipe.document import Keys

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alignkit.author import author_of, calling
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.cache import cache_folder
@@ -16,6 +15,7 @@ from alignkit.models.encoding import Encoder
 from alignkit.models.hub import locate
 from alignkit.models.loading import load_text
 from alignkit.models.shared_model import SharedModel
+from alignkit.plugin_errors import author_of, calling
 from alignkit.plugins import plugins
 from alignkit.recipe.bases import base_keys
 from alignkit.recipe.problems import path_text

@@ -13,10 +13,10 @@ from alignkit.io.commits import Commits
 from alignkit.io.digest import model_digest
 from alignkit.io.progress import Reporter
 from alignkit.kernels import memory
+from alignkit.models.adapter_base import Base, check_scale, is_adapter
 from alignkit.models.encoding import Encoder
 from alignkit.models.hub import cached_snapshot
 from alignkit.models.loading import device_of
-from alignkit.models.origin import Base, check_scale, is_adapter
 from alignkit.models.reference_cache import ReferenceCache
 from alignkit.models.service import ModelService
 from alignkit.models.weight_sizes import weight_bytes

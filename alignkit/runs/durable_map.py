@@ -14,7 +14,7 @@ from typing import Any
 from alignkit.io.digest import digest
 
 CHUNK = 16  # rows
-BLOCKS = "block-*.jsonl"  # in the folder of a map that an executor carries out, see `alignkit.runs.blocks`
+BLOCKS = "block-*.jsonl"  # in the folder of a map that an executor carries out, see `alignkit.runs.row_chunks`
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 from time import monotonic as now
 from typing import Any
 
-from alignkit.author import calling, made
 from alignkit.errors import AlignkitError
 from alignkit.executor import Executor, ExecutorContext, Work
 from alignkit.io.atomic import make_folder
 from alignkit.models.engine_thread import EngineThread
+from alignkit.plugin_errors import calling, made
 from alignkit.stopping import keep_signals
 
 GRACE = 5.0  # seconds for the workers to store what is under way, after a request to stop

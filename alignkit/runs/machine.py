@@ -14,7 +14,7 @@ from torch import distributed
 
 from alignkit.io.digest import digest
 from alignkit.io.source_code import computing_code
-from alignkit.runs.starts import processor
+from alignkit.runs.run_history import processor
 
 if TYPE_CHECKING:
     from alignkit.models.router import ModelRouter

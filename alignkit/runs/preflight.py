@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.author import calling, made
 from alignkit.data.describe import source_lines
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.engine import Engine
@@ -17,6 +16,7 @@ from alignkit.environment import Environment
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.executor import Executor
 from alignkit.external import ExternalTrainer
+from alignkit.plugin_errors import calling, made
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.trackers import tracker_problem
@@ -28,8 +28,8 @@ from alignkit.runs.stage_check import check_stage_data, check_step_data
 from alignkit.runs.weak_models import weak_models
 
 if TYPE_CHECKING:
+    from alignkit.models.adapter_base import Base
     from alignkit.models.encoding import Encoder
-    from alignkit.models.origin import Base
     from alignkit.runs.bases import RunBase, RunBases
     from alignkit.settings import LoraSpec
 
@@ -136,7 +136,7 @@ def _other_base(folder: str, name: str, bases: RunBases) -> str:
 
 def _unfit_reward(folder: Path, bases: RunBases) -> str:
     """Why an adapter cannot be a reward; empty if it can, and for a whole model, which needs no base model."""
-    from alignkit.models.origin import base_name, is_adapter  # imports torch
+    from alignkit.models.adapter_base import base_name, is_adapter  # imports torch
 
     try:
         if not is_adapter(folder):
@@ -163,8 +163,8 @@ def _other_scale(folder: Path, bases: Sequence[RunBase]) -> str:
 
 def _unfit(starts_here: bool, folder: Path, base: Base, lora: LoraSpec | None) -> str:
     """Why a stage cannot use the weights in a folder; empty if it can. starts_here: whether it starts from them."""
+    from alignkit.models.adapter_base import check_scale
     from alignkit.models.loading import has_score
-    from alignkit.models.origin import check_scale
 
     try:
         is_adapter = base.has_adapter(folder)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.algorithm import REWARD
-from alignkit.author import calling, made
 from alignkit.io.atomic import write_text
+from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import Stage
 from alignkit.report import Report
 from alignkit.step import Artifact

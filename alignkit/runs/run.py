@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import stopping
-from alignkit.author import blaming, made
 from alignkit.data.describe import describe
 from alignkit.data.group import Group, write_groups
 from alignkit.data.sources import DataSpec, Loaded
@@ -20,15 +19,16 @@ from alignkit.io.progress import Metrics, Reporter, duration
 from alignkit.models.router import ModelRouter
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
+from alignkit.plugin_errors import blaming, made
 from alignkit.plugins import plugins
 from alignkit.recipe.document import dump
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.reward import Context
 from alignkit.runs import preflight
 from alignkit.runs.bases import RunBases
-from alignkit.runs.begin import begin
 from alignkit.runs.carried_over import carried_over
 from alignkit.runs.changed import change_since
+from alignkit.runs.contamination import trained_on as places_trained_on
 from alignkit.runs.data import RunData, skipped_rows
 from alignkit.runs.data_card import source_records
 from alignkit.runs.engines import using_engine
@@ -40,14 +40,14 @@ from alignkit.runs.reference_check import check_references
 from alignkit.runs.reports import facts, stage_record, write_report
 from alignkit.runs.results import result_hashes
 from alignkit.runs.reuse import has_stages, other_runs, reuse
+from alignkit.runs.run_history import write_end, write_start
 from alignkit.runs.stage_context import stage_context
 from alignkit.runs.stage_store import StageStore
-from alignkit.runs.starts import write_end, write_start
+from alignkit.runs.startup import begin
 from alignkit.runs.step_context import step_context
 from alignkit.runs.team import ALONE, Team
 from alignkit.runs.template_date import template_date
 from alignkit.runs.tracking import Trackers
-from alignkit.runs.trained_on import trained_on as places_trained_on
 from alignkit.runs.waiting import Waiting
 from alignkit.runs.world import check_size
 from alignkit.step import Artifact, StepContext, run_step
@@ -59,7 +59,7 @@ from alignkit.training.train import run_training
 def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | None = None, team: Team = ALONE) -> None:
     """Run a recipe in `out` (default `runs/NAME`). Raises an AlignkitError, whose `exit_code` becomes the process's.
 
-    reporter: of a run that has begun (`alignkit.runs.begin`). team: the processes that run it together.
+    reporter: of a run that has begun (`alignkit.runs.startup`). team: the processes that run it together.
     """
     check_size(recipe.sized_launcher, team.world)
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)

@@ -9,13 +9,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import REWARD, Algorithm, SelectContext
-from alignkit.author import Author, calling, made
 from alignkit.data.group import Group, prompts_of, resolved_pairs
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.environment import Environment
 from alignkit.errors import DataError
 from alignkit.external import ExternalTrainer
 from alignkit.models.recent_turns import with_last_question
+from alignkit.plugin_errors import Author, calling, made
 from alignkit.recipe.document import Keys
 from alignkit.recipe.schema import Recipe, Stage, keys_of, specs
 from alignkit.registry import Component

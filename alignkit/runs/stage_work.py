@@ -17,16 +17,16 @@ from typing import Any
 from rich.console import Console
 
 from alignkit import kernels, stopping
-from alignkit.author import calling, made
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.digest import versions
 from alignkit.io.progress import Reporter
+from alignkit.plugin_errors import calling, made
 from alignkit.plugins import load_plugins, plugins
 from alignkit.recipe.build import build
 from alignkit.recipe.document import parse_document
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
-from alignkit.runs.blocks import STOP, Block, failure
 from alignkit.runs.engines import using_engine
+from alignkit.runs.row_chunks import STOP, Block, failure
 from alignkit.runs.scored_rows import scored_rows
 from alignkit.training.scoring import Scorer
 

@@ -12,7 +12,7 @@ from alignkit.errors import message_of
 from alignkit.io.progress import Reporter
 from alignkit.plugins import launcher
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.begin import begin, folder_of
+from alignkit.runs.startup import begin, folder_of
 from alignkit.runs.world import NOT_BY_ACCELERATE, World, world_of
 
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too

@@ -11,13 +11,13 @@ from typing import Any
 from alignkit.data.group import Group, group_to_json
 from alignkit.io.progress import Reporter
 from alignkit.recipe.schema import RewardSpec, Stage, specs
-from alignkit.runs.blocks import map_in_blocks
+from alignkit.runs.contamination import log_odds
 from alignkit.runs.durable_map import CHUNK, durable_map
 from alignkit.runs.executors import StageExecutor
 from alignkit.runs.learned_from import learned_from
+from alignkit.runs.row_chunks import map_in_blocks
 from alignkit.runs.scored_rows import scored
 from alignkit.runs.stage_work import stage_work
-from alignkit.runs.trained_on import log_odds
 from alignkit.step import StepContext
 from alignkit.training.scoring import ModelScores, Scorer
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from alignkit.runs.world import World
-from alignkit.training.reducer import ONE_PROCESS, Reducer
+from alignkit.training.collectives import ONE_PROCESS, Reducer
 
 if TYPE_CHECKING:
     from alignkit.models.passes import Passes

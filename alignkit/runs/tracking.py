@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.author import made
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.leaving import end_within
 from alignkit.io.progress import Metrics
+from alignkit.plugin_errors import made
 from alignkit.recipe.schema import Recipe
 from alignkit.registry import Component
 from alignkit.tracker import TrackedRun, Tracker, tracked

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.author import calling, made
 from alignkit.data.group import Group
+from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, CombinedReward, RewardCombination

@@ -9,7 +9,6 @@ from pathlib import Path
 from string import ascii_letters
 from typing import Any
 
-from alignkit.author import calling, made
 from alignkit.data.group import Group
 from alignkit.engine import Engine
 from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
@@ -19,6 +18,7 @@ from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import Continuation, generate
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.models.text_tokens import Ids
+from alignkit.plugin_errors import calling, made
 from alignkit.plugins import plugins
 from alignkit.registry import Component
 from alignkit.settings import LoraSpec, ModelSpec

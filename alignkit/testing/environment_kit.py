@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from alignkit.author import calling
 from alignkit.data.group import Group, Message
 from alignkit.environment import Environment
 from alignkit.models.tool_calls import CLOSE, OPEN, read_turn
+from alignkit.plugin_errors import calling
 from alignkit.registry import Component
 from alignkit.testing.surroundings import SEED, Surroundings, conform
 from alignkit.training.checked_environment import CheckedEnvironment, Episode, Limits

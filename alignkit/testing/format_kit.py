@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit.author import calling
 from alignkit.data.group import Group, group_from_json, group_to_json
 from alignkit.data.reading import checked_groups
 from alignkit.errors import BadRow, PluginError
 from alignkit.formats import FOREIGN, Format
+from alignkit.plugin_errors import calling
 from alignkit.plugins import plugins
 from alignkit.registry import Component
 from alignkit.testing.kit import NAMELESS

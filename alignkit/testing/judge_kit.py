@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.author import calling, made
 from alignkit.data.group import Message
 from alignkit.judges import CheckedJudge, Item, Rubric, rates
+from alignkit.plugin_errors import calling, made
 from alignkit.registry import Component
 from alignkit.reward import Judge, Rating, Verdict
 from alignkit.testing.surroundings import Surroundings, conform

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from alignkit.algorithm import REWARD, ROLLOUTS, Algorithm, SelectContext, Skip
-from alignkit.author import Author
 from alignkit.data.group import Group
 from alignkit.errors import AlignkitError
 from alignkit.loss import Per
@@ -17,6 +16,7 @@ from alignkit.models.encoding import Encoded, Encoder, encode_all
 from alignkit.models.examples import Examples
 from alignkit.models.forward import measure
 from alignkit.models.shared_model import BASE
+from alignkit.plugin_errors import Author
 from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
 from alignkit.testing.checks import (

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from alignkit.algorithm import Algorithm
-from alignkit.author import Author, watching_calls
 from alignkit.filters import Filter
+from alignkit.plugin_errors import Author, watching_calls
 from alignkit.reward import Reward
 
 KEPT = ("options", "state", "metrics")  # saved, or made again

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.author import calling, made
 from alignkit.data.group import Group
+from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component
 from alignkit.reward import Reward

@@ -11,12 +11,12 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from alignkit.author import calling, made
 from alignkit.data.group import Group, group_from_json, group_to_json
 from alignkit.errors import BadRow
 from alignkit.io.progress import Metrics
 from alignkit.models.shared_model import BASE
 from alignkit.options import Ref
+from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import Context

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit.author import calling, made
+from alignkit.plugin_errors import calling, made
 from alignkit.registry import Component
 from alignkit.testing.surroundings import Surroundings, conform
 from alignkit.tracker import TrackedRun, Tracker

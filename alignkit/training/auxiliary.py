@@ -11,8 +11,8 @@ from alignkit import seeds
 from alignkit.errors import DataError
 from alignkit.models.encoding import Encoded
 from alignkit.training.context import StageContext
-from alignkit.training.draws import Draws, draws_of, report
 from alignkit.training.encoder import StageEncoder
+from alignkit.training.sampler import Draws, draws_of, report
 
 OBJECTIVES = {"text": "raw text, without prompts", "sft": "demonstrations: prompts with one response"}
 

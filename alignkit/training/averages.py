@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignkit.batch import Batch
 from alignkit.loss import Per, Term
-from alignkit.training.reducer import ONE_PROCESS, Reducer
+from alignkit.training.collectives import ONE_PROCESS, Reducer
 
 
 class Averages:

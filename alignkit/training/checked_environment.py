@@ -13,9 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 from alignkit import seeds
-from alignkit.author import AuthorError, author_of, calling
 from alignkit.data.group import ROLES, Group, Message
 from alignkit.environment import EPISODE_KEY, Environment, tool_schemas
+from alignkit.plugin_errors import AuthorError, author_of, calling
 from alignkit.registry import Component
 
 LONGEST = 1_000_000  # characters of an answer

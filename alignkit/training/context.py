@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignkit.author import Author, author_of
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.io.progress import Metrics, Reporter
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
+from alignkit.plugin_errors import Author, author_of
 from alignkit.recipe.schema import Stage
 from alignkit.reward import Context
 from alignkit.settings import Settings
-from alignkit.training.reducer import ONE_PROCESS, Reducer
+from alignkit.training.collectives import ONE_PROCESS, Reducer
 
 
 @dataclass

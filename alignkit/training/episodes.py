@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from alignkit.author import noting
 from alignkit.data.group import Group, Response, preview
 from alignkit.environment import tool_functions
 from alignkit.errors import DataError, RunFailed
-from alignkit.models.active_sequence import Partner, last_turn
 from alignkit.models.encoding import Encoder
+from alignkit.models.sequence import Partner, last_turn
 from alignkit.models.text_tokens import Ids
 from alignkit.models.turns import Turns
+from alignkit.plugin_errors import noting
 from alignkit.registry import Component
 from alignkit.training.checked_environment import SECONDS, TURNS, CheckedEnvironment, Episode, Limits
 from alignkit.training.context import StageContext

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignkit.author import calling
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded
 from alignkit.errors import RunFailed
 from alignkit.external import ExternalTrainer
+from alignkit.plugin_errors import calling
 from alignkit.training.context import StageContext
 from alignkit.training.scoring import Scorer, score_rollouts
 

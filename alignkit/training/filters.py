@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit.author import Author, calling, made
 from alignkit.data.group import Group
 from alignkit.filters import Filter
+from alignkit.plugin_errors import Author, calling, made
 from alignkit.registry import Component
 
 

@@ -14,7 +14,7 @@ from alignkit.reward import REWARD_KEY
 from alignkit.training.context import StageContext
 from alignkit.training.encoder import StageEncoder, counted
 from alignkit.training.scoring import Scorer
-from alignkit.watching.looks import Look, look_at, look_from, rows_of
+from alignkit.watching.snapshot import Look, look_at, look_from, rows_of
 
 SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one prompt
 

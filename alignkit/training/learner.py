@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.algorithm import REWARD, Algorithm
-from alignkit.author import Author
 from alignkit.batch import Batch, Outputs
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
@@ -27,12 +26,13 @@ from alignkit.models.examples import Examples, join_outputs
 from alignkit.models.forward import Wants, forward
 from alignkit.models.packing import micro_batches
 from alignkit.models.shared_model import SharedModel
+from alignkit.plugin_errors import Author
 from alignkit.settings import LEARNING_RATE
 from alignkit.training.averages import Averages, counts, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
+from alignkit.training.collectives import ONE_PROCESS, Reducer
+from alignkit.training.micro_batches import Share
 from alignkit.training.optimizers import make_optimizer, restored_state, saved_state
-from alignkit.training.reducer import ONE_PROCESS, Reducer
-from alignkit.training.share import Share
 
 if TYPE_CHECKING:
     from alignkit.settings import Settings

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit import seeds
 from alignkit.algorithm import Algorithm, SelectContext
-from alignkit.author import noting
 from alignkit.data.group import Group
 from alignkit.data.sources import Loaded
 from alignkit.errors import AlignkitError, DataError
 from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.packing import indivisible
+from alignkit.plugin_errors import noting
 from alignkit.training.context import StageContext
-from alignkit.training.draws import Draws, draws_of, report
 from alignkit.training.encoder import counted, requirement, unfit
+from alignkit.training.sampler import Draws, draws_of, report
 from alignkit.training.schedule import schedule, share_of
 from alignkit.training.stage import StageWork
 from alignkit.training.unfit import UNFIT

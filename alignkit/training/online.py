@@ -11,12 +11,12 @@ import torch
 
 from alignkit import seeds
 from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
-from alignkit.author import noting
 from alignkit.data.group import Group, previews
 from alignkit.errors import RunFailed
 from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.sampling import Sampling, sample
+from alignkit.plugin_errors import noting
 from alignkit.reward import REWARD_KEY
 from alignkit.training.averages import StepAverages
 from alignkit.training.context import StageContext

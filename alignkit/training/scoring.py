@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from alignkit import functional as F
-from alignkit.author import calling, made
 from alignkit.data.group import Group, Response, preview
 from alignkit.errors import AlignkitError, RunFailed
 from alignkit.judges import spending, without_score
+from alignkit.plugin_errors import calling, made
 from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Reward, RewardCombination, Verdict
-from alignkit.training.reducer import ONE_PROCESS, Reducer
+from alignkit.training.collectives import ONE_PROCESS, Reducer
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import RewardSpec

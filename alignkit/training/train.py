@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from alignkit.algorithm import ROLLOUTS, Algorithm
-from alignkit.author import made
 from alignkit.external import ExternalTrainer
+from alignkit.plugin_errors import made
 from alignkit.training.context import StageContext
 from alignkit.training.external import ExternalStage
 from alignkit.training.learning_rate import with_learning_rate

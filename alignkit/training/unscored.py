@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alignkit.author import Author
 from alignkit.data.group import Group, Response, preview
 from alignkit.environment import EPISODE_KEY
 from alignkit.errors import RunFailed
+from alignkit.plugin_errors import Author
 from alignkit.reward import Reward
 from alignkit.training.checked_environment import CheckedEnvironment
 from alignkit.training.episodes import Episodes

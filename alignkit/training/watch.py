@@ -23,7 +23,7 @@ from alignkit.training.stage import StageWork
 from alignkit.watching.alarm import Alarm, Hacking
 from alignkit.watching.drift import Drift
 from alignkit.watching.falling import Gold
-from alignkit.watching.looks import Look, look_at
+from alignkit.watching.snapshot import Look, look_at
 
 
 class StageWatch:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from alignkit.watching.change import Change, change
 from alignkit.watching.drift import BOUGHT
 from alignkit.watching.effects import Effects
-from alignkit.watching.looks import MEASURES, Look
+from alignkit.watching.snapshot import MEASURES, Look
 
 if TYPE_CHECKING:
     import numpy as np

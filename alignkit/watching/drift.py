@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from statistics import fmean as mean
 from typing import NamedTuple
 
-from alignkit.evaluation import text_measures
+from alignkit.evaluation import text_metrics as text_measures
 from alignkit.watching.change import Change, change
 from alignkit.watching.effects import Effects, centered
-from alignkit.watching.looks import MEASURES, Look
+from alignkit.watching.snapshot import MEASURES, Look
 
 LEVEL = 0.05  # chance of any false warning over all iterations
 NOTABLE = 0.2  # share of the first value by which a mean must differ

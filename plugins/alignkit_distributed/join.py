@@ -13,11 +13,11 @@ import torch
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.leaving import leave
 from alignkit.runs.world import NOT_BY_ACCELERATE, World
-from alignkit_distributed.board import Board, Failure
-from alignkit_distributed.lockstep import LockstepReducer
+from alignkit_distributed.kv_store import Board, Failure
+from alignkit_distributed.process_group import Processes
 from alignkit_distributed.reducer import OtherFailed, ProcessReducer
 from alignkit_distributed.sharded import ShardedNetwork
-from alignkit_distributed.team import Processes
+from alignkit_distributed.sharded_forward import LockstepReducer
 from alignkit_distributed.watch import Watch
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from alignkit.errors import AlignkitError, message_of
 from alignkit.stopping import Stopped
-from alignkit.training.reducer import Reducer
-from alignkit_distributed.board import Failure
+from alignkit.training.collectives import Reducer
+from alignkit_distributed.kv_store import Failure
 
 if TYPE_CHECKING:
     from alignkit.models.passes import Passes

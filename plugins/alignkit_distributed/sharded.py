@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignkit.models.parts import NetworkInParts, layers_of
 from alignkit.models.passes import last_states
+from alignkit.models.sharding import NetworkInParts, layers_of
 
 STATES = "alignkit_states"  # the method of the network that FSDP treats as its forward pass
 # Processes that join a pass reach fewer weights, but must send as many gradients; older versions of torch cannot.

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alignkit.author import blaming
 from alignkit.data.sources import DataSpec
 from alignkit.errors import RecipeError, message_of
 from alignkit.external import ExternalTrainer
 from alignkit.io.digest import versions
 from alignkit.io.progress import Metrics, Reporter
 from alignkit.io.source_code import plugin_digests
+from alignkit.plugin_errors import blaming
 from alignkit.plugins import plugins
 from alignkit.recipe.bases import base_keys
 from alignkit.recipe.problems import path_text
@@ -29,10 +29,10 @@ from alignkit.runs.world import World, check_size, shard_of
 from alignkit.stopping import stoppable
 from alignkit.training.train import run_training
 from alignkit_distributed import sharded
-from alignkit_distributed.board import Failure
 from alignkit_distributed.join import join
-from alignkit_distributed.silent import SilentReporter, UnwrittenMetrics
-from alignkit_distributed.team import Processes
+from alignkit_distributed.kv_store import Failure
+from alignkit_distributed.process_group import Processes
+from alignkit_distributed.quiet import SilentReporter, UnwrittenMetrics
 
 
 def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> int:

@@ -12,7 +12,7 @@ import psutil
 
 from alignkit import stopping
 from alignkit.runs.world import World
-from alignkit_distributed.board import Board, Failure
+from alignkit_distributed.kv_store import Board, Failure
 
 BEAT = 1.0  # seconds between two signs of life
 GRACE = 15.0  # seconds that this process has to end by itself, once another one has failed

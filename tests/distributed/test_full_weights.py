@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 from alignkit import cli
 from alignkit.runs.base_model import base_source
 from alignkit.training.learner import Learner
-from alignkit_distributed.lockstep import LockstepPasses
 from alignkit_distributed.sharded import can_learn
+from alignkit_distributed.sharded_forward import LockstepPasses
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from architectures import MIXTURES, make, tokens
 
-from alignkit.models.routes import recording, repeating
+from alignkit.models.moe_routing import recording, repeating
 
 
 @pytest.mark.parametrize("name", [*MIXTURES, "Llama4Text"])

@@ -21,8 +21,9 @@ from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.static_decoding import StaticDecoding
-from alignkit.models import row_batch, sampling_rows
-from alignkit.models import writer as writer_module
+from alignkit.models import batcher as row_batch
+from alignkit.models import decoder as writer_module
+from alignkit.models import sampling_rows
 from alignkit.models.encoding import Encoder
 from alignkit.models.next_token import Sampling
 from alignkit.models.packing import pack

@@ -15,12 +15,12 @@ from alignkit.data.chat_templates import CHATML, HERMES, PLAIN
 from alignkit.data.group import Group, Message
 from alignkit.errors import DataError
 from alignkit.models import sampling_rows
-from alignkit.models.active_sequence import Partner
 from alignkit.models.chat_template import ChatOptions
 from alignkit.models.encoding import Encoder, encode_all
 from alignkit.models.forward import measure
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import sample
+from alignkit.models.sequence import Partner
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.models.turns import Turns
 from alignkit_plugins.tiny import _tokenizer

@@ -20,8 +20,8 @@ from alignkit import Group, Message, Pair, Response
 from alignkit.cli import main
 from alignkit.evaluation.comparison import file_names
 from alignkit.recipe.schema import RewardSpec
+from alignkit.runs.contamination import log_odds
 from alignkit.runs.stage_store import StageStore
-from alignkit.runs.trained_on import log_odds
 from alignkit_plugins.evaluate_reward import measures, rewardbench
 from alignkit_plugins.evaluate_reward.comparisons import Comparison, comparisons
 

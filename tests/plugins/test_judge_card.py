@@ -16,7 +16,7 @@ from alignkit import Judge, Verdict
 from alignkit.evaluation import judge_card
 from alignkit.evaluation.agreement import two_raters
 from alignkit.evaluation.judge_card import circular
-from alignkit.evaluation.judgments import Judgment, judgment, length_slope, side
+from alignkit.evaluation.judge_quality import Judgment, judgment, length_slope, side
 
 CARD = "judge_cards.JUDGE"
 FIELDS = ("mean", "low", "high", "n")

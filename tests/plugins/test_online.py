@@ -36,15 +36,15 @@ from alignkit import (
     SelectContext,
     Skip,
 )
-from alignkit.author import Author
 from alignkit.loss import Per
+from alignkit.plugin_errors import Author
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
 from alignkit.training.averages import Averages, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
+from alignkit.training.collectives import ONE_PROCESS
 from alignkit.training.learner import Learner
-from alignkit.training.reducer import ONE_PROCESS
 from alignkit_plugins.dpo import DPO
 from alignkit_plugins.grpo import GRPO
 from alignkit_plugins.online_dpo import OnlineDPO

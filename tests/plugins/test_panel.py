@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from alignkit import Context, Judge, PluginError, Rating, RunFailed, Verdict
 from alignkit.evaluation.judge_card import card, trust_tables
-from alignkit.evaluation.judgments import judgment
+from alignkit.evaluation.judge_quality import judgment
 from alignkit.judges import CheckedJudge, check_compares, check_rates, verdict_from
 from alignkit.report import Report
 from alignkit_plugins.judges.local import LocalJudge

@@ -20,8 +20,8 @@ from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
 from alignkit_apps.feedback.assignment import Assignment, next_item
 from alignkit_apps.feedback.database import VERSION
+from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.feedback.items import TASKS
-from alignkit_apps.feedback.standing import labeled
 from alignkit_apps.feedback.store import Event, Store
 from alignkit_apps.label.start import Plans, Source, prepared
 

@@ -19,8 +19,8 @@ from alignkit import DataError, Group, Response, RunFailed
 from alignkit.stopping import StageWaits
 from alignkit_apps.feedback.store import Event, Store
 from alignkit_apps.feedback.waiting import STORE
-from alignkit_apps.label.desk import Desk
 from alignkit_apps.label.guidelines import Guidelines
+from alignkit_apps.label.label_api import Desk
 
 
 def test_equal_answers_are_ties_and_nobody_is_asked(tmp_path: Path) -> None:

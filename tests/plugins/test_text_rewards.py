@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from alignkit import DataError, Group, Response, Reward, RunFailed
-from alignkit.evaluation.text_measures import repetition
+from alignkit.evaluation.text_metrics import repetition
 from alignkit.testing import check_reward
 from alignkit_plugins.text_rewards import matching, schema
 from alignkit_plugins.text_rewards.form import Form, content_of_last, is_json, markdown_parts

@@ -13,7 +13,7 @@ import pytest
 from alignkit import RunFailed, cli
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.begin import begin
+from alignkit.runs.startup import begin
 
 RECIPE = """
 name: short

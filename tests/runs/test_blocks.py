@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from alignkit.errors import AlignkitError, DataError, PluginError, RunFailed
-from alignkit.runs.blocks import Block, map_in_blocks
 from alignkit.runs.durable_map import durable_map
+from alignkit.runs.row_chunks import Block, map_in_blocks
 
 ROWS = [[number, f"row {number}"] for number in range(23)]
 Function = Callable[[Sequence[Any]], list[Any]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import RunFailed
-from alignkit.runs.starts import commit_of, machine, write_end, write_start
+from alignkit.runs.run_history import commit_of, machine, write_end, write_start
 from alignkit.stopping import Stopped
 
 

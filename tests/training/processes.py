@@ -24,9 +24,9 @@ from alignkit.models.examples import Examples
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Stage
 from alignkit.runs.run import Run
+from alignkit.training.collectives import Reducer
 from alignkit.training.context import StageContext
 from alignkit.training.learner import Learner
-from alignkit.training.reducer import Reducer
 
 UNEVEN = (3, 1, 0)  # parts of every batch: the last process never has a row
 SECONDS = 300  # longer than all processes need from one exchange to the next

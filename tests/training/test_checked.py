@@ -15,9 +15,9 @@ import torch
 import yaml
 
 from alignkit import Algorithm, Batch, DataError, Group, Loss, Outputs, PluginError, Response, per_token
-from alignkit.author import Author
 from alignkit.cli import main
 from alignkit.models.encoding import Encoded, ResponseTokens
+from alignkit.plugin_errors import Author
 from alignkit.training.checked import CheckedAlgorithm
 
 HEADER = """

@@ -16,7 +16,7 @@ from alignkit import Group, Origin, RunFailed, seeds
 from alignkit.data.sources import Loaded, SourceFacts
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit.training.draws import Draws, apportioned, draws_of
+from alignkit.training.sampler import Draws, apportioned, draws_of
 
 
 def draws(sizes: list[int], shares: list[float] | None, seed: int = 0) -> Draws:

@@ -13,8 +13,8 @@ from processes import Exchange, Simulated
 from alignkit import Context, Group, Judge, Rating, Response
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
+from alignkit.training.collectives import ONE_PROCESS, Reducer
 from alignkit.training.judged import spent, why_unscored
-from alignkit.training.reducer import ONE_PROCESS, Reducer
 from alignkit.training.scoring import Scorer, score_rollouts
 from alignkit_plugins.judges.panel import Panel
 from alignkit_plugins.rubric import Rated

@@ -30,8 +30,8 @@ from alignkit import functional as F
 from alignkit.batch import Batch
 from alignkit.data.group import Group, write_groups
 from alignkit.plugins import plugins
+from alignkit.training.collectives import ONE_PROCESS, Reducer
 from alignkit.training.learner import Learner
-from alignkit.training.reducer import ONE_PROCESS, Reducer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ from simulated import VALUES, Score, hacked, honest, look, value
 
 from alignkit.watching import alarm
 from alignkit.watching.alarm import Alarm, Hacking, _called
-from alignkit.watching.looks import Look
+from alignkit.watching.snapshot import Look
 
 EVEN = dict.fromkeys(VALUES, 1.0)
 LOOKS = 8

@@ -9,7 +9,7 @@ import pytest
 
 from alignkit.watching.change import change
 from alignkit.watching.drift import Drift
-from alignkit.watching.looks import Answer, Look
+from alignkit.watching.snapshot import Answer, Look
 
 WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon")
 

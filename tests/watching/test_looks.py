@@ -7,7 +7,7 @@ import json
 import pytest
 
 from alignkit import Group, Response
-from alignkit.watching.looks import look_at, look_from, rows_of
+from alignkit.watching.snapshot import look_at, look_from, rows_of
 
 
 def test_a_look_at_scored_samples() -> None:

@@ -65,8 +65,8 @@ def _read(path: Path, columns: Columns) -> tuple[list[Question], dict[str, Habit
     from alignkit.errors import DataError
     from alignkit_apps.agreement.annotations import read_table
     from alignkit_apps.feedback.database import SUFFIX
+    from alignkit_apps.feedback.effective_labels import labeled
     from alignkit_apps.feedback.questions import habits_of, questions_of
-    from alignkit_apps.feedback.standing import labeled
     from alignkit_apps.feedback.store import Store
 
     if path.suffix != SUFFIX:

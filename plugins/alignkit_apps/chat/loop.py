@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from alignkit.errors import AlignkitError, DataError, did_you_mean, message_of
-from alignkit_apps.chat.remarks import COMMANDS, Remarks
-from alignkit_apps.chat.remarks import NAMES as REMARKS
 from alignkit_apps.chat.screen import Screen, interactive
 from alignkit_apps.chat.session import Session
+from alignkit_apps.chat.terminal_feedback import COMMANDS, Remarks
+from alignkit_apps.chat.terminal_feedback import NAMES as REMARKS
 from alignkit_apps.policies.policy import TooLong
 
 PROMPT = "> "

@@ -16,8 +16,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from alignkit_apps.chat.booth import Asked, Booth, State, terms
-from alignkit_apps.chat.line import Line
+from alignkit_apps.chat.chat_api import Asked, Booth, State, terms
+from alignkit_apps.chat.task_queue import Line
 from alignkit_apps.policies.work import Busy
 from alignkit_apps.web.guard import Sessions
 from alignkit_apps.web.pages import BUSY, STATIC, Site, error, guarded, templates

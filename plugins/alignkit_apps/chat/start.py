@@ -47,8 +47,8 @@ class Page:
 def in_terminal(named: NamedModels, registry: Registry, talk: Talk) -> None:
     """Talk in the terminal until the input ends."""
     reporter = Reporter()
-    from alignkit_apps.chat.remarks import Remarks
     from alignkit_apps.chat.screen import interactive
+    from alignkit_apps.chat.terminal_feedback import Remarks
 
     remarks = Remarks(edit=_edited if interactive() else lambda text: None)
     with ExitStack() as stack:
@@ -75,9 +75,9 @@ def on_page(named: NamedModels, registry: Registry, talk: Talk, page: Page) -> N
     """Talk on a page until Ctrl-C. Raises RunFailed if a package is missing."""
     check_extra("the page", "label", *PACKAGES)
     from alignkit import stopping
-    from alignkit_apps.chat.booth import Booth
-    from alignkit_apps.chat.line import Line
+    from alignkit_apps.chat.chat_api import Booth
     from alignkit_apps.chat.page import make_page
+    from alignkit_apps.chat.task_queue import Line
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.web.guard import Sessions
 

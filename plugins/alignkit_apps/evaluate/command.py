@@ -100,7 +100,7 @@ def evaluate(
 def _evaluate(request: Request, overrides: list[str], out: Path | None, registry: Registry) -> None:
     from alignkit.io.printable import printable
     from alignkit.recipe.load import made_recipe
-    from alignkit.runs.begin import begin
+    from alignkit.runs.startup import begin
     from alignkit_apps.policies.recipe import recipe_of
 
     data, notes = recipe_of(request)

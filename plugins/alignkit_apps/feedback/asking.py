@@ -18,8 +18,8 @@ from alignkit.data.group import Group, Response, resolved_pairs, turns_of
 from alignkit.errors import BadRow, DataError, RunFailed
 from alignkit.options import Options
 from alignkit_apps.feedback.database import SUFFIX
+from alignkit_apps.feedback.effective_labels import places
 from alignkit_apps.feedback.items import CRITERIA, TASKS, Item, item_of
-from alignkit_apps.feedback.standing import places
 from alignkit_apps.feedback.store import Store
 
 LONGEST_GUIDELINES = 1_000_000  # bytes

@@ -27,8 +27,8 @@ class Feedback(Reader):
         return store_digest(path)
 
     def facts(self, path: Path) -> Mapping[str, Any]:
-        from alignkit_apps.feedback.agreed import agreement
-        from alignkit_apps.feedback.standing import labeled
+        from alignkit_apps.feedback.agreement_summary import agreement
+        from alignkit_apps.feedback.effective_labels import labeled
         from alignkit_apps.feedback.store import Store
 
         with Store.open(path, write=False) as store:

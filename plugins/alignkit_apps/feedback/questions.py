@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from alignkit.errors import DataError, did_you_mean
+from alignkit_apps.feedback.effective_labels import Labeled, Vote
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.labels import DEGREES, HIGHEST, LOWEST, degree
-from alignkit_apps.feedback.standing import Labeled, Vote
 
 Kind = Literal["nominal", "ordinal", "ranking"]
 MARGINS = sorted(sign * size for size in DEGREES.values() for sign in (-1, 1))

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from alignkit_apps.feedback.effective_labels import Labeled, Vote, labeled
 from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.standing import Labeled, Vote, labeled
 from alignkit_apps.feedback.store import Store
 
 VERSION = 1  # of a row

@@ -17,8 +17,8 @@ from alignkit.errors import DataError, RunFailed
 from alignkit.io.stored_replies import asking_is_allowed
 from alignkit.stopping import StageWaits
 from alignkit_apps.feedback import records
+from alignkit_apps.feedback.effective_labels import Labeled, labeled
 from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.standing import Labeled, labeled
 from alignkit_apps.feedback.store import Store
 
 STORE = "labels.feedback"  # of a run, in its folder

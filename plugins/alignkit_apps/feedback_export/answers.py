@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit.errors import BadRow
+from alignkit_apps.feedback.effective_labels import Labeled, places
 from alignkit_apps.feedback.items import CRITERIA, Item
 from alignkit_apps.feedback.labels import DEGREES, HIGHEST, LOWEST, Label, displayed
 from alignkit_apps.feedback.records import Event
-from alignkit_apps.feedback.standing import Labeled, places
 
 FACTS = ("task", "license", "batch", "held_out")  # of an item, next to its columns
 PROMPT, RESPONSE, _CRITERIA = "prompt", "response_", "criteria"

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from alignkit.io.printable import printable
+from alignkit_apps.feedback.effective_labels import Labeled
 from alignkit_apps.feedback.merging import Content
-from alignkit_apps.feedback.standing import Labeled
 from alignkit_apps.feedback_export.layouts import FILES
 
 _WHAT = {

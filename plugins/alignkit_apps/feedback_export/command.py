@@ -95,7 +95,7 @@ def rate(
     from alignkit.io.printable import printable
     from alignkit.plugins import load_plugins
     from alignkit.recipe.load import made_recipe
-    from alignkit.runs.begin import begin
+    from alignkit.runs.startup import begin
     from alignkit_apps.feedback.store import Store
 
     Store.open(store).close()  # which says what is wrong with it

@@ -10,10 +10,10 @@ from typing import Any
 
 from alignkit.errors import BadRow
 from alignkit.io.credentials import redacted
+from alignkit_apps.feedback.effective_labels import consents
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.merging import Content, content_of
 from alignkit_apps.feedback.records import Event, Stored
-from alignkit_apps.feedback.standing import consents
 from alignkit_apps.feedback.store import Store
 
 _PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")

@@ -15,12 +15,12 @@ from alignkit.data.files import SkippedRow, bad_rows_error, file_rows, raise_if_
 from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import replace_folder
 from alignkit_apps.feedback import records
+from alignkit_apps.feedback.effective_labels import Labeled, labeled
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.labels import BadLabel
 from alignkit_apps.feedback.merging import Content, merge
 from alignkit_apps.feedback.records import Event, Stored
 from alignkit_apps.feedback.rows import counts, row_of
-from alignkit_apps.feedback.standing import Labeled, labeled
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.feedback_export import label_studio
 from alignkit_apps.feedback_export.answers import Answered, answered

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
+from alignkit_apps.feedback.effective_labels import Labeled, places
 from alignkit_apps.feedback.items import Answer, Item
 from alignkit_apps.feedback.labels import DEGREES, Label
-from alignkit_apps.feedback.standing import Labeled, places
 
 Row = dict[str, Any]
 FILES = {

@@ -8,8 +8,8 @@ from statistics import median
 from typing import Any
 
 from alignkit.report import Block, Table
+from alignkit_apps.feedback.effective_labels import Labeled, consents, labeled
 from alignkit_apps.feedback.rows import counts
-from alignkit_apps.feedback.standing import Labeled, consents, labeled
 from alignkit_apps.feedback.store import Store
 
 

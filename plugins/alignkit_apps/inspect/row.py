@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.algorithm import REWARD, Algorithm
-from alignkit.author import calling, made
 from alignkit.data.describe import said
 from alignkit.data.group import Group, Message, prompts_of, resolved_pairs
 from alignkit.data.sources import DataSpec
@@ -25,6 +24,7 @@ from alignkit.io.stage_results import is_result_name
 from alignkit.models.chunks import WHOLE, chunks, is_document
 from alignkit.models.encoding import Encoded, Encoder, ResponseTokens
 from alignkit.models.recent_turns import with_recent_turns, with_room
+from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge

@@ -15,9 +15,9 @@ from starlette.staticfiles import StaticFiles
 
 from alignkit_apps.feedback.assignment import REPEAT_AFTER
 from alignkit_apps.feedback.measure import TITLES
-from alignkit_apps.label.desk import TERMS, Desk
+from alignkit_apps.label.annotator_stats import mine
 from alignkit_apps.label.guidelines import rendered
-from alignkit_apps.label.mine import mine
+from alignkit_apps.label.label_api import TERMS, Desk
 from alignkit_apps.label.quality import Latest
 from alignkit_apps.web.guard import Sessions
 from alignkit_apps.web.pages import STALE, STATIC, Site, error, guarded, templates

@@ -11,10 +11,10 @@ from statistics import median
 from typing import Any
 
 from alignkit.evaluation.statistics import Share, clustered_share, share
-from alignkit_apps.feedback.agreed import agreement
+from alignkit_apps.feedback.agreement_summary import agreement
+from alignkit_apps.feedback.effective_labels import Labeled, Vote, labeled
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.labels import Label, agrees, displayed
-from alignkit_apps.feedback.standing import Labeled, Vote, labeled
 from alignkit_apps.feedback.store import Store
 
 FEWEST = 20  # labels before habits are warned of

@@ -77,7 +77,7 @@ def start(
     names = annotators_of(annotators)
     store = prepared(source, path, plans, gold)
     with store:
-        from alignkit_apps.label.desk import Desk
+        from alignkit_apps.label.label_api import Desk
 
         desk = Desk(store, Guidelines(store, guidelines))
         for warning in store.warnings:

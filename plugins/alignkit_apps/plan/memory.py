@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignkit.author import made
 from alignkit.batch import filled
 from alignkit.data.group import Group
 from alignkit.kernels import mode
@@ -24,10 +23,11 @@ from alignkit.models.encoding import Encoded
 from alignkit.models.examples import Examples
 from alignkit.models.forward import Wants, forward
 from alignkit.models.packing import micro_batches
-from alignkit.models.parts import layers_of
 from alignkit.models.sampling_rows import LOGIT_COPIES, most_rows, token_bytes
+from alignkit.models.sharding import layers_of
 from alignkit.models.shared_model import BASE
 from alignkit.models.weight_sizes import QUANTIZED
+from alignkit.plugin_errors import made
 from alignkit.recipe.schema import Stage
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.algorithm import Algorithm
-from alignkit.author import made
 from alignkit.errors import AlignkitError, Problem, RecipeError
+from alignkit.plugin_errors import made
 from alignkit.plugins import launcher
 from alignkit.recipe.schema import BASE, Recipe, Stage
 from alignkit.runs.plan import plan as reuse

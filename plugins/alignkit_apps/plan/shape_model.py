@@ -22,10 +22,10 @@ from alignkit.errors import RunFailed
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import AttentionArgs
+from alignkit.models.adapter_base import Base
 from alignkit.models.adapters import ActiveAdapter, Adapters
 from alignkit.models.budget import LEAST_ON_GPU, LEAST_TOKENS, MemoryBudget, activation_budget
 from alignkit.models.loading import load_text, silence_libraries
-from alignkit.models.origin import Base
 from alignkit.models.recompute import make_recomputable
 from alignkit.models.shared_model import BASE, HeadKind, Role, SharedModel
 from alignkit_apps.plan.cards import Machine

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alignkit.algorithm import ROLLOUTS, Algorithm
-from alignkit.author import made
 from alignkit.data.group import Group, Response, prompts_of
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.models.packing import indivisible
+from alignkit.plugin_errors import made
 from alignkit.recipe.schema import Stage, specs
 from alignkit.runs.stage_check import selected
 from alignkit.sampling_options import ResponseOptions
 from alignkit.training.auxiliary import auxiliary_loss
 from alignkit.training.checked import CheckedAlgorithm
+from alignkit.training.collectives import Reducer
 from alignkit.training.context import StageContext
-from alignkit.training.draws import draws_of
 from alignkit.training.encoder import StageEncoder, counted, unfit
-from alignkit.training.reducer import Reducer
+from alignkit.training.sampler import draws_of
 from alignkit.training.schedule import share_of
 from alignkit_apps.plan.planned_run import PlannedRun
 
@@ -61,7 +61,7 @@ class Workload:
 
 
 def dealt(groups: Sequence[Encoded], processes: int) -> list[list[Encoded]]:
-    """The groups of each process, as `training.share` deals them: the longest first, and bundles whole."""
+    """The groups of each process, as `training.micro_batches` deals them: the longest first, and bundles whole."""
     reducer = Reducer()
     reducer.processes = processes
     units = indivisible([encoded.group.bundle for encoded in groups])

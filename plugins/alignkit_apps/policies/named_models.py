@@ -129,9 +129,9 @@ def _samples(depends_on: Mapping[str, Any]) -> bool:
 
 def _of_adapter(folder: Path) -> NamedModel:
     """An adapter outside of a run, for the base that it names."""
+    from alignkit.models.adapter_base import base_name
     from alignkit.models.files_check import read_json
     from alignkit.models.loading import has_score
-    from alignkit.models.origin import base_name
 
     saved = read_json(folder / ADAPTER)
     lora = {key: saved[key] for key in _SCALE if saved.get(key) is not None}

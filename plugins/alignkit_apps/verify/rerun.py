@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.author import blaming
 from alignkit.errors import OutOfResource
 from alignkit.io.progress import Reporter
 from alignkit.io.stage_results import EARLIER
 from alignkit.io.stored_replies import stored_replies_only
+from alignkit.plugin_errors import blaming
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Stage
 from alignkit.runs.process import resource_error

@@ -11,7 +11,7 @@ from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation.comparison import answers_of
 from alignkit.evaluation.judge_card import PEOPLE, ask_again, card, circular, mapped
-from alignkit.evaluation.judgments import Judgment, judgment, no_judge, side, times_longer
+from alignkit.evaluation.judge_quality import Judgment, judgment, no_judge, side, times_longer
 from alignkit.judges import Item
 from alignkit_plugins.evaluate.judged import Judged
 from alignkit_plugins.evaluate.people import Said

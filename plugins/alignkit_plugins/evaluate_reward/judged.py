@@ -9,7 +9,7 @@ from typing import Any
 from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation.judge_card import ask_again, card, mapped
-from alignkit.evaluation.judgments import Judgment, side, times_longer
+from alignkit.evaluation.judge_quality import Judgment, side, times_longer
 from alignkit.judges import Item
 from alignkit_plugins.evaluate_reward.comparisons import Choice, Comparison, choices
 

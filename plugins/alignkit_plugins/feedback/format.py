@@ -19,7 +19,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from alignkit import BadRow, Field, Format, Group, Options, Pair, Response
-from alignkit_apps.feedback.standing import majority, share_of_better
+from alignkit_apps.feedback.effective_labels import majority, share_of_better
 
 Task = Literal["pair", "safety", "ranking", "scores", "demonstration", "thumb"]
 Labels = Sequence[dict[str, Any]]

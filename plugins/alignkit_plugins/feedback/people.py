@@ -26,12 +26,12 @@ from alignkit import (
 )
 from alignkit.evaluation.judge_card import check_names
 from alignkit.report import Report, Table
-from alignkit_apps.feedback.agreed import agreement, agreement_tables
+from alignkit_apps.feedback.active_learning import rated
+from alignkit_apps.feedback.agreement_summary import agreement, agreement_tables
 from alignkit_apps.feedback.asking import LabelPlaces, Wanted, items_of, joined, questions_of, shortage, with_rewards
+from alignkit_apps.feedback.effective_labels import Labeled, labeled
 from alignkit_apps.feedback.items import CRITERIA, Item
-from alignkit_apps.feedback.opinions import rated
 from alignkit_apps.feedback.rows import counts, row_of
-from alignkit_apps.feedback.standing import Labeled, labeled
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.feedback.waiting import STORE, labels_of
 from alignkit_plugins.feedback.format import Feedback, FeedbackOptions, Task

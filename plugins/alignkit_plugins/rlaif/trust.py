@@ -7,7 +7,7 @@ from typing import Any
 
 from alignkit import Verdict
 from alignkit.evaluation.judge_card import measured
-from alignkit.evaluation.judgments import Judgment, judgment, no_judge, verdict_facts
+from alignkit.evaluation.judge_quality import Judgment, judgment, no_judge, verdict_facts
 from alignkit_plugins.rlaif.principled import Asked
 from alignkit_plugins.rlaif.tally import Place
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import alignkit
 from alignkit import Field, Group, Reward
-from alignkit.evaluation.text_measures import repetition
+from alignkit.evaluation.text_metrics import repetition
 from alignkit_plugins.text_rewards.answers import scored
 
 

@@ -11,10 +11,10 @@ from stores import event, opened, pair, ranking, scores
 from alignkit.errors import DataError
 from alignkit.evaluation.agreement import gwet_ac1
 from alignkit.report import Table
-from alignkit_apps.feedback.agreed import ALONE, MEANING, agreement, agreement_tables
+from alignkit_apps.feedback.agreement_summary import ALONE, MEANING, agreement, agreement_tables
+from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.feedback.measure import measured
 from alignkit_apps.feedback.questions import questions_of
-from alignkit_apps.feedback.standing import labeled
 from alignkit_apps.feedback.store import Store
 
 

@@ -9,8 +9,8 @@ import pytest
 from stores import event, opened, pair, ranking
 
 from alignkit.errors import DataError
+from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.feedback.merging import Content, content_of, merge
-from alignkit_apps.feedback.standing import labeled
 from alignkit_apps.feedback.store import Store
 
 

@@ -14,9 +14,9 @@ from stores import event, opened, pair, ranking, turn
 
 from alignkit.data.group import Group
 from alignkit.errors import BadRow
+from alignkit_apps.feedback.active_learning import prioritized, rated
 from alignkit_apps.feedback.assignment import next_item
 from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.opinions import prioritized, rated
 from alignkit_apps.feedback.store import Store
 
 

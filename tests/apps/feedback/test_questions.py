@@ -12,10 +12,10 @@ from stores import event, opened, pair, ranking, scores, turn
 from alignkit.cli import main
 from alignkit.evaluation.agreement import gwet_ac1, krippendorff_alpha
 from alignkit.evaluation.concordance import mean_tau_b
+from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.measure import day, habit_facts, measured
 from alignkit_apps.feedback.questions import Question, Unit, habits_of, questions_of
-from alignkit_apps.feedback.standing import labeled
 from alignkit_apps.feedback.store import Store
 
 

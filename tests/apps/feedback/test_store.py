@@ -17,9 +17,9 @@ from stores import Clock, event, opened, pair, ranking, scores, turn
 from alignkit.data.group import Group, Message, Origin, Response
 from alignkit.errors import BadRow, DataError, OutOfResource
 from alignkit_apps.feedback import database
+from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.feedback.items import Item, item_of
 from alignkit_apps.feedback.labels import BadLabel
-from alignkit_apps.feedback.standing import labeled
 from alignkit_apps.feedback.store import Plan, Store
 
 HERE = Path(__file__).parents[2]  # where `python -c` finds the module `stores`

@@ -15,8 +15,8 @@ from alignkit.errors import BadRow, DataError, OutOfResource, message_of
 from alignkit.stopping import StageWaits
 from alignkit_apps.feedback.assignment import next_item
 from alignkit_apps.feedback.database import VERSION, connected
+from alignkit_apps.feedback.effective_labels import Labeled, labeled
 from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.standing import Labeled, labeled
 from alignkit_apps.feedback.store import Plan, Store
 from alignkit_apps.feedback.waiting import labels_of
 

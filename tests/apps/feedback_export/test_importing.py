@@ -11,8 +11,8 @@ import pytest
 from stores import event, opened, pair, ranking, scores, turn
 
 from alignkit.cli import main
+from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.standing import labeled
 from alignkit_apps.feedback.store import Store
 
 FREE = {"license": "CC0-1.0"}

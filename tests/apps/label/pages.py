@@ -14,8 +14,8 @@ from typing import Any
 
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.label.desk import Desk
 from alignkit_apps.label.guidelines import Guidelines
+from alignkit_apps.label.label_api import Desk
 from tests.patience import PATIENCE
 from tests.stores import pair
 

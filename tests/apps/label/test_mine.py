@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("starlette")
 
 from alignkit_apps.feedback.assignment import REPEAT_AFTER
-from alignkit_apps.feedback.standing import labeled
+from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.feedback.store import Plan, Store
-from alignkit_apps.label.mine import in_words, mine
+from alignkit_apps.label.annotator_stats import in_words, mine
 from alignkit_apps.label.quality import quality
 from tests.apps.label.pages import Page, application, filled, opened, pairs
 

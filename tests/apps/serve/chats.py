@@ -15,9 +15,9 @@ from typing import Any
 
 from alignkit import Group
 from alignkit.models.next_token import Sampling
-from alignkit_apps.chat.booth import Booth
+from alignkit_apps.chat.chat_api import Booth
 from alignkit_apps.chat.collection import Collection
-from alignkit_apps.chat.line import Line
+from alignkit_apps.chat.task_queue import Line
 from alignkit_apps.policies.policy import Opened, TooLong
 from alignkit_apps.policies.streaming import Answer, Piece, Question
 from tests.patience import PATIENCE

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from alignkit_apps.feedback.standing import labeled
+from alignkit_apps.feedback.effective_labels import labeled
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import served
 from tests.apps.serve.chats import NAMES, Chat, chat

@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from alignkit_apps.chat import line as line_module
-from alignkit_apps.feedback.standing import labeled
+from alignkit_apps.chat import task_queue as line_module
+from alignkit_apps.feedback.effective_labels import labeled
 from tests.apps.label.injections import INJECTIONS
 from tests.apps.label.pages import served
 from tests.apps.serve.chats import NAMES, ORIGIN, Chat, Tab, asked, chat, said
@@ -62,7 +62,7 @@ def test_the_seed_decides_the_answers(run: Path) -> None:
     """They are those of the terminal."""
     from alignkit.io.progress import Reporter
     from alignkit.plugins import load_plugins
-    from alignkit_apps.chat.booth import Asked, Booth
+    from alignkit_apps.chat.chat_api import Asked, Booth
     from alignkit_apps.chat.session import Session
     from alignkit_apps.policies.policy import opened
     from alignkit_apps.policies.recipe import models_of

@@ -18,12 +18,12 @@ from alignkit.models.next_token import Sampling
 from alignkit_apps.chat import start
 from alignkit_apps.chat.collection import TERMS, Collection, Kept
 from alignkit_apps.chat.loop import talk
-from alignkit_apps.chat.remarks import Remarks
 from alignkit_apps.chat.screen import Screen
 from alignkit_apps.chat.session import Session
+from alignkit_apps.chat.terminal_feedback import Remarks
+from alignkit_apps.feedback.effective_labels import consents, labeled
 from alignkit_apps.feedback.labels import BadLabel
 from alignkit_apps.feedback.rows import store_rows
-from alignkit_apps.feedback.standing import consents, labeled
 from alignkit_apps.feedback.store import Event, Store
 from alignkit_apps.feedback_export.consent import shareable
 from alignkit_apps.policies.policy import Exchange, Opened

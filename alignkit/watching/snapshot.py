@@ -10,7 +10,7 @@ from typing import Any
 
 from alignkit.data.group import Group, Response, length
 from alignkit.data.spoken import all_turns
-from alignkit.evaluation import text_measures
+from alignkit.evaluation import text_metrics as text_measures
 from alignkit.reward import REWARD_KEY
 
 MEASURES = ("length", "repetition", "hedges", "confidence")  # of a single answer

@@ -8,9 +8,9 @@ from typing import Any
 
 from alignkit.evaluation.statistics import Share, share
 from alignkit_apps.feedback.assignment import REPEAT_AFTER
+from alignkit_apps.feedback.effective_labels import Labeled, Vote, labeled
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.labels import SIDES, agrees, displayed
-from alignkit_apps.feedback.standing import Labeled, Vote, labeled
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.web.text import visible
 

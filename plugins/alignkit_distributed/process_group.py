@@ -17,7 +17,7 @@ from alignkit.stopping import Stopped
 if TYPE_CHECKING:
     from alignkit.models.passes import Passes
     from alignkit.models.service import ModelService
-    from alignkit_distributed.board import Board, Failure
+    from alignkit_distributed.kv_store import Board, Failure
     from alignkit_distributed.reducer import ProcessReducer
     from alignkit_distributed.watch import Watch
 

@@ -15,14 +15,14 @@ from pydantic import Field
 from alignkit.data.group import sha256_of, turns_of
 from alignkit_apps.feedback import assignment
 from alignkit_apps.feedback.assignment import Assignment
+from alignkit_apps.feedback.effective_labels import Labeled, consents, disputes
 from alignkit_apps.feedback.items import Answer, Item
 from alignkit_apps.feedback.labels import BadLabel, displayed
 from alignkit_apps.feedback.records import Event, event_of
-from alignkit_apps.feedback.standing import Labeled, consents, disputes
 from alignkit_apps.feedback.store import Store
+from alignkit_apps.label.annotator_stats import in_words, mine
 from alignkit_apps.label.formatted import formatted
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.label.mine import in_words, mine
 from alignkit_apps.web.messages import PageMessage, read
 from alignkit_apps.web.text import visible
 

@@ -10,7 +10,7 @@ import torch
 from alignkit.batch import Batch
 from alignkit.models.examples import Examples
 from alignkit.models.packing import indivisible, micro_batches
-from alignkit.training.reducer import Reducer
+from alignkit.training.collectives import Reducer
 
 
 @dataclass(frozen=True)

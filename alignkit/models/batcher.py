@@ -18,10 +18,10 @@ from alignkit.kernels import attention, cuda_graphs
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.static_decoding import StaticDecoding, decoding_for
-from alignkit.models.active_sequence import ActiveSequence, key_of
+from alignkit.models.decoder import Writer
 from alignkit.models.loading import backbone
 from alignkit.models.next_token import draw
-from alignkit.models.writer import Writer
+from alignkit.models.sequence import ActiveSequence, key_of
 
 # Replacing rows copies the cache, which takes about as long as a step. It pays once a fifth of the rows is idle.
 BUSY = 0.8
