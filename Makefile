@@ -21,7 +21,7 @@ quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 slow: .venv/.installed-test
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -35,10 +35,10 @@ test-gpu: .venv/.installed-test
 
 # The oldest and the newest versions that pyproject.toml allows, each in an environment of its own.
 test-lowest: .venv-lowest/.installed
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-newest: .venv-newest/.installed
-	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 bench: .venv/.installed $(PPO)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
