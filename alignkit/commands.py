@@ -66,7 +66,7 @@ def _add(app: typer.Typer, entry: importlib.metadata.EntryPoint) -> None:
     manager.hook.register_commands(register=register)
     taken = names_of(app)
     for name, command in commands:
-        if name in taken:
+        if name in taken or [each for each, _ in commands].count(name) > 1:
             raise PluginError(f"alignkit has a command '{name}' already")
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
@@ -76,5 +76,5 @@ def _add(app: typer.Typer, entry: importlib.metadata.EntryPoint) -> None:
 
 def names_of(app: typer.Typer) -> set[str]:
     """The names of an app's commands."""
-    own = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
-    return own | {str(group.name) for group in app.registered_groups}
+    commands = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    return {name.replace("_", "-") for name in commands} | {str(group.name) for group in app.registered_groups}

@@ -117,7 +117,7 @@ class Plugins:
         After `run_finished` there is nothing to stop, so a failure is only a warning.
         """
         try:
-            return list(getattr(self.manager.hook, hook)(**kwargs))
+            return list(getattr(self.manager.hook, hook)(**kwargs) or ())  # None: a wrapper dropped the results
         except (AlignkitError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -195,14 +195,23 @@ class Plugins:
 @contextmanager
 def _unchanged_torch() -> Iterator[None]:
     """Refuse a plugin whose import changes torch's gradient mode or default dtype: every run would be another one."""
-    yield
-    torch: Any = sys.modules.get("torch")
-    if not hasattr(torch, "get_default_dtype"):
-        return
-    if torch.get_default_dtype() is not torch.float32 or not torch.is_grad_enabled():
-        torch.set_default_dtype(torch.float32)
-        torch.set_grad_enabled(True)
+    before = _torch_modes() or ("torch.float32", True)  # torch's own, if the plugin is the first to import it
+    try:
+        yield
+    finally:
+        after = _torch_modes() or before
+        if after != before:
+            torch: Any = sys.modules["torch"]
+            torch.set_default_dtype(getattr(torch, before[0].removeprefix("torch.")))
+            torch.set_grad_enabled(before[1])
+    if after != before:
         raise PluginError("its import changes torch's default dtype or gradient mode, which every run depends on")
+
+
+def _torch_modes() -> tuple[str, bool] | None:
+    """The default dtype, and whether gradients are computed; None as long as torch is not imported."""
+    torch: Any = sys.modules.get("torch")
+    return (str(torch.get_default_dtype()), torch.is_grad_enabled()) if hasattr(torch, "get_default_dtype") else None
 
 
 def _registrar(hook: str, origin: Registration, registrations: list[tuple[str, Registration]]) -> Callable[..., None]:
@@ -420,9 +429,8 @@ def load_plugins(extra_files: Iterable[Path] = (), disabled: Sequence[str] = ())
                 plugin,
                 f"two plugins are called '{plugin.name}' ({who}); remove one, or disable it: --no-plugin PACKAGE:NAME",
             )
+    use_readers(result.registry)
     _current = result
-    registry = result.registry
-    use_readers({suffix: registry.get("reader", suffix).implementation for suffix in registry.names("reader")})
     return result
 
 

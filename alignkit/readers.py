@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from alignkit.errors import DataError
 from alignkit.io.digest import file_digest
+from alignkit.registry import Registration, Registry, Unresolved
 
 BUILT_IN = frozenset((".jsonl", ".json", ".csv", ".tsv", ".txt", ".gz", ".parquet", ".yaml", ".py", ""))
 
@@ -37,16 +39,30 @@ class Reader:
         return {}
 
 
-_installed: dict[str, type[Reader]] = {}  # by suffix
+_registries: list[Registry] = []  # the one that plugins were loaded into last
 
 
-def use_readers(readers: Mapping[str, type[Reader]]) -> None:
-    """Let `reader_of` find these, and no others. Loading plugins calls it."""
-    _installed.clear()
-    _installed.update(readers)
+def use_readers(registry: Registry) -> None:
+    """Let `reader_of` find what this registry has. Loading plugins calls it."""
+    _registries[:] = [registry]
 
 
 def reader_of(path: Path) -> Reader | None:
-    """The reader of a file; None for one of rows, and if no loaded plugin reads its suffix."""
-    reader = _installed.get(path.suffix)
-    return None if reader is None else reader()
+    """The reader of a file; None for one of rows, and if no loaded plugin reads its suffix.
+
+    Raises DataError if several plugins read it.
+    """
+    registration = registration_of(path)
+    return None if registration is None else registration.implementation()
+
+
+def registration_of(path: Path) -> Registration | None:
+    """Where the reader of a file is from. See `reader_of`."""
+    if path.suffix in BUILT_IN or not _registries or not _registries[0].has("reader", path.suffix):
+        return None
+    try:
+        return _registries[0].get("reader", path.suffix)
+    except Unresolved as error:
+        origins = [one.origin for one in _registries[0].registrations("reader") if one.name == path.suffix]
+        text = f"{path}: {' and '.join(origins)} read files with this suffix; disable one: --no-plugin PACKAGE:NAME"
+        raise DataError(text) from error

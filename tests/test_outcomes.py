@@ -205,6 +205,12 @@ def test_best_of_n_takes_the_answer_that_the_own_reward_prefers() -> None:
     assert (best.text, best.scores["refused"]) == ("sft 1", 0.1)
 
 
+def test_an_answer_without_a_reward_is_the_last_choice() -> None:
+    answers = (response("sft", 0, **{OWN: None}), response("sft", 1, **{OWN: -0.5}))
+    best = _asked(Group(({"role": "user", "content": "why?"},), answers, meta={"kind": "facts"})).answers["sft"]
+    assert best.text == "sft 1"
+
+
 @pytest.fixture
 def finished(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Runs that take no time. They leave the samples of the policy `align`."""
@@ -275,6 +281,28 @@ def test_base_and_sft_are_lines_next_to_the_methods() -> None:
 def test_without_the_untouched_model_nothing_is_compared_with_it() -> None:
     lines = table([[start(3)], [row("ppo", 5, {"align": 0.8})]])
     assert lines["ppo"]["gold helpfulness, against base"] == "-"
+
+
+def test_policies_meet_at_their_prompts_whatever_lacks_a_score() -> None:
+    """Both are 0.5 above base at every prompt; the values differ so much that another pairing would show."""
+    measure = "helpfulness by gold"
+
+    def with_scores(found: Row, policy: str, values: Sequence[float | None]) -> Row:
+        asked = [
+            Asked(f"ordinary {n}", "ordinary", {policy: Answer("x", {} if v is None else {measure: v}, 1, False)})
+            for n, v in enumerate(values)
+        ]
+        return replace(found, asked=asked)
+
+    starts = [with_scores(start(seed), "base", [10.0 * n for n in range(5)]) for seed in (3, 4)]
+    ours = [10.0 * n + 0.5 for n in range(5)]
+    empty = [row("ppo", seed, {"align": 0.0}) for seed in (3, 4)]
+    gone = [with_scores(empty[0], "align", [None, *ours[1:]]), with_scores(empty[1], "align", ours)]
+    for rows in (gone, [replace(gone[1], seed=3), replace(gone[0], seed=4)]):
+        (line,) = [line for line in tables.methods_table([starts, rows]) if line[0] == "ppo"]
+        assert line[6] == "+0.50 [0.50, 0.50]"
+    none = [with_scores(found, "align", [None] * 5) for found in gone]
+    assert [line[6] for line in tables.methods_table([starts, none]) if line[0] == "ppo"] == ["-"]
 
 
 def test_an_interval_grows_with_the_difference_between_seeds() -> None:

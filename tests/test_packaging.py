@@ -30,7 +30,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MODULES = {path.stem for path in (ROOT / "plugins" / "alignkit_plugins").glob("[a-z]*")}
 APPS = {
     "alignkit_report": "alignkit_apps.report.events",
-    "alignkit_labels": "alignkit_apps.feedback.events",
     "alignkit_distributed": "alignkit_distributed.events",
 }
 PLUGINS = {*APPS, *(f"alignkit_{name}" for name in MODULES)}

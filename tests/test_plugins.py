@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from alignkit import plugins as module
-from alignkit.errors import PluginError
+from alignkit.errors import DataError, PluginError
 from alignkit.io.progress import Reporter
 from alignkit.plugins import Plugins, load_plugins
+from alignkit.readers import reader_of
 from alignkit.registry import Registration, Registry
 
 GOOD = """
@@ -335,3 +336,51 @@ def test_a_plugin_whose_import_changes_torchs_dtype_is_refused(distribution: Mak
     distribution("x-wide", f"{change}{GOOD.format(name='wide')}")
     assert "its import changes torch's default dtype" in reason(load_plugins(), "x-wide")
     assert torch.get_default_dtype() is torch.float32
+
+
+def test_modes_of_the_caller_are_no_plugins_fault(distribution: MakeDistribution) -> None:
+    """As in a notebook that computes no gradients, and after another plugin has failed with its dtype set."""
+    distribution("x-bad", "import torch\ntorch.set_default_dtype(torch.float64)\nraise ImportError('no')\n")
+    distribution("x-good", GOOD.format(name="mine"))
+    with torch.no_grad():
+        loaded = load_plugins()
+        assert not torch.is_grad_enabled()
+    assert [broken.plugin for broken in loaded.broken] == ["x-bad"]
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_a_wrapper_that_returns_nothing_stops_no_run(distribution: MakeDistribution) -> None:
+    source = "from alignkit import hookimpl\n@hookimpl(wrapper=True)\ndef stage_started(run):\n    yield\n"
+    distribution("x-wrap", source)
+    assert load_plugins().notify("stage_started", run=None, stage="sft") == []
+
+
+READER = """
+from alignkit import Reader, hookimpl
+
+class Notes(Reader):
+    def rows(self, path):
+        yield 1, {"prompt": "a"}
+
+@hookimpl
+def register_readers(register):
+    register(".notes", Notes)
+"""
+
+
+def test_two_readers_of_a_suffix_matter_only_where_it_is_read(distribution: MakeDistribution, tmp_path: Path) -> None:
+    distribution("x-one", READER)
+    load_plugins()
+    found = reader_of(tmp_path / "a.notes")
+    assert found is not None and list(found.rows(tmp_path)) == [(1, {"prompt": "a"})]
+    distribution("x-two", READER)
+    load_plugins()
+    assert reader_of(tmp_path / "a.feedback") is not None
+    with pytest.raises(DataError, match=r"x-one 1\.2 and x-two 1\.2 read files with this suffix; disable one"):
+        reader_of(tmp_path / "a.notes")
+
+
+@pytest.mark.parametrize("suffix", ["notes", ".jsonl", ".", ".a b"])
+def test_a_reader_needs_a_suffix_of_its_own(distribution: MakeDistribution, suffix: str) -> None:
+    distribution("x-one", READER.replace(".notes", suffix))
+    assert re.search("is a suffix such as|need no reader", reason(load_plugins(), "x-one"))

@@ -43,7 +43,10 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a new environment that has all wheels, and borrows torch and the rest from this one."""
     folder = tmp_path_factory.mktemp("stranger")
     shutil.copytree(EXAMPLES, folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    wheels = [build(ROOT, folder), *(build(folder / "examples" / f"alignkit-{name}", folder) for name in GAINS)]
+    wheels = [
+        build(ROOT, folder),
+        *(build(folder / "examples" / f"alignkit-{name}", folder) for name in (*GAINS, "notes")),
+    ]
     venv.create(folder / "env", with_pip=False, symlinks=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = folder / "env" / "lib" / version / "site-packages"
@@ -71,7 +74,7 @@ def module(name: str) -> str:
 
 
 def test_all_examples_are_installed() -> None:
-    assert {f"alignkit-{name}" for name in GAINS} == {path.name for path in EXAMPLES.glob("alignkit-*")}
+    assert {f"alignkit-{name}" for name in (*GAINS, "notes")} == {path.name for path in EXAMPLES.glob("alignkit-*")}
 
 
 def test_all_come_from_their_wheels(stranger: Path, tmp_path: Path) -> None:
@@ -111,6 +114,15 @@ def test_a_recipe_is_valid_and_runs(stranger: Path, tmp_path: Path, name: str) -
     assert abs(change) > abs(gain) and change * gain > 0
     assert rows[0].get("kl", 0.0) == pytest.approx(0.0, abs=1e-4) and rows[-1].get("kl", 9.0) > 1
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_strangers_command_reader_and_event(stranger: Path, tmp_path: Path) -> None:
+    alignkit = stranger.parent / "alignkit"
+    assert "Add a note, from which a recipe can learn." in call(alignkit, "--help", cwd=tmp_path)
+    for number in range(4):
+        call(alignkit, "notes", "mine.notes", f"What is {number}?", "A number.", cwd=tmp_path)
+    shutil.copy(EXAMPLES / "alignkit-notes" / "recipe.yaml", tmp_path)
+    assert "notes: sft took" in call(alignkit, "run", "recipe.yaml", cwd=tmp_path)
 
 
 def test_a_shipped_recipe_can_name_it(stranger: Path, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """What numbers say of policies and judges: intervals, rankings, agreement, judges compared with people.
 
-A library: nothing that a run computes depends on it.
+A library: nothing that a run computes depends on it. Its modules are imported on first use, as some need numpy.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,11 @@ if TYPE_CHECKING:
     from alignkit.evaluation import agreement as agreement
     from alignkit.evaluation import concordance as concordance
     from alignkit.evaluation import ranking as ranking
-
-_LATER = ("agreement", "concordance", "ranking")  # they import numpy, which takes a tenth of a second
+    from alignkit.evaluation import statistics as statistics
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name not in _LATER:
+    if name.startswith("_") or not Path(__file__).with_name(f"{name}.py").is_file():
         raise AttributeError(f"module 'alignkit.evaluation' has no attribute '{name}'")
     import alignkit
 

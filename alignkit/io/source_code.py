@@ -21,16 +21,28 @@ from alignkit.io.digest import file_digest
 _INSTALLED = ("site-packages", "dist-packages")
 
 
+PACKAGE = Path(alignkit.__file__).resolve().parent
 # What numbers depend on. Commands, reports and checks of recipes are left out: to edit them recomputes nothing.
 COMPUTING = ("data", "functional", "kernels", "models", "training")
+OTHER_PACKAGES = ("alignkit_apps", "alignkit_distributed", "alignkit_http")
 _OTHER = ("__main__", "arguments", "cli", "commands", "hookspecs", "notebook", "plugins", "registry", "report")
 
 
-def computing_code(package: Path = Path(alignkit.__file__).parent) -> dict[str, str]:
-    """Digests of alignkit's modules that numbers depend on, by their paths below the package."""
+def computing_code(package: Path = PACKAGE, rooms: Sequence[str] = COMPUTING) -> dict[str, str]:
+    """Digests of alignkit's modules that numbers depend on, by their paths below the package.
+
+    Those of several processes, which also compute, are in a package next to it.
+    """
     files = [path for path in package.glob("*.py") if path.stem not in _OTHER]
-    files += [path for room in COMPUTING for path in (package / room).rglob("*.py")]
-    return {path.relative_to(package).as_posix(): file_digest(path) for path in sorted(files)}
+    files += [path for room in rooms for path in (package / room).rglob("*.py")]
+    digests = {path.relative_to(package).as_posix(): file_digest(path) for path in sorted(files)}
+    more = [path for root in _roots(package) for path in (root / "alignkit_distributed").glob("*.py")]
+    return digests | {f"alignkit_distributed/{path.name}": file_digest(path) for path in sorted(more)}
+
+
+def _roots(package: Path) -> tuple[Path, Path]:
+    """Where alignkit's other packages are: next to it in a wheel, and in `plugins/` of a checkout."""
+    return package.parent, package.parent / "plugins"
 
 
 def plugin_digests(file: Path | None) -> dict[str, str] | None:
@@ -171,7 +183,6 @@ def _is_own(file: Path, top: Path | None) -> bool:
 @cache
 def _foreign_folders() -> tuple[Path, ...]:
     """Folders of alignkit and the standard library."""
-    own = Path(alignkit.__file__).resolve().parent
-    apps = [root / name for root in (own.parent, own.parent / "plugins") for name in ("alignkit_apps", "alignkit_http")]
+    others = [root / name for root in _roots(PACKAGE) for name in OTHER_PACKAGES]
     paths = sysconfig.get_paths()
-    return (own, *apps, *(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib")))
+    return (PACKAGE, *others, *(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib")))

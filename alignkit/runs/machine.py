@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from alignkit.io.digest import digest
-from alignkit.io.source_code import computing_code
+from alignkit.io.source_code import COMPUTING, computing_code
 from alignkit.runs.run_history import processor
 
 if TYPE_CHECKING:
@@ -41,5 +41,5 @@ def machine_of(models: ModelRouter | None = None) -> dict[str, Any]:
 
 @cache
 def _code() -> str:
-    """A digest of alignkit's own modules that compute, which change between versions, too."""
-    return digest(computing_code())
+    """A digest of the modules that a stage's result depends on, which change between versions, too."""
+    return digest(computing_code(rooms=(*COMPUTING, "evaluation", "io", "recipe", "runs", "watching")))

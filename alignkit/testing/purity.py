@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from alignkit.algorithm import Algorithm
+from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
 from alignkit.plugin_errors import Author, watching_calls
 from alignkit.reward import Reward
@@ -79,7 +80,13 @@ def watch(author: Author, place: str, owner: object) -> Iterator[None]:
     combination remembers outside `state`, and what a reward counts: a resumed run would lose it.
     """
     before, memory = _surroundings(), _memory(place, owner)
-    yield
+    try:
+        yield
+    except BaseException:
+        os.chdir(before[0])
+        torch.set_grad_enabled(before[1])
+        torch.set_default_dtype(before[2])
+        raise
     if (folder := _surroundings()[0]) != before[0]:
         os.chdir(before[0])
         raise author.error(
@@ -118,7 +125,8 @@ def _memory(place: str, owner: object) -> dict[str, Any] | None:
     """What an object remembers, if its kind may not."""
     if isinstance(owner, Reward) and _counts(place):
         return numbers_of(owner)
-    remembers = isinstance(owner, Algorithm | Filter) or place.endswith(".combine")
+    external = isinstance(owner, ExternalTrainer)  # which trains in a single call
+    remembers = (isinstance(owner, Algorithm | Filter) and not external) or place.endswith(".combine")
     return memory_of(owner) if remembers and not isinstance(owner, type) else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from alignkit.data.group import Group, length, read_groups
+from alignkit.data.group import Group, Response, length, read_groups
 from alignkit.errors import RunFailed
 from alignkit.evaluation.comparison import answers_of
 from alignkit.io.atomic import write_json
@@ -209,9 +210,15 @@ def _asked(group: Group) -> Asked:
 
 
 def _best(group: Group, source: str) -> Answer:
-    best = max(answers_of(group, source), key=lambda response: response.scores.get(OWN) or 0.0)
+    best = max(answers_of(group, source), key=_own_reward)
     scores = {name: value for name, value in best.scores.items() if value is not None}
     return Answer(best.text, scores, length(best), best.truncated)
+
+
+def _own_reward(response: Response) -> float:
+    """The recipe's own reward; an answer without a score is the last choice."""
+    reward = response.scores.get(OWN)
+    return -math.inf if reward is None else reward
 
 
 def _read(file: Path) -> Row:

@@ -1,13 +1,14 @@
 """The table of the methods, and answers to read.
 
-A row of the table is a policy. Intervals are over prompts and seeds: both are drawn with replacement, and all prompts
-of a drawn seed are the same for every policy, so differences are of the same prompts and seeds.
+A row of the table is a policy. Intervals are over prompts and seeds: both are drawn with replacement. Differences are
+of the same prompts and seeds. Seeds that are drawn vary less than seeds do, by (S - 1) / S for S seeds: with few, the
+intervals are too narrow, and with one they are over prompts only.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 import numpy as np
@@ -45,32 +46,41 @@ def _line(rows: Sequence[Row], policy: str | None, base: dict[int, Row]) -> list
     name = policy or rows[0].method
     cells = [name, ", ".join(str(row.seed) for row in rows)]
     for measure, (_, is_share) in MEASURES.items():
-        values = _values(rows, policy, lambda answer, m=measure: answer.scores.get(m))  # type: ignore[misc]
+        values = scores(rows, policy, measure)
         if is_share:
-            cells.append(_share(values))
+            cells.append(_share(_array(values)))
         elif name != "base" and all(row.seed in base for row in rows):
-            starts = [base[row.seed] for row in rows]
-            theirs = _values(starts, "base", lambda answer, m=measure: answer.scores.get(m))  # type: ignore[misc]
-            cells.append(_difference(values - theirs))
+            theirs = scores([base[row.seed] for row in rows], "base", measure)
+            both = [prompt for prompt in values if prompt in theirs]
+            pairs = {prompt: [a - b for a, b in zip(values[prompt], theirs[prompt], strict=True)] for prompt in both}
+            cells.append(_difference(_array(pairs)))
         else:
             cells.append("-")
-    words = [len(answer.text.split()) for row in rows for answer in _answers(row, policy, ORDINARY)]
-    cut = [answer.truncated for row in rows for answer in _answers(row, policy, ORDINARY)]
+    answers = [answer for row in rows for answer in _answers(row, policy, ORDINARY).values()]
+    words = median(len(answer.text.split()) for answer in answers) if answers else 0
+    cut = np.mean([answer.truncated for answer in answers]) if answers else 0
     minutes = np.mean([sum(row.seconds.values()) for row in rows]) / 60 if name != "base" else 0
     memory = max(row.gibibytes for row in rows)
-    return [*cells, f"{median(words):.0f}", f"{np.mean(cut):.0%}", f"{minutes:.0f}", f"{memory:.1f}"]
+    return [*cells, f"{words:.0f}", f"{cut:.0%}", f"{minutes:.0f}", f"{memory:.1f}"]
 
 
-def _answers(row: Row, policy: str | None, kind: str | None = None) -> list[Answer]:
-    """A policy's answers, by prompt; None: of the only one."""
-    asked = [item.answers for item in row.asked if kind in (None, item.kind)]
-    return [answers[policy] if policy else next(iter(answers.values())) for answers in asked]
+def _answers(row: Row, policy: str | None, kind: str | None = None) -> dict[str, Answer]:
+    """A policy's answers by prompt; None: of the only one."""
+    asked = [item for item in row.asked if kind in (None, item.kind)]
+    return {item.prompt: item.answers[policy] if policy else next(iter(item.answers.values())) for item in asked}
 
 
-def _values(rows: Sequence[Row], policy: str | None, value: Callable[[Answer], float | None]) -> Values:
-    """A value at each prompt that has one, by seed."""
-    columns = [[value(answer) for answer in _answers(row, policy)] for row in rows]
-    return np.array([line for line in zip(*columns, strict=True) if line[0] is not None], dtype=float)
+def scores(rows: Sequence[Row], policy: str | None, measure: str) -> dict[str, list[float]]:
+    """A measure by prompt, one value per seed. A prompt that lacks one in some seed is left out."""
+    by_seed = [
+        {prompt: answer.scores[measure] for prompt, answer in _answers(row, policy).items() if measure in answer.scores}
+        for row in rows
+    ]
+    return {prompt: [found[prompt] for found in by_seed] for prompt in by_seed[0] if all(prompt in f for f in by_seed)}
+
+
+def _array(values: dict[str, list[float]]) -> Values:
+    return np.array(list(values.values()), dtype=float)
 
 
 def interval(values: Values) -> tuple[float, float]:
@@ -93,6 +103,8 @@ def _share(values: Values) -> str:
 
 
 def _difference(values: Values) -> str:
+    if not values.size:
+        return "-"
     low, high = interval(values)
     return f"{values.mean():+.2f} [{low:.2f}, {high:.2f}]"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.models.passes import last_states
-from alignkit.models.sharding import NetworkInParts, layers_of
+from alignkit_distributed.network_parts import NetworkInParts, layers_of
 
 STATES = "alignkit_states"  # the method of the network that FSDP treats as its forward pass
 # Processes that join a pass reach fewer weights, but must send as many gradients; older versions of torch cannot.

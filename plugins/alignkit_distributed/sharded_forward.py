@@ -25,10 +25,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models.meta_model import filled, skeleton
 from alignkit.models.passes import Passes
-from alignkit.models.sharding import Cut, NetworkInParts, layers_of
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit_distributed.meta_model import filled, skeleton
+from alignkit_distributed.network_parts import Cut, NetworkInParts, layers_of
 from alignkit_distributed.reducer import ProcessReducer
 
 if TYPE_CHECKING:

@@ -230,6 +230,18 @@ def test_a_skipped_iteration_gives_its_reason(tmp_path: Path, capsys: pytest.Cap
     assert "1 of 1 iteration had nothing to learn from. Last reason: nobody disagreed" in err
 
 
+def test_an_algorithm_may_keep_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a precision that numpy does not know, and large ones, which no call copies or compares."""
+    keeps = """
+    def loss(self, batch, out):
+        self.seen = torch.ones(3, dtype=torch.bfloat16)
+        self.table = getattr(self, "table", torch.zeros(2**25))
+        self.table += 1
+        return Loss(policy_loss=per_token(-out.logprobs * batch["advantages"][:, None]))
+    """
+    assert run(tmp_path, keeps, ONLINE) == 0, capsys.readouterr().err
+
+
 def test_the_distribution_is_named() -> None:
     class Wrong(Algorithm):
         def loss(self, batch: Batch, out: Outputs) -> Loss:

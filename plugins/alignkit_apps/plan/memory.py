@@ -24,7 +24,6 @@ from alignkit.models.examples import Examples
 from alignkit.models.forward import Wants, forward
 from alignkit.models.packing import micro_batches
 from alignkit.models.sampling_rows import LOGIT_COPIES, most_rows, token_bytes
-from alignkit.models.sharding import layers_of
 from alignkit.models.shared_model import BASE
 from alignkit.models.weight_sizes import QUANTIZED
 from alignkit.plugin_errors import made
@@ -37,6 +36,7 @@ from alignkit_apps.plan.live_bytes import LiveBytes, bytes_of
 from alignkit_apps.plan.planned_run import PlannedRun
 from alignkit_apps.plan.shape_model import ShapeModel
 from alignkit_apps.plan.tokens import Workload, dealt, rows_of_the_busiest
+from alignkit_distributed.network_parts import layers_of
 
 USABLE = 0.95  # of a card's memory: the rest is the driver's, and lost between tensors of unequal size
 # What glibc keeps of freed tensors, because the kernels ask it to (`kernels.memory`), as a part of the activations:

@@ -14,7 +14,7 @@ def results_shown(run: Any, records: Sequence[Mapping[str, Any]], width: int) ->
     return [*(_printed(record, width) for record in records), _swapped(run.folder, run.recipe.stages, width)]
 
 
-@hookimpl(wrapper=True)
+@hookimpl(wrapper=True, tryfirst=True)
 def run_finished(run: Any) -> Iterator[None]:
     """Write the report after all others have seen the end, even if one of them failed."""
     from alignkit_apps.report.write import report_run

@@ -1,4 +1,4 @@
-"""How runs meet stores of feedback: a reader of their rows, and a look at them before the first stage."""
+"""Stores of feedback as data of a recipe."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkit import Reader, Register, hookimpl
-from alignkit_apps.feedback.database import SUFFIX
+from alignkit import Reader
 
 
-class Feedback(Reader):
+class StoreReader(Reader):
     """Labels of people, which runs ask for. How far the annotators agree is what reports show of them."""
 
     grows = True
@@ -34,22 +33,3 @@ class Feedback(Reader):
         with Store.open(path, write=False) as store:
             found = agreement(labeled(store))
         return {"agreement": found} if found else {}
-
-
-@hookimpl
-def register_readers(register: Register) -> None:
-    register(SUFFIX, Feedback, summary="labels of people, as a store holds them")
-
-
-@hookimpl
-def run_started(run: Any) -> None:
-    """Raise DataError if the run has labels that cannot be read. Say which stores are gone."""
-    from alignkit_apps.feedback.store import Store
-    from alignkit_apps.feedback.waiting import STORE
-
-    if (path := run.folder / STORE).exists():
-        Store.open(path, write=False).close()
-    for stage in run.recipe.stages:
-        if (gone := run.store.labels(stage)) is not None and not gone.exists():
-            text = f"{stage}: warning: the store {gone} is gone, with all labels in it; people will be asked again"
-            run.reporter.say(text)

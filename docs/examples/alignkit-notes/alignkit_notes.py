@@ -1,0 +1,44 @@
+"""Notes in a SQLite file as data of a recipe, and how long each stage took, printed at the end of a run."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from alignkit import BadRow, DataError, Reader, Register, hookimpl
+
+
+class Notes(Reader):
+    """The table `notes` with the columns `prompt` and `answer`. The format `prompt_completion` reads its rows."""
+
+    no_rows = "the table 'notes' is empty"
+
+    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        for number, (prompt, answer) in enumerate(self._read(path, "SELECT prompt, answer FROM notes"), 1):
+            row = {"prompt": prompt, "completion": answer}
+            yield number, row if answer else BadRow("the note has no answer")
+
+    def facts(self, path: Path) -> Mapping[str, Any]:
+        ((count,),) = self._read(path, "SELECT count(*) FROM notes")
+        return {"notes": count}
+
+    def _read(self, path: Path, query: str) -> list[Any]:
+        try:
+            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as notes:
+                return notes.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise DataError(f"{path}: not a file of notes: {error}") from error
+
+
+@hookimpl
+def register_readers(register: Register) -> None:
+    register(".notes", Notes, summary="a table of prompts and answers")
+
+
+@hookimpl
+def results_shown(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    times = [f"{record['name']} took {record['seconds']:g} s" for record in records]
+    return [f"notes: {', '.join(times)}"]
