@@ -68,6 +68,7 @@ def check_row(found: dict[str, Any]) -> None:
     assert found["ratio"] == pytest.approx(found["ours"] / found["peer"])
 
 
+@pytest.mark.slow
 def test_some_run_on_the_tiny_model(tmp_path: Path) -> None:
     short(FAST, tmp_path / "rows.json")
 

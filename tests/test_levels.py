@@ -23,6 +23,8 @@ from benchmarks.levels import on_policy, overrides
 
 # One sample per prompt leaves no group to compare with.
 EVERY = [(name, None) for name in on_policy()] + [("ppo", 1), ("reinforce_pp", 1)]
+# One of each kind of signal; `make slow` has the others.
+LEVELS = [case if case[0] in ("ppo", "grpo") else pytest.param(*case, marks=pytest.mark.slow) for case in EVERY]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,7 +95,7 @@ def distance(a: Weights, b: Weights) -> float:
     return float(torch.cat([(a[name] - b[name]).flatten() for name in a]).square().mean().sqrt())
 
 
-@pytest.mark.parametrize(("algorithm", "samples"), EVERY, ids=lambda value: str(value))
+@pytest.mark.parametrize(("algorithm", "samples"), LEVELS, ids=lambda value: str(value))
 def test_a_constant_changes_nothing(tmp_path: Path, algorithm: str, samples: int | None) -> None:
     recipe = write_recipe(tmp_path)
     found = {shift: align(recipe, algorithm, samples, shift) for shift in (-5.0, 0.0, 5.0)}

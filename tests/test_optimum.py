@@ -256,7 +256,11 @@ def sampled_pairs(problem: Problem, generator: random.Random) -> list[Pair]:
 
 @pytest.mark.parametrize(
     ("problem", "pairs"),
-    [("one", soft_pairs), ("three", soft_pairs), ("one", sampled_pairs)],
+    [
+        ("three", soft_pairs),
+        pytest.param("one", soft_pairs, marks=pytest.mark.slow),
+        pytest.param("one", sampled_pairs, marks=pytest.mark.slow),
+    ],
     indirect=["problem"],
 )
 def test_dpo_reaches_the_optimum(problem: Problem, pairs: Callable[[Problem, random.Random], list[Pair]]) -> None:

@@ -28,6 +28,7 @@ def problem(request: pytest.FixtureRequest, tmp_path: Path) -> Problem:
 # --- variants of GRPO
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [ONE], ids=["one"], indirect=True)
 def test_maxrl_ends_at_its_fixed_point(problem: Problem) -> None:
     """With rewards of 0 and 1, dividing by the mean weighs a prompt by 1 / p, and by the deviation by less."""
@@ -39,6 +40,7 @@ def test_maxrl_ends_at_its_fixed_point(problem: Problem) -> None:
     check(found, wanted, problem.reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [ONE], ids=["one"], indirect=True)
 def test_an_entropy_bonus_ends_at_its_fixed_point(problem: Problem) -> None:
     wanted = fixed_point(problem, 8, 0.5, "none", entropy=0.3)
@@ -48,6 +50,7 @@ def test_an_entropy_bonus_ends_at_its_fixed_point(problem: Problem) -> None:
     check(found, wanted, problem.reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [THREE], ids=["three"], indirect=True)
 def test_cispo_has_the_fixed_point_of_grpo(problem: Problem) -> None:
     """On its own samples CISPO's expected gradient is the plain policy gradient, as GRPO's is."""

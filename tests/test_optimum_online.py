@@ -154,7 +154,7 @@ def test_grpo_s_fixed_point_is_its_own(tmp_path: Path) -> None:
     ("problem", "k", "beta", "options"),
     [
         (ONE, 8, 1.0, {}),
-        (ONE, 8, 0.5, DR),
+        pytest.param(ONE, 8, 0.5, DR, marks=pytest.mark.slow),
         (THREE, 12, 3.0, {}),
         pytest.param(THREE, 12, 1.5, DR, marks=pytest.mark.slow),
         pytest.param(THREE, 12, 3.0, {"ratio": "sequence"}, marks=pytest.mark.slow),

@@ -410,7 +410,12 @@ def test_quantized_base(tmp_path: Path, quantization: str) -> None:
     assert f"base tiny: {quantization}, computing in float32, on cpu, packed rows of up to " in done.err
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "smoke"])
+# One of each kind of pipeline; `make slow` has the others.
+OFTEN = ("constitutional", "dpo", "llama2", "sums_ppo")
+WHOLE = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name != "smoke"]
+
+
+@pytest.mark.parametrize("name", WHOLE)
 def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     overrides = small(name)
     done = run(name, tmp_path, *overrides)

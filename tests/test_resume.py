@@ -202,8 +202,13 @@ KILLS = [
     pytest.param(
         "kill=metrics_logged:sft:8", "sft: continuing after step 6 of 12", id="in sft", marks=pytest.mark.slow
     ),
-    pytest.param("kill=half:sft:3", "sft: continuing after step 4 of 12", id="while sft saves"),
-    pytest.param("kill=rollouts_scored:align:3", "align: continuing after iteration 2 of 4", id="before ppo learns"),
+    pytest.param("kill=half:sft:3", "sft: continuing after step 4 of 12", id="while sft saves", marks=pytest.mark.slow),
+    pytest.param(
+        "kill=rollouts_scored:align:3",
+        "align: continuing after iteration 2 of 4",
+        id="before ppo learns",
+        marks=pytest.mark.slow,
+    ),
     pytest.param("kill=half:align:3", "align: continuing after iteration 2 of 4", id="while ppo saves"),
     pytest.param(
         "kill=metrics_logged:align:1", "align: ppo from", id="before ppo's first checkpoint", marks=pytest.mark.slow
@@ -234,6 +239,7 @@ def test_kill_9_at_a_place(place: Place, tmp_path: Path, sabotage: str, said: st
     place.check(tmp_path)
 
 
+@pytest.mark.slow
 def test_kill_9_with_a_shared_value(place: Place, tmp_path: Path) -> None:
     """The value is a second head on the policy's own states: in the checkpoint it has no adapter of its own."""
     shared = Place(tmp_path, ", shared_value: true")
@@ -250,6 +256,7 @@ def test_kill_9_with_a_shared_value(place: Place, tmp_path: Path) -> None:
     shared.check(tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_kill_9_from_outside_and_again(place: Place, tmp_path: Path) -> None:
     process = place.process(tmp_path, "slow=0.3")
     wait_for((tmp_path / "align" / "rollouts" / "0002.jsonl").exists, process)

@@ -78,7 +78,7 @@ class Run:
         return [response["tokens"] for row in rows for response in row["responses"]]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Run, Run]:
     """The same recipe on the CPU and on the simulated device."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -64,6 +64,7 @@ def assert_alike(found: Path, expected: Path) -> None:
         assert not weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_with_a_part_each_learn_what_one_does(work: Path, processes: int) -> None:
     recipe = write(STAGES, processes)
@@ -114,6 +115,7 @@ def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
     assert_alike(Path("parts"), Path("one"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before, after", [(1, 2), (2, 1), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_continues(work: Path, before: int, after: int) -> None:
     recipe = write({"align": online("ppo", checkpoint_every=1)}, processes=2)

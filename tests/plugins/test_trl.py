@@ -60,7 +60,13 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
     return load_file(folder / "out" / stage / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("trainer", alignkit_plugins.trl.TRAINERS)
+TRAINERS = [
+    name if name in ("dpo", "sft") else pytest.param(name, marks=pytest.mark.slow)
+    for name in alignkit_plugins.trl.TRAINERS
+]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
 def test_every_trainer_starts_where_the_stage_does_and_leaves_an_adapter(folder: Path, trainer: str) -> None:
     after = {"algorithm": "reward_model", "from": "trained", "data": "pairs.jsonl", "batch_size": 6}
     run_recipe(load(folder, trained=stage(trainer), after=after), folder / "out")

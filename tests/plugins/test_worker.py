@@ -117,6 +117,7 @@ def test_a_worker_that_cannot_start_says_why(
 SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, *SLOW])
 def test_no_worker_outlives_its_run(tmp_path: Path, whole: dict[str, bytes], number: signal.Signals) -> None:
     """The run is stopped while its worker samples, and then continued."""
