@@ -38,6 +38,7 @@ The other checks call the plugin as a run does, with the same checks of what it 
 | `check_filter` | true or false per group; the same on every call and in any order of the groups |
 | `check_tracker` | takes numbers of several stages, NaN too, and begins again after an interruption |
 | `check_engine` | the tokens, order, ends and weights that were asked for, with log-probabilities as in training |
+| `check_reader` | rows numbered from 1, the same on every read; a DataError for a file of something else |
 | `check_model_source` | a complete folder below the cache, which loads, and is made once |
 
 Design: docs/architecture.md.
@@ -53,6 +54,7 @@ from alignkit.testing.format_kit import check_format as check_format
 from alignkit.testing.judge_kit import check_judge as check_judge
 from alignkit.testing.kit import check_algorithm as check_algorithm
 from alignkit.testing.model_kit import check_model_source as check_model_source
+from alignkit.testing.reader_kit import check_reader as check_reader
 from alignkit.testing.reward_kit import check_reward as check_reward
 from alignkit.testing.step_kit import check_step as check_step
 from alignkit.testing.tracker_kit import check_tracker as check_tracker

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import alignkit_notes_command
 import pytest
+from alignkit_notes import Notes
 
 from alignkit import DataError
 from alignkit.cli import main
+from alignkit.testing import check_reader
 
 HERE = Path(__file__).parent
 PLUGIN = ["--plugin", str(HERE / "alignkit_notes.py")]
@@ -19,6 +21,10 @@ def recipe(tmp_path: Path) -> Path:
     for number in range(8):
         alignkit_notes_command.notes(tmp_path / "mine.notes", f"What is {number}?", "A number.")
     return Path(shutil.copy(HERE / "recipe.yaml", tmp_path))
+
+
+def test_it_conforms(recipe: Path) -> None:
+    check_reader(Notes, recipe.parent / "mine.notes")
 
 
 def test_a_run_learns_from_notes_and_says_how_long_it_took(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,104 @@
+"""The kit of readers finds each broken rule, and nothing in a good reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import DataError, Reader
+from alignkit.testing import check_reader
+from alignkit.testing.checks import ConformanceError
+
+
+class Lines(Reader):
+    """A JSON list of prompts."""
+
+    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        try:
+            prompts = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise DataError(f"{path}: no list of prompts: {error}") from error
+        for number, prompt in enumerate(prompts, 1):
+            yield number, {"prompt": prompt}
+
+
+class FromZero(Lines):
+    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        return ((number - 1, row) for number, row in super().rows(path))
+
+
+class Raises(Lines):
+    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        return enumerate(json.loads(path.read_bytes()), 1)
+
+
+class Anything(Lines):
+    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        return enumerate([{"prompt": "a"}], 1)
+
+
+class Changes(Lines):
+    seen: int = 0
+
+    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        Changes.seen += 1
+        yield from [*super().rows(path), (9, {"prompt": str(Changes.seen)})]
+
+
+class Random(Lines):
+    def digest(self, path: Path) -> str:
+        return str(next(COUNT))
+
+
+class Facts(Lines):
+    def facts(self, path: Path) -> Mapping[str, Any]:
+        return {"path": path}
+
+
+class Writes(Lines):
+    def facts(self, path: Path) -> Mapping[str, Any]:
+        path.write_bytes(path.read_bytes() + b"\n")
+        return {}
+
+
+COUNT = iter(range(99))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.list"
+    path.write_text('["a", "b"]', encoding="utf-8")
+    return path
+
+
+def test_a_good_reader_conforms(file: Path) -> None:
+    check_reader(Lines, file)
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (FromZero, "number them upward from 1, so that an error can name a row; these are [0, 1]"),
+        (Raises, "an empty file raises JSONDecodeError: raise DataError"),
+        (Anything, "a file of something else has 1 rows"),
+        (Changes, "a second read has other rows"),
+        (Random, "return the same text for the same rows"),
+        (Facts, "they must be JSON"),
+        (Writes, "it changes the file that it reads"),
+        (dict, "must be a subclass of alignkit.Reader"),
+    ],
+)
+def test_broken_readers_are_reported(cls: Any, said: str, file: Path) -> None:
+    with pytest.raises(ConformanceError) as error:
+        check_reader(cls, file)
+    assert said in str(error.value)
+
+
+def test_a_file_without_rows_proves_nothing(file: Path) -> None:
+    file.write_text("[]", encoding="utf-8")
+    with pytest.raises(ConformanceError, match="there is none: pass another file"):
+        check_reader(Lines, file)
