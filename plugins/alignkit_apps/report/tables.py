@@ -8,7 +8,7 @@ from typing import Any
 from alignkit.evaluation.who_judged import lower_is_better, percent
 from alignkit.report import Table
 from alignkit_apps.report import judging
-from alignkit_apps.report.numbers import bounds, duration, number, percentage, short, shown, size
+from alignkit_apps.report.numbers import duration, number, percentage, short, shown, size
 from alignkit_apps.report.stages import flat
 
 MOST_METRICS = 40  # of a stage, at its end
@@ -171,8 +171,3 @@ def data_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
     """Keys and values of nested plain data."""
     return Table(title, ["", ""], [[key, short(value)] for key, value in flat(facts).items()], keys=2)
-
-
-def interval_row(estimates: Sequence[Any]) -> list[str]:
-    """A cell per estimate; `-` where there is none."""
-    return [shown(estimate) if bounds(estimate)[0] is not None else "-" for estimate in estimates]
