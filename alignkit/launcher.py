@@ -27,7 +27,7 @@ class Launcher:
         """
 
     def start(self, processes: int, arguments: Sequence[str]) -> int:
-        """Run `alignkit ARGUMENTS` in several processes on this machine, until all have ended.
+        """Run alignkit with these arguments in several processes on this machine, until all have ended.
 
         Returns the exit code of the first that failed, or 0. Raises RunFailed if they cannot be started, or if one was
         ended from outside. Signals that this process gets must reach all of them.

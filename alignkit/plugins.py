@@ -165,6 +165,8 @@ class Plugins:
                 raise
             known = [name for name, caller in vars(self.manager.hook).items() if getattr(caller, "spec", None)]
             guess = did_you_mean(hook[1], known)
+            if hook[1] == "register_commands":
+                guess = "commands are in a module of their own, in the entry-point group 'alignkit.commands'"
             message = f"unknown hook '{hook[1]}'" + (f"; {guess}" if guess else "")
             raise PluginError(message) from error
 
