@@ -11,6 +11,7 @@ from pathlib import Path
 from alignkit.errors import Problem, RecipeError
 from alignkit.io.stage_results import EARLIER, find_result, is_result_name, read_record, results_of_stage
 from alignkit.recipe.schema import Recipe, Stage
+from alignkit.runs.files import RECIPE
 from alignkit.runs.process import locked
 from alignkit.runs.stage_store import DAMAGED
 
@@ -36,7 +37,7 @@ class Result:
 
 def results_of(folder: Path) -> list[Result]:
     """All results in a run's folder, or the one that `RUN/align@ppo` names. Raises RecipeError if there is none."""
-    if is_result_name(folder.name) and (folder.parent / "recipe.resolved.yaml").is_file():
+    if is_result_name(folder.name) and (folder.parent / RECIPE).is_file():
         one = find_result(folder.parent, folder.name)
         return [_result(one.folder, one.stage, "current" if one.current else "earlier", one.name)]
     _check_run(folder)
@@ -71,8 +72,8 @@ def prune(folder: Path) -> tuple[int, int]:
 
 
 def _check_run(folder: Path) -> None:
-    if not (folder / "recipe.resolved.yaml").is_file():
-        raise RecipeError([Problem(f"{folder} is not the folder of a run: it has no recipe.resolved.yaml")])
+    if not (folder / RECIPE).is_file():
+        raise RecipeError([Problem(f"{folder} is not the folder of a run: it has no {RECIPE}")])
 
 
 def _others(folder: Path) -> Iterator[Result]:

@@ -33,6 +33,7 @@ from alignkit.runs.data import RunData, skipped_rows
 from alignkit.runs.data_card import source_records
 from alignkit.runs.engines import using_engine
 from alignkit.runs.executors import StageExecutor
+from alignkit.runs.files import RECIPE
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.machine import machine_of
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
@@ -133,7 +134,7 @@ class Run:
         """Run all stages that are not complete, then print their results."""
         began = time.monotonic()
         plugins().notify("run_started", run=self)
-        write_text(self.folder / "recipe.resolved.yaml", dump(self.recipe.resolved))
+        write_text(self.folder / RECIPE, dump(self.recipe.resolved))
         if self.team.world.processes > 1:
             self.cache()  # before the others look for it
         template_date(self.folder)  # recorded now, so that a run that goes past midnight keeps its day

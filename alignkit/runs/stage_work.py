@@ -26,11 +26,11 @@ from alignkit.recipe.build import build
 from alignkit.recipe.document import parse_document
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.runs.engines import using_engine
+from alignkit.runs.files import RECIPE
 from alignkit.runs.row_chunks import STOP, Block, failure
 from alignkit.runs.scored_rows import scored_rows
 from alignkit.training.scoring import Scorer
 
-RESOLVED = "recipe.resolved.yaml"
 LOOK = 0.5  # seconds between looks at whether the run is over
 _engines = ExitStack()  # of the open stage; they live as long as this process
 
@@ -145,7 +145,7 @@ def _recipe(work: StageWork) -> Recipe:
     requested = {Path(file).name for file in files}
     if broken := next((each for each in loaded.broken if each.distribution in requested), None):
         raise PluginError(str(broken))
-    text = (Path(work.run) / RESOLVED).read_text(encoding="utf-8")
+    text = (Path(work.run) / RECIPE).read_text(encoding="utf-8")
     return build(parse_document(text, Path(work.recipe), (), []), loaded.registry)
 
 

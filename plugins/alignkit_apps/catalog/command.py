@@ -59,9 +59,10 @@ def results(
       alignkit results runs/quickstart --prune
     """
     from alignkit.runs import results as found
+    from alignkit.runs.files import RECIPE
 
     results = found.results_of(folder)
-    _print_results(results, folder if (folder / "recipe.resolved.yaml").is_file() else folder.parent)
+    _print_results(results, folder if (folder / RECIPE).is_file() else folder.parent)
     if prune:
         count, size = found.prune(folder)
         print(f"deleted {count} results, {size / 1e6:.0f} MB")

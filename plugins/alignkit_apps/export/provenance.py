@@ -17,7 +17,8 @@ from alignkit.io.stage_results import EARLIER, read_record
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, fields_of, specs
 from alignkit.report import Report, Table
-from alignkit_apps.policies.source import RESOLVED, Source
+from alignkit.runs.files import RECIPE
+from alignkit_apps.policies.source import Source
 
 ALWAYS = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "batch_size", "epochs", "max_length")
 ONLINE = ("iterations", "prompts_per_iteration")
@@ -55,7 +56,7 @@ class StageFacts:
 def recipe_of(run: Path) -> Recipe | None:
     """The recipe of a run; None if it needs files or plugins that are no longer here."""
     try:
-        return load_recipe(run / RESOLVED)
+        return load_recipe(run / RECIPE)
     except AlignkitError:
         return None
 
@@ -227,7 +228,7 @@ def recipe_text(source: Source, changed: bool) -> str:
     """The recipe of the run as a file that can be shared: files are named without their folders."""
     from alignkit.io.credentials import redacted
 
-    plain = portable(yaml.safe_load((source.run / RESOLVED).read_text(encoding="utf-8")))
+    plain = portable(yaml.safe_load((source.run / RECIPE).read_text(encoding="utf-8")))
     lines = ["# The recipe of the run. Files are named without their folders: put them next to this file."]
     if changed:
         lines.append(f"# It was changed after stage '{source.stage}' was trained; README.md has that stage's settings.")

@@ -15,8 +15,9 @@ from alignkit.errors import Problem, RecipeError
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.recipe.document import plain_data
 from alignkit.recipe.schema import BASE
+from alignkit.runs.files import RECIPE
 from alignkit.settings import ModelSpec
-from alignkit_apps.policies.source import RESOLVED, Source, find
+from alignkit_apps.policies.source import Source, find
 
 CONFIG = "config.json"  # of a whole model
 ADAPTER = "adapter_config.json"
@@ -51,12 +52,12 @@ class NamedModel:
 def named_model(word: str) -> NamedModel:
     """The model that a word means. Raises RecipeError or RunFailed for a stage or a folder that is none."""
     path = Path(word)
-    if path.name == "adapter" and is_file(path.parent.parent / RESOLVED):
+    if path.name == "adapter" and is_file(path.parent.parent / RECIPE):
         path = path.parent
     if in_run(str(path)):
         base = _base_of_run(path)
         return base if base is not None else _of_stage(find(str(path)))
-    if is_file(path / RESOLVED):
+    if is_file(path / RECIPE):
         find(word)  # which says that it is a run, and lists its stages
     if is_file(path / ADAPTER):
         return _of_adapter(path.resolve())
@@ -68,7 +69,7 @@ def named_model(word: str) -> NamedModel:
 def in_run(word: str) -> bool:
     """Whether a word names something in the folder of a run."""
     path = Path(word)
-    return path.name not in ("", ".", "..") and is_file(path.parent / RESOLVED)
+    return path.name not in ("", ".", "..") and is_file(path.parent / RECIPE)
 
 
 def _base_of_run(path: Path) -> NamedModel | None:
@@ -82,7 +83,7 @@ def _base_of_run(path: Path) -> NamedModel | None:
 
 def _bases(run: Path) -> dict[str, Any]:
     """The base models of a run as its recipe has them, with absolute paths."""
-    recipe = plain_data((run / RESOLVED).read_text(encoding="utf-8"), str(run / RESOLVED))
+    recipe = plain_data((run / RECIPE).read_text(encoding="utf-8"), str(run / RECIPE))
     return {BASE: recipe.get("model", {}), **(recipe.get("bases") or {})}
 
 

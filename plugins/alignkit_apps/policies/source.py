@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from alignkit.errors import Problem, RecipeError, RunFailed, did_you_mean
 from alignkit.io.stage_results import NamedResult, find_result, is_result_name, read_record, results_of_stage
 from alignkit.recipe.schema import NAME_PATTERN
+from alignkit.runs.files import RECIPE
 from alignkit.runs.stage_store import StageStore
 from alignkit.settings import ModelSpec
 
 if TYPE_CHECKING:
     from alignkit.models.adapter_base import Base
 
-RESOLVED = "recipe.resolved.yaml"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -93,11 +93,11 @@ def find(text: str) -> Source:
     """
     path = Path(text)
     run, name = path.parent, path.name
-    if (path / RESOLVED).is_file():
+    if (path / RECIPE).is_file():
         _refuse(f"{text} is a run: name one of its stages", f"stages with a model: {_listed(path)}")
-    if not (run / RESOLVED).is_file():
-        near = [folder.parent.name for folder in run.parent.glob(f"*/{RESOLVED}")] if run.parent.is_dir() else []
-        help = did_you_mean(run.name, near) or f"write RUN/STAGE; RUN has a file {RESOLVED}"
+    if not (run / RECIPE).is_file():
+        near = [folder.parent.name for folder in run.parent.glob(f"*/{RECIPE}")] if run.parent.is_dir() else []
+        help = did_you_mean(run.name, near) or f"write RUN/STAGE; RUN has a file {RECIPE}"
         _refuse(f"{run} is not the folder of a run, so {text} is no stage", help)
     return _found(run, name, [])
 

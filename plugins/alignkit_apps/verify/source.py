@@ -12,9 +12,9 @@ from typing import Any
 from alignkit.errors import Problem, RecipeError, did_you_mean
 from alignkit.io.changes import Change, changes, shown
 from alignkit.recipe.schema import NAME_PATTERN, Recipe, Stage
+from alignkit.runs.files import RECIPE
 from alignkit.runs.stage_store import StageStore
 
-RESOLVED = "recipe.resolved.yaml"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ENVIRONMENT = ("versions", "kernels")  # of the parts of a hash: not inputs, but possible causes of a difference
 _CODE = ("source", "version", "recognized")  # keys of a plugin in the parts of a hash
@@ -58,7 +58,7 @@ class Recorded:
             return
         for upstream, recorded in record["depends_on"]["upstream"].items():
             if upstream not in self.recipe.stages:
-                yield f"stage '{name}' depends on stage '{upstream}', which {self.run / RESOLVED} does not have"
+                yield f"stage '{name}' depends on stage '{upstream}', which {self.run / RECIPE} does not have"
             elif problem := self._unusable(upstream):
                 yield f"stage '{name}' depends on another: {problem}"
             elif self.record(upstream)["hash"] != recorded:
@@ -79,15 +79,15 @@ def find(text: str, load: Callable[[Path], Recipe]) -> Recorded:
     load: reads a recipe.
     """
     path = Path(text)
-    if (path / RESOLVED).is_file():
+    if (path / RECIPE).is_file():
         run, name = path, ""
-    elif (path.parent / RESOLVED).is_file():
+    elif (path.parent / RECIPE).is_file():
         run, name = path.parent, path.name
     else:
-        refuse(path, [f"{text} is neither a run nor a stage of one: no {RESOLVED} is there"])
+        refuse(path, [f"{text} is neither a run nor a stage of one: no {RECIPE} is there"])
     if name and not re.match(NAME_PATTERN, name):
         refuse(run, [f"'{name}' is not the name of a stage; its kept versions are compared with it"])
-    recipe = load(run / RESOLVED)
+    recipe = load(run / RECIPE)
     if name and name not in recipe.stages:
         listed = did_you_mean(name, recipe.stages) or f"stages: {', '.join(recipe.stages)}"
         refuse(run, [f"{run} has no stage '{name}'; {listed}"])
@@ -99,7 +99,7 @@ def refuse(run: Path, reasons: list[str]) -> None:
     if not reasons:
         return None
     help = "name the folder of a run, such as runs/quickstart, or one of its stages, such as runs/quickstart/align"
-    if (run / RESOLVED).is_file():
+    if (run / RECIPE).is_file():
         help = f"name another stage, as in `alignkit verify {run}/STAGE`, or run the recipe again"
     raise RecipeError(Problem(reason, help=help if reason is reasons[-1] else "") for reason in reasons)
 
