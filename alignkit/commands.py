@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import pluggy
 import typer
 
-from alignkit.errors import AlignkitError, PluginError
+from alignkit.errors import PluginError, reason_of
 from alignkit.hookspecs import hookspec
 from alignkit.io.printable import printable
 
@@ -41,8 +41,7 @@ def add_commands(app: typer.Typer) -> None:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # includes sys.exit() at import
-            reason = str(error) if isinstance(error, AlignkitError) else f"{type(error).__name__}: {error}"
-            text = f"warning: no commands of {_package(entry)}, {entry.name} = {entry.value}: {reason}"
+            text = f"warning: no commands of {_package(entry)}, {entry.name} = {entry.value}: {reason_of(error)}"
             print(printable(text), file=sys.stderr)
 
 
@@ -60,11 +59,12 @@ def _add(app: typer.Typer, entry: importlib.metadata.EntryPoint) -> None:
     def register(command: Callable[..., Any] | typer.Typer, name: str = "") -> None:
         if not callable(command):
             raise PluginError(f"register takes a function or a typer.Typer, not {command!r}")
-        name = name or getattr(command, "__name__", "").replace("_", "-") or str(command.info.name)  # type: ignore[union-attr]
-        commands.append((name, command))
+        own = str(command.info.name) if isinstance(command, typer.Typer) else command.__name__.replace("_", "-")
+        commands.append((name or own, command))
 
     manager.hook.register_commands(register=register)
-    taken = names_of(app)
+    functions = [known.name or getattr(known.callback, "__name__", "") for known in app.registered_commands]
+    taken = {name.replace("_", "-") for name in functions} | {str(group.name) for group in app.registered_groups}
     for name, command in commands:
         if name in taken or [each for each, _ in commands].count(name) > 1:
             raise PluginError(f"alignkit has a command '{name}' already")
@@ -72,9 +72,3 @@ def _add(app: typer.Typer, entry: importlib.metadata.EntryPoint) -> None:
             app.add_typer(command, name=name)
         else:
             app.command(name)(command)
-
-
-def names_of(app: typer.Typer) -> set[str]:
-    """The names of an app's commands."""
-    commands = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
-    return {name.replace("_", "-") for name in commands} | {str(group.name) for group in app.registered_groups}

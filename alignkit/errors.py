@@ -136,6 +136,14 @@ class Problem:
         return redacted("\n".join(lines), random=True)  # a key may be in the line, or in the override
 
 
+def reason_of(error: BaseException) -> str:
+    """What went wrong, on one line: for a message that says where."""
+    text = " ".join(str(error).split())
+    if isinstance(error, AlignkitError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def message_of(error: BaseException) -> str:
     """An error as a person reads it: what is wrong, and then where the run was."""
     prefix = "error: "

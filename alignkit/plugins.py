@@ -21,7 +21,7 @@ from alignkit import __version__, hookspecs
 from alignkit.algorithm import Algorithm, Needs, Source, StageDefaults, Trains
 from alignkit.engine import LOCAL, Engine, EngineOptions
 from alignkit.environment import Environment, tool_functions, why_no_tool
-from alignkit.errors import AlignkitError, PluginError, did_you_mean
+from alignkit.errors import AlignkitError, PluginError, did_you_mean, reason_of
 from alignkit.executor import Executor, ExecutorOptions
 from alignkit.external import ExternalTrainer
 from alignkit.filters import Filter
@@ -121,7 +121,7 @@ class Plugins:
         except (AlignkitError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            raise PluginError(f"{self._failing_plugin(hook, error)} failed in {hook}: {_reason(error)}") from error
+            raise PluginError(f"{self._failing_plugin(hook, error)} failed in {hook}: {reason_of(error)}") from error
 
     def _failing_plugin(self, hook: str, error: BaseException) -> str:
         """The plugin whose implementation of the hook failed: wrappers are in the traceback, too, above it."""
@@ -150,7 +150,7 @@ class Plugins:
         except BaseException as error:  # includes sys.exit() at import
             if self.manager.has_plugin(candidate.name):
                 self.manager.unregister(name=candidate.name)
-            self.reject(candidate, _reason(error), error)
+            self.reject(candidate, reason_of(error), error)
         else:
             for kind, registration in registrations:
                 self.registry.add(kind, registration)
@@ -313,13 +313,6 @@ def _check_requirements(requires: Iterable[str]) -> None:
             continue
         if not requirement.specifier.contains(__version__, prereleases=True):
             raise ImportError(f"needs alignkit{requirement.specifier}, but this is {__version__}")
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, AlignkitError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _strict() -> bool:

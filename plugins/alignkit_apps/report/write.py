@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import reason_of
 from alignkit.io.atomic import write_json, write_text
 from alignkit.runs.files import FACTS, MARKDOWN, PAGE
 from alignkit_apps.report.facts import facts_of
@@ -33,10 +33,5 @@ def report_run(folder: Path, say: Callable[[str], None]) -> None:
     try:
         say(f"report: {write_report(folder)}")
     except (Exception, KeyboardInterrupt) as error:
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else _reason(error)
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else reason_of(error)
         say(f"no report was written ({reason}); for another try: alignkit report {folder}")
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error) if isinstance(error, AlignkitError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
