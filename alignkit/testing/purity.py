@@ -82,19 +82,16 @@ def watch(author: Author, place: str, owner: object) -> Iterator[None]:
     before, memory = _surroundings(), _memory(place, owner)
     try:
         yield
-    except BaseException:
+    finally:
+        found = _surroundings()
         os.chdir(before[0])
         torch.set_grad_enabled(before[1])
         torch.set_default_dtype(before[2])
-        raise
-    if (folder := _surroundings()[0]) != before[0]:
-        os.chdir(before[0])
+    if found[0] != before[0]:
         raise author.error(
-            place, f"it changed the working folder to {folder}; `with contextlib.chdir(...)` changes it back"
+            place, f"it changed the working folder to {found[0]}; `with contextlib.chdir(...)` changes it back"
         )
-    if _surroundings() != before:
-        torch.set_grad_enabled(bool(before[1]))
-        torch.set_default_dtype(before[2])
+    if found != before:
         raise author.error(
             place,
             "it changed torch's gradient mode or default dtype; `with torch.no_grad()` changes the mode back, and "
