@@ -26,8 +26,9 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
     warnings: list[str] = []
     recipe = load(warnings.append)
     if world.processes == 1 and recipe.processes > 1:
-        launcher().check(recipe, world)
-        return launcher().start(recipe.processes, sys.argv[1:])
+        starter = launcher()
+        starter.check(recipe, world)
+        return starter.start(recipe.processes, sys.argv[1:])
     folder, reporter = begin(recipe, out)
     if world.processes == 1 and world.shard:
         os.environ |= NOT_BY_ACCELERATE
