@@ -87,7 +87,8 @@ def _on_pairs(algorithm: Any) -> list[str]:
 
 def _best_of(n: int) -> list[str]:
     """No stage `align`, and N answers of SFT with their rewards."""
-    own = {OWN: {"helpful": "helpful", "safety": "safety", "threshold": 0, "whiten": False}}
+    quickstart = yaml.safe_load((RECIPES / "quickstart.yaml").read_text(encoding="utf-8"))
+    own = quickstart["stages"]["align"]["reward"]
     report = {"policies": ["sft"], "baseline": "sft", "base": False, "samples_per_prompt": n, "rewards": [own]}
     return ["~stages.align", *(f"stages.report.{key}={json.dumps(value)}" for key, value in report.items())]
 
