@@ -53,7 +53,7 @@ def shape_rewards(
     with torch.no_grad():
         if score_clip is not None:
             scores = scores.clamp(-score_clip, score_clip)
-        # A penalty, so negative where the policy is likelier than the reference.
+        # A penalty, so negative if the policy gives a token more probability than the reference.
         rewards = -kl_coefficient * KL_ESTIMATORS[estimator](logprobs, reference_logprobs, mask)
         positions = torch.arange(mask.shape[-1], device=mask.device)
         # [B, T]. A row without tokens has -1, which is no position, and so pays no score.

@@ -18,7 +18,7 @@ def order_probabilities(logp_ab: Tensor, logp_ba: Tensor) -> tuple[Tensor, Tenso
     """
     check_shapes(logp_ab=logp_ab, logp_ba=logp_ba)
     ab, ba = widen(logp_ab), widen(logp_ba)
-    # The softmax of two is a sigmoid. In the order B, A, column 1 stands for A.
+    # The softmax of two is a sigmoid. In the order B, A, column 1 is A.
     return torch.sigmoid(ab[:, 0] - ab[:, 1]), torch.sigmoid(ba[:, 1] - ba[:, 0])
 
 

@@ -74,7 +74,7 @@ def cispo_policy_loss(
     gradient; PPO's clipping drops it. Masked entries are 0. Gradients flow through `logprobs` only.
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
-    # Detached, so that the gradient is that of log pi even where the ratio is capped.
+    # Detached, so that the gradient is that of log pi even if the ratio is capped.
     weight = ratio(logprobs, old_logprobs, mask).clamp(max=1 + clip_range_high).detach()
     return -weight * zero_masked(widen(advantages.detach()), mask) * zero_masked(widen(logprobs), mask)
 
@@ -110,7 +110,7 @@ def ppo_value_loss(
     v, old, target = (zero_masked(widen(x), mask) for x in (values, old_values.detach(), returns.detach()))
     loss = (v - target) ** 2
     if clip_range is not None:
-        # Where the clipped error is larger, the value gets no gradient: it has moved too far already.
+        # If the clipped error is larger, the value gets no gradient: it has moved too far already.
         loss = torch.maximum(loss, (old + (v - old).clamp(-clip_range, clip_range) - target) ** 2)
     return 0.5 * loss
 

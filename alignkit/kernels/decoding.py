@@ -182,7 +182,7 @@ class Decoding:
         change = _Change(self._on_device(keep, stored), used, prompts, column, room)
         self.cache.update(change, stored)
         entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
-        # Kept rows stay aligned on the right, so their first columns move with the last one.
+        # Kept rows stay aligned on the right, so their first columns move with their last column.
         self.starts = torch.cat([kept + column - self.column, entered])
         self.column = column
         size = BLOCK if change.keep.device.type == "cpu" else BLOCK_ON_GPU

@@ -69,7 +69,7 @@ class RowBatch:
         for step in range(count):
             chosen, logprobs, _ = draw(self.logits, draws[step], sampling, None if early is None else early[step], ends)
             drawn.append(torch.stack([chosen.double(), logprobs.double()]))  # both exact in fp64
-            # The last one is read by `run`, if any row still needs more.
+            # `run` reads the last token, if any row still needs more.
             if step + 1 < count:
                 self._step(chosen, positions[step])
         # One transfer for all of these tokens, and the only time that the host waits.

@@ -66,7 +66,7 @@ class Writer:
 
     def write(self, rows: Sequence[ActiveSequence], logits: Tensor) -> Tensor:
         """Append a token to every active row and return all rows' tokens, [rows]. logits: [rows, vocabulary]."""
-        # Ended rows stay until the next refill. What is drawn for them is dropped.
+        # Ended rows stay until the next refill. Tokens drawn for them are dropped.
         draws = [row.draws[row.sampled] if row.active else 0.0 for row in rows]
         lengths = [row.sampled for row in rows]
         processed = logits
@@ -142,5 +142,5 @@ class Writer:
                 logits = self.model.next_logits(self.role, output.last_hidden_state[:, -1])
                 self.model.should_stop()
                 tokens = self.write(rows, logits)[:, None]
-            # Answered rows come back with a longer context, which is read from its start.
+            # Answered rows have a longer context now, which is read from its start.
             queue.extendleft(row for row in rows if row.waiting and self.continues(row))
