@@ -20,10 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from site_links import broken, foreign
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+sys.path.append(str(HERE.parent))
+
+import make_gallery  # noqa: E402
+from site_links import broken, foreign  # noqa: E402
+
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "recipes/data/LICENSES.md"]
 # As they are.
 SHOWN = ["docs/assets/*", "docs/gallery/*.html", "docs/benchmarks/*.json", "recipes/*.json"]
@@ -35,6 +38,7 @@ CODE_SPAN = re.compile(r"(`[^`]+`)")
 ITEM = re.compile(r"^ *(?:[-*]|1\.) ")  # no other number begins a list in a paragraph
 PICTURE = re.compile(r'<picture>\s*<source [^>]*srcset="([^"]*)">\s*<img alt="([^"]*)" src="([^"]*)">\s*</picture>')
 INDENTED = re.compile(r"^ {2,3}(?=\S)")
+ROW_OF_REPORT = re.compile(r"^\| (\w+)(?= \| `alignkit run )", re.MULTILINE)
 MARKER = re.compile(r"^<!-- /?generated.*-->$\n", re.MULTILINE)
 
 
@@ -130,6 +134,13 @@ def _output(output: dict[str, Any], picture: Path) -> str:
     return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
 
 
+def with_reports(text: str, gallery: Path) -> str:
+    """The gallery's page, whose table links to the reports that were made. gallery: the folder with them."""
+    return ROW_OF_REPORT.sub(
+        lambda row: f"| [{row[1]}]({row[1]}.html)" if (gallery / f"{row[1]}.html").is_file() else row[0], text
+    )
+
+
 def prepare(root: Path, out: Path) -> list[str]:
     """Write all pages, and what they show, to a folder. Returns the pages' names."""
     names = []
@@ -140,6 +151,8 @@ def prepare(root: Path, out: Path) -> list[str]:
             text = prepared(notebook(file, target), file.parent)
         else:
             text = listing(file) if file.suffix in CODE else prepared(file.read_text(encoding="utf-8"), file.parent)
+        if file.parent.name == "gallery":
+            text = with_reports(text, file.parent)
         target.write_text(text, encoding="utf-8")
         names.append(target.relative_to(out).as_posix())
     for file in (file for pattern in SHOWN for file in root.glob(pattern)):
@@ -191,6 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "site", help="default: build/site")
     out = parser.parse_args().out
+    for name in make_gallery.RECIPES:
+        if not (make_gallery.GALLERY / f"{name}.html").is_file():
+            make_gallery.make(name)
     build(ROOT, out.with_name(f"{out.name}-source"), out)
     print(f"{out / 'index.html'}")
 
