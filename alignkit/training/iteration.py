@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import torch
@@ -117,6 +118,7 @@ def sampler_gap(groups: Sequence[Group], measured: Sequence[torch.Tensor]) -> fl
     responses = [response for group in groups for response in group.responses]
     sampled = [response.logprobs or () for response in responses]  # 0 for tokens of others, as measured
     # A response that was cut to fit has other tokens than its sampler's numbers, and is left out.
-    gaps = [(torch.tensor(s) - m).abs().sum() for s, m in zip(sampled, measured, strict=True) if s and len(s) == len(m)]
-    tokens = sum(length(response) for response in responses if response.logprobs) or 1
+    whole = [len(s) == len(m) > 0 for s, m in zip(sampled, measured, strict=True)]
+    gaps = [(torch.tensor(s) - m).abs().sum() for s, m in compress(zip(sampled, measured, strict=True), whole)]
+    tokens = sum(map(length, compress(responses, whole))) or 1
     return float(sum(gaps, torch.zeros(()))) / tokens

@@ -109,7 +109,7 @@ class OfflineStage:
         # A bundle counts for the source of its first group.
         draws = draws_of(loaded, [groups[unit[0]] for unit in units], self.context.seed, self.context.name, "shuffle")
         epochs, rest = divmod(total, per_epoch)
-        drawn = epochs * len(units) + min(rest * self._batch_size, len(units))
+        drawn = epochs * len(units) + share_of(len(units), self._batch_size, rest).start
         self._summarize(groups=len(groups), steps=total, **report(self.context, "data", loaded, draws, drawn))
         return Plan(groups, encoded, validation, units, draws, per_epoch, total, every)
 

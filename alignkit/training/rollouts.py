@@ -141,8 +141,9 @@ class RolloutFiles:
         penalty = self.context.settings.rollout.missing_eos_penalty
         replayed = []
         for stage in self.context.settings.replay_from:
-            # Names are padded with zeros, so the oldest come first.
-            paths = sorted((self.context.folder_of(stage) / "rollouts").glob("*.jsonl"))
+            paths = sorted(
+                (self.context.folder_of(stage) / "rollouts").glob("*.jsonl"), key=lambda path: int(path.stem)
+            )
             if not paths:
                 raise RunFailed(f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts")
             for path in paths:

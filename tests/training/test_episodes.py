@@ -156,7 +156,10 @@ def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
         tokens=(1, 2, 3, 4), logprobs=(-1.0, 0.0, 0.0, -2.0), written=(True, False, False, True)
     )
     group = Group(({"role": "user", "content": "?"},), (response,))
-    assert sampler_gap([group], [torch.tensor([-1.5, 0.0, 0.0, -2.1])]) == pytest.approx(0.3)
+    measured = torch.tensor([-1.5, 0.0, 0.0, -2.1])
+    assert sampler_gap([group], [measured]) == pytest.approx(0.3)
+    # A response that was cut counts neither its difference nor its tokens.
+    assert sampler_gap([group, group], [measured, measured[:2]]) == pytest.approx(0.3)
 
 
 def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from watched import STILL, Watched, online, prompts, texts, tokens
 
 from alignkit import Group, RunFailed
+from alignkit.training.rollouts import RolloutFiles
 
 HALF = """
 def reward(completions):
@@ -74,3 +75,16 @@ def test_replayed_rollouts_pay_the_penalty_of_this_stage(tmp_path: Path) -> None
     plain = [response for groups in found.rollouts("earlier") for group in groups for response in group.responses]
     assert {response.truncated for response in plain} == {True, False}
     assert [r.reward for r in carried] == [r.reward - 5000 * r.truncated for r in plain]
+
+
+def test_replayed_rollouts_are_in_the_order_of_their_iterations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From iteration 10,000 on, names are longer than before."""
+    monkeypatch.setattr(RolloutFiles, "_file", lambda self, number: self.folder / f"{number + 9998:04d}.jsonl")
+    keys = {"prompts": {"path": "prompts.jsonl"}, "reward": PYTHON, "prompts_per_iteration": 1, "iterations": 2}
+    earlier = {"algorithm": {"expert_iteration": {"threshold": -1.0}}, **keys, "learning_rate": STILL}
+    watched = Watched()
+    found = online(tmp_path, watched, before={"earlier": earlier}, replay_from=["earlier"], iterations=1)
+    second, first = found.rollouts("earlier")  # by name
+    assert [tokens(groups) for groups in watched.seen[0].earlier] == [tokens(first), tokens(second)]
