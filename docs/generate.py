@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-import alignkit_plugins.labeled_pairs
+import alignkit_plugins.formats.labeled_pairs
 from alignkit.plugins import load_plugins, plugins
 from alignkit.recipe.schema import DataKeys, LauncherKeys, TopKeys
 from alignkit.registry import KINDS, Registration
@@ -121,7 +121,7 @@ def format_table() -> str:
 def layout_table() -> str:
     """The data sets whose labels `labeled_pairs` knows."""
     lines = []
-    for name, layout in alignkit_plugins.labeled_pairs.LAYOUTS.items():
+    for name, layout in alignkit_plugins.formats.labeled_pairs.LAYOUTS.items():
         columns = ", ".join(f"`{column}`" for column in (*layout.prompt, layout.first, layout.second, *layout.label))
         sides = {
             side: [

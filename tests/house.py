@@ -171,7 +171,7 @@ def cycles(graph: Mapping[str, set[str]]) -> set[frozenset[str]]:
 
 def plugins_import_the_contract_only() -> Iterator[str]:
     for path in PLUGINS:
-        own = ".".join(module_name(path).split(".")[:2])
+        own = ".".join(module_name(path).split(".")[:3])  # alignkit_plugins, group, plugin
         for item in imports(path):
             if item.package == "alignkit" and item.room in ROOMS:
                 yield f"{named(path)}:{item.line}: {item.module} is internal"

@@ -257,7 +257,7 @@ def unchanged(algorithm: str) -> Mutant:
 
 def module(name: str) -> str:
     """The file of an algorithm's plugin, or of a core module."""
-    plugin = f"plugins/alignkit_plugins/{name}.py"
+    plugin = f"plugins/alignkit_plugins/algorithms/{name}.py"
     return plugin if (ROOT / plugin).exists() else _only("alignkit", f"{name}.py")
 
 

@@ -132,7 +132,7 @@ PLANTED = {
         "test_scoring.py::test_selection_sees_the_reward_before_whitening",
     ),
     "safety_rows": Planted(
-        "plugins/alignkit_plugins/llama2.py",
+        "plugins/alignkit_plugins/algorithms/llama2.py",
         "present.new_tensor(safety_prompts(groups))[present]",
         "present.new_tensor(safety_prompts(groups))[: int(present.sum())]",
         "test_llama2.py::test_a_missing_score_moves_no_safety_prompt_to_another_row",
@@ -224,7 +224,7 @@ PLANTED = {
     # Learning
     "full_learning_rate": Planted(ONLINE, "factor * phase.lr_scale", "factor", _PHASES),
     "improve_steps_at_full_rate": Planted(
-        "plugins/alignkit_plugins/rest.py",
+        "plugins/alignkit_plugins/algorithms/rest.py",
         "Phase(above, lr_scale=self.options.lr_decay**step)",
         "Phase(above)",
         "test_online.py::test_rest",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import alignkit_plugins.tiny
+import alignkit_plugins.models.tiny
 from alignkit import Group, Response, RunFailed
 from alignkit.models.foreign_reward import ForeignRewardModel
 from alignkit.models.shared_model import SharedModel
@@ -30,7 +30,7 @@ def policy(source: Path, lora: LoraSpec | None) -> SharedModel:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    return alignkit_plugins.tiny.source(tmp_path / "models")
+    return alignkit_plugins.models.tiny.source(tmp_path / "models")
 
 
 @pytest.fixture(params=[0o022, 0o077], ids=["022", "077"])

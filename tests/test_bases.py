@@ -48,7 +48,7 @@ def make_tokenizer(offset: int, kept: int = 0) -> Any:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from alignkit_plugins.tiny import END, PAD, START, _tokenizer
+    from alignkit_plugins.models.tiny import END, PAD, START, _tokenizer
 
     content = json.loads(_tokenizer().backend_tokenizer.to_str())
     size = len(content["model"]["vocab"])
@@ -273,9 +273,9 @@ def test_a_base_is_opened_once_and_closed_when_no_stage_needs_it() -> None:
 @pytest.fixture(scope="module")
 def services(shifted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelService]:
     """`tiny`, a model with its tokenizer and other weights, and one with another tokenizer."""
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
-    tiny = str(alignkit_plugins.tiny.source(tmp_path_factory.mktemp("cache")))
+    tiny = str(alignkit_plugins.models.tiny.source(tmp_path_factory.mktemp("cache")))
     lora = LoraSpec(r=2, lora_alpha=4)
     made = {}
     for name, source in (("base", tiny), ("twin", tiny), ("small", str(shifted))):

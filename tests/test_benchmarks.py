@@ -115,7 +115,7 @@ def test_a_gpu_model_has_random_weights_in_bf16(shape: str, tmp_path: Path, monk
 
 
 def test_both_sides_take_the_number_of_groups_of_gpu_sizes() -> None:
-    from alignkit_plugins.tiny import _tokenizer
+    from alignkit_plugins.models.tiny import _tokenizer
 
     for benchmark in GPU.values():
         job = Job(benchmark.ours, options=dict(benchmark.options))

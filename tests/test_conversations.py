@@ -12,7 +12,7 @@ from alignkit import BadRow, DataError, Format, Group, Message, Response
 from alignkit.data.conversations import read_message, shared_turns, tools_of
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.formats import check_group
-from alignkit_plugins.messages import Messages
+from alignkit_plugins.formats.messages import Messages
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}

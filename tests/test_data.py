@@ -31,16 +31,12 @@ from alignkit.formats import Format
 from alignkit.registry import Component, Registration
 
 PLUGINS = (
-    "hh_rlhf",
-    "honesty",
-    "trl_formats",
-    "messages",
-    "alpaca",
-    "rankings",
-    "text",
-    "dialogues",
-    "groups",
-    "word_problems",
+    "steps.honesty",
+    *(
+        f"formats.{name}"
+        for name in ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "text", "dialogues", "groups")
+    ),
+    "formats.word_problems",
 )
 SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
 GOLD = SHIPPED.parents[1] / "benchmarks" / "outcomes" / "data"

@@ -14,8 +14,8 @@ from alignkit.data.describe import describe, shortened
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 
 FORMATS: dict[str, type[Format]] = {}
-for plugin in ("messages", "trl_formats", "labeled_pairs", "rankings", "text", "hh_rlhf"):
-    importlib.import_module(f"alignkit_plugins.{plugin}").register_formats(
+for plugin in ("messages", "trl", "labeled_pairs", "rankings", "text", "hh_rlhf"):
+    importlib.import_module(f"alignkit_plugins.formats.{plugin}").register_formats(
         lambda name, cls, summary="": FORMATS.__setitem__(name, cls)
     )
 

@@ -21,7 +21,7 @@ from alignkit import functional as F
 from alignkit.data.group import ranking_pairs
 from alignkit.evaluation import agreement, ranking
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
-from alignkit_plugins.rejection_sampling import best_samples
+from alignkit_plugins.algorithms.rejection_sampling import best_samples
 
 WITHOUT_TENSORS = {"agreement", "ranking", "gopher_dialogue"}
 AGGREGATIONS = {

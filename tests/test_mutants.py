@@ -16,7 +16,7 @@ def test_a_mutated_module_and_its_tests_exist(name: str) -> None:
 
 
 def test_functions_of_the_library_are_found_through_each_other() -> None:
-    names = mutants.called("plugins/alignkit_plugins/ppo.py")
+    names = mutants.called("plugins/alignkit_plugins/algorithms/ppo.py")
     assert {"ppo_policy_loss", "gae", "ratio", "log_ratio", "zero_masked"} <= names
     assert {mutants.library()[name][0] for name in ("gae", "ratio")} == {
         "alignkit/functional/advantages.py",

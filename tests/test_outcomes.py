@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from alignkit.data.group import Group, Response, write_groups
 from alignkit.errors import RunFailed
 from alignkit.recipe.load import load_recipe
-from alignkit_plugins.hir import HIR
-from alignkit_plugins.refusal import refuses
+from alignkit_plugins.algorithms.hir import HIR
+from alignkit_plugins.rewards.refusal import refuses
 from benchmarks.outcomes import __main__ as command
 from benchmarks.outcomes import rows as computing
 from benchmarks.outcomes import tables

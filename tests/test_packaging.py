@@ -27,12 +27,8 @@ import alignkit
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-MODULES = {path.stem for path in (ROOT / "plugins" / "alignkit_plugins").glob("[a-z]*")}
-APPS = {
-    "alignkit_report": "alignkit_apps.report.events",
-    "alignkit_distributed": "alignkit_distributed.events",
-}
-PLUGINS = {*APPS, *(f"alignkit_{name}" for name in MODULES)}
+DECLARED: dict[str, str] = PROJECT["project"]["entry-points"]["alignkit"]
+APPS = ("alignkit_apps.report.events", "alignkit_distributed.events")
 RECIPES = sorted(path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file())
 
 
@@ -47,15 +43,15 @@ def run(code: str, **environment: str) -> str:
 
 
 def test_every_plugin_file_has_its_entry_point_and_back() -> None:
-    declared = PROJECT["project"]["entry-points"]["alignkit"]
-    modules = {f"alignkit_{name}": f"alignkit_plugins.{name}" for name in MODULES}
-    assert declared == modules | APPS
+    files = (ROOT / "plugins" / "alignkit_plugins").glob("[a-z]*/[a-z]*")
+    modules = [f"alignkit_plugins.{path.parent.name}.{path.stem}" for path in files]
+    assert sorted(DECLARED.values()) == sorted([*modules, *APPS])
 
 
 def test_entry_points_are_installed() -> None:
     """Fails after a line was added to pyproject.toml until the package is installed again."""
     installed = {point.name for point in entry_points(group="alignkit") if point.dist and point.dist.name == "alignkit"}
-    assert installed == PLUGINS
+    assert installed == DECLARED.keys()
 
 
 def test_plugins_import_without_torch() -> None:
@@ -202,5 +198,5 @@ def test_wheel_works_where_the_checkout_is_not(wheel: Path, tmp_path: Path) -> N
         "print(json.dumps([alignkit.__file__] + [p.load().__file__ for p in d.entry_points if p.group == 'alignkit']))"
     )
     files = json.loads(run(code, PYTHONPATH=str(target)))
-    assert len(files) == 1 + len(PLUGINS)
+    assert len(files) == 1 + len(DECLARED)
     assert all(Path(file).is_relative_to(target) for file in files)

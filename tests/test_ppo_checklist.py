@@ -402,7 +402,7 @@ def test_an_end_at_the_very_last_place_is_an_end() -> None:
 
 
 def plugins_tokenizer() -> Any:
-    from alignkit_plugins.tiny import _tokenizer
+    from alignkit_plugins.models.tiny import _tokenizer
 
     return _tokenizer()
 

@@ -78,7 +78,7 @@ def test_all_examples_are_installed() -> None:
 
 
 def test_all_come_from_their_wheels(stranger: Path, tmp_path: Path) -> None:
-    names = ["alignkit", "alignkit_plugins.ppo", *map(module, GAINS)]
+    names = ["alignkit", "alignkit_plugins.algorithms.ppo", *map(module, GAINS)]
     code = (
         "import json, importlib, importlib.metadata as m;"
         f"print(json.dumps([[importlib.import_module(name).__file__ for name in {names}],"

@@ -28,11 +28,11 @@ from alignkit import functional as F
 from alignkit.batch import Pairs
 from alignkit.loss import Term, per_token
 from alignkit.testing import ConformanceError, check_algorithm, example_groups
-from alignkit_plugins.dpo import DPO
-from alignkit_plugins.ppo import PPO
-from alignkit_plugins.rejection_sampling import RejectionSampling
-from alignkit_plugins.reward_model import RewardModel
-from alignkit_plugins.sft import LM, SFT
+from alignkit_plugins.algorithms.dpo import DPO
+from alignkit_plugins.algorithms.ppo import PPO
+from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling
+from alignkit_plugins.algorithms.reward_model import RewardModel
+from alignkit_plugins.algorithms.sft import LM, SFT
 
 DEMONSTRATIONS = [
     replace(group, responses=(replace(response, label=None),), pairs=None, id=f"{group.id}-{number}")

@@ -48,11 +48,12 @@ def encoded(policy: SharedModel, count: int, bundles: int = 0) -> Examples:
 
 
 def policy(tmp_path: Path) -> SharedModel:
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
     lora = LoraSpec(r=4, lora_alpha=8)
     return SharedModel(
-        ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora), str(alignkit_plugins.tiny.source(tmp_path))
+        ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora),
+        str(alignkit_plugins.models.tiny.source(tmp_path)),
     )
 
 

@@ -13,7 +13,7 @@ import typer
 from alignkit import Context
 from alignkit.errors import AlignkitError
 from alignkit.evaluation import statistics
-from alignkit_plugins.judges.server import OpenAIJudge
+from alignkit_plugins.judges.llm.server import OpenAIJudge
 from benchmarks.injections.payloads import PAYLOADS, payload
 from benchmarks.markdown import markdown_table
 

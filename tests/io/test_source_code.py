@@ -76,12 +76,12 @@ def test_every_portion_of_a_namespace_package_is_searched(tmp_path: Path, monkey
 
 
 def test_a_first_party_plugin_counts_without_the_others() -> None:
-    import alignkit_plugins.evaluate
-    import alignkit_plugins.ppo
+    import alignkit_plugins.algorithms.ppo
+    import alignkit_plugins.steps.evaluate
 
-    assert names(Path(alignkit_plugins.ppo.__file__)) == {"ppo.py"}
+    assert names(Path(alignkit_plugins.algorithms.ppo.__file__)) == {"ppo.py"}
     parts = {"evaluate/__init__.py", "evaluate/report.py"}
-    found = names(Path(alignkit_plugins.evaluate.__file__))
+    found = names(Path(alignkit_plugins.steps.evaluate.__file__))
     assert parts <= found and all(name.split("/")[0].split(".")[0] == "evaluate" for name in found)
 
 

@@ -54,9 +54,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
-    return Path(alignkit_plugins.tiny.source(tmp_path_factory.mktemp("tiny")))
+    return Path(alignkit_plugins.models.tiny.source(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture(scope="module", params=["biased", "without biases"])

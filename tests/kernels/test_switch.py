@@ -81,9 +81,9 @@ def used(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
-    source = str(alignkit_plugins.tiny.source(tmp_path_factory.mktemp("tiny")))
+    source = str(alignkit_plugins.models.tiny.source(tmp_path_factory.mktemp("tiny")))
     spec = ModelSpec(base=source, dtype="float32", lora=LoraSpec(r=2, lora_alpha=6), device="cpu")
     model = SharedModel(spec, source)
     generator = torch.Generator().manual_seed(0)

@@ -195,13 +195,13 @@ def test_windows_and_caps_are_not_tiled(args: AttentionArgs, tiled: bool, monkey
 @torch.no_grad()
 def test_tiles_are_as_close_to_fp32_as_the_fused_kernel_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a real model the two differ by 3% in bf16; fp32 shows that neither is worse."""
-    import alignkit_plugins.smollm2
+    import alignkit_plugins.models.smollm2
     from alignkit.io.cache import cache_folder
     from alignkit.models.shared_model import BASE, SharedModel
     from alignkit.settings import ModelSpec
 
     monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: True)
-    source = str(alignkit_plugins.smollm2.source(cache_folder()))
+    source = str(alignkit_plugins.models.smollm2.source(cache_folder()))
     ids = torch.linspace(10_000, 49_000, 24).long()
     groups = [GroupSpan(0, 5, (6, 3)), GroupSpan(14, 4, (6,))]
     found = {}

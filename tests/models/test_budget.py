@@ -30,11 +30,12 @@ from alignkit.training.learner import Learner
 
 @pytest.fixture
 def policy(tmp_path: Path) -> SharedModel:
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
     lora = LoraSpec(r=4, lora_alpha=8)
     return SharedModel(
-        ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora), str(alignkit_plugins.tiny.source(tmp_path))
+        ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora),
+        str(alignkit_plugins.models.tiny.source(tmp_path)),
     )
 
 
@@ -167,10 +168,10 @@ def test_a_resumed_stage_packs_as_the_killed_one_did(policy: SharedModel, monkey
 
 def test_half_precision_stores_what_was_estimated(tmp_path: Path) -> None:
     """Twice the truth would make micro-batches half as large as intended."""
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
     spec = ModelSpec(base="tiny", dtype="bfloat16", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
-    policy = SharedModel(spec, str(alignkit_plugins.tiny.source(tmp_path)))
+    policy = SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path)))
     policy.add_role("new")
     policy.make_trainable("new")
     weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}

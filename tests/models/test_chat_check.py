@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from tiny import encoder
 
-import alignkit_plugins.tiny
 from alignkit.data.chat_templates import CHATML
 from alignkit.errors import RunFailed
 from alignkit.models import shared_model
@@ -19,6 +18,7 @@ from alignkit.models.chat_template import ChatOptions
 from alignkit.models.encoding import Encoder
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
+from alignkit_plugins.models import tiny
 
 THINKS = CHATML.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end")
 SWITCHED = THINKS.replace("<think>\n' }}", "' + ('' if enable_thinking is false else '<think>\n') }}")
@@ -107,12 +107,12 @@ def test_weights_are_not_read_for_a_template_that_is_refused(tmp_path: Path, mon
     path.write_text(THINKS, encoding="utf-8")
     spec = ModelSpec(base="tiny", chat_template=str(path), device="cpu")
     with pytest.raises(RunFailed, match="after its own prompt"):
-        SharedModel(spec, str(alignkit_plugins.tiny.source(tmp_path)))
+        SharedModel(spec, str(tiny.source(tmp_path)))
 
 
 def test_the_models_own_end_tokens_end_responses(tmp_path: Path) -> None:
     """Several models end at more tokens than the template's (`generation_config.json`)."""
-    source = alignkit_plugins.tiny.source(tmp_path)
+    source = tiny.source(tmp_path)
     folder = tmp_path / "model"
     shutil.copytree(source, folder)
     spec = ModelSpec(base=str(folder), device="cpu", dtype="float32", lora=None)

@@ -18,7 +18,7 @@ from alignkit.errors import DataError
 from alignkit.models.chat_template import ChatOptions
 from alignkit.models.encoding import Encoder, ResponseTokens, encode_all
 from alignkit.models.text_tokens import TextTokenizer
-from alignkit_plugins.tiny import CHAT_TEMPLATE, _tokenizer
+from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
 
 SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
 HEADERS = (

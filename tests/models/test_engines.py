@@ -408,7 +408,7 @@ def test_an_engine_that_takes_adapters_only_needs_some(tmp_path: Path, monkeypat
     path = written(tmp_path, {"align": STAGE}, engine="worker")
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"model": {"base": "tiny", "lora": "none"}}))
     assert load_recipe(path).stages["align"].engine.name == "worker"
-    monkeypatch.setattr("alignkit_plugins.worker.Worker.whole_models", False)
+    monkeypatch.setattr("alignkit_plugins.engines.worker.Worker.whole_models", False)
     with pytest.raises(RecipeError, match="engine 'worker' takes adapters, but with "):
         load_recipe(path)
 

@@ -15,7 +15,7 @@ from alignkit.models.export import end_with, whole_model
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit_plugins import tiny
+from alignkit_plugins.models import tiny
 
 
 def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-import alignkit_plugins.tiny
 from alignkit import RunFailed
 from alignkit.models.hub import locate
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
+from alignkit_plugins.models import tiny
 
 ID = "somebody/small"
 
@@ -65,7 +65,7 @@ def cached(hub: Hub, tmp_path: Path) -> Path:
     place = tmp_path / "hub" / f"models--{ID.replace('/', '--')}"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(alignkit_plugins.tiny.source(tmp_path / "tiny"), place / "snapshots" / ("0" * 40))
+    shutil.copytree(tiny.source(tmp_path / "tiny"), place / "snapshots" / ("0" * 40))
     return place / "snapshots" / ("0" * 40)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-import alignkit_plugins.tiny
+import alignkit_plugins.models.tiny
 from alignkit.errors import RunFailed
 from alignkit.models.adapter_base import ORIGIN, Base
 from alignkit.models.shared_model import SharedModel
@@ -18,7 +18,7 @@ SPEC = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=2, 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(alignkit_plugins.tiny.source(tmp_path_factory.mktemp("models")))
+    return Path(alignkit_plugins.models.tiny.source(tmp_path_factory.mktemp("models")))
 
 
 @pytest.fixture

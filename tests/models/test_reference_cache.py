@@ -31,9 +31,9 @@ from alignkit.settings import LoraSpec, ModelSpec
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., ModelService]:
     """A service on the tiny model, as a new process would have it; `sft` is an adapter drawn from `lora_seed`."""
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
-    base = alignkit_plugins.tiny.source(tmp_path / "models")
+    base = alignkit_plugins.models.tiny.source(tmp_path / "models")
 
     def models(lora_seed: int = 1, dtype: str = "float32") -> ModelService:
         spec = ModelSpec(base="tiny", dtype=dtype, device="cpu", lora=LoraSpec(r=4, lora_alpha=8))  # type: ignore[arg-type]

@@ -21,10 +21,10 @@ from alignkit.settings import ModelSpec
 
 @pytest.fixture
 def models(tmp_path: Path) -> ModelService:
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
     model = SharedModel(
-        ModelSpec(base="tiny", dtype="float32", device="cpu"), str(alignkit_plugins.tiny.source(tmp_path))
+        ModelSpec(base="tiny", dtype="float32", device="cpu"), str(alignkit_plugins.models.tiny.source(tmp_path))
     )
     return ModelService(model, lambda reference: tmp_path / reference)
 
@@ -125,11 +125,11 @@ def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_five_roles_hold_nothing_but_the_base_and_their_weights(tmp_path: Path, quantization: str) -> None:
     """No copies: the tensors are exactly the base's, the adapters', and the heads'."""
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
     from benchmarks.models import bytes_of
 
     spec = ModelSpec(base="tiny", dtype="bfloat16", device="cpu", quantization=quantization)  # type: ignore[arg-type]
-    policy = SharedModel(spec, str(alignkit_plugins.tiny.source(tmp_path)))
+    policy = SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path)))
     base = bytes_of(policy)
     heads = ("value", "helpful", "safety")
     for role in ("policy", "reference", *heads):
@@ -159,7 +159,7 @@ def sentencepiece_models(folder: Path, kind: str) -> ModelService:
 @pytest.mark.parametrize("kind", ["spm_legacy", "spm_first", "unigram"])
 def test_a_local_judge_needs_no_other_answers_with_sentencepiece(kind: str, tmp_path: Path) -> None:
     from alignkit import Context
-    from alignkit_plugins.judges.local import LocalJudge
+    from alignkit_plugins.judges.llm.local import LocalJudge
 
     models = sentencepiece_models(tmp_path, kind)
     items = [(asked("is it so?"), "It is four.", "It is five.")]

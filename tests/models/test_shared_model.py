@@ -27,11 +27,11 @@ def test_a_role_that_cannot_be_loaded_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 def test_embeddings_cannot_have_an_adapter(tmp_path: Path) -> None:
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
     spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(target_modules=["embed_tokens"]))
     with pytest.raises(RunFailed, match="embeddings cannot have an adapter"):
-        SharedModel(spec, str(alignkit_plugins.tiny.source(tmp_path))).add_role("new")
+        SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path))).add_role("new")
 
 
 def test_the_context_ends_where_positions_would_change_for_a_whole_row(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from alignkit.models.sampling import sample
 from alignkit.models.sequence import Partner
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.models.turns import Turns
-from alignkit_plugins.tiny import _tokenizer
+from alignkit_plugins.models.tiny import _tokenizer
 
 ANSWERS = {0: (51, 52, 53), 1: (54,), 2: (55, 56, 57, 58, 59, 60, 61)}
 LIMIT = 60

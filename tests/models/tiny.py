@@ -9,15 +9,16 @@ from alignkit.models.encoding import Encoded, Encoder
 from alignkit.models.examples import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit_plugins.tiny import CHAT_TEMPLATE, _tokenizer
+from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
 
 
 def tiny_model(tmp_path: Path) -> SharedModel:
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
     lora = LoraSpec(r=4, lora_alpha=8)
     return SharedModel(
-        ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora), str(alignkit_plugins.tiny.source(tmp_path))
+        ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora),
+        str(alignkit_plugins.models.tiny.source(tmp_path)),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alignkit import DataError, Group
-from alignkit_plugins.calculator import Calculator
+from alignkit_plugins.environments.calculator import Calculator
 
 
 def calculator(**options: Any) -> Calculator:

@@ -17,10 +17,10 @@ from alignkit import Artifact, Group, Response, RunFailed, StepContext
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.scoring import Scorer
-from alignkit_plugins.honesty import calibration
-from alignkit_plugins.honesty.calibration import Calibration, Cases, confidence
-from alignkit_plugins.honesty.policies import rightness
-from alignkit_plugins.honesty.rewards import HonestyAccuracy
+from alignkit_plugins.steps.honesty import calibration
+from alignkit_plugins.steps.honesty.calibration import Calibration, Cases, confidence
+from alignkit_plugins.steps.honesty.policies import rightness
+from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
 
 CORRECT = RewardSpec(
     "reward",

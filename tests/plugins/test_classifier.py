@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from alignkit import Context, Group, Response, RunFailed
-from alignkit_plugins.classifier import Classifier
+from alignkit_plugins.rewards.classifier import Classifier
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "so"]
 

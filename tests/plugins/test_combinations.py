@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from alignkit import DataError, Group, Origin, Response, RewardCombination
 from alignkit.cli import main
-from alignkit_plugins.combinations import Clip, Minimum, Product, When
-from alignkit_plugins.gdpo import GDPO
-from alignkit_plugins.lagrangian import Lagrangian
-from alignkit_plugins.running_normalization import RunningNormalization
-from alignkit_plugins.weighted import Weighted
+from alignkit_plugins.rewards.combinations import Clip, Minimum, Product, When
+from alignkit_plugins.rewards.gdpo import GDPO
+from alignkit_plugins.rewards.lagrangian import Lagrangian
+from alignkit_plugins.rewards.running_normalization import RunningNormalization
+from alignkit_plugins.rewards.weighted import Weighted
 
 NAN = math.nan
 

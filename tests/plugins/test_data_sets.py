@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
-from alignkit_plugins.labeled_pairs import LAYOUTS
+from alignkit_plugins.formats.labeled_pairs import LAYOUTS
 
 FORMATS: dict[str, type[Format]] = {}
-PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "groups")
+PLUGINS = ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "groups")
 for plugin in PLUGINS:
-    importlib.import_module(f"alignkit_plugins.{plugin}").register_formats(
+    importlib.import_module(f"alignkit_plugins.formats.{plugin}").register_formats(
         lambda name, thing, summary="": FORMATS.__setitem__(name, thing)
     )
 

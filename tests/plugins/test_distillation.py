@@ -19,7 +19,7 @@ from alignkit import Group, Message, Outputs, RecipeError, Skip
 from alignkit import functional as F
 from alignkit.recipe.load import load_recipe
 from alignkit.testing import check_algorithm
-from alignkit_plugins.distillation import Distillation
+from alignkit_plugins.algorithms.distillation import Distillation
 
 CONTEXT = [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]
 

@@ -19,8 +19,8 @@ from labelers import label_all
 from pydantic import ValidationError
 from scipy import stats
 
-import alignkit_plugins.evaluate as evaluate
-import alignkit_plugins.llama2 as llama2
+import alignkit_plugins.algorithms.llama2 as llama2
+import alignkit_plugins.steps.evaluate as evaluate
 from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepContext, Verdict
 from alignkit.data.group import read_groups
 from alignkit.errors import OtherTokenizer
@@ -31,7 +31,7 @@ from alignkit.registry import Component, Registration
 from alignkit.stopping import StageWaits
 from alignkit.training.scoring import Scorer
 from alignkit_apps.feedback.waiting import STORE
-from alignkit_plugins.evaluate import report
+from alignkit_plugins.steps.evaluate import report
 
 HELPFUL = RewardSpec("stage", "helpful")
 SAFETY = RewardSpec("stage", "safety")

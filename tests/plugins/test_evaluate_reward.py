@@ -22,8 +22,8 @@ from alignkit.evaluation.comparison import file_names
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.contamination import log_odds
 from alignkit.runs.stage_store import StageStore
-from alignkit_plugins.evaluate_reward import measures, rewardbench
-from alignkit_plugins.evaluate_reward.comparisons import Comparison, comparisons
+from alignkit_plugins.steps.evaluate_reward import measures, rewardbench
+from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons
 
 SCORE = """
 def score(completions):

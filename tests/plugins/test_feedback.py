@@ -8,7 +8,7 @@ import pytest
 
 from alignkit import BadRow, Group, Pair, resolved_pairs
 from alignkit.testing import check_format
-from alignkit_plugins.feedback import Feedback
+from alignkit_plugins.steps.feedback import Feedback
 
 ANSWERS = {"pair": 2, "safety": 2, "ranking": 3, "scores": 2, "demonstration": 0, "thumb": 1}
 

@@ -19,8 +19,8 @@ from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
-from alignkit_plugins.evaluate import Evaluate
-from alignkit_plugins.evaluate.few_shot import Examples
+from alignkit_plugins.steps.evaluate import Evaluate
+from alignkit_plugins.steps.evaluate.few_shot import Examples
 
 USER, ASSISTANT = "user", "assistant"
 DEMOS = [("one?", "1"), ("two?", "2"), ("three?", "3")]

@@ -13,9 +13,9 @@ from alignkit import BadRow, Format, Group, Message, Pair, Response, resolved_pa
 from alignkit.data.group import group_to_json
 
 FORMATS: dict[str, type[Format]] = {}
-PLUGINS = ("hh_rlhf", "trl_formats", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "dialogues")
-PLUGINS = (*PLUGINS, "word_problems", "evaluate_reward", "feedback")
-for plugin in (*PLUGINS, "groups"):
+PLUGINS = ("hh_rlhf", "trl", "messages", "alpaca", "rankings", "labeled_pairs", "oasst", "text", "dialogues")
+PLUGINS = tuple(f"formats.{name}" for name in (*PLUGINS, "word_problems", "groups"))
+for plugin in (*PLUGINS, "steps.evaluate_reward", "steps.feedback"):
     importlib.import_module(f"alignkit_plugins.{plugin}").register_formats(
         lambda name, thing, summary="": FORMATS.__setitem__(name, thing)
     )

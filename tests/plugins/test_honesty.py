@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from alignkit import BadRow, DataError, Group, Message, Origin, Response
-from alignkit_plugins.honesty.grading import PHRASES, abstains, f1, matches, normalized
-from alignkit_plugins.honesty.rewards import Abstention, Honesty, HonestyAccuracy
-from alignkit_plugins.honesty.squad import PROMPT, Squad
+from alignkit_plugins.steps.honesty.grading import PHRASES, abstains, f1, matches, normalized
+from alignkit_plugins.steps.honesty.rewards import Abstention, Honesty, HonestyAccuracy
+from alignkit_plugins.steps.honesty.squad import PROMPT, Squad
 
 KNOWN = ["Clara Novak", "Novak"]
 SAID = ["clara novak.", "I don't know.", "Felix Novak", "I don't know, but maybe Clara Novak", ""]

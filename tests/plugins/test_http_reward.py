@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from alignkit import Context, DataError, Group, RemoteError, Response, RunFailed
 from alignkit_http import Malformed
-from alignkit_plugins.http_reward import HTTP, _fits, _read
+from alignkit_plugins.rewards.http_reward import HTTP, _fits, _read
 from tests.faults.scripted_server import ScriptedServer, reply
 
 ASK = ({"role": "user", "content": "Which?"},)

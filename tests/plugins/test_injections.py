@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from alignkit_plugins.judges.completion import stored_words
-from alignkit_plugins.judges.server import OpenAIJudge
-from alignkit_plugins.judges.words import Question, Said
+from alignkit_plugins.judges.llm.completion import stored_words
+from alignkit_plugins.judges.llm.server import OpenAIJudge
+from alignkit_plugins.judges.llm.words import Question, Said
 from benchmarks.injections.__main__ import Changes, changes, tried
 from benchmarks.injections.payloads import PAYLOADS, payload
 from tests.plugins.judge_server import Reply, asked_for, said, texts_of

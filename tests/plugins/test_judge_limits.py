@@ -10,7 +10,7 @@ import pytest
 
 from alignkit import Context, RemoteError, RunFailed
 from alignkit.judges import CheckedJudge
-from alignkit_plugins.judges.server import OpenAIJudge
+from alignkit_plugins.judges.llm.server import OpenAIJudge
 from tests.plugins.judge_server import Reply, Server, said, serving, thinking
 from tests.plugins.test_rlaif import component
 

@@ -18,7 +18,7 @@ from alignkit import Group, Judge, Pair, Response, Verdict
 from alignkit.cli import main
 from alignkit.evaluation import statistics
 from alignkit.evaluation.agreement import two_raters
-from alignkit_plugins.evaluate_reward import EvaluateReward, report
+from alignkit_plugins.steps.evaluate_reward import EvaluateReward, report
 
 ALWAYS_FIRST = (1.0, 0.0)  # P(first) if shown first, and if shown second
 

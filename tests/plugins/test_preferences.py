@@ -27,12 +27,12 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
 from alignkit.training.averages import counts, weighted_sum
-from alignkit_plugins.cpl import CPL
-from alignkit_plugins.dpo import DPO
-from alignkit_plugins.hir import HIR, HIROffline, Instruct, instructed
-from alignkit_plugins.kto import KTO
-from alignkit_plugins.reference_free import CPO, ORPO, SimPO
-from alignkit_plugins.tiny import _tokenizer
+from alignkit_plugins.algorithms.cpl import CPL
+from alignkit_plugins.algorithms.dpo import DPO
+from alignkit_plugins.algorithms.hir import HIR, HIROffline, Instruct, instructed
+from alignkit_plugins.algorithms.kto import KTO
+from alignkit_plugins.algorithms.reference_free import CPO, ORPO, SimPO
+from alignkit_plugins.models.tiny import _tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EXACT = {"rtol": 1e-9, "atol": 1e-10}

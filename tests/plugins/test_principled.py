@@ -15,9 +15,9 @@ from test_evaluate import context
 from alignkit import Group, Judge, Response, RunFailed, Verdict
 from alignkit.constitution import Principle
 from alignkit.registry import Registration
-from alignkit_plugins.judges.local import LocalJudge
-from alignkit_plugins.reward_judge import RewardJudge
-from alignkit_plugins.rlaif import JudgePairs, principled
+from alignkit_plugins.judges.llm.local import LocalJudge
+from alignkit_plugins.judges.reward_judge import RewardJudge
+from alignkit_plugins.steps.rlaif import JudgePairs, principled
 
 BY = tuple(Principle(name=name, compare=f"By {name}.") for name in ("one", "two", "three"))
 SILENT = Principle(name="silent", critique="c", revise="r")

@@ -21,7 +21,7 @@ from patience import PATIENCE
 
 from alignkit import RunFailed
 from alignkit.cli import main
-from alignkit_plugins.ray import Ray
+from alignkit_plugins.engines.ray import Ray
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runs"))
 from scoring_recipes import judged, results, sample, verdict, write_recipe

@@ -11,7 +11,7 @@ import torch
 
 from alignkit import Batch, DataError, Group, Outputs, Pair, Pairs, Response, SelectContext
 from alignkit.training.averages import Averages
-from alignkit_plugins.reward_model import RewardModel
+from alignkit_plugins.algorithms.reward_model import RewardModel
 
 SCORES = torch.tensor([2.0, 0.5, -1.0, 0.25], dtype=torch.float64)
 LEVELS = ("significantly", "better", None, "unsure")

@@ -18,7 +18,7 @@ from alignkit.runs.run import Run
 from alignkit.testing import check_algorithm
 from alignkit.training.averages import Averages
 from alignkit.training.stage import StageWork
-from alignkit_plugins.reward_scores import GAP, LearnedThresholds, RewardOrdinal, RewardRegression
+from alignkit_plugins.algorithms.reward_scores import GAP, LearnedThresholds, RewardOrdinal, RewardRegression
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
 NO_PAIRS = Pairs(NOTHING, NOTHING, NOTHING.double(), NOTHING.double(), NOTHING)

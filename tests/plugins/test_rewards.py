@@ -25,8 +25,8 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.reward import CombinedReward
 from alignkit.runs.run import Run
 from alignkit.training.scoring import Scorer
-from alignkit_plugins.rewards import Length, Normalized, Python
-from alignkit_plugins.weighted import WeightedSum
+from alignkit_plugins.rewards.basic import Length, Normalized, Python
+from alignkit_plugins.rewards.weighted import WeightedSum
 
 ASK = ({"role": "user", "content": "How are you?"},)
 GROUPS = [

@@ -21,21 +21,21 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-import alignkit_plugins.rlaif as rlaif
+import alignkit_plugins.steps.rlaif as rlaif
 from alignkit import Context, Group, Judge, Pair, PluginError, RemoteError, Response, RunFailed, StepContext, Verdict
 from alignkit import functional as F
 from alignkit.evaluation.judge_card import ask_again
 from alignkit.judges import CheckedJudge, check_compares, check_rates
 from alignkit.registry import Component, Registration
 from alignkit_http import retry_after
-from alignkit_plugins.judges.completion import read_answer
-from alignkit_plugins.judges.fence import transcript
-from alignkit_plugins.judges.local import LocalJudge
-from alignkit_plugins.judges.question import TEMPLATE, question
-from alignkit_plugins.judges.server import OpenAIJudge
-from alignkit_plugins.judges.verdict import Answer, verdicts
-from alignkit_plugins.reward_judge import RewardJudge
-from alignkit_plugins.rlaif.tally import inconsistent
+from alignkit_plugins.judges.llm.completion import read_answer
+from alignkit_plugins.judges.llm.fence import transcript
+from alignkit_plugins.judges.llm.local import LocalJudge
+from alignkit_plugins.judges.llm.question import TEMPLATE, question
+from alignkit_plugins.judges.llm.server import OpenAIJudge
+from alignkit_plugins.judges.llm.verdict import Answer, verdicts
+from alignkit_plugins.judges.reward_judge import RewardJudge
+from alignkit_plugins.steps.rlaif.tally import inconsistent
 from tests.plugins.judge_server import Reply, Server, serving
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
@@ -338,7 +338,7 @@ def test_several_turns_are_written_as_a_transcript() -> None:
 
 def test_importing_the_plugins_loads_neither_torch_nor_httpx() -> None:
     code = (
-        "import sys, alignkit_plugins.judges, alignkit_plugins.rlaif; "
+        "import sys, alignkit_plugins.judges.llm, alignkit_plugins.steps.rlaif; "
         "print([m for m in ('torch', 'httpx2', 'tenacity', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -732,7 +732,7 @@ def test_a_killed_process_loses_no_answer(server: Server, tmp_path: Path) -> Non
     server.judge = lambda request: dataclasses.replace(honest(request), pause=0.1)
     code = f"""
 import pathlib
-from alignkit_plugins.judges.server import OpenAIJudge
+from alignkit_plugins.judges.llm.server import OpenAIJudge
 from alignkit import Context
 judge = OpenAIJudge(OpenAIJudge.Options(base_url={server.url!r}, model="m", concurrency=1))
 folder = pathlib.Path({str(tmp_path)!r})

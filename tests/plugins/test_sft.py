@@ -8,7 +8,7 @@ import torch
 
 from alignkit import Algorithm, Batch, DataError, Group, Message, Origin, Outputs, Pairs, Response, SelectContext
 from alignkit.loss import Per
-from alignkit_plugins.sft import LM, SFT
+from alignkit_plugins.algorithms.sft import LM, SFT
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
 NO_PAIRS = Pairs(NOTHING, NOTHING, NOTHING.float(), NOTHING.float(), NOTHING)

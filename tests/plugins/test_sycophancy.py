@@ -16,9 +16,18 @@ from alignkit.evaluation import statistics
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.scoring import Scorer
-from alignkit_plugins.honesty.rewards import HonestyAccuracy
-from alignkit_plugins.honesty.sycophancy import AGAIN, FIRST, LED, PUSHED, Graded, Sycophancy, outcomes, wrong_opinions
-from alignkit_plugins.text_rewards.matching import ExactMatch
+from alignkit_plugins.rewards.text.matching import ExactMatch
+from alignkit_plugins.steps.honesty.rewards import HonestyAccuracy
+from alignkit_plugins.steps.honesty.sycophancy import (
+    AGAIN,
+    FIRST,
+    LED,
+    PUSHED,
+    Graded,
+    Sycophancy,
+    outcomes,
+    wrong_opinions,
+)
 
 COUNT = 10
 CORRECT = RewardSpec(

@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from alignkit import DataError, Group, Response, Reward, RunFailed
 from alignkit.evaluation.text_metrics import repetition
 from alignkit.testing import check_reward
-from alignkit_plugins.text_rewards import matching, schema
-from alignkit_plugins.text_rewards.form import Form, content_of_last, is_json, markdown_parts
-from alignkit_plugins.text_rewards.language import Language
-from alignkit_plugins.text_rewards.matching import ExactMatch, Regex
-from alignkit_plugins.text_rewards.repetition import Repetition
+from alignkit_plugins.rewards.text import matching, schema
+from alignkit_plugins.rewards.text.form import Form, content_of_last, is_json, markdown_parts
+from alignkit_plugins.rewards.text.language import Language
+from alignkit_plugins.rewards.text.matching import ExactMatch, Regex
+from alignkit_plugins.rewards.text.repetition import Repetition
 
 ASK = ({"role": "user", "content": "What is the capital of France?"},)
 CALL: Any = {"role": "assistant", "content": None, "tool_calls": []}  # a turn that only calls a tool

@@ -15,15 +15,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import alignkit_plugins.trl
+import alignkit_plugins.steps.trl
 from alignkit import Group, Pair, Response, RunFailed
 from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import DataError, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit_plugins.trl import StageReward, check_reference
-from alignkit_plugins.trl.config import config_fields
-from alignkit_plugins.trl.rows import demonstrations, mismatch_neighbors, pairs, thumbs
+from alignkit_plugins.steps.trl import StageReward, check_reference
+from alignkit_plugins.steps.trl.config import config_fields
+from alignkit_plugins.steps.trl.rows import demonstrations, mismatch_neighbors, pairs, thumbs
 
 PROMPT = ({"role": "user", "content": "how are you"},)
 ANSWERS = tuple(Response(text=text) for text in ("I am well, thank you", "go away", "fine"))
@@ -32,7 +32,7 @@ RANKED = Group(PROMPT, ANSWERS, (Pair(0, 1), Pair(2, 0, p=0.2), Pair(1, 2, p=0.5
 
 def stage(trainer: str, **options: Any) -> dict[str, Any]:
     common = {"algorithm": {"trl": {"trainer": trainer, **options}}, "from": "sft", "batch_size": 2}
-    if trainer in alignkit_plugins.trl.ONLINE:
+    if trainer in alignkit_plugins.steps.trl.ONLINE:
         rollout = {"samples_per_prompt": 2, "max_new_tokens": 5}
         more = {"prompts": "demos.jsonl", "reward": {"length": {"unit": "characters"}}, "rollout": rollout}
         return common | more | {"iterations": 2, "prompts_per_iteration": 2, "learning_rate": 0.01}
@@ -62,7 +62,7 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
 
 TRAINERS = [
     name if name in ("dpo", "sft") else pytest.param(name, marks=pytest.mark.slow)
-    for name in alignkit_plugins.trl.TRAINERS
+    for name in alignkit_plugins.steps.trl.TRAINERS
 ]
 
 
@@ -130,7 +130,7 @@ def test_the_reward_is_the_stages_own() -> None:
 def test_options_are_trls_own_fields(folder: Path) -> None:
     import trl
 
-    for trainer, name in alignkit_plugins.trl.TRAINERS.items():
+    for trainer, name in alignkit_plugins.steps.trl.TRAINERS.items():
         config = getattr(trl, f"{name}Config")
         assert set(config.__dataclass_fields__) <= config_fields(trainer)
     for options, message in (
@@ -140,7 +140,7 @@ def test_options_are_trls_own_fields(folder: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             load(folder, d=stage("dpo", **options))
-    for name in alignkit_plugins.trl.ONLINE_KEYS:
+    for name in alignkit_plugins.steps.trl.ONLINE_KEYS:
         with pytest.raises(RecipeError, match=f"'{name}' cannot be set here"):
             load(folder, d=stage("grpo", **{name: 4}))
     with pytest.raises(RecipeError, match="expected 'sft', 'dpo', 'kto', 'reward', 'grpo' or 'rloo', got 'ppo'"):

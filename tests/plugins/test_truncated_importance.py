@@ -11,10 +11,10 @@ from test_online import averaged, close, new, random_batch
 
 from alignkit import Algorithm, Batch, Outputs
 from alignkit.testing import check_algorithm
-from alignkit_plugins.grpo import GRPO
-from alignkit_plugins.ppo import PPO
-from alignkit_plugins.reinforce_pp import ReinforcePP
-from alignkit_plugins.rloo import RLOO
+from alignkit_plugins.algorithms.grpo import GRPO
+from alignkit_plugins.algorithms.ppo import PPO
+from alignkit_plugins.algorithms.reinforce_pp import ReinforcePP
+from alignkit_plugins.algorithms.rloo import RLOO
 
 CAP = 1.2
 CASES: list[tuple[type[Algorithm], dict[str, Any]]] = [

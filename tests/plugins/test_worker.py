@@ -49,7 +49,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 def workers(run: int) -> list[int]:
     """The worker processes that a process has started."""
-    command = ["pgrep", "-P", str(run), "-f", "alignkit_plugins.worker"]
+    command = ["pgrep", "-P", str(run), "-f", "alignkit_plugins.engines.worker"]
     return [int(line) for line in subprocess.run(command, capture_output=True, check=False).stdout.split()]
 
 
@@ -86,7 +86,7 @@ def test_a_worker_that_is_killed_fails_the_stage_which_then_continues(
     """The plugin kills the worker when the first iteration is complete."""
     plugin = tmp_path / "killer.py"
     plugin.write_text(
-        "import os, signal\nfrom alignkit import hookimpl\nfrom alignkit_plugins.worker import Worker\n"
+        "import os, signal\nfrom alignkit import hookimpl\nfrom alignkit_plugins.engines.worker import Worker\n"
         "asked = Worker.sample\n"
         "@hookimpl\ndef checkpoint_saved(run):\n"
         "    def sample(self, *arguments):\n"

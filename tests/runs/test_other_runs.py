@@ -111,9 +111,9 @@ def test_a_whole_model_is_no_adapter_of_another_base(other: Path, tmp_path: Path
 
 
 def tiny_with_other_weights(folder: Path) -> Path:
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
-    source = Path(shutil.copytree(alignkit_plugins.tiny.source(folder / "models"), folder / "base"))
+    source = Path(shutil.copytree(alignkit_plugins.models.tiny.source(folder / "models"), folder / "base"))
     weights = load_file(source / "model.safetensors")
     save_file({key: value + 1 for key, value in weights.items()}, source / "model.safetensors", {"format": "pt"})
     return source
@@ -151,8 +151,8 @@ def test_another_scale_and_another_vocabulary_are_refused_first(
 def test_other_files_beside_the_weights_do_not_change_the_base(
     policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
-    base = Path(shutil.copytree(alignkit_plugins.tiny.source(tmp_path / "models"), tmp_path / "base"))
+    base = Path(shutil.copytree(alignkit_plugins.models.tiny.source(tmp_path / "models"), tmp_path / "base"))
     save_file(load_file(base / "model.safetensors"), base / "consolidated.safetensors")
     assert run(compare(tmp_path, "base", "./policy", base=str(base)), capsys)[0] == 0

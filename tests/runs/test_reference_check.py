@@ -27,8 +27,8 @@ from alignkit.models.encoding import Encoded, ResponseTokens
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.training.stage import StageWork
-from alignkit_plugins.distillation import Distillation
-from alignkit_plugins.dpo import DPO
+from alignkit_plugins.algorithms.distillation import Distillation
+from alignkit_plugins.algorithms.dpo import DPO
 
 TEMPERATURE = 0.7
 STUDENT: dict[str, Any] = {"algorithm": "distillation", "prompts": "prompts.jsonl", "iterations": 2}

@@ -14,7 +14,7 @@ from alignkit import Completion, Engine, SamplingParams
 from alignkit.local_engine import LocalEngine
 from alignkit.testing import check_engine
 from alignkit.testing.checks import ConformanceError
-from alignkit_plugins.worker import Worker
+from alignkit_plugins.engines.worker import Worker
 
 Completions = list[list[Completion]]
 

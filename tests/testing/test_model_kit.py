@@ -10,7 +10,7 @@ import pytest
 
 from alignkit.plugins import plugins
 from alignkit.testing import ConformanceError, check_model_source
-from alignkit_plugins.tiny import source as tiny
+from alignkit_plugins.models.tiny import source as tiny
 
 EXCEPTIONS = {"smollm2-135m-instruct": "downloads 93 MB; tests/plugins/test_models.py, marked slow"}
 

@@ -15,7 +15,7 @@ from scripted import follow
 from alignkit import Environment, Message, PluginError, RecipeError, RunFailed
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
-from alignkit_plugins.calculator import Calculator
+from alignkit_plugins.environments.calculator import Calculator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from watched import STILL, online
 
-from alignkit_plugins.rejection_sampling import RejectionSampling
-from alignkit_plugins.rewards import Python
+from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling
+from alignkit_plugins.rewards.basic import Python
 
 KEYS = {"count": 6, "iterations": 3, "learning_rate": STILL, "plugin": "rejection_sampling"}
 

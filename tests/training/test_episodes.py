@@ -18,8 +18,8 @@ from alignkit.data.group import Group
 from alignkit.models.encoding import Encoder
 from alignkit.runs.run import Run
 from alignkit.training.stage import StageWork
-from alignkit_plugins.calculator import Calculator
-from alignkit_plugins.tiny import _tokenizer
+from alignkit_plugins.environments.calculator import Calculator
+from alignkit_plugins.models.tiny import _tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,8 +16,8 @@ from alignkit.registry import Component, Registration
 from alignkit.training.collectives import ONE_PROCESS, Reducer
 from alignkit.training.judged import spent, why_unscored
 from alignkit.training.scoring import Scorer, score_rollouts
-from alignkit_plugins.judges.panel import Panel
-from alignkit_plugins.rubric import Rated
+from alignkit_plugins.judges.llm.panel import Panel
+from alignkit_plugins.rewards.rubric import Rated
 
 CUT = "the judge's reply was cut off: raise max_tokens"
 

@@ -14,8 +14,8 @@ from alignkit.data.group import write_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.training.learning_rate import scaled
-from alignkit_plugins.dpo import DPO
-from alignkit_plugins.ppo import PPO
+from alignkit_plugins.algorithms.dpo import DPO
+from alignkit_plugins.algorithms.ppo import PPO
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes")
 
 
 def learner(tmp_path: Path, lora: LoraSpec | None) -> Learner:
-    import alignkit_plugins.tiny
+    import alignkit_plugins.models.tiny
 
     spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora)
-    model = SharedModel(spec, str(alignkit_plugins.tiny.source(tmp_path)))
+    model = SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path)))
     model.add_role("new")
     return Learner(model, Whole(Whole.Options()), Settings(optimizer="adamw_8bit", learning_rate=1e-3), "new")
 

@@ -35,7 +35,7 @@ from alignkit.testing.purity import watched
 from alignkit.training.external import ExternalStage
 from alignkit.training.iteration import rollout_metrics
 from alignkit.training.scoring import ModelScores, Scorer, score_rollouts
-from alignkit_plugins.rlaif import RLAIF
+from alignkit_plugins.steps.rlaif import RLAIF
 
 PROMPT = (Message(role="user", content="how are you"),)
 

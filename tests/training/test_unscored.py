@@ -20,8 +20,8 @@ from alignkit.cli import main
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.scoring import Scorer, score_rollouts
 from alignkit.training.unscored import nothing_scored
-from alignkit_plugins.calculator import Calculator
-from alignkit_plugins.weighted import WeightedSum
+from alignkit_plugins.environments.calculator import Calculator
+from alignkit_plugins.rewards.weighted import WeightedSum
 
 PLUGIN = """
 from alignkit import *

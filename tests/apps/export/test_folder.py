@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from alignkit.errors import RunFailed
 from alignkit.io.cache import cache_folder
 from alignkit_apps.export import folder as folders
-from alignkit_plugins import tiny
+from alignkit_plugins.models import tiny
 
 FP32: dict[str, Any] = {"dtype": torch.float32}
 

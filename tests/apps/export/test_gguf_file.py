@@ -27,7 +27,7 @@ from transformers import (
 from alignkit.errors import RunFailed
 from alignkit.io.cache import cache_folder
 from alignkit_apps.export.gguf_file import KINDS, check_architecture, write_gguf
-from alignkit_plugins import smollm2, tiny
+from alignkit_plugins.models import smollm2, tiny
 
 TEXT = "The capital of France is Paris, and 1234 apples"
 SIZES: dict[str, Any] = {

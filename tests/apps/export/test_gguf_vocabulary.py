@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from alignkit.errors import RunFailed
 from alignkit.io.cache import cache_folder
 from alignkit_apps.export.gguf_vocabulary import rule_of, vocabulary
-from alignkit_plugins import tiny
+from alignkit_plugins.models import tiny
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 WORDS = BYTES | {"use_regex": True}

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignkit import Context
 from alignkit.io.cache import cache_folder
 from alignkit_apps.export.gguf_file import write_gguf
-from alignkit_plugins import smollm2
-from alignkit_plugins.judges.server import OpenAIJudge
+from alignkit_plugins.judges.llm.server import OpenAIJudge
+from alignkit_plugins.models import smollm2
 
 QUESTIONS = ("What is the capital of France?", "Name a fruit.")  # few, because a processor takes seconds for each
 ANSWERS = ("Paris.", "An apple.")

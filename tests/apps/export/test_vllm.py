@@ -26,9 +26,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alignkit import Context, Message
 from alignkit.io.cache import cache_folder
-from alignkit_plugins import tiny
-from alignkit_plugins.judges.local import LocalJudge
-from alignkit_plugins.judges.server import OpenAIJudge
+from alignkit_plugins.judges.llm.local import LocalJudge
+from alignkit_plugins.judges.llm.server import OpenAIJudge
+from alignkit_plugins.models import tiny
 
 VLLM = os.environ.get("ALIGNKIT_VLLM") or shutil.which("vllm") or ""
 MOST = 1e-4  # nats, and units of a score; measured: 3e-5 and 2e-5 with SmolLM2-135M

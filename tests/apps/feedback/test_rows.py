@@ -20,7 +20,7 @@ from alignkit.plugins import plugins
 from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.rows import store_rows
 from alignkit_apps.feedback.store import Store
-from alignkit_plugins.feedback.format import FeedbackOptions
+from alignkit_plugins.steps.feedback.format import FeedbackOptions
 
 FORMATS = {entry.name: entry.implementation for entry in plugins().registry.registrations("format")}
 

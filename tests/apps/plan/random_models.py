@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import alignkit_plugins.tiny
+import alignkit_plugins.models.tiny
 
 # Plain layers; norms of queries and keys; windows and more norms.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,7 +45,7 @@ def configuration(family: str, **changes: Any) -> Any:
 
 def without_weights(folder: Path, cache: Path, family: str, **changes: Any) -> Path:
     """A folder with a configuration and a tokenizer, and no weights."""
-    tiny = alignkit_plugins.tiny.source(cache)
+    tiny = alignkit_plugins.models.tiny.source(cache)
     shutil.copytree(tiny, folder)
     (folder / "model.safetensors").unlink()
     vocabulary = json.loads((tiny / "config.json").read_text(encoding="utf-8"))["vocab_size"]

@@ -13,7 +13,7 @@ from alignkit_apps.report import judging, tables, verdicts
 from alignkit_apps.report.facts import facts_of
 from alignkit_apps.report.markdown import markdown
 from alignkit_apps.report.page import page
-from alignkit_plugins.evaluate import judged
+from alignkit_plugins.steps.evaluate import judged
 
 
 @pytest.fixture

@@ -1,0 +1,190 @@
+"""The judge `openai_judge`: a model behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import model_validator
+
+from alignkit import Context, Field, Judge, Message, Rating, Verdict
+from alignkit.judges import Item, Rated, RatedTogether, Rubric
+from alignkit_http import Remote, RemoteOptions, Reply, key_of
+from alignkit_http.chat import TOO_MUCH_ROOM, Chat
+from alignkit_plugins.judges.llm.completion import THINKS, stored_answer, stored_words
+from alignkit_plugins.judges.llm.form import CUT, NO_LINE, NO_OBJECT, THINKING
+from alignkit_plugins.judges.llm.question import both_orders, question
+from alignkit_plugins.judges.llm.verdict import Answer, verdicts
+from alignkit_plugins.judges.llm.words import Question, Said, Speaking, Words
+
+_LIMIT = re.compile(r"(greater|less|more|fewer) than|at most|maximum|max allowed")  # of top_logprobs
+_ENDS = "the judge's reply was cut off below max_tokens: the server's context may end there"
+_CONTEXT = (
+    "give the server a longer context (vLLM: --max-model-len; llama.cpp: --ctx-size, which its slots share), or leave "
+    "long texts out"
+)
+_THINKS = "a model that thinks before it answers: set the judge's option 'reasons: true'"
+
+
+class OpenAIJudge(Judge):
+    """Ask a chat-completions endpoint. Answers are cached on disk, so that no question is paid for twice."""
+
+    compares_by_rubric: ClassVar[bool] = True
+
+    class Options(Speaking, RemoteOptions):
+        base_url: str = Field(description="address of the API, such as http://localhost:8000/v1")
+        model: str = Field(min_length=1, description="model name on the server")
+        use_logprobs: bool = Field(True, description="request log-probabilities; false: only the reply's text counts")
+        json_schema: bool = Field(
+            False, description="answers in words are JSON that the server makes by a schema (`response_format`)"
+        )
+        price: tuple[float, float] | None = Field(
+            None, description="price of 1,000 tokens that the judge reads, and of 1,000 that it writes, for the report"
+        )
+        request: dict[str, Any] = Field({}, description="additional fields of the request; null removes a field")
+
+        @model_validator(mode="after")
+        def _price_is_none_below_0(self) -> Any:
+            if self.price is not None and min(self.price) < 0:
+                raise ValueError("price must be two numbers of at least 0")
+            return self
+
+    options: Options
+
+    def check(self, folder: Path) -> None:
+        key_of("openai_judge", self.options)
+
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        model = self.options.model.replace("{", "{{").replace("}", "}}")
+        help = {
+            403: f"the key in {{variable}} may not use the model {model}",
+            404: f"{{path}} or the model {model} does not exist there; base_url usually ends in /v1",
+        }
+        read = partial(stored_answer, answers=self.options.answers)
+        remote = Remote("openai_judge", self.options, "chat/completions", context.cache, read, help)
+        kept = list(self.options.request)
+        self._tokens = Chat(remote, self.options.model, [*kept, "max_tokens", "temperature"], [THINKS])
+        self._chat = Chat(replace(remote, read=stored_words), self.options.model, kept, [THINKS])
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        return self.options.scale
+
+    def question(self, item: Item) -> Sequence[Message]:
+        return self._words(0).pair(item, "").messages if self.options.reasons else question(self.options, item)
+
+    def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
+        if self.options.reasons:
+            return self._words(self.context.seed).compare(items, rubric)
+        questions = [question(self.options, item, self.context.seed, rubric) for item in both_orders(items)]
+
+        def unusable(place: int, reply: Reply) -> str:
+            return self._answer(reply).unusable(self.options.min_mass)
+
+        bodies = [self.body(messages) for messages in questions]
+        replies = self._tokens.ask(bodies, unusable, self._advice, self.context.progress)
+        return verdicts([self._answer(reply) for reply in replies], self.options.min_mass)
+
+    def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
+        return self._words(self.context.seed).rate(items, rubric)
+
+    def rate_together(self, items: Sequence[RatedTogether], rubric: Rubric = "") -> list[list[Rating]]:
+        return self._words(self.context.seed).rate_together(items, rubric)
+
+    @property
+    def _most_tokens(self) -> int:
+        """The limit of a reply, as it is asked for."""
+        own = self.options.request
+        chosen = own.get("max_completion_tokens") or own.get("max_tokens") or self.options.max_tokens
+        return chosen if isinstance(chosen, int) else 0
+
+    def _words(self, seed: int) -> Words:
+        return Words(self.options, seed, self._said, as_json=self.options.json_schema)
+
+    def _said(self, questions: Sequence[Question]) -> list[Said]:
+        """Replies in words."""
+
+        def said(reply: Reply) -> Said:
+            if reply.reason:
+                return Said(reason=reply.reason)
+            words, reason, *used = reply.value
+            total, written = (*used, None)[:2]
+            if reason == CUT and written is not None and written < self._most_tokens:
+                reason = _ENDS  # vLLM and llama.cpp shorten a reply to what fits
+            return Said(words, reason, total, self._cost(used))
+
+        def unusable(place: int, reply: Reply) -> str:
+            return said(reply).unusable(questions[place])
+
+        bodies = [self._body_in_words(one) for one in questions]
+        return [said(reply) for reply in self._chat.ask(bodies, unusable, self._advice, self.context.progress)]
+
+    def _answer(self, reply: Reply) -> Answer:
+        """The answer of one token."""
+        if reply.reason:
+            return Answer(reason=reply.reason)
+        one, two, reason, bound, *used = reply.value
+        return Answer(one, two, reason, bound, tokens=used[0], cost=self._cost(used))
+
+    def _cost(self, used: Sequence[int | None]) -> float | None:
+        """What tokens cost, by the price. used: all tokens, and those that the model wrote, as replies are stored."""
+        total, written = (*used, None)[:2]
+        if self.options.price is None or total is None or written is None:
+            return None
+        reading, writing = self.options.price
+        return ((total - written) * reading + written * writing) / 1000
+
+    def body(self, messages: Sequence[Message]) -> dict[str, Any]:
+        """The request's JSON, for the answer of one token."""
+        logprobs: dict[str, Any] = {"logprobs": True, "top_logprobs": 20} if self.options.use_logprobs else {}
+        return self._chosen({"messages": messages, "max_tokens": 1, "temperature": 0, **logprobs})
+
+    def _body_in_words(self, question: Question) -> dict[str, Any]:
+        shape = question.schema
+        return self._chosen(
+            {"messages": question.messages, "max_tokens": self.options.max_tokens, "temperature": 0}
+            | ({"response_format": shape} if shape else {})
+        )
+
+    def _chosen(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The request with the recipe's own fields."""
+        chosen = {"model": self.options.model, **body, **self.options.request}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    def _advice(self, reason: str) -> str:
+        """What to change if no reply can be used."""
+        if TOO_MUCH_ROOM.search(reason):
+            return "this server allows no reply of that length: set the judge's option 'max_tokens' to a lower number"
+        if reason.startswith("HTTP ") and "context" in reason:
+            return _CONTEXT
+        if reason == _ENDS:  # or thoughts are not among the tokens that it counts
+            return (
+                f"{_CONTEXT}; if the model thinks, set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
+            )
+        if reason in (CUT, THINKING):
+            return f"give it room: set the judge's option 'max_tokens: {4 * self.options.max_tokens}'"
+        if reason == THINKS or "max_completion_tokens" in reason or "max_tokens" in reason:
+            return f"this seems to be {_THINKS}"
+        if "logprobs" in reason and _LIMIT.search(reason):
+            return (
+                "this server returns fewer log-probabilities at once: set the judge's option 'request: {top_logprobs: "
+                "5}' to a number that it allows, or raise its limit (vLLM's is --max-logprobs)"
+            )
+        if "logprobs" in reason:
+            return (
+                "this server has no log-probabilities: set the judge's option 'use_logprobs: false', or 'reasons: true'"
+            )
+        if "response_format" in reason or "schema" in reason:
+            return "this server makes no JSON by a schema: set the judge's option 'json_schema: false'"
+        if "answered neither" in reason:
+            return f"this may be {_THINKS}; or change 'template'"
+        if reason in (NO_LINE, NO_OBJECT):
+            return (
+                "use a larger model, or set the judge's option 'json_schema: true' if its server makes JSON by a schema"
+            )
+        return "ask the server the same question by hand, and change 'model', 'request' or 'reasons'"

@@ -1,0 +1,137 @@
+"""Whether an answer has the form that is asked for: tags such as <think>, JSON of a schema, or parts of Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+import alignkit
+from alignkit import Field, Group, Reward
+from alignkit.extras import check_extra
+from alignkit_plugins.rewards.text.answers import scored
+from alignkit_plugins.rewards.text.schema import check_schema, fulfills
+
+TOKENS = {
+    "heading": "heading_open",
+    "bullets": "bullet_list_open",
+    "numbers": "ordered_list_open",
+    "table": "table_open",
+    "bold": "strong_open",
+}
+
+
+class Form(Reward):
+    """1 if everything that is asked for holds, else 0."""
+
+    class Options(alignkit.Options):
+        tags: list[str] = Field(
+            [],
+            description="tags that make up the answer, such as [think, answer]: each once, in this order, not empty, "
+            "with nothing around them; `json_schema` and `markdown` are then about the last tag's content",
+        )
+        json_schema: dict[str, Any] | None = Field(
+            None,
+            description="JSON schema that the answer must fulfill, bare or in a block of code; {} for any JSON "
+            "(others need jsonschema)",
+        )
+        markdown: list[Literal["heading", "bullets", "numbers", "table", "bold", "code"]] = Field(
+            [], description="what the answer must contain as Markdown; a block of code must be closed"
+        )
+
+        @field_validator("tags")
+        @classmethod
+        def _names(cls, tags: list[str]) -> list[str]:
+            if any(not tag or not tag.replace("_", "").replace("-", "").isalnum() for tag in tags):
+                raise ValueError("are names of letters, digits, - and _, without < and >")
+            if len(set(tags)) < len(tags):
+                raise ValueError("names a tag twice")
+            return tags
+
+        @model_validator(mode="after")
+        def _something(self) -> Form.Options:
+            if not self.tags and self.json_schema is None and not self.markdown:
+                raise ValueError("set tags, json_schema or markdown")
+            return self
+
+        @property
+        def packages(self) -> tuple[str, ...]:
+            """The packages whose versions decide the scores."""
+            json = ("jsonschema",) if self.json_schema else ()
+            return (*json, "markdown-it-py") if self.markdown else json
+
+    options: Options
+
+    def check(self, folder: Path) -> None:
+        if not self.options.json_schema:
+            return
+        check_extra("reward 'format'", "json", "jsonschema", "referencing")
+        check_schema(self.options.json_schema)
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        return scored(groups, self._score)
+
+    def _score(self, group: Group, answer: str) -> float | None:
+        try:
+            return float(self._holds(answer))
+        except TimeoutError:  # a pattern of the schema, as in `regex`
+            return None
+
+    def _holds(self, answer: str) -> bool:
+        options = self.options
+        content: str | None = content_of_last(answer, options.tags) if options.tags else answer
+        if content is None or (options.json_schema is not None and not is_json(content, options.json_schema)):
+            return False
+        return not options.markdown or set(options.markdown) <= markdown_parts(content)
+
+
+def content_of_last(answer: str, tags: Sequence[str]) -> str | None:
+    """The content of the last tag, None if the answer does not consist of these tags."""
+    rest, content = answer.strip(), ""
+    marks = [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
+    for start, end in zip(marks[::2], marks[1::2], strict=True):
+        before, found, rest = rest.partition(end)
+        content = before.removeprefix(start)
+        if not found or content == before or not content.strip() or any(mark in content for mark in marks):
+            return None
+        rest = rest.lstrip()
+    return None if rest else content
+
+
+def is_json(text: str, schema: Mapping[str, Any]) -> bool:
+    """Whether a text, or the one block of code that it consists of, is JSON that fulfills a schema.
+
+    Raises TimeoutError if a pattern of the schema takes too long.
+    """
+    text = text.strip()
+    if text.startswith("```") and text.endswith("```"):
+        text = text[3:-3].removeprefix("json")
+    try:
+        value = json.loads(text, parse_constant=_no_json)
+    except (ValueError, RecursionError):
+        return False
+    return not schema or fulfills(value, schema)
+
+
+def _no_json(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
+def markdown_parts(text: str) -> set[str]:
+    """The parts that occur in a Markdown text."""
+    from markdown_it import MarkdownIt
+
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    types = {token.type for token in tokens} | {child.type for token in tokens for child in token.children or ()}
+    found = {name for name, type in TOKENS.items() if type in types}
+    lines = re.split("\r\n?|\n", text)  # as Markdown does
+    closed = (
+        token.map and lines[token.map[1] - 1].strip().startswith(token.markup) and token.map[1] - token.map[0] > 1
+        for token in tokens
+        if token.type == "fence"
+    )
+    return {*found, "code"} if any(closed) else found

@@ -1,0 +1,92 @@
+"""Whether an answer is in the right language, by py3langid (Lui and Baldwin 2012), whose model comes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+import alignkit
+from alignkit import DataError, Field, Group, Reward, RunFailed
+from alignkit.data.prompt_columns import column_of, row_of
+from alignkit.extras import check_extra
+from alignkit_plugins.rewards.text.answers import scored
+
+
+class Language(Reward):
+    """1 if the answer is in the expected language, else 0, also if it has no letters."""
+
+    class Options(alignkit.Options):
+        language: str | None = Field(None, description="code of the expected language, such as `de` (ISO 639-1)")
+        column: str | None = Field(None, description="column of the prompts that holds the code instead")
+        among: list[str] = Field(
+            [], description="codes of the languages to tell apart, which helps with short answers; default: all"
+        )
+
+        @model_validator(mode="after")
+        def _one_source(self) -> Language.Options:
+            if self.language is not None and self.column is not None:
+                raise ValueError("set 'language' or 'column', or neither for the language of the prompt")
+            if self.language is not None and self.among and self.language not in self.among:
+                raise ValueError(f"'among' lacks the expected language {self.language}")
+            return self
+
+        @property
+        def packages(self) -> tuple[str, ...]:
+            """The package whose version decides the scores."""
+            return ("py3langid",)
+
+    options: Options
+
+    def check(self, folder: Path) -> None:
+        check_extra("reward 'language'", "language", "py3langid")
+        named = [*self.options.among, *([] if self.options.language is None else [self.options.language])]
+        if unknown := sorted(set(named) - set(_identifier().labels)):
+            raise RunFailed(
+                f"reward 'language': py3langid does not know {', '.join(unknown)}; it knows "
+                f"{', '.join(sorted(_identifier().labels))}"
+            )
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            self._expected(group)
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        return scored(groups, self._score)
+
+    def _score(self, group: Group, answer: str) -> float:
+        if not any(map(str.isalpha, answer)):
+            return 0.0
+        return float(self._of(answer) == self._expected(group))
+
+    def _expected(self, group: Group) -> str:
+        """The expected code. Raises DataError for a prompt without one."""
+        if self.options.language is not None:
+            return self.options.language
+        if self.options.column is None:
+            said = [message["content"] for message in group.prompt if message["role"] == "user"]
+            return self._of(said[-1] if said else "")
+        code = column_of("language", group, self.options.column)
+        known = self.options.among or _identifier().labels
+        if code not in known:
+            raise DataError(
+                f"language: {row_of(group)}: '{self.options.column}' is {code!r:.60}, expected one of "
+                f"{', '.join(sorted(known))}"
+            )
+        return str(code)
+
+    def _of(self, text: str) -> str:
+        return str(_identifier(tuple(self.options.among)).classify(text)[0])
+
+
+@cache
+def _identifier(among: tuple[str, ...] = ()) -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    if among:
+        identifier.set_languages(list(among))
+    return identifier

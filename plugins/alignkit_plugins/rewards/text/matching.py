@@ -1,0 +1,157 @@
+"""Whether an answer is the known one, and whether a pattern occurs in it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+from pydantic import field_validator
+
+import alignkit
+from alignkit import DataError, Field, Group, Reward
+from alignkit.data.prompt_columns import column_of, row_of
+from alignkit_plugins.rewards.text.answers import scored
+
+# The package `regex` can be interrupted: a policy may write what keeps a pattern busy for years.
+SECONDS = 2.0
+# A decimal number; shorter than what takes long to compare.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,60}(?:\.[0-9]{0,60})?|\.[0-9]{1,60})(?:[eE][+-]?[0-9]{1,3})?")
+_NUMBER_WITHIN = re.compile(
+    r"(?<![\w/])(?<!\d[.,])[+-]?\d{1,60}(?:,\d{3})*(?:\.\d{1,60})?(?![\w/]|[.,]\d)"
+)  # 1,000 too
+
+
+def checked_pattern(pattern: str) -> str:
+    """The pattern. Raises ValueError if it cannot be read."""
+    import regex
+
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return pattern
+
+
+class ExactMatch(Reward):
+    """1 if the answer equals the prompt's known one, or one of several, else 0."""
+
+    class Options(alignkit.Options):
+        column: str = Field("answer", description="column of the prompts with the right answer, or a list of them")
+        extract: str = Field(
+            "",
+            description="pattern that finds the answer in the response: its last match, or the match's first group; "
+            "default: the whole response",
+        )
+        strict: bool = Field(
+            False,
+            description="letter for letter; false: regardless of case, white space, and a period at the end, and "
+            "numbers by their value, so that 3.0 is 3",
+        )
+        within: bool = Field(
+            False, description="the known answer may be a part of the answer, in whole words: `Paris` of `It is Paris.`"
+        )
+
+        @field_validator("extract")
+        @classmethod
+        def _readable(cls, pattern: str) -> str:
+            return checked_pattern(pattern)
+
+    options: Options
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            self._known(group)
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        return scored(groups, self._score)
+
+    def _score(self, group: Group, answer: str) -> float | None:
+        known = self._known(group)
+        try:
+            said = self._extracted(answer)
+        except TimeoutError:
+            return None
+        if said is None:
+            return 0.0
+        if self.options.within:
+            return float(any(self._is_part(one, said) for one in known))
+        return float(self._plain(said) in map(self._plain, known))
+
+    def _is_part(self, known: str, said: str) -> bool:
+        """Whether the known answer occurs in what was said, and is no part of a longer word or number.
+
+        Unless strict, a number occurs if it has the same value. Words are what spaces and punctuation set apart.
+        """
+        plain = self._plain(known)
+        if isinstance(plain, Fraction):
+            return plain in (Fraction(found[0].replace(",", "")) for found in _NUMBER_WITHIN.finditer(said))
+        known, said = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (plain, said))
+        if not self.options.strict:
+            said = said.casefold()
+        return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(known)}(?!\w|[.,]\d)", said) is not None
+
+    def _known(self, group: Group) -> list[str]:
+        value = column_of("exact_match", group, self.options.column)
+        known = value if isinstance(value, list) else [value]
+        if not known or not all(map(_is_answer, known)):
+            raise DataError(
+                f"exact_match: {row_of(group)}: '{self.options.column}' is {value!r:.60}, not a text, a "
+                "number, or a list of these"
+            )
+        return [str(each) for each in known]
+
+    def _extracted(self, answer: str) -> str | None:
+        """The part of the answer that counts, None if there is none. Raises TimeoutError."""
+        import regex
+
+        if not self.options.extract:
+            return answer
+        found = list(regex.finditer(self.options.extract, answer, timeout=SECONDS))
+        if not found:
+            return None
+        return str((found[-1][1] or "") if found[-1].re.groups else found[-1][0])
+
+    def _plain(self, text: str) -> str | Fraction:
+        """What is compared."""
+        text = unicodedata.normalize("NFC", text)
+        if self.options.strict:
+            return text
+        text = " ".join(text.split()).removesuffix(".").strip()
+        return Fraction(text) if _NUMBER.fullmatch(text) else text.casefold()
+
+
+def _is_answer(value: object) -> bool:
+    """Whether it is a text or a number. A blank one is missing: an empty response must not equal it."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and bool(str(value).strip())
+
+
+class Regex(Reward):
+    """1 if the pattern occurs in the answer, else 0."""
+
+    class Options(alignkit.Options):
+        pattern: str = Field(min_length=1, description="regular expression, as the package `regex` reads it")
+        whole: bool = Field(False, description="the whole answer must match, not a part of it")
+        scale: float = Field(1.0, description="the score of an answer that matches; -1 to train against it")
+
+        @field_validator("pattern")
+        @classmethod
+        def _readable(cls, pattern: str) -> str:
+            return checked_pattern(pattern)
+
+    options: Options
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        import regex
+
+        pattern = regex.compile(self.options.pattern)
+        match = pattern.fullmatch if self.options.whole else pattern.search
+
+        def score(group: Group, answer: str) -> float | None:
+            try:
+                return self.options.scale if match(answer, timeout=SECONDS) else 0.0
+            except TimeoutError:
+                return None
+
+        return scored(groups, score)

@@ -1,0 +1,180 @@
+"""The step `revise`: a policy's answers, criticized and rewritten by the principles of a constitution."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import alignkit
+from alignkit import (
+    Artifact,
+    ConstitutionRef,
+    DataRef,
+    Field,
+    Group,
+    PolicyRef,
+    Response,
+    RunFailed,
+    Step,
+    StepContext,
+    StepData,
+    seeds,
+)
+from alignkit.constitution import Principle, drawn
+from alignkit.evaluation.comparison import prompts_to_compare
+from alignkit_http import key_of
+from alignkit_plugins.steps.constitutional import asking
+from alignkit_plugins.steps.constitutional.report import Chain, facts_of, report
+from alignkit_plugins.steps.constitutional.writers import PolicyWriter, Server, ServerWriter, Writer, Written
+
+
+class Revise(Step):
+    """Answer prompts, then criticize and rewrite each answer by a principle in every round.
+
+    The rows are prompts with the last revision, which `sft` learns. Their column `revise` has the first answer, and
+    principle, critique and revision of each round. A row is left out, with a reason, if there is no room for an
+    answer, or if an answer, a critique or a revision is empty, was refused by the server, or if a revision was cut off.
+    All of them are in `dropped.jsonl`.
+    """
+
+    class Options(alignkit.SamplingOptions):
+        policy: PolicyRef = Field("base", description="who answers")
+        prompts: DataRef = Field(description="prompts; rows that repeat words and columns count once")
+        constitution: ConstitutionRef = Field(
+            description="file with principles, `harmless` or `helpful_honest`, or a list of principles"
+        )
+        rounds: int = Field(2, ge=1, le=16, description="critiques and revisions of each answer; the paper has 4")
+        critic: PolicyRef | Server | None = Field(
+            None,
+            description="who criticizes and revises: `base`, a stage, or a model behind an OpenAI-compatible server, "
+            "`{base_url: ..., model: ...}`; default: the policy itself",
+        )
+        critique_tokens: int = Field(200, ge=1, description="maximum length of a critique, in tokens")
+        examples: list[asking.Example] = Field(
+            default_factory=list, description="conversations that show the critic how: `principle`, `prompt` ..."
+        )
+        limit: int | None = Field(None, ge=1, description="use only the first N prompts")
+
+        def policies_to_sample(self) -> list[str]:
+            return list(dict.fromkeys([self.policy, *([self.critic] if isinstance(self.critic, str) else [])]))
+
+    options: Options
+
+    @property
+    def principles(self) -> list[Principle]:
+        """Those that can criticize and revise."""
+        return [principle for principle in self.options.constitution if principle.critique is not None]
+
+    def check(self, folder: Path) -> None:
+        names = [principle.name for principle in self.principles]
+        if not names:
+            raise RunFailed("no principle of the constitution has 'critique' and 'revise'")
+        if unknown := [each.principle for each in self.options.examples if each.principle not in names]:
+            known = ", ".join(names)
+            raise RunFailed(f"an example names '{unknown[0]}', but the principles with 'critique' are: {known}")
+        if isinstance(self.options.critic, Server):
+            key_of("revise", self.options.critic)
+
+    def check_data(self, data: StepData) -> None:
+        if (rows := data.load(self.options.prompts)) is not None:
+            prompts_to_compare(rows, self.options.limit)
+
+    def run(self, context: StepContext) -> Artifact:
+        options = self.options
+        critic = self._critic(context)  # first, so that a missing key shows before sampling
+        prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
+        principles = self.principles
+        chains = [Chain(g, drawn(principles, options.rounds, context.seed, context.stage, g.id)) for g in prompts]
+        self._answer(context, chains)
+        for number in range(options.rounds):
+            self._revise(context, critic, [chain for chain in chains if not chain.dropped], number)
+        kept = [chain for chain in chains if not chain.dropped]
+        gone = [json.dumps(_told(chain), ensure_ascii=False) for chain in chains if chain.dropped]
+        context.write_text("dropped.jsonl", "".join(line + "\n" for line in gone))
+        facts = facts_of(chains, critic.name)
+        facts["notes"] = [f"sampled with {options.described()}", *options.notes, *notes]
+        if not kept:
+            reasons = "".join(f"\n  {count}: {why}" for why, count in facts["dropped"].items())
+            raise RunFailed(f"stage '{context.stage}': no answer was revised{reasons}")
+        rows = [_row(chain, critic.name) for chain in kept]
+        return Artifact(groups=rows, summary=facts, report=report(facts, kept))
+
+    def _critic(self, context: StepContext) -> Writer:
+        options = self.options
+        if isinstance(options.critic, Server):
+            return ServerWriter(context, options.critic, options.sampling())
+        return PolicyWriter(context, options.critic or options.policy, options.sampling())
+
+    def _answer(self, context: StepContext, chains: Sequence[Chain]) -> None:
+        """Let the policy answer every prompt."""
+        options = self.options
+        sampling = options.sampling()
+
+        def answered(rows: Sequence[Any]) -> list[str | None]:
+            seed = seeds.number(context.seed, context.stage, "answer", rows[0][0])
+            groups = context.models.sample(
+                options.policy, [prompt for _, prompt in rows], seed=seed, samples_per_prompt=1, **sampling
+            )
+            return [group.responses[0].text.strip() if group.responses else None for group in groups]
+
+        found = context.map("answers", [[i, list(c.group.prompt)] for i, c in enumerate(chains)], answered)
+        for chain, text in zip(chains, found, strict=True):
+            chain.answer = text or ""
+            if not text:
+                chain.dropped = "the prompt leaves no room for an answer" if text is None else "empty answer"
+
+    def _revise(self, context: StepContext, critic: Writer, chains: Sequence[Chain], number: int) -> None:
+        """One round: a critique and a revision of every chain. number: of the round, from 0."""
+        options = self.options
+        shots = asking.few_shot(options.examples, self.principles)
+        named = {principle.name: principle for principle in self.principles}
+        length = options.sampling()["max_new_tokens"]
+
+        def revised(rows: Sequence[Any]) -> list[list[Any]]:
+            seed = seeds.number(context.seed, context.stage, "critique", number, rows[0][0])
+            by = [named[name] for *_, name in rows]
+            questions = [
+                asking.critique_question(shots, prompt, text, principle)
+                for (_, prompt, text, _), principle in zip(rows, by, strict=True)
+            ]
+            critiques = critic.write(questions, options.critique_tokens, seed)
+            usable = [place for place, critique in enumerate(critiques) if critique.text]
+            asked = [asking.revision_question(questions[p], critiques[p].text, by[p]) for p in usable]
+            seed = seeds.number(context.seed, context.stage, "revision", number, rows[0][0])
+            revisions = dict(zip(usable, critic.write(asked, length, seed) if asked else [], strict=True))
+            return [[vars(critique), vars(revisions.get(p, Written()))] for p, critique in enumerate(critiques)]
+
+        rows = [[c.group.id, list(c.group.prompt), c.newest, c.principles[number].name] for c in chains]
+        for chain, (critique, revision) in zip(chains, context.map(f"round-{number + 1}", rows, revised), strict=True):
+            _add(chain, chain.principles[number], Written(**critique), Written(**revision))
+
+
+def _add(chain: Chain, by: Principle, critique: Written, revision: Written) -> None:
+    """Add a round to a chain, or the reason why it ends here. A critique may be cut off: what it says still counts."""
+    text = asking.without_lead_in(revision.text)
+    chain.rounds.append({"principle": by.name, "critique": critique.text, "revision": text})
+    if not critique.text:
+        chain.dropped = f"critique: {critique.reason}" if critique.reason else "empty critique"
+    elif not text:
+        chain.dropped = f"revision: {revision.reason}" if revision.reason else "empty revision"
+    elif revision.truncated:
+        chain.dropped = "revision longer than max_new_tokens"
+
+
+def _told(chain: Chain) -> dict[str, Any]:
+    """A chain as JSON, for people who read it."""
+    return {
+        "prompt": list(chain.group.prompt),
+        "dropped": chain.dropped,
+        "answer": chain.answer,
+        "rounds": chain.rounds,
+    }
+
+
+def _row(chain: Chain, critic: str) -> Group:
+    """The prompt with the last revision."""
+    meta = {**chain.group.meta, "revise": {"answer": chain.answer, "rounds": chain.rounds}}
+    return replace(chain.group, responses=(Response(chain.newest, source=critic),), meta=meta, pairs=None)

@@ -1,0 +1,393 @@
+"""The step `evaluate`: compare policies on held-out prompts by rewards, judges and people, with confidence intervals.
+
+All policies answer the same prompts with the same random streams, and every reward scores all answers. A prompt is the
+unit of all statistics: its samples are averaged first, policies are compared prompt by prompt, and intervals are at 95%
+(`evaluation.statistics`). As in Llama 2 (Touvron et al. 2023, arXiv:2307.09288, section 3.4 and figure 11), the results
+are mean differences from a baseline and win rates. In addition to the paper, they show the difference at equal length,
+because longer answers are the usual way to fool a reward (Singhal et al. 2023, arXiv:2310.03716), and the KL to a
+reference in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+import alignkit
+from alignkit import (
+    Artifact,
+    CheckedJudge,
+    DataRef,
+    Field,
+    Group,
+    JudgeRef,
+    PolicyRef,
+    Register,
+    RewardRef,
+    RunFailed,
+    Step,
+    StepContext,
+    StepData,
+    hookimpl,
+)
+from alignkit.data.group import group_to_json, write_groups
+from alignkit.evaluation.comparison import Prompted, prompts_to_compare, sample_policies, short_names
+from alignkit.evaluation.judge_card import PEOPLE, check_names, judge_names, mapped
+from alignkit.evaluation.reward_columns import Column, label, scored_by
+from alignkit.stopping import StageWaits
+from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
+from alignkit_plugins.steps.evaluate.cards import Cards
+from alignkit_plugins.steps.evaluate.few_shot import Examples, FewShot, check_no_examples, different, draw
+from alignkit_plugins.steps.evaluate.kl import kl_of
+from alignkit_plugins.steps.evaluate.measures import Measure
+from alignkit_plugins.steps.evaluate.people import People, Said, ask
+from alignkit_plugins.steps.evaluate.raters import raters_of, warn_of_own_raters
+
+
+class Evaluate(Step):
+    """Sample from each policy, score with each reward, and compare each policy with the baseline."""
+
+    class Options(alignkit.SamplingOptions):
+        policies: list[PolicyRef] = Field(min_length=1, description="policies to compare: `base`, stages or `STAGE@k`")
+        measures: dict[str, Measure] = Field(
+            default_factory=dict, description="what the verdict goes by: rewards by name, on all prompts or on some"
+        )
+        rewards: list[RewardRef] = Field(default_factory=list, description="rewards that score the responses")
+        judges: list[JudgeRef] = Field(
+            default_factory=list, description="judges that compare each policy with the baseline, in both orders"
+        )
+        people: People | None = Field(
+            None, description="people compare each policy with the baseline, blind: `prompts`, `labels`, `task` ..."
+        )
+        repeats: int = Field(0, ge=0, le=20, description="how often judges are asked the same again about some pairs")
+        repeat_pairs: int = Field(50, ge=1, description="pairs of answers to ask about again, drawn with the seed")
+        triad_prompts: int = Field(
+            50, ge=0, description="prompts at which judges compare all policies, if there are three; 0: none"
+        )
+        prompts: DataRef = Field(description="held-out prompts; rows that repeat words and columns count once")
+        base: bool = Field(True, description="show the untouched base model too")
+        baseline: PolicyRef | None = Field(
+            None, description="policy to compare the others with; default: the first but `base`, or else `base`"
+        )
+        kl: bool = Field(True, description="measure the KL to the reference")
+        reference: PolicyRef | None = Field(None, description="policy to measure the KL to; default: the baseline")
+        few_shot: FewShot | None = Field(
+            None, description="examples in front of each prompt: `policies`, `examples`, `shots` and `baseline`"
+        )
+        samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses of each policy to each prompt")
+        temperature: float | None = Field(
+            None, gt=0, description="sampling temperature, also for the KL; default: as in training"
+        )
+        by: list[str] = Field(default_factory=list, description="columns of the prompts to break the results down by")
+        limit: int | None = Field(None, ge=1, description="use only the first N prompts")
+        show: int = Field(3, ge=0, description="prompts whose responses are printed side by side")
+        seed: int | None = Field(None, ge=0, description="seed of the samples; default: the recipe's")
+        next: str = Field("", description="command to try next, printed last")
+
+        @model_validator(mode="after")
+        def _consistent(self) -> Any:
+            for key, names in (("policies", self.policies), ("rewards", [label(spec) for spec in self.rewards])):
+                repeated = sorted({name for name in names if names.count(name) > 1})
+                if repeated:
+                    raise ValueError(f"{key} has duplicates: {', '.join(repeated)}; names must be unique")
+            for name in (*self.policies, self.baseline, self.reference):
+                check_no_examples(name or "", is_baseline=name == self.baseline)
+            if not self.measures and not self.rewards and not self.judges and self.people is None:
+                raise ValueError("name at least one measure, reward or judge, or ask people (`people: {}`)")
+            check_names(self.rewards, self.judges)
+            raters = [*map(label, self.rewards), *judge_names(self.judges)]
+            if taken := [name for name in self.measures if name in raters]:
+                raise ValueError(f"'{taken[0]}' is the name of a measure, and of a reward or judge; rename the measure")
+            if self.people is not None and PEOPLE in [*raters, *self.measures]:
+                raise ValueError(f"'{PEOPLE}' is what people are called in the tables; rename the measure or rater")
+            if not self.kl and self.reference is not None:
+                raise ValueError("reference is the policy to measure the KL to, and kl is false: leave one of them out")
+            if len(self.policies) < 2 and self.few_shot is None and (self.judges or self.people is not None):
+                raise ValueError(f"{'judges' if self.judges else PEOPLE} compare policies: name at least two")
+            if self.baseline is not None and self.baseline not in self.policies:
+                raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {', '.join(self.policies)}")
+            if self.baseline is not None and self.few_shot is not None and self.few_shot.baseline:
+                raise ValueError("baseline and few_shot.baseline name two baselines: set one of them")
+            return self
+
+        def policies_to_sample(self) -> list[str]:
+            prompted = self.few_shot.policies if self.few_shot is not None else []
+            return list(dict.fromkeys([*self.policies, *prompted]))
+
+    options: Options
+    _base: str | None = None  # the untouched base model of all policies
+
+    @property
+    def prompted(self) -> dict[str, str]:
+        """The names of the policies with examples, and their references."""
+        few_shot = self.options.few_shot
+        return few_shot.named(self.options.policies) if few_shot is not None else {}
+
+    @property
+    def policies(self) -> list[str]:
+        """All that answer: those that are compared, behind the untouched base model."""
+        shown = [] if self._base is None or self._base in self._named else [self._base]
+        return [*shown, *self._named]
+
+    @property
+    def _named(self) -> list[str]:
+        """The policies that the recipe names: one with examples follows the policy itself, or else comes first."""
+        own = self.options.policies
+        first = [name for name, role in self.prompted.items() if role not in own]
+        return first + [n for policy in own for n in (policy, *(k for k, r in self.prompted.items() if r == policy))]
+
+    @property
+    def baseline(self) -> str | None:
+        """The policy to compare the others with; None if there is only one policy."""
+        options, policies = self.options, self.options.policies
+        if options.few_shot is not None and options.few_shot.baseline:
+            return next(iter(self.prompted))
+        if options.baseline or len(self._named) < 2:
+            return options.baseline
+        if len(policies) < 2:
+            return self._named[0]
+        return next((policy for policy in policies[:-1] if policy != "base"), policies[0])
+
+    @property
+    def reference(self) -> str | None:
+        """The policy to measure the KL to, which reads the plain prompts; None if no KL is measured."""
+        if not self.options.kl:
+            return None
+        baseline = self.baseline
+        return self.options.reference or (baseline and self.prompted.get(baseline, baseline))
+
+    def check(self, folder: Path) -> None:
+        if self.options.people is not None:
+            self.options.people.check_files()
+
+    def check_data(self, data: StepData) -> None:
+        options = self.options
+        if self._compared and options.people is None:
+            warn_of_own_raters(options, self.options.policies_to_sample(), str(self.baseline), data)
+        if (rows := data.load(options.prompts)) is not None:
+            prompts, _ = prompts_to_compare(rows, options.limit)
+            breakdown.check_columns(prompts, options.by)
+            measures.check_where(options.measures, prompts)
+            for reward in options.rewards:
+                data.check_prompts(reward, prompts)
+            for measure in options.measures.values():
+                data.check_prompts(measure.reward, [group for group in prompts if measure.counts(group)])
+        if options.few_shot is not None and (examples := data.load(options.few_shot.examples)) is not None:
+            different(options.few_shot, examples)
+
+    def run(self, context: StepContext) -> Artifact:
+        options = self.options
+        bases = {context.base_of(policy) for policy in options.policies_to_sample()}
+        self._base = bases.pop() if options.base and len(bases) == 1 else None
+        # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
+        measured_by = [spec for spec, _ in measures.distinct_rewards(options.measures)]
+        scorers = [context.scorer(spec) for spec in (*measured_by, *options.rewards)]
+        judges = dict(zip(judge_names(options.judges), options.judges, strict=True))
+        checked = {name: CheckedJudge(component, context) for name, component in judges.items()}
+        prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
+        breakdown.check_columns(prompts, options.by)
+        measures.check_where(options.measures, prompts)
+        examples = draw(options.few_shot, context) if options.few_shot is not None else None
+        measured = self._measured(prompts, notes, scorers, examples, context)
+        if examples is not None:
+            write_groups(context.out / "examples.jsonl", examples.first)
+        verdicts = self._verdicts(measured.groups, checked, context)
+        if options.people is None:
+            return self._artifact(measured, verdicts, checked, None, context)
+        try:
+            said = ask(options.people, measured.groups, self._compared, str(self.baseline), context)
+        except StageWaits:
+            known = self._artifact(measured, verdicts, checked, None, context)
+            if known.report is not None and (options.measures or options.rewards or judges):
+                context.write_text("report.txt", f"{known.report.text()}\n")
+                context.say(f"{context.out.name}: what is known without people: {context.out / 'report.txt'}")
+            raise
+        compared = {policy: said.judged(policy, len(measured.groups)) for policy in self._compared}
+        verdicts = {policy: {PEOPLE: found, **verdicts.get(policy, {})} for policy, found in compared.items()}
+        return self._artifact(measured, verdicts, checked, said, context)
+
+    @property
+    def _compared(self) -> list[str]:
+        """The policies that are compared with the baseline."""
+        return [policy for policy in self._named if self.baseline is not None and policy != self.baseline]
+
+    def _measured(
+        self,
+        prompts: Sequence[Group],
+        notes: Sequence[str],
+        scorers: Sequence[Any],
+        examples: Examples | None,
+        context: StepContext,
+    ) -> numbers.Measured:
+        """The answers with their scores, and the numbers without judges and people.
+
+        If people are asked, they are kept: a run that continues with their labels computes nothing again.
+        """
+
+        def say(name: str) -> None:
+            context.say(f"{context.out.name}: scoring with {name}")
+
+        def measure(rows: Sequence[Any]) -> list[dict[str, Any]]:
+            prompted = {name: examples.prompted(role) for name, role in self.prompted.items()} if examples else {}
+            warning = self._warning(prompts, context)
+            groups, own = self._sample(prompts, prompted, context), len(scorers) - len(self.options.rewards)
+            groups, columns = scored_by(groups, self.options.rewards, scorers[own:], say)
+            groups = measures.scored(groups, self.options.measures, scorers[:own], say)
+            summary = self._summary(groups, columns, len(prompts) - len(groups), prompted, context)
+            summary["few_shot"] = examples.summary(self.prompted, groups) if examples else None
+            summary["notes"] += [*notes, *(examples.notes(prompted, groups) if examples else ())]
+            summary["notes"] += [*filter(None, [warning]), *(note for scorer in scorers for note in scorer.untrained)]
+            singles = [*self.options.measures, *(column.name for column in columns if column.single)]
+            return [numbers.Measured(groups, summary, singles).plain()]
+
+        rows = [[group_to_json(group) for group in prompts]]
+        [plain] = measure(rows) if self.options.people is None else context.map("answers", rows, measure)
+        return numbers.Measured.restored(plain)
+
+    def _artifact(
+        self,
+        measured: numbers.Measured,
+        verdicts: breakdown.Verdicts,
+        judges: Mapping[str, CheckedJudge],
+        said: Said | None,
+        context: StepContext,
+    ) -> Artifact:
+        """Everything that the step writes. judges: without people. said: by people; None without them."""
+        groups, summary = measured.groups, {**measured.summary}
+        summary["judges"] = [*([PEOPLE] if said else []), *judges]
+        summary["notes"] = [*summary["notes"], *([said.note()] if said else [])]
+        summary["people"] = said.facts() if said else None
+        summary["judged"] = judged.summaries(groups, verdicts, self.baseline)
+        summary["judge_cards"] = self._cards(groups, judges, verdicts, summary["rewards"], said, context)
+        groups, summary, verdicts = numbers.with_short_names(groups, summary, verdicts)
+        summary["ranking"] = breakdown.rankings(groups, summary, verdicts, context.seed)
+        summary["by"] = breakdown.by_columns(groups, self.options.by, summary, verdicts, self._compare)
+        write_groups(context.out / "samples.jsonl", groups)
+        context.write_json("evaluation.json", summary)
+        for file, text in judged.leaderboards(groups, summary).items():
+            context.write_text(file, text)
+        context.write_json("figure.json", numbers.figure(summary, measured.singles))
+        shown = report.report(summary, groups[: self.options.show])
+        return Artifact(summary=summary, report=shown, text=f"next: {self.options.next}" if self.options.next else "")
+
+    def _verdicts(
+        self, groups: Sequence[Group], judges: Mapping[str, CheckedJudge], context: StepContext
+    ) -> dict[str, dict[str, judged.Judged]]:
+        """The comparisons of each policy with the baseline, by each judge."""
+        baseline, found = str(self.baseline), {}
+        for policy in self._compared if judges else ():
+            context.say(f"{context.out.name}: {', '.join(judges)} compare {short_names(self.policies)[policy]}")
+            found[policy] = {
+                name: judged.judge(groups, policy, baseline, mapped(judge.compare, name, context.map))
+                for name, judge in judges.items()
+            }
+        return found
+
+    def _cards(
+        self,
+        groups: Sequence[Group],
+        judges: Mapping[str, CheckedJudge],
+        verdicts: breakdown.Verdicts,
+        rewards: Sequence[str],
+        said: Said | None,
+        context: StepContext,
+    ) -> dict[str, Any]:
+        options = self.options
+        if not verdicts:
+            return {}
+        lower = frozenset(name for name, measure in options.measures.items() if measure.better == "lower")
+        cards = Cards(groups, str(self.baseline), verdicts, judges, context, said, lower)
+        return cards.all(rewards, options.repeats, options.repeat_pairs, options.triad_prompts)
+
+    def _warning(self, prompts: Sequence[Group], context: StepContext) -> str:
+        """What is known of prompts that the policies or the reward models were trained on; empty without such prompts.
+
+        The training data of other runs' models are not known here.
+        """
+        seen: dict[str, set[int]] = {}
+        policies = self.options.policies_to_sample()
+        for model in (*policies, *self.options.rewards, *(one.reward for one in self.options.measures.values())):
+            seen |= context.trained_on(model, prompts)
+        texts = []
+        if unknown := [name for policy, name in short_names(policies).items() if name != policy]:
+            texts.append(f"warning: it was not checked whether {', '.join(unknown)} learned from these prompts")
+        if seen:
+            stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
+            count = len(set().union(*seen.values()))
+            texts.append(f"warning: {count} of {len(prompts)} prompts are training data ({stages})")
+        for text in texts:
+            context.say(f"{context.out.name}: {text}")
+        return "\n".join(texts)
+
+    def _sample(self, prompts: Sequence[Group], prompted: Mapping[str, Prompted], context: StepContext) -> list[Group]:
+        options = self.options
+        groups = sample_policies(
+            context,
+            self.policies,
+            prompts,
+            prompted=prompted,
+            samples_per_prompt=options.samples_per_prompt,
+            **options.sampling(),
+        )
+        if not groups:
+            help = "\nhelp: set few_shot.shots to less, so that examples and prompts fit" if prompted else ""
+            raise RunFailed(f"evaluate: none of {len(prompts)} prompts could be answered by all policies{help}")
+        return groups
+
+    def _summary(
+        self,
+        groups: Sequence[Group],
+        columns: Sequence[Column],
+        left_out: int,
+        prompted: Mapping[str, Prompted],
+        context: StepContext,
+    ) -> dict[str, Any]:
+        options, baseline = self.options, self.baseline
+        combined = [column.name for column in columns if not column.single]
+        rewards = [column.name for column in columns]
+        names = [*options.measures, *rewards]
+        kls = kl_of(groups, self.policies, self.reference, prompted, options.sampling()["temperature"], context)
+        raters = raters_of(options)
+        return {
+            "prompts": len(groups),
+            "left_out": left_out,
+            "sampling": {"samples_per_prompt": options.samples_per_prompt, **options.sampling(), "seed": context.seed},
+            "notes": [f"sampled with {options.described()}", *options.notes],
+            "baseline": baseline,
+            "reference": self.reference,
+            "headline": next(iter([*options.measures, *combined, *rewards]), None),
+            "measures": measures.described(options.measures, groups),
+            "rewards": names,
+            "trained_on": {
+                policy: {name: context.learned_from(role, rater) for name, rater in raters.items()}
+                for policy in self.policies
+                for role in [self.prompted.get(policy, policy)]
+            },
+            "policies": {
+                policy: {**numbers.measure(groups, policy, names, options.measures), "kl": kls[policy]}
+                for policy in self.policies
+            },
+            "against": {
+                policy: {name: self._compare(groups, policy, baseline, name) for name in names}
+                for policy in self._compared
+                if baseline is not None and names
+            },
+            "against_base": {
+                policy: {
+                    name: self._compare(groups, policy, self._base, name)["difference"] for name in options.measures
+                }
+                for policy in self._named
+                if self._base not in (None, baseline, policy) and options.measures
+            },
+        }
+
+    def _compare(self, groups: Sequence[Group], policy: str, baseline: str, name: str) -> dict[str, Any]:
+        return numbers.compare(groups, policy, baseline, name, self.options.measures)
+
+
+@hookimpl
+def register_steps(register: Register) -> None:
+    register("evaluate", Evaluate, summary="compare policies on held-out prompts by rewards, length and KL")

@@ -1,0 +1,116 @@
+"""The numbers of a comparison by rewards, as evaluation.json has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alignkit import Group
+from alignkit.data.group import group_from_json, group_to_json, length
+from alignkit.evaluation import statistics
+from alignkit.evaluation.comparison import answers_of, averages, scale_of, short_names
+from alignkit.evaluation.comparison import compare as compare_scores
+from alignkit_plugins.steps.evaluate.judged import Judged
+from alignkit_plugins.steps.evaluate.measures import Measure
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known without judges and people. summary: for evaluation.json. singles: rewards without combinations."""
+
+    groups: Sequence[Group]
+    summary: Mapping[str, Any]
+    singles: Sequence[str]
+
+    def plain(self) -> dict[str, Any]:
+        """It as JSON, for `restored`."""
+        texts = [group_to_json(group) for group in self.groups]
+        return {"groups": texts, "summary": self.summary, "singles": list(self.singles)}
+
+    @classmethod
+    def restored(cls, plain: Mapping[str, Any]) -> Measured:
+        """What `plain` turned into JSON."""
+        return cls([group_from_json(text) for text in plain["groups"]], plain["summary"], plain["singles"])
+
+
+def measure(
+    groups: Sequence[Group], policy: str, names: Sequence[str], measures: Mapping[str, Measure]
+) -> dict[str, Any]:
+    """The results of one policy, without comparisons. names: of rewards and measures."""
+    answers = [response for group in groups for response in answers_of(group, policy)]
+    rewards = {}
+    for name in names:
+        counted = _counted(groups, name, measures)
+        scores = [average.score for average in averages(counted, policy, name) if average is not None]
+        unscored = sum(r.scores[name] is None for group in counted for r in answers_of(group, policy))
+        rewards[name] = {**scale_of(groups, name).mean(scores), "unscored": unscored}
+    lengths = [statistics.mean([length(r) for r in answers_of(group, policy)]) for group in groups]
+    return {
+        "rewards": rewards,
+        "length": statistics.estimate(lengths),
+        "truncated": sum(response.truncated for response in answers) / len(answers),
+    }
+
+
+def compare(
+    groups: Sequence[Group], policy: str, baseline: str, name: str, measures: Mapping[str, Measure]
+) -> dict[str, Any]:
+    """A policy against the baseline by a reward or a measure, as in `alignkit.evaluation.comparison.compare`.
+
+    Differences keep the sign of the scores. A win is the better score, so those of a measure may be the lower ones.
+    Nothing is said of a measure at equal length: it finds words or answers, and no length fools it.
+    """
+    found = compare_scores(_counted(groups, name, measures), policy, baseline, name)
+    if name not in measures:
+        return found
+    found = {**found, "at_equal_length": None}
+    if measures[name].better == "higher":
+        return found
+    wins, losses = found["losses"], found["wins"]
+    return {**found, "wins": wins, "losses": losses, "win_rate": statistics.share(wins, wins + losses)}
+
+
+def _counted(groups: Sequence[Group], name: str, measures: Mapping[str, Measure]) -> Sequence[Group]:
+    """The groups that are part of a measure; all, for a reward."""
+    return [group for group in groups if measures[name].counts(group)] if name in measures else groups
+
+
+def figure(summary: Mapping[str, Any], singles: Sequence[str]) -> dict[str, Any]:
+    """The data of a figure like Llama 2's figure 11: single rewards of each policy, and win rates against the baseline,
+    null for the baseline itself.
+    """
+    versions = []
+    for policy, numbers in summary["policies"].items():
+        against = summary["against"].get(policy, {})
+        rewards = {
+            name: {**numbers["rewards"][name], "win_rate": against[name]["win_rate"] if against else None}
+            for name in singles
+        }
+        versions.append({"policy": policy, "rewards": rewards})
+    return {"baseline": summary["baseline"], "rewards": list(singles), "versions": versions}
+
+
+def with_short_names(
+    groups: Sequence[Group], summary: dict[str, Any], verdicts: Mapping[str, Mapping[str, Judged]]
+) -> tuple[list[Group], dict[str, Any], dict[str, Any]]:
+    """The groups, the summary and the verdicts with short names for the folders of other runs."""
+    names: dict[str | None, str | None] = {None: None}
+    names |= short_names([*summary["policies"], summary["reference"] or ""]).items()
+    renamed = [
+        replace(group, responses=tuple(replace(r, source=names[r.source]) for r in group.responses)) for group in groups
+    ]
+    short = {
+        **summary,
+        **{key: names[summary[key]] for key in ("baseline", "reference")},
+        **{
+            key: {names[policy]: value for policy, value in summary[key].items()}
+            for key in ("policies", "against", "against_base", "judged", "trained_on")
+        },
+        "people": summary["people"] and {**summary["people"], "safe": _named(summary["people"]["safe"], names)},
+    }
+    return renamed, short, {str(names[policy]): found for policy, found in verdicts.items()}
+
+
+def _named(results: Mapping[str, Any], names: Mapping[str | None, str | None]) -> dict[str, Any]:
+    return {str(names[policy]): result for policy, result in results.items()}

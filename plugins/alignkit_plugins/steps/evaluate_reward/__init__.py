@@ -1,0 +1,189 @@
+"""The step `evaluate_reward`: how well rewards agree with people's preferences on pairs that nothing was trained on.
+
+Accuracy has intervals and is shown by people's margins, as in Llama 2 (Touvron et al. 2023, arXiv:2307.09288, table 8),
+and by columns of the pairs. In addition to the paper, the step says how far the scores of a reward model can be taken
+as probabilities, and how much of them is length (Singhal et al. 2023, arXiv:2310.03716).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import model_validator
+
+import alignkit
+from alignkit import (
+    Artifact,
+    CheckedJudge,
+    DataError,
+    DataRef,
+    Field,
+    Group,
+    JudgeRef,
+    Register,
+    RewardRef,
+    Step,
+    StepContext,
+    StepData,
+    hookimpl,
+    resolved_pairs,
+)
+from alignkit.data.group import write_groups
+from alignkit.errors import did_you_mean
+from alignkit.evaluation.comparison import file_names
+from alignkit.evaluation.judge_card import check_names, judge_names
+from alignkit.evaluation.reward_columns import Column, label, scored_by
+from alignkit_plugins.steps.evaluate_reward import measures, report, rewardbench, rewardbench2
+from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons, prompts_of
+from alignkit_plugins.steps.evaluate_reward.judged import judged
+
+
+class EvaluateReward(Step):
+    """Count how often the chosen response of a pair scores higher by each reward, and is preferred by each judge."""
+
+    class Options(alignkit.Options):
+        rewards: list[RewardRef] = Field(default_factory=list, description="rewards to evaluate")
+        judges: list[JudgeRef] = Field(default_factory=list, description="judges to evaluate, as raters of the pairs")
+        repeats: int = Field(0, ge=0, le=20, description="how often judges are asked the same again about some pairs")
+        repeat_pairs: int = Field(50, ge=1, description="pairs to ask about again, drawn with the seed")
+        pairs: DataRef = Field(description="held-out preference pairs")
+        by: list[str] = Field(default_factory=list, description="columns of the pairs to break accuracy down by")
+        limit: int | None = Field(None, ge=1, description="use only the first N prompts")
+
+        @model_validator(mode="after")
+        def _consistent(self) -> Any:
+            names = [label(spec) for spec in self.rewards]
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"rewards has duplicates: {', '.join(repeated)}; names must be unique")
+            if not self.rewards and not self.judges:
+                raise ValueError("name at least one reward or judge")
+            check_names(self.rewards, self.judges)
+            return self
+
+    options: Options
+
+    def check_data(self, data: StepData) -> None:
+        if (read := data.load(self.options.pairs)) is not None:
+            groups = self._with_pairs(read)
+            self._columns(groups)
+            for reward in self.options.rewards:
+                data.check_prompts(reward, groups)
+
+    def run(self, context: StepContext) -> Artifact:
+        options = self.options
+        scorers = [context.scorer(spec) for spec in options.rewards]  # a missing key or file shows here
+        judges = zip(judge_names(options.judges), options.judges, strict=True)
+        checked = {name: CheckedJudge(part, context) for name, part in judges}
+        read = context.load(options.pairs)
+        groups = self._with_pairs(read)
+        by = self._columns(groups)
+        count = len(groups)
+        groups, columns = scored_by(
+            groups,
+            options.rewards,
+            scorers,
+            lambda name: context.say(f"{context.out.name}: scoring {count} prompts with {name}"),
+        )
+        rows = {column.name: comparisons(groups, column.name) for column in columns}
+        why = {column.name: _uncalibrated(column, context) for column in columns} | dict.fromkeys(
+            checked, measures.NO_MODEL
+        )
+        cards = {}
+        for name, judge in checked.items():
+            rows[name], cards[name] = judged(name, judge, groups, context, options.repeats, options.repeat_pairs)
+        several = rewardbench2.applies(groups)
+        found = {name: _measured(pairs, by, why[name]) for name, pairs in rows.items()}
+        # A judge gives no scores, of which the highest would count.
+        best = {column.name: rewardbench2.scored(groups, column.name) for column in columns if several}
+        summary: dict[str, Any] = {
+            "prompts": len(set(prompts_of(groups))),
+            "pairs": sum(len(resolved_pairs(group)) for group in groups),
+            "ties": sum(pair.p == 0.5 for group in groups for pair in resolved_pairs(group)),
+            "notes": self._notes(read, groups, context),
+            "rewards": {name: {**each, "best_of_n": best.get(name)} for name, each in found.items()},
+            "agreement": measures.agreement(rows),
+            "judge_cards": cards,
+        }
+        write_groups(context.out / "samples.jsonl", groups)
+        context.write_json("reward_evaluation.json", summary)
+        files = file_names(summary["rewards"])
+        for name, each in summary["rewards"].items() if rewardbench.COLUMN in by else ():
+            for folder, content in _results(name, each, rows[name], groups).items():
+                context.write_json(f"{folder}/{files[name]}.json", content)
+        return Artifact(summary=summary, report=report.report(summary))
+
+    def _with_pairs(self, read: Sequence[Group]) -> list[Group]:
+        groups = [group for group in read if resolved_pairs(group)][: self.options.limit]
+        if not groups:
+            raise DataError(f"none of {len(read)} rows has a preference pair", option=("pairs",))
+        rewardbench2.check(groups)
+        return groups
+
+    def _columns(self, groups: Sequence[Group]) -> list[str]:
+        """The columns to break accuracy down by; RewardBench's among them if all pairs have it."""
+        known = sorted({name for group in groups for name in group.meta})
+        for place, column in enumerate(self.options.by):
+            if column not in known:
+                near = did_you_mean(column, known) or f"columns: {', '.join(known) or 'none'}"
+                raise DataError(f"no pair has a column '{column}'\nhelp: {near}", option=("by", place))
+        benchmark = [rewardbench.COLUMN] if all(rewardbench.COLUMN in group.meta for group in groups) else []
+        return list(dict.fromkeys([*self.options.by, *benchmark]))
+
+    def _notes(self, read: Sequence[Group], groups: Sequence[Group], context: StepContext) -> list[str]:
+        """What a reader must know: rows without a pair, and pairs that reward models learned from."""
+        without = sum(not resolved_pairs(group) for group in read)
+        notes = [f"{without} of {len(read)} rows have no pair and are left out"] if without else []
+        seen: dict[str, set[int]] = {}
+        for spec in self.options.rewards:
+            seen |= context.trained_on(spec, groups)
+        if seen:
+            stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
+            total = len(set().union(*seen.values()))
+            notes.append(f"warning: {total} of {len(groups)} rows are training data ({stages})")
+            context.say(f"{context.out.name}: {notes[-1]}")
+        return notes
+
+
+def _uncalibrated(column: Column, context: StepContext) -> str:
+    """Why the differences of a column's scores cannot be read as log-odds; empty if they can."""
+    if column.model is None:
+        return measures.NO_MODEL
+    known = context.log_odds(column.model)
+    if known is None:
+        return "nothing says whether its scores are log-odds"
+    return "" if known else "its algorithm does not call them log-odds"
+
+
+def _results(
+    name: str, found: Mapping[str, Any], pairs: Sequence[Comparison], groups: Sequence[Group]
+) -> dict[str, Any]:
+    """The files in RewardBench's layout, or in that of RewardBench 2, by their folders."""
+    if found["best_of_n"] is not None:
+        return rewardbench2.files(name, groups, found["best_of_n"])
+    return rewardbench.files(name, pairs, found["by"][rewardbench.COLUMN])
+
+
+def _measured(pairs: Sequence[Comparison], by: Sequence[str], uncalibrated: str) -> Mapping[str, Any]:
+    """What is known of one column. uncalibrated: why its differences are no log-odds; empty if they are."""
+    found = {
+        **measures.accuracy(pairs),
+        "by_margin": measures.by_margin(pairs),
+        "by": {column: measures.by_column(pairs, column) for column in by},
+        "length": measures.length(pairs),
+        "calibration": None if uncalibrated else measures.calibration(pairs),
+        "uncalibrated": uncalibrated,
+    }
+    subsets = found["by"].get(rewardbench.COLUMN, {})
+    found["sections"] = rewardbench.sections({name: row["correct"] / row["pairs"] for name, row in subsets.items()})
+    return found
+
+
+@hookimpl
+def register_formats(register: Register) -> None:
+    register("reward_bench_2", rewardbench2.RewardBench2, summary=rewardbench2.RewardBench2.summary)
+
+
+@hookimpl
+def register_steps(register: Register) -> None:
+    register("evaluate_reward", EvaluateReward, summary="rewards against people's pairs: accuracy, calibration, length")

@@ -1,0 +1,92 @@
+"""Judges as raters of people's pairs: how often, and how far beyond chance, a judge makes the same choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
+from alignkit.data.spoken import all_turns
+from alignkit.evaluation.judge_card import ask_again, card, mapped
+from alignkit.evaluation.judge_quality import Judgment, side, times_longer
+from alignkit.judges import Item
+from alignkit_plugins.steps.evaluate_reward.comparisons import Choice, Comparison, choices
+
+FIRST, SECOND = "first", "second"  # positions, which are what people and a judge name
+
+
+def judged(
+    name: str, judge: CheckedJudge, groups: Sequence[Group], context: StepContext, repeats: int, repeat_pairs: int
+) -> tuple[list[Comparison], dict[str, Any]]:
+    """A judge's choices as comparisons, whose scores are its probabilities, and its card.
+
+    Half of the pairs, drawn by the seed, have the chosen response first: a judge that ignores its duty to ask in both
+    orders must not learn the answer from the place. Pairs of equal texts are ties, and no judge is asked.
+    """
+    every = list(choices(groups))
+    asked = [choice for choice in every if all_turns(choice.better) != all_turns(choice.worse)]
+    order = seeds.stream(context.seed, "judged pairs", name).permutation(len(asked))
+    turned = [bool(number % 2) for number in order]
+    items = [_item(choice, turn) for choice, turn in zip(asked, turned, strict=True)]
+    context.say(f"{context.out.name}: {name} compares {len(items)} pairs")
+    shown = mapped(judge.compare, name, context.map)(items)
+    judgments = [_judgment(*each) for each in zip(asked, shown, turned, strict=True)]
+    again = ask_again(judge.component, name, context, list(zip(items, shown, strict=True)), repeats, repeat_pairs)
+    again = replace(again, verdicts=[_oriented(again.places, verdicts, turned) for verdicts in again.verdicts])
+    verdicts = {(choice.row, choice.pair): each.verdict for choice, each in zip(asked, judgments, strict=True)}
+    found = []
+    for choice in every:
+        p = verdicts.get((choice.row, choice.pair), Verdict(0.5)).p_first
+        if p is not None:
+            found.append(choice.scored(p, 1 - p))
+    return found, card(judgments, again=again, people=_people(judgments, turned, context.seed, name))
+
+
+def _item(choice: Choice, turn: bool) -> Item:
+    texts = all_turns(choice.better), all_turns(choice.worse)
+    return (list(choice.group.prompt), *(texts[::-1] if turn else texts))
+
+
+def _judgment(choice: Choice, verdict: Verdict, turn: bool) -> Judgment:
+    """The verdict as one on (better, worse). A judge without orders answered one question: that with these places."""
+    named: tuple[float, ...] = ()
+    if verdict.p_first is not None:
+        orders = verdict.p_orders
+        named = (orders[0], 1 - orders[1]) if orders else (verdict.p_first,)
+    longer = times_longer(all_turns(choice.better), all_turns(choice.worse))
+    return Judgment(choice.prompt, _turned(verdict) if turn else verdict, longer, named)
+
+
+def _turned(verdict: Verdict) -> Verdict:
+    """The same verdict on the responses the other way around."""
+    parts = {name: _turned(part) for name, part in verdict.parts.items()}
+    if verdict.p_first is None:
+        return replace(verdict, parts=parts)
+    orders = verdict.p_orders
+    swapped = (1 - orders[1], 1 - orders[0]) if orders else None
+    return replace(verdict, p_first=1 - verdict.p_first, p_orders=swapped, parts=parts)
+
+
+def _oriented(places: Sequence[int], verdicts: Sequence[Verdict], turned: Sequence[bool]) -> list[Verdict]:
+    return [_turned(verdict) if turned[place] else verdict for place, verdict in zip(places, verdicts, strict=True)]
+
+
+def _people(judgments: Sequence[Judgment], turned: Sequence[bool], seed: int, name: str) -> Mapping[str, Any] | None:
+    """Agreement over the questions, each with the place that people and the judge name. A tie is no answer."""
+    from alignkit.evaluation.agreement import two_raters  # imports numpy
+
+    units: dict[int, list[tuple[str, str]]] = {}
+    for each, turn in zip(judgments, turned, strict=True):
+        if each.verdict.p_first is None:
+            continue
+        orders = each.verdict.p_orders
+        questions = [(orders[0], FIRST, SECOND), (orders[1], SECOND, FIRST)] if orders else []
+        own, other = (SECOND, FIRST) if turn else (FIRST, SECOND)
+        for p, place, elsewhere in questions or [(each.verdict.p_first, own, other)]:
+            if (chosen := side(p)) is not None:
+                units.setdefault(each.unit, []).append((place, place if chosen > 0 else elsewhere))
+    if not units:
+        return None
+    found = two_raters(list(units.values()), seed=seed, stream=name)
+    return {**found, "questions": sum(map(len, units.values()))}

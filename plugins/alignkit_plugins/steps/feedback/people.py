@@ -1,0 +1,244 @@
+"""The step `people`: a run asks people about rows, waits, and continues with their labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from alignkit import (
+    Artifact,
+    DataError,
+    DataRef,
+    Field,
+    Group,
+    JudgeRef,
+    RewardRef,
+    RunFailed,
+    Step,
+    StepContext,
+    StepData,
+)
+from alignkit.evaluation.judge_card import check_names
+from alignkit.report import Report, Table
+from alignkit_apps.feedback.active_learning import rated
+from alignkit_apps.feedback.agreement_summary import agreement, agreement_tables
+from alignkit_apps.feedback.asking import LabelPlaces, Wanted, items_of, joined, questions_of, shortage, with_rewards
+from alignkit_apps.feedback.effective_labels import Labeled, labeled
+from alignkit_apps.feedback.items import CRITERIA, Item
+from alignkit_apps.feedback.rows import counts, row_of
+from alignkit_apps.feedback.store import Store
+from alignkit_apps.feedback.waiting import STORE, labels_of
+from alignkit_plugins.steps.feedback.format import Feedback, FeedbackOptions, Task
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The items of a stage. left_out: a reason for each question that nobody could answer."""
+
+    items: list[Item]
+    gold: list[Item]
+    left_out: list[str]
+
+
+class People(Step):
+    """Ask people about rows, on the page of `alignkit label`.
+
+    The run puts the rows into a store, says how to label them, and ends with exit code 75. The same command continues
+    when enough labels are in. Stages that do not need them run meanwhile. What the step hands on is what the format
+    `feedback` reads: pairs with margins, rankings, scores, demonstrations or thumbs.
+
+    Only labels of the rows that the stage has now count. If an earlier stage changes, people are asked about its new
+    rows, and the labels of the old ones stay in the store.
+    """
+
+    class Options(LabelPlaces):
+        """What is asked, how many labels are enough, and how they are collected."""
+
+        data: DataRef = Field(
+            description="what people label: rows with responses, such as a `sample` stage, or prompts"
+        )
+        task: Task | None = Field(
+            None,
+            description="default: by a row's responses: 2 are a pair, 3 to 9 a ranking, 1 or none a demonstration",
+        )
+        criteria: list[str] | None = Field(
+            None, min_length=1, description=f"what `scores` rate; default: {', '.join(CRITERIA)}"
+        )
+        pairs_per_row: int = Field(
+            1, ge=1, description="pair, safety: pairs of the responses of a row that has more than two, drawn at random"
+        )
+        join_prompts: bool = Field(
+            False, description="rows with the same prompt are one, such as the samples of several policies"
+        )
+        limit: int | None = Field(None, ge=1, description="use only the first N rows")
+        labels: int | None = Field(
+            None, ge=1, description="items that are enough; default: all that nobody skipped or flagged"
+        )
+        annotators: int = Field(1, ge=1, le=100, description="people who label each item")
+        votes: Literal["soft", "majority", "each"] = Field(
+            "soft",
+            description="labels of several annotators: the share as probability, the majority's, or a pair for each",
+        )
+        gold: DataRef | None = Field(
+            None, description="rows whose labels are right, mixed in unseen; nobody waits for them"
+        )
+        gold_rate: float | None = Field(
+            None, ge=0, lt=1, description="share of gold items; default: the store's, 0.05 at first"
+        )
+        repeat_rate: float | None = Field(
+            None, ge=0, lt=1, description="share of items that come twice; default: the store's, 0.02 at first"
+        )
+        rewards: list[RewardRef] = Field(
+            default_factory=list, description="rewards that score the responses first; see `judges`"
+        )
+        judges: list[JudgeRef] = Field(
+            default_factory=list,
+            description="judges that compare them first; people are asked first where rewards and judges disagree",
+        )
+        license: str = Field("", description="license of rows that state none; items without one are never exported")
+
+        @model_validator(mode="after")
+        def _usable(self) -> Any:
+            if self.criteria is not None and self.task != "scores":
+                raise ValueError("'criteria' needs 'task: scores'")
+            if self.criteria is not None and len(set(self.criteria)) < len(self.criteria):
+                raise ValueError(f"'criteria' must differ: {', '.join(self.criteria)}")
+            if self.pairs_per_row > 1 and self.task not in ("pair", "safety"):
+                raise ValueError("'pairs_per_row' needs 'task: pair' or 'task: safety'")
+            if (self.gold_rate or 0) + (self.repeat_rate or 0) >= 1:
+                raise ValueError("'gold_rate' and 'repeat_rate' must be below 1 together")
+            check_names(self.rewards, self.judges)
+            return self
+
+    options: Options
+
+    def check(self, folder: Path) -> None:
+        self.options.check_files()
+
+    def check_data(self, data: StepData) -> None:
+        gold = data.load(self.options.gold)
+        self._items(gold or (), Path(), gold=True)
+        if (rows := data.load(self.options.data)) is not None:
+            items = self._items(self._questions(rows, 0), Path())
+            if lack := shortage(list({item.id: item for item in items}.values()), self.options.labels):
+                raise DataError(lack, option=("data",) if not items else ("labels",))
+
+    def run(self, context: StepContext) -> Artifact:
+        options = self.options
+        store = options.store or context.out.parent / STORE
+        asked = self._asked(context, store.parent)
+        if lack := shortage(asked.items, options.labels):
+            reasons = "".join(f"\n  {count} left out: {why}" for why, count in Counter(asked.left_out).items())
+            raise RunFailed(f"stage '{context.stage}': {lack}{reasons}")
+        raters = options.rewards or options.judges
+        items = rated(asked.items, options.rewards, options.judges, context) if raters else asked.items
+        entries = labels_of(
+            store,
+            items,
+            needed=options.labels,
+            annotators=options.annotators,
+            stage=context.stage,
+            folder=context.out,
+            gold=asked.gold,
+            prepare=self._prepare,
+            say=context.say,
+        )
+        groups = self._groups([entry for entry in entries if counts(entry)])
+        if not groups:
+            raise RunFailed(f"stage '{context.stage}': the labels leave nothing to learn: all are tied or of no use")
+        facts = facts_of(entries, asked.left_out)
+        agreed = agreement([*entries, *self._gold(store, asked)])
+        context.write_json("agreement.json", {"questions": agreed})
+        shown = Report([*report(facts, entries).blocks, *agreement_tables(agreed)])
+        return Artifact(groups=groups, summary=facts, report=shown)
+
+    def _asked(self, context: StepContext, folder: Path) -> Asked:
+        """What people are asked. folder: of the store."""
+        left_out: list[str] = []
+        rows = context.load(self.options.data)
+        questions = self._questions(rows, context.seed, left_out)
+        items = self._items(questions, folder, left_out=left_out)
+        gold = self._items(context.load(self.options.gold), folder, gold=True) if self.options.gold else []
+        return Asked(list({item.id: item for item in items}.values()), gold, left_out)
+
+    def _gold(self, store: Path, asked: Asked) -> list[Labeled]:
+        """What people said about gold items, which are not learned from but say who knows the task."""
+        ids = {item.id for item in asked.gold} - {item.id for item in asked.items}
+        with Store.open(store, write=False) as opened:
+            return labeled(opened, ids)
+
+    def _questions(self, rows: Sequence[Group], seed: int, left_out: list[str] | None = None) -> list[Group]:
+        options, found = self.options, []
+        for row in joined(rows)[: options.limit] if options.join_prompts else rows[: options.limit]:
+            questions = questions_of(with_rewards(row), options.task, options.pairs_per_row, seed)
+            found += questions
+            if not questions and left_out is not None:
+                left_out.append("its responses do not differ")
+        return found
+
+    def _items(self, groups: Sequence[Group], folder: Path, **how: Any) -> list[Item]:
+        options = self.options
+        wanted = Wanted(options.task, tuple(options.criteria or CRITERIA), license=options.license)
+        return items_of(groups, wanted, folder, **how)
+
+    def _prepare(self, store: Store) -> None:
+        """Put guidelines and rates into the store, so that the page needs no options."""
+        options = self.options
+        plan = store.plan
+        gold_rate = plan.gold_rate if options.gold_rate is None else options.gold_rate
+        repeat_rate = plan.repeat_rate if options.repeat_rate is None else options.repeat_rate
+        if (gold_rate, repeat_rate) != (plan.gold_rate, plan.repeat_rate):
+            store.set_plan(replace(plan, gold_rate=gold_rate, repeat_rate=repeat_rate))
+        options.add_guidelines(store)
+
+    def _groups(self, entries: Sequence[Labeled]) -> list[Group]:
+        feedback = Feedback(FeedbackOptions(votes=self.options.votes, tasks=None, criteria=None, held_out=True))
+        return [group for entry in entries for group in feedback.groups(row_of(entry))]
+
+
+def facts_of(entries: Sequence[Labeled], left_out: Sequence[str]) -> dict[str, Any]:
+    """The numbers of a stage's labels."""
+    labels = [vote for entry in entries for vote in entry.votes]
+    seconds = [vote.seconds for vote in labels if vote.seconds is not None]
+    return {
+        "items": len(entries),
+        "tasks": dict(Counter(entry.stored.item.task for entry in entries)),
+        "labeled": sum(map(counts, entries)),
+        "labels": len(labels),
+        "annotators": len({vote.annotator for vote in labels}),
+        "flagged": sum(bool(entry.flags) for entry in entries),
+        "skipped": sum(bool(entry.skips) for entry in entries),
+        "median_seconds": median(seconds) if seconds else None,
+        "left_out": dict(Counter(left_out)),
+        "notes": [],
+    }
+
+
+def report(facts: dict[str, Any], entries: Sequence[Labeled]) -> Report:
+    """Who labeled how much, and how fast."""
+    rows: dict[str, list[Any]] = {}
+    for entry in entries:
+        for vote in entry.votes:
+            rows.setdefault(vote.annotator, [[], 0, 0])[0].append(vote.seconds)
+        for place, names in enumerate((entry.skips, entry.flags), 1):
+            for annotator, _ in names:
+                rows.setdefault(annotator, [[], 0, 0])[place] += 1
+    table = [
+        [name, str(len(spent)), str(skipped), str(flagged), _median(spent)]
+        for name, (spent, skipped, flagged) in sorted(rows.items())
+    ]
+    tasks = " and ".join(f"{count} of the task {task}" for task, count in facts["tasks"].items())
+    lines = [f"people: {facts['labeled']} of {facts['items']} items have labels that count ({tasks})"]
+    lines += [f"{count} rows or pairs left out: {why}" for why, count in facts["left_out"].items()]
+    return Report(["\n".join(lines), Table("", ["annotator", "labels", "skipped", "flagged", "median seconds"], table)])
+
+
+def _median(seconds: Sequence[float | None]) -> str:
+    known = [value for value in seconds if value is not None]
+    return f"{median(known):.3g}" if known else ""

@@ -1,0 +1,270 @@
+"""The step `calibration`: is a policy right as often as it is sure? And how sure is it when it is wrong?
+
+A policy's confidence in an answer is the probability that it gives to the tokens of the answer, with its end, at
+temperature 1: of all of them together, or per token (the geometric mean), which suits long answers. Kadavath et al.
+2022, arXiv:2207.05221, and OpenAI 2023, GPT-4 technical report, arXiv:2303.08774, figure 8: reinforcement learning
+makes it worse. Intervals are bootstrapped over prompts, the same ones for all policies, except for the share that is
+right, which has those of rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from alignkit import Artifact, Field, Group, RunFailed, Step, StepContext, StepData, seeds
+from alignkit.evaluation import statistics as stats
+from alignkit.evaluation.comparison import answers_of, prompts_to_compare, sample_policies
+from alignkit.evaluation.statistics import CONFIDENCE, shown
+from alignkit.report import Block, Report, Table
+from alignkit_plugins.steps.honesty.policies import PoliciesOptions, named, rightness
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BINS = 10  # of confidence, from 0 to 1
+DRAWS = 1000  # of what a calibrated policy would get right
+MEASURES = {
+    "accuracy": "right",
+    "confidence": "confidence",
+    "overconfidence": "confidence minus right",
+    "error": "calibration error (ECE)",
+    "brier": "Brier score",
+    "auroc": "AUROC of confidence",
+    "when_right": "confidence when right",
+    "when_wrong": "confidence when wrong",
+}
+
+
+class Calibration(Step):
+    """Policies answer prompts; their confidence in the answers is compared with whether these are right."""
+
+    class Options(PoliciesOptions):
+        confidence: Literal["sequence", "token"] = Field(
+            "sequence", description="probability of the whole answer, or its geometric mean per token"
+        )
+
+    options: Options
+
+    def check_data(self, data: StepData) -> None:
+        if (rows := data.load(self.options.prompts)) is not None:
+            data.check_prompts(self.options.correct, prompts_to_compare(rows, self.options.limit)[0])
+
+    def run(self, context: StepContext) -> Artifact:
+        options, names = self.options, named(self.options)
+        scorer = context.scorer(options.correct)  # before sampling: a missing key or file shows here
+        prompts, notes = options.read(context)
+        groups = sample_policies(context, options.policies, prompts, samples_per_prompt=1, **options.sampling())
+        cases = {policy: self._cases(groups, policy, scorer, context) for policy in options.policies}
+        complete = [place for place in range(len(groups)) if all(known[place] is not None for known in cases.values())]
+        if not complete:
+            raise RunFailed(f"calibration: none of {len(prompts)} prompts has a measured answer of every policy")
+        kept = {names[policy]: Cases.of([known[place] for place in complete]) for policy, known in cases.items()}
+        baseline = options.compared_with and names[options.compared_with]
+        summary = {
+            "prompts": len(complete),
+            "left_out": len(prompts) - len(complete),
+            "notes": [*notes, *scorer.untrained],
+            "confidence": options.confidence,
+            "baseline": baseline,
+            **summarize(kept, baseline, context.seed),
+        }
+        context.write_json("calibration.json", summary)
+        return Artifact(summary=summary, report=report(summary))
+
+    def _cases(
+        self, groups: Sequence[Group], policy: str, scorer: Any, context: StepContext
+    ) -> list[tuple[float, bool] | None]:
+        """Confidence and rightness of a policy's answer to each prompt; None if a confidence or a score is missing."""
+        # Without tools, of which policies read nothing when they answer.
+        own = [Group(group.prompt, tuple(answers_of(group, policy)), id=group.id, meta=group.meta) for group in groups]
+        logprobs = context.models.logprobs(policy, own, temperature=1.0)
+        sure = [
+            confidence(row.double().tolist(), self.options.confidence)
+            if len(row) == len(group.responses[0].tokens or ()) > 0 and not row.isnan().any()
+            else None
+            for group, row in zip(own, logprobs, strict=True)
+        ]
+        right = rightness(own, scorer, self.options.threshold)
+        return [None if p is None or known is None else (p, known) for p, known in zip(sure, right, strict=True)]
+
+
+def confidence(logprobs: Sequence[float], kind: str) -> float:
+    """The probability of an answer from those of its tokens: of all together, or the geometric mean."""
+    total = math.fsum(logprobs)
+    return math.exp(min(0.0, total if kind == "sequence" else total / len(logprobs)))  # rounding may exceed 0
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Answers: how sure the policy is, from 0 to 1, and whether it is right, 0 or 1; [answers] each."""
+
+    sure: NDArray[Any]
+    right: NDArray[Any]
+
+    @classmethod
+    def of(cls, cases: Sequence[Any]) -> Cases:
+        """From pairs of confidence and rightness."""
+        import numpy as np
+
+        sure, right = zip(*cases, strict=True)
+        return cls(np.asarray(sure, dtype=float), np.asarray(right, dtype=float))
+
+    def take(self, places: NDArray[Any]) -> Cases:
+        """The answers at these places."""
+        return Cases(self.sure[places], self.right[places])
+
+
+def summarize(cases: Mapping[str, Cases], baseline: str | None, seed: int) -> dict[str, Any]:
+    """All measures of each policy, and what they differ by from the baseline's, with intervals."""
+    policies = {
+        policy: {
+            "accuracy": stats.rate(known.right.tolist()),
+            **{name: _estimated(measure, [known], seed) for name, measure in _MEASURES.items()},
+            "error_if_calibrated": error_if_calibrated(known, seed),
+            "bins": bins(known),
+        }
+        for policy, known in cases.items()
+    }
+    against = {
+        policy: {
+            "accuracy": stats.paired_rates(known.right.tolist(), cases[baseline].right.tolist()),
+            **{name: _estimated(measure, [known, cases[baseline]], seed) for name, measure in _MEASURES.items()},
+        }
+        for policy, known in cases.items()
+        if baseline is not None and policy != baseline
+    }
+    return {"policies": policies, "against": against}
+
+
+def _estimated(measure: Any, sides: Sequence[Cases], seed: int) -> Mapping[str, Any]:
+    """A measure, or the difference of two at the same prompts, with its bootstrap interval."""
+
+    def value(drawn: Sequence[Cases]) -> float | None:
+        found = [measure(cases) for cases in drawn]
+        return None if None in found else found[0] - math.fsum(found[1:])
+
+    n = len(sides[0].sure)
+    from alignkit.evaluation.agreement import bootstrap  # imports numpy
+
+    return bootstrap(value(sides), n, lambda places: value([side.take(places) for side in sides]), seed=seed)
+
+
+def mean_confidence(cases: Cases) -> float | None:
+    """How sure the policy is on average."""
+    return float(cases.sure.mean())
+
+
+def overconfidence(cases: Cases) -> float | None:
+    """Mean confidence minus accuracy: positive if the policy is surer than it should be."""
+    return float((cases.sure - cases.right).mean())
+
+
+def error(cases: Cases) -> float | None:
+    """The expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3).
+
+    It is the mean distance between accuracy and confidence over bins of equal width, weighted by their answers.
+    """
+    return sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in bins(cases)) / len(cases.sure)
+
+
+def error_if_calibrated(cases: Cases, seed: int) -> stats.Estimate:
+    """The calibration error that chance gives a calibrated policy: its mean, and where 95% of such errors are.
+
+    Distances cannot cancel within a bin, so that the error of a calibrated policy is above 0, the more so the fewer
+    answers there are (Roelofs et al. 2022, arXiv:2012.08668). Here each answer is right as often as it is sure.
+    """
+    import numpy as np
+
+    right = seeds.stream(seed, "calibrated", len(cases.sure)).random((DRAWS, len(cases.sure))) < cases.sure
+    gaps, place = right - cases.sure, _places(cases)  # [draws, answers]
+    errors = sum(abs(gaps[:, place == number].sum(axis=1)) for number in np.unique(place)) / len(cases.sure)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(errors, [tail, 1 - tail])
+    return {"mean": float(np.mean(errors)), "low": float(low), "high": float(high), "n": len(cases.sure)}
+
+
+def brier(cases: Cases) -> float | None:
+    """The mean squared distance between confidence and rightness (Brier 1950); smaller is better."""
+    return float(((cases.sure - cases.right) ** 2).mean())
+
+
+def auroc(cases: Cases) -> float | None:
+    """P(a right answer is given with more confidence than a wrong one), ties as half; None if all are one of both.
+
+    The Mann-Whitney statistic over the number of pairs (Hanley and McNeil 1982).
+    """
+    from scipy.stats import rankdata
+
+    hits = int(cases.right.sum())
+    if hits in (0, len(cases.right)):
+        return None
+    ranks = rankdata(cases.sure)[cases.right > 0].sum()
+    return float((ranks - hits * (hits + 1) / 2) / (hits * (len(cases.right) - hits)))
+
+
+def when_right(cases: Cases) -> float | None:
+    """How sure the policy is of its right answers; None without any."""
+    return float(cases.sure[cases.right > 0].mean()) if cases.right.any() else None
+
+
+def when_wrong(cases: Cases) -> float | None:
+    """How sure the policy is of its wrong answers; None without any."""
+    return None if cases.right.all() else float(cases.sure[cases.right == 0].mean())
+
+
+_MEASURES = {
+    "confidence": mean_confidence,
+    "overconfidence": overconfidence,
+    "error": error,
+    "brier": brier,
+    "auroc": auroc,
+    "when_right": when_right,
+    "when_wrong": when_wrong,
+}
+
+
+def _places(cases: Cases) -> NDArray[Any]:
+    """The bin of each answer."""
+    import numpy as np
+
+    return np.minimum((cases.sure * BINS).astype(int), BINS - 1)
+
+
+def bins(cases: Cases) -> list[dict[str, Any]]:
+    """Confidence and accuracy in bins of equal width; a bin without answers is left out."""
+    import numpy as np
+
+    place, rows = _places(cases), []
+    for number in np.unique(place).tolist():
+        inside = cases.take(place == number)
+        mean = {"confidence": float(inside.sure.mean()), "accuracy": float(inside.right.mean())}
+        rows.append({"low": number / BINS, "high": (number + 1) / BINS, "n": len(inside.sure), **mean})
+    return rows
+
+
+def report(summary: Mapping[str, Any]) -> Report:
+    """A column per policy, then what differs from the baseline, then confidence and accuracy in bins."""
+    policies, against, baseline = summary["policies"], summary["against"], summary["baseline"]
+    left_out = f", {summary['left_out']} left out" if summary["left_out"] else ""
+    title = f"calibration, mean and {CONFIDENCE:.0%} interval over {summary['prompts']} prompts{left_out}"
+    heads = [f"{name} (baseline)" if name == baseline else name for name in policies]
+    rows = [[text, *(shown(found[name]) for found in policies.values())] for name, text in MEASURES.items()]
+    chance = [shown(found["error_if_calibrated"]) for found in policies.values()]
+    rows.insert(list(MEASURES).index("error") + 1, ["ECE by chance, if calibrated", *chance])
+    blocks: list[Block] = ["\n".join(summary["notes"]), Table(title, ["", *heads], rows)]
+    if against:
+        rows = [
+            [text, *(shown(found[name], sign=True) for found in against.values())] for name, text in MEASURES.items()
+        ]
+        blocks.append(Table(f"against {baseline}, on the same prompts", ["", *against], rows))
+    rows = [
+        [policy, f"{row['low']:.0%} to {row['high']:.0%}", str(row["n"])]
+        + [f"{row[name]:.2f}" for name in ("confidence", "accuracy")]
+        for policy, found in policies.items()
+        for row in found["bins"]
+    ]
+    blocks.append(Table("by confidence", ["policy", "bin", "answers", "confidence", "right"], rows, keys=2))
+    return Report(blocks)
