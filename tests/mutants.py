@@ -57,9 +57,10 @@ TESTS = {
         for name in ("combinations", "gdpo", "running_normalization", "lagrangian")
     },
     # Plugins that are no algorithms.
-    **{name: [f"test_{name}.py"] for name in ("filters", "sample", "merge", "calculator")},
+    **{name: [f"test_{name}.py"] for name in ("sample", "merge", "calculator")},
+    "scores": ["test_filters.py"],
     "episode_reward": ["test_calculator.py", "test_episodes.py"],
-    "trackers": ["test_tracking.py"],
+    "accelerate": ["test_tracking.py"],
     # Core modules that every algorithm depends on.
     "encoding": ["test_encoding.py", "test_testing.py"],
     "scoring": ["test_scoring.py", "test_rewards.py", "test_llama2.py", "test_ppo_checklist.py"],
@@ -257,8 +258,8 @@ def unchanged(algorithm: str) -> Mutant:
 
 def module(name: str) -> str:
     """The file of an algorithm's plugin, or of a core module."""
-    plugin = f"plugins/alignkit_plugins/algorithms/{name}.py"
-    return plugin if (ROOT / plugin).exists() else _only("alignkit", f"{name}.py")
+    plugins = [str(path.relative_to(ROOT)) for path in (ROOT / "plugins/alignkit_plugins").glob(f"*/{name}.py")]
+    return plugins[0] if plugins else _only("alignkit", f"{name}.py")
 
 
 def _only(folder: str, name: str) -> str:

