@@ -9,17 +9,28 @@ from typing import Any
 
 import pytest
 
-from alignkit.evaluation.agreement import (
-    bootstrap,
-    cohen_kappa,
-    fleiss_kappa,
-    gwet_ac1,
-    gwet_ac2,
-    interval,
-    krippendorff_alpha,
-    pairwise_agreement,
-    two_raters,
-)
+from alignkit.evaluation.agreement import bootstrap, interval, krippendorff_alpha, two_raters
+
+
+def cohen_kappa(first: Any, second: Any) -> float | None:
+    return two_raters([[pair] for pair in zip(first, second, strict=True)], seed=0)["kappa"]["mean"]
+
+
+def pairwise_agreement(units: Any) -> float | None:
+    return interval(units, "agreement")["mean"]
+
+
+def fleiss_kappa(units: Any) -> float | None:
+    return interval(units, "fleiss_kappa")["mean"]
+
+
+def gwet_ac1(units: Any, categories: Any = ()) -> float | None:
+    return interval(units, "gwet_ac1", categories=categories)["mean"]
+
+
+def gwet_ac2(units: Any, categories: Any = ()) -> float | None:
+    return interval(units, "gwet_ac2", categories=categories)["mean"]
+
 
 COEFFICIENTS = [pairwise_agreement, fleiss_kappa, krippendorff_alpha]
 UNITS = [[1, 1, 2], [2, 2, 2], [3, 1, 3], [3, 2, 3]]
@@ -63,13 +74,6 @@ def test_ratings_may_be_words(coefficient: Any) -> None:
     assert cohen_kappa("aabb", "abbb") == cohen_kappa([0, 0, 1, 1], [0, 1, 1, 1]) == 0.5
 
 
-def test_weights_are_distances_of_the_numbers_not_of_their_order() -> None:
-    """Nobody rated 2, yet 3 is 2 away from 1. Over all pairs the distances' mean is 4/3, their squares' 28/9."""
-    first, second = [0, 1, 3], [0, 3, 1]
-    assert cohen_kappa(first, second, "linear") == pytest.approx(1 - (4 / 3) / (4 / 3), abs=1e-15)
-    assert cohen_kappa(first, second, "quadratic") == pytest.approx(1 - (8 / 3) / (28 / 9))
-
-
 def test_each_labeler_has_a_chance_distribution() -> None:
     """Cohen's expected disagreement pairs a rating of one labeler with one of the other: 0.75 * 0.5 + 0.25 * 0.5."""
     assert cohen_kappa([1, 1, 1, 0], [1, 1, 0, 0]) == pytest.approx(1 - 0.25 / 0.5)
@@ -92,20 +96,14 @@ def test_ordinal_distance_is_the_number_of_ratings_between() -> None:
 
 
 @pytest.mark.parametrize("units", [[], [[]], [[1], [2]], [[None, 1], [math.nan, None]]])
-@pytest.mark.parametrize("coefficient", [pairwise_agreement, krippendorff_alpha])
+@pytest.mark.parametrize("coefficient", COEFFICIENTS)
 def test_undefined_if_no_unit_has_two_ratings(coefficient: Any, units: Any) -> None:
     assert coefficient(units) is None
 
 
-@pytest.mark.parametrize("units", [[], [[], []], [[1], [2]]])
-def test_fleiss_is_undefined_if_no_unit_has_two_ratings(units: Any) -> None:
-    assert fleiss_kappa(units) is None
-
-
-@pytest.mark.parametrize("weights", ["equal", "linear", "quadratic"])
 @pytest.mark.parametrize(("first", "second"), [([], []), ([1, None], [None, 2]), ([3], [3]), ([0, 0], [0, 0])])
-def test_cohen_is_undefined_if_chance_always_agrees(first: Any, second: Any, weights: Any) -> None:
-    assert cohen_kappa(first, second, weights) is None
+def test_cohen_is_undefined_if_chance_always_agrees(first: Any, second: Any) -> None:
+    assert cohen_kappa(first, second) is None
 
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
@@ -123,27 +121,20 @@ def test_fleiss_pools_all_ratings_for_chance() -> None:
 
 
 def test_fleiss_names_the_units_with_another_number_of_ratings() -> None:
-    with pytest.raises(ValueError, match=r"for every unit, here 3, but unit 1 has 2, 3 has 0; use krippendorff_alpha$"):
+    with pytest.raises(ValueError, match=r"for every unit, here 3, but unit 1 has 2; use krippendorff_alpha$"):
         fleiss_kappa([[1, 2, 1], [1, None, 2], [2, 2, 2], []])
-    with pytest.raises(ValueError, match=r"unit 8 has 1, 9 has 1, 10 has 1, 11 has 1, 12 has 1 and 2 more; use"):
-        fleiss_kappa([[1, 2]] * 8 + [[1]] * 7)
+    with pytest.raises(ValueError, match=r"unit 8 has 3, 9 has 3, 10 has 3, 11 has 3, 12 has 3 and 2 more; use"):
+        fleiss_kappa([[1, 2]] * 8 + [[1, 1, 2]] * 7)
 
 
 @pytest.mark.parametrize("rating", ["better", math.inf])
 def test_distances_need_numbers(rating: Any) -> None:
-    for weights in ("linear", "quadratic"):
-        with pytest.raises(ValueError, match=f"{weights}: ratings must be finite numbers, not {rating!r}"):
-            cohen_kappa([1, rating], [1, 2], weights)
     for level in ("ordinal", "interval"):
         with pytest.raises(ValueError, match=f"{level}: ratings must be finite numbers, not {rating!r}"):
             krippendorff_alpha([[1, rating], [1, 2]], level)
 
 
-def test_other_mistakes() -> None:
-    with pytest.raises(ValueError, match="there are 2 and 1 ratings"):
-        cohen_kappa([1, 2], [1])
-    with pytest.raises(ValueError, match="weights must be equal, linear, quadratic, not 'cubic'"):
-        cohen_kappa([1], [1], "cubic")  # type: ignore[arg-type]
+def test_an_unknown_level() -> None:
     with pytest.raises(ValueError, match="level must be nominal, ordinal, interval, not 'ratio'"):
         krippendorff_alpha([[1, 2]], "ratio")  # type: ignore[arg-type]
 
@@ -190,9 +181,6 @@ def test_gwet_of_the_published_example() -> None:
 
 def test_gwet_with_weights() -> None:
     assert gwet_ac2(FOUR) == pytest.approx(float(gwet(FOUR, squared, range(1, 6))), abs=1e-14)
-    linear = gwet(FOUR, lambda one, other: 1 - Fraction(abs(one - other), 4), range(1, 6))
-    assert gwet_ac2(FOUR, "linear") == pytest.approx(float(linear), abs=1e-14)
-    assert gwet_ac2(FOUR, "equal") == gwet_ac1(FOUR)
 
 
 def test_ratings_that_were_possible_lower_chance() -> None:
@@ -204,7 +192,7 @@ def test_ratings_that_were_possible_lower_chance() -> None:
 def test_gwet_is_not_misled_by_skew() -> None:
     """The paradox of kappa: 96 of 100 agree, but nearly all are `a`."""
     units = [["a", "a"]] * 95 + [["b", "b"]] + [["a", "b"]] * 2 + [["b", "a"]] * 2
-    assert cohen_kappa(*zip(*units, strict=True)) == pytest.approx(0.31, abs=0.01)  # type: ignore[call-arg]
+    assert cohen_kappa(*zip(*units, strict=True)) == pytest.approx(0.31, abs=0.01)
     assert gwet_ac1(units) == pytest.approx(1 - 0.04 / (1 - 2 * 0.97 * 0.03), abs=1e-12)
 
 
@@ -229,21 +217,16 @@ def drawn(n: int, share: float) -> list[list[int]]:
     return [[int(a), int(b)] for a, b in zip(first, second, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("name", "coefficient"),
-    [
-        ("agreement", pairwise_agreement),
-        ("fleiss_kappa", fleiss_kappa),
-        ("gwet_ac1", gwet_ac1),
-        ("gwet_ac2", gwet_ac2),
-        ("alpha_nominal", krippendorff_alpha),
-        ("alpha_ordinal", lambda units: krippendorff_alpha(units, "ordinal")),
-    ],
-)
-def test_an_interval_is_around_its_coefficient(name: Any, coefficient: Any) -> None:
+NAMES = ["agreement", "fleiss_kappa", "gwet_ac1", "gwet_ac2", "alpha_nominal", "alpha_ordinal"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interval_is_around_its_coefficient(name: Any) -> None:
     units = drawn(300, 0.6)
     found = interval(units, name)
-    assert found["mean"] == coefficient(units) and found["n"] == 300
+    assert found["n"] == 300
+    if name.startswith("alpha"):
+        assert found["mean"] == krippendorff_alpha(units, name.removeprefix("alpha_"))
     assert found["low"] is not None and found["high"] is not None
     assert found["low"] < found["mean"] < found["high"]
     # The standard error of a share is sqrt(p (1 - p) / n). Chance is 1/2, so the others vary twice as much.
@@ -254,11 +237,9 @@ def test_an_interval_is_around_its_coefficient(name: Any, coefficient: Any) -> N
 
 def test_units_with_one_rating_count_for_gwets_chance_only() -> None:
     units = [*drawn(50, 0.6), *[[1, None]] * 50]
-    assert interval(units, "gwet_ac1")["mean"] == gwet_ac1(units) != gwet_ac1(units[:50])
+    assert gwet_ac1(units) != gwet_ac1(units[:50])
     assert interval(units, "agreement")["n"] == 50
-    assert interval(units, "fleiss_kappa")["mean"] == fleiss_kappa(units[:50])
-    with pytest.raises(ValueError, match="same number of ratings"):
-        interval([[1, 1], [1, 2, 2]], "fleiss_kappa")
+    assert fleiss_kappa(units) == fleiss_kappa(units[:50])
 
 
 def test_no_interval_without_two_units_or_a_coefficient() -> None:
@@ -292,7 +273,6 @@ def test_two_raters_agree_as_the_coefficients_say() -> None:
     units = drawn(300, 0.6)
     found = two_raters([[(one, other)] for one, other in units], seed=0)
     assert found["ac1"]["mean"] == pytest.approx(gwet_ac1(units))
-    assert found["kappa"]["mean"] == pytest.approx(cohen_kappa(*zip(*units, strict=True)))
     both = interval(units, "gwet_ac1")
     assert found["ac1"]["low"] == pytest.approx(both["low"], abs=0.01)
     assert found["ac1"]["high"] == pytest.approx(both["high"], abs=0.01)

@@ -7,11 +7,13 @@ file NAME.json to our functions; a file without one is reported as not covered.
 """
 
 import json
+import math
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from torch import Tensor
 from alignkit import REWARD_KEY, Group, Response, dialogues
 from alignkit import functional as F
 from alignkit.data.group import ranking_pairs
-from alignkit.evaluation import agreement, ranking
+from alignkit.evaluation import agreement, ranking, statistics
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
 from alignkit_plugins.algorithms.rejection_sampling import best_samples
 
@@ -714,43 +716,54 @@ def check_agreement(case: Case) -> None:
     inputs = case.inputs
     if "choices" in case:
         units = list(zip(*inputs["choices"], strict=True))
-        case.defined("mean_pairwise_agreement", agreement.pairwise_agreement(units))
+        case.defined("mean_pairwise_agreement", agreement.interval(units, "agreement")["mean"])
     elif "counts" in case:
         units = [[value for value, n in enumerate(row) for _ in range(n)] for row in inputs["counts"]]
-        case.defined("kappa", agreement.fleiss_kappa(units))
+        case.defined("kappa", agreement.interval(units, "fleiss_kappa")["mean"])
     elif "data" in case:
         units = list(zip(*inputs["data"], strict=True))
         for level in ("nominal", "ordinal", "interval"):
             case.defined(level, agreement.krippendorff_alpha(units, level))
     else:
         first, second = inputs["a"], inputs["b"]
-        case.defined("agreement", agreement.pairwise_agreement(list(zip(first, second, strict=True))))
-        case.defined("kappa", agreement.cohen_kappa(first, second))
-        for weights in ("linear", "quadratic"):
+        found = agreement.two_raters([[pair] for pair in zip(first, second, strict=True)], seed=0)
+        case.defined("agreement", found["same"] and found["same"]["mean"])
+        case.defined("kappa", found["kappa"]["mean"])
+        values, (table,) = agreement._tables([list(zip(first, second, strict=True))])
+        gaps = np.abs(np.subtract.outer(values, values))
+        for weights, distance in (("linear", gaps), ("quadratic", gaps**2)):
             if f"kappa_{weights}" in case.expected:
-                case.defined(f"kappa_{weights}", agreement.cohen_kappa(first, second, weights))
+                kappa = float(agreement._kappa(table, distance))
+                case.defined(f"kappa_{weights}", None if math.isnan(kappa) else kappa)
 
 
 def check_ranking(case: Case) -> None:
     inputs, p = case.inputs, case.params
     if "games" in case:
-        games, policies = inputs["games"], range(inputs["n_models"])
-        options = {"k": p["k_factor"], "initial": p["init"], "scale": p["scale"]}
-        case.close("final", list(ranking.elo(games, policies, **options).values()))
-        after = [list(ranking.elo(games[:n], policies, **options).values()) for n in range(1, 6)]
-        case.close("after_first_5", after)
+        ratings, history = [float(p["init"])] * inputs["n_models"], []
+        for a, b, score in inputs["games"]:
+            lead = (ratings[a] - ratings[b]) * math.log(10) / p["scale"]
+            gain = p["k_factor"] * (score - ranking.win_probability(lead))
+            ratings[a] += gain
+            ratings[b] -= gain
+            history.append(list(ratings))
+        case.close("final", ratings)
+        case.close("after_first_5", history[:5])
     elif "wins" in case:
         check_bradley_terry(case)
     elif "outcomes" in case:
-        rate = ranking.win_rate(inputs["outcomes"])
-        for key in {"wins", "losses", "ties"} & case.left:
-            case.same(key, rate[key])
-        for key in ("ties_half", "ties_excluded", "ties_lost"):
-            name = {"ties_excluded": "excluding_ties", "ties_lost": "ties_lose"}.get(key, key)
-            case.defined(f"win_rate_{name}", rate[key] and rate[key]["mean"])
+        n, wins, ties = len(inputs["outcomes"]), inputs["outcomes"].count(1), inputs["outcomes"].count(0.5)
+        for key, count in (("wins", wins), ("losses", n - wins - ties), ("ties", ties)):
+            if key in case.left:
+                case.same(key, count)
+        half = statistics.share(wins + ties / 2, n)
+        for key, rate in (("ties_half", half), ("excluding_ties", statistics.share(wins, n - ties))):
+            case.defined(f"win_rate_{key}", rate and rate["mean"])
+        lost = statistics.share(wins, n)
+        case.defined("win_rate_ties_lose", lost and lost["mean"])
         for bound in ("low", "high"):
             if f"wilson95_{bound}" in case.expected:
-                case.close(f"wilson95_{bound}", rate["ties_half"][bound])
+                case.close(f"wilson95_{bound}", half[bound])
     else:
         gaps = inputs["reward_gap"]
         case.close("win_prob", [ranking.win_probability(gap) for gap in gaps])
@@ -758,18 +771,18 @@ def check_ranking(case: Case) -> None:
 
 
 def check_bradley_terry(case: Case) -> None:
-    table = case.inputs["wins"]
+    table = np.array(case.inputs["wins"], dtype=float)
+    np.fill_diagonal(table, 0)
     n = range(len(table))
-    wins = {(i, j): table[i][j] for i in n for j in n if i != j}
-    strengths = ranking.bradley_terry(wins, ridge=case.params.get("l2", 0.0))
+    (strengths,) = ranking.most_likely(table[None], case.params.get("l2", 0.0))
     if "log_strength" in case.expected:
-        case.close("log_strength", [strengths[i] for i in n])
+        case.close("log_strength", strengths)
         return
-    case.close("log_strength_mean0", [strengths[i] for i in n])
-    case.close("elo_scale_mean1000", [1000 + ranking.elo_gap(strengths[i]) for i in n])
+    case.close("log_strength_mean0", strengths)
+    case.close("elo_scale_mean1000", [1000 + ranking.elo_gap(strength) for strength in strengths])
     gaps = [[strengths[i] - strengths[j] for j in n] for i in n]
     case.close("win_prob", [[ranking.win_probability(gaps[i][j]) if i != j else 0.0 for j in n] for i in n])
-    case.same("order_best_first", list(strengths))
+    case.same("order_best_first", np.argsort(-strengths.round(9), kind="stable").tolist())
 
 
 def check_gopher_dialogue(case: Case) -> None:

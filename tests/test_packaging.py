@@ -67,8 +67,8 @@ def test_statistics_and_dialogues_load_without_torch() -> None:
     code = (
         "import json, sys; from alignkit import dialogues; "
         "from alignkit.evaluation import agreement, ranking, statistics; "
-        "agreement.fleiss_kappa([[1, 2]]); dialogues.find_dialogues(''); statistics.share(1, 2); "
-        "ranking.bradley_terry({(1, 2): 1.0}, ridge=1.0); print(json.dumps('torch' in sys.modules))"
+        "agreement.interval([[1, 2]], 'agreement'); dialogues.find_dialogues(''); statistics.share(1, 2); "
+        "ranking.ranked([[(1, 2, 1.0)]], [1, 2], ridge=1.0, seed=0); print(json.dumps('torch' in sys.modules))"
     )
     assert json.loads(run(code)) is False
 

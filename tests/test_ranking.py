@@ -10,34 +10,59 @@ import pytest
 from scipy import stats
 
 from alignkit.evaluation import statistics
-from alignkit.evaluation.ranking import bradley_terry, elo, elo_gap, ranked, tally, win_probability, win_rate
-
-GAMES = [("a", "b", 1.0), ("b", "c", 1.0), ("a", "c", 0.5), ("c", "a", 1.0)]
-
-# Elo
+from alignkit.evaluation.ranking import elo_gap, most_likely, ranked, win_probability
 
 
-def test_elo_of_equals_moves_half_of_the_stake() -> None:
-    assert elo([("a", "b", 1)], k=10, initial=1500) == {"a": 1505, "b": 1495}
-    assert elo([("a", "b", 0.5)]) == {"a": 1000, "b": 1000}
+def strengths_of(wins: dict[tuple[Any, Any], float], ridge: float = 0.0) -> dict[Any, float]:
+    names = sorted({name for pair in wins for name in pair})
+    table = np.array([[wins.get((winner, loser), 0.0) for loser in names] for winner in names])
+    return dict(zip(names, most_likely(table[None], ridge)[0].tolist(), strict=True))
 
 
-def test_elo_expects_ten_to_one_at_the_scale() -> None:
-    ratings = elo([("a", "b", 1.0)], k=400, initial=0)  # 200 to -200: the next win is expected at 10 to 1
-    assert elo([("a", "b", 1.0)] * 2, k=400, initial=0)["a"] == pytest.approx(ratings["a"] + 400 / 11)
-    wider = elo([("a", "b", 1.0)] * 2, k=400, initial=0, scale=800)["a"] - ratings["a"]
-    assert wider == pytest.approx(400 / (1 + 10**0.5))
+# Bradley-Terry
 
 
-def test_elo_depends_on_the_order_and_keeps_the_sum() -> None:
-    forwards, backwards = elo(GAMES), elo(GAMES[::-1])
-    assert all(abs(forwards[name] - backwards[name]) > 0.1 for name in "ab")
-    assert sum(forwards.values()) == pytest.approx(3000) == sum(backwards.values())
+def test_a_tie_is_half_a_win_for_both() -> None:
+    found = ranked([[("a", "b", score)] for score in (1, 0, 0, 0, 0, 0.5, 0.5)], ["a", "b"], ridge=1e-9, seed=0)
+    assert found["b"]["mean"] == pytest.approx(math.log(5 / 2) / 2) == -found["a"]["mean"]
 
 
-def test_elo_of_policies_without_a_game() -> None:
-    assert elo([], ["a", "b"], initial=7) == {"a": 7, "b": 7}
-    assert list(elo([("c", "b", 1)], ["a", "b"])) == ["a", "b", "c"]
+@pytest.mark.parametrize("odds", [2.0, 1e3, 1e6])
+def test_a_chain_of_policies_to_the_last_digits(odds: float) -> None:
+    """If games form no circle, each gap is the log of the odds of its pair; here the ends are far apart."""
+    wins = {pair: count for i in range(19) for pair, count in (((i, i + 1), odds), ((i + 1, i), 1.0))}
+    found = strengths_of(wins)
+    assert [found[i] - found[i + 1] for i in range(19)] == pytest.approx([math.log(odds)] * 19, rel=1e-9)
+    assert sum(found.values()) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_circle_of_wins_is_a_tie() -> None:
+    circle = strengths_of({("a", "b"): 1, ("b", "c"): 1, ("c", "a"): 1})
+    assert circle == pytest.approx({"a": 0, "b": 0, "c": 0}, abs=1e-12)
+
+
+@pytest.mark.parametrize("ridge", [1e-9, 0.3, 1e6])
+def test_a_ridge_limits_policies_that_always_win(ridge: float) -> None:
+    """For two policies, the derivative with respect to the winner's strength s is sigma(-2 s) - ridge s."""
+    found = strengths_of({("a", "b"): 1.0}, ridge=ridge)
+    assert found["a"] == -found["b"] > 0
+    assert win_probability(-2 * found["a"]) == pytest.approx(ridge * found["a"], rel=1e-9)
+
+
+def test_a_ridge_centers_groups_that_never_met() -> None:
+    wins = {("a", "b"): 3.0, ("b", "a"): 1.0, ("c", "d"): 9.0, ("d", "c"): 3.0}
+    found = strengths_of(wins, ridge=1e-6)
+    assert found["a"] + found["b"] == pytest.approx(0, abs=1e-9) == found["c"] + found["d"]
+    assert found["c"] - found["d"] == pytest.approx(math.log(3), abs=1e-5) == found["a"] - found["b"]
+
+
+@pytest.mark.parametrize(
+    "wins",
+    [{("a", "b"): 1.0}, {("a", "b"): 1.0, ("b", "a"): 2.0, ("b", "c"): 1.0}, {("a", "b"): 1e15, ("b", "a"): 1e-3}],
+)
+def test_undefined_strengths(wins: Any) -> None:
+    with pytest.raises(ValueError, match="too flat"):
+        strengths_of(wins)
 
 
 @pytest.mark.parametrize(
@@ -49,103 +74,12 @@ def test_elo_of_policies_without_a_game() -> None:
         (("a", "b", math.nan), "game 1: the score must be .*, not nan"),
     ],
 )
-@pytest.mark.parametrize("rank", [elo, tally])
-def test_invalid_games(rank: Any, game: Any, reason: str) -> None:
+def test_invalid_games(game: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        rank([("a", "b", 1), game])
+        ranked([[("a", "b", 1), game]], ["a", "b"], ridge=0.1, seed=0)
 
 
-# Bradley-Terry
-
-
-def test_a_tie_is_half_a_win_for_both() -> None:
-    assert tally(GAMES) == {
-        ("a", "b"): 1, ("b", "a"): 0, ("b", "c"): 1, ("c", "b"): 0, ("a", "c"): 0.5, ("c", "a"): 1.5,
-    }  # fmt: skip
-    assert tally([("a", "b", 0.75)] * 2) == {("a", "b"): 1.5, ("b", "a"): 0.5}
-
-
-def test_two_policies_are_apart_by_the_log_of_their_odds() -> None:
-    found = bradley_terry(tally([("a", "b", 1)] + [("a", "b", 0)] * 4 + [("a", "b", 0.5)] * 2))
-    assert found == {"b": pytest.approx(math.log(5 / 2) / 2), "a": pytest.approx(-math.log(5 / 2) / 2)}
-    assert list(found) == ["b", "a"]
-    assert bradley_terry(tally([("a", "b", 0.5)])) == {"a": 0, "b": 0}
-
-
-@pytest.mark.parametrize("odds", [2.0, 1e3, 1e6])
-def test_a_chain_of_policies_to_the_last_digits(odds: float) -> None:
-    """If games form no circle, each gap is the log of the odds of its pair; here the ends are far apart."""
-    wins = {pair: count for i in range(19) for pair, count in (((i, i + 1), odds), ((i + 1, i), 1.0))}
-    found = bradley_terry(wins)
-    assert list(found) == list(range(20))
-    assert [found[i] - found[i + 1] for i in range(19)] == pytest.approx([math.log(odds)] * 19, rel=1e-9)
-    assert sum(found.values()) == pytest.approx(0, abs=1e-9)
-
-
-def test_the_order_of_games_does_not_matter() -> None:
-    assert bradley_terry(tally(GAMES)) == pytest.approx(bradley_terry(tally(GAMES[::-1])))
-    circle = bradley_terry(tally([("a", "b", 1), ("b", "c", 1), ("c", "a", 1)]))
-    assert circle == pytest.approx({"a": 0, "b": 0, "c": 0}, abs=1e-12)
-
-
-@pytest.mark.parametrize("ridge", [1e-9, 0.3, 1e6])
-def test_a_ridge_limits_policies_that_always_win(ridge: float) -> None:
-    """For two policies, the derivative with respect to the winner's strength s is sigma(-2 s) - ridge s."""
-    found = bradley_terry({("a", "b"): 1.0}, ridge=ridge)
-    assert found["a"] == -found["b"] > 0
-    assert win_probability(-2 * found["a"]) == pytest.approx(ridge * found["a"], rel=1e-9)
-
-
-def test_a_ridge_centers_groups_that_never_met() -> None:
-    wins = {("a", "b"): 3.0, ("b", "a"): 1.0, ("c", "d"): 9.0, ("d", "c"): 3.0}
-    found = bradley_terry(wins, ridge=1e-6)
-    assert found["a"] + found["b"] == pytest.approx(0, abs=1e-9) == found["c"] + found["d"]
-    assert found["c"] - found["d"] == pytest.approx(math.log(3), abs=1e-5) == found["a"] - found["b"]
-
-
-@pytest.mark.parametrize(
-    ("wins", "reason"),
-    [
-        ({}, "ranking needs at least one comparison"),
-        ({("a", "a"): 1.0}, "'a' is compared with itself"),
-        ({("a", "b"): -1.0}, "the wins of 'a' over 'b' must be a finite number of at least 0, not -1.0"),
-        ({("a", "b"): math.nan}, "must be a finite number of at least 0, not nan"),
-        ({("a", "b"): 1.0}, r"^b never beat or tied a, so the lead is infinite\. Add games, or a ridge$"),
-        (
-            {("a", "b"): 1.0, ("b", "a"): 2.0, ("b", "c"): 1.0, ("c", "d"): 1.0, ("d", "c"): 1.0},
-            r"^c, d never beat or tied a, b, so",
-        ),
-        ({("a", "b"): 1.0, ("b", "c"): 1.0}, r"^b, c never beat or tied a, so"),
-        (
-            {("a", "b"): 1.0, ("b", "a"): 1.0, ("c", "d"): 1.0, ("d", "c"): 1.0},
-            r"^no game connects these policies: a, b; c, d\. Add games between them, or a ridge",
-        ),
-        ({("a", "b"): 1.0, ("b", "a"): 1.0, ("a", "c"): 0.0}, "no game connects these policies: a, b; c"),
-        ({("a", "b"): 1e15, ("b", "a"): 1e-3}, "too flat"),
-    ],
-)
-def test_undefined_strengths(wins: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        bradley_terry(wins)
-
-
-@pytest.mark.parametrize("ridge", [-1.0, math.inf, math.nan])
-def test_an_invalid_ridge(ridge: float) -> None:
-    with pytest.raises(ValueError, match="ridge must be a finite number of at least 0"):
-        bradley_terry({("a", "b"): 1.0, ("b", "a"): 1.0}, ridge=ridge)
-
-
-# Win rates
-
-
-def test_win_rates_have_wilson_intervals() -> None:
-    rate = win_rate([1] * 7 + [0.5] * 2 + [0])
-    assert (rate["wins"], rate["ties"], rate["losses"]) == (7, 2, 1)
-    assert [rate[key]["mean"] for key in ("ties_half", "ties_excluded", "ties_lost")] == [0.8, 7 / 8, 0.7]
-    assert [rate[key]["n"] for key in ("ties_half", "ties_excluded", "ties_lost")] == [10, 8, 10]
-    for key, hits in (("ties_half", 8), ("ties_excluded", 7), ("ties_lost", 7)):
-        interval = stats.binomtest(hits, rate[key]["n"]).proportion_ci(0.95, method="wilson")
-        assert (rate[key]["low"], rate[key]["high"]) == pytest.approx((interval.low, interval.high))
+# Shares
 
 
 @pytest.mark.parametrize("n", [1, 3, 10, 178, 1000])
@@ -155,18 +89,6 @@ def test_shares_near_0_and_1(n: int) -> None:
         interval = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
         assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high), rel=1e-12, abs=1e-15)
         assert (found["low"] == 0) == (hits == 0) and (found["high"] == 1) == (hits == n)
-
-
-def test_win_rate_without_games() -> None:
-    nothing = {"wins": 0, "losses": 0, "ties": 0, "ties_half": None, "ties_excluded": None, "ties_lost": None}
-    assert win_rate([]) == nothing
-    assert win_rate([0.5])["ties_excluded"] is None
-
-
-@pytest.mark.parametrize("score", [0.75, 2, -1, math.nan])
-def test_win_rates_need_wins_ties_and_losses(score: float) -> None:
-    with pytest.raises(ValueError, match=f"score 1 must be 1 .won., .*, not {score}"):
-        win_rate([1, score])
 
 
 # Gaps

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from numbers import Real
 from typing import Any, Literal, TypedDict
 
@@ -24,75 +24,11 @@ from alignkit.evaluation.statistics import CONFIDENCE, Estimate, rate
 
 Rating = Hashable
 Unit = Sequence[Rating]
-Weights = Literal["equal", "linear", "quadratic"]
 Level = Literal["nominal", "ordinal", "interval"]
 Array = NDArray[np.float64]
 Values = Sequence[Any] | Array
 Coefficient = Literal["agreement", "fleiss_kappa", "gwet_ac1", "gwet_ac2", "alpha_nominal", "alpha_ordinal"]
 REPETITIONS = 2000  # of a bootstrap
-
-
-def pairwise_agreement(units: Sequence[Unit]) -> float | None:
-    """How often two ratings of the same unit are equal, including by chance; None if no unit has two ratings.
-
-    Every pair of ratings counts once, so units with more ratings have more weight. InstructGPT's labelers agreed on
-    72.6% of comparisons (Ouyang et al. 2022, arXiv:2203.02155, section 3.4).
-    """
-    return _agreement_of(*_counted(units))
-
-
-def cohen_kappa(first: Unit, second: Unit, weights: Weights = "equal") -> float | None:
-    """Agreement of two labelers: `first[u]` and `second[u]` are their ratings of unit u.
-
-    weights: `equal` counts every disagreement once (Cohen 1960, "A coefficient of agreement for nominal scales");
-    `linear` and `quadratic` weigh it by the distance of the two ratings, which must be numbers, or by its square
-    (Cohen 1968, "Weighted kappa"). Units with a missing rating are left out.
-
-    Raises `ValueError` for lists of different lengths, unknown weights, or ratings that must be numbers and are not.
-    """
-    if len(first) != len(second):
-        raise ValueError(
-            f"both labelers must rate the same units, but there are {len(first)} and {len(second)} ratings"
-        )
-    distance_of = _chosen(_WEIGHTS, "weights", weights)
-    both = [pair for pair in zip(first, second, strict=True) if not any(map(_missing, pair))]
-    if not both:
-        return None
-    values, (table,) = _tables([both], None if weights == "equal" else weights)
-    found = float(_kappa(table, distance_of(values, table.sum(1))))
-    return None if math.isnan(found) else found
-
-
-def fleiss_kappa(units: Sequence[Unit]) -> float | None:
-    """Agreement if all units have the same number of ratings, from any labelers.
-
-    Fleiss 1971, "Measuring nominal scale agreement among many raters". Raises `ValueError` that names the units with
-    another number of ratings; `krippendorff_alpha` accepts those.
-    """
-    values, counts = _counted(units)
-    _check_sizes(counts)
-    return _fleiss_of(values, counts)
-
-
-def gwet_ac1(units: Sequence[Unit], categories: Sequence[Rating] = ()) -> float | None:
-    """Agreement that skewed ratings do not distort, of any number of labelers, with missing ratings.
-
-    Gwet 2008, "Computing inter-rater reliability and its variance in the presence of high agreement", for missing
-    ratings as in Gwet 2014, "Handbook of inter-rater reliability", chapter 5. Llama 2 reports it for its labelers
-    (Touvron et al. 2023, arXiv:2307.09288, appendix A.4.1). categories: ratings that were possible, in addition to
-    those that occur. None if there is only one, or if no unit has two ratings.
-    """
-    return _gwet_of(*_counted(units, also=categories), _unequal)
-
-
-def gwet_ac2(units: Sequence[Unit], weights: Weights = "quadratic", categories: Sequence[Rating] = ()) -> float | None:
-    """`gwet_ac1` for ratings that are numbers: a disagreement weighs less if the ratings are close.
-
-    weights: `linear` or `quadratic`, as in `cohen_kappa`, relative to the distance of the lowest and the highest
-    rating; `equal` gives AC1. Gwet 2014, "Handbook of inter-rater reliability", chapter 5.
-    """
-    distance_of = _chosen(_WEIGHTS, "weights", weights)
-    return _gwet_of(*_counted(units, None if weights == "equal" else weights, categories), distance_of)
 
 
 def krippendorff_alpha(units: Sequence[Unit], level: Level = "nominal") -> float | None:
@@ -104,8 +40,9 @@ def krippendorff_alpha(units: Sequence[Unit], level: Level = "nominal") -> float
     `interval`: their difference, squared. Raises `ValueError` for an unknown level, or for ratings that are not
     numbers unless the level is nominal.
     """
-    distance_of = _chosen(_LEVELS, "level", level)
-    return _alpha_of(*_counted(units, None if level == "nominal" else level), distance_of)
+    if level not in _LEVELS:
+        raise ValueError(f"level must be {', '.join(_LEVELS)}, not {level!r}")
+    return _alpha_of(*_counted(units, None if level == "nominal" else level), _LEVELS[level])
 
 
 # Intervals
@@ -121,10 +58,20 @@ def interval(
 ) -> Estimate:
     """A coefficient with its 95% interval: percentiles of 2,000 draws of units with all their ratings.
 
-    `alpha_ordinal` and `gwet_ac2`, with quadratic weights, need numbers. seed: of the draws. categories: of Gwet's
-    coefficients. clusters: of each unit, a name; units with the same one depend on each other, and are drawn together.
-    n: units with two ratings or more. A mean of None, or no interval, means that the coefficient is not
-    defined, or not for nearly all draws. Efron 1979, "Bootstrap methods: another look at the jackknife".
+    agreement: how often two ratings of a unit are equal, including by chance; every pair of ratings counts once.
+    InstructGPT's labelers agreed on 72.6% of comparisons (Ouyang et al. 2022, arXiv:2203.02155, section 3.4).
+    fleiss_kappa: Fleiss 1971, "Measuring nominal scale agreement among many raters".
+    gwet_ac1: steadier than kappa if one rating is rare (Gwet 2008, "Computing inter-rater reliability and its variance
+    in the presence of high agreement"); Llama 2 reports it (Touvron et al. 2023, arXiv:2307.09288, appendix A.4.1).
+    gwet_ac2: a disagreement weighs the square of the distance of two numbers. Missing ratings as in Gwet 2014,
+    "Handbook of inter-rater reliability", chapter 5.
+    alpha_nominal, alpha_ordinal: `krippendorff_alpha`.
+
+    `alpha_ordinal` and `gwet_ac2` need numbers. seed: of the draws. categories: of Gwet's coefficients, ratings that
+    were possible, in addition to those that occur. clusters: of each unit, a name; units with the same one depend on
+    each other, and are drawn together. n: units with two ratings or more. A mean of None, or no interval, means that
+    the coefficient is not defined, or not for nearly all draws. Efron 1979, "Bootstrap methods: another look at the
+    jackknife".
 
     Raises `ValueError` for Fleiss' kappa of units with different numbers of ratings, if they have two or more.
     """
@@ -175,7 +122,9 @@ class TwoRaters(TypedDict):
 
 
 def two_raters(units: Sequence[Sequence[tuple[Rating, Rating]]], *, seed: int, stream: str = "") -> TwoRaters:
-    """Agreement of two raters who choose between two ratings, with 95% intervals: `cohen_kappa` and `gwet_ac1`.
+    """Agreement of two raters who choose between two ratings, with 95% intervals.
+
+    kappa: Cohen 1960, "A coefficient of agreement for nominal scales". ac1: Gwet 2008, as in `interval`.
 
     units: for each independent draw, such as a prompt, the pairs of ratings. A pair with a missing rating is left out.
     Units are drawn again with all their pairs (percentiles of 2,000 repetitions; Efron 1979, "Bootstrap methods").
@@ -212,11 +161,9 @@ def _draws(n: int, seed: int, stream: str) -> Array:
     return seeds.stream(seed, "agreement", stream).multinomial(n, np.full(n, 1 / n), size=REPETITIONS).astype(float)
 
 
-def _tables(
-    units: Sequence[Sequence[tuple[Rating, Rating]]], numbers_for: str | None = None
-) -> tuple[list[Any], Array]:
+def _tables(units: Sequence[Sequence[tuple[Rating, Rating]]]) -> tuple[list[Any], Array]:
     """The different ratings; and for each unit, how often each of the first met each of the second: [units, n, n]."""
-    values = _values((rating for unit in units for pair in unit for rating in pair), numbers_for)
+    values = _values((rating for unit in units for pair in unit for rating in pair), None)
     index = {value: number for number, value in enumerate(values)}
     tables = np.zeros((len(units), len(values), len(values)))
     for table, unit in zip(tables, units, strict=True):
@@ -306,13 +253,9 @@ def _unequal(values: Values, totals: Array) -> Array:
     return 1 - np.eye(len(values))
 
 
-def _linear(values: Values, totals: Array) -> Array:
-    numbers = np.array(values, dtype=float)
-    return np.abs(numbers[:, None] - numbers)
-
-
 def _quadratic(values: Values, totals: Array) -> Array:
-    return _linear(values, totals) ** 2
+    numbers = np.array(values, dtype=float)
+    return (numbers[:, None] - numbers) ** 2
 
 
 def _ordinal(values: Values, totals: Array) -> Array:
@@ -320,7 +263,6 @@ def _ordinal(values: Values, totals: Array) -> Array:
 
 
 _Distance = Callable[[Values, Array], Array]
-_WEIGHTS: dict[str, _Distance] = {"equal": _unequal, "linear": _linear, "quadratic": _quadratic}
 _COEFFICIENTS: dict[Coefficient, Callable[[Values, Array], float | None]] = {
     "agreement": _agreement_of,
     "fleiss_kappa": _fleiss_of,
@@ -330,12 +272,6 @@ _COEFFICIENTS: dict[Coefficient, Callable[[Values, Array], float | None]] = {
     "alpha_ordinal": lambda values, counts: _alpha_of(values, counts, _ordinal),
 }
 _LEVELS: dict[str, _Distance] = {"nominal": _unequal, "ordinal": _ordinal, "interval": _quadratic}
-
-
-def _chosen(distances: Mapping[str, _Distance], argument: str, name: str) -> _Distance:
-    if name not in distances:
-        raise ValueError(f"{argument} must be {', '.join(distances)}, not {name!r}")
-    return distances[name]
 
 
 def _missing(rating: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Policies ranked by pairwise comparisons: win rates, Elo, Bradley-Terry, and their relation to gaps in reward.
+"""Policies ranked by pairwise comparisons: Bradley-Terry strengths, and their relation to gaps in reward.
 
 A game is `(a, b, score)`: two policies and the first one's score, which is 1 for a win, 0.5 for a tie, 0 for a loss,
 or a judge's probability. Rank the games of different judges separately.
@@ -7,7 +7,7 @@ or a judge's probability. Rank the games of different judges separately.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from alignkit import seeds
@@ -17,42 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from alignkit.evaluation.statistics import Share
-
 Policy = TypeVar("Policy", bound=Hashable)
 Game = tuple[Policy, Policy, float]
 REPETITIONS = 2000  # of a bootstrap
 ELO_PER_NAT = 400 / math.log(10)
-
-
-class WinRate(TypedDict):
-    """How often one policy beat another, with ties counted in three ways; None if no game counts."""
-
-    wins: int
-    losses: int
-    ties: int
-    ties_half: Share | None
-    ties_excluded: Share | None
-    ties_lost: Share | None
-
-
-def win_rate(scores: Sequence[float]) -> WinRate:
-    """The win rate of a policy against another, from its scores: 1, 0.5 or 0.
-
-    Pass one score per prompt, because the intervals assume independent draws. Raises `ValueError` for other scores.
-    """
-    for number, score in enumerate(scores):
-        if score not in (0, 0.5, 1):
-            raise ValueError(f"score {number} must be 1 (won), 0.5 (tied) or 0 (lost), not {score!r}")
-    wins, ties, n = sum(score == 1 for score in scores), sum(score == 0.5 for score in scores), len(scores)
-    return {
-        "wins": wins,
-        "losses": n - wins - ties,
-        "ties": ties,
-        "ties_half": statistics.share(wins + ties / 2, n),
-        "ties_excluded": statistics.share(wins, n - ties),
-        "ties_lost": statistics.share(wins, n),
-    }
 
 
 def win_probability(gap: float) -> float:
@@ -65,74 +33,6 @@ def win_probability(gap: float) -> float:
 def elo_gap(gap: float) -> float:
     """A gap in nats as Elo points, 173.7 per nat (Bai et al. 2022, arXiv:2204.05862, on preference models)."""
     return ELO_PER_NAT * gap
-
-
-def elo(
-    games: Iterable[tuple[Policy, Policy, float]],
-    policies: Iterable[Policy] = (),
-    *,
-    k: float = 32.0,
-    initial: float = 1000.0,
-    scale: float = 400.0,
-) -> dict[Policy, float]:
-    """Elo ratings after playing the games in order; `policies` are rated even without a game.
-
-    k: points at stake in a game. scale: the lead that makes the odds 10 to 1.
-
-    The order of the games affects the ratings, which suits chess players, whose strength changes. To rank fixed
-    policies, use `bradley_terry`, which treats all games alike.
-    """
-    ratings = dict.fromkeys(policies, float(initial))
-    for a, b, score in _checked(games):
-        lead = ratings.setdefault(a, float(initial)) - ratings.setdefault(b, float(initial))
-        gain = k * (score - win_probability(lead * math.log(10) / scale))
-        ratings[a] += gain
-        ratings[b] -= gain
-    return ratings
-
-
-def tally(games: Iterable[tuple[Policy, Policy, float]]) -> dict[tuple[Policy, Policy], float]:
-    """How often each policy beat each other one: (winner, loser) -> wins. A tie is half a win for both."""
-    wins: dict[tuple[Policy, Policy], float] = {}
-    for a, b, score in _checked(games):
-        wins[a, b] = wins.get((a, b), 0.0) + score
-        wins[b, a] = wins.get((b, a), 0.0) + 1 - score
-    return wins
-
-
-def bradley_terry(wins: Mapping[tuple[Policy, Policy], float], *, ridge: float = 0.0) -> dict[Policy, float]:
-    """Strengths in nats with mean 0, best first, by maximum likelihood (Zermelo 1929; Bradley and Terry 1952).
-
-    They maximize `sum of wins[a, b] * log sigma(s[a] - s[b]) - ridge / 2 * sum of s**2`. `elo_gap` converts them to
-    Elo points.
-
-    Without a ridge, the maximum exists if, in every division of the policies into two sides, each side has beaten the
-    other (Ford 1957, "Solution of a ranking problem from binary comparisons"). Otherwise a `ValueError` names the
-    policies that are infinitely better or were never compared. With a ridge, these have strengths, too, but only the
-    ridge determines the distance between policies that no games connect.
-    """
-    import numpy as np
-
-    policies = list(dict.fromkeys(policy for pair in wins for policy in pair))
-    if not policies:
-        raise ValueError("ranking needs at least one comparison")
-    if not (math.isfinite(ridge) and ridge >= 0):
-        raise ValueError(f"ridge must be a finite number of at least 0, not {ridge!r}")
-    index = {policy: number for number, policy in enumerate(policies)}
-    table = np.zeros((len(policies), len(policies)))
-    for (winner, loser), count in wins.items():
-        if winner == loser:
-            raise ValueError(f"{winner!r} is compared with itself")
-        if not (math.isfinite(count) and count >= 0):
-            raise ValueError(
-                f"the wins of {winner!r} over {loser!r} must be a finite number of at least 0, not {count!r}"
-            )
-        table[index[winner], index[loser]] = count
-    if not ridge:
-        _check_finite(table, policies)
-    (strengths,) = _most_likely(table[None], ridge)
-    order = np.argsort(-strengths.round(9), kind="stable")  # the last digits do not separate equally strong policies
-    return {policies[number]: float(strengths[number]) for number in order}
 
 
 class Strength(TypedDict):
@@ -156,7 +56,7 @@ def ranked(
 
     games: those of each prompt. Prompts are drawn again with all their games, because the games of one prompt are not
     independent (Efron 1979, "Bootstrap methods: another look at the jackknife"; percentiles of 2,000 repetitions).
-    ridge: as in `bradley_terry`, above 0, because a repetition may lack the only defeat of a policy. seed, stream: name
+    ridge: as in `most_likely`, above 0, because a repetition may lack the only defeat of a policy. seed, stream: name
     the random numbers. Raises `ValueError` without a game or a ridge.
     """
     import numpy as np
@@ -175,8 +75,8 @@ def ranked(
     n = len(played)
     draws = seeds.stream(seed, "ranking", stream).multinomial(n, np.full(n, 1 / n), size=REPETITIONS)
     again = np.tensordot(draws, tables, axes=1)
-    (found,) = _most_likely(tables.sum(0)[None], ridge)
-    spread = _most_likely(again, ridge)
+    (found,) = most_likely(tables.sum(0)[None], ridge)
+    spread = most_likely(again, ridge)
     tail = (1 - statistics.CONFIDENCE) / 2
     low, high = np.quantile(spread, [tail, 1 - tail], axis=0)
     return {
@@ -196,36 +96,18 @@ def _checked(
         yield a, b, score
 
 
-def _check_finite(table: NDArray[np.float64], policies: Sequence[Hashable]) -> None:
-    """Raise `ValueError` unless every policy has beaten every other one, directly or through others."""
-    from scipy.sparse.csgraph import connected_components
+def most_likely(tables: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
+    """Strengths in nats with mean 0 [tables, policies] of tables of wins [tables, winner, loser], float64.
 
-    for connection in ("weak", "strong"):
-        count, part = connected_components(table > 0, connection=connection)
-        if count == 1:
-            continue
-        groups = [[i for i in range(len(policies)) if part[i] == number] for number in range(count)]
-        if connection == "weak":
-            parts = "; ".join(_named(group, policies) for group in groups)
-            raise ValueError(f"no game connects these policies: {parts}. Add games between them, or a ridge")
-        best = next(group for group in groups if not table[part != part[group[0]]][:, group].any())
-        others = [i for i in range(len(policies)) if i not in best]
-        raise ValueError(
-            f"{_named(others, policies)} never beat or tied {_named(best, policies)}, so the lead is infinite. "
-            "Add games, or a ridge"
-        )
+    They maximize `sum of wins[a, b] * log sigma(s[a] - s[b]) - ridge / 2 * sum of s**2` (Zermelo 1929; Bradley and
+    Terry 1952). A tie is half a win for both. Without a ridge, the maximum exists if, in every division of the policies
+    into two sides, each side has beaten the other (Ford 1957, "Solution of a ranking problem from binary comparisons").
+    With a ridge, only the ridge determines the distance between policies that no games connect.
+    Raises `ValueError` if the likelihood is too flat.
 
-
-def _named(group: Sequence[int], policies: Sequence[Hashable]) -> str:
-    return ", ".join(str(policies[index]) for index in group)
-
-
-def _most_likely(tables: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
-    """The strengths [tables, policies] of several tables [tables, winner, loser] at once.
-
-    There every policy wins as often as expected, i.e. the gradient of the likelihood is 0. Newton's method finds all
-    digits. A minimizer would stop with half of them, because the likelihood is flat at its maximum. A step moves no
-    policy by more than a nat, so that none overshoots.
+    At the maximum every policy wins as often as expected, i.e. the gradient of the likelihood is 0. Newton's method
+    finds all digits. A minimizer would stop with half of them, because the likelihood is flat at its maximum. A step
+    moves no policy by more than a nat, so that none overshoots.
     """
     import numpy as np
     from scipy.special import expit

@@ -12,7 +12,7 @@ from test_judged import Items, P, Prepared
 
 from alignkit import DataError, Group
 from alignkit.evaluation import statistics
-from alignkit.evaluation.ranking import bradley_terry, elo_gap, tally
+from alignkit.evaluation.ranking import elo_gap, ranked
 
 
 def with_language() -> list[Group]:
@@ -27,8 +27,9 @@ def test_a_ranking_by_a_reward_is_of_all_pairs(tmp_path: Path) -> None:
     # align beats sft at five of six prompts, and both beat base always.
     games = [("align", "sft", float(gain > 0)) for gain in GAIN]
     games += [(policy, "base", 1.0) for policy in ("align", "sft") for _ in BASE]
-    expected = bradley_terry(tally(games), ridge=0.1)
-    assert {policy: row["strength"]["mean"] for policy, row in found.items()} == pytest.approx(expected, abs=1e-6)
+    expected = ranked([games], ["base", "sft", "align"], ridge=0.1, seed=0)
+    for policy, row in found.items():
+        assert row["strength"]["mean"] == pytest.approx(expected[policy]["mean"], abs=1e-6)
     assert list(found) == ["align", "sft", "base"]
     best = found["align"]
     assert best["strength"]["low"] <= best["strength"]["mean"] <= best["strength"]["high"]
@@ -38,8 +39,9 @@ def test_a_ranking_by_a_reward_is_of_all_pairs(tmp_path: Path) -> None:
 def test_a_ranking_by_a_judge_is_of_comparisons_with_the_baseline(tmp_path: Path) -> None:
     options = {"judges": [judge_component(Prepared, Items())], "rewards": [], "policies": ["sft", "align"]}
     found = dict(step(**options).run(context(Scripted(), tmp_path)).summary or {})["ranking"]["judge"]
-    expected = bradley_terry(tally([("align", "sft", p) for p in P]), ridge=0.1)
-    assert {policy: row["strength"]["mean"] for policy, row in found.items()} == pytest.approx(expected, abs=1e-6)
+    expected = ranked([[("align", "sft", p) for p in P]], ["sft", "align"], ridge=0.1, seed=0)
+    for policy, row in found.items():
+        assert row["strength"]["mean"] == pytest.approx(expected[policy]["mean"], abs=1e-6)
     assert found["align"]["strength"]["n"] == 5  # one prompt has no verdict
 
 

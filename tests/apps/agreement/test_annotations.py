@@ -11,7 +11,7 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.errors import DataError
-from alignkit.evaluation.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
+from alignkit.evaluation.agreement import interval, krippendorff_alpha
 from alignkit_apps.agreement.annotations import Columns, read_table
 
 LEVELS = ("A", "a", "tie", "b", "B")
@@ -39,7 +39,7 @@ def test_a_column_for_each_annotator(tmp_path: Path, capsys: pytest.CaptureFixtu
     units = [("1", "1", "2"), ("2", "2", "2"), ("0", "1", "0"), ("1", "1", "1")]
     rows = [{f"annotator{n}": value for n, value in enumerate(unit, 1)} for unit in units]
     found = said(capsys, str(table(tmp_path, *rows)))
-    assert found["coefficients"]["fleiss_kappa"]["mean"] == pytest.approx(fleiss_kappa(units))
+    assert found["coefficients"]["fleiss_kappa"]["mean"] == pytest.approx(interval(units, "fleiss_kappa")["mean"])
     assert list(found["annotators"]) == ["annotator1", "annotator2", "annotator3"]
     assert found["kind"] == "nominal" and found["unordered numbers"]
     ordinal = said(capsys, str(table(tmp_path, *rows)), "--ordinal")
@@ -54,7 +54,7 @@ def test_a_row_for_each_rating(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path = table(tmp_path, *rows, name="votes.jsonl")
     found = said(capsys, str(path), "--gold", "gold")
     assert found["coefficients"]["agreement"]["mean"] == 0.5
-    assert found["coefficients"]["cohen_kappa"]["mean"] == cohen_kappa(["good", "good"], ["bad", "good"])
+    assert found["coefficients"]["cohen_kappa"]["mean"] == 0  # as often as by chance
     assert found["annotators"]["ann"]["with gold"]["mean"] == pytest.approx(2 / 3)
 
 

@@ -9,7 +9,7 @@ import pytest
 from stores import event, opened, pair, ranking, scores
 
 from alignkit.errors import DataError
-from alignkit.evaluation.agreement import gwet_ac1
+from alignkit.evaluation.agreement import interval
 from alignkit.report import Table
 from alignkit_apps.feedback.agreement_summary import ALONE, MEANING, agreement, agreement_tables
 from alignkit_apps.feedback.effective_labels import labeled
@@ -45,7 +45,7 @@ def test_the_tables_show_what_was_measured(tmp_path: Path) -> None:
     which = titled(tables, "how far annotators agree").rows[0]
     assert which[:4] == ["pair: which is better", "9", "3", "4"]
     units = [list(unit.ratings.values()) for unit in questions_of(entries)[0].units]
-    assert which[6].startswith(f"{gwet_ac1(units):.2f}")
+    assert which[6].startswith(f"{interval(units, 'gwet_ac1')['mean']:.2f}")
     assert which[5] == "-"  # Fleiss' kappa needs as many labels of each item
     assert titled(tables, "how far annotators agree").note == MEANING
     people = {row[1]: row[2:] for row in titled(tables, "annotators").rows if row[0] == "pair: which is better"}

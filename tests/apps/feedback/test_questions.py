@@ -10,7 +10,7 @@ import pytest
 from stores import event, opened, pair, ranking, scores, turn
 
 from alignkit.cli import main
-from alignkit.evaluation.agreement import gwet_ac1, krippendorff_alpha
+from alignkit.evaluation.agreement import interval, krippendorff_alpha
 from alignkit.evaluation.concordance import mean_tau_b
 from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.feedback.items import Item
@@ -51,7 +51,7 @@ def test_pairs_ask_which_and_how_much(tmp_path: Path) -> None:
     turned = [int(item.id, 16) % 2 for item, _ in rows]  # which response is A is drawn for each item
     assert set(turned) == {0, 1}
     signs = [["AB"[turn], "AB"[turn ^ (number == 2)]] for number, turn in enumerate(turned)]
-    assert which["coefficients"]["gwet_ac1"]["mean"] == gwet_ac1(signs)
+    assert which["coefficients"]["gwet_ac1"]["mean"] == interval(signs, "gwet_ac1")["mean"]
     degrees = [[-3, -3], [-3, -2], [-3, 1], [-3, -3]]
     degrees = [[-value for value in unit] if turn else unit for turn, unit in zip(turned, degrees, strict=True)]
     assert much["coefficients"]["alpha_ordinal"]["mean"] == krippendorff_alpha(degrees, "ordinal")
