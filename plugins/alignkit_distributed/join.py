@@ -16,7 +16,6 @@ from alignkit.runs.world import NOT_BY_ACCELERATE, World
 from alignkit_distributed.kv_store import Board, Failure
 from alignkit_distributed.process_group import Processes
 from alignkit_distributed.reducer import OtherFailed, ProcessReducer
-from alignkit_distributed.sharded import ShardedNetwork
 from alignkit_distributed.sharded_forward import LockstepReducer
 from alignkit_distributed.watch import Watch
 
@@ -69,7 +68,7 @@ def join(
     reducer = ProcessReducer(world.process, world.processes, state.device, waiting)
     check_alike(reducer.gather(shard))
     if shard is not None:
-        reducer = LockstepReducer(world.process, world.processes, state.device, waiting, ShardedNetwork)
+        reducer = LockstepReducer(world.process, world.processes, state.device, waiting)
     return Processes(world, reducer, board, watch)
 
 

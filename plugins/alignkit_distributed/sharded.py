@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit.models.passes import last_states
-from alignkit_distributed.network_parts import NetworkInParts, layers_of
 
 STATES = "alignkit_states"  # the method of the network that FSDP treats as its forward pass
 # Processes that join a pass reach fewer weights, but must send as many gradients; older versions of torch cannot.
 UNUSED = "set_reduce_scatter_unused_params"
 
 
-class ShardedNetwork(NetworkInParts):
-    """Cut by torch's `fully_shard`. adapters: parameters that stay whole.
+class ShardedNetwork:
+    """A language model of which each process of a run holds a part. All of them call each method together.
 
-    Gradients of the others are cut, too: each process has its part of their sums over processes.
+    A layer is whole only while it computes. Embeddings, head and norms are one part; they stay whole after a pass,
+    because the head reads them outside of it. adapters: parameters that stay whole. Gradients of the others are cut,
+    too: each process has its part of their sums over processes.
     """
 
     def __init__(self, network: Any, adapters: Iterable[nn.Parameter], device: torch.device):
@@ -42,26 +44,38 @@ class ShardedNetwork(NetworkInParts):
 
     @property
     def whole(self) -> bool:
-        """It is asked, because saving and loading adapters cuts the layers again."""
+        """Whether this process holds all layers. It is asked, because saving and loading adapters cuts them again."""
         from torch.distributed.tensor import DTensor
 
         return not any(isinstance(parameter, DTensor) for parameter in self.layers[0].parameters())
 
     def states(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The last hidden states [1, tokens, hidden] of tokens at positions, both [1, tokens]."""
         found: Tensor = getattr(self.network, STATES)(tokens, positions)
         return found
 
     def unshard(self) -> None:
+        """Bring all parts here, until `reshard`."""
         for part in self.layers:
             part.set_reshard_after_forward(False, recurse=False)
         for part in (self.network, *self.layers):  # each comes through a buffer, so the largest first
             part.unshard()
 
     def reshard(self) -> None:
+        """Free what belongs to other processes. Sends nothing."""
         for part in self.layers:
             part.set_reshard_after_forward(True, recurse=False)
         for part in (*self.layers, self.network):
             part.reshard()
+
+
+def layers_of(module: nn.Module) -> Iterator[Any]:
+    """The outermost layers, in their order."""
+    for child in module.children():
+        if isinstance(child, GradientCheckpointingLayer):
+            yield child
+        else:
+            yield from layers_of(child)
 
 
 def can_learn() -> bool:

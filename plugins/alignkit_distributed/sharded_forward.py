@@ -10,9 +10,10 @@ gradients and with what the optimizer remembers of it.
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,12 +28,12 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.passes import Passes
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit_distributed.meta_model import filled, skeleton
-from alignkit_distributed.network_parts import Cut, NetworkInParts, layers_of
 from alignkit_distributed.reducer import ProcessReducer
+from alignkit_distributed.sharded import ShardedNetwork, layers_of
 
 if TYPE_CHECKING:
     from alignkit.models.service import ModelService
+
 
 T = TypeVar("T")
 LOST = ("gloo", "NCCL", "Connection closed")  # in errors of a lost connection, which have no type of their own
@@ -59,17 +60,8 @@ class Call:
 class LockstepReducer(ProcessReducer):
     """One of several processes that hold a part of each base model. passes: those of the models that are loaded."""
 
-    def __init__(
-        self,
-        process: int,
-        processes: int,
-        device: torch.device,
-        waiting: Callable[[], Iterator[None]],
-        cut: Cut,
-    ):
-        """cut: how the models are cut."""
+    def __init__(self, process: int, processes: int, device: torch.device, waiting: Callable[[], Iterator[None]]):
         super().__init__(process, processes, device, waiting)
-        self.cut = cut
         self.passes: weakref.WeakValueDictionary[str, LockstepPasses] = weakref.WeakValueDictionary()
         self._broken: Exception | None = None
 
@@ -172,7 +164,7 @@ class LockstepPasses(Passes):
         _check(service.model)
         self.name, self.model, self.reducer, self._sharing = name, service.model, reducer, sharing
         self._open = service.open
-        self._parts: dict[Any, NetworkInParts] = {}  # of networks
+        self._parts: dict[Any, ShardedNetwork] = {}  # of networks
         self._skeletons: dict[Any, Any] = {}  # of networks that learn
         self._hidden: list[Tensor] = []  # of the passes since the last backward, in the same order in every process
         reducer.passes[name] = self
@@ -246,7 +238,7 @@ class LockstepPasses(Passes):
         """Processes may read by different adapters in one pass, but learn by the same one."""
         return Call(kind, self.name, role if kind == Kind.LEARN or self.model.adapters is None else "")
 
-    def _network(self, role: str) -> NetworkInParts:
+    def _network(self, role: str) -> ShardedNetwork:
         """The network in parts, and nothing but this process's own part of it."""
         network = self.model.roles[role].model
         if network not in self._parts:
@@ -256,7 +248,7 @@ class LockstepPasses(Passes):
             adapters = self.model.adapters.everything() if self.model.adapters is not None else ()
             self.model.memory.fixed = True
             # In step, because a process that cuts slowly is not hung.
-            self._parts[network] = self.reducer.in_step(lambda: self.reducer.cut(network, adapters, self.model.device))
+            self._parts[network] = self.reducer.in_step(lambda: ShardedNetwork(network, adapters, self.model.device))
             with torch.no_grad():  # FSDP takes what computes first for the whole network
                 self.reducer.in_step(lambda: self._blank(role))
         self._parts[network].reshard()
@@ -310,3 +302,22 @@ class _Zero(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.zeros_like(hidden) for hidden in ctx.saved_tensors)
+
+
+# A network without its numbers, from which it can be made again
+
+
+def skeleton(network: Any) -> Any:
+    """A copy of a network whose parameters have a shape and a dtype, but no numbers."""
+    return _with(network, lambda name, p: torch.empty_like(p, device="meta"))
+
+
+def filled(bones: Any, weights: Mapping[str, Tensor]) -> Any:
+    """A copy of a skeleton with these parameters, by name."""
+    return _with(bones, lambda name, p: weights[name])
+
+
+def _with(network: Any, tensor: Any) -> Any:
+    """A copy with other tensors as parameters; those that are tied stay tied."""
+    new = {id(p): nn.Parameter(tensor(name, p), requires_grad=False) for name, p in network.named_parameters()}
+    return copy.deepcopy(network, new)

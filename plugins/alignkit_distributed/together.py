@@ -6,7 +6,8 @@ Steps run in process 0 alone. In a training stage every process does the same, a
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from alignkit_distributed import sharded
 from alignkit_distributed.join import join
 from alignkit_distributed.kv_store import Failure
 from alignkit_distributed.process_group import Processes
-from alignkit_distributed.quiet import SilentReporter, UnwrittenMetrics
 
 
 def run_together(recipe: Recipe, folder: Path, reporter: Reporter, world: World) -> int:
@@ -169,3 +169,35 @@ class FollowingRun(Run):
     def notify(self, stage: str) -> Callable[..., None]:
         """No event: process 0 has them all."""
         return lambda hook, **values: None
+
+
+# What the processes that do not lead print and write: nothing
+
+
+class SilentReporter(Reporter):
+    """Prints nothing: process 0 says everything once."""
+
+    def say(self, text: str) -> None: ...
+
+    def result(self, text: str) -> None: ...
+
+    def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None: ...
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
+
+    def sample(self, prompt: str, response: str, facts: str = "") -> None: ...
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda done: None
+
+
+class UnwrittenMetrics(Metrics):
+    """Metrics that process 0 writes."""
+
+    def __init__(self) -> None: ...
+
+    def write(self, **values: Any) -> None: ...
+
+    def sync(self) -> int:
+        return 0

@@ -36,7 +36,7 @@ from alignkit_apps.plan.live_bytes import LiveBytes, bytes_of
 from alignkit_apps.plan.planned_run import PlannedRun
 from alignkit_apps.plan.shape_model import ShapeModel
 from alignkit_apps.plan.tokens import Workload, dealt, rows_of_the_busiest
-from alignkit_distributed.network_parts import layers_of
+from alignkit_distributed.sharded import layers_of
 
 USABLE = 0.95  # of a card's memory: the rest is the driver's, and lost between tensors of unequal size
 # What glibc keeps of freed tensors, because the kernels ask it to (`kernels.memory`), as a part of the activations:
