@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -11,7 +12,26 @@ from alignkit.errors import RunFailed
 from alignkit.io.credentials import could_be_variable, places_of_keys
 from alignkit.io.stored_replies import asking_is_allowed
 from alignkit.options import Options
-from alignkit_http.addresses import checked_address
+
+
+def checked_address(url: str) -> str:
+    """A server's base address without a slash at the end. Raises ValueError for one that must not be asked."""
+    if " " in url or not url.isprintable():
+        raise ValueError("must not contain spaces, line breaks or control characters")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must begin with http:// or https:// and name a host")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "must not contain a user, a query or a fragment; put the key's environment variable into api_key_env"
+        )
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError("has a port that is not a number from 1 to 65535")
+    return url.rstrip("/")
 
 
 class RemoteOptions(Options):

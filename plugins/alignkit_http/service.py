@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import random
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -19,13 +21,13 @@ from alignkit.errors import AlignkitError, RemoteError
 from alignkit.io.stored_replies import asking_is_allowed
 from alignkit.reward import Progress, no_progress
 from alignkit.stopping import should_stop
-from alignkit_http.names import Loop
 from alignkit_http.options import RemoteOptions, key_of
 from alignkit_http.replies import Malformed, Reply, ReplyStore, TryAgain
 
 if TYPE_CHECKING:
     import httpx2
     from tenacity import RetryCallState
+
 
 MOST_BYTES = 1 << 20  # a longer body is malformed
 LONGEST_PAUSE = 60.0  # seconds between attempts; a server's Retry-After may ask for more
@@ -343,3 +345,34 @@ def retry_after(value: str | None) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+# Lookups of names: one that stalls holds nothing up
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose lookups run in threads that nobody waits for at its end. Clients connect to what it found."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
+        """What `socket.getaddrinfo` finds. Raises OSError."""
+        outcome: asyncio.Future[Any] = self.create_future()
+
+        def look() -> None:
+            try:
+                found, error = socket.getaddrinfo(host, port, **options), None
+            except Exception as raised:  # whoever waits for it raises it
+                found, error = [], raised
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                self.call_soon_threadsafe(_settle, outcome, found, error)
+
+        threading.Thread(target=look, name="lookup", daemon=True).start()
+        return await outcome
+
+
+def _settle(outcome: asyncio.Future[Any], found: Any, error: Exception | None) -> None:
+    if outcome.done():  # nobody waits any more
+        return
+    if error is None:
+        outcome.set_result(found)
+    else:
+        outcome.set_exception(error)
