@@ -13,6 +13,7 @@ from torch import Tensor
 from alignkit.algorithm import Algorithm
 from alignkit.models.examples import Examples
 from alignkit.options import Options, Ref
+from alignkit.plugins import check_implementation
 from alignkit.reward import RewardCombination
 from alignkit.testing.probe import Gradients
 
@@ -21,6 +22,16 @@ TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
 
 class ConformanceError(AssertionError):
     """The plugin breaks a rule; the message says which one and what to look for."""
+
+
+def check_registered(hook: str, plugin: Any) -> str:
+    """The name of a plugin, for messages. Raises ConformanceError if its hook would refuse it."""
+    name: str = getattr(plugin, "__name__", repr(plugin))
+    try:
+        check_implementation(hook, name, plugin)
+    except TypeError as error:
+        raise ConformanceError(f"{name}: {error}") from error
+    return name
 
 
 def option_problems(cls: Any) -> list[str]:

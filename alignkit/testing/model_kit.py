@@ -9,11 +9,10 @@ from pathlib import Path
 from alignkit.errors import AlignkitError
 from alignkit.models.files_check import check_folder
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugins import check_implementation
 from alignkit.registry import Registration
 from alignkit.runs.base_model import made_model
 from alignkit.settings import LoraSpec, ModelSpec
-from alignkit.testing.checks import ConformanceError
+from alignkit.testing.checks import ConformanceError, check_registered
 
 
 def check_model_source(source: Callable[[Path], Path | str], *, cache: Path | None = None) -> None:
@@ -22,11 +21,7 @@ def check_model_source(source: Callable[[Path], Path | str], *, cache: Path | No
     The model is loaded on the CPU in float32. cache: the folder that the source gets; default: an empty one, so that it
     makes or downloads the model again.
     """
-    name = getattr(source, "__name__", repr(source))
-    try:
-        check_implementation("register_models", name, source)
-    except TypeError as error:
-        raise ConformanceError(f"{name}: {error}") from error
+    name = check_registered("register_models", source)
     with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as empty:
         try:
             problem = _problem(Registration(name, source), cache or Path(empty))

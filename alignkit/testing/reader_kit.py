@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignkit.errors import BadRow, DataError
-from alignkit.plugins import check_implementation
 from alignkit.readers import Reader
-from alignkit.testing.checks import ConformanceError
+from alignkit.testing.checks import ConformanceError, check_registered
 from alignkit.testing.purity import watched
 
 
@@ -19,11 +18,7 @@ def check_reader(cls: type[Reader], path: Path) -> None:
 
     path: a file that it reads, with at least one row.
     """
-    name = getattr(cls, "__name__", repr(cls))
-    try:
-        check_implementation("register_readers", name, cls)
-    except TypeError as error:
-        raise ConformanceError(f"{name}: {error}") from error
+    name = check_registered("register_readers", cls)
     with watched():
         problems = list(_problems(cls, path))
     if problems:

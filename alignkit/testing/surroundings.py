@@ -18,7 +18,7 @@ from alignkit.models.encoding import Encoder
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE, HeadKind
 from alignkit.options import Options
-from alignkit.plugins import HOOKS, check_implementation, plugins
+from alignkit.plugins import HOOKS, plugins
 from alignkit.recipe.components import read_component, read_options
 from alignkit.recipe.constitutions import read_constitution
 from alignkit.recipe.document import Document
@@ -31,7 +31,7 @@ from alignkit.recipe.scope import Resolver, Scope
 from alignkit.recipe.yaml_nodes import Mark
 from alignkit.registry import Component, Registration
 from alignkit.reward import Context
-from alignkit.testing.checks import ConformanceError, option_problems
+from alignkit.testing.checks import ConformanceError, check_registered, option_problems
 from alignkit.testing.examples import example_groups
 from alignkit.testing.probe import add_noise, tiny_model
 from alignkit.testing.purity import watched
@@ -205,11 +205,7 @@ def conform(
 
     hook: the one that registers such a plugin. folder: where relative paths start; default: the current one.
     """
-    name = getattr(cls, "__name__", repr(cls))
-    try:
-        check_implementation(hook, name, cls)
-    except TypeError as error:
-        raise ConformanceError(f"{name}: {error}") from error
+    name = check_registered(hook, cls)
     problems = option_problems(cls)
     if not problems:
         with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as cache, watched():
