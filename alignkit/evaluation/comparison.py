@@ -72,6 +72,24 @@ def sample_policies(
     ]
 
 
+def check_unique(option: str, names: Sequence[str]) -> None:
+    """Raise ValueError if an option names something twice."""
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{option} has duplicates: {', '.join(repeated)}; names must be unique")
+
+
+def training_data_note(context: StepContext, models: Iterable[Any], groups: Sequence[Group], what: str) -> str:
+    """A warning of groups that models learned from; empty without any. what: the name of groups, such as `prompts`."""
+    seen: dict[str, set[int]] = {}
+    for model in models:
+        seen |= context.trained_on(model, groups)
+    if not seen:
+        return ""
+    stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
+    count = len(set().union(*seen.values()))
+    return f"warning: {count} of {len(groups)} {what} are training data ({stages})"
+
+
 def short_names(policies: Sequence[str]) -> dict[str, str]:
     """Names for tables: a stage's own, and for the folder of another run as many last parts as tell it from others."""
     parts = {policy: _parts(policy) for policy in policies}

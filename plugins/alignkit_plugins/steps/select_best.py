@@ -28,7 +28,7 @@ from alignkit import (
     hookimpl,
 )
 from alignkit.evaluation import statistics
-from alignkit.evaluation.comparison import Scale, averages, prompts_to_compare, sample_policies, scale_of
+from alignkit.evaluation.comparison import Scale, averages, check_unique, prompts_to_compare, sample_policies, scale_of
 from alignkit.evaluation.statistics import shown
 from alignkit.report import Report, Table
 
@@ -48,9 +48,7 @@ class SelectBest(Step):
 
         @model_validator(mode="after")
         def _distinct(self) -> Any:
-            repeated = sorted({name for name in self.policies if self.policies.count(name) > 1})
-            if repeated:
-                raise ValueError(f"policies has duplicates: {', '.join(repeated)}; each must be named once")
+            check_unique("policies", self.policies)
             return self
 
         def policies_to_sample(self) -> list[str]:

@@ -34,17 +34,23 @@ from alignkit import (
     hookimpl,
 )
 from alignkit.data.group import group_to_json, write_groups
-from alignkit.evaluation.comparison import Prompted, prompts_to_compare, sample_policies, short_names
+from alignkit.evaluation.comparison import (
+    Prompted,
+    check_unique,
+    prompts_to_compare,
+    sample_policies,
+    short_names,
+    training_data_note,
+)
 from alignkit.evaluation.judge_card import PEOPLE, check_names, judge_names, mapped
 from alignkit.evaluation.reward_columns import Column, label, scored_by
 from alignkit.stopping import StageWaits
 from alignkit_plugins.steps.evaluate import breakdown, judged, measures, numbers, report
 from alignkit_plugins.steps.evaluate.cards import Cards
 from alignkit_plugins.steps.evaluate.few_shot import Examples, FewShot, check_no_examples, different, draw
-from alignkit_plugins.steps.evaluate.kl import kl_of
-from alignkit_plugins.steps.evaluate.measures import Measure
+from alignkit_plugins.steps.evaluate.measures import Measure, raters_of, warn_of_own_raters
+from alignkit_plugins.steps.evaluate.numbers import kl_of
 from alignkit_plugins.steps.evaluate.people import People, Said, ask
-from alignkit_plugins.steps.evaluate.raters import raters_of, warn_of_own_raters
 
 
 class Evaluate(Step):
@@ -89,10 +95,8 @@ class Evaluate(Step):
 
         @model_validator(mode="after")
         def _consistent(self) -> Any:
-            for key, names in (("policies", self.policies), ("rewards", [label(spec) for spec in self.rewards])):
-                repeated = sorted({name for name in names if names.count(name) > 1})
-                if repeated:
-                    raise ValueError(f"{key} has duplicates: {', '.join(repeated)}; names must be unique")
+            check_unique("policies", self.policies)
+            check_unique("rewards", [label(spec) for spec in self.rewards])
             for name in (*self.policies, self.baseline, self.reference):
                 check_no_examples(name or "", is_baseline=name == self.baseline)
             if not self.measures and not self.rewards and not self.judges and self.people is None:
@@ -307,17 +311,12 @@ class Evaluate(Step):
 
         The training data of other runs' models are not known here.
         """
-        seen: dict[str, set[int]] = {}
-        policies = self.options.policies_to_sample()
-        for model in (*policies, *self.options.rewards, *(one.reward for one in self.options.measures.values())):
-            seen |= context.trained_on(model, prompts)
-        texts = []
+        policies, texts = self.options.policies_to_sample(), []
+        models = (*policies, *self.options.rewards, *(one.reward for one in self.options.measures.values()))
         if unknown := [name for policy, name in short_names(policies).items() if name != policy]:
             texts.append(f"warning: it was not checked whether {', '.join(unknown)} learned from these prompts")
-        if seen:
-            stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
-            count = len(set().union(*seen.values()))
-            texts.append(f"warning: {count} of {len(prompts)} prompts are training data ({stages})")
+        if note := training_data_note(context, models, prompts, "prompts"):
+            texts.append(note)
         for text in texts:
             context.say(f"{context.out.name}: {text}")
         return "\n".join(texts)

@@ -20,7 +20,7 @@ from pydantic import field_validator
 import alignkit
 from alignkit import DataError, DataRef, Field, Group, Message, PolicyRef, StepContext, seeds
 from alignkit.data.group import preview, prompts_of, sha256_of
-from alignkit.evaluation.comparison import Prompted, short_names
+from alignkit.evaluation.comparison import Prompted, check_unique, short_names
 
 
 class FewShot(alignkit.Options):
@@ -38,8 +38,7 @@ class FewShot(alignkit.Options):
     def _unique(cls, value: list[str]) -> list[str]:
         for name in value:
             check_no_examples(name)
-        if repeated := sorted({name for name in value if value.count(name) > 1}):
-            raise ValueError(f"policies has duplicates: {', '.join(repeated)}; names must be unique")
+        check_unique("policies", value)
         return value
 
     def named(self, others: Sequence[str]) -> dict[str, str]:

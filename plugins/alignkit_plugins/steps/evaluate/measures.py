@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import alignkit
-from alignkit import DataError, Field, Group, RewardRef
+from alignkit import DataError, Field, Group, RewardRef, StepData
 from alignkit.errors import did_you_mean
 from alignkit.evaluation import statistics
+from alignkit.evaluation.judge_card import judge_names
 from alignkit.evaluation.reward_columns import bare, label
 from alignkit.reward import REWARD_KEY
 
@@ -125,3 +126,32 @@ def described(measures: Mapping[str, Measure], groups: Sequence[Group]) -> dict[
 
 def _scores(groups: Sequence[Group], name: str) -> list[float]:
     return [value for group in groups for r in group.responses if (value := r.scores[name]) is not None]
+
+
+def raters_of(options: Any) -> dict[str, Any]:
+    """Measures, the first combination, reward models, and judges, by name; without measures the first reward too.
+
+    Other rewards, such as length, are shown but do not say which policy is better. options: of `evaluate`.
+    """
+    rewards = {label(spec): spec for spec in options.rewards}
+    combined = [name for name, spec in rewards.items() if spec.kind == "combine"]
+    models = [name for name, spec in rewards.items() if spec.kind in ("stage", "folder")]
+    kept = dict.fromkeys([*(combined or ([] if options.measures else list(rewards)))[:1], *models])
+    measured = {name: measure.reward for name, measure in options.measures.items()}
+    judges = dict(zip(judge_names(options.judges), options.judges, strict=True))
+    return {**measured, **{name: rewards[name] for name in kept}, **judges}
+
+
+def warn_of_own_raters(options: Any, policies: Sequence[str], baseline: str, data: StepData) -> None:
+    """Say which policies nothing judges independently, in one line."""
+    raters = raters_of(options)
+    alone = [
+        policy
+        for policy in policies
+        if policy != baseline and raters and all(data.learned_from(policy, rater) for rater in raters.values())
+    ]
+    if alone:
+        data.say(
+            f"warning: nothing in this evaluation judges {', '.join(alone)} independently: training was to please "
+            f"{', '.join(raters)}. Add `measures:` with a reward that nothing was trained on"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from alignkit import Group
@@ -204,42 +204,31 @@ def by_tables(summary: Mapping[str, Any], column: str) -> Iterator[Table]:
     """
     headline, values = summary["headline"], summary["by"][column]
     in_percent = percent(summary, headline)
+
+    def table(what: str, names: Sequence[str], cells: Callable[[Mapping[str, Any]], list[str]]) -> Table:
+        rows = [[value, *cells(found)] for value, found in values.items()]
+        return Table(f"by {column}: {what}", [column, "prompts", *names], rows)
+
+    def means(found: Mapping[str, Any]) -> list[str]:
+        shares = [each[headline] for each in found["policies"].values()]
+        return [str(found["prompts"]), *(shown(share, percent=in_percent) for share in shares)]
+
+    def differences(found: Mapping[str, Any]) -> list[str]:
+        gaps = [found["against"][policy][headline]["difference"] for policy in compared]
+        return [str(found["prompts"]), *(shown(gap, sign=True, percent=in_percent) for gap in gaps)]
+
     if headline is not None:
-        policies = list(summary["policies"])
-        rows = [
-            [
-                value,
-                str(found["prompts"]),
-                *(shown(found["policies"][policy][headline], percent=in_percent) for policy in policies),
-            ]
-            for value, found in values.items()
-        ]
-        yield Table(f"by {column}: mean {headline}", [column, "prompts", *policies], rows)
+        yield table(f"mean {headline}", list(summary["policies"]), means)
     compared, differ = list(summary["against"] or summary["judged"]), headline is not None and summary["against"]
-    heads = [column, "prompts", *compared]
     if differ:
-        rows = [
-            [
-                value,
-                str(found["prompts"]),
-                *(
-                    shown(found["against"][policy][headline]["difference"], sign=True, percent=in_percent)
-                    for policy in compared
-                ),
-            ]
-            for value, found in values.items()
-        ]
-        yield Table(f"by {column}: difference in {headline}", heads, rows)
+        yield table(f"difference in {headline}", compared, differences)
     for judge in [name for name in summary["judges"][:1] if name == PEOPLE or not differ] if compared else ():
-        rows = [
-            [
-                value,
-                _prompts_with([found["judged"][who][judge] for who in compared]),
-                *(shown(found["judged"][who][judge], percent=True) for who in compared),
-            ]
-            for value, found in values.items()
-        ]
-        yield Table(f"by {column}: preferred by {judge}", heads, rows)
+
+        def preferences(found: Mapping[str, Any], judge: str = judge) -> list[str]:
+            given = [found["judged"][who][judge] for who in compared]
+            return [_prompts_with(given), *(shown(each, percent=True) for each in given)]
+
+        yield table(f"preferred by {judge}", compared, preferences)
 
 
 def _prompts_with(preferences: Sequence[Mapping[str, Any]]) -> str:

@@ -31,7 +31,7 @@ from alignkit import (
 )
 from alignkit.data.group import write_groups
 from alignkit.errors import did_you_mean
-from alignkit.evaluation.comparison import file_names
+from alignkit.evaluation.comparison import check_unique, file_names, training_data_note
 from alignkit.evaluation.judge_card import check_names, judge_names
 from alignkit.evaluation.reward_columns import Column, label, scored_by
 from alignkit_plugins.steps.evaluate_reward import measures, report, rewardbench, rewardbench2
@@ -53,9 +53,7 @@ class EvaluateReward(Step):
 
         @model_validator(mode="after")
         def _consistent(self) -> Any:
-            names = [label(spec) for spec in self.rewards]
-            if repeated := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"rewards has duplicates: {', '.join(repeated)}; names must be unique")
+            check_unique("rewards", [label(spec) for spec in self.rewards])
             if not self.rewards and not self.judges:
                 raise ValueError("name at least one reward or judge")
             check_names(self.rewards, self.judges)
@@ -134,14 +132,9 @@ class EvaluateReward(Step):
         """What a reader must know: rows without a pair, and pairs that reward models learned from."""
         without = sum(not resolved_pairs(group) for group in read)
         notes = [f"{without} of {len(read)} rows have no pair and are left out"] if without else []
-        seen: dict[str, set[int]] = {}
-        for spec in self.options.rewards:
-            seen |= context.trained_on(spec, groups)
-        if seen:
-            stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
-            total = len(set().union(*seen.values()))
-            notes.append(f"warning: {total} of {len(groups)} rows are training data ({stages})")
-            context.say(f"{context.out.name}: {notes[-1]}")
+        if note := training_data_note(context, self.options.rewards, groups, "rows"):
+            notes.append(note)
+            context.say(f"{context.out.name}: {note}")
         return notes
 
 

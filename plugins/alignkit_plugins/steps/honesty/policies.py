@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 import alignkit
 from alignkit import REWARD_KEY, DataRef, Field, Group, PolicyRef, RewardRef, StepContext
-from alignkit.evaluation.comparison import prompts_to_compare, short_names
+from alignkit.evaluation.comparison import check_unique, prompts_to_compare, short_names, training_data_note
 
 
 class PoliciesOptions(alignkit.SamplingOptions):
@@ -28,8 +28,7 @@ class PoliciesOptions(alignkit.SamplingOptions):
 
     @model_validator(mode="after")
     def _policies(self) -> Any:
-        if repeated := sorted({name for name in self.policies if self.policies.count(name) > 1}):
-            raise ValueError(f"policies has duplicates: {', '.join(repeated)}; names must be unique")
+        check_unique("policies", self.policies)
         if self.baseline is not None and self.baseline not in self.policies:
             raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {', '.join(self.policies)}")
         return self
@@ -46,13 +45,8 @@ class PoliciesOptions(alignkit.SamplingOptions):
 
     def notes_of(self, prompts: Sequence[Group], repeated: Sequence[str], context: StepContext) -> list[str]:
         """What a reader of the results must know, first of all prompts that a policy has learned from."""
-        seen: dict[str, set[int]] = {}
-        for policy in self.policies:
-            seen |= context.trained_on(policy, prompts)
-        stages = ", ".join(f"{len(places)} by {stage}" for stage, places in seen.items())
-        count = len(set().union(*seen.values()))
-        warning = [f"warning: {count} of {len(prompts)} prompts are training data ({stages})"] if seen else []
-        return [f"sampled with {self.described()}", *self.notes, *repeated, *warning]
+        warning = training_data_note(context, self.policies, prompts, "prompts")
+        return [f"sampled with {self.described()}", *self.notes, *repeated, *filter(None, [warning])]
 
     def read(self, context: StepContext) -> tuple[list[Group], list[str]]:
         """The prompts, and notes on them."""
