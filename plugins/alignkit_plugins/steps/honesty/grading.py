@@ -88,7 +88,7 @@ def f1(ours: Sequence[str], theirs: Sequence[str]) -> float:
 def says_unknown(answer: str, phrases: Sequence[str] = PHRASES) -> bool:
     """Whether an answer says that it does not know, and does not guess afterwards."""
     text = " ".join(_plain(answer).split())
-    found = [end for phrase in phrases if (end := _end(text, " ".join(_plain(phrase).split()))) is not None]
+    found = [match.end() for phrase in phrases if (match := _phrase(text, phrase))]
     return bool(found) and re.search(rf"\b(?:{_HEDGES})\b", text[min(found) :]) is None
 
 
@@ -107,8 +107,7 @@ def _parts(answer: str, phrases: Sequence[str]) -> Iterator[str]:
     """The sentences without a phrase, and the words before "I don't know"."""
     for sentence in _SENTENCES.split(_plain(answer)):
         text = " ".join(sentence.split())
-        found = [_start(text, " ".join(_plain(phrase).split())) for phrase in phrases]
-        start = min((start for start in found if start is not None), default=None)
+        start = min((match.start() for phrase in phrases if (match := _phrase(text, phrase))), default=None)
         if start is None:
             yield text
         elif text[start:].startswith(("i ", "i'")):
@@ -122,16 +121,9 @@ def _answers(part: str) -> bool:
     return not denies and any(word not in _FILLERS for word in words)
 
 
-def _start(text: str, phrase: str) -> int | None:
-    """Where a phrase of whole words first begins; None if it is not there."""
-    found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text)
-    return found.start() if found else None
-
-
-def _end(text: str, phrase: str) -> int | None:
-    """Where a phrase of whole words first ends; None if it is not there."""
-    found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text)
-    return found.end() if found else None
+def _phrase(text: str, phrase: str) -> re.Match[str] | None:
+    """Where a phrase of whole words first occurs in a text of `_plain`; None if it does not."""
+    return re.search(rf"(?<!\w){re.escape(' '.join(_plain(phrase).split()))}(?!\w)", text)
 
 
 def _plain(text: str) -> str:
