@@ -18,8 +18,7 @@ from alignkit.cli import main
 from alignkit.constitution import Principle, drawn
 from alignkit.data.group import read_groups
 from alignkit.testing import check_step
-from alignkit_plugins.steps.constitutional.asking import critique_question, without_lead_in
-from alignkit_plugins.steps.constitutional.revise import Revise
+from alignkit_plugins.steps.constitutional.revise import Revise, critique_question, without_lead_in
 
 PRINCIPLES = [
     {"name": f"p{n}", "critique": f"What about p{n}?", "revise": f"Write it by p{n}.", "compare": f"By p{n}."}

@@ -23,7 +23,7 @@ from alignkit import RunFailed, StepContext
 from alignkit.cli import main
 from alignkit.runs.durable_map import durable_map
 from alignkit_plugins.steps.lm_eval import LmEval, harness, summary
-from alignkit_plugins.steps.lm_eval.task_files import code_in
+from alignkit_plugins.steps.lm_eval.harness import code_in
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 _skip = pytest.mark.skipif(not INSTALLED, reason="needs the extra lm-eval")

@@ -20,7 +20,7 @@ from alignkit_plugins.judges.llm.local import LocalJudge
 from alignkit_plugins.judges.llm.panel import Panel
 from alignkit_plugins.judges.reward_judge import RewardJudge
 from alignkit_plugins.steps.rlaif.principled import Asked
-from alignkit_plugins.steps.rlaif.trust import none_labeled, surely_none, trust_of
+from alignkit_plugins.steps.rlaif.tally import none_labeled, surely_none, trust_of
 from tests.plugins.test_rlaif import Scripted, component, group, run_step
 
 PROMPT = [{"role": "user", "content": "Which?"}]

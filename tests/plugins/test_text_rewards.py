@@ -20,8 +20,7 @@ from alignkit.testing import check_reward
 from alignkit_plugins.rewards.text import matching, schema
 from alignkit_plugins.rewards.text.form import Form, content_of_last, is_json, markdown_parts
 from alignkit_plugins.rewards.text.language import Language
-from alignkit_plugins.rewards.text.matching import ExactMatch, Regex
-from alignkit_plugins.rewards.text.repetition import Repetition
+from alignkit_plugins.rewards.text.matching import ExactMatch, Regex, Repetition
 
 ASK = ({"role": "user", "content": "What is the capital of France?"},)
 CALL: Any = {"role": "assistant", "content": None, "tool_calls": []}  # a turn that only calls a tool

@@ -9,8 +9,7 @@ from __future__ import annotations
 from alignkit import Register, hookimpl
 from alignkit_plugins.rewards.text.form import Form
 from alignkit_plugins.rewards.text.language import Language
-from alignkit_plugins.rewards.text.matching import ExactMatch, Regex
-from alignkit_plugins.rewards.text.repetition import Repetition
+from alignkit_plugins.rewards.text.matching import ExactMatch, Regex, Repetition
 
 
 @hookimpl

@@ -6,12 +6,14 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Literal
 
 from pydantic import field_validator
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.data.prompt_columns import column_of, row_of
+from alignkit.evaluation.text_metrics import repetition
 from alignkit_plugins.rewards.text.answers import scored
 
 # The package `regex` can be interrupted: a policy may write what keeps a pattern busy for years.
@@ -155,3 +157,24 @@ class Regex(Reward):
                 return None
 
         return scored(groups, score)
+
+
+class Repetition(Reward):
+    """0 if nothing is repeated, up to -1 if everything is. An answer shorter than n repeats nothing."""
+
+    class Options(alignkit.Options):
+        n: int = Field(3, ge=1, le=100, description="length of a sequence that counts as repeated")
+        unit: Literal["words", "characters"] = Field(
+            "words", description="what a sequence consists of; `characters` for languages without spaces"
+        )
+        scale: float = Field(-1.0, description="factor of the repeated share")
+
+    options: Options
+
+    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+        return scored(groups, lambda group, answer: self.options.scale * self._share(answer))
+
+    def _share(self, answer: str) -> float:
+        words = answer.casefold().split()
+        units: Sequence[str] = words if self.options.unit == "words" else " ".join(words)
+        return repetition(units, self.options.n)

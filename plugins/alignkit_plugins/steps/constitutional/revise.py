@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from alignkit import (
     DataRef,
     Field,
     Group,
+    Message,
+    Options,
     PolicyRef,
     Response,
     RunFailed,
@@ -24,11 +28,77 @@ from alignkit import (
     seeds,
 )
 from alignkit.constitution import Principle, drawn
+from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import prompts_to_compare
+from alignkit.report import Report, SideBySide, Table
 from alignkit_http import key_of
-from alignkit_plugins.steps.constitutional import asking
-from alignkit_plugins.steps.constitutional.report import Chain, facts_of, report
 from alignkit_plugins.steps.constitutional.writers import PolicyWriter, Server, ServerWriter, Writer, Written
+
+CRITIQUE = "{critique}\n\nWrite only the critique. If nothing is wrong by this measure, say so."
+REVISION = (
+    "{revise}\n\nWrite only the rewritten answer, as the user will read it, and not much longer than before: no "
+    "introduction, and no word about what changed. If there is nothing to change, repeat the answer."
+)
+# "Here is the revised answer:", "Sure! Below is a rewritten version of the response:", "Revision:"
+_REWRITTEN = r"(?:revis|rewrit|rewrote|reword|improv|updat|modif)\w*"
+_LEAD_IN = re.compile(
+    r"\A(?:(?:sure|certainly|of course|okay)\b[^\n:.!]{0,40}[.!,]\s*)?"
+    rf"(?:(?:here(?:'s|’s| is)|below is|this is)\b[^\n:]{{0,60}}\b{_REWRITTEN}\b[^\n:]{{0,60}}"
+    rf"|(?:\*\*)?(?:{_REWRITTEN} )?(?:revision|rewrite|version|answer|response)(?:\*\*)?)"
+    r":(?:\*\*)?\s*(?=\S)",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(r"\A(?:\"([^\"]+)\"|“([^“”]+)”)\Z", re.DOTALL)
+
+
+class Example(Options):
+    """A conversation that shows how to criticize and revise."""
+
+    principle: str = Field(min_length=1, description="name of the principle whose words ask the questions")
+    prompt: str = Field(min_length=1, description="what the user says")
+    answer: str = Field(min_length=1, description="the answer to be criticized")
+    critique: str = Field(min_length=1, description="a good critique")
+    revision: str = Field(min_length=1, description="a good revision")
+
+
+def critique_question(shots: Sequence[Message], prompt: Sequence[Message], answer: str, by: Principle) -> list[Message]:
+    """The conversation whose next turn is the critique. The prompt's system turns stay in front."""
+    system = [turn for turn in prompt if turn["role"] == "system"]
+    rest = [turn for turn in prompt if turn["role"] != "system"]
+    return [*system, *shots, *rest, _said(answer), _asked(CRITIQUE.replace("{critique}", by.critique or ""))]
+
+
+def revision_question(before: Sequence[Message], critique: str, by: Principle) -> list[Message]:
+    """The conversation whose next turn is the revision. before: the conversation that led to the critique."""
+    return [*before, _said(critique), _asked(REVISION.replace("{revise}", by.revise or ""))]
+
+
+def few_shot(examples: Sequence[Example], principles: Sequence[Principle]) -> list[Message]:
+    """The examples as turns, in the form of the questions."""
+    named = {principle.name: principle for principle in principles}
+    turns: list[Message] = []
+    for example in examples:
+        by, user = named[example.principle], [_asked(example.prompt)]
+        turns += revision_question(critique_question((), user, example.answer, by), example.critique, by)
+        turns.append(_said(example.revision))
+    return turns
+
+
+def without_lead_in(text: str) -> str:
+    """A revision without "Here is the revised answer:" and quotation marks around it, which nobody should learn."""
+    bare = _LEAD_IN.sub("", text, count=1)
+    if bare == text:
+        return text
+    quoted = _QUOTED.match(bare)
+    return (quoted[1] or quoted[2]).strip() if quoted else bare
+
+
+def _said(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _asked(text: str) -> Message:
+    return {"role": "user", "content": text}
 
 
 class Revise(Step):
@@ -53,7 +123,7 @@ class Revise(Step):
             "`{base_url: ..., model: ...}`; default: the policy itself",
         )
         critique_tokens: int = Field(200, ge=1, description="maximum length of a critique, in tokens")
-        examples: list[asking.Example] = Field(
+        examples: list[Example] = Field(
             default_factory=list, description="conversations that show the critic how: `principle`, `prompt` ..."
         )
         limit: int | None = Field(None, ge=1, description="use only the first N prompts")
@@ -129,7 +199,7 @@ class Revise(Step):
     def _revise(self, context: StepContext, critic: Writer, chains: Sequence[Chain], number: int) -> None:
         """One round: a critique and a revision of every chain. number: of the round, from 0."""
         options = self.options
-        shots = asking.few_shot(options.examples, self.principles)
+        shots = few_shot(options.examples, self.principles)
         named = {principle.name: principle for principle in self.principles}
         length = options.sampling()["max_new_tokens"]
 
@@ -137,12 +207,12 @@ class Revise(Step):
             seed = seeds.number(context.seed, context.stage, "critique", number, rows[0][0])
             by = [named[name] for *_, name in rows]
             questions = [
-                asking.critique_question(shots, prompt, text, principle)
+                critique_question(shots, prompt, text, principle)
                 for (_, prompt, text, _), principle in zip(rows, by, strict=True)
             ]
             critiques = critic.write(questions, options.critique_tokens, seed)
             usable = [place for place, critique in enumerate(critiques) if critique.text]
-            asked = [asking.revision_question(questions[p], critiques[p].text, by[p]) for p in usable]
+            asked = [revision_question(questions[p], critiques[p].text, by[p]) for p in usable]
             seed = seeds.number(context.seed, context.stage, "revision", number, rows[0][0])
             revisions = dict(zip(usable, critic.write(asked, length, seed) if asked else [], strict=True))
             return [[vars(critique), vars(revisions.get(p, Written()))] for p, critique in enumerate(critiques)]
@@ -154,7 +224,7 @@ class Revise(Step):
 
 def _add(chain: Chain, by: Principle, critique: Written, revision: Written) -> None:
     """Add a round to a chain, or the reason why it ends here. A critique may be cut off: what it says still counts."""
-    text = asking.without_lead_in(revision.text)
+    text = without_lead_in(revision.text)
     chain.rounds.append({"principle": by.name, "critique": critique.text, "revision": text})
     if not critique.text:
         chain.dropped = f"critique: {critique.reason}" if critique.reason else "empty critique"
@@ -178,3 +248,74 @@ def _row(chain: Chain, critic: str) -> Group:
     """The prompt with the last revision."""
     meta = {**chain.group.meta, "revise": {"answer": chain.answer, "rounds": chain.rounds}}
     return replace(chain.group, responses=(Response(chain.newest, source=critic),), meta=meta, pairs=None)
+
+
+# Statistics and examples to read
+
+
+SHOWN = 2  # chains in the report
+
+
+@dataclass
+class Chain:
+    """A prompt with its answer and what became of it.
+
+    principles: one for each round. rounds: a dictionary with principle, critique and revision each. dropped: why the
+    chain is of no use; empty if it is.
+    """
+
+    group: Group
+    principles: Sequence[Principle]
+    answer: str = ""
+    rounds: list[dict[str, str]] = field(default_factory=list)
+    dropped: str = ""
+
+    @property
+    def newest(self) -> str:
+        """The last revision, or the answer."""
+        return self.rounds[-1]["revision"] if self.rounds else self.answer
+
+
+def facts_of(chains: Sequence[Chain], critic: str) -> dict[str, Any]:
+    """The statistics as JSON."""
+    kept = [chain for chain in chains if not chain.dropped]
+    rounds = [entry for chain in kept for entry in chain.rounds]
+    before = [chain.answer for chain in kept]
+    after = [chain.newest for chain in kept]
+    return {
+        "critic": critic,
+        "prompts": len(chains),
+        "revised": len(kept),
+        "dropped": dict(Counter(_kind(chain.dropped) for chain in chains if chain.dropped).most_common()),
+        "unchanged": sum(a == b for a, b in zip(before, after, strict=True)),
+        "principles": dict(Counter(entry["principle"] for entry in rounds).most_common()),
+        "characters": {
+            "answer": statistics.mean([len(text) for text in before]) if before else None,
+            "revision": statistics.mean([len(text) for text in after]) if after else None,
+        },
+    }
+
+
+def _kind(reason: str) -> str:
+    """A reason without what differs from row to row, such as the words of a server's error."""
+    return ": ".join(reason.split(": ")[:2])
+
+
+def report(facts: Mapping[str, Any], kept: Sequence[Chain]) -> Report:
+    """The statistics, and the first chains side by side."""
+    lines = [f"{facts['revised']} of {facts['prompts']} answers revised by {facts['critic']}"]
+    lines += [f"  left out, {why}: {count}" for why, count in facts["dropped"].items()]
+    if facts["unchanged"]:
+        lines.append(f"the last revision equals the answer: {facts['unchanged']} of {facts['revised']}")
+    length = facts["characters"]
+    lines.append(f"mean length: answers {length['answer']:.0f} characters, revisions {length['revision']:.0f}")
+    rows = [[name, str(count)] for name, count in facts["principles"].items()]
+    counts = Table("", ["principle", "revisions"], rows)
+    return Report(["\n".join(lines), counts, *map(_shown, kept[:SHOWN]), "\n".join(facts["notes"])])
+
+
+def _shown(chain: Chain) -> SideBySide:
+    prompt = " ".join(chain.group.prompt[-1]["content"].split())
+    first = chain.rounds[0]
+    headings = ["answer", f"first critique, by '{first['principle']}'", "last revision"]
+    return SideBySide(f"prompt: {prompt}", headings, [chain.answer, first["critique"], chain.newest])

@@ -22,7 +22,7 @@ from alignkit import Artifact, Field, PolicyRef, Register, RunFailed, Step, Step
 from alignkit.evaluation.comparison import file_names, short_names
 from alignkit.extras import check_extra
 from alignkit_plugins.steps.lm_eval import harness, summary
-from alignkit_plugins.steps.lm_eval.task_files import code_in
+from alignkit_plugins.steps.lm_eval.harness import code_in
 
 PACKAGE = "lm_eval"
 

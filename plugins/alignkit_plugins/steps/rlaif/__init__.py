@@ -48,13 +48,11 @@ from alignkit import (
 )
 from alignkit.data.spoken import all_turns
 from alignkit.evaluation.comparison import prompts_to_compare
-from alignkit.evaluation.judge_card import judge_names
-from alignkit.evaluation.panel_card import table as panel_table
+from alignkit.evaluation.judge_card import judge_names, panel_table
 from alignkit.judges import Item, verdict_from
 from alignkit.report import Report
 from alignkit_plugins.steps.rlaif import principled
-from alignkit_plugins.steps.rlaif.tally import Place, Tally, mean, report
-from alignkit_plugins.steps.rlaif.trust import none_labeled, stopped, surely_none, trust_of
+from alignkit_plugins.steps.rlaif.tally import Place, Tally, mean, none_labeled, report, stopped, surely_none, trust_of
 
 # --- the step -----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ is more robust than one principle.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from alignkit import CheckedJudge, RunFailed, Verdict, check_compares
 from alignkit.constitution import Principle, drawn
 from alignkit.data.group import sha256_of
+from alignkit.evaluation import statistics
 from alignkit.judges import Item
 from alignkit.report import Table
 
@@ -86,19 +86,16 @@ def _mean(verdicts: Sequence[Verdict]) -> Verdict:
         return Verdict(None, mass=0.0, reason=verdicts[0].reason, calls=calls, tokens=tokens)
     orders = [verdict.p_orders for verdict in usable if verdict.p_orders]
     known = len(orders) == len(usable)
+    both = [statistics.mean(column) for column in zip(*orders, strict=True)]
     mean = Verdict(
-        _average([verdict.p_first or 0.0 for verdict in usable]),
-        (_average([first for first, _ in orders]), _average([second for _, second in orders])) if known else None,
-        _average([verdict.mass for verdict in usable]),
+        statistics.mean([verdict.p_first or 0.0 for verdict in usable]),
+        (both[0], both[1]) if known else None,
+        statistics.mean([verdict.mass for verdict in usable]),
         bounded=any(verdict.bounded for verdict in usable),
         calls=calls,
         tokens=tokens,
     )
     return replace(mean, p_first=0.5) if mean.tied else mean
-
-
-def _average(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _total(counts: Any) -> int | None:
@@ -117,7 +114,7 @@ def tally(asked: Sequence[Asked], found: Sequence[Verdict], joint: Sequence[Verd
         facts[name] = {
             "comparisons": len(own),
             "unusable": len(own) - len(usable),
-            "certainty": _average([abs(p - 0.5) * 2 for p, _ in usable]) if usable else None,
+            "certainty": statistics.mean([abs(p - 0.5) * 2 for p, _ in usable]) if usable else None,
             "with_the_mean": sum(decided) / len(decided) if decided else None,
         }
     return facts
