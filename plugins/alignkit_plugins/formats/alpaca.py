@@ -27,8 +27,6 @@ class Alpaca(Format):
         return cls.has(row, "instruction", cls.answer_column) and cls.lacks(row, "chosen", "rejected", "messages")
 
     def read(self, row: Any) -> Group:
-        if not isinstance(row, Mapping):
-            raise BadRow("a row must be an object")
         parts = [self.text(row, "instruction").strip(), self.text(row, self.about, "").strip()]
         question = Message(role="user", content="\n\n".join(part for part in parts if part))
         answer = Message(role="assistant", content=self.text(row, self.answer_column))

@@ -7,7 +7,6 @@ The answer is in the column `answer`, where the reward `math_verify` looks for i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Register, Response, hookimpl
@@ -29,8 +28,6 @@ class GSM8K(Format):
     wants = "question, and an answer that ends with '#### 18'; never detected, so name the format"
 
     def read(self, row: Any) -> Group:
-        if not isinstance(row, Mapping):
-            raise BadRow("a row must be an object")
         solution = self.text(row, "answer")
         final = _FINAL.search(solution)
         if final is None:
@@ -52,8 +49,6 @@ class SVAMP(Format):
         return cls.has(row, "Body", "Question", "Answer")
 
     def read(self, row: Any) -> Group:
-        if not isinstance(row, Mapping):
-            raise BadRow("a row must be an object")
         story, answer = self.text(row, "Body").strip(), self.number(row, "Answer")
         if answer is None:
             raise BadRow("column 'Answer' must be a number")

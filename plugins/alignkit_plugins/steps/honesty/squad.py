@@ -53,8 +53,6 @@ class Squad(Format):
         return group
 
     def groups(self, row: Any) -> list[Group]:
-        if not isinstance(row, Mapping):
-            raise BadRow("a row must be an object")
         if articles := list(_articles(row)):
             return [self._group(flat) for article in articles for flat in _questions(article)]
         return [self._group(row)]
