@@ -55,15 +55,19 @@ def side(p: float | None) -> int | None:
     return None if p is None or Verdict(p).tied else 1 if p > COIN else -1
 
 
+def unjudged(verdicts: Iterable[Verdict]) -> Counter[str]:
+    """Verdicts that are missing, by their reason without its details."""
+    return Counter(v.reason.partition(":")[0] or "no reason given" for v in verdicts if v.p_first is None)
+
+
 def verdict_facts(judgments: Sequence[Judgment]) -> dict[str, Any]:
     """The parts of a card that follow from the verdicts alone."""
     verdicts = [each.verdict for each in judgments]
-    reasons = Counter(v.reason.partition(":")[0] or "no reason given" for v in verdicts if v.p_first is None)
     known = [(each.unit, each.verdict.p_orders) for each in judgments if each.verdict.p_first is not None]
     swayed = [(unit, float((p[0] - COIN) * (p[1] - COIN) < 0)) for unit, p in known if p]
     return {
         "comparisons": len(judgments),
-        "unjudged": dict(reasons.most_common()),
+        "unjudged": dict(unjudged(verdicts).most_common()),
         "inconsistent": by_unit(swayed),
         "named_first": named_first(judgments),
         "length_slope": length_slope(judgments),

@@ -7,7 +7,6 @@ answers are a tie, and no judge is asked. Comparisons without a verdict are coun
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from alignkit.data.spoken import all_turns
 from alignkit.evaluation import statistics
 from alignkit.evaluation.comparison import answers_of
 from alignkit.evaluation.judge_card import Compare
+from alignkit.evaluation.judge_quality import unjudged
 from alignkit.evaluation.length_control import length_controlled
 from alignkit.judges import Item
 from alignkit.reward import TIE
@@ -66,7 +66,6 @@ def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str)
     preferences = [p for _, p in known]
     wins, losses = sum(p > 0.5 + TIE for p in preferences), sum(p < 0.5 - TIE for p in preferences)
     verdicts = [verdict for row in judged.verdicts for verdict in row]
-    reasons = Counter(v.reason.partition(":")[0] or "no reason given" for v in verdicts if v.p_first is None)
     return {
         "preference": preference(preferences),
         "standard_error": standard_error(preferences),
@@ -76,7 +75,7 @@ def summary(groups: Sequence[Group], judged: Judged, policy: str, baseline: str)
         "ties": len(known) - wins - losses,
         "length_controlled": controlled([groups[n] for n, _ in known], preferences, policy, baseline),
         "comparisons": len(verdicts),
-        "unjudged": dict(reasons.most_common()),
+        "unjudged": dict(unjudged(verdicts).most_common()),
         "unjudged_prompts": sum(map(bool, judged.verdicts)) - len(known),
         **_orders(verdicts),
     }

@@ -11,7 +11,7 @@ from typing import Any
 from alignkit import Group, Verdict
 from alignkit.evaluation import statistics
 from alignkit.evaluation.judge_card import measured
-from alignkit.evaluation.judge_quality import Judgment, judgment, no_judge, verdict_facts
+from alignkit.evaluation.judge_quality import Judgment, judgment, no_judge, unjudged, verdict_facts
 from alignkit.judges import costs
 from alignkit_plugins.steps.rlaif.principled import Asked
 
@@ -41,7 +41,7 @@ class Tally:
         """The statistics as JSON; an unknown one is None."""
         usable = [verdict for verdict in self.verdicts if verdict.p_first is not None]
         orders = [verdict.p_orders for verdict in usable if verdict.p_orders]
-        unusable = Counter(v.reason.partition(":")[0] or "no reason given" for v in self.verdicts if v.p_first is None)
+        unusable = unjudged(self.verdicts)
         if self.identical:
             unusable["identical responses"] += self.identical
         examples = {v.reason.partition(":")[0]: v.reason for v in self.verdicts if ":" in v.reason}
