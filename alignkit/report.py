@@ -11,14 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from alignkit.io.printable import printable
+from alignkit.io.printable import printable, wrapped
 
 WIDTH = 80  # of files and pipes, in characters
 GAP = 2  # between columns
 HEADING = 24  # characters of a heading that may make its column wider if the table is too wide
 TEXT = 24  # least width of a text next to others
-_INTERVAL = r"\[[-+\w.]+, [-+\w.]+\]\S*"
-_WORD = re.compile(rf"{_INTERVAL}|\S+")
 _MARKUP = re.compile(r"[\\`*|<]")
 
 Cells = Sequence[Sequence[str]]
@@ -85,23 +83,6 @@ def _lines(block: Block, width: int) -> Iterator[str]:
         yield from _table_lines(block, width)
     else:
         yield from _text_lines(block, width)
-
-
-def wrapped(text: str, width: int, indent: int = 0) -> list[str]:
-    """A line in lines of at most `width` characters. indent: of all but the first."""
-    from rich.cells import cell_len, chop_cells
-
-    lines = [""]
-    for word in _WORD.findall(printable(text)):
-        if not lines[-1].strip():
-            lines[-1] += word
-        elif cell_len(lines[-1]) + 1 + cell_len(word) <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(" " * indent + word)
-        if cell_len(lines[-1]) > width and not re.fullmatch(_INTERVAL, word):
-            lines[-1:] = chop_cells(lines[-1], max(1, width))
-    return lines
 
 
 # Tables

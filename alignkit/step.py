@@ -41,7 +41,7 @@ class StepContext(Context):
 
     out: the stage's folder. scorer: makes the scorer of a RewardRef option: `scorer.score(groups)` returns the groups
     with their scores, and `scorer.untrained` says which combinations training would have changed. log(**metrics):
-    writes metrics. say: prints one line.
+    writes metrics. say: tells what the step does now; a terminal keeps only lines with `warning: `.
     map(name, rows, f): the results of f over rows. They are stored by the content of the rows, so a run that was
     killed continues after the last complete chunk. For a name in `Step.maps`, f is `self.mapper(name, context)`.
     trained_on(model, prompts): for each stage that trained the policy, or the reward models of a RewardRef, the places

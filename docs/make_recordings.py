@@ -46,7 +46,7 @@ def record(arguments: list[str], folder: Path, width: int) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "COLUMNS": str(width), "PYTHONUNBUFFERED": "1", "ALIGNKIT_SAMPLES": "0"},
+        env={**os.environ, "COLUMNS": str(width), "PYTHONUNBUFFERED": "1"},
         check=False,
     )
     return ran.stdout.replace(f"{DOCS.parent}/", "")  # where shipped recipes are, in an installation from a checkout

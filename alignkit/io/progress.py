@@ -19,8 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from alignkit.io.printable import encodable, printable
+from alignkit.io.printable import encodable, printable, wrapped
 from alignkit.io.run_log import RunLog
+from alignkit.io.stage_tree import StageTree
 from alignkit.io.trend import Trend
 
 SHOWN = {
@@ -35,9 +36,18 @@ SHOWN = {
 PIPE_WIDTH = 80  # characters of a line of a result
 PLAIN_SECONDS = 10.0  # between progress lines in a pipe
 SAMPLE_SECONDS = 300.0  # between samples
-SAMPLES = "ALIGNKIT_SAMPLES"  # 0: no samples are shown
+VERBOSE = "ALIGNKIT_VERBOSE"  # 1: rows of data and samples are shown, and in a terminal every line
 LEAST_BAR = 10  # characters
-COLORS = {r"(?m)^error: .*$": "red", r"(?m)^(\S+: )?done in \S+": "green"}
+COLORS = {
+    r"(?m)^error: .*$": "red",
+    r"(?m)^(\S+: )?warning: .*$": "yellow",
+    r"(?m)^(\S+: )?done in \S+": "green",
+}
+# Of a verdict, which goes on in indented lines. A gain by what the policy was trained on, or not verified, is no proof.
+VERDICTS = {
+    r"(?m)^\S+ gained over \S+ by (people|independent \w+)\b.*(\n  .*)*": "green",
+    r"(?m)^\S+ lost against .*(\n  .*)*": "red",
+}
 
 
 @dataclass
@@ -98,27 +108,81 @@ def _console(stderr: bool) -> Console:
 
 
 class Reporter:
-    """Progress on stderr: a live bar in a terminal, plain lines in a pipe. Results go to stdout, and all to the log."""
+    """Progress on stderr: stages as a tree in a terminal, plain lines in a pipe. Results go to stdout, all to the log.
+
+    A terminal shows the lines of `detail` and `activity` only if ALIGNKIT_VERBOSE is set.
+    """
 
     def __init__(self, err: Console | None = None, out: Console | None = None) -> None:
         self.err = err or _console(stderr=True)
         self.out = out or _console(stderr=False)
         self.log = RunLog()
         self.live = self.err.is_terminal and not self.err.is_dumb_terminal
+        self.verbose = os.environ.get(VERBOSE, "0") not in ("", "0")
+        self.began = time.monotonic()  # when the command began
+        self._tree: StageTree | None = None
         self._stage = ""
         self._work: Work | None = None
         self._bar: Live | None = None
         self._next = 0.0  # when the next plain line is due
 
+    def plan(self, stages: Mapping[str, str]) -> None:
+        """Show the stages of the run, if this is a terminal, until `finish`. stages: what does each, by its name."""
+        if self.live and not self.verbose:
+            self._tree = StageTree(stages, self.err.encoding)
+            self._show(self._tree)
+
+    def finish(self) -> None:
+        """The run is over: show no stage any more."""
+        self._tree = None
+        self.stop()
+
     def say(self, text: str) -> None:
-        """Print one line on stderr."""
+        """Print one line on stderr, which the user must know."""
         self.log.write(text)
-        self.err.print(colored(encodable(text, self.err.encoding)), soft_wrap=True)
+        self._print(text)
+
+    def activity(self, text: str) -> None:
+        """Say what goes on now: a line in a pipe, a note at the running stage in a terminal. A warning is a line."""
+        if self._tree is None or "warning: " in text:
+            self.say(text)
+        else:
+            self.log.write(text)
+            self._tree.note = printable(text)
+
+    def detail(self, text: str) -> None:
+        """A line that few people want to see, such as a row of the data: in the log, and with ALIGNKIT_VERBOSE=1."""
+        self.log.write(text)
+        if self.verbose:
+            self._print(text)
 
     def stage(self, name: str, number: int, count: int, plugin: str) -> None:
         """Say that a stage of the run starts."""
         self._stage = name
-        self.say(f"{name}: stage {number} of {count}, {plugin}")
+        if self._tree is not None:
+            self._tree.enter(name)
+        self.activity(f"{name}: stage {number} of {count}, {plugin}")
+
+    def stage_done(self, name: str, seconds: float, facts: str) -> None:
+        """Say that a stage is complete. facts: such as `: groups 3, steps 2`."""
+        self._finished(name, f"{name}: done in {duration(seconds)}{facts}", duration(seconds))
+
+    def stage_reused(self, name: str) -> None:
+        """Say that an earlier result of a stage is used."""
+        self._finished(name, f"{name}: unchanged, reused", "reused")
+
+    def _finished(self, name: str, line: str, took: str) -> None:
+        if self._tree is None:
+            self.say(line)
+        else:
+            self.log.write(line)
+            self.err.print(self._tree.finished(name, took, self.err.width))
+
+    def _print(self, text: str) -> None:
+        if self.err.is_terminal:  # which would break a line within words and numbers
+            width, lines = self.err.width, text.split("\n")
+            text = "\n".join(line if cell_len(line) <= width else _wrapped(line, width) for line in lines)
+        self.err.print(colored(encodable(text, self.err.encoding)), soft_wrap=True)
 
     def start(self, stage: str, total: int, done: int = 0, unit: str = "step") -> None:
         """Begin to train a stage of `total` steps or iterations, of which `done` are complete."""
@@ -129,23 +193,25 @@ class Reporter:
         if self._work is not None:
             self._work.facts = " ".join(f"{SHOWN[name]} {_short(metrics[name])}" for name in SHOWN if name in metrics)
             self._work.trend.add(metrics)
+            if self._tree is not None:
+                self._tree.add(metrics)
             self._count(done, last=True)
 
     def sample(self, prompt: str, response: str, facts: str = "") -> None:
-        """Show what the model answers, on a line each: at the first call, after the last step, and now and then.
+        """A detail: what the model answers, at the first call, after the last step, and now and then.
 
-        facts: such as `reward 0.42`. ALIGNKIT_SAMPLES=0 turns samples off.
+        facts: such as `reward 0.42`.
         """
         work, now = self._work, time.monotonic()
-        if work is None or os.environ.get(SAMPLES, "") == "0":
+        if work is None:
             return
         if now - work.sampled < (PLAIN_SECONDS if work.done >= work.total else SAMPLE_SECONDS):
             return
         work.sampled = now
         width = self.err.width if self.err.is_terminal else PIPE_WIDTH
-        self.say(f"{work.name}: a sample of {work.unit} {work.done}{f', {facts}' if facts else ''}")
+        self.detail(f"{work.name}: a sample of {work.unit} {work.done}{f', {facts}' if facts else ''}")
         for who, text in (("prompt", prompt), ("response", response)):
-            self.say(f"  {who:<10}{excerpt(text, width - 12)}")
+            self.detail(f"  {who:<10}{excerpt(text, width - 12)}")
 
     def note(self, text: str) -> None:
         """Show the current activity next to the live bar; a pipe does not show it."""
@@ -172,10 +238,13 @@ class Reporter:
             self.stop()
 
     def stop(self) -> None:
-        """Remove the live bar."""
-        if self._bar is not None:
+        """Remove the live bar; the stages of a run stay until `finish`."""
+        self._work = None
+        if self._tree is not None:
+            self._tree.bar = None
+        elif self._bar is not None:
             self._bar.stop()
-        self._bar = self._work = None
+            self._bar = None
 
     @property
     def width(self) -> int:
@@ -186,14 +255,19 @@ class Reporter:
         """Print a result on stdout."""
         if text:
             self.log.write(text)
-            self.out.print(encodable(printable(text), self.out.encoding), markup=False, soft_wrap=True)
+            self.out.print(colored(encodable(text, self.out.encoding), VERDICTS), soft_wrap=True)
 
     def _begin(self, work: Work, wait: float = 0.0) -> None:
         self.stop()
         self._work, self._next = work, work.began + wait
-        if self.live:
-            self._bar = Live(work, console=self.err, transient=True)
-            self._bar.start()
+        if self._tree is not None:
+            self._tree.bar = work
+        elif self.live:
+            self._show(work)
+
+    def _show(self, shown: Work | StageTree) -> None:
+        self._bar = Live(shown, console=self.err, transient=True)
+        self._bar.start()
 
     def _count(self, done: int, last: bool = False) -> None:
         """Show how many are done. last: there is a plain line when all of them are, too."""
@@ -210,10 +284,10 @@ class Reporter:
         write(f"{work.count}{facts} ({work.times()})")
 
 
-def colored(text: str) -> Text:
-    """A line as a terminal shows it: errors in red, finished stages in green. Other outputs have no colors."""
+def colored(text: str, colors: Mapping[str, str] = COLORS) -> Text:
+    """A text as a terminal shows it. colors: by pattern. Other outputs have none."""
     line = Text(printable(text))
-    for pattern, style in COLORS.items():
+    for pattern, style in colors.items():
         line.highlight_regex(pattern, style)
     return line
 
@@ -224,6 +298,11 @@ def excerpt(text: str, width: int) -> str:
     if cell_len(words) <= width and len(text) <= 4 * width:
         return words or "(empty)"
     return f"{set_cell_size(words, max(0, width - 3)).rstrip()}..."
+
+
+def _wrapped(line: str, width: int) -> str:
+    blanks = line[: len(line) - len(line.lstrip())]
+    return "\n".join(blanks + part for part in wrapped(line, width - len(blanks), indent=2))
 
 
 def _cut(text: Text, width: int) -> Text:

@@ -69,7 +69,7 @@ def load_base_model(
     for fact in model.chat_facts:
         say(f"base {spec.base}: {fact}")
     if model.dtype_name == "bfloat16" and model.device.type == "cpu" and not multiplies_bf16(model.device):
-        say("this processor has no bfloat16 instructions; 'dtype: float32' is faster here")
+        say("warning: this processor has no bfloat16 instructions; 'dtype: float32' is faster here")
     return model
 
 

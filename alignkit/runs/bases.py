@@ -86,7 +86,9 @@ class RunBase:
         """Load it. artifact: the folder of a saved role."""
         reporter = self._reporter
         date = template_date(self._folder)
-        model = load_base_model(self._recipe, self.source, reporter.say, name=self.name, commit=self.commit, date=date)
+        model = load_base_model(
+            self._recipe, self.source, reporter.activity, name=self.name, commit=self.commit, date=date
+        )
         model.should_stop = should_stop
         stages = self._recipe.stages.values()
         longest = max([LEAST_LENGTH, *(stage.settings.max_length for stage in stages if stage.settings is not None)])

@@ -47,8 +47,13 @@ def stage_record(
 
 def trains_reward(stage: Stage) -> bool:
     """Whether the stage trains a reward model."""
-    implementation = stage.component.registration.implementation
-    return stage.kind == "algorithm" and getattr(implementation, "trains", None) is REWARD
+    return stage.kind == "algorithm" and not trains_policy(stage)
+
+
+def trains_policy(stage: Stage) -> bool:
+    """Whether the stage trains a policy."""
+    trains = getattr(stage.component.registration.implementation, "trains", None)
+    return stage.kind == "algorithm" and trains is not REWARD
 
 
 def _log_odds(stage: Stage) -> bool:

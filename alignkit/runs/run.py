@@ -38,7 +38,7 @@ from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.machine import machine_of
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.reference_check import check_references
-from alignkit.runs.reports import facts, stage_record, write_report
+from alignkit.runs.reports import facts, stage_record, trains_policy, write_report
 from alignkit.runs.results import result_hashes
 from alignkit.runs.reuse import has_stages, other_runs, reuse
 from alignkit.runs.run_history import write_end, write_start
@@ -81,7 +81,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             raise
         finally:
             team.ends(error)
-            run.reporter.stop()
+            run.reporter.finish()
             if "trackers" in vars(run):
                 run.trackers.finish()
             write_end(folder, error, run.reused, peak_memory(run.models))
@@ -89,6 +89,7 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
                 plugins().notify("run_finished", run=run, error=error)
             except PluginError as wrong:  # it must not hide how the run ended
                 run.reporter.say(f"warning: {wrong}")
+        run.say_end()
 
 
 class Run:
@@ -110,6 +111,7 @@ class Run:
         self.models = ModelRouter(self.bases.base_of, self._open)
         self.hashes: dict[str, str] = {}
         self._data = RunData(self.store.data, recipe.seed)
+        self._times: list[str] = []  # of the stages
         self._records: list[Mapping[str, Any]] = []  # whose reports are printed at the end of the run
         self.stage_name = ""  # of the current stage
         self.reused: list[str] = []  # stages of this start
@@ -132,14 +134,14 @@ class Run:
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
-        began = time.monotonic()
+        self.reporter.plan({name: stage.component.name for name, stage in self.recipe.stages.items()})
         plugins().notify("run_started", run=self)
         write_text(self.folder / RECIPE, dump(self.recipe.resolved))
         if self.team.world.processes > 1:
             self.cache()  # before the others look for it
         template_date(self.folder)  # recorded now, so that a run that goes past midnight keeps its day
         self._preflight()
-        times, waiting = [], Waiting()
+        waiting = Waiting()
         for stage in self.recipe.stages.values():
             self.should_stop()
             if waiting.blocks(stage):
@@ -154,16 +156,23 @@ class Run:
             if not reused:
                 self._data.forget()
             self.reused += [stage.name] if reused else []
-            times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
+            self._times.append(f"{stage.name} {'reused' if reused else duration(time.monotonic() - started)}")
         self.stage_name = ""
+        self.reporter.finish()
         waiting.end(self.reporter.say)
         self.store.join_metrics(stage.name)
         for texts in plugins().notify("results_shown", run=self, records=self._records, width=self.reporter.width):
             for text in texts:
                 self.reporter.result(text)
-        took = f"done in {duration(time.monotonic() - began)} ({', '.join(times)})"
+
+    def say_end(self) -> None:
+        """The last lines of a run that is complete: how long the command took, and what to do next."""
+        took = f"done in {duration(time.monotonic() - self.reporter.began)} ({', '.join(self._times)})"
         self.reporter.say(f"{took}; peak memory {peak_memory(self.models)}")
         self.reporter.say(f"results: {self.folder}")
+        policies = [stage.name for stage in self.recipe.stages.values() if trains_policy(stage)]
+        if policies and not any(str(record.get("text") or "").startswith("next: ") for record in self._records):
+            self.reporter.say(f"next: alignkit chat {self.folder / policies[-1]}")
 
     def _preflight(self) -> None:
         """Check what can be checked before the first stage runs."""
@@ -193,7 +202,7 @@ class Run:
         for stage in stages:
             self.hashes[stage.name] = self.hash_of(stage)
             self.store.bring_back(stage.name, self.hashes[stage.name], self.reporter.say)
-            reuse(self.store, stage.name, self.hashes[stage.name], others, self.reporter.say)
+            reuse(self.store, stage.name, self.hashes[stage.name], others, self.reporter.activity)
         return [stage for stage in stages if not self.store.is_complete(stage.name, self.hashes[stage.name])]
 
     def _stage(self, stage: Stage) -> bool:
@@ -204,7 +213,7 @@ class Run:
         stage_hash = self.hashes[name] = digest(parts)
         record = self.store.record(name)
         if self.store.is_complete(name, stage_hash):
-            self.reporter.say(f"{name}: unchanged, reused")
+            self.reporter.stage_reused(name)
             self._records.append(record)
             self.trackers.follow(stage_hash, self.store.path(name) / "metrics.jsonl")
             return True
@@ -226,7 +235,7 @@ class Run:
         record = {"hash": stage_hash, **facts_of_stage, "machine": machine_of(self.models)}
         self.store.finish(name, record)
         self._records.append(record)
-        self.reporter.say(f"{name}: done in {duration(seconds)}{facts(summary)}")
+        self.reporter.stage_done(name, seconds, facts(summary))
         return False
 
     def _say_carried_over(self, before: Mapping[str, Any], stage: Stage) -> None:
@@ -331,7 +340,7 @@ class Run:
             self._described.append(spec)
             self._sources += source_records(spec, loaded)
             for line in describe(loaded):
-                self.reporter.say(line)
+                (self.reporter.detail if line.startswith("  ") else self.reporter.activity)(line)
         if loaded.skipped:
             self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
             self.reporter.say(skipped_rows(loaded, self.store.path(self.stage_name) / "stage.json"))

@@ -24,12 +24,14 @@ def start(load: Callable[[Callable[[str], None]], Recipe], out: Path | None) -> 
     if world.processes > 1 and not world.leads:
         return _follower(load, out, world)
     warnings: list[str] = []
+    began = time.monotonic()
     recipe = load(warnings.append)
     if world.processes == 1 and recipe.processes > 1:
         starter = launcher()
         starter.check(recipe, world)
         return starter.start(recipe.processes, sys.argv[1:])
     folder, reporter = begin(recipe, out)
+    reporter.began = began
     if world.processes == 1 and world.shard:
         os.environ |= NOT_BY_ACCELERATE
     if world.processes == 1 and (world.shard or recipe.shard):

@@ -39,7 +39,7 @@ def step_context(run: Any, stage: Stage, folder: Path, executor: StageExecutor |
         scorer=lambda spec: Scorer(spec, run.reward_context(seed), known=known, rows=rows.scores),
         map=rows.map,
         log=lambda **values: metrics.write(stage=stage.name, **values),
-        say=run.reporter.say,
+        say=run.reporter.activity,
         trained_on=run.trained_on,
         base_of=run.bases.base_of,
         learned_from=lambda policy, rater: learned_from(policy, rater, run.recipe, run.folder),

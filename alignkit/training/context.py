@@ -71,5 +71,9 @@ class StageContext:
         return author_of(self.stage.component.registration, self.name)
 
     def say(self, text: str) -> None:
-        """Print one line about this stage."""
+        """Print one line about this stage, which the user must know."""
         self.reporter.say(f"{self.name}: {text}")
+
+    def activity(self, text: str) -> None:
+        """Say what the stage does now."""
+        self.reporter.activity(f"{self.name}: {text}")

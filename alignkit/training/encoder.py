@@ -46,7 +46,7 @@ class StageEncoder:
         self.max_length = min(context.settings.max_length, context.model.context, read)
         if self.max_length < context.settings.max_length:
             whose = "the model" if self.max_length == context.model.context else f"the reference '{reference}'"
-            context.say(f"max_length is {self.max_length}, the context of {whose}")
+            context.activity(f"max_length is {self.max_length}, the context of {whose}")
 
     def encode(self, groups: Sequence[Group]) -> list[Encoded]:
         """Encode the groups that fit, and report the others."""
@@ -58,7 +58,7 @@ class StageEncoder:
         """Print what was left out or changed."""
         facts = [f"{unfit(name, n)} ({previews(self.encoder.groups[name])})" for name, n in counts.items()]
         if facts:
-            self.context.say(f"{counted(groups, 'group')}: {'; '.join(facts)}")
+            self.context.activity(f"{counted(groups, 'group')}: {'; '.join(facts)}")
 
     def encode_quietly(self, groups: Sequence[Group]) -> list[Encoded]:
         """Encode the groups that fit; `count_unfit` counts the others."""

@@ -30,6 +30,6 @@ def with_learning_rate(context: StageContext, defaults: StageDefaults) -> StageC
     lora, hidden_size = context.model.spec.lora is not None, context.model.hidden_size
     rate = scaled(defaults.learning_rate or LEARNING_RATE, hidden_size, lora)
     trained = "LoRA" if lora else "all weights"
-    context.say(f"learning_rate {rate:g}, the default for {trained} and hidden size {hidden_size}")
+    context.activity(f"learning_rate {rate:g}, the default for {trained} and hidden size {hidden_size}")
     settings = context.settings.model_copy(update={"learning_rate": rate})
     return replace(context, stage=replace(context.stage, settings=settings))

@@ -93,7 +93,7 @@ class OfflineStage:
         # Reference log-probabilities need all tokens before the first step anyway.
         lazy = len(groups) > EAGER_ROWS and not self.algorithm.needs.reference_logprobs
         if lazy:
-            self.context.say(f"{len(groups)} rows, tokenized as needed")
+            self.context.activity(f"{len(groups)} rows, tokenized as needed")
             groups = self.work.encoder.renderable(groups)
             self.algorithm.check_data(groups)
         encoded = None if lazy else self._examples(groups)
@@ -152,7 +152,8 @@ class OfflineStage:
             reference, groups = self.work.roles.reference_name, [read[index] for index in own]
             logprobs, cached = self.work.reference_models.reference_logprobs(reference, groups)
             if cached:
-                self.context.say(f"reference log-probabilities of {counted(len(groups), 'group')} read from the cache")
+                read_groups = counted(len(groups), "group")
+                self.context.activity(f"reference log-probabilities of {read_groups} read from the cache")
             return logprobs
 
         return self.context.reducer.deal([len(group.rows) for group in read], measured)
@@ -227,7 +228,7 @@ class OfflineStage:
         metrics = self.work.learner.evaluate(validation)
         self.work.log(self.work.learner.steps, {f"validation/{name}": value for name, value in metrics.items()})
         facts = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        self.context.say(f"validation after epoch {epoch}: {facts}")
+        self.context.activity(f"validation after epoch {epoch}: {facts}")
         if not math.isfinite(metrics["loss"]):
             self.context.say("the validation loss is not finite, so this epoch cannot become the result")
         if metrics["loss"] < self.best:  # false for NaN

@@ -50,7 +50,7 @@ class StageWork:
         self.done: dict[str, Any] = {}
         self._resume()
         self.metrics = context.metrics(int(self.done.get("metrics_bytes", 0)))
-        context.say(f"{context.stage.component.name} from {_described(self.roles, self.algorithm)}")
+        context.activity(f"{context.stage.component.name} from {_described(self.roles, self.algorithm)}")
 
     def _reference_prompts(self) -> ReferencePrompts:
         theirs, own = self.reference_models, self.models

@@ -118,7 +118,6 @@ def trained(reporter: Reporter, steps: int, clock: list[float] | None = None, ea
 
 
 def test_a_plain_line_says_the_trend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALIGNKIT_SAMPLES", "0")
     reporter, written = pipe()
     trained(reporter, 8)
     assert written.getvalue().splitlines() == [
@@ -146,6 +145,7 @@ def test_the_live_bar_has_a_line_for_the_trend_that_fits(width: int) -> None:
 def test_samples_come_first_last_and_now_and_then_and_do_not_flood(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
     reporter, written = pipe()
     trained(reporter, 1000, clock)
     lines = written.getvalue().splitlines()
@@ -159,13 +159,16 @@ def test_samples_come_first_last_and_now_and_then_and_do_not_flood(monkeypatch: 
     assert len(lines) <= 1000 / progress.PLAIN_SECONDS * 1.2
 
 
-def test_samples_can_be_turned_off_and_need_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_details_and_need_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reporter, written = pipe()
+    reporter.log.open(tmp_path / "run.log")
+    trained(reporter, 3)
+    assert "sample" not in written.getvalue() and "align iteration 3/3" in written.getvalue()
+    assert "a sample of iteration 1" in (tmp_path / "run.log").read_text(encoding="utf-8")
+    monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
     reporter, written = pipe()
     reporter.sample("q", "a")
     assert written.getvalue() == ""
-    monkeypatch.setenv("ALIGNKIT_SAMPLES", "0")
-    trained(reporter, 3)
-    assert "sample" not in written.getvalue() and "align iteration 3/3" in written.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,8 @@ def test_samples_can_be_turned_off_and_need_work(monkeypatch: pytest.MonkeyPatch
         ("\u5b57" * 60, "\u5b57" * 34 + "..."),  # each is two columns wide
     ],
 )
-def test_a_sample_fits_on_a_line_and_does_nothing(text: str, shown: str) -> None:
+def test_a_sample_fits_on_a_line_and_does_nothing(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
     reporter, screen = terminal(83)
     reporter.start("align", total=3)
     reporter.sample("q", text)
@@ -198,7 +202,13 @@ def test_latin_1_and_no_color_are_enough(place: str) -> None:
         "[r.advance(n, {'loss': 1 / n, 'reward': n * 100.5, 'tokens_per_second': 9.0}) for n in range(1, 9)]; "
         "r.sample('caf\u00e9 \u5b57', '\u202e' * 99, 'reward 1'); r.stop(); r.result('a table \u2500\u2500 \u5b57')"
     )
-    environment = {**os.environ, "PYTHONIOENCODING": "latin-1:strict", "NO_COLOR": "1", "TERM": "xterm"}
+    environment = {
+        **os.environ,
+        "ALIGNKIT_VERBOSE": "1",
+        "PYTHONIOENCODING": "latin-1:strict",
+        "NO_COLOR": "1",
+        "TERM": "xterm",
+    }
     done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, env=environment, check=False)
     text = done.stderr.decode("latin-1")
     assert done.returncode == 0 and "over the last 8: reward +" in text and "a sample of iteration 8" in text, text
@@ -245,6 +255,84 @@ def test_a_terminal_gives_results_its_width_and_a_pipe_a_fixed_one() -> None:
     assert [terminal(width)[0].width for width in (80, 132)] == [80, 132]
     wide = Console(file=io.StringIO(), width=132)
     assert Reporter(wide, wide).width == 80
+
+
+# The stages of a run
+
+
+STAGES = {"sft": "sft", "align": "rejection_sampling", **{f"more{number}": "evaluate" for number in range(9)}}
+
+
+def on_screen(reporter: Reporter, width: int) -> list[str]:
+    """What a terminal shows of the stages that are not done."""
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    with console.capture() as captured:
+        console.print(reporter._tree)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_terminal_shows_stages_that_are_done_running_and_waiting(width: int, tmp_path: Path) -> None:
+    reporter, shown = terminal(width)
+    reporter.log.open(tmp_path / "run.log")
+    reporter.plan(STAGES)
+    reporter.stage("sft", 1, 11, "sft")
+    reporter.activity("loading a base model")
+    running, doing, *waiting = on_screen(reporter, width)
+    assert running[2:].split()[0] == "sft" and doing == "  loading a base model"
+    assert waiting[0].split()[:2] == ["○", "align"] and len(waiting) == 7 and waiting[-1] == "  and 4 more"
+    reporter.start("sft", 2)
+    for step, loss in ((1, 2.5), (2, 1.25)):
+        reporter.advance(step, {"loss": loss})
+    assert on_screen(reporter, width)[1].startswith("sft step 2/2 ")
+    reporter.stop()
+    reporter.stage_done("sft", 65.0, ": groups 4")
+    reporter.stage_reused("align")
+    reporter.finish()
+    screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+    done, reused = (line.strip() for line in screen.splitlines() if "✓" in line)
+    assert re.fullmatch(r"✓ sft +(sft +)?loss 2.5 to 1.25 +1m05s", done) and reused.endswith("reused")
+    assert len(done) == width and ("rejection_sampling" in reused) == (width > 60)
+    log = (tmp_path / "run.log").read_text(encoding="utf-8")
+    for line in ("sft: stage 1 of 11, sft", "loading a base model", "sft: done in 1m05s: groups 4"):
+        assert f"Z {line}\n" in log
+
+
+def test_warnings_stay_above_the_stages_and_all_lines_with_verbose(monkeypatch: pytest.MonkeyPatch) -> None:
+    for verbose in ("0", "1"):
+        monkeypatch.setenv("ALIGNKIT_VERBOSE", verbose)
+        reporter, shown = terminal()
+        reporter.plan(STAGES)
+        reporter.say("sft: changed since the last run, starting over")
+        reporter.activity("sft: warning: it is old")
+        reporter.activity("reading")
+        reporter.detail("a row")
+        reporter.finish()
+        lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue()).splitlines()
+        assert "sft: changed since the last run, starting over" in lines and "sft: warning: it is old" in lines
+        assert ("reading" in lines) == ("a row" in lines) == (verbose == "1")
+        assert any("○" in line for line in lines) == (verbose == "0")
+
+
+def test_only_a_verdict_of_independent_judges_is_green() -> None:
+    green, red = "\x1b[32m", "\x1b[31m"
+    for text, color in {
+        "align gained over sft by independent measures: refused +0.40\n  [0.30, 0.50]": green,
+        "align gained over sft by people: preferred": green,
+        "align gained over sft by its own reward: llama2 +0.2, but it was trained to please it": "",
+        "align gained over sft, not verified: llama2 +0.2": "",
+        "align lost against sft: facts right -20%": red,
+        "Nothing clear between align and sft: facts right +1%": "",
+    }.items():
+        reporter, shown = terminal()
+        reporter.result(text)
+        assert shown.getvalue().startswith(color or text[:5]) and ("\x1b" in shown.getvalue()) == bool(color)
+
+
+def test_a_terminal_breaks_lines_between_words() -> None:
+    reporter, shown = terminal(40)
+    reporter.say("sft: learning_rate 0.0002, the default for LoRA and hidden size 64")
+    assert shown.getvalue() == "sft: learning_rate 0.0002, the default\n  for LoRA and hidden size 64\n"
 
 
 def test_metrics_after_the_last_checkpoint_are_written_again(tmp_path: Path) -> None:

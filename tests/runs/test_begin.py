@@ -78,6 +78,7 @@ def test_the_first_lines_come_before_torch_is_imported(recipe: Path) -> None:
 def test_stages_are_numbered_and_parts_of_steps_are_counted(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
     from alignkit.io import progress
     from alignkit.runs.run import run_recipe
 
@@ -123,7 +124,10 @@ def logged(folder: Path) -> list[str]:
     return [line.partition("Z ")[2] for line in (folder / "run.log").read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_log_has_all_that_a_run_and_its_resumption_said(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_has_all_that_a_run_and_its_resumption_said(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNKIT_VERBOSE", "1")
     said: list[str] = []
     for _ in range(2):
         assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 0
@@ -145,8 +149,9 @@ def test_an_observer_that_fails_at_the_end_is_a_warning_which_is_in_the_log(
     command = ["run", str(recipe), "--out", str(recipe.parent / "out"), "--plugin", str(recipe.parent / "watch.py")]
     assert cli.main(command) == 0
     expected = "warning: plugin 'watch.py' failed in run_finished: ValueError: too late"
-    assert capsys.readouterr().err.splitlines()[-1].startswith(expected)
-    assert logged(recipe.parent / "out")[-1].startswith(expected)
+    for lines in (capsys.readouterr().err.splitlines(), logged(recipe.parent / "out")):
+        assert any(line.startswith(expected) for line in lines)
+        assert lines[-1] == f"next: alignkit chat {recipe.parent / 'out' / 'sft'}"
 
 
 def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(
