@@ -31,7 +31,10 @@ GoldFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Rows whose 
 def label(
     data: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="A file in any format, a store (.feedback), or a recipe with its STAGE."),
+        typer.Argument(
+            metavar="DATA",
+            help="A file in any format, data as in a recipe, a store (.feedback), or a recipe with its STAGE.",
+        ),
     ],
     stage: Annotated[
         str | None, typer.Argument(metavar="STAGE", help="Of a recipe: label what it wrote, else what it reads.")
@@ -72,6 +75,7 @@ def label(
       alignkit label prompts.jsonl --annotator ada --annotator bob --overlap 2
       alignkit label answers.jsonl --task scores --criterion helpful
       alignkit label pairs.feedback --gold known.jsonl --guidelines rules.md
+      alignkit label '{path: pairs.jsonl, columns: {prompt: question}}'
       alignkit label recipe.yaml sample
     """
     from alignkit_apps.label.start import Plans, Source, start

@@ -31,6 +31,21 @@ def file_groups(path: Path, limit: int | None = None) -> list[Group]:
         raise DataError(str(error).removesuffix(OR_SKIP)) from error
 
 
+def entry_groups(text: str) -> list[Group]:
+    """The rows of a data entry as a recipe has it, such as `{path: FILE, columns: {prompt: question}}`."""
+    from alignkit.plugins import load_plugins
+    from alignkit.recipe.document import plain_data
+    from alignkit.recipe.load import made_recipe
+    from alignkit.runs.data import RunData
+
+    step = {"step": "people", "data": plain_data(text, f"'{text}'")}
+    recipe = made_recipe(
+        {"model": {"base": "tiny"}, "stages": {"label": step}}, "alignkit label", (), load_plugins().registry
+    )
+    (spec,) = specs([recipe.stages["label"].component.options], DataSpec)
+    return RunData(lambda stage: Path(stage), 0).read(spec).groups
+
+
 def add(store: Store, items: Sequence[Item], gold: Sequence[Item] = ()) -> Added:
     """Add items, and gold ones. An item that the store has as an ordinary one becomes gold. Raises `DataError`."""
     if not items and not gold and not store.rows("SELECT 1 FROM items LIMIT 1"):

@@ -20,7 +20,7 @@ from alignkit_apps.feedback.database import SUFFIX
 from alignkit_apps.feedback.items import CRITERIA, TASKS
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.label.items import add, file_groups, give_license, stage_groups, store_of_stage
+from alignkit_apps.label.items import add, entry_groups, file_groups, give_license, stage_groups, store_of_stage
 from alignkit_apps.web.hosting import PACKAGES, addresses_of, annotators_of, announce, listening, server_of
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ def prepared(source: Source, path: Path | None, plans: Plans, gold: Path | None 
     if path.suffix != SUFFIX:
         help = f"recipes recognize stores by their name: {path.with_suffix(SUFFIX)}"
         raise RecipeError([Problem(f"--store: {path}: the name must end in {SUFFIX}", help=help)])
+    if plans.task is None:
+        _check_writing(groups, source.data)
     items = items_of(groups, wanted, path.parent)
     right = items_of(file_groups(gold), wanted, path.parent, gold=True) if gold else []
     if not items and not is_store:
@@ -136,6 +138,8 @@ def _waiting(source: Source) -> Path | None:
 
 def _groups(source: Source) -> tuple[list[Group], str]:
     if source.stage is None:
+        if source.data.startswith("{"):
+            return entry_groups(source.data)[: source.limit], "labels"
         if source.data.endswith((".yaml", ".yml")):
             raise RecipeError([Problem("a recipe needs a stage", help=f"alignkit label {source.data} STAGE")])
         path = Path(source.data)
@@ -151,6 +155,17 @@ def _recipe(source: Source) -> Recipe:
     from alignkit.arguments import load
 
     return load(source.data, source.overrides, source.plugins, source.no_plugins)
+
+
+def _check_writing(groups: Sequence[Group], data: str) -> None:
+    """Refuse prompts next to a list of texts, which may be answers to compare: nobody would see them."""
+    for group in groups:
+        for name, value in group.meta.items():
+            texts = isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value)
+            if texts and not group.responses:
+                text = f"{data}: people would write answers, and see nothing of the texts in column '{name}'"
+                compare = f"to compare them: alignkit label '{{unlabeled: {data}}}'"
+                raise RecipeError([Problem(text, help=f"{compare}; to write: --task demonstration")])
 
 
 def _set_plan(store: Store, plans: Plans) -> None:

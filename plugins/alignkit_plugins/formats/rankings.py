@@ -32,8 +32,6 @@ class Rankings(Format):
         prompt, name = _first(row, PROMPTS), _first(row, RESPONSES)
         if not prompt or not name or not isinstance(row[name], list) or "alignkit" in row:
             return False
-        if (prompt, name) == ("prompt", "responses"):
-            return True
         rated = _first(row, ("ranks", *SCORE_LISTS, "pairs")) or all(_first(i, ("rank", *SCORES)) for i in row[name])
         return bool(row[name] and rated) and cls.lacks(row, "chosen", "rejected")
 

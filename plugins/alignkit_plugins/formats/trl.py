@@ -14,7 +14,17 @@ from alignkit import BadRow, Format, Group, Message, Pair, Register, hookimpl
 from alignkit.data.conversations import shared_turns
 from alignkit.formats import LABEL_COLUMNS, SYSTEM_COLUMNS
 
-ANSWERS = ("chosen", "rejected", "completion", "responses", "response", "output", "messages", "chosen_messages")
+ANSWERS = (
+    "chosen",
+    "rejected",
+    "completion",
+    "completions",
+    "responses",
+    "response",
+    "output",
+    "messages",
+    "chosen_messages",
+)
 PAIRS = (
     ("chosen", "rejected"),
     ("chosen_messages", "rejected_messages"),

@@ -55,6 +55,24 @@ def test_rows_become_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert len(store.items()) == 2 and store.plan.overlap == 2
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_answers_that_nobody_compared_are_pairs_and_rankings(tmp_path: Path, named: bool) -> None:
+    """Also with columns that the command line names, as a recipe does."""
+    row = {"prompt": "Hi", "response_a": "Hello!", "response_b": "What?"}
+    file = write(tmp_path / "a.jsonl", {"q" if named and name == "prompt" else name: row[name] for name in row})
+    data = f"{{path: {file}, columns: {{prompt: q}}}}" if named else str(file)
+    with prepared(Source(data), tmp_path / "a.feedback", Plans()) as store:
+        (item,) = (stored.item for stored in store.items())
+        assert (item.task, item.prompt[0]["content"], item.responses) == ("pair", "Hi", ("Hello!", "What?"))
+    many = write(tmp_path / "b.jsonl", {"prompt": "Hi", "answers": ["a", "b", "c"]})
+    with pytest.raises(RecipeError, match="see nothing of the texts in column 'answers'") as refused:
+        prepared(Source(str(many)), tmp_path / "b.feedback", Plans())
+    assert f"alignkit label '{{unlabeled: {many}}}'" in str(refused.value)
+    for data, task in ((f"{{unlabeled: {many}}}", None), (str(many), "demonstration")):
+        with prepared(Source(data), tmp_path / f"{task}.feedback", Plans(task=task)) as store:
+            assert [stored.item.task for stored in store.items()] == [task or "ranking"]
+
+
 def test_a_changed_row_retires_its_item(tmp_path: Path) -> None:
     file, path = write(tmp_path / "a.jsonl", prompt(1), prompt(2)), tmp_path / "a.feedback"
     prepared(Source(str(file)), path, Plans()).close()
