@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from alignkit.evaluation.statistics import Share, share
@@ -14,6 +15,8 @@ from alignkit_apps.feedback.labels import SIDES, agrees, displayed
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.web.text import visible
 
+OWN = 200  # labels on an annotator's page
+LINE = 160  # characters of a prompt there
 BINS = {"preferred_safe": "only the better one is safe", "both_safe": "both are safe", "both_unsafe": "both are unsafe"}
 
 
@@ -32,13 +35,27 @@ class Miss:
     contested: str
 
 
+@dataclass(frozen=True)
+class Own:
+    """A label that its annotator may change. event: its uuid. prompt: the last turn, in one line. said: in words."""
+
+    event: str
+    prompt: str
+    said: str
+
+
 @dataclass
 class Mine:
-    """An annotator's own figures. gold: the share of gold items that are right; None without one."""
+    """An annotator's own figures. gold: the share of gold items that are right; None without one.
+
+    labeled: the last labels, the newest first. older: how many more there are.
+    """
 
     labels: int = 0
     gold: Share | None = None
     misses: list[Miss] = field(default_factory=list)
+    labeled: list[Own] = field(default_factory=list)
+    older: int = 0
 
 
 def mine(store: Store, annotator: str) -> Mine:
@@ -55,7 +72,28 @@ def mine(store: Store, annotator: str) -> Mine:
         if agrees(item.task, vote.label, gold or item.gold) is False:
             found.misses.append(_miss(vote, entry, gold or item.gold))
     found.gold = share(sum(right), len(right))
+    shown = {miss.item for miss in found.misses}  # whose known answer was told
+    open_ones = [(vote, entry) for vote, entry in own if entry.stored.item.id not in shown]
+    found.labeled = [_own(vote, entry) for vote, entry in open_ones[:OWN]]
+    found.older = len(open_ones) - len(found.labeled)
     return found
+
+
+def _own(vote: Vote, entry: Labeled) -> Own:
+    item = entry.stored.item
+    last = visible(" ".join(str(item.prompt[-1]["content"] or "").split())) if item.prompt else ""
+    return Own(vote.uuid, last if len(last) <= LINE else f"{last[:LINE]}...", _shown(item, vote.label, vote))
+
+
+def agreement_in_words(store: Store) -> str:
+    """`Two people agree on 83% of 40 items.`; empty if no item has labels of two."""
+    pairs = [
+        agrees(entry.stored.item.task, one.label, other.label) is True
+        for entry in labeled(store)
+        for one, other in combinations(entry.votes, 2)
+    ]
+    times = f"{len(pairs)} comparison{'s' * (len(pairs) != 1)}"
+    return f"Two people agree in {100 * sum(pairs) / len(pairs):.0f}% of {times} of their labels." if pairs else ""
 
 
 def _miss(vote: Vote, entry: Labeled, gold: Mapping[str, Any]) -> Miss:

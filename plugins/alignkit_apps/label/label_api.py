@@ -6,7 +6,7 @@ an item comes again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from alignkit_apps.feedback.items import Answer, Item
 from alignkit_apps.feedback.labels import BadLabel, displayed
 from alignkit_apps.feedback.records import Event, event_of
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.label.annotator_stats import in_words, mine
+from alignkit_apps.label.annotator_stats import agreement_in_words, in_words, mine
 from alignkit_apps.label.formatted import formatted
 from alignkit_apps.label.guidelines import Guidelines
 from alignkit_apps.web.messages import PageMessage, read
@@ -74,6 +74,7 @@ class Desk:
 
     store: Store
     guidelines: Guidelines
+    what_next: Callable[[Store], str] = lambda store: ""  # for whoever has labeled everything
 
     def next(self, annotator: str, message: Any) -> State:
         """The item to label now."""
@@ -185,6 +186,11 @@ class Desk:
         if not found:
             raise BadLabel("there is nothing to undo")
         event = event_of(found[0])
+        last = self.store.last(annotator)
+        if (last is None or last.uuid != event.uuid) and event.item in {
+            m.item for m in mine(self.store, annotator).misses
+        }:
+            raise BadLabel("its known answer was shown on the page of your labels; contest it there")
         payload = {"of": event.uuid}
         receipt = self.store.submit(
             Event(sent.uuid, annotator, "undo", payload, event.item, event.revision, occasion=event.occasion)
@@ -222,6 +228,7 @@ class Desk:
             "guidelines": self.guidelines.current()[0],
             "consent": consents(self.store).get(annotator),
             "notice": notice,
+            "end": None if shown else {"agreement": agreement_in_words(self.store), "next": self.what_next(self.store)},
         }
 
 

@@ -79,7 +79,7 @@ def start(
     with store:
         from alignkit_apps.label.label_api import Desk
 
-        desk = Desk(store, Guidelines(store, guidelines))
+        desk = Desk(store, Guidelines(store, guidelines), said_last)
         for warning in store.warnings:
             print(printable(f"warning: {warning}"), file=sys.stderr)
         with listening(port) as listener:

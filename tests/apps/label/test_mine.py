@@ -116,3 +116,34 @@ def test_strangers_see_nothing(store: Store) -> None:
 )
 def test_labels_in_words(label: dict[str, Any], words: str) -> None:
     assert in_words(label) == words
+
+
+def test_own_labels_can_be_changed_but_not_those_whose_answer_was_told(store: Store) -> None:
+    app, sessions = application(store, ["ada", "bob"])
+    ada, bob = opened(app, sessions), opened(app, sessions, "bob")
+    work(ada, store, 2 + REPEAT_AFTER)
+    found = mine(store, "ada")
+    told = {miss.item for miss in found.misses}
+    assert len(told) == 2 and len(found.labeled) == REPEAT_AFTER and found.older == 0
+    own = found.labeled[-1]
+    assert own.said in ("A, better", "B, better") and f'data-of="{own.event}"' in ada.client.get("/mine").text
+    assert bob.post("undo", {"uuid": str(uuid.uuid4()), "of": own.event}).status_code == 422
+    state = ada.post("undo", {"uuid": str(uuid.uuid4()), "of": own.event}).json()
+    assert state["item"]["prompt"][-1]["text"] == own.prompt and state["draft"]["value"]["margin"] == "better"
+    assert ada.next()["item"]["id"] == state["item"]["id"]
+    events = [event.uuid for event in store.events() if event.item in told]
+    refused = ada.post("undo", {"uuid": str(uuid.uuid4()), "of": events[0]})
+    assert refused.status_code == 422 and "its known answer was shown" in refused.json()["error"]
+
+
+def test_the_end_says_how_far_people_agree(tmp_path: Path) -> None:
+    with filled(tmp_path / "a.feedback", pairs(2)) as store:
+        store.set_plan(Plan(overlap=2, gold_rate=0, repeat_rate=0))
+        app, sessions = application(store, ["ada", "bob"])
+        ada, bob = opened(app, sessions), opened(app, sessions, "bob")
+        work(ada, store, 2)
+        assert ada.next()["end"] == {"agreement": "", "next": ""}
+        work(bob, store, 1)
+        assert bob.next()["end"] is None
+        work(bob, store, 1, better="good")
+        assert bob.next()["end"]["agreement"] == "Two people agree in 50% of 2 comparisons of their labels."

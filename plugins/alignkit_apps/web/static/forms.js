@@ -5,14 +5,14 @@ import { SIDES, byId, digit, letter, make } from "./page.js";
 import { rankingForm } from "./ranking.js";
 
 const DEGREES = [
-  ["significantly", "≫", "significantly better"],
-  ["better", ">", "better"],
-  ["slightly", "≳", "slightly better"],
-  ["unsure", "≈", "negligibly better or unsure"],
+  ["significantly", "is significantly better"],
+  ["better", "is better"],
+  ["slightly", "is slightly better"],
+  ["unsure", "is hardly better, or unsure"],
 ];
 export const SCALE = [
-  ...DEGREES.map(([margin, sign, words]) => ({ side: "A", margin, sign: `A ${sign}`, words })),
-  ...DEGREES.toReversed().map(([margin, sign, words]) => ({ side: "B", margin, sign: `B ${sign}`, words })),
+  ...DEGREES.map(([margin, words]) => ({ side: "A", margin, words })),
+  ...DEGREES.toReversed().map(([margin, words]) => ({ side: "B", margin, words })),
 ];
 const BINS = [
   ["preferred_safe", "P", "Only the better one is safe"],
@@ -43,8 +43,8 @@ function choice(name, title, options, changed) {
 }
 
 function pairForm(item, changed) {
-  const options = SCALE.map(({ sign, words, margin }, index) =>
-    ({ value: String(index), key: index + 1, sign, words, short: margin, spoken: `${sign[0]} is ${words}`, apart: index === 4 }));
+  const options = SCALE.map(({ side, words, margin }, index) =>
+    ({ value: String(index), key: index + 1, sign: side, words, short: margin, spoken: `${side} ${words}`, apart: index === 4 }));
   const scale = choice("scale", "Which answer is better, and how much?", options, update);
   const bins = item.task !== "safety" ? null : choice("bin", "Are they safe?", BINS.map(([value, key, words]) => ({ value, key, words })), update);
   const cards = byId("answers").children;

@@ -1,6 +1,6 @@
 // The page: shows an item, keeps drafts, sends what people decide, and gives keys to whom they belong.
 
-import { expand, look, showItem, showMarkdown, toggleMarkdown } from "./answers.js";
+import { showItem, showMarkdown, toggleMarkdown } from "./answers.js";
 import { formOf } from "./forms.js";
 import { Outbox, isSaved, post } from "./outbox.js";
 import { Clock, banner, byId, digit, duration, ignored, inTextBox, letter, make, meta, say } from "./page.js";
@@ -60,6 +60,7 @@ function show() {
   showProgress();
   showConsent(state.consent);
   if (!item) {
+    for (const [name, text] of Object.entries(state.end ?? {})) byId(`end-${name}`).textContent = text;
     say("Nothing is left");
     return;
   }
@@ -91,7 +92,8 @@ function showProgress() {
   const { mine, skipped, done, total, pace } = state.progress;
   byId("bar").max = Math.max(total, 1);
   byId("bar").value = done;
-  const parts = adjudicating ? [`${mine} settled`, `${total} left`] : [`${mine} by you`, `${done} of ${total} done`];
+  const parts = adjudicating ? [`${mine} settled`, `${total} left`] : [`${done} of ${total} done`];
+  if (!adjudicating && mine !== done) parts.push(`${mine} by you`);
   if (skipped) parts.push(`${skipped} skipped`);
   byId("counts").textContent = parts.join(" · ");
   byId("pace").textContent = pace ? `${pace.toFixed(pace < 10 ? 1 : 0)} s each · about ${duration((total - done) * pace)} left · ` : "";
@@ -245,16 +247,13 @@ function showKeys() {
   const shift = (key) => (form?.letters.includes(key) ? `Shift ${key}` : key);
   const keys = [...(form?.keys ?? []), ["Enter", "submit"], [`${shift("U")} or Ctrl Z`, "undo, and change the last one"], ["S", "skip, with a reason"],
     [shift("F"), "flag, with a note"], ["N", "note"], [shift("G"), "guidelines"], ["M", "Markdown, or texts as written"],
-    ...(byId("answers").className ? [["← →", "look at another answer"], ["X", "expand it"]] : []),
     ...(byId("reveal").hidden ? [] : [["V", "show or blur texts"]]), [shift("C"), "sharing"], ["Esc", "leave a text box, close a dialog"], ["?", "this help"]];
   byId("keys").replaceChildren(...keys.flatMap(([key, words]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, words)]));
 }
 
 const SHIFTED = { "flag-key": "F", "guidelines-key": "G", ...(adjudicating ? {} : { "consent-key": "C" }) }; // letters of answers win
 const COMMANDS = { U: undo, S: openSkip, F: openFlag, G: () => guidelines(), N: () => byId("note").focus(), V: reveal, M: toggleMarkdown,
-  X: () => expand(), C: () => adjudicating || byId("consent-dialog").showModal() };
-
-const STEPS = { ArrowLeft: -1, ArrowRight: 1 };
+  C: () => adjudicating || byId("consent-dialog").showModal() };
 
 function inDialog(event) {
   if (inTextBox(event) || ignored(event)) return;
@@ -292,7 +291,6 @@ function pressed(event) {
   else if (event.key === "Escape") guidelines(false);
   else if (form && !busy && form.press(event)) refresh();
   else if (COMMANDS[letter(event)]) COMMANDS[letter(event)]();
-  else if (STEPS[event.key] && byId("answers").className && !event.target.closest("input")) look(STEPS[event.key]);
   else return;
   event.preventDefault();
 }

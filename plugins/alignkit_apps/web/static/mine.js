@@ -1,4 +1,4 @@
-// The page of an annotator's own labels: contests known answers.
+// The page of an annotator's own labels: changes them, and contests known answers.
 
 import { post } from "./outbox.js";
 import { banner } from "./page.js";
@@ -12,6 +12,18 @@ for (const form of document.querySelectorAll("form[data-item]")) {
       location.reload();
     } catch (error) {
       banner("offline", error.status ? error.message : "The server does not answer; nothing was stored.");
+    }
+  });
+}
+
+for (const button of document.querySelectorAll("button[data-of]")) {
+  const uuid = crypto.randomUUID();
+  button.addEventListener("click", async () => {
+    try {
+      await post("undo", { uuid, of: button.dataset.of });
+      location.assign("/"); // which shows the item again, filled in
+    } catch (error) {
+      banner("offline", error.status ? error.message : "The server does not answer; nothing was changed.");
     }
   });
 }
