@@ -107,7 +107,7 @@ def test_one_by_keyboard(browser: Any, tmp_path: Path) -> None:
         ada.shows("length 3.2")
         ada.press("Digit1", "Digit2")
         ada.spoken("Bad")
-        ada.press("e")
+        ada.press("Alt+e")
         ada.page.locator("#edited").fill("better")
         ada.press("Control+Enter")
         ada.spoken("Edited")
@@ -124,6 +124,27 @@ def test_one_by_keyboard(browser: Any, tmp_path: Path) -> None:
         ada.press("Digit1", "Digit1")  # a second time takes it back
         ada.spoken("Taken back")
         playwright.expect(ada.page.locator("[aria-pressed=true]")).to_have_count(1)
+
+
+def test_no_key_of_a_question_is_lost_or_a_shortcut(browser: Any) -> None:
+    """The text box has the focus on load. After answers, whose digits choose, other keys begin the next question."""
+    with person(browser) as ada:
+        assert ada.focus() == "question"
+        ada.page.keyboard.type("No new question, really?")
+        assert ada.page.locator("#question").input_value() == "No new question, really?"
+        ada.press("Enter")
+        ada.spoken("A: sft heard 1: No new")
+        assert ada.focus() == "log"
+        ada.press("Digit2")
+        ada.spoken("A is better")
+        ada.page.keyboard.type("Never mind, eh? 2 rivers")
+        assert ada.page.locator("#question").input_value() == "Never mind, eh? 2 rivers"
+
+
+def test_an_example_is_asked_by_a_click(browser: Any) -> None:
+    with person(browser, names=NAMES[:1]) as ada:
+        ada.page.locator("#empty button").first.click()
+        ada.spoken("heard 1: What should I pack for a camping trip?")
 
 
 def test_two_with_one_key(browser: Any, tmp_path: Path) -> None:
@@ -173,7 +194,7 @@ def test_no_keeps_nothing(browser: Any, tmp_path: Path) -> None:
         assert ada.focus() == "consent-title"  # so that Enter is no yes
         ada.press("Enter")
         assert ada.page.locator("#consent-dialog").is_visible()
-        ada.press("n")
+        ada.press("Alt+n")
         assert not ada.page.locator("#consent-dialog").is_visible()
         ada.asks("secret")
         assert ada.page.locator("[data-act=true0]").count() == 0
@@ -219,7 +240,7 @@ def test_two_tabs_have_conversations_of_their_own(browser: Any) -> None:
         other.asks("there")
         ada.asks("here again")
         assert ada.answers() == ["sft heard 3: here again"] and other.answers() == ["sft heard 1: there"]
-        other.press("Escape", "n")
+        other.press("Alt+n")
         assert other.page.locator(".exchange").count() == 0 and ada.page.locator(".exchange").count() == 2
 
 
@@ -261,7 +282,7 @@ def test_faults_of_a_model(browser: Any) -> None:
         assert ada.answers() == ["sft heard 1: fine?", "dpo heard 1: fine?"]
         ada.asks("x" * 60_000)
         ada.shows("reads at most 1023. Begin a new conversation.")
-        ada.press("Escape", "q")
+        ada.press("Alt+q")
         assert len(ada.page.locator("#question").input_value()) == 60_000
         ada.page.locator("#question").evaluate("box => box.value = 'y'.repeat(1100000)")
         ada.press("Enter")
@@ -275,12 +296,12 @@ def test_answer_again_and_another_question(browser: Any) -> None:
     count = iter(range(100))
     with person(browser, names=NAMES[:1], says=lambda n: lambda m, k: f"answer {next(count)}") as ada:
         ada.asks("one")
-        ada.press("Escape", "r")
+        ada.press("Alt+r")
         ada.shows("answer 1")
         ada.shows("", "#status", exact=True)
-        ada.press("Escape", "q")
+        ada.press("Alt+q")
         assert ada.page.locator("#question").input_value() == "one" and ada.page.locator(".exchange").count() == 0
-        ada.press("Escape", "?")
+        ada.page.locator("#help-button").click()
         ada.shows("new conversation", "#help-dialog")
         ada.press("Escape")
 
@@ -292,7 +313,7 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
         loaded: list[str] = []
         ada.page.on("request", lambda request: loaded.append(request.url))
         ada.asks(whole)
-        ada.press("Digit1", "e")
+        ada.press("Digit1", "Alt+e")
         ada.page.locator("#edited").fill(f"{whole} edited")
         ada.press("Control+Enter")
         ada.spoken("Edited")

@@ -134,7 +134,7 @@ async function choose(exchange, index) {
   const kept = exchange.sides.map((one) => one.kept);
   Object.assign(exchange, { from: "AB".indexOf(side), margin: index, edited: null });
   if (kept.every((one) => one)) put("choose", { kept, side, margin });
-  changed(exchange, `${side} is ${words}`);
+  changed(exchange, `${side} ${words}`);
   if (exchange.names) return;
   try {
     exchange.names = (await post("names", { draw: exchange.draw })).names;
@@ -167,6 +167,7 @@ function changed(exchange, words) {
   save();
   if (exchange === last()) change(exchange, acts);
   else show();
+  scroll();
   say(words);
 }
 
@@ -214,8 +215,8 @@ function showKeys() {
   const two = [["1 to 4", "A is better: significantly … unsure"], ["5 to 8", "B is better: unsure … significantly"]];
   const one = [["1", "good"], ["2", "bad"]];
   const keys = [["Enter", "send; elsewhere: to your question"], ["Shift Enter", "a new line"], ["Esc", "leave a text box; stop the answers"],
-    ...(setup.sides > 1 ? two : collect ? one : []), ["E", "edit the answer, or the one that you chose"], ["R", "answer again, with other draws"],
-    ["Q", "change the question"], ["N", "new conversation"], ["?", "this help"]];
+    ...(setup.sides > 1 ? two : collect ? one : []), ["Alt E", "edit the answer, or the one that you chose"], ["Alt R", "answer again, with other draws"],
+    ["Alt Q", "change the question"], ["Alt N", "new conversation"], ["Any other key", "begins your next question"]];
   byId("keys").replaceChildren(...keys.flatMap(([key, words]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, words)]));
 }
 
@@ -226,7 +227,15 @@ function editKey() {
   if (last()) edit(last(), last().from ?? 0);
 }
 
-const COMMANDS = { E: editKey, R: retry, Q: rephrase, N: startAnew };
+// With Alt, so that no letter of a question is one, wherever the focus is.
+const COMMANDS = { KeyE: editKey, KeyR: retry, KeyQ: rephrase, KeyN: startAnew };
+
+function command(event) {
+  if (!event.altKey || event.ctrlKey || event.metaKey || event.repeat || !COMMANDS[event.code]) return false;
+  event.preventDefault();
+  COMMANDS[event.code]();
+  return true;
+}
 
 function inText(event) {
   if (event.isComposing || event.keyCode === 229) return;
@@ -264,15 +273,16 @@ function place(event) {
 
 addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return inDialog(event);
+  if (command(event)) return;
   if (inTextBox(event)) return inText(event);
   if (ignored(event)) return;
   const onControl = event.target.closest?.("button, a, summary");
-  if (event.key === "Enter" && !onControl) byId("question").focus();
-  else if (event.key === "?") byId("help-dialog").showModal();
+  if (onControl && (event.key === "Enter" || event.key === " ")) return;
+  if (event.key === "Enter") byId("question").focus();
   else if (event.key === "Escape") stop();
   else if (!place(event)) {
-    if (!COMMANDS[letter(event)]) return;
-    COMMANDS[letter(event)]();
+    if (event.key.length === 1) byId("question").focus(); // which the key is then typed into
+    return;
   }
   event.preventDefault();
 });
@@ -289,6 +299,7 @@ byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   send();
 });
+for (const example of document.querySelectorAll("#empty button")) example.addEventListener("click", () => ask(example.textContent));
 const clicks = { stop, new: startAnew, "help-button": () => byId("help-dialog").showModal() };
 if (collect) Object.assign(clicks, { "consent-button": () => byId("consent-dialog").showModal(), agree: () => agree(true), refuse: () => agree(false) });
 for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
@@ -315,4 +326,5 @@ for (const exchange of talk.exchanges) for (const side of exchange.sides) finish
 showKeys();
 show();
 if (collect && !collect.agreed && !sessionStorage.getItem("alignkit-asked")) byId("consent-dialog").showModal();
+else byId("question").focus();
 if (outbox.waiting.length) outbox.send();

@@ -3,6 +3,9 @@
 import { last, nameOf, setup } from "./conversation.js";
 import { SCALE } from "/static/forms.js";
 import { byId, make } from "/static/page.js";
+import { Texts } from "/static/texts.js";
+
+const texts = new Texts();
 
 const button = (words, act, { key, ...more } = {}) => {
   const element = make("button", { type: "button", ...more }, words, key ? " " : null, key ? make("kbd", {}, key) : null);
@@ -26,13 +29,13 @@ function remark(exchange, side) {
 const answering = ({ sides }) => sides.some(({ state }) => state === "waiting" || state === "writing");
 
 function answer(exchange, side, acts) {
-  const { shown, state, error, tooLong } = exchange.sides[side];
+  const { shown, parts, state, error, tooLong } = exchange.sides[side];
   const edited = exchange.from === side ? exchange.edited : null;
   const said = remark(exchange, side);
   return make("article", { class: `answer ${state}${exchange.from === side && setup.sides > 1 ? " chosen" : ""}`, "aria-busy": state === "writing" ? "true" : null,
     "aria-label": setup.sides > 1 ? `Answer ${"AB"[side]}` : "Answer" },
     make("h2", {}, nameOf(exchange, side)),
-    make("div", { class: "text", dir: "auto" }, edited ?? shown),
+    texts.text({ text: edited ?? shown, parts: edited === null ? parts : null }),
     error ? make("p", { class: "error" }, `${error}${tooLong ? ". Begin a new conversation." : ""}`) : null,
     said ? make("p", { class: "remark muted" }, said) : null,
     controls(exchange, side, acts));
@@ -48,7 +51,7 @@ function controls(exchange, side, acts) {
     }
   }
   if (exchange === last() && state === "said" && !answering(exchange)) {
-    found.push(button("Edit", () => acts.edit(exchange, side), { key: setup.sides === 1 ? "E" : null, "data-act": `edit${side}` }));
+    found.push(button("Edit", () => acts.edit(exchange, side), { key: setup.sides === 1 ? "Alt E" : null, "data-act": `edit${side}` }));
   }
   return found.length ? make("div", { class: "actions" }, ...found) : null;
 }
@@ -56,10 +59,10 @@ function controls(exchange, side, acts) {
 function choice(exchange, acts) {
   const ready = exchange.sides.every(({ state, text }) => state === "said" || (state === "stopped" && text));
   if (setup.sides < 2 || exchange !== last() || !ready) return null;
-  const places = SCALE.map(({ sign, words }, index) => {
+  const places = SCALE.map(({ side, margin, words }, index) => {
     const element = button(make("kbd", { "aria-hidden": "true" }, index + 1), () => acts.choose(exchange, index), {
-      "aria-pressed": String(exchange.margin === index), "aria-label": `${sign[0]} is ${words}`, title: words, class: index === 4 ? "apart" : null, "data-act": `choose${index}` });
-    element.append(" ", make("b", {}, sign), make("span", {}, words));
+      "aria-pressed": String(exchange.margin === index), "aria-label": `${side} ${words}`, title: `${side} ${words}`, class: index === 4 ? "apart" : null, "data-act": `choose${index}` });
+    element.append(" ", make("b", {}, side), " ", make("span", {}, margin));
     return element;
   });
   return make("div", { class: "choice", role: "group", "aria-label": "Which answer is better, and how much?" },
@@ -70,8 +73,8 @@ function actions(exchange, acts) {
   if (exchange !== last() || answering(exchange)) return null;
   const lost = exchange.sides.some(({ tooLong }) => tooLong);
   return make("div", { class: "last" },
-    button("Answer again", acts.retry, { key: "R", "data-act": "retry" }), button("Change the question", acts.rephrase, { key: "Q", "data-act": "rephrase" }),
-    lost ? button("New conversation", acts.startAnew, { key: "N", "data-act": "new" }) : null);
+    button("Answer again", acts.retry, { key: "Alt R", "data-act": "retry" }), button("Change the question", acts.rephrase, { key: "Alt Q", "data-act": "rephrase" }),
+    lost ? button("New conversation", acts.startAnew, { key: "Alt N", "data-act": "new" }) : null);
 }
 
 function section(exchange, number, acts) {
