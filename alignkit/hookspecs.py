@@ -12,6 +12,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from alignkit.data.group import Group
 
@@ -99,6 +100,14 @@ def register_launchers(register: Register) -> None:
 @hookspec
 def register_readers(register: Register) -> None:
     """Readers of files, by suffix: subclasses of `alignkit.Reader`, as in `register(".notes", Notes)`."""
+
+
+# Parts of a run
+
+
+@hookspec(firstresult=True)
+def open_executor(run: Any, stage: Any, folder: Path) -> Any:
+    """The rows of a step whose stage names an executor: an `alignkit.runs.step_context.StepRows` that deals them."""
 
 
 # Events of a run. Hooks observe: they must not change what is computed.

@@ -14,7 +14,7 @@ from typing import Any
 from alignkit.io.digest import digest
 
 CHUNK = 16  # rows
-BLOCKS = "block-*.jsonl"  # in the folder of a map that an executor carries out, see `alignkit.runs.row_chunks`
+BLOCKS = "block-*.jsonl"  # in the folder of a map that an executor carries out
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from alignkit.runs.contamination import trained_on as places_trained_on
 from alignkit.runs.data import RunData, skipped_rows
 from alignkit.runs.data_card import source_records
 from alignkit.runs.engines import using_engine
-from alignkit.runs.executors import StageExecutor
 from alignkit.runs.files import RECIPE
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.machine import machine_of
@@ -45,13 +44,13 @@ from alignkit.runs.run_history import write_end, write_start
 from alignkit.runs.stage_context import stage_context
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.startup import begin
-from alignkit.runs.step_context import step_context
+from alignkit.runs.step_context import StepRows, step_context
 from alignkit.runs.team import ALONE, Team
 from alignkit.runs.template_date import template_date
 from alignkit.runs.tracking import Trackers
 from alignkit.runs.waiting import Waiting
 from alignkit.runs.world import check_size
-from alignkit.step import Artifact, StepContext, run_step
+from alignkit.step import Artifact, run_step
 from alignkit.stopping import stoppable
 from alignkit.training.context import StageContext
 from alignkit.training.train import run_training
@@ -260,28 +259,26 @@ class Run:
     def _step(self, stage: Stage, folder: Path) -> Artifact:
         """Run a step's plugin."""
         step, author = made(stage.component, stage.name)
-        executor = self.executor_of(stage)
+        rows = self.rows_of(stage, folder)
         try:
-            return run_step(step, author, self.step_context(stage, folder, executor))
+            return run_step(step, author, step_context(rows))
         finally:
-            if executor is not None:
-                executor.close()
+            rows.close()
 
-    def executor_of(self, stage: Stage) -> StageExecutor | None:
-        """What carries out the rows of a stage; None: this process."""
+    def rows_of(self, stage: Stage, folder: Path) -> StepRows:
+        """What carries out the rows of a step: this process, or a plugin that deals them to the stage's executor."""
         if stage.executor is None:
-            return None
-        return StageExecutor(stage.executor, self.cache() / "executor", stage=stage.name, say=self.reporter.say)
+            return StepRows(self, stage, folder)
+        rows: StepRows | None = plugins().manager.hook.open_executor(run=self, stage=stage, folder=folder)
+        if rows is None:
+            raise RunFailed(f"no plugin deals rows to executor '{stage.executor.name}': is one disabled?")
+        return rows
 
     # Contexts
 
     def stage_context(self, stage: Stage, folder: Path) -> StageContext:
         """Return the context of a training stage."""
         return stage_context(self, stage, folder)
-
-    def step_context(self, stage: Stage, folder: Path, executor: StageExecutor | None = None) -> StepContext:
-        """Return the context of a step. executor: what carries out its rows; None: this process."""
-        return step_context(self, stage, folder, executor)
 
     def trained_on(self, model: str | RewardSpec, prompts: Sequence[Group]) -> dict[str, set[int]]:
         """See `StepContext`."""

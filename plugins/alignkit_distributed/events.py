@@ -1,4 +1,4 @@
-"""The launcher that runs use: accelerate starts the processes, and sends everything between them."""
+"""The launcher that runs use, and what deals the rows of steps to executors."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from alignkit import Launcher, Register, hookimpl
 
 if TYPE_CHECKING:
     from alignkit.io.progress import Reporter
-    from alignkit.recipe.schema import Recipe
+    from alignkit.recipe.schema import Recipe, Stage
+    from alignkit.runs.run import Run
+    from alignkit.runs.step_context import StepRows
     from alignkit.runs.world import World
 
 
 class Accelerate(Launcher):
-    """Each method imports torch."""
+    """Starts the processes and sends everything between them. Each method imports torch."""
 
     def check(self, recipe: Recipe, world: World) -> None:
         from alignkit_distributed.together import check_together
@@ -36,3 +38,10 @@ class Accelerate(Launcher):
 @hookimpl
 def register_launchers(register: Register) -> None:
     register("accelerate", Accelerate, summary="several processes, with accelerate's launcher and collectives")
+
+
+@hookimpl
+def open_executor(run: Run, stage: Stage, folder: Path) -> StepRows:
+    from alignkit_distributed.dealt_rows import DealtRows
+
+    return DealtRows(run, stage, folder)

@@ -23,7 +23,7 @@ from alignkit import RunFailed
 from alignkit.cli import main
 from alignkit_plugins.engines.ray import Ray
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "runs"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 from scoring_recipes import judged, results, sample, verdict, write_recipe
 
 with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")

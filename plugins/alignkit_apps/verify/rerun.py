@@ -24,6 +24,7 @@ from alignkit.plugins import plugins
 from alignkit.recipe.schema import Stage
 from alignkit.runs.process import resource_error
 from alignkit.runs.run import Run
+from alignkit.runs.step_context import StepRows
 from alignkit.stopping import Stopped
 from alignkit_apps.verify.source import Recorded
 
@@ -82,8 +83,9 @@ class Rerun(Run):
             self.reporter.stop()
         return True
 
-    def executor_of(self, stage: Stage) -> None:
-        """None: nothing is asked or paid for here, which workers elsewhere would not know."""
+    def rows_of(self, stage: Stage, folder: Path) -> StepRows:
+        """Nothing is asked or paid for here, which workers elsewhere would not know."""
+        return StepRows(self, stage, folder)
 
     def should_stop(self) -> None:
         """Raise if a stop was requested, or if the rerun has made its steps."""

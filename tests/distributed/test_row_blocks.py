@@ -11,7 +11,7 @@ import pytest
 
 from alignkit.errors import AlignkitError, DataError, PluginError, RunFailed
 from alignkit.runs.durable_map import durable_map
-from alignkit.runs.row_chunks import Block, map_in_blocks
+from alignkit_distributed.row_blocks import Block, map_in_blocks
 
 ROWS = [[number, f"row {number}"] for number in range(23)]
 Function = Callable[[Sequence[Any]], list[Any]]

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from alignkit import kernels, stopping
+from alignkit.data.group import group_from_json
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.digest import versions
 from alignkit.io.progress import Reporter
@@ -27,9 +28,9 @@ from alignkit.recipe.document import parse_document
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.runs.engines import using_engine
 from alignkit.runs.files import RECIPE
-from alignkit.runs.row_chunks import STOP, Block, failure
-from alignkit.runs.scored_rows import scored_rows
+from alignkit.runs.step_context import StepRows, scored, step_context
 from alignkit.training.scoring import Scorer
+from alignkit_distributed.row_blocks import STOP, Block, failure
 
 LOOK = 0.5  # seconds between looks at whether the run is over
 _engines = ExitStack()  # of the open stage; they live as long as this process
@@ -126,16 +127,23 @@ def _opened(work: StageWork) -> Callable[[Sequence[Any]], Iterable[Any]]:
     if work.leaf is not None:
         place, name = work.leaf
         spec = specs(stage.component.options, RewardSpec)[place]
-        return partial(scored_rows, run, Scorer(spec, run.reward_context(run.seed_of(stage)), name))
+        return partial(_scored_rows, run, Scorer(spec, run.reward_context(run.seed_of(stage)), name))
     step, author = made(stage.component, stage.name)
     with calling(author, "run", step):
-        function = step.mapper(work.name, run.step_context(stage, Path(work.folder)))
+        function = step.mapper(work.name, step_context(StepRows(run, stage, Path(work.folder))))
 
     def blamed(rows: Sequence[Any]) -> list[Any]:
         with calling(author, "run", step):
             return list(function(rows))
 
     return blamed
+
+
+def _scored_rows(run: Any, leaf: Scorer, rows: Sequence[str]) -> list[list[float | None]]:
+    """A reward's scores of groups as JSON: those of each."""
+    groups = [group_from_json(row) for row in rows]
+    column = iter(scored(run, leaf, groups))
+    return [[next(column) for _ in group.responses] for group in groups]
 
 
 def _recipe(work: StageWork) -> Recipe:

@@ -21,8 +21,8 @@ from scoring_recipes import CODE, EXECUTORS, TRAINED, judged, results, sample, v
 from alignkit.cli import main
 from alignkit.io.digest import versions
 from alignkit.runs.run import Run
-from alignkit.runs.stage_work import LOOK, StageWork
 from alignkit.stopping import should_stop
+from alignkit_distributed.row_work import LOOK, StageWork
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 from judge_server import Reply, serving
