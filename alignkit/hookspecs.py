@@ -107,7 +107,7 @@ def register_readers(register: Register) -> None:
 
 @hookspec(firstresult=True)
 def open_executor(run: Any, stage: Any, folder: Path) -> Any:
-    """The rows of a step whose stage names an executor: an `alignkit.runs.step_context.StepRows` that deals them."""
+    """The rows of a step whose stage names an executor: an `alignkit.runs.contexts.StepRows` that deals them."""
 
 
 # Events of a run. Hooks observe: they must not change what is computed.

@@ -320,8 +320,9 @@ def test_observers(distribution: MakeDistribution, tmp_path: Path) -> None:
     assert sys.modules["fake_x_watch"].seen == ["sft"]
     with pytest.raises(PluginError, match="plugin 'x-watch' failed in stage_finished: ValueError: disk on fire"):
         loaded.notify("stage_finished", run=None, stage="sft", reused=False)
+    ended = SimpleNamespace(folder=tmp_path, reporter=Reporter(), reused=[], models=SimpleNamespace(services={}))
     with pytest.raises(PluginError, match="plugin 'x-watch' failed in run_finished: ValueError: too late"):
-        loaded.notify("run_finished", run=SimpleNamespace(folder=tmp_path, reporter=Reporter()), error=None)
+        loaded.notify("run_finished", run=ended, error=None)
 
 
 @pytest.mark.parametrize("text", ["", "def register_rewards(register):\n    register('r', int)\n"])

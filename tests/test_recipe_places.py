@@ -12,7 +12,7 @@ import yaml
 from test_bases import make_model
 
 from alignkit.cli import main
-from alignkit.runs import base_model
+from alignkit.runs import bases
 
 SMALL: dict[str, Any] = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
 SFT: dict[str, Any] = {"algorithm": "sft", "data": "demos.jsonl"}
@@ -70,14 +70,14 @@ def test_a_base_that_cannot_be_loaded(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = make_model(tmp_path / "broken", 7)
-    load = base_model.load_text
+    load = bases.load_text
 
     def fail(spec: Any, source: Any, revision: Any) -> Any:
         if spec.base == str(broken):
             raise ValueError("it is odd")
         return load(spec, source, revision)
 
-    monkeypatch.setattr(base_model, "load_text", fail)
+    monkeypatch.setattr(bases, "load_text", fail)
     model = {**SMALL, "base": str(make_model(tmp_path / "a", 0))}
     path = written(tmp_path, {"student": STUDENT}, model=model, bases={"big": {"base": str(broken)}})
     err, place = pointed(path, capsys, command, code=1)

@@ -15,6 +15,7 @@ from alignkit.data.sources import DataSpec
 from alignkit.io.digest import digest, file_digest, folder_digest, model_digest, versions
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.source_code import plugin_digests, source_digests
+from alignkit.io.stage_results import find_result, is_result_name, results_of_stage
 from alignkit.readers import reader_of
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
@@ -59,6 +60,20 @@ def stage_parts(
         "kernels": kernels.mode(),
         "versions": versions(_packages(stage, [recipe.base(name) for name in (own, *more)])),
     }
+
+
+def result_hashes(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
+    """The hashes of the results that a stage names like `align@ppo`. Raises RecipeError for one that is not there.
+
+    One that the recipe's own stage will make when it runs is left out.
+    """
+    found = {}
+    for name in filter(is_result_name, stage.roles):
+        made, _, wanted = name.partition("@")
+        known = {result.name for result in results_of_stage(run, made)}
+        if name in known or recipe.stages[made].component.name != wanted:
+            found[name] = find_result(run, name).hash
+    return found
 
 
 def _packages(stage: Stage, bases: Sequence[ModelSpec]) -> tuple[str, ...]:

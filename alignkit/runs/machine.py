@@ -6,7 +6,9 @@ stage.json holds it, but no hash does: a result counts on another machine, too. 
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,6 @@ from torch import distributed
 
 from alignkit.io.digest import digest
 from alignkit.io.source_code import COMPUTING, computing_code
-from alignkit.runs.run_history import processor
 
 if TYPE_CHECKING:
     from alignkit.models.router import ModelRouter
@@ -37,6 +38,15 @@ def machine_of(models: ModelRouter | None = None) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "code": _code(),
     }
+
+
+def processor() -> str:
+    """The processor's name."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 @cache

@@ -46,7 +46,7 @@ def check_local_references(recipe: Recipe) -> None:
     """The same for base models whose files are on this machine. Downloads nothing, and makes no model."""
     if not any(_elsewhere(recipe, list(recipe.stages.values()))):
         return  # most recipes; reading tokenizers takes seconds
-    from alignkit.runs.base_model import base_encoder
+    from alignkit.runs.bases import base_encoder
 
     def encoder(name: str) -> Encoder | None:
         folder = _local_folder(recipe, name)

@@ -26,25 +26,20 @@ from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.reward import Context
 from alignkit.runs import preflight
 from alignkit.runs.bases import RunBases
-from alignkit.runs.carried_over import carried_over
-from alignkit.runs.changed import change_since
-from alignkit.runs.contamination import trained_on as places_trained_on
+from alignkit.runs.changed import carried_over, change_since
+from alignkit.runs.contexts import StepRows, stage_context, step_context
 from alignkit.runs.data import RunData, skipped_rows
-from alignkit.runs.data_card import source_records
 from alignkit.runs.engines import using_engine
 from alignkit.runs.files import RECIPE
-from alignkit.runs.fingerprint import stage_parts
+from alignkit.runs.fingerprint import result_hashes, stage_parts
+from alignkit.runs.learned_from import trained_on as places_trained_on
 from alignkit.runs.machine import machine_of
 from alignkit.runs.process import locked, peak_memory, resource_error, with_help
 from alignkit.runs.reference_check import check_references
-from alignkit.runs.reports import facts, stage_record, trains_policy, write_report
-from alignkit.runs.results import result_hashes
 from alignkit.runs.reuse import has_stages, other_runs, reuse
-from alignkit.runs.run_history import write_end, write_start
-from alignkit.runs.stage_context import stage_context
+from alignkit.runs.stage_record import facts, source_records, stage_record, trains_policy, write_report
 from alignkit.runs.stage_store import StageStore
 from alignkit.runs.startup import begin
-from alignkit.runs.step_context import StepRows, step_context
 from alignkit.runs.team import ALONE, Team
 from alignkit.runs.template_date import template_date
 from alignkit.runs.tracking import Trackers
@@ -65,7 +60,6 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
     folder, reporter = (out or Path("runs") / recipe.name, reporter) if reporter else begin(recipe, out)
     with locked(folder):
         reporter.log.open(folder / "run.log")
-        write_start(folder, recipe.folder)
         run = Run(recipe, folder, reporter, team=team)
         error: BaseException | None = None
         try:
@@ -83,7 +77,6 @@ def run_recipe(recipe: Recipe, out: Path | None = None, reporter: Reporter | Non
             run.reporter.finish()
             if "trackers" in vars(run):
                 run.trackers.finish()
-            write_end(folder, error, run.reused, peak_memory(run.models))
             try:
                 plugins().notify("run_finished", run=run, error=error)
             except PluginError as wrong:  # it must not hide how the run ended

@@ -10,7 +10,7 @@ from alignkit.errors import AlignkitError
 from alignkit.models.files_check import check_folder
 from alignkit.models.shared_model import SharedModel
 from alignkit.registry import Registration
-from alignkit.runs.base_model import made_model
+from alignkit.runs.bases import made_model
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing.checks import ConformanceError, check_registered
 

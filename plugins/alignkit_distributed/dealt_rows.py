@@ -15,8 +15,8 @@ from alignkit.io.atomic import make_folder
 from alignkit.models.engine_thread import EngineThread
 from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import RewardSpec, Stage, specs
+from alignkit.runs.contexts import SCORED, StepRows
 from alignkit.runs.durable_map import CHUNK
-from alignkit.runs.step_context import SCORED, StepRows
 from alignkit.stopping import keep_signals
 from alignkit.training.scoring import Scorer
 from alignkit_distributed.row_blocks import map_in_blocks

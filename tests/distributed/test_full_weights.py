@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from alignkit import cli
-from alignkit.runs.base_model import base_source
+from alignkit.runs.bases import base_source
 from alignkit.training.learner import Learner
 from alignkit_distributed.sharded import can_learn
 from alignkit_distributed.sharded_forward import LockstepPasses

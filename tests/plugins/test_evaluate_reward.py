@@ -20,7 +20,7 @@ from alignkit import Group, Message, Pair, Response
 from alignkit.cli import main
 from alignkit.evaluation.comparison import file_names
 from alignkit.recipe.schema import RewardSpec
-from alignkit.runs.contamination import log_odds
+from alignkit.runs.learned_from import log_odds
 from alignkit.runs.stage_store import StageStore
 from alignkit_plugins.steps.evaluate_reward import measures, rewardbench
 from alignkit_plugins.steps.evaluate_reward.comparisons import Comparison, comparisons

@@ -12,8 +12,7 @@ import pytest
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.carried_over import carried_over
-from alignkit.runs.changed import change_since
+from alignkit.runs.changed import carried_over, change_since
 from alignkit.runs.fingerprint import stage_parts
 
 ALIGN = {"algorithm": "ppo", "prompts": "p.jsonl", "reward": "length", "iterations": 3, "epochs": 1}

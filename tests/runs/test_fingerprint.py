@@ -20,7 +20,7 @@ from alignkit.io import digest
 from alignkit.io.commits import Commits
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.runs import base_model
+from alignkit.runs import bases
 from alignkit.runs.fingerprint import stage_hash
 from alignkit.runs.run import Run
 from alignkit.settings import Settings
@@ -262,7 +262,7 @@ def test_a_base_model_on_the_hub_counts_by_its_commit_and_is_loaded_at_it(
         loaded.append(revision)
         raise OSError("no weights here")
 
-    monkeypatch.setattr(base_model, "SharedModel", load)
+    monkeypatch.setattr(bases, "SharedModel", load)
     first = hash_now()
     server.main = "b" * 40
     assert hash_now() != first and loaded == ["a" * 40, "b" * 40]

@@ -8,7 +8,7 @@ import pytest
 
 from alignkit import cli
 from alignkit.report import Report, Table
-from alignkit.runs.reports import facts, write_report
+from alignkit.runs.stage_record import facts, write_report
 from alignkit_apps.report.events import _printed as printed
 
 REPORT = Report(["notes", Table("means", ["", "sft"], [["helpful", "0.1 [0.0, 0.2]"]])])

@@ -11,7 +11,7 @@ import pytest
 from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.contamination import trained_on
+from alignkit.runs.learned_from import trained_on
 from alignkit.runs.run import run_recipe
 
 RECIPE = """

@@ -14,7 +14,7 @@ from alignkit.io.printable import printable
 
 if TYPE_CHECKING:
     from alignkit.plugins import Plugins
-    from alignkit.runs.results import Result
+    from alignkit_apps.catalog.results import Result
 
 PluginName = Annotated[
     list[str] | None,
@@ -58,8 +58,8 @@ def results(
       alignkit results runs/quickstart
       alignkit results runs/quickstart --prune
     """
-    from alignkit.runs import results as found
     from alignkit.runs.files import RECIPE
+    from alignkit_apps.catalog import results as found
 
     results = found.results_of(folder)
     _print_results(results, folder if (folder / RECIPE).is_file() else folder.parent)

@@ -23,7 +23,7 @@ from alignkit.models.hub import cached_snapshot
 from alignkit.models.loading import DTYPES, dtype_of, end_ids
 from alignkit.models.padding import saved_unread
 from alignkit.models.tokenizer_check import loaded_tokenizer
-from alignkit.runs.base_model import base_source
+from alignkit.runs.bases import base_source
 from alignkit_apps.export import provenance
 from alignkit_apps.export.card import Card
 from alignkit_apps.export.gguf_file import KINDS, check_architecture, write_gguf

@@ -28,8 +28,7 @@ from alignkit.plugin_errors import calling, made
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.reward import Judge
-from alignkit.runs.base_model import base_encoder
-from alignkit.runs.bases import RunBases
+from alignkit.runs.bases import RunBases, base_encoder
 from alignkit.runs.data import RunData
 from alignkit.runs.stage_check import selected
 from alignkit.runs.stage_store import StageStore

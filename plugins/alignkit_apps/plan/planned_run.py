@@ -14,8 +14,7 @@ from alignkit.models.loading import device_of, has_score, load_text
 from alignkit.models.service import ModelService
 from alignkit.models.shared_model import HeadKind
 from alignkit.recipe.schema import Recipe, Stage
-from alignkit.runs.base_model import resolved_spec
-from alignkit.runs.bases import LEAST_LENGTH
+from alignkit.runs.bases import LEAST_LENGTH, resolved_spec
 from alignkit.runs.run import Run
 from alignkit_apps.plan.cards import Machine, this_machine
 from alignkit_apps.plan.shape_model import ShapeModel, configuration, depth_of

@@ -1,4 +1,4 @@
-"""What a run shows when it ends: the reports of its stages, old results next to new ones, and its own report."""
+"""What a run writes and shows for its readers: when it starts, the results of its stages, and when it ends."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ from typing import Any
 from alignkit import hookimpl
 
 
+@hookimpl(tryfirst=True)
+def run_started(run: Any) -> None:
+    from alignkit_apps.report.run_history import write_start
+
+    write_start(run.folder, run.recipe.folder)
+
+
 @hookimpl
 def results_shown(run: Any, records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     return [*(_printed(record, width) for record in records), _swapped(run.folder, run.recipe.stages, width)]
 
 
 @hookimpl(wrapper=True, tryfirst=True)
-def run_finished(run: Any) -> Iterator[None]:
-    """Write the report after all others have seen the end, even if one of them failed."""
+def run_finished(run: Any, error: BaseException | None) -> Iterator[None]:
+    """Write how the run ended, and the report after all others have seen the end, even if one of them failed."""
+    from alignkit.runs.process import peak_memory
+    from alignkit_apps.report.run_history import write_end
     from alignkit_apps.report.write import report_run
 
+    write_end(run.folder, error, run.reused, peak_memory(run.models))
     try:
         return (yield)
     finally:

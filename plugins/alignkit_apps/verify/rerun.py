@@ -22,9 +22,9 @@ from alignkit.io.stored_replies import stored_replies_only
 from alignkit.plugin_errors import blaming
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import Stage
+from alignkit.runs.contexts import StepRows
 from alignkit.runs.process import resource_error
 from alignkit.runs.run import Run
-from alignkit.runs.step_context import StepRows
 from alignkit.stopping import Stopped
 from alignkit_apps.verify.source import Recorded
 

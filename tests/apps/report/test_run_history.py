@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import RunFailed
-from alignkit.runs.run_history import commit_of, machine, write_end, write_start
 from alignkit.stopping import Stopped
+from alignkit_apps.report.run_history import commit_of, machine, write_end, write_start
 
 
 def git(folder: Path, *words: str) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from alignkit.errors import Problem, RecipeError
 from alignkit.io.stage_results import EARLIER, find_result, is_result_name, read_record, results_of_stage
-from alignkit.recipe.schema import Recipe, Stage
 from alignkit.runs.files import RECIPE
 from alignkit.runs.process import locked
 from alignkit.runs.stage_store import DAMAGED
@@ -45,20 +44,6 @@ def results_of(folder: Path) -> list[Result]:
     found = [*current, *_others(folder)]
     named = {one.folder: one.name for stage in {one.stage for one in found} for one in results_of_stage(folder, stage)}
     return [replace(one, name=named.get(one.folder, one.stage)) for one in found]
-
-
-def result_hashes(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
-    """The hashes of the results that a stage names like `align@ppo`. Raises RecipeError for one that is not there.
-
-    One that the recipe's own stage will make when it runs is left out.
-    """
-    found = {}
-    for name in filter(is_result_name, stage.roles):
-        made, _, wanted = name.partition("@")
-        known = {result.name for result in results_of_stage(run, made)}
-        if name in known or recipe.stages[made].component.name != wanted:
-            found[name] = find_result(run, name).hash
-    return found
 
 
 def prune(folder: Path) -> tuple[int, int]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from alignkit import cli
-from alignkit.runs.results import prune, results_of
 from alignkit.runs.stage_store import StageStore
+from alignkit_apps.catalog.results import prune, results_of
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from alignkit import cli
 from alignkit.data.group import Group, Origin, Pair, Response
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec, Loaded, SourceFacts
-from alignkit.runs.data_card import STEPS, card, source_records
+from alignkit.runs.stage_record import STEPS, card, source_records
 from alignkit_apps.report.facts import facts_of
 
 ASKED = ({"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"})  # 6 characters

@@ -1,4 +1,7 @@
-"""The data that a stage read, in numbers for its report: lengths in characters, pairs and their margins, labels."""
+"""What a stage leaves behind: its report, and its record, which also holds the data that it read in numbers.
+
+These are lengths in characters, pairs and their margins, and labels.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,75 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignkit.algorithm import REWARD
 from alignkit.data.group import LEVELS, Group, Response, resolved_pairs
 from alignkit.data.sources import DataSpec, Loaded
+from alignkit.io.atomic import write_text
+from alignkit.plugin_errors import calling, made
 from alignkit.readers import reader_of
+from alignkit.recipe.schema import Stage
+from alignkit.report import Report
+from alignkit.step import Artifact
 
 FACTS = ("name", "format", "rows", "held_out", "skipped", "ties")  # of a source
 STEPS = [digit * 10**power for power in range(1, 9) for digit in (1, 2, 5)]  # upper ends of lengths in a histogram
 PARTS = 10  # of a histogram of margins
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write a step's report.txt and report.md."""
+    write_text(folder / "report.txt", report.text() + "\n")
+    write_text(folder / "report.md", report.markdown())
+
+
+def stage_record(
+    stage: Stage,
+    seconds: float,
+    summary: Mapping[str, Any],
+    artifact: Artifact,
+    parts: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The contents of stage.json, without the hash. parts: what the hash is made of. sources: that it read."""
+    return {
+        **({"log_odds": _log_odds(stage)} if trains_reward(stage) else {}),
+        "complete": True,
+        "name": stage.name,
+        "plugin": stage.component.name,
+        "seconds": round(seconds, 1),
+        "summary": summary,
+        "policy": artifact.policy,
+        "text": artifact.text,
+        "report": artifact.report.plain() if artifact.report is not None else None,
+        "data": list(sources),
+        "versions": parts["versions"],
+        "depends_on": parts,
+    }
+
+
+def trains_reward(stage: Stage) -> bool:
+    """Whether the stage trains a reward model."""
+    return stage.kind == "algorithm" and not trains_policy(stage)
+
+
+def trains_policy(stage: Stage) -> bool:
+    """Whether the stage trains a policy."""
+    trains = getattr(stage.component.registration.implementation, "trains", None)
+    return stage.kind == "algorithm" and trains is not REWARD
+
+
+def _log_odds(stage: Stage) -> bool:
+    """What the algorithm says of its reward model's scores."""
+    algorithm, author = made(stage.component, stage.name)
+    with calling(author, "log_odds", algorithm):
+        return bool(algorithm.log_odds)
+
+
+def facts(summary: Mapping[str, Any]) -> str:
+    """`: groups 3, steps 2`: the summary's numbers and words, without zeros and empty ones."""
+    told = {name: value for name, value in summary.items() if value and isinstance(value, str | int | float)}
+    shown = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()]
+    return f": {', '.join(shown)}" if shown else ""
 
 
 def source_records(spec: DataSpec, loaded: Loaded) -> list[dict[str, Any]]:
