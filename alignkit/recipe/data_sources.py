@@ -11,11 +11,10 @@ from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec
 from alignkit.io.lookup import is_dir
 from alignkit.options import Options
-from alignkit.recipe.components import find, options_of, with_options
+from alignkit.recipe.components import expand_all, find, options_of, with_options
 from alignkit.recipe.document import Keys
 from alignkit.recipe.paths import means_folder
 from alignkit.recipe.problems import path_text, shown
-from alignkit.recipe.references import expand_all
 from alignkit.recipe.schema import DataKeys, allowed_keys
 from alignkit.recipe.scope import BASE, Scope, check_stage
 from alignkit.recipe.validation import validate

@@ -1,17 +1,53 @@
-"""Loads a recipe: reads its files, applies overrides, and checks every value."""
+"""Loads a recipe: reads its files, applies overrides, and turns them into a Recipe.
+
+Everything is checked before anything heavy is imported, and all problems are reported.
+"""
 
 from __future__ import annotations
 
+import difflib
+import importlib.metadata
+import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alignkit.algorithm import ROLLOUTS
 from alignkit.errors import Problem
+from alignkit.io.credentials import places_of_keys, redacted
 from alignkit.plugins import plugins
-from alignkit.recipe.build import build, build_models
-from alignkit.recipe.document import dump, load_document, parse_document
-from alignkit.recipe.schema import Recipe, RewardSpec
+from alignkit.recipe.advice import common_name
+from alignkit.recipe.bases import base_names, check_bases, read_base, read_bases, read_model
+from alignkit.recipe.components import options_of, read_component
+from alignkit.recipe.constitutions import read_constitution
+from alignkit.recipe.data_sources import read_data
+from alignkit.recipe.document import Document, Keys, dump, load_document, parse_document
+from alignkit.recipe.paths import Paths
+from alignkit.recipe.problems import Problems
+from alignkit.recipe.rewards import read_reward
+from alignkit.recipe.rounds import MOST_STAGES, Rounds, expand
+from alignkit.recipe.sampling import fill_engines, fill_sampling, read_engine
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, TopKeys, allowed_keys
+from alignkit.recipe.scope import Resolver, Scope
+from alignkit.recipe.stages import declare, read_stages
+from alignkit.recipe.trackers import read_trackers
+from alignkit.recipe.validation import validate
+from alignkit.recipe.weights import read_policy, read_stage, read_start
 from alignkit.registry import Registry
+
+# Kind of a reference -> the function that reads it.
+_RESOLVERS: Mapping[str, Resolver] = {
+    "stage": read_stage,
+    "policy": read_policy,
+    "from": read_start,
+    "base": read_base,
+    "data": read_data,
+    "reward": read_reward,
+    **{kind: partial(read_component, kind) for kind in ("judge", "filter", "environment")},
+    "engine": read_engine,
+    "constitution": read_constitution,
+}
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
@@ -35,6 +71,201 @@ def made_models(data: Mapping[str, Any], name: str, registry: Registry) -> tuple
 
     Arguments and errors: as those of `made_recipe`.
     """
-    wrong: list[Problem] = []
-    document = parse_document(dump(data), Path(name), (), wrong)
-    return build_models(document, registry)
+    return build_models(parse_document(dump(data), Path(name), (), []), registry)
+
+
+def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ()) -> Recipe:
+    """Return the recipe of a document. Raises RecipeError with every problem found. wrong: those found before."""
+    rounds, problems = expand(document)
+    problems.items += wrong
+    registry = registry.preferring(_required_names(document.data.get("requires")))
+    data = problems.document.data
+    bases = base_names(data.get("bases"))
+    scope = Scope(problems, Paths(problems), registry, rounds, _RESOLVERS, bases=bases)
+    if isinstance(data.get("stages"), dict) and len(data["stages"]) > MOST_STAGES:
+        problems.error(("stages",), f"{len(data['stages'])} stages; the most is {MOST_STAGES}")
+        raise problems.as_error()
+    top = validate(TopKeys, data, (), problems, hint=lambda key: _option_hint(key, document.data, registry)).value
+    stages = _build_stages(data.get("stages"), scope)
+    trackers = read_trackers(data.get("trackers"), scope)
+    model = read_model(data["model"], scope) if "model" in data else None
+    others = read_bases(data.get("bases"), scope)
+    engine = read_engine(data["engine"], ("engine",), scope) if data.get("engine") is not None else None
+    if top is not None:
+        _check_requires(top.requires, scope)
+    if len(problems) or top is None or model is None:
+        raise problems.as_error()
+    fill_engines(stages, engine, {BASE: model, **others}, problems)
+    _refuse_keys(document, problems)  # last: a judge or a tracker says more about a key in its options
+    if len(problems):
+        raise problems.as_error()
+    name = top.name or _name_of(document)
+    return Recipe(
+        name=name,
+        path=document.path,
+        folder=document.path.parent.resolve(),
+        seed=top.seed,
+        description=top.description,
+        model=model,
+        stages=stages,
+        trackers=trackers,
+        bases=others,
+        launcher=top.launcher,
+        document=problems.document,
+        # Blocks are not expanded here, so that users can edit the copy in the run's folder.
+        resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
+    )
+
+
+def build_models(document: Document, registry: Registry) -> tuple[Recipe, list[RewardSpec]]:
+    """A recipe without stages, for its base models, and the rewards that the key `rewards` lists.
+
+    Raises RecipeError with every problem found.
+    """
+    problems, data = Problems(document), document.data
+    scope = Scope(problems, Paths(problems), registry, Rounds(), _RESOLVERS, bases=base_names(data.get("bases")))
+    model, others = read_model(data["model"], scope), read_bases(data.get("bases"), scope)
+    rewards = [read_reward(raw, ("rewards", place), scope) for place, raw in enumerate(data["rewards"])]
+    if len(problems) or model is None:
+        raise problems.as_error()
+    path = document.path
+    recipe = Recipe(
+        path.name, path, path.parent.resolve(), 0, "", model, {}, {}, bases=others, document=problems.document
+    )
+    return recipe, [reward for reward in rewards if reward is not None]
+
+
+def _option_hint(key: str, data: Mapping[str, Any], registry: Registry) -> str:
+    """Help for an algorithm's option at the top level: its full path. Also for `algorithm: {OPTION: ...}`."""
+    written = data.get(key) if key == "algorithm" else {key: None}
+    paths = []
+    for stage, content in data["stages"].items() if isinstance(data.get("stages"), dict) else ():
+        named = content.get("algorithm") if isinstance(content, dict) else None
+        for name in [named] if isinstance(named, str) else named if isinstance(named, dict) else ():
+            if registry.has("algorithm", name):
+                options = allowed_keys(options_of(registry.get("algorithm", name)))
+                found = [common_name(option) for option in written if common_name(option) in options] if written else []
+                paths += [f"stages.{stage}.algorithm.{name}.{option}" for option in found]
+    return f"write {' or '.join(paths[:3])}" if paths else ""
+
+
+def _refuse_keys(document: Document, problems: Problems) -> None:
+    """The run's folder keeps the recipe, and shows its name."""
+    for place in places_of_keys(document.data, random=False):
+        message = f"'{redacted(place, random=True)}' seems to hold a key, which the run's folder would keep"
+        keys = tuple(int(key) if key.isdecimal() else key for key in place.split("."))
+        help = "leave it out, and let the program that needs it read an environment variable"
+        problems.error(keys, message, help=help)
+
+
+def _required_names(requires: Any) -> list[str]:
+    """The packages that a recipe requires, without versions. `_check_requires` reports mistakes."""
+    texts = [text for text in requires if isinstance(text, str)] if isinstance(requires, list) else []
+    found = [re.match(r"[A-Za-z0-9._-]+", text) for text in texts]
+    return [name[0] for name in found if name]
+
+
+def _name_of(document: Document) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", document.path.stem)
+
+
+def _build_stages(raw: Any, scope: Scope) -> dict[str, Stage]:
+    """Return the stages without problems, in an order in which they can run."""
+    if not isinstance(raw, dict):
+        return {}
+    declare(raw, scope)
+    stages, upstream = read_stages(raw, scope)
+    _check_versions(stages, scope)
+    check_bases(stages, scope)
+    ordered = {name: stages[name] for name in _ordered(upstream, scope) if name in stages}
+    fill_sampling(ordered)
+    return ordered
+
+
+# --- versions
+
+
+def _check_versions(stages: Mapping[str, Stage], scope: Scope) -> None:
+    """Check that the stage of every `stage@k` keeps its versions, and has at least k of them."""
+    for keys, reference in scope.versions:
+        name, _, version = reference.partition("@")
+        declared = scope.declared.get(name)
+        if declared is None:
+            continue
+        if declared.kind == "step":
+            scope.problems.error(keys, f"'{reference}': stage '{name}' is a step and has no versions")
+            continue
+        unit = "iterations" if declared.registration.implementation.source is ROLLOUTS else "epochs"
+        kept, count = _versions_of(name, unit, stages.get(name), scope)
+        if not kept:
+            message = f"'{reference}': stage '{name}' keeps only its last version"
+            scope.problems.error(keys, message, help=f"add 'keep_versions: true' to stage '{name}'")
+        elif count is not None and int(version) > count:
+            scope.problems.error(keys, f"'{reference}': stage '{name}' has only {count} {unit}")
+        elif (stage := stages.get(name)) is not None and stage.settings is not None and stage.settings.stop is not None:
+            message = f"'{reference}': stage '{name}' may stop before its iteration {version}"
+            scope.problems.error(keys, message, help="name the stage without a version, or leave its 'stop' out")
+
+
+def _versions_of(name: str, unit: str, stage: Stage | None, scope: Scope) -> tuple[bool, int | None]:
+    """Return whether a stage keeps its versions, and how many (None if a problem makes that unknown)."""
+    if stage is not None and stage.settings is not None:
+        return stage.settings.keep_versions, getattr(stage.settings, unit)
+    raw = scope.problems.document.data["stages"][name]
+    misspelled = difflib.get_close_matches("keep_versions", [key for key in raw if key != "keep_versions"], 1, 0.8)
+    count = raw.get(unit)
+    known = isinstance(count, int) and not isinstance(count, bool) and count > 0
+    return raw.get("keep_versions") not in (None, False) or bool(misspelled), count if known else None
+
+
+# --- order
+
+
+def _ordered(upstream: Mapping[str, Sequence[str]], scope: Scope) -> list[str]:
+    """Return the stages in the declared order, except that each follows its upstream stages. Reports a cycle."""
+    done: list[str] = []
+    waiting = list(upstream)
+    while waiting:
+        ready = next((name for name in waiting if all(needed in done for needed in upstream[name])), None)
+        if ready is None:
+            cycle = _cycle(waiting[0], upstream, done)
+            text = " -> ".join([*cycle, cycle[0]])
+            message = f"stages depend on each other in a cycle: {text}"
+            scope.problems.error(("stages", cycle[0]), message, at_key=True, help="remove one of these references")
+            return list(upstream)
+        waiting.remove(ready)
+        done.append(ready)
+    return done
+
+
+def _cycle(start: str, upstream: Mapping[str, Sequence[str]], done: Sequence[str]) -> list[str]:
+    """Return the stages of a cycle, each followed by one that it waits for."""
+    path = [start]
+    while True:
+        following = next(needed for needed in upstream[path[-1]] if needed not in done)
+        if following in path:
+            return path[path.index(following) :]
+        path.append(following)
+
+
+# --- required packages
+
+
+def _check_requires(requirements: Sequence[str], scope: Scope) -> None:
+    """Check that the packages that a recipe requires are installed."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    for index, text in enumerate(requirements):
+        keys: Keys = ("requires", index)
+        try:
+            requirement = Requirement(text)
+            installed = importlib.metadata.version(requirement.name)
+        except InvalidRequirement:
+            scope.problems.error(keys, f"'{text}' is not a package requirement", help="write it like 'alignkit-x>=0.2'")
+        except importlib.metadata.PackageNotFoundError:
+            message = f"the recipe requires {text}, which is not installed"
+            scope.problems.error(keys, message, help=f"run `pip install '{text}'`")
+        else:
+            if not requirement.specifier.contains(installed, prereleases=True):
+                message = f"the recipe requires {text}, but {installed} is installed"
+                scope.problems.error(keys, message, help=f"run `pip install '{text}'`")

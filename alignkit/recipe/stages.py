@@ -8,16 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit.errors import PluginError, did_you_mean
+from alignkit.executor import LOCAL
 from alignkit.plugin_errors import author_of, calling
 from alignkit.recipe.algorithm_stage import read_algorithm
 from alignkit.recipe.components import Named, find, read_component, read_options, split, with_options
 from alignkit.recipe.document import Keys
-from alignkit.recipe.engines import read_engine
-from alignkit.recipe.executors import read_executor
 from alignkit.recipe.problems import shown
-from alignkit.recipe.schema import Stage
+from alignkit.recipe.sampling import read_engine
+from alignkit.recipe.schema import RewardSpec, Stage, specs
 from alignkit.recipe.scope import BASE, Declared, Scope, StageKind, report_two_meanings
-from alignkit.registry import Registration
+from alignkit.registry import Component, Registration
 from alignkit.settings import Settings
 
 _KINDS: tuple[StageKind, ...] = ("algorithm", "step")
@@ -128,3 +128,27 @@ def _read_step(declared: Declared, raw: Mapping[str, Any], keys: Keys, scope: Sc
         return None
     upstream, folders, roles = tuple(scope.upstream), tuple(scope.folders), tuple(scope.roles)
     return Stage(scope.stage, "step", component, None, upstream, None, folders, roles, engine, executor)
+
+
+def read_executor(raw: Any, keys: Keys, component: Component | None, scope: Scope) -> Component | None:
+    """Return an executor with its options; None if the step works in its own process, and for a mistake.
+
+    component: the step; None if it is wrong.
+    """
+    if raw is None or raw == LOCAL:
+        return None
+    if isinstance(raw, str) and not scope.registry.has("executor", raw) and did_you_mean(raw, [LOCAL]):
+        scope.problems.error(keys, f"unknown executor '{raw}'", help=did_you_mean(raw, [LOCAL]))
+        return None
+    executor = read_component("executor", raw, keys, scope)
+    if component is not None and not can_be_dealt(component):
+        message = f"step '{component.name}' works on no rows one by one, so 'executor' would have no effect"
+        steps = [each.name for each in scope.registry.registrations("step") if each.implementation.maps]
+        help = f"leave 'executor' out; these can use it: {', '.join(steps)}, and every step that scores with a reward"
+        scope.problems.error(keys, message, at_key=True, help=help)
+    return executor
+
+
+def can_be_dealt(component: Component) -> bool:
+    """Whether an executor can carry out rows of this step: its own maps, or the scores of rewards."""
+    return bool(component.registration.implementation.maps) or bool(specs(component.options, RewardSpec))

@@ -23,8 +23,8 @@ from alignkit.io.digest import versions
 from alignkit.io.progress import Reporter
 from alignkit.plugin_errors import calling, made
 from alignkit.plugins import load_plugins, plugins
-from alignkit.recipe.build import build
 from alignkit.recipe.document import parse_document
+from alignkit.recipe.load import build
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.runs.contexts import StepRows, scored, step_context
 from alignkit.runs.engines import using_engine

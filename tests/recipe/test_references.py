@@ -8,10 +8,10 @@ from typing import Any, Literal
 import pytest
 
 from alignkit.options import DataRef, Field, Options, PolicyRef, RewardRef, StageRef
+from alignkit.recipe.components import check_references, replace_references
 from alignkit.recipe.document import Document, Keys
 from alignkit.recipe.paths import Paths
 from alignkit.recipe.problems import Problems
-from alignkit.recipe.references import check_references, replace_references
 from alignkit.recipe.rounds import Rounds
 from alignkit.recipe.scope import Scope
 from alignkit.recipe.yaml_nodes import Mark
