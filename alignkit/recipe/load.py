@@ -71,7 +71,17 @@ def made_models(data: Mapping[str, Any], name: str, registry: Registry) -> tuple
 
     Arguments and errors: as those of `made_recipe`.
     """
-    return build_models(parse_document(dump(data), Path(name), (), []), registry)
+    document = parse_document(dump(data), Path(name), (), [])
+    problems, path = Problems(document), document.path
+    scope = Scope(problems, Paths(problems), registry, Rounds(), _RESOLVERS, bases=base_names(data.get("bases")))
+    model, others = read_model(data["model"], scope), read_bases(data.get("bases"), scope)
+    rewards = [read_reward(raw, ("rewards", place), scope) for place, raw in enumerate(data["rewards"])]
+    if len(problems) or model is None:
+        raise problems.as_error()
+    recipe = Recipe(
+        path.name, path, path.parent.resolve(), 0, "", model, {}, {}, bases=others, document=problems.document
+    )
+    return recipe, [reward for reward in rewards if reward is not None]
 
 
 def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ()) -> Recipe:
@@ -115,24 +125,6 @@ def build(document: Document, registry: Registry, wrong: Sequence[Problem] = ())
         # Blocks are not expanded here, so that users can edit the copy in the run's folder.
         resolved={**({} if top.name else {"name": name}), **scope.paths.portable(document.data)},
     )
-
-
-def build_models(document: Document, registry: Registry) -> tuple[Recipe, list[RewardSpec]]:
-    """A recipe without stages, for its base models, and the rewards that the key `rewards` lists.
-
-    Raises RecipeError with every problem found.
-    """
-    problems, data = Problems(document), document.data
-    scope = Scope(problems, Paths(problems), registry, Rounds(), _RESOLVERS, bases=base_names(data.get("bases")))
-    model, others = read_model(data["model"], scope), read_bases(data.get("bases"), scope)
-    rewards = [read_reward(raw, ("rewards", place), scope) for place, raw in enumerate(data["rewards"])]
-    if len(problems) or model is None:
-        raise problems.as_error()
-    path = document.path
-    recipe = Recipe(
-        path.name, path, path.parent.resolve(), 0, "", model, {}, {}, bases=others, document=problems.document
-    )
-    return recipe, [reward for reward in rewards if reward is not None]
 
 
 def _option_hint(key: str, data: Mapping[str, Any], registry: Registry) -> str:

@@ -19,7 +19,6 @@ from tiny import tiny_model
 
 from alignkit import EngineContext, PluginError, RecipeError, RunFailed
 from alignkit.cli import main
-from alignkit.local_engine import LocalEngine
 from alignkit.models.engine_thread import EngineThread, NoProgress
 from alignkit.models.engines import StageEngine, Weights, version_of
 from alignkit.models.next_token import Sampling
@@ -30,12 +29,13 @@ from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
 from alignkit.runs.fingerprint import stage_hash
 from alignkit.testing.probe import add_noise
+from alignkit_distributed.local_engine import LocalEngine
 
 HEADER = """
 import time
 from dataclasses import replace
 from alignkit import *
-from alignkit.local_engine import LocalEngine
+from alignkit_distributed.local_engine import LocalEngine
 
 class Broken(LocalEngine):
     calls = 0

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from alignkit import Completion, Engine, SamplingParams
-from alignkit.local_engine import LocalEngine
 from alignkit.testing import check_engine
 from alignkit.testing.checks import ConformanceError
 from alignkit_plugins.engines.worker import Worker
+from alignkit_distributed.local_engine import LocalEngine
 
 Completions = list[list[Completion]]
 
