@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from alignkit import kernels
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec
-from alignkit.io.digest import digest, file_digest, folder_digest, model_digest, versions
+from alignkit.io.digest import file_digest, folder_digest, model_digest, versions
 from alignkit.io.lookup import is_dir, is_file
 from alignkit.io.source_code import plugin_digests, source_digests
 from alignkit.io.stage_results import find_result, is_result_name, results_of_stage
@@ -21,11 +21,6 @@ from alignkit.recipe.schema import Recipe, RewardSpec, Stage, fields_of, specs
 from alignkit.registry import Component
 from alignkit.runs.data import RunData
 from alignkit.settings import ModelSpec, Settings
-
-
-def stage_hash(*arguments: Any, **named: Any) -> str:
-    """The stage's hash. Arguments: those of `stage_parts`."""
-    return digest(stage_parts(*arguments, **named))
 
 
 def stage_parts(

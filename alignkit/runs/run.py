@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,9 @@ from alignkit.runs.startup import begin
 from alignkit.runs.team import ALONE, Team
 from alignkit.runs.template_date import template_date
 from alignkit.runs.tracking import Trackers
-from alignkit.runs.waiting import Waiting
 from alignkit.runs.world import check_size
 from alignkit.step import Artifact, run_step
-from alignkit.stopping import stoppable
+from alignkit.stopping import StageWaits, stoppable
 from alignkit.training.context import StageContext
 from alignkit.training.train import run_training
 
@@ -392,3 +393,40 @@ class Run:
         others = {name: (self.bases[name].digest, self.bases[name].date) for name in more}
         base, seed = self.bases[own], self.seed_of(stage)
         return stage_parts(stage, self.recipe, base.digest, seed, upstream, self._data, base.date, own, others)
+
+
+@dataclass
+class Waiting:
+    """The stages of a run that wait, by name, and all that cannot run before they are done, in order."""
+
+    errors: dict[str, StageWaits] = field(default_factory=dict)
+    blocked: dict[str, None] = field(default_factory=dict)
+
+    @contextmanager
+    def until_labeled(self, store: StageStore, say: Callable[[str], None]) -> Iterator[None]:
+        """The block runs a stage, which may wait."""
+        try:
+            yield
+        except StageWaits as error:
+            self.errors[error.stage] = error
+            self.blocked[error.stage] = None
+            store.wait(error.stage, error.missing, error.store)
+            say(f"{error.stage}: waits for {error.missing} label{'s' * (error.missing != 1)}")
+
+    def blocks(self, stage: Stage) -> bool:
+        """Whether a stage needs one that waits."""
+        if found := any(name in self.blocked for name in stage.upstream):
+            self.blocked[stage.name] = None
+        return found
+
+    def end(self, say: Callable[[str], None]) -> None:
+        """Raise StageWaits if a stage waits."""
+        errors, later = list(self.errors.values()), [name for name in self.blocked if name not in self.errors]
+        if later:
+            say(f"not yet, because they need these labels: {', '.join(later)}")
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            missing = sum(error.missing for error in errors)
+            names = ", ".join(self.errors)
+            raise StageWaits("\n".join(map(str, errors)), missing=missing, stage=names, store=errors[0].store)

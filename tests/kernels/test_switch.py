@@ -15,6 +15,7 @@ from alignkit import Group, kernels
 from alignkit import functional as F
 from alignkit.data.group import Message
 from alignkit.errors import RecipeError
+from alignkit.io.digest import digest
 from alignkit.kernels import capabilities, lm_head, lora, matmul, memory, tiled_attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
@@ -23,7 +24,7 @@ from alignkit.models.encoding import Encoder
 from alignkit.models.sampling import Sampling, sample
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.fingerprint import stage_hash
+from alignkit.runs.fingerprint import stage_parts
 from alignkit.settings import LoraSpec, ModelSpec
 
 CPU = torch.device("cpu")
@@ -187,7 +188,7 @@ def test_stage_hashes_and_cache_keys_differ(tmp_path: Path, switch: Callable[[st
     hashes, choices = [], []
     for mode in ("fast", "torch"):
         switch(mode)
-        hashes.append(stage_hash(recipe.stages["sft"], recipe, "base", 0, {}))
+        hashes.append(digest(stage_parts(recipe.stages["sft"], recipe, "base", 0, {})))
         choices.append(capabilities.choices(CPU))
     assert hashes[0] != hashes[1]
     assert choices[0] != choices[1]

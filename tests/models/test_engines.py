@@ -19,6 +19,7 @@ from tiny import tiny_model
 
 from alignkit import EngineContext, PluginError, RecipeError, RunFailed
 from alignkit.cli import main
+from alignkit.io.digest import digest
 from alignkit.models.engine_thread import EngineThread, NoProgress
 from alignkit.models.engines import StageEngine, Weights, version_of
 from alignkit.models.next_token import Sampling
@@ -27,7 +28,7 @@ from alignkit.models.service import ModelService
 from alignkit.models.shared_model import BASE
 from alignkit.recipe.load import load_recipe
 from alignkit.registry import Component, Registration
-from alignkit.runs.fingerprint import stage_hash
+from alignkit.runs.fingerprint import stage_parts
 from alignkit.testing.probe import add_noise
 from alignkit_distributed.local_engine import LocalEngine
 
@@ -365,7 +366,7 @@ def test_an_engine_changes_the_hash_of_a_step_only_if_it_samples(name: str, tmp_
 
     def hashed(step: dict[str, Any], **top: Any) -> str:
         recipe = load_recipe(written(tmp_path, {"align": STAGE, "after": step}, **top))
-        return stage_hash(recipe.stages["after"], recipe, "base", 0, {})
+        return digest(stage_parts(recipe.stages["after"], recipe, "base", 0, {}))
 
     ours = hashed(step)
     assert (hashed(step, engine="worker") != ours) == samples
@@ -424,7 +425,7 @@ def test_an_engine_and_an_environment_are_refused_together(tmp_path: Path) -> No
 def test_what_samples_is_in_the_hash_and_the_timeout_is_not(tmp_path: Path) -> None:
     def hashed(stage: dict[str, Any], **top: Any) -> str:
         recipe = load_recipe(written(tmp_path, {"align": {**STAGE, **stage}}, **top))
-        return stage_hash(recipe.stages["align"], recipe, "base", 0, {})
+        return digest(stage_parts(recipe.stages["align"], recipe, "base", 0, {}))
 
     ours = hashed({})
     assert ours == hashed({}, engine="local") == hashed({"engine": "local"}, engine="worker")

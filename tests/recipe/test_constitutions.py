@@ -11,10 +11,11 @@ import yaml
 
 from alignkit import cli
 from alignkit.constitution import Principle
+from alignkit.io.digest import digest
 from alignkit.recipe.constitutions import shipped_constitutions
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.shipped import shipped_folder
-from alignkit.runs.fingerprint import stage_hash
+from alignkit.runs.fingerprint import stage_parts
 from alignkit_apps.catalog.copying import copy_recipe
 
 GOOD = """\
@@ -152,7 +153,7 @@ def test_another_constitution_is_another_stage(tmp_path: Path) -> None:
 
     def hashed(text: str) -> str:
         loaded = load_recipe(recipe(tmp_path, text=text))
-        return stage_hash(loaded.stages["revised"], loaded, "base", 0, {})
+        return digest(stage_parts(loaded.stages["revised"], loaded, "base", 0, {}))
 
     assert hashed(GOOD) == hashed(GOOD.replace("a comment", "another").replace("What is\n    loud?", "What is loud?"))
     assert (

@@ -6,7 +6,7 @@ import pytest
 
 from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import find_recipe, shipped, summary
+from alignkit.recipe.shipped import find_recipe, shipped
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +60,3 @@ def test_a_path_of_an_override_starts_where_it_is_typed(elsewhere: Path) -> None
     expected = f"did you mean {shipped()['smoke'].parent / 'data' / 'prompts.jsonl'}"
     with pytest.raises(RecipeError, match=f"no such file or stage: data/prompts.jsonl\n.*\n.*{expected}"):
         load_recipe(find_recipe("smoke"), ["stages.align.prompts=data/prompts.jsonl"])
-
-
-def test_every_recipe_says_in_one_line_what_it_is() -> None:
-    texts = {name: summary(path) for name, path in shipped().items()}
-    assert texts["rlaif"] == "AI feedback instead of human feedback"
-    assert all(20 < len(text) < 300 and "\n" not in text for text in texts.values())

@@ -78,7 +78,8 @@ def recipes(context: typer.Context) -> None:
       alignkit recipes copy quickstart my-project
     """
     if context.invoked_subcommand is None:
-        from alignkit.recipe.shipped import shipped, summary
+        from alignkit.recipe.shipped import shipped
+        from alignkit_apps.catalog.copying import summary
 
         print_table(("name", "what it does"), [(name, summary(path)) for name, path in shipped().items()])
 

@@ -1,4 +1,4 @@
-"""Copies a shipped recipe, with every file that it names, into a folder in which it can be edited."""
+"""Shipped recipes: what each does, and copies of one, with every file that it names, which can be edited."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alignkit.errors import OutOfResource, Problem, RecipeError, RunFailed, did_
 from alignkit.io.lookup import is_file
 from alignkit.recipe.document import load_document
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.shipped import SCHEMA, shipped, shipped_folder, shipped_recipe
+from alignkit.recipe.shipped import SCHEMA, SCHEMA_LINE, shipped, shipped_folder, shipped_recipe
 
 LICENSES = "data/LICENSES.md"
 
@@ -60,3 +60,15 @@ def _named(value: Any, root: Path) -> Iterator[Path]:
         yield from _named(child, root)
     if isinstance(value, str) and Path(value).is_relative_to(root) and is_file(value):
         yield Path(value)
+
+
+def summary(path: Path) -> str:
+    """What a recipe does: the comment `What:` of its file, up to the first sentence's end."""
+    words: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line == SCHEMA_LINE:
+            continue
+        if not line.startswith("#   " if words else "# What:"):
+            break
+        words += line.removeprefix("# What:").lstrip("#").split()
+    return " ".join(words).partition(". ")[0].rstrip(".")

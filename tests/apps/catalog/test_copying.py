@@ -8,7 +8,7 @@ from alignkit.cli import main
 from alignkit.errors import RecipeError, RunFailed
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.shipped import shipped, shipped_folder
-from alignkit_apps.catalog.copying import copy_recipe
+from alignkit_apps.catalog.copying import copy_recipe, summary
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
@@ -52,3 +52,9 @@ def test_an_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no shipped recipe: sum\n  help: did you mean 'sums'"):
         copy_recipe("sum", tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_every_recipe_says_in_one_line_what_it_is() -> None:
+    texts = {name: summary(path) for name, path in shipped().items()}
+    assert texts["rlaif"] == "AI feedback instead of human feedback"
+    assert all(20 < len(text) < 300 and "\n" not in text for text in texts.values())
