@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,24 +59,6 @@ def tracked(line: Mapping[str, Any], number: int) -> tuple[str, int, dict[str, f
     metrics = {name: value for name, value in metrics.items() if name not in _NOT_METRICS}
     step = line.get("step")
     return str(line.get("stage", "")), step if isinstance(step, int) else number, metrics
-
-
-def replay(folder: Path, tracker: Tracker, recipe: Mapping[str, Any] | None = None) -> int:
-    """Give a tracker all that a run's `metrics.jsonl` holds, from its start to its finish; returns how many lines."""
-    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
-    lines = _lines(text[: text.rfind("\n") + 1].splitlines())  # a process that was killed leaves a part of a line
-    tracker.start(TrackedRun(folder.resolve().name, folder, recipe or {}))
-    numbers: dict[str, int] = {}
-    for line in lines:
-        stage = str(line.get("stage", ""))
-        numbers[stage] = numbers.get(stage, 0) + 1
-        tracker.log(*tracked(line, numbers[stage]))
-    tracker.finish()
-    return len(lines)
-
-
-def _lines(texts: Iterable[str]) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in texts if text.strip()]
 
 
 def _number(value: Any) -> float | None:

@@ -58,3 +58,4 @@ from alignkit.testing.reader_kit import check_reader as check_reader
 from alignkit.testing.reward_kit import check_reward as check_reward
 from alignkit.testing.step_kit import check_step as check_step
 from alignkit.testing.tracker_kit import check_tracker as check_tracker
+from alignkit.testing.tracker_kit import replay as replay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from alignkit.plugin_errors import calling, made
 from alignkit.registry import Component
 from alignkit.testing.surroundings import Surroundings, conform
-from alignkit.tracker import TrackedRun, Tracker
+from alignkit.tracker import TrackedRun, Tracker, tracked
 
 LINES: tuple[tuple[str, int, dict[str, float]], ...] = (
     ("first", 1, {"loss": 2.5, "grad_norm": 0.1}),
@@ -49,3 +50,17 @@ def _problems(around: Surroundings, component: Component) -> Iterator[str]:
                 yield "`log` changes the metrics that it is given"
         with calling(author, "finish", tracker):
             tracker.finish()
+
+
+def replay(folder: Path, tracker: Tracker, recipe: Mapping[str, Any] | None = None) -> int:
+    """Give a tracker all that a run's `metrics.jsonl` holds, from its start to its finish; returns how many lines."""
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a process that was killed leaves a part of a line
+    tracker.start(TrackedRun(folder.resolve().name, folder, recipe or {}))
+    numbers: dict[str, int] = {}
+    for line in map(json.loads, filter(str.strip, lines)):
+        stage = str(line.get("stage", ""))
+        numbers[stage] = numbers.get(stage, 0) + 1
+        tracker.log(*tracked(line, numbers[stage]))
+    tracker.finish()
+    return sum(numbers.values())

@@ -29,8 +29,7 @@ from alignkit.recipe.trackers import with_trackers
 from alignkit.registry import Component, Registration, Registry
 from alignkit.runs import tracking
 from alignkit.runs.tracking import Trackers
-from alignkit.testing import ConformanceError, check_tracker
-from alignkit.tracker import replay
+from alignkit.testing import ConformanceError, check_tracker, replay
 
 # A tracker of the tests' own process hangs for a while only, because that process waits for it at its end.
 FOR_EVER = os.environ | {"HANGS_FOR": "1e6"}
