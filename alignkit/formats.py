@@ -277,7 +277,8 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
     if group.prompt and group.prompt[-1]["role"] == "assistant":
         raise BadRow("the prompt must not end with an assistant turn")
     if group.pairs is not None:
-        _check_pairs(group)
+        for pair in group.pairs:
+            _check_pair(pair, group.responses)
     elif any(response.rank is not None for response in group.responses):
         _check_ranks(group.responses)
     elif any(_blank(response) for response in group.responses):
@@ -328,11 +329,6 @@ def text_of(response: Response) -> Any:
 
 def _blank(response: Response) -> bool:
     return not text_of(response)
-
-
-def _check_pairs(group: Group) -> None:
-    for pair in group.pairs or ():
-        _check_pair(pair, group.responses)
 
 
 def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from alignkit.data.chat_templates import TEMPLATES, read_template
 from alignkit.errors import RunFailed, did_you_mean
-from alignkit.io.lookup import is_dir, is_file
+from alignkit.io.lookup import is_file
 from alignkit.recipe.components import find
 from alignkit.recipe.document import Keys
 from alignkit.recipe.paths import means_folder
@@ -105,17 +105,13 @@ def _read_base(base: Any, keys: Keys, scope: Scope) -> str:
     if scope.registry.has("model", base):
         find("model", base, keys, scope)  # reports a name that two plugins claim
         return base
-    path = scope.paths.locate(base, keys)
-    if is_dir(path):
-        return str(path)
-    if means_folder(base):
-        scope.problems.error(keys, f"no such folder: {base}", help=f"looked for {path}")
-    elif "/" not in base:
+    path = scope.paths.folder_or_hub(base, keys)
+    if path == base and "/" not in base and not means_folder(base):
         # Few Hub ids have no namespace, so a misspelled plugin is more likely.
         near = difflib.get_close_matches(base, scope.registry.names("model"), 1, 0.85)
         if near or scope.registry.likely_providers(base):
             find("model", base, keys, scope)
-    return base
+    return path
 
 
 def base_keys(name: str) -> Keys:

@@ -9,11 +9,9 @@ from typing import Any
 
 from alignkit.data.reading import DataSource
 from alignkit.data.sources import DataSpec
-from alignkit.io.lookup import is_dir
 from alignkit.options import Options
 from alignkit.recipe.components import expand_all, find, options_of, with_options
 from alignkit.recipe.document import Keys
-from alignkit.recipe.paths import means_folder
 from alignkit.recipe.problems import path_text, shown
 from alignkit.recipe.schema import DataKeys, allowed_keys
 from alignkit.recipe.scope import BASE, Scope, check_stage
@@ -160,7 +158,8 @@ class _Source:
         if values is None or (self.name and self.registration is None) or len(problems) > before:
             return None
         plain = values.model_dump(exclude={"path", "stage", "hub", "name"})
-        return DataSource(format=component, path=path, stage=stage, hub=self._hub(), config=values.name, **plain)
+        hub = None if values.hub is None else self.scope.paths.folder_or_hub(values.hub, (*self.keys, "hub"))
+        return DataSource(format=component, path=path, stage=stage, hub=hub, config=values.name, **plain)
 
     def _check_hub_keys(self) -> None:
         """Report keys that only a hub data set has, and streaming without a limit."""
@@ -172,18 +171,6 @@ class _Source:
         elif self.raw.get("streaming") is True and self.raw.get("limit") is None:
             message = f"{path_text(self.keys)}: 'streaming' needs 'limit', the number of rows to read"
             self.scope.problems.error((*self.keys, "streaming"), message, at_key=True)
-
-    def _hub(self) -> str | None:
-        """Return the data set's name, or the absolute path of a folder."""
-        name: str | None = self.raw.get("hub")
-        if name is None:
-            return None
-        folder = self.scope.paths.locate(name, (*self.keys, "hub"))
-        if is_dir(folder):
-            return str(folder)
-        if means_folder(name):
-            self.scope.problems.error((*self.keys, "hub"), f"no such folder: {name}", help=f"looked for {folder}")
-        return name
 
     def _origin(self) -> tuple[Path | None, str | None]:
         """Return the file or stage that the data come from; neither for a Hub data set."""

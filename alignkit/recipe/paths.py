@@ -72,6 +72,11 @@ class Paths:
         self.problems.error(keys, f"no such folder: {text}", help=f"looked for {path}")
         return None
 
+    def folder_or_hub(self, text: str, keys: Keys) -> str:
+        """Return the absolute path of a folder, or a name on the hub. Reports what can only be a missing folder."""
+        folder = self.folder(text, keys) if means_folder(text) else self.locate(text, keys)
+        return str(folder) if folder is not None and is_dir(folder) else text
+
     def option(self, value: Path, keys: Keys) -> Path:
         """Check the file that an option names, and return its absolute path. One that runs write need not exist yet."""
         path = self.locate(str(value), keys)

@@ -110,8 +110,7 @@ def fill_engines(
 
 def _samples(stage: Stage) -> bool:
     """Whether a stage samples: rollouts, or what the options of a step or reward say. An engine is part of its hash."""
-    kind = stage.component.registration.implementation
-    if stage.kind == "algorithm" and kind.source is ROLLOUTS and not issubclass(kind, ExternalTrainer):
+    if _is_online(stage) and not issubclass(stage.component.registration.implementation, ExternalTrainer):
         return True
     parts = [stage.component, *specs([stage.settings, stage.component.options], Component)]
     return any(isinstance(part.options, ResponseOptions) and _asks_policies(part.options) for part in parts)

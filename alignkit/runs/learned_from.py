@@ -78,7 +78,8 @@ class _Lineage:
                 if other is None:
                     return None
                 found |= other
-            watched = {spec.name for spec in specs(_gold(stage), RewardSpec) if spec.kind == "stage"}
+            gold = getattr(stage.settings, "gold", None)
+            watched = {spec.name for spec in specs(gold, RewardSpec) if spec.kind == "stage"}
             used = {spec.name for spec in specs(_teaching(stage), RewardSpec) if spec.kind == "stage"}
             names += [before for before in stage.upstream if before not in watched - used]
             found |= self._marks(_teaching(stage))
@@ -126,20 +127,12 @@ def _which(component: Component) -> str:
 
 
 def _teaching(stage: Stage) -> list[Any]:
-    """The settings and options of a stage, without a `gold` that only watches."""
+    """The settings and options of a stage, without a `gold` that only watches: that no rule to stop chooses by."""
     settings = fields_of(stage.settings) if stage.settings is not None else {}
-    watches = set() if _chooses(stage) else {"gold"}
-    return [{key: value for key, value in settings.items() if key not in watches}, stage.component.options]
-
-
-def _chooses(stage: Stage) -> bool:
-    """Whether `gold` decides which policy is the stage's result."""
-    stop = getattr(stage.settings, "stop", None)
-    return stop is not None and bool(stop.gold or stop.hacking)
-
-
-def _gold(stage: Stage) -> Any:
-    return getattr(stage.settings, "gold", None)
+    stop = settings.get("stop")
+    if stop is None or not (stop.gold or stop.hacking):
+        settings.pop("gold", None)
+    return [settings, stage.component.options]
 
 
 def _pairs_of(stage: Stage) -> Marks:

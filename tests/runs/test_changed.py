@@ -97,7 +97,7 @@ def test_files_stages_and_code_are_named(tmp_path: Path) -> None:
 
 
 def carried(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    return carried_over(before, recipe.stages["align"], recipe, 576, True)
+    return list(carried_over(before, recipe.stages["align"], recipe, 576, True))
 
 
 def test_settings_that_were_written_for_the_other_algorithm_are_named(tmp_path: Path) -> None:
@@ -140,5 +140,5 @@ def test_a_stage_that_was_a_step_and_the_other_way_around(tmp_path: Path) -> Non
     before = {"plugin": "sample", "depends_on": parts_of(step), "data": [], "summary": {}}
     algorithm = recipe_of(tmp_path)
     assert change_since(before, parts_of(algorithm), algorithm.stages["align"])
-    assert carried_over(before, algorithm.stages["align"], algorithm, 64, True) == []
+    assert not list(carried_over(before, algorithm.stages["align"], algorithm, 64, True))
     assert change_since(record_of(algorithm), parts_of(step), step.stages["align"])
