@@ -122,8 +122,8 @@ def carried_over(
 ) -> Iterator[str]:
     """A line for each setting that was written for another algorithm, and for each default that changes.
 
-    Nothing if the result before has the same algorithm. record: of that result. hidden_size: of the model, for the default
-    of the learning rate. lora: whether an adapter is trained.
+    There is none if the result before has the same algorithm. record: of that result. hidden_size: of the model, for
+    the default of the learning rate. lora: whether an adapter is trained.
     """
     old, new, before = record.get("plugin"), stage.component.name, (record.get("depends_on") or {}).get("settings")
     if stage.settings is None or before is None or old is None or old == new:
