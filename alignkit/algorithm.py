@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from alignkit.batch import Batch, Outputs
 from alignkit.data.group import Group, Message, previews
 from alignkit.loss import Loss, Term
-from alignkit.options import Options as _Options
+from alignkit.options import WithOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,6 +119,7 @@ class Skip:
     reason: str
 
 
+@dataclass(eq=False)
 class SelectContext:
     """Everything that `select` can use in addition to its groups.
 
@@ -128,23 +129,13 @@ class SelectContext:
     say(text): print a line to the user. validation: the groups are held out; nothing is learned from them.
     """
 
-    def __init__(
-        self,
-        iteration: int,
-        seed: int,
-        replay: Callable[[], list[list[Group]]],
-        log: Callable[..., None],
-        rng: Any,
-        validation: bool = False,
-        say: Callable[[str], None] = lambda text: None,
-    ):
-        self.say = say
-        self.iteration = iteration
-        self.seed = seed
-        self.replay = replay
-        self.log = log
-        self.validation = validation
-        self.rng = rng
+    iteration: int
+    seed: int
+    replay: Callable[[], list[list[Group]]]
+    log: Callable[..., None]
+    rng: Any
+    validation: bool = False
+    say: Callable[[str], None] = lambda text: None
 
     def left_out(self, name: str, count: int, groups: Sequence[Group]) -> None:
         """Log and report that `count` responses (or rows) of these groups are not learned from; `name` says why."""
@@ -153,15 +144,12 @@ class SelectContext:
             self.say(f"{count} left out ({name}): {previews(groups)}")
 
 
-class Algorithm:
+class Algorithm(WithOptions):
     """Base class of an alignment algorithm: define `Options` and `loss`, and override what differs.
 
     An instance belongs to one stage. state: small JSON values that checkpoints keep. metrics: numbers that `signal`
     logs for an iteration. unsupported_keys: stage keys that would have no effect (`rollout.stop`), and why.
     """
-
-    class Options(_Options):
-        """No options."""
 
     defaults: ClassVar[StageDefaults] = StageDefaults()
     source: ClassVar[Source] = DATASET
@@ -169,7 +157,7 @@ class Algorithm:
     unsupported_keys: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: Any):
-        self.options = options
+        super().__init__(options)
         self.state: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from alignkit.options import Options as _Options
+from alignkit.options import WithOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,7 +82,7 @@ class EngineContext:
     progress: Callable[[int], None] = lambda responses: None
 
 
-class Engine:
+class Engine(WithOptions):
     """Base class of an engine. Its methods are called one at a time, all in one thread, which is not the main thread.
 
     An engine belongs to one stage and is prepared before its first call. An instance may be closed while
@@ -92,9 +93,6 @@ class Engine:
 
     class Options(EngineOptions):
         """Only those of every engine."""
-
-    def __init__(self, options: Any):
-        self.options = options
 
     def check(self, folder: Path) -> None:
         """Raise RunFailed for a mistake of the user that shows without models, such as a missing file or key.

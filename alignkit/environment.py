@@ -16,7 +16,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from alignkit.data.group import Group, Message
 from alignkit.errors import PluginError, did_you_mean
-from alignkit.options import Options as _Options
+from alignkit.options import WithOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EPISODE_KEY = "episode"  # of an episode's reward in Response.scores; of its parts: `episode/NAME`
 
 
-class Environment:
+class Environment(WithOptions):
     """Base class of an environment. Every response has an instance of its own, made from the recipe's options.
 
     Public methods of a subclass are the tools that the policy may call. They need type hints and a docstring that
@@ -39,12 +39,6 @@ class Environment:
     random: np.random.Generator
     turns: Sequence[Message] = ()
     refused_calls = 0
-
-    class Options(_Options):
-        """No options."""
-
-    def __init__(self, options: Any):
-        self.options = options
 
     def check(self, folder: Path) -> None:
         """Raise RunFailed for a mistake of the user that shows without models; see `Reward.check`."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
 from alignkit.options import Options as _Options
+from alignkit.options import WithOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +50,7 @@ class ExecutorContext:
     say: Callable[[str], None] = lambda text: None
 
 
-class Executor:
+class Executor(WithOptions):
     """Base class of an executor. Its methods are called one at a time, all in one thread, which is not the main thread.
 
     An executor belongs to one stage and is prepared before its first block. Its workers see the run's folder at the
@@ -58,9 +59,6 @@ class Executor:
 
     class Options(ExecutorOptions):
         """Only those of every executor."""
-
-    def __init__(self, options: Any):
-        self.options = options
 
     def check(self, folder: Path) -> None:
         """Raise RunFailed for a mistake of the user that shows without work, such as a missing package.

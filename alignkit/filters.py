@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from alignkit.data.group import Group
-from alignkit.options import Options as _Options
+from alignkit.options import WithOptions
 
 
-class Filter:
+class Filter(WithOptions):
     """Base class of a filter: chooses among the scored groups of an iteration before the algorithm sees them.
 
     It must be a pure function of the groups: the same choice on every call, in any order of the groups. reads_rewards:
@@ -17,12 +17,6 @@ class Filter:
     """
 
     reads_rewards: ClassVar[bool] = True
-
-    class Options(_Options):
-        """No options."""
-
-    def __init__(self, options: Any):
-        self.options = options
 
     def keep(self, groups: Sequence[Group]) -> Sequence[bool]:
         """Whether to learn from each group, in order. They are all groups of the iteration that earlier filters kept.

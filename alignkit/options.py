@@ -18,6 +18,19 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
+_Options = Options  # a nested class has the name
+
+
+class WithOptions:
+    """Base class of what a recipe names with options, from which each instance is made."""
+
+    class Options(_Options):
+        """No options."""
+
+    def __init__(self, options: Any):
+        self.options = options
+
+
 @dataclass(frozen=True)
 class Ref:
     """Marks an option as a reference, so that the stage graph is known before anything runs."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from alignkit.data.group import Group, Message
-from alignkit.options import Options as _Options
+from alignkit.options import WithOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,7 +98,7 @@ class Context:
     progress: Progress = field(default=no_progress, kw_only=True)
 
 
-class Reward:
+class Reward(WithOptions):
     """Base class of a reward: scores responses. It must be pure, because scores are cached.
 
     runs_code: whether its checks run code that the recipe names, which `alignkit validate` never does. of_episodes:
@@ -107,12 +107,6 @@ class Reward:
 
     runs_code: ClassVar[bool] = False
     of_episodes: ClassVar[bool] = False
-
-    class Options(_Options):
-        """No options."""
-
-    def __init__(self, options: Any):
-        self.options = options
 
     @property
     def within_group(self) -> bool:
@@ -170,7 +164,7 @@ class CombinedReward:
         return replace(self, reward=self.reward[rows], raw=self.raw[rows])
 
 
-class RewardCombination:
+class RewardCombination(WithOptions):
     """Base class of a combination: several rewards become one number per response, over the whole iteration's batch.
 
     sums: it only adds and multiplies, so a part may be whitened. `combine` is then called a second time with the
@@ -181,11 +175,8 @@ class RewardCombination:
 
     sums: ClassVar[bool] = False
 
-    class Options(_Options):
-        """No options."""
-
     def __init__(self, options: Any):
-        self.options = options
+        super().__init__(options)
         self.state: dict[str, Any] = {}
 
     @property
@@ -208,7 +199,7 @@ class RewardCombination:
         raise NotImplementedError(f"{type(self).__name__} does not define `combine(groups, components)`")
 
 
-class Judge:
+class Judge(WithOptions):
     """Base class of a judge: a model that is asked in words which response is better, or how good one is.
 
     reads_rubric: whether `rate` can be given a rubric. compares_by_rubric: whether `compare` can, as a second argument,
@@ -217,12 +208,6 @@ class Judge:
 
     reads_rubric: ClassVar[bool] = True
     compares_by_rubric: ClassVar[bool] = False
-
-    class Options(_Options):
-        """No options."""
-
-    def __init__(self, options: Any):
-        self.options = options
 
     def check(self, folder: Path) -> None:
         """Raise RunFailed for a mistake of the user that shows without models; see `Reward.check`."""

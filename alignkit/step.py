@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from alignkit.data.group import Group
 from alignkit.io.atomic import write_json, write_text
-from alignkit.options import Options as _Options
+from alignkit.options import WithOptions
 from alignkit.plugin_errors import Author, calling
 from alignkit.report import Report
 from alignkit.reward import Context
@@ -87,19 +87,13 @@ class StepData:
     say: Callable[[str], None] = lambda text: None
 
 
-class Step:
+class Step(WithOptions):
     """Base class of a step. In a recipe its options are keys of the stage.
 
     maps: names of `context.map` whose rows an executor may carry out in other processes.
     """
 
     maps: ClassVar[tuple[str, ...]] = ()
-
-    class Options(_Options):
-        """No options."""
-
-    def __init__(self, options: Any):
-        self.options = options
 
     def check(self, folder: Path) -> None:
         """Raise RunFailed for a mistake of the user that shows without models, such as a missing package or file.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignkit.options import Options as _Options
+from alignkit.options import WithOptions
 
 _NOT_METRICS = ("stage", "step", "time")
 
@@ -21,17 +21,11 @@ class TrackedRun:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Tracker:
+class Tracker(WithOptions):
     """Base class of a tracker. It observes: what it does, and whether it fails or hangs, changes no result.
 
     All methods but `check` are called from one thread of the tracker's own.
     """
-
-    class Options(_Options):
-        """No options."""
-
-    def __init__(self, options: Any):
-        self.options = options
 
     def check(self) -> None:
         """Raise RunFailed for a mistake of the user, such as a missing package; called before the run's first stage."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,21 +123,16 @@ def _read_formatted(name: str, raw: Any, keys: Keys, scope: Scope) -> DataSource
     return _Source(raw, keys, scope, name, registration).read()
 
 
+@dataclass(frozen=True)
 class _Source:
     """A source written as a mapping. registration: that of its format; None if it has no format, or an unknown one."""
 
-    def __init__(
-        self,
-        raw: Mapping[str, Any],
-        keys: Keys,
-        scope: Scope,
-        name: str = "",
-        registration: Registration | None = None,
-        path_keys: Keys | None = None,
-    ):
-        self.raw, self.keys, self.scope = raw, keys, scope
-        self.name, self.registration = name, registration
-        self.path_keys = (*keys, "path") if path_keys is None else path_keys
+    raw: Mapping[str, Any]
+    keys: Keys
+    scope: Scope
+    name: str = ""
+    registration: Registration | None = None
+    path_keys: Keys | None = None
 
     def read(self) -> DataSource | None:
         """Return the source, or None if anything is wrong with it."""
@@ -186,7 +182,7 @@ class _Source:
         if stage is not None:
             _check_data_stage(stage, (*self.keys, "stage"), self.scope)
         path = self.raw.get("path")
-        return None if path is None else self.scope.paths.file(path, self.path_keys), stage
+        return None if path is None else self.scope.paths.file(path, self.path_keys or (*self.keys, "path")), stage
 
 
 def _check_data_stage(name: str, keys: Keys, scope: Scope) -> bool:

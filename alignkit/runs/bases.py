@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -203,24 +203,15 @@ class RunBase:
         return ModelService(model, artifact, longest, self._references, say, progress, self.name)
 
 
-class RunBases(Mapping[str, RunBase]):
+class RunBases(dict[str, RunBase]):
     """All base models of a run, by the recipe's names for them."""
 
     def __init__(self, recipe: Recipe, folder: Path, reporter: Reporter, references: Path | None = None):
         """references: a folder of log-probabilities of references; None: the one that all runs share."""
         self._recipe, names = recipe, (BASE, *recipe.bases)
         references = references or cache_folder() / "logprobs"
-        self._all = {name: RunBase(name, recipe, folder, reporter, references) for name in names}
+        super().__init__({name: RunBase(name, recipe, folder, reporter, references) for name in names})
         self._of_folder: dict[str, str | None] = {}
-
-    def __getitem__(self, name: str) -> RunBase:
-        return self._all[name]
-
-    def __iter__(self) -> Any:
-        return iter(self._all)
-
-    def __len__(self) -> int:
-        return len(self._all)
 
     def base_of(self, reference: str) -> str | None:
         """The base model that a reference is on; None for a folder that holds no adapter for one of them."""
