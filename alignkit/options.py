@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Field
@@ -35,19 +35,7 @@ class WithOptions:
 class Ref:
     """Marks an option as a reference, so that the stage graph is known before anything runs."""
 
-    kind: Literal[
-        "stage",
-        "policy",
-        "from",
-        "base",
-        "reward",
-        "data",
-        "judge",
-        "environment",
-        "filter",
-        "engine",
-        "constitution",
-    ]
+    kind: str  # one that `alignkit.recipe.load` reads
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """A marker that `alignkit schema` replaces by the schema of such references."""

@@ -54,6 +54,7 @@ HOOKS: dict[str, tuple[str, type | None]] = {
     "register_readers": ("reader", Reader),
     "register_launchers": ("launcher", Launcher),
 }
+KINDS = tuple(dict.fromkeys(kind for kind, _ in HOOKS.values()))
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Words that recipes use for something else where they would name the implementation.
 _RESERVED = {

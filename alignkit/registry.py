@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,6 @@ from alignkit.errors import PluginError, did_you_mean
 from alignkit.options import Options
 
 FEW = 6  # names, which fit in an error
-# Combinations are rewards.
-KINDS = (
-    *("model", "format", "algorithm", "reward", "judge", "environment", "step", "filter", "tracker", "engine"),
-    "executor",
-    "reader",
-    "launcher",
-)
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ class Unresolved(PluginError):
 
 
 class Registry:
-    """Registrations by kind (see `KINDS`) and name.
+    """Registrations by kind (see `alignkit.plugins.KINDS`) and name.
 
     broken: plugins that failed to load. disabled: plugins that the user switched off.
     """
@@ -93,7 +87,7 @@ class Registry:
         self.disabled: list[UnavailablePlugin] = []
         self.preferred: frozenset[str] = frozenset()
         self.warnings: dict[str, str] = {}  # by what was asked for
-        self._registrations: dict[str, dict[str, list[Registration]]] = {kind: {} for kind in KINDS}
+        self._registrations: defaultdict[str, dict[str, list[Registration]]] = defaultdict(dict)
 
     def preferring(self, packages: Iterable[str]) -> Registry:
         """The same registry for a recipe that requires these packages."""
@@ -116,7 +110,7 @@ class Registry:
 
     def everything(self) -> list[Registration]:
         """Every registration of every kind."""
-        return [registration for kind in KINDS for registration in self.registrations(kind)]
+        return [registration for kind in self._registrations for registration in self.registrations(kind)]
 
     def has(self, kind: str, name: str) -> bool:
         """Whether a plugin provides the name, which may be written `package:name`."""

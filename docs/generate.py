@@ -20,9 +20,9 @@ from typing import Any
 from pydantic import BaseModel
 
 import alignkit_plugins.formats.labeled_pairs
-from alignkit.plugins import load_plugins, plugins
+from alignkit.plugins import KINDS, load_plugins, plugins
 from alignkit.recipe.schema import DataKeys, LauncherKeys, TopKeys
-from alignkit.registry import KINDS, Registration
+from alignkit.registry import Registration
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings, Stop
 from alignkit_apps.catalog.json_schema import schema_text
 from alignkit_apps.catalog.option_table import OptionRow, option_rows, stage_defaults

@@ -14,8 +14,7 @@ from typing import Any
 
 import alignkit
 from alignkit import hookspecs
-from alignkit.plugins import load_plugins
-from alignkit.registry import KINDS
+from alignkit.plugins import KINDS, load_plugins
 
 # Which plugins import by their own names.
 MORE_MODULES = (*(f"evaluation.{name}" for name in ("agreement", "concordance", "ranking", "statistics")), "testing")

@@ -121,7 +121,7 @@ def schema(plugin: PluginFiles = None, no_plugin: NoPlugins = None) -> None:
 def _print_plugins(loaded: Plugins) -> None:
     from rich.text import Text
 
-    from alignkit.registry import KINDS
+    from alignkit.plugins import KINDS
 
     rows = []
     for kind in KINDS:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from alignkit.errors import PluginError, did_you_mean
+from alignkit.plugins import KINDS
 from alignkit.recipe.components import options_of
-from alignkit.registry import KINDS, Registration, Registry
+from alignkit.registry import Registration, Registry
 from alignkit_apps.catalog.option_table import OptionRow, needs_of, option_rows, stage_defaults, stage_keys_required
 
 if TYPE_CHECKING:

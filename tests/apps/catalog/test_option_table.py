@@ -8,9 +8,8 @@ import pytest
 from alignkit import Algorithm, DataRef, Field, Options, StageRef
 from alignkit.algorithm import ROLLOUTS, Needs, StageDefaults
 from alignkit.options import Ref
-from alignkit.plugins import load_plugins
+from alignkit.plugins import KINDS, load_plugins
 from alignkit.recipe.schema import BlockKeys, DataKeys, TopKeys
-from alignkit.registry import KINDS
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit_apps.catalog.option_table import (
     needs_of,
