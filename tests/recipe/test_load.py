@@ -608,5 +608,5 @@ def test_a_bug_in_a_plugin_is_the_plugins_error(
         bench.stages(ALL, override)
     (problem,) = caught.value.problems
     assert problem.message.startswith("plugin '")
-    assert f"in {message}: ZeroDivisionError: in a plugin (test_build.py:" in problem.message
+    assert f"in {message}: ZeroDivisionError: in a plugin (test_load.py:" in problem.message
     assert caught.value.exit_code == 3
