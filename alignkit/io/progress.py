@@ -43,7 +43,7 @@ COLORS = {
     r"(?m)^(\S+: )?warning: .*$": "yellow",
     r"(?m)^(\S+: )?done in \S+": "green",
 }
-# Of a verdict, which goes on in indented lines. A gain by what the policy was trained on, or not verified, is no proof.
+# Of a verdict, which continues in indented lines. A gain by what the policy was trained on is no proof.
 VERDICTS = {
     r"(?m)^\S+ gained over \S+ by (people|independent \w+)\b.*(\n  .*)*": "green",
     r"(?m)^\S+ lost against .*(\n  .*)*": "red",
@@ -143,7 +143,7 @@ class Reporter:
         self._print(text)
 
     def activity(self, text: str) -> None:
-        """Say what goes on now: a line in a pipe, a note at the running stage in a terminal. A warning is a line."""
+        """Say what happens now: a line in a pipe, a note at the running stage in a terminal. A warning is a line."""
         if self._tree is None or "warning: " in text:
             self.say(text)
         else:

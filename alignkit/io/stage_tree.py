@@ -28,7 +28,7 @@ class Bar(Protocol):
 class StageTree:
     """What a live display shows below the lines of stages that are done.
 
-    note: what goes on, in words. bar: the progress of the running stage; None before it trains.
+    note: what happens now, in words. bar: the progress of the running stage; None before it trains.
     """
 
     def __init__(self, stages: Mapping[str, str], encoding: str):
@@ -101,7 +101,7 @@ class StageTree:
 
 
 def _spinning(line: Text) -> Table:
-    """A line behind a sign that turns while something goes on."""
+    """A line behind a sign that turns while something runs."""
     row = Table.grid(padding=(0, 1, 0, 0))
     row.add_row(Spinner("line"), line)
     return row

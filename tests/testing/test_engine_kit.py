@@ -13,8 +13,8 @@ import pytest
 from alignkit import Completion, Engine, SamplingParams
 from alignkit.testing import check_engine
 from alignkit.testing.checks import ConformanceError
-from alignkit_plugins.engines.worker import Worker
 from alignkit_distributed.local_engine import LocalEngine
+from alignkit_plugins.engines.worker import Worker
 
 Completions = list[list[Completion]]
 

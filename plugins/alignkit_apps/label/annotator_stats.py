@@ -72,7 +72,7 @@ def mine(store: Store, annotator: str) -> Mine:
         if agrees(item.task, vote.label, gold or item.gold) is False:
             found.misses.append(_miss(vote, entry, gold or item.gold))
     found.gold = share(sum(right), len(right))
-    shown = {miss.item for miss in found.misses}  # whose known answer was told
+    shown = {miss.item for miss in found.misses}  # whose known answer the annotator has seen
     open_ones = [(vote, entry) for vote, entry in own if entry.stored.item.id not in shown]
     found.labeled = [_own(vote, entry) for vote, entry in open_ones[:OWN]]
     found.older = len(open_ones) - len(found.labeled)

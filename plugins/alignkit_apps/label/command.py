@@ -19,6 +19,7 @@ Task = Annotated[
 Criteria = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Of scores; can be repeated. Default: helpful ...")
 ]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides of the recipe.")]
 Annotators = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Who labels; can be repeated. The first one is the owner.")
 ]
@@ -39,7 +40,7 @@ def label(
     stage: Annotated[
         str | None, typer.Argument(metavar="STAGE", help="Of a recipe: label what it wrote, else what it reads.")
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides of the recipe.")] = None,
+    overrides: Overrides = None,
     store: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where labels go. Default: DATA's name with .feedback, here.")
     ] = None,
@@ -65,9 +66,7 @@ def label(
     plugin: PluginFiles = None,
     no_plugin: NoPlugins = None,
 ) -> None:
-    """Label data on a page in your browser.
-
-    Prints an address for each annotator, for this machine only. Ctrl-C stops; the same command continues.
+    """Label data on a page in your browser. Ctrl-C stops; the same command continues.
 
     \b
     Examples:
