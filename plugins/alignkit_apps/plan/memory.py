@@ -1,18 +1,22 @@
 """Memory of a stage: weights, adapters, optimizer, activations and cache, in bytes of one device.
 
-Nothing here is a formula for activations: the stage's own forward and backward pass run on shapes, and what they keep
-is counted. Layers of one kind take the same, so two small depths say what a deep model takes.
+Nothing here is a formula for activations: with torch's fake tensors the stage's own forward and backward pass run for a
+model of any size. They make the same tensors, keep them as long, and compute nothing, and what they keep is counted.
+Layers of one kind take the same, so two small depths say what a deep model takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from alignkit.batch import filled
 from alignkit.data.group import Group
@@ -32,7 +36,6 @@ from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from alignkit.training.roles import add_roles
 from alignkit_apps.plan.cards import Machine
-from alignkit_apps.plan.live_bytes import LiveBytes, bytes_of
 from alignkit_apps.plan.planned_run import PlannedRun
 from alignkit_apps.plan.shape_model import ShapeModel
 from alignkit_apps.plan.tokens import Workload, dealt, rows_of_the_busiest
@@ -328,3 +331,50 @@ def _packed(model: ShapeModel, rows: int, new_tokens: int, weights: float) -> fl
     on_cpu = not model.machine.gpu and model.dtype == torch.float32 and mode() == "fast"
     fits = weights <= MEMORY_SHARE * model.machine.memory and rows <= MAX_ROWS and new_tokens >= MIN_TOKENS
     return weights if on_cpu and fits else 0.0
+
+
+# Counting
+
+
+class LiveBytes(TorchDispatchMode):
+    """Inside, counts the storages that operators make, from the first use until they are freed.
+
+    live, peak: bytes, above those of the tensors that are known from the start.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()):
+        """known: tensors that are counted elsewhere, such as weights."""
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+        self._kept = list(known)
+        for tensor in self._kept:
+            self._known.add(id(tensor.untyped_storage()))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._add(leaf)
+        return out
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._remove, key, size)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def bytes_of(tensors: Iterable[Any]) -> int:
+    """Bytes of tensors, each storage once."""
+    sizes = {id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(sizes.values())
