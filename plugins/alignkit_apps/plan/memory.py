@@ -99,7 +99,7 @@ class Memory:
 
 def stage_memory(run: PlannedRun, stage: Stage, work: Workload) -> Memory:
     """The memory of a stage in each process that works on it."""
-    base = run.needs(stage)[0]
+    base = run.bases.needed(stage)[0]
     found, machine, parts = _found(run, stage, work, base), run.machine_of(base), run.parts(stage)
     activations = max(found["learning"], found["measuring"])
     memory = Memory(
@@ -130,7 +130,7 @@ def _in_passes(found: dict[str, float], parts: int) -> float:
 def _found(run: PlannedRun, stage: Stage, work: Workload, base: str) -> dict[str, float]:
     """What a stage takes with all layers of its models, from two small depths if there are many."""
     depth, period = run.depth(base), period_of(run.configuration(base))
-    if depth <= 2 * period or len(run.needs(stage)) > 1:  # others may have other depths
+    if depth <= 2 * period or len(run.bases.needed(stage)) > 1:  # others may have other depths
         return _at(run.at_depth(None), stage, work)
     small, large = (_at(run.at_depth(layers), stage, work) for layers in (period, 2 * period))
     found = {key: small[key] + (large[key] - small[key]) / period * (depth - period) for key in small}
@@ -153,7 +153,7 @@ def period_of(config: Any) -> int:
 
 def _at(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]:
     """The memory of a stage with models of the run's depth."""
-    models = {base: run.models.of(base) for base in run.needs(stage)}
+    models = {base: run.models.of(base) for base in run.bases.needed(stage)}
     for reference in stage.roles:
         base = run.bases.base_of(reference)
         if base is not None:
@@ -162,7 +162,7 @@ def _at(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]:
     if stage.kind == "algorithm" and work.batches:
         found |= _training(run, stage, work)
     elif work.rows:
-        model = models[run.needs(stage)[0]].model
+        model = models[run.bases.needed(stage)[0]].model
         assert isinstance(model, ShapeModel)
         row = [Encoded(Group(()), (1,) * max(1, work.longest), ())] * max(1, work.rows_sampled)
         found |= _traced(model, lambda: _measured(model, BASE, row, Wants(logprobs=False)), "measuring")
@@ -310,7 +310,7 @@ def _cache(run: PlannedRun, stage: Stage, work: Workload, memory: Memory) -> tup
     """Rows that are sampled together, and what they take: keys and values, logits, and weights packed for a CPU."""
     if not work.rows_sampled or not work.new_tokens:
         return 0, 0.0
-    base = run.needs(stage)[0]
+    base = run.bases.needed(stage)[0]
     model, machine = run.models.of(base).model, run.machine_of(base)
     assert isinstance(model, ShapeModel)
     config, width = run.configuration(base).get_text_config(), model.dtype.itemsize

@@ -21,15 +21,11 @@ from alignkit_apps.plan.cards import Machine, this_machine
 from alignkit_apps.plan.shape_model import ShapeModel, configuration, depth_of
 
 
-class Notes(Reporter):
-    """Keeps what a run would have said, and shows nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live, self.lines = False, list[str]()
+class Silent(Reporter):
+    """Shows nothing of what a run would have said."""
 
     def say(self, text: str) -> None:
-        self.lines.append(text)
+        pass
 
 
 class ShapeService(ModelService):
@@ -61,16 +57,11 @@ class PlannedRun(Run):
     """
 
     def __init__(self, recipe: Recipe, folder: Path, machine: Machine | None = None, layers: int | None = None):
-        super().__init__(recipe, folder, Notes())
+        super().__init__(recipe, folder, Silent())
+        self.reporter.live = False
         self.machine, self.layers = machine, layers
         self.configuration: Callable[[str], Any] = cache(self._configuration)
         self._text: Callable[[str], Any] = cache(self._read_text)
-
-    @property
-    def said(self) -> list[str]:
-        """What the run has said so far."""
-        assert isinstance(self.reporter, Notes)
-        return self.reporter.lines
 
     def at_depth(self, layers: int | None) -> PlannedRun:
         """The same run with models of fewer layers."""
@@ -129,7 +120,3 @@ class PlannedRun(Run):
     def _read_text(self, base: str) -> Any:
         found, spec = self.bases[base], resolved_spec(self.recipe, base, None)
         return load_text(spec, found.source, found.commit or spec.revision, with_weights=False)
-
-    def needs(self, stage: Stage) -> tuple[str, ...]:
-        """The base models of a stage, its own first."""
-        return self.bases.needed(stage)
