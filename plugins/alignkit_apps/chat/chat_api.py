@@ -21,15 +21,15 @@ from alignkit.stopping import Stopped
 from alignkit_apps.chat.collection import TERMS, Collection, Kept
 from alignkit_apps.chat.session import Said, Session
 from alignkit_apps.feedback.items import LONGEST
-from alignkit_apps.feedback.labels import SIDES, BadLabel, Margin
+from alignkit_apps.feedback.labels import SIDES, BadLabel, Margin, StrictModel
 from alignkit_apps.policies.policy import Exchange, Opened, TooLong
-from alignkit_apps.web.messages import PageMessage, read
+from alignkit_apps.web.messages import Agreed, Undone, read
 from alignkit_apps.web.text import visible
 
 State = dict[str, Any]
 
 
-class _Turn(PageMessage):
+class _Turn(StrictModel):
     role: Literal["user", "assistant"]
     content: str
 
@@ -41,7 +41,7 @@ class _Turn(PageMessage):
         return text
 
 
-class Asked(PageMessage):
+class Asked(StrictModel):
     """A question. sides: for each answer that is shown, the conversation that ends with the question.
 
     draw: which policy is on which side, if that is blind. round: how many questions the page has asked.
@@ -53,41 +53,31 @@ class Asked(PageMessage):
     system: str = Field("", max_length=LONGEST)
 
 
-class _Place(PageMessage):
+class _Place(StrictModel):
     item: str
     answer: int
 
 
-class _Rated(PageMessage):
+class _Rated(StrictModel):
     uuid: str
     kept: _Place
     good: bool
 
 
-class _Chosen(PageMessage):
+class _Chosen(StrictModel):
     uuid: str
     kept: list[_Place] = Field(min_length=2, max_length=2)
     side: Literal["A", "B"]
     margin: Margin
 
 
-class _Edited(PageMessage):
+class _Edited(StrictModel):
     uuid: str
     kept: _Place
     text: str
 
 
-class _Undone(PageMessage):
-    uuid: str
-    of: str
-
-
-class _Agreed(PageMessage):
-    uuid: str
-    granted: bool
-
-
-class _Drawn(PageMessage):
+class _Drawn(StrictModel):
     draw: str = Field(max_length=64)
 
 
@@ -196,7 +186,7 @@ class Booth:
 
     def consent(self, annotator: str, message: Any) -> State:
         """Store whether the annotator agrees to the terms."""
-        sent = read(_Agreed, message)
+        sent = read(Agreed, message)
         self._collection().agree(annotator, sent.granted, sent.uuid)
         return {"agreed": sent.granted}
 
@@ -219,7 +209,7 @@ class Booth:
 
     def undo(self, annotator: str, message: Any) -> State:
         """Take back what the annotator said."""
-        sent = read(_Undone, message)
+        sent = read(Undone, message)
         self._collection().undo(annotator, sent.of, sent.uuid)
         return {}
 

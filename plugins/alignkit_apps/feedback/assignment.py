@@ -92,12 +92,6 @@ def take(store: Store, annotator: str, item: str, occasion: int = 0) -> Assignme
     return found
 
 
-def release(store: Store, annotator: str) -> None:
-    """Give up what the annotator has leased, as at the end of a session."""
-    with store.transaction() as connection:
-        connection.execute("DELETE FROM leases WHERE annotator = ?", (annotator,))
-
-
 def order_of(seed: int, item: str, annotator: str, count: int, occasion: int = 0) -> tuple[int, ...]:
     """The order in which the annotator sees the responses of an item; the reverse one if the item comes again."""
     numbers = [seeds.number(seed, "order", item, annotator, index) for index in range(count)]

@@ -29,8 +29,13 @@ class BadLabel(DataError):
     """An event that the store does not take: what is wrong with it, and what was expected."""
 
 
-class _Payload(BaseModel):
+class StrictModel(BaseModel):
+    """Plain data from outside, with nothing missing and nothing else in it."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Payload(StrictModel):
     note: str = Field("", max_length=LONGEST_NOTE)
 
 
@@ -60,23 +65,19 @@ class _Thumb(_Payload):
     good: bool
 
 
-class _Reason(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Reason(StrictModel):
     reason: str = Field(max_length=LONGEST_NOTE)
 
 
-class _Note(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Note(StrictModel):
     note: str = Field(max_length=LONGEST_NOTE)
 
 
-class _Undo(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Undo(StrictModel):
     of: str
 
 
-class _Consent(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Consent(StrictModel):
     granted: bool
     terms: str = Field("", max_length=LONGEST_NOTE)
 
@@ -170,7 +171,7 @@ def checked_order(order: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def canonical(task: str, payload: Mapping[str, Any], order: Sequence[int]) -> Label:
+def canonical(payload: Mapping[str, Any], order: Sequence[int]) -> Label:
     """A label in the item's own order: `better` is an index, `ranks` have no gaps, `scores` follow the responses."""
     label = dict(payload)
     if "side" in label:
@@ -183,7 +184,7 @@ def canonical(task: str, payload: Mapping[str, Any], order: Sequence[int]) -> La
     return label
 
 
-def displayed(task: str, label: Mapping[str, Any], order: Sequence[int]) -> Label:
+def displayed(label: Mapping[str, Any], order: Sequence[int]) -> Label:
     """The opposite of `canonical`: a label as it would be given if the responses were shown in this order."""
     given = dict(label)
     if "better" in given:

@@ -46,7 +46,7 @@ def measured(question: Question, seed: int = 0) -> Facts:
         "annotators": {who: _annotator(question, who) for who in people},
         "over time": _over_time(question, several),
         "gold": _against(question, lambda unit: unit.gold),
-        "against": {name: found for name in others if (found := _against(question, partial(_other, name)))},
+        "against": {name: found for name in others if (found := _against(question, lambda u, n=name: u.others.get(n)))},
     }
 
 
@@ -193,10 +193,6 @@ def day(time: str) -> str:
     if number < 1e6:
         return (date(1899, 12, 30) + timedelta(days=int(number))).isoformat()
     return datetime.fromtimestamp(number / (1000 if number >= 1e11 else 1), UTC).date().isoformat()
-
-
-def _other(name: str, unit: Unit) -> Any:
-    return unit.others.get(name)
 
 
 def _against(question: Question, reference: Callable[[Unit], Any]) -> Facts | None:

@@ -201,6 +201,6 @@ def _scores(item: Item, answers: Mapping[str, Any], place: int) -> dict[str, int
 
 def event_of(item: Item, label: Label, annotator: str, created: str, seconds: float | None) -> Event:
     """The event that says this label; the same label by the same annotator is the same event."""
-    payload = displayed(item.task, label, range(len(item.responses)))
+    payload = displayed(label, range(len(item.responses)))
     name = json.dumps([item.id, annotator, payload, seconds], sort_keys=True)
     return Event(str(uuid.uuid5(_SPACE, name)), annotator, "label", payload, item.id, created=created, seconds=seconds)

@@ -9,7 +9,6 @@ from typing import Any
 from alignkit.evaluation.statistics import Share, share
 from alignkit_apps.feedback.assignment import REPEAT_AFTER
 from alignkit_apps.feedback.effective_labels import Labeled, Vote, labeled
-from alignkit_apps.feedback.items import Item
 from alignkit_apps.feedback.labels import SIDES, agrees, displayed
 from alignkit_apps.feedback.store import Store
 from alignkit_apps.web.text import visible
@@ -65,14 +64,10 @@ def _miss(vote: Vote, entry: Labeled, gold: Mapping[str, Any]) -> Miss:
         item.id,
         [visible(str(turn["content"] or "")) for turn in item.prompt],
         [visible(texts[index]) for index in vote.order],
-        _shown(item, {key: value for key, value in vote.label.items() if key != "note"}, vote),
-        _shown(item, gold, vote),
+        in_words(displayed({key: value for key, value in vote.label.items() if key != "note"}, vote.order)),
+        in_words(displayed(gold, vote.order)),
         visible(" ".join(text for who, text in entry.contests if who == vote.annotator)),
     )
-
-
-def _shown(item: Item, label: Mapping[str, Any], vote: Vote) -> str:
-    return in_words(displayed(item.task, label, vote.order))
 
 
 def in_words(label: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from alignkit.errors import DataError, Problem, RecipeError, did_you_mean
 from alignkit.io.lookup import is_file
 from alignkit.recipe.schema import Recipe, specs
 from alignkit_apps.feedback.items import Item
-from alignkit_apps.feedback.store import Added, Store
+from alignkit_apps.feedback.store import Store
 
 
 def file_groups(path: Path, limit: int | None = None) -> list[Group]:
@@ -31,17 +31,16 @@ def file_groups(path: Path, limit: int | None = None) -> list[Group]:
         raise DataError(str(error).removesuffix(OR_SKIP)) from error
 
 
-def add(store: Store, items: Sequence[Item], gold: Sequence[Item] = ()) -> Added:
+def add(store: Store, items: Sequence[Item], gold: Sequence[Item] = ()) -> None:
     """Add items, and gold ones. An item that the store has as an ordinary one becomes gold. Raises `DataError`."""
     if not items and not gold and not store.rows("SELECT 1 FROM items LIMIT 1"):
         raise DataError("there is no row to label")
     known = {row["id"] for row in store.rows("SELECT id FROM items WHERE gold IS NULL")}
     settled = {item.id for item in gold}
-    added = store.add([*(item for item in items if item.id not in settled), *gold])
+    store.add([*(item for item in items if item.id not in settled), *gold])
     for item in gold:
         if item.id in known:
             store.revise(item.id, gold=item.gold)
-    return added
 
 
 def give_license(store: Store, license: str, items: Sequence[Item] | None) -> int:

@@ -120,7 +120,7 @@ def quality(store: Store) -> Quality:
 def _count(counts: _Counts, item: Item, vote: Vote, gold: Label | None) -> None:
     if vote.seconds is not None:
         counts.seconds.append(vote.seconds)
-    counts.said[_in_words(displayed(item.task, vote.label, vote.order))] += 1
+    counts.said[_in_words(displayed(vote.label, vote.order))] += 1
     if gold is not None:
         right = agrees(item.task, vote.label, gold)
         if right is not None:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from alignkit_apps.feedback.labels import BadLabel
-
-
-class PageMessage(BaseModel):
-    """A message of a page, with nothing missing and nothing else in it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+from alignkit_apps.feedback.labels import BadLabel, StrictModel
 
 
-M = TypeVar("M", bound=PageMessage)
+class Undone(StrictModel):
+    """What its author takes back. of: an event; uuid: of the event that undoes it."""
+
+    uuid: str
+    of: str
+
+
+class Agreed(StrictModel):
+    """Whether somebody agrees to the terms."""
+
+    uuid: str
+    granted: bool
+
+
+M = TypeVar("M", bound=StrictModel)
 
 
 def read(model: type[M], message: Any) -> M:
