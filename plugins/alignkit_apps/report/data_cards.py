@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.report import Table
-from alignkit_apps.report.curves import Figure, Series
+from alignkit_apps.report.curves import Figure, Series, figure
 from alignkit_apps.report.numbers import number, percentage, short
 
 MOST = 24  # figures
@@ -18,16 +18,16 @@ def figures(data: Sequence[Mapping[str, Any]]) -> list[Figure]:
     found: list[Figure] = []
     seen: list[Any] = []
     for source in data:
-        drawn = [figure for figure in (_lengths(source), _margins(source)) if figure is not None]
-        same = [{**figure, "stage": ""} for figure in drawn]
+        drawn = [one for one in (_lengths(source), _margins(source)) if one is not None]
+        same = [{**one, "stage": ""} for one in drawn]
         if same not in seen:
             seen.append(same)
             found += drawn
     return found[:MOST]
 
 
-def is_histogram(figure: Figure) -> bool:
-    return any(series["style"] == "bars" for series in figure["series"])
+def is_histogram(drawn: Figure) -> bool:
+    return any(series["style"] == "bars" for series in drawn["series"])
 
 
 def _lengths(source: Mapping[str, Any]) -> Figure | None:
@@ -77,16 +77,9 @@ def _bars(name: str, counts: Sequence[float], labels: list[str]) -> Series:
 
 
 def _figure(source: Mapping[str, Any], what: str, x_label: str, series: list[Series]) -> Figure:
-    return {
-        "stage": str(source.get("stage")),
-        "title": f"{what} in {brief_name(source.get('name'))}",
-        "x_label": x_label,
-        "y_label": f"% of {series[0]['name']}" if len(series) == 1 else "%",
-        "series": series,
-        "marks": [],
-        "lines": [],
-        "note": "",
-    }
+    title = f"{what} in {brief_name(source.get('name'))}"
+    y_label = f"% of {series[0]['name']}" if len(series) == 1 else "%"
+    return figure(str(source.get("stage")), title, series, x_label=x_label, y_label=y_label)
 
 
 def brief_name(name: Any) -> str:

@@ -224,7 +224,8 @@ class _Gathering:
         return stages.judges(name, self.part(name), self.records.get(name, {}), found, trust)
 
     def figures(self, evaluations: Mapping[str, Any]) -> tuple[list[curves.Figure], list[overoptimization.Fit]]:
-        restarts, figures, fits = history.start_times(self.folder)[1:], [], []
+        restarts = [start["time"] for start in self.starts[1:] if start["time"] is not None]
+        figures, fits = [], []
         for name, lines in self.lines.items():
             with self.reading(name, "metrics.jsonl"):
                 figures += curves.panels(name, lines.rows, restarts)

@@ -12,7 +12,7 @@ from alignkit.evaluation.judge_card import PEOPLE, about_table, preferred_title,
 from alignkit.evaluation.who_judged import GAINS, oriented, own_of, side
 from alignkit.report import Table
 from alignkit_apps.report.numbers import bounds, number, short, shown
-from alignkit_apps.report.verdicts import Verdict, longer_by
+from alignkit_apps.report.verdicts import Verdict, verdict_of
 
 ORDER_DECIDES = 0.25  # share of comparisons
 FAVORS = 0.1  # by which a judge may prefer a position without a warning
@@ -43,23 +43,7 @@ def _verdict(stage: str, summary: Mapping[str, Any], policy: str, judge: str, re
         outcome = "nothing clear"
     else:
         outcome = GAINS[own_of(summary, policy, judge)] if low > 0.5 else "lost"
-    baseline = str(summary["baseline"])
-    verdict: Verdict = {
-        "stage": stage,
-        "policy": policy,
-        "baseline": baseline,
-        "reward": "",
-        "judge": judge,
-        "outcome": outcome,
-        "sentence": "",
-        "difference": None,
-        "at_equal_length": None,
-        "win_rate": result.get("win_rate"),
-        "preference": result.get("preference"),
-        "length_controlled": result.get("length_controlled"),
-        "longer": longer_by(summary, policy, baseline),
-        "kl": bounds(summary["policies"][policy].get("kl"))[0],
-    }
+    verdict = verdict_of(stage, summary, policy, outcome, result, judge=judge)
     return {**verdict, "sentence": _sentence(verdict, result, summary)}
 
 

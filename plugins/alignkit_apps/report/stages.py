@@ -38,7 +38,7 @@ def stage_facts(
         "name": name,
         "kind": kind,
         "plugin": str(record.get("plugin") or plugin or ""),
-        "state": _state(record, intact, folder, lines, name in reused),
+        "state": _state(record, intact, lines, name in reused),
         "seconds": number(record.get("seconds")),
         "hash": str(record.get("hash") or ""),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0,
@@ -51,7 +51,7 @@ def stage_facts(
     }
 
 
-def _state(record: Mapping[str, Any], intact: bool, folder: Path, lines: Lines, reused: bool) -> str:
+def _state(record: Mapping[str, Any], intact: bool, lines: Lines, reused: bool) -> str:
     if not intact:
         return "damaged"
     if record.get("complete"):
@@ -81,7 +81,7 @@ def _phases(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def data_facts(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The sources that a stage read, as its stage.json says, with the digests of files."""
-    read = [source for source in record.get("data") or () if isinstance(source, Mapping)]
+    read = sources_of(record)
     digests = [source.get("path") or source.get("commit") for source in _sources(record.get("depends_on"))]
     known: Sequence[Any] = digests if len(digests) == len(read) else [None] * len(read)
     keys = ("name", "format", "rows", "held_out", "skipped", "ties")
@@ -89,6 +89,11 @@ def data_facts(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"stage": name, **{key: source.get(key) for key in keys}, "digest": digest, **_card(source.get("card"))}
         for source, digest in zip(read, known, strict=True)
     ]
+
+
+def sources_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The sources that a stage read, as its stage.json says."""
+    return [source for source in record.get("data") or () if isinstance(source, Mapping)]
 
 
 def _card(card: Any) -> dict[str, Any]:
@@ -136,8 +141,7 @@ def dropped(name: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _left_out(record: Mapping[str, Any]) -> dict[str, str]:
     """LEFT_OUT, with the likely cause if the stage read labels of people."""
-    sources = [source for source in record.get("data") or () if isinstance(source, Mapping)]
-    if not any(source.get("format") == "feedback" for source in sources):
+    if not any(source.get("format") == "feedback" for source in sources_of(record)):
         return LEFT_OUT
     return {**LEFT_OUT, "without_signal": f"{LEFT_OUT['without_signal']}, {OF_PEOPLE}"}
 
@@ -153,8 +157,7 @@ def _totals(record: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, 
     encoded = summary.get("encoded")
     known = encoded if isinstance(encoded, Mapping) else {}
     rows, responses = (int(number(known.get(key)) or 0) for key in ("rows", "responses"))
-    cards = [source.get("card") for source in record.get("data") or () if isinstance(source, Mapping)]
-    pairs = [card.get("pairs") for card in cards if isinstance(card, Mapping)]
+    pairs = [_card(source.get("card"))["pairs"] for source in sources_of(record)]
     compared = sum(int(number(one.get("count")) or 0) for one in pairs if isinstance(one, Mapping))
     return {"row": rows, "document": rows, "response": responses, "pair": compared}
 
