@@ -238,7 +238,7 @@ def _item(texts: Mapping[str, Any], columns: Mapping[str, Any], questions: Itera
     license: of items that name none. Raises `BadRow` for fields that are no item.
     """
     names = _response_names(texts)
-    task = str(columns.get("task") or _task(set(questions), names))
+    task = str(columns.get("task") or _asked(set(questions), names))
     meta = {name: value for name, value in columns.items() if name not in (*FACTS, _CRITERIA)}
     criteria = tuple(filter(None, str(columns.get(_CRITERIA) or "").split(","))) or _criteria(questions, len(names))
     return Item(
@@ -277,7 +277,7 @@ def _prompt(texts: Mapping[str, Any]) -> Any:
     return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
 
 
-def _task(questions: set[str], names: Sequence[str]) -> str:
+def _asked(questions: set[str], names: Sequence[str]) -> str:
     """The task that the questions ask."""
     known = {"answer": "demonstration", "verdict": "thumb", "safety": "safety", "preference": "pair"}
     if task := next((task for question, task in known.items() if question in questions), None):
