@@ -10,7 +10,6 @@ import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -18,13 +17,12 @@ from pydantic import Field, field_validator
 from alignkit.data.group import Message
 from alignkit.errors import AlignkitError, message_of
 from alignkit.stopping import Stopped
-from alignkit_apps.chat.collection import TERMS, Collection, Kept
+from alignkit_apps.chat.collection import Collection, Kept
 from alignkit_apps.chat.session import Said, Session
 from alignkit_apps.feedback.items import LONGEST
 from alignkit_apps.feedback.labels import SIDES, BadLabel, Margin, StrictModel
 from alignkit_apps.policies.policy import Exchange, Opened, TooLong
-from alignkit_apps.web.messages import Agreed, Undone, read
-from alignkit_apps.web.text import visible
+from alignkit_apps.web.messages import Agreed, Undone, read, visible
 
 State = dict[str, Any]
 
@@ -82,7 +80,7 @@ class _Drawn(StrictModel):
 
 
 @dataclass
-class Booth:
+class ChatApi:
     """Policies that are talked to on a page, and where it is kept. seed: None: another one for each question."""
 
     models: Opened
@@ -143,7 +141,7 @@ class Booth:
         session.begin(asked.sides[0][-1].content)
         for place, name in enumerate(order):
             if wanted():
-                self._one(session, name, partial(_tell_side, tell, place), wanted)
+                self._one(session, name, lambda event, side=place: tell({"side": side, **event}), wanted)
         if self.collection is not None and kept:
             try:
                 self._keep(self.collection, annotator, order, kept, tell)
@@ -219,11 +217,6 @@ class Booth:
         return self.collection
 
 
-def terms(collection: Collection | None) -> str:
-    """What somebody agrees to; empty if nothing is collected."""
-    return "" if collection is None else TERMS
-
-
 def _text(text: str) -> State:
     """A text as policies read it, and as it is shown if that differs."""
     shown = visible(text)
@@ -234,10 +227,6 @@ def _facts(said: Said) -> State:
     known = {name: score for name, score in said.rewards.items() if score is None or math.isfinite(score)}
     rewards = {visible(name): known.get(name) for name in said.rewards}
     return {"rewards": rewards, "of": said.of, "stopped": said.stopped}
-
-
-def _tell_side(tell: Callable[[State], None], side: int, event: State) -> None:
-    tell({"side": side, **event})
 
 
 def _place(place: _Place) -> Kept:

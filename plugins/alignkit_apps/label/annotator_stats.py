@@ -11,7 +11,7 @@ from alignkit_apps.feedback.assignment import REPEAT_AFTER
 from alignkit_apps.feedback.effective_labels import Labeled, Vote, labeled
 from alignkit_apps.feedback.labels import SIDES, agrees, displayed
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.web.text import visible
+from alignkit_apps.web.messages import visible
 
 BINS = {"preferred_safe": "only the better one is safe", "both_safe": "both are safe", "both_unsafe": "both are unsafe"}
 
@@ -32,7 +32,7 @@ class Miss:
 
 
 @dataclass
-class Mine:
+class AnnotatorStats:
     """An annotator's own figures. gold: the share of gold items that are right; None without one."""
 
     labels: int = 0
@@ -40,11 +40,11 @@ class Mine:
     misses: list[Miss] = field(default_factory=list)
 
 
-def mine(store: Store, annotator: str) -> Mine:
+def stats_of(store: Store, annotator: str) -> AnnotatorStats:
     """The annotator's figures. Gold items are shown ten labels later, so that undo cannot correct them."""
     own = [(vote, entry) for entry in labeled(store) for vote in entry.votes if vote.annotator == annotator]
     own.sort(key=lambda pair: pair[0].created, reverse=True)
-    found, right = Mine(len(own)), []
+    found, right = AnnotatorStats(len(own)), []
     for vote, entry in own[REPEAT_AFTER:]:
         item, gold = entry.stored.item, entry.gold
         if item.gold is None or entry.stored.retired:

@@ -20,11 +20,10 @@ from alignkit_apps.feedback.items import Answer, Item
 from alignkit_apps.feedback.labels import BadLabel, StrictModel, displayed
 from alignkit_apps.feedback.records import Event, event_of
 from alignkit_apps.feedback.store import Store
-from alignkit_apps.label.annotator_stats import in_words, mine
+from alignkit_apps.label.annotator_stats import in_words, stats_of
 from alignkit_apps.label.formatted import formatted
 from alignkit_apps.label.guidelines import Guidelines
-from alignkit_apps.web.messages import Agreed, Undone, read
-from alignkit_apps.web.text import visible
+from alignkit_apps.web.messages import Agreed, Undone, read, visible
 
 State = dict[str, Any]
 TERMS = "My labels and notes may be shared with others, under a pseudonym and the license of the data."
@@ -59,7 +58,7 @@ class _Nothing(StrictModel):
 
 
 @dataclass
-class Desk:
+class LabelApi:
     """The store and the guidelines, as annotators see them. Raises `BadLabel` for messages that it does not take."""
 
     store: Store
@@ -110,7 +109,7 @@ class Desk:
     def contest(self, annotator: str, message: Any) -> State:
         """Store that the annotator takes a known answer for wrong; it must be one that the annotator may see."""
         sent = read(_Contested, message)
-        if sent.item not in {miss.item for miss in mine(self.store, annotator).misses}:
+        if sent.item not in {miss.item for miss in stats_of(self.store, annotator).misses}:
             raise BadLabel("this item is not on the page of your labels")
         item = self.store.item(sent.item)
         self.store.submit(

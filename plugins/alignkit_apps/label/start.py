@@ -77,9 +77,9 @@ def start(
     names = annotators_of(annotators)
     store = prepared(source, path, plans, gold)
     with store:
-        from alignkit_apps.label.label_api import Desk
+        from alignkit_apps.label.label_api import LabelApi
 
-        desk = Desk(store, Guidelines(store, guidelines))
+        api = LabelApi(store, Guidelines(store, guidelines))
         for warning in store.warnings:
             print(printable(f"warning: {warning}"), file=sys.stderr)
         with listening(port) as listener:
@@ -88,7 +88,7 @@ def start(
             _greet(store, len(addresses))
             announce(addresses, "Whoever has an address labels under that name.", open_page)
             with suppress(KeyboardInterrupt):
-                server_of(make_app(desk, sessions, plans.batch or "Label")).run(sockets=[listener])
+                server_of(make_app(api, sessions, plans.batch or "Label")).run(sockets=[listener])
         print(printable(said_last(store)), file=sys.stderr)
 
 

@@ -15,13 +15,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
 from alignkit.errors import AlignkitError, OutOfResource
 from alignkit_apps.feedback.labels import BadLabel
 from alignkit_apps.web.guard import HOSTS, Guard, Refused, Session, Sessions, checked_body, cookie_name
 
 HERE = Path(__file__).parent
-STATIC = HERE / "static"
 FULL, BUSY, BAD = 507, 503, 422  # of HTTP: a page keeps what it sent and tries again, except if it is bad
 STALE = "this link was for another run of the server; open the address that it printed"
 
@@ -38,7 +39,14 @@ class Site:
         """The session of a request."""
         return self.sessions.of(request.cookies.get(cookie_name(request)))
 
-    def enter(self, request: Request) -> Response:
+    def admitted(self, request: Request, owner: bool = False) -> Session | Response:
+        """The session of somebody who may open a page, or else what they see. owner: nobody else may."""
+        if "token" in request.query_params:
+            return self._entered(request)
+        session = self.session(request)
+        return self.closed(session) if session is None or (owner and not session.owner) else session
+
+    def _entered(self, request: Request) -> Response:
         """Exchange the token for a cookie; the redirect takes the token out of the address."""
         cookie = self.sessions.begin(request.query_params["token"], request.cookies.get(cookie_name(request)))
         if cookie is None:
@@ -87,9 +95,10 @@ def templates(*folders: Path) -> Environment:
 
 
 def guarded(routes: Sequence[Any]) -> Starlette:
-    """An application that only this machine's own pages may use."""
+    """An application that only this machine's own pages may use, with the files that all pages share."""
+    shared = Mount("/static", StaticFiles(directory=HERE / "static"))
     middleware = [Middleware(Guard), Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))]
-    return Starlette(routes=routes, middleware=middleware)
+    return Starlette(routes=[*routes, shared], middleware=middleware)
 
 
 def error(status: int, reason: str) -> Response:
