@@ -36,8 +36,7 @@ from alignkit.training.checked import CheckedAlgorithm
 from alignkit.training.learner import Learner
 from alignkit.training.roles import add_roles
 from alignkit_apps.plan.cards import Machine
-from alignkit_apps.plan.planned_run import PlannedRun
-from alignkit_apps.plan.shape_model import ShapeModel
+from alignkit_apps.plan.shape_model import PlannedRun, ShapeModel
 from alignkit_apps.plan.tokens import Workload, dealt, rows_of_the_busiest
 from alignkit_distributed.network_parts import layers_of
 

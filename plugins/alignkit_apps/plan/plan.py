@@ -22,7 +22,7 @@ from alignkit.runs.world import World, counted_processes
 from alignkit.training.learning_rate import with_learning_rate
 from alignkit_apps.plan.cards import Machine, larger_cards
 from alignkit_apps.plan.memory import USABLE, Memory, stage_memory
-from alignkit_apps.plan.planned_run import PlannedRun
+from alignkit_apps.plan.shape_model import PlannedRun
 from alignkit_apps.plan.timing import Pace, Seconds, pace_of, probed, seconds_of
 from alignkit_apps.plan.tokens import Workload, of_the_busiest, workload
 

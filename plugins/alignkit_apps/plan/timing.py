@@ -20,8 +20,7 @@ from alignkit.models.forward import Wants, forward
 from alignkit.models.next_token import Sampling
 from alignkit.models.sampling import generate
 from alignkit_apps.plan.memory import Memory, period_of, weight_bytes
-from alignkit_apps.plan.planned_run import PlannedRun
-from alignkit_apps.plan.shape_model import ShapeModel
+from alignkit_apps.plan.shape_model import PlannedRun, ShapeModel
 from alignkit_apps.plan.tokens import Workload
 
 UTILIZATION = 0.35  # of a card's peak in passes over packed rows; assumed, not measured

@@ -26,7 +26,7 @@ from alignkit.training.context import StageContext
 from alignkit.training.encoder import StageEncoder, counted, unfit
 from alignkit.training.sampler import draws_of
 from alignkit.training.schedule import share_of
-from alignkit_apps.plan.planned_run import PlannedRun
+from alignkit_apps.plan.shape_model import PlannedRun
 
 MOST_READ = 4000  # rows of an entry that are tokenized; more are estimated from these
 SYNTHETIC = 1  # the token of texts that do not exist yet
