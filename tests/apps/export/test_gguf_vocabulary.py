@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from alignkit.errors import RunFailed
 from alignkit.io.cache import cache_folder
-from alignkit_apps.export.gguf_vocabulary import rule_of, vocabulary
+from alignkit_apps.export.gguf_file import rule_of, vocabulary
 from alignkit_plugins import tiny
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
