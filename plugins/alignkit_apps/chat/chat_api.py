@@ -141,26 +141,28 @@ class ChatApi:
         session.begin(asked.sides[0][-1].content)
         for place, name in enumerate(order):
             if wanted():
-                self._one(session, name, lambda event, side=place: tell({"side": side, **event}), wanted)
+                self._one(session, name, place, tell, wanted)
         if self.collection is not None and kept:
             try:
                 self._keep(self.collection, annotator, order, kept, tell)
             except AlignkitError as error:
                 tell({"unkept": str(error)})
 
-    def _one(self, session: Session, name: str, tell: Callable[[State], None], wanted: Callable[[], bool]) -> None:
-        tell({"begins": True})
+    def _one(
+        self, session: Session, name: str, side: int, tell: Callable[[State], None], wanted: Callable[[], bool]
+    ) -> None:
+        tell({"side": side, "begins": True})
         try:
-            said = session.ask(name, lambda text: tell(_text(text)), wanted)
+            said = session.ask(name, lambda text: tell({"side": side, **_text(text)}), wanted)
         except Stopped:
             raise
         except Exception as error:  # whatever it is, it must not end the server; whoever asked hears of it
             text = message_of(error).removeprefix("error: ")
             for policy in self.models.policies.values() if self.blind else ():
                 text = text.replace(policy.word, "the model").replace(policy.name, "the model")
-            tell({"error": visible(text), "too_long": isinstance(error, TooLong)})
+            tell({"side": side, "error": visible(text), "too_long": isinstance(error, TooLong)})
         else:
-            tell({"said": {**_text(said.text), **_facts(said)}})
+            tell({"side": side, "said": {**_text(said.text), **_facts(said)}})
 
     def _keep(
         self,

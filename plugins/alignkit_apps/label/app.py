@@ -14,10 +14,9 @@ from starlette.routing import Route
 
 from alignkit_apps.feedback.assignment import REPEAT_AFTER
 from alignkit_apps.feedback.measure import TITLES
-from alignkit_apps.label.annotator_stats import stats_of
+from alignkit_apps.label.annotator_stats import Latest, stats_of
 from alignkit_apps.label.guidelines import rendered
 from alignkit_apps.label.label_api import TERMS, LabelApi
-from alignkit_apps.label.quality import Latest
 from alignkit_apps.web.guard import Sessions
 from alignkit_apps.web.pages import STALE, Site, error, guarded, templates
 

@@ -13,8 +13,7 @@ pytest.importorskip("starlette")
 from alignkit_apps.feedback.assignment import REPEAT_AFTER
 from alignkit_apps.feedback.effective_labels import labeled
 from alignkit_apps.feedback.store import Plan, Store
-from alignkit_apps.label.annotator_stats import in_words, stats_of
-from alignkit_apps.label.quality import quality
+from alignkit_apps.label.annotator_stats import in_words, quality, stats_of
 from tests.apps.label.pages import Page, application, filled, opened, pairs
 
 LEFT = {"side": "A", "margin": "better"}
