@@ -144,8 +144,7 @@ def _in_pairs(data: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """Rows [heads * dimensions, ...] in llama.cpp's order: it turns dimensions 2i and 2i + 1, transformers i and
     i + dimensions / 2."""
     halves = data.reshape(heads, 2, data.shape[0] // heads // 2, *data.shape[1:])
-    ordered: np.ndarray[Any, Any] = halves.swapaxes(1, 2).reshape(data.shape)
-    return ordered
+    return halves.swapaxes(1, 2).reshape(data.shape)
 
 
 def _rope_factors(model: Any) -> np.ndarray[Any, Any] | None:

@@ -125,8 +125,7 @@ def _held(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
         "SELECT items.*, occasion FROM leases JOIN items ON items.id = leases.item "
         "WHERE annotator = ? AND retired = 0 ORDER BY until DESC LIMIT 1"
     )
-    row: sqlite3.Row | None = connection.execute(query, (annotator,)).fetchone()
-    return row
+    return connection.execute(query, (annotator,)).fetchone()
 
 
 def _chosen(connection: sqlite3.Connection, annotator: str, plan: Plan) -> sqlite3.Row | None:
@@ -145,8 +144,7 @@ def _open(connection: sqlite3.Connection, annotator: str) -> sqlite3.Row | None:
         f"SELECT *, 0 AS occasion FROM items WHERE {_OPEN} AND {_UNSEEN} AND {_UNFLAGGED} AND {_FREE} "
         "ORDER BY priority DESC, position LIMIT 1"
     )
-    row: sqlite3.Row | None = connection.execute(query, {"me": annotator}).fetchone()
-    return row
+    return connection.execute(query, {"me": annotator}).fetchone()
 
 
 def _gold(connection: sqlite3.Connection, annotator: str, seed: int) -> sqlite3.Row | None:

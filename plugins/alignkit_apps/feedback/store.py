@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from alignkit_apps.feedback import records
@@ -60,9 +59,7 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -247,5 +244,4 @@ class Store:
     def draft(self, annotator: str, item: str) -> dict[str, Any] | None:
         """The annotator's draft for an item."""
         found = self.rows("SELECT payload FROM drafts WHERE annotator = ? AND item = ?", annotator, item)
-        draft: dict[str, Any] | None = json.loads(found[0]["payload"]) if found else None
-        return draft
+        return json.loads(found[0]["payload"]) if found else None

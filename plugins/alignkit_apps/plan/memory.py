@@ -170,7 +170,7 @@ def _at(run: PlannedRun, stage: Stage, work: Workload) -> dict[str, float]:
         assert isinstance(service.model, ShapeModel)
         layers = layer_bytes(service.model)
         found["weights"] += (whole := weight_bytes(service.model))
-        found["adapters"] += role_bytes(service.model)
+        found["adapters"] += bytes_of(_role_tensors(service.model))  # with heads and copies of the model
         found["ends"] += whole - sum(layers)
         found["layer"] = max([found["layer"], *layers])
     return found
@@ -265,11 +265,6 @@ def dequantized(model: ShapeModel) -> float:
 
 def _role_tensors(model: ShapeModel) -> list[torch.Tensor]:
     return [tensor for name in model.roles for tensor in model.parameters_of(name).values()]
-
-
-def role_bytes(model: ShapeModel) -> float:
-    """Bytes of the roles' own weights: adapters, heads, and copies of the model."""
-    return float(bytes_of(_role_tensors(model)))
 
 
 def weight_bytes(model: ShapeModel) -> float:

@@ -185,8 +185,7 @@ class CardLayout(TreeLayout):
             self.kv[layer] = (k[0].detach(), v[0].detach())
         if args.softcap is not None:  # no fused kernel caps scores: they are stored
             return super().attend(layer, q, k, v, args)
-        out: Tensor = _Fused.apply(q, k, v)
-        return out
+        return _Fused.apply(q, k, v)
 
 
 class _Fused(torch.autograd.Function):

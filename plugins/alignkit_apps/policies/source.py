@@ -38,8 +38,7 @@ class Source:
     @property
     def depends_on(self) -> Mapping[str, Any]:
         """Everything that the stage's result depends on, as the run recorded it."""
-        found: Mapping[str, Any] = self.record["depends_on"]
-        return found
+        return self.record["depends_on"]
 
     @cached_property
     def spec(self) -> ModelSpec:

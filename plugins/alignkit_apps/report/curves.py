@@ -116,7 +116,8 @@ def not_finite(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 def panels(stage: str, rows: Sequence[Mapping[str, Any]], restarts: Sequence[float] = ()) -> list[Figure]:
     """A stage's curves. Metrics with one value have none. restarts: when it was started again, as `time` in rows."""
-    found = {name: xy for name, xy in series_of(rows).items() if len(xy[0]) > 1 and _is_drawn(name)}
+    timeless = {name: xy for name, xy in series_of(rows).items() if name.partition("/")[0] != TIMES}
+    found = {name: xy for name, xy in timeless.items() if len(xy[0]) > 1 and name not in UNDRAWN}
     grouped = {title: [name for name in found if _belongs(name, names)] for title, names in PANELS.items()}
     placed = {name for names in grouped.values() for name in names}
     if [found[name] for name in grouped["Scores"]] == [found.get("reward")]:
@@ -139,10 +140,6 @@ def _line(name: str, x: list[float], y: list[float]) -> Series:
 
 def _belongs(name: str, wanted: Iterable[str]) -> bool:
     return any(name.startswith(one[:-1]) if one.endswith("*") else name == one for one in wanted)
-
-
-def _is_drawn(name: str) -> bool:
-    return name not in UNDRAWN and name.partition("/")[0] != TIMES
 
 
 def _marks(rows: Sequence[Mapping[str, Any]], restarts: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from alignkit.data.conversations import read_message
 from alignkit.data.group import Message
 from alignkit.errors import BadRow, did_you_mean
 from alignkit.options import Options
-from alignkit.recipe.document import Document, Keys
+from alignkit.recipe.document import Document
 from alignkit.recipe.problems import Problems, path_text, shown
 from alignkit.recipe.schema import allowed_keys
 from alignkit.recipe.validation import validate
@@ -151,12 +151,8 @@ def _read(body: bytes) -> ChatKeys:
     if checked.value is None:
         first = problems.items[0]
         text = f"{first.message}; {first.help}" if first.help else first.message
-        raise RequestError(400, text, _param(checked.failed))
+        raise RequestError(400, text, path_text(min(checked.failed, key=str, default=())) or None)
     return checked.value
-
-
-def _param(failed: frozenset[Keys]) -> str | None:
-    return path_text(min(failed, key=str)) or None if failed else None
 
 
 # Replies
