@@ -7,8 +7,7 @@ All others are for llama.cpp's own converter, `convert_hf_to_gguf.py`, which rea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +72,6 @@ def write_gguf(model: Any, tokenizer: Any, end_of_turn: int, file: Path, dtype: 
     config = model.config
     check_architecture(config.to_dict() | {"architectures": [type(model).__name__]}, name)
     family, paired = ARCHITECTURES[type(model).__name__]
-    words = vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], end_of_turn)
     writer = gguf.GGUFWriter(file, family)
     writer.add_name(name)
     kind = gguf.GGMLQuantizationType[KINDS[dtype]]
@@ -82,7 +80,7 @@ def write_gguf(model: Any, tokenizer: Any, end_of_turn: int, file: Path, dtype: 
     if dtype == "q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     notes = _add_shape(writer, config)
-    words.add_to(writer)
+    add_vocabulary(writer, tokenizer, model.get_input_embeddings().weight.shape[0], end_of_turn)
     for key, weight in _tensors(model, family, paired):
         data, raw = _stored(weight, kind)
         writer.add_tensor(key, data, raw_dtype=raw)
@@ -179,35 +177,8 @@ def _refuse(name: str, why: str) -> None:
 # The vocabulary
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The words of a tokenizer by id, their GGUF types, its merges, and its special tokens by GGUF's names."""
-
-    words: Sequence[str]
-    types: Sequence[int]
-    merges: Sequence[str]
-    rule: str
-    special: Mapping[str, int]
-    adds_bos: bool
-    template: str | None
-
-    def add_to(self, writer: Any) -> None:
-        """Write it into a GGUF file."""
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(self.rule)
-        writer.add_token_list(self.words)
-        writer.add_token_types(self.types)
-        writer.add_token_merges(self.merges)
-        for name, token in self.special.items():
-            getattr(writer, f"add_{name}_token_id")(token)
-        writer.add_add_bos_token(self.adds_bos)
-        writer.add_add_eos_token(False)
-        if self.template:
-            writer.add_chat_template(self.template)
-
-
-def vocabulary(tokenizer: Any, size: int, end_of_turn: int) -> Vocabulary:
-    """The vocabulary of a tokenizer. size: rows of the embeddings. end_of_turn: the token that ends a response.
+def add_vocabulary(writer: Any, tokenizer: Any, size: int, end_of_turn: int) -> None:
+    """Write a tokenizer into a GGUF file. size: rows of the embeddings. end_of_turn: the token that ends a response.
 
     Raises RunFailed for a tokenizer that llama.cpp would read differently.
     """
@@ -220,19 +191,21 @@ def vocabulary(tokenizer: Any, size: int, end_of_turn: int) -> Vocabulary:
     for added in plain.get("added_tokens", ()):
         words[added["id"]] = added["content"]
         types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-    eos = tokenizer.eos_token_id
-    special = {"bos": tokenizer.bos_token_id, "eos": end_of_turn if eos is None else eos}
-    special |= {"unk": tokenizer.unk_token_id, "pad": tokenizer.pad_token_id, "eot": end_of_turn}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(rule)
+    writer.add_token_list([words.get(number, f"[PAD{number}]") for number in range(size)])
+    writer.add_token_types([int(types.get(number, TokenType.UNUSED)) for number in range(size)])
+    writer.add_token_merges([_merge(pair) for pair in plain["model"]["merges"]])
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    special = {"bos": bos, "eos": end_of_turn if eos is None else eos, "unk": tokenizer.unk_token_id}
+    for name, token in {**special, "pad": tokenizer.pad_token_id, "eot": end_of_turn}.items():
+        if token is not None:
+            getattr(writer, f"add_{name}_token_id")(int(token))
     empty = tokenizer("")["input_ids"]
-    return Vocabulary(
-        [words.get(number, f"[PAD{number}]") for number in range(size)],
-        [int(types.get(number, TokenType.UNUSED)) for number in range(size)],
-        [_merge(pair) for pair in plain["model"]["merges"]],
-        rule,
-        {name: int(token) for name, token in special.items() if token is not None},
-        bool(empty) and empty[0] == tokenizer.bos_token_id,
-        tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
-    )
+    writer.add_add_bos_token(bool(empty) and empty[0] == bos)
+    writer.add_add_eos_token(False)
+    if isinstance(tokenizer.chat_template, str) and tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
 
 
 def rule_of(plain: Mapping[str, Any]) -> str:

@@ -201,10 +201,9 @@ class _Gathering:
 
     def verdicts(self, name: str, summary: Mapping[str, Any]) -> list[verdicts.Verdict]:
         found: list[verdicts.Verdict] = []
-        with self.reading(name, "evaluation.json"):
-            found = verdicts.verdicts(name, summary)
-        with self.reading(name, "evaluation.json"):
-            found = [*found, *judging.verdicts(name, summary)]
+        for raters in (verdicts.verdicts, judging.verdicts):
+            with self.reading(name, "evaluation.json"):
+                found += raters(name, summary)
         for doubts in (verdicts.doubts, judging.doubts):
             with self.reading(name, "evaluation.json"):
                 for doubt in doubts(summary, found):
