@@ -20,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from alignkit_apps.chat.chat_api import Asked, ChatApi, State
 from alignkit_apps.chat.collection import TERMS
 from alignkit_apps.policies.work import POLL, Busy
-from alignkit_apps.web.guard import Sessions
+from alignkit_apps.web.guard import Session, Sessions
 from alignkit_apps.web.pages import BUSY, Site, error, guarded, templates
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ def make_page(api: ChatApi, tasks: TaskQueue, sessions: Sessions) -> Starlette:
     site = Site(sessions, "Chat", templates(HERE / "templates"))
     actions = ("names", "consent", "rate", "choose", "edit", "undo")
     routes: list[Any] = [
-        Route("/", partial(_page, site, api)),
+        Route("/", site.opened(partial(_page, site, api))),
         Route("/api/chat/ask", partial(_ask, site, api, tasks), methods=["POST"]),
         *(Route(f"/api/chat/{name}", partial(site.action, act=getattr(api, name)), methods=["POST"])
           for name in actions),
@@ -41,10 +41,7 @@ def make_page(api: ChatApi, tasks: TaskQueue, sessions: Sessions) -> Starlette:
     return guarded(routes)
 
 
-async def _page(site: Site, api: ChatApi, request: Request) -> Response:
-    session = site.admitted(request)
-    if isinstance(session, Response):
-        return session
+async def _page(site: Site, api: ChatApi, session: Session) -> Response:
     setup = await run_in_threadpool(api.setup, session.annotator)
     return site.page("chat.html.j2", session, setup=json.dumps(setup), terms=TERMS if api.collection else "", **setup)
 

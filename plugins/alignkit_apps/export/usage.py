@@ -50,11 +50,8 @@ class Loading:
     @property
     def download(self) -> str:
         """The command, with its line break, that puts a repository into `folder`; empty if it is there."""
-        return (
-            ""
-            if self.path == self.folder
-            else shlex.join(["hf", "download", self.path, "--local-dir", self.folder]) + "\n"
-        )
+        command = shlex.join(["hf", "download", self.path, "--local-dir", self.folder])
+        return "" if self.path == self.folder else f"{command}\n"
 
 
 def vllm(loading: Loading) -> str:

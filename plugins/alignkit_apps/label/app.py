@@ -17,27 +17,20 @@ from alignkit_apps.feedback.measure import TITLES
 from alignkit_apps.label.annotator_stats import Latest, stats_of
 from alignkit_apps.label.guidelines import rendered
 from alignkit_apps.label.label_api import TERMS, LabelApi
-from alignkit_apps.web.guard import Sessions
+from alignkit_apps.web.guard import Session, Sessions
 from alignkit_apps.web.pages import STALE, Site, error, guarded, templates
 
 
 def make_app(api: LabelApi, sessions: Sessions, title: str) -> Starlette:
     """The page's application. title: shown to labelers, so it must not say who wrote the answers."""
     site, latest = Site(sessions, title, templates()), Latest(api.store)
-    everyone = {
-        "next": api.next,
-        "submit": api.submit,
-        "undo": api.undo,
-        "draft": api.draft,
-        "consent": api.consent,
-        "contest": api.contest,
-    }
+    everyone = {name: getattr(api, name) for name in ("next", "submit", "undo", "draft", "consent", "contest")}
     owner = {"next": api.next_dispute, "submit": api.adjudicate, "undo": api.undo}
     routes: list[Any] = [
-        Route("/", partial(_label_page, site, api, "label")),
-        Route("/adjudicate", partial(_label_page, site, api, "adjudicate")),
-        Route("/mine", partial(_mine_page, site, api)),
-        Route("/quality", partial(_quality_page, site, latest)),
+        Route("/", site.opened(partial(_label_page, site, api, "label"))),
+        Route("/adjudicate", site.opened(partial(_label_page, site, api, "adjudicate"), owner=True)),
+        Route("/mine", site.opened(partial(_mine_page, site, api))),
+        Route("/quality", site.opened(partial(_quality_page, site, latest), owner=True)),
         Route("/quality/state", partial(_quality_state, site, latest)),
         *(Route(f"/api/label/{name}", partial(site.action, act=act), methods=["POST"])
           for name, act in everyone.items()),
@@ -47,28 +40,19 @@ def make_app(api: LabelApi, sessions: Sessions, title: str) -> Starlette:
     return guarded(routes)
 
 
-async def _label_page(site: Site, api: LabelApi, mode: str, request: Request) -> Response:
-    session = site.admitted(request, owner=mode == "adjudicate")
-    if isinstance(session, Response):
-        return session
+async def _label_page(site: Site, api: LabelApi, mode: str, session: Session) -> Response:
     version, text = await run_in_threadpool(api.guidelines.current)
     return site.page(
         "page.html.j2", session, mode=mode, version=version, guidelines=Markup(rendered(text)), terms=TERMS
     )
 
 
-async def _mine_page(site: Site, api: LabelApi, request: Request) -> Response:
-    session = site.admitted(request)
-    if isinstance(session, Response):
-        return session
+async def _mine_page(site: Site, api: LabelApi, session: Session) -> Response:
     found = await run_in_threadpool(stats_of, api.store, session.annotator)
     return site.page("mine.html.j2", session, mine=found, after=REPEAT_AFTER)
 
 
-async def _quality_page(site: Site, latest: Latest, request: Request) -> Response:
-    session = site.admitted(request, owner=True)
-    if isinstance(session, Response):
-        return session
+async def _quality_page(site: Site, latest: Latest, session: Session) -> Response:
     state, report = await run_in_threadpool(latest.quality)
     return site.page("quality.html.j2", session, report=report, state=state, titles=TITLES)
 

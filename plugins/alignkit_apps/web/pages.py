@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,18 @@ class Site:
         """The session of a request."""
         return self.sessions.of(request.cookies.get(cookie_name(request)))
 
-    def admitted(self, request: Request, owner: bool = False) -> Session | Response:
-        """The session of somebody who may open a page, or else what they see. owner: nobody else may."""
-        if "token" in request.query_params:
-            return self._entered(request)
-        session = self.session(request)
-        return self.closed(session) if session is None or (owner and not session.owner) else session
+    def opened(self, show: Callable[[Session], Awaitable[Response]], owner: bool = False) -> Any:
+        """An endpoint that shows a page to those who may open it. owner: nobody else may."""
+
+        async def endpoint(request: Request) -> Response:
+            if "token" in request.query_params:
+                return self._entered(request)
+            session = self.session(request)
+            if session is None or (owner and not session.owner):
+                return self.closed(session)
+            return await show(session)
+
+        return endpoint
 
     def _entered(self, request: Request) -> Response:
         """Exchange the token for a cookie; the redirect takes the token out of the address."""
