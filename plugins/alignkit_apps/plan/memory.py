@@ -1,7 +1,7 @@
 """Memory of a stage: weights, adapters, optimizer, activations and cache, in bytes of one device.
 
 Nothing here is a formula for activations: with torch's fake tensors the stage's own forward and backward pass run for a
-model of any size. They make the same tensors, keep them as long, and compute nothing, and what they keep is counted.
+model of any size. They make the same tensors, keep them as long, and compute nothing; the kept tensors are counted.
 Layers of one kind take the same, so two small depths say what a deep model takes.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 from alignkit.evaluation.who_judged import lower_is_better, percent
 from alignkit.report import Table
 from alignkit_apps.report import judging
-from alignkit_apps.report.numbers import duration, number, percentage, short, shown, size
+from alignkit_apps.report.numbers import duration, mapping, number, percentage, short, shown, size
 from alignkit_apps.report.stages import flat
 
 MOST_METRICS = 40  # of a stage, at its end
@@ -19,8 +19,7 @@ RANKED = 3  # policies; a difference ranks two
 
 def evaluation_tables(summary: Mapping[str, Any]) -> list[Table]:
     """All tables of an evaluation.json; those that cannot be made of what it holds are left out."""
-    columns = summary.get("by")
-    by = [by_column(summary, column) for column in (columns if isinstance(columns, Mapping) else ())]
+    by = [by_column(summary, column) for column in mapping(summary.get("by"))]
     found = [policy_means(summary), comparison(summary), tolerant(judging.preferences)(summary), ranking(summary), *by]
     return [table for table in found if table is not None]
 
