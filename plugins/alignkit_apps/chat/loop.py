@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from alignkit.errors import AlignkitError, DataError, did_you_mean, message_of
+from alignkit.stopping import handling
 from alignkit_apps.chat.screen import Screen, interactive
 from alignkit_apps.chat.session import Session
 from alignkit_apps.chat.terminal_feedback import COMMANDS, TerminalFeedback
@@ -42,11 +43,8 @@ class Interrupts:
     def caught(self) -> Iterator[None]:
         """Raises KeyboardInterrupt for the second one."""
         self.stopped = False
-        before = signal.signal(signal.SIGINT, self._interrupted)
-        try:
+        with handling([signal.SIGINT], self._interrupted):
             yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self.stopped:

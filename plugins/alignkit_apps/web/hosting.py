@@ -140,9 +140,5 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stopping.request_stop("SIGINT")
 
-    with stopping.stoppable():
-        before = signal.signal(signal.SIGINT, interrupted)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    with stopping.stoppable(), stopping.handling([signal.SIGINT], interrupted):
+        yield
