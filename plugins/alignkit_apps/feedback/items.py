@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -142,11 +142,13 @@ def filled(item: Item, other: Item) -> Item:
     )
 
 
-def listed(value: Any) -> Any:
-    """Nested plain data with lists for tuples, as JSON has them."""
+def listed(value: Any, change: Callable[[str], str] = str) -> Any:
+    """Nested plain data with lists for tuples, as JSON has them. change: what becomes of each text; keys stay."""
+    if isinstance(value, str):
+        return change(value)
     if isinstance(value, Mapping):
-        return {name: listed(below) for name, below in value.items()}
-    return [listed(below) for below in value] if isinstance(value, list | tuple) else value
+        return {name: listed(below, change) for name, below in value.items()}
+    return [listed(below, change) for below in value] if isinstance(value, list | tuple) else value
 
 
 def tupled(fields: Mapping[str, Any]) -> dict[str, Any]:

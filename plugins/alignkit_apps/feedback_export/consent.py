@@ -104,7 +104,7 @@ def _item(stored: Stored, labeled: set[str | None], agreed: set[str], salt: str,
 def _redacted(item: Item, salt: str, out: LeftOut) -> Item:
     """The item without personal data, and without what only this store needs."""
     texts: dict[str, Any] = {name: getattr(item, name) for name in ("prompt", "responses", "tools", "meta", "gold")}
-    clean = {name: redact_all(value) for name, value in texts.items()}
+    clean = {name: listed(value, redact) for name, value in texts.items()}
     out.redacted += sum(clean[name] != listed(value) for name, value in texts.items())
     return replace(
         item,
@@ -120,7 +120,7 @@ def _redacted(item: Item, salt: str, out: LeftOut) -> Item:
 
 
 def _event(event: Event, names: Mapping[str, str], salt: str, out: LeftOut) -> Event:
-    payload = redact_all(event.payload) if event.kind != "undo" else dict(event.payload)
+    payload = listed(event.payload, redact) if event.kind != "undo" else dict(event.payload)
     out.redacted += payload != event.payload
     item = None if event.item is None else names[event.item]
     return replace(event, item=item, annotator=pseudonym(event.annotator, salt), payload=payload)
@@ -142,12 +142,3 @@ def redact(text: str) -> str:
     - Keys: those of known hosts, passwords in addresses, and 32 letters and digits without a break become `***`.
     """
     return _PHONE.sub("[phone]", _EMAIL.sub("[e-mail]", redacted(text, random=True)))
-
-
-def redact_all(value: Any) -> Any:
-    """Nested plain data with all its texts redacted; keys stay."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {name: redact_all(below) for name, below in value.items()}
-    return [redact_all(below) for below in value] if isinstance(value, list | tuple) else value
